@@ -1,0 +1,1 @@
+"""What LLM inference costs in joules: measured, modelled from a request trace, compared, and reduced."""

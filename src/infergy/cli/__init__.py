@@ -1,0 +1,64 @@
+"""The door: one module for each verb; each parses, calls the library and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from infergy.cli.bins import bins
+from infergy.cli.estimate import estimate
+from infergy.cli.hardware import gpus, models
+from infergy.cli.measure import grid, measure, plan
+from infergy.cli.schema import schema
+from infergy.cli.trace import trace
+from infergy.errors import InfergyError
+from infergy.version import VERSION
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="infergy",
+    help="What LLM inference costs in joules: measured, modelled from a request trace, and reduced.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 good, 1 our bug, 2 usage, 3 something missing, 4 some cells failed, 5 a gate failed, "
+    "130 interrupted. Try: infergy estimate azure-conv-2023",
+)
+
+for verb in (estimate, trace, bins, measure, plan, grid, gpus, models, schema):
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def version_or_help(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and end."),
+) -> None:
+    """What LLM inference costs in joules: measured, modelled from a request trace, and reduced."""
+    if version:
+        typer.echo(f"infergy {VERSION}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on end without a traceback."""
+    try:
+        app()
+    except InfergyError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is kept", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has left (``infergy … | head``); keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,315 @@
+"""`infergy plan`, `infergy measure`, `infergy grid`: from a grid to rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infergy.errors import UsageError
+from infergy.units import format_duration, format_number, format_si
+
+if TYPE_CHECKING:
+    from infergy.measure.sweep import SweepEvent
+    from infergy.records import Measurement, Plan
+
+EXIT_SOME_FAILED = 4
+
+GridArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="GRID",
+        help="A grid (.toml), a plan (.json), or the name of a shipped study: paper-bins. "
+        "Leave it out to give the grid by options.",
+    ),
+]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Model shape; instead of the grid's.")]
+GpuOption = Annotated[str | None, typer.Option("--gpu", "-g", help="GPU to plan for; instead of the grid's.")]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option("--engine", "-e", help="transformers, vllm, vllm-eager; repeat for more. Instead of the grid's."),
+]
+InputOption = Annotated[str | None, typer.Option("--input", help="Input tokens: 512,2048")]
+OutputOption = Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")]
+BatchOption = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="Folder or hub name of real weights [default: random]")
+]
+MinWindowOption = Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]
+
+
+def plan(
+    grid: GridArg = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help="Write the plan here [default: stdout]")
+    ] = None,
+    model: ModelOption = None,
+    gpu: GpuOption = None,
+    engine: EngineOption = None,
+    input_tokens: InputOption = None,
+    output_tokens: OutputOption = None,
+    batch: BatchOption = None,
+    weights: WeightsOption = None,
+    min_window: MinWindowOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Resolve a grid into a plan: a JSON file that a bare GPU node can measure.
+
+    Example: infergy plan paper-bins -o plan.json
+    """
+    resolved = _resolve(grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, seed)
+    if output is None:
+        from infergy.records.codec import to_json
+
+        typer.echo(json.dumps(to_json(resolved), indent=1))
+    else:
+        resolved.save(output)
+        typer.echo(f"{output}: {len(resolved.cells)} cells, about {_forecast(resolved)}", err=True)
+
+
+def measure(
+    grid: GridArg = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help="The store: one JSON row a cell; resumed if it exists.")
+    ] = None,
+    model: ModelOption = None,
+    gpu: GpuOption = None,
+    engine: EngineOption = None,
+    input_tokens: InputOption = None,
+    output_tokens: OutputOption = None,
+    batch: BatchOption = None,
+    weights: WeightsOption = None,
+    min_window: MinWindowOption = None,
+    seed: SeedOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing.")
+    ] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Use a simulated GPU; its rows are marked and say nothing of real ones.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each finished row on stdout as it comes.")] = False,
+) -> None:
+    """Measure the joules of each cell of a grid; interrupted, the same command resumes.
+
+    Example: infergy measure --engine vllm --model llama-3.1-8b --input 512 --output 64 --batch 1,8 -o mine.jsonl
+    """
+    resolved = _resolve(grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, seed)
+    if dry_run:
+        _print_plan(resolved, as_json=as_json)
+        return
+    if output is None:
+        raise UsageError("measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)")
+    failed = _sweep(resolved, output, simulate=simulate, retry_failed=retry_failed, as_json=as_json)
+    if failed:
+        typer.echo(f"{failed} cells failed; their rows say why. Try them again: --retry-failed", err=True)
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def grid(name: Annotated[str, typer.Argument(help="Name of a shipped study")] = "paper-bins") -> None:
+    """Print a shipped grid, to run or to start your own from.
+
+    Example: infergy grid paper-bins > mine.toml
+    """
+    typer.echo(_study(name).read_text(encoding="utf-8"), nl=False)
+
+
+def _study(name: str) -> Any:
+    folder = resources.files("infergy") / "data" / "studies"
+    known = sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    if name not in known:
+        raise UsageError.unknown("study", name, known, "A file of your own: give its path, ending in .toml or .json")
+    return folder / f"{name}.toml"
+
+
+def _resolve(
+    source: str | None,
+    model: str | None,
+    gpu: str | None,
+    engines: list[str] | None,
+    inputs: str | None,
+    outputs: str | None,
+    batch: str | None,
+    weights: str | None,
+    min_window: float | None,
+    seed: int | None,
+) -> Plan:
+    """The plan that a file, a study's name or options ask for; options win over the file."""
+    asked: dict[str, Any] = {"model": model, "gpu": gpu, "engines": engines, "input": inputs, "output": outputs}
+    asked |= {"batch": batch, "weights": weights, "min_window": min_window, "seed": seed}
+    given = {key: value for key, value in asked.items() if value}
+    if source is not None and source.endswith(".json"):
+        from infergy.records import Plan
+
+        if given:
+            raise UsageError(
+                f"{source} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
+            )
+        return Plan.load(_existing(source))
+
+    import tomllib
+
+    from infergy.measure.grid import make_plan, parse_grid
+
+    data: dict[str, Any]
+    if source is None:
+        if not (inputs and outputs and engines):
+            raise UsageError(
+                "nothing to measure: name a grid (infergy measure paper-bins -o FILE), or give --engine, --input and "
+                "--output"
+            )
+        data = {"name": "command-line", "gpu": "h200", "model": "llama-3.1-8b", "cells": [{}]}
+    else:
+        path = _existing(source) if source.endswith(".toml") else _study(source)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{source}: not TOML ({error}). An example: infergy grid paper-bins") from error
+    return make_plan(parse_grid(_override(data, given), source or "the command line"))
+
+
+def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    data |= {key: given[key] for key in ("model", "gpu") if key in given}
+    if "engines" in given:
+        data["engines"] = [_engine_axis(label) for label in given["engines"]]
+    if "weights" in given:
+        data["engines"] = [axis | {"weights": given["weights"]} for axis in data["engines"]]
+    lengths = {"input": "input_tokens", "output": "output_tokens", "batch": "batch"}
+    block = {
+        lengths[key]: value if value == "largest" else _integers(f"--{key}", value)
+        for key, value in given.items()
+        if key in lengths
+    }
+    if block:
+        data["cells"] = [old | block for old in data["cells"]]
+    options = {"min_window": "min_window_s", "seed": "seed"}
+    data["options"] = data.get("options", {}) | {options[key]: given[key] for key in options if key in given}
+    return data
+
+
+def _engine_axis(label: str) -> dict[str, Any]:
+    name, _, mode = label.partition("-")
+    return {"engine": name} | ({"cuda_graphs": False} if mode == "eager" and name == "vllm" else {})
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} takes whole numbers with commas between, like 512,2048; not {text!r}") from error
+
+
+def _existing(source: str) -> Path:
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(f"{source}: no such file. A shipped study: infergy measure paper-bins -o FILE.jsonl")
+    return path
+
+
+def _forecast(resolved: Plan) -> str:
+    from infergy.measure.forecast import total_s
+
+    return format_duration(total_s(resolved.by_setup().items(), resolved.options))
+
+
+def _print_plan(resolved: Plan, *, as_json: bool) -> None:
+    from infergy.measure.forecast import cell_s, setup_s
+
+    if as_json:
+        from infergy.records.codec import to_json
+
+        typer.echo(json.dumps(to_json(resolved), indent=1))
+        return
+    typer.echo(f"{resolved.name} on {resolved.gpu}: {len(resolved.cells)} cells, about {_forecast(resolved)}")
+    for setup, cells in resolved.by_setup().items():
+        seconds = setup_s(setup, resolved.options)
+        typer.echo(f"\n{setup.label} {setup.model} {setup.dtype} (load: {format_duration(seconds)})")
+        heads = f"{'cell':12} {'input':>6} {'output':>6} {'batch':>6} {'batch time':>11} {'cell time':>10}"
+        typer.echo(f"  {heads}  how the batch was chosen")
+        for planned in cells:
+            load = planned.cell.load
+            typer.echo(
+                f"  {planned.cell.id} {load.input_tokens:6} {load.output_tokens:6} {load.batch:6} "
+                f"{format_duration(planned.forecast_batch_s):>11} "
+                f"{format_duration(cell_s(planned, resolved.options)):>10}  {planned.batch_choice}"
+            )
+
+
+def _sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, as_json: bool) -> int:
+    """Run the sweep, telling its progress on stderr; returns how many cells failed."""
+    from infergy.measure.sweep import sweep
+
+    progress = Progress(resolved)
+    failed = 0
+    try:
+        for event in sweep(resolved, path, simulate=simulate, retry_failed=retry_failed):
+            progress.show(event)
+            if event.row is not None:
+                failed += not event.row.is_ok
+                if as_json:
+                    typer.echo(json.dumps(event.row.to_json()))
+    finally:
+        progress.stop()
+    return failed
+
+
+class Progress:
+    """A bar with time left on a terminal, a line for each cell elsewhere; moves only between windows."""
+
+    def __init__(self, resolved: Plan) -> None:
+        from infergy.measure.forecast import cell_s, setup_s
+
+        self._seconds = {planned.cell.id: cell_s(planned, resolved.options) for planned in resolved.cells}
+        self._left_s = sum(self._seconds.values())
+        self._total_s = self._left_s
+        self._setups = {setup: setup_s(setup, resolved.options) for setup in resolved.by_setup()}
+        self._done = 0
+        self._count = len(resolved.cells)
+        self._is_terminal = sys.stderr.isatty()
+
+    def show(self, event: SweepEvent) -> None:
+        """Tell one event."""
+        if event.kind == "torn":
+            self._line(f"the last line of the store was half-written; kept aside in {event.detail}")
+        elif event.kind == "resumed":
+            self._done = int(event.detail)
+            self._line(f"resuming: {event.detail} of {self._count} cells are already measured")
+        elif event.kind == "loading" and event.setup is not None:
+            self._line(f"loading {event.setup.label} {event.setup.model} …")
+        elif event.kind == "begin" and event.planned is not None and self._is_terminal:
+            sys.stderr.write(f"\r\x1b[K{self._bar()} {event.planned.cell}")
+            sys.stderr.flush()
+        elif event.kind == "row" and event.row is not None:
+            self._done += 1
+            self._left_s -= self._seconds.get(event.row.cell_id, 0.0)
+            self._line(f"{self._done:4}/{self._count} {describe_row(event.row)}")
+
+    def stop(self) -> None:
+        """Leave the terminal clean."""
+        if self._is_terminal:
+            sys.stderr.write("\r\x1b[K")
+
+    def _bar(self) -> str:
+        share = 1 - self._left_s / self._total_s if self._total_s else 1.0
+        filled = round(share * 20)
+        return f"{'━' * filled}{'╌' * (20 - filled)} {format_duration(max(0.0, self._left_s))} left"
+
+    def _line(self, text: str) -> None:
+        typer.echo(f"\r\x1b[K{text}" if self._is_terminal else text, err=True)
+
+
+def describe_row(row: Measurement) -> str:
+    """One line of a row: joules a batch and a request, seconds, watts; or why there are none."""
+    if row.result is None:
+        return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
+    result = row.result
+    return (
+        f"{row.cell}: {format_si(result.energy_j, 'J')} a batch in {format_duration(result.duration_s)}, "
+        f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
+        f"{' (simulated)' if row.simulated else ''}"
+    )

@@ -1,0 +1,124 @@
+"""What every engine offers, and how one is found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infergy.errors import EngineError, UsageError
+from infergy.records import EngineSetup
+
+ENGINES: Sequence[str] = ("transformers", "vllm")
+
+
+class EngineOutOfMemoryError(EngineError):
+    """The work does not fit; the session can go on with smaller work if `is_usable`."""
+
+    def __init__(self, message: str, *, is_usable: bool) -> None:
+        super().__init__(message)
+        self.is_usable = is_usable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Requests to serve: three sequences of one length, a request each.
+
+    Attributes:
+        prompts: Token ids.
+        output_tokens: How many tokens each must yield; forced, whatever the model would say.
+        arrival_s: When each arrives, in seconds after `Session.run` begins; all zero offline.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    output_tokens: tuple[int, ...]
+    arrival_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What came back for a `Work`, counted from the engine's own answer, a value for each request in order.
+
+    Attributes:
+        input_tokens: Prompt tokens the engine says it took.
+        output_tokens: Tokens it returned.
+        first_token_s: Seconds from arrival to first token; None where the engine does not tell.
+        finished_s: Seconds from arrival to last token; None where the engine does not tell.
+    """
+
+    input_tokens: tuple[int, ...]
+    output_tokens: tuple[int, ...]
+    first_token_s: tuple[float, ...] | None = None
+    finished_s: tuple[float, ...] | None = None
+
+
+class Session(Protocol):
+    """A loaded model, ready to make tokens."""
+
+    def run(self, work: Work) -> Completion:
+        """Serve `work` and return when its last token is on the host.
+
+        Raises:
+            EngineOutOfMemoryError: The work does not fit.
+            EngineError: The engine failed otherwise; the session is of no more use.
+        """
+        ...
+
+    def facts(self) -> Mapping[str, str | None]:
+        """The options as the engine resolved them, for the row."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
+        ...
+
+
+class Engine(Protocol):
+    """A way to load models.
+
+    Attributes:
+        name: As in `EngineSetup.engine`.
+        packages: Distributions whose versions shape the result.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+
+    def check(self, setup: EngineSetup) -> None:
+        """Refuse what this engine cannot do, before anything is loaded.
+
+        Raises:
+            UsageError: An option it lacks; the message says which engine has it.
+            MissingError: The engine is not installed.
+        """
+        ...
+
+    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> Session:
+        """Load the model.
+
+        Args:
+            setup: What to load.
+            config: The model's Hugging Face `config.json`.
+            seed: Seed of random weights.
+
+        Raises:
+            EngineError: The engine could not load it.
+        """
+        ...
+
+
+def find_engine(name: str) -> Engine:
+    """The engine called `name`; nothing heavy is imported.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name == "transformers":
+        from infergy.engines.transformers import TransformersEngine
+
+        return TransformersEngine()
+    if name == "vllm":
+        from infergy.engines.vllm import VllmEngine
+
+        return VllmEngine()
+    raise UsageError.unknown("engine", name, ENGINES)

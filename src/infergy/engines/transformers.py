@@ -1,0 +1,125 @@
+"""Hugging Face transformers, not compiled: the unoptimised reference that the study calls PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
+from infergy.engines.weights import draw_weights
+from infergy.errors import MissingError, UsageError
+from infergy.records import RANDOM_WEIGHTS, EngineSetup
+
+ATTENTION = "sdpa"
+
+
+class TransformersEngine:
+    """`generate` on a whole batch at once: static batch, dynamic KV cache, SDPA attention, greedy."""
+
+    name = "transformers"
+    packages = ("torch", "transformers", "accelerate", "triton")
+
+    def check(self, setup: EngineSetup) -> None:
+        """Refuse what transformers lacks."""
+        if setup.cuda_graphs:
+            raise UsageError('cuda_graphs = true: transformers, not compiled, has no CUDA graphs; engine = "vllm" has')
+        if setup.tensor_parallel != 1:
+            raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: this engine runs on one GPU; vllm on many")
+        for package in ("torch", "transformers"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingError(f"engine transformers needs {package}: pip install 'infergy[transformers]'")
+
+    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> TransformersSession:
+        """Build the model on the GPU (on the CPU where there is none) from its configuration, or load real weights."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, setup.dtype)
+        if setup.weights == RANDOM_WEIGHTS:
+            with tempfile.TemporaryDirectory() as folder:
+                write_config(Path(folder), config)
+                shape = AutoConfig.from_pretrained(folder)
+            with torch.device(device):
+                model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
+            draw_weights(model, seed)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                setup.weights, dtype=dtype, attn_implementation=ATTENTION, device_map=device
+            )
+        return TransformersSession(model.eval(), device)
+
+
+class TransformersSession:
+    """A model on one device."""
+
+    def __init__(self, model: Any, device: str) -> None:
+        from transformers import GenerationConfig
+
+        self._model = model
+        self._device = device
+        # No end-of-sequence id: every request yields exactly the tokens asked for.
+        self._generation = GenerationConfig(do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
+        model.generation_config = self._generation
+
+    def run(self, work: Work) -> Completion:
+        """Generate for all prompts as one static batch; prompts and outputs must each be of one length."""
+        import torch
+
+        lengths, outputs = {len(prompt) for prompt in work.prompts}, set(work.output_tokens)
+        if len(lengths) != 1 or len(outputs) != 1 or any(work.arrival_s):
+            raise UsageError("transformers serves one static batch of equal lengths; vllm serves mixed ones")
+        (length,), (output,) = lengths, outputs
+        try:
+            with torch.inference_mode():
+                ids = torch.tensor(work.prompts, device=self._device)
+                tokens = self._model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=self._generation,
+                    max_new_tokens=output,
+                ).cpu()
+        except torch.OutOfMemoryError as error:
+            message = str(error).split("\n")[0]
+            self._free()
+            raise EngineOutOfMemoryError(message, is_usable=True) from error
+        rows, width = tokens.shape
+        return Completion(input_tokens=(length,) * rows, output_tokens=(width - length,) * rows)
+
+    def facts(self) -> Mapping[str, str | None]:
+        """The options as transformers resolved them."""
+        config = self._model.config
+        return {
+            "device": str(self._model.device),
+            "dtype": str(self._model.dtype),
+            "attention": getattr(config, "_attn_implementation", None),
+            "cache": "dynamic",
+            "batching": "static",
+            "decoding": "greedy",
+            "compiled": "no",
+            "parameters": str(self._model.num_parameters()),
+        }
+
+    def close(self) -> None:
+        """Give the memory back."""
+        del self._model
+        self._free()
+
+    def _free(self) -> None:
+        import gc
+
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write `config.json` where engines look for it."""
+    import json
+
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

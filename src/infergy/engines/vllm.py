@@ -1,0 +1,113 @@
+"""vLLM, offline: continuous batching, paged KV cache, CUDA graphs unless turned off."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
+from infergy.engines.transformers import write_config
+from infergy.engines.weights import draw_weights
+from infergy.errors import EngineError, MissingError
+from infergy.records import RANDOM_WEIGHTS, EngineSetup
+
+
+class VllmEngine:
+    """The `LLM` class with its own defaults, except that prefix caching is off: repeated prompts must be paid for."""
+
+    name = "vllm"
+    packages = ("vllm", "torch", "transformers", "triton")
+
+    def check(self, setup: EngineSetup) -> None:
+        """Refuse to start without vLLM."""
+        if importlib.util.find_spec("vllm") is None:
+            raise MissingError("engine vllm is not installed: pip install 'infergy[vllm]'")
+
+    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> VllmSession:
+        """Load the model; random weights are drawn by infergy's law in vLLM's workers, after loading."""
+        # vLLM takes functions to its workers by pickle, which it refuses unless told; ours go to our own child only.
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        from vllm import LLM
+
+        is_random = setup.weights == RANDOM_WEIGHTS
+        folder = tempfile.TemporaryDirectory(prefix="infergy-model-")
+        if is_random:
+            write_config(Path(folder.name), config)
+        try:
+            llm = LLM(
+                model=folder.name if is_random else setup.weights,
+                load_format="dummy" if is_random else "auto",
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                enable_prefix_caching=False,
+                dtype=setup.dtype,
+                tensor_parallel_size=setup.tensor_parallel,
+                enforce_eager=setup.cuda_graphs is False,
+                seed=seed,
+            )
+            if is_random:
+                llm.apply_model(partial(draw_weights, seed=seed))
+        except (RuntimeError, ValueError, OSError) as error:
+            folder.cleanup()
+            raise EngineError(f"vLLM could not load {setup.model}: {error}") from error
+        return VllmSession(llm, folder)
+
+
+class VllmSession:
+    """A running vLLM engine."""
+
+    def __init__(self, llm: Any, folder: tempfile.TemporaryDirectory[str]) -> None:
+        self._llm = llm
+        self._folder = folder
+
+    def run(self, work: Work) -> Completion:
+        """Hand over all prompts at once and wait for the last token."""
+        from vllm import SamplingParams, TokensPrompt
+
+        if any(work.arrival_s):
+            raise EngineError("vllm is driven offline here: all requests must arrive at 0 s")
+        parameters = [
+            SamplingParams(temperature=0.0, max_tokens=count, min_tokens=count, ignore_eos=True, detokenize=False)
+            for count in work.output_tokens
+        ]
+        prompts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in work.prompts]
+        try:
+            answers = self._llm.generate(prompts, parameters, use_tqdm=False)
+        except (RuntimeError, ValueError) as error:
+            if "out of memory" in str(error).lower():
+                raise EngineOutOfMemoryError(str(error).split("\n")[0], is_usable=False) from error
+            raise EngineError(f"vLLM failed: {error}") from error
+        return Completion(
+            input_tokens=tuple(len(answer.prompt_token_ids) for answer in answers),
+            output_tokens=tuple(len(answer.outputs[0].token_ids) for answer in answers),
+        )
+
+    def facts(self) -> Mapping[str, str | None]:
+        """The options as vLLM resolved them."""
+        config = self._llm.llm_engine.vllm_config
+        return {
+            "dtype": str(config.model_config.dtype),
+            "max_model_len": str(config.model_config.max_model_len),
+            "max_num_seqs": str(config.scheduler_config.max_num_seqs),
+            "max_num_batched_tokens": str(config.scheduler_config.max_num_batched_tokens),
+            "gpu_memory_utilization": str(config.cache_config.gpu_memory_utilization),
+            "kv_cache_blocks": str(config.cache_config.num_gpu_blocks),
+            "kv_block_size": str(config.cache_config.block_size),
+            "prefix_caching": str(config.cache_config.enable_prefix_caching),
+            "enforce_eager": str(config.model_config.enforce_eager),
+            "cuda_graphs": str(config.compilation_config.cudagraph_mode),
+            "compilation": str(config.compilation_config.mode),
+            "batching": "continuous",
+            "decoding": "greedy",
+        }
+
+    def close(self) -> None:
+        """Stop vLLM's processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        self._folder.cleanup()

@@ -1,0 +1,166 @@
+"""One cell: the only place where an engine and a meter meet.
+
+load engine ── idle window ──┐ once a set-up
+                             │
+for each cell                ▼
+  prompts   warm-up   state   wait tick   batch batch …   state   wait tick   row
+────────────■■■■■─────────────|███████████████████████|...........|───────────────
+                              open                    last token   close
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from infergy.engines import Completion, Session, Work
+from infergy.errors import EngineError
+from infergy.measure.environment import Surroundings
+from infergy.meters import Meter, next_tick
+from infergy.records import (
+    STATUS_FAILED,
+    STATUS_OK,
+    Batch,
+    Failure,
+    Measurement,
+    MeasureOptions,
+    PlannedCell,
+    Window,
+    derive,
+)
+from infergy.workload.prompts import hash_prompts, make_prompts
+
+WARMUP_OUTPUT_TOKENS = 8
+"""Enough decode steps to load every kernel of a shape; the first batch at a new shape is the slow one."""
+
+SETTLE_S = 1.0
+"""Wait before the idle window, so that the power of the last batch is not in it."""
+
+
+class WrongTokensError(EngineError):
+    """The engine returned other token counts than it was asked for."""
+
+
+def measure_cell(
+    session: Session,
+    meter: Meter,
+    planned: PlannedCell,
+    options: MeasureOptions,
+    surroundings: Surroundings,
+    loaded_idle: Window,
+) -> Measurement:
+    """Warm up, open a window, run batches until it is long enough, close it.
+
+    Raises:
+        EngineError: The engine failed, or did not return the tokens it was asked for.
+        MeterError: The counter failed.
+    """
+    load = planned.cell.load
+    prompts = make_prompts(load, surroundings.vocabulary, options.seed)
+    work = make_work(prompts, load.output_tokens)
+    warmup_s = _warm_up(session, meter, planned, work, options)
+
+    before = meter.states()
+    opened = next_tick(meter)
+    measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+    batches = _run_batches(session, meter, work, options)
+    after = meter.states()
+    closed = next_tick(meter)
+
+    window = Window(
+        open=opened.ticks,
+        close=closed.ticks,
+        edge_uncertainty_s=max(opened.uncertainty_s, closed.uncertainty_s),
+    )
+    return replace(
+        _blank(planned, options, surroundings, STATUS_OK),
+        measured_utc=measured_utc,
+        prompt_sha256=hash_prompts(prompts),
+        window=window,
+        batches=batches,
+        loaded_idle=loaded_idle,
+        before=before,
+        after=after,
+        warmup_s=warmup_s,
+        result=derive(window, batches, loaded_idle),
+    )
+
+
+def failed_cell(
+    planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, failure: Failure
+) -> Measurement:
+    """The row of a cell that has no number, with its reason."""
+    return replace(_blank(planned, options, surroundings, STATUS_FAILED), failure=failure)
+
+
+def measure_idle(meter: Meter, seconds: float) -> Window:
+    """A window over the idle GPU with the model loaded, at least `seconds` long, after it has settled."""
+    meter.clock.sleep(SETTLE_S)
+    opened = next_tick(meter)
+    meter.clock.sleep(seconds)
+    closed = next_tick(meter)
+    return Window(
+        open=opened.ticks,
+        close=closed.ticks,
+        edge_uncertainty_s=max(opened.uncertainty_s, closed.uncertainty_s),
+    )
+
+
+def make_work(prompts: tuple[tuple[int, ...], ...], output_tokens: int) -> Work:
+    """All prompts at once, each to yield `output_tokens`."""
+    return Work(prompts=prompts, output_tokens=(output_tokens,) * len(prompts), arrival_s=(0.0,) * len(prompts))
+
+
+def _warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions) -> float:
+    """Run the cell's own shape with few output tokens, over part of the batch if all of it would take too long."""
+    output = min(planned.cell.load.output_tokens, WARMUP_OUTPUT_TOKENS)
+    share = min(1.0, options.warmup_s / planned.forecast_prefill_s) if planned.forecast_prefill_s > 0 else 1.0
+    count = max(1, int(len(work.prompts) * share))
+    begun_s = meter.clock.now_s()
+    session.run(make_work(work.prompts[:count], output))
+    return meter.clock.now_s() - begun_s
+
+
+def _run_batches(session: Session, meter: Meter, work: Work, options: MeasureOptions) -> tuple[Batch, ...]:
+    clock = meter.clock
+    batches: list[Batch] = []
+    begun_s = clock.now_s()
+    while True:
+        start_s = clock.now_s()
+        completion = session.run(work)
+        end_s = clock.now_s()
+        batches.append(_count(work, completion, start_s, end_s))
+        is_long = end_s - start_s >= options.long_batch_s
+        enough = is_long or len(batches) >= options.min_batches
+        if enough and end_s - begun_s >= options.min_window_s:
+            return tuple(batches)
+
+
+def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> Batch:
+    asked = tuple(len(prompt) for prompt in work.prompts)
+    if completion.input_tokens != asked or completion.output_tokens != work.output_tokens:
+        raise WrongTokensError(
+            f"asked for {sum(asked)} input and {sum(work.output_tokens)} output tokens in {len(asked)} requests, "
+            f"got {sum(completion.input_tokens)} and {sum(completion.output_tokens)} "
+            f"in {len(completion.output_tokens)}: energy per token would be wrong"
+        )
+    return Batch(
+        start_s=start_s,
+        end_s=end_s,
+        requests=len(completion.output_tokens),
+        input_tokens=sum(completion.input_tokens),
+        output_tokens=sum(completion.output_tokens),
+    )
+
+
+def _blank(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, status: str) -> Measurement:
+    return Measurement(
+        cell_id=planned.cell.id,
+        cell=planned.cell,
+        status=status,
+        batch_choice=planned.batch_choice,
+        measured_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        seed=options.seed,
+        simulated=surroundings.is_simulated,
+        environment=surroundings.environment,
+    )

@@ -1,0 +1,32 @@
+"""How long a plan will take, before it is run. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from infergy.records import EngineSetup, MeasureOptions, PlannedCell
+
+LOAD_S = {"transformers": 20.0, "vllm": 100.0}
+"""Seconds until a set-up of an 8B model is loaded, as seen on an H200 (vllm with graph capture)."""
+
+EDGE_S = 0.2
+"""Two waits for a tick, on average, and the states."""
+
+
+def cell_s(planned: PlannedCell, options: MeasureOptions) -> float:
+    """Forecast seconds of one cell: warm-up, and as many batches as the window's rule asks for."""
+    batch_s = planned.forecast_batch_s
+    fewest = 1 if batch_s >= options.long_batch_s else options.min_batches
+    batches = max(fewest, math.ceil(options.min_window_s / batch_s)) if batch_s > 0 else fewest
+    return min(planned.forecast_prefill_s, options.warmup_s) + batches * batch_s + EDGE_S
+
+
+def setup_s(setup: EngineSetup, options: MeasureOptions) -> float:
+    """Forecast seconds of loading a set-up and taking its idle power."""
+    return LOAD_S.get(setup.engine, 0.0) + options.idle_s
+
+
+def total_s(groups: Iterable[tuple[EngineSetup, list[PlannedCell]]], options: MeasureOptions) -> float:
+    """Forecast seconds of all cells, grouped by set-up."""
+    return sum(setup_s(setup, options) + sum(cell_s(planned, options) for planned in cells) for setup, cells in groups)

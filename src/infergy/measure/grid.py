@@ -1,0 +1,231 @@
+"""A grid of cells as a human writes it, resolved into a plan.
+
+grid.toml ─▶ Grid ─▶ axes multiplied, batches chosen, times forecast ─▶ Plan
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from infergy.errors import DataError, UsageError
+from infergy.hardware import Gpu, ModelShape, forecast, get_gpu, largest_batch, model_config
+from infergy.records import RANDOM_WEIGHTS, Cell, EngineSetup, Load, MeasureOptions, Plan, PlannedCell
+
+LARGEST = "largest"
+
+BATCH_STEP = 8
+"""A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineAxis(_Strict):
+    """One engine set-up of a grid."""
+
+    engine: str
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    cuda_graphs: bool | None = None
+    weights: str = RANDOM_WEIGHTS
+    tensor_parallel: PositiveInt = 1
+
+
+class CellAxes(_Strict):
+    """A block of cells: all inputs × all outputs × all batches.
+
+    Attributes:
+        batch: Sizes, or ``largest``: the largest that the memory of the GPU takes, held under `max_batch` and
+            `max_batch_s`.
+        max_batch: Never more requests than this.
+        max_batch_s: Never more than this many seconds of forecast GPU work a batch (launch overhead not counted, so
+            that a slow host does not shrink the batch).
+        same_batch: Whether all engines of the grid take the smallest of their largest batches.
+    """
+
+    input_tokens: list[PositiveInt]
+    output_tokens: list[PositiveInt]
+    batch: list[PositiveInt] | Literal["largest"] = LARGEST
+    max_batch: PositiveInt | None = None
+    max_batch_s: PositiveFloat | None = None
+    same_batch: bool = True
+
+
+class Options(_Strict):
+    """How each cell is measured; see `infergy.records.MeasureOptions`."""
+
+    seed: int = 0
+    min_window_s: PositiveFloat = 3.0
+    min_batches: PositiveInt = 2
+    long_batch_s: PositiveFloat = 5.0
+    warmup_s: PositiveFloat = 2.0
+    idle_s: PositiveFloat = 2.0
+
+
+class Grid(_Strict):
+    """What to measure: a model on a GPU, engine set-ups, and blocks of cells."""
+
+    name: str
+    gpu: str
+    model: str
+    engines: list[EngineAxis] = Field(min_length=1)
+    cells: list[CellAxes] = Field(min_length=1)
+    options: Options = Options()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchChoice:
+    """A batch size and how it came about, in words."""
+
+    batch: int
+    reason: str
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid from TOML.
+
+    Raises:
+        DataError: The file is missing, no TOML, or not a grid; the message names the key.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. An example: infergy grid paper-bins") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not TOML ({error})") from error
+    return parse_grid(data, str(path))
+
+
+def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
+    """Validate a grid; `place` names where it stands.
+
+    Raises:
+        DataError: A key is missing, unknown or of another type.
+    """
+    try:
+        return Grid.model_validate(data)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc'])) or 'grid'}: {item['msg']}" for item in error.errors()]
+        raise DataError(
+            f"{place}: not a grid:\n" + "\n".join(lines) + "\nAn example of a grid: infergy grid paper-bins"
+        ) from error
+
+
+def make_plan(grid: Grid) -> Plan:
+    """Resolve a grid: multiply the axes, choose the batches, forecast the times, order by engine set-up.
+
+    Raises:
+        UsageError: A GPU, model or engine is unknown, or no batch of a cell fits.
+    """
+    config = model_config(grid.model)
+    shape, gpu = ModelShape.from_config(config, name=grid.model), get_gpu(grid.gpu)
+    setups = [EngineSetup(model=grid.model, **axis.model_dump()) for axis in grid.engines]
+    cells: dict[str, PlannedCell] = {}
+    for setup in setups:
+        for block in grid.cells:
+            for planned in _plan_block(block, setup, setups, shape, gpu):
+                cells.setdefault(planned.cell.id, planned)
+    return Plan(
+        name=grid.name,
+        gpu=gpu.name,
+        cells=tuple(cells.values()),
+        models={grid.model: config},
+        options=MeasureOptions(**grid.options.model_dump()),
+    )
+
+
+def _plan_block(
+    block: CellAxes, setup: EngineSetup, setups: list[EngineSetup], shape: ModelShape, gpu: Gpu
+) -> Iterator[PlannedCell]:
+    for input_tokens in block.input_tokens:
+        for output_tokens in block.output_tokens:
+            if block.batch == LARGEST:
+                rivals = setups if block.same_batch else [setup]
+                choices = [choose_batch(block, rival, shape, gpu, input_tokens, output_tokens) for rival in rivals]
+                chosen = [min(choices, key=lambda choice: choice.batch)]
+            else:
+                chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
+            for choice in chosen:
+                load = Load(input_tokens=input_tokens, output_tokens=output_tokens, batch=choice.batch)
+                yield plan_cell(Cell(setup=setup, load=load), choice.reason, shape, gpu)
+
+
+def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCell:
+    """A cell with its forecast."""
+    cost = _forecast(cell.setup, shape, gpu, cell.load)
+    return PlannedCell(
+        cell=cell,
+        batch_choice=reason,
+        forecast_prefill_s=cost.prefill_s,
+        forecast_batch_s=cost.prefill_s + cost.decode_s,
+    )
+
+
+def choose_batch(
+    block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu, input_tokens: int, output_tokens: int
+) -> BatchChoice:
+    """The largest batch under all limits of `block`, and which limit held.
+
+    Raises:
+        UsageError: Not even one request fits.
+    """
+    limit = largest_batch(
+        shape,
+        gpu,
+        input_tokens,
+        output_tokens,
+        engine=setup.engine,
+        dtype=setup.dtype,
+        tensor_parallel=setup.tensor_parallel,
+    )
+    if limit.batch < 1:
+        raise UsageError(
+            f"{setup.label}: not one request of {input_tokens} input and {output_tokens} output tokens fits "
+            f"{gpu.title}: {limit.reason}"
+        )
+    batch, reason = limit.batch, f"largest that fits the memory ({setup.label})"
+    if block.max_batch is not None and batch > block.max_batch:
+        batch, reason = block.max_batch, f"largest allowed, {block.max_batch} (memory would take {limit.batch})"
+    if block.max_batch_s is not None:
+
+        def gpu_s(size: int) -> float:
+            load = Load(input_tokens=input_tokens, output_tokens=output_tokens, batch=size)
+            return _forecast(setup, shape, gpu, load).gpu_bound_s
+
+        if gpu_s(batch) > block.max_batch_s:
+            batch = _bisect(gpu_s, batch, block.max_batch_s)
+            reason = f"largest forecast to take at most {block.max_batch_s:g} s of GPU work ({setup.label})"
+    return BatchChoice(batch=_round_down(batch), reason=reason)
+
+
+def _bisect(seconds: Any, high: int, limit_s: float) -> int:
+    low = 1
+    while low < high - 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if seconds(middle) <= limit_s else (low, middle)
+    return low
+
+
+def _round_down(batch: int) -> int:
+    return batch if batch < BATCH_STEP else batch - batch % BATCH_STEP
+
+
+def _forecast(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> Any:
+    return forecast(
+        shape,
+        gpu,
+        load.input_tokens,
+        load.output_tokens,
+        load.batch,
+        engine=setup.engine,
+        cuda_graphs=setup.cuda_graphs,
+        tensor_parallel=setup.tensor_parallel,
+        dtype=setup.dtype,
+    )

@@ -1,0 +1,165 @@
+"""A plan becomes rows: one child process for each engine set-up, resumed by the same command.
+
+The parent validates, locks the store, starts children and blocks on their events; it never touches CUDA and never
+polls, so that it disturbs nothing that is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from infergy.engines.weights import LAW
+from infergy.errors import InfergyError
+from infergy.measure.cell import failed_cell
+from infergy.measure.environment import Surroundings, gather
+from infergy.measure.worker import EXIT_RESTART, open_pair
+from infergy.records import EngineSetup, Failure, Measurement, Plan, PlannedCell
+from infergy.records.store import StoreWriter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepEvent:
+    """What a sweep tells as it goes.
+
+    Attributes:
+        kind: ``resumed``, ``torn``, ``loading``, ``ready``, ``begin`` or ``row``.
+        setup: The engine set-up at hand.
+        planned: The cell at hand.
+        row: The finished row, for ``row``.
+        detail: What else there is to say.
+    """
+
+    kind: str
+    setup: EngineSetup | None = None
+    planned: PlannedCell | None = None
+    row: Measurement | None = None
+    detail: str = ""
+
+
+def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False) -> Iterator[SweepEvent]:
+    """Measure all cells of `plan` that `path` does not hold yet.
+
+    Args:
+        plan: What to measure, in order.
+        path: The store; created, or resumed.
+        simulate: Use the simulated GPU.
+        retry_failed: Try cells again that failed before.
+
+    Yields:
+        What happens, as it happens.
+
+    Raises:
+        UsageError: An engine cannot do what the plan asks, or the store is in use.
+        MissingError: NVML, a GPU or an engine is missing.
+        DataError: `path` is no store.
+    """
+    check_plan(plan, simulate=simulate)
+    with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
+        if store.torn is not None:
+            yield SweepEvent(kind="torn", detail=str(store.torn))
+        done = {row.cell_id for row in store.rows if row.is_ok or not retry_failed}
+        resumed = sum(planned.cell.id in done for planned in plan.cells)
+        if resumed:
+            yield SweepEvent(kind="resumed", detail=str(resumed))
+        plan_path = Path(folder) / "plan.json"
+        plan.save(plan_path)
+        for setup, group in plan.by_setup().items():
+            todo = [planned for planned in group if planned.cell.id not in done]
+            while todo:
+                yield SweepEvent(kind="loading", setup=setup)
+                finished: list[str] = []
+                for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate):
+                    if event.kind == "row" and event.row is not None:
+                        finished.append(event.row.cell_id)
+                    yield event
+                todo = [planned for planned in todo if planned.cell.id not in finished]
+
+
+def check_plan(plan: Plan, *, simulate: bool) -> None:
+    """Refuse what cannot work before the first GPU-second: engines, options, NVML, GPUs, models."""
+    for setup in plan.by_setup():
+        engine, meter = open_pair(setup, plan, simulate=simulate)
+        engine.check(setup)
+        meter.close()
+
+
+def _run_child(
+    plan: Plan, plan_path: Path, store: StoreWriter, setup: EngineSetup, todo: list[PlannedCell], *, simulate: bool
+) -> Iterator[SweepEvent]:
+    """Run one child over `todo`; every cell it begins, and every cell if it never gets ready, ends as a row."""
+    by_id = {planned.cell.id: planned for planned in todo}
+    log_path = store.path.with_name(store.path.name + ".log")
+    read_fd, write_fd = os.pipe()
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "infergy.measure.worker"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(write_fd, store.fileno()),
+            env=os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        )
+    os.close(write_fd)
+    job = {
+        "plan": str(plan_path),
+        "store": str(store.path),
+        "cells": list(by_id),
+        "simulate": simulate,
+        "events_fd": write_fd,
+    }
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(job).encode())
+    child.stdin.close()
+    in_progress: PlannedCell | None = None
+    is_ready, refusal = False, ""
+    with os.fdopen(read_fd) as events:
+        for line in events:
+            event = json.loads(line)
+            if event["event"] == "ready":
+                is_ready = True
+                yield SweepEvent(kind="ready", setup=setup)
+            elif event["event"] == "begin":
+                in_progress = by_id[event["cell"]]
+                yield SweepEvent(kind="begin", setup=setup, planned=in_progress)
+            elif event["event"] == "end":
+                row = Measurement.from_json(event["row"], "event")
+                yield SweepEvent(kind="row", setup=setup, planned=by_id[event["cell"]], row=row)
+                in_progress = None
+            else:
+                refusal = event["reason"]
+    code = child.wait()
+    if code in (0, EXIT_RESTART):
+        return
+    reason = refusal or f"the engine's process ended with {_name_exit(code)}; its last words: {_last_words(log_path)}"
+    lost = [in_progress] if is_ready and in_progress is not None else list(by_id.values()) if not is_ready else []
+    surroundings = _surroundings(plan, setup, simulate=simulate)
+    for planned in lost:
+        failure = Failure(code="engine" if refusal else "died", message=reason)
+        row = failed_cell(planned, plan.options, surroundings, failure)
+        store.append(row)
+        yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
+    if is_ready and not lost:
+        raise InfergyError(f"{setup.label}: {reason}. See {log_path}")
+
+
+def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool) -> Surroundings:
+    engine, meter = open_pair(setup, plan, simulate=simulate)
+    environment = gather(meter, weights=LAW, packages=engine.packages, engine={}, counter_period_s=None)
+    meter.close()
+    return Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
+
+
+def _name_exit(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"status {code}"
+
+
+def _last_words(log_path: Path) -> str:
+    lines = [line for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "none"

@@ -1,0 +1,146 @@
+"""The child process of one engine set-up: load once, then one row for each cell, on disk before the next.
+
+Run as ``python -m infergy.measure.worker`` with a `Job` as JSON on standard input; tells its parent what it does by
+JSON lines on `Job.events_fd`. An error that no engine adapter foresaw ends the child with a traceback in the log; the
+parent records it and starts another child for the remaining cells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
+from infergy.engines.weights import LAW
+from infergy.errors import EngineError, InfergyError, MeterError
+from infergy.measure.cell import WrongTokensError, failed_cell, make_work, measure_cell, measure_idle
+from infergy.measure.environment import Surroundings, gather
+from infergy.meters import Meter, open_meter
+from infergy.meters.window import counter_period_s
+from infergy.records import RANDOM_WEIGHTS, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
+from infergy.records.codec import from_json
+from infergy.records.store import StoreWriter
+from infergy.workload.prompts import make_prompts
+
+EXIT_RESTART = 75
+"""The engine is of no more use, but the remaining cells can go on in a new child."""
+
+FIRST_LOAD = Load(input_tokens=32, output_tokens=8, batch=1)
+"""What a freshly loaded engine runs before its idle power is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a child is to do."""
+
+    plan: str
+    store: str
+    cells: tuple[str, ...]
+    simulate: bool
+    events_fd: int
+
+
+def main() -> int:
+    """Run the job on standard input."""
+    job = from_json(Job, json.loads(sys.stdin.read()))
+    plan = Plan.load(Path(job.plan))
+    todo = [planned for planned in plan.cells if planned.cell.id in set(job.cells)]
+    # Progress belongs to the parent: what an engine prints goes to the log, which is our stdout and stderr.
+    with os.fdopen(job.events_fd, "w", buffering=1) as events:
+
+        def tell(event: str, **facts: object) -> None:
+            events.write(json.dumps({"event": event, **facts}) + "\n")
+
+        setup = todo[0].cell.setup
+        try:
+            engine, meter = open_pair(setup, plan, simulate=job.simulate)
+            engine.check(setup)
+            session = engine.open(setup, plan.models[setup.model], plan.options.seed)
+        except InfergyError as error:
+            tell("refused", reason=str(error))
+            return error.exit_code
+        surroundings, idle = settle(session, meter, engine, plan, setup)
+        tell("ready")
+        with StoreWriter(Path(job.store), lock=False) as store:
+            for planned in todo:
+                tell("begin", cell=planned.cell.id)
+                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle)
+                store.append(row)
+                tell("end", cell=planned.cell.id, row=row.to_json())
+                if not is_usable:
+                    # Closing a broken engine can hang; the kernel frees what it held.
+                    os._exit(EXIT_RESTART)
+        session.close()
+        meter.close()
+    return 0
+
+
+def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool) -> tuple[Engine, Meter]:
+    """The engine of a set-up and the meter of its GPUs; simulated, they share one pretended GPU."""
+    if not simulate:
+        return find_engine(setup.engine), open_meter("nvml", setup.tensor_parallel)
+    from infergy.engines.simulated import SimulatedEngine
+    from infergy.hardware import get_gpu
+    from infergy.hardware.simulated import SimulatedGpu
+    from infergy.meters.simulated import SimulatedMeter
+    from infergy.records import GpuIdentity
+
+    gpu = get_gpu(plan.gpu)
+    device = SimulatedGpu(
+        GpuIdentity(uuid="GPU-simulated-0", name=f"simulated {gpu.title}", memory_bytes=gpu.memory_bytes),
+        idle_w=gpu.tdp_w * IDLE_SHARE,
+    )
+    return SimulatedEngine(device, gpu), SimulatedMeter(device)
+
+
+IDLE_SHARE = 0.2
+"""Loaded-idle power of the simulated GPU over its TDP."""
+
+
+def settle(
+    session: Session, meter: Meter, engine: Engine, plan: Plan, setup: EngineSetup
+) -> tuple[Surroundings, Window]:
+    """Wake the engine once, take its idle power, and gather what all its rows share."""
+    vocabulary = int(
+        plan.models[setup.model].get("vocab_size") or plan.models[setup.model]["text_config"]["vocab_size"]
+    )
+    session.run(make_work(make_prompts(FIRST_LOAD, vocabulary, plan.options.seed), FIRST_LOAD.output_tokens))
+    idle = measure_idle(meter, plan.options.idle_s)
+    weights = LAW if setup.weights == RANDOM_WEIGHTS else f"real weights: {setup.weights}"
+    environment = gather(
+        meter,
+        weights=weights,
+        packages=engine.packages,
+        engine=session.facts(),
+        counter_period_s=counter_period_s(meter),
+    )
+    return Surroundings(environment=environment, vocabulary=vocabulary, is_simulated=meter.is_simulated), idle
+
+
+def attempt(
+    session: Session,
+    meter: Meter,
+    planned: PlannedCell,
+    plan: Plan,
+    surroundings: Surroundings,
+    idle: Window,
+) -> tuple[Measurement, bool]:
+    """The row of a cell, measured or failed with its reason, and whether the session can go on."""
+    try:
+        return measure_cell(session, meter, planned, plan.options, surroundings, idle), True
+    except EngineOutOfMemoryError as error:
+        failure, is_usable = Failure(code="out_of_memory", message=str(error)), error.is_usable
+    except WrongTokensError as error:
+        failure, is_usable = Failure(code="tokens", message=str(error)), True
+    except EngineError as error:
+        failure, is_usable = Failure(code="engine", message=str(error)), False
+    except MeterError as error:
+        failure, is_usable = Failure(code="meter", message=str(error)), True
+    return failed_cell(planned, plan.options, surroundings, failure), is_usable
+
+
+if __name__ == "__main__":
+    sys.exit(main())

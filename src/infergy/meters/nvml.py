@@ -1,0 +1,192 @@
+"""NVIDIA's own energy counter, through NVML.
+
+`nvmlDeviceGetTotalEnergyConsumption` counts the millijoules of the whole board since the driver was loaded (Volta
+and later; NVML API reference, "Device Queries"). Nothing here writes to a GPU: no clock, limit or mode is changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from infergy.errors import MeterError, MissingError, UsageError
+from infergy.meters.protocol import Clock, SystemClock
+from infergy.records import GpuIdentity, GpuState
+from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
+
+SLOWDOWNS = {
+    0x1: "gpu_idle",
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}
+"""Bits of `nvmlDeviceGetCurrentClocksEventReasons` (nvml.h, nvmlClocksEventReasons)."""
+
+SIMULATE_HINT = "Without a GPU, try the simulated one: infergy measure GRID.toml --simulate -o FILE.jsonl"
+
+
+class NvmlMeter:
+    """The energy counters of the GPUs that the engine will use."""
+
+    name = "nvml"
+    scope = "gpu-board"
+    is_simulated = False
+
+    def __init__(self, nvml: Any, handles: Mapping[str, Any], gpus: tuple[GpuIdentity, ...]) -> None:
+        self._nvml = nvml
+        self._handles = handles
+        self.gpus = gpus
+        self.clock: Clock = SystemClock()
+
+    @classmethod
+    def open(cls, count: int) -> NvmlMeter:
+        """Open the counters of the first `count` GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+
+        Raises:
+            MissingError: NVML, the driver or enough GPUs are missing, or a GPU does not count energy.
+            UsageError: CUDA_VISIBLE_DEVICES cannot be meant.
+        """
+        nvml = _load_nvml()
+        every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        by_uuid = {nvml.nvmlDeviceGetUUID(handle): handle for handle in every}
+        chosen = visible_uuids(list(by_uuid), os.environ)[:count]
+        if len(chosen) < count:
+            raise MissingError(
+                f"{count} GPUs are wanted (tensor_parallel), {len(chosen)} are visible "
+                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
+            )
+        handles = {uuid: by_uuid[uuid] for uuid in chosen}
+        meter = cls(nvml, handles, tuple(_identity(nvml, uuid, handle) for uuid, handle in handles.items()))
+        meter.read()
+        return meter
+
+    def read(self) -> Mapping[str, float]:
+        """Joules of each board since its driver was loaded, by UUID; about 1 µs a GPU."""
+        energy = self._nvml.nvmlDeviceGetTotalEnergyConsumption
+        try:
+            return {uuid: energy(handle) * JOULES_PER_MILLIJOULE for uuid, handle in self._handles.items()}
+        except self._nvml.NVMLError_NotSupported as error:
+            names = ", ".join(gpu.name for gpu in self.gpus)
+            raise MissingError(f"{names} has no energy counter; NVIDIA GPUs have one since Volta") from error
+        except self._nvml.NVMLError as error:
+            raise MeterError(f"NVML could not read the energy counter: {error}. Look at: nvidia-smi -q") from error
+
+    def states(self) -> tuple[GpuState, ...]:
+        """Power, temperature, clocks and slow-downs of each GPU now."""
+        return tuple(self._state(uuid, handle) for uuid, handle in self._handles.items())
+
+    def facts(self) -> Mapping[str, str]:
+        """Versions of the driver and of the newest CUDA it supports."""
+        cuda = self._nvml.nvmlSystemGetCudaDriverVersion()
+        return {"driver": self._nvml.nvmlSystemGetDriverVersion(), "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}"}
+
+    def close(self) -> None:
+        """Release NVML."""
+        self._nvml.nvmlShutdown()
+
+    def _state(self, uuid: str, handle: Any) -> GpuState:
+        nvml = self._nvml
+        sm_mhz = self._ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
+        memory_mhz = self._ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))
+        reasons = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used)
+        processes = self._ask(lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)))
+        temperature = self._ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+        return GpuState(
+            uuid=uuid,
+            power_w=self._instant_power_w(handle),
+            temperature_c=None if temperature is None else float(temperature),
+            sm_clock_hz=None if sm_mhz is None else sm_mhz * HERTZ_PER_MEGAHERTZ,
+            memory_clock_hz=None if memory_mhz is None else memory_mhz * HERTZ_PER_MEGAHERTZ,
+            memory_used_bytes=None if memory is None else int(memory),
+            slowdowns=None if reasons is None else tuple(name for bit, name in SLOWDOWNS.items() if reasons & bit),
+            processes=processes,
+        )
+
+    def _instant_power_w(self, handle: Any) -> float | None:
+        nvml = self._nvml
+        values = self._ask(lambda: nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_POWER_INSTANT]))
+        if not values or values[0].nvmlReturn != nvml.NVML_SUCCESS:
+            return None
+        return float(values[0].value.uiVal * WATTS_PER_MILLIWATT)
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """The answer, or None where this GPU or driver does not tell."""
+        return _ask(self._nvml, question)
+
+
+def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]:
+    """The UUIDs that CUDA_VISIBLE_DEVICES leaves visible, in its order.
+
+    NVML ignores that variable and counts GPUs in PCI order. CUDA counts them fastest first unless
+    CUDA_DEVICE_ORDER says otherwise; `infergy measure` sets it to PCI_BUS_ID for the engine, so that an index means
+    the same GPU to both (CUDA C++ programming guide, "CUDA environment variables").
+
+    Raises:
+        UsageError: An entry names no GPU of this machine, or a MIG slice, whose energy nothing can tell apart.
+    """
+    wanted = environment.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return uuids
+    chosen: list[str] = []
+    for entry in (part.strip() for part in wanted.split(",")):
+        if not entry or entry == "-1":
+            break
+        if entry.startswith("MIG-"):
+            raise UsageError(
+                f"CUDA_VISIBLE_DEVICES names the MIG slice {entry}: the counter covers the whole board and cannot be "
+                "split. Measure on a GPU without MIG"
+            )
+        found = [uuid for uuid in uuids if uuid.startswith(entry)]
+        if entry.isdigit() and int(entry) < len(uuids):
+            found = [uuids[int(entry)]]
+        if len(found) != 1:
+            raise UsageError(
+                f"CUDA_VISIBLE_DEVICES names {entry!r}, which is no GPU here; there are "
+                f"{', '.join(f'{i} ({uuid})' for i, uuid in enumerate(uuids))}"
+            )
+        chosen.append(found[0])
+    return chosen
+
+
+def _load_nvml() -> Any:
+    try:
+        import pynvml
+    except ImportError as error:
+        raise MissingError(f"the nvml meter needs nvidia-ml-py: pip install nvidia-ml-py. {SIMULATE_HINT}") from error
+    if not hasattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons"):
+        raise MissingError(
+            "the installed pynvml is too old or unofficial: pip uninstall pynvml; pip install -U nvidia-ml-py"
+        )
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise MissingError(
+            f"NVML does not start: {error}. Is there an NVIDIA GPU and driver? {SIMULATE_HINT}"
+        ) from error
+    return pynvml
+
+
+def _identity(nvml: Any, uuid: str, handle: Any) -> GpuIdentity:
+    limit_mw = _ask(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+    clock_mhz = _ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM))
+    return GpuIdentity(
+        uuid=uuid,
+        name=nvml.nvmlDeviceGetName(handle),
+        memory_bytes=_ask(nvml, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
+        power_limit_w=None if limit_mw is None else limit_mw * WATTS_PER_MILLIWATT,
+        max_sm_clock_hz=None if clock_mhz is None else clock_mhz * HERTZ_PER_MEGAHERTZ,
+    )
+
+
+def _ask(nvml: Any, question: Callable[[], Any]) -> Any:
+    try:
+        return question()
+    except nvml.NVMLError:
+        return None

@@ -1,0 +1,92 @@
+"""What every meter offers, and how one is opened by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from infergy.errors import UsageError
+from infergy.records import GpuIdentity, GpuState
+
+
+class Clock(Protocol):
+    """Time as the instrument sees it, so that a simulated GPU can run faster than the world."""
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class SystemClock:
+    """The machine's monotonic clock."""
+
+    def now_s(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+class Meter(Protocol):
+    """Energy counters that only ever grow, one for each GPU in use.
+
+    Attributes:
+        name: ``nvml`` or ``simulated``.
+        scope: What the joules cover: ``gpu-board``.
+        is_simulated: Whether the joules come from a model instead of a GPU.
+        clock: The clock on which its readings are stamped.
+        gpus: The GPUs in use, in the engine's order.
+    """
+
+    name: str
+    scope: str
+    is_simulated: bool
+    clock: Clock
+    gpus: tuple[GpuIdentity, ...]
+
+    def read(self) -> Mapping[str, float]:
+        """Joules by GPU UUID, as the counters stand now."""
+        ...
+
+    def states(self) -> tuple[GpuState, ...]:
+        """What each GPU is doing now."""
+        ...
+
+    def facts(self) -> Mapping[str, str]:
+        """Versions of what lies under the meter: ``driver``, ``cuda``."""
+        ...
+
+    def close(self) -> None:
+        """Release the instrument."""
+        ...
+
+
+def open_meter(name: str, gpus: int, *, simulated: Callable[[], Meter] | None = None) -> Meter:
+    """Open the meter `name` on the first `gpus` visible GPUs.
+
+    Args:
+        name: ``nvml`` or ``simulated``.
+        gpus: How many GPUs the engine will use.
+        simulated: Gives the meter of the simulated GPU, whose engine must share it.
+
+    Raises:
+        UsageError: No such meter.
+        MissingError: NVML or a GPU is missing.
+    """
+    if name == "nvml":
+        from infergy.meters.nvml import NvmlMeter
+
+        return NvmlMeter.open(gpus)
+    if name == "simulated" and simulated is not None:
+        return simulated()
+    raise UsageError.unknown("meter", name, METERS)
+
+
+METERS: Sequence[str] = ("nvml", "simulated")

@@ -1,0 +1,43 @@
+"""The shared nouns: what is measured, what was measured, and where it came from. Standard library only."""
+
+from infergy.records.cell import RANDOM_WEIGHTS, Cell, EngineSetup, Load
+from infergy.records.environment import Environment, GpuIdentity, GpuState
+from infergy.records.measurement import (
+    SCHEMA,
+    STATUS_FAILED,
+    STATUS_OK,
+    Batch,
+    Failure,
+    Flag,
+    Measurement,
+    Result,
+    Tick,
+    Window,
+    derive,
+)
+from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
+
+__all__ = [
+    "PLAN_SCHEMA",
+    "RANDOM_WEIGHTS",
+    "SCHEMA",
+    "STATUS_FAILED",
+    "STATUS_OK",
+    "Batch",
+    "Cell",
+    "EngineSetup",
+    "Environment",
+    "Failure",
+    "Flag",
+    "GpuIdentity",
+    "GpuState",
+    "Load",
+    "MeasureOptions",
+    "Measurement",
+    "Plan",
+    "PlannedCell",
+    "Result",
+    "Tick",
+    "Window",
+    "derive",
+]

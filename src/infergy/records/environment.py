@@ -1,0 +1,71 @@
+"""Where a number came from: the host, the GPUs and the engine, as they stood when it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuIdentity:
+    """One GPU board.
+
+    Attributes:
+        uuid: The driver's UUID, ``GPU-…``: which chip this was.
+        name: The driver's product name, ``NVIDIA H200``.
+        memory_bytes: Memory of the board.
+        power_limit_w: Enforced power limit; None where the driver does not tell.
+        max_sm_clock_hz: Highest clock of the streaming multiprocessors; None where the driver does not tell.
+    """
+
+    uuid: str
+    name: str
+    memory_bytes: int | None = None
+    power_limit_w: float | None = None
+    max_sm_clock_hz: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """What one GPU was doing at one instant; None where the driver does not tell.
+
+    Attributes:
+        slowdowns: Reasons for which the driver holds the clocks down, in NVML's words: ``sw_power_cap``, …
+        processes: How many compute processes are on the GPU.
+    """
+
+    uuid: str
+    power_w: float | None = None
+    temperature_c: float | None = None
+    sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
+    memory_used_bytes: int | None = None
+    slowdowns: tuple[str, ...] | None = None
+    processes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The host, the GPUs and the engine of a row.
+
+    Attributes:
+        weights: The law of random weights, or where real ones came from.
+        packages: Version by package name, of those that shape the result.
+        engine: The engine's resolved options, as it reported them.
+        meter: Name of the meter, and `scope` of its joules (``gpu-board``).
+        counter_period_s: Time between two ticks of the energy counter, probed on this machine.
+    """
+
+    infergy: str
+    python: str
+    platform: str
+    cpu: str | None
+    gpus: tuple[GpuIdentity, ...]
+    driver: str | None
+    cuda: str | None
+    meter: str
+    scope: str
+    counter_period_s: float | None
+    weights: str
+    packages: Mapping[str, str] = field(default_factory=dict)
+    engine: Mapping[str, str | None] = field(default_factory=dict)

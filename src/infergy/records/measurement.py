@@ -1,0 +1,252 @@
+"""One cell measured: the raw facts of its window, and the figures that follow from them.
+
+History of the row's schema:
+    1   first release
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from infergy.errors import DataError, MeterError
+from infergy.records.cell import Cell
+from infergy.records.codec import from_json, to_json
+from infergy.records.environment import Environment, GpuState
+
+SCHEMA = "infergy.measurement/1"
+
+STATUS_OK = "ok"
+STATUS_FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """One GPU's energy counter at the instant it moved.
+
+    Attributes:
+        time_s: Monotonic clock of the process that read, in seconds; only differences mean anything.
+        energy_j: Joules since the driver was loaded.
+    """
+
+    time_s: float
+    energy_j: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What the energy counter of each GPU did between two of its ticks.
+
+    The counters of several GPUs tick at different instants, so each GPU has edges of its own.
+
+    Attributes:
+        open: First edge of each GPU, by UUID.
+        close: Last edge of each GPU, by UUID.
+        edge_uncertainty_s: How long before a stamped instant the counter may have ticked: the longest gap
+            between two reads while waiting for a tick, in seconds.
+    """
+
+    open: Mapping[str, Tick]
+    close: Mapping[str, Tick]
+    edge_uncertainty_s: float
+
+    @property
+    def duration_by_gpu_s(self) -> dict[str, float]:
+        """Seconds between the two edges of each GPU, by UUID."""
+        return {uuid: self.close[uuid].time_s - tick.time_s for uuid, tick in self.open.items()}
+
+    @property
+    def energy_by_gpu_j(self) -> dict[str, float]:
+        """Joules of each GPU between its two edges, by UUID.
+
+        Raises:
+            MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
+        """
+        used = {uuid: self.close[uuid].energy_j - tick.energy_j for uuid, tick in self.open.items()}
+        for uuid, energy_j in used.items():
+            if energy_j <= 0:
+                raise MeterError(
+                    f"the energy counter of {uuid} moved by {energy_j} J in "
+                    f"{self.duration_by_gpu_s[uuid]:.3f} s; expected more than 0. Measure again; if it stays, "
+                    "this GPU's counter cannot be used"
+                )
+        return used
+
+    @property
+    def power_by_gpu_w(self) -> dict[str, float]:
+        """Mean power of each GPU, in watts, by UUID."""
+        durations = self.duration_by_gpu_s
+        return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them."""
+
+    start_s: float
+    end_s: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from handing over the requests to the last token."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """A coded doubt about a number, its reason, and what would cure it."""
+
+    code: str
+    reason: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a cell has no number, in the engine's words.
+
+    Attributes:
+        code: ``out_of_memory``, ``engine``, ``died``, ``meter`` or ``tokens``.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One row of a store: a cell, and either its window or the reason there is none.
+
+    Attributes:
+        cell_id: `cell.id`, written out so that any tool can join on it.
+        batch_choice: How the batch size was chosen, in words.
+        measured_utc: ISO 8601 instant at which the window opened.
+        seed: Seed of the prompts and of random weights.
+        prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
+        window: The measured window; None if the cell failed.
+        batches: What ran inside the window, in order.
+        loaded_idle: A window over the idle, loaded GPU, from which the idle tail is priced; None if it failed.
+        before: State of each GPU just before the window opened.
+        after: State of each GPU just after it closed.
+        warmup_s: Seconds of warm-up that preceded the window.
+        simulated: Whether the joules come from a model instead of a GPU.
+        failure: Why there is no window.
+        result: The figures below, as they follow from the raw facts, for readers without this code.
+    """
+
+    cell_id: str
+    cell: Cell
+    status: str
+    batch_choice: str
+    measured_utc: str
+    seed: int
+    simulated: bool
+    environment: Environment
+    prompt_sha256: str | None = None
+    window: Window | None = None
+    batches: tuple[Batch, ...] = ()
+    loaded_idle: Window | None = None
+    before: tuple[GpuState, ...] = ()
+    after: tuple[GpuState, ...] = ()
+    warmup_s: float | None = None
+    failure: Failure | None = None
+    result: Result | None = None
+    flags: tuple[Flag, ...] = ()
+    schema: str = SCHEMA
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the cell was measured."""
+        return self.status == STATUS_OK
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as a JSON object."""
+        return dict(to_json(self))
+
+    @classmethod
+    def from_json(cls, data: Any, place: str = "") -> Measurement:
+        """Read a row.
+
+        Raises:
+            DataError: Not a row of a schema this release reads, or a field is missing or wrong.
+        """
+        if not isinstance(data, Mapping) or not str(data.get("schema", "")).startswith("infergy.measurement/"):
+            raise DataError(
+                f'{place}: not an infergy measurement (no "schema": "{SCHEMA}"). '
+                "Tables are made by: infergy measure GRID.toml -o FILE.jsonl"
+            )
+        if data["schema"] != SCHEMA:
+            raise DataError(
+                f"{place}: schema {data['schema']!r} is newer than this release reads ({SCHEMA}). "
+                "Upgrade: pip install -U infergy"
+            )
+        row = from_json(cls, data, place)
+        if row.is_ok and (row.window is None or not row.batches):
+            raise DataError(f"{place}: status is ok, but the row holds no window or no batches")
+        return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What follows from a row's raw facts, per batch and in total.
+
+    Attributes:
+        energy_j: Joules of all GPUs in the window less the idle tail, per batch.
+        energy_by_gpu_j: The same for each GPU, by UUID.
+        duration_s: Seconds a batch, from handing over to the last token: mean over the window.
+        power_w: Mean power while batches ran.
+        energy_per_request_j: Joules a request.
+        energy_per_output_token_j: Joules an output token.
+        output_tokens_per_s: Output tokens a second.
+        batches: Batches in the window.
+        idle_s: Seconds in the window when no batch ran (mostly last token to closing tick); the longest of all GPUs.
+        idle_energy_j: What was subtracted for them, at the measured loaded-idle power.
+        idle_bound_j: How far that may be off: idle time × (mean power − loaded-idle power).
+    """
+
+    energy_j: float
+    energy_by_gpu_j: Mapping[str, float]
+    duration_s: float
+    power_w: float
+    energy_per_request_j: float
+    energy_per_output_token_j: float
+    output_tokens_per_s: float
+    batches: int
+    idle_s: float
+    idle_energy_j: float
+    idle_bound_j: float
+
+
+def derive(window: Window, batches: tuple[Batch, ...], loaded_idle: Window) -> Result:
+    """The figures of a row from its raw facts; a pure function, so that old rows can be judged anew.
+
+        open tick            last token   close tick
+            |■■■■■■■■■|■■■■■■■■■|............|
+            <----- batches ----><-- idle -->
+
+    The idle time between the last token and the closing tick is priced at loaded-idle power. Clocks fall only some
+    time after the last kernel, so the true power of that tail lies between loaded idle and the mean: the bound.
+    """
+    busy_s = sum(batch.duration_s for batch in batches)
+    used_j, power_w, idle_power_w = window.energy_by_gpu_j, window.power_by_gpu_w, loaded_idle.power_by_gpu_w
+    idle_s = {uuid: max(0.0, span_s - busy_s) for uuid, span_s in window.duration_by_gpu_s.items()}
+    idle_j = {uuid: idle_s[uuid] * idle_power_w[uuid] for uuid in used_j}
+    by_gpu_j = {uuid: (used_j[uuid] - idle_j[uuid]) / len(batches) for uuid in used_j}
+    energy_j = sum(used_j.values()) - sum(idle_j.values())
+    return Result(
+        energy_j=energy_j / len(batches),
+        energy_by_gpu_j=by_gpu_j,
+        duration_s=busy_s / len(batches),
+        power_w=energy_j / busy_s,
+        energy_per_request_j=energy_j / sum(batch.requests for batch in batches),
+        energy_per_output_token_j=energy_j / sum(batch.output_tokens for batch in batches),
+        output_tokens_per_s=sum(batch.output_tokens for batch in batches) / busy_s,
+        batches=len(batches),
+        idle_s=max(idle_s.values()),
+        idle_energy_j=sum(idle_j.values()),
+        idle_bound_j=sum(max(0.0, idle_s[uuid] * (power_w[uuid] - idle_power_w[uuid])) for uuid in used_j),
+    )

@@ -1,0 +1,98 @@
+"""An ordered list of cells, resolved and forecast: the file that a bare GPU node can execute.
+
+History of the plan's schema:
+    1   first release
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infergy.errors import DataError
+from infergy.records.cell import Cell, EngineSetup
+from infergy.records.codec import from_json, to_json
+
+PLAN_SCHEMA = "infergy.plan/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCell:
+    """A cell, how its batch was chosen, and the forecast of one batch in seconds, whole and prefill alone."""
+
+    cell: Cell
+    batch_choice: str
+    forecast_prefill_s: float
+    forecast_batch_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """How each cell is measured.
+
+    Attributes:
+        seed: Seed of prompts and random weights.
+        min_window_s: Shortest window, in seconds.
+        min_batches: Fewest batches in a window, unless one batch takes `long_batch_s`.
+        long_batch_s: Above this many seconds, one batch is enough.
+        warmup_s: Most seconds of warm-up before a window (one short batch runs in any case).
+        idle_s: Seconds over which loaded-idle power is measured, once for each set-up.
+    """
+
+    seed: int = 0
+    min_window_s: float = 3.0
+    min_batches: int = 2
+    long_batch_s: float = 5.0
+    warmup_s: float = 2.0
+    idle_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Cells in the order of measuring, and all that a node without the catalogue needs to run them.
+
+    Attributes:
+        gpu: Catalogue name of the GPU for which batches and forecasts were resolved.
+        models: Hugging Face `config.json` objects by the names that set-ups use.
+    """
+
+    name: str
+    gpu: str
+    cells: tuple[PlannedCell, ...]
+    models: Mapping[str, Mapping[str, Any]]
+    options: MeasureOptions = field(default_factory=MeasureOptions)
+    schema: str = PLAN_SCHEMA
+
+    def by_setup(self) -> dict[EngineSetup, list[PlannedCell]]:
+        """The cells grouped by engine set-up, both in the plan's order."""
+        groups: dict[EngineSetup, list[PlannedCell]] = {}
+        for planned in self.cells:
+            groups.setdefault(planned.cell.setup, []).append(planned)
+        return groups
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON."""
+        path.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            DataError: The file is no plan of a schema this release reads.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(
+                f"{path}: not JSON ({error}). Make a plan with: infergy plan GRID.toml -o {path}"
+            ) from error
+        if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
+            raise DataError(
+                f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). '
+                f"Make one with: infergy plan GRID.toml -o {path}"
+            )
+        return from_json(cls, data, str(path))

@@ -1,0 +1,123 @@
+"""The store: a JSONL file of measurements, one row a line, each on disk before the next cell begins.
+
+Rows stand alone, so stores are merged with `cat` and read with any JSON tool.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from infergy.errors import DataError, UsageError
+from infergy.records.measurement import Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreContents:
+    """What a store holds.
+
+    Attributes:
+        rows: All measurements, in the file's order.
+        torn: The half-written last line of a sweep that was killed; None if the file ends well.
+        end_bytes: Where the last whole row ends.
+    """
+
+    rows: tuple[Measurement, ...]
+    torn: bytes | None = None
+    end_bytes: int = 0
+
+
+def read_store(path: Path) -> StoreContents:
+    """Read all rows of a store (``.jsonl``, or ``.jsonl.gz``).
+
+    Raises:
+        DataError: The file is missing, foreign, or damaged anywhere but in its last line.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. Measure one with: infergy measure GRID.toml -o {path}") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    rows: list[Measurement] = []
+    end = 0
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        is_last = number == len(lines)
+        if line.strip():
+            try:
+                row = Measurement.from_json(json.loads(line), f"{path} line {number}")
+            except ValueError as error:
+                if is_last:
+                    return StoreContents(rows=tuple(rows), torn=line, end_bytes=end)
+                raise DataError(
+                    f"{path} line {number}: not JSON ({error}). A store holds one measurement a line; "
+                    "remove the line to use the rest"
+                ) from error
+            rows.append(row)
+        end += len(line) + (0 if is_last else 1)
+    return StoreContents(rows=tuple(rows), end_bytes=end)
+
+
+class StoreWriter:
+    """Appends rows to one store; only one sweep at a time may hold it.
+
+    A half-written last line is moved to ``FILE.torn`` when the store is opened.
+    """
+
+    def __init__(self, path: Path, *, lock: bool = True) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+")
+        if lock:
+            self._lock()
+        contents = read_store(path)
+        self.rows = contents.rows
+        self.torn: Path | None = None
+        if contents.torn is not None:
+            self.torn = path.with_name(path.name + ".torn")
+            with self.torn.open("ab") as aside:
+                aside.write(contents.torn + b"\n")
+            self._file.truncate(contents.end_bytes)
+        elif contents.end_bytes and not path.read_bytes().endswith(b"\n"):
+            self._file.write(b"\n")
+        self._sync()
+
+    def append(self, row: Measurement) -> None:
+        """Write one row and wait until it is on disk."""
+        self._file.write(json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        self._sync()
+
+    def fileno(self) -> int:
+        """The locked descriptor: a child that inherits it keeps the lock alive."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Release the store."""
+        self._file.close()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UsageError(
+                f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
+            ) from error
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())

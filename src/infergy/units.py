@@ -1,0 +1,71 @@
+"""The only place that converts or formats units: SI inside, human units on screen."""
+
+from __future__ import annotations
+
+JOULES_PER_WH = 3600.0
+SECONDS_PER_HOUR = 3600.0
+JOULES_PER_MILLIJOULE = 1e-3
+WATTS_PER_MILLIWATT = 1e-3
+HERTZ_PER_MEGAHERTZ = 1e6
+BYTES_PER_GIB = 2**30
+
+
+def to_wh(energy_j: float) -> float:
+    """Joules to watt-hours."""
+    return energy_j / JOULES_PER_WH
+
+
+def to_hours(duration_s: float) -> float:
+    """Seconds to hours."""
+    return duration_s / SECONDS_PER_HOUR
+
+
+def format_si(value: float, unit: str, digits: int = 3) -> str:
+    """`value` with an SI prefix from p to P: ``format_si(1.23e6, "J")`` is ``1.23 MJ``."""
+    if value == 0:
+        return f"0 {unit}"
+    prefixes = ["p", "n", "µ", "m", "", "k", "M", "G", "T", "P"]
+    step, size = 0, abs(value)
+    while float(f"{size:.{digits}g}") >= 1000 and step < 5:
+        size, step = size / 1000, step + 1
+    while float(f"{size:.{digits}g}") < 1 and step > -4:
+        size, step = size * 1000, step - 1
+    return f"{'-' if value < 0 else ''}{format_number(size, digits)} {prefixes[step + 4]}{unit}"
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, with thousands separated and no exponent."""
+    rounded = float(f"{value:.{digits}g}")
+    if abs(rounded) >= 10 ** (digits - 1):
+        return f"{rounded:,.0f}"
+    if rounded == 0:
+        return "0"
+    decimals = 0
+    while abs(rounded) * 10**decimals < 10 ** (digits - 1) and decimals < 12:
+        decimals += 1
+    return f"{rounded:,.{decimals}f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as ``4.2 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{format_number(seconds, 2)} s"
+    if seconds < 3600:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in binary units: ``15.0 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{format_number(count)} {unit}"
+        count /= 1024
+    return f"{format_number(count)} TiB"
+
+
+def format_percent(fraction: float, *, signed: bool = False) -> str:
+    """A fraction as a percentage with one decimal: ``format_percent(0.3758)`` is ``37.6 %``."""
+    return f"{fraction * 100:{'+' if signed else ''}.1f} %"

@@ -1,0 +1,144 @@
+"""Bins of requests by length, and the histogram of a trace over them. Standard library only."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infergy.errors import UsageError
+
+PAPER_INPUT_EDGES = (32, 128, 256, 512, 1024, 2048, 4096, 8192)
+PAPER_OUTPUT_EDGES = (8, 16, 32, 64, 128, 256, 512)
+FIRST_INPUT_EDGE = 32
+FIRST_OUTPUT_EDGE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Bin:
+    """All requests with ``input_floor < input <= input_tokens`` and ``output_floor < output <= output_tokens``.
+
+    The upper corner (`input_tokens`, `output_tokens`) stands for the bin: the ceiling mapping of the study
+    (arXiv 2504.17674, section 2). The floors are the previous edges, 0 for the first bin of an axis.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    input_floor: int
+    output_floor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bins:
+    """A grid of bins: the ascending upper edges of both axes, in tokens.
+
+    Attributes:
+        name: ``paper``, ``powers-of-two`` or ``custom``.
+    """
+
+    name: str
+    input_edges: tuple[int, ...]
+    output_edges: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for axis, edges in (("input", self.input_edges), ("output", self.output_edges)):
+            if not edges or any(a >= b for a, b in zip((0, *edges), edges, strict=False)):
+                raise UsageError(f"{axis} bin edges must be positive and ascending, not {list(edges)}")
+
+    @classmethod
+    def paper(cls) -> Bins:
+        """The bins of arXiv 2504.17674, section 2: requests past the last edge are left out."""
+        return cls(name="paper", input_edges=PAPER_INPUT_EDGES, output_edges=PAPER_OUTPUT_EDGES)
+
+    @classmethod
+    def powers_of_two(cls, longest_input: int, longest_output: int) -> Bins:
+        """Powers of two from 32 input and 8 output tokens up to the longest request: nobody is left out."""
+        return cls(
+            name="powers-of-two",
+            input_edges=_powers(FIRST_INPUT_EDGE, longest_input),
+            output_edges=_powers(FIRST_OUTPUT_EDGE, longest_output),
+        )
+
+    def find(self, input_tokens: int, output_tokens: int) -> Bin | None:
+        """The bin of one request: the smallest edges not below it; None past the last edge."""
+        i = bisect_left(self.input_edges, input_tokens)
+        o = bisect_left(self.output_edges, output_tokens)
+        if i == len(self.input_edges) or o == len(self.output_edges):
+            return None
+        return self.at(i, o)
+
+    def at(self, input_index: int, output_index: int) -> Bin:
+        """The bin by its place on both axes, counted from 0."""
+        return Bin(
+            input_tokens=self.input_edges[input_index],
+            output_tokens=self.output_edges[output_index],
+            input_floor=self.input_edges[input_index - 1] if input_index else 0,
+            output_floor=self.output_edges[output_index - 1] if output_index else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinCount:
+    """How many requests of a trace fall into a bin, and their real (not binned) tokens.
+
+    Attributes:
+        input_tokens: Sum of the input tokens that cost prefill (cached ones taken off).
+    """
+
+    bin: Bin
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """A trace as counts over bins: all that an estimate needs of it.
+
+    Attributes:
+        source: Name of the trace, or its path.
+        counts: The bins that hold at least one request, ascending.
+        left_out: What lies past the last edge, as one count; its bin has the longest lengths seen as edges.
+            None if nobody is left out.
+        failed_requests: Requests set aside because they have no output tokens.
+        cached_input_tokens: Input tokens served from a prefix cache and so not in `input_tokens`.
+    """
+
+    source: str
+    bins: Bins
+    counts: tuple[BinCount, ...]
+    left_out: BinCount | None = None
+    failed_requests: int = 0
+    cached_input_tokens: int = 0
+
+    @property
+    def requests(self) -> int:
+        """Requests in bins."""
+        return sum(count.requests for count in self.counts)
+
+    @property
+    def input_tokens(self) -> int:
+        """Real input tokens of the requests in bins that cost prefill."""
+        return sum(count.input_tokens for count in self.counts)
+
+    @property
+    def output_tokens(self) -> int:
+        """Real output tokens of the requests in bins."""
+        return sum(count.output_tokens for count in self.counts)
+
+
+def _powers(first: int, longest: int) -> tuple[int, ...]:
+    edges: list[int] = [first]
+    while edges[-1] < longest:
+        edges.append(edges[-1] * 2)
+    return tuple(edges)
+
+
+def edges_of(text: str) -> Sequence[int]:
+    """Read edges from the command line: ``"32,128,512"``."""
+    try:
+        return [int(part) for part in text.replace(" ", "").split(",") if part]
+    except ValueError as error:
+        raise UsageError(
+            f"bin edges must be whole numbers with commas between, like 32,128,512; not {text!r}"
+        ) from error

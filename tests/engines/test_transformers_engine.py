@@ -1,0 +1,88 @@
+"""The transformers engine on a tiny random model, with CPU PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infergy.engines import find_engine
+from infergy.engines.protocol import Work
+from infergy.engines.weights import draw_weights
+from infergy.errors import UsageError
+from infergy.records import EngineSetup
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("default")
+
+TINY: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "bos_token_id": 1,
+    "eos_token_id": list(range(128)),
+    "torch_dtype": "float32",
+}
+SETUP = EngineSetup(engine="transformers", model="tiny")
+
+
+def work(batch: int, length: int, output: int) -> Work:
+    prompts = tuple(tuple((i * 7 + j) % 128 for j in range(length)) for i in range(batch))
+    return Work(prompts=prompts, output_tokens=(output,) * batch, arrival_s=(0.0,) * batch)
+
+
+def test_every_request_yields_exactly_the_tokens_asked_for_although_every_token_ends_a_sequence() -> None:
+    session = find_engine("transformers").open(SETUP, TINY, seed=0)
+    completion = session.run(work(batch=3, length=5, output=4))
+    assert completion.input_tokens == (5, 5, 5)
+    assert completion.output_tokens == (4, 4, 4)
+    assert completion.first_token_s is None
+    session.close()
+
+
+def test_one_output_token_is_prefill_alone() -> None:
+    session = find_engine("transformers").open(SETUP, TINY, seed=0)
+    assert session.run(work(batch=1, length=9, output=1)).output_tokens == (1,)
+
+
+def test_the_row_can_say_how_the_engine_ran() -> None:
+    facts = find_engine("transformers").open(SETUP, TINY, seed=0).facts()
+    assert facts["attention"] == "sdpa"
+    assert facts["dtype"] == "torch.bfloat16"
+    assert facts["compiled"] == "no"
+
+
+def test_mixed_lengths_are_refused_and_the_message_names_the_engine_that_serves_them() -> None:
+    session = find_engine("transformers").open(SETUP, TINY, seed=0)
+    mixed = Work(prompts=((1, 2), (1,)), output_tokens=(2, 2), arrival_s=(0.0, 0.0))
+    with pytest.raises(UsageError, match="vllm serves mixed ones"):
+        session.run(mixed)
+
+
+def test_random_weights_follow_the_one_law_and_its_seed() -> None:
+    linear = torch.nn.Linear(256, 256)
+    norm = torch.nn.LayerNorm(256)
+    model = torch.nn.ModuleDict({"linear": linear, "norm": norm})
+    assert draw_weights(model, seed=3) == 256 * 256 + 256 + 256 + 256
+    first = linear.weight.detach().clone()
+    assert first.std().item() == pytest.approx(0.02, rel=0.02)
+    assert linear.bias.abs().max().item() == 0
+    assert norm.weight.min().item() == norm.weight.max().item() == 1
+    draw_weights(model, seed=4)
+    assert not torch.equal(linear.weight, first)
+    draw_weights(model, seed=3)
+    assert torch.equal(linear.weight, first)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"cuda_graphs": True}, "no CUDA graphs"), ({"tensor_parallel": 2}, "one GPU")]
+)
+def test_what_it_lacks_is_refused_before_loading(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        find_engine("transformers").check(EngineSetup(engine="transformers", model="tiny", **options))
