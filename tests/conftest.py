@@ -1,1 +1,16 @@
 """What several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from rows import build_row
+
+from infergy.records import Measurement
+
+
+@pytest.fixture
+def row() -> Callable[..., Measurement]:
+    """A builder of rows whose joules are known."""
+    return build_row

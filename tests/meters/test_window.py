@@ -16,10 +16,10 @@ from infergy.meters.window import counter_period_s
 from infergy.records import GpuIdentity
 
 
-def simulated(period_s: float = 0.1, phase_s: float = 0.037, idle_w: float = 100.0) -> tuple[SimulatedGpu, SimulatedMeter]:
-    gpu = SimulatedGpu(
-        GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=idle_w, period_s=period_s, phase_s=phase_s
-    )
+def simulated(
+    period_s: float = 0.1, phase_s: float = 0.037, idle_w: float = 100.0
+) -> tuple[SimulatedGpu, SimulatedMeter]:
+    gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=idle_w, period_s=period_s, phase_s=phase_s)
     return gpu, SimulatedMeter(gpu)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -259,18 +258,32 @@ def _sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, as
 
 
 class Progress:
-    """A bar with time left on a terminal, a line for each cell elsewhere; moves only between windows."""
+    """A bar with time left on a terminal, a line for each cell elsewhere; redrawn only between windows."""
 
     def __init__(self, resolved: Plan) -> None:
-        from infergy.measure.forecast import cell_s, setup_s
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        from infergy.measure.forecast import cell_s
 
         self._seconds = {planned.cell.id: cell_s(planned, resolved.options) for planned in resolved.cells}
-        self._left_s = sum(self._seconds.values())
-        self._total_s = self._left_s
-        self._setups = {setup: setup_s(setup, resolved.options) for setup in resolved.by_setup()}
-        self._done = 0
-        self._count = len(resolved.cells)
-        self._is_terminal = sys.stderr.isatty()
+        self._done, self._count = 0, len(resolved.cells)
+        console = Console(stderr=True)
+        # No refreshing thread: it would wake the machine inside a window.
+        self._bar = Bar(
+            TextColumn("{task.completed:.0f} s of about {task.total:.0f} s"),
+            BarColumn(),
+            TextColumn("{task.fields[left]} left"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=sum(self._seconds.values()), left="?")
+        self._bar.start()
 
     def show(self, event: SweepEvent) -> None:
         """Tell one event."""
@@ -281,26 +294,25 @@ class Progress:
             self._line(f"resuming: {event.detail} of {self._count} cells are already measured")
         elif event.kind == "loading" and event.setup is not None:
             self._line(f"loading {event.setup.label} {event.setup.model} …")
-        elif event.kind == "begin" and event.planned is not None and self._is_terminal:
-            sys.stderr.write(f"\r\x1b[K{self._bar()} {event.planned.cell}")
-            sys.stderr.flush()
+        elif event.kind == "begin" and event.planned is not None:
+            self._move(0.0, str(event.planned.cell))
         elif event.kind == "row" and event.row is not None:
             self._done += 1
-            self._left_s -= self._seconds.get(event.row.cell_id, 0.0)
             self._line(f"{self._done:4}/{self._count} {describe_row(event.row)}")
+            self._move(self._seconds.get(event.row.cell_id, 0.0), "")
 
     def stop(self) -> None:
         """Leave the terminal clean."""
-        if self._is_terminal:
-            sys.stderr.write("\r\x1b[K")
+        self._bar.stop()
 
-    def _bar(self) -> str:
-        share = 1 - self._left_s / self._total_s if self._total_s else 1.0
-        filled = round(share * 20)
-        return f"{'━' * filled}{'╌' * (20 - filled)} {format_duration(max(0.0, self._left_s))} left"
+    def _move(self, seconds: float, text: str) -> None:
+        task = self._bar.tasks[0]
+        left_s = max(0.0, (task.total or 0.0) - task.completed - seconds)
+        self._bar.update(self._task, advance=seconds, description=text, left=format_duration(left_s))
+        self._bar.refresh()
 
     def _line(self, text: str) -> None:
-        typer.echo(f"\r\x1b[K{text}" if self._is_terminal else text, err=True)
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_row(row: Measurement) -> str:

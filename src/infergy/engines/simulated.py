@@ -16,7 +16,7 @@ class SimulatedEngine:
     """Plays the engine that a set-up names; needs neither it nor a GPU."""
 
     name = "simulated"
-    packages = ()
+    packages: tuple[str, ...] = ()
 
     def __init__(self, device: SimulatedGpu, gpu: Gpu) -> None:
         self._device = device

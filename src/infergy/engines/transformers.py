@@ -20,7 +20,7 @@ class TransformersEngine:
     """`generate` on a whole batch at once: static batch, dynamic KV cache, SDPA attention, greedy."""
 
     name = "transformers"
-    packages = ("torch", "transformers", "accelerate", "triton")
+    packages: tuple[str, ...] = ("torch", "transformers", "accelerate", "triton")
 
     def check(self, setup: EngineSetup) -> None:
         """Refuse what transformers lacks."""

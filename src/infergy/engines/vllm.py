@@ -21,7 +21,7 @@ class VllmEngine:
     """The `LLM` class with its own defaults, except that prefix caching is off: repeated prompts must be paid for."""
 
     name = "vllm"
-    packages = ("vllm", "torch", "transformers", "triton")
+    packages: tuple[str, ...] = ("vllm", "torch", "transformers", "triton")
 
     def check(self, setup: EngineSetup) -> None:
         """Refuse to start without vLLM."""
@@ -32,6 +32,8 @@ class VllmEngine:
         """Load the model; random weights are drawn by infergy's law in vLLM's workers, after loading."""
         # vLLM takes functions to its workers by pickle, which it refuses unless told; ours go to our own child only.
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        # A forked engine process would keep the pipe to our parent open after we have died.
+        os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
         from vllm import LLM
 
         is_random = setup.weights == RANDOM_WEIGHTS

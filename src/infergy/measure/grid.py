@@ -6,7 +6,7 @@ grid.toml ─▶ Grid ─▶ axes multiplied, batches chosen, times forecast ─
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Gpu, ModelShape, forecast, get_gpu, largest_batch, model_config
+from infergy.hardware import Forecast, Gpu, ModelShape, forecast, get_gpu, largest_batch, model_config
 from infergy.records import RANDOM_WEIGHTS, Cell, EngineSetup, Load, MeasureOptions, Plan, PlannedCell
-
-LARGEST = "largest"
 
 BATCH_STEP = 8
 """A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
@@ -51,7 +49,7 @@ class CellAxes(_Strict):
 
     input_tokens: list[PositiveInt]
     output_tokens: list[PositiveInt]
-    batch: list[PositiveInt] | Literal["largest"] = LARGEST
+    batch: list[PositiveInt] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
     max_batch_s: PositiveFloat | None = None
     same_batch: bool = True
@@ -146,7 +144,7 @@ def _plan_block(
 ) -> Iterator[PlannedCell]:
     for input_tokens in block.input_tokens:
         for output_tokens in block.output_tokens:
-            if block.batch == LARGEST:
+            if isinstance(block.batch, str):
                 rivals = setups if block.same_batch else [setup]
                 choices = [choose_batch(block, rival, shape, gpu, input_tokens, output_tokens) for rival in rivals]
                 chosen = [min(choices, key=lambda choice: choice.batch)]
@@ -205,7 +203,7 @@ def choose_batch(
     return BatchChoice(batch=_round_down(batch), reason=reason)
 
 
-def _bisect(seconds: Any, high: int, limit_s: float) -> int:
+def _bisect(seconds: Callable[[int], float], high: int, limit_s: float) -> int:
     low = 1
     while low < high - 1:
         middle = (low + high) // 2
@@ -217,7 +215,7 @@ def _round_down(batch: int) -> int:
     return batch if batch < BATCH_STEP else batch - batch % BATCH_STEP
 
 
-def _forecast(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> Any:
+def _forecast(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> Forecast:
     return forecast(
         shape,
         gpu,

@@ -132,6 +132,9 @@ def _run_child(
                 row = Measurement.from_json(event["row"], "event")
                 yield SweepEvent(kind="row", setup=setup, planned=by_id[event["cell"]], row=row)
                 in_progress = None
+            elif event["event"] == "bye":
+                # What an engine leaves behind may hold the pipe open; its end is not to be waited for.
+                break
             else:
                 refusal = event["reason"]
     code = child.wait()

@@ -72,9 +72,11 @@ def main() -> int:
                 tell("end", cell=planned.cell.id, row=row.to_json())
                 if not is_usable:
                     # Closing a broken engine can hang; the kernel frees what it held.
+                    tell("bye")
                     os._exit(EXIT_RESTART)
         session.close()
         meter.close()
+        tell("bye")
     return 0
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records.measurement import Measurement
 
 
@@ -74,19 +74,15 @@ class StoreWriter:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab+")
-        if lock:
-            self._lock()
-        contents = read_store(path)
+        try:
+            if lock:
+                self._lock()
+            contents = read_store(path)
+        except InfergyError:
+            self._file.close()
+            raise
         self.rows = contents.rows
-        self.torn: Path | None = None
-        if contents.torn is not None:
-            self.torn = path.with_name(path.name + ".torn")
-            with self.torn.open("ab") as aside:
-                aside.write(contents.torn + b"\n")
-            self._file.truncate(contents.end_bytes)
-        elif contents.end_bytes and not path.read_bytes().endswith(b"\n"):
-            self._file.write(b"\n")
-        self._sync()
+        self.torn = self._set_aside(contents)
 
     def append(self, row: Measurement) -> None:
         """Write one row and wait until it is on disk."""
@@ -113,10 +109,25 @@ class StoreWriter:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._file.close()
             raise UsageError(
                 f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
             ) from error
+
+    def _set_aside(self, contents: StoreContents) -> Path | None:
+        """Move a half-written last line out of the store, and end a whole one that lacks its newline."""
+        if contents.torn is None:
+            if contents.end_bytes and not self.path.read_bytes().endswith(b"\n"):
+                self._file.write(b"\n")
+                self._sync()
+            return None
+        torn = self.path.with_name(self.path.name + ".torn")
+        with torn.open("ab") as aside:
+            aside.write(contents.torn + b"\n")
+            aside.flush()
+            os.fsync(aside.fileno())
+        self._file.truncate(contents.end_bytes)
+        self._sync()
+        return torn
 
     def _sync(self) -> None:
         self._file.flush()

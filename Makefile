@@ -1,0 +1,50 @@
+# Every target sets itself up: Python 3.11+ and make are all that a fresh machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TEST_TOOLS := "pytest>=8.3" "hypothesis>=6.115" "jsonschema>=4.23" "pandas>=2.2" "pyarrow>=17" "duckdb>=1.1"
+LINT_TOOLS := "ruff>=0.17,<0.18" "mypy>=2.4,<3" "import-linter>=2.3"
+# Progress of a package installer is noise here; its errors are not.
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+
+.PHONY: help demo test lint bench format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(VENV)/run.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp
+	$(PIP) $(TEST_TOOLS)
+	@touch $@
+
+$(VENV)/lint.stamp: $(VENV)/test.stamp
+	$(PIP) $(LINT_TOOLS)
+	@touch $@
+
+demo: $(VENV)/run.stamp ## Set up, then estimate the energy of a real trace
+	$(BIN)/infergy estimate azure-conv-2023
+
+test: $(VENV)/test.stamp ## Set up, then run the tests (no GPU, no network)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/lint.stamp ## Style, types and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/lint.stamp ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/test.stamp ## Speed and memory, beside the alternatives (writes 1.4 GB to a temporary folder)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/trace_csv.py
+	$(BIN)/python benchmarks/trace_parquet.py
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

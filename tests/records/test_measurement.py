@@ -1,0 +1,96 @@
+"""Rows: what follows from raw facts, and what a row refuses to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infergy.errors import DataError, MeterError
+from infergy.records import Batch, Measurement, Tick, Window, derive
+from rows import build_row
+
+Row = Callable[..., Measurement]
+
+
+def test_the_idle_tail_is_subtracted_at_loaded_idle_power(row: Row) -> None:
+    result = row(energy_j=1000.0, duration_s=2.0, batches=2, idle_w=100.0, tail_s=0.05).result
+    assert result is not None
+    assert result.energy_j == pytest.approx(1000.0)
+    assert result.idle_energy_j == pytest.approx(5.0)
+    assert result.power_w == pytest.approx(500.0)
+    assert result.energy_per_request_j == pytest.approx(125.0)
+    assert result.energy_per_output_token_j == pytest.approx(125.0 / 64)
+    assert result.output_tokens_per_s == pytest.approx(8 * 64 / 2.0)
+
+
+def test_the_bound_of_the_tail_is_what_full_power_would_have_used(row: Row) -> None:
+    result = row(energy_j=1000.0, duration_s=2.0, tail_s=0.05, idle_w=100.0).result
+    assert result is not None
+    assert result.idle_bound_j == pytest.approx(0.05 * (2005.0 / 4.05 - 100.0))
+
+
+def test_energy_is_the_sum_over_gpus_with_edges_of_their_own() -> None:
+    window = Window(
+        open={"a": Tick(time_s=0.0, energy_j=0.0), "b": Tick(time_s=0.05, energy_j=0.0)},
+        close={"a": Tick(time_s=4.1, energy_j=410.0), "b": Tick(time_s=4.15, energy_j=820.0)},
+        edge_uncertainty_s=0.0,
+    )
+    idle = Window(
+        open={"a": Tick(time_s=0.0, energy_j=0.0), "b": Tick(time_s=0.0, energy_j=0.0)},
+        close={"a": Tick(time_s=1.0, energy_j=50.0), "b": Tick(time_s=1.0, energy_j=60.0)},
+        edge_uncertainty_s=0.0,
+    )
+    batch = Batch(start_s=0.05, end_s=4.05, requests=1, input_tokens=1, output_tokens=1)
+    result = derive(window, (batch,), idle)
+    assert result.energy_by_gpu_j == pytest.approx({"a": 410 - 0.1 * 50, "b": 820 - 0.1 * 60})
+    assert result.energy_j == pytest.approx(sum(result.energy_by_gpu_j.values()))
+
+
+def test_a_window_of_no_joules_is_an_error_not_a_zero() -> None:
+    still = {"GPU-x": Tick(time_s=0.0, energy_j=7.0)}
+    window = Window(open=still, close={"GPU-x": Tick(time_s=1.0, energy_j=7.0)}, edge_uncertainty_s=0.0)
+    with pytest.raises(MeterError, match=r"GPU-x moved by 0.0 J"):
+        _ = window.energy_by_gpu_j
+
+
+@given(energy_j=st.floats(1, 1e6), duration_s=st.floats(0.01, 1e3), batches=st.integers(1, 5))
+def test_a_row_survives_json(energy_j: float, duration_s: float, batches: int) -> None:
+    measured = build_row(energy_j=energy_j, duration_s=duration_s, batches=batches)
+    assert Measurement.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": "codecarbon"}, "not an infergy measurement"),
+        ({"schema": "infergy.measurement/99"}, "newer than this release"),
+        ({"seed": "one"}, r"seed: expected int, found 'one'"),
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"cell": 3}, "cell: expected an object"),
+        ({"window": None}, "holds no window"),
+    ],
+)
+def test_a_foreign_row_is_told_with_its_place(row: Row, change: dict[str, object], words: str) -> None:
+    data = row().to_json() | change
+    with pytest.raises(DataError, match=words):
+        Measurement.from_json(data, "f.jsonl line 3")
+
+
+def test_a_missing_key_is_named(row: Row) -> None:
+    data = row().to_json()
+    del data["batches"][0]["end_s"]
+    with pytest.raises(DataError, match=r"line 3\.batches\[0\]\.end_s: missing"):
+        Measurement.from_json(data, "f.jsonl line 3")
+
+
+def test_stored_figures_follow_from_the_raw_facts(row: Row) -> None:
+    measured = row()
+    assert measured.window is not None
+    assert measured.loaded_idle is not None
+    assert derive(measured.window, measured.batches, measured.loaded_idle) == measured.result
+    assert replace(measured, result=None).result is None
