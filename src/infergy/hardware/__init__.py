@@ -1,1 +1,21 @@
-"""TODO room docstring."""
+"""What inference runs on: GPUs by their datasheets, models by their shapes. Standard library only."""
+
+from infergy.hardware.forecast import Forecast, forecast
+from infergy.hardware.gpus import Gpu, find_gpu_by_driver_name, get_gpu, gpu_names
+from infergy.hardware.memory import BatchLimit, largest_batch
+from infergy.hardware.models import ModelShape, get_model, model_config, model_names
+
+__all__ = [
+    "BatchLimit",
+    "Forecast",
+    "Gpu",
+    "ModelShape",
+    "find_gpu_by_driver_name",
+    "forecast",
+    "get_gpu",
+    "get_model",
+    "gpu_names",
+    "largest_batch",
+    "model_config",
+    "model_names",
+]

@@ -44,7 +44,6 @@ class CellAxes(_Strict):
         max_batch: Never more requests than this.
         max_batch_s: Never more than this many seconds of forecast GPU work a batch (launch overhead not counted, so
             that a slow host does not shrink the batch).
-        same_batch: Whether all engines of the grid take the smallest of their largest batches.
     """
 
     input_tokens: list[PositiveInt]
@@ -52,7 +51,6 @@ class CellAxes(_Strict):
     batch: list[PositiveInt] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
     max_batch_s: PositiveFloat | None = None
-    same_batch: bool = True
 
 
 class Options(_Strict):
@@ -128,7 +126,7 @@ def make_plan(grid: Grid) -> Plan:
     cells: dict[str, PlannedCell] = {}
     for setup in setups:
         for block in grid.cells:
-            for planned in _plan_block(block, setup, setups, shape, gpu):
+            for planned in _plan_block(block, setup, shape, gpu):
                 cells.setdefault(planned.cell.id, planned)
     return Plan(
         name=grid.name,
@@ -139,15 +137,11 @@ def make_plan(grid: Grid) -> Plan:
     )
 
 
-def _plan_block(
-    block: CellAxes, setup: EngineSetup, setups: list[EngineSetup], shape: ModelShape, gpu: Gpu
-) -> Iterator[PlannedCell]:
+def _plan_block(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> Iterator[PlannedCell]:
     for input_tokens in block.input_tokens:
         for output_tokens in block.output_tokens:
             if isinstance(block.batch, str):
-                rivals = setups if block.same_batch else [setup]
-                choices = [choose_batch(block, rival, shape, gpu, input_tokens, output_tokens) for rival in rivals]
-                chosen = [min(choices, key=lambda choice: choice.batch)]
+                chosen = [choose_batch(block, setup, shape, gpu, input_tokens, output_tokens)]
             else:
                 chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
             for choice in chosen:
@@ -188,7 +182,7 @@ def choose_batch(
             f"{setup.label}: not one request of {input_tokens} input and {output_tokens} output tokens fits "
             f"{gpu.title}: {limit.reason}"
         )
-    batch, reason = limit.batch, f"largest that fits the memory ({setup.label})"
+    batch, reason = limit.batch, "largest that fits the memory"
     if block.max_batch is not None and batch > block.max_batch:
         batch, reason = block.max_batch, f"largest allowed, {block.max_batch} (memory would take {limit.batch})"
     if block.max_batch_s is not None:
@@ -199,7 +193,8 @@ def choose_batch(
 
         if gpu_s(batch) > block.max_batch_s:
             batch = _bisect(gpu_s, batch, block.max_batch_s)
-            reason = f"largest forecast to take at most {block.max_batch_s:g} s of GPU work ({setup.label})"
+            held = f"at most {block.max_batch_s:g} s of GPU work"
+            reason = f"largest forecast to take {held} (memory would take {limit.batch})"
     return BatchChoice(batch=_round_down(batch), reason=reason)
 
 

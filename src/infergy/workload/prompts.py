@@ -12,9 +12,9 @@ from infergy.records import Load
 def make_prompts(load: Load, vocabulary: int, seed: int) -> tuple[tuple[int, ...], ...]:
     """Uniformly drawn token ids, `load.batch` prompts of `load.input_tokens` each, in [0, `vocabulary`).
 
-    Every prompt differs from the first token on, so that no prefix can be shared.
+    Prompts of one length are the same sequence in every cell: a larger batch only takes more of them.
     """
-    source = random.Random(f"{seed}:{load.input_tokens}:{load.batch}")
+    source = random.Random(f"{seed}:{load.input_tokens}")
     drawn = array("I", source.randbytes(4 * load.input_tokens * load.batch))
     ids = [value % vocabulary for value in drawn]
     width = load.input_tokens
