@@ -74,7 +74,7 @@ class VllmSession:
         if any(work.arrival_s):
             raise EngineError("vllm is driven offline here: all requests must arrive at 0 s")
         parameters = [
-            SamplingParams(temperature=0.0, max_tokens=count, min_tokens=count, ignore_eos=True, detokenize=False)
+            SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False)
             for count in work.output_tokens
         ]
         prompts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in work.prompts]
