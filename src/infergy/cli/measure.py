@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.errors import UsageError
-from infergy.units import format_duration, format_number, format_si
+from infergy.units import format_duration
 
 if TYPE_CHECKING:
     from infergy.measure.sweep import SweepEvent
-    from infergy.records import Measurement, Plan
+    from infergy.records import Plan
 
 EXIT_SOME_FAILED = 4
 
@@ -268,7 +268,6 @@ class Progress:
         from infergy.measure.forecast import cell_s
 
         self._seconds = {planned.cell.id: cell_s(planned, resolved.options) for planned in resolved.cells}
-        self._done, self._count = 0, len(resolved.cells)
         console = Console(stderr=True)
         # No refreshing thread: it would wake the machine inside a window.
         self._bar = Bar(
@@ -287,18 +286,13 @@ class Progress:
 
     def show(self, event: SweepEvent) -> None:
         """Tell one event."""
-        if event.kind == "torn":
-            self._line(f"the last line of the store was half-written; kept aside in {event.detail}")
-        elif event.kind == "resumed":
-            self._done = int(event.detail)
-            self._line(f"resuming: {event.detail} of {self._count} cells are already measured")
-        elif event.kind == "loading" and event.setup is not None:
-            self._line(f"loading {event.setup.label} {event.setup.model} …")
-        elif event.kind == "begin" and event.planned is not None:
+        from infergy.measure.sweep import describe
+
+        if event.kind == "begin" and event.planned is not None:
             self._move(0.0, str(event.planned.cell))
-        elif event.kind == "row" and event.row is not None:
-            self._done += 1
-            self._line(f"{self._done:4}/{self._count} {describe_row(event.row)}")
+        elif text := describe(event):
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if event.row is not None:
             self._move(self._seconds.get(event.row.cell_id, 0.0), "")
 
     def stop(self) -> None:
@@ -310,18 +304,3 @@ class Progress:
         left_s = max(0.0, (task.total or 0.0) - task.completed - seconds)
         self._bar.update(self._task, advance=seconds, description=text, left=format_duration(left_s))
         self._bar.refresh()
-
-    def _line(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def describe_row(row: Measurement) -> str:
-    """One line of a row: joules a batch and a request, seconds, watts; or why there are none."""
-    if row.result is None:
-        return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
-    result = row.result
-    return (
-        f"{row.cell}: {format_si(result.energy_j, 'J')} a batch in {format_duration(result.duration_s)}, "
-        f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
-        f"{' (simulated)' if row.simulated else ''}"
-    )

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy.engines.weights import LAW
@@ -22,6 +22,7 @@ from infergy.measure.environment import Surroundings, gather
 from infergy.measure.worker import EXIT_RESTART, open_pair
 from infergy.records import EngineSetup, Failure, Measurement, Plan, PlannedCell
 from infergy.records.store import StoreWriter
+from infergy.units import format_duration, format_number, format_si
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +65,10 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
-        done = {row.cell_id for row in store.rows if row.is_ok or not retry_failed}
-        resumed = sum(planned.cell.id in done for planned in plan.cells)
-        if resumed:
-            yield SweepEvent(kind="resumed", detail=str(resumed))
+        wanted = {planned.cell.id for planned in plan.cells}
+        done = {row.cell_id for row in store.rows if row.is_ok or not retry_failed} & wanted
+        if done:
+            yield SweepEvent(kind="resumed", detail=f"{len(done)} of {len(wanted)}")
         plan_path = Path(folder) / "plan.json"
         plan.save(plan_path)
         for setup, group in plan.by_setup().items():
@@ -76,8 +77,10 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
                 yield SweepEvent(kind="loading", setup=setup)
                 finished: list[str] = []
                 for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate):
-                    if event.kind == "row" and event.row is not None:
+                    if event.row is not None:
                         finished.append(event.row.cell_id)
+                        done.add(event.row.cell_id)
+                        event = replace(event, detail=f"{len(done):4}/{len(plan.cells)}")
                     yield event
                 todo = [planned for planned in todo if planned.cell.id not in finished]
 
@@ -166,3 +169,26 @@ def _name_exit(code: int) -> str:
 def _last_words(log_path: Path) -> str:
     lines = [line for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else "none"
+
+
+def describe(event: SweepEvent) -> str:
+    """One line for a person; empty for events that need none."""
+    if event.kind == "torn":
+        return f"the last line of the store was half-written; kept aside in {event.detail}"
+    if event.kind == "resumed":
+        return f"resuming: {event.detail} cells are already measured"
+    if event.kind == "loading" and event.setup is not None:
+        return f"loading {event.setup.label} {event.setup.model} …"
+    return f"{event.detail} {describe_row(event.row)}" if event.row is not None else ""
+
+
+def describe_row(row: Measurement) -> str:
+    """One line of a row: joules a batch and a request, seconds, watts; or why there are none."""
+    if row.result is None:
+        return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
+    result = row.result
+    return (
+        f"{row.cell}: {format_si(result.energy_j, 'J')} a batch in {format_duration(result.duration_s)}, "
+        f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
+        f"{' (simulated)' if row.simulated else ''}"
+    )

@@ -1,0 +1,43 @@
+"""``python -m infergy.measure PLAN.json -o ROWS.jsonl``: the same sweep with the standard library only.
+
+For GPU nodes where nothing can be installed: copy the source tree and a plan (``infergy plan GRID.toml -o PLAN.json``),
+set PYTHONPATH to its ``src``, and run this. `infergy measure` does the same with a progress bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from infergy.errors import InfergyError
+from infergy.measure.sweep import describe, sweep
+from infergy.records import Plan
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a plan; returns the exit code: 0 good, 4 some cells failed, 130 interrupted, an error's own otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m infergy.measure", description=__doc__.splitlines()[0])
+    parser.add_argument("plan", type=Path, help="a plan, made by: infergy plan GRID.toml -o PLAN.json")
+    parser.add_argument("-o", "--output-file", type=Path, required=True, help="the store; resumed if it exists")
+    parser.add_argument("--simulate", action="store_true", help="use the simulated GPU")
+    parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed before")
+    options = parser.parse_args(arguments)
+    failed = 0
+    try:
+        plan = Plan.load(options.plan)
+        for event in sweep(plan, options.output_file, simulate=options.simulate, retry_failed=options.retry_failed):
+            if text := describe(event):
+                print(text, file=sys.stderr, flush=True)
+            failed += event.row is not None and not event.row.is_ok
+    except InfergyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return 4 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
