@@ -53,7 +53,7 @@ def test_one_output_token_is_prefill_alone() -> None:
 
 def test_the_row_can_say_how_the_engine_ran() -> None:
     facts = find_engine("transformers").open(SETUP, TINY, seed=0).facts()
-    assert facts["attention"] == "sdpa"
+    assert facts["attention"] == "sdpa, cuDNN kernels off"
     assert facts["dtype"] == "torch.bfloat16"
     assert facts["compiled"] == "no"
 

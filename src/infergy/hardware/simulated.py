@@ -14,6 +14,8 @@ COUNTER_PERIOD_S = 0.1
 CALL_S = 1e-6
 """Reading the counter takes about this long on an H200."""
 
+PAUSE_S = 0.0005
+
 
 class SimulatedGpu:
     """Time, power and the energy counter of one pretended GPU.
@@ -52,6 +54,10 @@ class SimulatedGpu:
     def sleep(self, seconds: float) -> None:
         """Let idle time pass."""
         self.advance(seconds, self.idle_w)
+
+    def pause(self) -> None:
+        """Let half a millisecond pass, so that waiting for a tick takes hundreds of looks and not a hundred thousand."""
+        self.sleep(PAUSE_S)
 
     def advance(self, seconds: float, power_w: float) -> None:
         """Let time pass at a constant power, ticking the counter on the way."""

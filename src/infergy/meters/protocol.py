@@ -21,6 +21,10 @@ class Clock(Protocol):
         """Wait."""
         ...
 
+    def pause(self) -> None:
+        """Wait as little as can be, between two looks at a counter."""
+        ...
+
 
 class SystemClock:
     """The machine's monotonic clock."""
@@ -32,6 +36,9 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+    def pause(self) -> None:
+        """Do not wait: a sleep, however short, overshoots by milliseconds on a virtual machine."""
 
 
 class Meter(Protocol):

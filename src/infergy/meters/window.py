@@ -20,9 +20,6 @@ from infergy.errors import MeterError
 from infergy.meters.protocol import Meter
 from infergy.records import Tick
 
-POLL_S = 0.0005
-"""Pause between two reads of the counter while waiting for a tick: at 700 W it leaves 0.35 J of doubt an edge."""
-
 TIMEOUT_S = 3.0
 """A counter that has not moved for so long is broken: the slowest known one ticks once a second."""
 
@@ -52,7 +49,7 @@ def next_tick(meter: Meter) -> Edge:
     ticks: dict[str, Tick] = {}
     gap_s = 0.0
     while len(ticks) < len(start_j):
-        clock.sleep(POLL_S)
+        clock.pause()
         energy_j = meter.read()
         now_s = clock.now_s()
         for uuid, joules in energy_j.items():
