@@ -7,7 +7,10 @@ import sys
 
 import typer
 
+from infergy.cli.bins import bins
+from infergy.cli.estimate import estimate
 from infergy.cli.measure import grid, measure, plan
+from infergy.cli.trace import trace
 from infergy.errors import InfergyError
 from infergy.version import VERSION
 
@@ -25,7 +28,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (measure, plan, grid):
+for verb in (estimate, trace, bins, measure, plan, grid):
     app.command()(verb)
 
 

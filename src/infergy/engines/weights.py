@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
 
 STANDARD_DEVIATION = 0.02
 """The usual `initializer_range` of Hugging Face configurations."""
@@ -37,9 +37,9 @@ def draw_weights(model: nn.Module, seed: int) -> int:
     return count
 
 
-def _fill(name: str, parameter: Tensor, generator: object) -> None:
+def _fill(name: str, parameter: Tensor, generator: Generator) -> None:
     if parameter.dim() >= 2:
-        parameter.normal_(0.0, STANDARD_DEVIATION, generator=generator)  # type: ignore[arg-type]
+        parameter.normal_(0.0, STANDARD_DEVIATION, generator=generator)
     elif name.endswith("bias"):
         parameter.zero_()
     else:

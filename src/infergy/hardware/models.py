@@ -80,6 +80,11 @@ class ModelShape:
         matmul = 2 * (self.layers * self._layer_matmul + self.vocabulary * self.hidden)
         return matmul + 4 * self.layers * self.heads * self.head_dim * context_tokens
 
+    def request_flops(self, input_tokens: int, output_tokens: int) -> float:
+        """FLOPs of a request: its prefill yields the first token, each further one is a decode step."""
+        steps = output_tokens - 1
+        return self.prefill_flops(input_tokens) + steps * self.decode_flops(input_tokens + output_tokens // 2)
+
 
 def _folder() -> Any:
     return resources.files("infergy") / "data" / "models"

@@ -56,7 +56,7 @@ class SimulatedGpu:
         self.advance(seconds, self.idle_w)
 
     def pause(self) -> None:
-        """Let half a millisecond pass, so that waiting for a tick takes hundreds of looks and not a hundred thousand."""
+        """Let half a millisecond pass: a wait for a tick takes some hundred looks, not a hundred thousand."""
         self.sleep(PAUSE_S)
 
     def advance(self, seconds: float, power_w: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.meters.protocol import Clock
-from infergy.records import GpuState
+from infergy.records import GpuIdentity, GpuState
 
 
 class SimulatedMeter:
@@ -19,7 +19,7 @@ class SimulatedMeter:
     def __init__(self, gpu: SimulatedGpu) -> None:
         self._gpu = gpu
         self.clock: Clock = gpu
-        self.gpus = (gpu.identity,)
+        self.gpus: tuple[GpuIdentity, ...] = (gpu.identity,)
 
     def read(self) -> Mapping[str, float]:
         """Joules of the counter, by UUID."""
