@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from rows import build_row
 
 from infergy.records import Measurement
+from rows import build_row
 
 
 @pytest.fixture

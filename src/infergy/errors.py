@@ -34,7 +34,7 @@ class UsageError(InfergyError):
         """Say that `name` is no known `what`, the nearest known names, and then `hint`."""
         names = sorted(known)
         near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=3, cutoff=0.5)
-        nearest = [n for n in names if n.lower() in near]
+        nearest = [name for close in near for name in names if name.lower() == close]
         tail = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(names) or 'none'}."
         return cls(f"unknown {what} {name!r}; {tail}{' ' + hint if hint else ''}")
 

@@ -127,9 +127,7 @@ def _notes(result: TraceEstimate) -> list[str]:
     trace, first = result.trace, result.estimates[0]
     notes = [f"ideal: {format_si(result.ideal.energy_j, 'J')}; {result.ideal.basis}"]
     if first.method == "ceiling":
-        notes.append(
-            "energy: Σ N/B × measured joules of a batch, each request at its bin's upper corner (arXiv 2504.17674)"
-        )
+        notes.append("energy: Σ N/B × joules of a batch, each request at its bin's upper corner (2504.17674)")
     else:
         notes.append("energy: each request at the mean lengths of its bin's requests, interpolated")
     notes.append(f"rare: {first.provenance.rare_rule}")
@@ -159,7 +157,7 @@ def _engine_notes(estimate: Estimate) -> list[str]:
         else "the error of interpolation is unknown: no row was measured at more outputs"
     )
     notes = [
-        f"{estimate.engine}: {where.bins_measured} measured bins of {', '.join(where.tables)}, {where.measured_utc[:10]}",
+        f"{estimate.engine}: {where.bins_measured} bins measured, {where.measured_utc[:10]}, {', '.join(where.tables)}",
         f"  {', '.join(where.packages)}; driver {where.driver}; {where.weights}",
         f"  {format_percent(estimate.interpolated)} of requests in interpolated, "
         f"{format_percent(estimate.extrapolated)} in extrapolated bins; {error}",

@@ -1,0 +1,95 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def infergy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "infergy", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_estimate_prints_both_engines_and_how_numbers_were_obtained() -> None:
+    done = infergy("estimate", "azure-conv-2023")
+    assert done.returncode == 0, done.stderr
+    assert "19,366 requests" in done.stdout
+    for words in ("transformers", "vllm", "gap to the ideal", "J per output token", "How these numbers were obtained"):
+        assert words in done.stdout
+    assert max(map(len, done.stdout.splitlines()[:16])) <= 100
+
+
+def test_the_estimates_json_has_the_published_keys() -> None:
+    found = json.loads(infergy("estimate", "azure-code-2023", "--json").stdout)
+    assert {"requests", "input_tokens", "output_tokens"} <= set(found["trace"])
+    assert {"energy_j", "basis"} <= set(found["ideal"])
+    wanted = {"model", "gpu", "engine", "method", "energy_j", "low_j", "high_j", "coverage"}
+    wanted |= {"coverage_output_tokens", "gap_to_ideal", "saving_vs_baseline"}
+    for estimate in found["estimates"]:
+        assert wanted <= set(estimate)
+
+
+def test_traces_and_bins_speak_json(tmp_path: Path) -> None:
+    summary = json.loads(infergy("trace", "azure-code-2023", "--json").stdout)
+    assert summary["requests"] == 8819
+    histogram = json.loads(infergy("bins", "azure-code-2023", "--bins", "paper", "--json").stdout)
+    assert histogram["left_out"]["requests"] == 27
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["estimate", "azure-conv"], 2, "did you mean azure-conv-2023"),
+        (["estimate", "azure-conv-2023", "--gpu", "h2000"], 2, "did you mean h200"),
+        (["measure", "paper-bin", "-o", "x.jsonl"], 2, "did you mean paper-bins"),
+        (["measure"], 2, "nothing to measure"),
+        (["measure", "paper-bins"], 2, "-o FILE.jsonl"),
+        (["measure", "missing.toml"], 2, "no such file"),
+        (["measure", "--engine", "vllm", "--input", "a", "--output", "8"], 2, "--input takes whole numbers"),
+        (["trace", "nowhere.csv"], 2, "unknown trace"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence_and_its_code(arguments: list[str], code: int, words: str) -> None:
+    done = infergy(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_measuring_without_a_gpu_says_how_to_go_on(tmp_path: Path) -> None:
+    store = tmp_path / "x.jsonl"
+    done = infergy(
+        "measure", "--engine", "transformers", "--input", "8", "--output", "8", "--batch", "1", "-o", str(store)
+    )
+    assert done.returncode == 3
+    assert "error:" in done.stderr
+    assert not store.exists()
+
+
+def test_a_simulated_sweep_runs_from_the_command_line_and_its_rows_are_refused(tmp_path: Path) -> None:
+    store = str(tmp_path / "x.jsonl")
+    grid = ["--engine", "vllm", "--input", "512", "--output", "64", "--batch", "1,8"]
+    done = infergy("measure", *grid, "-o", store, "--simulate")
+    assert done.returncode == 0, done.stderr
+    assert "(simulated)" in done.stderr
+    refused = infergy("estimate", "azure-code-2023", "--table", store)
+    assert refused.returncode == 2
+    assert "--allow-simulated" in refused.stderr
+    taken = infergy("estimate", "azure-code-2023", "--table", store, "--allow-simulated")
+    assert "SIMULATED" in taken.stdout
+
+
+def test_a_dry_run_prints_the_plan_and_measures_nothing() -> None:
+    done = infergy("measure", "paper-bins", "--dry-run")
+    assert done.returncode == 0
+    assert "90 cells, about" in done.stdout
+
+
+def test_help_names_every_verb() -> None:
+    done = infergy("--help")
+    for verb in ("estimate", "trace", "bins", "measure", "plan", "grid"):
+        assert verb in done.stdout

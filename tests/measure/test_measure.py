@@ -1,0 +1,284 @@
+"""Measuring on the simulated GPU, whose joules are known: order, truth, resuming, failing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infergy.engines import Completion, EngineOutOfMemoryError, Work
+from infergy.engines.simulated import SimulatedEngine
+from infergy.errors import UsageError
+from infergy.hardware import forecast, get_gpu, get_model, model_config
+from infergy.hardware.simulated import SimulatedGpu
+from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
+from infergy.measure.environment import Surroundings
+from infergy.measure.grid import make_plan, parse_grid
+from infergy.measure.sweep import sweep
+from infergy.measure.worker import attempt
+from infergy.meters.simulated import SimulatedMeter
+from infergy.records import (
+    EngineSetup,
+    Environment,
+    GpuIdentity,
+    GpuState,
+    Measurement,
+    MeasureOptions,
+    Plan,
+    PlannedCell,
+)
+from infergy.records.store import read_store
+
+SRC = str(Path(__file__).parents[2] / "src")
+
+
+def tiny_plan(**changes: Any) -> Plan:
+    grid = {
+        "name": "tiny",
+        "gpu": "h200",
+        "model": "llama-3.1-8b",
+        "engines": [{"engine": "vllm"}, {"engine": "transformers"}],
+        "cells": [{"input_tokens": [64, 128], "output_tokens": [8], "batch": [1, 4]}],
+    }
+    return make_plan(parse_grid(grid | changes, "test"))
+
+
+class LoggedMeter(SimulatedMeter):
+    def __init__(self, gpu: SimulatedGpu, log: list[str]) -> None:
+        super().__init__(gpu)
+        self._log = log
+
+    def read(self) -> Mapping[str, float]:
+        if self._log[-1:] != ["read"]:
+            self._log.append("read")
+        return super().read()
+
+    def states(self) -> tuple[GpuState, ...]:
+        self._log.append("state")
+        return super().states()
+
+
+class LoggedSession:
+    """A session that draws `power_w` for `seconds` a batch."""
+
+    def __init__(self, gpu: SimulatedGpu, log: list[str], *, seconds: float, power_w: float, lost: int = 0) -> None:
+        self._gpu, self._log, self._seconds, self._power_w, self._lost = gpu, log, seconds, power_w, lost
+
+    def run(self, work: Work) -> Completion:
+        self._log.append(f"run {len(work.prompts)}x{work.output_tokens[0]}")
+        self._gpu.advance(self._seconds, self._power_w)
+        return Completion(
+            input_tokens=tuple(map(len, work.prompts)),
+            output_tokens=tuple(count - self._lost for count in work.output_tokens),
+        )
+
+    def facts(self) -> Mapping[str, str | None]:
+        return {}
+
+    def close(self) -> None:
+        return None
+
+
+@pytest.fixture
+def gpu() -> SimulatedGpu:
+    return SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=120.0)
+
+
+@pytest.fixture
+def surroundings() -> Surroundings:
+    environment = Environment(
+        infergy="0",
+        python="3",
+        platform="test",
+        cpu=None,
+        gpus=(GpuIdentity(uuid="GPU-a", name="simulated"),),
+        driver=None,
+        cuda=None,
+        meter="simulated",
+        scope="gpu-board",
+        counter_period_s=None,
+        weights="none",
+    )
+    return Surroundings(environment=environment, vocabulary=1000, is_simulated=True)
+
+
+def measure(
+    gpu: SimulatedGpu, surroundings: Surroundings, *, seconds: float, power_w: float, lost: int = 0
+) -> tuple[Measurement, list[str]]:
+    log: list[str] = []
+    meter = LoggedMeter(gpu, log)
+    session = LoggedSession(gpu, log, seconds=seconds, power_w=power_w, lost=lost)
+    planned = replace(tiny_plan().cells[1], forecast_prefill_s=0.1)
+    idle = measure_idle(meter, 2.0)
+    log.clear()
+    return measure_cell(session, meter, planned, MeasureOptions(), surroundings, idle), log
+
+
+def test_the_order_is_warm_up_state_tick_batches_state_tick(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    _, log = measure(gpu, surroundings, seconds=1.7, power_w=500.0)
+    assert log == ["run 4x8", "state", "read", "run 4x8", "run 4x8", "state", "read"]
+
+
+@pytest.mark.parametrize(("seconds", "batches"), [(0.5, 6), (1.4, 3), (2.9, 2), (4.9, 2), (5.1, 1), (30.0, 1)])
+def test_a_window_lasts_three_seconds_and_two_batches_unless_one_is_long(
+    gpu: SimulatedGpu, surroundings: Surroundings, seconds: float, batches: int
+) -> None:
+    row, _ = measure(gpu, surroundings, seconds=seconds, power_w=500.0)
+    assert len(row.batches) == batches
+
+
+@pytest.mark.parametrize("seconds", [0.33, 1.71, 12.3])
+@pytest.mark.parametrize("power_w", [130.0, 430.0, 700.0])
+def test_measured_joules_are_the_true_ones_within_the_stated_edges(
+    gpu: SimulatedGpu, surroundings: Surroundings, seconds: float, power_w: float
+) -> None:
+    row, _ = measure(gpu, surroundings, seconds=seconds, power_w=power_w)
+    assert row.result is not None
+    assert row.window is not None
+    doubt_j = 2 * row.window.edge_uncertainty_s * (power_w + gpu.idle_w) / len(row.batches) + 0.01
+    assert row.result.energy_j == pytest.approx(seconds * power_w, abs=doubt_j)
+    assert row.result.duration_s == pytest.approx(seconds)
+
+
+def test_lost_tokens_are_a_failure_not_a_number(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    with pytest.raises(WrongTokensError, match="asked for 256 input and 32 output tokens.*got 256 and 28"):
+        measure(gpu, surroundings, seconds=1.0, power_w=300.0, lost=1)
+
+
+def test_out_of_memory_is_a_row_with_its_reason(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    plan = tiny_plan(cells=[{"input_tokens": [8192], "output_tokens": [512], "batch": [4000]}])
+    setup = EngineSetup(engine="vllm", model="llama-3.1-8b")
+    session = SimulatedEngine(gpu, get_gpu("h200")).open(setup, model_config("llama-3.1-8b"), 0)
+    meter = SimulatedMeter(gpu)
+    row, is_usable = attempt(session, meter, plan.cells[0], plan, surroundings, measure_idle(meter, 1.0))
+    assert is_usable
+    assert row.failure is not None
+    assert row.failure.code == "out_of_memory"
+    assert "4000 does not fit" in row.failure.message
+    with pytest.raises(EngineOutOfMemoryError):
+        session.run(Work(prompts=((1,) * 8192,) * 4000, output_tokens=(512,) * 4000, arrival_s=(0.0,) * 4000))
+
+
+def test_a_sweep_measures_every_cell_and_the_same_command_resumes(tmp_path: Path) -> None:
+    plan, store = tiny_plan(), tmp_path / "rows.jsonl"
+    events = list(sweep(plan, store, simulate=True))
+    assert [event.kind for event in events].count("row") == 8
+    rows = read_store(store).rows
+    assert [row.cell_id for row in rows] == [planned.cell.id for planned in plan.cells]
+    assert all(row.is_ok and row.simulated for row in rows)
+    lines = store.read_bytes().split(b"\n")
+    store.write_bytes(b"\n".join(lines[:5]) + b"\n" + lines[5][:100])
+    again = list(sweep(plan, store, simulate=True))
+    assert [event.kind for event in again].count("row") == 3
+    assert {event.kind for event in again} >= {"torn", "resumed"}
+    assert len(read_store(store).rows) == 8
+    assert (tmp_path / "rows.jsonl.torn").read_bytes().startswith(lines[5][:100])
+
+
+def test_a_simulated_sweep_recovers_the_forecast_joules(tmp_path: Path) -> None:
+    plan = tiny_plan(cells=[{"input_tokens": [512], "output_tokens": [64], "batch": [1, 32]}])
+    list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    for row in read_store(tmp_path / "rows.jsonl").rows:
+        load, setup = row.cell.load, row.cell.setup
+        truth = forecast(
+            get_model("llama-3.1-8b"),
+            get_gpu("h200"),
+            load.input_tokens,
+            load.output_tokens,
+            load.batch,
+            engine=setup.engine,
+        )
+        assert row.result is not None
+        assert row.result.energy_j == pytest.approx(truth.energy_j, rel=0.003)
+
+
+def test_an_engine_that_is_missing_is_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean transformers"):
+        list(sweep(tiny_plan(engines=[{"engine": "transformer"}]), tmp_path / "rows.jsonl"))
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_dead_child_costs_one_cell_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child kills itself in the second cell, as an engine might."""
+    saboteur = tmp_path / "sitecustomize.py"
+    saboteur.write_text(
+        "import os, sys\n"
+        "if sys.argv and 'infergy.measure.worker' in ' '.join(sys.orig_argv):\n"
+        "    import infergy.measure.worker as w\n"
+        "    real = w.attempt\n"
+        "    def attempt(session, meter, planned, *rest):\n"
+        "        if planned.cell.load.batch == 4 and planned.cell.load.input_tokens == 64:\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return real(session, meter, planned, *rest)\n"
+        "    w.attempt = attempt\n"
+        "    os._exit(w.main())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{SRC}")
+    plan = tiny_plan(engines=[{"engine": "vllm"}])
+    list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    rows = read_store(tmp_path / "rows.jsonl").rows
+    assert [row.status for row in rows] == ["ok", "failed", "ok", "ok"]
+    assert rows[1].failure is not None
+    assert rows[1].failure.code == "died"
+    assert f"signal {signal.SIGKILL}" in rows[1].failure.message
+    retried = list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    assert [event.kind for event in retried].count("row") == 0
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python as on a bare node: whatever infergy's analysis needs cannot be imported."""
+    for name in ("polars", "pydantic", "numpy", "narwhals", "pandas", "scipy", "typer", "rich"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{SRC}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_measuring_side_needs_the_standard_library_only(
+    tmp_path: Path, bare: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    plan = tmp_path / "plan.json"
+    tiny_plan().save(plan)
+    done = bare("-m", "infergy.measure", str(plan), "-o", str(tmp_path / "rows.jsonl"), "--simulate")
+    assert done.returncode == 0, done.stderr
+    assert len(read_store(tmp_path / "rows.jsonl").rows) == 8
+    without_gpu = bare("-m", "infergy.measure", str(plan), "-o", str(tmp_path / "more.jsonl"))
+    assert without_gpu.returncode == 3
+    assert "Traceback" not in without_gpu.stderr
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = tiny_plan()
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_cells_are_grouped_by_set_up() -> None:
+    groups = tiny_plan().by_setup()
+    assert [setup.engine for setup in groups] == ["vllm", "transformers"]
+    assert all(isinstance(planned, PlannedCell) for cells in groups.values() for planned in cells)
+
+
+def test_rows_of_a_sweep_are_plain_json(tmp_path: Path) -> None:
+    list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), tmp_path / "rows.jsonl", simulate=True))
+    first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    assert first["schema"] == "infergy.measurement/1"
+    assert first["cell"]["load"] == {"input_tokens": 64, "output_tokens": 8, "batch": 1}
+    assert first["result"]["energy_j"] > 0
