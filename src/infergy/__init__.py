@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from infergy.version import VERSION as __version__
+from infergy.version import VERSION
 
 if TYPE_CHECKING:
     from infergy.energy import Estimate, Ideal, TraceEstimate, estimate
@@ -29,6 +29,8 @@ __all__ = [
     "get_model",
     "open_trace",
 ]
+
+__version__ = VERSION
 
 _ROOMS = {
     "infergy.energy": ("Estimate", "Ideal", "TraceEstimate", "estimate"),

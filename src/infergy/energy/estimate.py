@@ -201,7 +201,11 @@ def find_tables(
     """
     every = tables_of(load_rows(paths, allow_simulated=allow_simulated))
     names = {gpu.name, gpu.title, *gpu.aliases} | {f"simulated {gpu.title}"}
-    found = [table for table in every if table.setup.model == model and table.gpu in names]
+    found: dict[str, EnergyTable] = {}
+    for table in every:
+        if table.setup.model == model and table.gpu in names:
+            # The user's own rows come first; a pretended GPU of theirs stands before the real one of ours as well.
+            found.setdefault(table.setup.label, table)
     if not found:
         known = sorted({f"{table.setup.model} on {table.gpu}" for table in every})
         raise UsageError(
@@ -209,7 +213,7 @@ def find_tables(
             f"Measure it: infergy measure paper-bins --model {model} --gpu {gpu.name} -o mine.jsonl, "
             "then give --table mine.jsonl"
         )
-    return sorted(found, key=lambda table: (table.setup.label != BASELINE, table.setup.label))
+    return sorted(found.values(), key=lambda table: (table.setup.label != BASELINE, table.setup.label))
 
 
 def price(histogram: Histogram, table: EnergyTable, method: str, rare: str) -> list[_Charge | None]:
