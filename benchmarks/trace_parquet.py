@@ -36,7 +36,7 @@ n = (pl.scan_parquet(PATH).group_by(cut("prompt_tokens"), cut("completion_tokens
     "DuckDB": """
 import duckdb
 n = duckdb.sql(f'''select ceil(log2(prompt_tokens)) i, ceil(log2(completion_tokens)) o, count(*) c, sum(prompt_tokens), sum(completion_tokens)
-                  from '{PATH}' group by all''').aggregate("sum(c)").fetchone()[0]
+                  from '{PATH}' group by all''').aggregate("sum(c)").fetchall()[0][0]
 """,
     "decoding alone (polars)": """
 import polars as pl
