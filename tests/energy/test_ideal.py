@@ -1,43 +1,111 @@
-"""References: more work never costs less, and disjoint work adds up."""
+"""The references for the energy of a workload: their formulas and their laws."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.energy import flops_ideal, roofline_ideal
+from infergy.energy.ideal import Ideal, flops_ideal, roofline_ideal
+from infergy.errors import UsageError
 from infergy.hardware import get_gpu, get_model
-from infergy.workload import Bin, BinCount, Bins, Histogram
+from infergy.workload.bins import Bin, BinCount, Bins, Histogram
 
-SHAPE, GPU = get_model("llama-3.1-8b"), get_gpu("h200")
-
-
-def one_bin(input_tokens: int, output_tokens: int, requests: int) -> Histogram:
-    place = Bin(input_tokens=input_tokens, output_tokens=output_tokens, input_floor=0, output_floor=0)
-    count = BinCount(bin=place, requests=requests, input_tokens=requests, output_tokens=requests)
-    return Histogram(source="t", bins=Bins.paper(), counts=(count,))
-
-
-LENGTH = st.integers(1, 8192)
+LLAMA, H200 = get_model("llama-3.1-8b"), get_gpu("h200")
+INPUTS = (32, 128, 512, 2048)
+OUTPUTS = (8, 64, 512)
+GRID = Bins(name="custom", input_edges=INPUTS, output_edges=OUTPUTS)
+PLACES = [(i, o) for i in range(len(INPUTS)) for o in range(len(OUTPUTS))]
+COUNTS = st.dictionaries(st.sampled_from(PLACES), st.integers(1, 10_000))
 
 
-@given(LENGTH, LENGTH, st.integers(1, 50), st.integers(0, 100), st.integers(0, 100))
-def test_more_tokens_never_cost_less(i: int, o: int, n: int, more_input: int, more_output: int) -> None:
-    less, more = one_bin(i, o, n), one_bin(i + more_input, o + more_output, n)
-    assert flops_ideal(less, SHAPE, GPU).energy_j <= flops_ideal(more, SHAPE, GPU).energy_j
-    roofline = [roofline_ideal(h, SHAPE, GPU, lambda place: 8).energy_j for h in (less, more)]
-    assert roofline[0] <= roofline[1]
+def histogram(requests: dict[tuple[int, int], int]) -> Histogram:
+    counts = []
+    for (i, o), number in sorted(requests.items()):
+        corner = GRID.at(i, o)
+        tokens = {"input_tokens": number * corner.input_tokens, "output_tokens": number * corner.output_tokens}
+        counts.append(BinCount(bin=corner, requests=number, **tokens))
+    return Histogram(source="test", bins=GRID, counts=tuple(counts))
 
 
-@given(LENGTH, LENGTH, st.integers(1, 50), st.integers(1, 50))
-def test_disjoint_requests_add_up(i: int, o: int, n: int, m: int) -> None:
-    parts = flops_ideal(one_bin(i, o, n), SHAPE, GPU).energy_j + flops_ideal(one_bin(i, o, m), SHAPE, GPU).energy_j
-    assert flops_ideal(one_bin(i, o, n + m), SHAPE, GPU).energy_j == pytest.approx(parts)
+def always(batch: int) -> Callable[[Bin], int]:
+    return lambda _: batch
 
 
-def test_the_headline_peak_halves_the_ideal() -> None:
-    work = one_bin(512, 64, 10)
-    dense, headline = flops_ideal(work, SHAPE, GPU), flops_ideal(work, SHAPE, GPU, headline=True)
-    assert headline.energy_j == pytest.approx(dense.energy_j / 2)
-    assert "headline (sparse)" in headline.basis
+def ideals(requests: dict[tuple[int, int], int]) -> list[Ideal]:
+    work = histogram(requests)
+    return [
+        flops_ideal(work, LLAMA, H200),
+        flops_ideal(work, LLAMA, H200, headline=True),
+        roofline_ideal(work, LLAMA, H200, always(8)),
+    ]
+
+
+def test_the_flops_ideal_is_the_studys_formula() -> None:
+    found = flops_ideal(histogram({(2, 1): 10, (0, 0): 5}), LLAMA, get_gpu("rtx-a6000"), headline=True)
+    flops = 10 * LLAMA.request_flops(512, 64) + 5 * LLAMA.request_flops(32, 8)
+    assert found.energy_j == pytest.approx(300 / 309.7e12 * flops)
+    assert found.duration_s == pytest.approx(flops / 309.7e12)
+    assert "sparsity" in found.basis
+
+
+def test_the_dense_peak_is_the_default_and_costs_twice_the_headline() -> None:
+    dense, headline, _ = ideals({(1, 1): 3})
+    assert dense.energy_j == pytest.approx(2 * headline.energy_j)
+    assert "dense bfloat16" in dense.basis
+
+
+def test_a_gpu_whose_headline_is_dense_has_no_paper_ideal() -> None:
+    with pytest.raises(UsageError, match=r"A100 80GB SXM has no headline .*--ideal dense"):
+        flops_ideal(histogram({(0, 0): 1}), LLAMA, get_gpu("a100-80gb-sxm"), headline=True)
+
+
+def test_no_work_costs_nothing_and_every_basis_says_it_is_no_floor() -> None:
+    for ideal in ideals({}):
+        assert ideal.energy_j == ideal.duration_s == 0
+        assert "not a floor" in ideal.basis
+
+
+def test_decode_by_hand_is_bound_by_memory() -> None:
+    found = roofline_ideal(histogram({(2, 1): 1}), LLAMA, H200, always(1))
+    prefill_s = LLAMA.prefill_flops(512) / 989.5e12
+    decode_s = LLAMA.output_bytes(512, 64, 1) / 4.8e12
+    assert found.duration_s == pytest.approx(prefill_s + decode_s)
+    assert found.energy_j == pytest.approx(700 * found.duration_s)
+
+
+def test_a_greater_batch_reads_the_weights_less_often() -> None:
+    work = histogram({(1, 2): 64})
+    energies = [roofline_ideal(work, LLAMA, H200, always(size)).energy_j for size in (1, 8, 64)]
+    assert energies == sorted(energies, reverse=True)
+    assert energies[0] > 7 * energies[1]
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch of 0 requests for 32→8"):
+        roofline_ideal(histogram({(0, 0): 1}), LLAMA, H200, always(0))
+
+
+@given(one=COUNTS, other=COUNTS)
+def test_two_disjoint_workloads_add_up(one: dict[tuple[int, int], int], other: dict[tuple[int, int], int]) -> None:
+    both = {place: one.get(place, 0) + other.get(place, 0) for place in {*one, *other}}
+    for first, second, whole in zip(ideals(one), ideals(other), ideals(both), strict=True):
+        assert whole.energy_j == pytest.approx(first.energy_j + second.energy_j, rel=1e-9)
+        assert whole.duration_s == pytest.approx(first.duration_s + second.duration_s, rel=1e-9)
+
+
+@given(requests=COUNTS, place=st.sampled_from(PLACES), axis=st.sampled_from([0, 1]))
+def test_more_tokens_never_cost_less(requests: dict[tuple[int, int], int], place: tuple[int, int], axis: int) -> None:
+    longer = (min(place[0] + (axis == 0), 3), min(place[1] + (axis == 1), 2))
+    base = requests | {place: 100 + requests.get(place, 0)}
+    moved = requests | {longer: 100 + requests.get(longer, 0)}
+    for less, more in zip(ideals(base), ideals(moved), strict=True):
+        assert more.energy_j >= less.energy_j * (1 - 1e-12)
+
+
+@given(requests=COUNTS)
+def test_the_roofline_is_never_below_the_same_flops_at_the_dense_peak(requests: dict[tuple[int, int], int]) -> None:
+    dense, _, roofline = ideals(requests)
+    assert roofline.energy_j >= dense.energy_j * (1 - 1e-12)

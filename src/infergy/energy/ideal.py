@@ -1,30 +1,33 @@
-"""References for the same work on perfect hardware. Neither is a physical floor.
+"""Two stated references for the energy of a workload. Neither is a physical floor.
 
-The study's ideal charges only arithmetic, at peak rate and full power. The roofline also charges the bytes that decode
-must move, at full power; a memory-bound phase draws less than that, so measurements can beat it.
+`flops_ideal` is the study's (arXiv 2504.17674, section 2): all FLOPs at the peak rate and TDP. `roofline_ideal` adds
+the bytes that decode must move, at the peak bandwidth and TDP. A GPU whose clocks or units rest while memory is the
+bottleneck draws less than TDP, so measured energy can lie below the second; one that works at a lower power limit, or
+in a narrower dtype, can lie below both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape
-from infergy.units import format_number, format_si
-from infergy.workload import Bin, Histogram
+from infergy.units import format_si
+from infergy.workload.bins import Bin, Histogram
 
 IDEALS = ("dense", "paper", "roofline")
+"""What an estimate may stand beside: `flops_ideal` at the dense peak, at the vendor's headline, or `roofline_ideal`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ideal:
-    """A reference for the same work.
+    """A stated reference for the same work.
 
     Attributes:
-        energy_j: Joules of the reference.
-        duration_s: GPU-seconds of the reference.
-        basis: What it charges, in words.
+        energy_j: Joules of the whole workload.
+        duration_s: GPU-seconds that the reference takes for it.
+        basis: How it was computed, in words.
     """
 
     energy_j: float
@@ -33,63 +36,81 @@ class Ideal:
 
 
 def flops_ideal(
-    histogram: Histogram, shape: ModelShape, gpu: Gpu, *, headline: bool = False, dtype: str = "bfloat16"
+    histogram: Histogram,
+    shape: ModelShape,
+    gpu: Gpu,
+    *,
+    headline: bool = False,
+    dtype: str = "bfloat16",
 ) -> Ideal:
-    """E = TDP / peak × Σ N(I*, O*) × FLOPs(I*, O*) (arXiv 2504.17674, section 2), over the binned lengths.
+    """E = TDP / peak × sum over bins of N(I*, O*) × FLOPs(I*, O*), each request at its bin's upper corner.
 
-    Args:
-        histogram: The requests, by bin.
-        shape: The model.
-        gpu: The GPU, by its datasheet.
-        dtype: Whose dense peak to take.
-        headline: Take the vendor's headline peak, which counts sparsity, as the study does for the A6000.
+    FLOPs are `ModelShape.request_flops` with causal attention; the peak is the GPU's dense one at `dtype`, or the
+    vendor's headline, which counts sparsity (the study's 309.7 TFLOP/s for the RTX A6000) and may be of another dtype.
+    What the histogram leaves out is left out here.
 
     Raises:
-        UsageError: The vendor has no headline for this GPU that differs from its dense peak.
+        UsageError: The GPU has no such dtype, or no headline that counts sparsity.
     """
-    peak = gpu.headline_flops if headline else gpu.peak_flops.get(dtype)
-    if peak is None:
-        other = "--ideal dense" if headline else f"a dtype of {', '.join(gpu.peak_flops)}"
-        raise UsageError(f"{gpu.title} has no {'headline' if headline else dtype} peak in the catalogue; use {other}")
+    if not headline:
+        peak, kind = gpu.dense_flops(dtype), f"dense {dtype}"
+    elif gpu.headline_flops is None:
+        raise UsageError(
+            f"{gpu.title} has no headline peak to set beside the study's: {gpu.headline_basis}. "
+            "Take the dense peak: --ideal dense"
+        )
+    else:
+        peak, kind = gpu.headline_flops, f"the vendor's headline, {gpu.headline_basis}"
     flops = sum(
         count.requests * shape.request_flops(count.bin.input_tokens, count.bin.output_tokens)
         for count in histogram.counts
     )
-    kind = "headline (sparse)" if headline else f"dense {dtype}"
-    return Ideal(
-        energy_j=gpu.tdp_w / peak * flops,
-        duration_s=flops / peak,
-        basis=f"FLOPs of the binned requests at the {kind} peak, {format_si(peak, 'FLOP/s')}, "
-        f"and {format_number(gpu.tdp_w)} W; a reference, not a floor",
-    )
+    basis = f"a reference, not a floor: FLOPs at {format_si(peak, 'FLOP/s', 4)} ({kind}) and {_tdp(gpu)}"
+    return Ideal(energy_j=flops / peak * gpu.tdp_w, duration_s=flops / peak, basis=basis)
 
 
 def roofline_ideal(
-    histogram: Histogram, shape: ModelShape, gpu: Gpu, batch_of: Callable[[Bin], int], *, dtype: str = "bfloat16"
+    histogram: Histogram,
+    shape: ModelShape,
+    gpu: Gpu,
+    batch_of: Callable[[Bin], int],
+    *,
+    dtype: str = "bfloat16",
 ) -> Ideal:
-    """Time of each batch at peak FLOP/s or peak bandwidth, whichever is longer for prefill and for decode, at TDP.
+    """TDP × the time that FLOPs or bytes take at the peak rates, whichever is longer, in prefill and in decode.
 
-    Args:
-        histogram: The requests, by bin.
-        shape: The model.
-        gpu: The GPU, by its datasheet.
-        dtype: Arithmetic and weights.
-        batch_of: Batch size at which a bin is served: weights are read once a step for the whole batch.
+    Each phase of a batch counts as one block in which computing and moving overlap wholly (Williams et al., "Roofline",
+    CACM 2009). Prefill reads the weights once a batch and writes the prompts' KV cache, decode moves
+    `ModelShape.output_bytes`. A bin of N requests takes N / `batch_of`(bin) batches, a fraction of one included.
+
+    Raises:
+        UsageError: The GPU has no such dtype, or a batch is below 1.
     """
-    seconds = 0.0
+    peak = gpu.dense_flops(dtype)
+    duration_s = 0.0
     for count in histogram.counts:
-        load, batch = count.bin, batch_of(count.bin)
-        peak = gpu.peak_flops[dtype]
-        prefill_s = max(
-            batch * shape.prefill_flops(load.input_tokens) / peak, shape.weight_bytes(dtype) / gpu.memory_bandwidth
-        )
-        context = load.input_tokens + load.output_tokens // 2
-        step_bytes = shape.step_weight_bytes(batch, dtype) + batch * shape.kv_bytes(context, dtype)
-        step_s = max(batch * shape.decode_flops(context) / peak, step_bytes / gpu.memory_bandwidth)
-        seconds += count.requests / batch * (prefill_s + (load.output_tokens - 1) * step_s)
-    return Ideal(
-        energy_j=seconds * gpu.tdp_w,
-        duration_s=seconds,
-        basis=f"roofline time of the binned batches at peak FLOP/s and {format_si(gpu.memory_bandwidth, 'B/s')}, "
-        f"at {format_number(gpu.tdp_w)} W; memory-bound decode draws less and can beat it",
+        batch = batch_of(count.bin)
+        if batch < 1:
+            raise UsageError(
+                f"a batch of {batch} requests for {count.bin.input_tokens}→{count.bin.output_tokens}: "
+                "not one fits; take a GPU with more memory, or more GPUs"
+            )
+        duration_s += count.requests / batch * _batch_s(shape, gpu, count.bin, batch, peak, dtype)
+    basis = (
+        f"a reference, not a floor: FLOPs at {format_si(peak, 'FLOP/s', 4)} (dense {dtype}) or bytes at "
+        f"{format_si(gpu.memory_bandwidth, 'B/s', 4)}, whichever take longer, and {_tdp(gpu)}"
     )
+    return Ideal(energy_j=duration_s * gpu.tdp_w, duration_s=duration_s, basis=basis)
+
+
+def _batch_s(shape: ModelShape, gpu: Gpu, corner: Bin, batch: int, peak: float, dtype: str) -> float:
+    inputs, outputs = corner.input_tokens, corner.output_tokens
+    moved_once = shape.step_weight_bytes(batch * inputs, dtype) + batch * inputs * shape.kv_bytes_per_token(dtype)
+    prefill = (batch * shape.prefill_flops(inputs), moved_once)
+    decode = (batch * shape.output_flops(inputs, outputs), shape.output_bytes(inputs, outputs, batch, dtype))
+    phases: Iterable[tuple[float, float]] = (prefill, decode)
+    return sum(max(flops / peak, moved / gpu.memory_bandwidth) for flops, moved in phases)
+
+
+def _tdp(gpu: Gpu) -> str:
+    return f"TDP ({gpu.tdp_w:g} W) of {gpu.title}"

@@ -1,14 +1,20 @@
 """What inference runs on: GPUs by their datasheets, models by their shapes. Standard library only."""
 
 from infergy.hardware.forecast import Forecast, forecast
-from infergy.hardware.gpus import Gpu, find_gpu_by_driver_name, get_gpu, gpu_names
+from infergy.hardware.gpus import Gpu, Link, find_gpu_by_driver_name, get_gpu, gpu_names
 from infergy.hardware.memory import BatchLimit, largest_batch
-from infergy.hardware.models import ModelShape, get_model, model_config, model_names
+from infergy.hardware.models import get_model, model_config, model_names
+from infergy.hardware.shape import DTYPE_BYTES, AttentionShape, ExpertShape, LatentAttention, ModelShape
 
 __all__ = [
+    "DTYPE_BYTES",
+    "AttentionShape",
     "BatchLimit",
+    "ExpertShape",
     "Forecast",
     "Gpu",
+    "LatentAttention",
+    "Link",
     "ModelShape",
     "find_gpu_by_driver_name",
     "forecast",

@@ -7,8 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from infergy.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """How a GPU reaches its peers.
+
+    Attributes:
+        kind: The technology: ``NVLink 4``, ``PCIe 4.0 x16``.
+        bandwidth: Bytes a second in one direction, all links of the GPU together.
+    """
+
+    kind: str
+    bandwidth: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,33 +32,59 @@ class Gpu:
     Attributes:
         name: Short name in the catalogue: ``h200``.
         title: The vendor's name.
-        aliases: Names under which the driver knows it.
-        peak_flops: Dense peak FLOP/s by dtype.
-        headline_flops: The vendor's headline where it counts sparsity; None where it does not.
+        aliases: Other names, the driver's among them.
+        compute_capability: CUDA's version of the architecture: ``9.0``.
+        peak_flops: Dense peak FLOP/s (int8: operations/s) by dtype: ``float32``, ``tf32``, ``bfloat16``, ``float16``,
+            ``fp8``, ``int8``, ``fp4``; a dtype that the tensor cores do not know is missing.
+        headline_flops: The figure the vendor leads with, where it counts sparsity; None where it does not.
+        headline_basis: What `headline_flops` counts, or why there is none.
         memory_bytes: Memory that the driver shows.
         memory_bandwidth: Bytes a second.
         tdp_w: Board power, in watts.
+        link: How it reaches its peers.
         source: Where the figures come from.
     """
 
     name: str
     title: str
     aliases: tuple[str, ...]
+    compute_capability: str
     peak_flops: Mapping[str, float]
     headline_flops: float | None
+    headline_basis: str
     memory_bytes: int
     memory_bandwidth: float
     tdp_w: float
+    link: Link
     source: str
+
+    def dense_flops(self, dtype: str) -> float:
+        """Dense peak FLOP/s at `dtype`.
+
+        Raises:
+            UsageError: The GPU has no arithmetic of that dtype.
+        """
+        if dtype not in self.peak_flops:
+            raise UsageError.unknown(f"dtype of {self.title}", dtype, self.peak_flops)
+        return self.peak_flops[dtype]
+
+
+def _read_gpu(name: str, facts: Mapping[str, Any]) -> Gpu:
+    return Gpu(
+        name=name,
+        **{
+            "headline_flops": None,
+            **facts,
+            "aliases": tuple(facts["aliases"]),
+            "link": Link(**facts["link"]),
+        },
+    )
 
 
 @cache
 def _catalogue() -> Mapping[str, Gpu]:
     text = (resources.files("infergy") / "data" / "gpus.toml").read_text(encoding="utf-8")
-    gpus: dict[str, Gpu] = {}
-    for name, facts in tomllib.loads(text).items():
-        gpus[name] = Gpu(name=name, **(facts | {"aliases": tuple(facts["aliases"])}))
-    return gpus
+    return {name: _read_gpu(name, facts) for name, facts in tomllib.loads(text).items()}
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -58,15 +98,19 @@ def get_gpu(name: str) -> Gpu:
     Raises:
         UsageError: There is none; the message gives the nearest.
     """
-    for gpu in _catalogue().values():
-        if name.lower() in {gpu.name, gpu.title.lower(), *(alias.lower() for alias in gpu.aliases)}:
-            return gpu
-    raise UsageError.unknown("GPU", name, gpu_names())
+    gpu = find_gpu_by_driver_name(name)
+    if gpu is None:
+        raise UsageError.unknown("GPU", name, gpu_names(), "All of them: infergy gpus")
+    return gpu
 
 
 def find_gpu_by_driver_name(name: str) -> Gpu | None:
-    """The GPU that a driver calls `name`; None if the catalogue has none."""
-    try:
-        return get_gpu(name)
-    except UsageError:
-        return None
+    """The GPU that a driver calls `name` (`get_gpu`'s names too); None if the catalogue has none.
+
+    The whole name must agree: a slice of a GPU (MIG) is not that GPU.
+    """
+    wanted = " ".join(name.split()).lower()
+    for gpu in _catalogue().values():
+        if wanted in {gpu.name, gpu.title.lower(), *(alias.lower() for alias in gpu.aliases)}:
+            return gpu
+    return None

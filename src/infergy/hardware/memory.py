@@ -1,23 +1,41 @@
-"""How many requests fit a GPU at once."""
+"""How many requests fit a GPU at once. Standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infergy.errors import UsageError
 from infergy.hardware.gpus import Gpu
-from infergy.hardware.models import DTYPE_BYTES, ModelShape
+from infergy.hardware.shape import ModelShape, dtype_bytes
 from infergy.units import format_bytes
 
 RESERVE_BYTES = 3 * 2**30
-"""CUDA context, cuBLAS workspaces and captured graphs."""
+"""A GPU's CUDA context, cuBLAS workspaces and captured graphs (AIConfigurator's systems/h100_sxm.yaml: 3.5 GB)."""
+
 CHUNK_TOKENS = 16384
-"""Tokens of one forward in vLLM (its default `max_num_batched_tokens` on large GPUs)."""
+"""Tokens of one forward in vLLM: `max_num_batched_tokens` of its offline `LLM` class on GPUs of 70 GiB and more."""
+
 BLOCK_TOKENS = 16
+"""vLLM hands out KV cache in blocks of so many tokens."""
+
+LOGIT_BYTES = 4.0
+"""Logits of the last position are float32."""
+
+ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimit:
-    """The largest batch, and what it follows from."""
+    """The largest batch, and what it follows from; bytes are of all GPUs of a tensor-parallel group together.
+
+    Attributes:
+        batch: Requests that fit at once; 0 if not one does.
+        weight_bytes: Of the weights.
+        kv_bytes_per_request: Of the KV cache of one request at its longest.
+        activation_bytes_per_request: Of intermediate results that grow with the batch.
+        memory_bytes: What the engine may use.
+        reason: The sum in words.
+    """
 
     batch: int
     weight_bytes: float
@@ -25,6 +43,21 @@ class BatchLimit:
     activation_bytes_per_request: float
     memory_bytes: float
     reason: str
+
+
+def activation_values_per_token(shape: ModelShape) -> int:
+    """Values alive at once for one token inside a layer: an upper bound, for allocators leave gaps.
+
+    3 × hidden (residual, its normed copy, the layer's output) + queries, keys, values and attention's output
+    + 3 × width of the MLP (gate, up, their product), or of all experts that a token visits.
+    """
+    attention = shape.attention
+    heads = attention.heads * (attention.head_dim + attention.value_dim) + attention.key_values
+    inner = shape.intermediate
+    if shape.experts is not None:
+        visited = shape.experts.experts_per_token * shape.experts.intermediate + shape.experts.shared_intermediate
+        inner = max(inner, visited)
+    return 3 * shape.hidden + heads + 3 * inner
 
 
 def largest_batch(
@@ -38,25 +71,54 @@ def largest_batch(
     tensor_parallel: int = 1,
     memory_fraction: float = 0.9,
 ) -> BatchLimit:
-    """How many requests of `input_tokens` in and `output_tokens` out fit at once; 0 where not one does."""
+    """How many requests of `input_tokens` in and `output_tokens` out fit at once.
+
+    vLLM prefills in chunks, so its activations do not grow with the batch; transformers sends the whole batch of
+    prompts through at once, and its cache grows by concatenation, one layer at a time in two copies (under MLA the
+    second holds expanded keys and values).
+
+    `engine` is ``transformers`` or ``vllm``; `dtype` that of weights, activations and KV cache; with `tensor_parallel`
+    GPUs, KV heads fewer than GPUs (and MLA's latent) are replicated; `memory_fraction` is the share of the memory that
+    the engine may use (vLLM's `gpu_memory_utilization`).
+
+    Raises:
+        UsageError: Engine or dtype is not known.
+    """
+    if engine not in ENGINES:
+        raise UsageError.unknown("engine", engine, ENGINES)
     memory = gpu.memory_bytes * memory_fraction * tensor_parallel
     weights = shape.weight_bytes(dtype)
+    fixed = weights + RESERVE_BYTES * tensor_parallel
     tokens = input_tokens + output_tokens
-    per_token = (6 * shape.hidden + 3 * shape.intermediate) * DTYPE_BYTES[dtype]
+    per_token = activation_values_per_token(shape) * max(2.0, dtype_bytes(dtype))
     if engine == "transformers":
-        kv = shape.kv_bytes(tokens, dtype) * (1 + 1 / shape.layers)
-        activations, shared = per_token * input_tokens, 0.0
+        kv = shape.kv_bytes(tokens, dtype) + tokens * shape.attention.key_values * max(2.0, dtype_bytes(dtype))
+        activations = per_token * input_tokens + shape.vocabulary * LOGIT_BYTES
     else:
-        blocks = -(-tokens // BLOCK_TOKENS)
-        kv, activations, shared = shape.kv_bytes(blocks * BLOCK_TOKENS, dtype), 0.0, per_token * CHUNK_TOKENS
-    free = memory - weights - RESERVE_BYTES * tensor_parallel - shared
-    batch = max(0, int(free // (kv + activations)))
+        kv = shape.kv_bytes(-(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS, dtype)
+        activations, fixed = 0.0, fixed + per_token * CHUNK_TOKENS
+    kv *= _replicas(shape, tensor_parallel)
+    batch = max(0, int((memory - fixed) // (kv + activations)))
     return BatchLimit(
         batch=batch,
         weight_bytes=weights,
         kv_bytes_per_request=kv,
         activation_bytes_per_request=activations,
         memory_bytes=memory,
-        reason=f"{format_bytes(memory)} of memory less {format_bytes(memory - free)} leaves {format_bytes(free)}; "
-        f"a request takes {format_bytes(kv + activations)}",
+        reason=_reason(memory, fixed, kv + activations),
+    )
+
+
+def _replicas(shape: ModelShape, tensor_parallel: int) -> float:
+    """How often the group of GPUs holds the same KV cache."""
+    cached_heads = shape.attention.kv_heads if shape.attention.latent is None else 1
+    return max(1.0, tensor_parallel / cached_heads)
+
+
+def _reason(memory: float, fixed: float, per_request: float) -> str:
+    if fixed >= memory:
+        return f"weights and workspaces need {format_bytes(fixed)} of the {format_bytes(memory)} usable"
+    return (
+        f"{format_bytes(memory)} usable less {format_bytes(fixed)} for weights and workspaces leaves "
+        f"{format_bytes(memory - fixed)}; a request takes {format_bytes(per_request)}"
     )

@@ -1,0 +1,83 @@
+"""`infergy gpus` and `infergy models` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from infergy.cli.hardware import gpus, models
+from infergy.errors import UsageError
+from infergy.hardware import get_model, gpu_names, model_config, model_names
+
+app = typer.Typer()
+app.command()(gpus)
+app.command()(models)
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def run_json(*arguments: str) -> Any:
+    return json.loads(run(*arguments, "--json"))
+
+
+def test_gpus_lists_the_catalogue_one_a_line() -> None:
+    lines = run("gpus").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(gpu_names())
+
+
+def test_a_gpu_is_told_with_its_source() -> None:
+    text = run("gpus", "NVIDIA H200")
+    assert "989.5 TFLOP/s" in text
+    assert "140 GiB" in text
+    assert "https://www.nvidia.com" in text
+
+
+def test_json_of_a_gpu_is_in_si_units_and_unknown_is_null() -> None:
+    facts = run_json("gpus", "a100-80gb-sxm")
+    assert facts["memory_bandwidth"] == 2.039e12
+    assert facts["headline_flops"] is None
+    assert facts["headline_basis"]
+    assert [gpu["name"] for gpu in run_json("gpus")] == list(gpu_names())
+
+
+def test_models_lists_what_ships() -> None:
+    lines = run("models").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(model_names())
+
+
+def test_a_model_is_told_with_its_largest_batch() -> None:
+    text = run("models", "llama-3.1-8b")
+    assert "8,030,261,248" in text
+    assert "128 KiB a token" in text
+    assert "NVIDIA H200" in text
+
+
+def test_json_of_a_model_agrees_with_the_library() -> None:
+    facts, shape = run_json("models", "gpt-oss-20b", "--gpu", "h100-sxm"), get_model("gpt-oss-20b")
+    assert facts["parameters"] == shape.parameters
+    assert facts["weight_bytes"] == {"bfloat16": shape.weight_bytes(), "mxfp4": shape.weight_bytes("mxfp4")}
+    assert facts["example"]["request_flops"] == shape.request_flops(2048, 512)
+    assert facts["gpu"] == "h100-sxm"
+    assert facts["largest_batch"]["vllm"]["batch"] > 0
+    assert len(run_json("models")) == len(model_names())
+
+
+def test_a_configuration_of_the_users_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(model_config("qwen3-8b") | {"num_hidden_layers": 2}), encoding="utf-8")
+    assert run_json("models", str(path))["layers"] == 2
+
+
+@pytest.mark.parametrize("arguments", [("gpus", "h300"), ("models", "lama"), ("models", "qwen3-8b", "--gpu", "h20")])
+def test_an_unknown_name_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="unknown"):
+        run(*arguments)

@@ -1,0 +1,163 @@
+"""Reading shapes from configurations: published parameter counts, windows, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infergy.errors import DataError, UsageError
+from infergy.hardware import ModelShape, get_model, model_config, model_names
+
+PUBLISHED = {
+    "deepseek-r1-distill-qwen-1.5b": 1_777_088_000,
+    "deepseek-r1-distill-qwen-32b": 32_763_876_352,
+    "deepseek-v3": 671_026_419_200,
+    "gemma-3-27b": 27_432_406_640,
+    "gemma-3-4b": 4_300_079_472,
+    "gpt-oss-120b": 116_829_156_672,
+    "gpt-oss-20b": 20_914_757_184,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "mistral-small-24b": 23_572_403_200,
+    "mixtral-8x7b": 46_702_792_704,
+    "olmo-1b": 1_176_764_416,
+    "olmo-2-7b": 7_298_617_344,
+    "olmo-7b": 6_888_095_744,
+    "olmoe-1b-7b": 6_919_161_856,
+    "qwen-1.5-32b": 32_512_218_112,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-32b": 32_762_123_264,
+    "qwen3-8b": 8_190_735_360,
+}
+
+
+def test_every_shipped_model_has_its_published_number_of_parameters() -> None:
+    assert {name: get_model(name).parameters for name in model_names()} == PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("mixtral-8x7b", 12.9), ("qwen3-30b-a3b", 3.35), ("qwen3-235b-a22b", 22.2), ("olmoe-1b-7b", 1.28)],
+)
+def test_active_parameters_are_the_published_ones(name: str, billions: float) -> None:
+    assert get_model(name).active_parameters / 1e9 == pytest.approx(billions, abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("gpt-oss-20b", 3.61), ("gpt-oss-120b", 5.13)])
+def test_gpt_oss_counts_active_parameters_without_the_embedding_table(name: str, billions: float) -> None:
+    shape = get_model(name)
+    assert (shape.active_parameters - shape.vocabulary * shape.hidden) / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "layers"),
+    [("gemma-3-4b", 1024, 29), ("gemma-3-27b", 1024, 52), ("gpt-oss-20b", 128, 12), ("qwen3-8b", None, 0)],
+)
+def test_windows_are_in_as_many_layers_as_published(name: str, window: int | None, layers: int) -> None:
+    attention = get_model(name).attention
+    assert (attention.window_tokens, attention.window_layers) == (window, layers)
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """A small Llama's configuration with `changes`; None removes a key."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    }
+    return {key: value for key, value in (config | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+)
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(DataError, match=f"tiny: .*no '{key}'.*config.json"):
+        ModelShape.from_config(small(**{key: None}), name="tiny")
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "8", True])
+def test_a_value_that_is_no_positive_whole_number_is_named(value: object) -> None:
+    with pytest.raises(DataError, match=r"num_hidden_layers is .*expected a whole number"):
+        ModelShape.from_config(small(num_hidden_layers=value), name="tiny")
+
+
+def test_a_switch_must_be_true_or_false() -> None:
+    with pytest.raises(DataError, match="tie_word_embeddings is 'yes'; expected true or false"):
+        ModelShape.from_config(small(tie_word_embeddings="yes"), name="tiny")
+
+
+def test_heads_that_cannot_be_shared_are_refused() -> None:
+    with pytest.raises(DataError, match="4 attention heads do not share 3"):
+        ModelShape.from_config(small(num_key_value_heads=3), name="tiny")
+
+
+def test_an_unknown_architecture_is_named_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown architecture \(model_type of tiny\) 'llama4'; did you mean llama"):
+        ModelShape.from_config(small(model_type="llama4"), name="tiny")
+
+
+def test_something_else_than_a_model_is_refused() -> None:
+    with pytest.raises(DataError, match="no 'model_type'"):
+        ModelShape.from_config({"name": "x"}, name="tiny")
+
+
+def test_every_head_has_its_own_keys_where_the_configuration_is_silent() -> None:
+    assert ModelShape.from_config(small(), name="tiny").attention.kv_heads == 4
+
+
+def test_layer_types_win_over_the_pattern() -> None:
+    config = model_config("gpt-oss-20b")
+    config["layer_types"] = ["full_attention"] * 23 + ["sliding_attention"]
+    assert ModelShape.from_config(config, name="x").attention.window_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error"),
+    [(["full_attention"] * 3, "each of the 24 layers"), (["linear_attention"] * 24, "linear_attention is not known")],
+)
+def test_layer_types_that_cannot_be_meant_are_refused(kinds: list[str], error: str) -> None:
+    config = model_config("gpt-oss-20b") | {"layer_types": kinds}
+    with pytest.raises((DataError, UsageError), match=error):
+        ModelShape.from_config(config, name="x")
+
+
+def test_mistral_slides_unless_its_configuration_says_null() -> None:
+    config = model_config("mistral-7b-v0.3")
+    del config["sliding_window"]
+    assert ModelShape.from_config(config, name="x").attention.window_tokens == 4096
+    assert get_model("mistral-7b-v0.3").attention.window_tokens is None
+
+
+def test_gemma_without_its_text_is_refused() -> None:
+    config = model_config("gemma-3-4b")
+    del config["text_config"]
+    with pytest.raises(DataError, match="'text_config'"):
+        ModelShape.from_config(config, name="x")
+
+
+def test_gemma_counts_its_image_encoder_but_does_not_read_it() -> None:
+    config = model_config("gemma-3-4b")
+    text = ModelShape.from_config(config["text_config"], name="text")
+    whole = get_model("gemma-3-4b")
+    assert whole.vision_parameters == whole.parameters - text.parameters > 400e6
+    assert whole.step_weight_bytes(1) == text.step_weight_bytes(1)
+    assert whole.active_parameters == text.parameters
+
+
+def test_the_llama_of_the_shipped_table_is_whole_enough_for_engines() -> None:
+    config = model_config("llama-3.1-8b")
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["torch_dtype"] == "bfloat16"
+    assert config["rope_scaling"]["rope_type"] == "llama3"
+    assert config["max_position_embeddings"] == 131072
+    assert (config["bos_token_id"], config["eos_token_id"]) == (128000, 128001)
