@@ -1,99 +1,179 @@
-"""`infergy bins`: a trace as a histogram, and what rounding lengths up does to it."""
+"""`infergy bins`: the histogram that an estimate is made of, and what binning does to lengths (Figure 7)."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from infergy.cli.trace_options import (
+    POWERS_OF_TWO,
     BinsOption,
     CachedColumnOption,
     FormatOption,
     InputColumnOption,
+    InputEdgesOption,
     JsonOption,
     OutputColumnOption,
-    SourcesArg,
-    TimeColumnOption,
+    OutputEdgesOption,
+    SourceArg,
     bins_of,
     columns_of,
+    stdout_console,
 )
 from infergy.units import format_percent
 
 if TYPE_CHECKING:
-    from infergy.workload import Histogram
+    from rich.table import Table
+    from rich.text import Text
 
-BAR_WIDTH = 30
+    from infergy.workload import AxisCount, Histogram
+
+_SHADES = " ░▒▓█"
+_HEAT = ("", "on grey15", "on grey30", "on dark_red", "bold on red")
+_BAR_WIDTH = 40
 
 
 def bins(
-    sources: SourcesArg,
-    bins: BinsOption = "powers-of-two",
+    source: SourceArg,
+    bins: BinsOption = POWERS_OF_TWO,
+    input_edges: InputEdgesOption = None,
+    output_edges: OutputEdgesOption = None,
     format: FormatOption = None,  # noqa: A002
     input_column: InputColumnOption = None,
     output_column: OutputColumnOption = None,
-    time_column: TimeColumnOption = None,
     cached_column: CachedColumnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the histogram of traces over bins, and real beside binned lengths (the study's Figure 7).
+    """Print a trace as counts over bins, and real lengths against binned ones.
 
-    Example: infergy bins azure-code-2023 --bins paper
+    Example: infergy bins azure-conv-2023 --bins paper
     """
-    from infergy.records.codec import to_json
     from infergy.workload import open_trace
 
-    columns = columns_of(input_column, output_column, time_column, cached_column)
-    for source in sources:
-        histogram = open_trace(source, format=format, columns=columns).histogram(bins_of(bins))
-        if as_json:
-            typer.echo(json.dumps(to_json(histogram)))
-        else:
-            _print(histogram)
-
-
-def _print(histogram: Histogram) -> None:
-    typer.echo(
-        f"{histogram.source}: {histogram.requests:,} requests in {len(histogram.counts)} {histogram.bins.name} bins"
+    grid = bins_of(bins, input_edges, output_edges)
+    columns = columns_of(input_column, output_column, None, cached_column)
+    histogram = open_trace(source, format=format, columns=columns).histogram(grid)
+    if as_json:
+        typer.echo(json.dumps(_as_json(histogram), indent=1, allow_nan=False))
+        return
+    console = stdout_console()
+    console.print(
+        f"{histogram.source}: requests by input (rows) and output (columns), {histogram.bins.name} bins", soft_wrap=True
     )
-    if histogram.failed_requests:
-        typer.echo(f"  {histogram.failed_requests:,} requests without output are set aside")
-    if histogram.left_out is not None:
-        share = histogram.left_out.requests / (histogram.left_out.requests + histogram.requests)
-        typer.echo(
-            f"  {histogram.left_out.requests:,} requests ({format_percent(share)}) lie past the last bin "
-            "and are left out; --bins powers-of-two leaves nobody out"
+    console.print(_heat_table(histogram))
+    for axis, counts in (("Input", histogram.along_input()), ("Output", histogram.along_output())):
+        console.print(f"{axis} tokens: real █ against binned ░ (each request as long as its bin's upper edge)")
+        console.print(_axis_table(counts))
+    for line in _notes(histogram):
+        console.print(line, soft_wrap=True)
+
+
+def _as_json(histogram: Histogram) -> dict[str, Any]:
+    """The histogram with the sums that follow from it, for readers without this code."""
+    from infergy.records.codec import to_json
+
+    sums = ("requests", "input_tokens", "output_tokens", "binned_input_tokens", "binned_output_tokens")
+    return {**to_json(histogram), **{name: getattr(histogram, name) for name in sums}}
+
+
+def _heat_table(histogram: Histogram) -> Table:
+    """Rows are input edges, columns output edges; the shade grows with the share of the fullest bin."""
+    from rich import box
+    from rich.table import Table
+
+    grid = histogram.bins
+    cells = {(c.bin.input_tokens, c.bin.output_tokens): c.requests for c in histogram.counts}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("≤ tokens", justify="right", no_wrap=True)
+    for edge in grid.output_edges:
+        table.add_column(f"{edge:,}", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    most = max(cells.values(), default=0)
+    for row in histogram.along_input():
+        shown = [_heat_cell(cells.get((row.edge, edge), 0), most) for edge in grid.output_edges]
+        table.add_row(f"{row.edge:,}", *shown, _share(row.requests, histogram.requests))
+    table.add_section()
+    table.add_row("share", *(_share(one.requests, histogram.requests) for one in histogram.along_output()), "")
+    return table
+
+
+def _heat_cell(requests: int, most: int) -> Text:
+    from rich.text import Text
+
+    if not requests:
+        return Text("·", style="dim")
+    # A square root keeps the small bins apart, which a linear scale would paint alike.
+    level = max(1, round((requests / most) ** 0.5 * (len(_SHADES) - 1)))
+    return Text(f"{_SHADES[level]} {requests:,}", style=_HEAT[level])
+
+
+def _axis_table(counts: Sequence[AxisCount]) -> Table:
+    """One row an edge; the bars share one scale, the most binned tokens of any edge."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("≤ tokens", "Requests", "Real mean", "Real tokens", "Binned tokens", "Over"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    most = max((one.binned_tokens for one in counts), default=0)
+    for one in counts:
+        table.add_row(
+            f"{one.edge:,}",
+            f"{one.requests:,}",
+            "" if one.mean_tokens is None else f"{one.mean_tokens:,.1f}",
+            f"{one.tokens:,}",
+            f"{one.binned_tokens:,}",
+            _over(one.tokens, one.binned_tokens),
+            _bar(one.tokens, one.binned_tokens, most),
         )
-    _print_counts(histogram)
-    for axis in ("input", "output"):
-        _print_axis(histogram, axis)
+    return table
 
 
-def _print_counts(histogram: Histogram) -> None:
-    """Requests of each bin: input edges down, output edges across."""
-    counts = {(c.bin.input_tokens, c.bin.output_tokens): c.requests for c in histogram.counts}
-    edges = histogram.bins.output_edges
-    typer.echo("\n  requests   output ≤" + "".join(f"{edge:>8}" for edge in edges))
-    for edge in histogram.bins.input_edges:
-        row = [counts.get((edge, output), 0) for output in edges]
-        typer.echo(f"  input ≤ {edge:>11}" + "".join(f"{count or '·':>8}" for count in row))
+def _bar(real: int, binned: int, most: int) -> str:
+    if not most:
+        return ""
+    full, whole = round(real / most * _BAR_WIDTH), round(binned / most * _BAR_WIDTH)
+    return "█" * full + "░" * (whole - full)
 
 
-def _print_axis(histogram: Histogram, axis: str) -> None:
-    """Tokens by edge, as they are and as the ceiling counts them."""
-    real: dict[int, int] = {}
-    binned: dict[int, int] = {}
-    for count in histogram.counts:
-        edge = getattr(count.bin, f"{axis}_tokens")
-        real[edge] = real.get(edge, 0) + getattr(count, f"{axis}_tokens")
-        binned[edge] = binned.get(edge, 0) + edge * count.requests
-    total_real, total_binned = sum(real.values()), sum(binned.values())
-    over = format_percent(total_binned / total_real - 1, signed=True) if total_real else "unknown"
-    typer.echo(
-        f"\n  {axis} tokens: {total_real:,} real, {total_binned:,} binned ({over})   █ real  ░ added by rounding up"
-    )
-    longest = max(binned.values())
-    for edge in sorted(binned):
-        full, whole = (round(tokens / longest * BAR_WIDTH) for tokens in (real[edge], binned[edge]))
-        typer.echo(f"  ≤ {edge:>8} {'█' * full}{'░' * (whole - full):<{BAR_WIDTH - full}} {binned[edge]:>14,}")
+def _over(real: int, binned: int) -> str:
+    """How far the ceiling over-counts, of the real tokens."""
+    return format_percent(binned / real - 1, signed=True) if real else ""
+
+
+def _share(part: int, whole: int) -> str:
+    return format_percent(part / whole) if whole else ""
+
+
+def _notes(histogram: Histogram) -> list[str]:
+    """What the tables do not show: the over-count in total, and who is not in a bin."""
+    given = _totals("input", histogram.input_tokens, histogram.binned_input_tokens)
+    output = _totals("output", histogram.output_tokens, histogram.binned_output_tokens)
+    notes = [f"In bins: {histogram.requests:,} requests; {given}; {output}."]
+    left = histogram.left_out
+    if left is None:
+        notes.append("Left out: nobody.")
+    else:
+        everyone = histogram.requests + left.requests
+        notes.append(
+            f"Left out, past the last edge: {left.requests:,} of {everyone:,} requests "
+            f"({format_percent(left.requests / everyone)}) with {left.input_tokens:,} input and "
+            f"{left.output_tokens:,} output tokens; the longest have {left.bin.input_tokens:,} and "
+            f"{left.bin.output_tokens:,}. To leave nobody out: --bins powers-of-two"
+        )
+    if histogram.failed_requests:
+        notes.append(f"Set aside: {histogram.failed_requests:,} requests without output tokens.")
+    if histogram.cached_input_tokens:
+        notes.append(
+            f"Input is what costs prefill: {histogram.cached_input_tokens:,} tokens from a prefix cache are taken off."
+        )
+    return notes
+
+
+def _totals(axis: str, real: int, binned: int) -> str:
+    over = _over(real, binned)
+    return f"{axis} {real:,} tokens real, {binned:,} binned" + (f" ({over})" if over else "")

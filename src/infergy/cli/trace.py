@@ -1,8 +1,10 @@
-"""`infergy trace`: what a request log holds."""
+"""`infergy trace`: what the study's Tables 1 and 2 say of a request trace."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,9 +16,18 @@ from infergy.cli.trace_options import (
     OutputColumnOption,
     SourcesArg,
     TimeColumnOption,
+    TimeUnitOption,
     columns_of,
+    stdout_console,
 )
 from infergy.units import format_duration, format_number, format_percent
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from infergy.workload import LengthSummary, TraceSummary
+
+_UNKNOWN = "unknown"
 
 
 def trace(
@@ -26,39 +37,71 @@ def trace(
     output_column: OutputColumnOption = None,
     time_column: TimeColumnOption = None,
     cached_column: CachedColumnOption = None,
+    time_unit: TimeUnitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe request traces: counts, lengths (mean ± std, median, p99) and arrival rate.
+    """Describe request traces: requests, lengths (mean ± std, median, p99, longest), arrival rate.
 
     Example: infergy trace azure-conv-2023 azure-code-2023
     """
     from infergy.records.codec import to_json
     from infergy.workload import open_trace
 
-    columns = columns_of(input_column, output_column, time_column, cached_column)
-    for source in sources:
-        opened = open_trace(source, format=format, columns=columns)
-        summary = opened.describe()
-        if as_json:
-            typer.echo(json.dumps(to_json(summary)))
-            continue
-        failed = f", {summary.failed_requests:,} without output set aside" if summary.failed_requests else ""
-        typer.echo(f"{summary.source} ({summary.format}): {summary.requests:,} requests{failed}")
-        if summary.duration_s is None or summary.arrival_rate is None:
-            typer.echo(f"  arrivals: unknown, {summary.duration_reason}")
-        else:
-            rate = format_number(summary.arrival_rate)
-            typer.echo(f"  arrivals: {rate} requests/s over {format_duration(summary.duration_s)}")
-        typer.echo(f"  {'tokens':7} {'mean ± std':>22} {'median':>8} {'p99':>8} {'longest':>8} {'total':>15}")
-        for name, axis in (("input", summary.input), ("output", summary.output)):
-            spread = f"{axis.mean:,.2f} ± {axis.std:,.2f}"
-            typer.echo(
-                f"  {name:7} {spread:>22} {axis.median:8,.0f} {axis.p99:8,.0f} {axis.longest:8,} {axis.total:15,}"
-            )
-        if summary.cached_input_tokens:
-            share = summary.cached_input_tokens / (summary.cached_input_tokens + summary.input.total)
-            typer.echo(
-                f"  {format_percent(share)} of input tokens came from a prefix cache and are not in these figures"
-            )
-        if opened.attribution:
-            typer.echo(f"  {opened.attribution}")
+    columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
+    summaries = [open_trace(source, format=format, columns=columns).describe() for source in sources]
+    if as_json:
+        typer.echo(json.dumps({"traces": to_json(summaries)}, indent=1, allow_nan=False))
+        return
+    _print(summaries)
+
+
+def _print(summaries: Sequence[TraceSummary]) -> None:
+    console = stdout_console()
+    console.print(_overview(summaries))
+    console.print(_lengths("Input tokens a request", summaries, [summary.input for summary in summaries]))
+    console.print(_lengths("Output tokens a request", summaries, [summary.output for summary in summaries]))
+    for summary in summaries:
+        if summary.arrival_reason:
+            typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
+        if summary.attribution:
+            typer.echo(summary.attribution, err=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Trace", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _overview(summaries: Sequence[TraceSummary]) -> Table:
+    table = _table("Requests", "Format", "Requests", "Without output", "Duration", "Arrivals", "Cached input")
+    for one in summaries:
+        table.add_row(
+            one.source,
+            one.format,
+            f"{one.requests:,}",
+            f"{one.failed_requests:,}",
+            _UNKNOWN if one.duration_s is None else format_duration(one.duration_s),
+            _UNKNOWN if one.arrival_rate_per_s is None else f"{format_number(one.arrival_rate_per_s)} /s",
+            _UNKNOWN if one.cached_share is None else format_percent(one.cached_share),
+        )
+    return table
+
+
+def _lengths(title: str, summaries: Sequence[TraceSummary], lengths: Sequence[LengthSummary]) -> Table:
+    table = _table(title, "Mean ± std", "Median", "p99", "Longest", "Total")
+    for summary, one in zip(summaries, lengths, strict=True):
+        table.add_row(
+            summary.source,
+            f"{one.mean:,.2f} ± {_UNKNOWN if one.std is None else f'{one.std:,.2f}'}",
+            f"{one.median:,.10g}",
+            f"{one.p99:,.10g}",
+            f"{one.longest:,}",
+            f"{one.total:,}",
+        )
+    return table

@@ -1,67 +1,109 @@
-"""How a trace is named on the command line: the options that `trace`, `bins` and `estimate` share."""
+"""Options that every verb reading a trace shares, and what they mean."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infergy.errors import UsageError
+from infergy.workload import FORMAT_NAMES, Bins, Columns
+from infergy.workload.bins import edges_of
 
 if TYPE_CHECKING:
-    from infergy.workload import Bins, Columns
+    from rich.console import Console
 
-SourcesArg = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="TRACE...",
-        help="Shipped traces (azure-conv-2023, azure-code-2023) or CSV, JSONL and Parquet files.",
-        show_default=False,
-    ),
-]
+PAPER, POWERS_OF_TWO = "paper", "powers-of-two"
+_UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_WIDTH_OF_FILES = 120
+
+_SOURCE_HELP = "A shipped trace (azure-conv-2023, azure-code-2023), or a CSV (.gz too), JSONL or Parquet file."
+SourceArg = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]
+SourcesArg = Annotated[list[str], typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", "-f", help="azure, burstgpt, mooncake, openai, responses, flat [default: recognised]"),
+    typer.Option("--format", help=f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]"),
 ]
 InputColumnOption = Annotated[
-    str | None, typer.Option("--input-column", help="Column of input tokens; dots go into nested records")
+    str | None,
+    typer.Option("--input-column", help="Column of input tokens; usage.prompt_tokens goes into nested records"),
 ]
 OutputColumnOption = Annotated[str | None, typer.Option("--output-column", help="Column of output tokens")]
-TimeColumnOption = Annotated[
-    str | None, typer.Option("--time-column", help="Column of arrival times, in seconds or as timestamps")
+TimeColumnOption = Annotated[str | None, typer.Option("--time-column", help="Column of arrivals")]
+TimeUnitOption = Annotated[
+    str | None, typer.Option("--time-unit", help="Unit of a numeric time column: s, ms, us, ns [default: the format's]")
 ]
 CachedColumnOption = Annotated[
-    str | None, typer.Option("--cached-column", help="Column of input tokens that a prefix cache served")
+    str | None,
+    typer.Option("--cached-column", help="Column of input tokens that a prefix cache served: they cost no prefill"),
 ]
 BinsOption = Annotated[
-    str, typer.Option("--bins", help="powers-of-two (nobody is left out) or paper (arXiv 2504.17674)")
+    str,
+    typer.Option("--bins", help="powers-of-two leaves nobody out; paper is arXiv 2504.17674's"),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, in SI units")]
+InputEdgesOption = Annotated[
+    str | None, typer.Option("--input-edges", help="Upper edges of your own input bins: 32,128,512")
+]
+OutputEdgesOption = Annotated[
+    str | None, typer.Option("--output-edges", help="Upper edges of your own output bins: 8,64,512")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables")]
 
 
-def columns_of(input: str | None, output: str | None, time: str | None, cached: str | None) -> Columns | None:  # noqa: A002
-    """The columns that options name; None if they name none.
-
-    Raises:
-        UsageError: Only one of input and output is named.
-    """
-    if not any((input, output, time, cached)):
-        return None
-    if not (input and output):
-        raise UsageError("name both --input-column and --output-column (and, if the log has them, --time-column, …)")
-    from infergy.workload import Columns
-
-    return Columns(input=input, output=output, time=time, cached=cached)
-
-
-def bins_of(name: str) -> Bins | None:
-    """The bins called `name`; None stands for powers of two up to the longest request.
+def columns_of(
+    input_column: str | None,
+    output_column: str | None,
+    time_column: str | None,
+    cached_column: str | None,
+    time_unit: str | None = None,
+) -> Columns | None:
+    """The columns that the options name; None if they name none.
 
     Raises:
-        UsageError: No bins are called so.
+        UsageError: No such time unit.
     """
-    if name not in ("powers-of-two", "paper"):
-        raise UsageError.unknown("bins", name, ("powers-of-two", "paper"))
-    from infergy.workload import Bins
+    if time_unit is not None and time_unit not in _UNITS_S:
+        raise UsageError.unknown("time unit", time_unit, _UNITS_S)
+    columns = Columns(
+        input=input_column,
+        output=output_column,
+        time=time_column,
+        cached=cached_column,
+        time_unit_s=None if time_unit is None else _UNITS_S[time_unit],
+    )
+    return None if columns == Columns() else columns
 
-    return Bins.paper() if name == "paper" else None
+
+def bins_of(name: str, input_edges: str | None, output_edges: str | None) -> Bins | None:
+    """The bins that the options mean; None for powers of two up to the longest request.
+
+    Raises:
+        UsageError: No bins of that name, edges that cannot be, or edges of one axis alone.
+    """
+    if name not in (PAPER, POWERS_OF_TWO):
+        raise UsageError.unknown("bins", name, (PAPER, POWERS_OF_TWO), "Your own: --input-edges and --output-edges")
+    base = Bins.paper() if name == PAPER else None
+    if input_edges is None and output_edges is None:
+        return base
+    if base is None and (input_edges is None or output_edges is None):
+        missing = "--input-edges" if input_edges is None else "--output-edges"
+        raise UsageError(f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis")
+    given = [None if text is None else tuple(edges_of(text)) for text in (input_edges, output_edges)]
+    return Bins(
+        name="custom",
+        input_edges=given[0] if given[0] is not None else _edges(base, "input"),
+        output_edges=given[1] if given[1] is not None else _edges(base, "output"),
+    )
+
+
+def _edges(base: Bins | None, axis: str) -> tuple[int, ...]:
+    assert base is not None
+    return base.input_edges if axis == "input" else base.output_edges
+
+
+def stdout_console() -> Console:
+    """A console on stdout; a pipe or a file gets lines wide enough that no table is cut."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, highlight=False)

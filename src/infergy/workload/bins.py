@@ -92,6 +92,32 @@ class BinCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AxisCount:
+    """The requests of a histogram between two edges of one axis: real against binned (Figure 7 of the study).
+
+    Attributes:
+        edge: Upper edge, which stands for all of them.
+        floor: The edge below, 0 for the first.
+        tokens: Their real tokens.
+    """
+
+    edge: int
+    floor: int
+    requests: int
+    tokens: int
+
+    @property
+    def binned_tokens(self) -> int:
+        """Tokens if each had the length of the edge."""
+        return self.requests * self.edge
+
+    @property
+    def mean_tokens(self) -> float | None:
+        """Real mean length; None where no request lies."""
+        return self.tokens / self.requests if self.requests else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
     """A trace as counts over bins: all that an estimate needs of it.
 
@@ -125,6 +151,35 @@ class Histogram:
     def output_tokens(self) -> int:
         """Real output tokens of the requests in bins."""
         return sum(count.output_tokens for count in self.counts)
+
+    @property
+    def binned_input_tokens(self) -> int:
+        """Input tokens if each request had the length of its bin's upper edge: what the ceiling mapping charges."""
+        return sum(count.requests * count.bin.input_tokens for count in self.counts)
+
+    @property
+    def binned_output_tokens(self) -> int:
+        """Output tokens if each request had the length of its bin's upper edge."""
+        return sum(count.requests * count.bin.output_tokens for count in self.counts)
+
+    def along_input(self) -> tuple[AxisCount, ...]:
+        """The requests in bins by input edge, one item for each edge of the grid, ascending."""
+        return _along(self.bins.input_edges, [(c.bin.input_tokens, c.requests, c.input_tokens) for c in self.counts])
+
+    def along_output(self) -> tuple[AxisCount, ...]:
+        """The requests in bins by output edge, one item for each edge of the grid, ascending."""
+        return _along(self.bins.output_edges, [(c.bin.output_tokens, c.requests, c.output_tokens) for c in self.counts])
+
+
+def _along(edges: Sequence[int], items: Sequence[tuple[int, int, int]]) -> tuple[AxisCount, ...]:
+    sums = {edge: [0, 0] for edge in edges}
+    for edge, requests, tokens in items:
+        sums[edge][0] += requests
+        sums[edge][1] += tokens
+    return tuple(
+        AxisCount(edge=edge, floor=floor, requests=sums[edge][0], tokens=sums[edge][1])
+        for floor, edge in zip((0, *edges), edges, strict=False)
+    )
 
 
 def _powers(first: int, longest: int) -> tuple[int, ...]:

@@ -1,112 +1,215 @@
-"""Which log this is, from its header: the columns of the formats that infergy knows.
+"""Formats of request logs, as data: which columns hold the tokens, the arrival and the cached part.
 
-    azure       TIMESTAMP, ContextTokens, GeneratedTokens                            CSV, Azure 2023 and 2024
-    burstgpt    Timestamp, [Session ID, Elapsed time,] Model, Request tokens, …      CSV, BurstGPT
-    mooncake    timestamp (ms), input_length, output_length, hash_ids                JSONL, Mooncake
-    openai      usage.{prompt_tokens, completion_tokens, prompt_tokens_details}      JSONL, OpenAI and vLLM logs
-    responses   usage.{input_tokens, output_tokens, input_tokens_details}            JSONL, OpenAI Responses API
-    flat        prompt_tokens, completion_tokens [, cached_tokens]                   JSONL, CSV or Parquet, flattened
+    azure       TIMESTAMP, ContextTokens, GeneratedTokens                       Azure LLM inference traces 2023, 2024
+    burstgpt    Timestamp, Request tokens, Response tokens, …                   BurstGPT, with or without sessions
+    mooncake    timestamp (ms), input_length, output_length, hash_ids           Mooncake, FAST '25 traces
+    openai      usage.prompt_tokens …, usage.input_tokens …, or batch output    OpenAI- and vLLM-style response logs
+    tokens      input_tokens, output_tokens [, cached_tokens, arrival_s]        what infergy itself would write
     columns     whatever --input-column and --output-column name
 
-A path with dots goes into nested records.
+A dotted name is a path into JSON objects or struct columns. Standard library only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+import itertools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from infergy.errors import DataError, UsageError
 
+NAMED = "columns"
+_SHOWN_FIELDS = 20
+_SHOWN_CHARACTERS = 80
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """The columns of a log that hold a request, by name; dots go into nested records.
+    """Where a log keeps its figures, where that differs from its format; None takes the format's own.
 
     Attributes:
-        input: Input (prompt) tokens.
-        output: Output (generated) tokens.
-        time: Arrival: a number of seconds, or a timestamp; None if the log has none.
-        cached: Input tokens served from a prefix cache; None if the log has none.
-        time_unit_s: Seconds in one unit of a numeric time.
+        input: Column of input (prompt) tokens, cached ones included.
+        output: Column of output (generated) tokens.
+        time: Column of arrivals: numbers, timestamps, or text like ``2024-05-10 00:00:00.009930+00:00``.
+        cached: Column of input tokens that a prefix cache served.
+        time_unit_s: Seconds in one unit of a numeric time column: 1e-3 for milliseconds.
     """
 
-    input: str
-    output: str
+    input: str | None = None
+    output: str | None = None
     time: str | None = None
     cached: str | None = None
-    time_unit_s: float = 1.0
+    time_unit_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.time_unit_s is not None and not 0 < self.time_unit_s < float("inf"):
+            raise UsageError(f"a time unit must be a positive number of seconds, not {self.time_unit_s}")
 
 
-FORMATS: dict[str, Columns] = {
-    "azure": Columns(input="ContextTokens", output="GeneratedTokens", time="TIMESTAMP"),
-    "burstgpt": Columns(input="Request tokens", output="Response tokens", time="Timestamp"),
-    "mooncake": Columns(input="input_length", output="output_length", time="timestamp", time_unit_s=1e-3),
-    "openai": Columns(
-        input="usage.prompt_tokens",
-        output="usage.completion_tokens",
-        time="created",
-        cached="usage.prompt_tokens_details.cached_tokens",
-    ),
-    "responses": Columns(
-        input="usage.input_tokens",
-        output="usage.output_tokens",
-        time="created_at",
-        cached="usage.input_tokens_details.cached_tokens",
-    ),
-    "flat": Columns(input="prompt_tokens", output="completion_tokens", time="created", cached="cached_tokens"),
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Columns of a known format; `time` and `cached` are tried in order, row by row.
 
-
-def recognise(present: Iterable[str], source: str, format: str | None) -> tuple[str, Columns]:  # noqa: A002
-    """The format of a log and its columns, from the paths it has (``usage.prompt_tokens``) or by name.
-
-    Optional columns (time, cached) that the log lacks become None.
-
-    Raises:
-        DataError: Required columns are missing; says which were found, which are wanted, and what to type.
-        UsageError: No format is called `format`.
+    Attributes:
+        null_is_failed: Whether a row with neither input nor output is a failed request, as in logs of responses, where
+            an error has no usage; elsewhere such a row is bad.
     """
-    paths = set(present)
-    if format is not None and format not in FORMATS:
-        raise UsageError.unknown("trace format", format, FORMATS)
-    for name, columns in FORMATS.items():
-        if format in (None, name) and {columns.input, columns.output} <= paths:
-            return name, restrict(columns, paths)
-    wanted = FORMATS[format] if format else None
-    want = f"{wanted.input!r} and {wanted.output!r} ({format})" if wanted else "those of a known format"
-    raise DataError(
-        f"{source}: expected columns {want}; found {', '.join(sorted(paths)) or 'none'}. "
-        "Name them: --input-column NAME --output-column NAME"
+
+    name: str
+    input: str
+    output: str
+    time: tuple[str, ...] = ()
+    cached: tuple[str, ...] = ()
+    time_unit_s: float = 1.0
+    null_is_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The columns of one log, settled; fields as in `Format`, `format` is its name."""
+
+    format: str
+    input: str
+    output: str
+    time: tuple[str, ...]
+    cached: tuple[str, ...]
+    time_unit_s: float
+    null_is_failed: bool
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return tuple(dict.fromkeys((self.input, self.output, *self.time, *self.cached)))
+
+
+def _chat(prefix: str, *times: str) -> Format:
+    """The usage object of the Chat Completions API, which vLLM, SGLang and others share."""
+    return Format(
+        name="openai",
+        input=f"{prefix}prompt_tokens",
+        output=f"{prefix}completion_tokens",
+        time=times,
+        cached=(f"{prefix}prompt_tokens_details.cached_tokens", f"{prefix}cached_tokens"),
+        null_is_failed=True,
     )
 
 
-def check_columns(columns: Columns, present: Iterable[str], source: str) -> None:
-    """Refuse named columns that the log does not have.
+def _responses(prefix: str, *times: str) -> Format:
+    """The usage object of the Responses API."""
+    return Format(
+        name="openai",
+        input=f"{prefix}input_tokens",
+        output=f"{prefix}output_tokens",
+        time=times,
+        cached=(f"{prefix}input_tokens_details.cached_tokens", f"{prefix}cached_tokens"),
+        null_is_failed=True,
+    )
+
+
+FORMATS = (
+    Format(name="azure", input="ContextTokens", output="GeneratedTokens", time=("TIMESTAMP",)),
+    Format(name="burstgpt", input="Request tokens", output="Response tokens", time=("Timestamp",)),
+    Format(name="mooncake", input="input_length", output="output_length", time=("timestamp",), time_unit_s=1e-3),
+    _chat("usage.", "created"),
+    _responses("usage.", "created_at", "created"),
+    _chat("response.body.usage.", "response.body.created"),
+    _responses("response.body.usage.", "response.body.created_at"),
+    _chat("", "created"),
+    Format(
+        name="tokens",
+        input="input_tokens",
+        output="output_tokens",
+        time=("arrival_s", "created_at", "created"),
+        cached=("cached_tokens", "input_tokens_details.cached_tokens"),
+    ),
+)
+FORMAT_NAMES = tuple(dict.fromkeys(known.name for known in FORMATS))
+
+
+def settle(
+    fields: Collection[str], *, source: str, records: bool, wanted: str | None, columns: Columns | None
+) -> Layout:
+    """The layout of a log: recognised from the fields it has, or named; columns that the user names go first.
+
+    Args:
+        fields: Columns of the log; of JSON records, the dotted paths seen in the first ones.
+        source: Name of the log, for messages.
+        records: Whether rows are JSON records, in which an optional field may show up late.
+        wanted: Name of a format, or None to recognise it.
+        columns: What the user named.
 
     Raises:
-        DataError: Says which is missing, which were found, and the flag that names it.
+        UsageError: No format of that name.
+        DataError: The log lacks a column; says which were found, which are wanted, and the option that names it.
     """
-    paths = set(present)
-    for flag, path in (
-        ("input", columns.input),
-        ("output", columns.output),
-        ("time", columns.time),
-        ("cached", columns.cached),
-    ):
-        if path is not None and path not in paths:
+    named = columns or Columns()
+    _check_named(named, fields, source)
+    if wanted not in (None, NAMED, *FORMAT_NAMES):
+        raise UsageError.unknown("trace format", str(wanted), (*FORMAT_NAMES, NAMED))
+    known = None if wanted == NAMED else _recognise(fields, wanted, named)
+    if known is None and (named.input is None or named.output is None):
+        raise DataError(_not_recognised(fields, source, wanted, named))
+    if known is None:
+        assert named.input is not None
+        assert named.output is not None
+        known = Format(name=NAMED, input=named.input, output=named.output)
+
+    def present(paths: Iterable[str]) -> tuple[str, ...]:
+        return tuple(path for path in paths if records or path in fields)
+
+    return Layout(
+        format=known.name,
+        input=named.input or known.input,
+        output=named.output or known.output,
+        time=(named.time,) if named.time else present(known.time),
+        cached=(named.cached,) if named.cached else present(known.cached),
+        time_unit_s=named.time_unit_s or known.time_unit_s,
+        null_is_failed=known.null_is_failed,
+    )
+
+
+def _recognise(fields: Collection[str], wanted: str | None, named: Columns) -> Format | None:
+    all_named = named.input is not None and named.output is not None
+    for known in FORMATS:
+        tokens = named.input or known.input, named.output or known.output
+        if all_named and wanted is None and tokens != (known.input, known.output):
+            continue
+        if wanted in (None, known.name) and set(tokens) <= set(fields):
+            return known
+    return None
+
+
+def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
+    for axis in ("input", "output", "time", "cached"):
+        path = getattr(named, axis)
+        if path is not None and path not in fields:
+            near = difflib.get_close_matches(path, list(fields), n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
             raise DataError(
-                f"{source}: no column {path!r}; found {', '.join(sorted(paths)) or 'none'}. "
-                f"Name the right one: --{flag}-column NAME"
+                f"{source}: no column {path!r}; {hint}found: {_shown(fields)}. Name another: --{axis}-column NAME"
             )
 
 
-def restrict(columns: Columns, paths: set[str]) -> Columns:
-    """The same columns without the optional ones that are not there."""
-    return Columns(
-        input=columns.input,
-        output=columns.output,
-        time=columns.time if columns.time in paths else None,
-        cached=columns.cached if columns.cached in paths else None,
-        time_unit_s=columns.time_unit_s,
+def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> str:
+    candidates = [known for known in FORMATS if wanted in (None, known.name)]
+    names = "; ".join(f"{known.input} and {known.output} ({known.name})" for known in candidates)
+    flags = [f"--{axis}-column NAME" for axis in ("input", "output") if getattr(named, axis) is None]
+    what = "the tokens of each request are in no column that infergy knows" if candidates else "no columns were named"
+    return (
+        f"{source}: {what}; found: {_shown(fields)}."
+        + (f" Wanted: {names}." if names else "")
+        + f" Name them: {' '.join(flags)}"
     )
+
+
+def _shown(fields: Collection[str]) -> str:
+    shown = [_as_typed(field) for field in itertools.islice(fields, _SHOWN_FIELDS)]
+    more = len(fields) - len(shown)
+    return (", ".join(shown) or "none") + (f", and {more} more" if more else "")
+
+
+def _as_typed(field: str) -> str:
+    """A name, in quotes if it holds what a terminal does not show; long ones cut."""
+    cut = field if len(field) <= _SHOWN_CHARACTERS else f"{field[:_SHOWN_CHARACTERS]}…"
+    return cut if cut.isprintable() and cut == cut.strip() else repr(cut)

@@ -1,0 +1,241 @@
+"""Where a trace comes from: a shipped one, a file, or a frame that the caller holds. Reads no more than it must."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import json
+import math
+import tomllib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any
+
+from infergy.errors import DataError, UsageError
+
+CSV, JSONL, PARQUET, POLARS, FRAME = "csv", "jsonl", "parquet", "polars", "frame"
+_PEEKED_RECORDS = 200
+_PEEKED_CHARACTERS = 4096
+_LONGEST_NUMBER = 38
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_NAMES_OF_TRACES = "A trace is a shipped name, or a CSV, JSONL or Parquet file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Source:
+    """A trace found, its fields known, its rows unread.
+
+    Attributes:
+        name: Shipped name, path, or what kind of frame it is.
+        kind: ``csv``, ``jsonl``, ``parquet``, ``polars``, or ``frame`` for what narwhals holds.
+        fields: Column names; those of nested records as dotted paths.
+        path: The file; None for a frame.
+        frame: A polars LazyFrame or a narwhals frame; None for a file.
+        flat: Those of `fields` that are names even where they hold a dot, as in ``{"usage.prompt_tokens": 7}``.
+        separator: Between the fields of a CSV.
+        about: What `traces.toml` says of a shipped trace.
+    """
+
+    name: str
+    kind: str
+    fields: tuple[str, ...]
+    path: Path | None = None
+    frame: Any = None
+    flat: frozenset[str] = frozenset()
+    separator: str = ","
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def shipped_traces() -> Mapping[str, Mapping[str, str]]:
+    """The traces that ship with the package, by name: title, file, source, license, citation, sha256, changes."""
+    text = (resources.files("infergy") / "data" / "traces" / "traces.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def find(source: Any) -> Source:
+    """Find a trace by shipped name or path, or take a frame as it is.
+
+    Raises:
+        DataError: No such file, or no file of a kind that is read.
+        UsageError: Neither a name, nor a path, nor a frame.
+    """
+    if isinstance(source, str) and source in shipped_traces():
+        about = shipped_traces()[source]
+        path = Path(str(resources.files("infergy") / "data" / "traces" / about["file"]))
+        return _peek(path, source, about)
+    if isinstance(source, (str, Path)):
+        return _peek(Path(source).expanduser(), str(source) or ".", {})
+    return _adopt(source)
+
+
+def _adopt(held: Any) -> Source:
+    import narwhals as nw
+
+    try:
+        frame = nw.from_native(nw.to_native(held, pass_through=True))
+    except TypeError as error:
+        raise UsageError(
+            f"cannot take a {type(held).__name__} for a trace: expected a name, a path, or a polars, pandas, "
+            "Arrow or DuckDB frame"
+        ) from error
+    library = frame.implementation.value
+    schema = frame.collect_schema()
+    is_polars = frame.implementation.is_polars()
+    return Source(
+        name=f"{library} frame",
+        kind=POLARS if is_polars else FRAME,
+        fields=tuple(flatten(schema)),
+        flat=frozenset(schema),
+        frame=nw.to_native(frame).lazy() if is_polars else frame,
+    )
+
+
+def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
+    """Tell the kind of a file by its first bytes, and its fields by its header or first records."""
+    if not path.exists():
+        hint = f"There is no file of that name either. {_NAMES_OF_TRACES}."
+        raise DataError(str(UsageError.unknown("trace", name, shipped_traces(), hint)))
+    if path.is_dir():
+        raise DataError(f"{name}: a directory. Name a file in it: a CSV, JSONL or Parquet file")
+    if not path.is_file():
+        raise DataError(f"{name}: a pipe or a device, which cannot be read twice. Write it to a file first")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic == _PARQUET:
+            schema = _parquet_schema(path)
+            fields, flat = tuple(flatten(schema)), frozenset(schema)
+            return Source(name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about)
+        if magic == _ZSTD:
+            raise DataError(f"{name}: compressed with zstd. Unpack it first: zstd -d {path}")
+        opener: Any = gzip.open if magic[:2] == _GZIP else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
+            return _peek_text(text, path, name, about)
+    except UnicodeDecodeError as error:
+        raise DataError(_not_text(name)) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{name}: cannot be read ({error}). {_NAMES_OF_TRACES}") from error
+
+
+def _not_text(name: str) -> str:
+    return f"{name}: neither Parquet nor UTF-8 text. {_NAMES_OF_TRACES} (CSV and JSONL may be gzipped)"
+
+
+def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -> Source:
+    if "\0" in text.read(_PEEKED_CHARACTERS):
+        raise DataError(_not_text(name))
+    text.seek(0)
+    first = next((line for line in text if line.strip()), None)
+    if first is None:
+        raise DataError(f"{name}: the file is empty. {_NAMES_OF_TRACES}")
+    if first.lstrip().startswith("["):
+        raise DataError(f"{name}: one JSON list. Write one record a line: jq -c '.[]' {path} > trace.jsonl")
+    if first.lstrip().startswith("{"):
+        text.seek(0)
+        records = _first_records(text, path, name)
+        fields = tuple(dict.fromkeys(itertools.chain.from_iterable(map(_record_paths, records))))
+        flat = frozenset(itertools.chain.from_iterable(records))
+        return Source(name=name, kind=JSONL, fields=fields, path=path, flat=flat, about=about)
+    separator = max(",;\t|", key=first.count)
+    fields = tuple(next(csv.reader([first], delimiter=separator)))
+    flat = frozenset(fields)
+    return Source(name=name, kind=CSV, fields=fields, flat=flat, path=path, separator=separator, about=about)
+
+
+def _first_records(lines: Iterable[str], path: Path, name: str) -> list[Mapping[str, Any]]:
+    """Where the log breaks later is the reader's to tell."""
+    records: list[Mapping[str, Any]] = []
+    for number, line in itertools.islice(_filled(lines), _PEEKED_RECORDS):
+        record, fault = _record(line)
+        if fault:
+            raise DataError(f"{name}: {_told(path, number, fault)}")
+        records.append(record)
+    return records
+
+
+def _filled(lines: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Lines that are not blank, with their number."""
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _record(line: str | bytes) -> tuple[dict[str, Any], str]:
+    """A record and why the line is none, which is empty if it is one."""
+    try:
+        record = json.loads(line, parse_constant=_number, parse_int=_number, parse_float=_number)
+    except UnicodeDecodeError:
+        return {}, "not UTF-8"
+    except (ValueError, RecursionError) as error:
+        return {}, f"not JSON ({error})"
+    return (record, "") if isinstance(record, dict) else ({}, "not a JSON object")
+
+
+def _number(text: str) -> float:
+    """A number that polars reads: finite, and of at most 38 digits if it is whole."""
+    if not math.isfinite(float(text)) or (len(text) > _LONGEST_NUMBER and text.lstrip("-").isdigit()):
+        raise ValueError(f"no number that can be meant: {text[:_LONGEST_NUMBER]}")
+    return float(text)
+
+
+def _told(path: Path, number: int, fault: str) -> str:
+    """What is wrong with a line of a JSONL file, and what to type."""
+    if number == 1:
+        return f"line 1 is {fault}. A JSONL trace holds one record a line: jq -c . {path} > trace.jsonl"
+    reader = f"sed {number}d {path}" if not _is_gzip(path) else f"zcat {path} | sed {number}d"
+    return f"line {number} is {fault}. To leave it out: {reader} > trace.jsonl"
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
+
+
+def _record_paths(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _record_paths(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def broken_record(source: Source) -> str:
+    """Where a JSONL file stops being one, and how to leave that line out; empty if nowhere, or not to be unpacked."""
+    assert source.path is not None
+    opener: Any = gzip.open if _is_gzip(source.path) else open
+    try:
+        with opener(source.path, "rb") as lines:
+            faults = ((number, _record(line)[1]) for number, line in _filled(lines))
+            return next((_told(source.path, number, fault) for number, fault in faults if fault), "")
+    except (OSError, EOFError, zlib.error):
+        return ""
+
+
+def _parquet_schema(path: Path) -> Mapping[str, Any]:
+    import polars as pl
+
+    try:
+        return pl.scan_parquet(path, glob=False).collect_schema()
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path}: damaged Parquet ({first_line(error)}). Write or copy it again") from error
+
+
+def flatten(schema: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Types of all columns by name, and of the fields of struct columns by dotted path (polars or narwhals)."""
+    types: dict[str, Any] = {}
+    for name, dtype in schema.items():
+        inner = getattr(dtype, "fields", None)
+        if inner:
+            types |= flatten({one.name: one.dtype for one in inner}, f"{prefix}{name}.")
+        else:
+            types[f"{prefix}{name}"] = dtype
+    return types
+
+
+def first_line(error: Exception) -> str:
+    """What a library says went wrong, without its advice to programmers."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

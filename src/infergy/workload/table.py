@@ -1,0 +1,263 @@
+"""Rows of a source under the declared schema of a trace, lazily: polars for files, narwhals for frames that are held.
+
+The same expressions serve both: `Table.x` is the module (polars or narwhals) that builds them.
+
+    input_tokens      the whole prompt                              null where it is no whole number
+    output_tokens     generated; 0 for a response without usage     null where it is no whole number
+    cached_tokens     served from a prefix cache                    null where none is reported
+    uncached_tokens   input less cached: what costs prefill         null where either cannot be read
+    arrival_s         seconds on the log's own clock                null where unknown
+
+A frame that is held keeps its datetimes: its column is `arrival` then, since not every library can turn them into
+seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import operator
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infergy.errors import DataError, InfergyError, UsageError
+from infergy.workload.formats import Layout
+from infergy.workload.sources import CSV, FRAME, JSONL, Source, broken_record, first_line, flatten
+
+ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
+INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
+# A request of more tokens than this is a broken log; it also keeps 64-bit sums exact for 2^31 of the longest.
+LONGEST_TOKENS = 2**32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of a source, unread.
+
+    Attributes:
+        source: Where they come from.
+        layout: Which columns hold what.
+        frame: A polars LazyFrame, or a narwhals frame.
+        x: polars or narwhals, to build expressions with.
+        kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
+    """
+
+    source: Source
+    layout: Layout
+    frame: Any
+    x: Any
+    kinds: Mapping[str, str]
+
+    @property
+    def arrival(self) -> str | None:
+        """The name of the column of arrivals; None if the log has none."""
+        if not self.layout.time:
+            return None
+        return ARRIVAL if not self.is_polars and self.kinds[self.layout.time[0]] == TIME else ARRIVAL_S
+
+    @property
+    def is_polars(self) -> bool:
+        """Whether polars does the work, so that text is understood and reading streams."""
+        return self.source.kind != FRAME
+
+    def declared(self, *, lenient: bool = False, raw: bool = False) -> Any:
+        """The rows under the declared schema.
+
+        Args:
+            lenient: Read text like ``12.0`` as the whole number it is, for twice the price of reading digits only.
+            raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
+        """
+        x, layout = self.x, self.layout
+        whole = functools.partial(self._whole, lenient=lenient)
+        given, output = whole(layout.input), whole(layout.output)
+        if layout.null_is_failed:
+            failed = self._column(layout.input).is_null() & self._column(layout.output).is_null()
+            given, output = (x.when(failed).then(x.lit(0)).otherwise(one) for one in (given, output))
+        columns = [given.alias("input_tokens"), output.alias("output_tokens")]
+        if layout.cached:
+            cached = _coalesce(x, [whole(path) for path in layout.cached])
+            unread = ~_all(self._column(path).is_null() for path in layout.cached) & (cached.is_null() | (cached < 0))
+            uncached = x.when(~unread).then(given - cached.fill_null(0))
+            columns += [cached.alias("cached_tokens"), uncached.alias("uncached_tokens")]
+        else:
+            columns.append(given.alias("uncached_tokens"))
+        if raw:
+            paths = {"input": (layout.input,), "output": (layout.output,), "cached": layout.cached}
+            columns += [
+                _coalesce(x, [self._column(path) for path in paths[axis]]).alias(f"raw_{axis}")
+                for axis in paths
+                if paths[axis]
+            ]
+        if self.arrival is not None and not raw:
+            columns.append(self._arrival().alias(self.arrival))
+        return self.frame.select(*columns)
+
+    def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
+        """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts.
+
+        Raises:
+            DataError: The file cannot be read to its end.
+        """
+        if not self.is_polars:
+            return [self._rows(query) for query in queries]
+        import polars as pl
+
+        try:
+            return [query.collect(engine="streaming").to_dicts() for query in queries]
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise self._unreadable(error) from error
+
+    def _rows(self, query: Any) -> list[dict[str, Any]]:
+        """Rows of a narwhals query: the library that holds the frame computes them."""
+        import narwhals as nw
+
+        try:
+            frame = query.collect() if isinstance(query, nw.LazyFrame) else query
+            return list(frame.iter_rows(named=True))
+        except NotImplementedError as error:
+            raise UsageError(
+                f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
+            ) from error
+
+    def _unreadable(self, error: Exception) -> InfergyError:
+        told = broken_record(self.source) if self.source.kind == JSONL else ""
+        if self.source.kind == CSV:
+            told = (
+                f"{first_line(error).rstrip('.')}. Every row must be UTF-8, close its quotes, "
+                "and have as many fields as the header"
+            )
+        return DataError(f"{self.source.name}: cannot be read to its end: {told or first_line(error)}")
+
+    def _column(self, path: str) -> Any:
+        """A column by name, or a field of a struct column by dotted path."""
+        if path in self.source.flat:
+            return self.x.col(path)
+        head, *rest = path.split(".")
+        return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
+
+    def _whole(self, path: str, *, lenient: bool) -> Any:
+        """Whole numbers, in 64 bits; null for all else. polars alone can try text without failing."""
+        x, column, kind = self.x, self._column(path), self.kinds[path]
+        if not self.is_polars:
+            # A null in a condition is refused by pandas, whose nullable columns keep it there.
+            is_whole = (column == column.round(0)).fill_null(False)
+            return column.cast(x.Int64) if kind == INTEGER else x.when(is_whole).then(column)
+        if kind == INTEGER or (kind == TEXT and not lenient):
+            return column.cast(x.Int64, strict=False)
+        if kind == TEXT:
+            column = column.str.strip_chars()
+        number = column.cast(x.Float64, strict=False)
+        return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
+
+    def _arrival(self) -> Any:
+        if self.arrival == ARRIVAL:
+            return self._column(self.layout.time[0])
+        return _coalesce(self.x, [self._seconds_of(path) for path in self.layout.time])
+
+    def _seconds_of(self, path: str) -> Any:
+        x, column, kind = self.x, self._column(path), self.kinds[path]
+        if kind in (INTEGER, DECIMAL):
+            return column.cast(x.Float64) * self.layout.time_unit_s
+        if kind == TIME:
+            return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
+        if kind == TEXT and self.is_polars:
+            number = column.cast(x.Float64, strict=False) * self.layout.time_unit_s
+            return x.coalesce(number, *_instants(x, column))
+        return x.lit(None).cast(x.Float64)
+
+
+def build_table(source: Source, layout: Layout) -> Table:
+    """Attach the reader of a source to its layout; nothing is read.
+
+    Raises:
+        DataError: A column that should hold tokens is of a type that cannot.
+    """
+    x: Any
+    if source.kind == FRAME:
+        import narwhals
+
+        x = narwhals
+    else:
+        import polars
+
+        x = polars
+    frame = source.frame if source.path is None else _scan(source, source.path, layout)
+    if source.kind in (CSV, JSONL):
+        kinds = dict.fromkeys(layout.paths, TEXT)
+    else:
+        types = flatten(frame.collect_schema())
+        kinds = {path: _kind(types[path]) for path in layout.paths}
+        _check_kinds(source, layout, kinds, types)
+    return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
+
+
+def _scan(source: Source, path: Path, layout: Layout) -> Any:
+    """A lazy polars frame. Text columns stay text, so that a bad value can be shown instead of failing the read."""
+    import polars as pl
+
+    if source.kind == CSV:
+        return pl.scan_csv(path, separator=source.separator, infer_schema=False, glob=False)
+    if source.kind == JSONL:
+        # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
+        return pl.scan_ndjson(
+            glob.escape(str(path)), schema=_record_schema(layout.paths, source.flat), ignore_errors=True
+        )
+    return pl.scan_parquet(path, glob=False)
+
+
+def _record_schema(paths: Iterable[str], flat: Collection[str]) -> dict[str, Any]:
+    """Only the fields that are read, each as text: numbers keep their digits, whatever their type."""
+    import polars as pl
+
+    tree: dict[str, Any] = {}
+    for path in paths:
+        *outer, last = [path] if path in flat else path.split(".")
+        node = tree
+        for name in outer:
+            node = node.setdefault(name, {})
+        node[last] = None
+
+    def build(node: dict[str, Any]) -> dict[str, Any]:
+        return {name: pl.String if inner is None else pl.Struct(build(inner)) for name, inner in node.items()}
+
+    return build(tree)
+
+
+def _kind(dtype: Any) -> str:
+    if dtype.is_integer():
+        return INTEGER
+    if dtype.is_float() or dtype.is_decimal():
+        return DECIMAL
+    name = str(dtype)
+    if name.startswith(("Datetime", "Date")):
+        return TIME
+    return TEXT if name.startswith(("String", "Utf8")) else OTHER
+
+
+def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
+    good = (INTEGER, DECIMAL) if source.kind == FRAME else (INTEGER, DECIMAL, TEXT)
+    for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
+        for path in paths:
+            if kinds[path] not in good:
+                raise DataError(
+                    f"{source.name}: column {path!r} holds {types[path]}, wanted whole numbers of tokens. "
+                    f"Convert it, or name another: --{axis}-column NAME"
+                )
+
+
+def _instants(x: Any, column: Any) -> list[Any]:
+    """Epoch seconds of ISO 8601 text, with and without a time zone (without one, it is taken as UTC)."""
+    spaced = column.str.replace("T", " ", literal=True)
+    zoned = spaced.str.strptime(x.Datetime("us", "UTC"), "%Y-%m-%d %H:%M:%S%.f%#z", strict=False)
+    plain = spaced.str.strptime(x.Datetime("us"), "%Y-%m-%d %H:%M:%S%.f", strict=False)
+    return [instant.dt.timestamp("us").cast(x.Float64) / 1e6 for instant in (plain, zoned)]
+
+
+def _coalesce(x: Any, columns: list[Any]) -> Any:
+    return columns[0] if len(columns) == 1 else x.coalesce(*columns)
+
+
+def _all(conditions: Iterable[Any]) -> Any:
+    return functools.reduce(operator.and_, conditions)

@@ -1,0 +1,135 @@
+"""`infergy trace` and `infergy bins` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from infergy.cli.bins import bins
+from infergy.cli.trace import trace
+from infergy.cli.trace_options import bins_of, columns_of
+from infergy.errors import DataError, UsageError
+from infergy.workload import Bins, open_trace
+
+app = typer.Typer()
+app.command()(trace)
+app.command()(bins)
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def run_json(*arguments: str) -> Any:
+    return json.loads(run(*arguments, "--json"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.csv"
+    path.write_text("when,p,c,hit\n1000,100,7,36\n2000,20,0,0\n3000,5000,600,0\n")
+    return path
+
+
+COLUMNS = ("--input-column", "p", "--output-column", "c", "--cached-column", "hit")
+
+
+def test_trace_prints_both_shipped_traces_in_one_table() -> None:
+    text = run("trace", "azure-conv-2023", "azure-code-2023")
+    assert "19,366" in text
+    assert "8,819" in text
+    assert "1,154.70 ± 1,108.82" in text
+    assert "5.53 /s" in text
+
+
+def test_trace_credits_shipped_traces_on_stderr() -> None:
+    result = CliRunner().invoke(app, ["trace", "azure-code-2023"], catch_exceptions=False)
+    assert "CC-BY-4.0" in result.stderr
+    assert "CC-BY-4.0" not in result.stdout
+
+
+def test_trace_as_json_is_one_object_with_an_item_for_each_source(log: Path) -> None:
+    assert [one["source"] for one in run_json("trace", "azure-code-2023", "azure-conv-2023")["traces"]] == [
+        "azure-code-2023",
+        "azure-conv-2023",
+    ]
+    found = run_json("trace", str(log), *COLUMNS, "--time-column", "when", "--time-unit", "ms")
+    (one,) = found["traces"]
+    assert (one["requests"], one["failed_requests"], one["cached_input_tokens"]) == (2, 1, 36)
+    assert (one["input"]["total"], one["output"]["longest"]) == (5100, 600)
+    assert (one["duration_s"], one["arrival_rate_per_s"], one["arrival_reason"]) == (2.0, 0.5, None)
+
+
+def test_trace_says_on_stderr_why_a_rate_is_unknown(log: Path) -> None:
+    result = CliRunner().invoke(app, ["trace", str(log), *COLUMNS], catch_exceptions=False)
+    assert "--time-column" in result.stderr
+    assert "unknown" in result.stdout
+
+
+def test_bins_as_json_is_the_histogram_with_its_sums(log: Path) -> None:
+    found = run_json("bins", str(log), *COLUMNS, "--bins", "paper")
+    assert found["bins"]["input_edges"] == list(Bins.paper().input_edges)
+    assert (found["requests"], found["input_tokens"], found["binned_input_tokens"]) == (1, 64, 128)
+    assert found["left_out"]["requests"] == 1
+    assert found["left_out"]["bin"]["input_tokens"] == 5000
+    assert found["failed_requests"] == 1
+
+
+def test_bins_prints_the_counts_the_overcount_and_who_is_left_out() -> None:
+    text = run("bins", "azure-conv-2023", "--bins", "paper")
+    histogram = open_trace("azure-conv-2023").histogram(Bins.paper())
+    fullest = max(count.requests for count in histogram.counts)
+    assert f"█ {fullest:,}" in text
+    assert histogram.left_out is not None
+    assert f"{histogram.left_out.requests:,} of 19,366 requests" in text
+    over = histogram.binned_input_tokens / histogram.input_tokens - 1
+    assert f"({over * 100:+.1f} %)" in text
+
+
+def test_bins_leaves_nobody_out_by_default() -> None:
+    assert "Left out: nobody." in run("bins", "azure-code-2023")
+
+
+def test_bins_takes_edges_of_your_own(log: Path) -> None:
+    found = run_json("bins", str(log), *COLUMNS, "--input-edges", "64,8000", "--output-edges", "7,600")
+    corners = [(one["bin"]["input_tokens"], one["bin"]["output_tokens"]) for one in found["counts"]]
+    assert corners == [(64, 7), (8000, 600)]
+
+
+def test_edges_of_one_axis_go_with_the_papers_on_the_other() -> None:
+    found = bins_of("paper", "100,200", None)
+    assert found is not None
+    assert (found.input_edges, found.output_edges) == ((100, 200), Bins.paper().output_edges)
+    with pytest.raises(UsageError, match="--output-edges"):
+        bins_of("powers-of-two", "100,200", None)
+    with pytest.raises(UsageError, match="--input-edges"):
+        bins_of("powers-of-two", None, "100")
+
+
+def test_unknown_bins_and_time_units_are_told_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="did you mean powers-of-two"):
+        bins_of("powers-of-2", None, None)
+    with pytest.raises(UsageError, match="time unit 'minutes'"):
+        columns_of(None, None, "when", None, "minutes")
+
+
+def test_options_left_out_name_no_columns() -> None:
+    assert columns_of(None, None, None, None) is None
+
+
+def test_a_bad_log_is_an_error_to_act_on(log: Path) -> None:
+    result = CliRunner().invoke(app, ["trace", str(log)])
+    assert isinstance(result.exception, DataError)
+    assert "--input-column NAME --output-column NAME" in str(result.exception)
+
+
+@pytest.mark.parametrize("verb", ["trace", "bins"])
+def test_help_shows_an_example(verb: str) -> None:
+    assert f"Example: infergy {verb} azure-conv-2023" in run(verb, "--help")

@@ -1,0 +1,185 @@
+"""What is wrong with a trace is told with its place, what was wanted, and the option that helps; never a traceback."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from infergy.errors import DataError, UsageError
+from infergy.workload import Columns, open_trace
+
+AZURE = "ContextTokens,GeneratedTokens\n"
+MOONCAKE_LINE = '{"timestamp": 0, "input_length": 1, "output_length": 2}\n'
+
+
+def histogram_error(path: Path, text: str | bytes, **options: Any) -> str:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(DataError) as told:
+        open_trace(path, **options).histogram()
+    assert str(path) in str(told.value)
+    return str(told.value)
+
+
+def test_bad_tokens_are_counted_and_their_first_rows_shown(tmp_path: Path) -> None:
+    rows = "1,1\n-4,1\n5,2.5\nabc,1\n,1\n7,1e30\n-8,1\n"
+    message = histogram_error(tmp_path / "log.csv", AZURE + rows)
+    assert "4 of 7 rows: input tokens in column 'ContextTokens'" in message
+    assert "(row 2: '-4', row 4: 'abc', row 5: missing, …)" in message
+    assert "2 of 7 rows: output tokens in column 'GeneratedTokens'" in message
+    assert "(row 3: '2.5', row 6: '1e30')" in message
+    assert "--input-column NAME --output-column NAME" in message
+
+
+def test_describe_refuses_the_same_rows_as_histogram(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    told_by_histogram = histogram_error(path, AZURE + "1,1\n-4,1\n")
+    with pytest.raises(DataError) as told:
+        open_trace(path).describe()
+    assert str(told.value) == told_by_histogram
+
+
+def test_a_failed_request_must_still_have_an_input(tmp_path: Path) -> None:
+    assert "row 2: 'x'" in histogram_error(tmp_path / "log.csv", AZURE + "1,1\nx,0\n")
+
+
+def test_a_bad_row_far_down_is_found_by_its_number(tmp_path: Path) -> None:
+    message = histogram_error(tmp_path / "log.csv", AZURE + "1,1\n" * 50_000 + "1,-1\n")
+    assert "1 of 50,001 rows: output tokens" in message
+    assert "row 50001: '-1'" in message
+
+
+@pytest.mark.parametrize(
+    ("cached", "shown"), [(11, "row 2: 11 of 10"), (-1, "row 2: -1 of 10"), ("much", "row 2: 'much' of '10'")]
+)
+def test_cached_tokens_must_be_a_part_of_the_input(cached: Any, shown: str) -> None:
+    values = pl.DataFrame({"input_tokens": [10, 10], "output_tokens": [1, 1], "cached_tokens": [10, 0]})
+    if isinstance(cached, str):
+        values = values.cast(pl.String)
+    rows = values.with_columns(
+        cached_tokens=pl.when(pl.int_range(pl.len()) == 1).then(pl.lit(cached)).otherwise(pl.col("cached_tokens"))
+    )
+    with pytest.raises(DataError, match=r"1 of 2 rows: cached tokens") as told:
+        open_trace(rows).histogram()
+    assert shown in str(told.value)
+    assert "--cached-column" in str(told.value)
+
+
+def test_a_request_longer_than_any_can_be_is_a_broken_log() -> None:
+    rows = pl.DataFrame({"input_tokens": [2**32, 2**32 + 1], "output_tokens": [1, 1]})
+    with pytest.raises(DataError, match="row 2: 4294967297"):
+        open_trace(rows).histogram()
+    assert open_trace(rows.head(1)).histogram().bins.input_edges[-1] == 2**32
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
+def test_an_empty_file_is_told(tmp_path: Path, text: str) -> None:
+    assert "empty" in histogram_error(tmp_path / "log.csv", text)
+
+
+def test_a_header_alone_is_no_trace(tmp_path: Path) -> None:
+    assert "no requests" in histogram_error(tmp_path / "log.csv", AZURE)
+    with pytest.raises(DataError, match="no requests"):
+        open_trace(tmp_path / "log.csv").describe()
+
+
+def test_a_trace_without_any_output_names_the_column_to_change(tmp_path: Path) -> None:
+    message = histogram_error(tmp_path / "log.csv", AZURE + "1,0\n2,0\n")
+    assert "none of 2 requests" in message
+    assert "--output-column" in message
+
+
+def test_a_missing_file_is_told_with_the_nearest_shipped_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"azure-conv-2032.*did you mean .*azure-conv-2023"):
+        open_trace("azure-conv-2032")
+    with pytest.raises(DataError, match="There is no file of that name"):
+        open_trace(tmp_path / "nothing.csv")
+
+
+def test_a_folder_is_no_trace(tmp_path: Path) -> None:
+    for folder in (tmp_path, "", "."):
+        with pytest.raises(DataError, match=r"a directory. Name a file in it"):
+            open_trace(folder)
+
+
+def test_a_pipe_is_told_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"a pipe.*Write it to a file first"):
+        open_trace(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(("name", "zipped"), [("log.jsonl", False), ("log.jsonl.gz", True)])
+def test_a_half_written_line_is_left_out_by_what_is_told_to_type(tmp_path: Path, name: str, zipped: bool) -> None:
+    text = (MOONCAKE_LINE * 400 + '{"input_length": 1, "ou').encode()
+    message = histogram_error(tmp_path / name, gzip.compress(text) if zipped else text)
+    subprocess.run(["sh", "-c", message.split("To leave it out: ")[1]], cwd=tmp_path, check=True)
+    assert open_trace(tmp_path / "trace.jsonl").histogram().requests == 400
+
+
+@pytest.mark.parametrize("number", ["9" * 39, "9" * 5000, "1e400", "NaN", "-Infinity"])
+@pytest.mark.parametrize("before", [1, 400])
+def test_a_number_that_cannot_be_read_is_told_by_its_line(tmp_path: Path, number: str, before: int) -> None:
+    text = MOONCAKE_LINE * before + f'{{"input_length": {number}, "output_length": 1}}\n'
+    assert f"line {before + 1} is not JSON" in histogram_error(tmp_path / "log.jsonl", text)
+
+
+def test_cached_tokens_are_shown_from_the_column_that_reports_them(tmp_path: Path) -> None:
+    usage = '{"usage": {"prompt_tokens": 12, "completion_tokens": 3, "cached_tokens": 13}}\n'
+    message = histogram_error(tmp_path / "usage.jsonl", usage)
+    assert "'usage.cached_tokens' are not at most the input tokens (row 1: '13' of '12')" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (bytes(range(256)), "neither Parquet nor UTF-8"),
+        (AZURE.encode("utf-16"), "neither Parquet nor UTF-8"),
+        (b"PAR1 and then nothing", "damaged Parquet"),
+        (b"\x28\xb5\x2f\xfd....", "zstd -d"),
+        (b"\x1f\x8b but no more", "cannot be read"),
+        (b'[{"input_length": 1}]', "jq -c"),
+        (b'{"input_length": 1, "outp', "line 1 is not JSON"),
+        (b'{\n"input_length": 1,\n"output_length": 2\n}\n', "jq -c ."),
+        (MOONCAKE_LINE.encode() + b"[1]\n", "line 2 is not a JSON object"),
+        (b'{"a":' * 100_000, "line 1 is not JSON"),
+        (MOONCAKE_LINE.encode() * 400 + b'{"input_length": 1, "ou', "line 401 is not JSON"),
+        (MOONCAKE_LINE.encode() * 400 + b'{"m": "\xff"}\n', "line 401 is not UTF-8"),
+        (b"PK\x03\x04" + bytes(100), "neither Parquet nor UTF-8"),
+        (b"\x1f\x8b\x08\x00" + b"x" * 50, "cannot be read"),
+        (AZURE.encode() + b"1,2\n1,2,3\n", "as many fields as the header"),
+        (b"m," + AZURE.encode() + b'x,1,2\n"y,3,4\nx,5,6\n', "close its quotes"),
+        (AZURE.encode() + b"1,2\n1\n", "row 2: missing"),
+        (b"x," + AZURE.encode() + b"a,1,2\n" * 9000 + b"\xff,1,2\n", "UTF-8"),
+    ],
+)
+def test_files_that_are_no_trace_are_told_as_such(tmp_path: Path, content: bytes, words: str) -> None:
+    if b"\xff,1" in content:
+        # Only columns that are read are decoded, so the broken one must be named.
+        message = histogram_error(tmp_path / "file", content, columns=Columns(cached="x"))
+    else:
+        message = histogram_error(tmp_path / "file", content)
+    assert words in message
+
+
+def test_a_cut_off_gzip_is_told(tmp_path: Path) -> None:
+    whole = gzip.compress((AZURE + "".join(f"{i},{i * 7 % 90}\n" for i in range(50_000))).encode())
+    assert "cannot be read" in histogram_error(tmp_path / "log.csv.gz", whole[: len(whole) // 2])
+
+
+def test_a_column_of_a_type_that_holds_no_numbers_is_refused_when_opened() -> None:
+    rows = pl.DataFrame({"input_tokens": [[1]], "output_tokens": [1]})
+    with pytest.raises(DataError, match=r"'input_tokens' holds List.*--input-column"):
+        open_trace(rows)
+    with pytest.raises(DataError, match=r"'input_tokens' holds .*--input-column"):
+        open_trace(pl.DataFrame({"input_tokens": ["7"], "output_tokens": [1]}).to_pandas())
+
+
+@pytest.mark.parametrize("source", [[1, 2], 7, None, {"input_tokens": [1]}])
+def test_what_is_no_trace_at_all_is_a_usage_error(source: Any) -> None:
+    with pytest.raises(UsageError, match="expected a name, a path, or a"):
+        open_trace(source)
