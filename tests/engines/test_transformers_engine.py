@@ -69,14 +69,14 @@ def test_random_weights_follow_the_one_law_and_its_seed() -> None:
     linear = torch.nn.Linear(256, 256)
     norm = torch.nn.LayerNorm(256)
     model = torch.nn.ModuleDict({"linear": linear, "norm": norm})
-    assert draw_weights(model, seed=3) == 256 * 256 + 256 + 256 + 256
+    assert draw_weights(model, "random", seed=3) == 256 * 256 + 256 + 256 + 256
     first = linear.weight.detach().clone()
     assert first.std().item() == pytest.approx(0.02, rel=0.02)
     assert linear.bias.abs().max().item() == 0
     assert norm.weight.min().item() == norm.weight.max().item() == 1
-    draw_weights(model, seed=4)
+    draw_weights(model, "random", seed=4)
     assert not torch.equal(linear.weight, first)
-    draw_weights(model, seed=3)
+    draw_weights(model, "random", seed=3)
     assert torch.equal(linear.weight, first)
 
 

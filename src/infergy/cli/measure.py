@@ -36,7 +36,7 @@ InputOption = Annotated[str | None, typer.Option("--input", help="Input tokens: 
 OutputOption = Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")]
 BatchOption = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="Folder or hub name of real weights [default: random]")
+    str | None, typer.Option("--weights", help="random, random-uniform, or the folder or hub name of real weights [default: random]")
 ]
 MinWindowOption = Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
-from infergy.engines.weights import draw_weights
+from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
-from infergy.records import RANDOM_WEIGHTS, EngineSetup
+from infergy.records import EngineSetup
 
 ATTENTION = "sdpa"
 
@@ -42,13 +42,13 @@ class TransformersEngine:
         torch.backends.cuda.enable_cudnn_sdp(False)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, setup.dtype)
-        if setup.weights == RANDOM_WEIGHTS:
+        if setup.weights in LAWS:
             with tempfile.TemporaryDirectory() as folder:
                 write_config(Path(folder), config)
                 shape = AutoConfig.from_pretrained(folder)
             with torch.device(device):
                 model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
-            draw_weights(model, seed)
+            draw_weights(model, setup.weights, seed)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 setup.weights, dtype=dtype, attn_implementation=ATTENTION, device_map=device

@@ -12,9 +12,9 @@ from typing import Any
 
 from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.transformers import write_config
-from infergy.engines.weights import draw_weights
+from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import EngineError, MissingError
-from infergy.records import RANDOM_WEIGHTS, EngineSetup
+from infergy.records import EngineSetup
 
 
 class VllmEngine:
@@ -29,14 +29,14 @@ class VllmEngine:
             raise MissingError("engine vllm is not installed: pip install 'infergy[vllm]'")
 
     def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> VllmSession:
-        """Load the model; random weights are drawn by infergy's law in vLLM's workers, after loading."""
+        """Load the model; random weights are drawn by infergy's laws in vLLM's workers, after loading."""
         # vLLM takes functions to its workers by pickle, which it refuses unless told; ours go to our own child only.
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         # A forked engine process would keep the pipe to our parent open after we have died.
         os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
         from vllm import LLM
 
-        is_random = setup.weights == RANDOM_WEIGHTS
+        is_random = setup.weights in LAWS
         folder = tempfile.TemporaryDirectory(prefix="infergy-model-")
         if is_random:
             write_config(Path(folder.name), config)
@@ -53,7 +53,7 @@ class VllmEngine:
                 seed=seed,
             )
             if is_random:
-                llm.apply_model(partial(draw_weights, seed=seed))
+                llm.apply_model(partial(draw_weights, law=setup.weights, seed=seed))
         except (RuntimeError, ValueError, OSError) as error:
             folder.cleanup()
             raise EngineError(f"vLLM could not load {setup.model}: {error}") from error

@@ -1,4 +1,4 @@
-"""The one law by which random weights are drawn, in every engine.
+"""The laws by which random weights are drawn, the same in every engine.
 
 Engines' own dummy weights differ (vLLM draws U(±1e-3), norms too; transformers draws N(0, 0.02)), and the power of
 a matrix product depends on its operands. So infergy draws them itself, after loading, in place.
@@ -6,7 +6,10 @@ a matrix product depends on its operands. So infergy draws them itself, after lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from infergy.records import RANDOM_WEIGHTS, UNIFORM_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -14,11 +17,23 @@ if TYPE_CHECKING:
 STANDARD_DEVIATION = 0.02
 """The usual `initializer_range` of Hugging Face configurations."""
 
-LAW = "random weights: matrices N(0, 0.02), norms 1, biases 0"
+UNIFORM_BOUND = 1e-3
+"""What vLLM's `load_format="dummy"` draws by."""
+
+LAWS: Mapping[str, str] = {
+    RANDOM_WEIGHTS: "random weights: matrices N(0, 0.02), norms 1, biases 0",
+    UNIFORM_WEIGHTS: "random weights: all U(-0.001, 0.001), norms and biases too",
+}
+"""By the name that `EngineSetup.weights` gives; any other name stands for real weights."""
 
 
-def draw_weights(model: nn.Module, seed: int) -> int:
-    """Fill all parameters of a loaded model by `LAW`; returns how many values were drawn or set.
+def describe_weights(name: str) -> str:
+    """What an environment says of the weights: the law, or where real ones came from."""
+    return LAWS.get(name, f"real weights: {name}")
+
+
+def draw_weights(model: nn.Module, law: str, seed: int) -> int:
+    """Fill all parameters of a loaded model by one of `LAWS`; returns how many values were drawn or set.
 
     Runs inside the engine's own process (vLLM ships it to its workers), so it takes and returns plain values.
     """
@@ -32,12 +47,15 @@ def draw_weights(model: nn.Module, seed: int) -> int:
                 continue
             if generator is None:
                 generator = torch.Generator(device=parameter.device).manual_seed(seed)
-            _fill(name, parameter, generator)
+            if law == UNIFORM_WEIGHTS:
+                parameter.uniform_(-UNIFORM_BOUND, UNIFORM_BOUND, generator=generator)
+            else:
+                _fill_normal(name, parameter, generator)
             count += parameter.numel()
     return count
 
 
-def _fill(name: str, parameter: Tensor, generator: Generator) -> None:
+def _fill_normal(name: str, parameter: Tensor, generator: Generator) -> None:
     if parameter.dim() >= 2:
         parameter.normal_(0.0, STANDARD_DEVIATION, generator=generator)
     elif name.endswith("bias"):

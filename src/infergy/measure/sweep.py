@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infergy.engines.weights import LAW
+from infergy.engines.weights import describe_weights
 from infergy.errors import InfergyError
 from infergy.measure.cell import failed_cell
 from infergy.measure.environment import Surroundings, gather
@@ -157,7 +157,8 @@ def _run_child(
 
 def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool) -> Surroundings:
     engine, meter = open_pair(setup, plan, simulate=simulate)
-    environment = gather(meter, weights=LAW, packages=engine.packages, engine={}, counter_period_s=None)
+    weights = describe_weights(setup.weights)
+    environment = gather(meter, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
     meter.close()
     return Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
 

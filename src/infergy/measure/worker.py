@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
-from infergy.engines.weights import LAW
+from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
 from infergy.measure.cell import WrongTokensError, failed_cell, make_work, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
 from infergy.meters import Meter, open_meter
 from infergy.meters.window import counter_period_s
-from infergy.records import RANDOM_WEIGHTS, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
+from infergy.records import EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
 from infergy.workload.prompts import make_prompts
@@ -111,10 +111,9 @@ def settle(
     )
     session.run(make_work(make_prompts(FIRST_LOAD, vocabulary, plan.options.seed), FIRST_LOAD.output_tokens))
     idle = measure_idle(meter, plan.options.idle_s)
-    weights = LAW if setup.weights == RANDOM_WEIGHTS else f"real weights: {setup.weights}"
     environment = gather(
         meter,
-        weights=weights,
+        weights=describe_weights(setup.weights),
         packages=engine.packages,
         engine=session.facts(),
         counter_period_s=counter_period_s(meter),

@@ -1,6 +1,6 @@
 """The shared nouns: what is measured, what was measured, and where it came from. Standard library only."""
 
-from infergy.records.cell import RANDOM_WEIGHTS, Cell, EngineSetup, Load
+from infergy.records.cell import RANDOM_WEIGHTS, UNIFORM_WEIGHTS, Cell, EngineSetup, Load
 from infergy.records.environment import Environment, GpuIdentity, GpuState
 from infergy.records.measurement import (
     SCHEMA,
@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMA",
     "STATUS_FAILED",
     "STATUS_OK",
+    "UNIFORM_WEIGHTS",
     "Batch",
     "Cell",
     "EngineSetup",

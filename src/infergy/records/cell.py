@@ -12,6 +12,8 @@ from infergy.errors import UsageError
 from infergy.records.codec import to_json
 
 RANDOM_WEIGHTS = "random"
+UNIFORM_WEIGHTS = "random-uniform"
+"""Names of the laws by which infergy draws weights itself; see `infergy.engines.weights.LAWS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class EngineSetup:
         dtype: Arithmetic and weights: ``bfloat16`` or ``float16``.
         cuda_graphs: Whether decode steps replay CUDA graphs; None leaves the engine's own default
             (vllm: yes; transformers: has none).
-        weights: ``random``, or the folder or hub name of real weights.
+        weights: ``random``, ``random-uniform``, or the folder or hub name of real weights.
         tensor_parallel: GPUs the model is sharded over, at least 1.
     """
 
