@@ -1,46 +1,96 @@
 """What LLM inference costs in joules: measured, modelled from a request trace, compared, and reduced.
 
-Names are loaded when first used: `import infergy` brings neither polars nor an engine.
+    import infergy
+
+    answer = infergy.estimate("azure-conv-2023")
+    print(answer.of("vllm").energy_wh)
+
+Names below are loaded when first used: importing the package reads no data library.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from infergy.version import VERSION
-
 if TYPE_CHECKING:
-    from infergy.energy import Estimate, Ideal, TraceEstimate, estimate
-    from infergy.hardware import get_gpu, get_model
+    from infergy.energy.answer import Estimate, TraceEstimate
+    from infergy.energy.estimate import estimate
+    from infergy.energy.table import EnergyTable, load_table
+    from infergy.errors import (
+        DataError,
+        EngineError,
+        InfergyError,
+        MeterError,
+        MissingError,
+        QualityError,
+        UsageError,
+    )
+    from infergy.hardware import Gpu, ModelShape, get_gpu, get_model
+    from infergy.records import Measurement, Plan
     from infergy.workload import Bins, Columns, Histogram, Trace, open_trace
 
 __all__ = [
     "Bins",
     "Columns",
+    "DataError",
+    "EnergyTable",
+    "EngineError",
     "Estimate",
+    "Gpu",
     "Histogram",
-    "Ideal",
+    "InfergyError",
+    "Measurement",
+    "MeterError",
+    "MissingError",
+    "ModelShape",
+    "Plan",
+    "QualityError",
     "Trace",
     "TraceEstimate",
+    "UsageError",
     "__version__",
     "estimate",
     "get_gpu",
     "get_model",
+    "load_table",
     "open_trace",
 ]
 
-__version__ = VERSION
+__version__: str
 
-_ROOMS = {
-    "infergy.energy": ("Estimate", "Ideal", "TraceEstimate", "estimate"),
-    "infergy.hardware": ("get_gpu", "get_model"),
+_HOMES = {
+    "infergy.energy.answer": ("Estimate", "TraceEstimate"),
+    "infergy.energy.estimate": ("estimate",),
+    "infergy.energy.table": ("EnergyTable", "load_table"),
+    "infergy.errors": (
+        "DataError",
+        "EngineError",
+        "InfergyError",
+        "MeterError",
+        "MissingError",
+        "QualityError",
+        "UsageError",
+    ),
+    "infergy.hardware": ("Gpu", "ModelShape", "get_gpu", "get_model"),
+    "infergy.records": ("Measurement", "Plan"),
     "infergy.workload": ("Bins", "Columns", "Histogram", "Trace", "open_trace"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    for room, names in _ROOMS.items():
+    """Load a public name on its first use."""
+    from importlib import import_module
+
+    if name == "__version__":
+        return import_module("infergy.version").VERSION
+    for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(room), name)
-    raise AttributeError(f"module 'infergy' has no attribute {name!r}")
+            value = getattr(import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'infergy' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -18,9 +18,9 @@ def test_the_estimate_prints_both_engines_and_how_numbers_were_obtained() -> Non
     done = infergy("estimate", "azure-conv-2023")
     assert done.returncode == 0, done.stderr
     assert "19,366 requests" in done.stdout
-    for words in ("transformers", "vllm", "gap to the ideal", "J per output token", "How these numbers were obtained"):
+    for words in ("transformers", "vllm", "Gap to the ideal", "Energy an output token", "How each number was obtained"):
         assert words in done.stdout
-    assert max(map(len, done.stdout.splitlines()[:16])) <= 100
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 def test_the_estimates_json_has_the_published_keys() -> None:
@@ -91,5 +91,5 @@ def test_a_dry_run_prints_the_plan_and_measures_nothing() -> None:
 
 def test_help_names_every_verb() -> None:
     done = infergy("--help")
-    for verb in ("estimate", "trace", "bins", "measure", "plan", "grid"):
+    for verb in ("estimate", "trace", "bins", "measure", "plan", "grid", "gpus", "models", "schema"):
         assert verb in done.stdout

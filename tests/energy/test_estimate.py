@@ -1,9 +1,9 @@
-"""Estimates: the sum over bins, its brackets, and what it is compared with."""
+"""Estimates: the sum over bins, its brackets, what it is compared with, and where it comes from."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,177 +11,241 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.energy import EnergyTable, Estimate, estimate, load_rows, tables_of
-from infergy.energy.estimate import price
-from infergy.energy.surface import Surface, holdout_error
-from infergy.energy.table import SourcedRow
+from infergy.energy.answer import Estimate
+from infergy.energy.estimate import estimate
+from infergy.energy.table import EnergyTable, load_table, load_tables
 from infergy.errors import DataError, UsageError
-from infergy.records import Measurement, derive
-from infergy.workload import Bin, BinCount, Bins, Histogram
+from infergy.hardware import get_gpu
+from infergy.records import GpuIdentity
+from infergy.workload import Bins
+from known_tables import (
+    BATCH,
+    histogram_of,
+    linear_law,
+    power_law,
+    rows_of,
+    table_of,
+    two_engines,
+    with_environment,
+    write_store,
+)
+from rows import build_row
 
-Row = Callable[..., Measurement]
-
-
-def shipped(label: str) -> EnergyTable:
-    return next(table for table in tables_of(load_rows()) if table.setup.label == label)
-
-
-def histogram_of(pairs: list[tuple[int, int]]) -> Histogram:
-    bins = Bins.powers_of_two(16384, 2048)
-    counts: dict[Bin, list[tuple[int, int]]] = {}
-    for pair in pairs:
-        place = bins.find(*pair)
-        assert place is not None
-        counts.setdefault(place, []).append(pair)
-    return Histogram(
-        source="test",
-        bins=bins,
-        counts=tuple(
-            BinCount(
-                bin=place,
-                requests=len(inside),
-                input_tokens=sum(i for i, _ in inside),
-                output_tokens=sum(o for _, o in inside),
-            )
-            for place, inside in sorted(counts.items())
-        ),
-    )
+GRID = Bins.powers_of_two(16384, 2048)
+LENGTHS = st.lists(st.tuples(st.integers(1, 16384), st.integers(1, 2048)), min_size=1, max_size=30)
 
 
-def write(path: Path, rows: list[Measurement]) -> Path:
-    path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows), encoding="utf-8")
-    return path
+@pytest.fixture(scope="module")
+def shipped() -> EnergyTable:
+    return load_tables()
 
 
-def test_shipped_rows_are_real_and_of_one_gpu() -> None:
-    rows = [sourced.row for sourced in load_rows()]
-    assert len(rows) >= 69
-    assert not any(row.simulated for row in rows)
-    assert len({gpu.uuid for row in rows for gpu in row.environment.gpus}) == 1
-    assert {row.environment.weights for row in rows} == {"random weights: matrices N(0, 0.02), norms 1, biases 0"}
+@pytest.fixture
+def table(tmp_path: Path) -> EnergyTable:
+    return table_of(tmp_path, two_engines())
 
 
-def test_shipped_figures_follow_from_their_raw_facts() -> None:
-    for sourced in load_rows():
-        row = sourced.row
-        assert row.window is not None
-        assert row.loaded_idle is not None
-        assert row.result == derive(row.window, row.batches, row.loaded_idle)
+def only(source: Any, table: EnergyTable, **options: Any) -> Estimate:
+    return estimate(source, tables=table, engines=["vllm"], **options).of("vllm")
 
 
-def test_both_engines_were_given_the_same_tokens() -> None:
-    hashes: dict[Any, set[str | None]] = {}
-    for sourced in load_rows():
-        hashes.setdefault(sourced.row.cell.load, set()).add(sourced.row.prompt_sha256)
-    assert all(len(each) == 1 for each in hashes.values())
+def test_a_measured_bin_costs_requests_over_batch_times_the_measured_batch(table: EnergyTable) -> None:
+    found = only(histogram_of([(512, 64)] * 1000), table)
+    energy_j = 1000 / BATCH * (BATCH * power_law(512, 64))
+    assert found.energy_j == pytest.approx(energy_j)
+    assert found.duration_s == pytest.approx(energy_j / 100)
+    assert (found.coverage, found.coverage_output_tokens) == (1.0, 1.0)
+    assert (found.interpolated, found.extrapolated) == (0.0, 0.0)
 
 
-def test_a_measured_bin_costs_requests_over_batch_times_the_measured_batch() -> None:
-    table = shipped("vllm")
-    point = next(p for p in table.points if (p.input_tokens, p.output_tokens) == (512, 64))
-    histogram = histogram_of([(512, 64)] * 1000)
-    (found,) = estimate(histogram, engines=["vllm"]).estimates
-    assert found.energy_j == pytest.approx(1000 / point.batch * point.energy_j)
-    assert found.coverage == found.coverage_output_tokens == 1.0
-    assert found.interpolated == found.extrapolated == 0.0
+def test_all_figures_follow_from_energy_time_and_tokens(table: EnergyTable) -> None:
+    found = only(histogram_of([(512, 60)] * 1000), table)
+    energy_j, duration_s = found.energy_j, found.duration_s
+    assert energy_j is not None
+    assert duration_s is not None
+    assert found.energy_wh == pytest.approx(energy_j / 3600)
+    assert found.gpu_hours == pytest.approx(duration_s / 3600)
+    assert found.power_w == pytest.approx(energy_j / duration_s)
+    assert found.energy_per_request_j == pytest.approx(energy_j / 1000)
+    assert found.energy_per_output_token_j == pytest.approx(energy_j / 60_000)
+    assert found.output_tokens_per_s == pytest.approx(60_000 / duration_s)
+    assert found.tokens_per_s == pytest.approx(572_000 / duration_s)
 
 
-def test_whole_batches_are_charged_when_asked_for() -> None:
-    histogram = histogram_of([(512, 64)])
-    fractional, whole = (
-        estimate(histogram, engines=["vllm"], rare=rule).estimates[0] for rule in ("fractional", "whole")
-    )
-    assert whole.energy_j == pytest.approx(256 * fractional.energy_j)
+def test_tensor_parallel_counts_the_time_of_each_gpu(tmp_path: Path) -> None:
+    row = build_row(energy_j=800.0, duration_s=4.0, batch=8)
+    cell = replace(row.cell, setup=replace(row.cell.setup, tensor_parallel=2))
+    found = estimate(
+        histogram_of([(512, 64)] * 8),
+        tables=table_of(tmp_path, [replace(row, cell=cell, cell_id=cell.id)]),
+        engines=["vllm-tp2"],
+    ).of("vllm-tp2")
+    assert found.duration_s == pytest.approx(8.0)
+    assert found.power_w == pytest.approx(100.0)
+    assert found.output_tokens_per_s == pytest.approx(8 * 64 / 4.0)
 
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 16384), st.integers(1, 1024)), min_size=1, max_size=30)
+def test_whole_batches_are_charged_when_asked_for(table: EnergyTable) -> None:
+    one = histogram_of([(512, 64)])
+    whole, fractional = only(one, table, rare="whole"), only(one, table)
+    assert whole.energy_j == pytest.approx(BATCH * (fractional.energy_j or 0.0))
+    assert "whole" in whole.provenance.rare_rule
+    assert "ride along" in fractional.provenance.rare_rule
 
 
 @settings(max_examples=30)
-@given(LENGTHS, LENGTHS)
-def test_estimates_of_two_disjoint_traces_add_up(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
-    def total(pairs: list[tuple[int, int]]) -> float:
-        charges = price(histogram_of(pairs), TABLE, "ceiling", "fractional")
-        return sum(c.charged * c.value.energy_j for c in charges if c is not None)
+@given(LENGTHS, LENGTHS, st.sampled_from(["ceiling", "mean"]))
+def test_disjoint_traces_add_up(
+    shipped: EnergyTable, one: list[tuple[int, int]], other: list[tuple[int, int]], method: str
+) -> None:
+    def energies(pairs: list[tuple[int, int]]) -> float | None:
+        return only(histogram_of(pairs, GRID), shipped, method=method).energy_j
 
-    assert total(one + other) == pytest.approx(total(one) + total(other))
+    both, first, second = energies(one + other), energies(one), energies(other)
+    assert both is not None
+    assert first is not None
+    assert second is not None
+    # Means of two traces in one bin are not the means of both; corners are.
+    tolerance = 1e-9 if method == "ceiling" else 0.5
+    assert both == pytest.approx(first + second, rel=tolerance)
 
 
 @settings(max_examples=30)
 @given(LENGTHS, st.sampled_from(["ceiling", "mean"]), st.sampled_from(["fractional", "whole"]))
-def test_an_estimate_lies_between_its_bounds(pairs: list[tuple[int, int]], method: str, rare: str) -> None:
-    for found in estimate(histogram_of(pairs), method=method, rare=rare).estimates:
+def test_an_estimate_lies_between_its_bounds(
+    shipped: EnergyTable, pairs: list[tuple[int, int]], method: str, rare: str
+) -> None:
+    for found in estimate(histogram_of(pairs, GRID), tables=shipped, method=method, rare=rare).estimates:
+        assert found.low_j is not None
+        assert found.energy_j is not None
         assert found.high_j is not None
         assert found.low_j <= found.energy_j <= found.high_j
         assert 0 <= found.coverage <= 1
         assert found.coverage + found.interpolated + found.extrapolated == pytest.approx(1)
 
 
-TABLE = shipped("vllm")
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(33, 2048), st.integers(9, 512)), min_size=1, max_size=30))
+def test_the_truth_lies_between_the_bounds_where_cells_surround_it(pairs: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        table = table_of(Path(folder), rows_of(linear_law))
+    found = only(histogram_of(pairs, GRID), table)
+    truth = sum(linear_law(i, o) for i, o in pairs)
+    assert found.low_j is not None
+    assert found.high_j is not None
+    assert found.low_j <= truth <= found.high_j
 
 
-def test_saving_and_gap_are_told_against_the_baseline_and_the_ideal() -> None:
-    result = estimate("azure-conv-2023")
-    by_engine: dict[str, Estimate] = {found.engine: found for found in result.estimates}
-    base, better = by_engine["transformers"], by_engine["vllm"]
-    assert base.saving_vs_baseline is None
-    assert base.saving_vs_baseline_reason == "this is the baseline"
-    assert better.saving_vs_baseline == pytest.approx(1 - better.energy_j / base.energy_j)
+def test_an_unmeasured_bin_is_interpolated_marked_and_counted(table: EnergyTable) -> None:
+    found = only(histogram_of([(512, 64)] * 3 + [(512, 128)]), table)
+    assert (found.coverage, found.interpolated, found.extrapolated) == (0.75, 0.25, 0.0)
+    assert found.coverage_output_tokens == pytest.approx(3 * 64 / (3 * 64 + 128))
+    assert [b.how for b in found.bins] == ["measured", "interpolated"]
+    assert found.energy_j == pytest.approx(3 * power_law(512, 64) + power_law(512, 128))
+
+
+def test_bins_beyond_the_measured_are_marked_extrapolated(table: EnergyTable) -> None:
+    found = only(histogram_of([(4096, 1024)]), table)
+    assert (found.coverage, found.interpolated, found.extrapolated) == (0.0, 0.0, 1.0)
+
+
+def test_a_trace_that_no_cell_is_in_line_with_has_no_figures_but_reasons(tmp_path: Path) -> None:
+    table = table_of(tmp_path, rows_of(inputs=[512], outputs=[64]))
+    found = only(histogram_of([(2048, 512)]), table)
+    assert found.energy_j is found.low_j is found.high_j is found.gap_to_ideal is None
+    for reason in (found.energy_reason, found.low_reason, found.high_reason):
+        assert reason is not None
+        assert "too few cells" in reason
+    assert found.gap_reason == "there is no estimate to compare"
+
+
+def test_saving_and_gap_are_told_against_the_baseline_and_the_ideal(table: EnergyTable) -> None:
+    result = estimate(histogram_of([(512, 64)] * 10), tables=table)
+    base, better = result.of("transformers"), result.of("vllm")
+    assert base.saving_vs_baseline == pytest.approx(0.0)
+    assert better.saving_vs_baseline == pytest.approx(0.5)
+    assert result.ideal is not None
+    assert better.energy_j is not None
     assert better.gap_to_ideal == pytest.approx(better.energy_j / result.ideal.energy_j - 1)
     assert "dense bfloat16" in result.ideal.basis
 
 
-def test_bins_beyond_the_measured_are_marked_extrapolated() -> None:
-    found = estimate(histogram_of([(16000, 1000)]), engines=["vllm"]).estimates[0]
-    assert found.extrapolated == 1.0
-    assert found.coverage == 0.0
+def test_without_the_baseline_the_saving_is_unknown_and_says_why(tmp_path: Path) -> None:
+    found = only(histogram_of([(512, 64)]), table_of(tmp_path, rows_of()))
+    assert found.saving_vs_baseline is None
+    assert found.saving_reason == "the baseline transformers has no rows for this model and GPU"
 
 
-def test_interpolation_is_exact_where_cost_is_a_power_of_length(row: Row) -> None:
-    rows = [row(input_tokens=512, output_tokens=o, batch=1, energy_j=10.0 * o**0.5) for o in (8, 16, 64, 512)]
-    (table,) = tables_of(SourcedRow(row=measured, source="t") for measured in rows)
-    surface = Surface([p for p in table.points if p.output_tokens != 16])
-    value = surface.at(512, 16)
-    assert value is not None
-    assert value.method == "interpolated"
-    assert value.energy_j == pytest.approx(40.0)
-    held = holdout_error(table)
-    assert held.bins == 1
-    assert held.worst == pytest.approx(0.0, abs=1e-9)
+def test_the_papers_ideal_takes_the_headline_and_the_roofline_adds_bytes(table: EnergyTable) -> None:
+    sparse, dense = get_gpu("h200").headline_flops, get_gpu("h200").dense_flops("bfloat16")
+    assert sparse is not None
+    histogram = histogram_of([(512, 64)])
+    gaps = {kind: only(histogram, table, ideal=kind).gap_to_ideal for kind in ("dense", "paper", "roofline")}
+    assert all(gap is not None for gap in gaps.values())
+    assert (gaps["paper"] or 0) + 1 == pytest.approx(((gaps["dense"] or 0) + 1) * sparse / dense)
+    assert (gaps["roofline"] or 0) < (gaps["dense"] or 0)
 
 
-def test_own_rows_stand_before_shipped_ones(tmp_path: Path, row: Row) -> None:
-    mine = write(tmp_path / "mine.jsonl", [row(input_tokens=512, output_tokens=64, batch=8, energy_j=8.0)])
-    found = estimate(histogram_of([(512, 64)]), tables=[mine], engines=["vllm"]).estimates[0]
+def test_the_users_rows_stand_before_the_shipped_ones(tmp_path: Path) -> None:
+    mine = write_store(tmp_path / "mine.jsonl", rows_of(lambda i, o: 1.0, inputs=[512], outputs=[64], batch=8))
+    found = estimate(histogram_of([(512, 64)]), tables=[mine]).of("vllm")
     assert found.energy_j == pytest.approx(1.0)
-    assert found.provenance.tables == (str(mine),)
+    first, second = found.provenance.sources
+    assert (first.file, first.lengths) == (str(mine), 1)
+    assert (second.file, second.lengths) == ("shipped h200-llama-3.1-8b.jsonl", 37)
+    assert "random weights: test; random weights: matrices N(0, 0.02)" in found.provenance.weights
 
 
-def test_simulated_rows_are_refused_unless_asked_for(tmp_path: Path, row: Row) -> None:
-    mine = write(tmp_path / "sim.jsonl", [row(simulated=True)])
+def test_rows_of_the_same_weights_in_two_files_make_one_table(tmp_path: Path) -> None:
+    mine = write_store(tmp_path / "mine.jsonl", rows_of(lambda i, o: 1.0, inputs=[512], outputs=[64]))
+    theirs = write_store(tmp_path / "theirs.jsonl", rows_of())
+    found = only(histogram_of([(512, 64), (128, 8)]), load_table([mine, theirs]))
+    assert found.energy_j == pytest.approx(1.0 + power_law(128, 8))
+    assert found.provenance.weights == "random weights: test"
+
+
+def test_simulated_rows_are_refused_unless_asked_for_and_then_marked(tmp_path: Path) -> None:
+    mine = write_store(tmp_path / "sim.jsonl", rows_of(simulated=True))
     with pytest.raises(DataError, match="--allow-simulated"):
         estimate(histogram_of([(512, 64)]), tables=[mine])
-    found = estimate(histogram_of([(512, 64)]), tables=[mine], allow_simulated=True)
-    assert any(each.provenance.is_simulated for each in found.estimates)
+    result = estimate(histogram_of([(512, 64)]), tables=[mine], allow_simulated=True)
+    assert result.of("vllm").provenance.simulated
+    assert result.of("vllm").saving_reason == "one of the two is simulated, the other measured"
+    assert any(note.startswith("SIMULATED") for note in result.notes)
 
 
-def test_rows_of_two_engine_versions_do_not_make_one_table(row: Row) -> None:
-    from dataclasses import replace
+def test_engines_on_two_chips_are_told(tmp_path: Path) -> None:
+    other = GpuIdentity(uuid="GPU-other", name="NVIDIA H200")
+    rows = rows_of(engine="transformers") + [with_environment(row, gpus=(other,)) for row in rows_of()]
+    notes = estimate(histogram_of([(512, 64)]), tables=table_of(tmp_path, rows)).notes
+    assert any("not all measured on one chip: GPU-other, GPU-test-0" in note for note in notes)
 
-    first = row()
-    second = replace(first, environment=replace(first.environment, packages={"vllm": "0.1"}))
-    with pytest.raises(DataError, match="differ in engine version"):
-        tables_of([SourcedRow(row=first, source="a"), SourcedRow(row=second, source="b")])
+
+def test_a_batch_counts_only_if_it_ends_in_time(tmp_path: Path) -> None:
+    # 512→64: 16 requests take 2.3 s, 160 of them 23 s and half as many joules each.
+    rows = rows_of() + rows_of(inputs=[512], outputs=[64], batch=160, scale=0.5)
+    table = table_of(tmp_path, rows)
+    histogram = histogram_of([(512, 64)])
+    seconds = 160 * power_law(512, 64) / 2 / 100
+    within, beyond = (
+        only(histogram, table, max_batch_s=seconds + 0.1),
+        only(histogram, table, max_batch_s=seconds - 0.1),
+    )
+    assert within.energy_j == pytest.approx(power_law(512, 64) / 2)
+    assert beyond.energy_j == pytest.approx(power_law(512, 64))
+    notes = estimate(histogram, tables=table, max_batch_s=seconds - 0.1).notes
+    assert any("a batch of 16 counts; 160 took 50.0 % fewer joules a request" in note for note in notes)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"model": "llama-3.1-9b"}, "did you mean llama-3.1-8b"),
-        ({"gpu": "h100x"}, "unknown GPU 'h100x'"),
+        ({"gpu": "h100x"}, "unknown measured GPU 'h100x'"),
         ({"engines": ["vlm"]}, "did you mean vllm"),
         ({"method": "floor"}, "unknown method 'floor'"),
         ({"ideal": "perfect"}, "unknown ideal"),
+        ({"rare": "ignored"}, "unknown rare"),
     ],
 )
 def test_unknown_names_give_the_nearest(options: dict[str, Any], words: str) -> None:
@@ -196,7 +260,7 @@ def test_unknown_bins_give_those_there_are() -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "no measurement in it"), ('{"a": 1}\n', "not an infergy measurement"), ("{\n{}\n", "line 1: not JSON")],
+    [("", "holds no measurement"), ('{"a": 1}\n', "not an infergy measurement"), ("{\n{}\n", "line 1: not JSON")],
 )
 def test_a_foreign_or_empty_table_is_told(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "t.jsonl"

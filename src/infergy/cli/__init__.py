@@ -9,7 +9,9 @@ import typer
 
 from infergy.cli.bins import bins
 from infergy.cli.estimate import estimate
+from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
+from infergy.cli.schema import schema
 from infergy.cli.trace import trace
 from infergy.errors import InfergyError
 from infergy.version import VERSION
@@ -28,7 +30,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (estimate, trace, bins, measure, plan, grid):
+for verb in (estimate, trace, bins, measure, plan, grid, gpus, models, schema):
     app.command()(verb)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from infergy.cli.trace_options import (
     POWERS_OF_TWO,
@@ -21,6 +18,7 @@ from infergy.cli.trace_options import (
     SourceArg,
     bins_of,
     columns_of,
+    print_json,
     stdout_console,
 )
 from infergy.units import format_percent
@@ -30,6 +28,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from infergy.workload import AxisCount, Histogram
+
+HISTOGRAM_SUMS = ("requests", "input_tokens", "output_tokens", "binned_input_tokens", "binned_output_tokens")
+"""Of all bins together; printed beside the record."""
 
 _SHADES = " ░▒▓█"
 _HEAT = ("", "on grey15", "on grey30", "on dark_red", "bold on red")
@@ -57,7 +58,7 @@ def bins(
     columns = columns_of(input_column, output_column, None, cached_column)
     histogram = open_trace(source, format=format, columns=columns).histogram(grid)
     if as_json:
-        typer.echo(json.dumps(_as_json(histogram), indent=1, allow_nan=False))
+        print_json([_with_sums(histogram)])
         return
     console = stdout_console()
     console.print(
@@ -71,12 +72,11 @@ def bins(
         console.print(line, soft_wrap=True)
 
 
-def _as_json(histogram: Histogram) -> dict[str, Any]:
+def _with_sums(histogram: Histogram) -> dict[str, Any]:
     """The histogram with the sums that follow from it, for readers without this code."""
     from infergy.records.codec import to_json
 
-    sums = ("requests", "input_tokens", "output_tokens", "binned_input_tokens", "binned_output_tokens")
-    return {**to_json(histogram), **{name: getattr(histogram, name) for name in sums}}
+    return {**to_json(histogram), **{name: getattr(histogram, name) for name in HISTOGRAM_SUMS}}
 
 
 def _heat_table(histogram: Histogram) -> Table:

@@ -1,9 +1,10 @@
-"""`infergy estimate`: the joules of a trace under each engine."""
+"""`infergy estimate`: what traces cost in joules under each engine."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,166 +14,255 @@ from infergy.cli.trace_options import (
     CachedColumnOption,
     FormatOption,
     InputColumnOption,
+    InputEdgesOption,
     JsonOption,
     OutputColumnOption,
+    OutputEdgesOption,
     SourcesArg,
     TimeColumnOption,
+    TimeUnitOption,
+    bins_of,
     columns_of,
+    print_json,
+    stdout_console,
 )
+from infergy.energy.estimate import BASELINE, BIN_NAMES, DEFAULT_GPU, DEFAULT_MODEL
+from infergy.energy.estimate import estimate as run_estimate
+from infergy.energy.price import CEILING, FRACTIONAL
+from infergy.energy.reference import DENSE
+from infergy.energy.table import MAX_BATCH_S, load_tables
 from infergy.units import format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rich.console import Console
+    from rich.table import Table
 
-    from infergy.energy import Estimate, TraceEstimate
+    from infergy.energy.answer import Estimate, Provenance, TraceEstimate
 
-UNKNOWN = "—"
+WIDTH = 100
+UNKNOWN = "unknown"
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model that was measured")]
+GpuOption = Annotated[str, typer.Option("--gpu", "-g", help="GPU that was measured")]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option("--engine", "-e", help="transformers, vllm, …; repeat for more [default: all that were measured]"),
+]
+TableOption = Annotated[
+    list[str] | None,
+    typer.Option("--table", "-t", help="Your own measurements (.jsonl), to count before the shipped ones; repeatable"),
+]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="ceiling prices each request at the upper corner of its bin (arXiv 2504.17674), "
+        "mean at the mean lengths of its bin",
+    ),
+]
+IdealOption = Annotated[
+    str,
+    typer.Option(
+        "--ideal",
+        help="dense: FLOPs at the dense peak and TDP; paper: at the vendor's headline peak; roofline: FLOPs or bytes",
+    ),
+]
+RareOption = Annotated[
+    str,
+    typer.Option("--rare", help="N requests cost N/B of a batch of B (fractional), or whole batches (whole)"),
+]
+BaselineOption = Annotated[str, typer.Option("--baseline", help="Engine against which savings are told")]
+MaxBatchOption = Annotated[
+    float,
+    typer.Option("--max-batch-s", help="Of several measured batch sizes, the largest that took at most so long counts"),
+]
+SimulatedOption = Annotated[
+    bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
+]
 
 
 def estimate(
     sources: SourcesArg,
-    model: Annotated[str, typer.Option("--model", "-m", help="Model with measured rows")] = "llama-3.1-8b",
-    gpu: Annotated[str, typer.Option("--gpu", "-g", help="GPU with measured rows")] = "h200",
-    engine: Annotated[
-        list[str] | None, typer.Option("--engine", "-e", help="Engine to show; repeat for more [default: all]")
-    ] = None,
-    table: Annotated[
-        list[Path] | None,
-        typer.Option("--table", "-t", help="Your own measurements (.jsonl), put before the shipped ones"),
-    ] = None,
-    bins: BinsOption = "powers-of-two",
-    method: Annotated[
-        str, typer.Option("--method", help="ceiling (the study's) or mean (each bin at its mean lengths)")
-    ] = "ceiling",
-    ideal: Annotated[
-        str, typer.Option("--ideal", help="dense, paper (the vendor's headline peak) or roofline")
-    ] = "dense",
-    rare: Annotated[
-        str, typer.Option("--rare", help="fractional or whole: bins with fewer requests than a batch")
-    ] = "fractional",
-    allow_simulated: Annotated[
-        bool, typer.Option("--allow-simulated", help="Take rows of a simulated GPU as well")
-    ] = False,
-    format: FormatOption = None,  # noqa: A002
+    model: ModelOption = DEFAULT_MODEL,
+    gpu: GpuOption = DEFAULT_GPU,
+    engine: EngineOption = None,
+    table: TableOption = None,
+    bins: BinsOption = BIN_NAMES[0],
+    input_edges: InputEdgesOption = None,
+    output_edges: OutputEdgesOption = None,
+    method: MethodOption = CEILING,
+    ideal: IdealOption = DENSE,
+    rare: RareOption = FRACTIONAL,
+    baseline: BaselineOption = BASELINE,
+    max_batch_s: MaxBatchOption = MAX_BATCH_S,
+    allow_simulated: SimulatedOption = False,
+    format: FormatOption = None,  # noqa: A002 - the option's name
     input_column: InputColumnOption = None,
     output_column: OutputColumnOption = None,
     time_column: TimeColumnOption = None,
     cached_column: CachedColumnOption = None,
+    time_unit: TimeUnitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the energy of a request trace from measured tables, engine by engine.
+    """Estimate the energy of request traces from measured tables, engine by engine, beside an ideal.
 
-    Example: infergy estimate azure-conv-2023 --method mean
+    Example: infergy estimate azure-conv-2023
     """
-    from infergy.energy import estimate as run
-    from infergy.records.codec import to_json
     from infergy.workload import open_trace
 
-    columns = columns_of(input_column, output_column, time_column, cached_column)
-    for source in sources:
-        result = run(
-            open_trace(source, format=format, columns=columns),
+    edges = bins_of(bins, input_edges, output_edges)
+    columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
+    tables = load_tables(table or (), allow_simulated=allow_simulated)
+    traces = [open_trace(source, format=format, columns=columns) for source in sources]
+    answers = [
+        run_estimate(
+            trace,
             model=model,
             gpu=gpu,
-            engines=engine,
-            tables=table or (),
-            bins=bins,
+            engines=engine or None,
+            tables=tables,
+            bins=edges,
             method=method,
             ideal=ideal,
             rare=rare,
-            allow_simulated=allow_simulated,
+            baseline=baseline,
+            max_batch_s=max_batch_s,
         )
-        typer.echo(json.dumps(to_json(result)) if as_json else render(result))
-
-
-def render(result: TraceEstimate) -> str:
-    """The estimate for a person: figures first, then how each was obtained."""
-    trace, first = result.trace, result.estimates[0]
-    lines = [
-        f"{trace.source}: {trace.requests:,} requests, {trace.input_tokens:,} input and {trace.output_tokens:,} "
-        "output tokens",
-        f"{first.model} on {first.provenance.gpu}, method {first.method}, {result.bins.name} bins",
-        "",
+        for trace in traces
     ]
-    simulated = ", ".join(e.engine for e in result.estimates if e.provenance.is_simulated)
-    if simulated:
-        lines.append(f"SIMULATED: the rows of {simulated} come from a model of a GPU and say nothing of a real one")
-    lines += _figures(result)
-    lines += ["", "How these numbers were obtained"]
-    lines += [f"  {line}" for line in _notes(result)]
-    return "\n".join(lines)
+    if as_json:
+        print_json(answers)
+        return
+    console = stdout_console()
+    console.width = min(console.width, WIDTH)
+    for answer in answers:
+        _print(answer, console)
 
 
-def _figures(result: TraceEstimate) -> list[str]:
-    rows: list[tuple[str, Callable[[Estimate], str]]] = [
-        ("energy", lambda e: f"{format_number(e.energy_wh, 4)} Wh"),
-        ("between", lambda e: f"{_wh(e.low_j)} and {_wh(e.high_j)}"),
-        ("J per request", lambda e: format_number(e.energy_per_request_j)),
-        ("J per output token", lambda e: format_number(e.energy_per_output_token_j)),
-        ("GPU-hours", lambda e: format_number(e.gpu_hours)),
-        ("tokens/s (output)", lambda e: f"{format_number(e.tokens_per_s)} ({format_number(e.output_tokens_per_s)})"),
-        ("mean watts", lambda e: format_number(e.power_w)),
-        ("gap to the ideal", lambda e: _fraction(e.gap_to_ideal, signed=True)),
-        (f"saving on {result.baseline}", lambda e: _fraction(e.saving_vs_baseline)),
-        ("requests in measured bins", lambda e: format_percent(e.coverage)),
-        ("output tokens in measured bins", lambda e: format_percent(e.coverage_output_tokens)),
+def _print(answer: TraceEstimate, console: Console) -> None:
+    trace = answer.trace
+    console.print(
+        f"{trace.source}: {trace.requests:,} requests, {trace.input_tokens:,} input and "
+        f"{trace.output_tokens:,} output tokens",
+        markup=False,
+    )
+    first = answer.estimates[0]
+    console.print(f"{first.model} on one {_title(first.gpu)}", markup=False)
+    console.print(_table(answer))
+    for text in _doubts(answer.estimates):
+        console.print(text, markup=False)
+    console.print(_ideal_line(answer), markup=False)
+    console.print("How each number was obtained", style="bold")
+    for text in (*answer.notes, *_provenance_lines(answer.estimates)):
+        # Not rich's wrapping: it would neither indent nor leave file names whole.
+        lines = fill(text, console.width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        console.print(lines, markup=False, soft_wrap=True)
+
+
+def _title(gpu: str) -> str:
+    from infergy.hardware import find_gpu_by_driver_name
+
+    known = find_gpu_by_driver_name(gpu)
+    return gpu if known is None else known.title
+
+
+_Figure = Callable[["Estimate"], str]
+
+
+def _table(answer: TraceEstimate) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for one in answer.estimates:
+        table.add_column(one.engine + (" (simulated)" if one.provenance.simulated else ""), justify="right")
+    for name, figure in _figures(answer.baseline):
+        table.add_row(name, *[figure(one) for one in answer.estimates])
+    return table
+
+
+def _figures(baseline: str) -> list[tuple[str, _Figure]]:
+    return [
+        ("Energy", lambda e: _number(e.energy_wh, " Wh")),
+        ("", lambda e: _si(e.energy_j, "J")),
+        ("  low .. high", lambda e: f"{_si(e.low_j, 'J')} .. {_si(e.high_j, 'J')}"),
+        ("Energy a request", lambda e: _si(e.energy_per_request_j, "J")),
+        ("Energy an output token", lambda e: _si(e.energy_per_output_token_j, "J")),
+        ("GPU-hours", lambda e: _number(e.gpu_hours)),
+        ("Output tokens a second", lambda e: _number(e.output_tokens_per_s)),
+        ("All tokens a second", lambda e: _number(e.tokens_per_s)),
+        ("Mean power", lambda e: _number(e.power_w, " W")),
+        ("Gap to the ideal", lambda e: _percent(e.gap_to_ideal, signed=True)),
+        (f"Saving against {baseline}", lambda e: "-" if e.engine == baseline else _percent(e.saving_vs_baseline)),
+        ("Requests in measured bins", lambda e: format_percent(e.coverage)),
+        ("  interpolated", lambda e: format_percent(e.interpolated)),
+        ("  extrapolated", lambda e: format_percent(e.extrapolated)),
+        ("Output tokens in measured bins", lambda e: format_percent(e.coverage_output_tokens)),
     ]
-    width = 24
-    lines = [f"{'':32}" + "".join(f"{estimate.engine:>{width}}" for estimate in result.estimates)]
-    lines += [f"{name:32}" + "".join(f"{show(e):>{width}}" for e in result.estimates) for name, show in rows]
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    return UNKNOWN if value is None else f"{format_number(value)}{unit}"
+
+
+def _si(value: float | None, unit: str) -> str:
+    return UNKNOWN if value is None else format_si(value, unit)
+
+
+def _percent(value: float | None, *, signed: bool = False) -> str:
+    return UNKNOWN if value is None else format_percent(value, signed=signed)
+
+
+def _doubts(estimates: Iterable[Estimate]) -> list[str]:
+    """Why a figure is unknown; engines with one reason share a line."""
+    engines: dict[str, list[str]] = {}
+    for one in estimates:
+        named = (
+            ("energy", one.energy_reason),
+            ("low", one.low_reason),
+            ("high", one.high_reason),
+            ("gap", one.gap_reason),
+            ("saving", one.saving_reason),
+        )
+        for name, reason in named:
+            if reason is not None:
+                engines.setdefault(f"{name} unknown: {reason}", []).append(one.engine)
+    return [f"{', '.join(labels)}: {text}" for text, labels in engines.items()]
+
+
+def _ideal_line(answer: TraceEstimate) -> str:
+    if answer.ideal is None:
+        return f"Ideal: unknown ({answer.ideal_reason})"
+    return f"Ideal: {format_si(answer.ideal.energy_j, 'J')}: {answer.ideal.basis}"
+
+
+def _provenance_lines(estimates: Iterable[Estimate]) -> list[str]:
+    lines = []
+    for one in estimates:
+        lines += [f"{one.engine}: {text}" for text in _source_lines(one.provenance)]
+        lines.append(f"{one.engine}: batch {_batches(one)}; {one.provenance.weights}")
     return lines
 
 
-def _notes(result: TraceEstimate) -> list[str]:
-    trace, first = result.trace, result.estimates[0]
-    notes = [f"ideal: {format_si(result.ideal.energy_j, 'J')}; {result.ideal.basis}"]
-    if first.method == "ceiling":
-        notes.append("energy: Σ N/B × joules of a batch, each request at its bin's upper corner (2504.17674)")
-    else:
-        notes.append("energy: each request at the mean lengths of its bin's requests, interpolated")
-    notes.append(f"rare: {first.provenance.rare_rule}")
-    notes.append(
-        "between: every request at its bin's floor, and at its ceiling in whole batches, with errors of 3 % a bin"
-    )
-    if trace.left_out_requests:
-        notes.append(
-            f"left out: {trace.left_out_requests:,} requests past the last bin; --bins powers-of-two takes them"
+def _source_lines(provenance: Provenance) -> list[str]:
+    lines = []
+    for use in provenance.sources:
+        versions = ", ".join(f"{name} {version}" for name, version in use.packages.items()) or "versions unknown"
+        days = dict.fromkeys(stamp[:10] for stamp in (use.measured_from, use.measured_to))
+        lines.append(
+            f"{use.lengths} measured lengths from {use.file}, {' to '.join(days)}, {', '.join(use.gpu_uuids)}, "
+            f"driver {use.driver or 'unknown'}, {versions}"
         )
-    if trace.failed_requests:
-        notes.append(f"set aside: {trace.failed_requests:,} requests without output")
-    if trace.cached_input_tokens:
-        notes.append(f"prefix cache: {trace.cached_input_tokens:,} cached input tokens are not charged")
-    for estimate in result.estimates:
-        notes += _engine_notes(estimate)
-    return notes
+    return lines
 
 
-def _engine_notes(estimate: Estimate) -> list[str]:
-    where = estimate.provenance
-    hold = where.holdout
-    error = (
-        f"interpolating along output is off by {format_percent(hold.median)} (median), {format_percent(hold.worst)} "
-        f"(worst) over {hold.bins} measured bins held out"
-        if hold.median is not None and hold.worst is not None
-        else "the error of interpolation is unknown: no row was measured at more outputs"
-    )
-    notes = [
-        f"{estimate.engine}: {where.bins_measured} bins measured, {where.measured_utc[:10]}, {', '.join(where.tables)}",
-        f"  {', '.join(where.packages)}; driver {where.driver}; {where.weights}",
-        f"  {format_percent(estimate.interpolated)} of requests in interpolated, "
-        f"{format_percent(estimate.extrapolated)} in extrapolated bins; {error}",
-        f"  {where.batch_rule}",
-    ]
-    if estimate.uncovered_requests:
-        notes.append(f"  {estimate.uncovered_requests:,} requests have no value and are not in these joules")
-    return notes
-
-
-def _wh(energy_j: float | None) -> str:
-    from infergy.units import to_wh
-
-    return UNKNOWN if energy_j is None else f"{format_number(to_wh(energy_j))}"
-
-
-def _fraction(value: float | None, *, signed: bool = False) -> str:
-    return UNKNOWN if value is None else format_percent(value, signed=signed)
+def _batches(one: Estimate) -> str:
+    """The sizes of batches in the trace's bins, and how they were chosen, without each cell's own figures."""
+    sizes = [b.batch for b in one.bins if b.batch is not None]
+    choices = Counter[str]()
+    for choice in one.provenance.batch_choices:
+        choices[choice.text.partition(" (")[0]] += choice.lengths
+    told = "; ".join(f"{text}: {count}" for text, count in choices.most_common())
+    between = f"{min(sizes)} to {max(sizes)}" if sizes else UNKNOWN
+    return f"{between}, the largest measured at each length ({told})"

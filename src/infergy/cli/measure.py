@@ -36,7 +36,8 @@ InputOption = Annotated[str | None, typer.Option("--input", help="Input tokens: 
 OutputOption = Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")]
 BatchOption = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="random, random-uniform, or the folder or hub name of real weights [default: random]")
+    str | None,
+    typer.Option("--weights", help="random, random-uniform, or folder or hub name of real ones [default: random]"),
 ]
 MinWindowOption = Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]
@@ -141,7 +142,7 @@ def _resolve(
     """The plan that a file, a study's name or options ask for; options win over the file."""
     asked: dict[str, Any] = {"model": model, "gpu": gpu, "engines": engines, "input": inputs, "output": outputs}
     asked |= {"batch": batch, "weights": weights, "min_window": min_window, "seed": seed}
-    given = {key: value for key, value in asked.items() if value}
+    given = {key: value for key, value in asked.items() if value is not None and value != []}
     if source is not None and source.endswith(".json"):
         from infergy.records import Plan
 

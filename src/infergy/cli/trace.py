@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from infergy.cli.trace_options import (
     TimeColumnOption,
     TimeUnitOption,
     columns_of,
+    print_json,
     stdout_console,
 )
 from infergy.units import format_duration, format_number, format_percent
@@ -44,13 +44,12 @@ def trace(
 
     Example: infergy trace azure-conv-2023 azure-code-2023
     """
-    from infergy.records.codec import to_json
     from infergy.workload import open_trace
 
     columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
     summaries = [open_trace(source, format=format, columns=columns).describe() for source in sources]
     if as_json:
-        typer.echo(json.dumps({"traces": to_json(summaries)}, indent=1, allow_nan=False))
+        print_json(summaries)
         return
     _print(summaries)
 

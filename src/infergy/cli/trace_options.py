@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,6 +102,14 @@ def bins_of(name: str, input_edges: str | None, output_edges: str | None) -> Bin
 def _edges(base: Bins | None, axis: str) -> tuple[int, ...]:
     assert base is not None
     return base.input_edges if axis == "input" else base.output_edges
+
+
+def print_json(answers: Sequence[Any]) -> None:
+    """One object for one trace; for several a list of them under ``traces``."""
+    from infergy.records.codec import to_json
+
+    content = [to_json(answer) for answer in answers]
+    typer.echo(json.dumps(content[0] if len(content) == 1 else {"traces": content}, indent=1, allow_nan=False))
 
 
 def stdout_console() -> Console:

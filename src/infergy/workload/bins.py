@@ -13,6 +13,8 @@ PAPER_OUTPUT_EDGES = (8, 16, 32, 64, 128, 256, 512)
 FIRST_INPUT_EDGE = 32
 FIRST_OUTPUT_EDGE = 8
 
+HISTOGRAM_SCHEMA = "infergy.histogram/1"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Bin:
@@ -136,6 +138,7 @@ class Histogram:
     left_out: BinCount | None = None
     failed_requests: int = 0
     cached_input_tokens: int = 0
+    schema: str = HISTOGRAM_SCHEMA
 
     @property
     def requests(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 from infergy.workload.table import LONGEST_TOKENS, Table
 
+TRACE_SCHEMA = "infergy.trace/1"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthSummary:
@@ -78,6 +80,7 @@ class TraceSummary:
     arrival_rate_per_s: float | None
     arrival_reason: str | None
     attribution: str | None
+    schema: str = TRACE_SCHEMA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,79 @@
+"""`infergy schema`: the published JSON Schemas of infergy's files and of what it prints as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from infergy.errors import UsageError
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+NAMES = ("estimate", "grid", "histogram", "measurement", "plan", "trace")
+GRID_SCHEMA = "infergy.grid/1"
+"""A grid names no schema of its own: a human writes it."""
+
+
+def schema(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(NAMES))],
+) -> None:
+    """Print the JSON Schema of a format: a measurement (one row of a store), a plan, a grid, or what a verb prints.
+
+    Example: infergy schema measurement > measurement.schema.json
+    """
+    typer.echo(json.dumps(make_schema(name), indent=1))
+
+
+def make_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a format, made from the classes that read and write it.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    if name not in NAMES:
+        raise UsageError.unknown("schema", name, NAMES)
+    if name == "grid":
+        from infergy.measure.grid import Grid
+
+        return _head(GRID_SCHEMA) | Grid.model_json_schema()
+    from pydantic import TypeAdapter
+
+    record, version = _record(name)
+    made = TypeAdapter(record).json_schema()
+    # The tag is what tells one file from another: it must be there and be this one.
+    made["properties"]["schema"] = {"const": version, "title": "Schema", "type": "string"}
+    made["required"] = [*made.get("required", []), "schema"]
+    if name == "histogram":
+        from infergy.cli.bins import HISTOGRAM_SUMS
+
+        made["properties"] |= {key: {"type": "integer", "minimum": 0} for key in HISTOGRAM_SUMS}
+        made["required"] += HISTOGRAM_SUMS
+    for one in _objects(made):
+        # As `infergy.records.codec` reads them: an unknown key is an error.
+        one["additionalProperties"] = False
+    return _head(version) | made
+
+
+def _head(version: str) -> dict[str, Any]:
+    return {"$schema": DIALECT, "$id": version}
+
+
+def _objects(made: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return (one for one in (made, *made.get("$defs", {}).values()) if "properties" in one)
+
+
+def _record(name: str) -> tuple[type, str]:
+    if name in ("histogram", "trace"):
+        from infergy.workload.bins import HISTOGRAM_SCHEMA, Histogram
+        from infergy.workload.summary import TRACE_SCHEMA, TraceSummary
+
+        return (Histogram, HISTOGRAM_SCHEMA) if name == "histogram" else (TraceSummary, TRACE_SCHEMA)
+    if name == "estimate":
+        from infergy.energy.answer import ESTIMATE_SCHEMA, TraceEstimate
+
+        return TraceEstimate, ESTIMATE_SCHEMA
+    from infergy.records import PLAN_SCHEMA, SCHEMA, Measurement, Plan
+
+    return (Measurement, SCHEMA) if name == "measurement" else (Plan, PLAN_SCHEMA)

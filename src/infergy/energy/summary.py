@@ -1,0 +1,309 @@
+"""From priced bins to an `Estimate`: totals, coverage, gap, saving, and how each number was obtained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from infergy.energy.answer import BatchChoices, Estimate, Provenance, SourceUse
+from infergy.energy.price import CEILING, FRACTIONAL, NO_VALUE, BinEnergy
+from infergy.energy.reference import Reference
+from infergy.energy.surface import EXTRAPOLATED, INTERPOLATED, MEASURED, Surface, SurfaceError, SurfaceErrors
+from infergy.energy.table import EnergyTable, SetupTable, TableCell
+from infergy.units import SECONDS_PER_HOUR, format_duration, format_percent, to_wh
+from infergy.workload.bins import BinCount, Histogram
+
+RARE_TEXT = {
+    FRACTIONAL: "a bin of N requests costs N / B of a batch of B, also where N < B: rare requests ride along",
+    "whole": "a bin of N requests costs ⌈N / B⌉ whole batches of B",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """One engine's bins before they are compared.
+
+    Attributes:
+        cells: The cells that make the surface.
+        bins: The bins of the histogram, in its order.
+    """
+
+    setup: SetupTable
+    cells: tuple[TableCell, ...]
+    surface: Surface
+    errors: SurfaceErrors
+    bins: tuple[BinEnergy, ...]
+
+
+def summarise(
+    one: Priced,
+    base: Priced | None,
+    histogram: Histogram,
+    reference: Reference,
+    *,
+    baseline: str,
+    method: str,
+    rare: str,
+) -> Estimate:
+    """The estimate of one engine; `base` is the baseline's, None if it was not measured."""
+    pairs = [(b, c) for b, c in zip(one.bins, histogram.counts, strict=True) if b.how != NO_VALUE]
+    counts = [count for _, count in pairs]
+    totals = _totals([b for b, _ in pairs], [b for b in one.bins if b.how == NO_VALUE])
+    requests, input_tokens, output_tokens = _sums(counts)
+    gpus = one.setup.setup.tensor_parallel
+    energy_j, busy_s = totals.energy_j, totals.duration_s
+    duration_s = None if busy_s is None else busy_s * gpus
+    ideal_j, gap, gap_reason = _gap(energy_j, counts, histogram, reference)
+    saving, saving_reason = _saving(one, base, baseline)
+    shares = _shares(one.bins, histogram)
+    return Estimate(
+        model=one.setup.model,
+        gpu=one.setup.gpu,
+        engine=one.setup.label,
+        method=method,
+        energy_j=energy_j,
+        low_j=totals.low_j,
+        high_j=totals.high_j,
+        duration_s=duration_s,
+        gpu_hours=None if duration_s is None else duration_s / SECONDS_PER_HOUR,
+        energy_wh=None if energy_j is None else to_wh(energy_j),
+        power_w=_ratio(energy_j, duration_s),
+        output_tokens_per_s=_ratio(output_tokens, busy_s),
+        tokens_per_s=_ratio(input_tokens + output_tokens, busy_s),
+        energy_per_request_j=_ratio(energy_j, requests),
+        energy_per_output_token_j=_ratio(energy_j, output_tokens),
+        priced_requests=requests,
+        priced_output_tokens=output_tokens,
+        coverage=shares.requests[MEASURED],
+        coverage_output_tokens=shares.measured_output_tokens,
+        interpolated=shares.requests[INTERPOLATED],
+        extrapolated=shares.requests[EXTRAPOLATED],
+        ideal_energy_j=ideal_j,
+        gap_to_ideal=gap,
+        saving_vs_baseline=saving,
+        provenance=_provenance(one, rare),
+        bins=one.bins,
+        energy_reason=totals.energy_reason,
+        low_reason=totals.low_reason,
+        high_reason=totals.high_reason,
+        gap_reason=gap_reason,
+        saving_reason=saving_reason,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Totals:
+    energy_j: float | None
+    low_j: float | None
+    high_j: float | None
+    duration_s: float | None
+    energy_reason: str | None = None
+    low_reason: str | None = None
+    high_reason: str | None = None
+
+
+def _totals(priced: Sequence[BinEnergy], unpriced: Sequence[BinEnergy]) -> _Totals:
+    if not priced:
+        reason = "no bin of this trace has a value: too few cells were measured"
+        return _Totals(
+            energy_j=None,
+            low_j=None,
+            high_j=None,
+            duration_s=None,
+            energy_reason=reason,
+            low_reason=reason,
+            high_reason=reason,
+        )
+    low_reason = high_reason = None
+    if any(b.low_j is None for b in priced):
+        low_reason = "the floor of a bin has no value: too few cells were measured"
+    if any(b.high_j is None for b in priced):
+        high_reason = "no measured cell tells how far an interpolated or extrapolated bin may be off"
+    if unpriced:
+        requests = sum(b.requests for b in unpriced)
+        high_reason = f"{requests:,} requests lie in bins without a value: there is no bound on the whole trace"
+    return _Totals(
+        energy_j=sum(b.energy_j or 0.0 for b in priced),
+        low_j=None if low_reason else sum(b.low_j or 0.0 for b in priced),
+        high_j=None if high_reason else sum(b.high_j or 0.0 for b in priced),
+        duration_s=sum(b.duration_s or 0.0 for b in priced),
+        low_reason=low_reason,
+        high_reason=high_reason,
+    )
+
+
+def _sums(counts: Iterable[BinCount]) -> tuple[int, int, int]:
+    requests = input_tokens = output_tokens = 0
+    for count in counts:
+        requests += count.requests
+        input_tokens += count.input_tokens
+        output_tokens += count.output_tokens
+    return requests, input_tokens, output_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shares:
+    requests: dict[str, float]
+    measured_output_tokens: float
+
+
+def _shares(bins: Sequence[BinEnergy], histogram: Histogram) -> _Shares:
+    """Shares of all requests, those past the last bin included, by how their bin was obtained."""
+    left_out = histogram.left_out
+    all_requests = histogram.requests + (left_out.requests if left_out else 0)
+    all_output = histogram.output_tokens + (left_out.output_tokens if left_out else 0)
+    requests: Counter[str] = Counter()
+    output_tokens: Counter[str] = Counter()
+    for one, count in zip(bins, histogram.counts, strict=True):
+        requests[one.how] += count.requests
+        output_tokens[one.how] += count.output_tokens
+    kinds = (MEASURED, INTERPOLATED, EXTRAPOLATED)
+    return _Shares(
+        requests={kind: requests[kind] / all_requests if all_requests else 0.0 for kind in kinds},
+        measured_output_tokens=output_tokens[MEASURED] / all_output if all_output else 0.0,
+    )
+
+
+def _ratio(value: float | None, over: float | None) -> float | None:
+    return value / over if value is not None and over else None
+
+
+def _gap(
+    energy_j: float | None, counts: Sequence[BinCount], histogram: Histogram, reference: Reference
+) -> tuple[float | None, float | None, str | None]:
+    """The ideal of the priced requests, the gap to it, and the reason if there is none."""
+    if energy_j is None:
+        return None, None, "there is no estimate to compare"
+    found = reference.of(replace(histogram, counts=tuple(counts), left_out=None))
+    if found.ideal is None:
+        return None, None, found.reason
+    return found.ideal.energy_j, energy_j / found.ideal.energy_j - 1, None
+
+
+def _saving(one: Priced, base: Priced | None, baseline: str) -> tuple[float | None, str | None]:
+    if base is None:
+        return None, f"the baseline {baseline} has no rows for this model and GPU"
+    if base.setup.simulated != one.setup.simulated:
+        return None, "one of the two is simulated, the other measured"
+    both = [
+        (mine.energy_j, theirs.energy_j)
+        for mine, theirs in zip(one.bins, base.bins, strict=True)
+        if mine.energy_j is not None and theirs.energy_j is not None
+    ]
+    if not both:
+        return None, f"no bin has a value under both {one.setup.label} and {baseline}"
+    return 1 - sum(mine for mine, _ in both) / sum(theirs for _, theirs in both), None
+
+
+def _provenance(one: Priced, rare: str) -> Provenance:
+    used = Counter(cell.source for cell in one.cells)
+    choices = Counter(cell.batch_choice for cell in one.cells)
+    return Provenance(
+        sources=tuple(
+            SourceUse(
+                file=facts.source,
+                lengths=used[facts.source],
+                driver=facts.driver,
+                packages=facts.packages,
+                gpu_uuids=facts.gpu_uuids,
+                measured_from=facts.measured_from,
+                measured_to=facts.measured_to,
+            )
+            for facts in one.setup.sources
+            if used[facts.source]
+        ),
+        rows=tuple(cell.cell_id for cell in one.cells),
+        weights=one.setup.weights,
+        batch_choices=tuple(BatchChoices(text=text, lengths=count) for text, count in choices.most_common()),
+        rare_rule=f"{rare}: {RARE_TEXT[rare]}",
+        errors=one.errors,
+        simulated=one.setup.simulated,
+    )
+
+
+def notes_on(
+    table: EnergyTable,
+    priced: Sequence[Priced],
+    histogram: Histogram,
+    *,
+    method: str,
+    rare: str,
+    max_batch_s: float,
+) -> tuple[str, ...]:
+    """How the figures were obtained and what limits them, in words, one statement each."""
+    notes = [_method_text(method), f"rare bins, {rare}: {RARE_TEXT[rare]}"]
+    notes += _trace_notes(histogram)
+    for one in priced:
+        notes += _engine_notes(one, max_batch_s)
+    uuids = {uuid for one in priced for facts in one.setup.sources for uuid in facts.gpu_uuids}
+    if len(priced) > 1 and len(uuids) > 1:
+        notes.append(f"the engines were not all measured on one chip: {', '.join(sorted(uuids))}")
+    if any(one.setup.simulated for one in priced):
+        notes.append("SIMULATED: these joules come from a model and say nothing about real hardware")
+    notes += table.notes
+    if table.failed:
+        notes.append(f"{len(table.failed)} cells in the tables failed and give no value")
+    return tuple(notes)
+
+
+def _method_text(method: str) -> str:
+    if method == CEILING:
+        return (
+            "ceiling: each request is priced at the upper corner of its bin, which over-counts; low..high brackets it"
+        )
+    return (
+        "mean: each bin is priced at the mean lengths of its requests, drawn between measured cells; "
+        "low..high is floor to ceiling"
+    )
+
+
+def _trace_notes(histogram: Histogram) -> list[str]:
+    notes = []
+    if histogram.left_out:
+        notes.append(
+            f"{histogram.left_out.requests:,} requests lie past the last bin and are not priced; "
+            "to leave nobody out: --bins powers-of-two"
+        )
+    if histogram.failed_requests:
+        notes.append(f"{histogram.failed_requests:,} requests without output are set aside")
+    if histogram.cached_input_tokens:
+        notes.append(f"{histogram.cached_input_tokens:,} cached input tokens cost no prefill and are not priced")
+    return notes
+
+
+def _engine_notes(one: Priced, max_batch_s: float) -> list[str]:
+    label = one.setup.label
+    notes = [f"{label}: {text}" for text in describe_errors(one.errors)]
+    unpriced = sum(b.requests for b in one.bins if b.how == NO_VALUE)
+    if unpriced:
+        notes.append(f"{label}: {unpriced:,} requests lie in bins without a value; the figures are of the others")
+    notes += [
+        f"{label}: at {cell.input_tokens}→{cell.output_tokens} a batch of {cell.batch} counts; {larger.batch} took "
+        f"{format_percent(1 - larger.energy_j / cell.energy_j)} fewer joules a request, but "
+        f"{format_duration(larger.duration_s * larger.batch)} a batch, over {max_batch_s:g} s"
+        for cell, larger in one.setup.larger_batches(max_batch_s)
+    ]
+    used = Counter(cell.source for cell in one.cells)
+    if len(used) > 1:
+        shares = ", ".join(f"{count} from {source}" for source, count in used.items())
+        notes.append(
+            f"{label}: {len(one.cells)} measured lengths, {shares}; where both have one, the first file's counts"
+        )
+    return notes
+
+
+def describe_errors(errors: SurfaceErrors) -> list[str]:
+    """The errors of interpolation and extrapolation in words."""
+    named: list[tuple[str, SurfaceError | None]] = [
+        ("interpolation along output", errors.output),
+        ("interpolation along input", errors.input),
+        ("extrapolation, for each doubling of length,", errors.extrapolation),
+    ]
+    return [
+        f"{name} is off by {format_percent(error.median)} (median), {format_percent(error.maximum)} at most "
+        f"({error.worst}), over {error.points} cells: {error.basis}"
+        if error
+        else f"{name}: error unknown, no measured cell can be left out to tell"
+        for name, error in named
+    ]

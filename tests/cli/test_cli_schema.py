@@ -1,0 +1,83 @@
+"""The published schemas: as the code has them, and true of what infergy writes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.cli.schema import NAMES, make_schema
+
+DATA = Path(str(resources.files("infergy"))) / "data"
+
+
+def published(name: str) -> Draft202012Validator:
+    content = json.loads((DATA / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(content)
+    return Draft202012Validator(content)
+
+
+def printed(*arguments: str) -> Any:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_published_file_is_what_the_code_says(name: str) -> None:
+    assert published(name).schema == make_schema(name), (
+        f"the format changed: raise its version if old files no longer read, then: "
+        f"infergy schema {name} > src/infergy/data/schemas/{name}.json"
+    )
+    assert printed("schema", name) == make_schema(name)
+
+
+def test_every_format_is_published() -> None:
+    assert {path.stem for path in (DATA / "schemas").glob("*.json")} == set(NAMES)
+
+
+def test_shipped_rows_are_measurements() -> None:
+    validator = published("measurement")
+    for path in sorted((DATA / "tables").rglob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            validator.validate(json.loads(line))
+
+
+def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
+    for path in sorted((DATA / "studies").glob("*.toml")):
+        published("grid").validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        published("plan").validate(printed("plan", path.stem))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("estimate", ("estimate", "azure-code-2023")),
+        ("estimate", ("estimate", "azure-code-2023", "--bins", "paper", "--method", "mean", "--ideal", "roofline")),
+        ("trace", ("trace", "azure-code-2023")),
+        ("histogram", ("bins", "azure-code-2023")),
+        ("histogram", ("bins", "azure-code-2023", "--bins", "paper")),
+    ],
+)
+def test_what_a_verb_prints_follows_its_schema(name: str, arguments: tuple[str, ...]) -> None:
+    published(name).validate(printed(*arguments, "--json"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "grid"])
+def test_a_file_of_another_format_or_version_does_not_pass(name: str) -> None:
+    with pytest.raises(ValidationError):
+        published(name).validate({"schema": f"infergy.{name}/0"})
+
+
+def test_an_unknown_format_gives_the_nearest() -> None:
+    from infergy.errors import UsageError
+
+    with pytest.raises(UsageError, match="did you mean estimate"):
+        make_schema("estimates")
