@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,7 +147,8 @@ def _print(answer: TraceEstimate, console: Console) -> None:
         markup=False,
     )
     first = answer.estimates[0]
-    console.print(f"{first.model} on one {_title(first.gpu)}", markup=False)
+    how = f"method {first.method}, {answer.bins.name} bins"
+    console.print(f"{first.model} on {_gpus(answer.estimates)}, {how}", markup=False)
     console.print(_table(answer))
     for text in _doubts(answer.estimates):
         console.print(text, markup=False)
@@ -159,11 +160,15 @@ def _print(answer: TraceEstimate, console: Console) -> None:
         console.print(lines, markup=False, soft_wrap=True)
 
 
-def _title(gpu: str) -> str:
+def _gpus(estimates: Sequence[Estimate]) -> str:
+    """The GPU by its title, and how many of them if all engines use as many."""
     from infergy.hardware import find_gpu_by_driver_name
 
-    known = find_gpu_by_driver_name(gpu)
-    return gpu if known is None else known.title
+    name = estimates[0].gpu
+    known = find_gpu_by_driver_name(name)
+    counts = {one.gpus for one in estimates}
+    count = f"{'one' if counts == {1} else counts.pop()} " if len(counts) == 1 else ""
+    return f"{count}{name if known is None else known.title}"
 
 
 _Figure = Callable[["Estimate"], str]
@@ -265,4 +270,4 @@ def _batches(one: Estimate) -> str:
         choices[choice.text.partition(" (")[0]] += choice.lengths
     told = "; ".join(f"{text}: {count}" for text, count in choices.most_common())
     between = f"{min(sizes)} to {max(sizes)}" if sizes else UNKNOWN
-    return f"{between}, the largest measured at each length ({told})"
+    return f"{between}, the largest in time at each length ({told})"

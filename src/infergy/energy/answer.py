@@ -96,6 +96,7 @@ class Estimate:
     Attributes:
         gpu: Name of the GPU in the catalogue.
         engine: Label of the engine set-up: ``transformers``, ``vllm``.
+        gpus: GPUs that one instance of the engine works on.
         method: ``ceiling``: each request at the upper corner of its bin; ``mean``: at the mean lengths of its bin.
         energy_j: Joules of GPU boards.
         low_j: Lower bound: each request at the floor of its bin.
@@ -118,6 +119,7 @@ class Estimate:
     model: str
     gpu: str
     engine: str
+    gpus: int
     method: str
     energy_j: float | None
     low_j: float | None

@@ -61,6 +61,7 @@ def summarise(
         model=one.setup.model,
         gpu=one.setup.gpu,
         engine=one.setup.label,
+        gpus=gpus,
         method=method,
         energy_j=energy_j,
         low_j=totals.low_j,
@@ -278,12 +279,14 @@ def _engine_notes(one: Priced, max_batch_s: float) -> list[str]:
     unpriced = sum(b.requests for b in one.bins if b.how == NO_VALUE)
     if unpriced:
         notes.append(f"{label}: {unpriced:,} requests lie in bins without a value; the figures are of the others")
-    notes += [
-        f"{label}: at {cell.input_tokens}→{cell.output_tokens} a batch of {cell.batch} counts; {larger.batch} took "
-        f"{format_percent(1 - larger.energy_j / cell.energy_j)} fewer joules a request, but "
-        f"{format_duration(larger.duration_s * larger.batch)} a batch, over {max_batch_s:g} s"
-        for cell, larger in one.setup.larger_batches(max_batch_s)
+    larger = [
+        f"{more.batch} instead of {cell.batch} at {cell.input_tokens}→{cell.output_tokens} take "
+        f"{format_percent(1 - more.energy_j / cell.energy_j)} fewer joules a request "
+        f"({format_duration(more.duration_s * more.batch)} a batch)"
+        for cell, more in one.setup.larger_batches(max_batch_s)
     ]
+    if larger:
+        notes.append(f"{label}: batches of over {max_batch_s:g} s do not count: {', '.join(larger)}")
     used = Counter(cell.source for cell in one.cells)
     if len(used) > 1:
         shares = ", ".join(f"{count} from {source}" for source, count in used.items())
