@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -27,7 +26,7 @@ from infergy.energy.price import (
 from infergy.energy.surface import Surface, SurfaceError, SurfaceErrors
 from infergy.energy.table import TableCell
 from infergy.workload import Bin, BinCount
-from known_tables import BATCH, Law, histogram_of, power_law, rows_of, table_of
+from known_tables import BATCH, histogram_of, power_law, rows_of, table_of
 
 OUTPUT_ERROR, INPUT_ERROR, OCTAVE_ERROR = 0.1, 0.2, 0.5
 DOUBT = 0.25
@@ -37,9 +36,7 @@ def error_of(maximum: float) -> SurfaceError:
     return SurfaceError(points=1, median=maximum, maximum=maximum, worst="here", basis="test")
 
 
-ERRORS = SurfaceErrors(
-    output=error_of(OUTPUT_ERROR), input=error_of(INPUT_ERROR), extrapolation=error_of(OCTAVE_ERROR)
-)
+ERRORS = SurfaceErrors(output=error_of(OUTPUT_ERROR), input=error_of(INPUT_ERROR), extrapolation=error_of(OCTAVE_ERROR))
 NO_ERRORS = SurfaceErrors(output=None, input=None, extrapolation=None)
 
 
@@ -157,8 +154,7 @@ def test_a_bin_without_a_value_keeps_its_requests_and_nothing_else(
 def test_a_surface_that_falls_along_a_bin_still_brackets_the_estimate(
     cells: dict[tuple[int, int], TableCell],
 ) -> None:
-    falling: Law = lambda i, o: 1000.0 / o  # noqa: E731
-    surface = Surface({(i, o): replace(cell, energy_j=falling(i, o)) for (i, o), cell in cells.items()})
+    surface = Surface({(i, o): replace(cell, energy_j=1000.0 / o) for (i, o), cell in cells.items()})
     found = price(count_of((512, 64), (128, 8), requests=BATCH, mean=(512, 8)), surface, method=MEAN)
     assert found.low_j is not None
     assert found.energy_j is not None

@@ -184,6 +184,10 @@ def _table(answer: TraceEstimate) -> Table:
         table.add_column(one.engine + (" (simulated)" if one.provenance.simulated else ""), justify="right")
     for name, figure in _figures(answer.baseline):
         table.add_row(name, *[figure(one) for one in answer.estimates])
+    requests = answer.trace.requests
+    if any(one.priced_requests < requests for one in answer.estimates):
+        shares = [1 - one.priced_requests / requests for one in answer.estimates]
+        table.add_row("Requests without a price", *[format_percent(share) for share in shares])
     return table
 
 
@@ -191,7 +195,7 @@ def _figures(baseline: str) -> list[tuple[str, _Figure]]:
     return [
         ("Energy", lambda e: _number(e.energy_wh, " Wh")),
         ("", lambda e: _si(e.energy_j, "J")),
-        ("  low .. high", lambda e: f"{_si(e.low_j, 'J')} .. {_si(e.high_j, 'J')}"),
+        ("  low .. high", _bracket),
         ("Energy a request", lambda e: _si(e.energy_per_request_j, "J")),
         ("Energy an output token", lambda e: _si(e.energy_per_output_token_j, "J")),
         ("GPU-hours", lambda e: _number(e.gpu_hours)),
@@ -207,6 +211,12 @@ def _figures(baseline: str) -> list[tuple[str, _Figure]]:
     ]
 
 
+def _bracket(one: Estimate) -> str:
+    if one.low_j is None and one.high_j is None:
+        return UNKNOWN
+    return f"{_si(one.low_j, 'J')} .. {_si(one.high_j, 'J')}"
+
+
 def _number(value: float | None, unit: str = "") -> str:
     return UNKNOWN if value is None else f"{format_number(value)}{unit}"
 
@@ -220,9 +230,10 @@ def _percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def _doubts(estimates: Iterable[Estimate]) -> list[str]:
-    """Why a figure is unknown; engines with one reason share a line."""
+    """Why figures are unknown; figures, and engines, with one reason share a line."""
     engines: dict[str, list[str]] = {}
     for one in estimates:
+        figures: dict[str, list[str]] = {}
         named = (
             ("energy", one.energy_reason),
             ("low", one.low_reason),
@@ -232,7 +243,9 @@ def _doubts(estimates: Iterable[Estimate]) -> list[str]:
         )
         for name, reason in named:
             if reason is not None:
-                engines.setdefault(f"{name} unknown: {reason}", []).append(one.engine)
+                figures.setdefault(reason, []).append(name)
+        for reason, names in figures.items():
+            engines.setdefault(f"{', '.join(names)} unknown: {reason}", []).append(one.engine)
     return [f"{', '.join(labels)}: {text}" for text, labels in engines.items()]
 
 
@@ -255,8 +268,9 @@ def _source_lines(provenance: Provenance) -> list[str]:
     for use in provenance.sources:
         versions = ", ".join(f"{name} {version}" for name, version in use.packages.items()) or "versions unknown"
         days = dict.fromkeys(stamp[:10] for stamp in (use.measured_from, use.measured_to))
+        lengths = "1 measured length" if use.lengths == 1 else f"{use.lengths} measured lengths"
         lines.append(
-            f"{use.lengths} measured lengths from {use.file}, {' to '.join(days)}, {', '.join(use.gpu_uuids)}, "
+            f"{lengths} from {use.file}, {' to '.join(days)}, {', '.join(use.gpu_uuids)}, "
             f"driver {use.driver or 'unknown'}, {versions}"
         )
     return lines
@@ -269,5 +283,5 @@ def _batches(one: Estimate) -> str:
     for choice in one.provenance.batch_choices:
         choices[choice.text.partition(" (")[0]] += choice.lengths
     told = "; ".join(f"{text}: {count}" for text, count in choices.most_common())
-    between = f"{min(sizes)} to {max(sizes)}" if sizes else UNKNOWN
+    between = " to ".join(f"{size}" for size in sorted({min(sizes), max(sizes)})) if sizes else UNKNOWN
     return f"{between}, the largest in time at each length ({told})"

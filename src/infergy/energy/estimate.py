@@ -1,7 +1,7 @@
 """What a trace costs in joules under each engine: the whole path from requests to an estimate.
 
 trace ─▶ histogram ─┐
-├─▶ price each bin ─▶ Estimate, one an engine ─▶ TraceEstimate
+                    ├─▶ price each bin ─▶ Estimate, one an engine ─▶ TraceEstimate
 stores ─▶ table ────┘                     beside the ideal of the same work
 """
 
@@ -73,6 +73,8 @@ def estimate(
         DataError: A trace or a table is not what it should be.
     """
     _check_options(method=method, ideal=ideal, rare=rare)
+    if not max_batch_s > 0:
+        raise UsageError(f"a batch of at most {max_batch_s:g} s: give more than 0 with --max-batch-s")
     table = tables if isinstance(tables, EnergyTable) else load_tables(tables, allow_simulated=allow_simulated)
     gpu, model = _find_gpu(table, gpu), _find_model(table, gpu, model)
     setups = _choose(table, gpu, model, engines, baseline)

@@ -16,9 +16,6 @@ from infergy.hardware import Gpu, ModelShape
 from infergy.units import format_si
 from infergy.workload.bins import Bin, Histogram
 
-IDEALS = ("dense", "paper", "roofline")
-"""What an estimate may stand beside: `flops_ideal` at the dense peak, at the vendor's headline, or `roofline_ideal`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ideal:

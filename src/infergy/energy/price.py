@@ -32,7 +32,7 @@ class BinEnergy:
         requests: Requests in the bin.
         batch: Requests served at once; None if the bin has no value.
         energy_j: Joules of all requests of the bin; None if it has no value.
-        low_j: Lower bound: the bin's floor; None where it cannot be drawn.
+        low_j: Lower bound: the bin's floor; None where it cannot be drawn or its error is unknown.
         high_j: Upper bound: the bin's ceiling in whole batches; None where its error is unknown.
         duration_s: Seconds of all requests of the bin.
         how: How the bin's ceiling was obtained: ``measured``, ``interpolated``, ``extrapolated``, or ``none``.
@@ -55,7 +55,7 @@ NO_VALUE = "none"
 def price_bins(
     counts: Iterable[BinCount], surface: Surface, errors: SurfaceErrors, *, method: str, rare: str
 ) -> tuple[BinEnergy, ...]:
-    """Price each bin by itself, so that disjoint traces add up under ``fractional``."""
+    """Price each bin by itself, so that disjoint traces add up under ``ceiling`` and ``fractional``."""
     return tuple(_price(count, surface, errors, method=method, rare=rare) for count in counts)
 
 
@@ -113,7 +113,9 @@ def _low(count: BinCount, surface: Surface, errors: SurfaceErrors) -> float | No
     is_first = not count.bin.input_floor or not count.bin.output_floor
     # A floor of 1 token lies far below every measured cell, and the line of `surface` there below the truth: it is a
     # reference already, and widening it would say nothing.
-    error = 0.0 if is_first and floor.how == EXTRAPOLATED else errors.of(floor) or 0.0
+    error = 0.0 if is_first and floor.how == EXTRAPOLATED else errors.of(floor)
+    if error is None:
+        return None
     return count.requests * floor.energy_j * max(0.0, 1 - floor.doubt) / (1 + error)
 
 

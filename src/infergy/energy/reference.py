@@ -16,6 +16,9 @@ DENSE = "dense"
 PAPER = "paper"
 ROOFLINE = "roofline"
 IDEALS = (DENSE, PAPER, ROOFLINE)
+"""What an estimate may stand beside: `flops_ideal` at the dense peak, at the vendor's headline, or `roofline_ideal`."""
+
+NO_REQUEST = "no request lies in a bin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Reference:
         Raises:
             UsageError: The GPU has no figure of this kind, such as a headline beside its dense peak.
         """
+        if not histogram.counts:
+            return ReferenceValue(ideal=None, reason=NO_REQUEST)
         try:
             shape, gpu = get_model(self.model), get_gpu(self.gpu)
         except UsageError as error:

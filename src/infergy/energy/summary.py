@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from infergy.energy.answer import BatchChoices, Estimate, Provenance, SourceUse
 from infergy.energy.price import CEILING, FRACTIONAL, NO_VALUE, BinEnergy
-from infergy.energy.reference import Reference
+from infergy.energy.reference import NO_REQUEST, Reference
 from infergy.energy.surface import EXTRAPOLATED, INTERPOLATED, MEASURED, Surface, SurfaceError, SurfaceErrors
 from infergy.energy.table import EnergyTable, SetupTable, TableCell
 from infergy.units import SECONDS_PER_HOUR, format_duration, format_percent, to_wh
@@ -106,7 +106,7 @@ class _Totals:
 
 def _totals(priced: Sequence[BinEnergy], unpriced: Sequence[BinEnergy]) -> _Totals:
     if not priced:
-        reason = "no bin of this trace has a value: too few cells were measured"
+        reason = "no bin of this trace has a value: too few cells were measured" if unpriced else NO_REQUEST
         return _Totals(
             energy_j=None,
             low_j=None,
@@ -118,7 +118,7 @@ def _totals(priced: Sequence[BinEnergy], unpriced: Sequence[BinEnergy]) -> _Tota
         )
     low_reason = high_reason = None
     if any(b.low_j is None for b in priced):
-        low_reason = "the floor of a bin has no value: too few cells were measured"
+        low_reason = "the floor of a bin has no value, or no measured cell tells how far it may be off"
     if any(b.high_j is None for b in priced):
         high_reason = "no measured cell tells how far an interpolated or extrapolated bin may be off"
     if unpriced:
@@ -301,7 +301,7 @@ def describe_errors(errors: SurfaceErrors) -> list[str]:
     named: list[tuple[str, SurfaceError | None]] = [
         ("interpolation along output", errors.output),
         ("interpolation along input", errors.input),
-        ("extrapolation, for each doubling of length,", errors.extrapolation),
+        ("extrapolation by one doubling of length", errors.extrapolation),
     ]
     return [
         f"{name} is off by {format_percent(error.median)} (median), {format_percent(error.maximum)} at most "
