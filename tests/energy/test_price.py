@@ -28,7 +28,7 @@ from infergy.energy.table import TableCell
 from infergy.workload import Bin, BinCount
 from known_tables import BATCH, histogram_of, power_law, rows_of, table_of
 
-OUTPUT_ERROR, INPUT_ERROR, OCTAVE_ERROR = 0.1, 0.2, 0.5
+OUTPUT_ERROR, INPUT_ERROR, OCTAVE_ERROR, HALVING_ERROR = 0.1, 0.2, 0.5, 0.05
 DOUBT = 0.25
 
 
@@ -36,8 +36,13 @@ def error_of(maximum: float) -> SurfaceError:
     return SurfaceError(points=1, median=maximum, maximum=maximum, worst="here", basis="test")
 
 
-ERRORS = SurfaceErrors(output=error_of(OUTPUT_ERROR), input=error_of(INPUT_ERROR), extrapolation=error_of(OCTAVE_ERROR))
-NO_ERRORS = SurfaceErrors(output=None, input=None, extrapolation=None)
+ERRORS = SurfaceErrors(
+    output=error_of(OUTPUT_ERROR),
+    input=error_of(INPUT_ERROR),
+    past=error_of(OCTAVE_ERROR),
+    before=error_of(HALVING_ERROR),
+)
+NO_ERRORS = SurfaceErrors(output=None, input=None, past=None, before=None)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +126,10 @@ def test_the_errors_of_drawing_widen_both_bounds_where_a_value_is_drawn(surface:
 def test_a_bound_grows_with_each_doubling_past_the_last_cell(surface: Surface) -> None:
     one, two = (price(count_of((512, 512 * 2**n), (256, 256), requests=BATCH), surface) for n in (1, 2))
     assert one.how == two.how == "extrapolated"
-    assert one.high_j == pytest.approx(BATCH * power_law(512, 1024) * (1 + OCTAVE_ERROR))
-    assert two.high_j == pytest.approx(BATCH * power_law(512, 2048) * (1 + OCTAVE_ERROR) ** 2)
+    assert one.energy_j is not None
+    assert two.energy_j is not None
+    assert one.high_j == pytest.approx(one.energy_j * (1 + OCTAVE_ERROR))
+    assert two.high_j == pytest.approx(two.energy_j * (1 + OCTAVE_ERROR) ** 2)
 
 
 def test_an_unknown_error_leaves_no_bound_but_an_estimate(surface: Surface) -> None:
@@ -139,8 +146,10 @@ def test_measured_floor_and_ceiling_are_bounds_though_no_error_is_known(surface:
 
 
 def test_the_floor_of_a_first_bin_is_one_token(surface: Surface) -> None:
-    found = price(count_of((32, 8), (0, 0)), surface)
-    assert found.low_j == pytest.approx(power_law(1, 1))
+    found, floor = price(count_of((32, 8), (0, 0)), surface), surface.at(1, 1)
+    assert floor is not None
+    # Five halvings of input and three of output before the first cell.
+    assert found.low_j == pytest.approx(floor.energy_j / (1 + HALVING_ERROR) ** 8)
 
 
 def test_a_bin_without_a_value_keeps_its_requests_and_nothing_else(

@@ -20,12 +20,10 @@ from infergy.energy.surface import (
     holdout_error,
     surface_errors,
 )
-from infergy.energy.table import TableCell
+from infergy.energy.table import TableCell, load_tables
 from known_tables import INPUTS, OUTPUTS, Law, linear_law, power_law
 
 FULL = (8, 16, 32, 64, 128, 256, 512)
-
-lengths = st.integers(1, 100_000)
 
 
 def cells_of(
@@ -58,8 +56,8 @@ def test_a_measured_cell_is_taken_as_it_is() -> None:
         assert (value.how, value.energy_j, value.batch) == (MEASURED, cell.energy_j, 16)
 
 
-@given(lengths, lengths)
-def test_a_power_law_is_met_everywhere(input_tokens: int, output_tokens: int) -> None:
+@given(st.integers(min(INPUTS), max(INPUTS)), st.integers(min(OUTPUTS), max(OUTPUTS)))
+def test_a_power_law_is_met_between_cells(input_tokens: int, output_tokens: int) -> None:
     value = Surface(cells_of(power_law)).at(input_tokens, output_tokens)
     assert value is not None
     assert value.energy_j == pytest.approx(power_law(input_tokens, output_tokens))
@@ -109,14 +107,45 @@ def test_the_curve_is_scipys_whatever_the_cells_say(joules: list[float], share: 
     assert value.energy_j == pytest.approx(drawn_by_scipy(points, min(tokens, max(points))), rel=1e-6)
 
 
-def test_past_the_last_cell_the_curve_goes_on_along_its_tangent() -> None:
-    cells = cells_of(linear_law, [512])
-    surface = Surface(cells)
-    at = {tokens: surface.at(512, tokens) for tokens in (511.999, 512, 1024, 2048)}
-    joules = {tokens: value.energy_j for tokens, value in at.items() if value is not None}
-    slope = math.log(joules[512] / joules[511.999]) / math.log(512 / 511.999)
-    assert joules[1024] / joules[512] == pytest.approx(2**slope, rel=1e-3)
-    assert joules[2048] / joules[1024] == pytest.approx(joules[1024] / joules[512])
+@given(
+    st.one_of(st.sampled_from(INPUTS), st.integers(1, min(INPUTS)), st.integers(max(INPUTS), 200_000)),
+    st.one_of(st.sampled_from(OUTPUTS), st.integers(1, min(OUTPUTS)), st.integers(max(OUTPUTS), 20_000)),
+)
+def test_a_linear_law_is_met_past_the_cells_and_before_them(input_tokens: int, output_tokens: int) -> None:
+    value = Surface(cells_of(linear_law)).at(input_tokens, output_tokens)
+    assert value is not None
+    assert value.energy_j == pytest.approx(linear_law(input_tokens, output_tokens))
+    assert value.duration_s == pytest.approx(linear_law(input_tokens, output_tokens) / 100)
+
+
+@given(
+    st.lists(st.floats(1.0, 1e4), min_size=12, max_size=12),
+    st.integers(1, 200_000),
+    st.integers(1, 20_000),
+    st.floats(1.0, 8.0),
+)
+def test_past_and_before_the_cells_values_are_positive_and_more_output_never_costs_less(
+    joules: list[float], input_tokens: int, output_tokens: int, factor: float
+) -> None:
+    by_cell = dict(zip(((i, o) for i in INPUTS for o in OUTPUTS), joules, strict=True))
+    surface = Surface(cells_of(lambda i, o: by_cell[i, o]))
+    near, far = surface.at(input_tokens, output_tokens), surface.at(input_tokens, output_tokens * factor)
+    assert near is not None
+    assert far is not None
+    assert near.energy_j > 0
+    if input_tokens in INPUTS and output_tokens >= max(OUTPUTS):
+        assert far.energy_j >= near.energy_j
+
+
+@pytest.mark.parametrize("label", ["transformers", "vllm"])
+def test_past_the_shipped_cells_longer_requests_cost_more(label: str) -> None:
+    surface = Surface(load_tables().find("h200", "llama-3.1-8b", label).by_length())
+    corners = [(2**i, 2**o) for i in range(14, 18) for o in range(9, 14)]
+    joules = {corner: value.energy_j for corner in corners if (value := surface.at(*corner)) is not None}
+    assert len(joules) == len(corners)
+    for (i, o), energy_j in joules.items():
+        assert energy_j < joules.get((2 * i, o), math.inf)
+        assert energy_j < joules.get((i, 2 * o), math.inf)
 
 
 def test_interpolation_along_input_goes_before_extrapolation_along_output() -> None:
@@ -127,19 +156,27 @@ def test_interpolation_along_input_goes_before_extrapolation_along_output() -> N
     assert value.axes == frozenset({"input"})
 
 
-def test_extrapolation_follows_the_axis_whose_nearest_cell_is_closer() -> None:
-    cells = cells_of(power_law, inputs=[512, 1024], outputs=[1024]) | cells_of(power_law, [2048], [8, 16])
+def test_a_measured_input_is_extrapolated_along_its_own_outputs() -> None:
+    cells = cells_of(linear_law, inputs=[512, 1024], outputs=[1024]) | cells_of(linear_law, [2048], [8, 16])
     value = Surface(cells).at(2048, 1024)
     assert value is not None
     assert value.how == EXTRAPOLATED
-    assert value.axes == frozenset({"input"})
-    assert value.octaves == pytest.approx(1.0)
+    assert value.axes == frozenset({"output"})
 
 
-def test_extrapolation_tells_its_distance_in_octaves() -> None:
-    value = Surface(cells_of(power_law)).at(512, 2048)
+def test_inputs_are_carried_to_an_output_before_another_input_is_drawn_from_them() -> None:
+    value = Surface(cells_of(linear_law)).at(4096, 2048)
     assert value is not None
-    assert value.octaves == pytest.approx(2.0)
+    assert value.axes == frozenset({"input", "output"})
+    assert value.octaves_past == pytest.approx(3.0)
+    assert value.octaves_before == 0.0
+
+
+def test_extrapolation_tells_its_distance_in_octaves_before_and_past() -> None:
+    value = Surface(cells_of(linear_law)).at(8, 2048)
+    assert value is not None
+    assert value.octaves_past == pytest.approx(2.0)
+    assert value.octaves_before == pytest.approx(2.0)
 
 
 def test_a_drawn_batch_is_whole_and_never_beyond_its_neighbours() -> None:
@@ -176,7 +213,14 @@ def test_along_a_measured_input_more_tokens_never_cost_less_if_no_cell_says_so(
 
 def test_a_power_law_has_no_error() -> None:
     errors = surface_errors(cells_of(power_law, outputs=FULL))
-    for error in (errors.output, errors.input, errors.extrapolation):
+    for error in (errors.output, errors.input):
+        assert error is not None
+        assert error.maximum == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_linear_law_has_no_error_past_and_before_the_cells() -> None:
+    errors = surface_errors(cells_of(linear_law))
+    for error in (errors.past, errors.before):
         assert error is not None
         assert error.maximum == pytest.approx(0.0, abs=1e-9)
 
@@ -218,15 +262,18 @@ def test_the_error_of_a_set_up_without_a_full_row_is_borrowed_and_said_so() -> N
 
 
 def test_errors_compound_along_both_axes_and_grow_with_distance() -> None:
-    cells = cells_of(linear_law, outputs=FULL)
+    cells = cells_of(linear_law, outputs=FULL) | cells_of(power_law, inputs=[8192])
     surface, errors = Surface(cells), surface_errors(cells)
     at = {
-        place: surface.at(*place) for place in ((512, 64), (512, 100), (600, 64), (600, 100), (512, 1024), (512, 4096))
+        place: surface.at(*place)
+        for place in ((512, 64), (512, 100), (600, 64), (600, 100), (512, 1024), (512, 4096), (1, 64))
     }
     found = {place: errors.of(value) for place, value in at.items() if value is not None}
     assert found[512, 64] == 0.0
     assert found[600, 100] == pytest.approx((1 + (found[512, 100] or 0)) * (1 + (found[600, 64] or 0)) - 1)
     assert 0 < (found[512, 1024] or 0) < (found[512, 4096] or 0)
+    assert errors.before is not None
+    assert found[1, 64] == pytest.approx((1 + errors.before.maximum) ** 5 - 1)
 
 
 def test_an_unknown_error_is_none() -> None:

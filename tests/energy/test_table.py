@@ -13,7 +13,6 @@ from infergy.errors import DataError, UsageError
 from infergy.records import STATUS_FAILED, Failure, Measurement, Window
 from infergy.records.cell import EngineSetup
 from known_tables import (
-    BATCH,
     INPUTS,
     OUTPUTS,
     power_law,
@@ -209,4 +208,3 @@ def test_shipped_tables_load_and_hold_measured_rows_only() -> None:
     assert shipped_tables()
     assert not any(setup.simulated for setup in table.setups)
     assert {"transformers", "vllm"} <= set(table.labels("h200", "llama-3.1-8b"))
-    assert all(cell.batch >= BATCH // BATCH for setup in table.setups for cell in setup.cells)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
@@ -145,6 +144,7 @@ def _print(answer: TraceEstimate, console: Console) -> None:
         f"{trace.source}: {trace.requests:,} requests, {trace.input_tokens:,} input and "
         f"{trace.output_tokens:,} output tokens",
         markup=False,
+        soft_wrap=True,
     )
     first = answer.estimates[0]
     how = f"method {first.method}, {answer.bins.name} bins"
@@ -277,11 +277,8 @@ def _source_lines(provenance: Provenance) -> list[str]:
 
 
 def _batches(one: Estimate) -> str:
-    """The sizes of batches in the trace's bins, and how they were chosen, without each cell's own figures."""
+    """The sizes of batches in the trace's bins, and how they were chosen."""
     sizes = [b.batch for b in one.bins if b.batch is not None]
-    choices = Counter[str]()
-    for choice in one.provenance.batch_choices:
-        choices[choice.text.partition(" (")[0]] += choice.lengths
-    told = "; ".join(f"{text}: {count}" for text, count in choices.most_common())
+    told = "; ".join(f"{choice.text}: {choice.lengths}" for choice in one.provenance.batch_choices)
     between = " to ".join(f"{size}" for size in sorted({min(sizes), max(sizes)})) if sizes else UNKNOWN
     return f"{between}, the largest in time at each length ({told})"

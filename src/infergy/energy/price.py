@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infergy.energy.surface import EXTRAPOLATED, Surface, SurfaceErrors, SurfaceValue
+from infergy.energy.surface import Surface, SurfaceErrors, SurfaceValue
 from infergy.workload.bins import Bin, BinCount
 
 CEILING = "ceiling"
@@ -110,10 +110,7 @@ def _low(count: BinCount, surface: Surface, errors: SurfaceErrors) -> float | No
     floor = surface.at(*_floor(count.bin))
     if floor is None:
         return None
-    is_first = not count.bin.input_floor or not count.bin.output_floor
-    # A floor of 1 token lies far below every measured cell, and the line of `surface` there below the truth: it is a
-    # reference already, and widening it would say nothing.
-    error = 0.0 if is_first and floor.how == EXTRAPOLATED else errors.of(floor)
+    error = errors.of(floor)
     if error is None:
         return None
     return count.requests * floor.energy_j * max(0.0, 1 - floor.doubt) / (1 + error)

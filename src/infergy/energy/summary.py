@@ -199,7 +199,8 @@ def _saving(one: Priced, base: Priced | None, baseline: str) -> tuple[float | No
 
 def _provenance(one: Priced, rare: str) -> Provenance:
     used = Counter(cell.source for cell in one.cells)
-    choices = Counter(cell.batch_choice for cell in one.cells)
+    # Without the figures of the single cell, which its row holds.
+    choices = Counter(cell.batch_choice.partition(" (")[0] for cell in one.cells)
     return Provenance(
         sources=tuple(
             SourceUse(
@@ -301,7 +302,8 @@ def describe_errors(errors: SurfaceErrors) -> list[str]:
     named: list[tuple[str, SurfaceError | None]] = [
         ("interpolation along output", errors.output),
         ("interpolation along input", errors.input),
-        ("extrapolation by one doubling of length", errors.extrapolation),
+        ("extrapolation by one doubling past the last cell", errors.past),
+        ("extrapolation by one halving before the first cell", errors.before),
     ]
     return [
         f"{name} is off by {format_percent(error.median)} (median), {format_percent(error.maximum)} at most "

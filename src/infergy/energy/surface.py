@@ -6,8 +6,9 @@ Butland, SIAM J. Sci. Stat. Comput. 5, 1984; SciPy's `PchipInterpolator`). In th
 1. measured        the cell itself
 2. interpolated    along output, between measured outputs of a measured input
 3. interpolated    along input, between inputs that have a value by 1 or 2
-4. extrapolated    along the tangent at the last value of one axis: the axis whose last value is closer in log space,
-                   output if both are as close; where neither axis has two, along output first and then along input
+4. extrapolated    along the measured input's own outputs, or else along input between or past inputs that are carried
+                   to this output; past the last cell, and before the first, as many joules a token as between the two
+                   nearest: a straight line in plain space
 5. None            fewer than two cells in line with it
 
 Joules a request are nearly a + b × tokens, which is convex in log space: straight lines there lie 16 to 30 % above the
@@ -18,7 +19,7 @@ What drawing gets wrong for a table is told by `surface_errors`, from cells that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
@@ -47,7 +48,8 @@ class SurfaceValue:
         doubt: How far the cells it rests on may be off, as a fraction.
         how: ``measured``, ``interpolated`` or ``extrapolated``.
         axes: Along which axes it was drawn: empty if measured.
-        octaves: How far it was extrapolated: doublings or halvings of tokens past the last cell, over both axes.
+        octaves_past: How far it was extrapolated past the last cell: doublings of tokens, over both axes.
+        octaves_before: How far it was extrapolated before the first cell: halvings of tokens, over both axes.
     """
 
     energy_j: float
@@ -56,7 +58,8 @@ class SurfaceValue:
     doubt: float
     how: str
     axes: frozenset[str] = frozenset()
-    octaves: float = 0.0
+    octaves_past: float = 0.0
+    octaves_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,26 +89,29 @@ class SurfaceErrors:
 
     Attributes:
         output: Of interpolation along output; `input` along input.
-        extrapolation: For each octave past the last cell, along either axis.
+        past: Of extrapolation, for each doubling past the last cell, along either axis.
+        before: Of extrapolation, for each halving before the first cell, along either axis.
     """
 
     output: SurfaceError | None
     input: SurfaceError | None
-    extrapolation: SurfaceError | None
+    past: SurfaceError | None
+    before: SurfaceError | None
 
     def of(self, value: SurfaceValue) -> float | None:
         """The largest error to expect of `value`, as a fraction; 0 if it was measured, None if nothing tells."""
         if value.how == MEASURED:
             return 0.0
+        steps: list[tuple[SurfaceError | None, float]]
         if value.how == EXTRAPOLATED:
-            error = self.extrapolation
-            return None if error is None else float((1 + error.maximum) ** value.octaves - 1)
+            steps = [(self.past, value.octaves_past), (self.before, value.octaves_before)]
+        else:
+            steps = [(self.output if axis == "output" else self.input, 1.0) for axis in value.axes]
         factor = 1.0
-        for axis in value.axes:
-            error = self.output if axis == "output" else self.input
-            if error is None:
+        for error, times in steps:
+            if error is None and times:
                 return None
-            factor *= 1 + error.maximum
+            factor *= (1 + error.maximum) ** times if error else 1.0
         return factor - 1
 
 
@@ -139,42 +145,23 @@ class Surface:
         inside = _within(row, output_tokens, "output")
         if inside is not None:
             return inside
-        column = self._column(output_tokens)
-        inside = _within(column, input_tokens, "input")
+        drawn = ((i, _within(points, output_tokens, "output")) for i, points in self._rows.items())
+        inside = _within([_Point(i, value) for i, value in drawn if value is not None], input_tokens, "input")
         if inside is not None:
             return inside
-        return self._extrapolate(row, column, input_tokens, output_tokens)
+        if len(row) >= 2:
+            return _extend(row, output_tokens, "output")
+        carried = ((i, _carry(points, output_tokens)) for i, points in self._rows.items())
+        column = [_Point(i, value) for i, value in carried if value is not None]
+        inside = _within(column, input_tokens, "input")
+        if inside is not None or len(column) < 2:
+            return inside
+        return _extend(column, input_tokens, "input")
 
     def rows(self) -> Iterator[tuple[int, Sequence[tuple[float, SurfaceValue]]]]:
         """Measured inputs, each with its measured (output, value) in ascending order."""
         for input_tokens, points in self._rows.items():
             yield input_tokens, [(point.tokens, point.value) for point in points]
-
-    def _column(self, output_tokens: float) -> list[_Point]:
-        """All inputs that have a value at `output_tokens` without extrapolation."""
-        drawn = ((i, _within(row, output_tokens, "output")) for i, row in self._rows.items())
-        return [_Point(i, value) for i, value in drawn if value is not None]
-
-    def _extrapolate(
-        self, row: Sequence[_Point], column: Sequence[_Point], input_tokens: float, output_tokens: float
-    ) -> SurfaceValue | None:
-        choices = [
-            (_distance(points, tokens), points, tokens, axis)
-            for points, tokens, axis in ((row, output_tokens, "output"), (column, input_tokens, "input"))
-            if len(points) >= 2
-        ]
-        if choices:
-            # min() keeps the first of equals: output.
-            _, points, tokens, axis = min(choices, key=lambda choice: choice[0])
-            return _extend(points, tokens, axis)
-        # Neither axis holds two values: carry every row out to this output, then draw along input.
-        carried = [
-            _Point(i, _extend(points, output_tokens, "output")) for i, points in self._rows.items() if len(points) >= 2
-        ]
-        drawn = _within(carried, input_tokens, "input")
-        if drawn is None and len(carried) >= 2:
-            drawn = _extend(carried, input_tokens, "input")
-        return drawn
 
 
 def surface_errors(cells: Mapping[tuple[int, int], TableCell]) -> SurfaceErrors:
@@ -192,9 +179,13 @@ def surface_errors(cells: Mapping[tuple[int, int], TableCell]) -> SurfaceErrors:
             [error for line in along_input for error in line.leave_inner_out()],
             "each input left out in turn of those measured at one output",
         ),
-        extrapolation=_summary(
-            [error for line in (*along_output, *along_input) for error in line.leave_last_out()],
-            "the longest input or output left out of those measured in line",
+        past=_summary(
+            [error for line in (*along_output, *along_input) for error in line.leave_end_out(last=True)],
+            "the longest input or output left out of those measured in line; batches change with them",
+        ),
+        before=_summary(
+            [error for line in (*along_output, *along_input) for error in line.leave_end_out(last=False)],
+            "the shortest input or output left out of those measured in line",
         ),
     )
 
@@ -259,10 +250,11 @@ class _Line:
         for i in range(1, len(self.points) - 1):
             yield self.compare(self.points[i], [*self.points[:i], *self.points[i + 1 :]])
 
-    def leave_last_out(self) -> Iterator[_Error]:
+    def leave_end_out(self, *, last: bool) -> Iterator[_Error]:
         if len(self.points) >= 3:
-            error = self.compare(self.points[-1], self.points[:-1])
-            octaves = math.log2(self.points[-1].tokens / self.points[-2].tokens)
+            end, next_to_it = (self.points[-1], self.points[-2]) if last else self.points[:2]
+            error = self.compare(end, self.points[:-1] if last else self.points[1:])
+            octaves = abs(math.log2(end.tokens / next_to_it.tokens))
             yield _Error((1 + error.distance) ** (1 / octaves) - 1, error.place)
 
     def compare(self, truth: _Point, others: Sequence[_Point]) -> _Error:
@@ -289,44 +281,61 @@ def _within(points: Sequence[_Point], tokens: float, axis: str) -> SurfaceValue 
     """The value on a curve through ascending points; None outside of it."""
     for low, (a, b) in enumerate(pairwise(points)):
         if a.tokens < tokens < b.tokens:
-            return _draw(points, low, tokens, INTERPOLATED, axis)
+            return _draw(points, low, tokens, axis)
     return next((point.value for point in points if point.tokens == tokens), None)
 
 
+def _carry(points: Sequence[_Point], tokens: float) -> SurfaceValue | None:
+    """The value of a row of outputs at `tokens`, extrapolated if need be; None if one point alone lies elsewhere."""
+    inside = _within(points, tokens, "output")
+    return _extend(points, tokens, "output") if inside is None and len(points) >= 2 else inside
+
+
 def _extend(points: Sequence[_Point], tokens: float, axis: str) -> SurfaceValue:
-    """The tangent at the nearest end of at least two ascending points."""
-    return _draw(points, 0 if tokens < points[0].tokens else len(points) - 2, tokens, EXTRAPOLATED, axis)
+    """The straight line through the nearest two of at least two ascending points, past either end of them."""
+    is_past = tokens > points[-1].tokens
+    end, inner = (points[-1], points[-2]) if is_past else (points[0], points[1])
+    value = end.value
+    octaves = abs(math.log2(tokens / end.tokens))
+
+    def line(at_end: float, at_inner: float) -> float:
+        # More tokens never cost less, and half the tokens at least half: neither end of a line may run away.
+        slope = max(0.0, (at_inner - at_end) / (inner.tokens - end.tokens))
+        return max(at_end + slope * (tokens - end.tokens), at_end * min(1.0, tokens / end.tokens))
+
+    return SurfaceValue(
+        energy_j=line(value.energy_j, inner.value.energy_j),
+        duration_s=line(value.duration_s, inner.value.duration_s),
+        # A batch beyond the measured ones is never assumed: nobody has seen it run.
+        batch=value.batch,
+        doubt=max(value.doubt, inner.value.doubt),
+        how=EXTRAPOLATED,
+        axes=value.axes | {axis},
+        octaves_past=value.octaves_past + (octaves if is_past else 0.0),
+        octaves_before=value.octaves_before + (0.0 if is_past else octaves),
+    )
 
 
-def _distance(points: Iterable[_Point], tokens: float) -> float:
-    return min(abs(math.log(tokens / point.tokens)) for point in points)
-
-
-def _draw(points: Sequence[_Point], low: int, tokens: float, how: str, axis: str) -> SurfaceValue:
-    """The value at `tokens` by the piece of the curve between the points `low` and `low` + 1."""
+def _draw(points: Sequence[_Point], low: int, tokens: float, axis: str) -> SurfaceValue:
+    """The value at `tokens` between the points `low` and `low` + 1, on the curve through all points."""
     near, far = points[low], points[low + 1]
     a, b = near.value, far.value
     share = math.log(tokens / near.tokens) / math.log(far.tokens / near.tokens)
-    bounded = min(1.0, max(0.0, share))
     x = [math.log(point.tokens) for point in points]
     return SurfaceValue(
         energy_j=math.exp(_cubic(x, [math.log(p.value.energy_j) for p in points], low, math.log(tokens))),
         duration_s=math.exp(_cubic(x, [math.log(p.value.duration_s) for p in points], low, math.log(tokens))),
-        # A batch beyond the neighbours' is never assumed: nobody has seen it run.
-        batch=max(1, int(a.batch ** (1 - bounded) * b.batch**bounded + 1e-9)),
+        batch=max(1, int(a.batch ** (1 - share) * b.batch**share + 1e-9)),
         doubt=max(a.doubt, b.doubt),
-        how=EXTRAPOLATED if EXTRAPOLATED in (how, a.how, b.how) else INTERPOLATED,
+        how=EXTRAPOLATED if EXTRAPOLATED in (a.how, b.how) else INTERPOLATED,
         axes=a.axes | b.axes | {axis},
-        octaves=max(a.octaves, b.octaves) + abs(math.log2(far.tokens / near.tokens) * (share - bounded)),
+        octaves_past=max(a.octaves_past, b.octaves_past),
+        octaves_before=max(a.octaves_before, b.octaves_before),
     )
 
 
 def _cubic(x: Sequence[float], y: Sequence[float], low: int, at: float) -> float:
-    """The monotone cubic through (x, y) between knots `low` and `low` + 1; beyond them, the tangent at the end."""
-    if at < x[low]:
-        return y[low] + _slope(x, y, low) * (at - x[low])
-    if at > x[low + 1]:
-        return y[low + 1] + _slope(x, y, low + 1) * (at - x[low + 1])
+    """The monotone cubic through (x, y) between knots `low` and `low` + 1."""
     width = x[low + 1] - x[low]
     t = (at - x[low]) / width
     straight = y[low] + t * (y[low + 1] - y[low])
