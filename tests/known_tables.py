@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from infergy.energy.table import EnergyTable, load_table
+from infergy.energy.load import load_table
+from infergy.energy.table import EnergyTable
 from infergy.records import Measurement
 from infergy.workload.bins import Bin, BinCount, Bins, Histogram
 from rows import build_row

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infergy.energy.answer import Estimate, TraceEstimate
     from infergy.energy.estimate import estimate
-    from infergy.energy.table import EnergyTable, load_table
+    from infergy.energy.load import load_table
+    from infergy.energy.table import EnergyTable
     from infergy.errors import (
         DataError,
         EngineError,
@@ -61,7 +62,8 @@ __version__: str
 _HOMES = {
     "infergy.energy.answer": ("Estimate", "TraceEstimate"),
     "infergy.energy.estimate": ("estimate",),
-    "infergy.energy.table": ("EnergyTable", "load_table"),
+    "infergy.energy.load": ("load_table",),
+    "infergy.energy.table": ("EnergyTable",),
     "infergy.errors": (
         "DataError",
         "EngineError",

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from infergy.energy.answer import Estimate
 from infergy.energy.estimate import estimate
-from infergy.energy.table import EnergyTable, load_table, load_tables
+from infergy.energy.load import load_table
+from infergy.energy.table import EnergyTable
 from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu
 from infergy.records import GpuIdentity
@@ -37,7 +38,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 16384), st.integers(1, 2048)), min_s
 
 @pytest.fixture(scope="module")
 def shipped() -> EnergyTable:
-    return load_tables()
+    return load_table(with_shipped=True)
 
 
 @pytest.fixture

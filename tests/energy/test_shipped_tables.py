@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infergy.energy.table import load_table, shipped_tables
+from infergy.energy.load import load_table, shipped_tables
 from infergy.measure.grid import make_plan, read_grid
 from infergy.records import Measurement, derive
 from infergy.records.store import read_store

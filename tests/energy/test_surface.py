@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
+from infergy.energy.load import load_table
 from infergy.energy.surface import (
     EXTRAPOLATED,
     INTERPOLATED,
@@ -20,7 +21,7 @@ from infergy.energy.surface import (
     holdout_error,
     surface_errors,
 )
-from infergy.energy.table import TableCell, load_tables
+from infergy.energy.table import TableCell
 from known_tables import INPUTS, OUTPUTS, Law, linear_law, power_law
 
 FULL = (8, 16, 32, 64, 128, 256, 512)
@@ -139,7 +140,7 @@ def test_past_and_before_the_cells_values_are_positive_and_more_output_never_cos
 
 @pytest.mark.parametrize("label", ["transformers", "vllm"])
 def test_past_the_shipped_cells_longer_requests_cost_more(label: str) -> None:
-    surface = Surface(load_tables().find("h200", "llama-3.1-8b", label).by_length())
+    surface = Surface(load_table(with_shipped=True).find("h200", "llama-3.1-8b", label).by_length())
     corners = [(2**i, 2**o) for i in range(14, 18) for o in range(9, 14)]
     joules = {corner: value.energy_j for corner in corners if (value := surface.at(*corner)) is not None}
     assert len(joules) == len(corners)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infergy.energy.table import load_table, load_tables, shipped_tables
+from infergy.energy.load import load_table, shipped_tables
 from infergy.errors import DataError, UsageError
 from infergy.records import STATUS_FAILED, Failure, Measurement, Window
 from infergy.records.cell import EngineSetup
@@ -80,7 +80,7 @@ def test_the_first_file_wins_a_cell_even_at_a_smaller_batch(tmp_path: Path, row:
 
 def test_a_users_table_counts_before_the_shipped_ones(tmp_path: Path, row: Builder) -> None:
     mine = write_store(tmp_path / "mine.jsonl", [row(energy_j=1.0)])
-    table = load_tables([mine])
+    table = load_table([mine], with_shipped=True)
     assert table.files[0] == str(mine)
     assert len(table.files) == 1 + len(shipped_tables())
     assert all(name.startswith("shipped ") for name in table.files[1:])
@@ -204,7 +204,7 @@ def test_what_was_not_measured_is_told_with_the_nearest_and_the_command(
 
 
 def test_shipped_tables_load_and_hold_measured_rows_only() -> None:
-    table = load_tables()
+    table = load_table(with_shipped=True)
     assert shipped_tables()
     assert not any(setup.simulated for setup in table.setups)
     assert {"transformers", "vllm"} <= set(table.labels("h200", "llama-3.1-8b"))

@@ -27,9 +27,10 @@ from infergy.cli.trace_options import (
 )
 from infergy.energy.estimate import BASELINE, BIN_NAMES, DEFAULT_GPU, DEFAULT_MODEL
 from infergy.energy.estimate import estimate as run_estimate
+from infergy.energy.load import load_table
 from infergy.energy.price import CEILING, FRACTIONAL
 from infergy.energy.reference import DENSE
-from infergy.energy.table import MAX_BATCH_S, load_tables
+from infergy.energy.table import MAX_BATCH_S
 from infergy.units import format_number, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def estimate(
 
     edges = bins_of(bins, input_edges, output_edges)
     columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
-    tables = load_tables(table or (), allow_simulated=allow_simulated)
+    tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
     traces = [open_trace(source, format=format, columns=columns) for source in sources]
     answers = [
         run_estimate(

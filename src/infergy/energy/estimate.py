@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.energy.answer import Estimate, Provenance, SourceUse, TraceEstimate, TraceFacts
+from infergy.energy.load import load_table
 from infergy.energy.price import CEILING, FRACTIONAL, METHODS, RARE_RULES, price_bins
 from infergy.energy.reference import DENSE, IDEALS, Reference
 from infergy.energy.summary import Priced, notes_on, summarise
 from infergy.energy.surface import Surface, SurfaceErrors, borrow_errors, surface_errors
-from infergy.energy.table import MAX_BATCH_S, EnergyTable, SetupTable, load_tables
+from infergy.energy.table import MAX_BATCH_S, EnergyTable, SetupTable
 from infergy.errors import UsageError
 from infergy.hardware import find_gpu_by_driver_name
 from infergy.workload.bins import Bins, Histogram
@@ -75,7 +76,11 @@ def estimate(
     _check_options(method=method, ideal=ideal, rare=rare)
     if not max_batch_s > 0:
         raise UsageError(f"a batch of at most {max_batch_s:g} s: give more than 0 with --max-batch-s")
-    table = tables if isinstance(tables, EnergyTable) else load_tables(tables, allow_simulated=allow_simulated)
+    table = (
+        tables
+        if isinstance(tables, EnergyTable)
+        else load_table(tables, with_shipped=True, allow_simulated=allow_simulated)
+    )
     gpu, model = _find_gpu(table, gpu), _find_model(table, gpu, model)
     setups = _choose(table, gpu, model, engines, baseline)
     histogram = _histogram(source, bins)

@@ -1,0 +1,215 @@
+"""Reads stores into an `EnergyTable`: rows are judged, derived anew from their raw facts, and grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from infergy.energy.table import EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
+from infergy.errors import DataError, MeterError
+from infergy.hardware import find_gpu_by_driver_name
+from infergy.records import EngineSetup, Measurement, Result, derive
+from infergy.records.store import read_store
+
+DEFAULT_DTYPE = "bfloat16"
+SIMULATED_PREFIX = "simulated "
+"""The simulated GPU puts this before the name of the one it plays."""
+
+
+class _Key(NamedTuple):
+    gpu: str
+    model: str
+    label: str
+    weights: str
+    simulated: bool
+
+
+class _Row(NamedTuple):
+    row: Measurement
+    result: Result
+
+
+def shipped_tables() -> tuple[Path, ...]:
+    """The tables inside the package, in alphabetical order; empty if none ships."""
+    folder = Path(str(resources.files("infergy"))) / "data" / "tables"
+    return tuple(sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")]))
+
+
+def load_table(
+    paths: Iterable[str | Path] = (), *, with_shipped: bool = False, allow_simulated: bool = False
+) -> EnergyTable:
+    """Read stores into a table; the first path ranks highest, shipped ones (by their bare name) after all others.
+
+    Raises:
+        DataError: A file is missing, foreign, damaged or empty, mixes environments, or holds simulated rows.
+    """
+    named = [(str(path), Path(path)) for path in paths]
+    if with_shipped:
+        named += [(f"shipped {path.name}", path) for path in shipped_tables()]
+    return _load(named, allow_simulated=allow_simulated)
+
+
+def setup_label(setup: EngineSetup) -> str:
+    """The engine's label and whatever else is not at its default: ``vllm-eager-float16-tp2``."""
+    dtype = "" if setup.dtype == DEFAULT_DTYPE else f"-{setup.dtype}"
+    parallel = "" if setup.tensor_parallel == 1 else f"-tp{setup.tensor_parallel}"
+    return f"{setup.label}{dtype}{parallel}"
+
+
+def catalogue_name(driver_name: str) -> str:
+    """The catalogue's name of a GPU that a driver calls `driver_name`, or that name itself."""
+    gpu = find_gpu_by_driver_name(driver_name.removeprefix(SIMULATED_PREFIX))
+    return driver_name if gpu is None else gpu.name
+
+
+def _load(named: Sequence[tuple[str, Path]], *, allow_simulated: bool) -> EnergyTable:
+    cells: dict[_Key, list[TableCell]] = {}
+    sources: dict[_Key, list[SourceFacts]] = {}
+    setups: dict[_Key, EngineSetup] = {}
+    failed: list[FailedRow] = []
+    notes: list[str] = []
+    for rank, (name, path) in enumerate(named):
+        contents = read_store(path)
+        if not contents.rows:
+            raise DataError(f"{name}: holds no measurement. Make one with: infergy measure GRID.toml -o FILE.jsonl")
+        if contents.torn is not None:
+            notes.append(f"{name}: its last line is half-written and set aside; infergy measure resumes it")
+        good, bad = _judge(name, contents.rows, allow_simulated=allow_simulated)
+        failed += bad
+        for key, rows in _group(good).items():
+            setups.setdefault(key, rows[0].row.cell.setup)
+            cells.setdefault(key, []).extend(_cells(name, rank, rows))
+            sources.setdefault(key, []).append(_facts(name, rank, rows))
+    tables = [
+        SetupTable(
+            gpu=key.gpu,
+            label=key.label,
+            setup=setups[key],
+            weights=key.weights,
+            simulated=key.simulated,
+            cells=tuple(sorted(cells[key], key=TableCell.order)),
+            sources=tuple(sources[key]),
+        )
+        for key in sorted(cells)
+    ]
+    files = tuple(name for name, _ in named)
+    return EnergyTable(setups=tuple(tables), files=files, failed=tuple(failed), notes=tuple(notes))
+
+
+def _judge(name: str, rows: Iterable[Measurement], *, allow_simulated: bool) -> tuple[list[_Row], list[FailedRow]]:
+    """Rows with figures recomputed from their raw facts, and failed cells that no other row made good."""
+    good: list[_Row] = []
+    failed: dict[str, FailedRow] = {}
+    for row in rows:
+        if row.simulated and not allow_simulated:
+            raise DataError(
+                f"{name}, cell {row.cell_id} ({row.cell}): simulated, and so no evidence about real hardware. "
+                "To estimate with it all the same: --allow-simulated"
+            )
+        if row.is_ok:
+            good.append(_Row(row, _derive(name, row)))
+            continue
+        reason = f"{row.failure.code}: {row.failure.message}" if row.failure else "no reason given"
+        failed[row.cell_id] = FailedRow(source=name, cell_id=row.cell_id, cell=str(row.cell), reason=reason)
+    made_good = {row.cell_id for row, _ in good}
+    return good, [row for cell_id, row in failed.items() if cell_id not in made_good]
+
+
+def _derive(name: str, row: Measurement) -> Result:
+    place = f"{name}, cell {row.cell_id} ({row.cell})"
+    remedy = "Remove the row and measure the cell again"
+    if row.window is None or row.loaded_idle is None:
+        raise DataError(f"{place}: status is ok, but its window or its loaded-idle window is missing. {remedy}")
+    if set(row.window.open) != set(row.window.close) or not set(row.window.open) <= set(row.loaded_idle.open):
+        raise DataError(f"{place}: the edges of its windows are not of the same GPUs. {remedy}")
+    try:
+        result = derive(row.window, row.batches, row.loaded_idle)
+    except MeterError as error:
+        raise DataError(f"{place}: {error}") from error
+    except ZeroDivisionError as error:
+        raise DataError(f"{place}: a window or all its batches last zero seconds. {remedy}") from error
+    if not result.energy_j > 0 or not result.duration_s > 0:
+        raise DataError(
+            f"{place}: {result.energy_j:g} J in {result.duration_s:g} s a batch; expected more than 0. {remedy}"
+        )
+    return result
+
+
+def _group(rows: Iterable[_Row]) -> dict[_Key, list[_Row]]:
+    groups: dict[_Key, list[_Row]] = {}
+    for pair in rows:
+        row = pair.row
+        key = _Key(
+            gpu=catalogue_name(row.environment.gpus[0].name) if row.environment.gpus else "unknown",
+            model=row.cell.setup.model,
+            label=setup_label(row.cell.setup),
+            weights=row.environment.weights,
+            simulated=row.simulated,
+        )
+        groups.setdefault(key, []).append(pair)
+    return groups
+
+
+def _cells(name: str, rank: int, rows: Iterable[_Row]) -> list[TableCell]:
+    """One cell for each load; repetitions become one."""
+    by_load: dict[tuple[int, int, int], list[_Row]] = {}
+    for pair in rows:
+        load = pair.row.cell.load
+        by_load.setdefault((load.input_tokens, load.output_tokens, load.batch), []).append(pair)
+    return [_cell(name, rank, repeated) for repeated in by_load.values()]
+
+
+def _cell(name: str, rank: int, repeated: Sequence[_Row]) -> TableCell:
+    row = repeated[0].row
+    load = row.cell.load
+    joules = [result.energy_per_request_j for _, result in repeated]
+    energy_j = fmean(joules)
+    idle_doubt = max(result.idle_bound_j / (result.energy_j * result.batches) for _, result in repeated)
+    return TableCell(
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        batch=load.batch,
+        energy_j=energy_j,
+        duration_s=fmean(result.duration_s for _, result in repeated) / load.batch,
+        doubt=idle_doubt + max(abs(j - energy_j) for j in joules) / energy_j,
+        spread=(max(joules) - min(joules)) / energy_j if len(joules) > 1 else None,
+        repetitions=len(repeated),
+        cell_id=row.cell_id,
+        batch_choice=row.batch_choice,
+        source=name,
+        rank=rank,
+    )
+
+
+def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
+    """The one environment of a set-up's rows in a file.
+
+    Raises:
+        DataError: There are two: a surface over both would compare drivers, not lengths.
+    """
+    first = rows[0].row
+    for row, _ in rows:
+        for what, was, now in (
+            ("driver", first.environment.driver, row.environment.driver),
+            ("packages", dict(first.environment.packages), dict(row.environment.packages)),
+        ):
+            if was != now:
+                raise DataError(
+                    f"{name}: {first.cell.setup.label} {first.cell.setup.model} was measured under two environments: "
+                    f"{what} {was} in cell {first.cell_id}, {now} in cell {row.cell_id}. "
+                    "Put them in two files, and name the one that counts first: --table NEW.jsonl --table OLD.jsonl"
+                )
+    stamps = sorted(row.measured_utc for row, _ in rows)
+    return SourceFacts(
+        source=name,
+        rank=rank,
+        rows=len(rows),
+        driver=first.environment.driver,
+        packages=dict(first.environment.packages),
+        gpu_uuids=tuple(sorted({gpu.uuid for row, _ in rows for gpu in row.environment.gpus})),
+        measured_from=stamps[0],
+        measured_to=stamps[-1],
+    )
