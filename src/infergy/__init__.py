@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         InfergyError,
         MeterError,
         MissingError,
-        QualityError,
         UsageError,
     )
     from infergy.hardware import Gpu, ModelShape, get_gpu, get_model
@@ -45,7 +44,6 @@ __all__ = [
     "MissingError",
     "ModelShape",
     "Plan",
-    "QualityError",
     "Trace",
     "TraceEstimate",
     "UsageError",
@@ -70,7 +68,6 @@ _HOMES = {
         "InfergyError",
         "MeterError",
         "MissingError",
-        "QualityError",
         "UsageError",
     ),
     "infergy.hardware": ("Gpu", "ModelShape", "get_gpu", "get_model"),

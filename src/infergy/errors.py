@@ -1,14 +1,11 @@
 """Errors a user can act on; each says what failed, what was expected, and what to type next.
 
-    InfergyError
-    ├── UsageError      exit 2   an option, a name or a grid that cannot be meant
-    ├── DataError       exit 2   a file whose content is not what it should be
-    ├── MissingError    exit 3   something that must be installed or present (a GPU, NVML, an engine)
-    ├── MeterError      exit 3   the instrument answered wrongly
-    ├── EngineError     exit 4   an engine could not do the work it was given
-    └── QualityError    exit 5   a result fails a quality gate
-
-A doubtful number is never an error: it is a `Flag`, kept beside the number.
+InfergyError
+├── UsageError      exit 2   an option, a name or a grid that cannot be meant
+├── DataError       exit 2   a file whose content is not what it should be
+├── MissingError    exit 3   something that must be installed or present (a GPU, NVML, an engine)
+├── MeterError      exit 3   the instrument answered wrongly
+└── EngineError     exit 4   an engine could not do the work it was given
 """
 
 from __future__ import annotations
@@ -61,9 +58,3 @@ class EngineError(InfergyError):
     """An engine could not do the work it was given."""
 
     exit_code = 4
-
-
-class QualityError(InfergyError):
-    """A result fails a quality gate."""
-
-    exit_code = 5

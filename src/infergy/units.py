@@ -15,11 +15,6 @@ def to_wh(energy_j: float) -> float:
     return energy_j / JOULES_PER_WH
 
 
-def to_hours(duration_s: float) -> float:
-    """Seconds to hours."""
-    return duration_s / SECONDS_PER_HOUR
-
-
 def format_si(value: float, unit: str, digits: int = 3) -> str:
     """`value` with an SI prefix from p to P: ``format_si(1.23e6, "J")`` is ``1.23 MJ``."""
     if value == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,14 @@ from pathlib import Path
 import pytest
 
 
-def infergy(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "infergy", *arguments], capture_output=True, text=True, check=False)
+def infergy(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infergy", *arguments],
+        env=os.environ | ({"PYTHONPATH": str(path)} if path else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_estimate_prints_both_engines_and_how_numbers_were_obtained() -> None:
@@ -51,6 +58,12 @@ def test_traces_and_bins_speak_json(tmp_path: Path) -> None:
         (["measure", "missing.toml"], 2, "no such file"),
         (["measure", "--engine", "vllm", "--input", "a", "--output", "8"], 2, "--input takes whole numbers"),
         (["trace", "nowhere.csv"], 2, "unknown trace"),
+        (["measure", "--engine", "vllm-egaer", "--input", "8", "--output", "8"], 2, "did you mean eager"),
+        (["measure", "paper-bins", "--min-window", "inf", "--dry-run"], 2, "min_window_s"),
+        (["measure", "paper-bins", "--simulate", "-o", "/proc/x.jsonl"], 2, "cannot be written"),
+        (["measure", "paper-bins", "--simulate", "-o", "x.jsonl.gz"], 2, "Write to a .jsonl file"),
+        (["plan", "paper-bins", "-o", "/nonexistent/x.json"], 2, "cannot be written"),
+        (["measure", "."], 2, "unknown study"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_its_code(arguments: list[str], code: int, words: str) -> None:
@@ -60,10 +73,31 @@ def test_bad_input_ends_with_a_sentence_and_its_code(arguments: list[str], code:
     assert "Traceback" not in done.stderr
 
 
+def test_a_grid_that_lacks_a_part_or_is_no_text_is_told_though_options_would_add_to_it(tmp_path: Path) -> None:
+    (tmp_path / "no_engines.toml").write_text('name = "x"\ngpu = "h200"\nmodel = "llama-3.1-8b"\n')
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    for name, words in (
+        ("no_engines.toml", "engines: Field required"),
+        ("binary.toml", "not TOML"),
+        ("folder.toml", "cannot be read"),
+        ("folder.json", "cannot be read"),
+    ):
+        options = [] if name.endswith(".json") else ["--weights", "random", "--input", "8"]
+        done = infergy("measure", str(tmp_path / name), *options)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_measuring_without_a_gpu_says_how_to_go_on(tmp_path: Path) -> None:
     store = tmp_path / "x.jsonl"
+    (tmp_path / "pynvml.py").write_text("raise ImportError('blocked')\n")
     done = infergy(
-        "measure", "--engine", "transformers", "--input", "8", "--output", "8", "--batch", "1", "-o", str(store)
+        "measure",
+        *("--engine", "transformers", "--input", "8", "--output", "8", "--batch", "1", "-o", str(store)),
+        path=tmp_path,
     )
     assert done.returncode == 3
     assert "error:" in done.stderr

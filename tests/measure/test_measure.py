@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ import pytest
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.simulated import SimulatedEngine
-from infergy.errors import UsageError
+from infergy.errors import DataError, UsageError
 from infergy.hardware import forecast, get_gpu, get_model, model_config
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.grid import make_plan, parse_grid
-from infergy.measure.sweep import sweep
+from infergy.measure.sweep import check_plan, sweep
 from infergy.measure.worker import attempt
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import (
@@ -206,22 +207,29 @@ def test_an_engine_that_is_missing_is_told_before_anything_runs(tmp_path: Path) 
     assert not (tmp_path / "rows.jsonl").exists()
 
 
-def test_a_dead_child_costs_one_cell_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child kills itself in the second cell, as an engine might."""
-    saboteur = tmp_path / "sitecustomize.py"
-    saboteur.write_text(
+def sabotage(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have each child run `code`, indented by four, at its start; the worker's module is `w`."""
+    (folder / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if sys.argv and 'infergy.measure.worker' in ' '.join(sys.orig_argv):\n"
-        "    import infergy.measure.worker as w\n"
+        "    import infergy.measure.worker as w\n" + code
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{SRC}")
+
+
+def test_a_dead_child_costs_one_cell_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child kills itself in the second cell, as an engine might."""
+    sabotage(
+        tmp_path,
+        monkeypatch,
         "    real = w.attempt\n"
         "    def attempt(session, meter, planned, *rest):\n"
         "        if planned.cell.load.batch == 4 and planned.cell.load.input_tokens == 64:\n"
         "            os.kill(os.getpid(), 9)\n"
         "        return real(session, meter, planned, *rest)\n"
         "    w.attempt = attempt\n"
-        "    os._exit(w.main())\n"
+        "    os._exit(w.main())\n",
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{SRC}")
     plan = tiny_plan(engines=[{"engine": "vllm"}])
     list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
     rows = read_store(tmp_path / "rows.jsonl").rows
@@ -236,7 +244,7 @@ def test_a_dead_child_costs_one_cell_and_the_rest_goes_on(tmp_path: Path, monkey
 @pytest.fixture
 def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python as on a bare node: whatever infergy's analysis needs cannot be imported."""
-    for name in ("polars", "pydantic", "numpy", "narwhals", "pandas", "scipy", "typer", "rich"):
+    for name in ("polars", "pydantic", "numpy", "narwhals", "pandas", "scipy", "typer", "rich", "pynvml"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')\n")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -262,6 +270,69 @@ def test_the_measuring_side_needs_the_standard_library_only(
     without_gpu = bare("-m", "infergy.measure", str(plan), "-o", str(tmp_path / "more.jsonl"))
     assert without_gpu.returncode == 3
     assert "Traceback" not in without_gpu.stderr
+
+
+def test_a_child_that_dies_after_its_last_row_does_not_stop_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(tmp_path, monkeypatch, "    w.main()\n    os.kill(os.getpid(), 9)\n")
+    list(sweep(tiny_plan(), tmp_path / "rows.jsonl", simulate=True))
+    assert [row.status for row in read_store(tmp_path / "rows.jsonl").rows] == ["ok"] * 8
+
+
+def test_the_last_words_of_a_dead_child_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl.log").write_text("an older run: out of memory\n")
+    sabotage(tmp_path, monkeypatch, "    os.kill(os.getpid(), 9)\n")
+    list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), tmp_path / "rows.jsonl", simulate=True))
+    failures = [row.failure.message for row in read_store(tmp_path / "rows.jsonl").rows if row.failure]
+    assert len(failures) == 4
+    assert all("its last words: none" in message for message in failures)
+
+
+class PretendedMeter(SimulatedMeter):
+    """A simulated meter that passes for a real one of another GPU."""
+
+    is_simulated = False
+
+
+@pytest.mark.parametrize(("name", "is_refused"), [("NVIDIA A100-SXM4-80GB", True), ("NVIDIA Mystery", False)])
+def test_a_plan_for_another_gpu_is_refused_and_told_which_one_is_here(
+    name: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool) -> tuple[Any, SimulatedMeter]:
+        device = SimulatedGpu(GpuIdentity(uuid="GPU-a", name=name), idle_w=100.0)
+        return SimulatedEngine(device, get_gpu("h200")), PretendedMeter(device)
+
+    monkeypatch.setattr("infergy.measure.sweep.open_pair", open_pair)
+    with pytest.raises(UsageError, match="Plan for it: --gpu a100-80gb-sxm") if is_refused else nullcontext():
+        check_plan(tiny_plan(), simulate=False)
+
+
+def test_a_plan_without_its_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no configuration of llama-3.1-8b"):
+        list(sweep(replace(tiny_plan(), models={}), tmp_path / "rows.jsonl", simulate=True))
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_batch_limit_that_one_request_exceeds_is_told() -> None:
+    block = {"input_tokens": [512], "output_tokens": [4096], "max_batch_s": 1}
+    (planned,) = tiny_plan(engines=[{"engine": "vllm"}], cells=[block]).cells
+    assert planned.cell.load.batch == 1
+    assert planned.batch_choice == "one request alone is forecast to take more than 1 s of GPU work"
+
+
+def test_a_model_has_one_name_and_a_default_written_out_one_id() -> None:
+    plain = tiny_plan(engines=[{"engine": "vllm"}])
+    spelled = tiny_plan(engines=[{"engine": "vllm", "cuda_graphs": True}], model="Llama-3.1-8B")
+    assert [one.cell.id for one in spelled.cells] == [one.cell.id for one in plain.cells]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+def test_times_of_a_grid_are_finite_and_positive(seconds: float) -> None:
+    with pytest.raises(DataError, match="max_batch_s"):
+        tiny_plan(cells=[{"input_tokens": [8], "output_tokens": [8], "max_batch_s": seconds}])
+    with pytest.raises(DataError, match="min_window_s"):
+        tiny_plan(options={"min_window_s": seconds})
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

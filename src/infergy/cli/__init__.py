@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
-    epilog="Exit codes: 0 good, 1 our bug, 2 usage, 3 something missing, 4 some cells failed, 5 a gate failed, "
+    epilog="Exit codes: 0 good, 1 our bug, 2 usage, 3 something missing, 4 some cells failed, "
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 

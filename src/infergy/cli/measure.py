@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.errors import UsageError
+from infergy.errors import InfergyError, UsageError
+from infergy.records import EngineSetup
 from infergy.units import format_duration
 
 if TYPE_CHECKING:
@@ -27,10 +28,16 @@ GridArg = Annotated[
     ),
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Model shape; instead of the grid's.")]
-GpuOption = Annotated[str | None, typer.Option("--gpu", "-g", help="GPU to plan for; instead of the grid's.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else the grid's]")
+]
 EngineOption = Annotated[
     list[str] | None,
-    typer.Option("--engine", "-e", help="transformers, vllm, vllm-eager; repeat for more. Instead of the grid's."),
+    typer.Option(
+        "--engine",
+        "-e",
+        help="transformers, vllm, vllm-eager, vllm-float16-tp2 …; repeat for more, instead of the grid's",
+    ),
 ]
 InputOption = Annotated[str | None, typer.Option("--input", help="Input tokens: 512,2048")]
 OutputOption = Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")]
@@ -99,6 +106,8 @@ def measure(
 
     Example: infergy measure --engine vllm --model llama-3.1-8b --input 512 --output 64 --batch 1,8 -o mine.jsonl
     """
+    is_resolved = grid is not None and grid.endswith(".json")
+    gpu = gpu if gpu or simulate or is_resolved else _gpu_here()
     resolved = _resolve(grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, seed)
     if dry_run:
         _print_plan(resolved, as_json=as_json)
@@ -119,12 +128,27 @@ def grid(name: Annotated[str, typer.Argument(help="Name of a shipped study")] = 
     typer.echo(_study(name).read_text(encoding="utf-8"), nl=False)
 
 
-def _study(name: str) -> Any:
-    folder = resources.files("infergy") / "data" / "studies"
+def _study(name: str) -> Path:
+    folder = Path(str(resources.files("infergy"))) / "data" / "studies"
     known = sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
     if name not in known:
         raise UsageError.unknown("study", name, known, "A file of your own: give its path, ending in .toml or .json")
     return folder / f"{name}.toml"
+
+
+def _gpu_here() -> str | None:
+    """Catalogue name of the first GPU that CUDA would use; None without one, or if the catalogue lacks it."""
+    from infergy.hardware import find_gpu_by_driver_name
+    from infergy.meters import open_meter
+
+    try:
+        meter = open_meter("nvml", 1)
+    except InfergyError:
+        # Whoever measures is told by the sweep; a dry run needs no GPU.
+        return None
+    known = find_gpu_by_driver_name(meter.gpus[0].name)
+    meter.close()
+    return None if known is None else known.name
 
 
 def _resolve(
@@ -152,9 +176,7 @@ def _resolve(
             )
         return Plan.load(_existing(source))
 
-    import tomllib
-
-    from infergy.measure.grid import make_plan, parse_grid
+    from infergy.measure.grid import make_plan, parse_grid, read_toml
 
     data: dict[str, Any]
     if source is None:
@@ -165,18 +187,15 @@ def _resolve(
             )
         data = {"name": "command-line", "gpu": "h200", "model": "llama-3.1-8b", "cells": [{}]}
     else:
-        path = _existing(source) if source.endswith(".toml") else _study(source)
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{source}: not TOML ({error}). An example: infergy grid paper-bins") from error
+        data = read_toml(_existing(source) if source.endswith(".toml") else _study(source))
+        parse_grid(data, source)
     return make_plan(parse_grid(_override(data, given), source or "the command line"))
 
 
 def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     data |= {key: given[key] for key in ("model", "gpu") if key in given}
     if "engines" in given:
-        data["engines"] = [_engine_axis(label) for label in given["engines"]]
+        data["engines"] = [EngineSetup.parse_label(label) for label in given["engines"]]
     if "weights" in given:
         data["engines"] = [axis | {"weights": given["weights"]} for axis in data["engines"]]
     lengths = {"input": "input_tokens", "output": "output_tokens", "batch": "batch"}
@@ -190,11 +209,6 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     options = {"min_window": "min_window_s", "seed": "seed"}
     data["options"] = data.get("options", {}) | {options[key]: given[key] for key in options if key in given}
     return data
-
-
-def _engine_axis(label: str) -> dict[str, Any]:
-    name, _, mode = label.partition("-")
-    return {"engine": name} | ({"cuda_graphs": False} if mode == "eager" and name == "vllm" else {})
 
 
 def _integers(option: str, text: str) -> list[int]:
@@ -266,9 +280,11 @@ class Progress:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
-        from infergy.measure.forecast import cell_s
+        from infergy.measure.forecast import cell_s, setup_s
 
         self._seconds = {planned.cell.id: cell_s(planned, resolved.options) for planned in resolved.cells}
+        self._cells = resolved.cells
+        self._loading = {setup.id: setup_s(setup, resolved.options) for setup in resolved.by_setup()}
         console = Console(stderr=True)
         # No refreshing thread: it would wake the machine inside a window.
         self._bar = Bar(
@@ -282,14 +298,18 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=sum(self._seconds.values()), left="?")
+        self._task = self._bar.add_task("", total=self._total(frozenset()), left="?")
         self._bar.start()
 
     def show(self, event: SweepEvent) -> None:
         """Tell one event."""
         from infergy.measure.sweep import describe
 
-        if event.kind == "begin" and event.planned is not None:
+        if event.kind == "resumed":
+            self._bar.update(self._task, total=self._total(event.finished))
+        if event.kind == "ready" and event.setup is not None:
+            self._move(self._loading[event.setup.id], "")
+        elif event.kind == "begin" and event.planned is not None:
             self._move(0.0, str(event.planned.cell))
         elif text := describe(event):
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -299,6 +319,12 @@ class Progress:
     def stop(self) -> None:
         """Leave the terminal clean."""
         self._bar.stop()
+
+    def _total(self, finished: frozenset[str]) -> float:
+        """Seconds of the cells that are not finished, and of loading their set-ups."""
+        left = [planned for planned in self._cells if planned.cell.id not in finished]
+        setups = {planned.cell.setup.id for planned in left}
+        return sum(self._seconds[one.cell.id] for one in left) + sum(self._loading[setup] for setup in setups)
 
     def _move(self, seconds: float, text: str) -> None:
         task = self._bar.tasks[0]

@@ -14,7 +14,6 @@ from infergy.hardware import find_gpu_by_driver_name
 from infergy.records import EngineSetup, Measurement, Result, derive
 from infergy.records.store import read_store
 
-DEFAULT_DTYPE = "bfloat16"
 SIMULATED_PREFIX = "simulated "
 """The simulated GPU puts this before the name of the one it plays."""
 
@@ -50,13 +49,6 @@ def load_table(
     if with_shipped:
         named += [(f"shipped {path.name}", path) for path in shipped_tables()]
     return _load(named, allow_simulated=allow_simulated)
-
-
-def setup_label(setup: EngineSetup) -> str:
-    """The engine's label and whatever else is not at its default: ``vllm-eager-float16-tp2``."""
-    dtype = "" if setup.dtype == DEFAULT_DTYPE else f"-{setup.dtype}"
-    parallel = "" if setup.tensor_parallel == 1 else f"-tp{setup.tensor_parallel}"
-    return f"{setup.label}{dtype}{parallel}"
 
 
 def catalogue_name(driver_name: str) -> str:
@@ -145,7 +137,7 @@ def _group(rows: Iterable[_Row]) -> dict[_Key, list[_Row]]:
         key = _Key(
             gpu=catalogue_name(row.environment.gpus[0].name) if row.environment.gpus else "unknown",
             model=row.cell.setup.model,
-            label=setup_label(row.cell.setup),
+            label=row.cell.setup.label,
             weights=row.environment.weights,
             simulated=row.simulated,
         )

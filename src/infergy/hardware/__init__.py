@@ -3,7 +3,7 @@
 from infergy.hardware.forecast import Forecast, forecast
 from infergy.hardware.gpus import Gpu, Link, find_gpu_by_driver_name, get_gpu, gpu_names
 from infergy.hardware.memory import BatchLimit, largest_batch
-from infergy.hardware.models import get_model, model_config, model_names
+from infergy.hardware.models import canonical_name, get_model, model_config, model_names
 from infergy.hardware.shape import DTYPE_BYTES, AttentionShape, ExpertShape, LatentAttention, ModelShape
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LatentAttention",
     "Link",
     "ModelShape",
+    "canonical_name",
     "find_gpu_by_driver_name",
     "forecast",
     "get_gpu",

@@ -52,6 +52,16 @@ def get_model(name_or_path: str) -> ModelShape:
     return ModelShape.from_config(model_config(name), name=name)
 
 
+def canonical_name(name_or_path: str) -> str:
+    """What a model is called in files: a shipped model by its name, another by its folder or file, path left out."""
+    if name_or_path.lower() in model_names():
+        return name_or_path.lower()
+    path = Path(name_or_path)
+    if path.suffix != ".json":
+        return path.resolve().name
+    return path.resolve().parent.name if path.name == "config.json" else path.stem
+
+
 def _folder() -> Traversable:
     return resources.files("infergy") / "data" / "models"
 

@@ -9,16 +9,19 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Forecast, Gpu, ModelShape, forecast, get_gpu, largest_batch, model_config
+from infergy.hardware import Forecast, Gpu, ModelShape, canonical_name, forecast, get_gpu, largest_batch, model_config
 from infergy.records import RANDOM_WEIGHTS, Cell, EngineSetup, Load, MeasureOptions, Plan, PlannedCell
 
 BATCH_STEP = 8
 """A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -26,7 +29,7 @@ class _Strict(BaseModel):
 
 
 class EngineAxis(_Strict):
-    """One engine set-up of a grid."""
+    """One engine set-up of a grid; see `infergy.records.EngineSetup`."""
 
     engine: str
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
@@ -50,18 +53,18 @@ class CellAxes(_Strict):
     output_tokens: list[PositiveInt]
     batch: list[PositiveInt] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
-    max_batch_s: PositiveFloat | None = None
+    max_batch_s: Seconds | None = None
 
 
 class Options(_Strict):
     """How each cell is measured; see `infergy.records.MeasureOptions`."""
 
     seed: int = 0
-    min_window_s: PositiveFloat = 3.0
+    min_window_s: Seconds = 3.0
     min_batches: PositiveInt = 2
-    long_batch_s: PositiveFloat = 5.0
-    warmup_s: PositiveFloat = 2.0
-    idle_s: PositiveFloat = 2.0
+    long_batch_s: Seconds = 5.0
+    warmup_s: Seconds = 2.0
+    idle_s: Seconds = 2.0
 
 
 class Grid(_Strict):
@@ -90,13 +93,23 @@ def read_grid(path: Path) -> Grid:
     Raises:
         DataError: The file is missing, no TOML, or not a grid; the message names the key.
     """
+    return parse_grid(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is no TOML.
+    """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. An example: infergy grid paper-bins") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not TOML ({error})") from error
-    return parse_grid(data, str(path))
+        raise DataError(f"{path}: not TOML ({error}). An example: infergy grid paper-bins") from error
 
 
 def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
@@ -120,9 +133,9 @@ def make_plan(grid: Grid) -> Plan:
     Raises:
         UsageError: A GPU, model or engine is unknown, or no batch of a cell fits.
     """
-    config = model_config(grid.model)
-    shape, gpu = ModelShape.from_config(config, name=grid.model), get_gpu(grid.gpu)
-    setups = [EngineSetup(model=grid.model, **axis.model_dump()) for axis in grid.engines]
+    config, name = model_config(grid.model), canonical_name(grid.model)
+    shape, gpu = ModelShape.from_config(config, name=name), get_gpu(grid.gpu)
+    setups = [EngineSetup(model=name, **axis.model_dump()) for axis in grid.engines]
     cells: dict[str, PlannedCell] = {}
     for setup in setups:
         for block in grid.cells:
@@ -132,7 +145,7 @@ def make_plan(grid: Grid) -> Plan:
         name=grid.name,
         gpu=gpu.name,
         cells=tuple(cells.values()),
-        models={grid.model: config},
+        models={name: config},
         options=MeasureOptions(**grid.options.model_dump()),
     )
 
@@ -194,11 +207,15 @@ def choose_batch(
         if gpu_s(batch) > block.max_batch_s:
             batch = _bisect(gpu_s, batch, block.max_batch_s)
             held = f"at most {block.max_batch_s:g} s of GPU work"
-            reason = f"largest forecast to take {held} (memory would take {limit.batch})"
+            if batch == 1 and gpu_s(1) > block.max_batch_s:
+                reason = f"one request alone is forecast to take more than {block.max_batch_s:g} s of GPU work"
+            else:
+                reason = f"largest forecast to take {held} (memory would take {limit.batch})"
     return BatchChoice(batch=_round_down(batch), reason=reason)
 
 
 def _bisect(seconds: Callable[[int], float], high: int, limit_s: float) -> int:
+    """The largest size below `high` within `limit_s`; 1 if none is."""
     low = 1
     while low < high - 1:
         middle = (low + high) // 2

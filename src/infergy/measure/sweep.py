@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy.engines.weights import describe_weights
-from infergy.errors import InfergyError
+from infergy.errors import DataError, EngineError, UsageError
+from infergy.hardware import ModelShape, find_gpu_by_driver_name
 from infergy.measure.cell import failed_cell
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.worker import EXIT_RESTART, open_pair
@@ -35,6 +36,7 @@ class SweepEvent:
         planned: The cell at hand.
         row: The finished row, for ``row``.
         detail: What else there is to say.
+        finished: Ids of the cells that were measured before, for ``resumed``.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class SweepEvent:
     planned: PlannedCell | None = None
     row: Measurement | None = None
     detail: str = ""
+    finished: frozenset[str] = frozenset()
 
 
 def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False) -> Iterator[SweepEvent]:
@@ -60,6 +63,7 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
         UsageError: An engine cannot do what the plan asks, or the store is in use.
         MissingError: NVML, a GPU or an engine is missing.
         DataError: `path` is no store.
+        EngineError: An engine loads, but its process ends before any cell.
     """
     check_plan(plan, simulate=simulate)
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
@@ -68,7 +72,7 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
         wanted = {planned.cell.id for planned in plan.cells}
         done = {row.cell_id for row in store.rows if row.is_ok or not retry_failed} & wanted
         if done:
-            yield SweepEvent(kind="resumed", detail=f"{len(done)} of {len(wanted)}")
+            yield SweepEvent(kind="resumed", detail=f"{len(done)} of {len(wanted)}", finished=frozenset(done))
         plan_path = Path(folder) / "plan.json"
         plan.save(plan_path)
         for setup, group in plan.by_setup().items():
@@ -82,15 +86,33 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
                         done.add(event.row.cell_id)
                         event = replace(event, detail=f"{len(done):4}/{len(plan.cells)}")
                     yield event
-                todo = [planned for planned in todo if planned.cell.id not in finished]
+                left = [planned for planned in todo if planned.cell.id not in finished]
+                if len(left) == len(todo):
+                    raise EngineError(f"{setup.label}: its process ended before any cell. See {log_path(store.path)}")
+                todo = left
 
 
 def check_plan(plan: Plan, *, simulate: bool) -> None:
-    """Refuse what cannot work before the first GPU-second: engines, options, NVML, GPUs, models."""
+    """Refuse what cannot work before the first GPU-second: engines, options, NVML, GPUs, models.
+
+    Raises:
+        UsageError: An engine cannot do what the plan asks, or the plan is for another GPU.
+        DataError: The plan lacks a model, or holds one that is no configuration.
+        MissingError: NVML, a GPU or an engine is missing.
+    """
     for setup in plan.by_setup():
+        if setup.model not in plan.models:
+            raise DataError(f"the plan holds no configuration of {setup.model}. Make it again with: infergy plan")
+        ModelShape.from_config(plan.models[setup.model], name=setup.model)
         engine, meter = open_pair(setup, plan, simulate=simulate)
         engine.check(setup)
+        here = find_gpu_by_driver_name(meter.gpus[0].name)
         meter.close()
+        # A GPU that the catalogue lacks is measured with another's batches: its rows say so by its own name.
+        if not simulate and here is not None and here.name != plan.gpu:
+            raise UsageError(
+                f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: --gpu {here.name}"
+            )
 
 
 def _run_child(
@@ -98,9 +120,10 @@ def _run_child(
 ) -> Iterator[SweepEvent]:
     """Run one child over `todo`; every cell it begins, and every cell if it never gets ready, ends as a row."""
     by_id = {planned.cell.id: planned for planned in todo}
-    log_path = store.path.with_name(store.path.name + ".log")
+    path = log_path(store.path)
     read_fd, write_fd = os.pipe()
-    with log_path.open("ab") as log:
+    with path.open("ab") as log:
+        log_start = log.tell()
         child = subprocess.Popen(
             [sys.executable, "-m", "infergy.measure.worker"],
             stdin=subprocess.PIPE,
@@ -143,7 +166,9 @@ def _run_child(
     code = child.wait()
     if code in (0, EXIT_RESTART):
         return
-    reason = refusal or f"the engine's process ended with {_name_exit(code)}; its last words: {_last_words(log_path)}"
+    reason = (
+        refusal or f"the engine's process ended with {_name_exit(code)}; its last words: {_last_words(path, log_start)}"
+    )
     lost = [in_progress] if is_ready and in_progress is not None else list(by_id.values()) if not is_ready else []
     surroundings = _surroundings(plan, setup, simulate=simulate)
     for planned in lost:
@@ -151,8 +176,6 @@ def _run_child(
         row = failed_cell(planned, plan.options, surroundings, failure)
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
-    if is_ready and not lost:
-        raise InfergyError(f"{setup.label}: {reason}. See {log_path}")
 
 
 def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool) -> Surroundings:
@@ -167,8 +190,14 @@ def _name_exit(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"status {code}"
 
 
-def _last_words(log_path: Path) -> str:
-    lines = [line for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def log_path(store: Path) -> Path:
+    """Where the engines of a store's sweeps say what they say."""
+    return store.with_name(store.name + ".log")
+
+
+def _last_words(path: Path, start: int) -> str:
+    text = path.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else "none"
 
 

@@ -15,6 +15,12 @@ RANDOM_WEIGHTS = "random"
 UNIFORM_WEIGHTS = "random-uniform"
 """Names of the laws by which infergy draws weights itself; see `infergy.engines.weights.LAWS`."""
 
+GRAPHS_BY_DEFAULT = {"transformers": False, "vllm": True}
+"""Whether an engine replays CUDA graphs unless told otherwise."""
+
+DEFAULT_DTYPE = "bfloat16"
+DTYPES = (DEFAULT_DTYPE, "float16")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
@@ -24,15 +30,15 @@ class EngineSetup:
         engine: Name of the engine: ``transformers``, ``vllm``, ``simulated``.
         model: Name of a model shape in the catalogue or in the plan's `models`.
         dtype: Arithmetic and weights: ``bfloat16`` or ``float16``.
-        cuda_graphs: Whether decode steps replay CUDA graphs; None leaves the engine's own default
-            (vllm: yes; transformers: has none).
+        cuda_graphs: Whether decode steps replay CUDA graphs, where that is not the engine's own default; None where
+            it is (vllm: yes; transformers: has none).
         weights: ``random``, ``random-uniform``, or the folder or hub name of real weights.
         tensor_parallel: GPUs the model is sharded over, at least 1.
     """
 
     engine: str
     model: str
-    dtype: str = "bfloat16"
+    dtype: str = DEFAULT_DTYPE
     cuda_graphs: bool | None = None
     weights: str = RANDOM_WEIGHTS
     tensor_parallel: int = 1
@@ -40,11 +46,42 @@ class EngineSetup:
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
             raise UsageError(f"tensor_parallel must be at least 1, not {self.tensor_parallel}")
+        if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
+            # One set-up has one id, whether its default was written out or not.
+            object.__setattr__(self, "cuda_graphs", None)
 
     @property
     def label(self) -> str:
-        """Short name of the engine and how it runs: ``transformers``, ``vllm``, ``vllm-eager``."""
-        return f"{self.engine}-eager" if self.cuda_graphs is False else self.engine
+        """The engine and whatever is not at its default: ``vllm``, ``vllm-eager``, ``vllm-float16-tp2``."""
+        eager = "-eager" if self.cuda_graphs is False else ""
+        dtype = "" if self.dtype == DEFAULT_DTYPE else f"-{self.dtype}"
+        parallel = "" if self.tensor_parallel == 1 else f"-tp{self.tensor_parallel}"
+        return f"{self.engine}{eager}{dtype}{parallel}"
+
+    @classmethod
+    def parse_label(cls, label: str) -> dict[str, Any]:
+        """The fields that a `label` stands for, those at their default left out.
+
+        Raises:
+            UsageError: A part of it means nothing.
+        """
+        engine, *parts = label.split("-")
+        fields: dict[str, Any] = {"engine": engine}
+        for part in parts:
+            if part == "eager":
+                fields["cuda_graphs"] = False
+            elif part in DTYPES:
+                fields["dtype"] = part
+            elif part.startswith("tp") and part[2:].isdigit():
+                fields["tensor_parallel"] = int(part[2:])
+            else:
+                raise UsageError.unknown(
+                    f"part of the engine label {label!r}",
+                    part,
+                    ("eager", *DTYPES, "tp2"),
+                    "A label is an engine and what is not at its default: vllm-eager-float16-tp2",
+                )
+        return fields
 
     @property
     def id(self) -> str:

@@ -97,15 +97,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
-    """A coded doubt about a number, its reason, and what would cure it."""
-
-    code: str
-    reason: str
-    cure: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a cell has no number, in the engine's words.
 
@@ -155,7 +146,6 @@ class Measurement:
     warmup_s: float | None = None
     failure: Failure | None = None
     result: Result | None = None
-    flags: tuple[Flag, ...] = ()
     schema: str = SCHEMA
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infergy.errors import DataError
+from infergy.errors import DataError, UsageError
 from infergy.records.cell import Cell, EngineSetup
 from infergy.records.codec import from_json, to_json
 
@@ -74,8 +74,15 @@ class Plan:
         return groups
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON."""
-        path.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
+        """Write the plan as JSON.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
+        try:
+            path.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -86,7 +93,9 @@ class Plan:
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}: not JSON ({error}). Make a plan with: infergy plan GRID.toml -o {path}"
             ) from error

@@ -9,6 +9,7 @@ import fcntl
 import gzip
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +43,7 @@ def read_store(path: Path) -> StoreContents:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. Measure one with: infergy measure GRID.toml -o {path}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     rows: list[Measurement] = []
     end = 0
@@ -52,7 +53,7 @@ def read_store(path: Path) -> StoreContents:
         if line.strip():
             try:
                 row = Measurement.from_json(json.loads(line), f"{path} line {number}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if is_last:
                     return StoreContents(rows=tuple(rows), torn=line, end_bytes=end)
                 raise DataError(
@@ -71,9 +72,14 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, *, lock: bool = True) -> None:
+        if path.suffix == ".gz":
+            raise UsageError(f"{path}: rows are appended one by one, which gzip does not allow. Write to a .jsonl file")
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab+")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+")
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
         try:
             if lock:
                 self._lock()
