@@ -16,8 +16,8 @@ from infergy.energy.estimate import estimate
 from infergy.energy.load import load_table
 from infergy.energy.table import EnergyTable
 from infergy.errors import DataError, UsageError
-from infergy.hardware import get_gpu
-from infergy.records import GpuIdentity
+from infergy.hardware import get_gpu, get_model
+from infergy.records import GpuIdentity, Measurement
 from infergy.workload import Bins
 from known_tables import (
     BATCH,
@@ -186,10 +186,12 @@ def test_without_the_baseline_the_saving_is_unknown_and_says_why(tmp_path: Path)
 def test_the_papers_ideal_takes_the_headline_and_the_roofline_adds_bytes(table: EnergyTable) -> None:
     sparse, dense = get_gpu("h200").headline_flops, get_gpu("h200").dense_flops("bfloat16")
     assert sparse is not None
+    shape = get_model("llama-3.1-8b")
+    masked = shape.request_flops(512, 64, causal=False) / shape.request_flops(512, 64)
     histogram = histogram_of([(512, 64)])
     gaps = {kind: only(histogram, table, ideal=kind).gap_to_ideal for kind in ("dense", "paper", "roofline")}
     assert all(gap is not None for gap in gaps.values())
-    assert (gaps["paper"] or 0) + 1 == pytest.approx(((gaps["dense"] or 0) + 1) * sparse / dense)
+    assert (gaps["paper"] or 0) + 1 == pytest.approx(((gaps["dense"] or 0) + 1) * sparse / dense / masked)
     assert (gaps["roofline"] or 0) < (gaps["dense"] or 0)
 
 
@@ -201,6 +203,60 @@ def test_the_users_rows_stand_before_the_shipped_ones(tmp_path: Path) -> None:
     assert (first.file, first.lengths) == (str(mine), 1)
     assert (second.file, second.lengths) == ("shipped h200-llama-3.1-8b.jsonl", 37)
     assert "random weights: test; random weights: matrices N(0, 0.02)" in found.provenance.weights
+
+
+def test_without_names_the_users_table_says_which_gpu_and_model(tmp_path: Path) -> None:
+    rows = [
+        with_environment(row, gpus=(GpuIdentity(uuid="GPU-test-0", name="NVIDIA A100-SXM4-80GB"),)) for row in rows_of()
+    ]
+    mine = write_store(tmp_path / "mine.jsonl", rows)
+    found = estimate(histogram_of([(512, 64)]), tables=str(mine)).of("vllm")
+    assert found.gpu == "a100-80gb-sxm"
+    assert found.energy_j == pytest.approx(power_law(512, 64))
+
+
+def test_a_table_of_several_gpus_asks_which_unless_the_default_is_among_them(tmp_path: Path) -> None:
+    def of(name: str) -> list[Measurement]:
+        gpus = (GpuIdentity(uuid="GPU-test-0", name=name),)
+        return [with_environment(row, gpus=gpus) for row in rows_of()]
+
+    two = of("NVIDIA A100-SXM4-80GB") + of("NVIDIA L4")
+    with pytest.raises(UsageError, match="several: a100-80gb-sxm, l4. Name one with --gpu"):
+        estimate(histogram_of([(512, 64)]), tables=table_of(tmp_path, two))
+    assert only(histogram_of([(512, 64)]), table_of(tmp_path, two + rows_of())).gpu == "h200"
+
+
+def test_a_table_that_has_nothing_to_say_is_named(tmp_path: Path) -> None:
+    rows = [with_environment(row, gpus=(GpuIdentity(uuid="GPU-test-0", name="NVIDIA L4"),)) for row in rows_of()]
+    mine = write_store(tmp_path / "mine.jsonl", rows)
+    notes = estimate(histogram_of([(512, 64)]), tables=[mine], gpu="h200").notes
+    assert any(f"{mine}: none of its rows is of llama-3.1-8b on h200" in note for note in notes)
+
+
+def test_cells_measured_on_two_chips_widen_the_bounds_of_all(tmp_path: Path) -> None:
+    first = write_store(tmp_path / "a.jsonl", rows_of())
+    second = write_store(tmp_path / "b.jsonl", rows_of(inputs=[512], outputs=[64], scale=1.25))
+    histogram = histogram_of([(128, 8)] * BATCH)
+    one, two = only(histogram, load_table([first])), only(histogram, load_table([first, second]))
+    assert two.energy_j == one.energy_j
+    assert two.high_j == pytest.approx((one.high_j or 0) * 1.25)
+    assert two.low_j == pytest.approx((one.low_j or 0) / 1.25)
+    assert two.provenance.errors.repeat is not None
+    assert [source.file for source in two.provenance.sources] == [str(first)]
+
+
+def test_rows_at_another_power_limit_are_no_repetitions(tmp_path: Path) -> None:
+    limited = GpuIdentity(uuid="GPU-test-0", name="NVIDIA H200", power_limit_w=350.0)
+    first = write_store(tmp_path / "a.jsonl", rows_of())
+    second = write_store(tmp_path / "b.jsonl", [with_environment(row, gpus=(limited,)) for row in rows_of(scale=0.5)])
+    assert only(histogram_of([(128, 8)]), load_table([first, second])).provenance.errors.repeat is None
+
+
+def test_cached_input_leaves_no_upper_bound_and_says_why(table: EnergyTable) -> None:
+    found = only(replace(histogram_of([(512, 64)]), cached_input_tokens=1000), table)
+    assert found.low_j is not None
+    assert found.high_j is None
+    assert found.high_reason == "decode reads cached input too, which is not priced"
 
 
 def test_rows_of_the_same_weights_in_two_files_make_one_table(tmp_path: Path) -> None:

@@ -45,15 +45,18 @@ def ideals(requests: dict[tuple[int, int], int]) -> list[Ideal]:
 
 def test_the_flops_ideal_is_the_studys_formula() -> None:
     found = flops_ideal(histogram({(2, 1): 10, (0, 0): 5}), LLAMA, get_gpu("rtx-a6000"), headline=True)
-    flops = 10 * LLAMA.request_flops(512, 64) + 5 * LLAMA.request_flops(32, 8)
+    flops = 10 * LLAMA.request_flops(512, 64, causal=False) + 5 * LLAMA.request_flops(32, 8, causal=False)
     assert found.energy_j == pytest.approx(300 / 309.7e12 * flops)
     assert found.duration_s == pytest.approx(flops / 309.7e12)
     assert "sparsity" in found.basis
 
 
-def test_the_dense_peak_is_the_default_and_costs_twice_the_headline() -> None:
+def test_the_dense_peak_is_the_default_and_counts_no_masked_attention() -> None:
     dense, headline, _ = ideals({(1, 1): 3})
-    assert dense.energy_j == pytest.approx(2 * headline.energy_j)
+    corner = GRID.at(1, 1)
+    lengths = corner.input_tokens, corner.output_tokens
+    masked = LLAMA.request_flops(*lengths, causal=False) / LLAMA.request_flops(*lengths)
+    assert dense.energy_j == pytest.approx(2 * headline.energy_j / masked)
     assert "dense bfloat16" in dense.basis
 
 

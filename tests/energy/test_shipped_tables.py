@@ -13,8 +13,7 @@ from infergy.measure.grid import make_plan, read_grid
 from infergy.records import Measurement, derive
 from infergy.records.store import read_store
 
-(SHIPPED,) = shipped_tables()
-REPLICATES = SHIPPED.parent / "replicates" / "h200-llama-3.1-8b-2.jsonl"
+SHIPPED, REPLICATES = shipped_tables()
 
 
 def rows_in(path: Path) -> tuple[Measurement, ...]:

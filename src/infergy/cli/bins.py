@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from infergy.cli.trace_options import (
-    POWERS_OF_TWO,
     BinsOption,
     CachedColumnOption,
     FormatOption,
@@ -22,6 +21,7 @@ from infergy.cli.trace_options import (
     stdout_console,
 )
 from infergy.units import format_percent
+from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -25,25 +25,31 @@ from infergy.cli.trace_options import (
     print_json,
     stdout_console,
 )
-from infergy.energy.estimate import BASELINE, BIN_NAMES, DEFAULT_GPU, DEFAULT_MODEL
+from infergy.energy.estimate import BASELINE
 from infergy.energy.estimate import estimate as run_estimate
 from infergy.energy.load import load_table
 from infergy.energy.price import CEILING, FRACTIONAL
 from infergy.energy.reference import DENSE
 from infergy.energy.table import MAX_BATCH_S
 from infergy.units import format_number, format_percent, format_si
+from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from infergy.energy.answer import Estimate, Provenance, TraceEstimate
+    from infergy.energy.answer import Estimate, Provenance, SourceUse, TraceEstimate
 
 WIDTH = 100
 UNKNOWN = "unknown"
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model that was measured")]
-GpuOption = Annotated[str, typer.Option("--gpu", "-g", help="GPU that was measured")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model that was measured [default: that of --table, or llama-3.1-8b]"),
+]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", "-g", help="GPU that was measured [default: that of --table, or h200]")
+]
 EngineOption = Annotated[
     list[str] | None,
     typer.Option("--engine", "-e", help="transformers, vllm, …; repeat for more [default: all that were measured]"),
@@ -83,11 +89,11 @@ SimulatedOption = Annotated[
 
 def estimate(
     sources: SourcesArg,
-    model: ModelOption = DEFAULT_MODEL,
-    gpu: GpuOption = DEFAULT_GPU,
+    model: ModelOption = None,
+    gpu: GpuOption = None,
     engine: EngineOption = None,
     table: TableOption = None,
-    bins: BinsOption = BIN_NAMES[0],
+    bins: BinsOption = POWERS_OF_TWO,
     input_edges: InputEdgesOption = None,
     output_edges: OutputEdgesOption = None,
     method: MethodOption = CEILING,
@@ -271,10 +277,15 @@ def _source_lines(provenance: Provenance) -> list[str]:
         days = dict.fromkeys(stamp[:10] for stamp in (use.measured_from, use.measured_to))
         lengths = "1 measured length" if use.lengths == 1 else f"{use.lengths} measured lengths"
         lines.append(
-            f"{lengths} from {use.file}, {' to '.join(days)}, {', '.join(use.gpu_uuids)}, "
+            f"{lengths} from {use.file}, {' to '.join(days)}, {', '.join(use.gpu_uuids)}{_limit(use)}, "
             f"driver {use.driver or 'unknown'}, {versions}"
         )
     return lines
+
+
+def _limit(use: SourceUse) -> str:
+    limits = sorted({limit for limit in use.power_limits_w if limit is not None})
+    return "".join(f" at {limit:g} W" for limit in limits)
 
 
 def _batches(one: Estimate) -> str:

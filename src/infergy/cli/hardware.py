@@ -123,7 +123,7 @@ def _gpu_lines(gpu: Gpu) -> list[tuple[str, str]]:
 
 
 def _model_facts(shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
-    from infergy.hardware.memory import ENGINES
+    from infergy.records import ENGINES
 
     inputs, outputs = EXAMPLE_INPUT, EXAMPLE_OUTPUT
     return {
@@ -149,7 +149,7 @@ def _model_facts(shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
 
 
 def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
-    from infergy.hardware.memory import ENGINES
+    from infergy.records import ENGINES
 
     inputs, outputs = EXAMPLE_INPUT, EXAMPLE_OUTPUT
     weights = (f"{format_bytes(shape.weight_bytes(dtype))} in {dtype}" for dtype in _weight_dtypes(shape))

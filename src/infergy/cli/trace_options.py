@@ -11,12 +11,11 @@ import typer
 
 from infergy.errors import UsageError
 from infergy.workload import FORMAT_NAMES, Bins, Columns
-from infergy.workload.bins import edges_of
+from infergy.workload.bins import BIN_NAMES, PAPER, edges_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PAPER, POWERS_OF_TWO = "paper", "powers-of-two"
 _UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _WIDTH_OF_FILES = 120
 
@@ -83,8 +82,8 @@ def bins_of(name: str, input_edges: str | None, output_edges: str | None) -> Bin
     Raises:
         UsageError: No bins of that name, edges that cannot be, or edges of one axis alone.
     """
-    if name not in (PAPER, POWERS_OF_TWO):
-        raise UsageError.unknown("bins", name, (PAPER, POWERS_OF_TWO), "Your own: --input-edges and --output-edges")
+    if name not in BIN_NAMES:
+        raise UsageError.unknown("bins", name, BIN_NAMES, "Your own: --input-edges and --output-edges")
     base = Bins.paper() if name == PAPER else None
     if input_edges is None and output_edges is None:
         return base

@@ -52,6 +52,7 @@ class SourceUse:
     file: str
     lengths: int
     driver: str | None
+    power_limits_w: tuple[float | None, ...]
     packages: Mapping[str, str]
     gpu_uuids: tuple[str, ...]
     measured_from: str

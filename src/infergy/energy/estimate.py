@@ -8,6 +8,7 @@ stores ─▶ table ────┘                     beside the ideal of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,16 @@ from infergy.energy.load import load_table
 from infergy.energy.price import CEILING, FRACTIONAL, METHODS, RARE_RULES, price_bins
 from infergy.energy.reference import DENSE, IDEALS, Reference
 from infergy.energy.summary import Priced, notes_on, summarise
-from infergy.energy.surface import Surface, SurfaceErrors, borrow_errors, surface_errors
+from infergy.energy.surface import Surface, SurfaceErrors, borrow_errors, repeat_error, surface_errors
 from infergy.energy.table import MAX_BATCH_S, EnergyTable, SetupTable
 from infergy.errors import UsageError
 from infergy.hardware import find_gpu_by_driver_name
-from infergy.workload.bins import Bins, Histogram
+from infergy.workload.bins import BIN_NAMES, PAPER, POWERS_OF_TWO, Bins, Histogram
 
 if TYPE_CHECKING:
     from infergy.workload import Trace
 
 __all__ = ["Estimate", "Provenance", "SourceUse", "TraceEstimate", "TraceFacts", "estimate"]
-
-POWERS_OF_TWO = "powers-of-two"
-PAPER = "paper"
-BIN_NAMES = (POWERS_OF_TWO, PAPER)
 
 DEFAULT_MODEL = "llama-3.1-8b"
 DEFAULT_GPU = "h200"
@@ -40,10 +37,10 @@ BASELINE = "transformers"
 def estimate(
     source: Trace | Histogram | Any,
     *,
-    model: str = DEFAULT_MODEL,
-    gpu: str = DEFAULT_GPU,
+    model: str | None = None,
+    gpu: str | None = None,
     engines: Sequence[str] | None = None,
-    tables: Sequence[str | Path] | EnergyTable = (),
+    tables: str | Path | Sequence[str | Path] | EnergyTable = (),
     bins: str | Bins | None = POWERS_OF_TWO,
     method: str = CEILING,
     ideal: str = DENSE,
@@ -56,8 +53,8 @@ def estimate(
 
     Args:
         source: A `Trace`, a `Histogram`, or whatever `infergy.open_trace` takes: a shipped name, a path, a frame.
-        model: Name of a model that has rows.
-        gpu: Name of a GPU that has rows: short, the vendor's or the driver's.
+        model: Name of a model that has rows; None takes that of the first table (shipped: Llama-3.1-8B).
+        gpu: Name of a GPU that has rows: short, the vendor's or the driver's; None takes that of the first table.
         engines: Labels of engine set-ups; None takes all that have rows.
         tables: A user's own stores, which count before the shipped ones; or a loaded table, which counts alone.
         bins: ``powers-of-two`` (nobody is left out; None too), ``paper``, or edges; a `Histogram` brings its own.
@@ -81,7 +78,8 @@ def estimate(
         if isinstance(tables, EnergyTable)
         else load_table(tables, with_shipped=True, allow_simulated=allow_simulated)
     )
-    gpu, model = _find_gpu(table, gpu), _find_model(table, gpu, model)
+    gpu = _find_gpu(table, gpu)
+    model = _find_model(table, gpu, model)
     setups = _choose(table, gpu, model, engines, baseline)
     histogram = _histogram(source, bins)
     priced = [
@@ -112,14 +110,30 @@ def _check_options(**options: str) -> None:
             raise UsageError.unknown(name, value, known[name], f"Give one with --{name}")
 
 
-def _find_gpu(table: EnergyTable, name: str) -> str:
+def _find_gpu(table: EnergyTable, name: str | None) -> str:
+    if name is None:
+        return _only("gpu", {setup.gpu for setup in table.setups if setup.rank == 0}, DEFAULT_GPU, table)
     known = find_gpu_by_driver_name(name)
     return name if known is None or name in table.gpus() else known.name
 
 
-def _find_model(table: EnergyTable, gpu: str, name: str) -> str:
+def _find_model(table: EnergyTable, gpu: str, name: str | None) -> str:
     """The model as the table spells it."""
+    if name is None:
+        first = {setup.model for setup in table.setups if setup.rank == 0 and setup.gpu == gpu}
+        return _only("model", first or set(table.models(gpu)), DEFAULT_MODEL, table)
     return next((known for known in table.models(gpu) if known.lower() == name.lower()), name)
+
+
+def _only(option: str, measured: set[str], default: str, table: EnergyTable) -> str:
+    """The one that was measured, or the default if it is among several."""
+    if not measured or default in measured:
+        return default
+    if len(measured) > 1:
+        raise UsageError(
+            f"{table.files[0]} holds rows of several: {', '.join(sorted(measured))}. Name one with --{option}"
+        )
+    return next(iter(measured))
 
 
 def _choose(table: EnergyTable, gpu: str, model: str, engines: Sequence[str] | None, baseline: str) -> list[SetupTable]:
@@ -148,12 +162,15 @@ def _histogram(source: Trace | Histogram | Any, bins: str | Bins | None) -> Hist
 
 def _errors(setup: SetupTable, table: EnergyTable, max_batch_s: float) -> SurfaceErrors:
     """What the cells of a set-up, and where they say nothing those of its siblings, tell of its surface's errors."""
-    others = {
+    labels = [label for label in table.labels(setup.gpu, setup.model) if label != setup.label]
+    others = [table.find(setup.gpu, setup.model, label) for label in labels]
+    told = {
         other.label: surface_errors(other.by_length(max_batch_s))
-        for other in table.setups
-        if (other.gpu, other.model, other.simulated) == (setup.gpu, setup.model, setup.simulated) and other != setup
+        for other in others
+        if other.simulated == setup.simulated
     }
-    return borrow_errors(surface_errors(setup.by_length(max_batch_s)), setup.label, others)
+    errors = borrow_errors(surface_errors(setup.by_length(max_batch_s)), setup.label, told)
+    return replace(errors, repeat=repeat_error(setup))
 
 
 def _price(

@@ -42,8 +42,9 @@ def flops_ideal(
 ) -> Ideal:
     """E = TDP / peak × sum over bins of N(I*, O*) × FLOPs(I*, O*), each request at its bin's upper corner.
 
-    FLOPs are `ModelShape.request_flops` with causal attention; the peak is the GPU's dense one at `dtype`, or the
-    vendor's headline, which counts sparsity (the study's 309.7 TFLOP/s for the RTX A6000) and may be of another dtype.
+    FLOPs are `ModelShape.request_flops` with causal attention; the peak is the GPU's dense one at `dtype`. With
+    `headline` both are as in the study: the vendor's headline, which counts sparsity (309.7 TFLOP/s for the RTX A6000)
+    and may be of another dtype, and attention over the full square, as its profiler counts.
     What the histogram leaves out is left out here.
 
     Raises:
@@ -59,7 +60,7 @@ def flops_ideal(
     else:
         peak, kind = gpu.headline_flops, f"the vendor's headline, {gpu.headline_basis}"
     flops = sum(
-        count.requests * shape.request_flops(count.bin.input_tokens, count.bin.output_tokens)
+        count.requests * shape.request_flops(count.bin.input_tokens, count.bin.output_tokens, causal=not headline)
         for count in histogram.counts
     )
     basis = f"a reference, not a floor: FLOPs at {format_si(peak, 'FLOP/s', 4)} ({kind}) and {_tdp(gpu)}"

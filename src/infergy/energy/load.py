@@ -8,11 +8,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from infergy.energy.table import EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
+from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
 from infergy.errors import DataError, MeterError
 from infergy.hardware import find_gpu_by_driver_name
-from infergy.records import EngineSetup, Measurement, Result, derive
+from infergy.records import EngineSetup, Environment, Measurement, Result, derive
 from infergy.records.store import read_store
+
+SHIPPED = Path(str(resources.files("infergy"))) / "data" / "tables"
+VOLATILE_OPTIONS = frozenset({"kv_cache_blocks"})
+"""What an engine reports that differs from one loading to the next."""
 
 SIMULATED_PREFIX = "simulated "
 """The simulated GPU puts this before the name of the one it plays."""
@@ -32,22 +36,21 @@ class _Row(NamedTuple):
 
 
 def shipped_tables() -> tuple[Path, ...]:
-    """The tables inside the package, in alphabetical order; empty if none ships."""
-    folder = Path(str(resources.files("infergy"))) / "data" / "tables"
-    return tuple(sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")]))
+    """The tables inside the package in alphabetical order, and after them replicates from other chips."""
+    return (*sorted(SHIPPED.glob("*.jsonl*")), *sorted(SHIPPED.glob("replicates/*.jsonl*")))
 
 
 def load_table(
-    paths: Iterable[str | Path] = (), *, with_shipped: bool = False, allow_simulated: bool = False
+    paths: str | Path | Iterable[str | Path] = (), *, with_shipped: bool = False, allow_simulated: bool = False
 ) -> EnergyTable:
     """Read stores into a table; the first path ranks highest, shipped ones (by their bare name) after all others.
 
     Raises:
         DataError: A file is missing, foreign, damaged or empty, mixes environments, or holds simulated rows.
     """
-    named = [(str(path), Path(path)) for path in paths]
+    named = [(str(path), Path(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if with_shipped:
-        named += [(f"shipped {path.name}", path) for path in shipped_tables()]
+        named += [(f"{SHIPPED_PREFIX}{path.relative_to(SHIPPED)}", path) for path in shipped_tables()]
     return _load(named, allow_simulated=allow_simulated)
 
 
@@ -176,6 +179,18 @@ def _cell(name: str, rank: int, repeated: Sequence[_Row]) -> TableCell:
     )
 
 
+def _environment(environment: Environment) -> dict[str, object]:
+    """What must be equal for the rows of one file to stand in one table, by name."""
+    options = {key: value for key, value in environment.engine.items() if key not in VOLATILE_OPTIONS}
+    return {
+        "driver": environment.driver,
+        "CUDA": environment.cuda,
+        "packages": dict(environment.packages),
+        "power limits": [gpu.power_limit_w for gpu in environment.gpus],
+        "engine options": options,
+    }
+
+
 def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
     """The one environment of a set-up's rows in a file.
 
@@ -183,11 +198,9 @@ def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
         DataError: There are two: a surface over both would compare drivers, not lengths.
     """
     first = rows[0].row
+    expected = _environment(first.environment)
     for row, _ in rows:
-        for what, was, now in (
-            ("driver", first.environment.driver, row.environment.driver),
-            ("packages", dict(first.environment.packages), dict(row.environment.packages)),
-        ):
+        for (what, was), now in zip(expected.items(), _environment(row.environment).values(), strict=True):
             if was != now:
                 raise DataError(
                     f"{name}: {first.cell.setup.label} {first.cell.setup.model} was measured under two environments: "
@@ -200,6 +213,8 @@ def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
         rank=rank,
         rows=len(rows),
         driver=first.environment.driver,
+        cuda=first.environment.cuda,
+        power_limits_w=tuple(gpu.power_limit_w for gpu in first.environment.gpus),
         packages=dict(first.environment.packages),
         gpu_uuids=tuple(sorted({gpu.uuid for row, _ in rows for gpu in row.environment.gpus})),
         measured_from=stamps[0],

@@ -35,7 +35,7 @@ class BinEnergy:
         low_j: Lower bound: the bin's floor; None where it cannot be drawn or its error is unknown.
         high_j: Upper bound: the bin's ceiling in whole batches; None where its error is unknown.
         duration_s: Seconds of all requests of the bin.
-        how: How the bin's ceiling was obtained: ``measured``, ``interpolated``, ``extrapolated``, or ``none``.
+        how: How the value was obtained: ``measured``, ``interpolated``, ``extrapolated``, or ``none``.
     """
 
     input_tokens: int
@@ -96,7 +96,7 @@ def _price(count: BinCount, surface: Surface, errors: SurfaceErrors, *, method: 
         low_j=None if low_j is None else min(low_j, energy_j),
         high_j=None if high_j is None else max(high_j, energy_j),
         duration_s=charged * value.duration_s,
-        how=ceiling.how,
+        how=value.how,
     )
 
 

@@ -10,7 +10,7 @@ from infergy.energy.answer import BatchChoices, Estimate, Provenance, SourceUse
 from infergy.energy.price import CEILING, FRACTIONAL, NO_VALUE, BinEnergy
 from infergy.energy.reference import NO_REQUEST, Reference
 from infergy.energy.surface import EXTRAPOLATED, INTERPOLATED, MEASURED, Surface, SurfaceError, SurfaceErrors
-from infergy.energy.table import EnergyTable, SetupTable, TableCell
+from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, SetupTable, SourceFacts, TableCell
 from infergy.units import SECONDS_PER_HOUR, format_duration, format_percent, to_wh
 from infergy.workload.bins import BinCount, Histogram
 
@@ -50,6 +50,8 @@ def summarise(
     pairs = [(b, c) for b, c in zip(one.bins, histogram.counts, strict=True) if b.how != NO_VALUE]
     counts = [count for _, count in pairs]
     totals = _totals([b for b, _ in pairs], [b for b in one.bins if b.how == NO_VALUE])
+    if histogram.cached_input_tokens and totals.high_j is not None:
+        totals = replace(totals, high_j=None, high_reason="decode reads cached input too, which is not priced")
     requests, input_tokens, output_tokens = _sums(counts)
     gpus = one.setup.setup.tensor_parallel
     energy_j, busy_s = totals.energy_j, totals.duration_s
@@ -207,13 +209,13 @@ def _provenance(one: Priced, rare: str) -> Provenance:
                 file=facts.source,
                 lengths=used[facts.source],
                 driver=facts.driver,
+                power_limits_w=facts.power_limits_w,
                 packages=facts.packages,
                 gpu_uuids=facts.gpu_uuids,
                 measured_from=facts.measured_from,
                 measured_to=facts.measured_to,
             )
-            for facts in one.setup.sources
-            if used[facts.source]
+            for facts in _used(one)
         ),
         rows=tuple(cell.cell_id for cell in one.cells),
         weights=one.setup.weights,
@@ -222,6 +224,12 @@ def _provenance(one: Priced, rare: str) -> Provenance:
         errors=one.errors,
         simulated=one.setup.simulated,
     )
+
+
+def _used(one: Priced) -> list[SourceFacts]:
+    """The files whose cells make the surface, the better ranked first."""
+    used = {cell.source for cell in one.cells}
+    return sorted((facts for facts in one.setup.sources if facts.source in used), key=lambda facts: facts.rank)
 
 
 def notes_on(
@@ -238,15 +246,27 @@ def notes_on(
     notes += _trace_notes(histogram)
     for one in priced:
         notes += _engine_notes(one, max_batch_s)
-    uuids = {uuid for one in priced for facts in one.setup.sources for uuid in facts.gpu_uuids}
+    uuids = {uuid for one in priced for facts in _used(one) for uuid in facts.gpu_uuids}
     if len(priced) > 1 and len(uuids) > 1:
         notes.append(f"the engines were not all measured on one chip: {', '.join(sorted(uuids))}")
     if any(one.setup.simulated for one in priced):
         notes.append("SIMULATED: these joules come from a model and say nothing about real hardware")
+    notes += _unused_files(table, priced[0].setup)
     notes += table.notes
     if table.failed:
         notes.append(f"{len(table.failed)} cells in the tables failed and give no value")
     return tuple(notes)
+
+
+def _unused_files(table: EnergyTable, setup: SetupTable) -> list[str]:
+    """The user's files that have nothing to say of this model on this GPU."""
+    same = [other for other in table.setups if (other.gpu, other.model) == (setup.gpu, setup.model)]
+    heard = {facts.source for other in same for facts in other.sources}
+    return [
+        f"{file}: none of its rows is of {setup.model} on {setup.gpu}; to estimate what it holds: --gpu, --model"
+        for file in table.files
+        if file not in heard and not file.startswith(SHIPPED_PREFIX)
+    ]
 
 
 def _method_text(method: str) -> str:
@@ -304,6 +324,7 @@ def describe_errors(errors: SurfaceErrors) -> list[str]:
         ("interpolation along input", errors.input),
         ("extrapolation by one doubling past the last cell", errors.past),
         ("extrapolation by one halving before the first cell", errors.before),
+        ("measuring again", errors.repeat),
     ]
     return [
         f"{name} is off by {format_percent(error.median)} (median), {format_percent(error.maximum)} at most "

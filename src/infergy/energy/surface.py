@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
-from infergy.energy.table import TableCell
+from infergy.energy.table import SetupTable, TableCell
 
 MEASURED = "measured"
 INTERPOLATED = "interpolated"
@@ -47,7 +47,7 @@ class SurfaceValue:
         batch: Requests served at once; between cells, whole and never beyond both neighbours'.
         doubt: How far the cells it rests on may be off, as a fraction.
         how: ``measured``, ``interpolated`` or ``extrapolated``.
-        axes: Along which axes it was drawn: empty if measured.
+        axes: Along which axes it was interpolated.
         octaves_past: How far it was extrapolated past the last cell: doublings of tokens, over both axes.
         octaves_before: How far it was extrapolated before the first cell: halvings of tokens, over both axes.
     """
@@ -91,23 +91,23 @@ class SurfaceErrors:
         output: Of interpolation along output; `input` along input.
         past: Of extrapolation, for each doubling past the last cell, along either axis.
         before: Of extrapolation, for each halving before the first cell, along either axis.
+        repeat: Of measuring a cell again, on another chip of the same kind.
     """
 
     output: SurfaceError | None
     input: SurfaceError | None
     past: SurfaceError | None
     before: SurfaceError | None
+    repeat: SurfaceError | None = None
 
     def of(self, value: SurfaceValue) -> float | None:
-        """The largest error to expect of `value`, as a fraction; 0 if it was measured, None if nothing tells."""
-        if value.how == MEASURED:
-            return 0.0
-        steps: list[tuple[SurfaceError | None, float]]
-        if value.how == EXTRAPOLATED:
-            steps = [(self.past, value.octaves_past), (self.before, value.octaves_before)]
-        else:
-            steps = [(self.output if axis == "output" else self.input, 1.0) for axis in value.axes]
-        factor = 1.0
+        """The largest error to expect of `value`, as a fraction; None if nothing tells how far drawing may be off.
+
+        The errors of all that was done to draw it, multiplied; that of measuring again as far as it is known.
+        """
+        steps = [(self.past, value.octaves_past), (self.before, value.octaves_before)]
+        steps += [(self.output if axis == "output" else self.input, 1.0) for axis in value.axes]
+        factor = 1 + self.repeat.maximum if self.repeat else 1.0
         for error, times in steps:
             if error is None and times:
                 return None
@@ -150,13 +150,13 @@ class Surface:
         if inside is not None:
             return inside
         if len(row) >= 2:
-            return _extend(row, output_tokens, "output")
+            return _extend(row, output_tokens)
         carried = ((i, _carry(points, output_tokens)) for i, points in self._rows.items())
         column = [_Point(i, value) for i, value in carried if value is not None]
         inside = _within(column, input_tokens, "input")
         if inside is not None or len(column) < 2:
             return inside
-        return _extend(column, input_tokens, "input")
+        return _extend(column, input_tokens)
 
     def rows(self) -> Iterator[tuple[int, Sequence[tuple[float, SurfaceValue]]]]:
         """Measured inputs, each with its measured (output, value) in ascending order."""
@@ -190,6 +190,24 @@ def surface_errors(cells: Mapping[tuple[int, int], TableCell]) -> SurfaceErrors:
     )
 
 
+def repeat_error(setup: SetupTable) -> SurfaceError | None:
+    """How far the same cells lie apart in files of one environment; None if no two files hold the same cell."""
+    environments = {facts.source: facts.environment for facts in setup.sources}
+    same: dict[tuple[object, ...], list[TableCell]] = {}
+    for cell in setup.cells:
+        key = (cell.input_tokens, cell.output_tokens, cell.batch, environments[cell.source])
+        same.setdefault(key, []).append(cell)
+    errors = [
+        _Error(
+            max(cell.energy_j for cell in cells) / min(cell.energy_j for cell in cells) - 1,
+            f"{cells[0].input_tokens}→{cells[0].output_tokens}, batch {cells[0].batch}",
+        )
+        for cells in same.values()
+        if len({cell.source for cell in cells}) > 1
+    ]
+    return _summary(errors, "the same cells in another file, measured on another chip or again on this one")
+
+
 def borrow_errors(errors: SurfaceErrors, label: str, others: Mapping[str, SurfaceErrors]) -> SurfaceErrors:
     """Take another set-up's error along output, the largest there is, where this one has no full row to tell it.
 
@@ -206,15 +224,6 @@ def borrow_errors(errors: SurfaceErrors, label: str, others: Mapping[str, Surfac
     name, worst = max(full, key=lambda named: named[1].maximum)
     basis = f"{worst.basis}, of {name}: {label} has no full row of outputs"
     return replace(errors, output=replace(worst, basis=basis))
-
-
-def holdout_error(cells: Mapping[tuple[int, int], TableCell]) -> SurfaceError | None:
-    """The error of interpolation along output.
-
-    From rows where all of `HELD_OUT_ROW` was measured, when of them only `HELD_OUT_KEPT` is kept; without such a row,
-    from leaving out each inner output in turn; None if there is none.
-    """
-    return surface_errors(cells).output
 
 
 def _holdout_error(lines: Sequence[_Line]) -> SurfaceError | None:
@@ -258,7 +267,7 @@ class _Line:
             yield _Error((1 + error.distance) ** (1 / octaves) - 1, error.place)
 
     def compare(self, truth: _Point, others: Sequence[_Point]) -> _Error:
-        drawn = _within(others, truth.tokens, self.axis) or _extend(others, truth.tokens, self.axis)
+        drawn = _within(others, truth.tokens, self.axis) or _extend(others, truth.tokens)
         ratio = drawn.energy_j / truth.value.energy_j
         return _Error(max(ratio, 1 / ratio) - 1, f"{self.name}, {self.axis} {truth.tokens:g}")
 
@@ -288,10 +297,10 @@ def _within(points: Sequence[_Point], tokens: float, axis: str) -> SurfaceValue 
 def _carry(points: Sequence[_Point], tokens: float) -> SurfaceValue | None:
     """The value of a row of outputs at `tokens`, extrapolated if need be; None if one point alone lies elsewhere."""
     inside = _within(points, tokens, "output")
-    return _extend(points, tokens, "output") if inside is None and len(points) >= 2 else inside
+    return _extend(points, tokens) if inside is None and len(points) >= 2 else inside
 
 
-def _extend(points: Sequence[_Point], tokens: float, axis: str) -> SurfaceValue:
+def _extend(points: Sequence[_Point], tokens: float) -> SurfaceValue:
     """The straight line through the nearest two of at least two ascending points, past either end of them."""
     is_past = tokens > points[-1].tokens
     end, inner = (points[-1], points[-2]) if is_past else (points[0], points[1])
@@ -310,7 +319,7 @@ def _extend(points: Sequence[_Point], tokens: float, axis: str) -> SurfaceValue:
         batch=value.batch,
         doubt=max(value.doubt, inner.value.doubt),
         how=EXTRAPOLATED,
-        axes=value.axes | {axis},
+        axes=value.axes,
         octaves_past=value.octaves_past + (octaves if is_past else 0.0),
         octaves_before=value.octaves_before + (0.0 if is_past else octaves),
     )

@@ -21,6 +21,9 @@ from infergy.records import RANDOM_WEIGHTS, EngineSetup
 MAX_BATCH_S = 20.0
 """Seconds that a batch may take to count: beyond, batches grow cheaper still, but nobody waits for the answers."""
 
+SHIPPED_PREFIX = "shipped "
+"""Before the name of a file inside the package."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCell:
@@ -63,6 +66,8 @@ class SourceFacts:
     Attributes:
         rows: Measured rows.
         driver: Version of the GPU driver; None where the meter has none.
+        cuda: Version of CUDA that the driver supports; None where the meter has none.
+        power_limits_w: Of the GPUs, in their order; None where the driver does not tell.
         packages: Versions of the packages that shape the result.
         gpu_uuids: Which chips.
         measured_from: UTC of the first row, ISO 8601.
@@ -73,10 +78,17 @@ class SourceFacts:
     rank: int
     rows: int
     driver: str | None
+    cuda: str | None
+    power_limits_w: tuple[float | None, ...]
     packages: Mapping[str, str]
     gpu_uuids: tuple[str, ...]
     measured_from: str
     measured_to: str
+
+    @property
+    def environment(self) -> tuple[object, ...]:
+        """What must be equal for rows of two files to be repetitions of each other; hashable."""
+        return self.driver, self.cuda, self.power_limits_w, tuple(sorted(self.packages.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +205,7 @@ def _fill_in(table: SetupTable, others: Iterable[SetupTable]) -> SetupTable:
             table = replace(
                 table,
                 cells=tuple(sorted([*table.cells, *added], key=TableCell.order)),
-                sources=(*table.sources, *other.sources),
+                sources=tuple({facts.source: facts for facts in (*other.sources, *table.sources)}.values()),
                 weights=f"{table.weights}; {other.weights}: {len(added)} cells",
             )
     return table

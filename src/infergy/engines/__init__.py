@@ -1,5 +1,5 @@
 """Who makes tokens: an engine turns requests into counted output tokens and knows nothing of energy."""
 
-from infergy.engines.protocol import ENGINES, Completion, Engine, EngineOutOfMemoryError, Session, Work, find_engine
+from infergy.engines.protocol import Completion, Engine, EngineOutOfMemoryError, Session, Work, find_engine
 
-__all__ = ["ENGINES", "Completion", "Engine", "EngineOutOfMemoryError", "Session", "Work", "find_engine"]
+__all__ = ["Completion", "Engine", "EngineOutOfMemoryError", "Session", "Work", "find_engine"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infergy.errors import EngineError, UsageError
-from infergy.records import EngineSetup
-
-ENGINES: Sequence[str] = ("transformers", "vllm")
+from infergy.records import ENGINES, EngineSetup
 
 
 class EngineOutOfMemoryError(EngineError):

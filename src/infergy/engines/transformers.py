@@ -28,7 +28,8 @@ class TransformersEngine:
             raise UsageError('cuda_graphs = true: transformers, not compiled, has no CUDA graphs; engine = "vllm" has')
         if setup.tensor_parallel != 1:
             raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: this engine runs on one GPU; vllm on many")
-        for package in ("torch", "transformers"):
+        # Real weights are placed on the GPU by accelerate.
+        for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
             if importlib.util.find_spec(package) is None:
                 raise MissingError(f"engine transformers needs {package}: pip install 'infergy[transformers]'")
 

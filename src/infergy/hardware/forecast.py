@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from infergy.errors import UsageError
 from infergy.hardware.gpus import Gpu
-from infergy.hardware.memory import ENGINES
 from infergy.hardware.shape import ModelShape
+from infergy.records import ENGINES
 
 COMPUTE_EFFICIENCY = {"transformers": 0.55, "vllm": 0.62}
 """Share of the dense peak that prefill reaches."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from infergy.errors import UsageError
 from infergy.hardware.gpus import Gpu
 from infergy.hardware.shape import ModelShape, dtype_bytes
+from infergy.records import ENGINES
 from infergy.units import format_bytes
 
 RESERVE_BYTES = 3 * 2**30
@@ -20,8 +21,6 @@ BLOCK_TOKENS = 16
 
 LOGIT_BYTES = 4.0
 """Logits of the last position are float32."""
-
-ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,15 +56,18 @@ class CellAxes(_Strict):
     max_batch_s: Seconds | None = None
 
 
+_DEFAULTS = MeasureOptions()
+
+
 class Options(_Strict):
     """How each cell is measured; see `infergy.records.MeasureOptions`."""
 
-    seed: int = 0
-    min_window_s: Seconds = 3.0
-    min_batches: PositiveInt = 2
-    long_batch_s: Seconds = 5.0
-    warmup_s: Seconds = 2.0
-    idle_s: Seconds = 2.0
+    seed: int = _DEFAULTS.seed
+    min_window_s: Seconds = _DEFAULTS.min_window_s
+    min_batches: PositiveInt = _DEFAULTS.min_batches
+    long_batch_s: Seconds = _DEFAULTS.long_batch_s
+    warmup_s: Seconds = _DEFAULTS.warmup_s
+    idle_s: Seconds = _DEFAULTS.idle_s
 
 
 class Grid(_Strict):

@@ -86,6 +86,7 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool) -> tuple[Engine
         return find_engine(setup.engine), open_meter("nvml", setup.tensor_parallel)
     from infergy.engines.simulated import SimulatedEngine
     from infergy.hardware import get_gpu
+    from infergy.hardware.forecast import BASE_SHARE_OF_TDP
     from infergy.hardware.simulated import SimulatedGpu
     from infergy.meters.simulated import SimulatedMeter
     from infergy.records import GpuIdentity
@@ -93,13 +94,9 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool) -> tuple[Engine
     gpu = get_gpu(plan.gpu)
     device = SimulatedGpu(
         GpuIdentity(uuid="GPU-simulated-0", name=f"simulated {gpu.title}", memory_bytes=gpu.memory_bytes),
-        idle_w=gpu.tdp_w * IDLE_SHARE,
+        idle_w=gpu.tdp_w * BASE_SHARE_OF_TDP,
     )
     return SimulatedEngine(device, gpu), SimulatedMeter(device)
-
-
-IDLE_SHARE = 0.2
-"""Loaded-idle power of the simulated GPU over its TDP."""
 
 
 def settle(

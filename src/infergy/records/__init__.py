@@ -1,6 +1,6 @@
 """The shared nouns: what is measured, what was measured, and where it came from. Standard library only."""
 
-from infergy.records.cell import RANDOM_WEIGHTS, UNIFORM_WEIGHTS, Cell, EngineSetup, Load
+from infergy.records.cell import ENGINES, RANDOM_WEIGHTS, UNIFORM_WEIGHTS, Cell, EngineSetup, Load
 from infergy.records.environment import Environment, GpuIdentity, GpuState
 from infergy.records.measurement import (
     SCHEMA,
@@ -17,6 +17,7 @@ from infergy.records.measurement import (
 from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
 
 __all__ = [
+    "ENGINES",
     "PLAN_SCHEMA",
     "RANDOM_WEIGHTS",
     "SCHEMA",

@@ -18,6 +18,9 @@ UNIFORM_WEIGHTS = "random-uniform"
 GRAPHS_BY_DEFAULT = {"transformers": False, "vllm": True}
 """Whether an engine replays CUDA graphs unless told otherwise."""
 
+ENGINES = tuple(GRAPHS_BY_DEFAULT)
+"""All engines that serve a model; the simulated one plays them."""
+
 DEFAULT_DTYPE = "bfloat16"
 DTYPES = (DEFAULT_DTYPE, "float16")
 

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from infergy.errors import UsageError
 
+PAPER = "paper"
+POWERS_OF_TWO = "powers-of-two"
+BIN_NAMES = (POWERS_OF_TWO, PAPER)
+
 PAPER_INPUT_EDGES = (32, 128, 256, 512, 1024, 2048, 4096, 8192)
 PAPER_OUTPUT_EDGES = (8, 16, 32, 64, 128, 256, 512)
 FIRST_INPUT_EDGE = 32
@@ -50,13 +54,13 @@ class Bins:
     @classmethod
     def paper(cls) -> Bins:
         """The bins of arXiv 2504.17674, section 2: requests past the last edge are left out."""
-        return cls(name="paper", input_edges=PAPER_INPUT_EDGES, output_edges=PAPER_OUTPUT_EDGES)
+        return cls(name=PAPER, input_edges=PAPER_INPUT_EDGES, output_edges=PAPER_OUTPUT_EDGES)
 
     @classmethod
     def powers_of_two(cls, longest_input: int, longest_output: int) -> Bins:
         """Powers of two from 32 input and 8 output tokens up to the longest request: nobody is left out."""
         return cls(
-            name="powers-of-two",
+            name=POWERS_OF_TWO,
             input_edges=_powers(FIRST_INPUT_EDGE, longest_input),
             output_edges=_powers(FIRST_OUTPUT_EDGE, longest_output),
         )
