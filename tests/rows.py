@@ -36,16 +36,6 @@ def build_row(
 ) -> Measurement:
     """A row of `batches` batches of `energy_j` and `duration_s` each, and an idle tail."""
     busy_s = batches * duration_s
-    window = Window(
-        open={UUID: Tick(time_s=10.0, energy_j=5000.0)},
-        close={UUID: Tick(time_s=10.0 + busy_s + tail_s, energy_j=5000.0 + batches * energy_j + tail_s * idle_w)},
-        edge_uncertainty_s=0.0005,
-    )
-    idle = Window(
-        open={UUID: Tick(time_s=1.0, energy_j=100.0)},
-        close={UUID: Tick(time_s=3.0, energy_j=100.0 + 2 * idle_w)},
-        edge_uncertainty_s=0.0005,
-    )
     ran = tuple(
         Batch(
             start_s=10.0 + i * duration_s,
@@ -55,6 +45,17 @@ def build_row(
             output_tokens=batch * output_tokens,
         )
         for i in range(batches)
+    )
+    window = Window(
+        open={UUID: Tick(time_s=10.0, energy_j=5000.0)},
+        close={UUID: Tick(time_s=10.0 + busy_s + tail_s, energy_j=5000.0 + batches * energy_j + tail_s * idle_w)},
+        edge_uncertainty_s=0.0005,
+        batches=ran,
+    )
+    idle = Window(
+        open={UUID: Tick(time_s=1.0, energy_j=100.0)},
+        close={UUID: Tick(time_s=3.0, energy_j=100.0 + 2 * idle_w)},
+        edge_uncertainty_s=0.0005,
     )
     cell = Cell(
         setup=EngineSetup(engine=engine, model="llama-3.1-8b"),
@@ -81,9 +82,8 @@ def build_row(
             counter_period_s=0.1,
             weights="random weights: test",
         ),
-        "window": window,
-        "batches": ran,
+        "windows": (window,),
         "loaded_idle": idle,
-        "result": derive(window, ran, idle),
+        "result": derive((window,), idle),
     }
     return Measurement(**(facts | others))

@@ -10,7 +10,7 @@ import pytest
 
 from infergy.energy.load import load_table, shipped_tables
 from infergy.errors import DataError, UsageError
-from infergy.records import STATUS_FAILED, Failure, Measurement, Window
+from infergy.records import STATUS_FAILED, Failure, Measurement
 from infergy.records.cell import EngineSetup
 from known_tables import (
     INPUTS,
@@ -122,8 +122,7 @@ def test_a_failed_cell_is_kept_aside_with_its_reason(tmp_path: Path, row: Builde
     failed = dataclasses.replace(
         row(input_tokens=8192),
         status=STATUS_FAILED,
-        window=None,
-        batches=(),
+        windows=(),
         result=None,
         failure=Failure(code="out_of_memory", message="no room"),
     )
@@ -171,11 +170,11 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_a_row_that_cannot_be_judged_names_its_cell(tmp_path: Path, row: Builder) -> None:
     whole = row()
-    assert whole.window is not None
-    still = Window(open=whole.window.open, close=whole.window.open, edge_uncertainty_s=0.0)
+    (window,) = whole.windows
+    still = dataclasses.replace(window, close=window.open)
     for bad, said in (
-        (dataclasses.replace(whole, loaded_idle=None), "loaded-idle window is missing"),
-        (dataclasses.replace(whole, window=still), "moved by 0.0 J|zero seconds"),
+        (dataclasses.replace(whole, loaded_idle=None), "loaded-idle window are missing"),
+        (dataclasses.replace(whole, windows=(still,)), "moved by 0.0 J|zero seconds"),
     ):
         with pytest.raises(DataError, match=said) as told:
             table_of(tmp_path, [bad])

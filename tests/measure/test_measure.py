@@ -133,7 +133,7 @@ def test_a_window_lasts_three_seconds_and_two_batches_unless_one_is_long(
     gpu: SimulatedGpu, surroundings: Surroundings, seconds: float, batches: int
 ) -> None:
     row, _ = measure(gpu, surroundings, seconds=seconds, power_w=500.0)
-    assert len(row.batches) == batches
+    assert len(row.windows[0].batches) == batches
 
 
 @pytest.mark.parametrize("seconds", [0.33, 1.71, 12.3])
@@ -143,8 +143,8 @@ def test_measured_joules_are_the_true_ones_within_the_stated_edges(
 ) -> None:
     row, _ = measure(gpu, surroundings, seconds=seconds, power_w=power_w)
     assert row.result is not None
-    assert row.window is not None
-    doubt_j = 2 * row.window.edge_uncertainty_s * (power_w + gpu.idle_w) / len(row.batches) + 0.01
+    (window,) = row.windows
+    doubt_j = 2 * window.edge_uncertainty_s * (power_w + gpu.idle_w) / len(window.batches) + 0.01
     assert row.result.energy_j == pytest.approx(seconds * power_w, abs=doubt_j)
     assert row.result.duration_s == pytest.approx(seconds)
 
@@ -350,6 +350,6 @@ def test_cells_are_grouped_by_set_up() -> None:
 def test_rows_of_a_sweep_are_plain_json(tmp_path: Path) -> None:
     list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), tmp_path / "rows.jsonl", simulate=True))
     first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
-    assert first["schema"] == "infergy.measurement/1"
+    assert first["schema"] == "infergy.measurement/2"
     assert first["cell"]["load"] == {"input_tokens": 64, "output_tokens": 8, "batch": 1}
     assert first["result"]["energy_j"] > 0

@@ -39,14 +39,14 @@ def test_energy_is_the_sum_over_gpus_with_edges_of_their_own() -> None:
         open={"a": Tick(time_s=0.0, energy_j=0.0), "b": Tick(time_s=0.05, energy_j=0.0)},
         close={"a": Tick(time_s=4.1, energy_j=410.0), "b": Tick(time_s=4.15, energy_j=820.0)},
         edge_uncertainty_s=0.0,
+        batches=(Batch(start_s=0.05, end_s=4.05, requests=1, input_tokens=1, output_tokens=1),),
     )
     idle = Window(
         open={"a": Tick(time_s=0.0, energy_j=0.0), "b": Tick(time_s=0.0, energy_j=0.0)},
         close={"a": Tick(time_s=1.0, energy_j=50.0), "b": Tick(time_s=1.0, energy_j=60.0)},
         edge_uncertainty_s=0.0,
     )
-    batch = Batch(start_s=0.05, end_s=4.05, requests=1, input_tokens=1, output_tokens=1)
-    result = derive(window, (batch,), idle)
+    result = derive((window,), idle)
     assert result.energy_by_gpu_j == pytest.approx({"a": 410 - 0.1 * 50, "b": 820 - 0.1 * 60})
     assert result.energy_j == pytest.approx(sum(result.energy_by_gpu_j.values()))
 
@@ -72,7 +72,7 @@ def test_a_row_survives_json(energy_j: float, duration_s: float, batches: int) -
         ({"seed": "one"}, r"seed: expected int, found 'one'"),
         ({"colour": 1}, "unknown key 'colour'"),
         ({"cell": 3}, "cell: expected an object"),
-        ({"window": None}, "holds no window"),
+        ({"windows": []}, "holds no window"),
     ],
 )
 def test_a_foreign_row_is_told_with_its_place(row: Row, change: dict[str, object], words: str) -> None:
@@ -83,14 +83,35 @@ def test_a_foreign_row_is_told_with_its_place(row: Row, change: dict[str, object
 
 def test_a_missing_key_is_named(row: Row) -> None:
     data = row().to_json()
-    del data["batches"][0]["end_s"]
-    with pytest.raises(DataError, match=r"line 3\.batches\[0\]\.end_s: missing"):
+    del data["windows"][0]["batches"][0]["end_s"]
+    with pytest.raises(DataError, match=r"line 3\.windows\[0\]\.batches\[0\]\.end_s: missing"):
         Measurement.from_json(data, "f.jsonl line 3")
 
 
 def test_stored_figures_follow_from_the_raw_facts(row: Row) -> None:
     measured = row()
-    assert measured.window is not None
     assert measured.loaded_idle is not None
-    assert derive(measured.window, measured.batches, measured.loaded_idle) == measured.result
+    assert derive(measured.windows, measured.loaded_idle) == measured.result
     assert replace(measured, result=None).result is None
+
+
+def test_several_windows_count_together_each_less_its_own_tail(row: Row) -> None:
+    one, two = row(energy_j=1000.0, batches=1, tail_s=0.01), row(energy_j=1300.0, batches=2, tail_s=0.09)
+    assert one.loaded_idle is not None
+    result = derive((*one.windows, *two.windows), one.loaded_idle)
+    assert result.energy_j == pytest.approx((1000 + 2 * 1300) / 3)
+    assert result.batches == 3
+    assert result.idle_s == pytest.approx(0.1)
+    assert result.idle_energy_j == pytest.approx(0.1 * 100.0)
+
+
+def test_a_row_of_the_first_schema_is_read_as_one_of_the_present(row: Row) -> None:
+    measured = row()
+    data = measured.to_json()
+    (window,) = data.pop("windows")
+    batches = window.pop("batches")
+    old = data | {"window": window, "batches": batches, "flags": [], "schema": "infergy.measurement/1"}
+    del old["loaded_idle"]["batches"]
+    assert Measurement.from_json(old) == measured
+    failed = data | {"window": None, "batches": [], "status": "failed", "schema": "infergy.measurement/1"}
+    assert Measurement.from_json(failed).windows == ()

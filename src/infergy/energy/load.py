@@ -116,12 +116,15 @@ def _judge(name: str, rows: Iterable[Measurement], *, allow_simulated: bool) -> 
 def _derive(name: str, row: Measurement) -> Result:
     place = f"{name}, cell {row.cell_id} ({row.cell})"
     remedy = "Remove the row and measure the cell again"
-    if row.window is None or row.loaded_idle is None:
-        raise DataError(f"{place}: status is ok, but its window or its loaded-idle window is missing. {remedy}")
-    if set(row.window.open) != set(row.window.close) or not set(row.window.open) <= set(row.loaded_idle.open):
+    if not row.windows or row.loaded_idle is None:
+        raise DataError(f"{place}: status is ok, but its windows or its loaded-idle window are missing. {remedy}")
+    uuids = set(row.windows[0].open)
+    if any({*window.open} != uuids or {*window.close} != uuids for window in row.windows) or not uuids <= {
+        *row.loaded_idle.open
+    }:
         raise DataError(f"{place}: the edges of its windows are not of the same GPUs. {remedy}")
     try:
-        result = derive(row.window, row.batches, row.loaded_idle)
+        result = derive(row.windows, row.loaded_idle)
     except MeterError as error:
         raise DataError(f"{place}: {error}") from error
     except ZeroDivisionError as error:

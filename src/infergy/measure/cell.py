@@ -71,18 +71,18 @@ def measure_cell(
         open=opened.ticks,
         close=closed.ticks,
         edge_uncertainty_s=max(opened.uncertainty_s, closed.uncertainty_s),
+        batches=batches,
     )
     return replace(
         _blank(planned, options, surroundings, STATUS_OK),
         measured_utc=measured_utc,
         prompt_sha256=hash_prompts(prompts),
-        window=window,
-        batches=batches,
+        windows=(window,),
         loaded_idle=loaded_idle,
         before=before,
         after=after,
         warmup_s=warmup_s,
-        result=derive(window, batches, loaded_idle),
+        result=derive((window,), loaded_idle),
     )
 
 

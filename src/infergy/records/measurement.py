@@ -1,12 +1,13 @@
-"""One cell measured: the raw facts of its window, and the figures that follow from them.
+"""One cell measured: the raw facts of its windows, and the figures that follow from them.
 
 History of the row's schema:
-    1   first release
+    1   one window a row, its batches beside it; still read
+    2   several windows a row, each with its batches
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from infergy.records.cell import Cell
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState
 
-SCHEMA = "infergy.measurement/1"
+SCHEMA = "infergy.measurement/2"
+FIRST_SCHEMA = "infergy.measurement/1"
 
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
@@ -35,6 +37,22 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them."""
+
+    start_s: float
+    end_s: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from handing over the requests to the last token."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """What the energy counter of each GPU did between two of its ticks.
 
@@ -45,11 +63,18 @@ class Window:
         close: Last edge of each GPU, by UUID.
         edge_uncertainty_s: How long before a stamped instant the counter may have ticked: the longest gap
             between two reads while waiting for a tick, in seconds.
+        batches: What ran inside, in order; empty for a window over an idle GPU.
     """
 
     open: Mapping[str, Tick]
     close: Mapping[str, Tick]
     edge_uncertainty_s: float
+    batches: tuple[Batch, ...] = ()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which batches ran."""
+        return sum(batch.duration_s for batch in self.batches)
 
     @property
     def duration_by_gpu_s(self) -> dict[str, float]:
@@ -81,22 +106,6 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them."""
-
-    start_s: float
-    end_s: float
-    requests: int
-    input_tokens: int
-    output_tokens: int
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds from handing over the requests to the last token."""
-        return self.end_s - self.start_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a cell has no number, in the engine's words.
 
@@ -115,17 +124,16 @@ class Measurement:
     Attributes:
         cell_id: `cell.id`, written out so that any tool can join on it.
         batch_choice: How the batch size was chosen, in words.
-        measured_utc: ISO 8601 instant at which the window opened.
+        measured_utc: ISO 8601 instant at which the first window opened.
         seed: Seed of the prompts and of random weights.
         prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
-        window: The measured window; None if the cell failed.
-        batches: What ran inside the window, in order.
+        windows: The measured windows, in order; empty if the cell failed.
         loaded_idle: A window over the idle, loaded GPU, from which the idle tail is priced; None if it failed.
-        before: State of each GPU just before the window opened.
-        after: State of each GPU just after it closed.
-        warmup_s: Seconds of warm-up that preceded the window.
+        before: State of each GPU just before the first window opened.
+        after: State of each GPU just after the last batch.
+        warmup_s: Seconds of warm-up that preceded the first window.
         simulated: Whether the joules come from a model instead of a GPU.
-        failure: Why there is no window.
+        failure: Why there are no windows.
         result: The figures below, as they follow from the raw facts, for readers without this code.
     """
 
@@ -138,8 +146,7 @@ class Measurement:
     simulated: bool
     environment: Environment
     prompt_sha256: str | None = None
-    window: Window | None = None
-    batches: tuple[Batch, ...] = ()
+    windows: tuple[Window, ...] = ()
     loaded_idle: Window | None = None
     before: tuple[GpuState, ...] = ()
     after: tuple[GpuState, ...] = ()
@@ -169,15 +176,25 @@ class Measurement:
                 f'{place}: not an infergy measurement (no "schema": "{SCHEMA}"). '
                 "Tables are made by: infergy measure GRID.toml -o FILE.jsonl"
             )
+        if data["schema"] == FIRST_SCHEMA:
+            data = _from_first(data)
         if data["schema"] != SCHEMA:
             raise DataError(
                 f"{place}: schema {data['schema']!r} is newer than this release reads ({SCHEMA}). "
                 "Upgrade: pip install -U infergy"
             )
         row = from_json(cls, data, place)
-        if row.is_ok and (row.window is None or not row.batches):
-            raise DataError(f"{place}: status is ok, but the row holds no window or no batches")
+        if row.is_ok and not (row.windows and all(window.batches for window in row.windows)):
+            raise DataError(f"{place}: status is ok, but the row holds no window, or one without batches")
         return row
+
+
+def _from_first(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the first schema as one of the present: its batches go into its only window."""
+    others = {key: value for key, value in data.items() if key not in ("window", "batches", "flags")}
+    window = data.get("window")
+    windows = [] if window is None else [{**window, "batches": data.get("batches", [])}]
+    return {**others, "windows": windows, "schema": SCHEMA}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,15 +202,15 @@ class Result:
     """What follows from a row's raw facts, per batch and in total.
 
     Attributes:
-        energy_j: Joules of all GPUs in the window less the idle tail, per batch.
+        energy_j: Joules of all GPUs in the windows less the idle tails, per batch.
         energy_by_gpu_j: The same for each GPU, by UUID.
-        duration_s: Seconds a batch, from handing over to the last token: mean over the window.
+        duration_s: Seconds a batch, from handing over to the last token: mean over the windows.
         power_w: Mean power while batches ran.
         energy_per_request_j: Joules a request.
         energy_per_output_token_j: Joules an output token.
         output_tokens_per_s: Output tokens a second.
-        batches: Batches in the window.
-        idle_s: Seconds in the window when no batch ran (mostly last token to closing tick); the longest of all GPUs.
+        batches: Batches in the windows.
+        idle_s: Seconds in the windows when no batch ran (mostly last token to closing tick); the longest of all GPUs.
         idle_energy_j: What was subtracted for them, at the measured loaded-idle power.
         idle_bound_j: How far that may be off: idle time × (mean power − loaded-idle power).
     """
@@ -211,7 +228,7 @@ class Result:
     idle_bound_j: float
 
 
-def derive(window: Window, batches: tuple[Batch, ...], loaded_idle: Window) -> Result:
+def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
     """The figures of a row from its raw facts; a pure function, so that old rows can be judged anew.
 
         open tick            last token   close tick
@@ -221,15 +238,22 @@ def derive(window: Window, batches: tuple[Batch, ...], loaded_idle: Window) -> R
     The idle time between the last token and the closing tick is priced at loaded-idle power. Clocks fall only some
     time after the last kernel, so the true power of that tail lies between loaded idle and the mean: the bound.
     """
+    batches = [batch for window in windows for batch in window.batches]
     busy_s = sum(batch.duration_s for batch in batches)
-    used_j, power_w, idle_power_w = window.energy_by_gpu_j, window.power_by_gpu_w, loaded_idle.power_by_gpu_w
-    idle_s = {uuid: max(0.0, span_s - busy_s) for uuid, span_s in window.duration_by_gpu_s.items()}
+    idle_power_w = loaded_idle.power_by_gpu_w
+    used_j = dict.fromkeys(windows[0].open, 0.0)
+    span_s, idle_s = dict(used_j), dict(used_j)
+    for window in windows:
+        for uuid, energy_j in window.energy_by_gpu_j.items():
+            used_j[uuid] += energy_j
+            span_s[uuid] += window.duration_by_gpu_s[uuid]
+            idle_s[uuid] += max(0.0, window.duration_by_gpu_s[uuid] - window.busy_s)
     idle_j = {uuid: idle_s[uuid] * idle_power_w[uuid] for uuid in used_j}
-    by_gpu_j = {uuid: (used_j[uuid] - idle_j[uuid]) / len(batches) for uuid in used_j}
+    bound_j = {uuid: idle_s[uuid] * (used_j[uuid] / span_s[uuid] - idle_power_w[uuid]) for uuid in used_j}
     energy_j = sum(used_j.values()) - sum(idle_j.values())
     return Result(
         energy_j=energy_j / len(batches),
-        energy_by_gpu_j=by_gpu_j,
+        energy_by_gpu_j={uuid: (used_j[uuid] - idle_j[uuid]) / len(batches) for uuid in used_j},
         duration_s=busy_s / len(batches),
         power_w=energy_j / busy_s,
         energy_per_request_j=energy_j / sum(batch.requests for batch in batches),
@@ -238,5 +262,5 @@ def derive(window: Window, batches: tuple[Batch, ...], loaded_idle: Window) -> R
         batches=len(batches),
         idle_s=max(idle_s.values()),
         idle_energy_j=sum(idle_j.values()),
-        idle_bound_j=sum(max(0.0, idle_s[uuid] * (power_w[uuid] - idle_power_w[uuid])) for uuid in used_j),
+        idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
     )
