@@ -37,7 +37,9 @@ from infergy.records import (
     PlannedCell,
 )
 from infergy.records.store import read_store
+from infergy.records.uncertainty import Peer, Spread
 
+ONE_WINDOW = MeasureOptions(max_time_s=0.0)
 SRC = str(Path(__file__).parents[2] / "src")
 
 
@@ -112,7 +114,13 @@ def surroundings() -> Surroundings:
 
 
 def measure(
-    gpu: SimulatedGpu, surroundings: Surroundings, *, seconds: float, power_w: float, lost: int = 0
+    gpu: SimulatedGpu,
+    surroundings: Surroundings,
+    *,
+    seconds: float,
+    power_w: float,
+    lost: int = 0,
+    options: MeasureOptions = ONE_WINDOW,
 ) -> tuple[Measurement, list[str]]:
     log: list[str] = []
     meter = LoggedMeter(gpu, log)
@@ -120,7 +128,7 @@ def measure(
     planned = replace(tiny_plan().cells[1], forecast_prefill_s=0.1)
     idle = measure_idle(meter, 2.0)
     log.clear()
-    return measure_cell(session, meter, planned, MeasureOptions(), surroundings, idle), log
+    return measure_cell(session, meter, planned, options, surroundings, idle), log
 
 
 def test_the_order_is_warm_up_state_tick_batches_state_tick(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
@@ -147,6 +155,37 @@ def test_measured_joules_are_the_true_ones_within_the_stated_edges(
     doubt_j = 2 * window.edge_uncertainty_s * (power_w + gpu.idle_w) / len(window.batches) + 0.01
     assert row.result.energy_j == pytest.approx(seconds * power_w, abs=doubt_j)
     assert row.result.duration_s == pytest.approx(seconds)
+
+
+def test_windows_repeat_until_three_agree(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    row, log = measure(gpu, surroundings, seconds=1.7, power_w=500.0, options=MeasureOptions())
+    window = ["read", "run 4x8", "run 4x8", "state"]
+    assert log == ["run 4x8", "state", *window, *window, *window, "read"]
+    assert len(row.windows) == 3
+
+
+def test_windows_end_when_the_time_is_up_however_uncertain(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    options = MeasureOptions(max_time_s=8.0, target=1e-9)
+    row, _ = measure(gpu, surroundings, seconds=1.7, power_w=500.0, options=options)
+    # Windows of 3.4 s: the third is the first after which 8 s are over.
+    assert len(row.windows) == 3
+
+
+def test_like_cells_that_agree_save_windows(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    session = LoggedSession(gpu, [], seconds=1.7, power_w=500.0)
+    meter = SimulatedMeter(gpu)
+    planned = replace(tiny_plan().cells[1], forecast_prefill_s=0.1)
+    idle = measure_idle(meter, 2.0)
+
+    def windows(*peers: Peer) -> int:
+        row = measure_cell(session, meter, planned, MeasureOptions(), surroundings, idle, peers)
+        return len(row.windows)
+
+    steady = Spread(variance_s=1e-5, degrees_of_freedom=9)
+    assert windows(Peer(power_w=520.0, spread=steady)) == 1
+    assert windows(Peer(power_w=300.0, spread=steady)) == 3
+    assert windows(Peer(power_w=520.0, spread=Spread(variance_s=1e-5, degrees_of_freedom=2))) == 3
+    assert windows(Peer(power_w=520.0, spread=Spread(variance_s=0.01, degrees_of_freedom=9))) > 1
 
 
 def test_lost_tokens_are_a_failure_not_a_number(gpu: SimulatedGpu, surroundings: Surroundings) -> None:

@@ -47,6 +47,12 @@ WeightsOption = Annotated[
     typer.Option("--weights", help="random, random-uniform, or folder or hub name of real ones [default: random]"),
 ]
 MinWindowOption = Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="Repeat windows until the joules are certain to ± this [default: 2%]")
+]
+MaxTimeOption = Annotated[
+    float | None, typer.Option("--max-time", help="No further window of a cell after so many seconds [default: 60]")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]
 
 
@@ -63,13 +69,17 @@ def plan(
     batch: BatchOption = None,
     weights: WeightsOption = None,
     min_window: MinWindowOption = None,
+    target: TargetOption = None,
+    max_time: MaxTimeOption = None,
     seed: SeedOption = None,
 ) -> None:
     """Resolve a grid into a plan: a JSON file that a bare GPU node can measure.
 
     Example: infergy plan paper-bins -o plan.json
     """
-    resolved = _resolve(grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, seed)
+    resolved = _resolve(
+        grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, target, max_time, seed
+    )
     if output is None:
         from infergy.records.codec import to_json
 
@@ -92,6 +102,8 @@ def measure(
     batch: BatchOption = None,
     weights: WeightsOption = None,
     min_window: MinWindowOption = None,
+    target: TargetOption = None,
+    max_time: MaxTimeOption = None,
     seed: SeedOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing.")
@@ -108,7 +120,9 @@ def measure(
     """
     is_resolved = grid is not None and grid.endswith(".json")
     gpu = gpu if gpu or simulate or is_resolved else _gpu_here()
-    resolved = _resolve(grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, seed)
+    resolved = _resolve(
+        grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, target, max_time, seed
+    )
     if dry_run:
         _print_plan(resolved, as_json=as_json)
         return
@@ -161,11 +175,14 @@ def _resolve(
     batch: str | None,
     weights: str | None,
     min_window: float | None,
+    target: str | None,
+    max_time: float | None,
     seed: int | None,
 ) -> Plan:
     """The plan that a file, a study's name or options ask for; options win over the file."""
     asked: dict[str, Any] = {"model": model, "gpu": gpu, "engines": engines, "input": inputs, "output": outputs}
-    asked |= {"batch": batch, "weights": weights, "min_window": min_window, "seed": seed}
+    asked |= {"batch": batch, "weights": weights, "min_window": min_window, "max_time": max_time, "seed": seed}
+    asked["target"] = None if target is None else _fraction("--target", target)
     given = {key: value for key, value in asked.items() if value is not None and value != []}
     if source is not None and source.endswith(".json"):
         from infergy.records import Plan
@@ -206,7 +223,7 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     }
     if block:
         data["cells"] = [old | block for old in data["cells"]]
-    options = {"min_window": "min_window_s", "seed": "seed"}
+    options = {"min_window": "min_window_s", "max_time": "max_time_s", "target": "target", "seed": "seed"}
     data["options"] = data.get("options", {}) | {options[key]: given[key] for key in options if key in given}
     return data
 
@@ -216,6 +233,14 @@ def _integers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"{option} takes whole numbers with commas between, like 512,2048; not {text!r}") from error
+
+
+def _fraction(option: str, text: str) -> float:
+    """``2%`` or ``0.02``."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise UsageError(f"{option} takes a share like 2% or 0.02, not {text!r}") from error
 
 
 def _existing(source: str) -> Path:

@@ -6,10 +6,12 @@ for each cell                ▼
   prompts   warm-up   state   wait tick   batch batch …   state   wait tick   row
 ────────────■■■■■─────────────|███████████████████████|...........|───────────────
                               open                    last token   close
+                              └── repeated until the joules are certain ──┘
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -22,12 +24,14 @@ from infergy.records import (
     STATUS_OK,
     Batch,
     Failure,
+    GpuState,
     Measurement,
     MeasureOptions,
     PlannedCell,
     Window,
     derive,
 )
+from infergy.records.uncertainty import Peer, is_certain, spread_at
 from infergy.workload.prompts import hash_prompts, make_prompts
 
 WARMUP_OUTPUT_TOKENS = 8
@@ -48,8 +52,11 @@ def measure_cell(
     options: MeasureOptions,
     surroundings: Surroundings,
     loaded_idle: Window,
+    peers: Sequence[Peer | None] = (),
 ) -> Measurement:
-    """Warm up, open a window, run batches until it is long enough, close it.
+    """Warm up, and measure windows until the joules are certain enough or the time is up.
+
+    What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows.
 
     Raises:
         EngineError: The engine failed, or did not return the tokens it was asked for.
@@ -61,29 +68,50 @@ def measure_cell(
     warmup_s = _warm_up(session, meter, planned, work, options)
 
     before = meter.states()
-    opened = next_tick(meter)
     measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+    windows: list[Window] = []
+    while not _is_enough(windows, loaded_idle, peers, options):
+        window, after = _measure_window(session, meter, work, options)
+        windows.append(window)
+    return replace(
+        _blank(planned, options, surroundings, STATUS_OK),
+        measured_utc=measured_utc,
+        prompt_sha256=hash_prompts(prompts),
+        windows=tuple(windows),
+        loaded_idle=loaded_idle,
+        before=before,
+        after=after,
+        warmup_s=warmup_s,
+        result=derive(windows, loaded_idle),
+    )
+
+
+def _measure_window(
+    session: Session, meter: Meter, work: Work, options: MeasureOptions
+) -> tuple[Window, tuple[GpuState, ...]]:
+    """One window, and the state of each GPU after its last batch."""
+    opened = next_tick(meter)
     batches = _run_batches(session, meter, work, options)
     after = meter.states()
     closed = next_tick(meter)
-
     window = Window(
         open=opened.ticks,
         close=closed.ticks,
         edge_uncertainty_s=max(opened.uncertainty_s, closed.uncertainty_s),
         batches=batches,
     )
-    return replace(
-        _blank(planned, options, surroundings, STATUS_OK),
-        measured_utc=measured_utc,
-        prompt_sha256=hash_prompts(prompts),
-        windows=(window,),
-        loaded_idle=loaded_idle,
-        before=before,
-        after=after,
-        warmup_s=warmup_s,
-        result=derive((window,), loaded_idle),
-    )
+    return window, after
+
+
+def _is_enough(
+    windows: Sequence[Window], loaded_idle: Window, peers: Sequence[Peer | None], options: MeasureOptions
+) -> bool:
+    if not windows:
+        return False
+    if sum(window.busy_s for window in windows) >= options.max_time_s:
+        return True
+    like = spread_at(derive(windows, loaded_idle).power_w, peers)
+    return is_certain(windows, loaded_idle, like, options.target)
 
 
 def failed_cell(

@@ -10,16 +10,21 @@ from infergy.records import EngineSetup, MeasureOptions, PlannedCell
 LOAD_S = {"transformers": 20.0, "vllm": 100.0}
 """Seconds until a set-up of an 8B model is loaded, as seen on an H200 (vllm with graph capture)."""
 
+WINDOWS = 1.5
+"""Windows a cell, on average: the first cells of a set-up take three, most later ones one."""
+
 EDGE_S = 0.2
 """Two waits for a tick, on average, and the states."""
 
 
 def cell_s(planned: PlannedCell, options: MeasureOptions) -> float:
-    """Forecast seconds of one cell: warm-up, and as many batches as the window's rule asks for."""
+    """Forecast seconds of one cell: warm-up, and windows of as many batches as their rule asks for."""
     batch_s = planned.forecast_batch_s
     fewest = 1 if batch_s >= options.long_batch_s else options.min_batches
     batches = max(fewest, math.ceil(options.min_window_s / batch_s)) if batch_s > 0 else fewest
-    return min(planned.forecast_prefill_s, options.warmup_s) + batches * batch_s + EDGE_S
+    window_s = batches * batch_s + EDGE_S
+    windows = 1.0 if batches * batch_s >= options.max_time_s else WINDOWS
+    return min(planned.forecast_prefill_s, options.warmup_s) + windows * window_s
 
 
 def setup_s(setup: EngineSetup, options: MeasureOptions) -> float:

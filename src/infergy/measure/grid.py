@@ -63,6 +63,8 @@ class Options(_Strict):
     """How each cell is measured; see `infergy.records.MeasureOptions`."""
 
     seed: int = _DEFAULTS.seed
+    target: Annotated[float, Field(gt=0, lt=1)] = _DEFAULTS.target
+    max_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.max_time_s
     min_window_s: Seconds = _DEFAULTS.min_window_s
     min_batches: PositiveInt = _DEFAULTS.min_batches
     long_batch_s: Seconds = _DEFAULTS.long_batch_s

