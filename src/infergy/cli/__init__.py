@@ -8,6 +8,7 @@ import sys
 import typer
 
 from infergy.cli.bins import bins
+from infergy.cli.check import check
 from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
@@ -26,11 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
-    epilog="Exit codes: 0 good, 1 our bug, 2 usage, 3 something missing, 4 some cells failed, "
+    epilog="Exit codes: 0 good, 1 our bug, 2 usage, 3 something missing, 4 some cells failed, 5 a gate failed, "
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (estimate, trace, bins, measure, plan, grid, gpus, models, schema):
+for verb in (estimate, trace, bins, measure, check, plan, grid, gpus, models, schema):
     app.command()(verb)
 
 

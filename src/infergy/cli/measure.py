@@ -182,7 +182,7 @@ def _resolve(
     """The plan that a file, a study's name or options ask for; options win over the file."""
     asked: dict[str, Any] = {"model": model, "gpu": gpu, "engines": engines, "input": inputs, "output": outputs}
     asked |= {"batch": batch, "weights": weights, "min_window": min_window, "max_time": max_time, "seed": seed}
-    asked["target"] = None if target is None else _fraction("--target", target)
+    asked["target"] = None if target is None else fraction("--target", target)
     given = {key: value for key, value in asked.items() if value is not None and value != []}
     if source is not None and source.endswith(".json"):
         from infergy.records import Plan
@@ -235,7 +235,7 @@ def _integers(option: str, text: str) -> list[int]:
         raise UsageError(f"{option} takes whole numbers with commas between, like 512,2048; not {text!r}") from error
 
 
-def _fraction(option: str, text: str) -> float:
+def fraction(option: str, text: str) -> float:
     """``2%`` or ``0.02``."""
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)

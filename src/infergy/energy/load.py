@@ -13,6 +13,7 @@ from infergy.errors import DataError, MeterError
 from infergy.hardware import find_gpu_by_driver_name
 from infergy.records import EngineSetup, Environment, Measurement, Result, derive
 from infergy.records.store import read_store
+from infergy.records.uncertainty import Uncertainty, find_uncertainties
 
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "tables"
 VOLATILE_OPTIONS = frozenset({"kv_cache_blocks"})
@@ -153,26 +154,35 @@ def _group(rows: Iterable[_Row]) -> dict[_Key, list[_Row]]:
 
 def _cells(name: str, rank: int, rows: Iterable[_Row]) -> list[TableCell]:
     """One cell for each load; repetitions become one."""
-    by_load: dict[tuple[int, int, int], list[_Row]] = {}
-    for pair in rows:
+    rows = list(rows)
+    uncertainties = find_uncertainties([row for row, _ in rows])
+    by_load: dict[tuple[int, int, int], list[tuple[_Row, float]]] = {}
+    for pair, uncertainty in zip(rows, uncertainties, strict=True):
         load = pair.row.cell.load
-        by_load.setdefault((load.input_tokens, load.output_tokens, load.batch), []).append(pair)
+        key = (load.input_tokens, load.output_tokens, load.batch)
+        by_load.setdefault(key, []).append((pair, _doubt(pair.result, uncertainty)))
     return [_cell(name, rank, repeated) for repeated in by_load.values()]
 
 
-def _cell(name: str, rank: int, repeated: Sequence[_Row]) -> TableCell:
-    row = repeated[0].row
+def _doubt(result: Result, uncertainty: Uncertainty | None) -> float:
+    """How far a row's joules may be off, as a fraction; where nothing tells its spread, by the bound of its tail."""
+    if uncertainty is None:
+        return result.idle_bound_j / (result.energy_j * result.batches)
+    return max(uncertainty.high_j / result.energy_j - 1, 1 - uncertainty.low_j / result.energy_j)
+
+
+def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]]) -> TableCell:
+    row = repeated[0][0].row
     load = row.cell.load
-    joules = [result.energy_per_request_j for _, result in repeated]
+    joules = [pair.result.energy_per_request_j for pair, _ in repeated]
     energy_j = fmean(joules)
-    idle_doubt = max(result.idle_bound_j / (result.energy_j * result.batches) for _, result in repeated)
     return TableCell(
         input_tokens=load.input_tokens,
         output_tokens=load.output_tokens,
         batch=load.batch,
         energy_j=energy_j,
-        duration_s=fmean(result.duration_s for _, result in repeated) / load.batch,
-        doubt=idle_doubt + max(abs(j - energy_j) for j in joules) / energy_j,
+        duration_s=fmean(pair.result.duration_s for pair, _ in repeated) / load.batch,
+        doubt=max(doubt for _, doubt in repeated) + max(abs(j - energy_j) for j in joules) / energy_j,
         spread=(max(joules) - min(joules)) / energy_j if len(joules) > 1 else None,
         repetitions=len(repeated),
         cell_id=row.cell_id,

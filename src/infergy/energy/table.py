@@ -32,7 +32,7 @@ class TableCell:
     Attributes:
         energy_j: Joules a request: mean over the repetitions.
         duration_s: Seconds a request: seconds of a batch over its requests.
-        doubt: How far `energy_j` may be off, as a fraction: the bound of the idle tail, plus the largest distance of
+        doubt: How far `energy_j` may be off, as a fraction: its row's 95 % interval, plus the largest distance of
             a repetition from the mean.
         spread: Largest less smallest repetition over the mean; None where there is only one.
         repetitions: Rows of this cell.

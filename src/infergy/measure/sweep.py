@@ -217,8 +217,9 @@ def describe_row(row: Measurement) -> str:
     if row.result is None:
         return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
     result = row.result
+    windows = "" if len(row.windows) == 1 else f" ({len(row.windows)} windows)"
     return (
-        f"{row.cell}: {format_si(result.energy_j, 'J')} a batch in {format_duration(result.duration_s)}, "
+        f"{row.cell}: {format_si(result.energy_j, 'J')} a batch in {format_duration(result.duration_s)}{windows}, "
         f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
         f"{' (simulated)' if row.simulated else ''}"
     )

@@ -67,7 +67,7 @@ class Uncertainty:
         high_j: Upper end, in joules a batch.
         half_width: Half of the interval over `Result.energy_j`, as a fraction.
         spread: Standard error that the spread between batches leaves, as a fraction; `edges` and `tail` likewise.
-        degrees_of_freedom: Of the interval; infinite if the spread is negligible.
+        degrees_of_freedom: Of the interval; None if the spread is negligible, so that it is the normal one.
     """
 
     low_j: float
@@ -76,7 +76,7 @@ class Uncertainty:
     spread: float
     edges: float
     tail: float
-    degrees_of_freedom: float
+    degrees_of_freedom: float | None
 
 
 def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
@@ -134,7 +134,9 @@ def find_uncertainty(windows: Sequence[Window], loaded_idle: Window, like: Sprea
     bound = result.idle_bound_j / total_j
     tail = bound / math.sqrt(12)
     error = math.sqrt(standard**2 + edges**2 + tail**2)
-    degrees = math.inf if not standard else (error / standard) ** 4 * spread.degrees_of_freedom
+    # Beyond a million degrees Student's distribution is the normal one to six digits.
+    is_spread = standard * 30 > error
+    degrees = (error / standard) ** 4 * spread.degrees_of_freedom if is_spread else None
     half = student_t(degrees) * error * (STOPPING_FACTOR if len(windows) > 1 else 1.0)
     return Uncertainty(
         low_j=result.energy_j * (1 - bound / 2 - half),
@@ -218,14 +220,14 @@ def _edges_j(windows: Sequence[Window], result: Result) -> float:
     return result.power_w * math.sqrt(sum(2 * window.edge_uncertainty_s**2 / 12 for window in windows))
 
 
-def student_t(degrees: float, confidence: float = CONFIDENCE) -> float:
-    """Student's t that holds `confidence` of the distribution between −t and t, for `degrees` of 1 and more.
+def student_t(degrees: float | None, confidence: float = CONFIDENCE) -> float:
+    """Student's t that holds `confidence` of the distribution between −t and t, for `degrees` from 1 on; None: endless.
 
     G. W. Hill, "Algorithm 396: Student's t-quantiles", CACM 13 (1970), from 2 degrees on: within 0.01 %. The closed
     forms at 1 and 2; between them log t is drawn straight over 1 / degrees: within 2 %, never below.
     """
     p = 1 - confidence
-    if math.isinf(degrees):
+    if degrees is None:
         return NormalDist().inv_cdf(1 - p / 2)
     n = max(1.0, degrees)
     if n <= 2:

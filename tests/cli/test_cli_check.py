@@ -1,0 +1,59 @@
+"""`infergy check` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.records import Failure
+from known_tables import rows_of, write_store
+from rows import build_row
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["check", *arguments], catch_exceptions=False)
+    return result.exit_code, result.stdout
+
+
+def store(folder: Path) -> Path:
+    short = build_row(input_tokens=8, duration_s=0.5, batches=2)
+    failure = Failure(code="out_of_memory", message="no room")
+    failed = replace(build_row(input_tokens=16), windows=(), result=None, status="failed", failure=failure)
+    return write_store(folder / "rows.jsonl", [*rows_of(inputs=[4096], outputs=[512]), short, failed])
+
+
+def test_each_doubt_is_a_line_with_its_cell_reason_and_cure(tmp_path: Path) -> None:
+    path = store(tmp_path)
+    code, text = run(str(path))
+    assert code == 0
+    assert "8→64 × 8 (1.00 kJ ± " in text
+    assert "short-window: a window of 1.00 s, expected 3 s or more" in text
+    assert "--min-window 3" in text
+    assert "failed: out_of_memory: no room. Try it again: --retry-failed" in text
+    assert f"{path}: 3 rows, 2 to distrust" in text
+
+
+def test_strict_makes_doubts_fatal_and_leaves_good_files_alone(tmp_path: Path) -> None:
+    assert run(str(store(tmp_path)), "--strict")[0] == 5
+    good = write_store(tmp_path / "good.jsonl", rows_of(inputs=[4096], outputs=[512]))
+    assert run(str(good), "--strict")[0] == 0
+
+
+def test_as_json_it_holds_intervals_flags_and_failures(tmp_path: Path) -> None:
+    found = json.loads(run(str(store(tmp_path)), "--json")[1])
+    assert found["schema"] == "infergy.check/1"
+    good, short, failed = found["files"][0]["rows"]
+    assert good["flags"] == []
+    assert good["uncertainty"]["low_j"] < good["energy_j"] * 1.001
+    assert [flag["code"] for flag in short["flags"]] == ["uncertain", "short-window"]
+    assert (failed["energy_j"], failed["failure"]) == (None, "out_of_memory: no room")
+
+
+def test_a_target_is_read_as_a_share_or_in_percent(tmp_path: Path) -> None:
+    path = store(tmp_path)
+    assert run(str(path), "--target", "0.0001%")[1].count("uncertain") == 2
+    assert run(str(path), "--target", "0.9")[1].count("uncertain") == 0

@@ -1,0 +1,111 @@
+"""Flags: each is raised by what it names, and a good row has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infergy.records import GpuState, Measurement
+from infergy.records.flags import CODES, find_flags
+from infergy.records.uncertainty import Uncertainty, find_uncertainties
+from rows import UUID, build_row
+
+SURE = Uncertainty(
+    low_j=990.0, high_j=1010.0, half_width=0.01, spread=0.005, edges=0.0, tail=0.0, degrees_of_freedom=9.0
+)
+UNSURE = replace(SURE, half_width=0.05)
+
+
+def state(temperature_c: float = 60.0, slowdowns: tuple[str, ...] = (), processes: int = 1) -> GpuState:
+    return GpuState(uuid=UUID, temperature_c=temperature_c, slowdowns=slowdowns, processes=processes)
+
+
+GOOD = replace(build_row(batches=4, duration_s=2.0), before=(state(),), after=(state(),))
+
+
+def good(**changes: Any) -> Measurement:
+    return replace(GOOD, **changes)
+
+
+def lasting(seconds: Sequence[float]) -> Measurement:
+    (window,) = build_row(batches=len(seconds)).windows
+    batches, start_s = [], 10.0
+    for batch, duration_s in zip(window.batches, seconds, strict=True):
+        batches.append(replace(batch, start_s=start_s, end_s=start_s + duration_s))
+        start_s += duration_s
+    return good(windows=(replace(window, batches=tuple(batches)),))
+
+
+def codes(row: Measurement, uncertainty: Uncertainty | None = SURE) -> list[str]:
+    return [flag.code for flag in find_flags(row, uncertainty)]
+
+
+def test_a_good_row_has_no_flag() -> None:
+    assert codes(good()) == []
+
+
+def test_the_power_limit_is_a_fact_not_a_doubt() -> None:
+    assert codes(good(after=(state(slowdowns=("sw_power_cap",)),))) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "uncertainty", "code"),
+    [
+        (good(), UNSURE, "uncertain"),
+        (good(), None, "uncertain"),
+        (lasting([1.0, 1.0]), SURE, "short-window"),
+        (lasting([1.5, 1.0, 1.0]), SURE, "first-batch"),
+        (lasting([1.0, 1.0, 1.06, 1.06]), SURE, "trend"),
+        (good(after=(state(slowdowns=("hw_thermal_slowdown",)),)), SURE, "slowed"),
+        (good(after=(state(temperature_c=90.0),)), SURE, "temperature"),
+        (good(before=(state(processes=2),)), SURE, "other-process"),
+    ],
+)
+def test_each_doubt_raises_its_flag_alone(row: Measurement, uncertainty: Uncertainty | None, code: str) -> None:
+    (flag,) = find_flags(row, uncertainty)
+    assert flag.code == code
+    assert flag.reason
+    assert flag.cure
+
+
+def test_what_the_driver_does_not_tell_is_no_doubt() -> None:
+    unknown = (GpuState(uuid=UUID),)
+    assert codes(good(before=unknown, after=unknown)) == []
+
+
+def test_a_failed_row_has_no_flag() -> None:
+    assert codes(good(windows=())) == []
+
+
+def test_the_target_decides_what_is_certain_enough() -> None:
+    assert [flag.code for flag in find_flags(good(), UNSURE, target=0.06)] == []
+
+
+def test_every_code_has_its_line_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8")
+    for code in CODES:
+        assert f"| `{code}` |" in page
+
+
+def test_what_ships_has_no_flags_but_those_that_the_docs_explain() -> None:
+    from infergy.energy.load import shipped_tables
+    from infergy.records.store import read_store
+
+    rows = read_store(shipped_tables()[0]).rows
+    widths: dict[str, list[float]] = {}
+    seen: list[str] = []
+    for engine in ("transformers", "vllm"):
+        group = [row for row in rows if row.cell.setup.engine == engine]
+        for row, uncertainty in zip(group, find_uncertainties(group), strict=True):
+            assert uncertainty is not None
+            widths.setdefault(engine, []).append(uncertainty.half_width)
+            seen += [flag.code for flag in find_flags(row, uncertainty) if flag.code != "uncertain"]
+    assert sorted(seen) == ["first-batch", "trend"]
+    middle = {engine: sorted(found)[len(found) // 2] for engine, found in widths.items()}
+    assert middle["vllm"] == pytest.approx(0.010, abs=0.001)
+    assert middle["transformers"] == pytest.approx(0.029, abs=0.001)
+    assert max(widths["vllm"]) == pytest.approx(0.028, abs=0.001)
