@@ -9,6 +9,7 @@ import typer
 
 from infergy.cli.bins import bins
 from infergy.cli.check import check
+from infergy.cli.compare import compare
 from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
@@ -31,7 +32,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (estimate, trace, bins, measure, check, plan, grid, gpus, models, schema):
+for verb in (estimate, trace, bins, measure, check, compare, plan, grid, gpus, models, schema):
     app.command()(verb)
 
 

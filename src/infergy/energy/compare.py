@@ -1,0 +1,191 @@
+"""Two stores compared cell by cell: ratios of joules with intervals, and what differs in their environments.
+
+log ratio of a cell      log E_B − log E_A, variance the sum of both relative variances, Student's t with Welch and
+                         Satterthwaite's degrees of freedom
+log ratio of all cells   the mean of the cells' log ratios; its interval is Student's over the cells, or that of the
+                         only cell
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from infergy.errors import DataError
+from infergy.records import Measurement, derive
+from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
+
+COMPARISON_SCHEMA = "infergy.comparison/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """Joules of B over those of A.
+
+    Attributes:
+        value: Above 1 where B takes more.
+        low: Lower end of the 95 % interval; None where the spread of one side is unknown.
+        high: Upper end; None likewise.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval is known and holds no 1."""
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedCell:
+    """One cell measured in both stores.
+
+    Attributes:
+        cell: The cell in words.
+        a_j: Joules a request in A; `b_j` in B.
+    """
+
+    cell_id: str
+    cell: str
+    a_j: float
+    b_j: float
+    ratio: Ratio
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All cells that both stores hold, and what else to know.
+
+    Attributes:
+        overall: The geometric mean of the cells' ratios.
+        only_a: Cells that A alone holds, in words; `only_b` likewise.
+        differences: What differs in the environments, in words.
+    """
+
+    cells: tuple[ComparedCell, ...]
+    overall: Ratio
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    differences: tuple[str, ...]
+    schema: str = COMPARISON_SCHEMA
+
+
+def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
+    """Compare the measured cells of two stores; of several rows of a cell in one store the last counts.
+
+    Raises:
+        DataError: The two have no measured cell in common.
+        MeterError: A counter stood still.
+    """
+    left, right = _judge(a), _judge(b)
+    cells = tuple(_compare_cell(left[cell_id], right[cell_id]) for cell_id in left if cell_id in right)
+    if not cells:
+        raise DataError(
+            "the two files have no measured cell in common: engine, model, weights, lengths and batch must be the "
+            "same. To measure the cells of another file again: infergy measure GRID.toml -o NEW.jsonl"
+        )
+    return Comparison(
+        cells=cells,
+        overall=_overall([cell.ratio for cell in cells]),
+        only_a=tuple(str(one.row.cell) for cell_id, one in left.items() if cell_id not in right),
+        only_b=tuple(str(one.row.cell) for cell_id, one in right.items() if cell_id not in left),
+        differences=_differences([one.row for one in left.values()], [one.row for one in right.values()]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    row: Measurement
+    energy_j: float
+    uncertainty: Uncertainty | None
+
+
+def _judge(rows: Iterable[Measurement]) -> Mapping[str, _Judged]:
+    """The last measured row of each cell, with its joules a request and its interval."""
+    last = {row.cell_id: row for row in rows if row.windows and row.loaded_idle is not None}
+    groups: dict[object, list[Measurement]] = {}
+    for row in last.values():
+        groups.setdefault(row.cell.setup, []).append(row)
+    intervals = {
+        row.cell_id: found
+        for group in groups.values()
+        for row, found in zip(group, find_uncertainties(group), strict=True)
+    }
+    return {cell_id: _judged(row, intervals[cell_id]) for cell_id, row in last.items()}
+
+
+def _judged(row: Measurement, uncertainty: Uncertainty | None) -> _Judged:
+    assert row.loaded_idle is not None
+    result = derive(row.windows, row.loaded_idle)
+    return _Judged(row=row, energy_j=result.energy_per_request_j, uncertainty=uncertainty)
+
+
+def _compare_cell(a: _Judged, b: _Judged) -> ComparedCell:
+    return ComparedCell(
+        cell_id=a.row.cell_id,
+        cell=str(a.row.cell),
+        a_j=a.energy_j,
+        b_j=b.energy_j,
+        ratio=_ratio(a, b),
+    )
+
+
+def _ratio(a: _Judged, b: _Judged) -> Ratio:
+    value = b.energy_j / a.energy_j
+    if a.uncertainty is None or b.uncertainty is None:
+        return Ratio(value=value, low=None, high=None)
+    parts = [
+        (one.spread**2 + one.edges**2 + one.tail**2, one.degrees_of_freedom) for one in (a.uncertainty, b.uncertainty)
+    ]
+    variance = sum(part for part, _ in parts)
+    shared = sum(part**2 / degrees for part, degrees in parts if degrees is not None)
+    degrees = variance**2 / shared if shared else None
+    repeated = len(a.row.windows) > 1 or len(b.row.windows) > 1
+    half = student_t(degrees) * math.sqrt(variance) * (STOPPING_FACTOR if repeated else 1.0)
+    return Ratio(value=value, low=value * math.exp(-half), high=value * math.exp(half))
+
+
+def _overall(ratios: Sequence[Ratio]) -> Ratio:
+    if len(ratios) == 1:
+        return ratios[0]
+    logs = [math.log(ratio.value) for ratio in ratios]
+    mean, error = fmean(logs), stdev(logs) / math.sqrt(len(logs))
+    half = student_t(len(logs) - 1) * error
+    return Ratio(value=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half))
+
+
+def _differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> tuple[str, ...]:
+    """What the environments of the two say differently, one line a fact."""
+    left, right = _environment(a), _environment(b)
+    return tuple(
+        f"{name}: {', '.join(sorted(left.get(name, ()))) or 'unknown'} against "
+        f"{', '.join(sorted(right.get(name, ()))) or 'unknown'}"
+        for name in sorted({*left, *right})
+        if left.get(name) != right.get(name)
+    )
+
+
+def _environment(rows: Sequence[Measurement]) -> dict[str, set[str]]:
+    facts: dict[str, set[str]] = {}
+
+    def tell(name: str, value: object) -> None:
+        if value is not None:
+            facts.setdefault(name, set()).add(str(value))
+
+    for row in rows:
+        environment = row.environment
+        tell("driver", environment.driver)
+        tell("CUDA", environment.cuda)
+        tell("weights", environment.weights)
+        tell("simulated", row.simulated)
+        for gpu in environment.gpus:
+            tell("chip", gpu.uuid)
+            tell("GPU", gpu.name)
+            tell("power limit", None if gpu.power_limit_w is None else f"{gpu.power_limit_w:g} W")
+        for package, version in environment.packages.items():
+            tell(package, version)
+    return facts

@@ -1,0 +1,60 @@
+"""`infergy compare` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.energy.load import shipped_tables
+from known_tables import rows_of, write_store
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["compare", *arguments], catch_exceptions=False)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> tuple[str, str]:
+    a = write_store(tmp_path / "a.jsonl", rows_of())
+    b = write_store(tmp_path / "b.jsonl", rows_of(scale=1.05))
+    return str(a), str(b)
+
+
+def test_each_cell_and_their_mean_are_told_with_a_verdict(stores: tuple[str, str]) -> None:
+    code, text, _ = run(*stores)
+    assert code == 0
+    assert "mean of 12 cells" in text
+    assert text.count("B takes more") == 13
+    assert text.count("+5.0 %") >= 13
+    assert "…" not in text
+
+
+def test_the_gate_opens_within_the_limit_and_shuts_beyond_it(stores: tuple[str, str]) -> None:
+    a, b = stores
+    assert run(a, b, "--fail-if-worse", "6%")[0] == 0
+    code, _, told = run(a, b, "--fail-if-worse", "3%")
+    assert code == 5
+    assert "+5.0 % joules, over 3.0 %" in told
+    assert run(b, a, "--fail-if-worse", "3%")[0] == 0
+    assert run(a, b, "--fail-if-worse", "0.03", "--each")[0] == 5
+    assert run(a, a, "--fail-if-worse", "0%", "--each")[0] == 0
+
+
+def test_as_json_it_is_one_object(stores: tuple[str, str]) -> None:
+    found = json.loads(run(*stores, "--json")[1])
+    assert found["schema"] == "infergy.comparison/1"
+    assert found["overall"]["value"] == pytest.approx(1.05)
+    assert len(found["cells"]) == 12
+
+
+def test_two_real_chips_differ_by_less_than_the_intervals_of_most_cells() -> None:
+    mine, theirs = map(str, shipped_tables())
+    code, text, _ = run(mine, theirs)
+    assert code == 0
+    assert "mean of 69 cells" in text
+    assert "Different: chip: GPU-7777fe63" in text

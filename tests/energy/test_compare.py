@@ -1,0 +1,90 @@
+"""Comparisons: paired by cell, with honest intervals."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from scipy.stats import ttest_1samp
+
+from infergy.energy.compare import Ratio, compare
+from infergy.errors import DataError
+from infergy.records import GpuIdentity, Measurement
+from known_tables import power_law, rows_of, with_environment
+from rows import UUID, build_row
+
+
+def noisy(rng: random.Random, *, scale: float = 1.0, sd: float = 0.002, windows: int = 3) -> Measurement:
+    """A row of several windows whose joules scatter by `sd`."""
+    parts = [build_row(energy_j=1000.0 * scale * (1 + rng.gauss(0, sd)), tail_s=0.0) for _ in range(windows)]
+    return replace(parts[0], windows=tuple(part.windows[0] for part in parts))
+
+
+def test_cells_are_paired_by_id_and_the_others_named() -> None:
+    a = rows_of(power_law, inputs=[32, 128], outputs=[8])
+    b = rows_of(power_law, inputs=[128, 512], outputs=[8], scale=2.0)
+    found = compare(a, b)
+    (cell,) = found.cells
+    assert cell.cell.endswith("128→8 × 16")
+    assert cell.ratio.value == pytest.approx(2.0)
+    assert cell.a_j == pytest.approx(power_law(128, 8))
+    assert cell.b_j == pytest.approx(2 * power_law(128, 8))
+    assert [name.split()[-3] for name in (*found.only_a, *found.only_b)] == ["32→8", "512→8"]
+
+
+def test_the_mean_is_geometric_and_its_interval_students_over_the_cells() -> None:
+    a = rows_of(power_law, inputs=[32, 128, 512], outputs=[8])
+    scales = [1.10, 1.05, 0.98]
+    b = [
+        row
+        for scale, i in zip(scales, (32, 128, 512), strict=True)
+        for row in rows_of(power_law, inputs=[i], outputs=[8], scale=scale)
+    ]
+    found = compare(a, b).overall
+    logs = [math.log(scale) for scale in scales]
+    interval = ttest_1samp(logs, 0.0).confidence_interval(0.95)
+    assert found.value == pytest.approx(math.exp(sum(logs) / 3))
+    assert found.low == pytest.approx(math.exp(interval.low))
+    assert found.high == pytest.approx(math.exp(interval.high))
+    assert not found.is_significant
+
+
+def test_the_last_row_of_a_cell_counts() -> None:
+    (old,), (new,) = (rows_of(power_law, inputs=[32], outputs=[8], scale=scale) for scale in (1.0, 3.0))
+    assert compare([old], [old, new]).cells[0].ratio.value == pytest.approx(3.0)
+
+
+def test_a_ratio_without_a_known_spread_claims_nothing() -> None:
+    row = build_row(batches=1, duration_s=10.0)
+    ratio = compare([row], [row]).cells[0].ratio
+    assert ratio == Ratio(value=1.0, low=None, high=None)
+    assert not ratio.is_significant
+
+
+def test_equal_cells_rarely_seem_different_and_a_real_difference_is_found() -> None:
+    rng = random.Random(5)
+    alarms = found = 0
+    for _ in range(400):
+        alarms += compare([noisy(rng)], [noisy(rng)]).cells[0].ratio.is_significant
+        found += compare([noisy(rng)], [noisy(rng, scale=1.03)]).cells[0].ratio.is_significant
+    assert alarms <= 400 * 0.06
+    assert found >= 400 * 0.95
+
+
+def test_what_differs_in_the_environments_is_told() -> None:
+    a = rows_of(inputs=[32], outputs=[8])
+    other = GpuIdentity(uuid=UUID, name="NVIDIA H200", power_limit_w=350.0)
+    b = [with_environment(row, driver="2", gpus=(other,), packages={"vllm": "0.25.0"}) for row in a]
+    assert compare(a, b).differences == (
+        "driver: 1 against 2",
+        "power limit: unknown against 350 W",
+        "vllm: unknown against 0.25.0",
+    )
+    assert compare(a, a).differences == ()
+
+
+def test_nothing_in_common_is_an_error_that_says_what_must_agree() -> None:
+    with pytest.raises(DataError, match="no measured cell in common: engine, model, weights, lengths and batch"):
+        compare(rows_of(inputs=[32]), rows_of(inputs=[128]))
