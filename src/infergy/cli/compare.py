@@ -58,14 +58,19 @@ def _print(found: Comparison) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(title="Joules a request", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    models = {cell.model for cell in found.cells}
+    # One model is told once, not in each line.
+    common = models.pop() if len(models) == 1 else None
+    title = "Joules a request" if common is None else f"Joules a request, {common}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Cell", no_wrap=True)
     for name in ("A", "B", "B against A", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for cell in found.cells:
         joules = (format_si(cell.a_j, "J"), format_si(cell.b_j, "J"))
-        table.add_row(cell.cell, *joules, *_ratio(cell.ratio), verdict(cell.ratio))
+        name = cell.cell if common is None else cell.cell.replace(f" {common} ", " ")
+        table.add_row(name, *joules, *_ratio(cell.ratio), verdict(cell.ratio))
     table.add_section()
     table.add_row(f"mean of {len(found.cells)} cells", "", "", *_ratio(found.overall), verdict(found.overall))
     stdout_console().print(table)

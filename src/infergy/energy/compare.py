@@ -46,11 +46,13 @@ class ComparedCell:
 
     Attributes:
         cell: The cell in words.
+        model: Name of its model.
         a_j: Joules a request in A; `b_j` in B.
     """
 
     cell_id: str
     cell: str
+    model: str
     a_j: float
     b_j: float
     ratio: Ratio
@@ -128,6 +130,7 @@ def _compare_cell(a: _Judged, b: _Judged) -> ComparedCell:
     return ComparedCell(
         cell_id=a.row.cell_id,
         cell=str(a.row.cell),
+        model=a.row.cell.setup.model,
         a_j=a.energy_j,
         b_j=b.energy_j,
         ratio=_ratio(a, b),
