@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -317,6 +319,78 @@ def test_a_child_that_dies_after_its_last_row_does_not_stop_the_sweep(
     sabotage(tmp_path, monkeypatch, "    w.main()\n    os.kill(os.getpid(), 9)\n")
     list(sweep(tiny_plan(), tmp_path / "rows.jsonl", simulate=True))
     assert [row.status for row in read_store(tmp_path / "rows.jsonl").rows] == ["ok"] * 8
+
+
+def test_a_child_that_hangs_is_ended_recorded_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sabotage(
+        tmp_path,
+        monkeypatch,
+        "    import subprocess, time\n"
+        "    real = w.attempt\n"
+        "    def attempt(session, meter, planned, *rest):\n"
+        "        if planned.cell.load.batch == 4 and planned.cell.load.input_tokens == 64:\n"
+        "            left = subprocess.Popen(['sleep', '1000'])\n"
+        f"            open({str(tmp_path / 'pid')!r}, 'w').write(str(left.pid))\n"
+        "            time.sleep(1000)\n"
+        "        return real(session, meter, planned, *rest)\n"
+        "    w.attempt = attempt\n"
+        "    os._exit(w.main())\n",
+    )
+    monkeypatch.setattr("infergy.measure.sweep.patience_s", lambda forecast_s, options: 3.0)
+    list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), tmp_path / "rows.jsonl", simulate=True))
+    rows = read_store(tmp_path / "rows.jsonl").rows
+    assert [row.status for row in rows] == ["ok", "failed", "ok", "ok"]
+    assert rows[1].failure is not None
+    assert rows[1].failure.code == "hung"
+    assert "told nothing for 3.0 s and was ended" in rows[1].failure.message
+    # What the engine had started went with it; whoever adopts the dead may take a moment to bury them.
+    state = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+@pytest.mark.parametrize("target", ["parent", "child"])
+def test_a_sweep_killed_at_random_moments_loses_no_finished_row(tmp_path: Path, target: str) -> None:
+    """Ten kills of each; whatever stood in the store before a kill stands there after it, and the sweep ends whole."""
+    plan, store = tmp_path / "plan.json", tmp_path / "rows.jsonl"
+    tiny_plan().save(plan)
+    rng = random.Random(target)
+    seen: set[str] = set()
+    for _ in range(10):
+        process = start_sweep(plan, store)
+        time.sleep(rng.uniform(0.0, 1.2))
+        kill(process, target)
+        kept = {row.cell_id for row in read_store(store).rows} if store.exists() else set()
+        assert seen <= kept
+        seen = kept
+        if len(seen) == 8:
+            store.unlink()
+            seen = set()
+    while (code := start_sweep(plan, store, "--retry-failed").wait()) == 2:
+        # The child of a killed parent still holds the store; it ends when it finds nobody listening.
+        time.sleep(0.1)
+    assert code == 0
+    rows = [row for row in read_store(store).rows if row.is_ok]
+    assert sorted(row.cell_id for row in rows) == sorted(one.cell.id for one in tiny_plan().cells)
+
+
+def start_sweep(plan: Path, store: Path, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "infergy.measure", str(plan), "-o", str(store), "--simulate", *options],
+        env=os.environ | {"PYTHONPATH": SRC},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill(process: subprocess.Popen[bytes], target: str) -> None:
+    """Kill the sweep, or its child and let the sweep end."""
+    if target == "parent":
+        process.kill()
+    else:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        for pid in children.read_text().split() if children.exists() else ():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+    process.wait()
 
 
 def test_the_last_words_of_a_dead_child_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,9 @@ LOAD_S = {"transformers": 20.0, "vllm": 100.0}
 WINDOWS = 1.5
 """Windows a cell, on average: the first cells of a set-up take three, most later ones one."""
 
+HANG_FACTOR = 10.0
+"""Forecasts are rough; what takes ten times as long does not come back."""
+
 EDGE_S = 0.2
 """Two waits for a tick, on average, and the states."""
 
@@ -25,6 +28,16 @@ def cell_s(planned: PlannedCell, options: MeasureOptions) -> float:
     window_s = batches * batch_s + EDGE_S
     windows = 1.0 if batches * batch_s >= options.max_time_s else WINDOWS
     return min(planned.forecast_prefill_s, options.warmup_s) + windows * window_s
+
+
+def longest_s(planned: PlannedCell, options: MeasureOptions) -> float:
+    """The most that a cell may take by its forecast: windows until the time is up, and one more."""
+    return cell_s(planned, options) + options.max_time_s
+
+
+def patience_s(forecast_s: float, options: MeasureOptions) -> float:
+    """How long an engine may say nothing before it is taken to hang."""
+    return HANG_FACTOR * forecast_s + options.hang_s
 
 
 def setup_s(setup: EngineSetup, options: MeasureOptions) -> float:

@@ -70,6 +70,7 @@ class Options(_Strict):
     long_batch_s: Seconds = _DEFAULTS.long_batch_s
     warmup_s: Seconds = _DEFAULTS.warmup_s
     idle_s: Seconds = _DEFAULTS.idle_s
+    hang_s: Seconds = _DEFAULTS.hang_s
 
 
 class Grid(_Strict):

@@ -6,10 +6,6 @@ polls, so that it disturbs nothing that is measured.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +15,9 @@ from infergy.engines.weights import describe_weights
 from infergy.errors import DataError, EngineError, UsageError
 from infergy.hardware import ModelShape, find_gpu_by_driver_name
 from infergy.measure.cell import failed_cell
+from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
+from infergy.measure.forecast import longest_s, patience_s, setup_s
 from infergy.measure.worker import EXIT_RESTART, open_pair
 from infergy.records import EngineSetup, Failure, Measurement, Plan, PlannedCell
 from infergy.records.store import StoreWriter
@@ -120,60 +118,39 @@ def _run_child(
 ) -> Iterator[SweepEvent]:
     """Run one child over `todo`; every cell it begins, and every cell if it never gets ready, ends as a row."""
     by_id = {planned.cell.id: planned for planned in todo}
-    path = log_path(store.path)
-    read_fd, write_fd = os.pipe()
-    with path.open("ab") as log:
-        log_start = log.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "infergy.measure.worker"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=(write_fd, store.fileno()),
-            env=os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
-        )
-    os.close(write_fd)
-    job = {
-        "plan": str(plan_path),
-        "store": str(store.path),
-        "cells": list(by_id),
-        "simulate": simulate,
-        "events_fd": write_fd,
-    }
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(job).encode())
-    child.stdin.close()
+    loading_s = patience_s(setup_s(setup, plan.options), plan.options)
+    child = Child.start(plan_path, store, list(by_id), simulate=simulate, patience_s=loading_s)
     in_progress: PlannedCell | None = None
-    is_ready, refusal = False, ""
-    with os.fdopen(read_fd) as events:
-        for line in events:
-            event = json.loads(line)
+    is_ready, reason = False, ""
+    try:
+        for event in child.events():
             if event["event"] == "ready":
                 is_ready = True
                 yield SweepEvent(kind="ready", setup=setup)
             elif event["event"] == "begin":
                 in_progress = by_id[event["cell"]]
+                child.patience_s = patience_s(longest_s(in_progress, plan.options), plan.options)
                 yield SweepEvent(kind="begin", setup=setup, planned=in_progress)
             elif event["event"] == "end":
                 row = Measurement.from_json(event["row"], "event")
                 yield SweepEvent(kind="row", setup=setup, planned=by_id[event["cell"]], row=row)
                 in_progress = None
-            elif event["event"] == "bye":
-                # What an engine leaves behind may hold the pipe open; its end is not to be waited for.
-                break
             else:
-                refusal = event["reason"]
-    code = child.wait()
+                reason = event["reason"]
+        code = child.end()
+    except HangError as error:
+        reason, code = str(error), None
+    finally:
+        # Interrupted, or given up on: whatever the engine has started goes with it.
+        child.kill()
     if code in (0, EXIT_RESTART):
         return
-    reason = (
-        refusal or f"the engine's process ended with {_name_exit(code)}; its last words: {_last_words(path, log_start)}"
-    )
+    failure_code = "hung" if code is None else "engine" if reason else "died"
+    reason = reason or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
     lost = [in_progress] if is_ready and in_progress is not None else list(by_id.values()) if not is_ready else []
     surroundings = _surroundings(plan, setup, simulate=simulate)
     for planned in lost:
-        failure = Failure(code="engine" if refusal else "died", message=reason)
-        row = failed_cell(planned, plan.options, surroundings, failure)
+        row = failed_cell(planned, plan.options, surroundings, Failure(code=failure_code, message=reason))
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
 
@@ -186,19 +163,8 @@ def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool) -> Surround
     return Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
 
 
-def _name_exit(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"status {code}"
-
-
-def log_path(store: Path) -> Path:
-    """Where the engines of a store's sweeps say what they say."""
-    return store.with_name(store.name + ".log")
-
-
-def _last_words(path: Path, start: int) -> str:
-    text = path.read_bytes()[start:].decode("utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "none"
+def _name_exit(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"status {code}"
 
 
 def describe(event: SweepEvent) -> str:

@@ -110,7 +110,7 @@ class Failure:
     """Why a cell has no number, in the engine's words.
 
     Attributes:
-        code: ``out_of_memory``, ``engine``, ``died``, ``meter`` or ``tokens``.
+        code: ``out_of_memory``, ``engine``, ``died``, ``hung``, ``meter`` or ``tokens``.
     """
 
     code: str

@@ -42,6 +42,7 @@ class MeasureOptions:
         long_batch_s: Above this many seconds, one batch is enough.
         warmup_s: Most seconds of warm-up before a window (one short batch runs in any case).
         idle_s: Seconds over which loaded-idle power is measured, once for each set-up.
+        hang_s: An engine that loads or measures a cell for so many seconds more than ten times its forecast is ended.
     """
 
     seed: int = 0
@@ -52,6 +53,7 @@ class MeasureOptions:
     long_batch_s: float = 5.0
     warmup_s: float = 2.0
     idle_s: float = 2.0
+    hang_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,130 @@
+"""The child process of a sweep, seen from its parent: started, listened to without polling, and ended for good.
+
+It leads a session of its own, so that whatever an engine starts can be ended with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infergy.errors import EngineError
+from infergy.records.store import StoreWriter
+from infergy.units import format_duration
+
+READ_BYTES = 65536
+END_S = 60.0
+"""How long a child that has said goodbye may take to end."""
+
+
+class HangError(EngineError):
+    """A child has said nothing for longer than its work can take."""
+
+
+def log_path(store: Path) -> Path:
+    """Where the engines of a store's sweeps say what they say."""
+    return store.with_name(store.name + ".log")
+
+
+@dataclass(slots=True)
+class Child:
+    """One running child.
+
+    Attributes:
+        log: What it and its engine print.
+        log_start: Where in that file its own words begin.
+        patience_s: How long it may say nothing; its listener sets it to what the work at hand may take.
+    """
+
+    process: subprocess.Popen[bytes]
+    pipe: int
+    log: Path
+    log_start: int
+    patience_s: float
+
+    @classmethod
+    def start(cls, plan: Path, store: StoreWriter, cells: Sequence[str], *, simulate: bool, patience_s: float) -> Child:
+        """Start a child that measures `cells` of a plan into a store."""
+        path = log_path(store.path)
+        read_fd, write_fd = os.pipe()
+        with path.open("ab") as log:
+            start = log.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "infergy.measure.worker"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(write_fd, store.fileno()),
+                env=os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+                start_new_session=True,
+            )
+        os.close(write_fd)
+        job = {
+            "plan": str(plan),
+            "store": str(store.path),
+            "cells": list(cells),
+            "simulate": simulate,
+            "events_fd": write_fd,
+        }
+        assert process.stdin is not None
+        # A child that dies at once closes this pipe; its end is told by its exit.
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(job).encode())
+            process.stdin.close()
+        return cls(process, read_fd, path, start, patience_s)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What the child tells, until it says goodbye or its end of the pipe is closed.
+
+        Raises:
+            HangError: It told nothing for `patience_s` seconds.
+        """
+        rest = b""
+        while True:
+            if not select.select([self.pipe], [], [], self.patience_s)[0]:
+                raise HangError(f"told nothing for {format_duration(self.patience_s)} and was ended; see {self.log}")
+            chunk = os.read(self.pipe, READ_BYTES)
+            if not chunk:
+                return
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                event = json.loads(line)
+                if event["event"] == "bye":
+                    # What an engine leaves behind may hold the pipe open; its end is not to be waited for.
+                    return
+                yield event
+
+    def end(self) -> int:
+        """Wait for the child's end; returns its exit code, negative for a signal.
+
+        Raises:
+            HangError: It does not end.
+        """
+        try:
+            return self.process.wait(END_S)
+        except subprocess.TimeoutExpired as error:
+            raise HangError(f"did not end within {END_S:g} s after its last cell; see {self.log}") from error
+
+    def kill(self) -> None:
+        """End the child and all that it has started, if anything of it is left; may be called twice."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def last_words(self) -> str:
+        """The last line that it or its engine printed."""
+        text = self.log.read_bytes()[self.log_start :].decode("utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        return lines[-1].strip()[:300] if lines else "none"
