@@ -20,7 +20,7 @@ from infergy.errors import DataError, EngineError, UsageError
 from infergy.hardware import ModelShape, find_gpu_by_driver_name
 from infergy.measure.cell import failed_cell
 from infergy.measure.environment import Surroundings, gather
-from infergy.measure.worker import EXIT_RESTART, open_pair
+from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import EngineSetup, Failure, Measurement, Plan, PlannedCell
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
@@ -47,7 +47,9 @@ class SweepEvent:
     finished: frozenset[str] = frozenset()
 
 
-def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False) -> Iterator[SweepEvent]:
+def sweep(
+    plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False, meter: str = NVML
+) -> Iterator[SweepEvent]:
     """Measure all cells of `plan` that `path` does not hold yet.
 
     Args:
@@ -55,20 +57,22 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
         path: The store; created, or resumed.
         simulate: Use the simulated GPU.
         retry_failed: Try cells again that failed before.
+        meter: Name of the meter on real GPUs.
 
     Yields:
         What happens, as it happens.
 
     Raises:
-        UsageError: An engine cannot do what the plan asks, or the store is in use.
-        MissingError: NVML, a GPU or an engine is missing.
+        UsageError: An engine cannot do what the plan asks, or the store is in use or holds joules of another scope.
+        MissingError: The meter, a GPU or an engine is missing.
         DataError: `path` is no store.
         EngineError: An engine loads, but its process ends before any cell.
     """
-    check_plan(plan, simulate=simulate)
+    scope = check_plan(plan, simulate=simulate, meter=meter)
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
+        _refuse_other_scope(store, scope)
         wanted = {planned.cell.id for planned in plan.cells}
         done = {row.cell_id for row in store.rows if row.is_ok or not retry_failed} & wanted
         if done:
@@ -80,7 +84,7 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
             while todo:
                 yield SweepEvent(kind="loading", setup=setup)
                 finished: list[str] = []
-                for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate):
+                for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate, meter=meter):
                     if event.row is not None:
                         finished.append(event.row.cell_id)
                         done.add(event.row.cell_id)
@@ -92,31 +96,53 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
                 todo = left
 
 
-def check_plan(plan: Plan, *, simulate: bool) -> None:
-    """Refuse what cannot work before the first GPU-second: engines, options, NVML, GPUs, models.
+def check_plan(plan: Plan, *, simulate: bool, meter: str = NVML) -> str:
+    """Refuse what cannot work before the first GPU-second: engines, options, the meter, GPUs, models.
+
+    Returns:
+        What the joules will cover: the meter's scope.
 
     Raises:
         UsageError: An engine cannot do what the plan asks, or the plan is for another GPU.
         DataError: The plan lacks a model, or holds one that is no configuration.
-        MissingError: NVML, a GPU or an engine is missing.
+        MissingError: The meter, a GPU or an engine is missing.
     """
+    scope = ""
     for setup in plan.by_setup():
         if setup.model not in plan.models:
             raise DataError(f"the plan holds no configuration of {setup.model}. Make it again with: infergy plan")
         ModelShape.from_config(plan.models[setup.model], name=setup.model)
-        engine, meter = open_pair(setup, plan, simulate=simulate)
+        engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
         engine.check(setup)
-        here = find_gpu_by_driver_name(meter.gpus[0].name)
-        meter.close()
+        here, scope = find_gpu_by_driver_name(opened.gpus[0].name), opened.scope
+        opened.close()
         # A GPU that the catalogue lacks is measured with another's batches: its rows say so by its own name.
         if not simulate and here is not None and here.name != plan.gpu:
             raise UsageError(
                 f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: --gpu {here.name}"
             )
+    return scope
+
+
+def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
+    """One store, one scope: joules of a GPU board and of a CPU package side by side would be taken for the same."""
+    others = {(row.environment.meter, row.environment.scope) for row in store.rows if row.environment.scope != scope}
+    for meter, other in sorted(others):
+        raise UsageError(
+            f"{store.path} holds joules of the {other}, read by {meter}; here the joules are of the {scope}. "
+            "Write them to a file of their own: -o OTHER.jsonl"
+        )
 
 
 def _run_child(
-    plan: Plan, plan_path: Path, store: StoreWriter, setup: EngineSetup, todo: list[PlannedCell], *, simulate: bool
+    plan: Plan,
+    plan_path: Path,
+    store: StoreWriter,
+    setup: EngineSetup,
+    todo: list[PlannedCell],
+    *,
+    simulate: bool,
+    meter: str,
 ) -> Iterator[SweepEvent]:
     """Run one child over `todo`; every cell it begins, and every cell if it never gets ready, ends as a row."""
     by_id = {planned.cell.id: planned for planned in todo}
@@ -139,6 +165,7 @@ def _run_child(
         "cells": list(by_id),
         "simulate": simulate,
         "events_fd": write_fd,
+        "meter": meter,
     }
     assert child.stdin is not None
     child.stdin.write(json.dumps(job).encode())
@@ -170,7 +197,7 @@ def _run_child(
         refusal or f"the engine's process ended with {_name_exit(code)}; its last words: {_last_words(path, log_start)}"
     )
     lost = [in_progress] if is_ready and in_progress is not None else list(by_id.values()) if not is_ready else []
-    surroundings = _surroundings(plan, setup, simulate=simulate)
+    surroundings = _surroundings(plan, setup, simulate=simulate, meter=meter)
     for planned in lost:
         failure = Failure(code="engine" if refusal else "died", message=reason)
         row = failed_cell(planned, plan.options, surroundings, failure)
@@ -178,11 +205,11 @@ def _run_child(
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
 
 
-def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool) -> Surroundings:
-    engine, meter = open_pair(setup, plan, simulate=simulate)
+def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> Surroundings:
+    engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
     weights = describe_weights(setup.weights)
-    environment = gather(meter, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
-    meter.close()
+    environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
+    opened.close()
     return Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
 
 
