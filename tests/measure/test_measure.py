@@ -412,7 +412,7 @@ class PretendedMeter(SimulatedMeter):
 def test_a_plan_for_another_gpu_is_refused_and_told_which_one_is_here(
     name: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool) -> tuple[Any, SimulatedMeter]:
+    def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str) -> tuple[Any, SimulatedMeter]:
         device = SimulatedGpu(GpuIdentity(uuid="GPU-a", name=name), idle_w=100.0)
         return SimulatedEngine(device, get_gpu("h200")), PretendedMeter(device)
 

@@ -111,6 +111,9 @@ def measure(
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Use a simulated GPU; its rows are marked and say nothing of real ones.")
     ] = False,
+    meter: Annotated[
+        str, typer.Option("--meter", help="Who reads joules: nvml, or a plug-in such as zeus-gpu or zeus-cpu.")
+    ] = "nvml",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finished row on stdout as it comes.")] = False,
 ) -> None:
@@ -128,7 +131,9 @@ def measure(
         return
     if output is None:
         raise UsageError("measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)")
-    failed = _sweep(resolved, output, simulate=simulate, retry_failed=retry_failed, as_json=as_json)
+    if simulate and meter != "nvml":
+        raise UsageError(f"--simulate brings its own meter; leave out --meter {meter}")
+    failed = _sweep(resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json)
     if failed:
         typer.echo(f"{failed} cells failed; their rows say why. Try them again: --retry-failed", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -279,14 +284,14 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
             )
 
 
-def _sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, as_json: bool) -> int:
+def _sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, meter: str, as_json: bool) -> int:
     """Run the sweep, telling its progress on stderr; returns how many cells failed."""
     from infergy.measure.sweep import sweep
 
     progress = Progress(resolved)
     failed = 0
     try:
-        for event in sweep(resolved, path, simulate=simulate, retry_failed=retry_failed):
+        for event in sweep(resolved, path, simulate=simulate, retry_failed=retry_failed, meter=meter):
             progress.show(event)
             if event.row is not None:
                 failed += not event.row.is_ok

@@ -196,6 +196,7 @@ def _environment(environment: Environment) -> dict[str, object]:
     """What must be equal for the rows of one file to stand in one table, by name."""
     options = {key: value for key, value in environment.engine.items() if key not in VOLATILE_OPTIONS}
     return {
+        "meter's scope": environment.scope,
         "driver": environment.driver,
         "CUDA": environment.cuda,
         "packages": dict(environment.packages),

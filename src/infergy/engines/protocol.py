@@ -51,12 +51,13 @@ class Completion:
 
 
 class Session(Protocol):
-    """A loaded model, ready to make tokens."""
+    """A loaded model, ready to make tokens; `infergy.testing.check_engine` holds its rules."""
 
     def run(self, work: Work) -> Completion:
         """Serve `work` and return when its last token is on the host.
 
         Raises:
+            UsageError: It cannot serve requests of mixed lengths, or such as arrive later; the session can go on.
             EngineOutOfMemoryError: The work does not fit.
             EngineError: The engine failed otherwise; the session is of no more use.
         """
@@ -67,7 +68,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model; called again, do nothing."""
         ...
 
 

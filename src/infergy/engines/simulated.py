@@ -43,7 +43,14 @@ class SimulatedSession:
         self._setup = setup
 
     def run(self, work: Work) -> Completion:
-        """Spend the forecast's time and joules on `work`."""
+        """Spend the forecast's time and joules on `work`.
+
+        Raises:
+            UsageError: The requests are not alike: the forecast knows one length at a time.
+            EngineOutOfMemoryError: They do not fit.
+        """
+        if len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1 or any(work.arrival_s):
+            raise UsageError("the simulated engine plays one batch of equal lengths at a time; vllm serves mixed ones")
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype = self._setup.engine, self._setup.dtype
         limit = largest_batch(self._shape, self._gpu, length, output, engine=engine, dtype=dtype)

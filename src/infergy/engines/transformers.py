@@ -106,7 +106,7 @@ class TransformersSession:
 
     def close(self) -> None:
         """Give the memory back."""
-        del self._model
+        self._model = None
         self._free()
 
     def _free(self) -> None:

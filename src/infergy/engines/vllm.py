@@ -13,7 +13,7 @@ from typing import Any
 from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.transformers import write_config
 from infergy.engines.weights import LAWS, draw_weights
-from infergy.errors import EngineError, MissingError
+from infergy.errors import EngineError, MissingError, UsageError
 from infergy.records import EngineSetup
 
 
@@ -72,7 +72,7 @@ class VllmSession:
         from vllm import SamplingParams, TokensPrompt
 
         if any(work.arrival_s):
-            raise EngineError("vllm is driven offline here: all requests must arrive at 0 s")
+            raise UsageError("vllm is driven offline here: all requests must arrive at 0 s")
         parameters = [
             SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False)
             for count in work.output_tokens
@@ -110,6 +110,7 @@ class VllmSession:
 
     def close(self) -> None:
         """Stop vLLM's processes."""
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
         self._folder.cleanup()

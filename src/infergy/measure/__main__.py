@@ -10,8 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from infergy.errors import InfergyError
+from infergy.errors import InfergyError, UsageError
 from infergy.measure.sweep import describe, sweep
+from infergy.measure.worker import NVML
 from infergy.records import Plan
 
 
@@ -21,12 +22,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("plan", type=Path, help="a plan, made by: infergy plan GRID.toml -o PLAN.json")
     parser.add_argument("-o", "--output-file", type=Path, required=True, help="the store; resumed if it exists")
     parser.add_argument("--simulate", action="store_true", help="use the simulated GPU")
+    parser.add_argument("--meter", default=NVML, help=f"who reads joules: {NVML} or a plug-in [default: {NVML}]")
     parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed before")
     options = parser.parse_args(arguments)
     failed = 0
     try:
         plan = Plan.load(options.plan)
-        for event in sweep(plan, options.output_file, simulate=options.simulate, retry_failed=options.retry_failed):
+        if options.simulate and options.meter != NVML:
+            raise UsageError(f"--simulate brings its own meter; leave out --meter {options.meter}")
+        events = sweep(
+            plan,
+            options.output_file,
+            simulate=options.simulate,
+            retry_failed=options.retry_failed,
+            meter=options.meter,
+        )
+        for event in events:
             if text := describe(event):
                 print(text, file=sys.stderr, flush=True)
             failed += event.row is not None and not event.row.is_ok

@@ -52,8 +52,10 @@ class Child:
     patience_s: float
 
     @classmethod
-    def start(cls, plan: Path, store: StoreWriter, cells: Sequence[str], *, simulate: bool, patience_s: float) -> Child:
-        """Start a child that measures `cells` of a plan into a store."""
+    def start(
+        cls, plan: Path, store: StoreWriter, cells: Sequence[str], *, simulate: bool, meter: str, patience_s: float
+    ) -> Child:
+        """Start a child that measures `cells` of a plan into a store, with the meter of that name."""
         path = log_path(store.path)
         read_fd, write_fd = os.pipe()
         with path.open("ab") as log:
@@ -73,6 +75,7 @@ class Child:
             "store": str(store.path),
             "cells": list(cells),
             "simulate": simulate,
+            "meter": meter,
             "events_fd": write_fd,
         }
         assert process.stdin is not None

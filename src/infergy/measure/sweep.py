@@ -18,7 +18,7 @@ from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
-from infergy.measure.worker import EXIT_RESTART, open_pair
+from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import EngineSetup, Failure, Measurement, Plan, PlannedCell
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
@@ -45,7 +45,9 @@ class SweepEvent:
     finished: frozenset[str] = frozenset()
 
 
-def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False) -> Iterator[SweepEvent]:
+def sweep(
+    plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False, meter: str = NVML
+) -> Iterator[SweepEvent]:
     """Measure all cells of `plan` that `path` does not hold yet.
 
     Args:
@@ -53,20 +55,22 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
         path: The store; created, or resumed.
         simulate: Use the simulated GPU.
         retry_failed: Try cells again that failed before.
+        meter: Name of the meter on real GPUs.
 
     Yields:
         What happens, as it happens.
 
     Raises:
-        UsageError: An engine cannot do what the plan asks, or the store is in use.
-        MissingError: NVML, a GPU or an engine is missing.
+        UsageError: An engine cannot do what the plan asks, or the store is in use or holds joules of another scope.
+        MissingError: The meter, a GPU or an engine is missing.
         DataError: `path` is no store.
         EngineError: An engine loads, but its process ends before any cell.
     """
-    check_plan(plan, simulate=simulate)
+    scope = check_plan(plan, simulate=simulate, meter=meter)
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
+        _refuse_other_scope(store, scope)
         wanted = {planned.cell.id for planned in plan.cells}
         done = {row.cell_id for row in store.rows if row.is_ok or not retry_failed} & wanted
         if done:
@@ -78,7 +82,7 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
             while todo:
                 yield SweepEvent(kind="loading", setup=setup)
                 finished: list[str] = []
-                for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate):
+                for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate, meter=meter):
                     if event.row is not None:
                         finished.append(event.row.cell_id)
                         done.add(event.row.cell_id)
@@ -90,36 +94,58 @@ def sweep(plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool 
                 todo = left
 
 
-def check_plan(plan: Plan, *, simulate: bool) -> None:
-    """Refuse what cannot work before the first GPU-second: engines, options, NVML, GPUs, models.
+def check_plan(plan: Plan, *, simulate: bool, meter: str = NVML) -> str:
+    """Refuse what cannot work before the first GPU-second: engines, options, the meter, GPUs, models.
+
+    Returns:
+        What the joules will cover: the meter's scope.
 
     Raises:
         UsageError: An engine cannot do what the plan asks, or the plan is for another GPU.
         DataError: The plan lacks a model, or holds one that is no configuration.
-        MissingError: NVML, a GPU or an engine is missing.
+        MissingError: The meter, a GPU or an engine is missing.
     """
+    scope = ""
     for setup in plan.by_setup():
         if setup.model not in plan.models:
             raise DataError(f"the plan holds no configuration of {setup.model}. Make it again with: infergy plan")
         ModelShape.from_config(plan.models[setup.model], name=setup.model)
-        engine, meter = open_pair(setup, plan, simulate=simulate)
+        engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
         engine.check(setup)
-        here = find_gpu_by_driver_name(meter.gpus[0].name)
-        meter.close()
+        here, scope = find_gpu_by_driver_name(opened.gpus[0].name), opened.scope
+        opened.close()
         # A GPU that the catalogue lacks is measured with another's batches: its rows say so by its own name.
         if not simulate and here is not None and here.name != plan.gpu:
             raise UsageError(
                 f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: --gpu {here.name}"
             )
+    return scope
+
+
+def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
+    """One store, one scope: joules of a GPU board and of a CPU package side by side would be taken for the same."""
+    others = {(row.environment.meter, row.environment.scope) for row in store.rows if row.environment.scope != scope}
+    for meter, other in sorted(others):
+        raise UsageError(
+            f"{store.path} holds joules of the {other}, read by {meter}; here the joules are of the {scope}. "
+            "Write them to a file of their own: -o OTHER.jsonl"
+        )
 
 
 def _run_child(
-    plan: Plan, plan_path: Path, store: StoreWriter, setup: EngineSetup, todo: list[PlannedCell], *, simulate: bool
+    plan: Plan,
+    plan_path: Path,
+    store: StoreWriter,
+    setup: EngineSetup,
+    todo: list[PlannedCell],
+    *,
+    simulate: bool,
+    meter: str,
 ) -> Iterator[SweepEvent]:
     """Run one child over `todo`; every cell it begins, and every cell if it never gets ready, ends as a row."""
     by_id = {planned.cell.id: planned for planned in todo}
     loading_s = patience_s(setup_s(setup, plan.options), plan.options)
-    child = Child.start(plan_path, store, list(by_id), simulate=simulate, patience_s=loading_s)
+    child = Child.start(plan_path, store, list(by_id), simulate=simulate, meter=meter, patience_s=loading_s)
     in_progress: PlannedCell | None = None
     is_ready, reason = False, ""
     try:
@@ -148,18 +174,18 @@ def _run_child(
     failure_code = "hung" if code is None else "engine" if reason else "died"
     reason = reason or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
     lost = [in_progress] if is_ready and in_progress is not None else list(by_id.values()) if not is_ready else []
-    surroundings = _surroundings(plan, setup, simulate=simulate)
+    surroundings = _surroundings(plan, setup, simulate=simulate, meter=meter)
     for planned in lost:
         row = failed_cell(planned, plan.options, surroundings, Failure(code=failure_code, message=reason))
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
 
 
-def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool) -> Surroundings:
-    engine, meter = open_pair(setup, plan, simulate=simulate)
+def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> Surroundings:
+    engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
     weights = describe_weights(setup.weights)
-    environment = gather(meter, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
-    meter.close()
+    environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
+    opened.close()
     return Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
 
 

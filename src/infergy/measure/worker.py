@@ -27,6 +27,9 @@ from infergy.records.store import StoreWriter
 from infergy.records.uncertainty import Peer, peer_of
 from infergy.workload.prompts import make_prompts
 
+NVML = "nvml"
+"""The meter that is used unless another one is asked for."""
+
 EXIT_RESTART = 75
 """The engine is of no more use, but the remaining cells can go on in a new child."""
 
@@ -43,6 +46,7 @@ class Job:
     cells: tuple[str, ...]
     simulate: bool
     events_fd: int
+    meter: str = NVML
 
 
 def main() -> int:
@@ -58,7 +62,7 @@ def main() -> int:
 
         setup = todo[0].cell.setup
         try:
-            engine, meter = open_pair(setup, plan, simulate=job.simulate)
+            engine, meter = open_pair(setup, plan, simulate=job.simulate, meter=job.meter)
             engine.check(setup)
             session = engine.open(setup, plan.models[setup.model], plan.options.seed)
         except InfergyError as error:
@@ -84,10 +88,10 @@ def main() -> int:
     return 0
 
 
-def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool) -> tuple[Engine, Meter]:
+def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NVML) -> tuple[Engine, Meter]:
     """The engine of a set-up and the meter of its GPUs; simulated, they share one pretended GPU."""
     if not simulate:
-        return find_engine(setup.engine), open_meter("nvml", setup.tensor_parallel)
+        return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
     from infergy.engines.simulated import SimulatedEngine
     from infergy.hardware import get_gpu
     from infergy.hardware.forecast import BASE_SHARE_OF_TDP

@@ -43,6 +43,7 @@ class NvmlMeter:
         self._handles = handles
         self.gpus = gpus
         self.clock: Clock = SystemClock()
+        self._is_open = True
 
     @classmethod
     def open(cls, count: int) -> NvmlMeter:
@@ -88,7 +89,9 @@ class NvmlMeter:
 
     def close(self) -> None:
         """Release NVML."""
-        self._nvml.nvmlShutdown()
+        if self._is_open:
+            self._is_open = False
+            self._nvml.nvmlShutdown()
 
     def _state(self, uuid: str, handle: Any) -> GpuState:
         nvml = self._nvml

@@ -42,14 +42,14 @@ class SystemClock:
 
 
 class Meter(Protocol):
-    """Energy counters that only ever grow, one for each GPU in use.
+    """Energy counters that only ever grow, one for each GPU in use; `infergy.testing.check_meter` holds its rules.
 
     Attributes:
-        name: ``nvml`` or ``simulated``.
-        scope: What the joules cover: ``gpu-board``.
+        name: ``nvml``, ``simulated`` or a plug-in's.
+        scope: What the joules cover: ``gpu-board``, ``cpu-package``, ``dram``; what is added, with a + between.
         is_simulated: Whether the joules come from a model instead of a GPU.
         clock: The clock on which its readings are stamped.
-        gpus: The GPUs in use, in the engine's order.
+        gpus: The GPUs in use, in the engine's order; for another scope than theirs, the devices it counts.
     """
 
     name: str
@@ -71,29 +71,35 @@ class Meter(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the instrument."""
+        """Release the instrument; called again, do nothing."""
         ...
 
 
 def open_meter(name: str, gpus: int, *, simulated: Callable[[], Meter] | None = None) -> Meter:
-    """Open the meter `name` on the first `gpus` visible GPUs.
+    """Open the meter `name` on the first `gpus` visible GPUs: a built-in one, else a plug-in.
 
     Args:
-        name: ``nvml`` or ``simulated``.
+        name: ``nvml``, ``simulated`` or the name of a plug-in.
         gpus: How many GPUs the engine will use.
         simulated: Gives the meter of the simulated GPU, whose engine must share it.
 
     Raises:
-        UsageError: No such meter.
-        MissingError: NVML or a GPU is missing.
+        UsageError: No such meter, or two plug-ins of that name.
+        MissingError: NVML, a GPU or what a plug-in needs is missing.
+        MeterError: A plug-in is no meter.
     """
+    from infergy.meters.plugins import open_plugin
+
     if name == "nvml":
         from infergy.meters.nvml import NvmlMeter
 
         return NvmlMeter.open(gpus)
     if name == "simulated" and simulated is not None:
         return simulated()
-    raise UsageError.unknown("meter", name, METERS)
+    if name == "simulated":
+        raise UsageError("the simulated meter needs the simulated GPU that it shares with an engine: --simulate")
+    return open_plugin(name, gpus)
 
 
 METERS: Sequence[str] = ("nvml", "simulated")
+"""The built-in ones; they come before plug-ins of the same name."""

@@ -1,0 +1,253 @@
+"""Meters of hardware that NVML does not reach, through zeus 0.16 (https://ml.energy/zeus): the extra ``zeus``.
+
+    zeus-gpu      gpu-board     AMD (and NVIDIA) boards     zeus.device.get_gpus
+    zeus-cpu      cpu-package   Intel RAPL packages         zeus.device.get_cpus
+    zeus-dram     dram          DRAM of these packages      zeus.device.get_cpus
+    zeus-soc-gpu  soc-gpu       Apple silicon, Jetson       zeus.device.get_soc
+
+Each domain is a meter of its own, so that no two are ever added. zeus counts in millijoules and tells neither a GPU's
+UUID nor its clocks: an index stands for the one, None for the others.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from infergy.errors import MeterError, MissingError
+from infergy.meters.protocol import Clock, SystemClock
+from infergy.records import GpuIdentity, GpuState
+from infergy.units import JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
+
+SOC_GPU_FIELDS = ("gpu_mj", "gpu_energy_mj")
+"""Of zeus's `AppleSiliconMeasurement` and `JetsonMeasurement`."""
+
+
+class _ZeusMeter:
+    """Counters of one domain, in zeus's millijoules.
+
+    Args:
+        counters: Reads each counter, by UUID.
+        gpus: The devices, in the order of `counters`.
+    """
+
+    name: str
+    scope: str
+    is_simulated = False
+
+    def __init__(self, counters: Mapping[str, Callable[[], float]], gpus: tuple[GpuIdentity, ...]) -> None:
+        self._counters = counters
+        self._last_j: dict[str, float] = {}
+        self.gpus = gpus
+        self.clock: Clock = SystemClock()
+
+    def read(self) -> Mapping[str, float]:
+        """Joules by device.
+
+        Raises:
+            MeterError: zeus failed, or a counter fell: zeus sees a RAPL counter's overflow up to a second late.
+        """
+        now_j: dict[str, float] = {}
+        for uuid, read_mj in self._counters.items():
+            try:
+                now_j[uuid] = read_mj() * JOULES_PER_MILLIJOULE
+            except (_zeus_error(), OSError, queue.Empty) as error:
+                raise MeterError(f"zeus could not read {uuid}: {type(error).__name__}: {error}") from error
+            if now_j[uuid] < self._last_j.get(uuid, 0.0):
+                raise MeterError(
+                    f"the counter of {uuid} fell from {self._last_j[uuid]} J to {now_j[uuid]} J: it overflowed or was "
+                    "reset. Measure this cell again: --retry-failed"
+                )
+        self._last_j = now_j
+        return dict(now_j)
+
+    def states(self) -> tuple[GpuState, ...]:
+        """Nothing but the devices: zeus tells no state of this domain."""
+        return tuple(GpuState(uuid=gpu.uuid) for gpu in self.gpus)
+
+    def facts(self) -> Mapping[str, str]:
+        """The version of zeus."""
+        import zeus
+
+        return {"zeus": str(zeus.__version__)}
+
+    def close(self) -> None:
+        """Nothing is held: zeus keeps its devices for the life of the process."""
+
+
+class ZeusGpuMeter(_ZeusMeter):
+    """GPU boards, in the order of HIP_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES, as PyTorch numbers them."""
+
+    name = "zeus-gpu"
+    scope = "gpu-board"
+    _device: Any
+    _indices: Mapping[str, int]
+
+    @classmethod
+    def open(cls, count: int) -> ZeusGpuMeter:
+        """Open the counters of the first `count` visible GPUs.
+
+        Raises:
+            MissingError: zeus or enough GPUs are missing, or a GPU has no counter that zeus trusts.
+        """
+        device = _find(cls.name, "get_gpus")
+        if len(device) < count:
+            raise MissingError(f"{count} GPUs are wanted (tensor_parallel), zeus sees {len(device)}")
+        indices = {f"zeus-gpu-{device.gpus[i].gpu_index}": i for i in range(count)}
+        for i in indices.values():
+            if not device.supports_get_total_energy_consumption(i):
+                raise MissingError(
+                    f"{device.get_name(i)} (GPU {i}) has no energy counter that agrees with its power, says zeus; "
+                    "of a dual-die board, the even-numbered GPU counts for both"
+                )
+        identities = (
+            GpuIdentity(
+                uuid=uuid,
+                name=device.get_name(i),
+                power_limit_w=_ask(partial(device.get_power_management_limit, i), WATTS_PER_MILLIWATT),
+            )
+            for uuid, i in indices.items()
+        )
+        counters = {uuid: partial(device.get_total_energy_consumption, i) for uuid, i in indices.items()}
+        meter = cls(counters, tuple(identities))
+        meter._device, meter._indices = device, indices
+        meter.read()
+        return meter
+
+    def states(self) -> tuple[GpuState, ...]:
+        """Power and temperature of each GPU now; zeus tells no more."""
+        return tuple(
+            GpuState(
+                uuid=uuid,
+                power_w=_ask(partial(self._device.get_instant_power_usage, i), WATTS_PER_MILLIWATT),
+                temperature_c=_ask(partial(self._device.get_gpu_temperature, i), 1.0),
+            )
+            for uuid, i in self._indices.items()
+        )
+
+
+class ZeusCpuMeter(_ZeusMeter):
+    """All Intel CPU packages of the machine, whatever runs on them: cores, caches, memory controllers, not DRAM."""
+
+    name = "zeus-cpu"
+    scope = "cpu-package"
+
+    @classmethod
+    def open(cls, count: int) -> ZeusCpuMeter:
+        """Open the counters of all packages; `count`, of GPUs, has no say in it.
+
+        Raises:
+            MissingError: zeus, RAPL or the permission to read it is missing.
+        """
+        packages = _packages(cls.name)
+        meter = cls(
+            {f"cpu-package-{i}": partial(_field_mj, cpu, "cpu_mj") for i, cpu in packages.items()},
+            tuple(GpuIdentity(uuid=f"cpu-package-{i}", name="Intel CPU package") for i in packages),
+        )
+        meter.read()
+        return meter
+
+
+class ZeusDramMeter(_ZeusMeter):
+    """The DRAM of all Intel CPU packages; never added to theirs."""
+
+    name = "zeus-dram"
+    scope = "dram"
+
+    @classmethod
+    def open(cls, count: int) -> ZeusDramMeter:
+        """Open the counters of all packages' DRAM; `count`, of GPUs, has no say in it.
+
+        Raises:
+            MissingError: zeus, RAPL or the permission to read it is missing, or a package does not count its DRAM.
+        """
+        packages = _packages(cls.name)
+        for i, cpu in packages.items():
+            if not cpu.supports_get_dram_energy_consumption():
+                raise MissingError(
+                    f"CPU package {i} does not count the energy of its DRAM; --meter zeus-cpu counts its own"
+                )
+        meter = cls(
+            {f"dram-{i}": partial(_field_mj, cpu, "dram_mj") for i, cpu in packages.items()},
+            tuple(GpuIdentity(uuid=f"dram-{i}", name="DRAM of an Intel CPU package") for i in packages),
+        )
+        meter.read()
+        return meter
+
+
+class ZeusSocGpuMeter(_ZeusMeter):
+    """The GPU on a system on a chip, Apple's or NVIDIA's Jetson: no board, and no memory."""
+
+    name = "zeus-soc-gpu"
+    scope = "soc-gpu"
+
+    @classmethod
+    def open(cls, count: int) -> ZeusSocGpuMeter:
+        """Open the counter of the chip's GPU.
+
+        Raises:
+            MissingError: zeus or such a chip is missing, or more than one GPU is wanted.
+        """
+        if count != 1:
+            raise MissingError(f"{count} GPUs are wanted (tensor_parallel); a system on a chip has one")
+        soc = _find(cls.name, "get_soc")
+        told = soc.get_available_metrics()
+        field = next((field for field in SOC_GPU_FIELDS if field in told), None)
+        if field is None:
+            raise MissingError(f"zeus tells no energy of the GPU of this {type(soc).__name__}")
+        identity = GpuIdentity(uuid="soc-gpu-0", name=f"{type(soc).__name__} GPU")
+        return cls({identity.uuid: partial(_field_mj, soc, field)}, (identity,))
+
+
+def _field_mj(device: Any, field: str) -> float:
+    """One field of what a CPU or a system on a chip tells of its energy."""
+    return float(getattr(device.get_total_energy_consumption(), field))
+
+
+def _packages(meter: str) -> dict[int, Any]:
+    """CPU objects of zeus by index, without zones such as ``psys``, which cover the packages once more."""
+    device = _find(meter, "get_cpus")
+    found = {cpu.cpu_index: cpu for cpu in device.cpus if _zone(device.rapl_dir, cpu.cpu_index).startswith("package")}
+    if not found:
+        raise MissingError(f"{device.rapl_dir} names no CPU package; look at: cat {device.rapl_dir}/intel-rapl:0/name")
+    return found
+
+
+def _zone(folder: str, index: int) -> str:
+    """What the kernel calls a zone (Linux, Documentation/power/powercap); empty where it does not tell."""
+    try:
+        return Path(folder, f"intel-rapl:{index}", "name").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _find(meter: str, finder: str) -> Any:
+    """What zeus's `finder` finds on this machine."""
+    try:
+        import zeus.device
+    except ImportError as error:
+        raise MissingError(f"meter {meter} needs zeus: pip install 'infergy[zeus]' ({error})") from error
+    try:
+        return getattr(zeus.device, finder)()
+    except (_zeus_error(), OSError) as error:
+        raise MissingError(
+            f"zeus finds nothing for meter {meter}: {error} (What it needs: https://ml.energy/zeus/getting_started)"
+        ) from error
+
+
+def _zeus_error() -> type[Exception]:
+    from zeus.exception import ZeusBaseError
+
+    return ZeusBaseError  # type: ignore[no-any-return]
+
+
+def _ask(question: Callable[[], Any], factor: float) -> float | None:
+    """The answer in SI units, or None where zeus or the device does not tell; 0 is how some say so."""
+    try:
+        value = float(question()) * factor
+    except (_zeus_error(), TypeError, ValueError):
+        return None
+    return value or None

@@ -1,0 +1,136 @@
+"""Meters of other packages: found by entry point, and told by name and package when they are broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.errors import MeterError, MissingError, UsageError
+from infergy.measure.sweep import sweep
+from infergy.meters import open_meter
+from infergy.meters.plugins import find_plugins
+from infergy.meters.simulated import SimulatedMeter
+from infergy.testing import METER_RULES, check_meter
+from installed import install
+from measure.test_measure import tiny_plan
+
+GOOD = """
+from infergy.errors import MissingError
+from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedMeter
+from infergy.records import GpuIdentity
+
+class Plug(SimulatedMeter):
+    name = "plug"
+    scope = "wall-plug"
+
+    @classmethod
+    def open(cls, count):
+        return cls(SimulatedGpu(GpuIdentity(uuid="plug-0", name=f"plug of {count}"), idle_w=50.0))
+
+class Unplugged(Plug):
+    @classmethod
+    def open(cls, count):
+        raise MissingError("the plug is pulled; put it in")
+
+class Confused(Plug):
+    @classmethod
+    def open(cls, count):
+        return 1 / 0
+
+class NoMeter:
+    @classmethod
+    def open(cls, count):
+        return cls()
+
+class Nothing:
+    pass
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A folder on the path that holds the module and a package that offers one good meter and several broken ones."""
+    folder = tmp_path / "site"
+    names = ("Plug", "Unplugged", "Confused", "NoMeter", "Nothing")
+    module = f"plugmeters_{abs(hash(request.node.name))}"
+    install(folder, "plug-meters", {name.lower(): f"{module}:{name}" for name in names} | {"gone": "no_module:X"})
+    (folder / f"{module}.py").write_text(GOOD)
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def test_a_plug_in_is_opened_by_its_name_beside_broken_ones(site: Path) -> None:
+    meter = open_meter("plug", 2)
+    assert (meter.name, meter.scope, meter.gpus[0].name) == ("plug", "wall-plug", "plug of 2")
+    assert check_meter(lambda: open_meter("plug", 1)) == tuple(METER_RULES)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("gone", MeterError, "meter 'gone' of package 'plug-meters' cannot be loaded from no_module:X: ModuleNotFound"),
+        ("confused", MeterError, "meter 'confused' of package 'plug-meters' does not open: ZeroDivisionError"),
+        ("nometer", MeterError, "meter 'nometer' of package 'plug-meters' is no meter: it lacks name, scope"),
+        ("nothing", MeterError, "meter 'nothing' of package 'plug-meters': .*:Nothing has no open"),
+        ("unplugged", MissingError, "^the plug is pulled; put it in$"),
+        ("plugg", UsageError, "unknown meter 'plugg'; did you mean plug"),
+        ("simulated", UsageError, "--simulate"),
+    ],
+)
+def test_one_that_is_of_no_use_is_told_by_name_and_package(
+    site: Path, name: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        open_meter(name, 1)
+
+
+def test_an_unknown_name_is_answered_with_all_there_are(site: Path) -> None:
+    with pytest.raises(UsageError, match=r"known: confused, gone, nometer, nothing, nvml, plug, simulated"):
+        open_meter("xyzzy", 1)
+
+
+def test_a_package_whose_entry_points_are_damaged_hinders_no_other(site: Path) -> None:
+    install(site, "damaged", {})
+    (site / "damaged-1.0.dist-info" / "entry_points.txt").write_text("[infergy.meters]\nthis is no entry\n")
+    assert open_meter("plug", 1).name == "plug"
+    (damaged,) = [plugin for plugin in find_plugins() if plugin.package == "damaged"]
+    assert damaged.problem is not None
+    with pytest.raises(UsageError, match=r"meter '\?' of package 'damaged': its entry_points.txt cannot be read"):
+        open_meter("xyzzy", 1)
+
+
+def test_a_plug_in_never_takes_the_place_of_a_built_in_one(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(site, "thief", {"nvml": "no_module:X"})
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    with pytest.raises(MissingError, match="the nvml meter needs nvidia-ml-py"):
+        open_meter("nvml", 1)
+
+
+def test_two_packages_with_a_meter_of_one_name_are_both_named(site: Path) -> None:
+    install(site, "copy-cat", {"plug": "no_module:X"})
+    with pytest.raises(UsageError, match=r"two packages offer a meter 'plug': copy-cat and plug-meters"):
+        open_meter("plug", 1)
+
+
+def test_measure_takes_the_meter_by_name_and_says_which_there_are(site: Path, tmp_path: Path) -> None:
+    options = ["--engine", "vllm", "--input", "32", "--output", "4", "--batch", "1", "-o", str(tmp_path / "x.jsonl")]
+    done = CliRunner().invoke(app, ["measure", *options, "--meter", "plugg"])
+    assert isinstance(done.exception, UsageError)
+    assert "unknown meter 'plugg'; did you mean plug" in str(done.exception)
+    done = CliRunner().invoke(app, ["measure", *options, "--meter", "plug", "--simulate"])
+    assert "--simulate brings its own meter; leave out --meter plug" in str(done.exception)
+
+
+def test_a_store_never_mixes_joules_of_two_scopes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    for _ in sweep(tiny_plan(), path, simulate=True):
+        pass
+    rows = path.read_bytes()
+    monkeypatch.setattr(SimulatedMeter, "scope", "cpu-package")
+    with pytest.raises(UsageError, match=r"holds joules of the gpu-board, read by simulated; here .* cpu-package"):
+        list(sweep(tiny_plan(), path, simulate=True))
+    assert path.read_bytes() == rows
