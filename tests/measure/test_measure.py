@@ -52,6 +52,7 @@ def tiny_plan(**changes: Any) -> Plan:
         "model": "llama-3.1-8b",
         "engines": [{"engine": "vllm"}, {"engine": "transformers"}],
         "cells": [{"input_tokens": [64, 128], "output_tokens": [8], "batch": [1, 4]}],
+        "options": {"shuffle": False},
     }
     return make_plan(parse_grid(grid | changes, "test"))
 
@@ -466,3 +467,47 @@ def test_rows_of_a_sweep_are_plain_json(tmp_path: Path) -> None:
     assert first["schema"] == "infergy.measurement/2"
     assert first["cell"]["load"] == {"input_tokens": 64, "output_tokens": 8, "batch": 1}
     assert first["result"]["energy_j"] > 0
+
+
+WIDE = [{"input_tokens": [32, 64, 128, 256], "output_tokens": [8, 64], "batch": [1, 4]}]
+
+
+def test_cells_are_shuffled_within_their_set_up_by_the_seed() -> None:
+    def order(**options: Any) -> list[str]:
+        return [one.cell.id for one in tiny_plan(cells=WIDE, options={"anchors": 0, **options}).cells]
+
+    plain = order(shuffle=False)
+    assert sorted(order()) == sorted(plain)
+    assert order() == order()
+    assert len({tuple(order(seed=seed)) for seed in range(5)}) == 5
+    engines = [one.cell.setup.engine for one in tiny_plan(cells=WIDE, options={}).cells]
+    assert engines == sorted(engines, reverse=True), "a set-up is loaded once"
+
+
+def test_three_anchors_are_visited_at_the_start_and_the_end_of_each_set_up() -> None:
+    plan = tiny_plan(engines=[{"engine": "vllm"}], cells=WIDE, options={})
+    start, end = plan.cells[:3], plan.cells[-3:]
+    assert [one.visit for one in start] == ["start"] * 3
+    assert [one.visit for one in end] == ["end"] * 3
+    assert [one.cell for one in start] == [one.cell for one in end]
+    grid = [one.cell.id for one in plan.cells if one.visit == "grid"]
+    assert len(grid) == 13
+    assert not {one.cell.id for one in start} & set(grid)
+    middle = sorted(one.forecast_batch_s for one in plan.cells)[len(plan.cells) // 2]
+    assert all(one.forecast_batch_s <= middle for one in start)
+    assert len({one.key for one in plan.cells}) == len(plan.cells)
+
+
+def test_a_small_set_up_has_no_anchors() -> None:
+    assert {one.visit for one in tiny_plan().cells} == {"grid"}
+
+
+def test_both_visits_of_an_anchor_are_rows_and_are_resumed_apart(tmp_path: Path) -> None:
+    plan, store = tiny_plan(engines=[{"engine": "vllm"}], cells=WIDE, options={}), tmp_path / "rows.jsonl"
+    list(sweep(plan, store, simulate=True))
+    rows = read_store(store).rows
+    assert [row.key for row in rows] == [one.key for one in plan.cells]
+    lines = store.read_text().splitlines(keepends=True)
+    store.write_text("".join(lines[:-2]))
+    again = [event.row.key for event in sweep(plan, store, simulate=True) if event.row is not None]
+    assert again == [one.key for one in plan.cells[-2:]]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infergy.records import GpuState, Measurement
-from infergy.records.flags import CODES, find_flags
+from infergy.records.flags import CODES, find_drift, find_flags
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from rows import UUID, build_row
 
@@ -83,6 +83,17 @@ def test_a_failed_row_has_no_flag() -> None:
 
 def test_the_target_decides_what_is_certain_enough() -> None:
     assert [flag.code for flag in find_flags(good(), UNSURE, target=0.06)] == []
+
+
+def test_an_anchor_that_moved_is_flagged_at_its_end_and_one_that_stayed_is_not() -> None:
+    start = replace(build_row(), visit="start")
+    moved, stayed = (replace(build_row(energy_j=joules), visit="end") for joules in (1030.0, 1010.0))
+    (flag,) = find_drift([start, moved]).values()
+    assert list(find_drift([start, moved])) == [f"{start.cell_id}/end"]
+    assert flag.code == "drift"
+    assert "+3.0% joules" in flag.reason
+    assert find_drift([start, stayed]) == {}
+    assert find_drift([moved, build_row()]) == {}
 
 
 def test_every_code_has_its_line_in_the_docs() -> None:

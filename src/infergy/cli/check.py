@@ -87,7 +87,7 @@ def check(
 
 def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRow, ...]:
     """Judge rows set-up by set-up, in their order."""
-    from infergy.records.flags import find_flags
+    from infergy.records.flags import find_drift, find_flags
     from infergy.records.uncertainty import find_uncertainties
 
     found: dict[int, CheckedRow] = {}
@@ -96,14 +96,16 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
         groups.setdefault((row.cell.setup, row.environment.weights), []).append(place)
     for places in groups.values():
         group = [rows[place] for place in places]
+        drift = find_drift(group)
         for place, row, uncertainty in zip(places, group, find_uncertainties(group), strict=True):
+            moved = (drift[row.key],) if row.key in drift else ()
             failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
             found[place] = CheckedRow(
                 cell_id=row.cell_id,
                 cell=str(row.cell),
                 energy_j=row.result.energy_j if row.result else None,
                 uncertainty=uncertainty,
-                flags=find_flags(row, uncertainty, target=target),
+                flags=(*find_flags(row, uncertainty, target=target), *moved),
                 failure=failure,
             )
     return tuple(found[place] for place in range(len(rows)))

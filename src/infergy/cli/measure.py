@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.errors import InfergyError, UsageError
-from infergy.records import EngineSetup
+from infergy.records import END_VISIT, GRID_VISIT, EngineSetup
 from infergy.units import format_duration
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def plan(
         typer.echo(json.dumps(to_json(resolved), indent=1))
     else:
         resolved.save(output)
-        typer.echo(f"{output}: {len(resolved.cells)} cells, about {_forecast(resolved)}", err=True)
+        typer.echo(f"{output}: {_count(resolved)}, about {_forecast(resolved)}", err=True)
 
 
 def measure(
@@ -255,6 +255,12 @@ def _existing(source: str) -> Path:
     return path
 
 
+def _count(resolved: Plan) -> str:
+    """How many cells, and how many of them are anchors, which are visited twice."""
+    anchors = sum(planned.visit == END_VISIT for planned in resolved.cells)
+    return f"{len(resolved.cells) - anchors} cells" + (f" ({anchors} of them twice)" if anchors else "")
+
+
 def _forecast(resolved: Plan) -> str:
     from infergy.measure.forecast import total_s
 
@@ -269,7 +275,7 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
 
         typer.echo(json.dumps(to_json(resolved), indent=1))
         return
-    typer.echo(f"{resolved.name} on {resolved.gpu}: {len(resolved.cells)} cells, about {_forecast(resolved)}")
+    typer.echo(f"{resolved.name} on {resolved.gpu}: {_count(resolved)}, about {_forecast(resolved)}")
     for setup, cells in resolved.by_setup().items():
         seconds = setup_s(setup, resolved.options)
         typer.echo(f"\n{setup.label} {setup.model} {setup.dtype} (load: {format_duration(seconds)})")
@@ -281,6 +287,7 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
                 f"  {planned.cell.id} {load.input_tokens:6} {load.output_tokens:6} {load.batch:6} "
                 f"{format_duration(planned.forecast_batch_s):>11} "
                 f"{format_duration(cell_s(planned, resolved.options)):>10}  {planned.batch_choice}"
+                f"{'' if planned.visit == GRID_VISIT else f' (anchor, {planned.visit})'}"
             )
 
 
@@ -312,7 +319,7 @@ class Progress:
 
         from infergy.measure.forecast import cell_s, setup_s
 
-        self._seconds = {planned.cell.id: cell_s(planned, resolved.options) for planned in resolved.cells}
+        self._seconds = {planned.key: cell_s(planned, resolved.options) for planned in resolved.cells}
         self._cells = resolved.cells
         self._loading = {setup.id: setup_s(setup, resolved.options) for setup in resolved.by_setup()}
         console = Console(stderr=True)
@@ -344,7 +351,7 @@ class Progress:
         elif text := describe(event):
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         if event.row is not None:
-            self._move(self._seconds.get(event.row.cell_id, 0.0), "")
+            self._move(self._seconds.get(event.row.key, 0.0), "")
 
     def stop(self) -> None:
         """Leave the terminal clean."""
@@ -352,9 +359,9 @@ class Progress:
 
     def _total(self, finished: frozenset[str]) -> float:
         """Seconds of the cells that are not finished, and of loading their set-ups."""
-        left = [planned for planned in self._cells if planned.cell.id not in finished]
+        left = [planned for planned in self._cells if planned.key not in finished]
         setups = {planned.cell.setup.id for planned in left}
-        return sum(self._seconds[one.cell.id] for one in left) + sum(self._loading[setup] for setup in setups)
+        return sum(self._seconds[one.key] for one in left) + sum(self._loading[setup] for setup in setups)
 
     def _move(self, seconds: float, text: str) -> None:
         task = self._bar.tasks[0]

@@ -184,6 +184,7 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
 def _blank(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, status: str) -> Measurement:
     return Measurement(
         cell_id=planned.cell.id,
+        visit=planned.visit,
         cell=planned.cell,
         status=status,
         batch_choice=planned.batch_choice,

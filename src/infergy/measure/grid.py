@@ -5,9 +5,10 @@ grid.toml ─▶ Grid ─▶ axes multiplied, batches chosen, times forecast ─
 
 from __future__ import annotations
 
+import random
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
 from infergy.hardware import Forecast, Gpu, ModelShape, canonical_name, forecast, get_gpu, largest_batch, model_config
-from infergy.records import RANDOM_WEIGHTS, Cell, EngineSetup, Load, MeasureOptions, Plan, PlannedCell
+from infergy.records import (
+    END_VISIT,
+    RANDOM_WEIGHTS,
+    START_VISIT,
+    Cell,
+    EngineSetup,
+    Load,
+    MeasureOptions,
+    Plan,
+    PlannedCell,
+)
 
+FEWEST_FOR_ANCHORS = 8
 BATCH_STEP = 8
 """A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
 
@@ -60,9 +72,18 @@ _DEFAULTS = MeasureOptions()
 
 
 class Options(_Strict):
-    """How each cell is measured; see `infergy.records.MeasureOptions`."""
+    """How each cell is measured; see `infergy.records.MeasureOptions`.
+
+    Attributes:
+        shuffle: Whether the cells of a set-up are measured in random order, drawn from the seed, so that no axis of the
+            grid follows the time of day or the warmth of the chip.
+        anchors: How many cells of each set-up are measured at its start and again at its end, so that drift shows;
+            none in a set-up of fewer than `FEWEST_FOR_ANCHORS` cells.
+    """
 
     seed: int = _DEFAULTS.seed
+    shuffle: bool = True
+    anchors: Annotated[int, Field(ge=0)] = 3
     target: Annotated[float, Field(gt=0, lt=1)] = _DEFAULTS.target
     max_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.max_time_s
     min_window_s: Seconds = _DEFAULTS.min_window_s
@@ -142,18 +163,40 @@ def make_plan(grid: Grid) -> Plan:
     config, name = model_config(grid.model), canonical_name(grid.model)
     shape, gpu = ModelShape.from_config(config, name=name), get_gpu(grid.gpu)
     setups = [EngineSetup(model=name, **axis.model_dump()) for axis in grid.engines]
-    cells: dict[str, PlannedCell] = {}
+    ordered: dict[str, PlannedCell] = {}
     for setup in setups:
+        cells: dict[str, PlannedCell] = {}
         for block in grid.cells:
             for planned in _plan_block(block, setup, shape, gpu):
-                cells.setdefault(planned.cell.id, planned)
+                if planned.key not in ordered:
+                    cells.setdefault(planned.key, planned)
+        ordered |= {planned.key: planned for planned in _order(list(cells.values()), grid.options)}
     return Plan(
         name=grid.name,
         gpu=gpu.name,
-        cells=tuple(cells.values()),
+        cells=tuple(ordered.values()),
         models={name: config},
-        options=MeasureOptions(**grid.options.model_dump()),
+        options=MeasureOptions(**grid.options.model_dump(exclude={"shuffle", "anchors"})),
     )
+
+
+def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
+    """The cells of one set-up as they are measured: anchors, all others shuffled, the same anchors again."""
+    anchors = _anchors(cells, options.anchors)
+    others = [planned for planned in cells if planned not in anchors]
+    if options.shuffle and others:
+        random.Random(f"{options.seed} {others[0].cell.setup.id}").shuffle(others)
+    start, end = ([replace(planned, visit=visit) for planned in anchors] for visit in (START_VISIT, END_VISIT))
+    return [*start, *others, *end]
+
+
+def _anchors(cells: list[PlannedCell], count: int) -> list[PlannedCell]:
+    """Cells of the shortest third, evenly spread over how long a batch takes: cheap to visit twice, and unlike."""
+    if len(cells) < FEWEST_FOR_ANCHORS or not count:
+        return []
+    short = sorted(cells, key=lambda planned: (planned.forecast_batch_s, planned.key))[: max(count, len(cells) // 3)]
+    step = (len(short) - 1) / max(1, count - 1)
+    return [short[place] for place in sorted({round(i * step) for i in range(min(count, len(short)))})]
 
 
 def _plan_block(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> Iterator[PlannedCell]:

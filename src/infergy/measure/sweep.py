@@ -19,7 +19,7 @@ from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
-from infergy.records import EngineSetup, Failure, Measurement, Plan, PlannedCell
+from infergy.records import GRID_VISIT, EngineSetup, Failure, Measurement, Plan, PlannedCell
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
 
@@ -34,7 +34,7 @@ class SweepEvent:
         planned: The cell at hand.
         row: The finished row, for ``row``.
         detail: What else there is to say.
-        finished: Ids of the cells that were measured before, for ``resumed``.
+        finished: Keys of what was measured before, for ``resumed``.
     """
 
     kind: str
@@ -71,24 +71,24 @@ def sweep(
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
         _refuse_other_scope(store, scope)
-        wanted = {planned.cell.id for planned in plan.cells}
-        done = {row.cell_id for row in store.rows if row.is_ok or not retry_failed} & wanted
+        wanted = {planned.key for planned in plan.cells}
+        done = {row.key for row in store.rows if row.is_ok or not retry_failed} & wanted
         if done:
             yield SweepEvent(kind="resumed", detail=f"{len(done)} of {len(wanted)}", finished=frozenset(done))
         plan_path = Path(folder) / "plan.json"
         plan.save(plan_path)
         for setup, group in plan.by_setup().items():
-            todo = [planned for planned in group if planned.cell.id not in done]
+            todo = [planned for planned in group if planned.key not in done]
             while todo:
                 yield SweepEvent(kind="loading", setup=setup)
                 finished: list[str] = []
                 for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate, meter=meter):
                     if event.row is not None:
-                        finished.append(event.row.cell_id)
-                        done.add(event.row.cell_id)
+                        finished.append(event.row.key)
+                        done.add(event.row.key)
                         event = replace(event, detail=f"{len(done):4}/{len(plan.cells)}")
                     yield event
-                left = [planned for planned in todo if planned.cell.id not in finished]
+                left = [planned for planned in todo if planned.key not in finished]
                 if len(left) == len(todo):
                     raise EngineError(f"{setup.label}: its process ended before any cell. See {log_path(store.path)}")
                 todo = left
@@ -143,9 +143,9 @@ def _run_child(
     meter: str,
 ) -> Iterator[SweepEvent]:
     """Run one child over `todo`; every cell it begins, and every cell if it never gets ready, ends as a row."""
-    by_id = {planned.cell.id: planned for planned in todo}
+    by_key = {planned.key: planned for planned in todo}
     loading_s = patience_s(setup_s(setup, plan.options), plan.options)
-    child = Child.start(plan_path, store, list(by_id), simulate=simulate, meter=meter, patience_s=loading_s)
+    child = Child.start(plan_path, store, list(by_key), simulate=simulate, meter=meter, patience_s=loading_s)
     in_progress: PlannedCell | None = None
     is_ready, reason = False, ""
     try:
@@ -154,12 +154,12 @@ def _run_child(
                 is_ready = True
                 yield SweepEvent(kind="ready", setup=setup)
             elif event["event"] == "begin":
-                in_progress = by_id[event["cell"]]
+                in_progress = by_key[event["cell"]]
                 child.patience_s = patience_s(longest_s(in_progress, plan.options), plan.options)
                 yield SweepEvent(kind="begin", setup=setup, planned=in_progress)
             elif event["event"] == "end":
                 row = Measurement.from_json(event["row"], "event")
-                yield SweepEvent(kind="row", setup=setup, planned=by_id[event["cell"]], row=row)
+                yield SweepEvent(kind="row", setup=setup, planned=by_key[event["cell"]], row=row)
                 in_progress = None
             else:
                 reason = event["reason"]
@@ -173,7 +173,7 @@ def _run_child(
         return
     failure_code = "hung" if code is None else "engine" if reason else "died"
     reason = reason or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
-    lost = [in_progress] if is_ready and in_progress is not None else list(by_id.values()) if not is_ready else []
+    lost = [in_progress] if is_ready and in_progress is not None else list(by_key.values()) if not is_ready else []
     surroundings = _surroundings(plan, setup, simulate=simulate, meter=meter)
     for planned in lost:
         row = failed_cell(planned, plan.options, surroundings, Failure(code=failure_code, message=reason))
@@ -210,8 +210,10 @@ def describe_row(row: Measurement) -> str:
         return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
     result = row.result
     windows = "" if len(row.windows) == 1 else f" ({len(row.windows)} windows)"
+    visit = "" if row.visit == GRID_VISIT else f" (anchor, {row.visit})"
     return (
-        f"{row.cell}: {format_si(result.energy_j, 'J')} a batch in {format_duration(result.duration_s)}{windows}, "
+        f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a batch "
+        f"in {format_duration(result.duration_s)}{windows}, "
         f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
         f"{' (simulated)' if row.simulated else ''}"
     )

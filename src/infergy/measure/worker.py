@@ -53,7 +53,7 @@ def main() -> int:
     """Run the job on standard input."""
     job = from_json(Job, json.loads(sys.stdin.read()))
     plan = Plan.load(Path(job.plan))
-    todo = [planned for planned in plan.cells if planned.cell.id in set(job.cells)]
+    todo = [planned for planned in plan.cells if planned.key in set(job.cells)]
     # Progress belongs to the parent: what an engine prints goes to the log, which is our stdout and stderr.
     with os.fdopen(job.events_fd, "w", buffering=1) as events:
 
@@ -73,11 +73,11 @@ def main() -> int:
         with StoreWriter(Path(job.store), lock=False) as store:
             peers = [peer_of(row) for row in store.rows if row.cell.setup == setup]
             for planned in todo:
-                tell("begin", cell=planned.cell.id)
+                tell("begin", cell=planned.key)
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, peers)
                 peers.append(peer_of(row))
                 store.append(row)
-                tell("end", cell=planned.cell.id, row=row.to_json())
+                tell("end", cell=planned.key, row=row.to_json())
                 if not is_usable:
                     # Closing a broken engine can hang; the kernel frees what it held.
                     tell("bye")

@@ -1,6 +1,16 @@
 """The shared nouns: what is measured, what was measured, and where it came from. Standard library only."""
 
-from infergy.records.cell import ENGINES, RANDOM_WEIGHTS, UNIFORM_WEIGHTS, Cell, EngineSetup, Load
+from infergy.records.cell import (
+    END_VISIT,
+    ENGINES,
+    GRID_VISIT,
+    RANDOM_WEIGHTS,
+    START_VISIT,
+    UNIFORM_WEIGHTS,
+    Cell,
+    EngineSetup,
+    Load,
+)
 from infergy.records.environment import Environment, GpuIdentity, GpuState
 from infergy.records.measurement import (
     SCHEMA,
@@ -17,10 +27,13 @@ from infergy.records.measurement import (
 from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
 
 __all__ = [
+    "END_VISIT",
     "ENGINES",
+    "GRID_VISIT",
     "PLAN_SCHEMA",
     "RANDOM_WEIGHTS",
     "SCHEMA",
+    "START_VISIT",
     "STATUS_FAILED",
     "STATUS_OK",
     "UNIFORM_WEIGHTS",

@@ -123,6 +123,15 @@ class Cell:
         return f"{self.setup.label} {self.setup.model} {load.input_tokens}→{load.output_tokens} × {load.batch}"
 
 
+GRID_VISIT, START_VISIT, END_VISIT = "grid", "start", "end"
+"""When a cell is measured: in the shuffled grid, or as an anchor before and after it."""
+
+
+def visit_key(cell_id: str, visit: str) -> str:
+    """One visit of a cell: the cell's id, and the visit if it is not that of the grid."""
+    return cell_id if visit == GRID_VISIT else f"{cell_id}/{visit}"
+
+
 def _without_defaults(record: Any) -> dict[str, Any]:
     return {
         field.name: to_json(getattr(record, field.name))

@@ -5,12 +5,14 @@ A flag never changes a number. What each code means and what to do about it: doc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean, median
 
+from infergy.records.cell import END_VISIT, START_VISIT, visit_key
 from infergy.records.environment import GpuState
-from infergy.records.measurement import Batch, Measurement
+from infergy.records.measurement import Batch, Measurement, derive
 from infergy.records.uncertainty import Uncertainty
 
 TARGET = 0.02
@@ -31,7 +33,10 @@ HARMFUL_SLOWDOWNS = frozenset(
 )
 """Reasons for which clocks were held down that are no property of the work; being at the power limit is one."""
 
-CODES = ("uncertain", "short-window", "first-batch", "trend", "slowed", "temperature", "other-process")
+DRIFT = 0.02
+"""How far an anchor's joules may move between the start and the end of its set-up."""
+
+CODES = ("uncertain", "short-window", "first-batch", "trend", "slowed", "temperature", "other-process", "drift")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,30 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _crowded((*row.before, *row.after)),
     )
     return tuple(flag for flag in found if flag is not None)
+
+
+def find_drift(rows: Sequence[Measurement]) -> dict[str, Flag]:
+    """Anchors that moved between the start and the end of their set-up, by the key of the later row."""
+    measured = {row.key: row for row in rows if row.windows and row.loaded_idle is not None}
+    found: dict[str, Flag] = {}
+    for row in measured.values():
+        begin = measured.get(visit_key(row.cell_id, START_VISIT))
+        if row.visit != END_VISIT or begin is None:
+            continue
+        was_j, is_j = (_energy_j(one) for one in (begin, row))
+        if abs(is_j / was_j - 1) > DRIFT:
+            found[row.key] = Flag(
+                code="drift",
+                reason=f"this anchor took {is_j / was_j - 1:+.1%} joules at the end of its set-up against the start, "
+                f"expected ±{DRIFT:.0%}",
+                cure="measure the set-up again on a quiet machine; until then its rows differ by as much",
+            )
+    return found
+
+
+def _energy_j(row: Measurement) -> float:
+    assert row.loaded_idle is not None
+    return derive(row.windows, row.loaded_idle).energy_j
 
 
 def _uncertain(uncertainty: Uncertainty | None, target: float) -> Flag | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import DataError, MeterError
-from infergy.records.cell import Cell
+from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState
 
@@ -123,6 +123,7 @@ class Measurement:
 
     Attributes:
         cell_id: `cell.id`, written out so that any tool can join on it.
+        visit: ``grid``, or ``start`` and ``end`` of an anchor (`infergy.records.PlannedCell`).
         batch_choice: How the batch size was chosen, in words.
         measured_utc: ISO 8601 instant at which the first window opened.
         seed: Seed of the prompts and of random weights.
@@ -153,7 +154,13 @@ class Measurement:
     warmup_s: float | None = None
     failure: Failure | None = None
     result: Result | None = None
+    visit: str = GRID_VISIT
     schema: str = SCHEMA
+
+    @property
+    def key(self) -> str:
+        """What tells this visit of the cell from all others in a store."""
+        return visit_key(self.cell_id, self.visit)
 
     @property
     def is_ok(self) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
-from infergy.records.cell import Cell, EngineSetup
+from infergy.records.cell import GRID_VISIT, Cell, EngineSetup, visit_key
 from infergy.records.codec import from_json, to_json
 
 PLAN_SCHEMA = "infergy.plan/1"
@@ -21,12 +21,25 @@ PLAN_SCHEMA = "infergy.plan/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedCell:
-    """A cell, how its batch was chosen, and the forecast of one batch in seconds, whole and prefill alone."""
+    """A cell to be measured.
+
+    Attributes:
+        batch_choice: How its batch was chosen, in words.
+        forecast_prefill_s: Seconds of the prefill of one batch.
+        forecast_batch_s: Seconds of one batch.
+        visit: ``grid``; an anchor is visited at the ``start`` and at the ``end`` of its set-up, so that drift shows.
+    """
 
     cell: Cell
     batch_choice: str
     forecast_prefill_s: float
     forecast_batch_s: float
+    visit: str = GRID_VISIT
+
+    @property
+    def key(self) -> str:
+        """What tells this visit from all others in a store."""
+        return visit_key(self.cell.id, self.visit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
