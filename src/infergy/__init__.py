@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         UsageError,
     )
     from infergy.hardware import Gpu, ModelShape, get_gpu, get_model
+    from infergy.measure.block import BlockEnergy, window
     from infergy.records import Measurement, Plan
     from infergy.workload import Bins, Columns, Histogram, Trace, open_trace
 
 __all__ = [
     "Bins",
+    "BlockEnergy",
     "Columns",
     "DataError",
     "EnergyTable",
@@ -53,6 +55,7 @@ __all__ = [
     "get_model",
     "load_table",
     "open_trace",
+    "window",
 ]
 
 __version__: str
@@ -71,6 +74,7 @@ _HOMES = {
         "UsageError",
     ),
     "infergy.hardware": ("Gpu", "ModelShape", "get_gpu", "get_model"),
+    "infergy.measure.block": ("BlockEnergy", "window"),
     "infergy.records": ("Measurement", "Plan"),
     "infergy.workload": ("Bins", "Columns", "Histogram", "Trace", "open_trace"),
 }

@@ -140,7 +140,7 @@ def test_a_gpu_without_a_counter_is_named(nvml: FakeNvml) -> None:
 
 
 def test_too_few_gpus_say_how_many_are_visible(nvml: FakeNvml) -> None:
-    with pytest.raises(MissingError, match=r"2 GPUs are wanted \(tensor_parallel\), 1 are visible"):
+    with pytest.raises(MissingError, match=r"2 GPUs are wanted, 1 are visible"):
         NvmlMeter.open(2)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from infergy.cli.bins import bins
 from infergy.cli.check import check
+from infergy.cli.command import VERB, measure_command, route
 from infergy.cli.compare import compare
 from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 for verb in (estimate, trace, bins, measure, check, compare, plan, grid, gpus, models, schema):
     app.command()(verb)
+app.command(VERB, hidden=True)(measure_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -53,7 +55,7 @@ def version_or_help(
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback."""
     try:
-        app()
+        app(route(sys.argv[1:]))
     except InfergyError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

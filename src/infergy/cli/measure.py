@@ -119,6 +119,8 @@ def measure(
 ) -> None:
     """Measure the joules of each cell of a grid; interrupted, the same command resumes.
 
+    Or of any program: infergy measure [--runs N] [-o FILE] -- COMMAND (all options: infergy measure-command --help).
+
     Example: infergy measure --engine vllm --model llama-3.1-8b --input 512 --output 64 --batch 1,8 -o mine.jsonl
     """
     is_resolved = grid is not None and grid.endswith(".json")

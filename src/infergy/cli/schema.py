@@ -11,7 +11,7 @@ import typer
 from infergy.errors import UsageError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-NAMES = ("check", "comparison", "estimate", "grid", "histogram", "measurement", "plan", "trace")
+NAMES = ("check", "comparison", "estimate", "grid", "histogram", "measurement", "plan", "trace", "window")
 GRID_SCHEMA = "infergy.grid/1"
 """A grid names no schema of its own: a human writes it."""
 
@@ -78,6 +78,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.compare import COMPARISON_SCHEMA, Comparison
 
         return Comparison, COMPARISON_SCHEMA
+    if name == "window":
+        from infergy.measure.block import BLOCK_SCHEMA, BlockEnergy
+
+        return BlockEnergy, BLOCK_SCHEMA
     if name == "estimate":
         from infergy.energy.answer import ESTIMATE_SCHEMA, TraceEstimate
 

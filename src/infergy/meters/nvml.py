@@ -46,8 +46,8 @@ class NvmlMeter:
         self._is_open = True
 
     @classmethod
-    def open(cls, count: int) -> NvmlMeter:
-        """Open the counters of the first `count` GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+    def open(cls, count: int | None) -> NvmlMeter:
+        """Open the counters of the first `count` GPUs that CUDA_VISIBLE_DEVICES leaves visible; None opens all.
 
         Raises:
             MissingError: NVML, the driver or enough GPUs are missing, or a GPU does not count energy.
@@ -57,9 +57,9 @@ class NvmlMeter:
         every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         by_uuid = {nvml.nvmlDeviceGetUUID(handle): handle for handle in every}
         chosen = visible_uuids(list(by_uuid), os.environ)[:count]
-        if len(chosen) < count:
+        if len(chosen) < (count or 1):
             raise MissingError(
-                f"{count} GPUs are wanted (tensor_parallel), {len(chosen)} are visible "
+                f"{count or 1} GPUs are wanted, {len(chosen)} are visible "
                 f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
             )
         handles = {uuid: by_uuid[uuid] for uuid in chosen}

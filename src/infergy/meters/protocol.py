@@ -75,12 +75,12 @@ class Meter(Protocol):
         ...
 
 
-def open_meter(name: str, gpus: int, *, simulated: Callable[[], Meter] | None = None) -> Meter:
+def open_meter(name: str, gpus: int | None, *, simulated: Callable[[], Meter] | None = None) -> Meter:
     """Open the meter `name` on the first `gpus` visible GPUs: a built-in one, else a plug-in.
 
     Args:
         name: ``nvml``, ``simulated`` or the name of a plug-in.
-        gpus: How many GPUs the engine will use.
+        gpus: How many GPUs will be used; None opens all that are visible, of a plug-in the first.
         simulated: Gives the meter of the simulated GPU, whose engine must share it.
 
     Raises:
@@ -98,7 +98,7 @@ def open_meter(name: str, gpus: int, *, simulated: Callable[[], Meter] | None = 
         return simulated()
     if name == "simulated":
         raise UsageError("the simulated meter needs the simulated GPU that it shares with an engine: --simulate")
-    return open_plugin(name, gpus)
+    return open_plugin(name, 1 if gpus is None else gpus)
 
 
 METERS: Sequence[str] = ("nvml", "simulated")

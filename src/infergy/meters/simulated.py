@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from infergy.hardware.simulated import SimulatedGpu
-from infergy.meters.protocol import Clock
+from infergy.hardware.simulated import COUNTER_PERIOD_S, SimulatedGpu
+from infergy.meters.protocol import Clock, SystemClock
 from infergy.records import GpuIdentity, GpuState
 
 
@@ -28,6 +28,35 @@ class SimulatedMeter:
     def states(self) -> tuple[GpuState, ...]:
         """The present power; a simulated GPU has no temperature or clocks."""
         return (GpuState(uuid=self._gpu.identity.uuid, power_w=self._gpu.power_w, slowdowns=()),)
+
+    def facts(self) -> Mapping[str, str]:
+        """Nothing lies under a simulation."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SteadyMeter:
+    """A pretended GPU in real time that always draws the same power, for programs where there is no GPU."""
+
+    name = "simulated"
+    scope = "gpu-board"
+    is_simulated = True
+
+    def __init__(self, power_w: float = 100.0) -> None:
+        self._power_w = power_w
+        self.clock: Clock = SystemClock()
+        self.gpus: tuple[GpuIdentity, ...] = (GpuIdentity(uuid="GPU-simulated-0", name="simulated steady GPU"),)
+
+    def read(self) -> Mapping[str, float]:
+        """Joules since the clock began, as they stood at the last tick of the counter."""
+        ticks = self.clock.now_s() // COUNTER_PERIOD_S
+        return {self.gpus[0].uuid: ticks * COUNTER_PERIOD_S * self._power_w}
+
+    def states(self) -> tuple[GpuState, ...]:
+        """The power that never changes."""
+        return (GpuState(uuid=self.gpus[0].uuid, power_w=self._power_w, slowdowns=()),)
 
     def facts(self) -> Mapping[str, str]:
         """Nothing lies under a simulation."""

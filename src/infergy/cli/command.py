@@ -1,0 +1,131 @@
+"""`infergy measure -- COMMAND`: the joules of any program."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infergy.errors import UsageError
+from infergy.units import format_duration, format_number, format_si
+
+if TYPE_CHECKING:
+    from infergy.measure.block import BlockEnergy
+
+VERB = "measure-command"
+"""What `infergy measure … -- COMMAND` becomes; not shown in the help, where `infergy measure` tells of it."""
+
+DEFAULT_IDLE_S = 2.0
+
+
+def route(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``measure … -- COMMAND`` sent to the verb that runs commands."""
+    if arguments[:1] == ["measure"] and "--" in arguments:
+        return [VERB, *arguments[1:]]
+    return list(arguments)
+
+
+def measure_command(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help="Append one JSON line a run to this file.")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Run it so often.")] = 1,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Run it so often before, unmeasured.")] = 0,
+    idle: Annotated[
+        float, typer.Option("--idle", min=0, help="Seconds of idle power before each run; 0 for none.")
+    ] = DEFAULT_IDLE_S,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs to count [default: all visible]")] = None,
+    meter: Annotated[str, typer.Option("--meter", help="nvml, or a plug-in's name")] = "nvml",
+    simulate: Annotated[bool, typer.Option("--simulate", help="Use a simulated GPU, which says nothing.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON line a run; the program's stdout goes to stderr.")
+    ] = False,
+) -> None:
+    """Measure the joules of any program: infergy measure [OPTIONS] -- COMMAND.
+
+    Example: infergy measure --runs 3 -- python serve_once.py
+    """
+    from infergy.measure.block import window
+    from infergy.records.codec import to_json
+
+    _check(output, meter=meter, simulate=simulate)
+    stdout = sys.stderr if as_json else None
+    for _ in range(warmup):
+        _run(command, stdout)
+    code = 0
+    for number in range(1, runs + 1):
+        source = _simulated() if simulate else meter
+        with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source) as measured:
+            code = _run(command, stdout)
+        line = json.dumps(to_json(measured.result), allow_nan=False)
+        if output is not None:
+            with output.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        if as_json:
+            typer.echo(line)
+        else:
+            _print(measured.result, f"run {number}/{runs}: " if runs > 1 else "")
+        if code:
+            break
+    raise typer.Exit(code)
+
+
+def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
+    """Refuse before anything runs what would fail after it."""
+    if simulate and meter != "nvml":
+        raise UsageError(f"--simulate brings its own meter; leave out --meter {meter}")
+    if output is not None:
+        try:
+            output.open("a", encoding="utf-8").close()
+        except OSError as error:
+            raise UsageError(f"{output}: cannot be written ({error.strerror}). Name another file with -o") from error
+
+
+def _simulated() -> Any:
+    from infergy.meters.simulated import SteadyMeter
+
+    return SteadyMeter()
+
+
+def _run(command: Sequence[str], stdout: Any) -> int:
+    """Run it to its end and pass on what ends us; returns its exit code, 128 + N for signal N as a shell does."""
+    try:
+        process = subprocess.Popen(command, stdout=stdout)
+    except OSError as error:
+        raise UsageError(f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments") from error
+    kept = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            # Ctrl-C reaches the program too; we wait for what it makes of it.
+            with suppress(KeyboardInterrupt):
+                code = process.wait()
+                return 128 - code if code < 0 else code
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+
+
+def _print(result: BlockEnergy, prefix: str) -> None:
+    if result.energy_j is None or result.low_j is None or result.high_j is None or result.power_w is None:
+        typer.echo(f"{prefix}no joules: {result.reason}", err=True)
+        return
+    between = f"{format_si(result.low_j, 'J')} .. {format_si(result.high_j, 'J')}"
+    text = (
+        f"{prefix}{format_si(result.energy_j, 'J')} ({between}) in {format_duration(result.duration_s)}, "
+        f"{format_number(result.power_w)} W"
+    )
+    if result.net_j is not None and result.idle_power_w is not None:
+        text += f"; {format_si(result.net_j, 'J')} above idle ({format_number(result.idle_power_w)} W)"
+    typer.echo(text, err=True)
+    if len(result.energy_by_gpu_j) > 1:
+        for uuid, energy_j in result.energy_by_gpu_j.items():
+            typer.echo(f"  {uuid}: {format_si(energy_j, 'J')}", err=True)
+    for warning in result.warnings:
+        typer.echo(f"  {warning}", err=True)

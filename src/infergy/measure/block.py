@@ -1,0 +1,255 @@
+"""Joules of any block of Python or any command, with the care of a cell. Standard library only.
+
+    idle window      state   wait tick   sync   the block …   sync   state   wait tick
+    ─────────────            |           ────────────────────             |
+                             open        begin             end            close
+
+The window between the ticks is exact; the block is shorter by the two waits, at most one tick of the counter each. What
+the GPUs drew in them is taken off: at idle power where that was measured, else at the mean power of the window.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+
+from infergy.errors import InfergyError, MeterError, UsageError
+from infergy.measure.cell import measure_idle
+from infergy.meters import Clock, Edge, Meter, next_tick, open_meter
+from infergy.records import GpuIdentity, GpuState, Window
+
+BLOCK_SCHEMA = "infergy.window/1"
+
+FEWEST_S = 3.0
+"""Below, the edges weigh: 3 s are 30 ticks of an H200's counter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockEnergy:
+    """What a block took; figures are None where `reason` says why.
+
+    Attributes:
+        energy_j: Joules of all GPUs while the block ran, gross: idle power included.
+        low_j: What it took at least, whatever the GPUs drew in the waits at the edges.
+        high_j: What it took at most.
+        energy_by_gpu_j: `energy_j` of each GPU, by UUID.
+        net_j: `energy_j` less what the idle GPUs would have taken; None if idle power was not measured.
+        duration_s: Seconds of the block.
+        power_w: `energy_j` over `duration_s`.
+        idle_power_w: Of all GPUs together before the block; None if it was not measured.
+        gpus: The boards that were counted.
+        scope: What the joules cover: ``gpu-board``.
+        simulated: Whether they come from a model instead of a GPU.
+        before: State of each GPU before the block; `after` likewise.
+        warnings: What to distrust, in words.
+        reason: Why there are no joules; None if there are.
+    """
+
+    name: str
+    measured_utc: str
+    duration_s: float
+    energy_j: float | None
+    low_j: float | None
+    high_j: float | None
+    energy_by_gpu_j: Mapping[str, float]
+    net_j: float | None
+    power_w: float | None
+    idle_power_w: float | None
+    gpus: tuple[GpuIdentity, ...]
+    meter: str
+    scope: str
+    simulated: bool
+    before: tuple[GpuState, ...]
+    after: tuple[GpuState, ...]
+    warnings: tuple[str, ...] = ()
+    reason: str | None = None
+    schema: str = BLOCK_SCHEMA
+
+
+class window:  # noqa: N801 - used as `with infergy.window() as w:`
+    """Measures the joules of a block of Python.
+
+        with infergy.window() as w:
+            serve()
+        print(w.energy_j, w.duration_s, w.power_w)
+
+    Entering waits for the next tick of the energy counters (100 ms at most on NVIDIA's), and so does leaving. Work that
+    was queued on a GPU must be finished before the block ends, or its joules are not in it.
+
+    Args:
+        name: What to call the block.
+        gpus: How many GPUs to count, the first that CUDA_VISIBLE_DEVICES leaves; None counts all of them.
+        idle_s: Seconds over which idle power is measured before the block; 0 measures none.
+        sync: Waits until the GPUs have done what they were given; None calls `torch.cuda.synchronize` if the process
+            has torch loaded and CUDA in use, and nothing else.
+        meter: ``nvml`` or a plug-in's name, or an open meter, which is left open.
+
+    Raises:
+        MissingError: On entering: no NVML or GPU.
+        UsageError: On entering: no such meter, or fewer GPUs.
+        MeterError: On entering: a counter does not move. Once the block has begun nothing is raised but what the block
+            itself raises: `result.reason` says what went wrong.
+    """
+
+    def __init__(
+        self,
+        name: str = "window",
+        *,
+        gpus: int | None = None,
+        idle_s: float = 0.0,
+        sync: Callable[[], None] | None = None,
+        meter: str | Meter = "nvml",
+    ) -> None:
+        self._name = name
+        self._gpus = gpus
+        self._idle_s = idle_s
+        self._sync = sync or synchronize_torch
+        self._wanted = meter
+        self._result: BlockEnergy | None = None
+
+    def __enter__(self) -> window:
+        """Open the meter, measure idle power if asked to, and wait for a tick."""
+        wanted = self._wanted
+        self._meter = open_meter(wanted, self._gpus) if isinstance(wanted, str) else wanted
+        self._clock: Clock = self._meter.clock
+        self._sync()
+        self._idle = measure_idle(self._meter, self._idle_s) if self._idle_s > 0 else None
+        self._before = self._meter.states()
+        self._measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._opened = next_tick(self._meter)
+        self._begin_s = self._clock.now_s()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the GPUs and for a tick, and work out what the block took."""
+        reason = None
+        with suppress(Exception):
+            # A sync that fails has its own words for the user; the joules up to here still count.
+            self._sync()
+        end_s = self._clock.now_s()
+        after: tuple[GpuState, ...] = ()
+        closed: Edge | None = None
+        try:
+            after = self._meter.states()
+            closed = next_tick(self._meter)
+        except InfergyError as broken:
+            reason = str(broken)
+        self._result = self._work_out(end_s, after, closed, reason)
+        if isinstance(self._wanted, str):
+            self._meter.close()
+
+    @property
+    def result(self) -> BlockEnergy:
+        """All that is known of the block.
+
+        Raises:
+            UsageError: The block has not ended.
+        """
+        if self._result is None:
+            raise UsageError("the window is still open: its joules are known when the with block has ended")
+        return self._result
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all GPUs while the block ran."""
+        return self.result.energy_j
+
+    @property
+    def energy_by_gpu_j(self) -> Mapping[str, float]:
+        """Joules of each GPU, by UUID."""
+        return self.result.energy_by_gpu_j
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of the block."""
+        return self.result.duration_s
+
+    @property
+    def power_w(self) -> float | None:
+        """Mean watts of all GPUs while the block ran."""
+        return self.result.power_w
+
+    def _work_out(
+        self, end_s: float, after: tuple[GpuState, ...], closed: Edge | None, reason: str | None
+    ) -> BlockEnergy:
+        duration_s = end_s - self._begin_s
+        joules: _Joules | None = None
+        if closed is not None:
+            try:
+                joules = _split(self._opened, closed, duration_s, self._idle)
+            except MeterError as broken:
+                reason = str(broken)
+        idle_w = None if self._idle is None else sum(self._idle.power_by_gpu_w.values())
+        energy_j = None if joules is None else sum(joules.by_gpu.values())
+        return BlockEnergy(
+            name=self._name,
+            measured_utc=self._measured_utc,
+            duration_s=duration_s,
+            energy_j=energy_j,
+            low_j=None if joules is None else joules.low,
+            high_j=None if joules is None else joules.high,
+            energy_by_gpu_j={} if joules is None else joules.by_gpu,
+            net_j=None if energy_j is None or idle_w is None else energy_j - idle_w * duration_s,
+            power_w=None if energy_j is None or not duration_s else energy_j / duration_s,
+            idle_power_w=idle_w,
+            gpus=self._meter.gpus,
+            meter=self._meter.name,
+            scope=self._meter.scope,
+            simulated=self._meter.is_simulated,
+            before=self._before,
+            after=after,
+            warnings=_warnings(duration_s, (*self._before, *after), self._meter.is_simulated),
+            reason=reason,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Joules:
+    by_gpu: dict[str, float]
+    low: float
+    high: float
+
+
+def _split(opened: Edge, closed: Edge, duration_s: float, idle: Window | None) -> _Joules:
+    """The block's joules out of the window's, and between which bounds they lie.
+
+    In the waits a GPU draws between idle power (nothing, if that is unknown) and the mean power of the window.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    uncertainty_s = max(opened.uncertainty_s, closed.uncertainty_s)
+    whole = Window(open=opened.ticks, close=closed.ticks, edge_uncertainty_s=uncertainty_s)
+    used_j, span_s, mean_w = whole.energy_by_gpu_j, whole.duration_by_gpu_s, whole.power_by_gpu_w
+    waits_s = {uuid: max(0.0, span_s[uuid] - duration_s) for uuid in used_j}
+    idle_w = dict.fromkeys(used_j, 0.0) if idle is None else idle.power_by_gpu_w
+    most = {uuid: used_j[uuid] - waits_s[uuid] * min(idle_w[uuid], mean_w[uuid]) for uuid in used_j}
+    least = {uuid: used_j[uuid] - waits_s[uuid] * mean_w[uuid] for uuid in used_j}
+    late_j = sum(mean_w.values()) * 2 * uncertainty_s
+    by_gpu = least if idle is None else most
+    return _Joules(by_gpu, max(0.0, sum(least.values()) - late_j), sum(most.values()) + late_j)
+
+
+def _warnings(duration_s: float, states: tuple[GpuState, ...], simulated: bool) -> tuple[str, ...]:
+    found = []
+    if simulated:
+        found.append("SIMULATED: these joules come from a model and say nothing about real hardware")
+    if duration_s < FEWEST_S:
+        found.append(f"the block took {duration_s:.2g} s; repeat it until it takes {FEWEST_S:g} s: the edges weigh")
+    if max((state.processes or 0 for state in states), default=0) > 1:
+        found.append("another process was on the GPU: its joules are counted too (nvidia-smi tells which)")
+    return tuple(found)
+
+
+def synchronize_torch() -> None:
+    """Wait for CUDA if this process has torch loaded and CUDA in use; torch is never imported here."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    if cuda is not None and cuda.is_available() and cuda.is_initialized():
+        cuda.synchronize()

@@ -1,0 +1,102 @@
+"""`infergy measure -- COMMAND` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from infergy.cli.command import route
+from infergy.cli.schema import make_schema
+
+
+def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infergy", "measure", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def python(code: str) -> list[str]:
+    return ["--", sys.executable, "-c", code]
+
+
+def test_only_measure_with_a_command_is_routed() -> None:
+    assert route(["measure", "--runs", "2", "--", "ls", "--", "-l"]) == [
+        "measure-command",
+        "--runs",
+        "2",
+        "--",
+        "ls",
+        "--",
+        "-l",
+    ]
+    assert route(["measure", "paper-bins"]) == ["measure", "paper-bins"]
+    assert route(["trace", "--", "x.csv"]) == ["trace", "--", "x.csv"]
+    assert route([]) == []
+
+
+def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
+    done = measure("--simulate", "--idle", "0", *python("print('hello')"))
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert " J (" in done.stderr
+    assert "SIMULATED" in done.stderr
+
+
+def test_as_json_stdout_holds_one_line_a_run_and_nothing_of_the_program(tmp_path: Path) -> None:
+    rows = tmp_path / "runs.jsonl"
+    done = measure(
+        "--simulate", "--idle", "0.1", "--runs", "2", "--warmup", "1", "--json", "-o", str(rows), *python("print('x')")
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert done.stderr == "x\n" * 3
+    assert rows.read_text().splitlines() == lines
+    validator = Draft202012Validator(make_schema("window"))
+    for line in lines:
+        found = json.loads(line)
+        validator.validate(found)
+        assert found["simulated"]
+        assert found["net_j"] == pytest.approx(0.0, abs=2.0)
+
+
+def test_the_programs_exit_code_is_passed_on_and_ends_the_runs() -> None:
+    done = measure("--simulate", "--idle", "0", "--runs", "3", "--json", *python("raise SystemExit(7)"))
+    assert done.returncode == 7
+    assert len(done.stdout.splitlines()) == 1
+    killed = measure("--simulate", "--idle", "0", *python("import os; os.kill(os.getpid(), 9)"))
+    assert killed.returncode == 128 + 9
+
+
+def test_a_signal_that_ends_us_ends_the_program_first() -> None:
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(5)); print('ready', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infergy", "measure", "--simulate", "--idle", "0", *python(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 5
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--simulate", "--", "no-such-program"], "cannot run 'no-such-program'"),
+        (["--simulate", "-o", "/proc/x", "--", "true"], "cannot be written"),
+        (["--simulate", "--meter", "zeus-gpu", "--", "true"], "leave out --meter zeus-gpu"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_runs(arguments: list[str], words: str) -> None:
+    done = measure(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

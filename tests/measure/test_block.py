@@ -1,0 +1,164 @@
+"""Windows over any block: the joules of the block, not of the waits around it, and no harm to the block."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import infergy
+from infergy.errors import MeterError, MissingError, UsageError
+from infergy.hardware.simulated import SimulatedGpu
+from infergy.measure.block import window
+from infergy.meters.simulated import SimulatedMeter, SteadyMeter
+from infergy.records import GpuIdentity, GpuState
+
+IDLE_W = 120.0
+
+
+@pytest.fixture
+def gpu() -> SimulatedGpu:
+    return SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=IDLE_W)
+
+
+def test_with_idle_power_known_the_block_has_its_own_joules(gpu: SimulatedGpu) -> None:
+    with window("serve", idle_s=2.0, meter=SimulatedMeter(gpu)) as w:
+        gpu.advance(4.03, 500.0)
+    assert w.energy_j == pytest.approx(4.03 * 500.0, rel=0.001)
+    assert w.duration_s == pytest.approx(4.03, abs=1e-4)
+    assert w.power_w == pytest.approx(500.0, rel=0.001)
+    assert w.energy_by_gpu_j == {"GPU-a": w.energy_j}
+    found = w.result
+    assert found.name == "serve"
+    assert found.idle_power_w == pytest.approx(IDLE_W, rel=0.001)
+    assert found.net_j == pytest.approx(4.03 * (500.0 - IDLE_W), rel=0.002)
+    assert found.simulated
+    assert found.reason is None
+    assert len(found.warnings) == 1
+
+
+@given(
+    st.floats(0.01, 20.0),
+    st.floats(IDLE_W, 700.0),
+    st.floats(0.0, 0.1),
+    st.booleans(),
+)
+def test_the_truth_lies_between_the_bounds(seconds: float, power_w: float, before_s: float, knows_idle: bool) -> None:
+    device = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=IDLE_W)
+    device.sleep(before_s)
+    with window(idle_s=1.0 if knows_idle else 0.0, meter=SimulatedMeter(device)) as w:
+        device.advance(seconds, power_w)
+    found = w.result
+    assert found.low_j is not None
+    assert found.high_j is not None
+    assert found.energy_j is not None
+    # The counter shows whole millijoules.
+    assert found.low_j - 0.002 <= seconds * power_w <= found.high_j + 0.002
+    assert found.low_j <= found.energy_j <= found.high_j
+
+
+def test_a_short_block_is_warned_of_and_says_what_to_do(gpu: SimulatedGpu) -> None:
+    with window(meter=SimulatedMeter(gpu)) as w:
+        gpu.advance(0.5, 300.0)
+    assert any("repeat it until it takes 3 s" in warning for warning in w.result.warnings)
+
+
+class CrowdedMeter(SimulatedMeter):
+    def states(self) -> tuple[GpuState, ...]:
+        return (GpuState(uuid="GPU-a", processes=2),)
+
+
+def test_another_process_on_the_gpu_is_warned_of(gpu: SimulatedGpu) -> None:
+    with window(meter=CrowdedMeter(gpu)) as w:
+        gpu.advance(5.0, 300.0)
+    assert any("another process" in warning for warning in w.result.warnings)
+
+
+class LostMeter(SimulatedMeter):
+    """Its GPU is lost once the block has begun."""
+
+    lost = False
+
+    def read(self) -> Mapping[str, float]:
+        if self.lost:
+            raise MeterError("GPU is lost")
+        return super().read()
+
+
+def test_a_meter_that_fails_at_the_end_leaves_a_reason_not_an_error(gpu: SimulatedGpu) -> None:
+    meter = LostMeter(gpu)
+    with window(meter=meter) as w:
+        gpu.advance(4.0, 300.0)
+        meter.lost = True
+    assert w.energy_j is w.power_w is w.result.low_j is None
+    assert w.result.reason == "GPU is lost"
+    assert w.duration_s == pytest.approx(4.0, abs=1e-3)
+
+
+def test_what_the_block_raises_comes_through_and_its_joules_are_known(gpu: SimulatedGpu) -> None:
+    def fail() -> None:
+        gpu.advance(4.0, 300.0)
+        raise KeyError("the user's own")
+
+    measured = window(meter=SimulatedMeter(gpu))
+    with pytest.raises(KeyError), measured:
+        fail()
+    assert measured.energy_j == pytest.approx(1200.0, rel=0.05)
+
+
+def test_before_its_end_a_window_has_no_joules(gpu: SimulatedGpu) -> None:
+    with window(meter=SimulatedMeter(gpu)) as w, pytest.raises(UsageError, match="still open"):
+        _ = w.energy_j
+
+
+def test_windows_nest(gpu: SimulatedGpu) -> None:
+    with window("outer", meter=SimulatedMeter(gpu)) as outer:
+        gpu.advance(3.0, 200.0)
+        with window("inner", meter=SimulatedMeter(gpu)) as inner:
+            gpu.advance(4.0, 600.0)
+    assert inner.energy_j == pytest.approx(2400.0, rel=0.03)
+    assert outer.energy_j == pytest.approx(600.0 + 2400.0 + 0.1 * IDLE_W, rel=0.02)
+
+
+def test_queued_gpu_work_is_waited_for(gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `torch.cuda.synchronize` would: the block ends when the GPU has done what it was given."""
+    queued_s = [0.0]
+
+    def synchronize() -> None:
+        gpu.advance(queued_s.pop() if queued_s else 0.0, 650.0)
+
+    cuda = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, synchronize=synchronize)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    with window(idle_s=1.0, meter=SimulatedMeter(gpu)) as w:
+        queued_s.append(5.0)
+    assert w.energy_j == pytest.approx(5.0 * 650.0, rel=0.002)
+
+
+def test_a_sync_that_fails_harms_nobody(gpu: SimulatedGpu) -> None:
+    calls: list[int] = []
+
+    def sync() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("device-side assert")
+
+    with window(sync=sync, meter=SimulatedMeter(gpu)) as w:
+        gpu.advance(4.0, 300.0)
+    assert w.energy_j == pytest.approx(1200.0, rel=0.05)
+
+
+def test_without_nvml_entering_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(MissingError, match="nvidia-ml-py|NVML"), window():
+        pytest.fail("the block must not run")
+
+
+def test_it_is_public_and_works_in_real_time() -> None:
+    with infergy.window(meter=SteadyMeter(power_w=200.0)) as w:
+        sum(range(1000))
+    assert w.power_w == pytest.approx(200.0, rel=0.2)
+    assert isinstance(w.result, infergy.BlockEnergy)
