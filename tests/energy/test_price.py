@@ -10,14 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infergy.energy.options import CEILING, FRACTIONAL, MEAN, METHODS, RARE_RULES, WHOLE
 from infergy.energy.price import (
-    CEILING,
-    FRACTIONAL,
-    MEAN,
-    METHODS,
     NO_VALUE,
-    RARE_RULES,
-    WHOLE,
     BinEnergy,
     charged_requests,
     mean_lengths,

@@ -25,12 +25,7 @@ from infergy.cli.trace_options import (
     print_json,
     stdout_console,
 )
-from infergy.energy.estimate import BASELINE
-from infergy.energy.estimate import estimate as run_estimate
-from infergy.energy.load import load_table
-from infergy.energy.price import CEILING, FRACTIONAL
-from infergy.energy.reference import DENSE
-from infergy.energy.table import MAX_BATCH_S
+from infergy.energy.options import BASELINE, CEILING, DENSE, FRACTIONAL, MAX_BATCH_S
 from infergy.units import format_number, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
@@ -114,6 +109,8 @@ def estimate(
 
     Example: infergy estimate azure-conv-2023
     """
+    from infergy.energy.estimate import estimate as run_estimate
+    from infergy.energy.load import load_table
     from infergy.workload import open_trace
 
     edges = bins_of(bins, input_edges, output_edges)

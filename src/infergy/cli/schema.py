@@ -71,7 +71,7 @@ def _record(name: str) -> tuple[type, str]:
 
         return (Histogram, HISTOGRAM_SCHEMA) if name == "histogram" else (TraceSummary, TRACE_SCHEMA)
     if name == "check":
-        from infergy.cli.check import CHECK_SCHEMA, Checked
+        from infergy.records.check import CHECK_SCHEMA, Checked
 
         return Checked, CHECK_SCHEMA
     if name == "comparison":

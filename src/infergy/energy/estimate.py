@@ -14,24 +14,31 @@ from typing import TYPE_CHECKING, Any
 
 from infergy.energy.answer import Estimate, Provenance, SourceUse, TraceEstimate, TraceFacts
 from infergy.energy.load import load_table
-from infergy.energy.price import CEILING, FRACTIONAL, METHODS, RARE_RULES, price_bins
-from infergy.energy.reference import DENSE, IDEALS, Reference
+from infergy.energy.options import (
+    BASELINE,
+    CEILING,
+    DEFAULT_GPU,
+    DEFAULT_MODEL,
+    DENSE,
+    FRACTIONAL,
+    IDEALS,
+    MAX_BATCH_S,
+    METHODS,
+    RARE_RULES,
+)
+from infergy.energy.price import price_bins
+from infergy.energy.reference import Reference
 from infergy.energy.summary import Priced, notes_on, summarise
 from infergy.energy.surface import Surface, SurfaceErrors, borrow_errors, repeat_error, surface_errors
-from infergy.energy.table import MAX_BATCH_S, EnergyTable, SetupTable
+from infergy.energy.table import EnergyTable, SetupTable
 from infergy.errors import UsageError
 from infergy.hardware import find_gpu_by_driver_name
-from infergy.workload.bins import BIN_NAMES, PAPER, POWERS_OF_TWO, Bins, Histogram
+from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bins, Histogram
 
 if TYPE_CHECKING:
     from infergy.workload import Trace
 
 __all__ = ["Estimate", "Provenance", "SourceUse", "TraceEstimate", "TraceFacts", "estimate"]
-
-DEFAULT_MODEL = "llama-3.1-8b"
-DEFAULT_GPU = "h200"
-BASELINE = "transformers"
-"""The unoptimised engine of arXiv 2504.17674: PyTorch, not compiled."""
 
 
 def estimate(
@@ -151,7 +158,7 @@ def _histogram(source: Trace | Histogram | Any, bins: str | Bins | None) -> Hist
     if isinstance(bins, str):
         if bins not in BIN_NAMES:
             raise UsageError.unknown("bins", bins, BIN_NAMES)
-        edges = Bins.paper() if bins == PAPER else None
+        edges = None if bins == POWERS_OF_TWO else Bins.paper()
     else:
         edges = bins
     from infergy.workload import Trace, open_trace

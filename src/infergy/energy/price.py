@@ -11,16 +11,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from infergy.energy.options import CEILING, WHOLE
 from infergy.energy.surface import Surface, SurfaceErrors, SurfaceValue
 from infergy.workload.bins import Bin, BinCount
-
-CEILING = "ceiling"
-MEAN = "mean"
-METHODS = (CEILING, MEAN)
-
-FRACTIONAL = "fractional"
-WHOLE = "whole"
-RARE_RULES = (FRACTIONAL, WHOLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infergy.energy.ideal import Ideal, flops_ideal, roofline_ideal
-from infergy.energy.price import CEILING, mean_lengths
+from infergy.energy.options import CEILING, PAPER, ROOFLINE
+from infergy.energy.price import mean_lengths
 from infergy.energy.surface import Surface
 from infergy.errors import UsageError
 from infergy.hardware import get_gpu, get_model
 from infergy.workload.bins import Bin, BinCount, Histogram
-
-DENSE = "dense"
-PAPER = "paper"
-ROOFLINE = "roofline"
-IDEALS = (DENSE, PAPER, ROOFLINE)
-"""What an estimate may stand beside: `flops_ideal` at the dense peak, at the vendor's headline, or `roofline_ideal`."""
 
 NO_REQUEST = "no request lies in a bin"
 

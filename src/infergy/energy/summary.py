@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.energy.answer import BatchChoices, Estimate, Provenance, SourceUse
-from infergy.energy.price import CEILING, FRACTIONAL, NO_VALUE, BinEnergy
+from infergy.energy.options import CEILING, FRACTIONAL
+from infergy.energy.price import NO_VALUE, BinEnergy
 from infergy.energy.reference import NO_REQUEST, Reference
 from infergy.energy.surface import EXTRAPOLATED, INTERPOLATED, MEASURED, Surface, SurfaceError, SurfaceErrors
 from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, SetupTable, SourceFacts, TableCell

@@ -15,11 +15,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from infergy.energy.options import MAX_BATCH_S
 from infergy.errors import UsageError
 from infergy.records import RANDOM_WEIGHTS, EngineSetup
-
-MAX_BATCH_S = 20.0
-"""Seconds that a batch may take to count: beyond, batches grow cheaper still, but nobody waits for the answers."""
 
 SHIPPED_PREFIX = "shipped "
 """Before the name of a file inside the package."""

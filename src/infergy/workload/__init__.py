@@ -1,10 +1,15 @@
-"""What is asked of a model: request traces, their bins, and prompts. Importing it loads no data library."""
+"""What is asked of a model: request traces, their bins, and prompts. Names are loaded when first used."""
 
-from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
-from infergy.workload.formats import FORMAT_NAMES, Columns
-from infergy.workload.sources import shipped_traces
-from infergy.workload.summary import LengthSummary, TraceSummary
-from infergy.workload.trace import Trace, open_trace
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
+    from infergy.workload.formats import FORMAT_NAMES, Columns
+    from infergy.workload.sources import shipped_traces
+    from infergy.workload.summary import LengthSummary, TraceSummary
+    from infergy.workload.trace import Trace, open_trace
 
 __all__ = [
     "FORMAT_NAMES",
@@ -20,3 +25,21 @@ __all__ = [
     "open_trace",
     "shipped_traces",
 ]
+
+_HOMES = {
+    "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
+    "formats": ("FORMAT_NAMES", "Columns"),
+    "sources": ("shipped_traces",),
+    "summary": ("LengthSummary", "TraceSummary"),
+    "trace": ("Trace", "open_trace"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name on its first use: the help of the command line needs only some."""
+    from importlib import import_module
+
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"infergy.workload.{home}"), name)
+    raise AttributeError(f"module 'infergy.workload' has no attribute {name!r}")

@@ -1,0 +1,71 @@
+"""Rows judged: each with its interval and its flags. A pure function of rows. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infergy.records.flags import Flag, find_drift, find_flags
+from infergy.records.measurement import Measurement
+from infergy.records.uncertainty import Uncertainty, find_uncertainties
+
+CHECK_SCHEMA = "infergy.check/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRow:
+    """A row, its interval and its flags.
+
+    Attributes:
+        cell: The cell in words.
+        energy_j: Joules a batch; None if the cell failed.
+        uncertainty: Its 95 % interval; None if nothing tells.
+        failure: Why the cell has no number; None if it has one.
+    """
+
+    cell_id: str
+    cell: str
+    energy_j: float | None
+    uncertainty: Uncertainty | None
+    flags: tuple[Flag, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedFile:
+    """All rows of a store, in its order."""
+
+    file: str
+    rows: tuple[CheckedRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What `infergy check --json` prints."""
+
+    files: tuple[CheckedFile, ...]
+    schema: str = CHECK_SCHEMA
+
+
+def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRow, ...]:
+    """Judge rows set-up by set-up, in their order."""
+    found: dict[int, CheckedRow] = {}
+    groups: dict[Any, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault((row.cell.setup, row.environment.weights), []).append(place)
+    for places in groups.values():
+        group = [rows[place] for place in places]
+        drift = find_drift(group)
+        for place, row, uncertainty in zip(places, group, find_uncertainties(group), strict=True):
+            moved = (drift[row.key],) if row.key in drift else ()
+            failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
+            found[place] = CheckedRow(
+                cell_id=row.cell_id,
+                cell=str(row.cell),
+                energy_j=row.result.energy_j if row.result else None,
+                uncertainty=uncertainty,
+                flags=(*find_flags(row, uncertainty, target=target), *moved),
+                failure=failure,
+            )
+    return tuple(found[place] for place in range(len(rows)))
