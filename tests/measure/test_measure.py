@@ -217,6 +217,7 @@ def test_a_sweep_measures_every_cell_and_the_same_command_resumes(tmp_path: Path
     rows = read_store(store).rows
     assert [row.cell_id for row in rows] == [planned.cell.id for planned in plan.cells]
     assert all(row.is_ok and row.simulated for row in rows)
+    assert all(row.bare_idle is not None and row.bare_idle != row.loaded_idle for row in rows)
     lines = store.read_bytes().split(b"\n")
     store.write_bytes(b"\n".join(lines[:5]) + b"\n" + lines[5][:100])
     again = list(sweep(plan, store, simulate=True))

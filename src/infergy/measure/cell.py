@@ -1,6 +1,6 @@
 """One cell: the only place where an engine and a meter meet.
 
-load engine ── idle window ──┐ once a set-up
+load engine ── idle window ──┐ once a set-up; another idle window before loading
                              │
 for each cell                ▼
   prompts   warm-up   state   wait tick   batch batch …   state   wait tick   row
@@ -122,7 +122,7 @@ def failed_cell(
 
 
 def measure_idle(meter: Meter, seconds: float) -> Window:
-    """A window over the idle GPU with the model loaded, at least `seconds` long, after it has settled."""
+    """A window over the idle GPU, at least `seconds` long, after it has settled."""
     meter.clock.sleep(SETTLE_S)
     opened = next_tick(meter)
     meter.clock.sleep(seconds)

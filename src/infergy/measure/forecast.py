@@ -41,8 +41,8 @@ def patience_s(forecast_s: float, options: MeasureOptions) -> float:
 
 
 def setup_s(setup: EngineSetup, options: MeasureOptions) -> float:
-    """Forecast seconds of loading a set-up and taking its idle power."""
-    return LOAD_S.get(setup.engine, 0.0) + options.idle_s
+    """Forecast seconds of loading a set-up and taking idle power before and after."""
+    return LOAD_S.get(setup.engine, 0.0) + 2 * options.idle_s
 
 
 def total_s(groups: Iterable[tuple[EngineSetup, list[PlannedCell]]], options: MeasureOptions) -> float:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
@@ -64,6 +64,7 @@ def main() -> int:
         try:
             engine, meter = open_pair(setup, plan, simulate=job.simulate, meter=job.meter)
             engine.check(setup)
+            bare = measure_idle(meter, plan.options.idle_s)
             session = engine.open(setup, plan.models[setup.model], plan.options.seed)
         except InfergyError as error:
             tell("refused", reason=str(error))
@@ -75,6 +76,7 @@ def main() -> int:
             for planned in todo:
                 tell("begin", cell=planned.key)
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, peers)
+                row = replace(row, bare_idle=bare)
                 peers.append(peer_of(row))
                 store.append(row)
                 tell("end", cell=planned.key, row=row.to_json())

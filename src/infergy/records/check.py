@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.records.flags import Flag, find_drift, find_flags
+from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
 from infergy.records.measurement import Measurement
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 
@@ -19,7 +20,9 @@ class CheckedRow:
 
     Attributes:
         cell: The cell in words.
-        energy_j: Joules a batch; None if the cell failed.
+        energy_j: Joules a batch, gross; None if the cell failed.
+        net_energy_j: Joules a batch above loaded idle; None likewise.
+        idle: Idle power, taken three ways.
         uncertainty: Its 95 % interval; None if nothing tells.
         failure: Why the cell has no number; None if it has one.
     """
@@ -27,6 +30,8 @@ class CheckedRow:
     cell_id: str
     cell: str
     energy_j: float | None
+    net_energy_j: float | None
+    idle: IdlePower
     uncertainty: Uncertainty | None
     flags: tuple[Flag, ...]
     failure: str | None
@@ -64,6 +69,8 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
                 cell_id=row.cell_id,
                 cell=str(row.cell),
                 energy_j=row.result.energy_j if row.result else None,
+                net_energy_j=net_energy_j(row),
+                idle=find_idle_power(row),
                 uncertainty=uncertainty,
                 flags=(*find_flags(row, uncertainty, target=target), *moved),
                 failure=failure,

@@ -130,6 +130,7 @@ class Measurement:
         prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
         windows: The measured windows, in order; empty if the cell failed.
         loaded_idle: A window over the idle, loaded GPU, from which the idle tail is priced; None if it failed.
+        bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
         before: State of each GPU just before the first window opened.
         after: State of each GPU just after the last batch.
         warmup_s: Seconds of warm-up that preceded the first window.
@@ -155,6 +156,7 @@ class Measurement:
     failure: Failure | None = None
     result: Result | None = None
     visit: str = GRID_VISIT
+    bare_idle: Window | None = None
     schema: str = SCHEMA
 
     @property

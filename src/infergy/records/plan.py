@@ -54,7 +54,7 @@ class MeasureOptions:
         min_batches: Fewest batches in a window, unless one batch takes `long_batch_s`.
         long_batch_s: Above this many seconds, one batch is enough.
         warmup_s: Most seconds of warm-up before a window (one short batch runs in any case).
-        idle_s: Seconds over which loaded-idle power is measured, once for each set-up.
+        idle_s: Seconds over which idle power is measured, bare and loaded, once for each set-up.
         hang_s: An engine that loads or measures a cell for so many seconds more than ten times its forecast is ended.
     """
 

@@ -1,0 +1,66 @@
+"""Idle power three ways, and what a row takes above it: pure functions of the row. Standard library only.
+
+bare       before the engine was loaded: what the board draws anyway
+loaded     with the model in memory and nothing to do
+between    right after requests, before clocks have fallen: from one window's closing tick to the next one's opening
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from infergy.records.measurement import Measurement, derive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdlePower:
+    """Watts of all GPUs of a row while no request ran; None where it was not taken.
+
+    Attributes:
+        bare_w: Before the engine was loaded.
+        loaded_w: With the model loaded.
+        between_w: Between two windows.
+    """
+
+    bare_w: float | None
+    loaded_w: float | None
+    between_w: float | None
+
+
+def find_idle_power(row: Measurement) -> IdlePower:
+    """The three idle powers of a row.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    windows = (row.bare_idle, row.loaded_idle)
+    bare_w, loaded_w = (None if one is None else sum(one.power_by_gpu_w.values()) for one in windows)
+    return IdlePower(bare_w=bare_w, loaded_w=loaded_w, between_w=_between_w(row))
+
+
+def _between_w(row: Measurement) -> float | None:
+    """Mean power between the windows, each GPU on its own edges; None where there is only one window."""
+    joules: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for earlier, later in pairwise(row.windows):
+        for uuid, close in earlier.close.items():
+            joules[uuid] = joules.get(uuid, 0.0) + later.open[uuid].energy_j - close.energy_j
+            seconds[uuid] = seconds.get(uuid, 0.0) + later.open[uuid].time_s - close.time_s
+    if not seconds or not all(seconds.values()):
+        return None
+    return sum(joules[uuid] / seconds[uuid] for uuid in joules)
+
+
+def net_energy_j(row: Measurement) -> float | None:
+    """Joules a batch above what the idle, loaded GPUs would have taken; None if the row failed.
+
+    Gross joules, `Result.energy_j`, are the default everywhere: somebody pays for idle power too.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    if not row.windows or row.loaded_idle is None:
+        return None
+    result = derive(row.windows, row.loaded_idle)
+    return result.energy_j - result.duration_s * sum(row.loaded_idle.power_by_gpu_w.values())
