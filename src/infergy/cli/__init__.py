@@ -17,6 +17,7 @@ from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
 from infergy.cli.schema import schema
 from infergy.cli.trace import trace
+from infergy.cli.verify import verify
 from infergy.errors import InfergyError
 from infergy.version import VERSION
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (estimate, trace, bins, measure, check, compare, plan, grid, gpus, models, schema, doctor):
+for verb in (estimate, trace, bins, measure, check, compare, verify, plan, grid, gpus, models, schema, doctor):
     app.command()(verb)
 app.command(VERB, hidden=True)(measure_command)
 

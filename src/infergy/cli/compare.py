@@ -41,7 +41,7 @@ def compare(
     if as_json:
         print_json([found])
     else:
-        _print(found)
+        print_comparison(found)
     if limit is None:
         return
     judged = [cell.ratio for cell in found.cells] if each else [found.overall]
@@ -54,7 +54,8 @@ def compare(
         raise typer.Exit(EXIT_WORSE)
 
 
-def _print(found: Comparison) -> None:
+def print_comparison(found: Comparison) -> None:
+    """A table of all cells and their mean, and what else to know."""
     from rich import box
     from rich.table import Table
 

@@ -135,7 +135,7 @@ def measure(
         raise UsageError("measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)")
     if simulate and meter != "nvml":
         raise UsageError(f"--simulate brings its own meter; leave out --meter {meter}")
-    failed = _sweep(resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json)
+    failed = run_sweep(resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json)
     if failed:
         typer.echo(f"{failed} cells failed; their rows say why. Try them again: --retry-failed", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -293,7 +293,7 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
             )
 
 
-def _sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, meter: str, as_json: bool) -> int:
+def run_sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, meter: str, as_json: bool) -> int:
     """Run the sweep, telling its progress on stderr; returns how many cells failed."""
     from infergy.measure.sweep import sweep
 

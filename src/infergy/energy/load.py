@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
 from infergy.errors import DataError, MeterError
-from infergy.hardware import find_gpu_by_driver_name
+from infergy.hardware import catalogue_name
 from infergy.records import EngineSetup, Environment, Measurement, Result, derive
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
@@ -18,9 +18,6 @@ from infergy.records.uncertainty import Uncertainty, find_uncertainties
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "tables"
 VOLATILE_OPTIONS = frozenset({"kv_cache_blocks"})
 """What an engine reports that differs from one loading to the next."""
-
-SIMULATED_PREFIX = "simulated "
-"""The simulated GPU puts this before the name of the one it plays."""
 
 
 class _Key(NamedTuple):
@@ -53,12 +50,6 @@ def load_table(
     if with_shipped:
         named += [(f"{SHIPPED_PREFIX}{path.relative_to(SHIPPED)}", path) for path in shipped_tables()]
     return _load(named, allow_simulated=allow_simulated)
-
-
-def catalogue_name(driver_name: str) -> str:
-    """The catalogue's name of a GPU that a driver calls `driver_name`, or that name itself."""
-    gpu = find_gpu_by_driver_name(driver_name.removeprefix(SIMULATED_PREFIX))
-    return driver_name if gpu is None else gpu.name
 
 
 def _load(named: Sequence[tuple[str, Path]], *, allow_simulated: bool) -> EnergyTable:

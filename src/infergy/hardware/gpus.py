@@ -11,6 +11,9 @@ from typing import Any
 
 from infergy.errors import UsageError
 
+SIMULATED_PREFIX = "simulated "
+"""The simulated GPU puts this before the name of the one it plays."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
@@ -102,6 +105,12 @@ def get_gpu(name: str) -> Gpu:
     if gpu is None:
         raise UsageError.unknown("GPU", name, gpu_names(), "All of them: infergy gpus")
     return gpu
+
+
+def catalogue_name(driver_name: str) -> str:
+    """The catalogue's name of a GPU that a driver calls `driver_name`, or that one plays; else that name itself."""
+    gpu = find_gpu_by_driver_name(driver_name.removeprefix(SIMULATED_PREFIX))
+    return driver_name if gpu is None else gpu.name
 
 
 def find_gpu_by_driver_name(name: str) -> Gpu | None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
 from infergy.hardware import Forecast, Gpu, ModelShape, canonical_name, forecast, get_gpu, largest_batch, model_config
+from infergy.measure.anchors import ANCHORS, choose_anchors
 from infergy.records import (
     END_VISIT,
     RANDOM_WEIGHTS,
@@ -83,7 +84,7 @@ class Options(_Strict):
 
     seed: int = _DEFAULTS.seed
     shuffle: bool = True
-    anchors: Annotated[int, Field(ge=0)] = 3
+    anchors: Annotated[int, Field(ge=0)] = ANCHORS
     target: Annotated[float, Field(gt=0, lt=1)] = _DEFAULTS.target
     max_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.max_time_s
     min_window_s: Seconds = _DEFAULTS.min_window_s
@@ -182,21 +183,12 @@ def make_plan(grid: Grid) -> Plan:
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     """The cells of one set-up as they are measured: anchors, all others shuffled, the same anchors again."""
-    anchors = _anchors(cells, options.anchors)
+    anchors = choose_anchors(cells, options.anchors) if len(cells) >= FEWEST_FOR_ANCHORS else []
     others = [planned for planned in cells if planned not in anchors]
     if options.shuffle and others:
         random.Random(f"{options.seed} {others[0].cell.setup.id}").shuffle(others)
     start, end = ([replace(planned, visit=visit) for planned in anchors] for visit in (START_VISIT, END_VISIT))
     return [*start, *others, *end]
-
-
-def _anchors(cells: list[PlannedCell], count: int) -> list[PlannedCell]:
-    """Cells of the shortest third, evenly spread over how long a batch takes: cheap to visit twice, and unlike."""
-    if len(cells) < FEWEST_FOR_ANCHORS or not count:
-        return []
-    short = sorted(cells, key=lambda planned: (planned.forecast_batch_s, planned.key))[: max(count, len(cells) // 3)]
-    step = (len(short) - 1) / max(1, count - 1)
-    return [short[place] for place in sorted({round(i * step) for i in range(min(count, len(short)))})]
 
 
 def _plan_block(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> Iterator[PlannedCell]:

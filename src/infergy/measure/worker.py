@@ -95,7 +95,7 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NV
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
     from infergy.engines.simulated import SimulatedEngine
-    from infergy.hardware import get_gpu
+    from infergy.hardware import SIMULATED_PREFIX, get_gpu
     from infergy.hardware.forecast import BASE_SHARE_OF_TDP
     from infergy.hardware.simulated import SimulatedGpu
     from infergy.meters.simulated import SimulatedMeter
@@ -103,7 +103,7 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NV
 
     gpu = get_gpu(plan.gpu)
     device = SimulatedGpu(
-        GpuIdentity(uuid="GPU-simulated-0", name=f"simulated {gpu.title}", memory_bytes=gpu.memory_bytes),
+        GpuIdentity(uuid="GPU-simulated-0", name=f"{SIMULATED_PREFIX}{gpu.title}", memory_bytes=gpu.memory_bytes),
         idle_w=gpu.tdp_w * BASE_SHARE_OF_TDP,
     )
     return SimulatedEngine(device, gpu), SimulatedMeter(device)

@@ -1,0 +1,60 @@
+"""Few cells that stand for many: cheap to measure again, and unlike each other. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infergy.errors import UsageError
+from infergy.hardware import catalogue_name, get_gpu, model_config
+from infergy.records import Measurement, MeasureOptions, Plan, PlannedCell
+
+ANCHORS = 3
+
+
+def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[PlannedCell]:
+    """Cells of the shortest third, evenly spread over how long a batch takes."""
+    if not cells or not count:
+        return []
+    short = sorted(cells, key=lambda planned: (planned.forecast_batch_s, planned.key))[: max(count, len(cells) // 3)]
+    step = (len(short) - 1) / max(1, count - 1)
+    return [short[place] for place in sorted({round(i * step) for i in range(min(count, len(short)))})]
+
+
+def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
+    """A plan that measures three cells of a table again, of one engine set-up.
+
+    Args:
+        rows: The table's rows.
+        label: The set-up's label: ``vllm``.
+
+    Raises:
+        UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalogue.
+    """
+    measured = [row for row in rows if row.is_ok and row.result is not None]
+    chosen = [row for row in measured if row.cell.setup.label == label]
+    if not chosen:
+        labels = sorted({row.cell.setup.label for row in measured})
+        raise UsageError.unknown("engine of the table", label, labels, "Name one with --engine")
+    first = chosen[0]
+    # Of several kinds of weights the first one's rows are a set-up of their own.
+    alike = [row for row in chosen if row.cell.setup == first.cell.setup]
+    name = first.environment.gpus[0].name if first.environment.gpus else "unknown"
+    cells = {row.cell_id: _plan(row) for row in alike}
+    return Plan(
+        name="verify",
+        gpu=get_gpu(catalogue_name(name)).name,
+        cells=tuple(choose_anchors(list(cells.values()))),
+        models={first.cell.setup.model: model_config(first.cell.setup.model)},
+        options=MeasureOptions(seed=first.seed),
+    )
+
+
+def _plan(row: Measurement) -> PlannedCell:
+    assert row.result is not None
+    return PlannedCell(
+        cell=row.cell,
+        batch_choice=row.batch_choice,
+        # A share of the whole batch: the warm-up is to take no longer.
+        forecast_prefill_s=row.result.duration_s,
+        forecast_batch_s=row.result.duration_s,
+    )
