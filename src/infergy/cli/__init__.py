@@ -11,6 +11,7 @@ from infergy.cli.bins import bins
 from infergy.cli.check import check
 from infergy.cli.command import VERB, measure_command, route
 from infergy.cli.compare import compare
+from infergy.cli.doctor import doctor
 from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
@@ -33,7 +34,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (estimate, trace, bins, measure, check, compare, plan, grid, gpus, models, schema):
+for verb in (estimate, trace, bins, measure, check, compare, doctor, plan, grid, gpus, models, schema):
     app.command()(verb)
 app.command(VERB, hidden=True)(measure_command)
 
