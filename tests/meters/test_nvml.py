@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infergy.errors import MissingError, UsageError
+from infergy.meters import Power
 from infergy.meters.nvml import NvmlMeter, visible_uuids
 
 UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
@@ -55,6 +56,7 @@ class FakeNvml:
     NVMLError = FakeNvmlError
     NVMLError_NotSupported = FakeNotSupportedError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU, NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS = 1, 2, 0, 186, 0
+    NVML_FI_DEV_POWER_AVERAGE = 185
 
     def __init__(self) -> None:
         self.energy_mj = 123_456
@@ -101,7 +103,8 @@ class FakeNvml:
         raise FakeNotSupportedError("Not Supported")
 
     def nvmlDeviceGetFieldValues(self, handle: str, fields: list[int]) -> list[Any]:  # noqa: N802
-        return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=512_000))]
+        told = {186: (0, 512_000), 185: (3, 0)}
+        return [SimpleNamespace(nvmlReturn=told[one][0], value=SimpleNamespace(uiVal=told[one][1])) for one in fields]
 
     def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
         return "580.1"
@@ -131,6 +134,10 @@ def test_states_and_identity_are_in_si_units_and_unknown_is_none(nvml: FakeNvml)
     assert state.processes is None
     assert meter.gpus[0].power_limit_w == 700.0
     assert meter.facts() == {"driver": "580.1", "cuda": "13.0"}
+
+
+def test_a_power_field_that_does_not_answer_is_none(nvml: FakeNvml) -> None:
+    assert NvmlMeter.open(1).powers() == {"GPU-aaaa-1": Power(instant_w=512.0, average_w=None)}
 
 
 def test_a_gpu_without_a_counter_is_named(nvml: FakeNvml) -> None:

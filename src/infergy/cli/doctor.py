@@ -1,81 +1,218 @@
-"""`infergy doctor`: what this machine can measure, and what it lacks."""
+"""`infergy doctor`: what can be measured on this machine, how well, and what to type for what is missing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json
-from infergy.errors import InfergyError, MissingError
-from infergy.units import format_bytes, format_si
+from infergy.errors import MissingError, UsageError
+from infergy.units import format_bytes, format_duration, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.measure.doctor import Machine
-    from infergy.meters import Meter
+    from infergy.measure.doctor import Diagnosis, GpuFound, MeterFound
+    from infergy.records.behaviour import FieldBehaviour, MeterBehaviour
+
+EXIT_MISSING = 3
+UNKNOWN = "unknown"
 
 
 def doctor(
-    meter: Annotated[str, typer.Option("--with-meter", help="nvml, or a plug-in's name")] = "nvml",
-    simulate: Annotated[bool, typer.Option("--simulate", help="Look at a simulated GPU.")] = False,
+    meter: Annotated[
+        bool, typer.Option("--meter", help="Switch a load on the first GPU on and off, and tell how its meter follows.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help="With --meter: keep what was found in this JSON file.")
+    ] = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Examine a simulated GPU, which says nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what this machine can measure: GPUs, energy counter, its period, cost of a read, versions, what is missing.
+    """Tell what can be measured on this machine, how well, and what is missing; exit with 3 if nothing can be.
 
-    Example: infergy doctor
+    Example: infergy doctor --meter -o meter.json
     """
-    from infergy.measure.doctor import examine
-
-    opened, reason = _open(meter, simulate=simulate)
-    found = examine(opened, reason)
-    if opened is not None:
-        opened.close()
+    if output is not None:
+        _check(output, meter=meter)
+    found = _simulated(meter) if simulate else _real(meter)
+    if output is not None and found.behaviour is not None:
+        found.behaviour.save(output)
     if as_json:
         print_json([found])
     else:
         _print(found)
-    if not found.can_measure:
-        raise typer.Exit(MissingError.exit_code)
+    if not found.can_measure or (meter and found.behaviour is None):
+        raise typer.Exit(EXIT_MISSING)
 
 
-def _open(name: str, *, simulate: bool) -> tuple[Meter | None, str | None]:
-    from infergy.meters import open_meter
-
-    if simulate:
-        from infergy.meters.simulated import SteadyMeter
-
-        return SteadyMeter(), None
+def _check(output: Path, *, meter: bool) -> None:
+    """Refuse before the GPU is loaded what would fail after it."""
+    if not meter:
+        raise UsageError(f"-o {output} keeps what --meter finds: infergy doctor --meter -o {output}")
+    is_new = not output.exists()
     try:
-        return open_meter(name, None), None
-    except InfergyError as error:
-        return None, str(error)
+        output.open("a", encoding="utf-8").close()
+        if is_new:
+            output.unlink()
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written ({error.strerror}). Name another file with -o") from error
 
 
-def _print(found: Machine) -> None:
-    lines = [("infergy", f"{found.infergy}, Python {found.python}, {found.platform}")]
-    lines += [("versions", ", ".join(f"{name} {version}" for name, version in found.packages.items()) or "none")]
-    lines += [("meters", ", ".join(found.meters))]
-    if found.meter is not None:
-        under = ", ".join(
-            f"{name} {value}" for name, value in (("driver", found.driver), ("CUDA", found.cuda)) if value
-        )
-        lines.append(("meter", f"{found.meter}, joules of the {found.scope}{', ' + under if under else ''}"))
+def _simulated(with_behaviour: bool) -> Diagnosis:
+    from infergy.measure.doctor import SIMULATED_FULL_W, diagnose_simulated, simulated_gpu
+    from infergy.measure.loads import SimulatedLoad
+    from infergy.measure.square_wave import measure_behaviour
+    from infergy.meters.simulated import SimulatedMeter
+
+    gpu = simulated_gpu()
+    meter = SimulatedMeter(gpu)
+    found = diagnose_simulated(meter)
+    if not with_behaviour:
+        return found
+    return replace(found, behaviour=measure_behaviour(meter, SimulatedLoad(gpu, SIMULATED_FULL_W)))
+
+
+def _real(with_behaviour: bool) -> Diagnosis:
+    from infergy.measure.doctor import diagnose
+
+    found = diagnose()
+    nvml = next(meter for meter in found.meters if meter.name == "nvml")
+    if not with_behaviour:
+        return found
+    if not nvml.is_usable:
+        typer.echo(f"--meter needs the meter nvml: {nvml.reason}", err=True)
+        return found
+    return replace(found, behaviour=_behaviour())
+
+
+def _behaviour() -> MeterBehaviour:
+    from infergy.measure.loads import TorchLoad
+    from infergy.measure.square_wave import Wave, measure_behaviour
+    from infergy.meters.nvml import NvmlMeter
+
+    meter = NvmlMeter.open(1)
+    try:
+        load: TorchLoad | None = TorchLoad(meter.gpus[0].uuid)
+    except MissingError as error:
+        typer.echo(f"without a load: {error}", err=True)
+        load = None
+    if load is not None:
+        typer.echo(f"{meter.gpus[0].uuid}: about {format_duration(Wave().duration_s)} of load, on and off", err=True)
+    try:
+        return measure_behaviour(meter, load)
+    finally:
+        meter.close()
+
+
+def _print(found: Diagnosis) -> None:
+    typer.echo(f"infergy {found.infergy}, Python {found.python}, {found.platform}, {found.cpu or 'unknown CPU'}")
+    if found.driver is not None:
+        typer.echo(f"NVIDIA driver {found.driver}, CUDA up to {found.cuda or UNKNOWN}")
+    if found.simulated:
+        typer.echo("SIMULATED: what follows comes from a model and says nothing about real hardware")
+    typer.echo("Meters")
+    for outcome, group in groupby(found.meters, key=_outcome):
+        typer.echo(f"  {', '.join(one.name for one in group)}: {outcome}")
+    typer.echo("GPUs" if found.gpus else "GPUs: none that NVML tells of")
     for gpu in found.gpus:
-        one = gpu.identity
-        memory = "" if one.memory_bytes is None else f", {format_bytes(one.memory_bytes)}"
-        limit = "" if one.power_limit_w is None else f", limit {one.power_limit_w:g} W"
-        lines.append(("GPU", f"{one.uuid}: {one.name} ({gpu.catalogue or 'not in the catalogue'}){memory}{limit}"))
-        if gpu.silent:
-            lines.append(("", f"the driver does not tell {', '.join(gpu.silent)}"))
-    if found.counter_period_s is not None:
-        lines.append(("counter", f"ticks every {format_si(found.counter_period_s, 's')}"))
-    if found.read_median_s is not None and found.read_worst_s is not None:
-        worst = format_si(found.read_worst_s, "s", 2)
-        lines.append(("a read", f"takes {format_si(found.read_median_s, 's', 2)} (median), {worst} at worst"))
-    lines.append(("CUDA_VISIBLE_DEVICES", found.visible_devices or "not set"))
-    lines += [("note", note) for note in found.notes]
-    lines += [("missing", what) for what in found.missing]
-    width = max(len(head) for head, _ in lines)
-    for head, text in lines:
-        typer.echo(f"{head:{width}}  {text}")
-    typer.echo("This machine can measure." if found.can_measure else "This machine cannot measure.")
+        _print_gpu(gpu)
+    for name, value in found.variables.items():
+        if value is not None:
+            typer.echo(f"{name}={value}")
+    for permission in found.permissions:
+        if not permission.is_granted:
+            typer.echo(f"{permission.path} may not be read: {permission.cure}")
+    have = [f"{name} {version}" for name, version in found.packages.items() if version is not None]
+    typer.echo(f"Packages: {', '.join(have) or 'none of those that measuring uses'}")
+    if found.missing:
+        typer.echo("Not installed")
+    for one in found.missing:
+        typer.echo(f"  {one.what}, for {one.purpose}: {one.cure}")
+    for warning in found.warnings:
+        typer.echo(f"Beware: {warning}")
+    if found.behaviour is not None:
+        _print_behaviour(found.behaviour)
+    if not found.can_measure:
+        typer.echo("Nothing can be measured here. Try the simulated GPU: infergy doctor --simulate --meter")
+
+
+def _outcome(meter: MeterFound) -> str:
+    """The same words for all meters that lack the same thing, so that they share a line."""
+    if meter.is_usable:
+        return f"yes, {meter.scope}"
+    return f"no: {(meter.reason or UNKNOWN).replace(f'meter {meter.name} ', '')}"
+
+
+def _print_gpu(found: GpuFound) -> None:
+    gpu = found.gpu
+    index = "-" if found.index is None else found.index
+    hidden = "" if found.is_visible else ", hidden by CUDA_VISIBLE_DEVICES"
+    catalogue = (
+        "not in the catalogue (infergy gpus)" if found.catalogue is None else f"{found.catalogue} in the catalogue"
+    )
+    memory = "" if gpu.memory_bytes is None else f", {format_bytes(gpu.memory_bytes)}"
+    typer.echo(f"  {index}: {gpu.name}, {gpu.uuid}, {catalogue}{memory}{hidden}")
+    between = (
+        ""
+        if found.power_limit_low_w is None or found.power_limit_high_w is None
+        else f" of {format_number(found.power_limit_low_w)} to {format_number(found.power_limit_high_w)} W"
+    )
+    limit = UNKNOWN if gpu.power_limit_w is None else f"{format_number(gpu.power_limit_w)} W"
+    typer.echo(f"     power limit {limit}{between}")
+    if found.reason is not None:
+        typer.echo(f"     energy counter: no: {found.reason}")
+    else:
+        typer.echo(
+            f"     energy counter: moves each {_seconds(found.counter_period_s)}; a read takes "
+            f"{_seconds(found.read_median_s)}, at worst {_seconds(found.read_worst_s)} of {found.reads}"
+        )
+    for verb, wanted in (("answers", True), ("does not answer", False)):
+        names = [name.replace("_", " ") for name, answers in found.answers.items() if answers is wanted]
+        if names:
+            typer.echo(f"     {verb}: {', '.join(names)}")
+
+
+def _print_behaviour(found: MeterBehaviour) -> None:
+    counter = found.counter
+    typer.echo(f"Meter of {found.gpu.uuid}, load: {found.load or 'none'}")
+    regular = {True: "regular", False: "IRREGULAR", None: "regularity unknown"}[counter.is_regular]
+    typer.echo(
+        f"  counter: moves each {_seconds(counter.period_s)} ({_seconds(counter.period_low_s)} to "
+        f"{_seconds(counter.period_high_s)} in nine of ten of {counter.intervals}; {regular}), in steps of "
+        f"{UNKNOWN if counter.step_j is None else format_si(counter.step_j, 'J')}"
+    )
+    typer.echo(
+        f"           shows a load step after {_seconds(counter.delay_s)}; "
+        f"looks {_share(counter.sampled_share)} of the time"
+    )
+    _print_field("instant power", found.instant_power)
+    _print_field("average power", found.average_power)
+    typer.echo("  counter over the integral of instant power")
+    for one in found.agreements:
+        half_s = one.half_period_s
+        name = one.load if half_s is None else f"on and off for {format_si(half_s, 's')} each"
+        instant = UNKNOWN if one.instant_w is None else f"{format_number(one.instant_w)} W"
+        ratio = UNKNOWN if one.ratio is None else format_number(one.ratio)
+        typer.echo(f"    {name}: {ratio} ({format_number(one.counter_w)} W over {instant})")
+    for reason in found.reasons:
+        typer.echo(f"  {reason}")
+
+
+def _print_field(name: str, found: FieldBehaviour) -> None:
+    share = "" if found.sampled_share is None else f"; tells of at most {_share(found.sampled_share)} of the time"
+    typer.echo(f"  {name}: changes each {_seconds(found.period_s)}{share}")
+    typer.echo(
+        f"           begins to move {_seconds(found.delay_s)} after a load step, rises in {_seconds(found.rise_s)} "
+        f"as a mean over {_seconds(found.averaged_s)} does"
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return UNKNOWN if value is None else format_si(value, "s")
+
+
+def _share(value: float | None) -> str:
+    return "an unknown share" if value is None else format_percent(value)

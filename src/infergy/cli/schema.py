@@ -11,7 +11,19 @@ import typer
 from infergy.errors import UsageError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-NAMES = ("check", "comparison", "doctor", "estimate", "grid", "histogram", "measurement", "plan", "trace", "window")
+NAMES = (
+    "check",
+    "comparison",
+    "doctor",
+    "estimate",
+    "grid",
+    "histogram",
+    "measurement",
+    "meter",
+    "plan",
+    "trace",
+    "window",
+)
 GRID_SCHEMA = "infergy.grid/1"
 """A grid names no schema of its own: a human writes it."""
 
@@ -78,14 +90,18 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.compare import COMPARISON_SCHEMA, Comparison
 
         return Comparison, COMPARISON_SCHEMA
+    if name == "doctor":
+        from infergy.measure.doctor import DOCTOR_SCHEMA, Diagnosis
+
+        return Diagnosis, DOCTOR_SCHEMA
+    if name == "meter":
+        from infergy.records.behaviour import BEHAVIOUR_SCHEMA, MeterBehaviour
+
+        return MeterBehaviour, BEHAVIOUR_SCHEMA
     if name == "window":
         from infergy.measure.block import BLOCK_SCHEMA, BlockEnergy
 
         return BlockEnergy, BLOCK_SCHEMA
-    if name == "doctor":
-        from infergy.measure.doctor import DOCTOR_SCHEMA, Machine
-
-        return Machine, DOCTOR_SCHEMA
     if name == "estimate":
         from infergy.energy.answer import ESTIMATE_SCHEMA, TraceEstimate
 

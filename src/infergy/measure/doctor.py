@@ -1,171 +1,354 @@
-"""What this machine can measure, and what it lacks: probed, not assumed. Standard library only."""
+"""What can be measured on this machine, how well, and what is missing. Standard library and pynvml only.
+
+Nothing is changed: no clock, limit or mode of a GPU.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 
-from infergy.errors import InfergyError, MeterError
+from infergy.errors import InfergyError, MeterError, MissingError, UsageError
 from infergy.hardware import find_gpu_by_driver_name
-from infergy.measure.environment import version_of
-from infergy.meters import Meter
-from infergy.meters.plugins import find_plugins
-from infergy.meters.protocol import METERS
+from infergy.hardware.simulated import Sensors, SimulatedGpu
+from infergy.measure.environment import cpu_name, version_of
+from infergy.meters import Meter, powers_of
+from infergy.meters.nvml import NvmlMeter, visible_uuids
+from infergy.meters.nvml_boards import Board, open_boards
+from infergy.meters.plugins import find_plugins, open_plugin
 from infergy.meters.window import counter_period_s
-from infergy.records import GpuIdentity, GpuState
+from infergy.records import GpuIdentity
+from infergy.records.behaviour import MeterBehaviour
 from infergy.version import VERSION
 
 DOCTOR_SCHEMA = "infergy.doctor/1"
+
 READS = 300
-"""Enough reads to see the slow ones: a read that meets a tick takes longest."""
+"""How often the counter is read to find what a read costs."""
 
-PACKAGES = ("nvidia-ml-py", "torch", "transformers", "accelerate", "vllm", "zeus")
-REMEDIES: Mapping[str, str] = {
-    "torch": "engine transformers: pip install 'infergy[transformers]'",
-    "transformers": "engine transformers: pip install 'infergy[transformers]'",
-    "vllm": "engine vllm: pip install 'infergy[vllm]'",
+PACKAGES = {
+    "nvidia-ml-py": ("the meter nvml", "pip install nvidia-ml-py"),
+    "torch": ("the engine transformers, and the load of infergy doctor --meter", "pip install 'infergy[transformers]'"),
+    "transformers": ("the engine transformers", "pip install 'infergy[transformers]'"),
+    "vllm": ("the engine vllm", "pip install 'infergy[vllm]'"),
+    "zeus": ("meters of AMD GPUs, Intel CPUs, Apple silicon and Jetson", "pip install 'infergy[zeus]'"),
 }
+"""Distributions, what each is for, and what to type where it is not installed."""
+
+SIMULATED_SENSORS = Sensors(power_period_s=0.1, power_window_s=0.025, noise_w=0.2)
+"""Of A100 and H100, says arXiv 2312.02741: 25 ms of each 100 ms; averaged power over 1 s."""
+
+SIMULATED_IDLE_W, SIMULATED_FULL_W = 120.0, 700.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbedGpu:
-    """One GPU as its driver shows it.
+class MeterFound:
+    """One meter that is installed.
 
     Attributes:
-        catalogue: Its name in `infergy gpus`; None if it is not there, and so has no datasheet or largest batch.
-        answers: Fields of its state that the driver tells.
-        silent: Fields that it does not tell; rows have None there.
+        package: Which distribution offers it.
+        is_usable: Whether it opens here.
+        scope: What its joules cover; None if it does not open.
+        reason: Why it does not, and what to type; None if it does.
     """
 
-    identity: GpuIdentity
+    name: str
+    package: str
+    is_usable: bool
+    scope: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFound:
+    """One GPU; None where it does not tell.
+
+    Attributes:
+        index: NVML's, in PCI order.
+        catalogue: Its name in `infergy gpus`; None if it is not there.
+        is_visible: Whether CUDA_VISIBLE_DEVICES leaves it visible; None where that cannot be told.
+        power_limit_low_w: The lowest limit that it could be set to, and `power_limit_high_w` the highest.
+        has_mig: Whether it is cut into slices.
+        has_counter: Whether its energy counter answers and moves.
+        counter_period_s: Time between two ticks of the counter, the shortest of five.
+        read_median_s: What a read of the counter takes, and `read_worst_s` at worst, of `reads`.
+        answers: Whether each field answers: ``instant_power``, ``average_power``, ``temperature``, ``sm_clock``,
+            ``memory_clock``, ``memory_used``, ``slowdowns``, ``processes``.
+        processes: How many compute processes are on it now.
+        reason: Why the counter is of no use; None if it is.
+    """
+
+    index: int | None
+    gpu: GpuIdentity
     catalogue: str | None
-    answers: tuple[str, ...]
-    silent: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What was found.
-
-    Attributes:
-        can_measure: Whether an energy counter moves.
-        counter_period_s: Seconds between two ticks of the first GPU's counter; None if it does not move.
-        read_median_s: Seconds of one read of all counters.
-        read_worst_s: The slowest of `READS` reads.
-        meters: Names that `--meter` takes.
-        packages: Versions of what is installed.
-        missing: What is not there, and what to type to get it.
-        notes: What to know of this machine, in words.
-        visible_devices: CUDA_VISIBLE_DEVICES; None if it is not set.
-    """
-
-    can_measure: bool
-    meter: str | None
-    scope: str | None
-    simulated: bool
-    gpus: tuple[ProbedGpu, ...]
+    is_visible: bool | None
+    power_limit_low_w: float | None
+    power_limit_high_w: float | None
+    has_mig: bool | None
+    has_counter: bool
     counter_period_s: float | None
     read_median_s: float | None
     read_worst_s: float | None
-    driver: str | None
-    cuda: str | None
-    meters: tuple[str, ...]
+    reads: int
+    answers: Mapping[str, bool]
+    processes: int | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permission:
+    """A file that a meter reads.
+
+    Attributes:
+        cure: What to type where it may not be read; None where it may.
+    """
+
+    path: str
+    is_granted: bool
+    cure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """Something that is not installed, what it would be for, and what to type."""
+
+    what: str
+    purpose: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What this machine can measure.
+
+    Attributes:
+        can_measure: Whether some meter opens here.
+        driver: Version of the NVIDIA driver, and `cuda` the newest CUDA that it supports; None without.
+        variables: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER; None where unset.
+        packages: Version by distribution; None where it is not installed.
+        warnings: Pitfalls of this machine, a sentence each.
+        behaviour: What `infergy doctor --meter` found; None where it was not asked for.
+    """
+
+    diagnosed_utc: str
     infergy: str
     python: str
     platform: str
-    packages: Mapping[str, str]
-    visible_devices: str | None
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
+    cpu: str | None
+    simulated: bool
+    can_measure: bool
+    meters: tuple[MeterFound, ...]
+    driver: str | None
+    cuda: str | None
+    gpus: tuple[GpuFound, ...]
+    variables: Mapping[str, str | None]
+    permissions: tuple[Permission, ...]
+    packages: Mapping[str, str | None]
+    missing: tuple[Missing, ...]
+    warnings: tuple[str, ...]
+    behaviour: MeterBehaviour | None = None
     schema: str = DOCTOR_SCHEMA
 
 
-def examine(meter: Meter | None, reason: str | None = None) -> Machine:
-    """Probe a meter and gather what is installed.
+def diagnose(root: Path = Path("/")) -> Diagnosis:
+    """Describe this machine; takes about a second a GPU.
 
     Args:
-        meter: The open meter; None if it could not be opened.
-        reason: Why it could not.
+        root: Where device files and the kernel's energy counters stand.
     """
-    found = {name: version for name in PACKAGES if (version := version_of(name)) is not None}
-    missing = [] if reason is None else [reason]
-    missing += dict.fromkeys(remedy for name, remedy in REMEDIES.items() if name not in found)
-    probe = None if meter is None else _probe(meter)
-    facts = {} if meter is None else meter.facts()
-    return Machine(
-        can_measure=probe is not None and probe.period_s is not None,
-        meter=None if meter is None else meter.name,
-        scope=None if meter is None else meter.scope,
-        simulated=meter is not None and meter.is_simulated,
-        gpus=() if meter is None else _gpus(meter),
-        counter_period_s=None if probe is None else probe.period_s,
-        read_median_s=None if probe is None else probe.median_s,
-        read_worst_s=None if probe is None else probe.worst_s,
-        driver=facts.get("driver"),
-        cuda=facts.get("cuda"),
-        meters=(*METERS, *(plugin.name for plugin in find_plugins() if plugin.problem is None)),
+    found = _Nvidia()
+    try:
+        found = _examine_nvidia()
+        nvml = _nvml_found(found)
+    except InfergyError as error:
+        nvml = MeterFound(name="nvml", package="infergy", is_usable=False, reason=str(error))
+    return _diagnosis((nvml, *_plugins()), found, permissions=tuple(_permissions(root)), simulated=False)
+
+
+def diagnose_simulated(meter: Meter) -> Diagnosis:
+    """Describe a simulated GPU in the same words."""
+    found = _Nvidia(gpus=tuple(_probe(meter, gpu, None) for gpu in meter.gpus))
+    usable = MeterFound(name=meter.name, package="infergy", is_usable=True, scope=meter.scope)
+    return _diagnosis((usable,), found, permissions=(), simulated=True)
+
+
+def simulated_gpu(sensors: Sensors = SIMULATED_SENSORS) -> SimulatedGpu:
+    """The GPU of `infergy doctor --simulate`."""
+    identity = GpuIdentity(uuid="GPU-simulated-0", name="simulated GPU", power_limit_w=SIMULATED_FULL_W)
+    return SimulatedGpu(identity, idle_w=SIMULATED_IDLE_W, sensors=sensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Nvidia:
+    """What NVML tells of this machine."""
+
+    gpus: tuple[GpuFound, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def _diagnosis(
+    meters: tuple[MeterFound, ...], found: _Nvidia, *, permissions: tuple[Permission, ...], simulated: bool
+) -> Diagnosis:
+    packages = {name: version_of(name) for name in PACKAGES}
+    return Diagnosis(
+        diagnosed_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         infergy=VERSION,
         python=platform.python_version(),
         platform=platform.platform(),
-        packages=found,
-        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        missing=tuple(missing),
-        notes=_notes(meter, None if probe is None else probe.reason),
+        cpu=cpu_name(),
+        simulated=simulated,
+        can_measure=any(meter.is_usable for meter in meters),
+        meters=meters,
+        driver=found.facts.get("driver"),
+        cuda=found.facts.get("cuda"),
+        gpus=found.gpus,
+        variables={name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")},
+        permissions=permissions,
+        packages=packages,
+        missing=tuple(
+            Missing(what=name, purpose=PACKAGES[name][0], cure=PACKAGES[name][1])
+            for name, version in packages.items()
+            if version is None
+        ),
+        warnings=found.warnings,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    period_s: float | None
-    median_s: float
-    worst_s: float
-    reason: str | None
+def _examine_nvidia() -> _Nvidia:
+    with open_boards() as boards:
+        visible, problem = _visible([board.gpu.uuid for board in boards])
+        gpus = tuple(_probe(board.meter, board.gpu, board, visible) for board in boards)
+        facts = boards[0].meter.facts() if boards else {}
+    return _Nvidia(gpus=gpus, facts=facts, warnings=(*problem, *_pitfalls(gpus)))
 
 
-def _probe(meter: Meter) -> _Probe | None:
-    clock, seconds = meter.clock, []
+def _nvml_found(found: _Nvidia) -> MeterFound:
+    """Whether the meter that `infergy measure` would use opens.
+
+    Raises:
+        InfergyError: It does not; the message says why.
+    """
+    meter = NvmlMeter.open(None)
+    meter.close()
+    broken = [gpu for gpu in found.gpus if gpu.is_visible and not gpu.has_counter]
+    if broken:
+        raise MeterError(broken[0].reason or f"the counter of {broken[0].gpu.uuid} does not answer")
+    return MeterFound(name="nvml", package="infergy", is_usable=True, scope=meter.scope)
+
+
+def _visible(uuids: list[str]) -> tuple[list[str] | None, tuple[str, ...]]:
+    """Which GPUs CUDA_VISIBLE_DEVICES leaves; None and a warning where it cannot be meant."""
     try:
-        for _ in range(READS):
-            begun_s = clock.now_s()
-            meter.read()
-            seconds.append(clock.now_s() - begun_s)
-    except InfergyError:
-        return None
+        return visible_uuids(uuids, os.environ), ()
+    except UsageError as error:
+        return None, (str(error),)
+
+
+def _probe(meter: Meter, gpu: GpuIdentity, board: Board | None, visible: Sequence[str] | None = None) -> GpuFound:
+    known = find_gpu_by_driver_name(gpu.name)
+    reads_s: list[float] = []
+    period_s = reason = None
     try:
-        return _Probe(counter_period_s(meter), median(seconds), max(seconds), None)
-    except MeterError as error:
-        return _Probe(None, median(seconds), max(seconds), str(error))
-
-
-def _gpus(meter: Meter) -> tuple[ProbedGpu, ...]:
-    states = {state.uuid: state for state in meter.states()}
-    return tuple(_gpu(gpu, states.get(gpu.uuid)) for gpu in meter.gpus)
-
-
-def _gpu(identity: GpuIdentity, state: GpuState | None) -> ProbedGpu:
-    names = [field.name for field in fields(GpuState) if field.name != "uuid"]
-    told = [name for name in names if state is not None and getattr(state, name) is not None]
-    known = find_gpu_by_driver_name(identity.name)
-    return ProbedGpu(
-        identity=identity,
+        reads_s = read_costs_s(meter)
+        period_s = counter_period_s(meter)
+    except (MissingError, MeterError) as error:
+        reason = str(error)
+    (state,) = meter.states()
+    power = powers_of(meter)[gpu.uuid]
+    answers = {
+        "instant_power": power.instant_w,
+        "average_power": power.average_w,
+        "temperature": state.temperature_c,
+        "sm_clock": state.sm_clock_hz,
+        "memory_clock": state.memory_clock_hz,
+        "memory_used": state.memory_used_bytes,
+        "slowdowns": state.slowdowns,
+        "processes": state.processes,
+    }
+    return GpuFound(
+        index=None if board is None else board.index,
+        gpu=gpu,
         catalogue=None if known is None else known.name,
-        answers=tuple(told),
-        silent=tuple(name for name in names if name not in told),
+        is_visible=True if board is None else None if visible is None else gpu.uuid in visible,
+        power_limit_low_w=None if board is None else board.power_limit_low_w,
+        power_limit_high_w=None if board is None else board.power_limit_high_w,
+        has_mig=None if board is None else board.has_mig,
+        has_counter=reason is None,
+        counter_period_s=period_s,
+        read_median_s=median(reads_s) if reads_s else None,
+        read_worst_s=max(reads_s, default=None),
+        reads=len(reads_s),
+        answers={name: value is not None for name, value in answers.items()},
+        processes=state.processes,
+        reason=reason,
     )
 
 
-def _notes(meter: Meter | None, reason: str | None) -> tuple[str, ...]:
-    if meter is None:
-        return ()
-    notes = [] if reason is None else [reason]
-    for gpu in meter.gpus:
-        if "MIG" in gpu.name:
-            notes.append(f"{gpu.name} is a slice: its counter, if it has one, is that of the whole board")
-        elif find_gpu_by_driver_name(gpu.name) is None and not meter.is_simulated:
-            notes.append(f"{gpu.name} is not in the catalogue (infergy gpus): give batches yourself, --batch 1,8,32")
-    if any(gpu.power_limit_w is None for gpu in meter.gpus) and not meter.is_simulated:
-        notes.append("the driver does not tell the power limit: rows cannot be told apart by it")
-    return tuple(notes)
+def read_costs_s(meter: Meter) -> list[float]:
+    """What each of some hundred reads of the counters takes, in seconds.
+
+    Raises:
+        MeterError: A counter failed.
+        MissingError: There is none.
+    """
+    clock = meter.clock
+    costs_s = []
+    for _ in range(READS):
+        begun_s = clock.now_s()
+        meter.read()
+        costs_s.append(clock.now_s() - begun_s)
+    return costs_s
+
+
+def _pitfalls(gpus: Sequence[GpuFound]) -> Iterator[str]:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus and chosen is not None and all(gpu.is_visible is False for gpu in gpus):
+        yield f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible: unset CUDA_VISIBLE_DEVICES"
+    names = {gpu.gpu.name for gpu in gpus}
+    if len(names) > 1 and chosen and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        yield (
+            f"the GPUs differ ({', '.join(sorted(names))}), and CUDA counts them fastest first, NVML in PCI order: "
+            "export CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs in CUDA_VISIBLE_DEVICES"
+        )
+    for gpu in gpus:
+        if gpu.has_mig:
+            yield (
+                f"GPU {gpu.index} is cut into MIG slices: its counter covers the whole board, whoever uses it; "
+                "measure on a GPU without MIG"
+            )
+        if gpu.processes:
+            yield (
+                f"{gpu.processes} processes are on GPU {gpu.index}: their joules would be counted too "
+                "(nvidia-smi tells which)"
+            )
+    if version_of("pynvml") is not None:
+        yield "the package pynvml may hide NVIDIA's own: pip uninstall pynvml; pip install -U nvidia-ml-py"
+
+
+def _plugins() -> Iterator[MeterFound]:
+    for plugin in find_plugins():
+        try:
+            meter = open_plugin(plugin.name, 1)
+        except InfergyError as error:
+            yield MeterFound(name=plugin.name, package=plugin.package, is_usable=False, reason=str(error))
+            continue
+        meter.close()
+        yield MeterFound(name=plugin.name, package=plugin.package, is_usable=True, scope=meter.scope)
+
+
+def _permissions(root: Path) -> Iterator[Permission]:
+    devices = [*sorted((root / "dev").glob("nvidia[0-9]*")), root / "dev" / "nvidiactl"]
+    counters = sorted((root / "sys" / "class" / "powercap").glob("intel-rapl:*/energy_uj"))
+    for path in (*devices, *counters):
+        if not path.exists():
+            continue
+        mode, cure = (os.R_OK, f"sudo chmod a+r {path}") if path in counters else (os.R_OK | os.W_OK, None)
+        granted = os.access(path, mode)
+        hint = None if granted else cure or f"ls -l {path}; ask for membership of its group"
+        yield Permission(path=str(path), is_granted=granted, cure=hint)

@@ -40,7 +40,7 @@ def gather(
         infergy=VERSION,
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu=_cpu(),
+        cpu=cpu_name(),
         gpus=meter.gpus,
         driver=facts.get("driver"),
         cuda=facts.get("cuda"),
@@ -61,7 +61,8 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str | None:
+def cpu_name() -> str | None:
+    """The processor's name; None where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

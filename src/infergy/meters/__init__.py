@@ -1,6 +1,6 @@
 """Who reads joules: a meter is a set of monotone energy counters, one for each GPU, and knows nothing of tokens."""
 
-from infergy.meters.protocol import Clock, Meter, SystemClock, open_meter
+from infergy.meters.protocol import Clock, Meter, Power, PowerMeter, SystemClock, open_meter, powers_of
 from infergy.meters.window import Edge, next_tick
 
-__all__ = ["Clock", "Edge", "Meter", "SystemClock", "next_tick", "open_meter"]
+__all__ = ["Clock", "Edge", "Meter", "Power", "PowerMeter", "SystemClock", "next_tick", "open_meter", "powers_of"]

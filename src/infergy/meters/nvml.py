@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from infergy.errors import MeterError, MissingError, UsageError
-from infergy.meters.protocol import Clock, SystemClock
+from infergy.meters.protocol import Clock, Power, SystemClock
 from infergy.records import GpuIdentity, GpuState
 from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
 
@@ -53,7 +53,17 @@ class NvmlMeter:
             MissingError: NVML, the driver or enough GPUs are missing, or a GPU does not count energy.
             UsageError: CUDA_VISIBLE_DEVICES cannot be meant.
         """
-        nvml = _load_nvml()
+        nvml = load_nvml()
+        try:
+            meter = cls._of_visible(nvml, count)
+            meter.read()
+        except BaseException:
+            nvml.nvmlShutdown()
+            raise
+        return meter
+
+    @classmethod
+    def _of_visible(cls, nvml: Any, count: int | None) -> NvmlMeter:
         every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         by_uuid = {nvml.nvmlDeviceGetUUID(handle): handle for handle in every}
         chosen = visible_uuids(list(by_uuid), os.environ)[:count]
@@ -63,9 +73,7 @@ class NvmlMeter:
                 f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
             )
         handles = {uuid: by_uuid[uuid] for uuid in chosen}
-        meter = cls(nvml, handles, tuple(_identity(nvml, uuid, handle) for uuid, handle in handles.items()))
-        meter.read()
-        return meter
+        return cls(nvml, handles, tuple(identity(nvml, uuid, handle) for uuid, handle in handles.items()))
 
     def read(self) -> Mapping[str, float]:
         """Joules of each board since its driver was loaded, by UUID; about 1 µs a GPU."""
@@ -81,6 +89,16 @@ class NvmlMeter:
     def states(self) -> tuple[GpuState, ...]:
         """Power, temperature, clocks and slow-downs of each GPU now."""
         return tuple(self._state(uuid, handle) for uuid, handle in self._handles.items())
+
+    def powers(self) -> Mapping[str, Power]:
+        """Instant and averaged power of each GPU now."""
+        nvml = self._nvml
+        wanted = [nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_FI_DEV_POWER_AVERAGE]
+        found: dict[str, Power] = {}
+        for uuid, handle in self._handles.items():
+            instant_w, average_w = self._fields_w(handle, wanted)
+            found[uuid] = Power(instant_w=instant_w, average_w=average_w)
+        return found
 
     def facts(self) -> Mapping[str, str]:
         """Versions of the driver and of the newest CUDA it supports."""
@@ -103,7 +121,7 @@ class NvmlMeter:
         temperature = self._ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
         return GpuState(
             uuid=uuid,
-            power_w=self._instant_power_w(handle),
+            power_w=self._fields_w(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])[0],
             temperature_c=None if temperature is None else float(temperature),
             sm_clock_hz=None if sm_mhz is None else sm_mhz * HERTZ_PER_MEGAHERTZ,
             memory_clock_hz=None if memory_mhz is None else memory_mhz * HERTZ_PER_MEGAHERTZ,
@@ -112,16 +130,20 @@ class NvmlMeter:
             processes=processes,
         )
 
-    def _instant_power_w(self, handle: Any) -> float | None:
+    def _fields_w(self, handle: Any, fields: list[int]) -> list[float | None]:
+        """Power fields, in watts; None for each that this GPU or driver does not tell."""
         nvml = self._nvml
-        values = self._ask(lambda: nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_POWER_INSTANT]))
-        if not values or values[0].nvmlReturn != nvml.NVML_SUCCESS:
-            return None
-        return float(values[0].value.uiVal * WATTS_PER_MILLIWATT)
+        values = self._ask(lambda: nvml.nvmlDeviceGetFieldValues(handle, fields))
+        if values is None or len(values) != len(fields):
+            return [None] * len(fields)
+        return [
+            float(one.value.uiVal * WATTS_PER_MILLIWATT) if one.nvmlReturn == nvml.NVML_SUCCESS else None
+            for one in values
+        ]
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         """The answer, or None where this GPU or driver does not tell."""
-        return _ask(self._nvml, question)
+        return ask(self._nvml, question)
 
 
 def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]:
@@ -158,7 +180,12 @@ def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]
     return chosen
 
 
-def _load_nvml() -> Any:
+def load_nvml() -> Any:
+    """pynvml, started; end it with `nvmlShutdown`.
+
+    Raises:
+        MissingError: pynvml, NVML or a driver is missing.
+    """
     try:
         import pynvml
     except ImportError as error:
@@ -176,19 +203,21 @@ def _load_nvml() -> Any:
     return pynvml
 
 
-def _identity(nvml: Any, uuid: str, handle: Any) -> GpuIdentity:
-    limit_mw = _ask(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
-    clock_mhz = _ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM))
+def identity(nvml: Any, uuid: str, handle: Any) -> GpuIdentity:
+    """What the driver tells of a board."""
+    limit_mw = ask(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+    clock_mhz = ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM))
     return GpuIdentity(
         uuid=uuid,
         name=nvml.nvmlDeviceGetName(handle),
-        memory_bytes=_ask(nvml, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
+        memory_bytes=ask(nvml, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
         power_limit_w=None if limit_mw is None else limit_mw * WATTS_PER_MILLIWATT,
         max_sm_clock_hz=None if clock_mhz is None else clock_mhz * HERTZ_PER_MEGAHERTZ,
     )
 
 
-def _ask(nvml: Any, question: Callable[[], Any]) -> Any:
+def ask(nvml: Any, question: Callable[[], Any]) -> Any:
+    """The answer, or None where this GPU or driver does not tell."""
     try:
         return question()
     except nvml.NVMLError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from infergy.errors import UsageError
@@ -73,6 +74,36 @@ class Meter(Protocol):
     def close(self) -> None:
         """Release the instrument; called again, do nothing."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """The power fields of one GPU at one instant, in watts; None where the driver does not tell.
+
+    Attributes:
+        instant_w: What the sensor showed last.
+        average_w: A trailing mean, over about a second on NVIDIA's GPUs.
+    """
+
+    instant_w: float | None
+    average_w: float | None
+
+
+class PowerMeter(Meter, Protocol):
+    """A meter that tells power beside its counters."""
+
+    def powers(self) -> Mapping[str, Power]:
+        """The power fields of each GPU now, by UUID."""
+        ...
+
+
+def powers_of(meter: Meter) -> Mapping[str, Power]:
+    """The power fields by UUID; of a meter that is no `PowerMeter`, what its states tell."""
+    # Asked a thousand times a second: isinstance of a protocol would cost more than the reading.
+    powers: Callable[[], Mapping[str, Power]] | None = getattr(meter, "powers", None)
+    if powers is not None:
+        return powers()
+    return {state.uuid: Power(instant_w=state.power_w, average_w=None) for state in meter.states()}
 
 
 def open_meter(name: str, gpus: int | None, *, simulated: Callable[[], Meter] | None = None) -> Meter:

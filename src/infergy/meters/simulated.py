@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from infergy.hardware.simulated import COUNTER_PERIOD_S, SimulatedGpu
-from infergy.meters.protocol import Clock, SystemClock
+from infergy.meters.protocol import Clock, Power, SystemClock
 from infergy.records import GpuIdentity, GpuState
 
 
@@ -27,7 +27,11 @@ class SimulatedMeter:
 
     def states(self) -> tuple[GpuState, ...]:
         """The present power; a simulated GPU has no temperature or clocks."""
-        return (GpuState(uuid=self._gpu.identity.uuid, power_w=self._gpu.power_w, slowdowns=()),)
+        return (GpuState(uuid=self._gpu.identity.uuid, power_w=self._gpu.instant_w(), slowdowns=()),)
+
+    def powers(self) -> Mapping[str, Power]:
+        """The power fields, as the GPU's sensors show them."""
+        return {self._gpu.identity.uuid: Power(instant_w=self._gpu.instant_w(), average_w=self._gpu.average_w())}
 
     def facts(self) -> Mapping[str, str]:
         """Nothing lies under a simulation."""

@@ -1,0 +1,101 @@
+"""Work that makes a GPU draw power on demand, for `infergy doctor --meter`."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import Any
+
+from infergy.errors import MissingError
+from infergy.hardware.simulated import SimulatedGpu
+from infergy.measure.square_wave import FULL, OFF
+
+SIZE = 8192
+"""Side of the square matrices: a product takes 1 to 10 ms, and no cache holds them."""
+
+QUEUED = 3
+"""Products in the GPU's queue: enough that it never waits for us, few enough that it stops within some milliseconds."""
+
+
+class SimulatedLoad:
+    """Draws power on the simulated GPU while its clock passes."""
+
+    def __init__(self, gpu: SimulatedGpu, full_w: float) -> None:
+        self.name = f"simulated, {full_w:g} W"
+        self._gpu = gpu
+        self._full_w = full_w
+
+    def set(self, level: float) -> None:
+        """Draw idle power and `level` of what is between it and full power."""
+        self._gpu.load_w = self._gpu.idle_w + level * (self._full_w - self._gpu.idle_w)
+
+    def tend(self) -> None:
+        """It goes on by itself."""
+
+
+class TorchLoad:
+    """Matrix products in a queue that is kept filled; half of the load is an addition, which waits for memory.
+
+    Args:
+        uuid: The GPU that is metered.
+
+    Raises:
+        MissingError: torch, its CUDA or that GPU is missing.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        # As NVML counts them; it must be set before CUDA starts.
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingError(f"a load on the GPU needs torch: pip install torch ({error})") from error
+        if not torch.cuda.is_available():
+            raise MissingError(
+                "a load on the GPU needs torch with CUDA; the installed one sees no GPU: pip install torch"
+            )
+        properties = torch.cuda.get_device_properties(0)
+        found = str(getattr(properties, "uuid", ""))
+        if found and found not in uuid:
+            raise MissingError(
+                f"torch's first GPU is {found}, the metered one {uuid}: "
+                f"type CUDA_VISIBLE_DEVICES={uuid} before the command"
+            )
+        self.name = f"torch {torch.__version__}: products of {SIZE} × {SIZE} float16 matrices, additions for half"
+        self._torch = torch
+        try:
+            self._a, self._b, self._c = (torch.randn(SIZE, SIZE, device="cuda", dtype=torch.float16) for _ in range(3))
+            # The first product loads the library.
+            torch.matmul(self._a, self._b, out=self._c)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            # Out of memory is one of them.
+            raise MissingError(f"a load does not start on {uuid}: {error}. What runs there: nvidia-smi") from error
+        self._events: deque[Any] = deque()
+        self._level = OFF
+
+    def set(self, level: float) -> None:
+        """Fill the queue, or wait until it is empty."""
+        self._level = level
+        self._events.clear()
+        self._torch.cuda.synchronize()
+        self.tend()
+
+    def tend(self) -> None:
+        """Put in work for what the GPU has done."""
+        if self._level == OFF:
+            return
+        while self._events and self._events[0].query():
+            self._events.popleft()
+        while len(self._events) < QUEUED:
+            self._work()
+            event = self._torch.cuda.Event()
+            event.record()
+            self._events.append(event)
+
+    def _work(self) -> None:
+        if self._level == FULL:
+            self._torch.matmul(self._a, self._b, out=self._c)
+            return
+        for _ in range(8):
+            self._torch.add(self._a, self._b, out=self._c)
