@@ -19,9 +19,9 @@ import pytest
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.simulated import SimulatedEngine
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError, EngineError, UsageError
 from infergy.hardware import forecast, get_gpu, get_model, model_config
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.grid import make_plan, parse_grid
@@ -38,6 +38,7 @@ from infergy.records import (
     Plan,
     PlannedCell,
 )
+from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Peer, Spread
 
@@ -160,11 +161,85 @@ def test_measured_joules_are_the_true_ones_within_the_stated_edges(
     assert row.result.duration_s == pytest.approx(seconds)
 
 
-def test_windows_repeat_until_three_agree(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+def test_windows_repeat_until_four_agree(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
     row, log = measure(gpu, surroundings, seconds=1.7, power_w=500.0, options=MeasureOptions())
     window = ["read", "run 4x8", "run 4x8", "state"]
-    assert log == ["run 4x8", "state", *window, *window, *window, "read"]
-    assert len(row.windows) == 3
+    assert log == ["run 4x8", "state", *window, *window, *window, *window, "read"]
+    assert len(row.windows) == 4
+
+
+def test_batches_begin_at_any_moment_of_a_period_of_the_counter(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    row, _ = measure(gpu, surroundings, seconds=1.7, power_w=500.0, options=MeasureOptions(target=1e-9))
+    leads = [window.batches[0].start_s - window.open["GPU-a"].time_s for window in row.windows]
+    assert len(leads) > 10
+    assert min(leads) < 0.02
+    assert 0.08 < max(leads) < 0.11
+    again, _ = measure(
+        SimulatedGpu(gpu.identity, idle_w=120.0), surroundings, seconds=1.7, power_w=500.0, options=ONE_WINDOW
+    )
+    assert again.windows[0].batches[0].start_s - again.windows[0].open["GPU-a"].time_s == pytest.approx(leads[0])
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.06, 0.1])
+def test_joules_that_the_counter_tells_late_are_counted(surroundings: Surroundings, delay_s: float) -> None:
+    late = SimulatedGpu(
+        GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=120.0, sensors=Sensors(counter_delay_s=delay_s)
+    )
+    row, _ = measure(late, surroundings, seconds=1.6, power_w=600.0)
+    assert row.result is not None
+    assert row.result.energy_j == pytest.approx(960.0, rel=0.001)
+
+
+def test_idle_parts_are_priced_at_what_the_gpu_draws_between_batches(surroundings: Surroundings) -> None:
+    """Clocks stay high after work: loaded idle, taken when they have fallen, would subtract too little."""
+    hot = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=80.0, hot_idle_w=160.0)
+    row, _ = measure(hot, surroundings, seconds=1.6, power_w=600.0)
+    assert row.result is not None
+    assert row.result.energy_j == pytest.approx(960.0, rel=0.001)
+    assert row.windows[0].tail_power_by_gpu_w["GPU-a"] == pytest.approx(160.0, rel=0.01)
+    assert find_idle_power(row).between_w == pytest.approx(160.0, rel=0.01)
+
+
+class BreakingSession(LoggedSession):
+    """Fails in its `fatal`-th batch."""
+
+    def __init__(self, gpu: SimulatedGpu, fatal: int, error: EngineError) -> None:
+        super().__init__(gpu, [], seconds=1.7, power_w=500.0)
+        self._left, self._error = fatal, error
+
+    def run(self, work: Work) -> Completion:
+        self._left -= 1
+        if self._left == 0:
+            raise self._error
+        return super().run(work)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "is_usable"),
+    [
+        (EngineError("CUDA error: GPU is lost"), "engine", False),
+        (WrongTokensError("got 3"), "tokens", True),
+        (EngineOutOfMemoryError("grew", is_usable=True), "out_of_memory", False),
+    ],
+)
+def test_what_fails_after_a_window_keeps_the_windows_before_it(
+    gpu: SimulatedGpu, surroundings: Surroundings, error: EngineError, code: str, is_usable: bool
+) -> None:
+    meter, plan = SimulatedMeter(gpu), tiny_plan()
+    idle = measure_idle(meter, 2.0)
+    # A warm-up, and two batches a window: the sixth batch is in the third window.
+    session = BreakingSession(gpu, 6, error)
+    row, usable = attempt(session, meter, plan.cells[1], plan, surroundings, idle)
+    assert row.is_ok
+    assert len(row.windows) == 2
+    assert row.result is not None
+    assert row.result.energy_j == pytest.approx(850.0, rel=0.01)
+    assert row.interrupted is not None
+    assert row.interrupted.code == code
+    assert usable is is_usable
+    failed, _ = attempt(BreakingSession(gpu, 2, error), meter, plan.cells[1], plan, surroundings, idle)
+    assert failed.failure is not None
+    assert failed.failure.code == code
 
 
 def test_windows_end_when_the_time_is_up_however_uncertain(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
@@ -186,8 +261,9 @@ def test_like_cells_that_agree_save_windows(gpu: SimulatedGpu, surroundings: Sur
 
     steady = Spread(variance_s=1e-5, degrees_of_freedom=9)
     assert windows(Peer(power_w=520.0, spread=steady)) == 1
-    assert windows(Peer(power_w=300.0, spread=steady)) == 3
-    assert windows(Peer(power_w=520.0, spread=Spread(variance_s=1e-5, degrees_of_freedom=2))) == 3
+    assert windows(Peer(power_w=300.0, spread=steady)) == 4
+    assert windows(Peer(power_w=520.0, spread=Spread(variance_s=1e-5, degrees_of_freedom=2))) == 4
+    assert windows(Peer(power_w=520.0, spread=replace(steady, is_of_joules=False))) == 4
     assert windows(Peer(power_w=520.0, spread=Spread(variance_s=0.01, degrees_of_freedom=9))) > 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infergy.records import GpuState, Measurement
+from infergy.records import Failure, GpuState, Measurement
 from infergy.records.flags import CODES, find_drift, find_flags
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from rows import UUID, build_row
@@ -57,6 +57,7 @@ def test_the_power_limit_is_a_fact_not_a_doubt() -> None:
     [
         (good(), UNSURE, "uncertain"),
         (good(), None, "uncertain"),
+        (good(interrupted=Failure(code="meter", message="lost")), SURE, "interrupted"),
         (lasting([1.0, 1.0]), SURE, "short-window"),
         (lasting([1.5, 1.0, 1.0]), SURE, "first-batch"),
         (lasting([1.0, 1.0, 1.06, 1.06]), SURE, "trend"),

@@ -58,6 +58,45 @@ def test_a_window_of_no_joules_is_an_error_not_a_zero() -> None:
         _ = window.energy_by_gpu_j
 
 
+def settled_window(*, settled_j: float = 2012.0, close_s: float = 14.3, batch_s: float = 4.0) -> Window:
+    """4 s at 500 W between 0.05 s and 0.25 s of idling at 40 W, the last 0.1 s of it after the settled tick."""
+    return Window(
+        open={"a": Tick(time_s=10.0, energy_j=0.0)},
+        settled={"a": Tick(time_s=14.2, energy_j=settled_j - 4.0)},
+        close={"a": Tick(time_s=close_s, energy_j=2012.0)},
+        edge_uncertainty_s=0.0,
+        batches=(Batch(start_s=10.05, end_s=10.05 + batch_s, requests=1, input_tokens=1, output_tokens=1),),
+    )
+
+
+def test_a_settled_tail_prices_the_idle_parts_of_its_window_and_leaves_no_bound(row: Row) -> None:
+    idle = Window(
+        open={"a": Tick(time_s=0.0, energy_j=0.0)},
+        close={"a": Tick(time_s=1.0, energy_j=20.0)},
+        edge_uncertainty_s=0.0,
+    )
+    result = derive((settled_window(),), idle)
+    assert result.energy_j == pytest.approx(2000.0)
+    assert result.idle_s == pytest.approx(0.3)
+    assert result.idle_energy_j == pytest.approx(12.0)
+    assert result.idle_bound_j == 0
+
+
+@pytest.mark.parametrize(
+    "window",
+    [settled_window(settled_j=2100.0), settled_window(close_s=14.1), settled_window(batch_s=-0.5)],
+    ids=["counter", "clock at the tail", "clock in the batch"],
+)
+def test_a_counter_or_a_clock_that_runs_backwards_is_an_error(window: Window) -> None:
+    idle = Window(
+        open={"a": Tick(time_s=0.0, energy_j=0.0)},
+        close={"a": Tick(time_s=1.0, energy_j=20.0)},
+        edge_uncertainty_s=0.0,
+    )
+    with pytest.raises(MeterError, match="expected more than 0"):
+        derive((window,), idle)
+
+
 @given(energy_j=st.floats(1, 1e6), duration_s=st.floats(0.01, 1e3), batches=st.integers(1, 5))
 def test_a_row_survives_json(energy_j: float, duration_s: float, batches: int) -> None:
     measured = build_row(energy_j=energy_j, duration_s=duration_s, batches=batches)

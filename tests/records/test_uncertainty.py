@@ -121,6 +121,35 @@ def test_late_stamps_are_uniform_at_both_edges_of_each_window() -> None:
     assert found.edges == pytest.approx(one_edge_j * math.sqrt(4) / 4000.0)
 
 
+def test_late_stamps_move_only_idle_joules_where_the_tail_has_settled() -> None:
+    (window,) = windows_of([1000.0], edge_s=0.006)
+    (tick,) = window.close.values()
+    settled = replace(
+        window,
+        settled={UUID: Tick(time_s=tick.time_s + 0.2, energy_j=tick.energy_j + 20.0)},
+        close={UUID: Tick(time_s=tick.time_s + 0.3, energy_j=tick.energy_j + 30.0)},
+    )
+    like = Spread(variance_s=1e-6, degrees_of_freedom=9)
+    found = find_uncertainty([settled], idle(), like)
+    assert found is not None
+    # 0.3 s idle at 100 W, known from 0.1 s of it.
+    assert found.edges == pytest.approx(0.006 * math.sqrt(2 / 12) * 100.0 * (1 + 0.3 / 0.1) / 2000.0)
+    assert found.tail == 0
+
+
+def test_seconds_of_batches_know_nothing_of_the_counter() -> None:
+    """Batches of one window agree to a thousandth; the joules of like cells' windows scatter by 2 %."""
+    like = Spread(variance_s=4 * 0.02**2, degrees_of_freedom=12)
+    found = find_uncertainty(windows_of([1000.0]), idle(), like)
+    assert found is not None
+    assert found.spread == pytest.approx(0.02)
+    assert found.degrees_of_freedom == pytest.approx(12)
+    of_seconds = replace(like, is_of_joules=False)
+    assert pool([of_seconds, None, like]) == like
+    assert not is_certain(windows_of([1000.0]), idle(), replace(of_seconds, variance_s=1e-9), 0.02)
+    assert is_certain(windows_of([1000.0]), idle(), replace(like, variance_s=1e-9), 0.02)
+
+
 def test_the_idle_tail_is_uniform_over_its_bound_and_lies_below() -> None:
     windows = windows_of([1000.0, 1000.0], tail_s=0.05)
     found = find_uncertainty(windows, idle())

@@ -18,7 +18,8 @@ COUNTER_PERIOD_S = 0.1
 CALL_S = 1e-6
 """Reading the counter takes about this long on an H200."""
 
-PAUSE_S = 0.0005
+HOT_S = 3.0
+"""How long clocks stay high after work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +29,12 @@ class Sensors:
     Attributes:
         counter_step_j: The counter shows whole multiples of this.
         counter_delay_s: A tick shows the joules of so long before.
+        counter_drift_per_s: The counter's gain, 1 at first, grows by so much a second.
+        counter_reset_s: The counter starts again from nothing at its first tick after so long.
+        counter_start_j: What the counter shows before anything was used.
         counter_share: The counter looks at the last part of each of its periods only and takes it for the whole
             (part-time sampling, arXiv 2312.02741); above 0, at most 1.
+        read_gap_s: A look at the counter to wait for its tick takes so long: the stamp of the tick is late by up to it.
         tick_jitter_s: Each tick is late by up to this, uniformly; below the counter's period.
         power_period_s: The power fields change so often; 0 for always.
         power_window_s: Instant power is the mean over so long before the change; 0 for the power of that moment. Below
@@ -43,7 +48,11 @@ class Sensors:
 
     counter_step_j: float = 0.001
     counter_delay_s: float = 0.0
+    counter_drift_per_s: float = 0.0
+    counter_reset_s: float | None = None
+    counter_start_j: float = 0.0
     counter_share: float = 1.0
+    read_gap_s: float = 0.0005
     tick_jitter_s: float = 0.0
     power_period_s: float = 0.0
     power_window_s: float = 0.0
@@ -71,6 +80,7 @@ class SimulatedGpu:
     Args:
         identity: What it pretends to be.
         idle_w: Power while no batch runs.
+        hot_idle_w: Power in the first `HOT_S` after work, while clocks are still high; None for `idle_w`.
         period_s: Time between two ticks of the counter.
         phase_s: When the first tick comes.
         sensors: What else the counter and the power fields do to the truth.
@@ -81,12 +91,14 @@ class SimulatedGpu:
         identity: GpuIdentity,
         *,
         idle_w: float,
+        hot_idle_w: float | None = None,
         period_s: float = COUNTER_PERIOD_S,
         phase_s: float = 0.037,
         sensors: Sensors = TRUE_SENSORS,
     ) -> None:
         self.identity = identity
         self.idle_w = idle_w
+        self.hot_idle_w = idle_w if hot_idle_w is None else hot_idle_w
         self.load_w: float | None = None
         """Power of work that goes on by itself while time passes; None for none: `idle_w`."""
         self.period_s = period_s
@@ -94,12 +106,14 @@ class SimulatedGpu:
         self.power_w = idle_w
         self.true_j = 0.0
         """Joules used so far, exactly."""
-        self.counter_j = 0.0
+        self.counter_j = sensors.counter_start_j
         """Joules as the counter shows them: by default the truth at its last tick, in whole millijoules."""
         self._now_s = 0.0
+        self._cold_s = 0.0
         self._ticks = 0
         self._phase_s = phase_s
         self._sampled_j = 0.0
+        self._reset_j: float | None = None
         self._past = _Past(idle_w, sensors.memory_s + 2 * period_s)
         self._random = random.Random(sensors.seed)
         self._lateness = random.Random(sensors.seed + 1)
@@ -112,13 +126,29 @@ class SimulatedGpu:
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, idle or under `load_w`."""
-        self.advance(seconds, self.idle_w if self.load_w is None else self.load_w)
+        if self.load_w is not None:
+            self._pass(seconds, self.load_w)
+            return
+        hot_s = min(seconds, max(0.0, self._cold_s - self._now_s))
+        if hot_s:
+            self._pass(hot_s, self.hot_idle_w)
+        if seconds > hot_s:
+            self._pass(seconds - hot_s, self.idle_w)
 
     def pause(self) -> None:
-        """Let half a millisecond pass: a wait for a tick takes some hundred looks, not a hundred thousand."""
-        self.sleep(PAUSE_S)
+        """Let the time between two looks at the counter pass."""
+        self.sleep(self.sensors.read_gap_s)
+
+    def next_tick_s(self) -> float:
+        """When the counter will move next, on the virtual clock; what no real instrument knows."""
+        return self._tick_s(self._ticks)
 
     def advance(self, seconds: float, power_w: float) -> None:
+        """Work for some time at a constant power."""
+        self._pass(seconds, power_w)
+        self._cold_s = self._now_s + HOT_S
+
+    def _pass(self, seconds: float, power_w: float) -> None:
         """Let time pass at a constant power, ticking the counter on the way."""
         self._past.add(self._now_s, self.true_j, power_w)
         self.power_w = power_w
@@ -167,6 +197,11 @@ class SimulatedGpu:
         else:
             shown_j = self._past.energy_j(self._tick_s(ticks - 1) - delay_s)
         self._ticks = ticks
+        shown_j = shown_j * (1 + self.sensors.counter_drift_per_s * self._now_s) + self.sensors.counter_start_j
+        if self.sensors.counter_reset_s is not None and self._now_s >= self.sensors.counter_reset_s:
+            if self._reset_j is None:
+                self._reset_j = shown_j
+            shown_j -= self._reset_j
         step_j = self.sensors.counter_step_j
         self.counter_j = round(round(shown_j / step_j) * step_j, 6)
 

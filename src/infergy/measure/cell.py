@@ -3,20 +3,26 @@
 load engine ── idle window ──┐ once a set-up; another idle window before loading
                              │
 for each cell                ▼
-  prompts   warm-up   state   wait tick   batch batch …   state   wait tick   row
-────────────■■■■■─────────────|███████████████████████|...........|───────────────
-                              open                    last token   close
-                              └── repeated until the joules are certain ──┘
+  prompts   warm-up   state   tick lead   batch batch …   state   settle   tick   tick   row
+────────────■■■■■─────────────|.......■■■■■■■■■■■■■■■■............|......|─────────────
+                              open                    last token   settled  close
+                              └────── repeated until the joules are certain ──────┘
+
+Between the last token and the settled tick the counter tells what it tells late; from there to the closing tick it
+tells what the GPU draws between batches, at which the idle parts are priced. The lead is idle time of random length, so
+that batches begin and end anywhere in a period of the counter: one that looks at a part of each period only
+(arXiv 2312.02741) then errs to either side, and windows that differ show by how much.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from infergy.engines import Completion, Session, Work
-from infergy.errors import EngineError
+from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
+from infergy.errors import EngineError, MeterError
 from infergy.measure.environment import Surroundings
 from infergy.meters import Meter, next_tick
 from infergy.records import (
@@ -40,6 +46,15 @@ WARMUP_OUTPUT_TOKENS = 8
 SETTLE_S = 1.0
 """Wait before the idle window, so that the power of the last batch is not in it."""
 
+LATE_S = 0.15
+"""How late a counter may tell joules without losing any: half more than a period of NVML's."""
+
+TAIL_S = 0.09
+"""Shortest time over which the power between batches is taken: a period of NVML's counter, or as many as it takes."""
+
+LEAD_S = 0.1
+"""Longest lead, where the counter's period is not known."""
+
 
 class WrongTokensError(EngineError):
     """The engine returned other token counts than it was asked for."""
@@ -56,11 +71,12 @@ def measure_cell(
 ) -> Measurement:
     """Warm up, and measure windows until the joules are certain enough or the time is up.
 
-    What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows.
+    What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows. What fails
+    after a whole window ends the cell with the windows it has; the row's `interrupted` says why.
 
     Raises:
-        EngineError: The engine failed, or did not return the tokens it was asked for.
-        MeterError: The counter failed.
+        EngineError: The engine failed before a window was whole, or did not return the tokens it was asked for.
+        MeterError: The counter failed before a window was whole.
     """
     load = planned.cell.load
     prompts = make_prompts(load, surroundings.vocabulary, options.seed)
@@ -70,9 +86,21 @@ def measure_cell(
     before = meter.states()
     measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
     windows: list[Window] = []
-    while not _is_enough(windows, loaded_idle, peers, options):
-        window, after = _measure_window(session, meter, work, options)
-        windows.append(window)
+    leads = random.Random(f"{options.seed} {planned.key}")
+    longest_s = surroundings.environment.counter_period_s or LEAD_S
+    # A counter that tells late would tell of the warm-up in the window.
+    meter.clock.sleep(LATE_S)
+    interrupted: Failure | None = None
+    while not interrupted and not _is_enough(windows, loaded_idle, peers, options):
+        try:
+            window, after = _measure_window(session, meter, work, options, leads.uniform(0, longest_s))
+            derive([window], loaded_idle)
+        except (EngineError, MeterError) as error:
+            if not windows:
+                raise
+            interrupted = failure_of(error)
+        else:
+            windows.append(window)
     return replace(
         _blank(planned, options, surroundings, STATUS_OK),
         measured_utc=measured_utc,
@@ -83,22 +111,29 @@ def measure_cell(
         after=after,
         warmup_s=warmup_s,
         result=derive(windows, loaded_idle),
+        interrupted=interrupted,
     )
 
 
 def _measure_window(
-    session: Session, meter: Meter, work: Work, options: MeasureOptions
+    session: Session, meter: Meter, work: Work, options: MeasureOptions, lead_s: float
 ) -> tuple[Window, tuple[GpuState, ...]]:
     """One window, and the state of each GPU after its last batch."""
+    clock = meter.clock
     opened = next_tick(meter)
+    clock.sleep(lead_s)
     batches = _run_batches(session, meter, work, options)
     after = meter.states()
-    closed = next_tick(meter)
+    clock.sleep(max(0.0, batches[-1].end_s + LATE_S - clock.now_s()))
+    settled = closed = next_tick(meter)
+    while min(closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()) < TAIL_S:
+        closed = next_tick(meter)
     window = Window(
         open=opened.ticks,
         close=closed.ticks,
-        edge_uncertainty_s=max(opened.uncertainty_s, closed.uncertainty_s),
+        edge_uncertainty_s=max(edge.uncertainty_s for edge in (opened, settled, closed)),
         batches=batches,
+        settled=settled.ticks,
     )
     return window, after
 
@@ -112,6 +147,17 @@ def _is_enough(
         return True
     like = spread_at(derive(windows, loaded_idle).power_w, peers)
     return is_certain(windows, loaded_idle, like, options.target)
+
+
+def failure_of(error: EngineError | MeterError) -> Failure:
+    """A failure in the words of the row."""
+    codes: tuple[tuple[type[Exception], str], ...] = (
+        (EngineOutOfMemoryError, "out_of_memory"),
+        (WrongTokensError, "tokens"),
+        (EngineError, "engine"),
+    )
+    code = next((code for kind, code in codes if isinstance(error, kind)), "meter")
+    return Failure(code=code, message=str(error))
 
 
 def failed_cell(

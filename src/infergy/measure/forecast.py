@@ -10,14 +10,14 @@ from infergy.records import EngineSetup, MeasureOptions, PlannedCell
 LOAD_S = {"transformers": 20.0, "vllm": 100.0}
 """Seconds until a set-up of an 8B model is loaded, as seen on an H200 (vllm with graph capture)."""
 
-WINDOWS = 1.5
-"""Windows a cell, on average: the first cells of a set-up take three, most later ones one."""
+WINDOWS = 2.0
+"""Windows a cell, on average: the first cells of a set-up take four, most later ones one."""
 
 HANG_FACTOR = 10.0
 """Forecasts are rough; what takes ten times as long does not come back."""
 
-EDGE_S = 0.2
-"""Two waits for a tick, on average, and the states."""
+EDGE_S = 0.5
+"""The wait for a tick, the lead, the states, and the tail until it has settled and was measured."""
 
 
 def cell_s(planned: PlannedCell, options: MeasureOptions) -> float:

@@ -17,11 +17,11 @@ from pathlib import Path
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
-from infergy.measure.cell import WrongTokensError, failed_cell, make_work, measure_cell, measure_idle
+from infergy.measure.cell import failed_cell, failure_of, make_work, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
 from infergy.meters import Meter, open_meter
 from infergy.meters.window import counter_period_s
-from infergy.records import EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
+from infergy.records import EngineSetup, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
 from infergy.records.uncertainty import Peer, peer_of
@@ -29,6 +29,9 @@ from infergy.workload.prompts import make_prompts
 
 NVML = "nvml"
 """The meter that is used unless another one is asked for."""
+
+HARMLESS = ("meter", "tokens")
+"""Failures after which an engine can go on."""
 
 EXIT_RESTART = 75
 """The engine is of no more use, but the remaining cells can go on in a new child."""
@@ -139,16 +142,12 @@ def attempt(
 ) -> tuple[Measurement, bool]:
     """The row of a cell, measured or failed with its reason, and whether the session can go on."""
     try:
-        return measure_cell(session, meter, planned, plan.options, surroundings, idle, peers), True
-    except EngineOutOfMemoryError as error:
-        failure, is_usable = Failure(code="out_of_memory", message=str(error)), error.is_usable
-    except WrongTokensError as error:
-        failure, is_usable = Failure(code="tokens", message=str(error)), True
-    except EngineError as error:
-        failure, is_usable = Failure(code="engine", message=str(error)), False
-    except MeterError as error:
-        failure, is_usable = Failure(code="meter", message=str(error)), True
-    return failed_cell(planned, plan.options, surroundings, failure), is_usable
+        row = measure_cell(session, meter, planned, plan.options, surroundings, idle, peers)
+    except (EngineError, MeterError) as error:
+        failure = failure_of(error)
+        is_usable = error.is_usable if isinstance(error, EngineOutOfMemoryError) else failure.code in HARMLESS
+        return failed_cell(planned, plan.options, surroundings, failure), is_usable
+    return row, row.interrupted is None or row.interrupted.code in HARMLESS
 
 
 if __name__ == "__main__":

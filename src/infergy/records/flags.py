@@ -36,7 +36,17 @@ HARMFUL_SLOWDOWNS = frozenset(
 DRIFT = 0.02
 """How far an anchor's joules may move between the start and the end of its set-up."""
 
-CODES = ("uncertain", "short-window", "first-batch", "trend", "slowed", "temperature", "other-process", "drift")
+CODES = (
+    "uncertain",
+    "interrupted",
+    "short-window",
+    "first-batch",
+    "trend",
+    "slowed",
+    "temperature",
+    "other-process",
+    "drift",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,7 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
     batches = list(chain.from_iterable(window.batches for window in row.windows))
     found = (
         _uncertain(uncertainty, target),
+        _interrupted(row),
         _short(row),
         _first(row.windows[0].batches),
         _trend(batches),
@@ -108,6 +119,16 @@ def _uncertain(uncertainty: Uncertainty | None, target: float) -> Flag | None:
         return None
     reason = f"the joules are certain to ±{uncertainty.half_width:.1%}, expected ±{target:.1%} or better"
     return Flag(code="uncertain", reason=reason, cure=cure)
+
+
+def _interrupted(row: Measurement) -> Flag | None:
+    if row.interrupted is None:
+        return None
+    return Flag(
+        code="interrupted",
+        reason=f"after {len(row.windows)} windows, expected more: {row.interrupted.code}: {row.interrupted.message}",
+        cure="remove the cause, then measure the cell again into another file",
+    )
 
 
 def _short(row: Measurement) -> Flag | None:

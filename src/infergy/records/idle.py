@@ -2,15 +2,17 @@
 
 bare       before the engine was loaded: what the board draws anyway
 loaded     with the model in memory and nothing to do
-between    right after requests, before clocks have fallen: from one window's closing tick to the next one's opening
+between    right after requests, before clocks have fallen: the settled tail of each window, and from its closing tick
+           to the next one's opening
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from infergy.records.measurement import Measurement, derive
+from infergy.records.measurement import Measurement, Tick, Window, derive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +22,7 @@ class IdlePower:
     Attributes:
         bare_w: Before the engine was loaded.
         loaded_w: With the model loaded.
-        between_w: Between two windows.
+        between_w: After the batches of the windows.
     """
 
     bare_w: float | None
@@ -40,16 +42,25 @@ def find_idle_power(row: Measurement) -> IdlePower:
 
 
 def _between_w(row: Measurement) -> float | None:
-    """Mean power between the windows, each GPU on its own edges; None where there is only one window."""
+    """Mean power after the windows' batches, each GPU on its own edges; None where nothing tells it."""
     joules: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    for earlier, later in pairwise(row.windows):
-        for uuid, close in earlier.close.items():
-            joules[uuid] = joules.get(uuid, 0.0) + later.open[uuid].energy_j - close.energy_j
-            seconds[uuid] = seconds.get(uuid, 0.0) + later.open[uuid].time_s - close.time_s
+    for uuid, begin, end in _rests(row.windows):
+        joules[uuid] = joules.get(uuid, 0.0) + end.energy_j - begin.energy_j
+        seconds[uuid] = seconds.get(uuid, 0.0) + end.time_s - begin.time_s
     if not seconds or not all(seconds.values()):
         return None
     return sum(joules[uuid] / seconds[uuid] for uuid in joules)
+
+
+def _rests(windows: Sequence[Window]) -> Iterator[tuple[str, Tick, Tick]]:
+    """Between which ticks each GPU had nothing to do: the settled tails, and from one window to the next."""
+    for window in windows:
+        for uuid, tick in window.settled.items():
+            yield uuid, tick, window.close[uuid]
+    for earlier, later in pairwise(windows):
+        for uuid, tick in earlier.close.items():
+            yield uuid, tick, later.open[uuid]
 
 
 def net_energy_j(row: Measurement) -> float | None:

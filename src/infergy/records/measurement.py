@@ -8,7 +8,7 @@ History of the row's schema:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infergy.errors import DataError, MeterError
@@ -64,12 +64,15 @@ class Window:
         edge_uncertainty_s: How long before a stamped instant the counter may have ticked: the longest gap
             between two reads while waiting for a tick, in seconds.
         batches: What ran inside, in order; empty for a window over an idle GPU.
+        settled: A tick of each GPU some time after the last token, by UUID: from there to `close` the GPU draws what it
+            draws between batches. Empty in windows that close on the first tick after the last token.
     """
 
     open: Mapping[str, Tick]
     close: Mapping[str, Tick]
     edge_uncertainty_s: float
     batches: tuple[Batch, ...] = ()
+    settled: Mapping[str, Tick] = field(default_factory=dict)
 
     @property
     def busy_s(self) -> float:
@@ -88,21 +91,40 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
         """
-        used = {uuid: self.close[uuid].energy_j - tick.energy_j for uuid, tick in self.open.items()}
-        for uuid, energy_j in used.items():
-            if energy_j <= 0:
-                raise MeterError(
-                    f"the energy counter of {uuid} moved by {energy_j} J in "
-                    f"{self.duration_by_gpu_s[uuid]:.3f} s; expected more than 0. Measure again; if it stays, "
-                    "this GPU's counter cannot be used"
-                )
-        return used
+        return {uuid: _between(uuid, tick, self.close[uuid]) for uuid, tick in self.open.items()}
+
+    @property
+    def tail_power_by_gpu_w(self) -> dict[str, float]:
+        """Mean power of each GPU from `settled` to `close`, in watts, by UUID; empty without `settled`.
+
+        Raises:
+            MeterError: A counter stood still or ran backwards.
+        """
+        return {
+            uuid: _between(uuid, tick, self.close[uuid]) / (self.close[uuid].time_s - tick.time_s)
+            for uuid, tick in self.settled.items()
+        }
 
     @property
     def power_by_gpu_w(self) -> dict[str, float]:
         """Mean power of each GPU, in watts, by UUID."""
         durations = self.duration_by_gpu_s
         return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
+
+
+def _between(uuid: str, earlier: Tick, later: Tick) -> float:
+    """Joules from one tick to another.
+
+    Raises:
+        MeterError: The counter or the clock stood still or ran backwards: zero joules are no measurement.
+    """
+    energy_j, seconds = later.energy_j - earlier.energy_j, later.time_s - earlier.time_s
+    if energy_j <= 0 or seconds <= 0:
+        raise MeterError(
+            f"the energy counter of {uuid} moved by {energy_j} J in {seconds:.3f} s; expected more than 0 of both. "
+            "Measure again; if it stays, this GPU's counter cannot be used"
+        )
+    return energy_j
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +158,7 @@ class Measurement:
         warmup_s: Seconds of warm-up that preceded the first window.
         simulated: Whether the joules come from a model instead of a GPU.
         failure: Why there are no windows.
+        interrupted: What ended the cell before its joules were certain; None if nothing did.
         result: The figures below, as they follow from the raw facts, for readers without this code.
     """
 
@@ -157,6 +180,7 @@ class Measurement:
     result: Result | None = None
     visit: str = GRID_VISIT
     bare_idle: Window | None = None
+    interrupted: Failure | None = None
     schema: str = SCHEMA
 
     @property
@@ -220,8 +244,9 @@ class Result:
         output_tokens_per_s: Output tokens a second.
         batches: Batches in the windows.
         idle_s: Seconds in the windows when no batch ran (mostly last token to closing tick); the longest of all GPUs.
-        idle_energy_j: What was subtracted for them, at the measured loaded-idle power.
-        idle_bound_j: How far that may be off: idle time × (mean power − loaded-idle power).
+        idle_energy_j: What was subtracted for them, at the power of the settled tail, or at loaded-idle power.
+        idle_bound_j: How far that may be off in windows without a settled tail: idle time × (mean power − loaded-idle
+            power).
     """
 
     energy_j: float
@@ -240,25 +265,35 @@ class Result:
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
     """The figures of a row from its raw facts; a pure function, so that old rows can be judged anew.
 
-        open tick            last token   close tick
-            |■■■■■■■■■|■■■■■■■■■|............|
-            <----- batches ----><-- idle -->
+        open tick            last token       settled      close tick
+            |....■■■■■■■■■|■■■■■■■■■|...........|............|
+            <idle><---- batches ----><------- idle ---------->
 
-    The idle time between the last token and the closing tick is priced at loaded-idle power. Clocks fall only some
-    time after the last kernel, so the true power of that tail lies between loaded idle and the mean: the bound.
+    The idle time is priced at the power between the settled and the closing tick of the same window. The joules that a
+    counter tells late are counted by then, whatever its delay: the first tick after the last token would miss some.
+
+    A window without a settled tick closes on that first one. Its idle time is priced at loaded-idle power. Clocks fall
+    only some time after the last kernel, so its true power lies between loaded idle and the mean: the bound.
+
+    Raises:
+        MeterError: A counter or a clock stood still or ran backwards.
     """
     batches = [batch for window in windows for batch in window.batches]
     busy_s = sum(batch.duration_s for batch in batches)
+    if busy_s <= 0:
+        raise MeterError(f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again")
     idle_power_w = loaded_idle.power_by_gpu_w
     used_j = dict.fromkeys(windows[0].open, 0.0)
-    span_s, idle_s = dict(used_j), dict(used_j)
+    idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
     for window in windows:
+        tail_w, mean_w = window.tail_power_by_gpu_w, window.power_by_gpu_w
         for uuid, energy_j in window.energy_by_gpu_j.items():
+            seconds = max(0.0, window.duration_by_gpu_s[uuid] - window.busy_s)
             used_j[uuid] += energy_j
-            span_s[uuid] += window.duration_by_gpu_s[uuid]
-            idle_s[uuid] += max(0.0, window.duration_by_gpu_s[uuid] - window.busy_s)
-    idle_j = {uuid: idle_s[uuid] * idle_power_w[uuid] for uuid in used_j}
-    bound_j = {uuid: idle_s[uuid] * (used_j[uuid] / span_s[uuid] - idle_power_w[uuid]) for uuid in used_j}
+            idle_s[uuid] += seconds
+            idle_j[uuid] += seconds * tail_w.get(uuid, idle_power_w[uuid])
+            if uuid not in tail_w:
+                bound_j[uuid] += seconds * (mean_w[uuid] - idle_power_w[uuid])
     energy_j = sum(used_j.values()) - sum(idle_j.values())
     return Result(
         energy_j=energy_j / len(batches),

@@ -1,0 +1,346 @@
+"""The instrument against a known truth: GPUs, counters and loads drawn at random, measured as any cell is.
+
+The estimator knows nothing of what was drawn: it sees ticks and batches only. Standard library only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from infergy.engines import Completion, Work
+from infergy.hardware.simulated import Sensors, SimulatedGpu
+from infergy.measure.cell import measure_cell, measure_idle
+from infergy.measure.environment import Surroundings
+from infergy.meters.simulated import SimulatedMeter
+from infergy.records import (
+    Cell,
+    EngineSetup,
+    Environment,
+    GpuIdentity,
+    Load,
+    Measurement,
+    MeasureOptions,
+    PlannedCell,
+)
+from infergy.records.uncertainty import Peer, find_uncertainty, peer_of, spread_at
+
+IDENTITY = GpuIdentity(uuid="GPU-simulated-0", name="simulated GPU, drawn at random")
+LOAD = Load(input_tokens=4, output_tokens=2, batch=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One pretended GPU with its counter, and the load that it bears.
+
+    Attributes:
+        period_s: Time between two ticks of the counter.
+        phase_s: When its first tick comes.
+        sensors: What else it does to the truth.
+        idle_w: Power of the idle GPU, and `hot_idle_w` right after work.
+        prefill_s: Mean seconds of the first part of a batch, at `prefill_w`; `decode_s` and `decode_w` of the second.
+        noise: Standard deviation of the seconds of one second of work, as a fraction; of a batch less, by the root of
+            its seconds. Its power varies by a third of that.
+        seed: Of the noise.
+    """
+
+    period_s: float
+    phase_s: float
+    sensors: Sensors
+    idle_w: float
+    hot_idle_w: float
+    prefill_s: float
+    prefill_w: float
+    decode_s: float
+    decode_w: float
+    noise: float
+    seed: int
+
+    @property
+    def batch_s(self) -> float:
+        """Mean seconds of a batch."""
+        return self.prefill_s + self.decode_s
+
+    @property
+    def energy_j(self) -> float:
+        """The truth: mean joules of a batch, while it runs."""
+        return self.prefill_s * self.prefill_w + self.decode_s * self.decode_w
+
+    def gpu(self) -> DrawnGpu:
+        """The pretended GPU, at the begin of its clock."""
+        return DrawnGpu(
+            IDENTITY,
+            idle_w=self.idle_w,
+            hot_idle_w=self.hot_idle_w,
+            period_s=self.period_s,
+            phase_s=self.phase_s,
+            sensors=self.sensors,
+        )
+
+
+Draw = Callable[[random.Random], Scenario]
+
+
+class DrawnGpu(SimulatedGpu):
+    """A simulated GPU whose waits for a tick leave out the looks that would show nothing new.
+
+    They stamp what all looks would, a hundred times faster. It shows the joules of a whole process only.
+    """
+
+    def pause(self) -> None:
+        """Let time pass to the last look before the next tick, or to the one after it."""
+        gap_s = self.sensors.read_gap_s
+        self.sleep(max(1, int((self.next_tick_s() - self.now_s()) / gap_s)) * gap_s)
+
+
+class DrawnSession:
+    """Lets the drawn load pass on the drawn GPU."""
+
+    def __init__(self, gpu: SimulatedGpu, scenario: Scenario) -> None:
+        self._gpu = gpu
+        self._scenario = scenario
+        self._random = random.Random(scenario.seed)
+
+    def run(self, work: Work) -> Completion:
+        """One batch."""
+        drawn, sd = self._scenario, self._scenario.noise / self._scenario.batch_s**0.5
+        slower, hungrier = 1 + self._random.gauss(0, sd), 1 + self._random.gauss(0, sd / 3)
+        self._gpu.advance(drawn.prefill_s * slower, drawn.prefill_w * hungrier)
+        self._gpu.advance(drawn.decode_s * slower, drawn.decode_w * hungrier)
+        return Completion(input_tokens=tuple(map(len, work.prompts)), output_tokens=work.output_tokens)
+
+    def facts(self) -> Mapping[str, str | None]:
+        """Nothing is resolved."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One drawn scenario measured.
+
+    Attributes:
+        truth_j: True mean joules of a batch.
+        low_j: Lower end of the stated 95 % interval; `high_j` the upper.
+        half_width: Half of the interval, as a fraction.
+        seconds: Seconds of batches that it took.
+    """
+
+    truth_j: float
+    measured_j: float
+    low_j: float
+    high_j: float
+    half_width: float
+    windows: int
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval holds the truth."""
+        return self.low_j <= self.truth_j <= self.high_j
+
+    @property
+    def error(self) -> float:
+        """Measured over true joules, less 1."""
+        return self.measured_j / self.truth_j - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What many outcomes show.
+
+    Attributes:
+        coverage: Share of the intervals that hold the truth.
+        bias: Mean error, as a fraction.
+        within_target: Share of the runs whose half-width is within the target.
+        median_half_width: As a fraction.
+        median_windows: Windows a cell.
+        median_s: Seconds of batches a cell.
+        worst_error: What 95 % of the errors do not exceed, to either side, as a fraction.
+    """
+
+    runs: int
+    coverage: float
+    bias: float
+    within_target: float
+    median_half_width: float
+    median_windows: float
+    median_s: float
+    worst_error: float
+
+
+def measure_scenario(
+    scenario: Scenario, options: MeasureOptions, peers: Sequence[Peer | None] = ()
+) -> tuple[Measurement, Outcome]:
+    """Measure a drawn scenario as `infergy measure` measures a cell.
+
+    Raises:
+        MeterError: The counter failed.
+    """
+    gpu = scenario.gpu()
+    meter = SimulatedMeter(gpu)
+    idle = measure_idle(meter, 2.0)
+    planned = PlannedCell(
+        cell=Cell(setup=EngineSetup(engine="simulated", model="drawn"), load=LOAD),
+        batch_choice="drawn",
+        forecast_prefill_s=scenario.prefill_s,
+        forecast_batch_s=scenario.batch_s,
+    )
+    row = measure_cell(
+        DrawnSession(gpu, scenario), meter, planned, options, _surroundings(scenario.period_s), idle, peers
+    )
+    assert row.result is not None
+    found = find_uncertainty(row.windows, idle, spread_at(row.result.power_w, peers))
+    assert found is not None
+    return row, Outcome(
+        truth_j=scenario.energy_j,
+        measured_j=row.result.energy_j,
+        low_j=found.low_j,
+        high_j=found.high_j,
+        half_width=found.half_width,
+        windows=len(row.windows),
+        seconds=row.result.duration_s * row.result.batches,
+    )
+
+
+def measure_series(scenarios: Sequence[Scenario], options: MeasureOptions) -> Iterator[Outcome]:
+    """Measure scenarios as the cells of one set-up: each knows what those before it tell of the spread."""
+    peers: list[Peer | None] = []
+    for scenario in scenarios:
+        row, outcome = measure_scenario(scenario, options, peers)
+        peers.append(peer_of(row))
+        yield outcome
+
+
+def prove(outcomes: Sequence[Outcome], target: float) -> Proof:
+    """What the outcomes show of bias, coverage and cost."""
+    from statistics import fmean, median
+
+    return Proof(
+        runs=len(outcomes),
+        coverage=fmean(outcome.holds for outcome in outcomes),
+        bias=fmean(outcome.error for outcome in outcomes),
+        within_target=fmean(outcome.half_width <= target for outcome in outcomes),
+        median_half_width=median(outcome.half_width for outcome in outcomes),
+        median_windows=median(outcome.windows for outcome in outcomes),
+        median_s=median(outcome.seconds for outcome in outcomes),
+        worst_error=sorted(abs(outcome.error) for outcome in outcomes)[int(0.95 * (len(outcomes) - 1))],
+    )
+
+
+def _surroundings(period_s: float) -> Surroundings:
+    environment = Environment(
+        infergy="0",
+        python="3",
+        platform="simulated",
+        cpu=None,
+        gpus=(IDENTITY,),
+        driver=None,
+        cuda=None,
+        meter="simulated",
+        scope="gpu-board",
+        counter_period_s=period_s,
+        weights="none",
+    )
+    return Surroundings(environment=environment, vocabulary=1000, is_simulated=True)
+
+
+def draw(
+    rng: random.Random,
+    *,
+    noise: tuple[float, float],
+    batch_s: tuple[float, float] = (0.05, 3.0),
+    delay_s: float = 0.1,
+    share: float = 0.2,
+) -> Scenario:
+    """A scenario: log-uniform in what spans decades, uniform in all else.
+
+    Args:
+        rng: Where it is drawn from.
+        noise: Range of `Scenario.noise`.
+        batch_s: Range of `Scenario.batch_s`.
+        delay_s: The counter tells joules up to so late.
+        share: It looks at this share of each of its periods at least.
+    """
+    seconds, period_s = _log_uniform(rng, *batch_s), _log_uniform(rng, 0.01, 0.1)
+    prefill, idle_w, power_w = rng.uniform(0.02, 0.6), rng.uniform(60.0, 130.0), rng.uniform(200.0, 700.0)
+    sensors = Sensors(
+        counter_step_j=_log_uniform(rng, 0.001, 1.0),
+        counter_delay_s=rng.uniform(0.0, delay_s),
+        counter_share=rng.uniform(share, 1.0) if share < 1 else 1.0,
+        counter_drift_per_s=rng.uniform(-1e-5, 1e-5),
+        tick_jitter_s=rng.uniform(0.0, 0.1) * period_s,
+        read_gap_s=min(_log_uniform(rng, 0.0005, 0.02), period_s / 3),
+        seed=rng.randrange(2**32),
+    )
+    return Scenario(
+        period_s=period_s,
+        phase_s=rng.uniform(0.0, period_s),
+        sensors=sensors,
+        idle_w=idle_w,
+        hot_idle_w=idle_w * rng.uniform(1.0, 1.5),
+        prefill_s=prefill * seconds,
+        prefill_w=rng.uniform(power_w, 700.0),
+        decode_s=(1 - prefill) * seconds,
+        decode_w=power_w,
+        noise=rng.uniform(*noise),
+        seed=rng.randrange(2**32),
+    )
+
+
+def _log_uniform(rng: random.Random, low: float, high: float) -> float:
+    return float(low * (high / low) ** rng.random())
+
+
+STRATA: Mapping[str, Draw] = {
+    "prompt counter": lambda rng: draw(rng, noise=(0.002, 0.01), delay_s=0.0, share=1.0),
+    "late counter": lambda rng: draw(rng, noise=(0.002, 0.01), share=1.0),
+    "part-time counter": lambda rng: draw(rng, noise=(0.002, 0.01), delay_s=0.0),
+    "waits for its host": lambda rng: draw(rng, noise=(0.02, 0.05)),
+    "long batches": lambda rng: draw(rng, noise=(0.005, 0.05), batch_s=(5.0, 12.0)),
+    "anything": lambda rng: draw(rng, noise=(0.002, 0.05), batch_s=(0.02, 12.0)),
+}
+"""What counters and loads may be, by name."""
+
+
+def draw_scenarios(name: str, runs: int, seed: int) -> list[Scenario]:
+    """Scenarios of a stratum of `STRATA`."""
+    rng = random.Random(f"{seed} {name}")
+    return [STRATA[name](rng) for _ in range(runs)]
+
+
+def draw_outcomes(name: str, runs: int, seed: int, options: MeasureOptions) -> list[Outcome]:
+    """Measure `runs` scenarios of a stratum, each alone."""
+    drawn = draw_scenarios(name, runs, seed)
+    return [measure_scenario(one, replace(options, seed=place))[1] for place, one in enumerate(drawn)]
+
+
+def draw_series(rng: random.Random, cells: int) -> list[Scenario]:
+    """The cells of one set-up: one GPU and one counter, batches of other lengths and powers, noise within a half."""
+    first = draw(rng, noise=(0.002, 0.03))
+
+    def vary(seconds: float, watts: float) -> Scenario:
+        return replace(
+            first,
+            phase_s=rng.uniform(0.0, first.period_s),
+            prefill_s=first.prefill_s * seconds,
+            decode_s=first.decode_s * seconds,
+            prefill_w=min(700.0, first.prefill_w * watts),
+            decode_w=first.decode_w * watts,
+            noise=first.noise * rng.uniform(0.67, 1.5),
+            seed=rng.randrange(2**32),
+        )
+
+    return [vary(_log_uniform(rng, 0.2, 5.0), rng.uniform(0.95, 1.05)) for _ in range(cells)]
+
+
+def draw_series_outcomes(runs: int, seed: int, options: MeasureOptions, cells: int = 8) -> list[Outcome]:
+    """Measure series of `cells` until `runs` cells are measured."""
+    rng = random.Random(f"{seed} series")
+    outcomes: list[Outcome] = []
+    while len(outcomes) < runs:
+        outcomes += measure_series(draw_series(rng, cells), options)
+    return outcomes[:runs]
