@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import infergy
 from infergy.errors import MeterError, MissingError, UsageError
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.block import window
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState
@@ -39,6 +39,20 @@ def test_with_idle_power_known_the_block_has_its_own_joules(gpu: SimulatedGpu) -
     assert found.simulated
     assert found.reason is None
     assert len(found.warnings) == 1
+
+
+def test_a_late_counter_and_clocks_that_stay_high_do_not_bias_a_block() -> None:
+    device = SimulatedGpu(
+        GpuIdentity(uuid="GPU-a", name="simulated"),
+        idle_w=80.0,
+        hot_idle_w=160.0,
+        sensors=Sensors(counter_delay_s=0.1),
+    )
+    device.advance(1.0, 600.0)
+    device.sleep(0.2)
+    with window(meter=SimulatedMeter(device)) as w:
+        device.advance(3.0, 600.0)
+    assert w.energy_j == pytest.approx(1800.0, rel=0.001)
 
 
 @given(

@@ -1,11 +1,11 @@
 """Joules of any block of Python or any command, with the care of a cell. Standard library only.
 
-    idle window      state   wait tick   sync   the block …   sync   state   wait tick
-    ─────────────            |           ────────────────────             |
-                             open        begin             end            close
+    idle window      state   wait tick   sync   the block …   sync   state   settle   tick   tick
+    ─────────────            |           ────────────────────                          |      |
+                             open        begin             end                   settled     close
 
-The window between the ticks is exact; the block is shorter by the two waits, at most one tick of the counter each. What
-the GPUs drew in them is taken off: at idle power where that was measured, else at the mean power of the window.
+What the GPUs drew before and after the block is taken off at the power between the last two ticks; by the first of them
+the counters have told all joules of the block, however late they tell them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import TracebackType
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import measure_idle
-from infergy.meters import Clock, Edge, Meter, next_tick, open_meter
+from infergy.meters import Clock, Edge, Meter, next_tick, open_meter, settle
 from infergy.records import GpuIdentity, GpuState, Window
 
 BLOCK_SCHEMA = "infergy.window/1"
@@ -34,8 +34,8 @@ class BlockEnergy:
 
     Attributes:
         energy_j: Joules of all GPUs while the block ran, gross: idle power included.
-        low_j: What it took at least, whatever the GPUs drew in the waits at the edges.
-        high_j: What it took at most.
+        low_j: What it took at least, and `high_j` at most, as late as the ticks may be stamped. One block says nothing
+            of how the next will differ.
         energy_by_gpu_j: `energy_j` of each GPU, by UUID.
         net_j: `energy_j` less what the idle GPUs would have taken; None if idle power was not measured.
         duration_s: Seconds of the block.
@@ -77,8 +77,9 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             serve()
         print(w.energy_j, w.duration_s, w.power_w)
 
-    Entering waits for the next tick of the energy counters (100 ms at most on NVIDIA's), and so does leaving. Work that
-    was queued on a GPU must be finished before the block ends, or its joules are not in it.
+    Entering waits for the next tick of the energy counters (100 ms at most on NVIDIA's). Leaving waits until they
+    have told all and for two ticks (0.25 to 0.35 s). Work that was queued on a GPU must be finished before the block
+    ends, or its joules are not in it.
 
     Args:
         name: What to call the block.
@@ -134,13 +135,13 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             self._sync()
         end_s = self._clock.now_s()
         after: tuple[GpuState, ...] = ()
-        closed: Edge | None = None
+        edges: tuple[Edge, Edge] | None = None
         try:
             after = self._meter.states()
-            closed = next_tick(self._meter)
+            edges = settle(self._meter, end_s)
         except InfergyError as broken:
             reason = str(broken)
-        self._result = self._work_out(end_s, after, closed, reason)
+        self._result = self._work_out(end_s, after, edges, reason)
         if isinstance(self._wanted, str):
             self._meter.close()
 
@@ -176,13 +177,13 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         return self.result.power_w
 
     def _work_out(
-        self, end_s: float, after: tuple[GpuState, ...], closed: Edge | None, reason: str | None
+        self, end_s: float, after: tuple[GpuState, ...], edges: tuple[Edge, Edge] | None, reason: str | None
     ) -> BlockEnergy:
         duration_s = end_s - self._begin_s
         joules: _Joules | None = None
-        if closed is not None:
+        if edges is not None:
             try:
-                joules = _split(self._opened, closed, duration_s, self._idle)
+                joules = _split(self._opened, *edges, duration_s)
             except MeterError as broken:
                 reason = str(broken)
         idle_w = None if self._idle is None else sum(self._idle.power_by_gpu_w.values())
@@ -216,24 +217,24 @@ class _Joules:
     high: float
 
 
-def _split(opened: Edge, closed: Edge, duration_s: float, idle: Window | None) -> _Joules:
+def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Joules:
     """The block's joules out of the window's, and between which bounds they lie.
 
-    In the waits a GPU draws between idle power (nothing, if that is unknown) and the mean power of the window.
+    A stamp that is late misplaces joules of the block at the opening tick, and of the tail at the other two.
 
     Raises:
-        MeterError: A counter stood still.
+        MeterError: A counter stood still or ran backwards.
     """
-    uncertainty_s = max(opened.uncertainty_s, closed.uncertainty_s)
-    whole = Window(open=opened.ticks, close=closed.ticks, edge_uncertainty_s=uncertainty_s)
-    used_j, span_s, mean_w = whole.energy_by_gpu_j, whole.duration_by_gpu_s, whole.power_by_gpu_w
+    late_s = max(edge.uncertainty_s for edge in (opened, settled, closed))
+    whole = Window(open=opened.ticks, close=closed.ticks, settled=settled.ticks, edge_uncertainty_s=late_s)
+    used_j, span_s = whole.energy_by_gpu_j, whole.duration_by_gpu_s
+    mean_w, tail_w = whole.power_by_gpu_w, whole.tail_power_by_gpu_w
     waits_s = {uuid: max(0.0, span_s[uuid] - duration_s) for uuid in used_j}
-    idle_w = dict.fromkeys(used_j, 0.0) if idle is None else idle.power_by_gpu_w
-    most = {uuid: used_j[uuid] - waits_s[uuid] * min(idle_w[uuid], mean_w[uuid]) for uuid in used_j}
-    least = {uuid: used_j[uuid] - waits_s[uuid] * mean_w[uuid] for uuid in used_j}
-    late_j = sum(mean_w.values()) * 2 * uncertainty_s
-    by_gpu = least if idle is None else most
-    return _Joules(by_gpu, max(0.0, sum(least.values()) - late_j), sum(most.values()) + late_j)
+    tail_s = {uuid: closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()}
+    by_gpu = {uuid: used_j[uuid] - waits_s[uuid] * tail_w[uuid] for uuid in used_j}
+    doubt_j = late_s * sum(mean_w[uuid] + tail_w[uuid] * (1 + waits_s[uuid] / tail_s[uuid]) for uuid in used_j)
+    energy_j = sum(by_gpu.values())
+    return _Joules(by_gpu, max(0.0, energy_j - doubt_j), energy_j + doubt_j)
 
 
 def _warnings(duration_s: float, states: tuple[GpuState, ...], simulated: bool) -> tuple[str, ...]:

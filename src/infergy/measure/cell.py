@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
 from infergy.errors import EngineError, MeterError
 from infergy.measure.environment import Surroundings
-from infergy.meters import Meter, next_tick
+from infergy.meters import LATE_S, Meter, next_tick, settle
 from infergy.records import (
     STATUS_FAILED,
     STATUS_OK,
@@ -45,12 +45,6 @@ WARMUP_OUTPUT_TOKENS = 8
 
 SETTLE_S = 1.0
 """Wait before the idle window, so that the power of the last batch is not in it."""
-
-LATE_S = 0.15
-"""How late a counter may tell joules without losing any: half more than a period of NVML's."""
-
-TAIL_S = 0.09
-"""Shortest time over which the power between batches is taken: a period of NVML's counter, or as many as it takes."""
 
 LEAD_S = 0.1
 """Longest lead, where the counter's period is not known."""
@@ -119,15 +113,11 @@ def _measure_window(
     session: Session, meter: Meter, work: Work, options: MeasureOptions, lead_s: float
 ) -> tuple[Window, tuple[GpuState, ...]]:
     """One window, and the state of each GPU after its last batch."""
-    clock = meter.clock
     opened = next_tick(meter)
-    clock.sleep(lead_s)
+    meter.clock.sleep(lead_s)
     batches = _run_batches(session, meter, work, options)
     after = meter.states()
-    clock.sleep(max(0.0, batches[-1].end_s + LATE_S - clock.now_s()))
-    settled = closed = next_tick(meter)
-    while min(closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()) < TAIL_S:
-        closed = next_tick(meter)
+    settled, closed = settle(meter, batches[-1].end_s)
     window = Window(
         open=opened.ticks,
         close=closed.ticks,

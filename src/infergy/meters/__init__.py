@@ -1,6 +1,18 @@
 """Who reads joules: a meter is a set of monotone energy counters, one for each GPU, and knows nothing of tokens."""
 
 from infergy.meters.protocol import Clock, Meter, Power, PowerMeter, SystemClock, open_meter, powers_of
-from infergy.meters.window import Edge, next_tick
+from infergy.meters.window import LATE_S, Edge, next_tick, settle
 
-__all__ = ["Clock", "Edge", "Meter", "Power", "PowerMeter", "SystemClock", "next_tick", "open_meter", "powers_of"]
+__all__ = [
+    "LATE_S",
+    "Clock",
+    "Edge",
+    "Meter",
+    "Power",
+    "PowerMeter",
+    "SystemClock",
+    "next_tick",
+    "open_meter",
+    "powers_of",
+    "settle",
+]

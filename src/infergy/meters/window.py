@@ -3,12 +3,13 @@
 A counter such as NVML's moves in steps (every 100 ms on an H200). A window cut anywhere else is off by up to one
 step's joules at either end. So each edge waits until the counter moves and stamps that instant:
 
-    counter   ___|¯¯¯|¯¯¯|¯¯¯|¯¯¯|¯¯¯|¯¯¯|___
-    engine         .■■■■■■■■■■■■■■■■■....
-                   ^ open             ^ close: the first tick after the last token
+    counter   ___|¯¯¯|¯¯¯|¯¯¯|¯¯¯|¯¯¯|¯¯¯|¯¯¯|¯¯¯|___
+    work           .■■■■■■■■■■■■■■■■■...............
+                   ^ open            ^ end    ^   ^ close
+                                              settled
 
-The wait costs at most one step at each end. Its length after the last token is idle time, priced by
-`infergy.records.derive`.
+By the settled tick the counter has told all joules of the work, however late it tells them. From there to the closing
+one it tells what the GPU draws with the work done, at which `infergy.records.derive` prices the idle parts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ from infergy.records import Tick
 
 TIMEOUT_S = 3.0
 """A counter that has not moved for so long is broken: the slowest known one ticks once a second."""
+
+
+LATE_S = 0.15
+"""How late a counter may tell joules without losing any: half more than a period of NVML's."""
+
+TAIL_S = 0.09
+"""Shortest time over which the power of the tail is taken: a period of NVML's counter, or as many as it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,19 @@ def next_tick(meter: Meter) -> Edge:
                 "Look whether the GPU counts energy at all: nvidia-smi --query-gpu=name,power.draw --format=csv"
             )
     return Edge(ticks=ticks, uncertainty_s=gap_s)
+
+
+def settle(meter: Meter, end_s: float) -> tuple[Edge, Edge]:
+    """The settled and the closing edge of a window whose work ended at `end_s`, by the meter's clock.
+
+    Raises:
+        MeterError: A counter did not move in three seconds.
+    """
+    meter.clock.sleep(max(0.0, end_s + LATE_S - meter.clock.now_s()))
+    settled = closed = next_tick(meter)
+    while min(closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()) < TAIL_S:
+        closed = next_tick(meter)
+    return settled, closed
 
 
 def counter_period_s(meter: Meter, ticks: int = 5) -> float:
