@@ -80,7 +80,7 @@ def test_what_differs_in_the_environments_is_told() -> None:
     assert compare(a, b).differences == (
         "driver: 1 against 2",
         "power limit: unknown against 350 W",
-        "vllm: unknown against 0.25.0",
+        "package vllm: unknown against 0.25.0",
     )
     assert compare(a, a).differences == ()
 

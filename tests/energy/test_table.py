@@ -97,7 +97,7 @@ def test_other_laws_of_weights_are_not_mixed(tmp_path: Path) -> None:
 def test_two_environments_of_a_set_up_in_one_file_are_refused(
     tmp_path: Path, row: Builder, change: dict[str, object]
 ) -> None:
-    with pytest.raises(DataError, match=r"two environments: (driver|packages).*--table NEW.jsonl --table OLD.jsonl"):
+    with pytest.raises(DataError, match=r"two environments: (driver|package vllm).*--table NEW.jsonl --table OLD.jsonl"):
         table_of(tmp_path, [row(), with_environment(row(input_tokens=1024), **change)])
 
 

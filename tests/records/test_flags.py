@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from infergy.records import Failure, GpuState, Measurement
-from infergy.records.flags import CODES, find_drift, find_flags
+from infergy.records.flags import CODES, find_flags
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
+from infergy.records.unlike import find_unlike
 from rows import UUID, build_row
 
 SURE = Uncertainty(
@@ -40,6 +41,11 @@ def lasting(seconds: Sequence[float]) -> Measurement:
     return good(windows=(replace(window, batches=tuple(batches)),))
 
 
+def told(**options: str) -> Measurement:
+    """A row of 8 requests of 576 tokens, 36 blocks of 16 each, with what its engine tells of itself."""
+    return good(environment=replace(GOOD.environment, engine=options))
+
+
 def codes(row: Measurement, uncertainty: Uncertainty | None = SURE) -> list[str]:
     return [flag.code for flag in find_flags(row, uncertainty)]
 
@@ -64,6 +70,8 @@ def test_the_power_limit_is_a_fact_not_a_doubt() -> None:
         (good(after=(state(slowdowns=("hw_thermal_slowdown",)),)), SURE, "slowed"),
         (good(after=(state(temperature_c=90.0),)), SURE, "temperature"),
         (good(before=(state(processes=2),)), SURE, "other-process"),
+        (told(max_num_seqs="4"), SURE, "batch"),
+        (told(kv_cache_blocks="287", kv_block_size="16"), SURE, "batch"),
     ],
 )
 def test_each_doubt_raises_its_flag_alone(row: Measurement, uncertainty: Uncertainty | None, code: str) -> None:
@@ -78,23 +86,22 @@ def test_what_the_driver_does_not_tell_is_no_doubt() -> None:
     assert codes(good(before=unknown, after=unknown)) == []
 
 
+def test_a_batch_that_an_engine_holds_at_once_is_no_doubt() -> None:
+    assert codes(told(max_num_seqs="8", kv_cache_blocks="288", kv_block_size="16")) == []
+    assert codes(told(max_num_seqs="auto", kv_cache_blocks="288")) == []
+
+
+def test_the_batch_to_type_is_the_one_that_fits() -> None:
+    (flag,) = find_flags(told(kv_cache_blocks="200", kv_block_size="16"), SURE)
+    assert "--batch 5 or less" in flag.cure
+
+
 def test_a_failed_row_has_no_flag() -> None:
     assert codes(good(windows=())) == []
 
 
 def test_the_target_decides_what_is_certain_enough() -> None:
     assert [flag.code for flag in find_flags(good(), UNSURE, target=0.06)] == []
-
-
-def test_an_anchor_that_moved_is_flagged_at_its_end_and_one_that_stayed_is_not() -> None:
-    start = replace(build_row(), visit="start")
-    moved, stayed = (replace(build_row(energy_j=joules), visit="end") for joules in (1030.0, 1010.0))
-    (flag,) = find_drift([start, moved]).values()
-    assert list(find_drift([start, moved])) == [f"{start.cell_id}/end"]
-    assert flag.code == "drift"
-    assert "+3.0% joules" in flag.reason
-    assert find_drift([start, stayed]) == {}
-    assert find_drift([moved, build_row()]) == {}
 
 
 def test_every_code_has_its_line_in_the_docs() -> None:
@@ -116,6 +123,7 @@ def test_what_ships_has_no_flags_but_those_that_the_docs_explain() -> None:
             assert uncertainty is not None
             widths.setdefault(engine, []).append(uncertainty.half_width)
             seen += [flag.code for flag in find_flags(row, uncertainty) if flag.code != "uncertain"]
+        assert find_unlike(group) == [()] * len(group)
     assert sorted(seen) == ["first-batch", "trend"]
     middle = {engine: sorted(found)[len(found) // 2] for engine, found in widths.items()}
     assert middle["vllm"] == pytest.approx(0.010, abs=0.001)

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 
 from infergy.errors import DataError
 from infergy.records import Measurement, derive
+from infergy.records.agreement import IDENTITY, MUST, SHOULD
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 
 COMPARISON_SCHEMA = "infergy.comparison/1"
@@ -167,28 +168,16 @@ def _differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> tuple[st
     return tuple(
         f"{name}: {', '.join(sorted(left.get(name, ()))) or 'unknown'} against "
         f"{', '.join(sorted(right.get(name, ()))) or 'unknown'}"
-        for name in sorted({*left, *right})
+        for name in {**left, **right}
         if left.get(name) != right.get(name)
     )
 
 
 def _environment(rows: Sequence[Measurement]) -> dict[str, set[str]]:
+    """All values of each fact that must or should agree, by its name."""
     facts: dict[str, set[str]] = {}
-
-    def tell(name: str, value: object) -> None:
-        if value is not None:
-            facts.setdefault(name, set()).add(str(value))
-
     for row in rows:
-        environment = row.environment
-        tell("driver", environment.driver)
-        tell("CUDA", environment.cuda)
-        tell("weights", environment.weights)
-        tell("simulated", row.simulated)
-        for gpu in environment.gpus:
-            tell("chip", gpu.uuid)
-            tell("GPU", gpu.name)
-            tell("power limit", None if gpu.power_limit_w is None else f"{gpu.power_limit_w:g} W")
-        for package, version in environment.packages.items():
-            tell(package, version)
+        for fact in (*IDENTITY, *MUST, *SHOULD):
+            for key, value in fact.read(row).items():
+                facts.setdefault(f"{fact.name} {key}".strip(), set()).add(value)
     return facts

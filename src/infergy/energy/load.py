@@ -11,13 +11,12 @@ from typing import NamedTuple
 from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
 from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name
-from infergy.records import EngineSetup, Environment, Measurement, Result, derive
+from infergy.records import EngineSetup, Measurement, Result, derive
+from infergy.records.agreement import MUST, differences, key_of
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "tables"
-VOLATILE_OPTIONS = frozenset({"kv_cache_blocks"})
-"""What an engine reports that differs from one loading to the next."""
 
 
 class _Key(NamedTuple):
@@ -183,19 +182,6 @@ def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]]) -> Table
     )
 
 
-def _environment(environment: Environment) -> dict[str, object]:
-    """What must be equal for the rows of one file to stand in one table, by name."""
-    options = {key: value for key, value in environment.engine.items() if key not in VOLATILE_OPTIONS}
-    return {
-        "meter's scope": environment.scope,
-        "driver": environment.driver,
-        "CUDA": environment.cuda,
-        "packages": dict(environment.packages),
-        "power limits": [gpu.power_limit_w for gpu in environment.gpus],
-        "engine options": options,
-    }
-
-
 def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
     """The one environment of a set-up's rows in a file.
 
@@ -203,15 +189,14 @@ def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
         DataError: There are two: a surface over both would compare drivers, not lengths.
     """
     first = rows[0].row
-    expected = _environment(first.environment)
     for row, _ in rows:
-        for (what, was), now in zip(expected.items(), _environment(row.environment).values(), strict=True):
-            if was != now:
-                raise DataError(
-                    f"{name}: {first.cell.setup.label} {first.cell.setup.model} was measured under two environments: "
-                    f"{what} {was} in cell {first.cell_id}, {now} in cell {row.cell_id}. "
-                    "Put them in two files, and name the one that counts first: --table NEW.jsonl --table OLD.jsonl"
-                )
+        for found in differences(first, row, MUST):
+            raise DataError(
+                f"{name}: {first.cell.setup.label} {first.cell.setup.model} was measured under two environments: "
+                f"{found.fact} {found.was or 'unknown'} in cell {first.cell_id}, {found.now or 'unknown'} in cell "
+                f"{row.cell_id}. Put them in two files, and name the one that counts first: "
+                "--table NEW.jsonl --table OLD.jsonl"
+            )
     stamps = sorted(row.measured_utc for row, _ in rows)
     return SourceFacts(
         source=name,
@@ -224,4 +209,5 @@ def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
         gpu_uuids=tuple(sorted({gpu.uuid for row, _ in rows for gpu in row.environment.gpus})),
         measured_from=stamps[0],
         measured_to=stamps[-1],
+        environment=key_of(first, MUST),
     )

@@ -70,6 +70,8 @@ class SourceFacts:
         gpu_uuids: Which chips.
         measured_from: UTC of the first row, ISO 8601.
         measured_to: UTC of the last row, ISO 8601.
+        environment: Equal for rows of two files that may be repetitions of each other
+            (`infergy.records.agreement.MUST`).
     """
 
     source: str
@@ -82,11 +84,7 @@ class SourceFacts:
     gpu_uuids: tuple[str, ...]
     measured_from: str
     measured_to: str
-
-    @property
-    def environment(self) -> tuple[object, ...]:
-        """What must be equal for rows of two files to be repetitions of each other; hashable."""
-        return self.driver, self.cuda, self.power_limits_w, tuple(sorted(self.packages.items()))
+    environment: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infergy.records.flags import Flag, find_drift, find_flags
+from infergy.records.flags import Flag, find_flags
 from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
 from infergy.records.measurement import Measurement
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
+from infergy.records.unlike import find_unlike
 
 CHECK_SCHEMA = "infergy.check/1"
 
@@ -61,9 +62,8 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
         groups.setdefault((row.cell.setup, row.environment.weights), []).append(place)
     for places in groups.values():
         group = [rows[place] for place in places]
-        drift = find_drift(group)
-        for place, row, uncertainty in zip(places, group, find_uncertainties(group), strict=True):
-            moved = (drift[row.key],) if row.key in drift else ()
+        judged = zip(places, group, find_uncertainties(group), find_unlike(group), strict=True)
+        for place, row, uncertainty, unlike in judged:
             failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
             found[place] = CheckedRow(
                 cell_id=row.cell_id,
@@ -72,7 +72,7 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
                 net_energy_j=net_energy_j(row),
                 idle=find_idle_power(row),
                 uncertainty=uncertainty,
-                flags=(*find_flags(row, uncertainty, target=target), *moved),
+                flags=(*find_flags(row, uncertainty, target=target), *unlike),
                 failure=failure,
             )
     return tuple(found[place] for place in range(len(rows)))

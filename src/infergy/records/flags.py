@@ -1,18 +1,18 @@
-"""Doubts about a row, each with a code, its reason and its cure: a pure function of the row. Standard library only.
+"""Doubts about a row by itself, each with a code, its reason and its cure: a pure function of the row.
+
+Standard library only. What only shows among the other rows of its set-up: `infergy.records.unlike`.
 
 A flag never changes a number. What each code means and what to do about it: docs/flags.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean, median
 
-from infergy.records.cell import END_VISIT, START_VISIT, visit_key
 from infergy.records.environment import GpuState
-from infergy.records.measurement import Batch, Measurement, derive
+from infergy.records.measurement import Batch, Measurement
 from infergy.records.uncertainty import Uncertainty
 
 TARGET = 0.02
@@ -33,9 +33,6 @@ HARMFUL_SLOWDOWNS = frozenset(
 )
 """Reasons for which clocks were held down that are no property of the work; being at the power limit is one."""
 
-DRIFT = 0.02
-"""How far an anchor's joules may move between the start and the end of its set-up."""
-
 CODES = (
     "uncertain",
     "interrupted",
@@ -45,8 +42,12 @@ CODES = (
     "slowed",
     "temperature",
     "other-process",
+    "batch",
     "drift",
+    "clocks",
+    "environment",
 )
+"""All codes; those of `infergy.records.unlike` last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,32 +83,9 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _slowed((*row.before, *row.after)),
         _temperature(row),
         _crowded((*row.before, *row.after)),
+        _queued(row),
     )
     return tuple(flag for flag in found if flag is not None)
-
-
-def find_drift(rows: Sequence[Measurement]) -> dict[str, Flag]:
-    """Anchors that moved between the start and the end of their set-up, by the key of the later row."""
-    measured = {row.key: row for row in rows if row.windows and row.loaded_idle is not None}
-    found: dict[str, Flag] = {}
-    for row in measured.values():
-        begin = measured.get(visit_key(row.cell_id, START_VISIT))
-        if row.visit != END_VISIT or begin is None:
-            continue
-        was_j, is_j = (_energy_j(one) for one in (begin, row))
-        if abs(is_j / was_j - 1) > DRIFT:
-            found[row.key] = Flag(
-                code="drift",
-                reason=f"this anchor took {is_j / was_j - 1:+.1%} joules at the end of its set-up against the start, "
-                f"expected ±{DRIFT:.0%}",
-                cure="measure the set-up again on a quiet machine; until then its rows differ by as much",
-            )
-    return found
-
-
-def _energy_j(row: Measurement) -> float:
-    assert row.loaded_idle is not None
-    return derive(row.windows, row.loaded_idle).energy_j
 
 
 def _uncertain(uncertainty: Uncertainty | None, target: float) -> Flag | None:
@@ -206,3 +184,27 @@ def _crowded(states: tuple[GpuState, ...]) -> Flag | None:
         reason=f"{most} processes on the GPU, expected the engine's alone: its joules hold theirs too",
         cure="end the others (nvidia-smi), then measure the cell again",
     )
+
+
+def _queued(row: Measurement) -> Flag | None:
+    """Requests that an engine let wait were not one batch: it serves as many as it has places and memory for."""
+    load, told = row.cell.load, row.environment.engine
+    places = _whole(told.get("max_num_seqs"))
+    blocks, block_tokens = _whole(told.get("kv_cache_blocks")), _whole(told.get("kv_block_size"))
+    found = {"its max_num_seqs": places}
+    if blocks is not None and block_tokens:
+        a_request = -(-(load.input_tokens + load.output_tokens) // block_tokens)
+        found["its KV cache"] = blocks // a_request
+    for what, most in found.items():
+        if most is not None and most < load.batch:
+            return Flag(
+                code="batch",
+                reason=f"asked for a batch of {load.batch}, but {what} takes {most} such requests at once: "
+                "the others waited",
+                cure=f"measure it with --batch {max(1, most)} or less",
+            )
+    return None
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None

@@ -1,0 +1,112 @@
+"""Which facts of two rows must agree for their joules to be compared: the only place that says so.
+
+Standard library only.
+
+    IDENTITY     what a row is of: other values are other tables
+    MUST         rows of one set-up that differ here may not stand in one table: a surface over both would compare
+                 drivers or power limits, not lengths
+    SHOULD       rows of one set-up that differ here may, with a flag: a second chip of the same kind takes about 2 %
+                 more or less (docs/measurements.md), another host drives a host-bound engine at another speed
+
+All else that a row tells of its environment may differ: the versions of infergy and of Python, which neither launch
+kernels nor read counters, and what an engine finds anew at each loading (`VOLATILE_OPTIONS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from infergy.records.measurement import Measurement
+
+VOLATILE_OPTIONS = frozenset({"kv_cache_blocks"})
+"""What an engine reports that differs from one loading to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something that a row tells of where its joules come from.
+
+    Attributes:
+        name: In words.
+        read: Its values in a row, by a name for each; empty where the row does not tell.
+    """
+
+    name: str
+    read: Callable[[Measurement], Mapping[str, str]]
+
+    def of(self, row: Measurement) -> str:
+        """Its value in words; ``unknown`` where the row does not tell."""
+        return ", ".join(f"{key} {value}".strip() for key, value in self.read(row).items()) or "unknown"
+
+
+def _one(value: object) -> dict[str, str]:
+    return {} if value is None else {"": str(value)}
+
+
+def _limits(row: Measurement) -> dict[str, str]:
+    limits = [gpu.power_limit_w for gpu in row.environment.gpus]
+    return _one(", ".join("unknown" if limit is None else f"{limit:g} W" for limit in limits)) if any(limits) else {}
+
+
+def _options(row: Measurement) -> dict[str, str]:
+    return {name: str(value) for name, value in row.environment.engine.items() if name not in VOLATILE_OPTIONS}
+
+
+IDENTITY = (
+    Fact("GPU", lambda row: _one(row.environment.gpus[0].name if row.environment.gpus else None)),
+    Fact("weights", lambda row: _one(row.environment.weights)),
+    Fact("simulated", lambda row: _one(row.simulated)),
+)
+
+MUST = (
+    Fact("scope", lambda row: _one(row.environment.scope)),
+    Fact("driver", lambda row: _one(row.environment.driver)),
+    Fact("CUDA", lambda row: _one(row.environment.cuda)),
+    Fact("power limit", _limits),
+    Fact("package", lambda row: dict(sorted(row.environment.packages.items()))),
+    Fact("engine option", _options),
+)
+
+SHOULD = (
+    Fact("chip", lambda row: _one(", ".join(gpu.uuid for gpu in row.environment.gpus) or None)),
+    Fact("meter", lambda row: _one(row.environment.meter)),
+    Fact("CPU", lambda row: _one(row.environment.cpu)),
+    Fact("system", lambda row: _one(row.environment.platform)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One fact that two rows tell differently.
+
+    Attributes:
+        fact: Its name in words: ``driver``, ``package vllm``.
+        was: The value in the first row; None where it does not tell.
+        now: The value in the other one.
+    """
+
+    fact: str
+    was: str | None
+    now: str | None
+
+    def __str__(self) -> str:
+        return f"{self.fact}: {self.was or 'unknown'} against {self.now or 'unknown'}"
+
+
+def differences(first: Measurement, other: Measurement, facts: Iterable[Fact]) -> list[Difference]:
+    """What two rows tell differently, in the order of `facts`."""
+    found: list[Difference] = []
+    for fact in facts:
+        was, now = fact.read(first), fact.read(other)
+        found += [
+            Difference(fact=f"{fact.name} {key}".strip(), was=was.get(key), now=now.get(key))
+            for key in {**was, **now}
+            if was.get(key) != now.get(key)
+        ]
+    return found
+
+
+def key_of(row: Measurement, facts: Iterable[Fact]) -> tuple[str, ...]:
+    """The facts as something that can be hashed: equal for rows that agree in all of them."""
+    return tuple(fact.of(row) for fact in facts)
