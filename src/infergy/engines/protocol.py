@@ -106,6 +106,16 @@ class Engine(Protocol):
         ...
 
 
+def refuse_many(setup: EngineSetup) -> None:
+    """Refuse to share a model among GPUs, for engines that run on one.
+
+    Raises:
+        UsageError: `tensor_parallel` is not 1.
+    """
+    if setup.tensor_parallel != 1:
+        raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: this engine runs on one GPU; vllm on many")
+
+
 def find_engine(name: str) -> Engine:
     """The engine called `name`; nothing heavy is imported.
 

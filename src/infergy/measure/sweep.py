@@ -214,6 +214,13 @@ def describe_row(row: Measurement) -> str:
     return (
         f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a batch "
         f"in {format_duration(result.duration_s)}{windows}, "
-        f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
+        f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W{_watts_by_gpu(row)}"
         f"{' (simulated)' if row.simulated else ''}"
     )
+
+
+def _watts_by_gpu(row: Measurement) -> str:
+    """Watts of each of several GPUs, in the engine's order."""
+    told = {} if row.result is None else row.result.power_by_gpu_w
+    watts = [format_number(told[gpu.uuid]) for gpu in row.environment.gpus if gpu.uuid in told]
+    return f" ({' + '.join(watts)})" if len(watts) > 1 else ""

@@ -91,22 +91,17 @@ def main() -> int:
 
 
 def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NVML) -> tuple[Engine, Meter]:
-    """The engine of a set-up and the meter of its GPUs; simulated, they share one pretended GPU."""
+    """The engine of a set-up and the meter of its GPUs; simulated, they share pretended ones."""
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
     from infergy.engines.simulated import SimulatedEngine
-    from infergy.hardware import SIMULATED_PREFIX, get_gpu
-    from infergy.hardware.forecast import BASE_SHARE_OF_TDP
-    from infergy.hardware.simulated import SimulatedGpu
+    from infergy.hardware import get_gpu
+    from infergy.hardware.simulated_node import pretend_node
     from infergy.meters.simulated import SimulatedMeter
-    from infergy.records import GpuIdentity
 
     gpu = get_gpu(plan.gpu)
-    device = SimulatedGpu(
-        GpuIdentity(uuid="GPU-simulated-0", name=f"{SIMULATED_PREFIX}{gpu.title}", memory_bytes=gpu.memory_bytes),
-        idle_w=gpu.tdp_w * BASE_SHARE_OF_TDP,
-    )
-    return SimulatedEngine(device, gpu), SimulatedMeter(device)
+    node = pretend_node(gpu, setup.tensor_parallel)
+    return SimulatedEngine(node, gpu), SimulatedMeter(node)
 
 
 def settle(

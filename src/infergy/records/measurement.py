@@ -8,7 +8,7 @@ History of the row's schema:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infergy.errors import DataError, MeterError
@@ -222,6 +222,7 @@ class Result:
         idle_s: Seconds in the windows when no batch ran (mostly last token to closing tick); the longest of all GPUs.
         idle_energy_j: What was subtracted for them, at the measured loaded-idle power.
         idle_bound_j: How far that may be off: idle time × (mean power − loaded-idle power).
+        power_by_gpu_w: Mean power of each GPU while batches ran, by UUID; empty in rows from before it was told.
     """
 
     energy_j: float
@@ -235,6 +236,7 @@ class Result:
     idle_s: float
     idle_energy_j: float
     idle_bound_j: float
+    power_by_gpu_w: Mapping[str, float] = field(default_factory=dict)
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
@@ -272,4 +274,5 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         idle_s=max(idle_s.values()),
         idle_energy_j=sum(idle_j.values()),
         idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
+        power_by_gpu_w={uuid: (used_j[uuid] - idle_j[uuid]) / busy_s for uuid in used_j},
     )

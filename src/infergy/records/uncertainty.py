@@ -4,7 +4,7 @@ Three independent parts, as fractions of the joules a batch:
 
     spread   √(v / T): T seconds of batches, each second with the relative variance v, independent of the others
     edges    a stamped tick came up to `edge_uncertainty_s` too late, at either end of each window: uniform, so that
-             each edge has the variance u² / 12 at the mean power of the window
+             each edge has the variance u² / 12 at the mean power of the window; each GPU has stamps of its own
     tail     the idle tail drew something between loaded-idle and mean power: uniform over the bound of
              `infergy.records.derive`, which also moves the middle of the interval down by half of it
 
@@ -217,7 +217,8 @@ def _moderate(own: Spread | None, like: Spread | None) -> Spread | None:
 
 def _edges_j(windows: Sequence[Window], result: Result) -> float:
     """Standard error of the joules that late stamps misplace, over all windows."""
-    return result.power_w * math.sqrt(sum(2 * window.edge_uncertainty_s**2 / 12 for window in windows))
+    power_w = math.hypot(*result.power_by_gpu_w.values())
+    return power_w * math.sqrt(sum(2 * window.edge_uncertainty_s**2 / 12 for window in windows))
 
 
 def student_t(degrees: float | None, confidence: float = CONFIDENCE) -> float:
