@@ -22,6 +22,7 @@ from known_tables import (
     with_environment,
     write_store,
 )
+from rows import spread_over
 
 Builder = Callable[..., Measurement]
 
@@ -46,7 +47,8 @@ def test_each_engine_has_a_table_of_its_own(tmp_path: Path) -> None:
 def test_what_is_not_at_its_default_is_in_the_label(tmp_path: Path, row: Builder) -> None:
     setup = EngineSetup(engine="vllm", model="llama-3.1-8b", dtype="float16", cuda_graphs=False, tensor_parallel=2)
     one = row()
-    table = table_of(tmp_path, [dataclasses.replace(one, cell=dataclasses.replace(one.cell, setup=setup))])
+    two = spread_over(one, {"GPU-a": 0.5, "GPU-b": 0.5})
+    table = table_of(tmp_path, [dataclasses.replace(two, cell=dataclasses.replace(one.cell, setup=setup))])
     assert table.labels("h200", "llama-3.1-8b") == ("vllm-eager-float16-tp2",)
 
 

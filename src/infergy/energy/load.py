@@ -16,8 +16,11 @@ from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "tables"
-VOLATILE_OPTIONS = frozenset({"kv_cache_blocks"})
-"""What an engine reports that differs from one loading to the next."""
+GPU_SCOPE = "gpu-board"
+"""The scope of a meter that has a counter for each GPU."""
+
+VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids"})
+"""What an engine reports that differs from one loading, or one chip, to the next."""
 
 
 class _Key(NamedTuple):
@@ -115,6 +118,9 @@ def _derive(name: str, row: Measurement) -> Result:
         *row.loaded_idle.open
     }:
         raise DataError(f"{place}: the edges of its windows are not of the same GPUs. {remedy}")
+    wanted = row.cell.setup.tensor_parallel
+    if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
+        raise DataError(f"{place}: it holds the joules of {len(uuids)} GPUs, its set-up works on {wanted}. {remedy}")
     try:
         result = derive(row.windows, row.loaded_idle)
     except MeterError as error:

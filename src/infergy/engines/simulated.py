@@ -57,9 +57,7 @@ class SimulatedSession:
             raise UsageError("the simulated engine plays one batch of equal lengths at a time; vllm serves mixed ones")
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
-        limit = largest_batch(
-            self._shape, self._gpu, length, output, engine=engine, dtype=dtype, tensor_parallel=gpus
-        )
+        limit = largest_batch(self._shape, self._gpu, length, output, engine=engine, dtype=dtype, tensor_parallel=gpus)
         if batch > limit.batch:
             raise EngineOutOfMemoryError(f"batch {batch} does not fit: {limit.reason}", is_usable=True)
         cost = forecast(

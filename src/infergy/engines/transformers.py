@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work, refuse_many
+from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, refuse_many, tell_gpu
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
 from infergy.records import EngineSetup
@@ -101,6 +101,7 @@ class TransformersSession:
             "decoding": "greedy",
             "compiled": "no",
             "parameters": str(self._model.num_parameters()),
+            GPU_UUIDS: tell_gpu(self._model),
         }
 
     def close(self) -> None:

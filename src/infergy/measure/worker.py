@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
+from infergy.engines.protocol import GPU_UUIDS
 from infergy.engines.weights import describe_weights
-from infergy.errors import EngineError, InfergyError, MeterError
+from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.cell import WrongTokensError, failed_cell, make_work, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
 from infergy.meters import Meter, open_meter
@@ -32,6 +33,8 @@ NVML = "nvml"
 
 EXIT_RESTART = 75
 """The engine is of no more use, but the remaining cells can go on in a new child."""
+
+NVIDIA_UUID = "GPU-"
 
 FIRST_LOAD = Load(input_tokens=32, output_tokens=8, batch=1)
 """What a freshly loaded engine runs before its idle power is taken."""
@@ -66,10 +69,11 @@ def main() -> int:
             engine.check(setup)
             bare = measure_idle(meter, plan.options.idle_s)
             session = engine.open(setup, plan.models[setup.model], plan.options.seed)
+            surroundings, idle = settle(session, meter, engine, plan, setup)
         except InfergyError as error:
-            tell("refused", reason=str(error))
-            return error.exit_code
-        surroundings, idle = settle(session, meter, engine, plan, setup)
+            tell("refused", reason=str(error), code="meter" if isinstance(error, MeterError) else "engine")
+            # What is loaded may be broken, and closing it hang; the kernel frees what it held.
+            os._exit(error.exit_code)
         tell("ready")
         with StoreWriter(Path(job.store), lock=False) as store:
             peers = [peer_of(row) for row in store.rows if row.cell.setup == setup]
@@ -107,7 +111,14 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NV
 def settle(
     session: Session, meter: Meter, engine: Engine, plan: Plan, setup: EngineSetup
 ) -> tuple[Surroundings, Window]:
-    """Wake the engine once, take its idle power, and gather what all its rows share."""
+    """Wake the engine once, take its idle power, and gather what all its rows share.
+
+    Raises:
+        MeterError: A counter failed, or counts another GPU than the engine uses.
+        EngineError: The engine failed.
+    """
+    facts = session.facts()
+    check_same_gpus(meter, facts.get(GPU_UUIDS))
     vocabulary = int(
         plan.models[setup.model].get("vocab_size") or plan.models[setup.model]["text_config"]["vocab_size"]
     )
@@ -117,7 +128,7 @@ def settle(
         meter,
         weights=describe_weights(setup.weights),
         packages=engine.packages,
-        engine=session.facts(),
+        engine=facts,
         counter_period_s=counter_period_s(meter),
     )
     return Surroundings(environment=environment, vocabulary=vocabulary, is_simulated=meter.is_simulated), idle
@@ -140,10 +151,44 @@ def attempt(
     except WrongTokensError as error:
         failure, is_usable = Failure(code="tokens", message=str(error)), True
     except EngineError as error:
-        failure, is_usable = Failure(code="engine", message=str(error)), False
+        failure, is_usable = Failure(code="engine", message=f"{error}{_lost_words(meter)}"), False
+    except GpuLostError as error:
+        # Not even the engine can go on; a new child tells whether the GPU came back.
+        failure, is_usable = Failure(code="meter", message=str(error)), False
     except MeterError as error:
         failure, is_usable = Failure(code="meter", message=str(error)), True
     return failed_cell(planned, plan.options, surroundings, failure), is_usable
+
+
+def check_same_gpus(meter: Meter, told: str | None) -> None:
+    """Hold the GPUs that an engine says it uses against those that are metered.
+
+    Args:
+        meter: The meter.
+        told: UUIDs with commas between, with or without ``GPU-`` before them; None where the engine does not tell.
+
+    Raises:
+        MeterError: They are not the same.
+    """
+    metered = [gpu.uuid for gpu in meter.gpus]
+    # A meter of another make, or of a CPU, names its devices in its own way.
+    if told is None or not all(uuid.startswith(NVIDIA_UUID) for uuid in metered):
+        return
+    used = [NVIDIA_UUID + uuid.strip().removeprefix(NVIDIA_UUID) for uuid in told.split(",")]
+    if sorted(used) != sorted(metered):
+        raise MeterError(
+            f"the engine runs on {', '.join(used)}, but {', '.join(metered)} was metered: these joules would be "
+            "another GPU's. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)"
+        )
+
+
+def _lost_words(meter: Meter) -> str:
+    """What the meter says of a GPU that may have taken the engine with it; empty if it still answers."""
+    try:
+        meter.read()
+    except InfergyError as error:
+        return f"; {error}"
+    return ""
 
 
 if __name__ == "__main__":

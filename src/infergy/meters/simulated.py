@@ -28,9 +28,7 @@ class SimulatedMeter:
 
     def states(self) -> tuple[GpuState, ...]:
         """The present power; a simulated GPU has no temperature or clocks."""
-        return tuple(
-            GpuState(uuid=gpu.identity.uuid, power_w=gpu.instant_w(), slowdowns=()) for gpu in self._node.gpus
-        )
+        return tuple(GpuState(uuid=gpu.identity.uuid, power_w=gpu.instant_w(), slowdowns=()) for gpu in self._node.gpus)
 
     def powers(self) -> Mapping[str, Power]:
         """The power fields, as the GPUs' sensors show them."""

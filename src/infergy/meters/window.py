@@ -13,6 +13,7 @@ The wait costs at most one step at each end. Its length after the last token is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,6 +46,7 @@ def next_tick(meter: Meter) -> Edge:
     """
     clock = meter.clock
     start_j = meter.read()
+    _demand_all(meter, start_j)
     begun_s = last_s = clock.now_s()
     ticks: dict[str, Tick] = {}
     gap_s = 0.0
@@ -64,6 +66,16 @@ def next_tick(meter: Meter) -> Edge:
                 "Look whether the GPU counts energy at all: nvidia-smi --query-gpu=name,power.draw --format=csv"
             )
     return Edge(ticks=ticks, uncertainty_s=gap_s)
+
+
+def _demand_all(meter: Meter, energy_j: Mapping[str, float]) -> None:
+    """Refuse to go on without a GPU: the joules of the others would pass for those of all."""
+    gone = [gpu.uuid for gpu in meter.gpus if gpu.uuid not in energy_j]
+    if gone:
+        raise MeterError(
+            f"the energy counter of {', '.join(gone)} vanished: meter {meter.name} no longer reads it. "
+            "See whether the GPU is still there (nvidia-smi -L), and measure again"
+        )
 
 
 def counter_period_s(meter: Meter, ticks: int = 5) -> float:

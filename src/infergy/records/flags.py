@@ -205,7 +205,7 @@ def _states_by_gpu(row: Measurement) -> dict[str, list[GpuState]]:
 
 
 def name_gpu(row: Measurement, uuid: str) -> str:
-    """A GPU of a row in words: its place among those in use, in the engine's order, and its UUID; alone, ``the GPU``."""
+    """A GPU of a row in words: ``the GPU``; of several its place in the engine's order, and its UUID."""
     uuids = [gpu.uuid for gpu in row.environment.gpus]
     if len(uuids) <= 1:
         return "the GPU"
