@@ -323,11 +323,15 @@ def test_a_lost_gpu_fails_the_rest_of_its_set_up_and_the_sweep_goes_on_without_i
     assert all([gpu.uuid for gpu in row.environment.gpus] == ["GPU-simulated-0"] for row in rows[4:])
 
 
-def test_an_engine_killed_by_its_gpu_is_told_by_the_meter_and_the_sweep_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "code"), [("os.kill(os.getpid(), 9)", "died"), ("import time; time.sleep(1000)", "hung")]
+)
+def test_an_engine_that_goes_with_its_gpu_is_told_by_the_meter_and_the_sweep_goes_on(
+    fault: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The child dies without a word, as by an Xid; only the meter of the parent can tell why."""
-    sabotage(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
+    """The child says nothing more, as after an Xid; only the meter of the parent can tell why."""
+    monkeypatch.setattr("infergy.measure.sweep.patience_s", lambda forecast_s, options: 3.0)
+    sabotage(tmp_path, monkeypatch, fault)
     opened = open_pair
 
     def open_here(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str) -> Any:
@@ -340,7 +344,7 @@ def test_an_engine_killed_by_its_gpu_is_told_by_the_meter_and_the_sweep_goes_on(
     rows = read_store(tmp_path / "rows.jsonl").rows
     assert [row.status for row in rows] == ["ok", "failed", "failed", "failed", "ok", "ok", "ok", "ok"]
     assert rows[1].failure is not None
-    assert rows[1].failure.code == "died"
+    assert rows[1].failure.code == code
     assert f"GPU 1 ({SECOND}) is lost" in rows[1].failure.message
 
 

@@ -184,6 +184,7 @@ def _run_child(
     failure_code = "hung" if code is None else refusal if reason else "died"
     if not reason:
         reason = f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
+    if failure_code != refusal:
         reason += _lost_words(plan, setup, simulate=simulate, meter=meter)
     lost = [in_progress] if is_ready and in_progress is not None else list(by_key.values()) if not is_ready else []
     for planned in lost:
