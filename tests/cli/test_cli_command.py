@@ -44,7 +44,7 @@ def test_only_measure_with_a_command_is_routed() -> None:
 def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
     done = measure("--simulate", "--idle", "0", *python("print('hello')"))
     assert (done.returncode, done.stdout) == (0, "hello\n")
-    assert " J (" in done.stderr
+    assert "J (" in done.stderr
     assert "SIMULATED" in done.stderr
 
 
