@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from infergy.records import (
@@ -87,3 +89,32 @@ def build_row(
         "result": derive((window,), idle),
     }
     return Measurement(**(facts | others))
+
+
+def spread_over(row: Measurement, shares: Mapping[str, float]) -> Measurement:
+    """The row as measured on several GPUs, each with its share of the joules by UUID, all ticking together."""
+
+    def spread(window: Window) -> Window:
+        opened, closed = (
+            {uuid: share * tick.energy_j for uuid, share in shares.items()}
+            for tick in (window.open[UUID], window.close[UUID])
+        )
+        return replace(
+            window,
+            open={uuid: Tick(time_s=window.open[UUID].time_s, energy_j=joules) for uuid, joules in opened.items()},
+            close={uuid: Tick(time_s=window.close[UUID].time_s, energy_j=joules) for uuid, joules in closed.items()},
+        )
+
+    assert row.loaded_idle is not None
+    windows, idle = tuple(map(spread, row.windows)), spread(row.loaded_idle)
+    cell = replace(row.cell, setup=replace(row.cell.setup, tensor_parallel=len(shares)))
+    gpus = tuple(replace(row.environment.gpus[0], uuid=uuid) for uuid in shares)
+    return replace(
+        row,
+        cell=cell,
+        cell_id=cell.id,
+        windows=windows,
+        loaded_idle=idle,
+        environment=replace(row.environment, gpus=gpus),
+        result=derive(windows, idle),
+    )

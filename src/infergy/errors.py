@@ -54,6 +54,10 @@ class MeterError(InfergyError):
     exit_code = 3
 
 
+class GpuLostError(MeterError):
+    """A GPU fell off the bus or must be reset: it answers nothing any more, in no process."""
+
+
 class EngineError(InfergyError):
     """An engine could not do the work it was given."""
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from infergy.cli import app
 from infergy.records import Failure
 from known_tables import rows_of, write_store
-from rows import build_row
+from rows import build_row, spread_over
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -57,3 +57,12 @@ def test_a_target_is_read_as_a_share_or_in_percent(tmp_path: Path) -> None:
     path = store(tmp_path)
     assert run(str(path), "--target", "0.0001%")[1].count("uncertain") == 2
     assert run(str(path), "--target", "0.9")[1].count("uncertain") == 0
+
+
+def test_of_several_gpus_each_is_told_beside_their_sum(tmp_path: Path) -> None:
+    row = spread_over(build_row(duration_s=0.5, batches=2), {"GPU-b": 0.3, "GPU-a": 0.7})
+    text = run(str(write_store(tmp_path / "rows.jsonl", [row])))[1]
+    assert "a batch: GPU 0 300 J, GPU 1 700 J)" in text
+    (told,) = json.loads(run(str(tmp_path / "rows.jsonl"), "--json")[1])["files"][0]["rows"]
+    assert list(told["energy_by_gpu_j"]) == ["GPU-b", "GPU-a"]
+    assert round(told["imbalance"], 6) == 0.8

@@ -101,3 +101,13 @@ def test_what_cannot_work_is_told_before_anything_runs(arguments: list[str], wor
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_of_several_gpus_each_has_a_line_and_the_total_is_their_sum() -> None:
+    done = measure("--simulate", "--gpus", "2", "--idle", "0", *python("import time; time.sleep(0.3)"))
+    total, first, second, *_ = done.stderr.splitlines()
+    assert first.startswith("  GPU 0 (GPU-simulated-0): ")
+    assert second.startswith("  GPU 1 (GPU-simulated-1): ")
+    watts = [float(line.rpartition(", ")[2].removesuffix(" W")) for line in (total, first, second)]
+    assert watts[0] == pytest.approx(watts[1] + watts[2], rel=0.02)
+    assert watts[2] == pytest.approx(1.1 * watts[1], rel=0.02)

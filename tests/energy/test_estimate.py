@@ -17,6 +17,8 @@ from infergy.energy.load import load_table
 from infergy.energy.table import EnergyTable
 from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu, get_model
+from infergy.measure.grid import make_plan, parse_grid
+from infergy.measure.sweep import sweep
 from infergy.records import GpuIdentity, Measurement
 from infergy.workload import Bins
 from known_tables import (
@@ -30,7 +32,7 @@ from known_tables import (
     with_environment,
     write_store,
 )
-from rows import build_row
+from rows import build_row, spread_over
 
 GRID = Bins.powers_of_two(16384, 2048)
 LENGTHS = st.lists(st.tuples(st.integers(1, 16384), st.integers(1, 2048)), min_size=1, max_size=30)
@@ -48,6 +50,14 @@ def table(tmp_path: Path) -> EnergyTable:
 
 def only(source: Any, table: EnergyTable, **options: Any) -> Estimate:
     return estimate(source, tables=table, engines=["vllm"], **options).of("vllm")
+
+
+TWO = {"GPU-test-0": 0.4, "GPU-test-1": 0.6}
+ONE = [(512, 64)]
+
+
+def only_of(engine: str, source: Any, table: EnergyTable) -> Estimate:
+    return estimate(source, tables=table, engines=[engine]).of(engine)
 
 
 def test_a_measured_bin_costs_requests_over_batch_times_the_measured_batch(table: EnergyTable) -> None:
@@ -74,16 +84,64 @@ def test_all_figures_follow_from_energy_time_and_tokens(table: EnergyTable) -> N
 
 
 def test_tensor_parallel_counts_the_time_of_each_gpu(tmp_path: Path) -> None:
-    row = build_row(energy_j=800.0, duration_s=4.0, batch=8)
-    cell = replace(row.cell, setup=replace(row.cell.setup, tensor_parallel=2))
-    found = estimate(
-        histogram_of([(512, 64)] * 8),
-        tables=table_of(tmp_path, [replace(row, cell=cell, cell_id=cell.id)]),
-        engines=["vllm-tp2"],
-    ).of("vllm-tp2")
+    row = spread_over(build_row(energy_j=800.0, duration_s=4.0, batch=8), TWO)
+    found = only_of("vllm-tp2", histogram_of([(512, 64)] * 8), table_of(tmp_path, [row]))
+    assert found.gpus == 2
+    assert found.energy_j == pytest.approx(800.0)
     assert found.duration_s == pytest.approx(8.0)
+    assert found.gpu_hours == pytest.approx(8.0 / 3600)
     assert found.power_w == pytest.approx(100.0)
     assert found.output_tokens_per_s == pytest.approx(8 * 64 / 4.0)
+
+
+def test_one_gpu_and_two_stand_beside_one_ideal_and_are_compared_by_all_their_joules(tmp_path: Path) -> None:
+    histogram = histogram_of([(512, 64)] * 8)
+    rows = [build_row(energy_j=600.0), spread_over(build_row(energy_j=900.0), TWO)]
+    found = estimate(histogram, tables=table_of(tmp_path, rows), baseline="vllm")
+    one, two = found.of("vllm"), found.of("vllm-tp2")
+    # At the peak and TDP each of n GPUs takes an n-th of the time: the joules are the same.
+    assert found.ideal is not None
+    assert one.ideal_energy_j == two.ideal_energy_j == found.ideal.energy_j
+    assert two.saving_vs_baseline == pytest.approx(1 - 900 / 600)
+    assert two.provenance.sources[0].gpu_uuids == ("GPU-test-0", "GPU-test-1")
+
+
+def test_two_gpus_are_two_chips_only_if_another_engine_ran_on_neither(tmp_path: Path) -> None:
+    def noted(chip: str) -> bool:
+        alone = with_environment(build_row(), gpus=(GpuIdentity(uuid=chip, name="NVIDIA H200"),))
+        table = table_of(tmp_path, [alone, spread_over(build_row(), TWO)])
+        return any("not all measured on one chip" in note for note in estimate(histogram_of(ONE), tables=table).notes)
+
+    assert not noted("GPU-test-0")
+    assert noted("GPU-test-2")
+
+
+def test_a_row_that_holds_the_joules_of_too_few_gpus_is_refused(tmp_path: Path) -> None:
+    row = spread_over(build_row(), TWO)
+    counted_one = spread_over(build_row(), {"GPU-test-0": 1.0})
+    with pytest.raises(DataError, match="the joules of 1 GPUs, its set-up works on 2"):
+        table_of(tmp_path, [replace(counted_one, cell=row.cell, cell_id=row.cell_id)])
+
+
+def test_simulated_rows_of_two_gpus_are_priced_when_asked_for(tmp_path: Path) -> None:
+    grid = {
+        "name": "two",
+        "gpu": "h200",
+        "model": "llama-3.1-8b",
+        "engines": [{"engine": "vllm", "tensor_parallel": 2}],
+        "cells": [{"input_tokens": [512], "output_tokens": [64], "batch": [32]}],
+    }
+    (event,) = [
+        one for one in sweep(make_plan(parse_grid(grid, "test")), tmp_path / "two.jsonl", simulate=True) if one.row
+    ]
+    assert event.row is not None
+    assert event.row.result is not None
+    with pytest.raises(DataError, match="--allow-simulated"):
+        load_table([tmp_path / "two.jsonl"])
+    table = load_table([tmp_path / "two.jsonl"], allow_simulated=True)
+    found = only_of("vllm-tp2", histogram_of([(512, 64)] * 32), table)
+    assert found.energy_j == pytest.approx(sum(event.row.result.energy_by_gpu_j.values()))
+    assert found.gpu_hours == pytest.approx(2 * event.row.result.duration_s / 3600)
 
 
 def test_whole_batches_are_charged_when_asked_for(table: EnergyTable) -> None:

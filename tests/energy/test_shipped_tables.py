@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,9 @@ def test_rows_are_real_of_one_chip_and_each_says_random_weights(path: Path) -> N
 def test_figures_follow_from_raw_facts(path: Path) -> None:
     for row in rows_in(path):
         assert row.loaded_idle is not None
-        assert row.result == derive(row.windows, row.loaded_idle)
+        derived = derive(row.windows, row.loaded_idle)
+        # Rows from before watts were told by GPU lack them.
+        assert row.result in (derived, replace(derived, power_by_gpu_w={}))
 
 
 @pytest.mark.parametrize("path", [SHIPPED, REPLICATES])

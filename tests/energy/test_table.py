@@ -22,6 +22,7 @@ from known_tables import (
     with_environment,
     write_store,
 )
+from rows import spread_over
 
 Builder = Callable[..., Measurement]
 
@@ -46,7 +47,8 @@ def test_each_engine_has_a_table_of_its_own(tmp_path: Path) -> None:
 def test_what_is_not_at_its_default_is_in_the_label(tmp_path: Path, row: Builder) -> None:
     setup = EngineSetup(engine="vllm", model="llama-3.1-8b", dtype="float16", cuda_graphs=False, tensor_parallel=2)
     one = row()
-    table = table_of(tmp_path, [dataclasses.replace(one, cell=dataclasses.replace(one.cell, setup=setup))])
+    two = spread_over(one, {"GPU-a": 0.5, "GPU-b": 0.5})
+    table = table_of(tmp_path, [dataclasses.replace(two, cell=dataclasses.replace(one.cell, setup=setup))])
     assert table.labels("h200", "llama-3.1-8b") == ("vllm-eager-float16-tp2",)
 
 
@@ -97,7 +99,9 @@ def test_other_laws_of_weights_are_not_mixed(tmp_path: Path) -> None:
 def test_two_environments_of_a_set_up_in_one_file_are_refused(
     tmp_path: Path, row: Builder, change: dict[str, object]
 ) -> None:
-    with pytest.raises(DataError, match=r"two environments: (driver|package vllm).*--table NEW.jsonl --table OLD.jsonl"):
+    with pytest.raises(
+        DataError, match=r"two environments: (driver|package vllm).*--table NEW.jsonl --table OLD.jsonl"
+    ):
         table_of(tmp_path, [row(), with_environment(row(input_tokens=1024), **change)])
 
 

@@ -329,7 +329,7 @@ def test_pitfalls_of_cuda_visible_devices_are_told(
 
 
 def test_mig_other_processes_and_unlike_gpus_are_warned_of(nvml: BoardNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml.mig = 1
+    monkeypatch.setattr(BoardNvml, "nvmlDeviceGetMigMode", lambda _, handle: [handle == "handle0"] * 2)
     monkeypatch.setattr(BoardNvml, "nvmlDeviceGetCount", lambda _: 2)
     monkeypatch.setattr(BoardNvml, "nvmlDeviceGetUUID", lambda _, handle: f"GPU-{handle}")
     monkeypatch.setattr(BoardNvml, "nvmlDeviceGetName", lambda _, handle: f"NVIDIA {handle}")

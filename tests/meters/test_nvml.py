@@ -106,6 +106,9 @@ class FakeNvml:
         told = {186: (0, 512_000), 185: (3, 0)}
         return [SimpleNamespace(nvmlReturn=told[one][0], value=SimpleNamespace(uiVal=told[one][1])) for one in fields]
 
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        raise FakeNotSupportedError("Not Supported")
+
     def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
         return "580.1"
 

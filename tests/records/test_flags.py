@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from infergy.records import Failure, GpuState, Measurement
+from infergy.records.check import check_rows
 from infergy.records.flags import CODES, find_flags
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.unlike import find_unlike
-from rows import UUID, build_row
+from rows import UUID, build_row, spread_over
 
 SURE = Uncertainty(
     low_j=990.0, high_j=1010.0, half_width=0.01, spread=0.005, edges=0.0, tail=0.0, degrees_of_freedom=9.0
@@ -129,3 +130,51 @@ def test_what_ships_has_no_flags_but_those_that_the_docs_explain() -> None:
     assert middle["vllm"] == pytest.approx(0.010, abs=0.001)
     assert middle["transformers"] == pytest.approx(0.029, abs=0.001)
     assert max(widths["vllm"]) == pytest.approx(0.028, abs=0.001)
+
+
+PAIR = ("GPU-a", "GPU-b")
+
+
+def two_gpus(*, before: GpuState = GOOD.before[0], after: GpuState = GOOD.after[0]) -> Measurement:
+    """A good row of two GPUs, but for what the second one told before and after."""
+    measured = spread_over(build_row(duration_s=2.0, batches=4), dict.fromkeys(PAIR, 0.5))
+    first, second = PAIR
+    return replace(
+        measured,
+        before=(replace(state(), uuid=first), replace(before, uuid=second)),
+        after=(replace(state(), uuid=first), replace(after, uuid=second)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        (
+            {"after": state(slowdowns=("hw_slowdown",))},
+            "slowed",
+            "GPU 1 (GPU-b) was held down by hw_slowdown, expected",
+        ),
+        ({"after": state(temperature_c=90.0)}, "temperature", "GPU 1 (GPU-b) went from 60 to 90 °C, expected"),
+        ({"before": state(processes=3)}, "other-process", "3 processes on GPU 1 (GPU-b), expected"),
+    ],
+)
+def test_of_several_gpus_the_one_in_doubt_is_named(changes: dict[str, GpuState], code: str, words: str) -> None:
+    assert codes(two_gpus()) == []
+    (flag,) = find_flags(two_gpus(**changes), SURE)
+    assert flag.code == code
+    assert flag.reason.startswith(words)
+    assert "GPU-a" not in flag.reason
+
+
+def test_unlike_shares_of_several_gpus_are_a_fact_not_a_doubt() -> None:
+    row = spread_over(build_row(duration_s=2.0, batches=4), {"GPU-b": 0.3, "GPU-a": 0.7})
+    (checked,) = check_rows([row], target=0.02)
+    assert checked.flags == ()
+    assert list(checked.energy_by_gpu_j) == ["GPU-b", "GPU-a"]
+    assert checked.energy_by_gpu_j == pytest.approx({"GPU-b": 300.0, "GPU-a": 700.0})
+    assert checked.power_by_gpu_w == pytest.approx({"GPU-b": 150.0, "GPU-a": 350.0})
+    assert checked.imbalance == pytest.approx(0.8)
+    (alone,) = check_rows([build_row()], target=0.02)
+    assert alone.imbalance is None
+    (failed,) = check_rows([replace(row, windows=(), result=None)], target=0.02)
+    assert (failed.energy_by_gpu_j, failed.imbalance) == ({}, None)

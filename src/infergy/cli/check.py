@@ -60,4 +60,12 @@ def _energy(row: CheckedRow) -> str:
     if row.energy_j is None:
         return "no joules"
     half = "" if row.uncertainty is None else f" ± {row.uncertainty.half_width:.1%}"
-    return f"{format_si(row.energy_j, 'J')}{half} a batch"
+    return f"{format_si(row.energy_j, 'J')}{half} a batch{_by_gpu(row)}"
+
+
+def _by_gpu(row: CheckedRow) -> str:
+    """Joules of each of several GPUs, in the engine's order."""
+    if len(row.energy_by_gpu_j) <= 1:
+        return ""
+    joules = [f"GPU {index} {format_si(one_j, 'J')}" for index, one_j in enumerate(row.energy_by_gpu_j.values())]
+    return f": {', '.join(joules)}"

@@ -62,7 +62,7 @@ def measure_command(
         _run(command, stdout)
     code = 0
     for number in range(1, runs + 1):
-        source = _simulated() if simulate else meter
+        source = _simulated(gpus or 1) if simulate else meter
         with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source) as measured:
             code = _run(command, stdout)
         line = json.dumps(to_json(measured.result), allow_nan=False)
@@ -89,10 +89,10 @@ def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
             raise UsageError(f"{output}: cannot be written ({error.strerror}). Name another file with -o") from error
 
 
-def _simulated() -> Any:
+def _simulated(gpus: int) -> Any:
     from infergy.meters.simulated import SteadyMeter
 
-    return SteadyMeter()
+    return SteadyMeter(count=gpus)
 
 
 def _run(command: Sequence[str], stdout: Any) -> int:
@@ -125,7 +125,8 @@ def _print(result: BlockEnergy, prefix: str) -> None:
         text += f"; {format_si(result.net_j, 'J')} above idle ({format_number(result.idle_power_w)} W)"
     typer.echo(text, err=True)
     if len(result.energy_by_gpu_j) > 1:
-        for uuid, energy_j in result.energy_by_gpu_j.items():
-            typer.echo(f"  {uuid}: {format_si(energy_j, 'J')}", err=True)
+        for index, (uuid, energy_j) in enumerate(result.energy_by_gpu_j.items()):
+            watts = format_number(result.power_by_gpu_w[uuid])
+            typer.echo(f"  GPU {index} ({uuid}): {format_si(energy_j, 'J')}, {watts} W", err=True)
     for warning in result.warnings:
         typer.echo(f"  {warning}", err=True)

@@ -17,6 +17,8 @@ from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "tables"
+GPU_SCOPE = "gpu-board"
+"""The scope of a meter that has a counter for each GPU."""
 
 
 class _Key(NamedTuple):
@@ -114,6 +116,9 @@ def _derive(name: str, row: Measurement) -> Result:
         *row.loaded_idle.open
     }:
         raise DataError(f"{place}: the edges of its windows are not of the same GPUs. {remedy}")
+    wanted = row.cell.setup.tensor_parallel
+    if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
+        raise DataError(f"{place}: it holds the joules of {len(uuids)} GPUs, its set-up works on {wanted}. {remedy}")
     try:
         result = derive(row.windows, row.loaded_idle)
     except MeterError as error:

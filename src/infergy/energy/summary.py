@@ -247,9 +247,7 @@ def notes_on(
     notes += _trace_notes(histogram)
     for one in priced:
         notes += _engine_notes(one, max_batch_s)
-    uuids = {uuid for one in priced for facts in _used(one) for uuid in facts.gpu_uuids}
-    if len(priced) > 1 and len(uuids) > 1:
-        notes.append(f"the engines were not all measured on one chip: {', '.join(sorted(uuids))}")
+    notes += _chip_notes(priced)
     if any(one.setup.simulated for one in priced):
         notes.append("SIMULATED: these joules come from a model and say nothing about real hardware")
     notes += _unused_files(table, priced[0].setup)
@@ -257,6 +255,15 @@ def notes_on(
     if table.failed:
         notes.append(f"{len(table.failed)} cells in the tables failed and give no value")
     return tuple(notes)
+
+
+def _chip_notes(priced: Sequence[Priced]) -> list[str]:
+    """That engines compared were measured on different chips; one that works on several holds those of the others."""
+    chips = [{uuid for facts in _used(one) for uuid in facts.gpu_uuids} for one in priced]
+    every = set().union(*chips)
+    if len(priced) < 2 or len(every) <= max(one.setup.setup.tensor_parallel for one in priced):
+        return []
+    return [f"the engines were not all measured on one chip: {', '.join(sorted(every))}"]
 
 
 def _unused_files(table: EnergyTable, setup: SetupTable) -> list[str]:

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from infergy.errors import EngineError, UsageError
 from infergy.records import ENGINES, EngineSetup
 
+GPU_UUIDS = "gpu_uuids"
+"""Among `Session.facts`: the UUIDs of the GPUs that the engine really uses, commas between; None if it cannot tell."""
+
 
 class EngineOutOfMemoryError(EngineError):
     """The work does not fit; the session can go on with smaller work if `is_usable`."""
@@ -64,7 +67,7 @@ class Session(Protocol):
         ...
 
     def facts(self) -> Mapping[str, str | None]:
-        """The options as the engine resolved them, for the row."""
+        """The options as the engine resolved them, for the row; of them `GPU_UUIDS` is held against the meter."""
         ...
 
     def close(self) -> None:
@@ -104,6 +107,33 @@ class Engine(Protocol):
             EngineError: The engine could not load it.
         """
         ...
+
+
+def tell_gpu(model: Any) -> str | None:
+    """The UUID of the GPU on which a torch model lies; None on a CPU, or where torch does not tell.
+
+    It runs in whatever process holds the model. `torch.cuda.get_device_properties` tells it without NVML's ``GPU-``.
+    """
+    try:
+        import torch
+
+        device = next(model.parameters()).device
+        if device.type != "cuda" or torch.version.hip is not None:
+            return None
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    except (AttributeError, ImportError, RuntimeError, StopIteration):
+        return None
+    return None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}"
+
+
+def refuse_many(setup: EngineSetup) -> None:
+    """Refuse to share a model among GPUs, for engines that run on one.
+
+    Raises:
+        UsageError: `tensor_parallel` is not 1.
+    """
+    if setup.tensor_parallel != 1:
+        raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: this engine runs on one GPU; vllm on many")
 
 
 def find_engine(name: str) -> Engine:

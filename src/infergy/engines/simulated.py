@@ -1,14 +1,15 @@
-"""A stand-in for any engine on the simulated GPU: it takes the time and power that the forecast gives, exactly."""
+"""A stand-in for any engine on simulated GPUs: it takes the time and power that the forecast gives, exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
+from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work, refuse_many
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
 from infergy.hardware.simulated import SimulatedGpu
+from infergy.hardware.simulated_node import SimulatedNode
 from infergy.records import EngineSetup
 
 
@@ -18,14 +19,17 @@ class SimulatedEngine:
     name = "simulated"
     packages: tuple[str, ...] = ()
 
-    def __init__(self, device: SimulatedGpu, gpu: Gpu) -> None:
+    def __init__(self, device: SimulatedGpu | SimulatedNode, gpu: Gpu) -> None:
         self._device = device
+        self._count = len(device.gpus) if isinstance(device, SimulatedNode) else 1
         self._gpu = gpu
 
     def check(self, setup: EngineSetup) -> None:
-        """Refuse what one simulated GPU cannot play."""
-        if setup.tensor_parallel != 1:
-            raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: the simulated GPU is one")
+        """Refuse what these simulated GPUs, or the engine itself, cannot play."""
+        if setup.tensor_parallel != self._count:
+            raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}")
+        if setup.engine == "transformers":
+            refuse_many(setup)
 
     def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> SimulatedSession:
         """Nothing is loaded."""
@@ -36,7 +40,7 @@ class SimulatedEngine:
 class SimulatedSession:
     """Lets virtual time pass at the forecast's power."""
 
-    def __init__(self, device: SimulatedGpu, gpu: Gpu, shape: ModelShape, setup: EngineSetup) -> None:
+    def __init__(self, device: SimulatedGpu | SimulatedNode, gpu: Gpu, shape: ModelShape, setup: EngineSetup) -> None:
         self._device = device
         self._gpu = gpu
         self._shape = shape
@@ -52,8 +56,8 @@ class SimulatedSession:
         if len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1 or any(work.arrival_s):
             raise UsageError("the simulated engine plays one batch of equal lengths at a time; vllm serves mixed ones")
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
-        engine, dtype = self._setup.engine, self._setup.dtype
-        limit = largest_batch(self._shape, self._gpu, length, output, engine=engine, dtype=dtype)
+        engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
+        limit = largest_batch(self._shape, self._gpu, length, output, engine=engine, dtype=dtype, tensor_parallel=gpus)
         if batch > limit.batch:
             raise EngineOutOfMemoryError(f"batch {batch} does not fit: {limit.reason}", is_usable=True)
         cost = forecast(
@@ -64,6 +68,7 @@ class SimulatedSession:
             batch,
             engine=engine,
             cuda_graphs=self._setup.cuda_graphs,
+            tensor_parallel=gpus,
             dtype=dtype,
         )
         duration_s = cost.prefill_s + cost.decode_s

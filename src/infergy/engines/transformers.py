@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
+from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, refuse_many, tell_gpu
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
 from infergy.records import EngineSetup
@@ -26,8 +26,7 @@ class TransformersEngine:
         """Refuse what transformers lacks."""
         if setup.cuda_graphs:
             raise UsageError('cuda_graphs = true: transformers, not compiled, has no CUDA graphs; engine = "vllm" has')
-        if setup.tensor_parallel != 1:
-            raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: this engine runs on one GPU; vllm on many")
+        refuse_many(setup)
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
             if importlib.util.find_spec(package) is None:
@@ -102,6 +101,7 @@ class TransformersSession:
             "decoding": "greedy",
             "compiled": "no",
             "parameters": str(self._model.num_parameters()),
+            GPU_UUIDS: tell_gpu(self._model),
         }
 
     def close(self) -> None:

@@ -6,11 +6,12 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work
+from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, tell_gpu
 from infergy.engines.transformers import write_config
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import EngineError, MissingError, UsageError
@@ -106,7 +107,17 @@ class VllmSession:
             "compilation": str(config.compilation_config.mode),
             "batching": "continuous",
             "decoding": "greedy",
+            GPU_UUIDS: self.gpu_uuids(),
         }
+
+    def gpu_uuids(self) -> str | None:
+        """The GPU of each worker, in the order of their ranks; None unless all of them tell."""
+        told: list[str | None] = []
+        with suppress(Exception):
+            # What workers raise comes as a bare Exception; a vLLM that does not answer measures all the same.
+            told = self._llm.apply_model(tell_gpu)
+        uuids = [uuid for uuid in told if uuid is not None]
+        return ",".join(uuids) if uuids and len(uuids) == len(told) else None
 
     def close(self) -> None:
         """Stop vLLM's processes."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -47,6 +47,7 @@ class BlockEnergy:
         before: State of each GPU before the block; `after` likewise.
         warnings: What to distrust, in words.
         reason: Why there are no joules; None if there are.
+        power_by_gpu_w: `energy_by_gpu_j` over `duration_s`, by UUID.
     """
 
     name: str
@@ -67,6 +68,7 @@ class BlockEnergy:
     after: tuple[GpuState, ...]
     warnings: tuple[str, ...] = ()
     reason: str | None = None
+    power_by_gpu_w: Mapping[str, float] = field(default_factory=dict)
     schema: str = BLOCK_SCHEMA
 
 
@@ -167,6 +169,11 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         return self.result.energy_by_gpu_j
 
     @property
+    def power_by_gpu_w(self) -> Mapping[str, float]:
+        """Mean watts of each GPU while the block ran, by UUID."""
+        return self.result.power_by_gpu_w
+
+    @property
     def duration_s(self) -> float:
         """Seconds of the block."""
         return self.result.duration_s
@@ -184,10 +191,14 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         if edges is not None:
             try:
                 joules = _split(self._opened, *edges, duration_s)
+                if sum(joules.by_gpu.values()) <= 0:
+                    joules, reason = None, f"a block of {duration_s:.2g} s is too short for the counter; repeat it"
             except MeterError as broken:
                 reason = str(broken)
         idle_w = None if self._idle is None else sum(self._idle.power_by_gpu_w.values())
-        energy_j = None if joules is None else sum(joules.by_gpu.values())
+        # In the engine's order: edges hold the GPUs as they ticked.
+        by_gpu_j = {} if joules is None else {gpu.uuid: joules.by_gpu[gpu.uuid] for gpu in self._meter.gpus}
+        energy_j = None if joules is None else sum(by_gpu_j.values())
         return BlockEnergy(
             name=self._name,
             measured_utc=self._measured_utc,
@@ -195,7 +206,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             energy_j=energy_j,
             low_j=None if joules is None else joules.low,
             high_j=None if joules is None else joules.high,
-            energy_by_gpu_j={} if joules is None else joules.by_gpu,
+            energy_by_gpu_j=by_gpu_j,
             net_j=None if energy_j is None or idle_w is None else energy_j - idle_w * duration_s,
             power_w=None if energy_j is None or not duration_s else energy_j / duration_s,
             idle_power_w=idle_w,
@@ -205,8 +216,9 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             simulated=self._meter.is_simulated,
             before=self._before,
             after=after,
-            warnings=_warnings(duration_s, (*self._before, *after), self._meter.is_simulated),
+            warnings=_warnings(duration_s, (*self._before, *after), self._meter),
             reason=reason,
+            power_by_gpu_w={uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()} if duration_s else {},
         )
 
 
@@ -237,14 +249,17 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     return _Joules(by_gpu, max(0.0, energy_j - doubt_j), energy_j + doubt_j)
 
 
-def _warnings(duration_s: float, states: tuple[GpuState, ...], simulated: bool) -> tuple[str, ...]:
+def _warnings(duration_s: float, states: tuple[GpuState, ...], meter: Meter) -> tuple[str, ...]:
     found = []
-    if simulated:
+    if meter.is_simulated:
         found.append("SIMULATED: these joules come from a model and say nothing about real hardware")
     if duration_s < FEWEST_S:
         found.append(f"the block took {duration_s:.2g} s; repeat it until it takes {FEWEST_S:g} s: the edges weigh")
-    if max((state.processes or 0 for state in states), default=0) > 1:
-        found.append("another process was on the GPU: its joules are counted too (nvidia-smi tells which)")
+    crowded = {state.uuid for state in states if (state.processes or 0) > 1}
+    if crowded:
+        named = [f"GPU {index} ({gpu.uuid})" for index, gpu in enumerate(meter.gpus) if gpu.uuid in crowded]
+        where = ", ".join(named) if len(meter.gpus) > 1 else "the GPU"
+        found.append(f"another process was on {where}: its joules are counted too (nvidia-smi tells which)")
     return tuple(found)
 
 

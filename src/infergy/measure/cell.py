@@ -22,7 +22,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
-from infergy.errors import EngineError, MeterError
+from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
 from infergy.meters import LATE_S, Meter, next_tick, settle
 from infergy.records import (
@@ -139,15 +139,16 @@ def _is_enough(
     return is_certain(windows, loaded_idle, like, options.target)
 
 
-def failure_of(error: EngineError | MeterError) -> Failure:
-    """A failure in the words of the row."""
-    codes: tuple[tuple[type[Exception], str], ...] = (
+def failure_of(error: InfergyError) -> Failure:
+    """An error in the words of the row."""
+    codes: tuple[tuple[type[InfergyError], str], ...] = (
         (EngineOutOfMemoryError, "out_of_memory"),
         (WrongTokensError, "tokens"),
-        (EngineError, "engine"),
+        # Not even the engine can go on; a new child tells whether the GPU came back.
+        (GpuLostError, "gpu_lost"),
+        (MeterError, "meter"),
     )
-    code = next((code for kind, code in codes if isinstance(error, kind)), "meter")
-    return Failure(code=code, message=str(error))
+    return Failure(code=next((code for kind, code in codes if isinstance(error, kind)), "engine"), message=str(error))
 
 
 def failed_cell(

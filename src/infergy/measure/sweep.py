@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy.engines.weights import describe_weights
-from infergy.errors import DataError, EngineError, UsageError
+from infergy.errors import DataError, EngineError, InfergyError, UsageError
 from infergy.hardware import ModelShape, find_gpu_by_driver_name
 from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
@@ -66,11 +66,11 @@ def sweep(
         DataError: `path` is no store.
         EngineError: An engine loads, but its process ends before any cell.
     """
-    scope = check_plan(plan, simulate=simulate, meter=meter)
+    known = _check_setups(plan, simulate=simulate, meter=meter)
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
-        _refuse_other_scope(store, scope)
+        _refuse_other_scope(store, next((one.environment.scope for one in known.values()), ""))
         wanted = {planned.key for planned in plan.cells}
         done = {row.key for row in store.rows if row.is_ok or not retry_failed} & wanted
         if done:
@@ -82,7 +82,7 @@ def sweep(
             while todo:
                 yield SweepEvent(kind="loading", setup=setup)
                 finished: list[str] = []
-                for event in _run_child(plan, plan_path, store, setup, todo, simulate=simulate, meter=meter):
+                for event in _run_child(plan, plan_path, store, known[setup], todo, simulate=simulate, meter=meter):
                     if event.row is not None:
                         finished.append(event.row.key)
                         done.add(event.row.key)
@@ -105,21 +105,30 @@ def check_plan(plan: Plan, *, simulate: bool, meter: str = NVML) -> str:
         DataError: The plan lacks a model, or holds one that is no configuration.
         MissingError: The meter, a GPU or an engine is missing.
     """
-    scope = ""
+    known = _check_setups(plan, simulate=simulate, meter=meter)
+    return next((one.environment.scope for one in known.values()), "")
+
+
+def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
+    """Check a plan, and gather what failed rows tell of their GPUs: once one is lost, nothing can be asked any more."""
+    found: dict[EngineSetup, Surroundings] = {}
     for setup in plan.by_setup():
         if setup.model not in plan.models:
             raise DataError(f"the plan holds no configuration of {setup.model}. Make it again with: infergy plan")
         ModelShape.from_config(plan.models[setup.model], name=setup.model)
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
         engine.check(setup)
-        here, scope = find_gpu_by_driver_name(opened.gpus[0].name), opened.scope
+        here = find_gpu_by_driver_name(opened.gpus[0].name)
+        weights = describe_weights(setup.weights)
+        environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
         opened.close()
+        found[setup] = Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
         # A GPU that the catalogue lacks is measured with another's batches: its rows say so by its own name.
         if not simulate and here is not None and here.name != plan.gpu:
             raise UsageError(
                 f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: --gpu {here.name}"
             )
-    return scope
+    return found
 
 
 def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
@@ -136,7 +145,7 @@ def _run_child(
     plan: Plan,
     plan_path: Path,
     store: StoreWriter,
-    setup: EngineSetup,
+    known: Surroundings,
     todo: list[PlannedCell],
     *,
     simulate: bool,
@@ -144,10 +153,11 @@ def _run_child(
 ) -> Iterator[SweepEvent]:
     """Run one child over `todo`; every cell it begins, and every cell if it never gets ready, ends as a row."""
     by_key = {planned.key: planned for planned in todo}
+    setup = todo[0].cell.setup
     loading_s = patience_s(setup_s(setup, plan.options), plan.options)
     child = Child.start(plan_path, store, list(by_key), simulate=simulate, meter=meter, patience_s=loading_s)
     in_progress: PlannedCell | None = None
-    is_ready, reason = False, ""
+    is_ready, reason, refusal = False, "", "engine"
     try:
         for event in child.events():
             if event["event"] == "ready":
@@ -162,7 +172,7 @@ def _run_child(
                 yield SweepEvent(kind="row", setup=setup, planned=by_key[event["cell"]], row=row)
                 in_progress = None
             else:
-                reason = event["reason"]
+                reason, refusal = event["reason"], event["code"]
         code = child.end()
     except HangError as error:
         reason, code = str(error), None
@@ -171,22 +181,25 @@ def _run_child(
         child.kill()
     if code in (0, EXIT_RESTART):
         return
-    failure_code = "hung" if code is None else "engine" if reason else "died"
-    reason = reason or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
+    failure_code = "hung" if code is None else refusal if reason else "died"
+    if not reason:
+        reason = f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
+    if failure_code != refusal:
+        reason += _lost_words(plan, setup, simulate=simulate, meter=meter)
     lost = [in_progress] if is_ready and in_progress is not None else list(by_key.values()) if not is_ready else []
-    surroundings = _surroundings(plan, setup, simulate=simulate, meter=meter)
     for planned in lost:
-        row = failed_cell(planned, plan.options, surroundings, Failure(code=failure_code, message=reason))
+        row = failed_cell(planned, plan.options, known, Failure(code=failure_code, message=reason))
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
 
 
-def _surroundings(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> Surroundings:
-    engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
-    weights = describe_weights(setup.weights)
-    environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
-    opened.close()
-    return Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
+def _lost_words(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> str:
+    """What the meter says of a GPU that may have taken the engine with it; empty if it still answers."""
+    try:
+        open_pair(setup, plan, simulate=simulate, meter=meter)[1].close()
+    except InfergyError as error:
+        return f"; {error}"
+    return ""
 
 
 def _name_exit(code: int | None) -> str:
@@ -215,5 +228,12 @@ def describe_row(row: Measurement) -> str:
         f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a batch "
         f"in {format_duration(result.duration_s)}{windows}, "
         f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
-        f"{' (simulated)' if row.simulated else ''}"
+        f"{_watts_by_gpu(row)}{' (simulated)' if row.simulated else ''}"
     )
+
+
+def _watts_by_gpu(row: Measurement) -> str:
+    """Watts of each of several GPUs, in the engine's order."""
+    told = {} if row.result is None else row.result.power_by_gpu_w
+    watts = [format_number(told[gpu.uuid]) for gpu in row.environment.gpus if gpu.uuid in told]
+    return f" ({' + '.join(watts)})" if len(watts) > 1 else ""

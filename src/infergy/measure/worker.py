@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
+from infergy.engines.protocol import GPU_UUIDS
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
 from infergy.measure.cell import failed_cell, failure_of, make_work, measure_cell, measure_idle
@@ -35,6 +36,8 @@ HARMLESS = ("meter", "tokens")
 
 EXIT_RESTART = 75
 """The engine is of no more use, but the remaining cells can go on in a new child."""
+
+NVIDIA_UUID = "GPU-"
 
 FIRST_LOAD = Load(input_tokens=32, output_tokens=8, batch=1)
 """What a freshly loaded engine runs before its idle power is taken."""
@@ -69,10 +72,11 @@ def main() -> int:
             engine.check(setup)
             bare = measure_idle(meter, plan.options.idle_s)
             session = engine.open(setup, plan.models[setup.model], plan.options.seed)
+            surroundings, idle = settle(session, meter, engine, plan, setup)
         except InfergyError as error:
-            tell("refused", reason=str(error))
-            return error.exit_code
-        surroundings, idle = settle(session, meter, engine, plan, setup)
+            tell("refused", reason=str(error), code=failure_of(error).code)
+            # What is loaded may be broken, and closing it hang; the kernel frees what it held.
+            os._exit(error.exit_code)
         tell("ready")
         with StoreWriter(Path(job.store), lock=False) as store:
             peers = [peer_of(row) for row in store.rows if row.cell.setup == setup]
@@ -94,28 +98,30 @@ def main() -> int:
 
 
 def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NVML) -> tuple[Engine, Meter]:
-    """The engine of a set-up and the meter of its GPUs; simulated, they share one pretended GPU."""
+    """The engine of a set-up and the meter of its GPUs; simulated, they share pretended ones."""
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
     from infergy.engines.simulated import SimulatedEngine
-    from infergy.hardware import SIMULATED_PREFIX, get_gpu
-    from infergy.hardware.forecast import BASE_SHARE_OF_TDP
-    from infergy.hardware.simulated import SimulatedGpu
+    from infergy.hardware import get_gpu
+    from infergy.hardware.simulated_node import pretend_node
     from infergy.meters.simulated import SimulatedMeter
-    from infergy.records import GpuIdentity
 
     gpu = get_gpu(plan.gpu)
-    device = SimulatedGpu(
-        GpuIdentity(uuid="GPU-simulated-0", name=f"{SIMULATED_PREFIX}{gpu.title}", memory_bytes=gpu.memory_bytes),
-        idle_w=gpu.tdp_w * BASE_SHARE_OF_TDP,
-    )
-    return SimulatedEngine(device, gpu), SimulatedMeter(device)
+    node = pretend_node(gpu, setup.tensor_parallel)
+    return SimulatedEngine(node, gpu), SimulatedMeter(node)
 
 
 def settle(
     session: Session, meter: Meter, engine: Engine, plan: Plan, setup: EngineSetup
 ) -> tuple[Surroundings, Window]:
-    """Wake the engine once, take its idle power, and gather what all its rows share."""
+    """Wake the engine once, take its idle power, and gather what all its rows share.
+
+    Raises:
+        MeterError: A counter failed, or counts another GPU than the engine uses.
+        EngineError: The engine failed.
+    """
+    facts = session.facts()
+    check_same_gpus(meter, facts.get(GPU_UUIDS))
     vocabulary = int(
         plan.models[setup.model].get("vocab_size") or plan.models[setup.model]["text_config"]["vocab_size"]
     )
@@ -125,7 +131,7 @@ def settle(
         meter,
         weights=describe_weights(setup.weights),
         packages=engine.packages,
-        engine=session.facts(),
+        engine=facts,
         counter_period_s=counter_period_s(meter),
     )
     return Surroundings(environment=environment, vocabulary=vocabulary, is_simulated=meter.is_simulated), idle
@@ -145,9 +151,42 @@ def attempt(
         row = measure_cell(session, meter, planned, plan.options, surroundings, idle, peers)
     except (EngineError, MeterError) as error:
         failure = failure_of(error)
+        if failure.code == "engine":
+            failure = replace(failure, message=f"{failure.message}{_lost_words(meter)}")
         is_usable = error.is_usable if isinstance(error, EngineOutOfMemoryError) else failure.code in HARMLESS
         return failed_cell(planned, plan.options, surroundings, failure), is_usable
     return row, row.interrupted is None or row.interrupted.code in HARMLESS
+
+
+def check_same_gpus(meter: Meter, told: str | None) -> None:
+    """Hold the GPUs that an engine says it uses against those that are metered.
+
+    Args:
+        meter: The meter.
+        told: UUIDs with commas between, with or without ``GPU-`` before them; None where the engine does not tell.
+
+    Raises:
+        MeterError: They are not the same.
+    """
+    metered = [gpu.uuid for gpu in meter.gpus]
+    # A meter of another make, or of a CPU, names its devices in its own way.
+    if told is None or not all(uuid.startswith(NVIDIA_UUID) for uuid in metered):
+        return
+    used = [NVIDIA_UUID + uuid.strip().removeprefix(NVIDIA_UUID) for uuid in told.split(",")]
+    if sorted(used) != sorted(metered):
+        raise MeterError(
+            f"the engine runs on {', '.join(used)}, but {', '.join(metered)} was metered: these joules would be "
+            "another GPU's. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)"
+        )
+
+
+def _lost_words(meter: Meter) -> str:
+    """What the meter says of a GPU that may have taken the engine with it; empty if it still answers."""
+    try:
+        meter.read()
+    except InfergyError as error:
+        return f"; {error}"
+    return ""
 
 
 if __name__ == "__main__":

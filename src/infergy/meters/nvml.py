@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from infergy.errors import MeterError, MissingError, UsageError
+from infergy.errors import GpuLostError, MeterError, MissingError, UsageError
 from infergy.meters.protocol import Clock, Power, SystemClock
 from infergy.records import GpuIdentity, GpuState
 from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
@@ -51,12 +51,16 @@ class NvmlMeter:
 
         Raises:
             MissingError: NVML, the driver or enough GPUs are missing, or a GPU does not count energy.
-            UsageError: CUDA_VISIBLE_DEVICES cannot be meant.
+            UsageError: CUDA_VISIBLE_DEVICES cannot be meant, or a GPU is cut into MIG slices.
+            GpuLostError: One of them does not answer any more.
         """
         nvml = load_nvml()
         try:
             meter = cls._of_visible(nvml, count)
             meter.read()
+        except nvml.NVMLError as error:
+            nvml.nvmlShutdown()
+            raise MissingError(f"NVML starts, but does not tell its GPUs: {error}. Look at: nvidia-smi") from error
         except BaseException:
             nvml.nvmlShutdown()
             raise
@@ -64,8 +68,7 @@ class NvmlMeter:
 
     @classmethod
     def _of_visible(cls, nvml: Any, count: int | None) -> NvmlMeter:
-        every = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        by_uuid = {nvml.nvmlDeviceGetUUID(handle): handle for handle in every}
+        by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
         chosen = visible_uuids(list(by_uuid), os.environ)[:count]
         if len(chosen) < (count or 1):
             raise MissingError(
@@ -73,18 +76,32 @@ class NvmlMeter:
                 f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
             )
         handles = {uuid: by_uuid[uuid] for uuid in chosen}
+        for uuid, handle in handles.items():
+            _refuse_unmeterable(nvml, uuid, handle)
         return cls(nvml, handles, tuple(identity(nvml, uuid, handle) for uuid, handle in handles.items()))
 
     def read(self) -> Mapping[str, float]:
         """Joules of each board since its driver was loaded, by UUID; about 1 µs a GPU."""
         energy = self._nvml.nvmlDeviceGetTotalEnergyConsumption
+        found: dict[str, float] = {}
         try:
-            return {uuid: energy(handle) * JOULES_PER_MILLIJOULE for uuid, handle in self._handles.items()}
-        except self._nvml.NVMLError_NotSupported as error:
-            names = ", ".join(gpu.name for gpu in self.gpus)
-            raise MissingError(f"{names} has no energy counter; NVIDIA GPUs have one since Volta") from error
+            for uuid, handle in self._handles.items():
+                found[uuid] = energy(handle) * JOULES_PER_MILLIJOULE
         except self._nvml.NVMLError as error:
-            raise MeterError(f"NVML could not read the energy counter: {error}. Look at: nvidia-smi -q") from error
+            # Dictionaries keep their order: the one after those that answered is the one that did not.
+            raise self._explain(error, self.gpus[len(found)]) from error
+        return found
+
+    def _explain(self, error: Exception, gpu: GpuIdentity) -> MissingError | MeterError:
+        """Why a counter could not be read, with the GPU that did not answer."""
+        if isinstance(error, self._nvml.NVMLError_NotSupported):
+            return MissingError(f"{gpu.name} has no energy counter; NVIDIA GPUs have one since Volta")
+        if is_lost(self._nvml, error):
+            return GpuLostError(_lost_words(self.gpus.index(gpu), gpu.uuid, error))
+        return MeterError(
+            f"NVML could not read the energy counter of GPU {self.gpus.index(gpu)} ({gpu.uuid}): {error}. "
+            "Look at: nvidia-smi -q"
+        )
 
     def states(self) -> tuple[GpuState, ...]:
         """Power, temperature, clocks and slow-downs of each GPU now."""
@@ -154,12 +171,14 @@ def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]
     the same GPU to both (CUDA C++ programming guide, "CUDA environment variables").
 
     Raises:
-        UsageError: An entry names no GPU of this machine, or a MIG slice, whose energy nothing can tell apart.
+        UsageError: An entry names no GPU of this machine, one that an earlier entry names, or a MIG slice, whose energy
+            nothing can tell apart; or some entries are indexes and some UUIDs. CUDA would show fewer GPUs than named.
     """
     wanted = environment.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return uuids
     chosen: list[str] = []
+    kinds: set[bool] = set()
     for entry in (part.strip() for part in wanted.split(",")):
         if not entry or entry == "-1":
             break
@@ -176,8 +195,56 @@ def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]
                 f"CUDA_VISIBLE_DEVICES names {entry!r}, which is no GPU here; there are "
                 f"{', '.join(f'{i} ({uuid})' for i, uuid in enumerate(uuids))}"
             )
+        if found[0] in chosen:
+            raise UsageError(f"CUDA_VISIBLE_DEVICES={wanted} names {found[0]} twice: CUDA then shows no GPU at all")
+        kinds.add(entry.isdigit())
+        if len(kinds) > 1:
+            raise UsageError(
+                f"CUDA_VISIBLE_DEVICES={wanted} mixes indexes and UUIDs: CUDA stops at the first of the other kind. "
+                f"Give one kind: {','.join([*chosen, found[0]])}"
+            )
         chosen.append(found[0])
     return chosen
+
+
+LOST = "LOST-"
+"""Begins what stands for the UUID of a GPU that does not tell its own any more."""
+
+
+def _find_board(nvml: Any, index: int) -> tuple[str, Any]:
+    """UUID and handle of a board; a lost one keeps its place, so that the indexes of the others mean the same."""
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        return nvml.nvmlDeviceGetUUID(handle), handle
+    except nvml.NVMLError as error:
+        if not is_lost(nvml, error):
+            raise
+        return f"{LOST}{index}", error
+
+
+def _refuse_unmeterable(nvml: Any, uuid: str, handle: Any) -> None:
+    """Refuse a GPU that is lost, or cut into slices that one counter covers together."""
+    if uuid.startswith(LOST):
+        raise GpuLostError(_lost_words(int(uuid.removeprefix(LOST)), "no UUID told", handle))
+    mode = ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
+    if mode:
+        raise UsageError(
+            f"{uuid} is cut into MIG slices: its counter covers the whole board and cannot be split. "
+            "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
+        )
+
+
+def is_lost(nvml: Any, error: Exception) -> bool:
+    """Whether an NVML error says that the GPU is gone until a reset or a restart (nvml.h, nvmlReturn_t)."""
+    lost = (getattr(nvml, name, None) for name in ("NVMLError_GpuIsLost", "NVMLError_ResetRequired"))
+    return isinstance(error, tuple(kind for kind in lost if kind is not None))
+
+
+def _lost_words(index: int, uuid: str, error: object) -> str:
+    return (
+        f"GPU {index} ({uuid}) is lost: {error}. Look for its Xid: sudo dmesg | grep -i xid; it comes back with "
+        "nvidia-smi --gpu-reset or a restart, or measure on others with CUDA_VISIBLE_DEVICES"
+    )
 
 
 def load_nvml() -> Any:

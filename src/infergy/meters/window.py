@@ -14,6 +14,7 @@ one it tells what the GPU draws with the work done, at which `infergy.records.de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,6 +54,7 @@ def next_tick(meter: Meter) -> Edge:
     """
     clock = meter.clock
     start_j = meter.read()
+    _demand_all(meter, start_j)
     begun_s = last_s = clock.now_s()
     ticks: dict[str, Tick] = {}
     gap_s = 0.0
@@ -72,6 +74,16 @@ def next_tick(meter: Meter) -> Edge:
                 "Look whether the GPU counts energy at all: nvidia-smi --query-gpu=name,power.draw --format=csv"
             )
     return Edge(ticks=ticks, uncertainty_s=gap_s)
+
+
+def _demand_all(meter: Meter, energy_j: Mapping[str, float]) -> None:
+    """Refuse to go on without a GPU: the joules of the others would pass for those of all."""
+    gone = [gpu.uuid for gpu in meter.gpus if gpu.uuid not in energy_j]
+    if gone:
+        raise MeterError(
+            f"the energy counter of {', '.join(gone)} vanished: meter {meter.name} no longer reads it. "
+            "See whether the GPU is still there (nvidia-smi -L), and measure again"
+        )
 
 
 def settle(meter: Meter, end_s: float) -> tuple[Edge, Edge]:

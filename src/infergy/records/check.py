@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from infergy.records.flags import Flag, find_flags
 from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
-from infergy.records.measurement import Measurement
+from infergy.records.measurement import Measurement, derive
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.unlike import find_unlike
 
@@ -26,6 +26,10 @@ class CheckedRow:
         idle: Idle power, taken three ways.
         uncertainty: Its 95 % interval; None if nothing tells.
         failure: Why the cell has no number; None if it has one.
+        energy_by_gpu_j: Joules a batch of each GPU, by UUID in the engine's order; empty if the cell failed.
+        power_by_gpu_w: Mean power of each while batches ran.
+        imbalance: Largest less smallest joules of a GPU, over their mean; None with one GPU. A fact, not a doubt: chips
+            differ, and so do their shares of the work.
     """
 
     cell_id: str
@@ -36,6 +40,9 @@ class CheckedRow:
     uncertainty: Uncertainty | None
     flags: tuple[Flag, ...]
     failure: str | None
+    energy_by_gpu_j: Mapping[str, float]
+    power_by_gpu_w: Mapping[str, float]
+    imbalance: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,5 +81,22 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
                 uncertainty=uncertainty,
                 flags=(*find_flags(row, uncertainty, target=target), *unlike),
                 failure=failure,
+                **_by_gpu(row),
             )
     return tuple(found[place] for place in range(len(rows)))
+
+
+def _by_gpu(row: Measurement) -> dict[str, Any]:
+    """What each GPU took, from the raw facts."""
+    if not row.windows or row.loaded_idle is None:
+        return {"energy_by_gpu_j": {}, "power_by_gpu_w": {}, "imbalance": None}
+    result = derive(row.windows, row.loaded_idle)
+    # Windows hold the GPUs in the order in which they ticked.
+    place = {gpu.uuid: index for index, gpu in enumerate(row.environment.gpus)}
+    uuids = sorted(result.energy_by_gpu_j, key=lambda uuid: place.get(uuid, len(place)))
+    joules = result.energy_by_gpu_j.values()
+    return {
+        "energy_by_gpu_j": {uuid: result.energy_by_gpu_j[uuid] for uuid in uuids},
+        "power_by_gpu_w": {uuid: result.power_by_gpu_w[uuid] for uuid in uuids},
+        "imbalance": (max(joules) - min(joules)) / (sum(joules) / len(joules)) if len(joules) > 1 else None,
+    }

@@ -80,9 +80,9 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _short(row),
         _first(row.windows[0].batches),
         _trend(batches),
-        _slowed((*row.before, *row.after)),
+        _slowed(row),
         _temperature(row),
-        _crowded((*row.before, *row.after)),
+        _crowded(row),
         _queued(row),
     )
     return tuple(flag for flag in found if flag is not None)
@@ -149,41 +149,66 @@ def _trend(batches: list[Batch]) -> Flag | None:
     )
 
 
-def _slowed(states: tuple[GpuState, ...]) -> Flag | None:
-    seen = sorted({reason for state in states for reason in state.slowdowns or ()} & HARMFUL_SLOWDOWNS)
-    if not seen:
+def _slowed(row: Measurement) -> Flag | None:
+    slowed = []
+    for uuid, states in _states_by_gpu(row).items():
+        seen = sorted({reason for state in states for reason in state.slowdowns or ()} & HARMFUL_SLOWDOWNS)
+        if seen:
+            slowed.append(f"{name_gpu(row, uuid)} was held down by {', '.join(seen)}")
+    if not slowed:
         return None
     return Flag(
         code="slowed",
-        reason=f"the GPU was held down by {', '.join(seen)}, expected none of these",
+        reason=f"{'; '.join(slowed)}, expected none of these",
         cure="see to its cooling and power supply (nvidia-smi -q -d PERFORMANCE), then measure the cell again",
     )
 
 
 def _temperature(row: Measurement) -> Flag | None:
     before = {state.uuid: state.temperature_c for state in row.before}
+    changed = []
     for state in row.after:
         was = before.get(state.uuid)
         if was is None or state.temperature_c is None or abs(state.temperature_c - was) <= TEMPERATURE_CHANGE_C:
             continue
-        return Flag(
-            code="temperature",
-            reason=f"{state.uuid} went from {was:g} to {state.temperature_c:g} °C, expected a change of "
-            f"{TEMPERATURE_CHANGE_C:g} °C at most",
-            cure="measure the cell again now that it is warm",
-        )
-    return None
+        changed.append(f"{name_gpu(row, state.uuid)} went from {was:g} to {state.temperature_c:g} °C")
+    if not changed:
+        return None
+    return Flag(
+        code="temperature",
+        reason=f"{'; '.join(changed)}, expected a change of {TEMPERATURE_CHANGE_C:g} °C at most",
+        cure="measure the cell again now that it is warm",
+    )
 
 
-def _crowded(states: tuple[GpuState, ...]) -> Flag | None:
-    most = max((state.processes or 0 for state in states), default=0)
-    if most <= 1:
+def _crowded(row: Measurement) -> Flag | None:
+    crowded = []
+    for uuid, states in _states_by_gpu(row).items():
+        most = max(state.processes or 0 for state in states)
+        if most > 1:
+            crowded.append(f"{most} processes on {name_gpu(row, uuid)}")
+    if not crowded:
         return None
     return Flag(
         code="other-process",
-        reason=f"{most} processes on the GPU, expected the engine's alone: its joules hold theirs too",
+        reason=f"{'; '.join(crowded)}, expected the engine's alone: its joules hold theirs too",
         cure="end the others (nvidia-smi), then measure the cell again",
     )
+
+
+def _states_by_gpu(row: Measurement) -> dict[str, list[GpuState]]:
+    found: dict[str, list[GpuState]] = {}
+    for state in (*row.before, *row.after):
+        found.setdefault(state.uuid, []).append(state)
+    return found
+
+
+def name_gpu(row: Measurement, uuid: str) -> str:
+    """A GPU of a row in words: ``the GPU``; of several its place in the engine's order, and its UUID."""
+    uuids = [gpu.uuid for gpu in row.environment.gpus]
+    if len(uuids) <= 1:
+        return "the GPU"
+    return f"GPU {uuids.index(uuid)} ({uuid})" if uuid in uuids else uuid
 
 
 def _queued(row: Measurement) -> Flag | None:

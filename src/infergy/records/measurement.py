@@ -132,7 +132,7 @@ class Failure:
     """Why a cell has no number, in the engine's words.
 
     Attributes:
-        code: ``out_of_memory``, ``engine``, ``died``, ``hung``, ``meter`` or ``tokens``.
+        code: ``out_of_memory``, ``engine``, ``died``, ``hung``, ``meter``, ``gpu_lost`` or ``tokens``.
     """
 
     code: str
@@ -247,6 +247,7 @@ class Result:
         idle_energy_j: What was subtracted for them, at the power of the settled tail, or at loaded-idle power.
         idle_bound_j: How far that may be off in windows without a settled tail: idle time × (mean power − loaded-idle
             power).
+        power_by_gpu_w: Mean power of each GPU while batches ran, by UUID; empty in rows from before it was told.
     """
 
     energy_j: float
@@ -260,6 +261,7 @@ class Result:
     idle_s: float
     idle_energy_j: float
     idle_bound_j: float
+    power_by_gpu_w: Mapping[str, float] = field(default_factory=dict)
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
@@ -307,4 +309,5 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         idle_s=max(idle_s.values()),
         idle_energy_j=sum(idle_j.values()),
         idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
+        power_by_gpu_w={uuid: (used_j[uuid] - idle_j[uuid]) / busy_s for uuid in used_j},
     )

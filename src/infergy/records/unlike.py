@@ -12,8 +12,9 @@ from statistics import median
 from infergy.records.agreement import MUST, SHOULD, differences, key_of
 from infergy.records.cell import END_VISIT, START_VISIT, visit_key
 from infergy.records.environment import GpuState
-from infergy.records.flags import Flag
+from infergy.records.flags import Flag, name_gpu
 from infergy.records.measurement import Measurement, derive
+from infergy.units import HERTZ_PER_MEGAHERTZ
 
 DRIFT = 0.02
 """How far an anchor's joules may move between the start and the end of its set-up."""
@@ -122,8 +123,12 @@ def _clocks(row: Measurement, sm_hz: float | None, memory_hz: float | None) -> F
             if usual_hz is not None and abs(hz / usual_hz - 1) > CLOCKS:
                 return Flag(
                     code="clocks",
-                    reason=f"the {name} clock of {state.uuid} was {hz / 1e6:.0f} MHz, that of the set-up's other rows "
-                    f"{usual_hz / 1e6:.0f} MHz, expected ±{CLOCKS:.0%}",
+                    reason=f"the {name} clock of {name_gpu(row, state.uuid)} was {_megahertz(hz)}, that of the set-up's "
+                    f"other rows {_megahertz(usual_hz)}, expected ±{CLOCKS:.0%}",
                     cure="see who set it (nvidia-smi -q -d CLOCK), then measure the cell again",
                 )
     return None
+
+
+def _megahertz(hertz: float) -> str:
+    return f"{hertz / HERTZ_PER_MEGAHERTZ:.0f} MHz"

@@ -1,0 +1,172 @@
+"""Which of several GPUs are counted: a wrong one shows as wrong joules, for no two of these draw the same power."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infergy.errors import GpuLostError, MeterError, MissingError, UsageError
+from infergy.measure.cell import measure_idle
+from infergy.meters import Power
+from infergy.meters.nvml import NvmlMeter
+from infergy.testing import FakeClock
+from meters.test_nvml import FakeNvml, FakeNvmlError
+
+WATTS = {"GPU-aaaa-1": 100.0, "GPU-bbbb-2": 210.0, "GPU-cccc-3": 330.0, "GPU-cddd-4": 470.0}
+
+
+class FakeGpuIsLostError(FakeNvmlError):
+    pass
+
+
+class NodeNvml(FakeNvml):
+    """Four GPUs of 100, 210, 330 and 470 W; each may fail on its own."""
+
+    NVMLError_GpuIsLost = FakeGpuIsLostError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock(100.0)
+        self.started = 0
+        self.failing: dict[str, FakeNvmlError] = {}
+        self.mig: set[str] = set()
+        self.mute: set[str] = set()
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.started += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.started -= 1
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(WATTS)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        return list(WATTS)[index]
+
+    def nvmlDeviceGetUUID(self, handle: str) -> str:  # noqa: N802
+        if isinstance(self.failing.get(handle), FakeGpuIsLostError):
+            raise self.failing[handle]
+        return handle
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        if handle in self.failing:
+            raise self.failing[handle]
+        place = list(WATTS).index(handle)
+        ticks = (self.clock.now_s() + 0.023 * place) // 0.1
+        return int(ticks * 100 * WATTS[handle]) + place * 10_000_000
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        return [handle in self.mig] * 2
+
+    def nvmlDeviceGetFieldValues(self, handle: str, fields: list[int]) -> list[Any]:  # noqa: N802
+        code = 3 if handle in self.mute else 0
+        milliwatts = int(WATTS[handle] * 1000)
+        return [SimpleNamespace(nvmlReturn=code, value=SimpleNamespace(uiVal=0 if code else milliwatts))] * len(fields)
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> NodeNvml:
+    fake = NodeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return fake
+
+
+def open_meter(nvml: NodeNvml, count: int | None) -> NvmlMeter:
+    meter = NvmlMeter.open(count)
+    meter.clock = nvml.clock
+    return meter
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "counted"),
+    [
+        (None, 1, ["GPU-aaaa-1"]),
+        (None, 3, ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]),
+        (None, None, list(WATTS)),
+        ("3,1", 2, ["GPU-cddd-4", "GPU-bbbb-2"]),
+        ("3,1", 1, ["GPU-cddd-4"]),
+        ("2", None, ["GPU-cccc-3"]),
+        (" 1 , 2 ,-1,0", None, ["GPU-bbbb-2", "GPU-cccc-3"]),
+        ("GPU-cddd-4,GPU-aaaa-1", 2, ["GPU-cddd-4", "GPU-aaaa-1"]),
+        ("GPU-cd,GPU-cc,GPU-b", 2, ["GPU-cddd-4", "GPU-cccc-3"]),
+    ],
+)
+def test_exactly_the_first_gpus_that_the_engine_sees_are_counted(
+    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int | None, counted: list[str]
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    meter = open_meter(nvml, count)
+    assert [gpu.uuid for gpu in meter.gpus] == counted
+    assert [state.uuid for state in meter.states()] == counted
+    window = measure_idle(meter, 3.0)
+    assert window.power_by_gpu_w == pytest.approx({uuid: WATTS[uuid] for uuid in counted}, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("visible", "error", "words"),
+    [
+        ("", MissingError, "2 GPUs are wanted, 0 are visible"),
+        ("-1", MissingError, "2 GPUs are wanted, 0 are visible"),
+        ("2", MissingError, "2 GPUs are wanted, 1 are visible"),
+        ("1,1", UsageError, "names GPU-bbbb-2 twice"),
+        ("GPU-b,GPU-bbbb", UsageError, "names GPU-bbbb-2 twice"),
+        ("0,GPU-b", UsageError, "mixes indexes and UUIDs.*Give one kind: GPU-aaaa-1,GPU-bbbb-2"),
+        ("GPU-c", UsageError, "is no GPU here"),
+        ("0,4", UsageError, "is no GPU here"),
+        ("0,MIG-1", UsageError, "MIG slice"),
+    ],
+)
+def test_what_cuda_would_see_otherwise_is_refused(
+    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch, visible: str, error: type[Exception], words: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(error, match=words):
+        NvmlMeter.open(2)
+    assert nvml.started == 0
+
+
+def test_a_board_cut_into_slices_is_refused_and_others_are_not(nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml.mig = {"GPU-bbbb-2"}
+    with pytest.raises(UsageError, match="GPU-bbbb-2 is cut into MIG slices"):
+        NvmlMeter.open(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    assert [gpu.uuid for gpu in NvmlMeter.open(2).gpus] == ["GPU-aaaa-1", "GPU-cccc-3"]
+
+
+def test_a_counter_that_fails_is_named(nvml: NodeNvml) -> None:
+    meter = open_meter(nvml, 3)
+    nvml.failing["GPU-bbbb-2"] = FakeNvmlError("Timeout")
+    with pytest.raises(MeterError, match=r"energy counter of GPU 1 \(GPU-bbbb-2\): Timeout") as told:
+        meter.read()
+    assert not isinstance(told.value, GpuLostError)
+
+
+def test_a_lost_gpu_is_named_and_those_that_do_not_need_it_are_metered(
+    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = open_meter(nvml, 3)
+    nvml.failing["GPU-bbbb-2"] = FakeGpuIsLostError("GPU is lost")
+    with pytest.raises(GpuLostError, match=r"GPU 1 \(GPU-bbbb-2\) is lost: GPU is lost.*Xid"):
+        meter.read()
+    with pytest.raises(GpuLostError, match="GPU 1 .* is lost"):
+        NvmlMeter.open(2)
+    assert [gpu.uuid for gpu in NvmlMeter.open(1).gpus] == ["GPU-aaaa-1"]
+    # The index of a GPU is its place on the bus, whether those before it answer or not.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert [gpu.uuid for gpu in NvmlMeter.open(2).gpus] == ["GPU-cccc-3", "GPU-cddd-4"]
+
+
+def test_power_that_one_gpu_does_not_tell_is_none_and_that_of_the_others_stands(nvml: NodeNvml) -> None:
+    nvml.mute = {"GPU-aaaa-1"}
+    meter = open_meter(nvml, 2)
+    assert [state.power_w for state in meter.states()] == [None, 210.0]
+    assert meter.powers() == {
+        "GPU-aaaa-1": Power(instant_w=None, average_w=None),
+        "GPU-bbbb-2": Power(instant_w=210.0, average_w=210.0),
+    }
