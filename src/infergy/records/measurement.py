@@ -38,13 +38,22 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them."""
+    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them.
+
+    Attributes:
+        first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
+        last_first_token_s: The same of the request that waited longest.
+        finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
+    """
 
     start_s: float
     end_s: float
     requests: int
     input_tokens: int
     output_tokens: int
+    first_token_s: float | None = None
+    last_first_token_s: float | None = None
+    finished_s: float | None = None
 
     @property
     def duration_s(self) -> float:
@@ -222,6 +231,9 @@ class Result:
         idle_s: Seconds in the windows when no batch ran (mostly last token to closing tick); the longest of all GPUs.
         idle_energy_j: What was subtracted for them, at the measured loaded-idle power.
         idle_bound_j: How far that may be off: idle time × (mean power − loaded-idle power).
+        time_to_first_token_s: From arrival to first token, mean over the requests; None where the engine did not tell.
+        time_per_output_token_s: From first token to last over the tokens after the first, mean over the requests; None
+            likewise, and for one output token.
     """
 
     energy_j: float
@@ -235,6 +247,8 @@ class Result:
     idle_s: float
     idle_energy_j: float
     idle_bound_j: float
+    time_to_first_token_s: float | None = None
+    time_per_output_token_s: float | None = None
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
@@ -272,4 +286,27 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         idle_s=max(idle_s.values()),
         idle_energy_j=sum(idle_j.values()),
         idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
+        time_to_first_token_s=_time_to_first_token_s(batches),
+        time_per_output_token_s=_time_per_output_token_s(batches),
     )
+
+
+def _time_to_first_token_s(batches: Sequence[Batch]) -> float | None:
+    """Mean over all requests; None if any batch does not tell."""
+    waited_s = 0.0
+    for batch in batches:
+        if batch.first_token_s is None:
+            return None
+        waited_s += batch.requests * batch.first_token_s
+    return waited_s / sum(batch.requests for batch in batches)
+
+
+def _time_per_output_token_s(batches: Sequence[Batch]) -> float | None:
+    """(last token − first token) / (output tokens − 1), mean over the requests of a cell, whose outputs are alike."""
+    decode_s, tokens = 0.0, 0
+    for batch in batches:
+        if batch.first_token_s is None or batch.finished_s is None:
+            return None
+        decode_s += batch.requests * (batch.finished_s - batch.first_token_s)
+        tokens += batch.output_tokens - batch.requests
+    return decode_s / tokens if tokens else None
