@@ -36,7 +36,17 @@ HARMFUL_SLOWDOWNS = frozenset(
 DRIFT = 0.02
 """How far an anchor's joules may move between the start and the end of its set-up."""
 
-CODES = ("uncertain", "short-window", "first-batch", "trend", "slowed", "temperature", "other-process", "drift")
+CODES = (
+    "uncertain",
+    "short-window",
+    "first-batch",
+    "trend",
+    "slowed",
+    "temperature",
+    "other-process",
+    "drift",
+    "negative-phase",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
