@@ -42,8 +42,29 @@ def test_every_request_yields_exactly_the_tokens_asked_for_although_every_token_
     completion = session.run(work(batch=3, length=5, output=4))
     assert completion.input_tokens == (5, 5, 5)
     assert completion.output_tokens == (4, 4, 4)
-    assert completion.first_token_s is None
     session.close()
+
+
+def test_the_first_token_comes_before_the_last_and_its_stamp_changes_no_token() -> None:
+    session = find_engine("transformers").open(SETUP, TINY, seed=0)
+    asked = work(batch=3, length=5, output=24)
+    kept: list[Any] = []
+    generate = session._model.generate  # type: ignore[attr-defined]
+
+    def keeping(*arguments: Any, **options: Any) -> Any:
+        kept.append(generate(*arguments, **options))
+        return kept[-1]
+
+    session._model.generate = keeping  # type: ignore[attr-defined]
+    completion = session.run(asked)
+    with torch.inference_mode():
+        ids = torch.tensor(asked.prompts)
+        plain = generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24)
+    assert torch.equal(kept[0], plain)
+    assert completion.first_token_s is not None
+    assert completion.finished_s is not None
+    assert len(set(completion.first_token_s)) == 1
+    assert 0 < completion.first_token_s[0] < completion.finished_s[0]
 
 
 def test_one_output_token_is_prefill_alone() -> None:

@@ -74,7 +74,12 @@ def test_launching_kernels_is_no_work_of_the_gpu() -> None:
 
 
 def test_one_output_token_needs_no_decode_step() -> None:
-    assert forecast(LLAMA, H200, 512, 1, 8, engine="vllm").decode_s == 0
+    alone = forecast(LLAMA, H200, 512, 1, 8, engine="vllm")
+    assert alone.decode_s == alone.decode_energy_j == 0
+    with_decode = forecast(LLAMA, H200, 512, 64, 8, engine="vllm")
+    assert with_decode.prefill_s == alone.prefill_s
+    assert with_decode.prefill_energy_j == alone.prefill_energy_j
+    assert with_decode.energy_j == alone.energy_j + with_decode.decode_energy_j
 
 
 def test_an_unknown_engine_or_dtype_is_named() -> None:

@@ -154,3 +154,47 @@ def test_a_row_of_the_first_schema_is_read_as_one_of_the_present(row: Row) -> No
     assert Measurement.from_json(old) == measured
     failed = data | {"window": None, "batches": [], "status": "failed", "schema": "infergy.measurement/1"}
     assert Measurement.from_json(failed).windows == ()
+
+
+def times_of(*told: tuple[float | None, float | None], output_tokens: int = 5) -> tuple[float | None, float | None]:
+    """Time to first and per output token of batches of 1, 3, 5 … requests, each with (first, finished) seconds."""
+    measured = build_row()
+    assert measured.loaded_idle is not None
+    batches = tuple(
+        Batch(
+            start_s=10.0 + place,
+            end_s=11.0 + place,
+            requests=1 + 2 * place,
+            input_tokens=8,
+            output_tokens=(1 + 2 * place) * output_tokens,
+            first_token_s=first_s,
+            finished_s=finished_s,
+        )
+        for place, (first_s, finished_s) in enumerate(told)
+    )
+    result = derive([replace(measured.windows[0], batches=batches)], measured.loaded_idle)
+    return result.time_to_first_token_s, result.time_per_output_token_s
+
+
+def test_times_to_tokens_are_means_over_requests() -> None:
+    first_s, each_s = times_of((0.1, 0.5), (0.3, 0.9))
+    assert first_s == pytest.approx((0.1 + 3 * 0.3) / 4)
+    assert each_s == pytest.approx((0.4 + 3 * 0.6) / 4 / 4)
+
+
+def test_a_time_that_one_batch_does_not_tell_is_unknown() -> None:
+    assert times_of((0.1, 0.5), (None, None)) == (None, None)
+    for first_s, each_s in (
+        times_of((0.1, None), (0.3, 0.9)),
+        times_of((0.1, 0.1), (0.3, 0.3), output_tokens=1),
+    ):
+        assert first_s == pytest.approx(0.25)
+        assert each_s is None
+
+
+def test_rows_from_before_times_were_told_are_read(row: Row) -> None:
+    data = row().to_json()
+    for batch in data["windows"][0]["batches"]:
+        del batch["first_token_s"], batch["last_first_token_s"], batch["finished_s"]
+    del data["result"]["time_to_first_token_s"], data["result"]["time_per_output_token_s"]
+    assert Measurement.from_json(data) == row()

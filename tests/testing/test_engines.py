@@ -26,7 +26,8 @@ class Engine(SimulatedEngine):
     kind: type[SimulatedSession] = SimulatedSession
 
     def __init__(self) -> None:
-        super().__init__(SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0), get_gpu("h200"))
+        self.device = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0)
+        super().__init__(self.device, get_gpu("h200"))
 
     def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> SimulatedSession:
         session = super().open(setup, config, seed)
@@ -35,7 +36,8 @@ class Engine(SimulatedEngine):
 
 
 def check(engine: Engine, too_large: Work | None = HUGE) -> tuple[str, ...]:
-    return check_engine(engine, SETUP, model_config("llama-3.1-8b"), too_large=too_large)
+    config = model_config("llama-3.1-8b")
+    return check_engine(engine, SETUP, config, too_large=too_large, now_s=engine.device.now_s)
 
 
 def test_the_simulated_engine_keeps_every_rule() -> None:
@@ -66,6 +68,17 @@ class Padding(SimulatedSession):
 class ZeroTimes(SimulatedSession):
     def run(self, work: Work) -> Completion:
         return replace(super().run(work), first_token_s=(0.0,) * len(work.prompts))
+
+
+class FirstAfterLast(SimulatedSession):
+    def run(self, work: Work) -> Completion:
+        done = super().run(work)
+        return replace(done, first_token_s=done.finished_s, finished_s=done.first_token_s)
+
+
+class FirstAfterReturn(SimulatedSession):
+    def run(self, work: Work) -> Completion:
+        return replace(super().run(work), first_token_s=(9.0,) * len(work.prompts), finished_s=None)
 
 
 class Truncating(SimulatedSession):
@@ -131,6 +144,8 @@ BROKEN: list[tuple[type[Engine] | type[SimulatedSession], str, str]] = [
     (RefusesByValueError, "check refuses by UsageError", "check() raised ValueError: one GPU only"),
     (Padding, "token counts are forced", "(4, 4, 4) output tokens were asked for, output_tokens is (5, 5, 5)"),
     (ZeroTimes, "times are told or None", "first_token_s holds 0.0 s; an unknown time is None, never 0"),
+    (FirstAfterLast, "times are told or None", "after the last one at"),
+    (FirstAfterReturn, "times are told or None", "first_token_s holds 9.0 s, but run() returned after"),
     (Truncating, MIXED, "prompts of (6, 4) tokens were given, input_tokens is (4, 4)"),
     (RefusesByEngineError, MIXED, "must serve them or raise UsageError; it raised EngineError: no arrivals here"),
     (NumberFact, "facts are strings or None", "facts() holds 'max_num_seqs': 256"),

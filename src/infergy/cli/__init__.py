@@ -15,6 +15,7 @@ from infergy.cli.doctor import doctor
 from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
+from infergy.cli.phases import phases
 from infergy.cli.schema import schema
 from infergy.cli.trace import trace
 from infergy.cli.verify import verify
@@ -35,7 +36,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (estimate, trace, bins, measure, check, compare, verify, plan, grid, gpus, models, schema, doctor):
+for verb in (estimate, trace, bins, measure, check, compare, verify, plan, grid, gpus, models, schema, doctor, phases):
     app.command()(verb)
 app.command(VERB, hidden=True)(measure_command)
 

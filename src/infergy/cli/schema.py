@@ -20,6 +20,7 @@ NAMES = (
     "histogram",
     "measurement",
     "meter",
+    "phases",
     "plan",
     "trace",
     "window",
@@ -102,6 +103,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.measure.block import BLOCK_SCHEMA, BlockEnergy
 
         return BlockEnergy, BLOCK_SCHEMA
+    if name == "phases":
+        from infergy.energy.phases import PHASES_SCHEMA, PhaseReport
+
+        return PhaseReport, PHASES_SCHEMA
     if name == "estimate":
         from infergy.energy.answer import ESTIMATE_SCHEMA, TraceEstimate
 

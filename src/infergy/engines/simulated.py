@@ -1,4 +1,4 @@
-"""A stand-in for any engine on simulated GPUs: it takes the time and power that the forecast gives, exactly."""
+"""A stand-in for any engine on simulated GPUs: each phase takes the time and joules of its forecast, exactly."""
 
 from __future__ import annotations
 
@@ -71,9 +71,15 @@ class SimulatedSession:
             tensor_parallel=gpus,
             dtype=dtype,
         )
-        duration_s = cost.prefill_s + cost.decode_s
-        self._device.advance(duration_s, cost.energy_j / duration_s)
-        return Completion(input_tokens=tuple(len(prompt) for prompt in work.prompts), output_tokens=work.output_tokens)
+        self._device.advance(cost.prefill_s, cost.prefill_energy_j / cost.prefill_s)
+        if cost.decode_s:
+            self._device.advance(cost.decode_s, cost.decode_energy_j / cost.decode_s)
+        return Completion(
+            input_tokens=tuple(len(prompt) for prompt in work.prompts),
+            output_tokens=work.output_tokens,
+            first_token_s=(cost.prefill_s,) * batch,
+            finished_s=(cost.prefill_s + cost.decode_s,) * batch,
+        )
 
     def facts(self) -> Mapping[str, str | None]:
         """What is played."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryErr
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
 from infergy.records import EngineSetup
+from infergy.units import SECONDS_PER_MILLISECOND
 
 ATTENTION = "sdpa"
 
@@ -77,17 +79,28 @@ class TransformersSession:
         if len(lengths) != 1 or len(outputs) != 1 or any(work.arrival_s):
             raise UsageError("transformers serves one static batch of equal lengths; vllm serves mixed ones")
         (length,), (output,) = lengths, outputs
+        begun_s = time.monotonic()
+        first = FirstToken(self._device)
         try:
             with torch.inference_mode():
                 ids = torch.tensor(work.prompts, device=self._device)
                 mask = torch.ones_like(ids)
-                tokens = self._model.generate(ids, attention_mask=mask, max_new_tokens=output).cpu()
+                tokens = self._model.generate(
+                    ids, attention_mask=mask, max_new_tokens=output, stopping_criteria=[first]
+                ).cpu()
         except torch.OutOfMemoryError as error:
             message = str(error).split("\n")[0]
             self._free()
             raise EngineOutOfMemoryError(message, is_usable=True) from error
+        finished_s = time.monotonic() - begun_s
         rows, width = tokens.shape
-        return Completion(input_tokens=(length,) * rows, output_tokens=(width - length,) * rows)
+        first_s = first.seconds()
+        return Completion(
+            input_tokens=(length,) * rows,
+            output_tokens=(width - length,) * rows,
+            first_token_s=None if first_s is None else (min(first_s, finished_s),) * rows,
+            finished_s=(finished_s,) * rows,
+        )
 
     def facts(self) -> Mapping[str, str | None]:
         """The options as transformers resolved them."""
@@ -117,6 +130,49 @@ class TransformersSession:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+class FirstToken:
+    """A stopping criterion that never stops: called after each token, it stamps the first.
+
+    On a GPU the stamp is an event in its stream, read when all is done, so that the host waits for nothing. A static
+    batch has one first token, that of all its requests.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._is_gpu = device == "cuda"
+        self._begun = self._stamp()
+        self._first: Any = None
+        self._never: Any = None
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        """For each request, whether it is to stop: no."""
+        if self._never is None:
+            import torch
+
+            self._first = self._stamp()
+            self._never = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return self._never
+
+    def seconds(self) -> float | None:
+        """From construction to the first token, once the GPU is done; None if there was none."""
+        if self._first is None:
+            return None
+        if self._is_gpu:
+            return float(self._begun.elapsed_time(self._first)) * SECONDS_PER_MILLISECOND
+        return float(self._first - self._begun)
+
+    def _stamp(self) -> Any:
+        if not self._is_gpu:
+            return time.monotonic()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -49,13 +49,20 @@ class Forecast:
         prefill_s: Until the first token.
         decode_s: From there to the last.
         gpu_bound_s: Both, if launching kernels cost nothing: what batches are chosen by.
-        energy_j: Joules of all GPUs.
+        prefill_energy_j: Joules of all GPUs until the first token.
+        decode_energy_j: From there to the last; 0 for one output token.
     """
 
     prefill_s: float
     decode_s: float
     gpu_bound_s: float
-    energy_j: float
+    prefill_energy_j: float
+    decode_energy_j: float
+
+    @property
+    def energy_j(self) -> float:
+        """Joules of all GPUs for the whole batch."""
+        return self.prefill_energy_j + self.decode_energy_j
 
 
 def forecast(
@@ -101,11 +108,11 @@ def forecast(
     step_gpu_s += batch * REQUEST_STEP_S + (GRAPH_STEP_S if label == "vllm" else 0.0)
 
     prefill_s, decode_s = max(prefill_gpu_s, host_s), steps * max(step_gpu_s, host_s)
-    flops, moved = prefill_flops + steps * step_flops, weight_bytes + steps * step_bytes
     base_w = gpu.tdp_w * BASE_SHARE_OF_TDP * tensor_parallel
     return Forecast(
         prefill_s=prefill_s,
         decode_s=decode_s,
         gpu_bound_s=prefill_gpu_s + steps * step_gpu_s,
-        energy_j=base_w * (prefill_s + decode_s) + JOULES_PER_BYTE * moved + JOULES_PER_FLOP * flops,
+        prefill_energy_j=base_w * prefill_s + JOULES_PER_BYTE * weight_bytes + JOULES_PER_FLOP * prefill_flops,
+        decode_energy_j=base_w * decode_s + steps * (JOULES_PER_BYTE * step_bytes + JOULES_PER_FLOP * step_flops),
     )

@@ -20,6 +20,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from statistics import fmean
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
 from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
@@ -209,12 +210,16 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
             f"got {sum(completion.input_tokens)} and {sum(completion.output_tokens)} "
             f"in {len(completion.output_tokens)}: energy per token would be wrong"
         )
+    first_s, finished_s = completion.first_token_s, completion.finished_s
     return Batch(
         start_s=start_s,
         end_s=end_s,
         requests=len(completion.output_tokens),
         input_tokens=sum(completion.input_tokens),
         output_tokens=sum(completion.output_tokens),
+        first_token_s=fmean(first_s) if first_s else None,
+        last_first_token_s=max(first_s) if first_s else None,
+        finished_s=fmean(finished_s) if finished_s else None,
     )
 
 

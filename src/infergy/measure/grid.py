@@ -60,6 +60,8 @@ class CellAxes(_Strict):
         max_batch: Never more requests than this.
         max_batch_s: Never more than this many seconds of forecast GPU work a batch (launch overhead not counted, so
             that a slow host does not shrink the batch).
+        paired: Whether each of them is also measured with one output token, at the same input and batch: its prefill
+            alone, from which `infergy.energy.phases` tells the phases apart.
     """
 
     input_tokens: list[PositiveInt]
@@ -67,6 +69,7 @@ class CellAxes(_Strict):
     batch: list[PositiveInt] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
     max_batch_s: Seconds | None = None
+    paired: bool = False
 
 
 _DEFAULTS = MeasureOptions()
@@ -183,7 +186,9 @@ def make_plan(grid: Grid) -> Plan:
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     """The cells of one set-up as they are measured: anchors, all others shuffled, the same anchors again."""
-    anchors = choose_anchors(cells, options.anchors) if len(cells) >= FEWEST_FOR_ANCHORS else []
+    # Prefill alone says little of a machine: pairs are no anchors, where there is anything else.
+    full = [planned for planned in cells if planned.cell.load.output_tokens > 1] or cells
+    anchors = choose_anchors(full, options.anchors) if len(cells) >= FEWEST_FOR_ANCHORS else []
     others = [planned for planned in cells if planned not in anchors]
     if options.shuffle and others:
         random.Random(f"{options.seed} {others[0].cell.setup.id}").shuffle(others)
@@ -201,6 +206,12 @@ def _plan_block(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu
             for choice in chosen:
                 load = Load(input_tokens=input_tokens, output_tokens=output_tokens, batch=choice.batch)
                 yield plan_cell(Cell(setup=setup, load=load), choice.reason, shape, gpu)
+                if block.paired:
+                    pair, reason = (
+                        replace(load, output_tokens=1),
+                        f"that of the pair with {output_tokens} output tokens",
+                    )
+                    yield plan_cell(Cell(setup=setup, load=pair), reason, shape, gpu)
 
 
 def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCell:

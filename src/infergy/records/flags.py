@@ -46,8 +46,9 @@ CODES = (
     "drift",
     "clocks",
     "environment",
+    "negative-phase",
 )
-"""All codes; those of `infergy.records.unlike` last."""
+"""All codes; last those of `infergy.records.unlike`, and that of `infergy.energy.phases`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

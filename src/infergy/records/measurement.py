@@ -38,13 +38,22 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them."""
+    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them.
+
+    Attributes:
+        first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
+        last_first_token_s: The same of the request that waited longest.
+        finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
+    """
 
     start_s: float
     end_s: float
     requests: int
     input_tokens: int
     output_tokens: int
+    first_token_s: float | None = None
+    last_first_token_s: float | None = None
+    finished_s: float | None = None
 
     @property
     def duration_s(self) -> float:
@@ -248,6 +257,9 @@ class Result:
         idle_bound_j: How far that may be off in windows without a settled tail: idle time × (mean power − loaded-idle
             power).
         power_by_gpu_w: Mean power of each GPU while batches ran, by UUID; empty in rows from before it was told.
+        time_to_first_token_s: From arrival to first token, mean over the requests; None where the engine did not tell.
+        time_per_output_token_s: From first token to last over the tokens after the first, mean over the requests; None
+            likewise, and for one output token.
     """
 
     energy_j: float
@@ -262,6 +274,8 @@ class Result:
     idle_energy_j: float
     idle_bound_j: float
     power_by_gpu_w: Mapping[str, float] = field(default_factory=dict)
+    time_to_first_token_s: float | None = None
+    time_per_output_token_s: float | None = None
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
@@ -310,4 +324,27 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         idle_energy_j=sum(idle_j.values()),
         idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
         power_by_gpu_w={uuid: (used_j[uuid] - idle_j[uuid]) / busy_s for uuid in used_j},
+        time_to_first_token_s=_time_to_first_token_s(batches),
+        time_per_output_token_s=_time_per_output_token_s(batches),
     )
+
+
+def _time_to_first_token_s(batches: Sequence[Batch]) -> float | None:
+    """Mean over all requests; None if any batch does not tell."""
+    waited_s = 0.0
+    for batch in batches:
+        if batch.first_token_s is None:
+            return None
+        waited_s += batch.requests * batch.first_token_s
+    return waited_s / sum(batch.requests for batch in batches)
+
+
+def _time_per_output_token_s(batches: Sequence[Batch]) -> float | None:
+    """(last token − first token) / (output tokens − 1), mean over the requests of a cell, whose outputs are alike."""
+    decode_s, tokens = 0.0, 0
+    for batch in batches:
+        if batch.first_token_s is None or batch.finished_s is None:
+            return None
+        decode_s += batch.requests * (batch.finished_s - batch.first_token_s)
+        tokens += batch.output_tokens - batch.requests
+    return decode_s / tokens if tokens else None

@@ -123,8 +123,8 @@ def _clocks(row: Measurement, sm_hz: float | None, memory_hz: float | None) -> F
             if usual_hz is not None and abs(hz / usual_hz - 1) > CLOCKS:
                 return Flag(
                     code="clocks",
-                    reason=f"the {name} clock of {name_gpu(row, state.uuid)} was {_megahertz(hz)}, that of the set-up's "
-                    f"other rows {_megahertz(usual_hz)}, expected ±{CLOCKS:.0%}",
+                    reason=f"the {name} clock of {name_gpu(row, state.uuid)} was {_megahertz(hz)}, that of the other "
+                    f"rows of its set-up {_megahertz(usual_hz)}, expected ±{CLOCKS:.0%}",
                     cure="see who set it (nvidia-smi -q -d CLOCK), then measure the cell again",
                 )
     return None

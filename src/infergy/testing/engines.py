@@ -7,6 +7,7 @@ the last one may leave an engine that is of no more use and opens its own.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,10 @@ SHAPES = ((1, 9, 1), (3, 5, 4), (2, 16, 9), (3, 5, 4))
 """Batch, input and output tokens of the work that is run; the last repeats an earlier one on the same session."""
 
 
+CLOCKS = 1e-3
+"""How far the clock of an engine, such as a GPU's, may differ from ours, as a fraction."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTrial:
     """An engine under test.
@@ -33,6 +38,7 @@ class EngineTrial:
         config: The model's Hugging Face `config.json`.
         vocabulary: Token ids are drawn below this.
         too_large: Work that does not fit, or None where nobody said.
+        now_s: The clock on which the engine lives, in seconds.
     """
 
     engine: Engine
@@ -41,6 +47,7 @@ class EngineTrial:
     config: Mapping[str, Any]
     vocabulary: int
     too_large: Work | None
+    now_s: Callable[[], float] = time.monotonic
 
     def work(self, batch: int, length: int, output: int) -> Work:
         """A batch of equal requests, all arriving at once."""
@@ -49,7 +56,12 @@ class EngineTrial:
 
 
 def check_engine(
-    engine: Engine, setup: EngineSetup, config: Mapping[str, Any], *, too_large: Work | None = None
+    engine: Engine,
+    setup: EngineSetup,
+    config: Mapping[str, Any],
+    *,
+    too_large: Work | None = None,
+    now_s: Callable[[], float] = time.monotonic,
 ) -> tuple[str, ...]:
     """Run `ENGINE_RULES` on a session of `engine`; a second one is loaded if `too_large` is given.
 
@@ -58,6 +70,7 @@ def check_engine(
         setup: What it shall load; a tiny model will do.
         config: The model's Hugging Face `config.json`.
         too_large: Work that does not fit in memory. Without it the rule of running out of memory is left out.
+        now_s: The clock on which the engine lives, in seconds: `SimulatedGpu.now_s` for a simulated one.
 
     Returns:
         The names of the rules that were checked, all of them kept.
@@ -76,6 +89,7 @@ def check_engine(
         config=config,
         vocabulary=vocabulary,
         too_large=too_large,
+        now_s=now_s,
     )
     rules = {name: partial(rule, trial) for name, rule in ENGINE_RULES.items()}
     if too_large is None:
@@ -111,7 +125,9 @@ def _counts_are_forced(trial: EngineTrial) -> None:
 
 def _times_are_told_or_none(trial: EngineTrial) -> None:
     work = trial.work(2, 8, 3)
+    begun_s = trial.now_s()
     completion = trial.session.run(work)
+    took_s = trial.now_s() - begun_s
     for name in ("first_token_s", "finished_s"):
         times = getattr(completion, name)
         demand(
@@ -122,6 +138,10 @@ def _times_are_told_or_none(trial: EngineTrial) -> None:
         for seconds in times or ():
             demand(
                 math.isfinite(seconds) and seconds > 0, f"{name} holds {seconds} s; an unknown time is None, never 0"
+            )
+            demand(
+                seconds <= took_s * (1 + CLOCKS),
+                f"{name} holds {seconds} s, but run() returned after {took_s} s; expected no later",
             )
     pairs = zip(completion.first_token_s or (), completion.finished_s or (), strict=False)
     for first_s, last_s in pairs:
