@@ -53,6 +53,9 @@ TargetOption = Annotated[
 MaxTimeOption = Annotated[
     float | None, typer.Option("--max-time", help="No further window of a cell after so many seconds [default: 60]")
 ]
+TimelineOption = Annotated[
+    float | None, typer.Option("--timeline", help="Seconds between two looks at power; 0 takes none [default: 0.02]")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]
 
 
@@ -72,13 +75,26 @@ def plan(
     target: TargetOption = None,
     max_time: MaxTimeOption = None,
     seed: SeedOption = None,
+    timeline: TimelineOption = None,
 ) -> None:
     """Resolve a grid into a plan: a JSON file that a bare GPU node can measure.
 
     Example: infergy plan paper-bins -o plan.json
     """
     resolved = _resolve(
-        grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, target, max_time, seed
+        grid,
+        model=model,
+        gpu=gpu,
+        engines=engine,
+        input=input_tokens,
+        output=output_tokens,
+        batch=batch,
+        weights=weights,
+        min_window=min_window,
+        target=None if target is None else fraction("--target", target),
+        max_time=max_time,
+        seed=seed,
+        timeline=timeline,
     )
     if output is None:
         from infergy.records.codec import to_json
@@ -105,6 +121,7 @@ def measure(
     target: TargetOption = None,
     max_time: MaxTimeOption = None,
     seed: SeedOption = None,
+    timeline: TimelineOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing.")
     ] = False,
@@ -126,7 +143,19 @@ def measure(
     is_resolved = grid is not None and grid.endswith(".json")
     gpu = gpu if gpu or simulate or is_resolved else _gpu_here()
     resolved = _resolve(
-        grid, model, gpu, engine, input_tokens, output_tokens, batch, weights, min_window, target, max_time, seed
+        grid,
+        model=model,
+        gpu=gpu,
+        engines=engine,
+        input=input_tokens,
+        output=output_tokens,
+        batch=batch,
+        weights=weights,
+        min_window=min_window,
+        target=None if target is None else fraction("--target", target),
+        max_time=max_time,
+        seed=seed,
+        timeline=timeline,
     )
     if dry_run:
         _print_plan(resolved, as_json=as_json)
@@ -172,24 +201,8 @@ def _gpu_here() -> str | None:
     return None if known is None else known.name
 
 
-def _resolve(
-    source: str | None,
-    model: str | None,
-    gpu: str | None,
-    engines: list[str] | None,
-    inputs: str | None,
-    outputs: str | None,
-    batch: str | None,
-    weights: str | None,
-    min_window: float | None,
-    target: str | None,
-    max_time: float | None,
-    seed: int | None,
-) -> Plan:
-    """The plan that a file, a study's name or options ask for; options win over the file."""
-    asked: dict[str, Any] = {"model": model, "gpu": gpu, "engines": engines, "input": inputs, "output": outputs}
-    asked |= {"batch": batch, "weights": weights, "min_window": min_window, "max_time": max_time, "seed": seed}
-    asked["target"] = None if target is None else fraction("--target", target)
+def _resolve(source: str | None, **asked: Any) -> Plan:
+    """The plan that a file, a study's name or options ask for; options, None where not given, win over the file."""
     given = {key: value for key, value in asked.items() if value is not None and value != []}
     if source is not None and source.endswith(".json"):
         from infergy.records import Plan
@@ -204,7 +217,7 @@ def _resolve(
 
     data: dict[str, Any]
     if source is None:
-        if not (inputs and outputs and engines):
+        if not {"input", "output", "engines"} <= given.keys():
             raise UsageError(
                 "nothing to measure: name a grid (infergy measure paper-bins -o FILE), or give --engine, --input and "
                 "--output"
@@ -230,7 +243,8 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     }
     if block:
         data["cells"] = [old | block for old in data["cells"]]
-    options = {"min_window": "min_window_s", "max_time": "max_time_s", "target": "target", "seed": "seed"}
+    seconds = {f"{name}_s": name for name in ("min_window", "max_time", "timeline")}
+    options = {name: key for key, name in (seconds | {"target": "target", "seed": "seed"}).items()}
     data["options"] = data.get("options", {}) | {options[key]: given[key] for key in options if key in given}
     return data
 

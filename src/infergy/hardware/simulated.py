@@ -114,6 +114,7 @@ class SimulatedGpu:
         self._phase_s = phase_s
         self._sampled_j = 0.0
         self._reset_j: float | None = None
+        self._watch: _Watch | None = None
         self._past = _Past(idle_w, sensors.memory_s + 2 * period_s)
         self._random = random.Random(sensors.seed)
         self._lateness = random.Random(sensors.seed + 1)
@@ -159,6 +160,8 @@ class SimulatedGpu:
             ticks -= 1
         if ticks > self._ticks:
             self._count(ticks)
+        if self._watch is not None:
+            self._watch.look(self)
         self._past.forget_before(self._now_s)
 
     def read(self) -> float:
@@ -166,16 +169,27 @@ class SimulatedGpu:
         self.sleep(CALL_S)
         return self.counter_j
 
-    def instant_w(self) -> float:
-        """Power as the instant field shows it."""
-        shown_s, update = self._last_update()
+    def watch(self, every_s: float) -> None:
+        """From now on, look at instant power every so often."""
+        self._watch = _Watch(every_s, self._now_s)
+
+    def seen(self) -> list[tuple[float, float]]:
+        """Seconds and watts of each look since `watch`, or since they were asked for last."""
+        if self._watch is None:
+            return []
+        looks, self._watch.looks = self._watch.looks, []
+        return looks
+
+    def instant_w(self, at_s: float | None = None) -> float:
+        """Power as the instant field shows it, now or at an instant that is not long past."""
+        shown_s, update = self._last_update(self._now_s if at_s is None else at_s)
         window_s = self.sensors.power_window_s
         power_w = self._past.mean_w(shown_s, window_s) if window_s else self._past.power_w(shown_s)
         return self.sensors.power_gain * power_w + self.sensors.power_offset_w + self._noise_w(update)[0]
 
     def average_w(self) -> float:
         """Power as the averaged field shows it."""
-        shown_s, update = self._last_update()
+        shown_s, update = self._last_update(self._now_s)
         return self._past.mean_w(shown_s, self.sensors.average_s) + self._noise_w(update)[1]
 
     def _tick_s(self, tick: int) -> float:
@@ -205,12 +219,12 @@ class SimulatedGpu:
         step_j = self.sensors.counter_step_j
         self.counter_j = round(round(shown_j / step_j) * step_j, 6)
 
-    def _last_update(self) -> tuple[float, int | None]:
+    def _last_update(self, at_s: float) -> tuple[float, int | None]:
         """Of which instant the power fields tell, and the number of their last change; None if they always do."""
         period_s = self.sensors.power_period_s
         if not period_s:
-            return self._now_s - self.sensors.power_delay_s, None
-        update = int((self._now_s - self._phase_s) // period_s)
+            return at_s - self.sensors.power_delay_s, None
+        update = int((at_s - self._phase_s) // period_s)
         return self._phase_s + update * period_s - self.sensors.power_delay_s, update
 
     def _noise_w(self, update: int | None) -> tuple[float, float]:
@@ -221,6 +235,20 @@ class SimulatedGpu:
             instant_w, average_w = (self._random.gauss(0.0, self.sensors.noise_w) for _ in range(2))
             self._noise = (update, instant_w, average_w)
         return self._noise[1:]
+
+
+class _Watch:
+    """Looks at a GPU's power sensor at even times."""
+
+    def __init__(self, every_s: float, now_s: float) -> None:
+        self._every_s = every_s
+        self._next_s = now_s
+        self.looks: list[tuple[float, float]] = []
+
+    def look(self, gpu: SimulatedGpu) -> None:
+        while self._next_s <= gpu.now_s():
+            self.looks.append((self._next_s, gpu.instant_w(self._next_s)))
+            self._next_s += self._every_s
 
 
 class _Past:

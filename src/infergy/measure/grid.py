@@ -96,6 +96,7 @@ class Options(_Strict):
     warmup_s: Seconds = _DEFAULTS.warmup_s
     idle_s: Seconds = _DEFAULTS.idle_s
     hang_s: Seconds = _DEFAULTS.hang_s
+    timeline_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.timeline_s
 
 
 class Grid(_Strict):

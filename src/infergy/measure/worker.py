@@ -20,6 +20,7 @@ from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
 from infergy.measure.cell import failed_cell, failure_of, make_work, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
+from infergy.measure.timeline import Witness, open_witness
 from infergy.meters import Meter, open_meter
 from infergy.meters.window import counter_period_s
 from infergy.records import EngineSetup, Load, Measurement, Plan, PlannedCell, Window
@@ -70,6 +71,8 @@ def main() -> int:
         try:
             engine, meter = open_pair(setup, plan, simulate=job.simulate, meter=job.meter)
             engine.check(setup)
+            # Before the engine is loaded: it may fork.
+            witness = open_witness(meter, job.meter, plan.options.timeline_s)
             bare = measure_idle(meter, plan.options.idle_s)
             session = engine.open(setup, plan.models[setup.model], plan.options.seed)
             surroundings, idle = settle(session, meter, engine, plan, setup)
@@ -83,7 +86,7 @@ def main() -> int:
             for planned in todo:
                 tell("begin", cell=planned.key)
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, peers)
-                row = replace(row, bare_idle=bare)
+                row = witnessed(replace(row, bare_idle=bare), witness)
                 peers.append(peer_of(row))
                 store.append(row)
                 tell("end", cell=planned.key, row=row.to_json())
@@ -91,6 +94,7 @@ def main() -> int:
                     # Closing a broken engine can hang; the kernel frees what it held.
                     tell("bye")
                     os._exit(EXIT_RESTART)
+        witness.close()
         session.close()
         meter.close()
         tell("bye")
@@ -156,6 +160,16 @@ def attempt(
         is_usable = error.is_usable if isinstance(error, EngineOutOfMemoryError) else failure.code in HARMLESS
         return failed_cell(planned, plan.options, surroundings, failure), is_usable
     return row, row.interrupted is None or row.interrupted.code in HARMLESS
+
+
+def witnessed(row: Measurement, witness: Witness) -> Measurement:
+    """The row with the timeline of its windows, or why there is none."""
+    if not row.windows:
+        return row
+    start_s = min(tick.time_s for tick in row.windows[0].open.values())
+    end_s = max(tick.time_s for tick in row.windows[-1].close.values())
+    timeline = witness.take(start_s, end_s)
+    return replace(row, timeline=timeline, timeline_reason=witness.reason)
 
 
 def check_same_gpus(meter: Meter, told: str | None) -> None:

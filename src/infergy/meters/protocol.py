@@ -10,6 +10,9 @@ from typing import Protocol
 from infergy.errors import UsageError
 from infergy.records import GpuIdentity, GpuState
 
+PAUSE_S = 0.0002
+"""Between two looks at a counter: a wait for a tick of 0.1 s then reads it some hundred times, a millisecond in all."""
+
 
 class Clock(Protocol):
     """Time as the instrument sees it, so that a simulated GPU can run faster than the world."""
@@ -39,7 +42,10 @@ class SystemClock:
         time.sleep(seconds)
 
     def pause(self) -> None:
-        """Do not wait: a sleep, however short, overshoots by milliseconds on a virtual machine."""
+        """Spin: a sleep, however short, overshoots by milliseconds on a virtual machine."""
+        end_s = time.monotonic() + PAUSE_S
+        while time.monotonic() < end_s:
+            pass
 
 
 class Meter(Protocol):

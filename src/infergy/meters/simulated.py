@@ -36,6 +36,15 @@ class SimulatedMeter:
             gpu.identity.uuid: Power(instant_w=gpu.instant_w(), average_w=gpu.average_w()) for gpu in self._node.gpus
         }
 
+    def watch(self, every_s: float) -> None:
+        """From now on, look at instant power every so often, on the virtual clock."""
+        for gpu in self._node.gpus:
+            gpu.watch(every_s)
+
+    def seen(self) -> Mapping[str, list[tuple[float, float]]]:
+        """Seconds and watts of each look since they were asked for last, by UUID."""
+        return {gpu.identity.uuid: gpu.seen() for gpu in self._node.gpus}
+
     def facts(self) -> Mapping[str, str]:
         """Nothing lies under a simulation."""
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 from infergy.records.flags import Flag, find_flags
 from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
 from infergy.records.measurement import Measurement, derive
+from infergy.records.timeline import ratio
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.unlike import find_unlike
 
@@ -28,6 +29,7 @@ class CheckedRow:
         failure: Why the cell has no number; None if it has one.
         energy_by_gpu_j: Joules a batch of each GPU, by UUID in the engine's order; empty if the cell failed.
         power_by_gpu_w: Mean power of each while batches ran.
+        timeline_ratio: Joules of the counters over those of the power timelines; None where there are none.
         imbalance: Largest less smallest joules of a GPU, over their mean; None with one GPU. A fact, not a doubt: chips
             differ, and so do their shares of the work.
     """
@@ -43,6 +45,7 @@ class CheckedRow:
     energy_by_gpu_j: Mapping[str, float]
     power_by_gpu_w: Mapping[str, float]
     imbalance: float | None
+    timeline_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,7 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
                 uncertainty=uncertainty,
                 flags=(*find_flags(row, uncertainty, target=target), *unlike),
                 failure=failure,
+                timeline_ratio=ratio(row),
                 **_by_gpu(row),
             )
     return tuple(found[place] for place in range(len(rows)))

@@ -13,6 +13,7 @@ from statistics import fmean, median
 
 from infergy.records.environment import GpuState
 from infergy.records.measurement import Batch, Measurement
+from infergy.records.timeline import ratio_by_gpu
 from infergy.records.uncertainty import Uncertainty
 
 TARGET = 0.02
@@ -33,6 +34,9 @@ HARMFUL_SLOWDOWNS = frozenset(
 )
 """Reasons for which clocks were held down that are no property of the work; being at the power limit is one."""
 
+DISAGREEMENT = 0.05
+"""How far the joules of the counter may lie from those of the timeline."""
+
 CODES = (
     "uncertain",
     "interrupted",
@@ -43,6 +47,7 @@ CODES = (
     "temperature",
     "other-process",
     "batch",
+    "disagree",
     "drift",
     "clocks",
     "environment",
@@ -85,6 +90,7 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _temperature(row),
         _crowded(row),
         _queued(row),
+        _disagree(row),
     )
     return tuple(flag for flag in found if flag is not None)
 
@@ -234,3 +240,15 @@ def _queued(row: Measurement) -> Flag | None:
 
 def _whole(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None
+
+
+def _disagree(row: Measurement) -> Flag | None:
+    for uuid, ratio in ratio_by_gpu(row).items():
+        if abs(ratio - 1) > DISAGREEMENT:
+            return Flag(
+                code="disagree",
+                reason=f"of {name_gpu(row, uuid)} the counter tells {ratio - 1:+.1%} joules against instant power over "
+                f"the same time, expected ±{DISAGREEMENT:.0%}",
+                cure="see how its meter follows a load: infergy doctor --meter; then measure the cell again",
+            )
+    return None

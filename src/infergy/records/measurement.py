@@ -15,6 +15,7 @@ from infergy.errors import DataError, MeterError
 from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState
+from infergy.records.timeline import PowerTimeline
 
 SCHEMA = "infergy.measurement/2"
 FIRST_SCHEMA = "infergy.measurement/1"
@@ -167,6 +168,8 @@ class Measurement:
         warmup_s: Seconds of warm-up that preceded the first window.
         simulated: Whether the joules come from a model instead of a GPU.
         failure: Why there are no windows.
+        timeline: Instant power over the windows, a timeline a GPU; empty if none was taken.
+        timeline_reason: Why none was taken; None if one was, and in rows from before there were any.
         interrupted: What ended the cell before its joules were certain; None if nothing did.
         result: The figures below, as they follow from the raw facts, for readers without this code.
     """
@@ -190,6 +193,8 @@ class Measurement:
     visit: str = GRID_VISIT
     bare_idle: Window | None = None
     interrupted: Failure | None = None
+    timeline: tuple[PowerTimeline, ...] = ()
+    timeline_reason: str | None = None
     schema: str = SCHEMA
 
     @property

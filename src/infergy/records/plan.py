@@ -55,6 +55,7 @@ class MeasureOptions:
         long_batch_s: Above this many seconds, one batch is enough.
         warmup_s: Most seconds of warm-up before a window (one short batch runs in any case).
         idle_s: Seconds over which idle power is measured, bare and loaded, once for each set-up.
+        timeline_s: Time between two looks at instant power; 0 takes no timeline.
         hang_s: An engine that loads or measures a cell for so many seconds more than ten times its forecast is ended.
     """
 
@@ -67,6 +68,7 @@ class MeasureOptions:
     warmup_s: float = 2.0
     idle_s: float = 2.0
     hang_s: float = 600.0
+    timeline_s: float = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,142 @@
+"""The second witness of a cell: what a power sensor showed while the counter counted. Standard library only.
+
+The counter gives the total, the timeline the shape: prefill and decode, idle parts, a GPU that another one waits for.
+Where the joules of both lie apart, one of them errs (a counter that was reset in mid-window shows nowhere else).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from infergy.records.measurement import Measurement, Window
+
+MILLISECONDS_PER_SECOND = 1000
+WATTS_DIGITS = 1
+"""Power is kept to a tenth of a watt: a sensor's noise is larger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerTimeline:
+    """Instant power of one GPU over a cell, kept where it changed.
+
+    Attributes:
+        uuid: Which GPU.
+        start_s: When the first value was seen, on the clock of the ticks.
+        offsets_ms: When each value was first seen, in milliseconds after `start_s`, ascending.
+        power_w: The values. Each holds until the next one.
+        end_s: Until when the sensor was looked at.
+        every_s: Time between two looks that was asked for.
+        longest_gap_s: Longest time between two looks: what happened in it is unknown.
+    """
+
+    uuid: str
+    start_s: float
+    offsets_ms: tuple[int, ...]
+    power_w: tuple[float, ...]
+    end_s: float
+    every_s: float
+    longest_gap_s: float
+
+    def energy_j(self, start_s: float, end_s: float) -> float | None:
+        """Joules from `start_s` to `end_s`; None if the timeline does not reach over both.
+
+        Each value holds until the next: a sensor shows what it saw last. So joules are told late by up to a period of
+        the sensor, as a counter tells them, and a window that closes some time after its last token has them all.
+        """
+        if start_s < self.start_s or end_s > self.end_s or not self.power_w:
+            return None
+        times_s = [self.start_s + offset / MILLISECONDS_PER_SECOND for offset in self.offsets_ms]
+        first = max(0, bisect_right(times_s, start_s) - 1)
+        energy_j = 0.0
+        for place in range(first, len(times_s)):
+            until_s = times_s[place + 1] if place + 1 < len(times_s) else end_s
+            if times_s[place] >= end_s:
+                break
+            energy_j += self.power_w[place] * (min(until_s, end_s) - max(times_s[place], start_s))
+        return energy_j
+
+
+def make_timeline(
+    uuid: str, looks: Sequence[tuple[float, float]], start_s: float, end_s: float, every_s: float
+) -> PowerTimeline | None:
+    """The timeline of one GPU out of looks at its sensor.
+
+    Args:
+        uuid: Which GPU.
+        looks: Seconds and watts of each look, in order; those long before and after are left out.
+        start_s: From when it is to reach.
+        end_s: Until when.
+        every_s: Time between two looks that was asked for.
+
+    Returns:
+        None if there was no look in that time.
+    """
+    before = [look for look in looks if look[0] <= start_s][-1:]
+    inside = before + [look for look in looks if start_s < look[0] <= end_s]
+    if not inside:
+        return None
+    first_s = inside[0][0]
+    offsets_ms: list[int] = []
+    power_w: list[float] = []
+    for time_s, watts in inside:
+        shown_w = round(watts, WATTS_DIGITS)
+        if not power_w or shown_w != power_w[-1]:
+            offsets_ms.append(round((time_s - first_s) * MILLISECONDS_PER_SECOND))
+            power_w.append(shown_w)
+    times_s = [time_s for time_s, _ in inside]
+    gaps = [later - earlier for earlier, later in zip(times_s, [*times_s[1:], end_s], strict=True)]
+    return PowerTimeline(
+        uuid=uuid,
+        start_s=first_s,
+        offsets_ms=tuple(offsets_ms),
+        power_w=tuple(power_w),
+        end_s=end_s,
+        every_s=every_s,
+        longest_gap_s=max(gaps),
+    )
+
+
+def ratio_by_gpu(row: Measurement) -> Mapping[str, float]:
+    """Joules of the counter over those of the timeline, over all windows, by UUID; empty where it cannot be told.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    found: dict[str, float] = {}
+    for timeline in row.timeline:
+        pair = _joules(timeline, row.windows)
+        if pair is not None:
+            found[timeline.uuid] = pair[0] / pair[1]
+    return found
+
+
+def ratio(row: Measurement) -> float | None:
+    """Joules of all counters over those of all timelines; None where one of them is not told.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    pairs = [_joules(timeline, row.windows) for timeline in row.timeline]
+    known = [pair for pair in pairs if pair is not None]
+    if not known or len(known) < len(pairs):
+        return None
+    return sum(counter_j for counter_j, _ in known) / sum(shape_j for _, shape_j in known)
+
+
+def _joules(timeline: PowerTimeline, windows: Iterable[Window]) -> tuple[float, float] | None:
+    """Joules by the counter and by the timeline; None where the latter does not reach over a window, or shows none."""
+    counter_j = shape_j = 0.0
+    for window in windows:
+        tick, close = window.open.get(timeline.uuid), window.close.get(timeline.uuid)
+        if tick is None or close is None:
+            return None
+        energy_j = timeline.energy_j(tick.time_s, close.time_s)
+        if energy_j is None:
+            return None
+        counter_j += window.energy_by_gpu_j[timeline.uuid]
+        shape_j += energy_j
+    return (counter_j, shape_j) if shape_j > 0 else None

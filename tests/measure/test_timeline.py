@@ -1,0 +1,218 @@
+"""The second witness: a process of its own on the system's clock, the sensor's own history on a virtual one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infergy.hardware.simulated import Sensors, SimulatedGpu
+from infergy.measure.sweep import sweep
+from infergy.measure.timeline import Blind, Sampler, SimulatedWitness, open_witness
+from infergy.meters import Meter, Power, open_meter
+from infergy.meters.simulated import SimulatedMeter
+from infergy.records import GpuIdentity
+from infergy.records.store import read_store
+from infergy.records.timeline import ratio
+from installed import install
+from measure.test_measure import SRC, tiny_plan
+
+POWER = Power(instant_w=250.0, average_w=None)
+
+STEADY = """
+from infergy.meters.simulated import SimulatedMeter, SteadyMeter
+from infergy.hardware.simulated import SimulatedGpu
+from infergy.errors import MeterError
+from infergy.meters import Power
+from infergy.records import GpuIdentity
+import os
+
+class Steady(SteadyMeter):
+    name = "steady"
+
+    @classmethod
+    def open(cls, count):
+        return cls(250.0, count)
+
+class Dumb(Steady):
+    def powers(self):
+        return {gpu.uuid: Power(instant_w=None, average_w=None) for gpu in self.gpus}
+
+class Lost(Steady):
+    def powers(self):
+        if os.environ.get("LOST"):
+            raise MeterError("GPU is lost")
+        return {gpu.uuid: Power(instant_w=250.0, average_w=None) for gpu in self.gpus}
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """Meters on the system's clock, seen by this process and by those that it starts."""
+    folder = tmp_path / "site"
+    module = f"steadymeters_{abs(hash(request.node.name))}"
+    install(folder, "steady-meters", {name: f"{module}:{name.capitalize()}" for name in ("steady", "dumb", "lost")})
+    (folder / f"{module}.py").write_text(STEADY)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{SRC}")
+    return folder
+
+
+def wait_until_it_looks(witness: Sampler) -> float:
+    """The present, once the process is at work; starting an interpreter takes its time."""
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        now_s = time.monotonic()
+        if witness.take(now_s - 0.05, now_s):
+            return time.monotonic()
+    raise AssertionError(f"the process never looked: {witness.reason}")
+
+
+def test_another_process_sees_the_power_of_each_gpu_on_our_clock(site: Path) -> None:
+    witness = open_witness(open_meter("steady", 2), "steady", 0.005)
+    assert isinstance(witness, Sampler)
+    start_s = wait_until_it_looks(witness) + 0.05
+    time.sleep(0.3)
+    found = witness.take(start_s, start_s + 0.2)
+    witness.close()
+    assert witness.reason is None
+    assert [one.uuid for one in found] == ["GPU-simulated-0", "GPU-simulated-1"]
+    assert [one.power_w for one in found] == [(250.0,), (275.0,)]
+    assert found[0].energy_j(start_s, start_s + 0.2) == pytest.approx(50.0)
+    assert found[0].longest_gap_s > 0
+
+
+def test_a_process_that_ends_is_a_reason_not_a_failure(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = open_meter("lost", 1)
+    monkeypatch.setattr(type(meter), "powers", lambda self: {gpu.uuid: POWER for gpu in self.gpus})
+    monkeypatch.setenv("LOST", "1")
+    witness = open_witness(meter, "lost", 0.005)
+    assert isinstance(witness, Sampler)
+    deadline_s = time.monotonic() + 60
+    while witness._process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    now_s = time.monotonic()
+    assert witness.take(now_s - 0.1, now_s) == ()
+    assert witness.reason == "its process ended with status 3; see the log"
+    witness.close()
+
+
+def test_a_process_that_is_killed_is_told_by_its_signal(site: Path) -> None:
+    witness = open_witness(open_meter("steady", 1), "steady", 0.005)
+    assert isinstance(witness, Sampler)
+    wait_until_it_looks(witness)
+    os.kill(witness._process.pid, signal.SIGKILL)
+    witness._process.wait()
+    now_s = time.monotonic()
+    assert witness.take(now_s - 0.1, now_s) == ()
+    assert witness.reason == "its process ended with signal 9; see the log"
+    witness.close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_it_ends_when_its_parent_is_killed(site: Path) -> None:
+    code = (
+        "import time\n"
+        "from infergy.measure.timeline import open_witness\n"
+        "from infergy.meters import open_meter\n"
+        "print(open_witness(open_meter('steady', 1), 'steady', 0.01)._process.pid, flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert is_running(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline_s = time.monotonic() + 60
+    while is_running(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert not is_running(pid)
+
+
+def test_where_nothing_can_be_seen_it_says_why(site: Path, gpu: SimulatedGpu) -> None:
+    steady: Meter = open_meter("steady", 1)
+    reasons = {
+        "not asked for: --timeline 0": open_witness(steady, "steady", 0.0),
+        "meter steady tells no power": open_witness(open_meter("dumb", 1), "dumb", 0.02),
+    }
+    steady.clock = gpu
+    reasons["meter steady has a clock of its own, which another process does not see"] = open_witness(
+        steady, "steady", 0.02
+    )
+    for reason, witness in reasons.items():
+        assert isinstance(witness, Blind)
+        assert witness.reason == reason
+        assert witness.take(0.0, 1.0) == ()
+        witness.close()
+
+
+@pytest.fixture
+def gpu() -> SimulatedGpu:
+    return SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0)
+
+
+def test_a_simulated_sensor_shows_what_it_showed_at_each_look() -> None:
+    sensors = Sensors(power_period_s=0.1, power_delay_s=0.05, power_gain=1.1)
+    gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0, phase_s=0.0, sensors=sensors)
+    witness = SimulatedWitness(SimulatedMeter(gpu), 0.02)
+    gpu.sleep(1.0)
+    gpu.advance(2.0, 600.0)
+    gpu.sleep(1.0)
+    (found,) = witness.take(0.5, 4.0)
+    assert found.power_w == pytest.approx((110.0, 660.0, 110.0))
+    # Changes show at the first look after the sensor's next period, 50 ms late.
+    starts_s = [found.start_s + offset / 1000 for offset in found.offsets_ms[1:]]
+    assert starts_s == pytest.approx([1.1, 3.1], abs=0.021)
+
+
+def test_each_row_of_a_sweep_has_its_own_timeline_and_both_witnesses_agree(tmp_path: Path) -> None:
+    plan = tiny_plan()
+    list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    rows = read_store(tmp_path / "rows.jsonl").rows
+    assert len(rows) == 8
+    for row in rows:
+        (found,) = row.timeline
+        opened, closed = row.windows[0].open[found.uuid], row.windows[-1].close[found.uuid]
+        assert found.start_s <= opened.time_s
+        assert found.end_s == closed.time_s
+        assert found.longest_gap_s < 0.05
+        assert row.timeline_reason is None
+        assert ratio(row) == pytest.approx(1.0, abs=0.02)
+
+
+def test_without_a_timeline_rows_say_that_none_was_wanted(tmp_path: Path) -> None:
+    plan = tiny_plan(options={"shuffle": False, "timeline_s": 0.0})
+    list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    for row in read_store(tmp_path / "rows.jsonl").rows:
+        assert row.timeline == ()
+        assert row.timeline_reason == "not asked for: --timeline 0"
+        assert ratio(row) is None
+
+
+def test_a_counter_that_loses_joules_shows_in_the_ratio_only(tmp_path: Path) -> None:
+    list(sweep(tiny_plan(), tmp_path / "rows.jsonl", simulate=True))
+    row = read_store(tmp_path / "rows.jsonl").rows[0]
+    (uuid,) = row.windows[0].open
+    lost = tuple(
+        replace(window, close={uuid: replace(tick, energy_j=tick.energy_j - 200.0)})
+        for window in row.windows
+        for tick in window.close.values()
+    )
+    found = ratio(replace(row, windows=lost))
+    assert found is not None
+    assert found < 0.95

@@ -1,0 +1,92 @@
+"""Timelines: their joules, what is kept of them, and what a counter that errs shows beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infergy.records import Measurement
+from infergy.records.flags import find_flags
+from infergy.records.timeline import PowerTimeline, make_timeline, ratio, ratio_by_gpu
+from infergy.records.uncertainty import find_uncertainties
+from rows import UUID, build_row
+
+
+def timeline(looks: list[tuple[float, float]], end_s: float, start_s: float | None = None) -> PowerTimeline:
+    found = make_timeline("a", looks, looks[0][0] if start_s is None else start_s, end_s, 0.02)
+    assert found is not None
+    return found
+
+
+def test_each_value_holds_until_the_next() -> None:
+    found = timeline([(0.0, 100.0), (1.0, 700.0), (3.0, 200.0)], end_s=4.0)
+    assert found.energy_j(0.0, 4.0) == pytest.approx(100.0 + 2 * 700.0 + 200.0)
+    assert found.energy_j(0.5, 2.0) == pytest.approx(50.0 + 700.0)
+    assert found.energy_j(3.5, 4.0) == pytest.approx(100.0)
+
+
+def test_what_it_did_not_see_is_unknown() -> None:
+    found = timeline([(0.0, 100.0), (1.0, 700.0)], end_s=2.0)
+    assert found.energy_j(-0.1, 1.0) is None
+    assert found.energy_j(0.0, 2.1) is None
+    assert make_timeline("a", [], 0.0, 1.0, 0.02) is None
+    assert make_timeline("a", [(5.0, 1.0)], 0.0, 1.0, 0.02) is None
+
+
+def test_only_changes_are_kept_and_the_last_look_before_the_begin() -> None:
+    looks = [(0.0, 50.0), (1.0, 100.0), (1.02, 100.04), (1.04, 100.0), (1.06, 300.0), (1.08, 300.0), (1.3, 300.0)]
+    found = timeline(looks, start_s=1.01, end_s=1.4)
+    assert found.start_s == 1.0
+    assert found.offsets_ms == (0, 60)
+    assert found.power_w == (100.0, 300.0)
+    assert found.longest_gap_s == pytest.approx(0.22)
+
+
+@given(st.lists(st.floats(0.0, 1000.0), min_size=1, max_size=50), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_joules_of_two_parts_add_up(watts: list[float], first: float, second: float) -> None:
+    looks = [(place * 0.02, power_w) for place, power_w in enumerate(watts)]
+    end_s = len(watts) * 0.02
+    found = timeline(looks, end_s=end_s)
+    low_s, high_s = sorted((first * end_s, second * end_s))
+    parts = [found.energy_j(*part) for part in ((0.0, low_s), (low_s, high_s), (high_s, end_s))]
+    whole = found.energy_j(0.0, end_s)
+    assert whole is not None
+    assert sum(part for part in parts if part is not None) == pytest.approx(whole, abs=1e-6)
+    # Kept to a tenth of a watt and a millisecond.
+    truth = sum(power_w * 0.02 for power_w in watts)
+    assert whole == pytest.approx(truth, abs=0.06 * end_s + 1e-6)
+
+
+def with_timeline(power_w: float, uuid: str = UUID) -> Measurement:
+    """A row of 500 W in 10.0 to 14.05 s, and a sensor that shows a steady power."""
+    row = build_row(energy_j=1000.0, duration_s=2.0, batches=2, idle_w=500.0)
+    seen = make_timeline(uuid, [(9.8, power_w), (14.06, power_w)], 9.8, 14.06, 0.02)
+    assert seen is not None
+    return replace(row, timeline=(seen,))
+
+
+def test_the_ratio_is_that_of_the_counter_over_the_timeline() -> None:
+    row = with_timeline(400.0)
+    assert ratio_by_gpu(row) == pytest.approx({UUID: 1.25})
+    assert ratio(row) == pytest.approx(1.25)
+    assert ratio(build_row()) is None
+    assert ratio_by_gpu(with_timeline(400.0, uuid="another")) == {}
+    assert ratio(with_timeline(0.0)) is None
+
+
+@pytest.mark.parametrize(("power_w", "codes"), [(500.0, []), (480.0, []), (470.0, ["disagree"]), (540.0, ["disagree"])])
+def test_two_witnesses_that_disagree_are_a_flag(power_w: float, codes: list[str]) -> None:
+    row = with_timeline(power_w)
+    (uncertainty,) = find_uncertainties([row])
+    flags = find_flags(row, uncertainty, target=1.0)
+    assert [flag.code for flag in flags] == codes
+    assert all("infergy doctor --meter" in flag.cure for flag in flags)
+
+
+def test_a_row_with_a_timeline_survives_json() -> None:
+    row = with_timeline(480.0)
+    assert Measurement.from_json(json.loads(json.dumps(row.to_json()))) == row
