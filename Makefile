@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TEST_TOOLS := "pytest>=8.3" "hypothesis>=6.115" "jsonschema>=4.23" "pandas>=2.2" "pyarrow>=17" "duckdb>=1.1" "scipy>=1.13"
+TEST_TOOLS := "pytest>=8.3" "hypothesis>=6.115" "jsonschema>=4.23" "pandas>=2.2" "pyarrow>=17" "duckdb>=1.1" "scipy>=1.13" "altair>=5.5" "vl-convert-python>=1.7"
 LINT_TOOLS := "ruff>=0.17,<0.18" "mypy>=2.4,<3" "import-linter>=2.3"
 # Progress of a package installer is noise here; its errors are not.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install

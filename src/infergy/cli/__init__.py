@@ -17,6 +17,7 @@ from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
 from infergy.cli.phases import phases
 from infergy.cli.schema import schema
+from infergy.cli.timeline import timeline
 from infergy.cli.trace import trace
 from infergy.cli.verify import verify
 from infergy.errors import InfergyError
@@ -36,7 +37,9 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-for verb in (estimate, trace, bins, measure, check, compare, verify, plan, grid, gpus, models, schema, doctor, phases):
+MEASURED = (measure, check, compare, verify, phases, timeline)
+KNOWN = (plan, grid, gpus, models, schema, doctor)
+for verb in (estimate, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
 app.command(VERB, hidden=True)(measure_command)
 

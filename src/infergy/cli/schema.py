@@ -22,6 +22,7 @@ NAMES = (
     "meter",
     "phases",
     "plan",
+    "timeline",
     "trace",
     "window",
 )
@@ -107,6 +108,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.phases import PHASES_SCHEMA, PhaseReport
 
         return PhaseReport, PHASES_SCHEMA
+    if name == "timeline":
+        from infergy.report.timeline import TIMELINE_SCHEMA, Picture
+
+        return Picture, TIMELINE_SCHEMA
     if name == "estimate":
         from infergy.energy.answer import ESTIMATE_SCHEMA, TraceEstimate
 

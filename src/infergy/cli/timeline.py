@@ -1,0 +1,79 @@
+"""`infergy timeline`: a cell's power over time, as a picture or as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infergy.cli.trace_options import JsonOption, print_json
+from infergy.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from infergy.records import Measurement
+
+FORMATS = (".svg", ".png", ".html")
+
+
+def timeline(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A store of measurements (.jsonl)")],
+    cell: Annotated[
+        str | None, typer.Option("--cell", help="Begin of a cell's id, or a part of its name [default: the first]")
+    ] = None,
+    window: Annotated[int, typer.Option("--window", help="Which of its windows, from 1 on")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(FORMATS)}")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the power of a cell over time, prefill and decode apart, beside the mean power by the counter.
+
+    Example: infergy timeline mine.jsonl --cell "512→64 × 32" -o cell.svg
+    """
+    from infergy.records.store import read_store
+
+    if output is not None and output.suffix not in FORMATS:
+        raise UsageError(f"-o {output}: the name must end in one of {', '.join(FORMATS)}")
+    row = _choose(read_store(file).rows, cell, file)
+    if output is not None:
+        _save(_chart(row, window), output)
+        typer.echo(f"{output}: {row.cell}, window {window} of {len(row.windows)}", err=True)
+    if as_json:
+        from infergy.report.timeline import picture
+
+        print_json([picture(row, window)])
+    elif output is None:
+        from infergy.report.timeline import draw_text
+
+        typer.echo(draw_text(row, window))
+
+
+def _choose(rows: tuple[Measurement, ...], cell: str | None, file: Path) -> Measurement:
+    measured = [row for row in rows if row.windows]
+    if cell is None:
+        chosen = [row for row in measured if row.timeline] or measured
+    else:
+        chosen = [row for row in measured if row.key.startswith(cell) or cell in str(row.cell)]
+    if not chosen:
+        names = "; ".join(f"{row.key} {row.cell}" for row in measured[:5]) or "none"
+        raise UsageError(f"{file} has no measured cell {cell or ''!r}; there are {len(measured)}: {names} …")
+    return chosen[0]
+
+
+def _chart(row: Measurement, window: int) -> Any:
+    from infergy.report.timeline import draw_chart
+
+    try:
+        return draw_chart(row, window)
+    except ImportError as error:
+        raise MissingError(f"drawing needs altair: pip install 'infergy[report]' ({error})") from error
+
+
+def _save(chart: Any, path: Path) -> None:
+    try:
+        chart.save(str(path), **({"scale_factor": 2} if path.suffix == ".png" else {}))
+    except ImportError as error:
+        raise MissingError(f"drawing needs vl-convert-python: pip install 'infergy[report]' ({error})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error

@@ -1,0 +1,1 @@
+"""Something to look at: figures out of records. Needs the extra ``report``, but for text."""
