@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from infergy.engines import find_engine
 from infergy.engines.protocol import Work
 from infergy.engines.weights import draw_weights
 from infergy.errors import UsageError
-from infergy.records import EngineSetup
+from infergy.records import GREEDY, Decoding, EngineSetup
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -101,8 +102,69 @@ def test_random_weights_follow_the_one_law_and_its_seed() -> None:
     assert torch.equal(linear.weight, first)
 
 
+def keep_tokens(session: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All tensors that `generate` will return."""
+    kept: list[Any] = []
+    generate = session._model.generate
+
+    def keep(*args: Any, **options: Any) -> Any:
+        kept.append(generate(*args, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(session._model, "generate", keep)
+    return kept
+
+
 @pytest.mark.parametrize(
-    ("options", "words"), [({"cuda_graphs": True}, "no CUDA graphs"), ({"tensor_parallel": 2}, "one GPU")]
+    "decoding",
+    [Decoding(beams=3), Decoding(temperature=0.8), Decoding(temperature=1.2, top_p=0.9, top_k=20)],
+    ids=lambda decoding: decoding.label,
+)
+def test_each_decoding_yields_the_tokens_asked_for(decoding: Decoding) -> None:
+    session = find_engine("transformers").open(SETUP, TINY, seed=0)
+    done = session.run(replace(work(batch=3, length=9, output=7), decoding=decoding))
+    assert done.input_tokens == (9, 9, 9)
+    assert done.output_tokens == (7, 7, 7)
+
+
+def test_greedy_search_repeats_itself_and_sampling_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = find_engine("transformers").open(SETUP, TINY, seed=0)
+    kept = keep_tokens(session, monkeypatch)
+    asked = work(batch=2, length=9, output=12)
+    torch.manual_seed(0)
+    hot = Decoding(temperature=5.0)
+    for decoding in (GREEDY, GREEDY, Decoding(temperature=5.0, top_k=1), hot, hot):
+        session.run(replace(asked, decoding=decoding))
+    greedy, again, likeliest, drawn, anew = kept
+    assert torch.equal(greedy, again)
+    assert torch.equal(greedy, likeliest)
+    assert not torch.equal(greedy, drawn)
+    assert not torch.equal(drawn, anew)
+
+
+def test_a_static_cache_yields_what_a_dynamic_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU its decode step is compiled besides; on a CPU `generate` does not compile."""
+    tokens = []
+    for compiled in (False, True):
+        setup = EngineSetup(engine="transformers", model="tiny", compiled=compiled)
+        session = find_engine("transformers").open(setup, TINY, seed=0)
+        kept = keep_tokens(session, monkeypatch)
+        assert session.run(work(batch=2, length=9, output=12)).output_tokens == (12, 12)
+        tokens.append(kept[0])
+        facts = session.facts()
+        assert facts["cache"] == ("static" if compiled else "dynamic")
+        assert facts["compiled"] == ("no: generate compiles on GPUs only" if compiled else "no")
+    assert torch.equal(*tokens)
+
+
+def test_beams_over_a_static_cache_are_refused() -> None:
+    setup = EngineSetup(engine="transformers", model="tiny", compiled=True)
+    with pytest.raises(UsageError, match="does not follow beams"):
+        find_engine("transformers").check(setup, Decoding(beams=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"cuda_graphs": True}, "has none of its own"), ({"tensor_parallel": 2}, "one GPU")]
 )
 def test_what_it_lacks_is_refused_before_loading(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):

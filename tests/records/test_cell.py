@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infergy.errors import UsageError
-from infergy.records import Cell, EngineSetup, Load
+from infergy.records import GREEDY, Cell, Decoding, EngineSetup, Load
 
 LOAD = Load(input_tokens=512, output_tokens=64, batch=8)
 
@@ -29,6 +33,65 @@ def test_the_label_tells_eager_from_graphs() -> None:
 
 @pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "batch"])
 def test_a_load_of_nothing_is_refused(field: str) -> None:
-    values = {"input_tokens": 1, "output_tokens": 1, "batch": 1} | {field: 0}
+    values: dict[str, Any] = {"input_tokens": 1, "output_tokens": 1, "batch": 1} | {field: 0}
     with pytest.raises(UsageError, match=f"{field} must be at least 1"):
         Load(**values)
+
+
+def test_new_axes_leave_old_ids_as_they_were() -> None:
+    """The id of a cell in the shipped tables."""
+    cell = Cell(
+        setup=EngineSetup(engine="vllm", model="llama-3.1-8b"), load=Load(input_tokens=512, output_tokens=64, batch=8)
+    )
+    assert cell.id == "d0c8992aa92f"
+    load = Load(input_tokens=512, output_tokens=64, batch=8, decoding=Decoding(beams=4))
+    assert Cell(setup=cell.setup, load=load).id != cell.id
+    assert str(Cell(setup=cell.setup, load=load)) == "vllm-beam4 llama-3.1-8b 512→64 × 8"
+
+
+def test_a_compiled_set_up_has_a_label_of_its_own() -> None:
+    setup = EngineSetup(engine="transformers", model="m", compiled=True)
+    assert setup.label == "transformers-compiled"
+    assert EngineSetup(model="m", **EngineSetup.parse_label(setup.label)) == setup
+
+
+@given(
+    st.one_of(
+        st.builds(Decoding, beams=st.integers(1, 64)),
+        st.builds(
+            Decoding,
+            temperature=st.sampled_from([0.1, 0.8, 1.0, 2.5]),
+            top_p=st.sampled_from([0.1, 0.95, 1.0]),
+            top_k=st.none() | st.integers(1, 1000),
+        ),
+    )
+)
+def test_a_decoding_is_what_its_label_says(decoding: Decoding) -> None:
+    assert Decoding.parse_label(decoding.label) == decoding
+
+
+def test_greedy_is_the_default() -> None:
+    assert Decoding.parse_label("greedy") == GREEDY == Load(input_tokens=1, output_tokens=1, batch=1).decoding
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"beams": 0}, "beams must be at least 1, not 0"),
+        ({"top_p": 0.9}, "give a temperature too"),
+        ({"top_k": 5}, "give a temperature too"),
+        ({"beams": 2, "temperature": 1.0}, "samples nothing"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "at most 1"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k at least 1"),
+    ],
+)
+def test_a_decoding_that_means_nothing_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Decoding(**options)
+
+
+@pytest.mark.parametrize("label", ["beams4", "t", "0.8", "t0.8-k", "greedy4", "", "t1.2.3"])
+def test_a_label_that_means_nothing_is_told(label: str) -> None:
+    with pytest.raises(UsageError, match="means nothing; expected greedy, beam4, t0.8"):
+        Decoding.parse_label(label)

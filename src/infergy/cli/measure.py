@@ -42,6 +42,9 @@ EngineOption = Annotated[
 InputOption = Annotated[str | None, typer.Option("--input", help="Input tokens: 512,2048")]
 OutputOption = Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")]
 BatchOption = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")]
+DecodingOption = Annotated[
+    str | None, typer.Option("--decoding", help="greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas between")
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option("--weights", help="random, random-uniform, or folder or hub name of real ones [default: random]"),
@@ -70,6 +73,7 @@ def plan(
     input_tokens: InputOption = None,
     output_tokens: OutputOption = None,
     batch: BatchOption = None,
+    decoding: DecodingOption = None,
     weights: WeightsOption = None,
     min_window: MinWindowOption = None,
     target: TargetOption = None,
@@ -89,6 +93,7 @@ def plan(
         input=input_tokens,
         output=output_tokens,
         batch=batch,
+        decoding=None if decoding is None else decoding.split(","),
         weights=weights,
         min_window=min_window,
         target=None if target is None else fraction("--target", target),
@@ -116,6 +121,7 @@ def measure(
     input_tokens: InputOption = None,
     output_tokens: OutputOption = None,
     batch: BatchOption = None,
+    decoding: DecodingOption = None,
     weights: WeightsOption = None,
     min_window: MinWindowOption = None,
     target: TargetOption = None,
@@ -150,6 +156,7 @@ def measure(
         input=input_tokens,
         output=output_tokens,
         batch=batch,
+        decoding=None if decoding is None else decoding.split(","),
         weights=weights,
         min_window=min_window,
         target=None if target is None else fraction("--target", target),
@@ -236,11 +243,13 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if "weights" in given:
         data["engines"] = [axis | {"weights": given["weights"]} for axis in data["engines"]]
     lengths = {"input": "input_tokens", "output": "output_tokens", "batch": "batch"}
-    block = {
+    block: dict[str, Any] = {
         lengths[key]: value if value == "largest" else _integers(f"--{key}", value)
         for key, value in given.items()
         if key in lengths
     }
+    if "decoding" in given:
+        block["decoding"] = given["decoding"]
     if block:
         data["cells"] = [old | block for old in data["cells"]]
     seconds = {f"{name}_s": name for name in ("min_window", "max_time", "timeline")}

@@ -139,7 +139,7 @@ def _group(rows: Iterable[_Row]) -> dict[_Key, list[_Row]]:
         key = _Key(
             gpu=catalogue_name(row.environment.gpus[0].name) if row.environment.gpus else "unknown",
             model=row.cell.setup.model,
-            label=row.cell.setup.label,
+            label=row.cell.label,
             weights=row.environment.weights,
             simulated=row.simulated,
         )

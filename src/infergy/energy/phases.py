@@ -211,18 +211,23 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         raise DataError(
             f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
         )
-    labels = sorted({row.cell.setup.label for row in last.values()})
+    labels = sorted({row.cell.label for row in last.values()})
     if label is not None and label not in labels:
         raise UsageError.unknown("engine of the table", label, labels, "Name one with --engine")
     groups: dict[object, list[Measurement]] = {}
     for (key, _), row in last.items():
-        if label in (None, row.cell.setup.label):
+        if label in (None, row.cell.label):
             groups.setdefault(key, []).append(row)
     return PhaseReport(file=file, setups=tuple(_find_setup(group) for group in groups.values()))
 
 
 def _group(row: Measurement) -> tuple[object, ...]:
-    return row.cell.setup, row.environment.weights, tuple(gpu.name for gpu in row.environment.gpus)
+    return (
+        row.cell.setup,
+        row.cell.load.decoding,
+        row.environment.weights,
+        tuple(gpu.name for gpu in row.environment.gpus),
+    )
 
 
 def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
@@ -233,7 +238,7 @@ def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
     law = fit_law(observed) if len(observed) >= FEWEST_ROWS else None
     first = rows[0]
     return SetupPhases(
-        label=first.cell.setup.label,
+        label=first.cell.label,
         model=first.cell.setup.model,
         gpu=" + ".join(gpu.name for gpu in first.environment.gpus),
         weights=first.environment.weights,

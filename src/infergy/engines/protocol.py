@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infergy.errors import EngineError, UsageError
-from infergy.records import ENGINES, EngineSetup
+from infergy.records import ENGINES, GREEDY, Decoding, EngineSetup
 
 GPU_UUIDS = "gpu_uuids"
 """Among `Session.facts`: the UUIDs of the GPUs that the engine really uses, commas between; None if it cannot tell."""
@@ -29,11 +29,13 @@ class Work:
         prompts: Token ids.
         output_tokens: How many tokens each must yield; forced, whatever the model would say.
         arrival_s: When each arrives, in seconds after `Session.run` begins; all zero offline.
+        decoding: How tokens are chosen.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     output_tokens: tuple[int, ...]
     arrival_s: tuple[float, ...]
+    decoding: Decoding = GREEDY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ class Engine(Protocol):
     name: str
     packages: tuple[str, ...]
 
-    def check(self, setup: EngineSetup) -> None:
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
         """Refuse what this engine cannot do, before anything is loaded.
 
         Raises:
@@ -124,6 +126,31 @@ def tell_gpu(model: Any) -> str | None:
     except (AttributeError, ImportError, RuntimeError, StopIteration):
         return None
     return None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}"
+
+
+def refuse_beams(decoding: Decoding) -> None:
+    """Refuse beam search, for an engine that lacks it.
+
+    Raises:
+        UsageError: It was asked for.
+    """
+    if decoding.beams > 1:
+        raise UsageError(
+            f"{decoding.label}: vLLM searches beams from outside its engine and with a tokenizer, which a model built "
+            'from its configuration lacks; engine = "transformers" has beams'
+        )
+
+
+def refuse_compiled(setup: EngineSetup) -> None:
+    """Refuse what only transformers has.
+
+    Raises:
+        UsageError: It was asked for.
+    """
+    if setup.compiled:
+        raise UsageError(
+            'compiled = true: vLLM compiles by itself unless cuda_graphs = false; this is for engine = "transformers"'
+        )
 
 
 def refuse_many(setup: EngineSetup) -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infergy.engines.protocol import Completion, EngineOutOfMemoryError, Work, refuse_many
+from infergy.engines.protocol import (
+    Completion,
+    EngineOutOfMemoryError,
+    Work,
+    refuse_beams,
+    refuse_compiled,
+    refuse_many,
+)
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.hardware.simulated_node import SimulatedNode
-from infergy.records import EngineSetup
+from infergy.records import GREEDY, Decoding, EngineSetup
 
 
 class SimulatedEngine:
@@ -24,12 +31,15 @@ class SimulatedEngine:
         self._count = len(device.gpus) if isinstance(device, SimulatedNode) else 1
         self._gpu = gpu
 
-    def check(self, setup: EngineSetup) -> None:
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
         """Refuse what these simulated GPUs, or the engine itself, cannot play."""
         if setup.tensor_parallel != self._count:
             raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}")
         if setup.engine == "transformers":
             refuse_many(setup)
+        else:
+            refuse_beams(decoding)
+            refuse_compiled(setup)
 
     def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> SimulatedSession:
         """Nothing is loaded."""
@@ -58,16 +68,18 @@ class SimulatedSession:
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
         limit = largest_batch(self._shape, self._gpu, length, output, engine=engine, dtype=dtype, tensor_parallel=gpus)
-        if batch > limit.batch:
+        sequences = batch * work.decoding.beams
+        if sequences > limit.batch:
             raise EngineOutOfMemoryError(f"batch {batch} does not fit: {limit.reason}", is_usable=True)
         cost = forecast(
             self._shape,
             self._gpu,
             length,
             output,
-            batch,
+            sequences,
             engine=engine,
             cuda_graphs=self._setup.cuda_graphs,
+            compiled=self._setup.compiled,
             tensor_parallel=gpus,
             dtype=dtype,
         )

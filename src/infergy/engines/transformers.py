@@ -12,22 +12,26 @@ from typing import Any
 from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, refuse_many, tell_gpu
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
-from infergy.records import EngineSetup
+from infergy.records import GREEDY, Decoding, EngineSetup
 from infergy.units import SECONDS_PER_MILLISECOND
 
 ATTENTION = "sdpa"
 
 
 class TransformersEngine:
-    """`generate` on a whole batch at once: static batch, dynamic KV cache, SDPA attention, greedy."""
+    """`generate` on a whole batch at once: static batch, SDPA attention; dynamic KV cache, or static and compiled."""
 
     name = "transformers"
     packages: tuple[str, ...] = ("torch", "transformers", "accelerate", "triton")
 
-    def check(self, setup: EngineSetup) -> None:
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
         """Refuse what transformers lacks."""
+        if setup.compiled and decoding.beams > 1:
+            raise UsageError(f"compiled = true and {decoding.label}: a static KV cache does not follow beams")
         if setup.cuda_graphs:
-            raise UsageError('cuda_graphs = true: transformers, not compiled, has no CUDA graphs; engine = "vllm" has')
+            raise UsageError(
+                'cuda_graphs = true: transformers has none of its own; compiled = true, or engine = "vllm", has'
+            )
         refuse_many(setup)
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
@@ -55,20 +59,27 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_pretrained(
                 setup.weights, dtype=dtype, attn_implementation=ATTENTION, device_map=device
             )
-        return TransformersSession(model.eval(), device)
+        return TransformersSession(model.eval(), device, compiled=setup.compiled)
 
 
 class TransformersSession:
     """A model on one device."""
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, model: Any, device: str, *, compiled: bool = False) -> None:
         from transformers import GenerationConfig
 
         self._model = model
         self._device = device
-        # No end-of-sequence id: every request yields exactly the tokens asked for.
+        self._compiled = compiled
+        # No end-of-sequence id: every request yields exactly the tokens asked for. With a static cache on a GPU,
+        # `generate` compiles the decode step by itself (transformers, "generation/utils.py", auto-compile).
         model.generation_config = GenerationConfig(
-            do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0, max_length=None
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=None,
+            pad_token_id=0,
+            max_length=None,
+            cache_implementation="static" if compiled else None,
         )
 
     def run(self, work: Work) -> Completion:
@@ -86,7 +97,11 @@ class TransformersSession:
                 ids = torch.tensor(work.prompts, device=self._device)
                 mask = torch.ones_like(ids)
                 tokens = self._model.generate(
-                    ids, attention_mask=mask, max_new_tokens=output, stopping_criteria=[first]
+                    ids,
+                    attention_mask=mask,
+                    max_new_tokens=output,
+                    stopping_criteria=[first],
+                    **choose_by(work.decoding),
                 ).cpu()
         except torch.OutOfMemoryError as error:
             message = str(error).split("\n")[0]
@@ -109,13 +124,17 @@ class TransformersSession:
             "device": str(self._model.device),
             "dtype": str(self._model.dtype),
             "attention": f"{config._attn_implementation}, cuDNN kernels off",
-            "cache": "dynamic",
+            "cache": "static" if self._compiled else "dynamic",
             "batching": "static",
-            "decoding": "greedy",
-            "compiled": "no",
+            "compiled": self._tell_compiled(),
             "parameters": str(self._model.num_parameters()),
             GPU_UUIDS: tell_gpu(self._model),
         }
+
+    def _tell_compiled(self) -> str:
+        if not self._compiled:
+            return "no"
+        return "decode step, by TorchInductor" if self._device == "cuda" else "no: generate compiles on GPUs only"
 
     def close(self) -> None:
         """Give the memory back."""
@@ -173,6 +192,21 @@ class FirstToken:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def choose_by(decoding: Decoding) -> dict[str, Any]:
+    """`generate`'s options of a decoding; greedy ones are its configuration's own."""
+    if decoding.beams > 1:
+        return {"num_beams": decoding.beams}
+    if decoding.temperature is None:
+        return {}
+    # 0 stands for all tokens; left out, `generate` would take 50.
+    return {
+        "do_sample": True,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "top_k": decoding.top_k or 0,
+    }
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

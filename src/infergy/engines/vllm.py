@@ -12,11 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, tell_gpu
+from infergy.engines.protocol import (
+    GPU_UUIDS,
+    Completion,
+    EngineOutOfMemoryError,
+    Work,
+    refuse_beams,
+    refuse_compiled,
+    tell_gpu,
+)
 from infergy.engines.transformers import write_config
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import EngineError, MissingError, UsageError
-from infergy.records import EngineSetup
+from infergy.records import GREEDY, Decoding, EngineSetup
 
 Times = tuple[float, ...] | None
 """Seconds of each request; None where nobody tells."""
@@ -28,8 +36,10 @@ class VllmEngine:
     name = "vllm"
     packages: tuple[str, ...] = ("vllm", "torch", "transformers", "triton")
 
-    def check(self, setup: EngineSetup) -> None:
-        """Refuse to start without vLLM."""
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
+        """Refuse what vLLM lacks, and to start without it."""
+        refuse_beams(decoding)
+        refuse_compiled(setup)
         if importlib.util.find_spec("vllm") is None:
             raise MissingError("engine vllm is not installed: pip install 'infergy[vllm]'")
 
@@ -79,10 +89,8 @@ class VllmSession:
 
         if any(work.arrival_s):
             raise UsageError("vllm is driven offline here: all requests must arrive at 0 s")
-        parameters = [
-            SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False)
-            for count in work.output_tokens
-        ]
+        common = choose_by(work.decoding) | {"ignore_eos": True, "detokenize": False}
+        parameters = [SamplingParams(**common, max_tokens=count) for count in work.output_tokens]
         prompts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in work.prompts]
         begun_s = time.monotonic()
         try:
@@ -115,7 +123,6 @@ class VllmSession:
             "cuda_graphs": str(config.compilation_config.cudagraph_mode),
             "compilation": str(config.compilation_config.mode),
             "batching": "continuous",
-            "decoding": "greedy",
             GPU_UUIDS: self.gpu_uuids(),
         }
 
@@ -146,6 +153,17 @@ def _keep_times(engine: Any) -> None:
     processor = getattr(engine, "output_processor", None)
     if processor is not None and hasattr(engine, "log_stats") and hasattr(processor, "log_stats"):
         engine.log_stats = processor.log_stats = True
+
+
+def choose_by(decoding: Decoding) -> dict[str, Any]:
+    """VLLM's sampling parameters of a decoding.
+
+    No seed for each request: the engine's own is set, and one for each would have every request sampled by itself.
+    """
+    if decoding.temperature is None:
+        return {"temperature": 0.0}
+    top_k = {} if decoding.top_k is None else {"top_k": decoding.top_k}
+    return {"temperature": decoding.temperature, "top_p": decoding.top_p, **top_k}
 
 
 def token_times(answers: Sequence[Any], begun_s: float, ended_s: float) -> tuple[Times, Times]:

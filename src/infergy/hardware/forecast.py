@@ -75,6 +75,7 @@ def forecast(
     engine: str,
     cuda_graphs: bool | None = None,
     tensor_parallel: int = 1,
+    compiled: bool = False,
     dtype: str = "bfloat16",
 ) -> Forecast:
     """Time and energy of `batch` requests of `input_tokens` in and `output_tokens` out, served at once.
@@ -82,8 +83,8 @@ def forecast(
     Decode steps grow linearly with the context, so they are counted at the mean context.
 
     `engine` is ``transformers`` or ``vllm``; `cuda_graphs` None leaves it the engine's own default (vllm: yes;
-    transformers: has none); `tensor_parallel` GPUs share work and bandwidth evenly; `dtype` is that of weights,
-    arithmetic and KV cache.
+    transformers: has none unless `compiled`); `tensor_parallel` GPUs share work and bandwidth evenly; `dtype` is that
+    of weights, arithmetic and KV cache.
 
     Raises:
         UsageError: The engine is not known, or the GPU has no such dtype.
@@ -93,7 +94,8 @@ def forecast(
     peak = gpu.dense_flops(dtype) * tensor_parallel
     bandwidth = gpu.memory_bandwidth * tensor_parallel * BANDWIDTH_EFFICIENCY
     label = "vllm-eager" if engine == "vllm" and cuda_graphs is False else engine
-    host_s = HOST_S_PER_LAYER.get(label, 0.0) * shape.layers
+    # What is compiled replays CUDA graphs.
+    host_s = 0.0 if compiled else HOST_S_PER_LAYER.get(label, 0.0) * shape.layers
 
     prefill_flops = shape.prefill_flops(input_tokens) * batch
     weight_bytes = shape.weight_bytes(dtype)

@@ -31,9 +31,9 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
         UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalogue.
     """
     measured = [row for row in rows if row.is_ok and row.result is not None]
-    chosen = [row for row in measured if row.cell.setup.label == label]
+    chosen = [row for row in measured if row.cell.label == label]
     if not chosen:
-        labels = sorted({row.cell.setup.label for row in measured})
+        labels = sorted({row.cell.label for row in measured})
         raise UsageError.unknown("engine of the table", label, labels, "Name one with --engine")
     first = chosen[0]
     # Of several kinds of weights the first one's rows are a set-up of their own.

@@ -27,9 +27,11 @@ from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
 from infergy.meters import LATE_S, Meter, next_tick, settle
 from infergy.records import (
+    GREEDY,
     STATUS_FAILED,
     STATUS_OK,
     Batch,
+    Decoding,
     Failure,
     GpuState,
     Measurement,
@@ -75,7 +77,7 @@ def measure_cell(
     """
     load = planned.cell.load
     prompts = make_prompts(load, surroundings.vocabulary, options.seed)
-    work = make_work(prompts, load.output_tokens)
+    work = make_work(prompts, load.output_tokens, load.decoding)
     warmup_s = _warm_up(session, meter, planned, work, options)
 
     before = meter.states()
@@ -172,18 +174,25 @@ def measure_idle(meter: Meter, seconds: float) -> Window:
     )
 
 
-def make_work(prompts: tuple[tuple[int, ...], ...], output_tokens: int) -> Work:
+def make_work(prompts: tuple[tuple[int, ...], ...], output_tokens: int, decoding: Decoding = GREEDY) -> Work:
     """All prompts at once, each to yield `output_tokens`."""
-    return Work(prompts=prompts, output_tokens=(output_tokens,) * len(prompts), arrival_s=(0.0,) * len(prompts))
+    count = len(prompts)
+    return Work(prompts=prompts, output_tokens=(output_tokens,) * count, arrival_s=(0.0,) * count, decoding=decoding)
 
 
 def _warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions) -> float:
-    """Run the cell's own shape with few output tokens, over part of the batch if all of it would take too long."""
+    """Run the cell's own shape with few output tokens, over part of the batch if all of it would take too long.
+
+    What is compiled is compiled for one batch and one length of the cache: its warm-up is the work itself.
+    """
+    begun_s = meter.clock.now_s()
+    if planned.cell.setup.compiled:
+        session.run(work)
+        return meter.clock.now_s() - begun_s
     output = min(planned.cell.load.output_tokens, WARMUP_OUTPUT_TOKENS)
     share = min(1.0, options.warmup_s / planned.forecast_prefill_s) if planned.forecast_prefill_s > 0 else 1.0
     count = max(1, int(len(work.prompts) * share))
-    begun_s = meter.clock.now_s()
-    session.run(make_work(work.prompts[:count], output))
+    session.run(make_work(work.prompts[:count], output, work.decoding))
     return meter.clock.now_s() - begun_s
 
 

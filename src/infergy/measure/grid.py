@@ -9,10 +9,11 @@ import random
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
 from infergy.hardware import Forecast, Gpu, ModelShape, canonical_name, forecast, get_gpu, largest_batch, model_config
@@ -22,6 +23,7 @@ from infergy.records import (
     RANDOM_WEIGHTS,
     START_VISIT,
     Cell,
+    Decoding,
     EngineSetup,
     Load,
     MeasureOptions,
@@ -41,6 +43,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _known_decoding(label: str) -> str:
+    try:
+        return Decoding.parse_label(label).label
+    except UsageError as error:
+        # What pydantic takes for a wrong value.
+        raise ValueError(str(error)) from error
+
+
 class EngineAxis(_Strict):
     """One engine set-up of a grid; see `infergy.records.EngineSetup`."""
 
@@ -49,6 +59,7 @@ class EngineAxis(_Strict):
     cuda_graphs: bool | None = None
     weights: str = RANDOM_WEIGHTS
     tensor_parallel: PositiveInt = 1
+    compiled: bool = False
 
 
 class CellAxes(_Strict):
@@ -60,6 +71,8 @@ class CellAxes(_Strict):
         max_batch: Never more requests than this.
         max_batch_s: Never more than this many seconds of forecast GPU work a batch (launch overhead not counted, so
             that a slow host does not shrink the batch).
+        decoding: How tokens are chosen, a cell for each: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``
+            (`infergy.records.Decoding`).
         paired: Whether each of them is also measured with one output token, at the same input and batch: its prefill
             alone, from which `infergy.energy.phases` tells the phases apart.
     """
@@ -69,6 +82,7 @@ class CellAxes(_Strict):
     batch: list[PositiveInt] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
     max_batch_s: Seconds | None = None
+    decoding: list[Annotated[str, AfterValidator(_known_decoding)]] = Field(default=["greedy"], min_length=1)
     paired: bool = False
 
 
@@ -198,21 +212,19 @@ def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
 
 
 def _plan_block(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> Iterator[PlannedCell]:
-    for input_tokens in block.input_tokens:
-        for output_tokens in block.output_tokens:
-            if isinstance(block.batch, str):
-                chosen = [choose_batch(block, setup, shape, gpu, input_tokens, output_tokens)]
-            else:
-                chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
-            for choice in chosen:
-                load = Load(input_tokens=input_tokens, output_tokens=output_tokens, batch=choice.batch)
-                yield plan_cell(Cell(setup=setup, load=load), choice.reason, shape, gpu)
-                if block.paired:
-                    pair, reason = (
-                        replace(load, output_tokens=1),
-                        f"that of the pair with {output_tokens} output tokens",
-                    )
-                    yield plan_cell(Cell(setup=setup, load=pair), reason, shape, gpu)
+    lengths = product(block.input_tokens, block.output_tokens, map(Decoding.parse_label, block.decoding))
+    for input_tokens, output_tokens, decoding in lengths:
+        load = Load(input_tokens=input_tokens, output_tokens=output_tokens, batch=1, decoding=decoding)
+        if isinstance(block.batch, str):
+            chosen = [choose_batch(block, setup, shape, gpu, load)]
+        else:
+            chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
+        for choice in chosen:
+            sized = replace(load, batch=choice.batch)
+            yield plan_cell(Cell(setup=setup, load=sized), choice.reason, shape, gpu)
+            if block.paired:
+                reason = f"that of the pair with {output_tokens} output tokens"
+                yield plan_cell(Cell(setup=setup, load=replace(sized, output_tokens=1)), reason, shape, gpu)
 
 
 def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCell:
@@ -226,10 +238,8 @@ def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCe
     )
 
 
-def choose_batch(
-    block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu, input_tokens: int, output_tokens: int
-) -> BatchChoice:
-    """The largest batch under all limits of `block`, and which limit held.
+def choose_batch(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> BatchChoice:
+    """The largest batch under all limits of `block`, whatever that of `load` is, and which limit held.
 
     Raises:
         UsageError: Not even one request fits.
@@ -237,25 +247,26 @@ def choose_batch(
     limit = largest_batch(
         shape,
         gpu,
-        input_tokens,
-        output_tokens,
+        load.input_tokens,
+        load.output_tokens,
         engine=setup.engine,
         dtype=setup.dtype,
         tensor_parallel=setup.tensor_parallel,
     )
-    if limit.batch < 1:
+    # Each beam is a sequence of its own.
+    fits = limit.batch // load.decoding.beams
+    if fits < 1:
         raise UsageError(
-            f"{setup.label}: not one request of {input_tokens} input and {output_tokens} output tokens fits "
+            f"{setup.label}: not one request of {load.input_tokens} input and {load.output_tokens} output tokens fits "
             f"{gpu.title}: {limit.reason}"
         )
-    batch, reason = limit.batch, "largest that fits the memory"
+    batch, reason = fits, "largest that fits the memory"
     if block.max_batch is not None and batch > block.max_batch:
-        batch, reason = block.max_batch, f"largest allowed, {block.max_batch} (memory would take {limit.batch})"
+        batch, reason = block.max_batch, f"largest allowed, {block.max_batch} (memory would take {fits})"
     if block.max_batch_s is not None:
 
         def gpu_s(size: int) -> float:
-            load = Load(input_tokens=input_tokens, output_tokens=output_tokens, batch=size)
-            return _forecast(setup, shape, gpu, load).gpu_bound_s
+            return _forecast(setup, shape, gpu, replace(load, batch=size)).gpu_bound_s
 
         if gpu_s(batch) > block.max_batch_s:
             batch = _bisect(gpu_s, batch, block.max_batch_s)
@@ -263,7 +274,7 @@ def choose_batch(
             if batch == 1 and gpu_s(1) > block.max_batch_s:
                 reason = f"one request alone is forecast to take more than {block.max_batch_s:g} s of GPU work"
             else:
-                reason = f"largest forecast to take {held} (memory would take {limit.batch})"
+                reason = f"largest forecast to take {held} (memory would take {fits})"
     return BatchChoice(batch=_round_down(batch), reason=reason)
 
 
@@ -286,9 +297,10 @@ def _forecast(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> Fo
         gpu,
         load.input_tokens,
         load.output_tokens,
-        load.batch,
+        load.batch * load.decoding.beams,
         engine=setup.engine,
         cuda_graphs=setup.cuda_graphs,
         tensor_parallel=setup.tensor_parallel,
+        compiled=setup.compiled,
         dtype=setup.dtype,
     )

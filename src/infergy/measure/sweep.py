@@ -112,12 +112,13 @@ def check_plan(plan: Plan, *, simulate: bool, meter: str = NVML) -> str:
 def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
     """Check a plan, and gather what failed rows tell of their GPUs: once one is lost, nothing can be asked any more."""
     found: dict[EngineSetup, Surroundings] = {}
-    for setup in plan.by_setup():
+    for setup, cells in plan.by_setup().items():
         if setup.model not in plan.models:
             raise DataError(f"the plan holds no configuration of {setup.model}. Make it again with: infergy plan")
         ModelShape.from_config(plan.models[setup.model], name=setup.model)
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
-        engine.check(setup)
+        for decoding in {planned.cell.load.decoding for planned in cells}:
+            engine.check(setup, decoding)
         here = find_gpu_by_driver_name(opened.gpus[0].name)
         weights = describe_weights(setup.weights)
         environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)

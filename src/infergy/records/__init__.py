@@ -3,11 +3,13 @@
 from infergy.records.cell import (
     END_VISIT,
     ENGINES,
+    GREEDY,
     GRID_VISIT,
     RANDOM_WEIGHTS,
     START_VISIT,
     UNIFORM_WEIGHTS,
     Cell,
+    Decoding,
     EngineSetup,
     Load,
 )
@@ -29,6 +31,7 @@ from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
 __all__ = [
     "END_VISIT",
     "ENGINES",
+    "GREEDY",
     "GRID_VISIT",
     "PLAN_SCHEMA",
     "RANDOM_WEIGHTS",
@@ -39,6 +42,7 @@ __all__ = [
     "UNIFORM_WEIGHTS",
     "Batch",
     "Cell",
+    "Decoding",
     "EngineSetup",
     "Environment",
     "Failure",

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from infergy.records.measurement import Measurement
 
-VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids"})
-"""What an engine reports that differs from one loading, or one chip, to the next."""
+VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"})
+"""What an engine reports that differs from one loading, or one chip, to the next; decoding is the load's now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class EngineSetup:
             it is (vllm: yes; transformers: has none).
         weights: ``random``, ``random-uniform``, or the folder or hub name of real weights.
         tensor_parallel: GPUs the model is sharded over, at least 1.
+        compiled: Whether transformers compiles its decode step (TorchInductor) over a static KV cache.
     """
 
     engine: str
@@ -45,6 +47,7 @@ class EngineSetup:
     cuda_graphs: bool | None = None
     weights: str = RANDOM_WEIGHTS
     tensor_parallel: int = 1
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -56,7 +59,7 @@ class EngineSetup:
     @property
     def label(self) -> str:
         """The engine and whatever is not at its default: ``vllm``, ``vllm-eager``, ``vllm-float16-tp2``."""
-        eager = "-eager" if self.cuda_graphs is False else ""
+        eager = "-eager" if self.cuda_graphs is False else "-compiled" if self.compiled else ""
         dtype = "" if self.dtype == DEFAULT_DTYPE else f"-{self.dtype}"
         parallel = "" if self.tensor_parallel == 1 else f"-tp{self.tensor_parallel}"
         return f"{self.engine}{eager}{dtype}{parallel}"
@@ -73,6 +76,8 @@ class EngineSetup:
         for part in parts:
             if part == "eager":
                 fields["cuda_graphs"] = False
+            elif part == "compiled":
+                fields["compiled"] = True
             elif part in DTYPES:
                 fields["dtype"] = part
             elif part.startswith("tp") and part[2:].isdigit():
@@ -81,7 +86,7 @@ class EngineSetup:
                 raise UsageError.unknown(
                     f"part of the engine label {label!r}",
                     part,
-                    ("eager", *DTYPES, "tp2"),
+                    ("eager", "compiled", *DTYPES, "tp2"),
                     "A label is an engine and what is not at its default: vllm-eager-float16-tp2",
                 )
         return fields
@@ -93,12 +98,77 @@ class EngineSetup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How the next token is chosen; greedy by default.
+
+    Attributes:
+        beams: Beams of beam search, at least 1; 1 for none.
+        temperature: Of sampling, above 0; None where nothing is sampled.
+        top_p: Sample from the likeliest tokens whose probabilities add up to this; above 0, at most 1.
+        top_k: Sample from so many of the likeliest tokens; None for all.
+    """
+
+    beams: int = 1
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise UsageError(f"beams must be at least 1, not {self.beams}")
+        if self.temperature is None:
+            if self.top_p != 1.0 or self.top_k is not None:
+                raise UsageError("top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none")
+            return
+        if self.beams > 1:
+            raise UsageError(f"{self.beams} beams and temperature {self.temperature:g}: a beam search samples nothing")
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and (self.top_k is None or self.top_k >= 1)):
+            raise UsageError(
+                f"temperature must be above 0, top_p above 0 and at most 1, top_k at least 1; found "
+                f"{self.temperature:g}, {self.top_p:g} and {self.top_k}"
+            )
+
+    @property
+    def label(self) -> str:
+        """What is not at its default: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``."""
+        if self.beams > 1:
+            return f"beam{self.beams}"
+        if self.temperature is None:
+            return "greedy"
+        top_p = "" if self.top_p == 1 else f"-p{self.top_p:g}"
+        return f"t{self.temperature:g}{top_p}{'' if self.top_k is None else f'-k{self.top_k}'}"
+
+    @classmethod
+    def parse_label(cls, label: str) -> Decoding:
+        """What a `label` stands for.
+
+        Raises:
+            UsageError: It means nothing.
+        """
+        found = DECODING_LABEL.fullmatch(label)
+        if found is None:
+            raise UsageError(f"decoding {label!r} means nothing; expected greedy, beam4, t0.8 or t0.8-p0.95-k50")
+        beams, temperature, top_p, top_k = found.groups()
+        return cls(
+            beams=int(beams or 1),
+            temperature=None if temperature is None else float(temperature),
+            top_p=float(top_p or 1),
+            top_k=None if top_k is None else int(top_k),
+        )
+
+
+GREEDY = Decoding()
+DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:-k(\d+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """Fixed lengths: `batch` requests at once, each of `input_tokens` in and exactly `output_tokens` out."""
 
     input_tokens: int
     output_tokens: int
     batch: int
+    decoding: Decoding = GREEDY
 
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens", "batch"):
@@ -116,11 +186,17 @@ class Cell:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that name this cell in every file."""
-        return _digest({"setup": _without_defaults(self.setup), "load": to_json(self.load)})
+        return _digest({"setup": _without_defaults(self.setup), "load": _without_defaults(self.load)})
+
+    @property
+    def label(self) -> str:
+        """That of the set-up, and how tokens are chosen if not greedily: ``vllm-eager``, ``vllm-t0.8``."""
+        decoding = self.load.decoding
+        return self.setup.label if decoding == GREEDY else f"{self.setup.label}-{decoding.label}"
 
     def __str__(self) -> str:
         load = self.load
-        return f"{self.setup.label} {self.setup.model} {load.input_tokens}→{load.output_tokens} × {load.batch}"
+        return f"{self.label} {self.setup.model} {load.input_tokens}→{load.output_tokens} × {load.batch}"
 
 
 GRID_VISIT, START_VISIT, END_VISIT = "grid", "start", "end"
@@ -133,10 +209,14 @@ def visit_key(cell_id: str, visit: str) -> str:
 
 
 def _without_defaults(record: Any) -> dict[str, Any]:
-    return {
-        field.name: to_json(getattr(record, field.name))
+    found = {
+        field.name: getattr(record, field.name)
         for field in dataclasses.fields(record)
         if getattr(record, field.name) != field.default
+    }
+    return {
+        name: _without_defaults(value) if dataclasses.is_dataclass(value) else to_json(value)
+        for name, value in found.items()
     }
 
 

@@ -1,0 +1,112 @@
+"""Axes of the grid beyond lengths and batches: decoding and compiling, from the grid to the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infergy.energy.load import load_table
+from infergy.engines.vllm import VllmEngine, choose_by
+from infergy.errors import DataError, UsageError
+from infergy.measure.grid import parse_grid
+from infergy.measure.sweep import sweep
+from infergy.records import Decoding, EngineSetup, Measurement
+from infergy.records.store import read_store
+from measure.test_measure import tiny_plan
+
+SAMPLED = [{"input_tokens": [64], "output_tokens": [8], "batch": [4], "decoding": ["greedy", "beam4", "t0.8"]}]
+
+
+def test_each_decoding_is_a_cell_of_its_own_and_greedy_keeps_its_id() -> None:
+    plan = tiny_plan(engines=[{"engine": "transformers"}], cells=SAMPLED)
+    assert [planned.cell.label for planned in plan.cells] == ["transformers", "transformers-beam4", "transformers-t0.8"]
+    plain = tiny_plan(
+        engines=[{"engine": "transformers"}], cells=[{key: SAMPLED[0][key] for key in list(SAMPLED[0])[:3]}]
+    )
+    assert plan.cells[0].cell.id == plain.cells[0].cell.id
+    assert len({planned.cell.id for planned in plan.cells}) == 3
+
+
+def test_a_decoding_that_means_nothing_is_told_with_its_place() -> None:
+    grid = {"name": "g", "gpu": "h200", "model": "llama-3.1-8b", "engines": [{"engine": "vllm"}]}
+    with pytest.raises(DataError, match=r"cells\.0\.decoding\.1: .*means nothing; expected greedy, beam4"):
+        parse_grid(grid | {"cells": [{"input_tokens": [1], "output_tokens": [1], "decoding": ["greedy", "hot"]}]}, "g")
+
+
+def test_beams_leave_room_for_fewer_requests_and_are_forecast_as_many_sequences() -> None:
+    cells = [{"input_tokens": [2048], "output_tokens": [64], "decoding": ["greedy", "beam4"]}]
+    greedy, beams = tiny_plan(engines=[{"engine": "transformers"}], cells=cells).cells
+    assert beams.cell.load.batch <= greedy.cell.load.batch // 4 + 1
+    small = [{"input_tokens": [512], "output_tokens": [64], "batch": [8, 32], "decoding": ["greedy", "beam4"]}]
+    planned = {
+        (one.cell.load.batch, one.cell.load.decoding.beams): one.forecast_batch_s
+        for one in tiny_plan(engines=[{"engine": "transformers"}], cells=small).cells
+    }
+    assert planned[8, 4] == pytest.approx(planned[32, 1])
+
+
+def test_rows_of_a_sweep_tell_their_decoding_and_never_stand_in_one_table(tmp_path: Path) -> None:
+    plan = tiny_plan(engines=[{"engine": "transformers"}], cells=SAMPLED)
+    list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    rows = read_store(tmp_path / "rows.jsonl").rows
+    assert [row.cell.load.decoding for row in rows] == [Decoding(), Decoding(beams=4), Decoding(temperature=0.8)]
+    table = load_table(tmp_path / "rows.jsonl", allow_simulated=True)
+    labels = ["transformers", "transformers-beam4", "transformers-t0.8"]
+    assert sorted(setup.label for setup in table.setups) == labels
+    joules = {setup.label: setup.cells[0].energy_j for setup in table.setups}
+    # Four sequences share the reading of the weights.
+    assert joules["transformers-beam4"] > 1.2 * joules["transformers"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "cell", "words"),
+    [
+        ({"engine": "vllm"}, {"decoding": ["beam4"]}, 'engine = "transformers" has beams'),
+        ({"engine": "vllm", "compiled": True}, {}, 'is for engine = "transformers"'),
+    ],
+)
+def test_what_an_engine_lacks_is_refused_before_anything_runs(
+    engine: dict[str, object], cell: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    cells = [{"input_tokens": [64], "output_tokens": [8], "batch": [4], **cell}]
+    with pytest.raises(UsageError, match=words):
+        list(sweep(tiny_plan(engines=[engine], cells=cells), tmp_path / "rows.jsonl", simulate=True))
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_vllm_refuses_beams_before_it_is_looked_for() -> None:
+    with pytest.raises(UsageError, match="beam4"):
+        VllmEngine().check(EngineSetup(engine="vllm", model="m"), Decoding(beams=4))
+
+
+@pytest.mark.parametrize(
+    ("decoding", "options"),
+    [
+        (Decoding(), {"temperature": 0.0}),
+        (Decoding(temperature=0.8), {"temperature": 0.8, "top_p": 1.0}),
+        (Decoding(temperature=0.8, top_p=0.9, top_k=50), {"temperature": 0.8, "top_p": 0.9, "top_k": 50}),
+    ],
+)
+def test_vllm_is_asked_for_the_decoding(decoding: Decoding, options: dict[str, float]) -> None:
+    assert choose_by(decoding) == options
+
+
+def test_what_is_compiled_is_warmed_up_by_the_work_itself(tmp_path: Path) -> None:
+    """Its first run at a batch and a length compiles; a shorter warm-up would leave that to the window."""
+    cells = [{"input_tokens": [64], "output_tokens": [64], "batch": [4]}]
+    rows: list[Measurement] = []
+    for compiled in (False, True):
+        path = tmp_path / f"{compiled}.jsonl"
+        list(
+            sweep(
+                tiny_plan(engines=[{"engine": "transformers", "compiled": compiled}], cells=cells), path, simulate=True
+            )
+        )
+        rows += read_store(path).rows
+    plain, compiled_row = rows
+    assert plain.warmup_s is not None
+    assert compiled_row.warmup_s is not None
+    assert compiled_row.result is not None
+    assert compiled_row.warmup_s == pytest.approx(compiled_row.result.duration_s)
+    assert plain.warmup_s < plain.windows[0].batches[0].duration_s / 2
