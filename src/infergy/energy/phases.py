@@ -26,7 +26,7 @@ from infergy.energy.phase_law import (
     fit_law,
 )
 from infergy.errors import DataError, UsageError
-from infergy.records import Load, Measurement, Result, derive
+from infergy.records import Load, Measurement, Result, result_of
 from infergy.records.flags import Flag
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 
@@ -247,8 +247,7 @@ def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
 
 
 def _judge(row: Measurement, uncertainty: Uncertainty | None) -> _Judged:
-    assert row.loaded_idle is not None
-    return _Judged(row=row, result=derive(row.windows, row.loaded_idle), uncertainty=uncertainty)
+    return _Judged(row=row, result=result_of(row), uncertainty=uncertainty)
 
 
 def _find_cell(one: _Judged, pair: _Judged | None, law: Law | None) -> CellPhases:

@@ -66,6 +66,8 @@ MUST = (
     Fact("power limit", _limits),
     Fact("package", lambda row: dict(sorted(row.environment.packages.items()))),
     Fact("engine option", _options),
+    # The joules of a rescaled row stand for another chip than those of its neighbours.
+    Fact("rescaling", lambda row: {} if row.rescaled is None else _one(str(row.rescaled))),
 )
 
 SHOULD = (
@@ -74,6 +76,9 @@ SHOULD = (
     Fact("CPU", lambda row: _one(row.environment.cpu)),
     Fact("system", lambda row: _one(row.environment.platform)),
 )
+
+SAME_KIND = (*IDENTITY, *(fact for fact in MUST if fact.name in ("scope", "power limit", "rescaling")))
+"""Across which no ratio of a few cells holds: cells below a power limit tell nothing of those that reach it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +66,32 @@ def read_store(path: Path) -> StoreContents:
     return StoreContents(rows=tuple(rows), end_bytes=end)
 
 
+def create_store(path: Path, rows: Iterable[Measurement]) -> None:
+    """Write a new store whole: killed at any moment, it is there with all its rows, or not at all.
+
+    Raises:
+        UsageError: There is such a file already, or it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with draft.open("xb") as file:
+            file.write(b"".join(_line(row) for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        # Unlike a rename, a link never replaces a file that came to be meanwhile.
+        os.link(draft, path)
+    except FileExistsError as error:
+        raise UsageError(f"{path}: there is such a file already. Name a new one") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _line(row: Measurement) -> bytes:
+    return json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
 class StoreWriter:
     """Appends rows to one store; only one sweep at a time may hold it.
 
@@ -92,7 +119,7 @@ class StoreWriter:
 
     def append(self, row: Measurement) -> None:
         """Write one row and wait until it is on disk."""
-        self._file.write(json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        self._file.write(_line(row))
         self._sync()
 
     def fileno(self) -> int:
