@@ -95,7 +95,7 @@ def _line(row: Measurement) -> bytes:
 class StoreWriter:
     """Appends rows to one store; only one sweep at a time may hold it.
 
-    A half-written last line is moved to ``FILE.torn`` when the store is opened.
+    A half-written last line is moved to ``FILE.torn`` when the store is opened, or appended to.
     """
 
     def __init__(self, path: Path, *, lock: bool = True) -> None:
@@ -118,7 +118,14 @@ class StoreWriter:
         self.torn = self._set_aside(contents)
 
     def append(self, row: Measurement) -> None:
-        """Write one row and wait until it is on disk."""
+        """Write one row and wait until it is on disk.
+
+        Raises:
+            DataError: The file was damaged since it was opened, anywhere but in its last line.
+        """
+        # A child that shares this store may have died in mid-line: what is appended to half a line is lost with it.
+        if not self._ends_well():
+            self.torn = self._set_aside(read_store(self.path)) or self.torn
         self._file.write(_line(row))
         self._sync()
 
@@ -146,10 +153,14 @@ class StoreWriter:
                 f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
             ) from error
 
+    def _ends_well(self) -> bool:
+        size = os.fstat(self._file.fileno()).st_size
+        return size == 0 or os.pread(self._file.fileno(), 1, size - 1) == b"\n"
+
     def _set_aside(self, contents: StoreContents) -> Path | None:
         """Move a half-written last line out of the store, and end a whole one that lacks its newline."""
         if contents.torn is None:
-            if contents.end_bytes and not self.path.read_bytes().endswith(b"\n"):
+            if not self._ends_well():
                 self._file.write(b"\n")
                 self._sync()
             return None
