@@ -65,4 +65,4 @@ def die_in_call(fatal: int, once: str | None = None) -> None:
     patched.open = open_dying
     patched.unlink = lambda path, **named: step(lambda: real_unlink(path, **named))
     os.fsync = lambda fd: step(lambda: real_fsync(fd))
-    os.link = lambda *names: step(lambda: real_link(*names))  # type: ignore[assignment]
+    os.link = lambda *names: step(lambda: real_link(*names))
