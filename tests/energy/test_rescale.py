@@ -13,6 +13,7 @@ import pytest
 from infergy.energy.compare import compare
 from infergy.energy.estimate import estimate
 from infergy.energy.load import load_table
+from infergy.energy.phases import find_phases
 from infergy.energy.rescale import rescale
 from infergy.errors import DataError
 from infergy.records import Failure, GpuIdentity, Measurement, Result, derive, result_of
@@ -221,6 +222,12 @@ def test_one_cell_whose_spread_is_unknown_gives_no_factor() -> None:
     lonely = build_row(batches=1, duration_s=10.0)
     with pytest.raises(DataError, match="the rows' spread is unknown"):
         rescale([lonely], [with_environment(lonely, gpus=(HERE,))], force=True)
+
+
+def test_phases_are_not_told_of_a_rescaled_table() -> None:
+    with pytest.raises(DataError, match="table as it was measured"):
+        find_phases(rescale(rows_of(), here(1.10)).rows)
+    assert find_phases(rows_of()).setups
 
 
 def test_rows_of_other_cells_are_refused() -> None:

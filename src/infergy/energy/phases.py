@@ -199,7 +199,7 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         label: Of the only set-up to judge, such as ``vllm``; None for all.
 
     Raises:
-        DataError: No row was measured.
+        DataError: No row was measured, or the table is rescaled.
         UsageError: No row is of that set-up.
         MeterError: A counter stood still.
     """
@@ -210,6 +210,11 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
     if not last:
         raise DataError(
             f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
+        )
+    if any(row.rescaled for row in last.values()):
+        raise DataError(
+            f"{file or 'the rows'}: rescaled, and what the factor's interval does to a difference of cells is not told "
+            "apart. Ask of the table as it was measured"
         )
     labels = sorted({row.cell.setup.label for row in last.values()})
     if label is not None and label not in labels:
