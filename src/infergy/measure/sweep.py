@@ -20,6 +20,7 @@ from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import GRID_VISIT, EngineSetup, Failure, Measurement, Plan, PlannedCell
+from infergy.records.agreement import SCOPE
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
 
@@ -132,8 +133,8 @@ def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup
 
 
 def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
-    """One store, one scope: joules of a GPU board and of a CPU package side by side would be taken for the same."""
-    others = {(row.environment.meter, row.environment.scope) for row in store.rows if row.environment.scope != scope}
+    """One store, one scope."""
+    others = {(row.environment.meter, SCOPE.of(row)) for row in store.rows if SCOPE.of(row) != scope}
     for meter, other in sorted(others):
         raise UsageError(
             f"{store.path} holds joules of the {other}, read by {meter}; here the joules are of the {scope}. "

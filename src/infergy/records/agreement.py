@@ -59,8 +59,12 @@ IDENTITY = (
     Fact("simulated", lambda row: _one(row.simulated)),
 )
 
+SCOPE = Fact("scope", lambda row: _one(row.environment.scope))
+"""Must agree in all rows of a store: joules of a GPU board and of a CPU package side by side would be taken for the
+same."""
+
 MUST = (
-    Fact("scope", lambda row: _one(row.environment.scope)),
+    SCOPE,
     Fact("driver", lambda row: _one(row.environment.driver)),
     Fact("CUDA", lambda row: _one(row.environment.cuda)),
     Fact("power limit", _limits),
