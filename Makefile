@@ -46,6 +46,7 @@ bench: $(VENV)/test.stamp ## Speed and memory, beside the alternatives (writes 1
 	$(BIN)/python benchmarks/gpu_seconds.py
 	$(BIN)/python benchmarks/proof.py
 	$(BIN)/python benchmarks/repeatability.py
+	$(BIN)/python benchmarks/kill.py
 	$(BIN)/python benchmarks/trace_csv.py
 	$(BIN)/python benchmarks/trace_parquet.py
 

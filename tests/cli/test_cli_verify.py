@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.energy.load import shipped_tables
-from infergy.errors import UsageError
+from infergy.errors import DataError, UsageError
 from infergy.measure.anchors import choose_anchors, plan_anchors
+from infergy.records import result_of
 from infergy.records.store import read_store
 
 
@@ -55,3 +58,80 @@ def test_a_table_of_this_gpus_own_rows_does_not_differ(tmp_path: Path) -> None:
     assert "do not differ significantly" in run(str(mine), "--simulate", "-o", str(kept))
     found = json.loads(run(str(mine), "--simulate", "-o", str(tmp_path / "again.jsonl"), "--json"))
     assert found["overall"]["value"] == pytest.approx(1.0, abs=0.01)
+
+
+FACTOR = 1.07
+
+
+@pytest.fixture
+def off(tmp_path: Path) -> Path:
+    """A table from a GPU whose counter shows less than the simulated one's, by a known factor."""
+    mine, path = tmp_path / "mine.jsonl", tmp_path / "off.jsonl"
+    cells = ["--engine", "vllm", "--input", "32,512", "--output", "8,64", "--batch", "8,64"]
+    made = CliRunner().invoke(app, ["measure", *cells, "-o", str(mine), "--simulate"], catch_exceptions=False)
+    assert made.exit_code == 0
+    rows = [json.loads(line) for line in mine.read_text().splitlines()]
+    for row in rows:
+        windows = [*row["windows"], row["loaded_idle"], row["bare_idle"]]
+        for tick in (tick for window in windows for edge in EDGES for tick in window[edge].values()):
+            tick["energy_j"] /= FACTOR
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+EDGES = ("open", "settled", "close")
+
+
+def raw(path: Path) -> list[Any]:
+    """What a store's rows say that was measured, not derived."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("result", "rescaled")} for row in rows]
+
+
+def test_a_table_that_differs_is_rescaled_by_what_is_to_be_typed_and_nothing_is_measured_twice(
+    off: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept rows.jsonl"
+    *_, typed = run(str(off), "--simulate", "-o", str(kept)).splitlines()
+    words = shlex.split(typed.partition(": ")[2])
+    assert words == ["infergy", "verify", str(off), "--rows", str(kept), "--rescale", "rescaled.jsonl"]
+    measured = kept.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("infergy.measure.sweep.sweep", None)
+    *_, told, last = run(*words[2:]).splitlines()
+    assert kept.read_bytes() == measured
+    # Eight cells, three of them visited twice.
+    assert f"11 rows of vllm llama-3.1-8b × {FACTOR:.2f}" in told
+    assert last == "To estimate with it: infergy estimate TRACE --table rescaled.jsonl --allow-simulated"
+    rescaled = tmp_path / "rescaled.jsonl"
+    assert raw(rescaled) == raw(off)
+    for was, now in zip(read_store(off).rows, read_store(rescaled).rows, strict=True):
+        assert result_of(now).energy_j == pytest.approx(result_of(was).energy_j * FACTOR, rel=0.002)
+    estimated = CliRunner().invoke(
+        app, ["estimate", "azure-code-2023", "-e", "vllm", *shlex.split(last)[-3:]], catch_exceptions=False
+    )
+    assert "RESCALED: the joules of rescaled.jsonl were measured on" in " ".join(estimated.stdout.split())
+
+
+def test_measuring_and_rescaling_are_one_command_too(off: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    found = json.loads(run(str(off), "--simulate", "-o", str(tmp_path / "kept.jsonl"), "--rescale", str(out), "--json"))
+    assert found["overall"]["value"] == pytest.approx(FACTOR, abs=0.002)
+    assert all(row.rescaled for row in read_store(out).rows)
+
+
+def test_what_may_not_be_rescaled_leaves_no_file(off: Path, tmp_path: Path) -> None:
+    kept, out = tmp_path / "kept.jsonl", tmp_path / "out.jsonl"
+    run(str(off), "--simulate", "-o", str(kept))
+    with pytest.raises(DataError, match="do not differ significantly"):
+        run(str(tmp_path / "mine.jsonl"), "--rows", str(kept), "--rescale", str(out))
+    with pytest.raises(DataError, match="GPU .* here, NVIDIA H200 in cell"):
+        run("--simulate", "-o", str(tmp_path / "more.jsonl"), "--rescale", str(out))
+    assert not out.exists()
+    run(str(tmp_path / "mine.jsonl"), "--rows", str(kept), "--rescale", str(out), "--force")
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match="there is such a file already"):
+        run(str(off), "--rows", str(kept), "--rescale", str(out))
+    assert out.read_bytes() == before
+    with pytest.raises(UsageError, match="leave out -o"):
+        run(str(off), "--rows", str(kept), "-o", str(kept))

@@ -360,6 +360,23 @@ def test_a_dead_child_costs_one_cell_and_the_rest_goes_on(tmp_path: Path, monkey
     assert [event.kind for event in retried].count("row") == 0
 
 
+def test_a_child_that_dies_while_it_loads_costs_no_cell_the_same_command_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(
+        tmp_path,
+        monkeypatch,
+        f"    if not os.path.exists({str(tmp_path / 'died')!r}):\n"
+        f"        open({str(tmp_path / 'died')!r}, 'w').close()\n"
+        "        os.kill(os.getpid(), 9)\n",
+    )
+    plan, store = tiny_plan(engines=[{"engine": "vllm"}]), tmp_path / "rows.jsonl"
+    list(sweep(plan, store, simulate=True))
+    assert [row.failure.code for row in read_store(store).rows if row.failure] == ["died_loading"] * 4
+    list(sweep(plan, store, simulate=True))
+    assert [row.status for row in read_store(store).rows] == ["failed"] * 4 + ["ok"] * 4
+
+
 @pytest.fixture
 def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python as on a bare node: whatever infergy's analysis needs cannot be imported."""
@@ -451,10 +468,66 @@ def test_a_sweep_killed_at_random_moments_loses_no_finished_row(tmp_path: Path, 
     assert sorted(row.cell_id for row in rows) == sorted(one.cell.id for one in tiny_plan().cells)
 
 
-def start_sweep(plan: Path, store: Path, *options: str) -> subprocess.Popen[bytes]:
+def doom(folder: Path, **fatal: int) -> str:
+    """A path for Python on which a sweep and its worker are killed, once, in the calls of their numbers."""
+    folder.mkdir()
+    modules = {"sweep": "infergy.measure", "worker": "infergy.measure.worker"}
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        + "".join(
+            f"if sys.orig_argv[1:3] == ['-m', {modules[who]!r}]:\n"
+            "    import dying\n"
+            f"    dying.die_in_call({call}, once={str(folder / who)!r})\n"
+            for who, call in fatal.items()
+        )
+    )
+    return f"{folder}:{SRC}:{Path(__file__).parents[1]}"
+
+
+def two_cells(folder: Path) -> tuple[Path, list[str]]:
+    cells = [{"input_tokens": [64, 128], "output_tokens": [8], "batch": [1]}]
+    planned = tiny_plan(engines=[{"engine": "vllm"}], cells=cells)
+    planned.save(folder / "plan.json")
+    return folder / "plan.json", [one.cell.id for one in planned.cells]
+
+
+def measured(store: Path) -> list[str]:
+    return [row.cell_id for row in read_store(store).rows if row.is_ok]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_child_killed_in_any_call_to_its_store_loses_the_cell_in_progress_at_most(tmp_path: Path, call: int) -> None:
+    """Two rows, each a write and a sync. What it had written by half is set aside by its parent, who goes on."""
+    plan, cells = two_cells(tmp_path)
+    store, doomed = tmp_path / "rows.jsonl", doom(tmp_path / "doomed", worker=call)
+    # The parent tells of the cell in progress as failed, also if its row was whole, and measures the rest.
+    assert start_sweep(plan, store, path=doomed).wait() == 4
+    assert (tmp_path / "doomed" / "worker").exists()
+    assert set(cells[: call // 2]) <= set(measured(store))
+    assert (tmp_path / "rows.jsonl.torn").exists() == (call in (1, 3))
+    assert start_sweep(plan, store, "--retry-failed").wait() == 0
+    assert sorted(measured(store)) == sorted(cells)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
+def test_a_sweep_killed_in_any_call_to_its_store_goes_on_by_the_same_command(tmp_path: Path, call: int) -> None:
+    """Its child has died in mid-line: it writes that aside, syncs, truncates, syncs, writes a failed row, syncs."""
+    plan, cells = two_cells(tmp_path)
+    store, doomed = tmp_path / "rows.jsonl", doom(tmp_path / "doomed", worker=3, sweep=call)
+    assert start_sweep(plan, store, path=doomed).wait() == -signal.SIGKILL
+    assert (tmp_path / "doomed" / "sweep").exists()
+    assert measured(store) == cells[:1]
+    whole = store.read_bytes().split(b"\n")[0]
+    assert start_sweep(plan, store, "--retry-failed").wait() == 0
+    assert store.read_bytes().split(b"\n")[0] == whole
+    assert measured(store) == cells
+    assert (tmp_path / "rows.jsonl.torn").exists()
+
+
+def start_sweep(plan: Path, store: Path, *options: str, path: str = SRC) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "infergy.measure", str(plan), "-o", str(store), "--simulate", *options],
-        env=os.environ | {"PYTHONPATH": SRC},
+        env=os.environ | {"PYTHONPATH": path},
         stderr=subprocess.DEVNULL,
     )
 
@@ -542,7 +615,8 @@ def test_rows_of_a_sweep_are_plain_json(tmp_path: Path) -> None:
     list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), tmp_path / "rows.jsonl", simulate=True))
     first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
     assert first["schema"] == "infergy.measurement/2"
-    assert first["cell"]["load"] == {"input_tokens": 64, "output_tokens": 8, "batch": 1}
+    greedy = {"beams": 1, "temperature": None, "top_p": 1.0, "top_k": None}
+    assert first["cell"]["load"] == {"input_tokens": 64, "output_tokens": 8, "batch": 1, "decoding": greedy}
     assert first["result"]["energy_j"] > 0
 
 

@@ -13,6 +13,7 @@ from infergy.energy.ideal import Ideal
 from infergy.energy.price import BinEnergy
 from infergy.energy.surface import SurfaceErrors
 from infergy.errors import UsageError
+from infergy.records import Rescaled
 from infergy.workload.bins import Bins
 
 ESTIMATE_SCHEMA = "infergy.estimate/1"
@@ -47,6 +48,7 @@ class SourceUse:
     Attributes:
         file: Its path; ``shipped NAME`` for a file inside the package.
         lengths: How many points of the surface it gives.
+        rescaled: By what its joules were multiplied to stand for another GPU; None if they were not.
     """
 
     file: str
@@ -57,6 +59,7 @@ class SourceUse:
     gpu_uuids: tuple[str, ...]
     measured_from: str
     measured_to: str
+    rescaled: Rescaled | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

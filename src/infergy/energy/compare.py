@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from infergy.errors import DataError
-from infergy.records import Measurement, derive
+from infergy.records import Measurement, result_of
 from infergy.records.agreement import IDENTITY, MUST, SHOULD
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 
@@ -122,9 +122,7 @@ def _judge(rows: Iterable[Measurement]) -> Mapping[str, _Judged]:
 
 
 def _judged(row: Measurement, uncertainty: Uncertainty | None) -> _Judged:
-    assert row.loaded_idle is not None
-    result = derive(row.windows, row.loaded_idle)
-    return _Judged(row=row, energy_j=result.energy_per_request_j, uncertainty=uncertainty)
+    return _Judged(row=row, energy_j=result_of(row).energy_per_request_j, uncertainty=uncertainty)
 
 
 def _compare_cell(a: _Judged, b: _Judged) -> ComparedCell:
@@ -150,6 +148,7 @@ def _ratio(a: _Judged, b: _Judged) -> Ratio:
     degrees = variance**2 / shared if shared else None
     repeated = len(a.row.windows) > 1 or len(b.row.windows) > 1
     half = student_t(degrees) * math.sqrt(variance) * (STOPPING_FACTOR if repeated else 1.0)
+    half = math.hypot(half, a.uncertainty.rescaling, b.uncertainty.rescaling)
     return Ratio(value=value, low=value * math.exp(-half), high=value * math.exp(half))
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
 from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name
-from infergy.records import EngineSetup, Measurement, Result, derive
+from infergy.records import EngineSetup, Measurement, Result, result_of
 from infergy.records.agreement import MUST, differences, key_of
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
@@ -120,7 +120,7 @@ def _derive(name: str, row: Measurement) -> Result:
     if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
         raise DataError(f"{place}: it holds the joules of {len(uuids)} GPUs, its set-up works on {wanted}. {remedy}")
     try:
-        result = derive(row.windows, row.loaded_idle)
+        result = result_of(row)
     except MeterError as error:
         raise DataError(f"{place}: {error}") from error
     except ZeroDivisionError as error:
@@ -155,14 +155,16 @@ def _cells(name: str, rank: int, rows: Iterable[_Row]) -> list[TableCell]:
     for pair, uncertainty in zip(rows, uncertainties, strict=True):
         load = pair.row.cell.load
         key = (load.input_tokens, load.output_tokens, load.batch)
-        by_load.setdefault(key, []).append((pair, _doubt(pair.result, uncertainty)))
+        by_load.setdefault(key, []).append((pair, _doubt(pair, uncertainty)))
     return [_cell(name, rank, repeated) for repeated in by_load.values()]
 
 
-def _doubt(result: Result, uncertainty: Uncertainty | None) -> float:
+def _doubt(pair: _Row, uncertainty: Uncertainty | None) -> float:
     """How far a row's joules may be off, as a fraction; where nothing tells its spread, by the bound of its tail."""
+    row, result = pair
     if uncertainty is None:
-        return result.idle_bound_j / (result.energy_j * result.batches)
+        factor = 0.0 if row.rescaled is None else row.rescaled.half_width
+        return result.idle_bound_j / (result.energy_j * result.batches) + factor
     return max(uncertainty.high_j / result.energy_j - 1, 1 - uncertainty.low_j / result.energy_j)
 
 
@@ -215,4 +217,5 @@ def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:
         measured_from=stamps[0],
         measured_to=stamps[-1],
         environment=key_of(first, MUST),
+        rescaled=first.rescaled,
     )

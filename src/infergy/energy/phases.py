@@ -26,7 +26,7 @@ from infergy.energy.phase_law import (
     fit_law,
 )
 from infergy.errors import DataError, UsageError
-from infergy.records import Load, Measurement, Result, derive
+from infergy.records import Load, Measurement, Result, result_of
 from infergy.records.flags import Flag
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 
@@ -199,7 +199,7 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         label: Of the only set-up to judge, such as ``vllm``; None for all.
 
     Raises:
-        DataError: No row was measured.
+        DataError: No row was measured, or the table is rescaled.
         UsageError: No row is of that set-up.
         MeterError: A counter stood still.
     """
@@ -210,6 +210,11 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
     if not last:
         raise DataError(
             f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
+        )
+    if any(row.rescaled for row in last.values()):
+        raise DataError(
+            f"{file or 'the rows'}: rescaled, and what the factor's interval does to a difference of cells is not told "
+            "apart. Ask of the table as it was measured"
         )
     labels = sorted({row.cell.label for row in last.values()})
     if label is not None and label not in labels:
@@ -252,8 +257,7 @@ def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
 
 
 def _judge(row: Measurement, uncertainty: Uncertainty | None) -> _Judged:
-    assert row.loaded_idle is not None
-    return _Judged(row=row, result=derive(row.windows, row.loaded_idle), uncertainty=uncertainty)
+    return _Judged(row=row, result=result_of(row), uncertainty=uncertainty)
 
 
 def _find_cell(one: _Judged, pair: _Judged | None, law: Law | None) -> CellPhases:

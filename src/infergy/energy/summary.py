@@ -215,6 +215,7 @@ def _provenance(one: Priced, rare: str) -> Provenance:
                 gpu_uuids=facts.gpu_uuids,
                 measured_from=facts.measured_from,
                 measured_to=facts.measured_to,
+                rescaled=facts.rescaled,
             )
             for facts in _used(one)
         ),
@@ -316,6 +317,12 @@ def _engine_notes(one: Priced, max_batch_s: float) -> list[str]:
     ]
     if larger:
         notes.append(f"{label}: batches of over {max_batch_s:g} s do not count: {', '.join(larger)}")
+    notes += [
+        f"{label}: RESCALED: the joules of {facts.source} were measured on {', '.join(facts.gpu_uuids)}, then scaled "
+        f"{facts.rescaled}, found by {len(facts.rescaled.cells)} of its cells; low..high holds the interval"
+        for facts in _used(one)
+        if facts.rescaled is not None
+    ]
     used = Counter(cell.source for cell in one.cells)
     if len(used) > 1:
         shares = ", ".join(f"{count} from {source}" for source, count in used.items())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from infergy.energy.options import MAX_BATCH_S
 from infergy.errors import UsageError
-from infergy.records import RANDOM_WEIGHTS, EngineSetup
+from infergy.records import RANDOM_WEIGHTS, EngineSetup, Rescaled
 
 SHIPPED_PREFIX = "shipped "
 """Before the name of a file inside the package."""
@@ -72,6 +72,7 @@ class SourceFacts:
         measured_to: UTC of the last row, ISO 8601.
         environment: Equal for rows of two files that may be repetitions of each other
             (`infergy.records.agreement.MUST`).
+        rescaled: The mark of its rows if their joules are scaled.
     """
 
     source: str
@@ -85,6 +86,7 @@ class SourceFacts:
     measured_from: str
     measured_to: str
     environment: tuple[str, ...]
+    rescaled: Rescaled | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

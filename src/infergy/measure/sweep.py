@@ -20,8 +20,13 @@ from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import GRID_VISIT, EngineSetup, Failure, Measurement, Plan, PlannedCell
+from infergy.records.agreement import SCOPE
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
+
+
+DIED_LOADING = "died_loading"
+"""The code of cells whose engine died before it was ready for any of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +77,7 @@ def sweep(
             yield SweepEvent(kind="torn", detail=str(store.torn))
         _refuse_other_scope(store, next((one.environment.scope for one in known.values()), ""))
         wanted = {planned.key for planned in plan.cells}
-        done = {row.key for row in store.rows if row.is_ok or not retry_failed} & wanted
+        done = {row.key for row in store.rows if row.is_ok or not (retry_failed or _is_blameless(row))} & wanted
         if done:
             yield SweepEvent(kind="resumed", detail=f"{len(done)} of {len(wanted)}", finished=frozenset(done))
         plan_path = Path(folder) / "plan.json"
@@ -133,8 +138,8 @@ def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup
 
 
 def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
-    """One store, one scope: joules of a GPU board and of a CPU package side by side would be taken for the same."""
-    others = {(row.environment.meter, row.environment.scope) for row in store.rows if row.environment.scope != scope}
+    """One store, one scope."""
+    others = {(row.environment.meter, SCOPE.of(row)) for row in store.rows if SCOPE.of(row) != scope}
     for meter, other in sorted(others):
         raise UsageError(
             f"{store.path} holds joules of the {other}, read by {meter}; here the joules are of the {scope}. "
@@ -182,7 +187,7 @@ def _run_child(
         child.kill()
     if code in (0, EXIT_RESTART):
         return
-    failure_code = "hung" if code is None else refusal if reason else "died"
+    failure_code = "hung" if code is None else refusal if reason else "died" if is_ready else DIED_LOADING
     if not reason:
         reason = f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
     if failure_code != refusal:
@@ -192,6 +197,11 @@ def _run_child(
         row = failed_cell(planned, plan.options, known, Failure(code=failure_code, message=reason))
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
+
+
+def _is_blameless(row: Measurement) -> bool:
+    """Whether a cell failed for a death that was not its own: the same command tries it again."""
+    return row.failure is not None and row.failure.code == DIED_LOADING
 
 
 def _lost_words(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> str:

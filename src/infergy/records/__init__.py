@@ -25,8 +25,10 @@ from infergy.records.measurement import (
     Tick,
     Window,
     derive,
+    result_of,
 )
 from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
+from infergy.records.rescaled import Rescaled
 
 __all__ = [
     "END_VISIT",
@@ -53,8 +55,10 @@ __all__ = [
     "Measurement",
     "Plan",
     "PlannedCell",
+    "Rescaled",
     "Result",
     "Tick",
     "Window",
     "derive",
+    "result_of",
 ]

@@ -59,13 +59,19 @@ IDENTITY = (
     Fact("simulated", lambda row: _one(row.simulated)),
 )
 
+SCOPE = Fact("scope", lambda row: _one(row.environment.scope))
+"""Must agree in all rows of a store: joules of a GPU board and of a CPU package side by side would be taken for the
+same."""
+
 MUST = (
-    Fact("scope", lambda row: _one(row.environment.scope)),
+    SCOPE,
     Fact("driver", lambda row: _one(row.environment.driver)),
     Fact("CUDA", lambda row: _one(row.environment.cuda)),
     Fact("power limit", _limits),
     Fact("package", lambda row: dict(sorted(row.environment.packages.items()))),
     Fact("engine option", _options),
+    # The joules of a rescaled row stand for another chip than those of its neighbours.
+    Fact("rescaling", lambda row: {} if row.rescaled is None else _one(str(row.rescaled))),
 )
 
 SHOULD = (
@@ -74,6 +80,9 @@ SHOULD = (
     Fact("CPU", lambda row: _one(row.environment.cpu)),
     Fact("system", lambda row: _one(row.environment.platform)),
 )
+
+SAME_KIND = (*IDENTITY, *(fact for fact in MUST if fact.name in ("scope", "power limit", "rescaling")))
+"""Across which no ratio of a few cells holds: cells below a power limit tell nothing of those that reach it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

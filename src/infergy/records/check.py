@@ -8,7 +8,7 @@ from typing import Any
 
 from infergy.records.flags import Flag, find_flags
 from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
-from infergy.records.measurement import Measurement, derive
+from infergy.records.measurement import Measurement, result_of
 from infergy.records.timeline import ratio
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.unlike import find_unlike
@@ -91,10 +91,10 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
 
 
 def _by_gpu(row: Measurement) -> dict[str, Any]:
-    """What each GPU took, from the raw facts."""
+    """What each GPU took."""
     if not row.windows or row.loaded_idle is None:
         return {"energy_by_gpu_j": {}, "power_by_gpu_w": {}, "imbalance": None}
-    result = derive(row.windows, row.loaded_idle)
+    result = result_of(row)
     # Windows hold the GPUs in the order in which they ticked.
     place = {gpu.uuid: index for index, gpu in enumerate(row.environment.gpus)}
     uuids = sorted(result.energy_by_gpu_j, key=lambda uuid: place.get(uuid, len(place)))

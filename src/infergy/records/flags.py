@@ -48,6 +48,7 @@ CODES = (
     "other-process",
     "batch",
     "disagree",
+    "rescaled",
     "drift",
     "clocks",
     "environment",
@@ -91,6 +92,7 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _crowded(row),
         _queued(row),
         _disagree(row),
+        _rescaled(row),
     )
     return tuple(flag for flag in found if flag is not None)
 
@@ -236,6 +238,16 @@ def _queued(row: Measurement) -> Flag | None:
                 cure=f"measure it with --batch {max(1, most)} or less",
             )
     return None
+
+
+def _rescaled(row: Measurement) -> Flag | None:
+    if row.rescaled is None:
+        return None
+    return Flag(
+        code="rescaled",
+        reason=f"its joules were measured on another chip, then scaled {row.rescaled}",
+        cure="good for an estimate; for a joule of this chip measure the cell here",
+    )
 
 
 def _whole(text: str | None) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from infergy.records.measurement import Measurement, Tick, Window, derive
+from infergy.records.measurement import Measurement, Tick, Window, result_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,17 @@ class IdlePower:
 
 
 def find_idle_power(row: Measurement) -> IdlePower:
-    """The three idle powers of a row.
+    """The three idle powers of a row, times the factor of a rescaled one.
 
     Raises:
         MeterError: A counter stood still.
     """
+    # What a GPU takes above idle must not turn on which part of it was scaled.
+    factor = 1.0 if row.rescaled is None else row.rescaled.factor
     windows = (row.bare_idle, row.loaded_idle)
-    bare_w, loaded_w = (None if one is None else sum(one.power_by_gpu_w.values()) for one in windows)
-    return IdlePower(bare_w=bare_w, loaded_w=loaded_w, between_w=_between_w(row))
+    bare_w, loaded_w = (None if one is None else sum(one.power_by_gpu_w.values()) * factor for one in windows)
+    between_w = _between_w(row)
+    return IdlePower(bare_w=bare_w, loaded_w=loaded_w, between_w=None if between_w is None else between_w * factor)
 
 
 def _between_w(row: Measurement) -> float | None:
@@ -73,5 +76,5 @@ def net_energy_j(row: Measurement) -> float | None:
     """
     if not row.windows or row.loaded_idle is None:
         return None
-    result = derive(row.windows, row.loaded_idle)
-    return result.energy_j - result.duration_s * sum(row.loaded_idle.power_by_gpu_w.values())
+    result, loaded_w = result_of(row), find_idle_power(row).loaded_w
+    return None if loaded_w is None else result.energy_j - result.duration_s * loaded_w

@@ -8,13 +8,14 @@ History of the row's schema:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infergy.errors import DataError, MeterError
 from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState
+from infergy.records.rescaled import Rescaled
 from infergy.records.timeline import PowerTimeline
 
 SCHEMA = "infergy.measurement/2"
@@ -142,7 +143,7 @@ class Failure:
     """Why a cell has no number, in the engine's words.
 
     Attributes:
-        code: ``out_of_memory``, ``engine``, ``died``, ``hung``, ``meter``, ``gpu_lost`` or ``tokens``.
+        code: ``out_of_memory``, ``engine``, ``died``, ``died_loading``, ``hung``, ``meter``, ``gpu_lost`` or ``tokens``.
     """
 
     code: str
@@ -171,6 +172,7 @@ class Measurement:
         timeline: Instant power over the windows, a timeline a GPU; empty if none was taken.
         timeline_reason: Why none was taken; None if one was, and in rows from before there were any.
         interrupted: What ended the cell before its joules were certain; None if nothing did.
+        rescaled: By what its joules were multiplied to stand for another GPU; None if they were not.
         result: The figures below, as they follow from the raw facts, for readers without this code.
     """
 
@@ -195,6 +197,7 @@ class Measurement:
     interrupted: Failure | None = None
     timeline: tuple[PowerTimeline, ...] = ()
     timeline_reason: str | None = None
+    rescaled: Rescaled | None = None
     schema: str = SCHEMA
 
     @property
@@ -353,3 +356,30 @@ def _time_per_output_token_s(batches: Sequence[Batch]) -> float | None:
         decode_s += batch.requests * (batch.finished_s - batch.first_token_s)
         tokens += batch.output_tokens - batch.requests
     return decode_s / tokens if tokens else None
+
+
+def result_of(row: Measurement) -> Result:
+    """The figures of a measured row that count: `derive`, and if the row is rescaled, its joules times the factor.
+
+    The only place where the factor is applied to joules. Seconds and tokens stay.
+
+    Raises:
+        MeterError: A counter or a clock stood still or ran backwards, or the row holds no windows.
+    """
+    if not row.windows or row.loaded_idle is None:
+        raise MeterError(f"cell {row.cell_id} ({row.cell}) holds no windows, and so no joules. Measure it again")
+    result = derive(row.windows, row.loaded_idle)
+    if row.rescaled is None:
+        return result
+    factor = row.rescaled.factor
+    return replace(
+        result,
+        energy_j=result.energy_j * factor,
+        energy_by_gpu_j={uuid: joules * factor for uuid, joules in result.energy_by_gpu_j.items()},
+        power_by_gpu_w={uuid: watts * factor for uuid, watts in result.power_by_gpu_w.items()},
+        power_w=result.power_w * factor,
+        energy_per_request_j=result.energy_per_request_j * factor,
+        energy_per_output_token_j=result.energy_per_output_token_j * factor,
+        idle_energy_j=result.idle_energy_j * factor,
+        idle_bound_j=result.idle_bound_j * factor,
+    )

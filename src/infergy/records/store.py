@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,10 +66,36 @@ def read_store(path: Path) -> StoreContents:
     return StoreContents(rows=tuple(rows), end_bytes=end)
 
 
+def create_store(path: Path, rows: Iterable[Measurement]) -> None:
+    """Write a new store whole: killed at any moment, it is there with all its rows, or not at all.
+
+    Raises:
+        UsageError: There is such a file already, or it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with draft.open("xb") as file:
+            file.write(b"".join(_line(row) for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        # Unlike a rename, a link never replaces a file that came to be meanwhile.
+        os.link(draft, path)
+    except FileExistsError as error:
+        raise UsageError(f"{path}: there is such a file already. Name a new one") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _line(row: Measurement) -> bytes:
+    return json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
 class StoreWriter:
     """Appends rows to one store; only one sweep at a time may hold it.
 
-    A half-written last line is moved to ``FILE.torn`` when the store is opened.
+    A half-written last line is moved to ``FILE.torn`` when the store is opened, or appended to.
     """
 
     def __init__(self, path: Path, *, lock: bool = True) -> None:
@@ -91,8 +118,15 @@ class StoreWriter:
         self.torn = self._set_aside(contents)
 
     def append(self, row: Measurement) -> None:
-        """Write one row and wait until it is on disk."""
-        self._file.write(json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        """Write one row and wait until it is on disk.
+
+        Raises:
+            DataError: The file was damaged since it was opened, anywhere but in its last line.
+        """
+        # A child that shares this store may have died in mid-line: what is appended to half a line is lost with it.
+        if not self._ends_well():
+            self.torn = self._set_aside(read_store(self.path)) or self.torn
+        self._file.write(_line(row))
         self._sync()
 
     def fileno(self) -> int:
@@ -119,10 +153,14 @@ class StoreWriter:
                 f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
             ) from error
 
+    def _ends_well(self) -> bool:
+        size = os.fstat(self._file.fileno()).st_size
+        return size == 0 or os.pread(self._file.fileno(), 1, size - 1) == b"\n"
+
     def _set_aside(self, contents: StoreContents) -> Path | None:
         """Move a half-written last line out of the store, and end a whole one that lacks its newline."""
         if contents.torn is None:
-            if contents.end_bytes and not self.path.read_bytes().endswith(b"\n"):
+            if not self._ends_well():
                 self._file.write(b"\n")
                 self._sync()
             return None

@@ -34,7 +34,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from infergy.records.measurement import Measurement, Window, derive
+from infergy.records.measurement import Measurement, Window, derive, result_of
+from infergy.records.rescaled import Rescaled
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""
@@ -77,6 +78,7 @@ class Uncertainty:
         half_width: Half of the interval over `Result.energy_j`, as a fraction.
         spread: Standard error that the spread between batches leaves, as a fraction; `edges` and `tail` likewise.
         degrees_of_freedom: Of the interval; None if the spread is negligible, so that it is the normal one.
+        rescaling: Half-width that the factor of a rescaled row adds, as a fraction; 0 for others.
     """
 
     low_j: float
@@ -86,6 +88,7 @@ class Uncertainty:
     edges: float
     tail: float
     degrees_of_freedom: float | None
+    rescaling: float = 0.0
 
 
 def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
@@ -125,13 +128,16 @@ def pool(spreads: Iterable[Spread | None]) -> Spread | None:
     return Spread(variance_s=variance_s, degrees_of_freedom=degrees, is_of_joules=bool(of_joules))
 
 
-def find_uncertainty(windows: Sequence[Window], loaded_idle: Window, like: Spread | None = None) -> Uncertainty | None:
+def find_uncertainty(
+    windows: Sequence[Window], loaded_idle: Window, like: Spread | None = None, rescaled: Rescaled | None = None
+) -> Uncertainty | None:
     """The interval of a row's joules a batch.
 
     Args:
         windows: The windows of the row, at least one.
         loaded_idle: Its window over the idle, loaded GPU.
         like: The spread of like cells, such as all cells of the set-up; None if there is none.
+        rescaled: The row's mark, if its joules are scaled: the factor's interval is independent of all else.
 
     Returns:
         None if nothing tells the spread: one batch in one window, and no like cell.
@@ -153,14 +159,17 @@ def find_uncertainty(windows: Sequence[Window], loaded_idle: Window, like: Sprea
     is_spread = standard * 30 > error
     degrees = (error / standard) ** 4 * spread.degrees_of_freedom if is_spread else None
     half = student_t(degrees) * error * (STOPPING_FACTOR if len(windows) > 1 else 1.0)
+    factor, rescaling = (1.0, 0.0) if rescaled is None else (rescaled.factor, rescaled.half_width)
+    half = math.hypot(half, rescaling)
     return Uncertainty(
-        low_j=result.energy_j * (1 - bound / 2 - half),
-        high_j=result.energy_j * (1 - bound / 2 + half),
+        low_j=result.energy_j * factor * (1 - bound / 2 - half),
+        high_j=result.energy_j * factor * (1 - bound / 2 + half),
         half_width=half,
         spread=standard,
         edges=edges,
         tail=tail,
         degrees_of_freedom=degrees,
+        rescaling=rescaling,
     )
 
 
@@ -180,7 +189,7 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
             found.append(None)
             continue
         like = spread_at(peer.power_w, (other for other in peers if other is not peer))
-        found.append(find_uncertainty(row.windows, row.loaded_idle, like))
+        found.append(find_uncertainty(row.windows, row.loaded_idle, like, row.rescaled))
     return found
 
 
@@ -201,7 +210,7 @@ def peer_of(row: Measurement) -> Peer | None:
     """What a row tells others; None if it failed."""
     if not row.windows or row.loaded_idle is None:
         return None
-    power_w = derive(row.windows, row.loaded_idle).power_w
+    power_w = result_of(row).power_w
     return Peer(power_w=power_w, spread=spread_of(row.windows, row.loaded_idle))
 
 

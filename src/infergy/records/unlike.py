@@ -13,7 +13,7 @@ from infergy.records.agreement import MUST, SHOULD, differences, key_of
 from infergy.records.cell import END_VISIT, START_VISIT, visit_key
 from infergy.records.environment import GpuState
 from infergy.records.flags import Flag, name_gpu
-from infergy.records.measurement import Measurement, derive
+from infergy.records.measurement import Measurement, result_of
 from infergy.units import HERTZ_PER_MEGAHERTZ
 
 DRIFT = 0.02
@@ -55,7 +55,7 @@ def _find_drift(rows: Sequence[Measurement]) -> dict[str, Flag]:
         begin = measured.get(visit_key(row.cell_id, START_VISIT))
         if row.visit != END_VISIT or begin is None:
             continue
-        was_j, is_j = (_energy_j(one) for one in (begin, row))
+        was_j, is_j = (result_of(one).energy_j for one in (begin, row))
         if abs(is_j / was_j - 1) > DRIFT:
             found[row.key] = Flag(
                 code="drift",
@@ -64,11 +64,6 @@ def _find_drift(rows: Sequence[Measurement]) -> dict[str, Flag]:
                 cure="measure the set-up again on a quiet machine; until then its rows differ by as much",
             )
     return found
-
-
-def _energy_j(row: Measurement) -> float:
-    assert row.loaded_idle is not None
-    return derive(row.windows, row.loaded_idle).energy_j
 
 
 def _usual_environment(rows: Sequence[Measurement]) -> Measurement | None:

@@ -1,0 +1,111 @@
+"""A table made to stand for another GPU of the same kind: its joules times the ratio of a few cells measured there.
+
+Two chips of one kind differ by about 2 % (docs/measurements.md), much alike in all cells of an engine set-up, so a few
+cells tell the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its origin
+(`infergy.records.Rescaled`), and `infergy.records.result_of` applies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from infergy.energy.compare import compare
+from infergy.errors import DataError
+from infergy.records import EngineSetup, Measurement, Rescaled, result_of
+from infergy.records.agreement import SAME_KIND, differences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RescaledTable:
+    """A table for another GPU.
+
+    Attributes:
+        rows: The rows of the set-ups that were measured again, each marked; failed rows as they were.
+        factors: The mark of each of these set-ups.
+        left_out: Rows of other set-ups: nothing is known of them on the other GPU.
+    """
+
+    rows: tuple[Measurement, ...]
+    factors: tuple[tuple[EngineSetup, Rescaled], ...]
+    left_out: int
+
+
+def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, force: bool = False) -> RescaledTable:
+    """Scale a table's joules to the GPU on which some of its cells were `measured` again, set-up by set-up.
+
+    Args:
+        table: Rows as they were measured.
+        measured: Rows of some of the same cells from one other GPU of the same kind.
+        force: Scale also by a factor whose interval holds 1.
+
+    Raises:
+        DataError: The table is rescaled already, the two are not of one kind of GPU, hold rows of several chips or no
+            cell in common, or do not differ significantly.
+        MeterError: A counter stood still.
+    """
+    if any(row.rescaled for row in (*table, *measured)):
+        raise DataError(
+            "the table is rescaled already: a factor of a factor has no known interval. Rescale the table that was "
+            "measured: infergy verify MEASURED.jsonl --rescale OUT.jsonl"
+        )
+    again = [row for row in measured if row.windows and row.cell_id in {one.cell_id for one in table}]
+    if not again:
+        raise DataError("the rows measured again hold no cell of the table. Measure some: infergy verify TABLE")
+    marks = {setup: _mark(setup, table, again, force=force) for setup in dict.fromkeys(row.cell.setup for row in again)}
+    kept = tuple(
+        _scaled(row, marks[row.cell.setup]) if row.windows else row for row in table if row.cell.setup in marks
+    )
+    return RescaledTable(rows=kept, factors=tuple(marks.items()), left_out=len(table) - len(kept))
+
+
+def _mark(
+    setup: EngineSetup, table: Sequence[Measurement], measured: Sequence[Measurement], *, force: bool
+) -> Rescaled:
+    """The factor of one set-up, if it may be used."""
+    name = f"{setup.label} {setup.model}"
+    old = [row for row in table if row.cell.setup == setup and row.windows]
+    new = [row for row in measured if row.cell.setup == setup]
+    for row in (*old, *new):
+        for found in differences(new[0], row, SAME_KIND):
+            raise DataError(
+                f"{name}: {found.fact} {found.was or 'unknown'} here, {found.now or 'unknown'} in cell {row.cell_id}: "
+                "a few cells tell nothing of the others across these. Measure the whole table here: "
+                "infergy measure GRID.toml -o MINE.jsonl"
+            )
+    _only_chips(f"{name} in the table", old)
+    wanted = {row.cell_id for row in new}
+    ratio = compare([row for row in old if row.cell_id in wanted], new).overall
+    if ratio.low is None or ratio.high is None:
+        raise DataError(
+            f"{name}: the rows' spread is unknown, and so the factor's interval. Measure more of its cells again: "
+            "infergy verify TABLE"
+        )
+    if not (ratio.is_significant or force):
+        raise DataError(
+            f"{name}: this GPU and the table do not differ significantly (× {ratio.low:.4f} .. "
+            f"{ratio.high:.4f}), so there is nothing to rescale: use the table as it is, or add --force"
+        )
+    return Rescaled(
+        factor=ratio.value,
+        low=ratio.low,
+        high=ratio.high,
+        gpu=new[0].environment.gpus[0].name if new[0].environment.gpus else "unknown",
+        chips=_only_chips(f"{name} measured again", new),
+        cells=tuple(sorted(wanted)),
+        measured_utc=max(row.measured_utc for row in new),
+    )
+
+
+def _only_chips(what: str, rows: Iterable[Measurement]) -> tuple[str, ...]:
+    """The UUIDs that all rows share: a factor between two chips is none between three."""
+    chips = {tuple(gpu.uuid for gpu in row.environment.gpus): row for row in rows}
+    if len(chips) > 1:
+        one, other, *_ = (f"{', '.join(uuids)} (cell {row.cell_id})" for uuids, row in chips.items())
+        raise DataError(f"{what}: rows of several chips, {one} and {other}. Put those of each into a file of their own")
+    return next(iter(chips))
+
+
+def _scaled(row: Measurement, mark: Rescaled) -> Measurement:
+    marked = replace(row, rescaled=mark)
+    return replace(marked, result=result_of(marked))
