@@ -9,7 +9,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.records import Failure
+from infergy.records import Failure, Plan
 from known_tables import rows_of, write_store
 from rows import build_row, spread_over
 
@@ -66,3 +66,27 @@ def test_of_several_gpus_each_is_told_beside_their_sum(tmp_path: Path) -> None:
     (told,) = json.loads(run(str(tmp_path / "rows.jsonl"), "--json")[1])["files"][0]["rows"]
     assert list(told["energy_by_gpu_j"]) == ["GPU-b", "GPU-a"]
     assert round(told["imbalance"], 6) == 0.8
+
+
+def test_doubtful_cells_become_a_plan_between_anchors(tmp_path: Path) -> None:
+    path, plan = store(tmp_path), tmp_path / "again.json"
+    run(str(path), "--again", str(plan))
+    planned = Plan.load(plan)
+    assert planned.gpu == "h200"
+    visits = [(one.visit, one.cell.load.input_tokens) for one in planned.cells]
+    # The failed cell; the short one is an anchor, and so measured twice anyway.
+    assert [tokens for visit, tokens in visits if visit == "grid"] == [16]
+    start, end = ([tokens for visit, tokens in visits if visit == when] for when in ("start", "end"))
+    assert start == end
+    assert set(start) == {8, 4096}
+    assert visits[0][0] == "start"
+    assert visits[-1][0] == "end"
+    run(str(path), "--again", str(plan), "--worst", "1")
+    assert [one.cell.load.input_tokens for one in Plan.load(plan).cells if one.visit == "grid"] == [16]
+
+
+def test_where_nothing_is_doubtful_no_plan_is_written(tmp_path: Path) -> None:
+    good = write_store(tmp_path / "good.jsonl", rows_of(inputs=[4096], outputs=[512]))
+    code, _ = run(str(good), "--again", str(tmp_path / "again.json"))
+    assert code == 0
+    assert not (tmp_path / "again.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from infergy.cli.trace_options import JsonOption, print_json
 from infergy.units import format_si
 
 if TYPE_CHECKING:
-    from infergy.records.check import CheckedFile, CheckedRow
+    from infergy.records.check import Checked, CheckedFile, CheckedRow
 
 EXIT_FLAGGED = 5
 DEFAULT_TARGET = "2%"
@@ -21,6 +22,12 @@ def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl)")],
     target: Annotated[str, typer.Option("--target", help="Joules must be certain to ± this")] = DEFAULT_TARGET,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 5 if any row is flagged or failed.")] = False,
+    again: Annotated[
+        Path | None, typer.Option("--again", help="Write a plan that measures flagged and failed cells again.")
+    ] = None,
+    worst: Annotated[
+        int | None, typer.Option("--worst", min=1, help="With --again: only so many, the least certain first.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what to distrust in measured rows, and what to type; the codes are explained in docs/flags.md.
@@ -42,8 +49,26 @@ def check(
     else:
         for one in checked.files:
             _print(one)
+    if again is not None:
+        _plan_again(checked, files, again, worst)
     if strict and any(row.flags or row.failure for one in checked.files for row in one.rows):
         raise typer.Exit(EXIT_FLAGGED)
+
+
+def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | None) -> None:
+    from infergy.measure.anchors import plan_again
+    from infergy.records.store import read_store
+
+    doubtful = [row for one in checked.files for row in one.rows if row.flags or row.failure]
+    doubtful.sort(key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
+    cells = list(dict.fromkeys(row.cell_id for row in doubtful))[:worst]
+    if not cells:
+        typer.echo(f"{path}: not written, for no cell is flagged or failed", err=True)
+        return
+    plan_again([row for file in files for row in read_store(file).rows], cells).save(path)
+    typer.echo(
+        f"{path}: {len(cells)} cells and their anchors. Measure them: infergy measure {path} -o NEW.jsonl", err=True
+    )
 
 
 def _print(checked: CheckedFile) -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from infergy.errors import UsageError
 from infergy.hardware import catalogue_name, get_gpu, model_config
-from infergy.records import Measurement, MeasureOptions, Plan, PlannedCell
+from infergy.records import (
+    END_VISIT,
+    GRID_VISIT,
+    START_VISIT,
+    Measurement,
+    MeasureOptions,
+    Plan,
+    PlannedCell,
+)
 
 ANCHORS = 3
+
+UNKNOWN_S = 10.0
+"""Seconds of a batch that nobody has measured."""
 
 
 def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[PlannedCell]:
@@ -49,12 +61,43 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
     )
 
 
+def plan_again(rows: Sequence[Measurement], cells: Sequence[str]) -> Plan:
+    """A plan that measures cells of a table again, between anchors of their set-ups.
+
+    Args:
+        rows: The table's rows.
+        cells: Ids of the cells, in the order in which to measure them.
+
+    Raises:
+        UsageError: The table's GPU or a model is not in the catalogue, or rows are of several kinds of GPU.
+    """
+    by_id = {row.cell_id: row for row in rows if row.result is not None or row.cell_id in cells}
+    setups = list(dict.fromkeys(by_id[cell_id].cell.setup for cell_id in cells))
+    planned: list[PlannedCell] = []
+    for setup in setups:
+        measured = [_plan(row) for row in by_id.values() if row.cell.setup == setup and row.result is not None]
+        again = [_plan(by_id[cell_id]) for cell_id in cells if by_id[cell_id].cell.setup == setup]
+        anchors = choose_anchors(measured)
+        for visit, group in ((START_VISIT, anchors), (GRID_VISIT, again), (END_VISIT, anchors)):
+            planned += [replace(one, visit=visit) for one in group]
+    names = {gpu.name for row in by_id.values() for gpu in row.environment.gpus}
+    if len(names) != 1:
+        raise UsageError(f"the rows are of {', '.join(sorted(names)) or 'no GPU'}; a plan is for one kind. Split them")
+    return Plan(
+        name="again",
+        gpu=get_gpu(catalogue_name(names.pop())).name,
+        cells=tuple(planned),
+        models={setup.model: model_config(setup.model) for setup in setups},
+        options=MeasureOptions(seed=next(iter(by_id.values())).seed),
+    )
+
+
 def _plan(row: Measurement) -> PlannedCell:
-    assert row.result is not None
+    seconds = UNKNOWN_S if row.result is None else row.result.duration_s
     return PlannedCell(
         cell=row.cell,
         batch_choice=row.batch_choice,
         # A share of the whole batch: the warm-up is to take no longer.
-        forecast_prefill_s=row.result.duration_s,
-        forecast_batch_s=row.result.duration_s,
+        forecast_prefill_s=seconds,
+        forecast_batch_s=seconds,
     )

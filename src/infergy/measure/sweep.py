@@ -24,7 +24,6 @@ from infergy.records.agreement import SCOPE
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
 
-
 DIED_LOADING = "died_loading"
 """The code of cells whose engine died before it was ready for any of them."""
 
