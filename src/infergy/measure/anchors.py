@@ -76,8 +76,9 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str]) -> Plan:
     planned: list[PlannedCell] = []
     for setup in setups:
         measured = [_plan(row) for row in by_id.values() if row.cell.setup == setup and row.result is not None]
-        again = [_plan(by_id[cell_id]) for cell_id in cells if by_id[cell_id].cell.setup == setup]
         anchors = choose_anchors(measured)
+        again = [_plan(by_id[cell_id]) for cell_id in cells if by_id[cell_id].cell.setup == setup]
+        again = [one for one in again if one not in anchors]
         for visit, group in ((START_VISIT, anchors), (GRID_VISIT, again), (END_VISIT, anchors)):
             planned += [replace(one, visit=visit) for one in group]
     names = {gpu.name for row in by_id.values() for gpu in row.environment.gpus}

@@ -143,7 +143,7 @@ class Failure:
     """Why a cell has no number, in the engine's words.
 
     Attributes:
-        code: ``out_of_memory``, ``engine``, ``died``, ``died_loading``, ``hung``, ``meter``, ``gpu_lost`` or ``tokens``.
+        code: ``out_of_memory``, ``engine``, ``died``, ``died_loading``, ``hung``, ``meter``, ``gpu_lost``, ``tokens``.
     """
 
     code: str
