@@ -28,8 +28,9 @@ def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[P
     if not cells or not count:
         return []
     short = sorted(cells, key=lambda planned: (planned.forecast_batch_s, planned.key))[: max(count, len(cells) // 3)]
+    count = min(count, len(short))
     step = (len(short) - 1) / max(1, count - 1)
-    return [short[place] for place in sorted({round(i * step) for i in range(min(count, len(short)))})]
+    return [short[place] for place in sorted({round(i * step) for i in range(count)})]
 
 
 def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
