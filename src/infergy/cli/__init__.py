@@ -16,6 +16,7 @@ from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
 from infergy.cli.phases import phases
+from infergy.cli.recommend import recommend
 from infergy.cli.schema import schema
 from infergy.cli.timeline import timeline
 from infergy.cli.trace import trace
@@ -39,7 +40,7 @@ app = typer.Typer(
 
 MEASURED = (measure, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, schema, doctor)
-for verb in (estimate, trace, bins, *MEASURED, *KNOWN):
+for verb in (estimate, recommend, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
 app.command(VERB, hidden=True)(measure_command)
 

@@ -22,6 +22,7 @@ NAMES = (
     "meter",
     "phases",
     "plan",
+    "recommendation",
     "timeline",
     "trace",
     "window",
@@ -108,6 +109,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.phases import PHASES_SCHEMA, PhaseReport
 
         return PhaseReport, PHASES_SCHEMA
+    if name == "recommendation":
+        from infergy.energy.recommend import RECOMMENDATION_SCHEMA, Recommendation
+
+        return Recommendation, RECOMMENDATION_SCHEMA
     if name == "timeline":
         from infergy.report.timeline import TIMELINE_SCHEMA, Picture
 

@@ -8,7 +8,7 @@ stores ─▶ table ────┘                     beside the ideal of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,36 @@ if TYPE_CHECKING:
     from infergy.workload import Trace
 
 __all__ = ["Estimate", "Provenance", "SourceUse", "TraceEstimate", "TraceFacts", "estimate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceOptions:
+    """How a trace is priced; see `estimate`."""
+
+    model: str | None = None
+    gpu: str | None = None
+    tables: str | Path | Sequence[str | Path] | EnergyTable = ()
+    bins: str | Bins | None = POWERS_OF_TWO
+    method: str = CEILING
+    rare: str = FRACTIONAL
+    allow_simulated: bool = False
+    baseline: str = BASELINE
+    max_batch_s: float = MAX_BATCH_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A trace, and the tables by which it is priced on one GPU for one model."""
+
+    table: EnergyTable
+    gpu: str
+    model: str
+    histogram: Histogram
+
+    @property
+    def facts(self) -> TraceFacts:
+        """What was asked."""
+        return _facts(self.histogram)
 
 
 def estimate(
@@ -77,28 +107,29 @@ def estimate(
         UsageError: A name or an option is unknown, or nothing was measured for it.
         DataError: A trace or a table is not what it should be.
     """
-    _check_options(method=method, ideal=ideal, rare=rare)
-    if not max_batch_s > 0:
-        raise UsageError(f"a batch of at most {max_batch_s:g} s: give more than 0 with --max-batch-s")
-    table = (
-        tables
-        if isinstance(tables, EnergyTable)
-        else load_table(tables, with_shipped=True, allow_simulated=allow_simulated)
+    options = PriceOptions(
+        model=model,
+        gpu=gpu,
+        tables=tables,
+        bins=bins,
+        method=method,
+        rare=rare,
+        allow_simulated=allow_simulated,
+        baseline=baseline,
+        max_batch_s=max_batch_s,
     )
-    gpu = _find_gpu(table, gpu)
-    model = _find_model(table, gpu, model)
+    if ideal not in IDEALS:
+        raise UsageError.unknown("ideal", ideal, IDEALS, "Give one with --ideal")
+    question = open_question(source, options)
+    table, gpu, model, histogram = question.table, question.gpu, question.model, question.histogram
     setups = _choose(table, gpu, model, engines, baseline)
-    histogram = _histogram(source, bins)
-    priced = [
-        _price(setup, _errors(setup, table, max_batch_s), histogram, method=method, rare=rare, max_batch_s=max_batch_s)
-        for setup in setups
-    ]
+    priced = [price_setup(setup, question, options) for setup in setups]
     reference = Reference(kind=ideal, method=method, model=model, gpu=gpu, surfaces=[one.surface for one in priced])
     wanted = [one for one in priced if engines is None or one.setup.label in engines]
     base = next((one for one in priced if one.setup.label == baseline), None)
     whole = reference.of(histogram)
     return TraceEstimate(
-        trace=_facts(histogram),
+        trace=question.facts,
         ideal=whole.ideal,
         ideal_reason=whole.reason,
         estimates=tuple(
@@ -110,8 +141,43 @@ def estimate(
     )
 
 
+def open_question(source: Trace | Histogram | Any, options: PriceOptions) -> Question:
+    """Read the tables and the trace, and settle on a GPU and a model that have rows.
+
+    Raises:
+        UsageError: A name or an option is unknown, or nothing was measured for it.
+        DataError: A trace or a table is not what it should be.
+    """
+    _check_options(method=options.method, rare=options.rare)
+    if not options.max_batch_s > 0:
+        raise UsageError(f"a batch of at most {options.max_batch_s:g} s: give more than 0 with --max-batch-s")
+    table = (
+        options.tables
+        if isinstance(options.tables, EnergyTable)
+        else load_table(options.tables, with_shipped=True, allow_simulated=options.allow_simulated)
+    )
+    gpu = _find_gpu(table, options.gpu)
+    model = _find_model(table, gpu, options.model)
+    return Question(table=table, gpu=gpu, model=model, histogram=_histogram(source, options.bins))
+
+
+def price_setup(setup: SetupTable, question: Question, options: PriceOptions) -> Priced:
+    """The trace's bins on the surface of one set-up."""
+    cells = setup.by_length(options.max_batch_s)
+    surface = Surface(cells)
+    errors = _errors(setup, question.table, options.max_batch_s)
+    counts = question.histogram.counts
+    return Priced(
+        setup=setup,
+        cells=tuple(cells.values()),
+        surface=surface,
+        errors=errors,
+        bins=price_bins(counts, surface, errors, method=options.method, rare=options.rare),
+    )
+
+
 def _check_options(**options: str) -> None:
-    known = {"method": METHODS, "ideal": IDEALS, "rare": RARE_RULES}
+    known = {"method": METHODS, "rare": RARE_RULES}
     for name, value in options.items():
         if value not in known[name]:
             raise UsageError.unknown(name, value, known[name], f"Give one with --{name}")
@@ -178,20 +244,6 @@ def _errors(setup: SetupTable, table: EnergyTable, max_batch_s: float) -> Surfac
     }
     errors = borrow_errors(surface_errors(setup.by_length(max_batch_s)), setup.label, told)
     return replace(errors, repeat=repeat_error(setup))
-
-
-def _price(
-    setup: SetupTable, errors: SurfaceErrors, histogram: Histogram, *, method: str, rare: str, max_batch_s: float
-) -> Priced:
-    cells = setup.by_length(max_batch_s)
-    surface = Surface(cells)
-    return Priced(
-        setup=setup,
-        cells=tuple(cells.values()),
-        surface=surface,
-        errors=errors,
-        bins=price_bins(histogram.counts, surface, errors, method=method, rare=rare),
-    )
 
 
 def _facts(histogram: Histogram) -> TraceFacts:

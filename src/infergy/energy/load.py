@@ -186,7 +186,14 @@ def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]]) -> Table
         batch_choice=row.batch_choice,
         source=name,
         rank=rank,
+        time_per_output_token_s=_mean([pair.result.time_per_output_token_s for pair, _ in repeated]),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None if any is unknown."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 def _facts(name: str, rank: int, rows: Sequence[_Row]) -> SourceFacts:

@@ -37,6 +37,7 @@ class TableCell:
         batch_choice: How the batch was chosen, in words.
         source: Name of the file.
         rank: Place of the file among those loaded, 0 the first.
+        time_per_output_token_s: Seconds from one output token to the next; None where the engine did not tell.
     """
 
     input_tokens: int
@@ -51,6 +52,7 @@ class TableCell:
     batch_choice: str
     source: str
     rank: int
+    time_per_output_token_s: float | None = None
 
     def order(self) -> tuple[int, int, int, int]:
         """By what cells are sorted in a table."""

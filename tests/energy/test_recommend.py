@@ -1,0 +1,225 @@
+"""Recommendations from tables whose best configuration is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.energy.estimate import PriceOptions
+from infergy.energy.load import load_table
+from infergy.energy.pace import BOUND, TOLD, TWO_CELLS, find_pace
+from infergy.energy.recommend import Recommendation, engine_options, recommend
+from infergy.errors import UsageError
+from infergy.records import Cell, Decoding, EngineSetup, Measurement
+from infergy.workload.bins import Bin, BinCount, Bins, Histogram
+from known_tables import rows_of, write_store
+from rows import build_row
+
+
+def histogram(*bins: tuple[int, int, int]) -> Histogram:
+    """Requests at the upper corners of bins: input, output, count."""
+    return Histogram(
+        source="test",
+        bins=Bins.powers_of_two(4096, 512),
+        counts=tuple(
+            BinCount(
+                bin=Bin(input_tokens=i, output_tokens=o, input_floor=i // 2, output_floor=o // 2),
+                requests=n,
+                input_tokens=i * n,
+                output_tokens=o * n,
+            )
+            for i, o, n in bins
+        ),
+    )
+
+
+WORK = histogram((512, 64, 1000), (2048, 8, 100))
+
+
+def under(row: Measurement, **changes: Any) -> Measurement:
+    """The row as measured under another set-up."""
+    cell = replace(row.cell, setup=replace(row.cell.setup, **changes))
+    return replace(row, cell=cell, cell_id=cell.id)
+
+
+def rank(tmp_path: Path, rows: Sequence[Measurement], work: Histogram = WORK, **options: Any) -> Recommendation:
+    table = load_table(write_store(tmp_path / "rows.jsonl", rows))
+    return recommend(work, PriceOptions(tables=table), **options)
+
+
+def ladder() -> list[Measurement]:
+    """Transformers at 400 %, vLLM without graphs at 150 %, with them at 100 %, in float16 at 90 %."""
+    plain = rows_of(engine="vllm")
+    return [
+        *rows_of(engine="transformers", scale=4.0),
+        *(under(row, cuda_graphs=False) for row in rows_of(engine="vllm", scale=1.5)),
+        *plain,
+        *(under(row, dtype="float16") for row in rows_of(engine="vllm", scale=0.9)),
+    ]
+
+
+def test_configurations_are_ranked_by_joules_and_saved_against_both_ends(tmp_path: Path) -> None:
+    found = rank(tmp_path, ladder(), present="vllm-eager")
+    assert [one.engine for one in found.configurations] == ["vllm-float16", "vllm", "vllm-eager", "transformers"]
+    assert [one.saving for one in found.configurations] == pytest.approx([0.775, 0.75, 0.625, 0.0])
+    assert [one.saving_vs_present for one in found.configurations] == pytest.approx([0.4, 1 / 3, 0.0, -5 / 3])
+    assert not any(one.like_best for one in found.configurations[1:])
+    assert all(one.priced_share == 1 for one in found.configurations)
+
+
+def test_what_changes_outputs_is_labelled_and_can_be_left_out(tmp_path: Path) -> None:
+    best = rank(tmp_path, ladder()).best
+    assert best.changes_outputs == "float16 instead of bfloat16"
+    kept = rank(tmp_path, ladder(), keep_outputs=True)
+    assert kept.best.engine == "vllm"
+    assert all(one.changes_outputs is None for one in kept.configurations)
+
+
+def test_another_decoding_is_told_and_never_taken_for_the_same_answers(tmp_path: Path) -> None:
+    rows = [*rows_of(engine="transformers"), *rows_of(engine="vllm", scale=0.5)]
+    sampled = []
+    for row in rows_of(engine="vllm", scale=0.4):
+        cell = Cell(setup=row.cell.setup, load=replace(row.cell.load, decoding=Decoding(temperature=0.8)))
+        sampled.append(replace(row, cell=cell, cell_id=cell.id))
+    found = rank(tmp_path, [*rows, *sampled])
+    assert found.best.engine == "vllm-t0.8"
+    assert found.best.changes_outputs == "tokens are chosen otherwise: t0.8"
+    assert rank(tmp_path, [*rows, *sampled], keep_outputs=True).best.engine == "vllm"
+
+
+def test_each_step_changes_one_thing_where_both_ends_were_measured(tmp_path: Path) -> None:
+    steps = rank(tmp_path, ladder()).steps
+    assert [step.engine for step in steps] == ["vllm", "vllm-float16"]
+    assert [step.change for step in steps] == ["engine vllm", "dtype float16"]
+    from_eager = rank(tmp_path, ladder(), present="vllm-eager").steps
+    assert [(step.change, step.engine) for step in from_eager] == [
+        ("cuda graphs by default", "vllm"),
+        ("dtype float16", "vllm-float16"),
+    ]
+    assert sum(step.change_j for step in from_eager) == pytest.approx(
+        from_eager[-1].energy_j - from_eager[0].energy_j + from_eager[0].change_j
+    )
+    # Without the middle both changes are one step.
+    without = [row for row in ladder() if row.cell.label != "vllm"]
+    (step,) = rank(tmp_path, without, present="vllm-eager").steps
+    assert step.change == "cuda graphs by default, dtype float16"
+
+
+def test_configurations_that_differ_by_less_than_their_rows_tell_are_not_told_apart(tmp_path: Path) -> None:
+    # What the idle tail took, at 10 to 100 W, leaves these rows uncertain.
+    doubtful = [under(row, cuda_graphs=False) for row in rows_of(engine="vllm", scale=1.004, idle_w=10.0)]
+    apart = [under(row, cuda_graphs=False) for row in rows_of(engine="vllm", scale=1.2, idle_w=10.0)]
+    rows = rows_of(engine="vllm", idle_w=10.0)
+    near = rank(tmp_path, [*rows, *doubtful])
+    assert near.configurations[0].own_error > 0.004
+    assert near.configurations[1].like_best
+    assert not rank(tmp_path, [*rows, *apart]).configurations[1].like_best
+
+
+def batches() -> list[Measurement]:
+    """At each length a batch of 16 at 1 J a token and 0.1 s a step, and one of 4 at twice the joules and 0.02 s."""
+    rows = []
+    for i in (512, 2048):
+        for o in (8, 64):
+            for batch, scale, step_s in ((16, 1.0, 0.1), (4, 2.0, 0.02)):
+                rows.append(
+                    build_row(
+                        input_tokens=i,
+                        output_tokens=o,
+                        batch=batch,
+                        energy_j=scale * o * batch,
+                        duration_s=0.5 + step_s * o,
+                    )
+                )
+    return rows
+
+
+def test_a_bound_on_the_time_per_token_takes_the_largest_batch_that_keeps_it(tmp_path: Path) -> None:
+    work = histogram((512, 64, 10), (2048, 64, 10))
+    free = rank(tmp_path, batches(), work)
+    assert (free.best.largest_batch, free.best.within_bound) == (16, None)
+    bound = rank(tmp_path, batches(), work, tpot_s=0.05)
+    assert bound.best.within_bound == 1.0
+    assert bound.best.energy_j == pytest.approx(2 * free.best.energy_j)
+    assert bound.best.paces[TWO_CELLS] == 2
+    never = rank(tmp_path, batches(), work, tpot_s=0.001)
+    assert never.best.within_bound == 0.0
+    assert any("no measured configuration keeps 0.001 s" in note for note in never.notes)
+
+
+def test_those_that_keep_the_bound_come_before_those_that_take_less(tmp_path: Path) -> None:
+    slow = [under(row, cuda_graphs=False) for row in batches() if row.cell.load.batch == 16]
+    quick = [row for row in batches() if row.cell.load.batch == 4]
+    found = rank(tmp_path, [*slow, *quick], histogram((512, 64, 10)), tpot_s=0.05)
+    assert [one.engine for one in found.configurations] == ["vllm", "vllm-eager"]
+    assert found.configurations[1].energy_j < found.best.energy_j
+
+
+def test_the_pace_is_what_the_engine_told_else_two_cells_else_a_bound(tmp_path: Path) -> None:
+    table = load_table(write_store(tmp_path / "rows.jsonl", batches()))
+    cells = table.setups[0].cells
+    long = next(cell for cell in cells if (cell.output_tokens, cell.batch) == (64, 16))
+    short = next(cell for cell in cells if (cell.output_tokens, cell.batch) == (8, 16))
+    two = find_pace(long, cells)
+    assert two.basis == TWO_CELLS
+    assert two.seconds == pytest.approx(0.1)
+    bound = find_pace(short, cells)
+    assert bound.basis == BOUND
+    assert bound.seconds == pytest.approx((0.5 + 0.8) / 8)
+    assert find_pace(replace(long, time_per_output_token_s=0.07), cells).basis == TOLD
+
+
+def test_what_to_type_is_the_engines_own() -> None:
+    setup = EngineSetup(engine="vllm", model="m", cuda_graphs=False, tensor_parallel=2, dtype="float16")
+    assert engine_options(setup, 96) == (
+        "vllm serve MODEL",
+        "--dtype float16",
+        "--max-num-seqs 96",
+        "--tensor-parallel-size 2",
+        "--enforce-eager",
+    )
+    compiled = EngineSetup(engine="transformers", model="m", compiled=True)
+    assert 'cache_implementation="static"' in engine_options(compiled, 8)[0]
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["recommend", *arguments], catch_exceptions=False)
+
+
+def test_of_what_ships_vllm_takes_fewest_and_the_saving_is_that_of_the_estimate() -> None:
+    found = json.loads(invoke("azure-conv-2023", "--json").stdout)
+    assert found["schema"] == "infergy.recommendation/1"
+    assert found["configurations"][0]["engine"] == "vllm"
+    (in_time,) = [one for one in found["configurations"] if (one["engine"], one["max_batch_s"]) == ("vllm", 20.0)]
+    estimate = json.loads(CliRunner().invoke(app, ["estimate", "azure-conv-2023", "--json"]).stdout)
+    (vllm,) = [one for one in estimate["estimates"] if one["engine"] == "vllm"]
+    assert in_time["energy_j"] == pytest.approx(vllm["energy_j"])
+    assert in_time["saving"] == pytest.approx(vllm["saving_vs_baseline"])
+
+
+def test_in_words_it_says_what_to_type() -> None:
+    text = invoke("azure-code-2023").stdout
+    assert "vllm serve MODEL --dtype bfloat16 --max-num-seqs 336" in text
+    assert "engine vllm: 476 kJ (-28.2 %)" in text
+    assert "batches of any duration: 473 kJ (-0.6 %, no significant difference)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ttft", "1s"], "mostly queueing, and no bound for a server"),
+        (["--tpot", "soon"], "--tpot soon: expected a time, as 50ms"),
+        (["--tpot", "0ms"], "give more than 0"),
+        (["--present", "vlm"], "unknown measured configuration 'vlm'; did you mean vllm"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(arguments: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        invoke("azure-code-2023", *arguments)
