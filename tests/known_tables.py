@@ -60,6 +60,12 @@ def two_engines(law: Law = power_law) -> list[Measurement]:
     return rows_of(law, engine="transformers", scale=2.0) + rows_of(law, engine="vllm")
 
 
+def under(row: Measurement, **changes: Any) -> Measurement:
+    """The row as measured under another set-up."""
+    cell = dataclasses.replace(row.cell, setup=dataclasses.replace(row.cell.setup, **changes))
+    return dataclasses.replace(row, cell=cell, cell_id=cell.id)
+
+
 def with_environment(row: Measurement, **changes: Any) -> Measurement:
     """The row as measured elsewhere."""
     return dataclasses.replace(row, environment=dataclasses.replace(row.environment, **changes))

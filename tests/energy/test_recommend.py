@@ -19,7 +19,7 @@ from infergy.energy.recommend import Recommendation, engine_options, recommend
 from infergy.errors import UsageError
 from infergy.records import Cell, Decoding, EngineSetup, Measurement
 from infergy.workload.bins import Bin, BinCount, Bins, Histogram
-from known_tables import rows_of, write_store
+from known_tables import rows_of, under, write_store
 from rows import build_row
 
 
@@ -41,12 +41,6 @@ def histogram(*bins: tuple[int, int, int]) -> Histogram:
 
 
 WORK = histogram((512, 64, 1000), (2048, 8, 100))
-
-
-def under(row: Measurement, **changes: Any) -> Measurement:
-    """The row as measured under another set-up."""
-    cell = replace(row.cell, setup=replace(row.cell.setup, **changes))
-    return replace(row, cell=cell, cell_id=cell.id)
 
 
 def rank(tmp_path: Path, rows: Sequence[Measurement], work: Histogram = WORK, **options: Any) -> Recommendation:

@@ -91,6 +91,9 @@ def test_a_file_is_drawn(store: Path, tmp_path: Path, suffix: str, begin: bytes)
     content = path.read_bytes()
     assert content.lstrip().startswith(begin)
     assert len(content) > 5000
+    if suffix == ".html":
+        # No script comes from elsewhere.
+        assert b"<script src=" not in content
     if suffix == ".svg":
         assert b"prefill" in content
         assert "512→64 × 1,".encode() in content

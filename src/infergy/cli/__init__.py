@@ -21,6 +21,7 @@ from infergy.cli.schema import schema
 from infergy.cli.timeline import timeline
 from infergy.cli.trace import trace
 from infergy.cli.verify import verify
+from infergy.cli.waterfall import waterfall
 from infergy.errors import InfergyError
 from infergy.version import VERSION
 
@@ -40,7 +41,7 @@ app = typer.Typer(
 
 MEASURED = (measure, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, schema, doctor)
-for verb in (estimate, recommend, trace, bins, *MEASURED, *KNOWN):
+for verb in (estimate, recommend, waterfall, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
 app.command(VERB, hidden=True)(measure_command)
 

@@ -25,6 +25,7 @@ NAMES = (
     "recommendation",
     "timeline",
     "trace",
+    "waterfall",
     "window",
 )
 GRID_SCHEMA = "infergy.grid/1"
@@ -113,6 +114,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.recommend import RECOMMENDATION_SCHEMA, Recommendation
 
         return Recommendation, RECOMMENDATION_SCHEMA
+    if name == "waterfall":
+        from infergy.energy.waterfall import WATERFALL_SCHEMA, Waterfall
+
+        return Waterfall, WATERFALL_SCHEMA
     if name == "timeline":
         from infergy.report.timeline import TIMELINE_SCHEMA, Picture
 

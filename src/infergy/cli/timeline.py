@@ -37,7 +37,7 @@ def timeline(
         raise UsageError(f"-o {output}: the name must end in one of {', '.join(FORMATS)}")
     row = _choose(read_store(file).rows, cell, file)
     if output is not None:
-        _save(_chart(row, window), output)
+        save_chart(_chart(row, window), output)
         typer.echo(f"{output}: {row.cell}, window {window} of {len(row.windows)}", err=True)
     if as_json:
         from infergy.report.timeline import picture
@@ -70,9 +70,19 @@ def _chart(row: Measurement, window: int) -> Any:
         raise MissingError(f"drawing needs altair: pip install 'infergy[report]' ({error})") from error
 
 
-def _save(chart: Any, path: Path) -> None:
+def save_chart(chart: Any, path: Path) -> None:
+    """Write an altair chart in the format of the file's name.
+
+    Raises:
+        MissingError: The extra ``report`` is not installed.
+        UsageError: The file cannot be written.
+    """
     try:
-        chart.save(str(path), **({"scale_factor": 2} if path.suffix == ".png" else {}))
+        # A page brings its scripts with it: it opens without a network.
+        if path.suffix == ".html":
+            chart.save(str(path), inline=True)
+        else:
+            chart.save(str(path), scale_factor=2)
     except ImportError as error:
         raise MissingError(f"drawing needs vl-convert-python: pip install 'infergy[report]' ({error})") from error
     except OSError as error:

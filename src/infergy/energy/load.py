@@ -13,6 +13,7 @@ from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name
 from infergy.records import EngineSetup, Measurement, Result, result_of
 from infergy.records.agreement import MUST, differences, key_of
+from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 
@@ -187,6 +188,7 @@ def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]]) -> Table
         source=name,
         rank=rank,
         time_per_output_token_s=_mean([pair.result.time_per_output_token_s for pair, _ in repeated]),
+        loaded_idle_w=_mean([find_idle_power(pair.row).loaded_w for pair, _ in repeated]),
     )
 
 

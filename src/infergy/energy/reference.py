@@ -52,7 +52,7 @@ class Reference:
             shape, gpu = get_model(self.model), get_gpu(self.gpu)
         except UsageError as error:
             return ReferenceValue(ideal=None, reason=f"no ideal: {error}")
-        work = histogram if self.method == CEILING else _at_mean_lengths(histogram)
+        work = histogram if self.method == CEILING else at_mean_lengths(histogram)
         if self.kind == ROOFLINE:
             found = roofline_ideal(work, shape, gpu, self._batch_of)
         else:
@@ -66,7 +66,8 @@ class Reference:
         return max((value.batch for value in values if value is not None), default=1)
 
 
-def _at_mean_lengths(histogram: Histogram) -> Histogram:
+def at_mean_lengths(histogram: Histogram) -> Histogram:
+    """The histogram with each bin's corner moved to the mean lengths of its requests."""
     return replace(histogram, counts=tuple(_moved(count) for count in histogram.counts))
 
 

@@ -37,6 +37,7 @@ class TableCell:
         batch_choice: How the batch was chosen, in words.
         source: Name of the file.
         rank: Place of the file among those loaded, 0 the first.
+        loaded_idle_w: Power of the loaded, idle GPUs of the set-up; None where it was not taken.
         time_per_output_token_s: Seconds from one output token to the next; None where the engine did not tell.
     """
 
@@ -53,6 +54,7 @@ class TableCell:
     source: str
     rank: int
     time_per_output_token_s: float | None = None
+    loaded_idle_w: float | None = None
 
     def order(self) -> tuple[int, int, int, int]:
         """By what cells are sorted in a table."""
