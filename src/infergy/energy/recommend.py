@@ -214,7 +214,7 @@ def _candidates(
             max_batch_s=cap,
             priced=priced,
             energy_j=energy_j,
-            own_error=_own_error(priced, energy_j),
+            own_error=own_error(priced, energy_j),
             within=None if tpot_s is None else _within(priced, paces, tpot_s),
             paces=paces,
         )
@@ -261,7 +261,7 @@ def _nearest(value: float, sorted_values: Sequence[int]) -> set[int]:
     return {*below, *above}
 
 
-def _own_error(priced: Priced, energy_j: float) -> float:
+def own_error(priced: Priced, energy_j: float) -> float:
     """What is not common to this configuration and others, as a share of its joules."""
     rows_j = drawn_j = 0.0
     for one in priced.bins:
