@@ -78,6 +78,7 @@ def show_reads(meter: Meter) -> None:
 def show_timeline(plan: Plan, rounds: int, *, simulate: bool, meter: str) -> None:
     """A round is A B B A; each A and B a sweep of its own."""
     found: dict[bool, list[Measurement]] = {True: [], False: []}
+    sweeps = {True: 0, False: 0}
     with tempfile.TemporaryDirectory() as folder:
         for number, has_timeline in enumerate((True, False, False, True) * rounds):
             path = Path(folder) / f"{number}.jsonl"
@@ -85,21 +86,22 @@ def show_timeline(plan: Plan, rounds: int, *, simulate: bool, meter: str) -> Non
             changed = replace(plan, options=replace(plan.options, timeline_s=every_s))
             for _ in sweep(changed, path, simulate=simulate, meter=meter):
                 pass
-            # compare takes the last row of a cell: each sweep's cells get a name of their own.
-            place = len(found[has_timeline]) // max(1, len(plan.cells))
+            # compare takes the last row of a cell: each visit of each sweep gets a name of its own.
+            sweeps[has_timeline] += 1
             found[has_timeline] += [
-                replace(row, cell_id=f"{row.cell_id} {place}") for row in read_store(path).rows if row.is_ok
+                replace(row, cell_id=f"{row.key} {sweeps[has_timeline]}") for row in read_store(path).rows if row.is_ok
             ]
     for row in found[True]:
         if not row.timeline:
             print(f"{row.cell}: no timeline was taken: {row.timeline_reason}")
-    overall = compare(found[False], found[True]).overall
+    compared = compare(found[False], found[True])
+    overall = compared.overall
     if overall.low is None or overall.high is None:
         print("the interval is unknown: measure more cells or rounds")
         return
     print(
         f"joules with the timeline over those without: {overall.value:.4f} ({overall.low:.4f} .. {overall.high:.4f}), "
-        f"{len(found[True])} pairs of cells; expected within 0.995 .. 1.005"
+        f"{len(compared.cells)} pairs of cells; expected within 0.995 .. 1.005"
     )
 
 

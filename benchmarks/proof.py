@@ -23,12 +23,15 @@ from infergy.measure.proof import (
     Outcome,
     Scenario,
     draw_outcomes,
+    draw_remembering_outcomes,
     draw_scenarios,
     draw_series_outcomes,
     prove,
 )
 from infergy.records import MeasureOptions
 from infergy.workload.prompts import make_prompts
+
+MEMORIES_S = (1.0, 3.0, 10.0, 30.0)
 
 
 def read_at_both_ends(scenario: Scenario, seconds: float) -> float:
@@ -71,7 +74,13 @@ def main() -> None:
         drawn = draw_scenarios(name, chosen.runs, chosen.seed)
         others = [read_at_both_ends(one, found.seconds) for one, found in zip(drawn, outcomes, strict=True)]
         held.append(show(name, outcomes, options, others))
-    held.append(show("told by like cells", draw_series_outcomes(chosen.runs, chosen.seed, options), options, []))
+    for name, are_long in (("told by like cells", False), ("long ones", True)):
+        outcomes = draw_series_outcomes(chosen.runs, chosen.seed, options, are_long=are_long)
+        held.append(show(name, outcomes, options, []))
+    print("where noise lasts, which intervals do not know:")
+    for memory_s in MEMORIES_S:
+        outcomes = draw_remembering_outcomes(chosen.runs // 4, chosen.seed, options, memory_s)
+        show(f"  {memory_s:g} s", outcomes, options, [])
     print("as stated" if all(held) else "NOT as stated")
     raise SystemExit(0 if all(held) else 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from collections.abc import Mapping
@@ -196,3 +197,49 @@ def test_it_is_public_and_works_in_real_time() -> None:
     assert w.power_w is not None
     assert w.power_w > 0
     assert isinstance(w.result, infergy.BlockEnergy)
+
+
+class MeterOfTheHouse(SimulatedMeter):
+    closed = 0
+    broken = False
+
+    def states(self) -> tuple[GpuState, ...]:
+        if self.broken:
+            raise MeterError("GPU is lost")
+        return super().states()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_meter_that_was_opened_here_is_closed_whatever_fails(
+    gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = MeterOfTheHouse(gpu)
+    monkeypatch.setattr("infergy.measure.block.open_meter", lambda name, gpus: meter)
+    with window(meter="house"):
+        gpu.advance(3.0, 300.0)
+    assert meter.closed == 1
+    meter.broken = True
+    with pytest.raises(MeterError), window(meter="house"):
+        pass
+    assert meter.closed == 2
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_bounds_hold_the_truth_whatever_the_counter_does(share: float) -> None:
+    rng = random.Random(3)
+    held = 0
+    for _ in range(200):
+        sensors = Sensors(counter_delay_s=rng.uniform(0.0, 0.1), counter_share=share)
+        device = SimulatedGpu(
+            GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=rng.uniform(60, 130), hot_idle_w=150.0, sensors=sensors
+        )
+        device.sleep(1.0 + rng.uniform(0.0, 0.1))
+        seconds, power_w = rng.uniform(0.5, 6.0), rng.uniform(200.0, 700.0)
+        with window(meter=SimulatedMeter(device)) as w:
+            device.advance(seconds, power_w)
+        assert w.result.low_j is not None
+        assert w.result.high_j is not None
+        held += w.result.low_j <= seconds * power_w <= w.result.high_j
+    assert held >= 195

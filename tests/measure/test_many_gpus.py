@@ -21,7 +21,7 @@ from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.measure.block import window
 from infergy.measure.grid import make_plan, parse_grid, read_grid
 from infergy.measure.sweep import describe_row, sweep
-from infergy.measure.worker import attempt, open_pair, settle
+from infergy.measure.worker import attempt, open_pair, wake
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import EngineSetup, GpuIdentity, GpuState, Measurement, Plan
 from infergy.records.store import read_store
@@ -206,7 +206,7 @@ def attempt_on(meter: SimulatedMeter, *, dies: bool = False) -> tuple[Measuremen
     session = BreakingSession(meter, dies=dies)
     setup = plan.cells[0].cell.setup
     engine = SimulatedEngine(pretend_node(H200, 2), H200)
-    surroundings, idle = settle(SteadySession(meter), meter, engine, plan, setup)
+    surroundings, idle = wake(SteadySession(meter), meter, engine, plan, setup)
     return attempt(session, meter, plan.cells[1], plan, surroundings, idle)
 
 
@@ -385,7 +385,7 @@ class TellingSession(SteadySession):
 def settle_on(meter: SimulatedMeter, told: str | None) -> Mapping[str, str | None]:
     plan = plan_for(2)
     engine = SimulatedEngine(pretend_node(H200, 2), H200)
-    surroundings, _ = settle(TellingSession(meter, told), meter, engine, plan, plan.cells[0].cell.setup)
+    surroundings, _ = wake(TellingSession(meter, told), meter, engine, plan, plan.cells[0].cell.setup)
     return surroundings.environment.engine
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -662,3 +663,33 @@ def test_both_visits_of_an_anchor_are_rows_and_are_resumed_apart(tmp_path: Path)
     store.write_text("".join(lines[:-2]))
     again = [event.row.key for event in sweep(plan, store, simulate=True) if event.row is not None]
     assert again == [one.key for one in plan.cells[-2:]]
+
+
+def test_a_store_of_another_gpu_or_of_pretended_joules_is_not_taken_for_measured(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), store, simulate=True))
+    before = store.read_bytes()
+    with pytest.raises(
+        UsageError, match=r"holds rows of simulated NVIDIA H200.*\(simulated\), here is simulated NVIDIA H100"
+    ):
+        list(sweep(tiny_plan(gpu="h100-sxm", engines=[{"engine": "vllm"}]), store, simulate=True))
+    assert store.read_bytes() == before
+
+
+def test_a_counter_that_tells_no_number_is_a_failure(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
+    class Dazed(SimulatedMeter):
+        reads = 0
+
+        def read(self) -> Mapping[str, float]:
+            self.reads += 1
+            return {uuid: math.nan if self.reads > 2000 else joules for uuid, joules in super().read().items()}
+
+    meter, plan = Dazed(gpu), tiny_plan()
+    idle = measure_idle(SimulatedMeter(gpu), 2.0)
+    meter.reads = 2000
+    row, is_usable = attempt(
+        LoggedSession(gpu, [], seconds=1.7, power_w=500.0), meter, plan.cells[1], plan, surroundings, idle
+    )
+    assert row.failure is not None
+    assert row.failure.code == "meter"
+    assert is_usable

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infergy.records import Failure, GpuState, Measurement
+from infergy.records import Failure, GpuState, Measurement, Window
 from infergy.records.check import check_rows
 from infergy.records.flags import CODES, find_flags
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
@@ -127,8 +127,8 @@ def test_what_ships_has_no_flags_but_those_that_the_docs_explain() -> None:
         assert find_unlike(group) == [()] * len(group)
     assert sorted(seen) == ["first-batch", "trend"]
     middle = {engine: sorted(found)[len(found) // 2] for engine, found in widths.items()}
-    assert middle["vllm"] == pytest.approx(0.010, abs=0.001)
-    assert middle["transformers"] == pytest.approx(0.029, abs=0.001)
+    assert middle["vllm"] == pytest.approx(0.012, abs=0.001)
+    assert middle["transformers"] == pytest.approx(0.032, abs=0.001)
     assert max(widths["vllm"]) == pytest.approx(0.028, abs=0.001)
 
 
@@ -178,3 +178,15 @@ def test_unlike_shares_of_several_gpus_are_a_fact_not_a_doubt() -> None:
     assert alone.imbalance is None
     (failed,) = check_rows([replace(row, windows=(), result=None)], target=0.02)
     assert (failed.energy_by_gpu_j, failed.imbalance) == ({}, None)
+
+
+def test_joules_that_rise_while_seconds_stay_are_a_trend() -> None:
+    def windows(joules: Sequence[float]) -> tuple[Window, ...]:
+        return tuple(build_row(energy_j=one, duration_s=2.0, batches=2).windows[0] for one in joules)
+
+    rising = good(windows=windows([1000.0 + 5.0 * place for place in range(10)]))
+    steady = good(windows=windows([1000.0 + 5.0 * (place % 2) for place in range(10)]))
+    noisy = good(windows=windows([1000.0, 1060.0, 950.0, 1030.0, 1080.0, 960.0, 1090.0, 1010.0]))
+    assert codes(rising) == ["trend"]
+    assert codes(steady) == []
+    assert codes(noisy) == []

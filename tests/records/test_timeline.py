@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.records import Measurement
+from infergy.records import Measurement, Tick, Window
 from infergy.records.flags import find_flags
 from infergy.records.timeline import PowerTimeline, make_timeline, ratio, ratio_by_gpu
 from infergy.records.uncertainty import find_uncertainties
@@ -64,7 +65,8 @@ def test_joules_of_two_parts_add_up(watts: list[float], first: float, second: fl
 def with_timeline(power_w: float, uuid: str = UUID) -> Measurement:
     """A row of 500 W in 10.0 to 14.05 s, and a sensor that shows a steady power."""
     row = build_row(energy_j=1000.0, duration_s=2.0, batches=2, idle_w=500.0)
-    seen = make_timeline(uuid, [(9.8, power_w), (14.06, power_w)], 9.8, 14.06, 0.02)
+    looks = [(9.8 + 0.02 * place, power_w) for place in range(214)]
+    seen = make_timeline(uuid, looks, 9.8, 14.06, 0.02)
     assert seen is not None
     return replace(row, timeline=(seen,))
 
@@ -85,6 +87,42 @@ def test_two_witnesses_that_disagree_are_a_flag(power_w: float, codes: list[str]
     flags = find_flags(row, uncertainty, target=1.0)
     assert [flag.code for flag in flags] == codes
     assert all("infergy doctor --meter" in flag.cure for flag in flags)
+
+
+def test_a_hole_in_the_looks_tells_no_joules() -> None:
+    row = with_timeline(470.0)
+    (seen,) = row.timeline
+    assert seen.is_whole
+    holed = make_timeline(UUID, [(9.8, 470.0), (11.0, 470.0), (14.06, 470.0)], 9.8, 14.06, 0.02)
+    assert holed is not None
+    assert not holed.is_whole
+    assert ratio(replace(row, timeline=(holed,))) is None
+    early = make_timeline(UUID, [(9.8 + 0.02 * place, 470.0) for place in range(100)], 9.8, 14.06, 0.02)
+    assert early is not None
+    assert not early.is_whole
+
+
+def test_one_window_that_lost_joules_does_not_hide_among_others() -> None:
+    row = with_timeline(500.0)
+    (window,) = row.windows
+    looks = [(9.8 + 0.02 * place, 500.0) for place in range(1020)]
+    seen = make_timeline(UUID, looks, 9.8, 30.1, 0.02)
+    assert seen is not None
+
+    def later(seconds: float, lost_j: float) -> Window:
+        def move(ticks: Mapping[str, Tick], less_j: float) -> dict[str, Tick]:
+            return {
+                uuid: Tick(time_s=tick.time_s + seconds, energy_j=tick.energy_j + 500.0 * seconds - less_j)
+                for uuid, tick in ticks.items()
+            }
+
+        return replace(window, open=move(window.open, 0.0), close=move(window.close, lost_j))
+
+    whole = replace(row, timeline=(seen,), windows=tuple(later(5.0 * place, 0.0) for place in range(4)))
+    lossy = replace(whole, windows=(*whole.windows[:3], later(15.0, 250.0)))
+    codes = [[flag.code for flag in find_flags(one, None)] for one in (whole, lossy)]
+    assert ("disagree" in codes[0], "disagree" in codes[1]) == (False, True)
+    assert abs(ratio_by_gpu(lossy)[UUID] - 1) < 0.05
 
 
 def test_a_row_with_a_timeline_survives_json() -> None:

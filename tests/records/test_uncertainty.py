@@ -224,3 +224,28 @@ def test_intervals_hold_the_truth_where_windows_were_repeated_until_they_agreed(
 def scatter(rng: random.Random, sd: float) -> list[Window]:
     """One window of two batches of 2 s without edges or tail."""
     return windows_of([1000.0 * (1 + rng.gauss(0, sd / math.sqrt(4)))])
+
+
+def test_simulated_rows_and_other_drivers_tell_nothing_of_a_real_ones_noise() -> None:
+    real = build_row(energy_j=1000.0, duration_s=2.0, batches=2)
+    shaken = replace(real, windows=tuple(windows_of([2000.0, 2100.0, 1900.0, 2000.0])))
+    steady = [build_row(input_tokens=2**i, energy_j=1000.0, duration_s=2.0) for i in range(4, 8)]
+    others = [replace(row, windows=tuple(windows_of([2000.0] * 4))) for row in steady]
+    (alone,) = find_uncertainties([shaken])
+    beside = find_uncertainties([shaken, *others])[0]
+    pretended = find_uncertainties([shaken, *(replace(row, simulated=True) for row in others)])[0]
+    elsewhere = find_uncertainties(
+        [shaken, *(replace(row, environment=replace(row.environment, driver="9")) for row in others)]
+    )[0]
+    assert alone is not None
+    assert beside is not None
+    assert beside.half_width < alone.half_width
+    assert pretended == elsewhere == alone
+
+
+def test_a_cell_that_tells_nothing_of_itself_leans_on_like_cells_with_four_degrees_at_most() -> None:
+    row = build_row(batches=1, duration_s=10.0)
+    assert row.loaded_idle is not None
+    found = find_uncertainty(row.windows, row.loaded_idle, Spread(variance_s=0.001, degrees_of_freedom=60))
+    assert found is not None
+    assert found.degrees_of_freedom == pytest.approx(PRIOR_DEGREES, rel=0.01)

@@ -50,12 +50,12 @@ def check(
         for one in checked.files:
             _print(one)
     if again is not None:
-        _plan_again(checked, files, again, worst)
+        _plan_again(checked, files, again, worst, wanted)
     if strict and any(row.flags or row.failure for one in checked.files for row in one.rows):
         raise typer.Exit(EXIT_FLAGGED)
 
 
-def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | None) -> None:
+def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | None, target: float) -> None:
     from infergy.measure.anchors import plan_again
     from infergy.records.store import read_store
 
@@ -65,7 +65,7 @@ def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | No
     if not cells:
         typer.echo(f"{path}: not written, for no cell is flagged or failed", err=True)
         return
-    plan_again([row for file in files for row in read_store(file).rows], cells).save(path)
+    plan_again([row for file in files for row in read_store(file).rows], cells, target=target).save(path)
     typer.echo(
         f"{path}: {len(cells)} cells and their anchors. Measure them: infergy measure {path} -o NEW.jsonl", err=True
     )

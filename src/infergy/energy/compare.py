@@ -110,14 +110,8 @@ class _Judged:
 def _judge(rows: Iterable[Measurement]) -> Mapping[str, _Judged]:
     """The last measured row of each cell, with its joules a request and its interval."""
     last = {row.cell_id: row for row in rows if row.windows and row.loaded_idle is not None}
-    groups: dict[object, list[Measurement]] = {}
-    for row in last.values():
-        groups.setdefault(row.cell.setup, []).append(row)
-    intervals = {
-        row.cell_id: found
-        for group in groups.values()
-        for row, found in zip(group, find_uncertainties(group), strict=True)
-    }
+    chosen = list(last.values())
+    intervals = {row.cell_id: found for row, found in zip(chosen, find_uncertainties(chosen), strict=True)}
     return {cell_id: _judged(row, intervals[cell_id]) for cell_id, row in last.items()}
 
 

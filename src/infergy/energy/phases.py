@@ -27,6 +27,7 @@ from infergy.energy.phase_law import (
 )
 from infergy.errors import DataError, UsageError
 from infergy.records import Load, Measurement, Result, result_of
+from infergy.records.agreement import pool_key
 from infergy.records.flags import Flag
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 
@@ -227,12 +228,7 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
 
 
 def _group(row: Measurement) -> tuple[object, ...]:
-    return (
-        row.cell.setup,
-        row.cell.load.decoding,
-        row.environment.weights,
-        tuple(gpu.name for gpu in row.environment.gpus),
-    )
+    return *pool_key(row), row.cell.load.decoding
 
 
 def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:

@@ -7,6 +7,7 @@ cells tell the factor. Raw facts stay as they were measured; each row carries th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -86,10 +87,14 @@ def _mark(
             f"{name}: this GPU and the table do not differ significantly (× {ratio.low:.4f} .. "
             f"{ratio.high:.4f}), so there is nothing to rescale: use the table as it is, or add --force"
         )
+    # Of the mean of n anchors the interval is t s / √n; a cell that was not measured again scatters as one anchor does:
+    # t s √(1 + 1 / n), √(n + 1) times as wide (a prediction interval, in logs).
+    wider = math.sqrt(len(wanted) + 1)
+    low, high = (ratio.value * (edge / ratio.value) ** wider for edge in (ratio.low, ratio.high))
     return Rescaled(
         factor=ratio.value,
-        low=ratio.low,
-        high=ratio.high,
+        low=low,
+        high=high,
         gpu=new[0].environment.gpus[0].name if new[0].environment.gpus else "unknown",
         chips=_only_chips(f"{name} measured again", new),
         cells=tuple(sorted(wanted)),

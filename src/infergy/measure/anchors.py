@@ -19,6 +19,7 @@ from infergy.records import (
 
 ANCHORS = 3
 
+DEFAULTS = MeasureOptions()
 UNKNOWN_S = 10.0
 """Seconds of a batch that nobody has measured."""
 
@@ -62,12 +63,13 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
     )
 
 
-def plan_again(rows: Sequence[Measurement], cells: Sequence[str]) -> Plan:
+def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: float) -> Plan:
     """A plan that measures cells of a table again, between anchors of their set-ups.
 
     Args:
         rows: The table's rows.
         cells: Ids of the cells, in the order in which to measure them.
+        target: Half-width that is to be reached, as a fraction; they get twice the time that cells usually have.
 
     Raises:
         UsageError: The table's GPU or a model is not in the catalogue, or rows are of several kinds of GPU.
@@ -90,7 +92,9 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str]) -> Plan:
         gpu=get_gpu(catalogue_name(names.pop())).name,
         cells=tuple(planned),
         models={setup.model: model_config(setup.model) for setup in setups},
-        options=MeasureOptions(seed=next(iter(by_id.values())).seed),
+        options=replace(
+            DEFAULTS, seed=next(iter(by_id.values())).seed, target=target, max_time_s=2 * DEFAULTS.max_time_s
+        ),
     )
 
 

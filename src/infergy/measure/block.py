@@ -19,7 +19,7 @@ from types import TracebackType
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import measure_idle
-from infergy.meters import Clock, Edge, Meter, next_tick, open_meter, settle
+from infergy.meters import LATE_S, Clock, Edge, Meter, next_tick, open_meter, settle
 from infergy.records import GpuIdentity, GpuState, Window
 
 BLOCK_SCHEMA = "infergy.window/1"
@@ -34,8 +34,9 @@ class BlockEnergy:
 
     Attributes:
         energy_j: Joules of all GPUs while the block ran, gross: idle power included.
-        low_j: What it took at least, and `high_j` at most, as late as the ticks may be stamped. One block says nothing
-            of how the next will differ.
+        low_j: What it took at least, and `high_j` at most, as late as ticks may be stamped, as late as a counter may
+            tell joules, and however small a part of each of its periods it looks at (`infergy doctor --meter` tells).
+            One block says nothing of how the next will differ.
         energy_by_gpu_j: `energy_j` of each GPU, by UUID.
         net_j: `energy_j` less what the idle GPUs would have taken; None if idle power was not measured.
         duration_s: Seconds of the block.
@@ -118,6 +119,14 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         """Open the meter, measure idle power if asked to, and wait for a tick."""
         wanted = self._wanted
         self._meter = open_meter(wanted, self._gpus) if isinstance(wanted, str) else wanted
+        try:
+            self._begin()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self._clock: Clock = self._meter.clock
         self._sync()
         self._idle = measure_idle(self._meter, self._idle_s) if self._idle_s > 0 else None
@@ -125,7 +134,11 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         self._measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._opened = next_tick(self._meter)
         self._begin_s = self._clock.now_s()
-        return self
+
+    def _close(self) -> None:
+        """Close the meter if it was opened here."""
+        if isinstance(self._wanted, str):
+            self._meter.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -143,9 +156,9 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             edges = settle(self._meter, end_s)
         except InfergyError as broken:
             reason = str(broken)
+        finally:
+            self._close()
         self._result = self._work_out(end_s, after, edges, reason)
-        if isinstance(self._wanted, str):
-            self._meter.close()
 
     @property
     def result(self) -> BlockEnergy:
@@ -232,7 +245,9 @@ class _Joules:
 def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Joules:
     """The block's joules out of the window's, and between which bounds they lie.
 
-    A stamp that is late misplaces joules of the block at the opening tick, and of the tail at the other two.
+    A stamp that is late misplaces joules of the block at the opening tick, and of the tail at the other two. A counter
+    that tells late holds what was drawn before the window, taken to differ from the tail by as much as that at most.
+    One that looks at the end of each period takes it for the whole: off by a period of the step at the block's end.
 
     Raises:
         MeterError: A counter stood still or ran backwards.
@@ -244,7 +259,12 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     waits_s = {uuid: max(0.0, span_s[uuid] - duration_s) for uuid in used_j}
     tail_s = {uuid: closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()}
     by_gpu = {uuid: used_j[uuid] - waits_s[uuid] * tail_w[uuid] for uuid in used_j}
-    doubt_j = late_s * sum(mean_w[uuid] + tail_w[uuid] * (1 + waits_s[uuid] / tail_s[uuid]) for uuid in used_j)
+    doubt_j = sum(
+        late_s * (mean_w[uuid] + tail_w[uuid] * (1 + waits_s[uuid] / tail_s[uuid]))
+        + LATE_S * tail_w[uuid]
+        + tail_s[uuid] * abs(mean_w[uuid] - tail_w[uuid])
+        for uuid in used_j
+    )
     energy_j = sum(by_gpu.values())
     return _Joules(by_gpu, max(0.0, energy_j - doubt_j), energy_j + doubt_j)
 

@@ -5,6 +5,7 @@ The estimator knows nothing of what was drawn: it sees ticks and batches only. S
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ class Scenario:
         prefill_s: Mean seconds of the first part of a batch, at `prefill_w`; `decode_s` and `decode_w` of the second.
         noise: Standard deviation of the seconds of one second of work, as a fraction; of a batch less, by the root of
             its seconds. Its power varies by a third of that.
+        memory_s: How long noise lasts: of a batch so many seconds later 1 / e of it is left. 0 where batches are
+            independent.
         seed: Of the noise.
     """
 
@@ -56,6 +59,7 @@ class Scenario:
     decode_w: float
     noise: float
     seed: int
+    memory_s: float = 0.0
 
     @property
     def batch_s(self) -> float:
@@ -101,14 +105,29 @@ class DrawnSession:
         self._gpu = gpu
         self._scenario = scenario
         self._random = random.Random(scenario.seed)
+        self._drawn: tuple[float, float, float] | None = None
+        """When noise was drawn last, of seconds and of power, in standard deviations."""
 
     def run(self, work: Work) -> Completion:
         """One batch."""
         drawn, sd = self._scenario, self._scenario.noise / self._scenario.batch_s**0.5
-        slower, hungrier = 1 + self._random.gauss(0, sd), 1 + self._random.gauss(0, sd / 3)
+        slow, hungry = self._noise()
+        slower, hungrier = 1 + sd * slow, 1 + sd / 3 * hungry
         self._gpu.advance(drawn.prefill_s * slower, drawn.prefill_w * hungrier)
         self._gpu.advance(drawn.decode_s * slower, drawn.decode_w * hungrier)
         return Completion(input_tokens=tuple(map(len, work.prompts)), output_tokens=work.output_tokens)
+
+    def _noise(self) -> tuple[float, float]:
+        """Independent draws, or such as remember the last ones (an AR(1) process at the times of the batches)."""
+        now_s = self._gpu.now_s()
+        slow, hungry = self._random.gauss(0, 1), self._random.gauss(0, 1)
+        if self._drawn is not None and self._scenario.memory_s:
+            then_s, was_slow, was_hungry = self._drawn
+            kept = math.exp((then_s - now_s) / self._scenario.memory_s)
+            fresh = math.sqrt(1 - kept**2)
+            slow, hungry = kept * was_slow + fresh * slow, kept * was_hungry + fresh * hungry
+        self._drawn = (now_s, slow, hungry)
+        return slow, hungry
 
     def facts(self) -> Mapping[str, str | None]:
         """Nothing is resolved."""
@@ -318,9 +337,15 @@ def draw_outcomes(name: str, runs: int, seed: int, options: MeasureOptions) -> l
     return [measure_scenario(one, replace(options, seed=place))[1] for place, one in enumerate(drawn)]
 
 
-def draw_series(rng: random.Random, cells: int) -> list[Scenario]:
-    """The cells of one set-up: one GPU and one counter, batches of other lengths and powers, noise within a half."""
-    first = draw(rng, noise=(0.002, 0.03))
+def draw_series(rng: random.Random, cells: int, *, are_long: bool = False) -> list[Scenario]:
+    """The cells of one set-up: one GPU and one counter, batches of other lengths and powers, noise within a half.
+
+    Long ones take 4 to 18 s, so that a window is a batch, and differ in their noise by a factor of 2 to either side.
+    """
+    batch_s, lengths, noises = (0.05, 3.0), (0.2, 5.0), (0.67, 1.5)
+    if are_long:
+        batch_s, lengths, noises = (6.0, 12.0), (0.7, 1.5), (0.5, 2.0)
+    first = draw(rng, noise=(0.002, 0.03), batch_s=batch_s)
 
     def vary(seconds: float, watts: float) -> Scenario:
         return replace(
@@ -330,17 +355,26 @@ def draw_series(rng: random.Random, cells: int) -> list[Scenario]:
             decode_s=first.decode_s * seconds,
             prefill_w=min(700.0, first.prefill_w * watts),
             decode_w=first.decode_w * watts,
-            noise=first.noise * rng.uniform(0.67, 1.5),
+            noise=first.noise * _log_uniform(rng, *noises),
             seed=rng.randrange(2**32),
         )
 
-    return [vary(_log_uniform(rng, 0.2, 5.0), rng.uniform(0.95, 1.05)) for _ in range(cells)]
+    return [vary(_log_uniform(rng, *lengths), rng.uniform(0.95, 1.05)) for _ in range(cells)]
 
 
-def draw_series_outcomes(runs: int, seed: int, options: MeasureOptions, cells: int = 8) -> list[Outcome]:
+def draw_series_outcomes(
+    runs: int, seed: int, options: MeasureOptions, cells: int = 8, *, are_long: bool = False
+) -> list[Outcome]:
     """Measure series of `cells` until `runs` cells are measured."""
     rng = random.Random(f"{seed} series")
     outcomes: list[Outcome] = []
     while len(outcomes) < runs:
-        outcomes += measure_series(draw_series(rng, cells), options)
+        outcomes += measure_series(draw_series(rng, cells, are_long=are_long), options)
     return outcomes[:runs]
+
+
+def draw_remembering_outcomes(runs: int, seed: int, options: MeasureOptions, memory_s: float) -> list[Outcome]:
+    """Measure scenarios whose noise lasts: what the intervals take to be independent is not."""
+    rng = random.Random(f"{seed} memory")
+    drawn = [replace(draw(rng, noise=(0.005, 0.02)), memory_s=memory_s) for _ in range(runs)]
+    return [measure_scenario(one, replace(options, seed=place))[1] for place, one in enumerate(drawn)]

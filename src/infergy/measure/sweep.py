@@ -7,7 +7,7 @@ polls, so that it disturbs nothing that is measured.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
-from infergy.records import GRID_VISIT, EngineSetup, Failure, Measurement, Plan, PlannedCell
+from infergy.records import GRID_VISIT, EngineSetup, Failure, GpuIdentity, Measurement, Plan, PlannedCell
 from infergy.records.agreement import SCOPE
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
@@ -75,6 +75,7 @@ def sweep(
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
         _refuse_other_scope(store, next((one.environment.scope for one in known.values()), ""))
+        _refuse_other_gpu(store, next(iter(known.values())))
         wanted = {planned.key for planned in plan.cells}
         done = {row.key for row in store.rows if row.is_ok or not (retry_failed or _is_blameless(row))} & wanted
         if done:
@@ -144,6 +145,22 @@ def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
             f"{store.path} holds joules of the {other}, read by {meter}; here the joules are of the {scope}. "
             "Write them to a file of their own: -o OTHER.jsonl"
         )
+
+
+def _refuse_other_gpu(store: StoreWriter, here: Surroundings) -> None:
+    """One store, one kind of GPU, real or simulated: another's rows would pass for cells that are done."""
+
+    def name(gpus: Sequence[GpuIdentity]) -> str:
+        return gpus[0].name if gpus else "no GPU"
+
+    ours = (name(here.environment.gpus), here.is_simulated)
+    for row in store.rows:
+        theirs = (name(row.environment.gpus), row.simulated)
+        if theirs != ours:
+            told, found = (f"{gpu}{' (simulated)' if simulated else ''}" for gpu, simulated in (theirs, ours))
+            raise UsageError(
+                f"{store.path} holds rows of {told}, here is {found}. Write them to a file of their own: -o OTHER.jsonl"
+            )
 
 
 def _run_child(

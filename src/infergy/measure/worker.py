@@ -23,7 +23,8 @@ from infergy.measure.environment import Surroundings, gather
 from infergy.measure.timeline import Witness, open_witness
 from infergy.meters import Meter, open_meter
 from infergy.meters.window import counter_period_s
-from infergy.records import EngineSetup, Load, Measurement, Plan, PlannedCell, Window
+from infergy.records import EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
+from infergy.records.agreement import spread_key
 from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
 from infergy.records.uncertainty import Peer, peer_of
@@ -75,14 +76,15 @@ def main() -> int:
             witness = open_witness(meter, job.meter, plan.options.timeline_s)
             bare = measure_idle(meter, plan.options.idle_s)
             session = engine.open(setup, plan.models[setup.model], plan.options.seed)
-            surroundings, idle = settle(session, meter, engine, plan, setup)
+            surroundings, idle = wake(session, meter, engine, plan, setup)
         except InfergyError as error:
             tell("refused", reason=str(error), code=failure_of(error).code)
             # What is loaded may be broken, and closing it hang; the kernel frees what it held.
             os._exit(error.exit_code)
         tell("ready")
         with StoreWriter(Path(job.store), lock=False) as store:
-            peers = [peer_of(row) for row in store.rows if row.cell.setup == setup]
+            key = spread_key(failed_cell(todo[0], plan.options, surroundings, Failure(code="", message="")))
+            peers = [peer_of(row) for row in store.rows if spread_key(row) == key]
             for planned in todo:
                 tell("begin", cell=planned.key)
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, peers)
@@ -115,9 +117,7 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NV
     return SimulatedEngine(node, gpu), SimulatedMeter(node)
 
 
-def settle(
-    session: Session, meter: Meter, engine: Engine, plan: Plan, setup: EngineSetup
-) -> tuple[Surroundings, Window]:
+def wake(session: Session, meter: Meter, engine: Engine, plan: Plan, setup: EngineSetup) -> tuple[Surroundings, Window]:
     """Wake the engine once, take its idle power, and gather what all its rows share.
 
     Raises:
@@ -169,7 +169,11 @@ def witnessed(row: Measurement, witness: Witness) -> Measurement:
     start_s = min(tick.time_s for tick in row.windows[0].open.values())
     end_s = max(tick.time_s for tick in row.windows[-1].close.values())
     timeline = witness.take(start_s, end_s)
-    return replace(row, timeline=timeline, timeline_reason=witness.reason)
+    reason = witness.reason
+    blind_s = max((one.longest_gap_s for one in timeline if not one.is_whole), default=0.0)
+    if blind_s:
+        reason = f"nobody looked for {blind_s:.1f} s; see whether the host was overloaded"
+    return replace(row, timeline=timeline, timeline_reason=reason)
 
 
 def check_same_gpus(meter: Meter, told: str | None) -> None:

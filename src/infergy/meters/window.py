@@ -62,9 +62,10 @@ def next_tick(meter: Meter) -> Edge:
         clock.pause()
         energy_j = meter.read()
         now_s = clock.now_s()
-        for uuid, joules in energy_j.items():
-            if uuid not in ticks and joules != start_j[uuid]:
-                ticks[uuid] = Tick(time_s=now_s, energy_j=joules)
+        _demand_all(meter, energy_j)
+        for uuid, was_j in start_j.items():
+            if uuid not in ticks and energy_j[uuid] != was_j:
+                ticks[uuid] = Tick(time_s=now_s, energy_j=energy_j[uuid])
                 gap_s = max(gap_s, now_s - last_s)
         last_s = now_s
         if now_s - begun_s > TIMEOUT_S:

@@ -15,8 +15,9 @@ kernels nor read counters, and what an engine finds anew at each loading (`VOLAT
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from infergy.records.cell import RANDOM_WEIGHTS
 from infergy.records.measurement import Measurement
 
 VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"})
@@ -53,9 +54,11 @@ def _options(row: Measurement) -> dict[str, str]:
     return {name: str(value) for name, value in row.environment.engine.items() if name not in VOLATILE_OPTIONS}
 
 
+WEIGHTS = Fact("weights", lambda row: _one(row.environment.weights))
+
 IDENTITY = (
     Fact("GPU", lambda row: _one(row.environment.gpus[0].name if row.environment.gpus else None)),
-    Fact("weights", lambda row: _one(row.environment.weights)),
+    WEIGHTS,
     Fact("simulated", lambda row: _one(row.simulated)),
 )
 
@@ -119,3 +122,14 @@ def differences(first: Measurement, other: Measurement, facts: Iterable[Fact]) -
 def key_of(row: Measurement, facts: Iterable[Fact]) -> tuple[str, ...]:
     """The facts as something that can be hashed: equal for rows that agree in all of them."""
     return tuple(fact.of(row) for fact in facts)
+
+
+def pool_key(row: Measurement) -> tuple[object, ...]:
+    """Equal for rows whose joules may be put together: of one set-up, and alike in all that must agree."""
+    return row.cell.setup, *key_of(row, (*IDENTITY, *MUST))
+
+
+def spread_key(row: Measurement) -> tuple[object, ...]:
+    """Equal for rows that tell of each other's noise: as `pool_key`, whatever the weights."""
+    alike = [fact for fact in (*IDENTITY, *MUST) if fact is not WEIGHTS]
+    return replace(row.cell.setup, weights=RANDOM_WEIGHTS), *key_of(row, alike)

@@ -78,7 +78,7 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
             found[place] = CheckedRow(
                 cell_id=row.cell_id,
                 cell=str(row.cell),
-                energy_j=row.result.energy_j if row.result else None,
+                energy_j=result_of(row).energy_j if row.windows and row.loaded_idle is not None else None,
                 net_energy_j=net_energy_j(row),
                 idle=find_idle_power(row),
                 uncertainty=uncertainty,

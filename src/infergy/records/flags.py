@@ -7,13 +7,14 @@ A flag never changes a number. What each code means and what to do about it: doc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import chain
-from statistics import fmean, median
+from statistics import fmean, median, variance
 
 from infergy.records.environment import GpuState
-from infergy.records.measurement import Batch, Measurement
-from infergy.records.timeline import ratio_by_gpu
+from infergy.records.measurement import Batch, Measurement, derive
+from infergy.records.timeline import ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 
 TARGET = 0.02
@@ -26,6 +27,10 @@ FIRST_BATCH_EXCESS = 0.2
 TREND = 0.05
 """How far the mean of the last half of the batches may lie from that of the first."""
 
+FEWEST_FOR_RISE = 6
+RISE, RISE_ERRORS = 0.02, 3.0
+"""How far the joules of the last half of the windows may lie from those of the first, and in standard errors."""
+
 TEMPERATURE_CHANGE_C = 25.0
 """Between the states before and after. Leakage grows by about 1 % for 3 °C, but a cold start is not a drift."""
 
@@ -36,6 +41,9 @@ HARMFUL_SLOWDOWNS = frozenset(
 
 DISAGREEMENT = 0.05
 """How far the joules of the counter may lie from those of the timeline."""
+
+WINDOW_DISAGREEMENT = 0.08
+"""The same over one window, of which a sensor that shows power late misplaces up to 3 % at either edge."""
 
 CODES = (
     "uncertain",
@@ -86,7 +94,7 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _interrupted(row),
         _short(row),
         _first(row.windows[0].batches),
-        _trend(batches),
+        _trend(batches) or _rise(row),
         _slowed(row),
         _temperature(row),
         _crowded(row),
@@ -155,6 +163,24 @@ def _trend(batches: list[Batch]) -> Flag | None:
         code="trend",
         reason=f"batches took {change:+.1%} at the end against the begin, expected ±{TREND:.0%}: not steady",
         cure="see what else the host does, then measure the cell again",
+    )
+
+
+def _rise(row: Measurement) -> Flag | None:
+    """Joules that grow or fall from window to window while seconds stay: a chip that warms up, or cools."""
+    if len(row.windows) < FEWEST_FOR_RISE or row.loaded_idle is None:
+        return None
+    joules = [derive([window], row.loaded_idle).energy_j for window in row.windows]
+    middle = len(joules) // 2
+    first, last = joules[:middle], joules[-middle:]
+    change = fmean(last) / fmean(first) - 1
+    error = math.sqrt((variance(first) + variance(last)) / middle) / fmean(joules)
+    if abs(change) <= max(RISE, RISE_ERRORS * error):
+        return None
+    return Flag(
+        code="trend",
+        reason=f"windows took {change:+.1%} joules at the end against the begin, expected ±{RISE:.0%}: not steady",
+        cure="measure the cell again now that it is warm",
     )
 
 
@@ -255,12 +281,15 @@ def _whole(text: str | None) -> int | None:
 
 
 def _disagree(row: Measurement) -> Flag | None:
-    for uuid, ratio in ratio_by_gpu(row).items():
-        if abs(ratio - 1) > DISAGREEMENT:
+    """The two witnesses, over all windows and over each: one window that lost joules hides among many."""
+    overall = [("all windows", uuid, ratio, DISAGREEMENT) for uuid, ratio in ratio_by_gpu(row).items()]
+    each = [(f"window {number}", uuid, ratio, WINDOW_DISAGREEMENT) for number, uuid, ratio in ratio_by_window(row)]
+    for where, uuid, ratio, most in (*overall, *each):
+        if abs(ratio - 1) > most:
             return Flag(
                 code="disagree",
                 reason=f"of {name_gpu(row, uuid)} the counter tells {ratio - 1:+.1%} joules against instant power over "
-                f"the same time, expected ±{DISAGREEMENT:.0%}",
+                f"{where}, expected ±{most:.0%}",
                 cure="see how its meter follows a load: infergy doctor --meter; then measure the cell again",
             )
     return None

@@ -49,6 +49,9 @@ def _between_w(row: Measurement) -> float | None:
     joules: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for uuid, begin, end in _rests(row.windows):
+        if end.energy_j <= begin.energy_j:
+            # Between windows a counter may start again: no joule of a batch is in it.
+            continue
         joules[uuid] = joules.get(uuid, 0.0) + end.energy_j - begin.energy_j
         seconds[uuid] = seconds.get(uuid, 0.0) + end.time_s - begin.time_s
     if not seconds or not all(seconds.values()):

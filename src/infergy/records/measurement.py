@@ -7,6 +7,7 @@ History of the row's schema:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -130,7 +131,8 @@ def _between(uuid: str, earlier: Tick, later: Tick) -> float:
         MeterError: The counter or the clock stood still or ran backwards: zero joules are no measurement.
     """
     energy_j, seconds = later.energy_j - earlier.energy_j, later.time_s - earlier.time_s
-    if energy_j <= 0 or seconds <= 0:
+    # Not a number is more than nothing in no comparison.
+    if not (energy_j > 0 and seconds > 0 and math.isfinite(energy_j)):
         raise MeterError(
             f"the energy counter of {uuid} moved by {energy_j} J in {seconds:.3f} s; expected more than 0 of both. "
             "Measure again; if it stays, this GPU's counter cannot be used"

@@ -11,7 +11,7 @@ class Rescaled:
 
     Attributes:
         factor: Joules on the other GPU over those of the row's own, above 0.
-        low: Lower end of the factor's 95 % interval.
+        low: Lower end of the 95 % interval in which the factor of a cell lies that was not measured again.
         high: Upper end.
         gpu: The driver's name of the GPU for which the joules now stand.
         chips: Its UUID, or those of several GPUs.

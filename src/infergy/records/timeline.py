@@ -7,7 +7,7 @@ Where the joules of both lie apart, one of them errs (a counter that was reset i
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from infergy.records.measurement import Measurement, Window
 
 MILLISECONDS_PER_SECOND = 1000
+LONGEST_GAP_S = 0.5
+"""A timeline with a longer hole tells no joules: what happened in it is unknown."""
+
 WATTS_DIGITS = 1
 """Power is kept to a tenth of a watt: a sensor's noise is larger."""
 
@@ -28,7 +31,7 @@ class PowerTimeline:
         start_s: When the first value was seen, on the clock of the ticks.
         offsets_ms: When each value was first seen, in milliseconds after `start_s`, ascending.
         power_w: The values. Each holds until the next one.
-        end_s: Until when the sensor was looked at.
+        end_s: Until when it is to tell of power.
         every_s: Time between two looks that was asked for.
         longest_gap_s: Longest time between two looks: what happened in it is unknown.
     """
@@ -58,6 +61,11 @@ class PowerTimeline:
                 break
             energy_j += self.power_w[place] * (min(until_s, end_s) - max(times_s[place], start_s))
         return energy_j
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no gap between two looks, or before the end, was longer than `LONGEST_GAP_S`."""
+        return self.longest_gap_s <= LONGEST_GAP_S
 
 
 def make_timeline(
@@ -114,6 +122,19 @@ def ratio_by_gpu(row: Measurement) -> Mapping[str, float]:
     return found
 
 
+def ratio_by_window(row: Measurement) -> Iterator[tuple[int, str, float]]:
+    """Of each window, from 1 on, and each GPU the joules of the counter over those of the timeline, where told.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    for number, window in enumerate(row.windows, 1):
+        for timeline in row.timeline:
+            pair = _joules(timeline, [window])
+            if pair is not None:
+                yield number, timeline.uuid, pair[0] / pair[1]
+
+
 def ratio(row: Measurement) -> float | None:
     """Joules of all counters over those of all timelines; None where one of them is not told.
 
@@ -129,6 +150,8 @@ def ratio(row: Measurement) -> float | None:
 
 def _joules(timeline: PowerTimeline, windows: Iterable[Window]) -> tuple[float, float] | None:
     """Joules by the counter and by the timeline; None where the latter does not reach over a window, or shows none."""
+    if not timeline.is_whole:
+        return None
     counter_j = shape_j = 0.0
     for window in windows:
         tick, close = window.open.get(timeline.uuid), window.close.get(timeline.uuid)

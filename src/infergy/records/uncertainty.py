@@ -31,9 +31,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
+from infergy.records.agreement import spread_key
 from infergy.records.measurement import Measurement, Window, derive, result_of
 from infergy.records.rescaled import Rescaled
 
@@ -174,21 +175,26 @@ def find_uncertainty(
 
 
 def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
-    """The intervals of the measured rows of one engine set-up, each with its like among the others.
+    """The intervals of measured rows, each with its like among the others.
 
-    Cells are alike whose mean power differs by no more than `LIKE_POWER`: what waits for its host varies more than what
-    the GPU alone holds up. A failed row has None.
+    Cells are alike that agree in all that must (`infergy.records.agreement.spread_key`) and whose mean power differs by
+    no more than `LIKE_POWER`: what waits for its host varies more than what the GPU alone holds up. A failed row has
+    None.
 
     Raises:
         MeterError: A counter stood still.
     """
     peers = [peer_of(row) for row in rows]
+    groups: dict[tuple[object, ...], list[Peer | None]] = {}
+    keys = [spread_key(row) for row in rows]
+    for key, peer in zip(keys, peers, strict=True):
+        groups.setdefault(key, []).append(peer)
     found: list[Uncertainty | None] = []
-    for row, peer in zip(rows, peers, strict=True):
+    for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
             found.append(None)
             continue
-        like = spread_at(peer.power_w, (other for other in peers if other is not peer))
+        like = spread_at(peer.power_w, (other for other in groups[key] if other is not peer))
         found.append(find_uncertainty(row.windows, row.loaded_idle, like, row.rescaled))
     return found
 
@@ -232,6 +238,9 @@ def is_certain(windows: Sequence[Window], loaded_idle: Window, like: Spread | No
 
 
 def _moderate(own: Spread | None, like: Spread | None) -> Spread | None:
+    if own is None and like is not None:
+        # Nothing of its own says that this cell is as steady as the others.
+        return replace(like, degrees_of_freedom=min(like.degrees_of_freedom, PRIOR_DEGREES))
     if own is None or like is None:
         return own or like
     if like.is_of_joules and not own.is_of_joules:

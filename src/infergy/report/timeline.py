@@ -196,7 +196,7 @@ def draw_text(row: Measurement, number: int, columns: int = COLUMNS) -> str:
     """
     shown = picture(row, number)
     step_s = shown.seconds / columns
-    highest_w = max(watts for steps in shown.power_w.values() for _, watts in steps)
+    highest_w = max(watts for steps in shown.power_w.values() for _, watts in steps) or 1.0
     lines = [describe(row, number)]
     for uuid, steps in shown.power_w.items():
         means = [_mean_w(steps, place * step_s, (place + 1) * step_s) for place in range(columns)]
