@@ -176,6 +176,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return asked
 
 
+@pytest.mark.parametrize("verb", ["recommend", "waterfall"])
+def test_advice_on_a_task_says_by_which_distribution_lengths_were_drawn(verb: str) -> None:
+    assert "drawn with seed 0 from a log-normal" in " ".join(printed(verb, "task:imdb").split())
+    assert "log-normal" in json.loads(printed(verb, "task:imdb", "--json"))["trace"]["lengths_from"]
+
+
 def test_a_named_tokenizer_counts_the_real_texts_and_leaves_blank_ones_out(hub: dict[str, Any]) -> None:
     found = task_lengths(find_task("task:generation"), TaskOptions(requests=2, seed=5, tokenizer="some/tokenizer"))
     assert found.input_tokens == (4, 2)
