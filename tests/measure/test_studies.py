@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def test_every_figure_and_table_of_the_paper_that_rests_on_measuring_has_a_study
     for figure in FIGURES:
         assert figure in told
     assert all(grid_of(name).title and grid_of(name).description for name in study_names())
+
+
+def test_the_claims_of_studies_are_those_that_ship() -> None:
+    shipped = tomllib.loads((study_path("engines").parents[1] / "claims.toml").read_text(encoding="utf-8"))
+    named = {claim for name in study_names() for claim in grid_of(name).claims}
+    constants = {"ideal", "input_tokens", "output_tokens", "task_input_tokens"}
+    assert named == set(shipped) - constants
 
 
 @pytest.mark.parametrize("name", study_names())
