@@ -18,6 +18,7 @@ from infergy.cli.measure import grid, measure, plan
 from infergy.cli.phases import phases
 from infergy.cli.recommend import recommend
 from infergy.cli.schema import schema
+from infergy.cli.study import study
 from infergy.cli.timeline import timeline
 from infergy.cli.trace import trace
 from infergy.cli.verify import verify
@@ -43,6 +44,7 @@ MEASURED = (measure, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, schema, doctor)
 for verb in (estimate, recommend, waterfall, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
+app.add_typer(study, name="study")
 app.command(VERB, hidden=True)(measure_command)
 
 

@@ -14,11 +14,15 @@ from infergy.cli.trace_options import (
     JsonOption,
     OutputColumnOption,
     OutputEdgesOption,
+    RequestsOption,
+    SeedOption,
     SourceArg,
+    TokenizerOption,
     bins_of,
     columns_of,
     print_json,
     stdout_console,
+    task_of,
 )
 from infergy.units import format_percent
 from infergy.workload.bins import POWERS_OF_TWO
@@ -46,6 +50,9 @@ def bins(
     input_column: InputColumnOption = None,
     output_column: OutputColumnOption = None,
     cached_column: CachedColumnOption = None,
+    requests: RequestsOption = None,
+    seed: SeedOption = None,
+    tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a trace as counts over bins, and real lengths against binned ones.
@@ -56,7 +63,8 @@ def bins(
 
     grid = bins_of(bins, input_edges, output_edges)
     columns = columns_of(input_column, output_column, None, cached_column)
-    histogram = open_trace(source, format=format, columns=columns).histogram(grid)
+    task = task_of(requests, seed, tokenizer)
+    histogram = open_trace(source, format=format, columns=columns, task=task).histogram(grid)
     if as_json:
         print_json([_with_sums(histogram)])
         return
@@ -153,7 +161,8 @@ def _notes(histogram: Histogram) -> list[str]:
     """What the tables do not show: the over-count in total, and who is not in a bin."""
     given = _totals("input", histogram.input_tokens, histogram.binned_input_tokens)
     output = _totals("output", histogram.output_tokens, histogram.binned_output_tokens)
-    notes = [f"In bins: {histogram.requests:,} requests; {given}; {output}."]
+    notes = [] if histogram.lengths_from is None else [f"{histogram.source}: {histogram.lengths_from}."]
+    notes += [f"In bins: {histogram.requests:,} requests; {given}; {output}."]
     left = histogram.left_out
     if left is None:
         notes.append("Left out: nobody.")

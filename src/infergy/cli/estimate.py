@@ -17,13 +17,17 @@ from infergy.cli.trace_options import (
     JsonOption,
     OutputColumnOption,
     OutputEdgesOption,
+    RequestsOption,
+    SeedOption,
     SourcesArg,
     TimeColumnOption,
     TimeUnitOption,
+    TokenizerOption,
     bins_of,
     columns_of,
     print_json,
     stdout_console,
+    task_of,
 )
 from infergy.energy.options import BASELINE, CEILING, DENSE, FRACTIONAL, MAX_BATCH_S
 from infergy.units import format_number, format_percent, format_si
@@ -103,6 +107,9 @@ def estimate(
     time_column: TimeColumnOption = None,
     cached_column: CachedColumnOption = None,
     time_unit: TimeUnitOption = None,
+    requests: RequestsOption = None,
+    seed: SeedOption = None,
+    tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate the energy of request traces from measured tables, engine by engine, beside an ideal.
@@ -116,7 +123,8 @@ def estimate(
     edges = bins_of(bins, input_edges, output_edges)
     columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
     tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
-    traces = [open_trace(source, format=format, columns=columns) for source in sources]
+    task = task_of(requests, seed, tokenizer)
+    traces = [open_trace(source, format=format, columns=columns, task=task) for source in sources]
     answers = [
         run_estimate(
             trace,
@@ -150,6 +158,8 @@ def _print(answer: TraceEstimate, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if trace.lengths_from is not None:
+        console.print(fill(trace.lengths_from, console.width), markup=False, soft_wrap=True)
     first = answer.estimates[0]
     how = f"method {first.method}, {answer.bins.name} bins"
     console.print(f"{first.model} on {_gpus(answer.estimates)}, {how}", markup=False)

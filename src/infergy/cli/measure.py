@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infergy.cli.progress import run_sweep
 from infergy.errors import InfergyError, UsageError
 from infergy.records import END_VISIT, GRID_VISIT, EngineSetup
 from infergy.units import format_duration
 
 if TYPE_CHECKING:
-    from infergy.measure.sweep import SweepEvent
     from infergy.records import Plan
 
 EXIT_SOME_FAILED = 4
@@ -85,7 +84,7 @@ def plan(
 
     Example: infergy plan paper-bins -o plan.json
     """
-    resolved = _resolve(
+    resolved = resolve(
         grid,
         model=model,
         gpu=gpu,
@@ -147,8 +146,8 @@ def measure(
     Example: infergy measure --engine vllm --model llama-3.1-8b --input 512 --output 64 --batch 1,8 -o mine.jsonl
     """
     is_resolved = grid is not None and grid.endswith(".json")
-    gpu = gpu if gpu or simulate or is_resolved else _gpu_here()
-    resolved = _resolve(
+    gpu = gpu if gpu or simulate or is_resolved else gpu_here()
+    resolved = resolve(
         grid,
         model=model,
         gpu=gpu,
@@ -164,6 +163,26 @@ def measure(
         seed=seed,
         timeline=timeline,
     )
+    measure_plan(
+        resolved,
+        output,
+        dry_run=dry_run,
+        simulate=simulate,
+        meter=meter,
+        retry_failed=retry_failed,
+        as_json=as_json,
+    )
+
+
+def measure_plan(
+    resolved: Plan, output: Path | None, *, dry_run: bool, simulate: bool, meter: str, retry_failed: bool, as_json: bool
+) -> None:
+    """Print a plan, or measure it into `output`.
+
+    Raises:
+        UsageError: Options that do not go together.
+        Exit: Some cells failed.
+    """
     if dry_run:
         _print_plan(resolved, as_json=as_json)
         return
@@ -182,18 +201,12 @@ def grid(name: Annotated[str, typer.Argument(help="Name of a shipped study")] = 
 
     Example: infergy grid paper-bins > mine.toml
     """
-    typer.echo(_study(name).read_text(encoding="utf-8"), nl=False)
+    from infergy.measure.studies import study_path
+
+    typer.echo(study_path(name).read_text(encoding="utf-8"), nl=False)
 
 
-def _study(name: str) -> Path:
-    folder = Path(str(resources.files("infergy"))) / "data" / "studies"
-    known = sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
-    if name not in known:
-        raise UsageError.unknown("study", name, known, "A file of your own: give its path, ending in .toml or .json")
-    return folder / f"{name}.toml"
-
-
-def _gpu_here() -> str | None:
+def gpu_here() -> str | None:
     """Catalogue name of the first GPU that CUDA would use; None without one, or if the catalogue lacks it."""
     from infergy.hardware import find_gpu_by_driver_name
     from infergy.meters import open_meter
@@ -208,8 +221,13 @@ def _gpu_here() -> str | None:
     return None if known is None else known.name
 
 
-def _resolve(source: str | None, **asked: Any) -> Plan:
-    """The plan that a file, a study's name or options ask for; options, None where not given, win over the file."""
+def resolve(source: str | None, **asked: Any) -> Plan:
+    """The plan that a file, a study's name or options ask for; options, None where not given, win over the file.
+
+    Raises:
+        UsageError: Nothing is named, or it cannot be measured.
+        DataError: A file is no grid and no plan.
+    """
     given = {key: value for key, value in asked.items() if value is not None and value != []}
     if source is not None and source.endswith(".json"):
         from infergy.records import Plan
@@ -220,7 +238,8 @@ def _resolve(source: str | None, **asked: Any) -> Plan:
             )
         return Plan.load(_existing(source))
 
-    from infergy.measure.grid import make_plan, parse_grid, read_toml
+    from infergy.measure.grid import make_plan, parse_grid, read_toml, shrink
+    from infergy.measure.studies import study_path
 
     data: dict[str, Any]
     if source is None:
@@ -231,8 +250,9 @@ def _resolve(source: str | None, **asked: Any) -> Plan:
             )
         data = {"name": "command-line", "gpu": "h200", "model": "llama-3.1-8b", "cells": [{}]}
     else:
-        data = read_toml(_existing(source) if source.endswith(".toml") else _study(source))
+        data = read_toml(_existing(source) if source.endswith(".toml") else study_path(source))
         parse_grid(data, source)
+        data = shrink(data, source) if "quick" in given else data
     return make_plan(parse_grid(_override(data, given), source or "the command line"))
 
 
@@ -314,82 +334,3 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
                 f"{format_duration(cell_s(planned, resolved.options)):>10}  {planned.batch_choice}"
                 f"{'' if planned.visit == GRID_VISIT else f' (anchor, {planned.visit})'}"
             )
-
-
-def run_sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, meter: str, as_json: bool) -> int:
-    """Run the sweep, telling its progress on stderr; returns how many cells failed."""
-    from infergy.measure.sweep import sweep
-
-    progress = Progress(resolved)
-    failed = 0
-    try:
-        for event in sweep(resolved, path, simulate=simulate, retry_failed=retry_failed, meter=meter):
-            progress.show(event)
-            if event.row is not None:
-                failed += not event.row.is_ok
-                if as_json:
-                    typer.echo(json.dumps(event.row.to_json()))
-    finally:
-        progress.stop()
-    return failed
-
-
-class Progress:
-    """A bar with time left on a terminal, a line for each cell elsewhere; redrawn only between windows."""
-
-    def __init__(self, resolved: Plan) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-
-        from infergy.measure.forecast import cell_s, setup_s
-
-        self._seconds = {planned.key: cell_s(planned, resolved.options) for planned in resolved.cells}
-        self._cells = resolved.cells
-        self._loading = {setup.id: setup_s(setup, resolved.options) for setup in resolved.by_setup()}
-        console = Console(stderr=True)
-        # No refreshing thread: it would wake the machine inside a window.
-        self._bar = Bar(
-            TextColumn("{task.completed:.0f} s of about {task.total:.0f} s"),
-            BarColumn(),
-            TextColumn("{task.fields[left]} left"),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=console,
-            auto_refresh=False,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=self._total(frozenset()), left="?")
-        self._bar.start()
-
-    def show(self, event: SweepEvent) -> None:
-        """Tell one event."""
-        from infergy.measure.sweep import describe
-
-        if event.kind == "resumed":
-            self._bar.update(self._task, total=self._total(event.finished))
-        if event.kind == "ready" and event.setup is not None:
-            self._move(self._loading[event.setup.id], "")
-        elif event.kind == "begin" and event.planned is not None:
-            self._move(0.0, str(event.planned.cell))
-        elif text := describe(event):
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        if event.row is not None:
-            self._move(self._seconds.get(event.row.key, 0.0), "")
-
-    def stop(self) -> None:
-        """Leave the terminal clean."""
-        self._bar.stop()
-
-    def _total(self, finished: frozenset[str]) -> float:
-        """Seconds of the cells that are not finished, and of loading their set-ups."""
-        left = [planned for planned in self._cells if planned.key not in finished]
-        setups = {planned.cell.setup.id for planned in left}
-        return sum(self._seconds[one.key] for one in left) + sum(self._loading[setup] for setup in setups)
-
-    def _move(self, seconds: float, text: str) -> None:
-        task = self._bar.tasks[0]
-        left_s = max(0.0, (task.total or 0.0) - task.completed - seconds)
-        self._bar.update(self._task, advance=seconds, description=text, left=format_duration(left_s))
-        self._bar.refresh()

@@ -99,6 +99,8 @@ def _print(found: Recommendation) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if trace.lengths_from is not None:
+        console.print(fill(trace.lengths_from, console.width), markup=False, soft_wrap=True)
     console.print(_table(found))
     if found.steps:
         console.print(f"From {found.present or found.baseline}, step by step", style="bold")

@@ -23,6 +23,7 @@ NAMES = (
     "phases",
     "plan",
     "recommendation",
+    "studies",
     "timeline",
     "trace",
     "waterfall",
@@ -122,6 +123,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.report.timeline import TIMELINE_SCHEMA, Picture
 
         return Picture, TIMELINE_SCHEMA
+    if name == "studies":
+        from infergy.measure.studies import STUDIES_SCHEMA, StudyList
+
+        return StudyList, STUDIES_SCHEMA
     if name == "estimate":
         from infergy.energy.answer import ESTIMATE_SCHEMA, TraceEstimate
 

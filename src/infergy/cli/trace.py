@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,21 +14,29 @@ from infergy.cli.trace_options import (
     InputColumnOption,
     JsonOption,
     OutputColumnOption,
+    RequestsOption,
+    SeedOption,
     SourcesArg,
     TimeColumnOption,
     TimeUnitOption,
+    TokenizerOption,
     columns_of,
     print_json,
     stdout_console,
+    task_of,
 )
 from infergy.units import format_duration, format_number, format_percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infergy.workload import LengthSummary, TraceSummary
+    from infergy.workload import LengthSummary, Padding, TraceSummary
 
 _UNKNOWN = "unknown"
+
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", help="Tell what static batches of so many prompts pad, too")
+]
 
 
 def trace(
@@ -38,16 +47,26 @@ def trace(
     time_column: TimeColumnOption = None,
     cached_column: CachedColumnOption = None,
     time_unit: TimeUnitOption = None,
+    batch: BatchOption = None,
+    requests: RequestsOption = None,
+    seed: SeedOption = None,
+    tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Describe request traces: requests, lengths (mean ± std, median, p99, longest), arrival rate.
 
     Example: infergy trace azure-conv-2023 azure-code-2023
+
+    What padding wastes: infergy trace task:translation --batch 32
     """
     from infergy.workload import open_trace
 
     columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
-    summaries = [open_trace(source, format=format, columns=columns).describe() for source in sources]
+    task = task_of(requests, seed, tokenizer)
+    traces = [open_trace(source, format=format, columns=columns, task=task) for source in sources]
+    summaries = [one.describe() for one in traces]
+    if batch is not None:
+        summaries = [replace(told, padding=one.padding(batch)) for told, one in zip(summaries, traces, strict=True)]
     if as_json:
         print_json(summaries)
         return
@@ -59,7 +78,13 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
     console.print(_overview(summaries))
     console.print(_lengths("Input tokens a request", summaries, [summary.input for summary in summaries]))
     console.print(_lengths("Output tokens a request", summaries, [summary.output for summary in summaries]))
+    padded = [(summary.source, summary.padding) for summary in summaries if summary.padding is not None]
+    if padded:
+        console.print(_padding(padded))
+        console.print("Continuous batching (vllm) pads nothing.")
     for summary in summaries:
+        if summary.lengths_from is not None:
+            console.print(f"{summary.source}: {summary.lengths_from}", markup=False, soft_wrap=True)
         if summary.arrival_reason:
             typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
         if summary.attribution:
@@ -89,6 +114,17 @@ def _overview(summaries: Sequence[TraceSummary]) -> Table:
             _UNKNOWN if one.arrival_rate_per_s is None else f"{format_number(one.arrival_rate_per_s)} /s",
             _UNKNOWN if one.cached_share is None else format_percent(one.cached_share),
         )
+    return table
+
+
+def _padding(padded: Sequence[tuple[str, Padding]]) -> Table:
+    title = f"Static batches of {padded[0][1].batch}: each prompt is padded to the longest of its batch"
+    table = _table(title, "Order", "Batches", "Real tokens", "Padded tokens", "Padding")
+    for source, one in padded:
+        order = "of arrival" if one.by_arrival else "as it comes"
+        same = f"{one.batches:,}", f"{one.real_tokens:,}"
+        table.add_row(source, order, *same, f"{one.padded_tokens:,}", format_percent(one.waste))
+        table.add_row("", "by length", *same, f"{one.sorted_padded_tokens:,}", format_percent(one.sorted_waste))
     return table
 
 

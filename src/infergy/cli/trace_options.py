@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.errors import UsageError
-from infergy.workload import FORMAT_NAMES, Bins, Columns
+from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
 from infergy.workload.bins import BIN_NAMES, PAPER, edges_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 _UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _WIDTH_OF_FILES = 120
 
-_SOURCE_HELP = "A shipped trace (azure-conv-2023, azure-code-2023), or a CSV (.gz too), JSONL or Parquet file."
+_SOURCE_HELP = (
+    "A shipped trace (azure-conv-2023, azure-code-2023), a task (task:translation, task:generation, "
+    "task:classification, task:summarisation), or a CSV (.gz too), JSONL or Parquet file."
+)
 SourceArg = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]
 SourcesArg = Annotated[list[str], typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]
 FormatOption = Annotated[
@@ -49,6 +52,18 @@ InputEdgesOption = Annotated[
 OutputEdgesOption = Annotated[
     str | None, typer.Option("--output-edges", help="Upper edges of your own output bins: 8,64,512")
 ]
+RequestsOption = Annotated[
+    int | None, typer.Option("--requests", help="How many requests of a task [default: the study's 1024]")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of a task's lengths [default: 0]")]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="Count the real texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
+        "[default: lengths drawn by the published moments]",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables")]
 
 
@@ -74,6 +89,17 @@ def columns_of(
         time_unit_s=None if time_unit is None else _UNITS_S[time_unit],
     )
     return None if columns == Columns() else columns
+
+
+def task_of(requests: int | None, seed: int | None, tokenizer: str | None) -> TaskOptions | None:
+    """What the options say of a task; None if they say nothing.
+
+    Raises:
+        UsageError: A number of requests that cannot be.
+    """
+    given = {"requests": requests, "seed": seed, "tokenizer": tokenizer}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return TaskOptions(**asked) if asked else None
 
 
 def bins_of(name: str, input_edges: str | None, output_edges: str | None) -> Bins | None:

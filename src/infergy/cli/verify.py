@@ -79,7 +79,7 @@ def verify(
 
 def _measure(stored: Sequence[Measurement], engine: str, output: Path | None, *, meter: str, simulate: bool) -> Path:
     """Measure the anchors; returns where their rows are."""
-    from infergy.cli.measure import run_sweep
+    from infergy.cli.progress import run_sweep
     from infergy.measure.anchors import plan_anchors
 
     path = output or Path(f"verify-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl")

@@ -74,6 +74,8 @@ def _print(found: Waterfall) -> None:
     typer.echo(
         f"{found.trace.source}: {found.priced_requests:,} requests; {found.engine}, {found.model} on {found.gpu}"
     )
+    if found.trace.lengths_from is not None:
+        typer.echo(fill(found.trace.lengths_from, WIDTH))
     lines = [(step.name, step.energy_j, step.total_j - step.energy_j, step.total_j) for step in found.steps]
     lines.append(("measured offline", found.energy_j, 0.0, found.energy_j))
     if found.idle is not None:

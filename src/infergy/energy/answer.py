@@ -30,6 +30,7 @@ class TraceFacts:
         cached_input_tokens: Input tokens that a prefix cache served: they are not priced.
         failed_requests: Requests set aside because they have no output; not in `requests`.
         left_out_requests: Requests past the last bin, in `requests` but not priced.
+        lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
     """
 
     source: str
@@ -39,6 +40,7 @@ class TraceFacts:
     cached_input_tokens: int
     failed_requests: int
     left_out_requests: int
+    lengths_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

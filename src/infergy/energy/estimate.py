@@ -258,4 +258,5 @@ def _facts(histogram: Histogram) -> TraceFacts:
         cached_input_tokens=histogram.cached_input_tokens,
         failed_requests=histogram.failed_requests,
         left_out_requests=left_out.requests if left_out else 0,
+        lengths_from=histogram.lengths_from,
     )

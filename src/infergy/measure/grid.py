@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from infergy.errors import DataError, UsageError
 from infergy.hardware import Forecast, Gpu, ModelShape, canonical_name, forecast, get_gpu, largest_batch, model_config
 from infergy.measure.anchors import ANCHORS, choose_anchors
+from infergy.measure.refusals import Refusals, refuse_length, refuse_setup
 from infergy.records import (
     END_VISIT,
     RANDOM_WEIGHTS,
@@ -77,9 +78,9 @@ class CellAxes(_Strict):
             alone, from which `infergy.energy.phases` tells the phases apart.
     """
 
-    input_tokens: list[PositiveInt]
-    output_tokens: list[PositiveInt]
-    batch: list[PositiveInt] | Literal["largest"] = "largest"
+    input_tokens: list[PositiveInt] = Field(min_length=1)
+    output_tokens: list[PositiveInt] = Field(min_length=1)
+    batch: Annotated[list[PositiveInt], Field(min_length=1)] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
     max_batch_s: Seconds | None = None
     decoding: list[Annotated[str, AfterValidator(_known_decoding)]] = Field(default=["greedy"], min_length=1)
@@ -113,8 +114,26 @@ class Options(_Strict):
     timeline_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.timeline_s
 
 
+class Quick(_Strict):
+    """A smaller grid that shows the same: what is given here stands in place of the grid's own.
+
+    Those of the shipped studies hold cells of the full grid only, so that its store goes on from theirs.
+    """
+
+    engines: list[EngineAxis] | None = Field(default=None, min_length=1)
+    cells: list[CellAxes] | None = Field(default=None, min_length=1)
+
+
 class Grid(_Strict):
-    """What to measure: a model on a GPU, engine set-ups, and blocks of cells."""
+    """What to measure: a model on a GPU, engine set-ups, and blocks of cells.
+
+    Attributes:
+        title: What it shows, in a few words.
+        figure: Which figure or table of arXiv 2504.17674 it stands beside; empty for one of our own.
+        claims: Ids of the paper's claims that it is held against (docs/studies.md).
+        needs: What infergy lacks to measure it; such a grid is refused before anything runs.
+        quick: The smaller grid of ``--quick``.
+    """
 
     name: str
     gpu: str
@@ -123,6 +142,11 @@ class Grid(_Strict):
     cells: list[CellAxes] = Field(min_length=1)
     options: Options = Options()
     description: str = ""
+    title: str = ""
+    figure: str = ""
+    claims: list[str] = []
+    needs: list[str] = []
+    quick: Quick | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,23 +197,44 @@ def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
         ) from error
 
 
+def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The grid `data`, in place of its engines and cells those of its quick grid.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if "quick" not in data:
+        raise UsageError(f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it")
+    return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
+
+
 def make_plan(grid: Grid) -> Plan:
     """Resolve a grid: multiply the axes, choose the batches, forecast the times, order by engine set-up.
 
     Raises:
-        UsageError: A GPU, model or engine is unknown, or no batch of a cell fits.
+        UsageError: infergy lacks what the grid needs; a GPU, model or engine is unknown, an engine lacks an option, a
+            request is too long, or no batch of a cell fits: all reasons at once.
+        DataError: The model's file is no configuration.
     """
-    config, name = model_config(grid.model), canonical_name(grid.model)
-    shape, gpu = ModelShape.from_config(config, name=name), get_gpu(grid.gpu)
-    setups = [EngineSetup(model=name, **axis.model_dump()) for axis in grid.engines]
+    if grid.needs:
+        raise UsageError(
+            f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
+        )
+    refusals = Refusals(grid.name)
+    setups, shape, gpu, config = _resolve_names(grid, refusals)
+    name = shape.name
     ordered: dict[str, PlannedCell] = {}
     for setup in setups:
         cells: dict[str, PlannedCell] = {}
         for block in grid.cells:
-            for planned in _plan_block(block, setup, shape, gpu):
-                if planned.key not in ordered:
-                    cells.setdefault(planned.key, planned)
+            for load in _loads(block):
+                refusals.add(refuse_length(setup, config, load))
+                with refusals.kept():
+                    for planned in _plan_load(block, load, setup, shape, gpu):
+                        if planned.key not in ordered:
+                            cells.setdefault(planned.key, planned)
         ordered |= {planned.key: planned for planned in _order(list(cells.values()), grid.options)}
+    refusals.tell()
     return Plan(
         name=grid.name,
         gpu=gpu.name,
@@ -211,20 +256,48 @@ def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     return [*start, *others, *end]
 
 
-def _plan_block(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> Iterator[PlannedCell]:
-    lengths = product(block.input_tokens, block.output_tokens, map(Decoding.parse_label, block.decoding))
-    for input_tokens, output_tokens, decoding in lengths:
-        load = Load(input_tokens=input_tokens, output_tokens=output_tokens, batch=1, decoding=decoding)
-        if isinstance(block.batch, str):
-            chosen = [choose_batch(block, setup, shape, gpu, load)]
-        else:
-            chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
-        for choice in chosen:
-            sized = replace(load, batch=choice.batch)
-            yield plan_cell(Cell(setup=setup, load=sized), choice.reason, shape, gpu)
-            if block.paired:
-                reason = f"that of the pair with {output_tokens} output tokens"
-                yield plan_cell(Cell(setup=setup, load=replace(sized, output_tokens=1)), reason, shape, gpu)
+def _resolve_names(grid: Grid, refusals: Refusals) -> tuple[list[EngineSetup], ModelShape, Gpu, Mapping[str, Any]]:
+    """The set-ups, the model and the GPU that a grid names.
+
+    Raises:
+        UsageError: One of them is unknown, or an engine cannot serve a set-up: all reasons at once.
+        DataError: The model's file is no configuration.
+    """
+    name = canonical_name(grid.model)
+    config: dict[str, Any] = {}
+    found: list[ModelShape] = []
+    gpus: list[Gpu] = []
+    with refusals.kept():
+        gpus.append(get_gpu(grid.gpu))
+    with refusals.kept():
+        config = model_config(grid.model)
+        found.append(ModelShape.from_config(config, name=name))
+    setups = [EngineSetup(model=name, **axis.model_dump()) for axis in grid.engines]
+    decodings = {label: Decoding.parse_label(label) for block in grid.cells for label in block.decoding}
+    for setup in setups:
+        refusals.add(refuse_setup(setup, found[0] if found else None, decodings.values()))
+    refusals.tell()
+    return setups, found[0], gpus[0], config
+
+
+def _loads(block: CellAxes) -> Iterator[Load]:
+    """Its lengths and decodings, as loads of one request."""
+    for lengths in product(block.input_tokens, block.output_tokens, map(Decoding.parse_label, block.decoding)):
+        yield Load(input_tokens=lengths[0], output_tokens=lengths[1], batch=1, decoding=lengths[2])
+
+
+def _plan_load(block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> Iterator[PlannedCell]:
+    """The cells of `load` at each batch of its block."""
+    if isinstance(block.batch, str):
+        chosen = [choose_batch(block, setup, shape, gpu, load)]
+    else:
+        chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
+    for choice in chosen:
+        sized = replace(load, batch=choice.batch)
+        yield plan_cell(Cell(setup=setup, load=sized), choice.reason, shape, gpu)
+        if block.paired:
+            reason = f"that of the pair with {load.output_tokens} output tokens"
+            yield plan_cell(Cell(setup=setup, load=replace(sized, output_tokens=1)), reason, shape, gpu)
 
 
 def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCell:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
     from infergy.workload.formats import FORMAT_NAMES, Columns
+    from infergy.workload.padding import Padding
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, TraceSummary
+    from infergy.workload.tasks import TaskOptions
     from infergy.workload.trace import Trace, open_trace
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "Columns",
     "Histogram",
     "LengthSummary",
+    "Padding",
+    "TaskOptions",
     "Trace",
     "TraceSummary",
     "open_trace",
@@ -29,8 +33,10 @@ __all__ = [
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
     "formats": ("FORMAT_NAMES", "Columns"),
+    "padding": ("Padding",),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "TraceSummary"),
+    "tasks": ("TaskOptions",),
     "trace": ("Trace", "open_trace"),
 }
 

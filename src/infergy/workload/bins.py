@@ -134,6 +134,7 @@ class Histogram:
             None if nobody is left out.
         failed_requests: Requests set aside because they have no output tokens.
         cached_input_tokens: Input tokens served from a prefix cache and so not in `input_tokens`.
+        lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
     """
 
     source: str
@@ -142,6 +143,7 @@ class Histogram:
     left_out: BinCount | None = None
     failed_requests: int = 0
     cached_input_tokens: int = 0
+    lengths_from: str | None = None
     schema: str = HISTOGRAM_SCHEMA
 
     @property

@@ -1,4 +1,4 @@
-"""Where a trace comes from: a shipped one, a file, or a frame that the caller holds. Reads no more than it must."""
+"""Where a trace comes from: shipped, a task, a file, or a frame that the caller holds. Reads no more than it must."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.tasks import PREFIX, TaskOptions, find_task, is_task, task_lengths
 
 CSV, JSONL, PARQUET, POLARS, FRAME = "csv", "jsonl", "parquet", "polars", "frame"
 _PEEKED_RECORDS = 200
 _PEEKED_CHARACTERS = 4096
 _LONGEST_NUMBER = 38
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-_NAMES_OF_TRACES = "A trace is a shipped name, or a CSV, JSONL or Parquet file"
+_NAMES_OF_TRACES = "A trace is a shipped name, a task (task:translation), or a CSV, JSONL or Parquet file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +40,7 @@ class Source:
         flat: Those of `fields` that are names even where they hold a dot, as in ``{"usage.prompt_tokens": 7}``.
         separator: Between the fields of a CSV.
         about: What `traces.toml` says of a shipped trace.
+        lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Source:
     flat: frozenset[str] = frozenset()
     separator: str = ","
     about: Mapping[str, str] = field(default_factory=dict)
+    lengths_from: str | None = None
 
 
 @cache
@@ -58,13 +61,20 @@ def shipped_traces() -> Mapping[str, Mapping[str, str]]:
     return tomllib.loads(text)
 
 
-def find(source: Any) -> Source:
-    """Find a trace by shipped name or path, or take a frame as it is.
+def find(source: Any, task: TaskOptions | None = None) -> Source:
+    """Find a trace by shipped name or path, make a task's (`task` says how), or take a frame as it is.
 
     Raises:
         DataError: No such file, or no file of a kind that is read.
-        UsageError: Neither a name, nor a path, nor a frame.
+        UsageError: Neither a name, nor a path, nor a frame; no such task; or `task` for what is none.
     """
+    if is_task(source):
+        return _make(source, task or TaskOptions())
+    if task is not None:
+        raise UsageError(
+            f"{source if isinstance(source, (str, Path)) else 'a frame'}: its requests are its own; --requests, --seed "
+            f"and --tokenizer are for tasks, such as {PREFIX}translation"
+        )
     if isinstance(source, str) and source in shipped_traces():
         about = shipped_traces()[source]
         path = Path(str(resources.files("infergy") / "data" / "traces" / about["file"]))
@@ -72,6 +82,21 @@ def find(source: Any) -> Source:
     if isinstance(source, (str, Path)):
         return _peek(Path(source).expanduser(), str(source) or ".", {})
     return _adopt(source)
+
+
+def _make(name: str, options: TaskOptions) -> Source:
+    import polars as pl
+
+    found = task_lengths(find_task(name), options)
+    frame = pl.LazyFrame({"input_tokens": found.input_tokens}, schema={"input_tokens": pl.Int64})
+    frame = frame.with_columns(output_tokens=pl.lit(found.output_tokens, pl.Int64))
+    return Source(
+        name=f"{PREFIX}{found.task}",
+        kind=POLARS,
+        fields=("input_tokens", "output_tokens"),
+        frame=frame,
+        lengths_from=found.origin,
+    )
 
 
 def _adopt(held: Any) -> Source:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from infergy.workload.padding import Padding
 from infergy.workload.table import LONGEST_TOKENS, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
@@ -66,6 +67,8 @@ class TraceSummary:
         arrival_rate_per_s: Requests after the first, divided by the duration.
         arrival_reason: Why duration or rate are unknown; None if both are known.
         attribution: Citation and licence of a shipped trace.
+        lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
+        padding: What static batches pad; None where nobody asked.
     """
 
     source: str
@@ -80,6 +83,8 @@ class TraceSummary:
     arrival_rate_per_s: float | None
     arrival_reason: str | None
     attribution: str | None
+    lengths_from: str | None = None
+    padding: Padding | None = None
     schema: str = TRACE_SCHEMA
 
 
@@ -161,11 +166,37 @@ def summarise(table: Table, lengths: Lengths, attribution: str | None) -> TraceS
         arrival_rate_per_s=(lengths.requests - 1) / duration_s if duration_s else None,
         arrival_reason=reason,
         attribution=attribution,
+        lengths_from=table.source.lengths_from,
     )
+
+
+def read_prompts(table: Table, *, lenient: bool) -> tuple[tuple[list[int], bool], int]:
+    """Whole prompts of the requests with output, in order of arrival where each tells its own, else in the log's.
+
+    Returns:
+        The lengths and whether they are in order of arrival; and how many rows cannot be meant.
+    """
+    x = table.x
+    output, uncached = x.col("output_tokens"), x.col("uncached_tokens")
+    good = output.is_between(0, LONGEST_TOKENS) & uncached.is_between(0, LONGEST_TOKENS)
+    rows = table.declared(lenient=lenient)
+    ((counted,),) = table.collect(
+        rows.select(good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows"))
+    )
+    if bad := int(counted["rows"]) - int(counted["good"] or 0):
+        return ([], False), bad
+    wanted = ["input_tokens"] if table.arrival is None else ["input_tokens", table.arrival]
+    lengths, *arrivals = table.columns(rows.filter((output > 0).fill_null(False)).select(*wanted), wanted)
+    by_arrival = bool(arrivals) and all(arrival is not None for arrival in arrivals[0])
+    if by_arrival:
+        lengths = [length for _, length in sorted(zip(arrivals[0], lengths, strict=True), key=lambda pair: pair[0])]
+    return ([int(length) for length in lengths], by_arrival), 0
 
 
 def _duration(table: Table, lengths: Lengths) -> tuple[float | None, str | None]:
     """Seconds between the ends, and why there are none or why they give no rate."""
+    if table.source.lengths_from is not None:
+        return None, "a task has no arrivals"
     if not table.layout.time:
         return None, "no column of arrivals; name one with --time-column NAME"
     names = " or ".join(repr(path) for path in table.layout.time)

@@ -109,6 +109,15 @@ class Table:
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(error) from error
 
+    def columns(self, query: Any, names: Iterable[str]) -> list[list[Any]]:
+        """Columns of a query as lists, all rows held.
+
+        Raises:
+            DataError: The file cannot be read to its end.
+        """
+        rows = self.collect(query)[0]
+        return [[row[name] for row in rows] for name in names]
+
     def _rows(self, query: Any) -> list[dict[str, Any]]:
         """Rows of a narwhals query: the library that holds the frame computes them."""
         import narwhals as nw

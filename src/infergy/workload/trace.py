@@ -9,7 +9,7 @@ library that holds them. Tokens are summed in 64 bits: polars sums 32-bit column
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +18,11 @@ from infergy.workload.bins import Bins, Histogram
 from infergy.workload.counting import count_groups, fold
 from infergy.workload.faults import explain
 from infergy.workload.formats import Columns, Layout, settle
+from infergy.workload.padding import Padding, find_padding
 from infergy.workload.sources import JSONL, Source, find
-from infergy.workload.summary import TraceSummary, gather, summarise
+from infergy.workload.summary import TraceSummary, gather, read_prompts, summarise
 from infergy.workload.table import Table, build_table
+from infergy.workload.tasks import TaskOptions
 
 
 class _Counted(Protocol):
@@ -61,6 +63,11 @@ class Trace:
         return f"{about['title']}: {about['citation']} ({about['license']})" if about else None
 
     @property
+    def lengths_from(self) -> str | None:
+        """Where the lengths of a task come from, in words; None for a trace, whose lengths are its own."""
+        return self.origin.lengths_from
+
+    @property
     def frame(self) -> Any:
         """The requests, lazily, as a frame of the library that reads or holds them (polars for files).
 
@@ -89,7 +96,7 @@ class Trace:
         def count(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return count_groups(table, bins, lenient=lenient)
 
-        histogram = fold(self._validated(count), bins, self.source)
+        histogram = replace(fold(self._validated(count), bins, self.source), lengths_from=self.lengths_from)
         self._require(histogram.requests + (histogram.left_out is not None), histogram.failed_requests)
         return histogram
 
@@ -108,6 +115,25 @@ class Trace:
         lengths = self._validated(count)
         self._require(lengths.requests, lengths.failed)
         return summarise(table, lengths, self.attribution)
+
+    def padding(self, batch: int) -> Padding:
+        """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
+
+        The length of each prompt is held in memory, unlike for `histogram` and `describe`.
+
+        Raises:
+            UsageError: `batch` is no size of a batch.
+            DataError: No requests, no request with output, or tokens that cannot be meant.
+        """
+
+        def gather_prompts(table: Table, *, lenient: bool) -> tuple[Any, int]:
+            return read_prompts(table, lenient=lenient)
+
+        (lengths, by_arrival), failed = self._validated(gather_prompts), 0
+        if not lengths:
+            failed = self.describe().failed_requests
+        self._require(len(lengths), failed)
+        return find_padding(lengths, batch, by_arrival=by_arrival)
 
     def _table(self) -> Table:
         return build_table(self.origin, self.layout)
@@ -138,21 +164,24 @@ def open_trace(
     *,
     format: str | None = None,  # noqa: A002
     columns: Columns | None = None,
+    task: TaskOptions | None = None,
 ) -> Trace:
     """Open a trace; nothing but its header or first records is read.
 
     Args:
-        source: Name of a shipped trace (``azure-conv-2023``), path of a CSV (``.gz`` too), JSONL or Parquet file, or
-            a frame: polars (lazy too), pandas, Arrow table, DuckDB relation, or what else narwhals takes.
+        source: Name of a shipped trace (``azure-conv-2023``) or of a task (``task:translation``), path of a CSV
+            (``.gz`` too), JSONL or Parquet file, or a frame: polars (lazy too), pandas, Arrow table, DuckDB relation,
+            or what else narwhals takes.
         format: ``azure``, ``burstgpt``, ``mooncake``, ``openai``, ``tokens``, or ``columns`` if `columns` names all;
             None recognises it.
         columns: Columns that differ from the format's.
+        task: How many requests of a task, and where their lengths come from; for nothing else.
 
     Raises:
         DataError: No such file (with the nearest shipped names), no such columns, or a file that is no trace.
-        UsageError: An unknown format, or a `source` that is nothing to read requests from.
+        UsageError: An unknown format or task, or a `source` that is nothing to read requests from.
     """
-    found = find(source)
+    found = find(source, task)
     layout = settle(found.fields, source=found.name, records=found.kind == JSONL, wanted=format, columns=columns)
     trace = Trace(origin=found, layout=layout)
     trace._table()

@@ -1,0 +1,155 @@
+"""`infergy study`: the shipped studies, one beside each figure or table of the paper; what they take; running one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infergy.cli.measure import EngineOption, GpuOption, ModelOption, gpu_here, measure_plan, resolve
+from infergy.cli.trace_options import stdout_console
+from infergy.units import format_duration, format_si
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from infergy.measure.studies import Study, StudySize
+
+study = typer.Typer(
+    help="The shipped studies: one beside each figure or table of arXiv 2504.17674.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ListGpuOption = Annotated[str | None, typer.Option("--gpu", "-g", help="Forecast for this GPU [default: the study's]")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Its smaller grid; the full one goes on from its store.")]
+
+
+@study.command("list")
+def list_studies(
+    model: ModelOption = None,
+    gpu: ListGpuOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table")] = False,
+) -> None:
+    """List the studies: figure, cells, forecast time and energy, full and quick; what is measured and what cannot be.
+
+    Example: infergy study list --gpu a100-80gb-sxm
+    """
+    from infergy.hardware import canonical_name, get_gpu, get_model
+    from infergy.measure.studies import StudyList, describe_study, study_names
+
+    changes: dict[str, Any] = {}
+    if gpu is not None:
+        changes["gpu"] = get_gpu(gpu).name
+    if model is not None:
+        get_model(model)
+        changes["model"] = model if model.endswith(".json") else canonical_name(model)
+    measured = _measured()
+    found = StudyList(studies=tuple(describe_study(name, changes, measured) for name in study_names()))
+    if as_json:
+        from infergy.records.codec import to_json
+
+        typer.echo(json.dumps(to_json(found), indent=1, allow_nan=False))
+        return
+    console = stdout_console()
+    console.print(_table(found.studies))
+    for one in found.studies:
+        if one.reason is not None:
+            reason = f"needs {', '.join(one.needs)}" if one.needs else one.reason
+            console.print(f"{one.name}: not runnable yet: {reason}", markup=False, soft_wrap=True)
+        elif one.quick_reason is not None:
+            console.print(f"{one.name}: no quick grid: {one.quick_reason}", markup=False, soft_wrap=True)
+    typer.echo(
+        "Measured: cells with a row in the shipped tables of that GPU. Forecasts are rough: a roofline that was within "
+        "14 % of the joules of a batch on one H200, unchecked elsewhere. Run one: infergy study run NAME --quick -o "
+        "mine.jsonl",
+        err=True,
+    )
+
+
+def _measured() -> Mapping[str, frozenset[str]]:
+    """Ids of the cells that have a row in a shipped table, by GPU."""
+    from infergy.energy.load import load_table
+
+    cells: dict[str, frozenset[str]] = {}
+    for setup in load_table(with_shipped=True).setups:
+        cells[setup.gpu] = cells.get(setup.gpu, frozenset()) | {cell.cell_id for cell in setup.cells}
+    return cells
+
+
+def _table(studies: tuple[Study, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("Study", "Of the paper"):
+        table.add_column(name, overflow="fold")
+    for name in ("Cells", "Measured", "Time", "Energy", "Quick", "Time", "Energy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in studies:
+        measured = "-" if one.full is None else f"{one.full.measured}"
+        cells, *cost = _figures(one.full)
+        table.add_row(one.name, one.figure or "-", cells, measured, *cost, *_figures(one.quick))
+    return table
+
+
+def _figures(size: StudySize | None) -> tuple[str, str, str]:
+    if size is None:
+        return "-", "-", "-"
+    return f"{size.cells}", format_duration(size.forecast_s), format_si(size.forecast_energy_j, "J")
+
+
+@study.command("run")
+def run_study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped study, or a grid (.toml) of your own")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help="The store: one JSON row a cell; resumed if it exists.")
+    ] = None,
+    quick: QuickOption = False,
+    model: ModelOption = None,
+    gpu: GpuOption = None,
+    engine: EngineOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan (with --json, as a file for a bare node); measure nothing."),
+    ] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Use a simulated GPU; its rows are marked and say nothing of real ones.")
+    ] = False,
+    meter: Annotated[str, typer.Option("--meter", help="Who reads joules: nvml, or a plug-in.")] = "nvml",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each finished row on stdout as it comes.")] = False,
+) -> None:
+    """Measure a study, as infergy measure does; interrupted, the same command resumes.
+
+    Example: infergy study run engines --quick -o engines.jsonl
+    """
+    resolved = resolve(
+        name,
+        quick=quick or None,
+        model=model,
+        gpu=gpu if gpu or simulate else gpu_here(),
+        engines=engine,
+    )
+    if not dry_run:
+        from infergy.measure.studies import size_of
+
+        size = size_of(resolved)
+        typer.echo(
+            f"{resolved.name}: {size.cells} cells, forecast {format_duration(size.forecast_s)} and "
+            f"{format_si(size.forecast_energy_j, 'J')} on {resolved.gpu}",
+            err=True,
+        )
+    measure_plan(
+        resolved,
+        output,
+        dry_run=dry_run,
+        simulate=simulate,
+        meter=meter,
+        retry_failed=retry_failed,
+        as_json=as_json,
+    )

@@ -1,0 +1,247 @@
+"""The shipped studies: each can be measured or says why not, and its quick grid is a small part of it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.errors import DataError, UsageError
+from infergy.hardware import get_gpu, get_model, largest_batch
+from infergy.measure.forecast import total_j
+from infergy.measure.grid import Grid, make_plan, parse_grid, read_toml, shrink
+from infergy.measure.studies import describe_study, size_of, study_names, study_path
+from infergy.records import Plan
+from infergy.records.store import read_store
+from measure.test_measure import tiny_plan
+
+FIGURES = [
+    "Figure 1",
+    "Figures 2, 10, 11",
+    "Figure 3",
+    "Figure 4",
+    "Figure 5",
+    "Figure 6",
+    "Figure 8",
+    "Figure 9",
+    "Table 4",
+]
+
+
+def data_of(name: str) -> dict[str, Any]:
+    return read_toml(study_path(name))
+
+
+def grid_of(name: str) -> Grid:
+    return parse_grid(data_of(name), name)
+
+
+RUNNABLE = [name for name in study_names() if not grid_of(name).needs]
+WAITING = [name for name in study_names() if grid_of(name).needs]
+
+
+def plan_of(name: str, *, quick: bool) -> Plan:
+    data = data_of(name)
+    return make_plan(parse_grid(shrink(data, name) if quick else data, name))
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_every_figure_and_table_of_the_paper_that_rests_on_measuring_has_a_study() -> None:
+    told = " ".join(grid_of(name).figure for name in study_names())
+    for figure in FIGURES:
+        assert figure in told
+    assert all(grid_of(name).title and grid_of(name).description for name in study_names())
+
+
+def test_the_claims_of_studies_are_those_that_ship() -> None:
+    shipped = tomllib.loads((study_path("engines").parents[1] / "claims.toml").read_text(encoding="utf-8"))
+    named = {claim for name in study_names() for claim in grid_of(name).claims}
+    constants = {"ideal", "input_tokens", "output_tokens", "task_input_tokens"}
+    assert named == set(shipped) - constants
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_a_study_has_the_name_of_its_file(name: str) -> None:
+    assert grid_of(name).name == name
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_each_study_resolves_and_its_quick_grid_is_a_smaller_part_of_it(name: str) -> None:
+    full, quick = plan_of(name, quick=False), plan_of(name, quick=True)
+    assert full.gpu == "h200"
+    cells = {planned.cell.id for planned in full.cells}
+    few = {planned.cell.id for planned in quick.cells}
+    assert few < cells, "a store of the quick grid is resumed by the full one"
+    assert quick.by_setup().keys() == full.by_setup().keys()
+    assert quick.options == full.options
+    assert size_of(quick).forecast_s < size_of(full).forecast_s
+    assert size_of(quick).forecast_energy_j < size_of(full).forecast_energy_j
+    assert size_of(quick).forecast_s < 600
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_what_a_study_gives_as_a_batch_fits_the_gpu(name: str) -> None:
+    for planned in plan_of(name, quick=False).cells:
+        load, setup = planned.cell.load, planned.cell.setup
+        limit = largest_batch(
+            get_model(setup.model),
+            get_gpu("h200"),
+            load.input_tokens,
+            load.output_tokens,
+            engine=setup.engine,
+            tensor_parallel=setup.tensor_parallel,
+        )
+        assert load.batch * load.decoding.beams <= limit.batch, str(planned.cell)
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_a_study_whose_axis_is_missing_is_refused_before_anything_runs(name: str, tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    for command in (["study", "run", name, "--quick"], ["measure", name]):
+        refused = invoke(*command, "--simulate", "-o", str(store))
+        assert isinstance(refused.exception, UsageError)
+        assert f"{name} cannot be measured yet: it needs an axis of" in str(refused.exception)
+    assert not store.exists()
+    # What it holds already is no obstacle, so that only the axis is missing.
+    assert make_plan(parse_grid({**data_of(name), "needs": []}, name)).cells
+
+
+def test_the_list_tells_sizes_what_is_measured_and_what_waits() -> None:
+    found = json.loads(invoke("study", "list", "--json").stdout)
+    studies = {one["name"]: one for one in found["studies"]}
+    assert list(studies) == list(study_names())
+    for name in RUNNABLE:
+        assert studies[name]["reason"] is None
+        assert studies[name]["quick"]["cells"] < studies[name]["full"]["cells"]
+        assert studies[name]["full"]["forecast_energy_j"] > 0
+    assert studies["weights-law"]["full"]["measured"] == studies["weights-law"]["full"]["cells"] == 16
+    assert 0 < studies["paper-bins"]["full"]["measured"] < studies["paper-bins"]["full"]["cells"]
+    assert studies["tensor-parallel-4"]["full"]["gpus"] == 4
+    for name in WAITING:
+        assert studies[name]["full"] is None
+        assert studies[name]["needs"]
+    text = invoke("study", "list").stdout
+    assert all(name in text for name in study_names())
+    assert text.count("not runnable yet: needs") == len(WAITING)
+
+
+def test_the_list_is_for_another_gpu_where_nothing_is_measured_and_less_fits() -> None:
+    studies = json.loads(invoke("study", "list", "--gpu", "a6000", "--json").stdout)["studies"]
+    assert {one["gpu"] for one in studies} == {get_gpu("a6000").name}
+    assert all(one["full"]["measured"] == 0 for one in studies if one["full"])
+    assert any(one["full"] for one in studies)
+    with pytest.raises(UsageError, match="unknown GPU"):
+        CliRunner().invoke(app, ["study", "list", "--gpu", "h2000"], catch_exceptions=False)
+
+
+def test_a_quick_study_runs_end_to_end_and_the_full_one_resumes_it(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    done = invoke("study", "run", "engines", "--quick", "--simulate", "--json", "-o", str(store))
+    assert done.exit_code == 0, done.output
+    rows = read_store(store).rows
+    assert [json.loads(line)["cell_id"] for line in done.stdout.splitlines()] == [row.cell_id for row in rows]
+    assert {row.cell.label for row in rows} == {"transformers", "transformers-compiled", "vllm", "vllm-eager"}
+    assert all(row.is_ok and row.simulated for row in rows)
+    assert len(rows) == 8
+    assert "engines: 8 cells, forecast" in done.stderr
+    full = invoke("study", "run", "engines", "--simulate", "-o", str(store))
+    assert "resuming: 8 of 16 cells are already measured" in " ".join(full.stderr.split())
+    assert len(read_store(store).rows) == 16
+
+
+def test_a_study_and_measure_make_the_same_plan() -> None:
+    by_study = invoke("study", "run", "tasks", "--simulate", "--dry-run", "--json").stdout
+    assert json.loads(by_study) == json.loads(invoke("measure", "tasks", "--simulate", "--dry-run", "--json").stdout)
+
+
+def test_the_forecast_joules_of_a_plan_lie_between_base_power_and_tdp_and_grow_with_its_windows() -> None:
+    plan = tiny_plan(engines=[{"engine": "vllm"}])
+    power_w = total_j(plan) / size_of(plan).forecast_s
+    gpu = get_gpu("h200")
+    assert 0.2 * gpu.tdp_w < power_w < gpu.tdp_w
+    twice = tiny_plan(engines=[{"engine": "vllm"}], options={"shuffle": False, "min_window_s": 6.0})
+    assert total_j(twice) > 1.3 * total_j(plan)
+
+
+def test_a_grid_of_your_own_may_have_a_quick_grid_and_is_told_if_it_has_none(tmp_path: Path) -> None:
+    text = study_path("engines").read_text(encoding="utf-8")
+    (tmp_path / "own.toml").write_text(text)
+    (tmp_path / "plain.toml").write_text(text.split("[[quick.cells]]")[0])
+    done = invoke("study", "run", str(tmp_path / "own.toml"), "--quick", "--simulate", "--dry-run")
+    assert "engines on h200: 8 cells" in done.stdout
+    refused = invoke("study", "run", str(tmp_path / "plain.toml"), "--quick", "--simulate", "--dry-run")
+    assert "has no quick grid: leave out --quick" in str(refused.exception)
+
+
+def test_a_study_without_a_quick_grid_is_listed_without_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lone.toml").write_text(study_path("engines").read_text(encoding="utf-8").split("[[quick.cells]]")[0])
+    monkeypatch.setattr("infergy.measure.studies._folder", lambda: tmp_path)
+    found = describe_study("lone", {}, {})
+    assert found.full is not None
+    assert (found.quick, found.quick_reason) == (None, "it has no quick grid")
+
+
+def test_an_unknown_study_gives_the_nearest() -> None:
+    assert "did you mean engines" in str(invoke("study", "run", "engine", "--simulate").exception)
+
+
+def test_unknown_axes_are_told_all_at_once_with_their_places() -> None:
+    data = data_of("engines")
+    data["speed"] = "high"
+    data["engines"] = [{"engine": "vllm", "experts": 8}]
+    data["quick"] = {"cells": [{"input_tokens": [], "output_tokens": [64], "drafts": 4}]}
+    with pytest.raises(DataError) as error:
+        parse_grid(data, "mine.toml")
+    for place in ("speed:", "engines.0.experts:", "quick.cells.0.drafts:", "quick.cells.0.input_tokens:"):
+        assert place in str(error.value)
+
+
+def test_impossible_combinations_are_told_all_at_once() -> None:
+    engines = [
+        {"engine": "vllm", "compiled": True, "tensor_parallel": 3},
+        {"engine": "transformers", "cuda_graphs": True, "tensor_parallel": 2},
+        {"engine": "vlm"},
+    ]
+    cells = [{"input_tokens": [512], "output_tokens": [64], "batch": [1], "decoding": ["greedy", "beam4"]}]
+    with pytest.raises(UsageError) as error:
+        tiny_plan(engines=engines, cells=cells, gpu="h2000", options={})
+    told = str(error.value)
+    for words in (
+        "tiny cannot be measured, for 7 reasons:",
+        "unknown GPU 'h2000'",
+        "vllm-compiled-tp3: compiled = true",
+        "vllm-compiled-tp3: beam4",
+        "does not divide the 32 attention heads of llama-3.1-8b; these do: 1, 2, 4, 8, 16",
+        "cuda_graphs = true: transformers has none",
+        "tensor_parallel = 2: this engine runs on one GPU",
+        "unknown engine 'vlm'; did you mean vllm",
+    ):
+        assert words in told
+
+
+def test_requests_too_long_for_the_model_or_the_gpu_are_told_all_at_once() -> None:
+    cells = [{"input_tokens": [1024, 4096], "output_tokens": [2048]}]
+    with pytest.raises(UsageError) as error:
+        tiny_plan(engines=[{"engine": "vllm"}], cells=cells, model="olmo-1b")
+    assert "for 2 reasons" in str(error.value)
+    assert str(error.value).count("are more than the 2048 positions of olmo-1b") == 2
+    big = [{"input_tokens": [512, 1024], "output_tokens": [64]}]
+    with pytest.raises(UsageError, match="for 4 reasons") as error:
+        tiny_plan(cells=big, model="llama-3.1-70b", gpu="a6000")
+    assert str(error.value).count("not one request of") == 4
+
+
+def test_one_reason_alone_is_told_as_it_is() -> None:
+    with pytest.raises(UsageError, match=r"^unknown model"):
+        tiny_plan(model="lama")
+    assert tiny_plan(engines=[{"engine": "transformers"}], model="olmo-1b", cells=[
+        {"input_tokens": [2048], "output_tokens": [64], "batch": [1]}
+    ]).cells, "transformers goes on past the positions"  # fmt: skip
