@@ -17,6 +17,7 @@ from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
 from infergy.cli.phases import phases
 from infergy.cli.recommend import recommend
+from infergy.cli.report import report
 from infergy.cli.schema import schema
 from infergy.cli.study import study
 from infergy.cli.timeline import timeline
@@ -42,7 +43,7 @@ app = typer.Typer(
 
 MEASURED = (measure, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, schema, doctor)
-for verb in (estimate, recommend, waterfall, trace, bins, *MEASURED, *KNOWN):
+for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
 app.add_typer(study, name="study")
 app.command(VERB, hidden=True)(measure_command)

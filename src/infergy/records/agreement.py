@@ -50,6 +50,11 @@ def _limits(row: Measurement) -> dict[str, str]:
     return _one(", ".join("unknown" if limit is None else f"{limit:g} W" for limit in limits)) if any(limits) else {}
 
 
+def _each_limit(row: Measurement) -> dict[str, str]:
+    limits = {gpu.power_limit_w for gpu in row.environment.gpus if gpu.power_limit_w is not None}
+    return _one(", ".join(f"{limit:g} W" for limit in sorted(limits)) or None)
+
+
 def _options(row: Measurement) -> dict[str, str]:
     return {name: str(value) for name, value in row.environment.engine.items() if name not in VOLATILE_OPTIONS}
 
@@ -86,6 +91,17 @@ SHOULD = (
 
 SAME_KIND = (*IDENTITY, *(fact for fact in MUST if fact.name in ("scope", "power limit", "rescaling")))
 """Across which no ratio of a few cells holds: cells below a power limit tell nothing of those that reach it."""
+
+BESIDE = (
+    *(fact for fact in (*IDENTITY, *MUST) if fact.name in ("GPU", "simulated", "scope", "driver", "CUDA")),
+    Fact("power limit", _each_limit),
+    *(fact for fact in MUST if fact.name == "rescaling"),
+)
+"""Rows of different set-ups that differ here may not stand side by side in a figure: what is drawn would be the
+difference of drivers or boards. The limit is that of each board, however many a set-up works on."""
+
+ONE_CHANGE = (*BESIDE, *(fact for fact in MUST if fact.name == "package"))
+"""What must agree between two set-ups of one engine for the ratio of their cells to tell of what was changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,243 @@
+"""A report: for each study its figures, its claims beside ours, where the rows come from and what to distrust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infergy.energy.load import load_table, shipped_tables
+from infergy.errors import UsageError
+from infergy.records.agreement import MUST, SHOULD, key_of
+from infergy.report.claims import Compared, compare_claims
+from infergy.report.figures import Figure
+from infergy.report.ours import Evidence, Law, load_claims
+from infergy.report.parts import phases_of
+from infergy.report.points import MIXED_RULES, REFUSE, SPLIT, Point, read_points
+from infergy.report.studies import STUDIES, Study
+
+if TYPE_CHECKING:
+    from infergy.energy.answer import TraceEstimate
+    from infergy.energy.phases import SetupPhases
+    from infergy.energy.recommend import Recommendation
+    from infergy.energy.table import EnergyTable
+
+PAPER = "paper"
+"""The source that stands for all that ships."""
+
+REPLICATES = "replicates"
+ENVIRONMENT_HEAD = ("Set-up", "Rows", "GPU", "Chip", "Limit", "Driver", "Packages", "Weights", "Measured")
+FLAGS_HEAD = ("Flag", "Rows", "For example", "What to do")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One study.
+
+    Attributes:
+        figures: What its rows let be drawn; empty if there are none.
+        claims: Its claims beside ours.
+        environment: Under `ENVIRONMENT_HEAD`, of the rows that are drawn.
+        flags: Under `FLAGS_HEAD`, likewise.
+    """
+
+    study: Study
+    figures: tuple[Figure, ...]
+    claims: tuple[Compared, ...]
+    environment: tuple[tuple[str, ...], ...]
+    flags: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All of a page.
+
+    Attributes:
+        title: In words.
+        source: Where the rows come from, in words.
+        paper: Of which paper the claims are.
+        simulated: Whether any row is of a simulated GPU.
+    """
+
+    title: str
+    source: str
+    paper: str
+    sections: tuple[Section, ...]
+    simulated: bool
+
+    @property
+    def figures(self) -> Iterator[Figure]:
+        """All figures, in their order."""
+        return (figure for section in self.sections for figure in section.figures)
+
+    @property
+    def missing(self) -> tuple[Study, ...]:
+        """Studies without a figure."""
+        return tuple(section.study for section in self.sections if not section.figures)
+
+
+def build_report(
+    files: Sequence[Path] = (),
+    *,
+    traces: Sequence[str] = (),
+    mixed: str | None = None,
+    model: str | None = None,
+    gpu: str | None = None,
+    allow_simulated: bool = False,
+) -> Report:
+    """A report over stores of measurements; without any, over all that ships, beside the paper.
+
+    Args:
+        files: A user's own stores.
+        traces: Traces to estimate from these; without files, the shipped ones.
+        mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None refuses a user's and splits
+            the shipped ones, whose environments are known.
+        model: For which the traces are estimated; None as for `infergy.estimate`.
+        gpu: On which; None likewise.
+        allow_simulated: Whether rows of a simulated GPU may be drawn.
+
+    Raises:
+        UsageError: An option is unknown, environments are mixed, or a trace cannot be priced.
+        DataError: A file is not what it should be.
+    """
+    if mixed is not None and mixed not in MIXED_RULES:
+        raise UsageError.unknown("rule for mixed environments", mixed, MIXED_RULES, "Give one with --mixed")
+    own = [path for path in shipped_tables() if path.parent.name != REPLICATES]
+    points = read_points(files or own, allow_simulated=allow_simulated)
+    source, claims = load_claims()
+    if not files:
+        traces = tuple(traces) or tuple(dict.fromkeys(claim.ours.trace for claim in claims if claim.ours.trace))
+    evidence = _weigh(points, files, traces, model=model, gpu=gpu, allow_simulated=allow_simulated)
+    rule = mixed or (REFUSE if files else SPLIT)
+    compared = compare_claims(evidence)
+    drawn = [(study, tuple(study.draw(evidence, rule))) for study in STUDIES]
+    sections = (_section(study, figures, compared) for study, figures in drawn)
+    names = ", ".join(path.name for path in files)
+    return Report(
+        title=f"Joules of {names}" if files else "Joules of LLM inference, beside the paper",
+        source=names or "the tables that ship with infergy",
+        paper=source,
+        sections=_unique(sections),
+        simulated=any(point.row.simulated for point in points),
+    )
+
+
+def shipped_evidence() -> Evidence:
+    """What ships, weighed: what docs/claims.md stands on."""
+    own = [path for path in shipped_tables() if path.parent.name != REPLICATES]
+    _, claims = load_claims()
+    traces = tuple(dict.fromkeys(claim.ours.trace for claim in claims if claim.ours.trace))
+    return _weigh(read_points(own), (), traces, model=None, gpu=None, allow_simulated=False)
+
+
+def _weigh(
+    points: Sequence[Point],
+    files: Sequence[Path],
+    traces: Iterable[str],
+    *,
+    model: str | None,
+    gpu: str | None,
+    allow_simulated: bool,
+) -> Evidence:
+    estimates: dict[str, TraceEstimate] = {}
+    rankings: dict[str, Recommendation] = {}
+    table: EnergyTable | None = None
+    for trace in traces:
+        from infergy.energy.estimate import PriceOptions, estimate
+        from infergy.energy.recommend import recommend
+
+        if table is None:
+            table = load_table(files, with_shipped=not files, allow_simulated=allow_simulated)
+        estimates[trace] = estimate(trace, model=model, gpu=gpu, tables=table)
+        rankings[trace] = recommend(trace, PriceOptions(model=model, gpu=gpu, tables=table))
+    return Evidence(points=points, estimates=estimates, rankings=rankings, laws=_laws(points))
+
+
+def _laws(points: Sequence[Point]) -> dict[str, Law]:
+    """By label, of the set-up with most rows."""
+    found: dict[str, Law] = {}
+    for setup in phases_of(points):
+        fit = setup.fit
+        if fit is not None and (setup.label not in found or found[setup.label].rows < fit.rows):
+            found[setup.label] = Law(
+                rows=fit.rows,
+                median_residual=fit.median_residual,
+                worst_residual=fit.worst_residual,
+                gpu=setup.gpu,
+                **_shares(setup),
+            )
+    return found
+
+
+def _shares(setup: SetupPhases) -> dict[str, Any]:
+    """Decode's share by batch, at the length of which most batches were measured."""
+    lengths: dict[str, dict[int, float]] = {}
+    for cell in setup.cells:
+        energy = cell.pair or cell.fit
+        if energy is not None and cell.output_tokens > 1:
+            name = f"{cell.input_tokens}→{cell.output_tokens}"
+            lengths.setdefault(name, {})[cell.batch] = energy.decode_share
+    if not lengths:
+        return {}
+    length = max(lengths, key=lambda name: len(lengths[name]))
+    return {"length": length, "shares": lengths[length]}
+
+
+def _section(study: Study, figures: tuple[Figure, ...], compared: Iterable[Compared]) -> Section:
+    points = list({id(point): point for figure in figures for point in figure.points}.values())
+    return Section(
+        study=study,
+        figures=figures,
+        claims=tuple(one for one in compared if one.claim.study == study.name),
+        environment=tuple(_environment(points)),
+        flags=tuple(_flags(points)),
+    )
+
+
+def _unique(sections: Iterable[Section]) -> tuple[Section, ...]:
+    """Each figure with a name of its own, since names are those of files."""
+    seen: dict[str, int] = {}
+    found = []
+    for section in sections:
+        figures = []
+        for figure in section.figures:
+            seen[figure.name] = seen.get(figure.name, 0) + 1
+            times = seen[figure.name]
+            figures.append(figure if times == 1 else replace(figure, name=f"{figure.name}-{times}"))
+        found.append(replace(section, figures=tuple(figures)))
+    return tuple(found)
+
+
+def _environment(points: Iterable[Point]) -> Iterator[tuple[str, ...]]:
+    """A line for each environment of each set-up."""
+    groups: dict[object, list[Point]] = {}
+    for point in points:
+        key = (point.label, point.model, point.row.environment.weights, key_of(point.row, (*MUST, *SHOULD)))
+        groups.setdefault(key, []).append(point)
+    for group in groups.values():
+        first = group[0].row.environment
+        limits = {gpu.power_limit_w for gpu in first.gpus if gpu.power_limit_w is not None}
+        days = sorted({point.row.measured_utc[:10] for point in group})
+        yield (
+            f"{group[0].label} {group[0].model}",
+            f"{len(group)}",
+            group[0].gpu,
+            ", ".join(gpu.uuid for gpu in first.gpus) or "unknown",
+            ", ".join(f"{limit:g} W" for limit in sorted(limits)) or "unknown",
+            first.driver or "unknown",
+            ", ".join(f"{name} {version}" for name, version in sorted(first.packages.items())) or "unknown",
+            first.weights,
+            " to ".join(dict.fromkeys((days[0], days[-1]))),
+        )
+
+
+def _flags(points: Iterable[Point]) -> Iterator[tuple[str, ...]]:
+    """A line for each flag, with how many rows have it and one of them."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for point in points:
+        for flag in point.flags:
+            found.setdefault(flag.code, []).append((str(point.row.cell), flag.reason, flag.cure))
+    for code, cases in sorted(found.items()):
+        cell, reason, cure = cases[0]
+        yield code, f"{len(cases)}", f"{cell}: {reason}", cure

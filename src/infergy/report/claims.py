@@ -1,0 +1,83 @@
+"""The study's claims beside ours, as rows of text: for a page, for Markdown, and for docs/claims.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infergy.report.markdown import table_lines
+from infergy.report.ours import NOT_MEASURED, Claim, Evidence, Ours, find_ours, load_claims, ratio_text
+from infergy.units import format_percent
+
+HEAD = ("Claim", "Paper", "on", "Ours", "Interval", "on", "Ours / paper")
+SAVING = "saving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A claim and ours."""
+
+    claim: Claim
+    ours: Ours
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The texts under `HEAD`."""
+        claim, ours = self.claim, self.ours
+        if not ours.is_measured:
+            return (claim.claim, _percent(claim), claim.hardware, f"{NOT_MEASURED}: {ours.basis}", "-", "-", "-")
+        interval = (
+            "-"
+            if ours.low is None or ours.high is None
+            else f"{_signed(claim, ours.low)} .. {_signed(claim, ours.high)}"
+        )
+        text = ours.text if ours.value is None else _signed(claim, ours.value)
+        return (
+            claim.claim,
+            _percent(claim),
+            claim.hardware,
+            text or "-",
+            f"{interval} ({ours.basis})" if interval != "-" else ours.basis,
+            ours.hardware or "-",
+            ratio_text(claim, ours),
+        )
+
+
+def _percent(claim: Claim) -> str:
+    return "so it says" if claim.paper is None else _signed(claim, claim.paper)
+
+
+def _signed(claim: Claim, value: float) -> str:
+    return format_percent(value, signed=claim.ours.kind != SAVING and "saved" not in claim.claim)
+
+
+def compare_claims(evidence: Evidence) -> tuple[Compared, ...]:
+    """All claims, each beside what the evidence says."""
+    _, claims = load_claims()
+    return tuple(Compared(claim=claim, ours=find_ours(claim, evidence)) for claim in claims)
+
+
+def claims_page(compared: Sequence[Compared]) -> str:
+    """docs/claims.md: the table of claims with our figure, its interval and hardware beside each."""
+    source, _ = load_claims()
+    measured = sum(one.ours.is_measured for one in compared)
+    lines = [
+        "# The study's claims beside ours",
+        "",
+        f"Claims: {source}. Ours follow from the tables that ship with infergy ([measurements.md](measurements.md)): "
+        f"{measured} of {len(compared)} claims have a figure of ours, the others say why not. This page is what "
+        "`infergy report paper` shows, study by study.",
+        "",
+        "Different hardware, models and engine versions stand side by side: a ratio far from 1 is a finding about "
+        "these, not an error of either. The study's Azure traces are of 2024, ours of 2023, which are smaller. Its "
+        "ideal takes the vendor's headline peak, ours the dense one.",
+        "",
+        *table_lines(HEAD, [one.cells for one in compared]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    from infergy.report.build import shipped_evidence
+
+    print(claims_page(compare_claims(shipped_evidence())), end="")

@@ -1,0 +1,344 @@
+"""The figures of a report, as Vega-Lite charts, in colours and shapes that colour-blind readers tell apart.
+
+Ink is ``currentColor``, so that a page's own colours reach it, in light, dark and print; `for_file` sets it for a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infergy.report.points import Point
+from infergy.units import format_number, format_percent, format_si
+
+WIDTH, HEIGHT, BAR_HEIGHT = 640, 340, 22
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999999")
+"""Okabe and Ito's, those first that stand out on white and on black, and two of Tol's."""
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 4], [10, 4], [4, 4], [12, 2])
+INK, FILE_INK, FILE_PAPER = "currentColor", "#222222", "#FFFFFF"
+GRID = "#88888855"
+MARGIN = 1.15
+"""How far a logarithmic axis goes past what is drawn, as a factor."""
+
+AXES = {
+    "input": "input tokens a request",
+    "output": "output tokens a request",
+    "batch": "batch: requests at once",
+}
+ENERGY_TITLE = "energy, J a request"
+
+TABLE_HEAD = ("Cell", "Series", "J a request", "95 % interval", "s a batch", "W", "GPU", "Flags")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure and the figures' figures.
+
+    Attributes:
+        name: Of its files, without a suffix.
+        title: What it shows.
+        note: What a reader must know, in words.
+        spec: Vega-Lite.
+        head: Titles of the table's columns.
+        table: Its rows, as text.
+        points: The rows behind it.
+    """
+
+    name: str
+    title: str
+    note: str
+    spec: Mapping[str, Any]
+    head: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...]
+    points: tuple[Point, ...]
+
+
+def draw_sweep(
+    name: str,
+    title: str,
+    note: str,
+    points: Sequence[Point],
+    series: Sequence[str],
+    *,
+    x: str,
+    lines: str | None = None,
+) -> Figure:
+    """Joules a request over lengths or batches, both axes logarithmic, a line a series and `lines` value.
+
+    Args:
+        name: Of its files.
+        title: What it shows.
+        note: What a reader must know.
+        points: What is drawn.
+        series: Name of each point's series.
+        x: ``input``, ``output`` or ``batch``.
+        lines: What else parts the lines, ``input`` or ``output``; None for nothing.
+    """
+    values = [
+        {
+            "series": label,
+            "x": _axis_value(point, x),
+            "line": "" if lines is None else f"{_axis_value(point, lines):,}",
+            "joules": point.energy_j,
+            **interval_of(point.low_j, point.high_j),
+            **told(point),
+        }
+        for point, label in zip(points, series, strict=True)
+    ]
+    ticks = sorted({_axis_value(point, x) for point in points})
+    order = [f"{value:,}" for value in sorted({_axis_value(point, lines) for point in points})] if lines else [""]
+    line_title = None if lines is None else AXES[lines]
+    chart = _lines(values, ticks=ticks, x_title=AXES[x], y_title=ENERGY_TITLE, line_title=line_title, line_order=order)
+    return Figure(
+        name=name,
+        title=title,
+        note=note,
+        spec=finish(chart, title),
+        head=TABLE_HEAD,
+        table=tuple(table_row(point, label) for point, label in zip(points, series, strict=True)),
+        points=tuple(points),
+    )
+
+
+def _lines(
+    values: Sequence[Mapping[str, object]],
+    *,
+    ticks: Sequence[int],
+    x_title: str,
+    y_title: str,
+    line_title: str | None = None,
+    line_order: Sequence[str] = ("",),
+    share: bool = False,
+) -> Any:
+    """Lines with points and intervals; `share` has a linear axis of percentages."""
+    import altair
+
+    names = list(dict.fromkeys(str(value["series"]) for value in values))
+    lowest, highest = _ends(values)
+    if share:
+        y_scale, y_axis = altair.Scale(type="linear"), altair.Axis(format="~%")
+    else:
+        y_scale = altair.Scale(type="log", domain=[lowest / MARGIN, highest * MARGIN], nice=False)
+        y_axis = altair.Axis(format="~s", values=_decades(lowest, highest))
+    x_axis = altair.Axis(values=list(ticks), format=",d", labelOverlap=True)
+    x_scale = altair.Scale(type="log", base=2, nice=False, padding=12)
+    base = _chart(values).encode(
+        x=altair.X("x:Q", title=x_title, scale=x_scale, axis=x_axis),
+        color=_colour(names),
+        detail="line:N",
+    )
+    dashes = altair.StrokeDash(
+        "line:N",
+        sort=list(line_order),
+        scale=altair.Scale(domain=list(line_order), range=[list(dash) for dash in DASHES[: len(line_order)]]),
+        legend=None if line_title is None else altair.Legend(title=line_title, columns=6, symbolSize=900),
+    )
+    y = altair.Y("joules:Q", title=y_title, scale=y_scale, axis=y_axis)
+    # A line goes through the mean of repetitions, which are drawn one by one.
+    mean = altair.Y("mean(joules):Q", title=y_title, scale=y_scale, axis=y_axis)
+    drawn = base.mark_line(strokeWidth=1.75).encode(y=mean, strokeDash=dashes)
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5)
+    bars = bars.encode(y=altair.Y("low:Q", title=y_title, scale=y_scale), y2="high:Q")
+    # A mark without an interval must not look certain.
+    marks = {
+        is_known: base.transform_filter(f"isValid(datum.low) == {str(is_known).lower()}")
+        .mark_point(filled=is_known, size=55, opacity=1)
+        .encode(y=y, shape=_shape(names), tooltip=_tooltips())
+        for is_known in dict.fromkeys(value["low"] is not None for value in values)
+    }
+    layers = [drawn, *([bars] if True in marks else []), *marks.values()]
+    return altair.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def _ends(values: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+    """The least and the most that is drawn, intervals included."""
+    told = [value[name] for value in values for name in ("joules", "low", "high")]
+    known = [float(str(one)) for one in told if one is not None]
+    return min(known), max(known)
+
+
+def _decades(lowest: float, highest: float) -> list[float]:
+    """1, 2 and 5 of each decade between both ends; of more than four decades 1 alone."""
+    first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
+    steps = (1, 2, 5) if last - first <= 4 else (1,)
+    ticks = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
+    return [tick for tick in ticks if lowest / MARGIN <= tick <= highest * MARGIN]
+
+
+def draw_shares(
+    name: str,
+    title: str,
+    note: str,
+    values: Sequence[Mapping[str, object]],
+    *,
+    x: str,
+    y_title: str,
+    lines: str | None,
+    head: tuple[str, ...],
+    table: Sequence[tuple[str, ...]],
+    points: Sequence[Point],
+) -> Figure:
+    """Fractions over lengths or batches: as `draw_sweep`, the upright axis in percent.
+
+    Values hold ``series``, ``x``, ``line``, ``joules`` (the fraction), ``low``, ``high`` and what a hover tells.
+    """
+    lined = sorted({str(value["line"]) for value in values}, key=lambda text: int(text.replace(",", "") or 0))
+    ticks = sorted({int(str(value["x"])) for value in values})
+    chart = _lines(
+        values,
+        ticks=ticks,
+        x_title=AXES[x],
+        y_title=y_title,
+        line_title=None if lines is None else AXES[lines],
+        line_order=lined,
+        share=True,
+    )
+    return Figure(
+        name=name,
+        title=title,
+        note=note,
+        spec=finish(chart, title),
+        head=head,
+        table=tuple(table),
+        points=tuple(points),
+    )
+
+
+def draw_bars(values: Sequence[Mapping[str, object]]) -> Any:
+    """Traces by engine: a bar of joules a request, its bracket, and the ideal as an upright line.
+
+    Values hold ``trace``, ``series`` (the engine), ``joules``, ``low``, ``high`` and ``ideal``, all joules a
+    request, the last three None where unknown.
+    """
+    import altair
+
+    names = list(dict.fromkeys(str(value["series"]) for value in values))
+    traces = list(dict.fromkeys(str(value["trace"]) for value in values))
+    base = _chart(values).encode(
+        y=altair.Y("trace:N", sort=traces, title=None, axis=altair.Axis(labelLimit=220)),
+        yOffset=altair.YOffset("series:N", sort=names),
+        tooltip=_tooltips(("trace", "series", "energy", "bracket", "gap to ideal")),
+    )
+    x_title = "energy, J a request; thin line: low to high; upright stroke: the ideal"
+    x_axis = altair.Axis(tickCount=8)
+    bars = base.mark_bar().encode(x=altair.X("joules:Q", title=x_title, axis=x_axis), color=_colour(names))
+    brackets = base.transform_filter("isValid(datum.low)").mark_rule(color=INK, strokeWidth=1.5)
+    brackets = brackets.encode(x=altair.X("low:Q", title=x_title), x2="high:Q")
+    ideals = base.transform_filter("isValid(datum.ideal)").mark_tick(color=INK, thickness=3, opacity=1, size=BAR_HEIGHT)
+    ideals = ideals.encode(x=altair.X("ideal:Q", title=x_title))
+    height = (BAR_HEIGHT + 8) * len(names) * len(traces) + 20
+    layers = [bars]
+    layers += [brackets] if any(value["low"] is not None for value in values) else []
+    layers += [ideals] if any(value["ideal"] is not None for value in values) else []
+    return altair.layer(*layers).properties(width=WIDTH, height=height)
+
+
+def finish(chart: Any, title: str) -> dict[str, Any]:
+    """The chart as Vega-Lite, its ink and paper left to what surrounds it, its title for those who hear it."""
+    spec: dict[str, Any] = chart.to_dict()
+    spec["description"] = title
+    spec["background"] = "transparent"
+    spec["config"] = _config(INK)
+    return spec
+
+
+def for_file(figure: Figure) -> dict[str, Any]:
+    """The figure for a file that stands alone: on white, with its title."""
+    title = {"text": figure.title, "anchor": "start", "color": FILE_INK, "fontSize": 14}
+    spec = _with_ink(dict(figure.spec))
+    return {**spec, "background": FILE_PAPER, "config": _config(FILE_INK), "title": title, "padding": 12}
+
+
+def _with_ink(value: Any) -> Any:
+    if isinstance(value, dict):
+        # What rows tell is not ink, whatever it says.
+        return {key: item if key in ("values", "datasets") else _with_ink(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_ink(item) for item in value]
+    return FILE_INK if value == INK else value
+
+
+def _config(ink: str) -> dict[str, Any]:
+    words = {"labelColor": ink, "titleColor": ink}
+    return {
+        "font": "system-ui, -apple-system, 'DejaVu Sans', Arial, sans-serif",
+        "axis": {**words, "gridColor": GRID, "domainColor": ink, "tickColor": ink, "labelFontSize": 12},
+        "legend": {**words, "labelLimit": 420, "labelFontSize": 12, "orient": "bottom", "columns": 2},
+        "header": words,
+        "view": {"stroke": None},
+    }
+
+
+def _chart(values: Sequence[Mapping[str, object]]) -> Any:
+    import altair
+
+    inline: Any = altair.Data
+    return altair.Chart(inline(values=[dict(value) for value in values]))
+
+
+def _colour(names: Sequence[str]) -> Any:
+    import altair
+
+    colours = [COLOURS[place % len(COLOURS)] for place in range(len(names))]
+    return altair.Color("series:N", sort=list(names), scale=altair.Scale(domain=list(names), range=colours), title=None)
+
+
+def _shape(names: Sequence[str]) -> Any:
+    import altair
+
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    return altair.Shape("series:N", sort=list(names), scale=altair.Scale(domain=list(names), range=shapes), title=None)
+
+
+def _tooltips(fields: Sequence[str] = ("cell", "series", "value", "interval", "batch takes", "power", "flags")) -> Any:
+    import altair
+
+    return [altair.Tooltip(f"{field}:N") for field in fields]
+
+
+def _axis_value(point: Point, axis: str) -> int:
+    load = point.row.cell.load
+    return {"input": load.input_tokens, "output": load.output_tokens, "batch": load.batch}[axis]
+
+
+def interval_of(low: float | None, high: float | None) -> dict[str, float | None]:
+    """Both ends where both are known and can stand on a logarithmic axis."""
+    known = low is not None and high is not None and low > 0
+    return {"low": low if known else None, "high": high if known else None}
+
+
+def told(point: Point, *, value: str | None = None, interval: str | None = None) -> dict[str, str]:
+    """What a hover tells of a point; its joules a request unless another value is given."""
+    return {
+        "cell": str(point.row.cell),
+        "value": f"{format_si(point.energy_j, 'J')} a request" if value is None else value,
+        "interval": _between(point) if interval is None else interval,
+        "batch takes": format_si(point.duration_s, "s"),
+        "power": f"{format_number(point.power_w)} W",
+        "flags": point.doubts,
+    }
+
+
+def _between(point: Point) -> str:
+    if point.low_j is None or point.high_j is None:
+        return "unknown"
+    half = (point.high_j - point.low_j) / 2 / point.energy_j
+    return f"{format_si(point.low_j, 'J')} .. {format_si(point.high_j, 'J')} (± {format_percent(half)})"
+
+
+def table_row(point: Point, series: str) -> tuple[str, ...]:
+    """A point under `TABLE_HEAD`."""
+    return (
+        str(point.row.cell),
+        series,
+        format_number(point.energy_j),
+        _between(point),
+        format_number(point.duration_s),
+        format_number(point.power_w),
+        point.gpu,
+        point.doubts,
+    )

@@ -1,0 +1,290 @@
+"""What measured rows say to each claim of the study: our figure, its interval, its hardware, or why there is none."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from statistics import fmean
+from typing import Any
+
+from infergy.energy.answer import TraceEstimate
+from infergy.energy.recommend import Recommendation
+from infergy.errors import DataError
+from infergy.records.agreement import ONE_CHANGE, key_of
+from infergy.report.points import Point
+from infergy.units import format_number, format_percent
+
+NOT_MEASURED = "not measured yet"
+ENERGY, LATENCY = "energy", "latency"
+LEAST, MOST, MEAN = "least", "most", "mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How ours is found: the table at the top of ``data/claims.toml`` tells the kinds; None and empty where unused.
+
+    Attributes:
+        batch: Only cells of that batch; None for all.
+    """
+
+    kind: str
+    reason: str = ""
+    trace: str = ""
+    engine: str = ""
+    baseline: str = ""
+    label: str = ""
+    against: str = ""
+    model: str | None = None
+    against_model: str | None = None
+    quantity: str = ENERGY
+    batch: int | None = None
+    pick: str = MEAN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One number of the study.
+
+    Attributes:
+        study: Name of the study it belongs to (`infergy.report.studies`).
+        claim: In words.
+        paper: The paper's value, a fraction; None where it tells a shape, not a number.
+        hardware: Where the paper measured it.
+        ours: How ours is found.
+    """
+
+    study: str
+    claim: str
+    hardware: str
+    ours: Recipe
+    paper: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ours:
+    """What our rows say to a claim.
+
+    Attributes:
+        value: As the claim's; None where there is none, or where `text` says it.
+        low: Lower end of the interval; None where unknown. `high` likewise.
+        text: In words, where a number does not say it.
+        hardware: Where we measured it; None if we did not.
+        basis: What the value and its interval are of, or why there is none.
+    """
+
+    basis: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    text: str | None = None
+    hardware: str | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is anything of ours."""
+        return self.value is not None or self.text is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What claims are held against.
+
+    Attributes:
+        points: Measured cells.
+        estimates: Of traces, by name; `rankings` likewise.
+        laws: Of prefill and decode by set-up label: rows, median and worst residual.
+    """
+
+    points: Sequence[Point]
+    estimates: Mapping[str, TraceEstimate] = field(default_factory=dict)
+    rankings: Mapping[str, Recommendation] = field(default_factory=dict)
+    laws: Mapping[str, Law] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """How well a law linear in output tokens fits, residuals as fractions, and what it makes of one length.
+
+    Attributes:
+        shares: Decode's share of the joules by batch, at the length of which most batches were measured.
+        length: That length, in words.
+    """
+
+    rows: int
+    median_residual: float
+    worst_residual: float
+    gpu: str
+    length: str = ""
+    shares: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One cell against another under the same load: a ratio less 1, and its 95 % interval."""
+
+    cell: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+def load_claims() -> tuple[str, tuple[Claim, ...]]:
+    """The claims that ship, after their source in words."""
+    text = (resources.files("infergy") / "data" / "claims.toml").read_text(encoding="utf-8")
+    content = tomllib.loads(text)
+    claims = tuple(_claim(one) for one in content["claims"])
+    return str(content["source"]), claims
+
+
+def _claim(data: Mapping[str, Any]) -> Claim:
+    try:
+        return Claim(**{**data, "ours": Recipe(**data["ours"])})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"claims.toml: {data.get('claim', 'a claim')}: {error}") from error
+
+
+def find_ours(claim: Claim, evidence: Evidence) -> Ours:
+    """What the evidence says to a claim; `Ours.basis` says why where it says nothing."""
+    recipe = claim.ours
+    if recipe.kind == "missing":
+        return Ours(basis=recipe.reason)
+    if recipe.kind in ("gap", "saving"):
+        return _of_trace(recipe, evidence)
+    if recipe.kind in ("law", "share"):
+        return _of_law(recipe, evidence)
+    return _of_change(recipe, evidence)
+
+
+def _of_trace(recipe: Recipe, evidence: Evidence) -> Ours:
+    answer = evidence.estimates.get(recipe.trace)
+    if answer is None:
+        return Ours(basis=f"no estimate of {recipe.trace} here")
+    found = next((one for one in answer.estimates if one.engine == recipe.engine), None)
+    if found is None:
+        return Ours(basis=f"no row of {recipe.engine}")
+    if recipe.kind == "gap":
+        if found.gap_to_ideal is None or found.ideal_energy_j is None:
+            return Ours(basis=found.gap_reason or "the gap is unknown")
+        low, high = (None if one is None else one / found.ideal_energy_j - 1 for one in (found.low_j, found.high_j))
+        basis = "all requests at the floor of their bins .. whole batches at the ceiling"
+        return Ours(value=found.gap_to_ideal, low=low, high=high, hardware=gpu_title(found.gpu), basis=basis)
+    if found.saving_vs_baseline is None or answer.baseline != recipe.baseline:
+        return Ours(basis=found.saving_reason or f"no row of {recipe.baseline}")
+    half = _saving_error(recipe, evidence.rankings.get(recipe.trace))
+    left = 1 - found.saving_vs_baseline
+    return Ours(
+        value=found.saving_vs_baseline,
+        low=None if half is None else 1 - left * (1 + half),
+        high=None if half is None else 1 - left * (1 - half),
+        hardware=gpu_title(found.gpu),
+        basis="by what is not common to both engines, see docs/recommend.md",
+    )
+
+
+def _saving_error(recipe: Recipe, ranking: Recommendation | None) -> float | None:
+    """Relative error of the ratio of two engines: both engines' own errors, which are independent."""
+    if ranking is None:
+        return None
+    own = {one.engine: one.own_error for one in reversed(ranking.configurations) if one.max_batch_s is not None}
+    wanted = [own.get(name) for name in (recipe.engine, recipe.baseline)]
+    known = [error for error in wanted if error is not None]
+    return math.hypot(*known) if len(known) == len(wanted) else None
+
+
+def gpu_title(name: str) -> str:
+    """The vendor's name of a GPU that the catalogue knows; others as they are."""
+    from infergy.hardware import find_gpu_by_driver_name
+
+    known = find_gpu_by_driver_name(name)
+    return name if known is None else known.title
+
+
+def _of_law(recipe: Recipe, evidence: Evidence) -> Ours:
+    law = evidence.laws.get(recipe.label)
+    if law is None:
+        return Ours(basis=f"no law was fitted to rows of {recipe.label}")
+    if recipe.kind == "share":
+        if len(law.shares) < 2:
+            return Ours(basis=f"too few batches of one length by {recipe.label}")
+        ends = [f"{format_percent(law.shares[batch])} at batch {batch}" for batch in (min(law.shares), max(law.shares))]
+        return Ours(text=f"{law.length}: {', '.join(ends)}", hardware=law.gpu, basis="decode's share (docs/phases.md)")
+    text = f"linear but for attention: median residual {format_percent(law.median_residual)}"
+    basis = f"worst of {law.rows} cells {format_percent(law.worst_residual, signed=True)} (docs/phases.md)"
+    return Ours(text=text, hardware=law.gpu, basis=basis)
+
+
+def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> list[Change]:
+    """Cells of `b` against those of `a` under the same load and in the same environment.
+
+    The interval adds the half-widths of both cells' logarithms in quadrature; that of a time is not told.
+    """
+    places = {(key_of(point.row, ONE_CHANGE), point.row.cell.load): point for point in a}
+    found = []
+    for point in b:
+        other = places.get((key_of(point.row, ONE_CHANGE), point.row.cell.load))
+        if other is not None:
+            found.append(_change(other, point, quantity))
+    return found
+
+
+def _change(a: Point, b: Point, quantity: str) -> Change:
+    load = b.row.cell.load
+    cell = f"{load.input_tokens}→{load.output_tokens} × {load.batch}"
+    if quantity == LATENCY:
+        return Change(cell=cell, value=b.duration_s / a.duration_s - 1, low=None, high=None)
+    ratio = b.energy_j / a.energy_j
+    ends = (a.low_j, a.high_j, b.low_j, b.high_j)
+    if any(end is None or end <= 0 for end in ends):
+        return Change(cell=cell, value=ratio - 1, low=None, high=None)
+    a_low, a_high, b_low, b_high = (math.log(end) for end in ends if end is not None)
+    a_log, b_log = math.log(a.energy_j), math.log(b.energy_j)
+    # Below what `b` may fall, above what `a` may rise, and the other way round.
+    down, up = math.hypot(b_log - b_low, a_high - a_log), math.hypot(b_high - b_log, a_log - a_low)
+    return Change(cell=cell, value=ratio - 1, low=ratio * math.exp(-down) - 1, high=ratio * math.exp(up) - 1)
+
+
+def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
+    chosen = [one for one in evidence.points if recipe.batch in (None, one.batch)]
+    other = recipe.against_model or recipe.model
+    a = [one for one in chosen if one.label == recipe.against and other in (None, one.model)]
+    b = [one for one in chosen if one.label == recipe.label and recipe.model in (None, one.model)]
+    # Without a model named, each is held against itself.
+    names = sorted({one.model for one in b}) if recipe.model is None else [None]
+    found = [
+        change
+        for name in names
+        for change in changes(
+            [one for one in a if name in (None, one.model)],
+            [one for one in b if name in (None, one.model)],
+            recipe.quantity,
+        )
+    ]
+    if not found:
+        return Ours(
+            basis=f"no load was measured with both {_name(recipe.label, recipe.model)} and "
+            f"{_name(recipe.against, other)}"
+        )
+    hardware = ", ".join(dict.fromkeys(one.gpu for one in b))
+    if recipe.pick != MEAN or len(found) == 1:
+        key = min if recipe.pick == LEAST else max
+        one = key(found, key=lambda change: change.value)
+        basis = f"95 % interval of {one.cell}" + (f", of {len(found)} loads" if len(found) > 1 else "")
+        return Ours(value=one.value, low=one.low, high=one.high, hardware=hardware, basis=basis)
+    mean = math.exp(fmean(math.log1p(change.value) for change in found)) - 1
+    values = [change.value for change in found]
+    basis = f"geometric mean of {len(found)} loads; the lowest .. the highest of them"
+    return Ours(value=mean, low=min(values), high=max(values), hardware=hardware, basis=basis)
+
+
+def _name(label: str, model: str | None) -> str:
+    return label if model is None else f"{label} {model}"
+
+
+def ratio_text(claim: Claim, ours: Ours) -> str:
+    """Ours over the paper's, where both are numbers."""
+    if claim.paper is None or ours.value is None:
+        return "-"
+    return f"{format_number(ours.value / claim.paper)}"

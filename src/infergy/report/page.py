@@ -1,0 +1,129 @@
+"""A report as files: one HTML page that needs no network, the same as Markdown, and each figure as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from infergy.errors import UsageError
+from infergy.report.build import ENVIRONMENT_HEAD, FLAGS_HEAD, Report, Section
+from infergy.report.claims import HEAD as CLAIMS_HEAD
+from infergy.report.figures import Figure, for_file
+from infergy.report.markdown import escape, table_lines
+from infergy.report.ours import NOT_MEASURED
+
+PAGE, MARKDOWN = "index.html", "report.md"
+TEMPLATE = "report.html.j2"
+PNG_SCALE = 2.0
+FLAGGED = "flags are explained in docs/flags.md; they never change a number"
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Write the page, the Markdown and the pictures; returns their paths, the page first.
+
+    Raises:
+        UsageError: The folder cannot be written.
+        ImportError: The extra ``report`` is not installed.
+    """
+    import vl_convert
+
+    version = _vega_lite()
+    files: dict[str, str | bytes] = {}
+    pictures: dict[str, str] = {}
+    for figure in report.figures:
+        drawn = vl_convert.vegalite_to_svg(for_file(figure), vl_version=version)
+        pictures[figure.name] = drawn
+        files[f"{figure.name}.svg"] = drawn
+        files[f"{figure.name}.png"] = vl_convert.svg_to_png(drawn, scale=PNG_SCALE)
+    files = {PAGE: page_html(report, pictures), MARKDOWN: page_markdown(report), **files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            (folder / name).write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}). Name another folder with -o") from error
+    return tuple(folder / name for name in files)
+
+
+def _vega_lite() -> str:
+    """Of the version that altair writes, as vl-convert spells it."""
+    import altair
+
+    return ".".join(altair.SCHEMA_VERSION.split(".")[:2])
+
+
+def page_html(report: Report, pictures: dict[str, str]) -> str:
+    """The page: scripts and styles inside, one copy of Vega for all figures.
+
+    Args:
+        report: What to show.
+        pictures: SVG by figure name, for readers without scripts.
+    """
+    import base64
+
+    import vl_convert
+    from jinja2 import Environment, StrictUndefined
+
+    text = (resources.files("infergy") / "data" / TEMPLATE).read_text(encoding="utf-8")
+    # The stubs of vl-convert want a snippet; None is its own default, which leaves vegaEmbed to the page.
+    bundle: Any = vl_convert.javascript_bundle
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return template.from_string(text).render(
+        report=report,
+        vega=_script(bundle(vl_version=_vega_lite())) if any(report.figures) else "",
+        pictures={name: base64.b64encode(svg.encode()).decode() for name, svg in pictures.items()},
+        claims_head=CLAIMS_HEAD,
+        environment_head=ENVIRONMENT_HEAD,
+        flags_head=FLAGS_HEAD,
+        not_measured=NOT_MEASURED,
+        flagged=FLAGGED,
+    )
+
+
+def _script(code: str) -> Any:
+    """Code that may stand in a page as it is."""
+    from markupsafe import Markup
+
+    if "</script" in code.lower() or "<!--" in code:
+        raise AssertionError("the scripts of vl-convert would end their own element")
+    return Markup(code)
+
+
+def page_markdown(report: Report) -> str:
+    """The report as Markdown, its pictures beside it."""
+    lines = [f"# {escape(report.title)}", ""]
+    if report.simulated:
+        lines += ["**SIMULATED rows are among these: they say nothing about real hardware.**", ""]
+    lines += [f"Rows: {escape(report.source)}. Claims: {escape(report.paper)}.", ""]
+    for section in report.sections:
+        lines += _section_lines(section)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section_lines(section: Section) -> Iterator[str]:
+    study = section.study
+    yield f"## {escape(study.title)}"
+    yield ""
+    if study.paper:
+        yield from (f"In the paper: {escape(study.paper)}.", "")
+    if not section.figures:
+        how = f" To measure it: `{study.measure}`" if study.measure else " infergy cannot measure it yet."
+        yield from (f"{NOT_MEASURED.capitalize()}.{how}", "")
+    for figure in section.figures:
+        yield from _figure_lines(figure)
+    if section.claims:
+        yield from ("### The paper's claims beside ours", "")
+        yield from (*table_lines(CLAIMS_HEAD, [one.cells for one in section.claims]), "")
+    if section.environment:
+        yield from ("### Environment", "", *table_lines(ENVIRONMENT_HEAD, section.environment), "")
+        yield from ("### Flags", "")
+        flags = list(table_lines(FLAGS_HEAD, section.flags)) if section.flags else ["No row is flagged."]
+        yield from (*flags, "")
+
+
+def _figure_lines(figure: Figure) -> Iterator[str]:
+    yield from (f"### {escape(figure.title)}", "", f"![{escape(figure.title)}]({figure.name}.svg)", "")
+    yield from (escape(figure.note), "", *table_lines(figure.head, figure.table), "")

@@ -1,0 +1,173 @@
+"""Measured rows as points of figures: joules a request with their interval, their doubts and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infergy.errors import DataError, MeterError, UsageError
+from infergy.records import GRID_VISIT, Measurement, result_of
+from infergy.records.agreement import BESIDE, IDENTITY, MUST, Fact, differences
+from infergy.records.check import CheckedRow, check_rows
+from infergy.records.flags import Flag
+from infergy.records.store import read_store
+
+SPLIT, REFUSE = "split", "refuse"
+MIXED_RULES = (SPLIT, REFUSE)
+
+CERTAIN = 0.02
+"""What joules must be certain to, as a fraction, not to be flagged: the default of `infergy check`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One measured cell.
+
+    Attributes:
+        energy_j: Joules a request.
+        low_j: Lower end of its 95 % interval; None where nothing tells its spread. `high_j` likewise.
+        duration_s: Seconds a batch.
+        flags: What to distrust (docs/flags.md).
+    """
+
+    row: Measurement
+    energy_j: float
+    low_j: float | None
+    high_j: float | None
+    duration_s: float
+    power_w: float
+    energy_per_output_token_j: float
+    flags: tuple[Flag, ...]
+
+    @property
+    def label(self) -> str:
+        """Engine and whatever is not at its default."""
+        return self.row.cell.label
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.row.cell.setup.model
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Input and output tokens."""
+        return self.row.cell.load.input_tokens, self.row.cell.load.output_tokens
+
+    @property
+    def batch(self) -> int:
+        """Requests at once."""
+        return self.row.cell.load.batch
+
+    @property
+    def doubts(self) -> str:
+        """Codes of its flags."""
+        return ", ".join(flag.code for flag in self.flags) or "none"
+
+    @property
+    def gpu(self) -> str:
+        """As the driver names it; ``2 × …`` for several."""
+        names = [gpu.name for gpu in self.row.environment.gpus]
+        return (f"{len(names)} × " if len(names) > 1 else "") + (names[0] if names else "unknown GPU")
+
+
+def read_points(files: Iterable[Path], *, allow_simulated: bool = False) -> tuple[Point, ...]:
+    """The measured cells of stores; of several rows of a cell in one file the last of the grid counts.
+
+    Raises:
+        DataError: A file is no store, holds nothing measured, or holds simulated rows that were not asked for.
+    """
+    return tuple(point for path in files for point in _of_file(path, allow_simulated=allow_simulated))
+
+
+def _of_file(path: Path, *, allow_simulated: bool) -> Iterable[Point]:
+    rows = read_store(path).rows
+    if not allow_simulated:
+        for row in rows:
+            if row.simulated:
+                raise DataError(
+                    f"{path}, cell {row.cell_id} ({row.cell}): simulated, and so no evidence about real hardware. "
+                    "To draw it all the same: --allow-simulated"
+                )
+    measured = [row for row in rows if row.is_ok and row.windows and row.loaded_idle is not None]
+    if not measured:
+        raise DataError(f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl")
+    try:
+        last: dict[str, Point] = {}
+        for row, checked in zip(measured, check_rows(measured, target=CERTAIN), strict=True):
+            if row.visit == GRID_VISIT or row.cell_id not in last:
+                last[row.cell_id] = _point(row, checked)
+    except (MeterError, ZeroDivisionError) as error:
+        raise DataError(f"{path}: {error}. See: infergy check {path}") from error
+    return last.values()
+
+
+def _point(row: Measurement, checked: CheckedRow) -> Point:
+    result = result_of(row)
+    requests = result.energy_j / result.energy_per_request_j
+    interval = checked.uncertainty
+    return Point(
+        row=row,
+        energy_j=result.energy_per_request_j,
+        low_j=None if interval is None else interval.low_j / requests,
+        high_j=None if interval is None else interval.high_j / requests,
+        duration_s=result.duration_s,
+        power_w=result.power_w,
+        energy_per_output_token_j=result.energy_per_output_token_j,
+        flags=checked.flags,
+    )
+
+
+def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str, mixed: str) -> list[str]:
+    """The series of each point: its name, and where environments are mixed what tells it from the others.
+
+    Args:
+        points: Points of one figure.
+        names: Name of the series by cell id.
+        title: Of the figure, for the message.
+        mixed: ``split`` or ``refuse``.
+
+    Raises:
+        UsageError: The rows come from environments that must not stand side by side, and `mixed` is ``refuse``.
+    """
+    found = _first_difference(points)
+    bases = [names[point.row.cell_id] for point in points]
+    if found is None:
+        return bases
+    if mixed == REFUSE:
+        raise UsageError(
+            f'the figure "{title}" would hold rows of two environments: {found}. Draw them as series of their own '
+            "with --mixed split, or name files of one environment"
+        )
+    common = _varying(points, BESIDE)
+    series = []
+    for point, base in zip(points, bases, strict=True):
+        own = _varying([other for other, name in zip(points, bases, strict=True) if name == base], MUST)
+        told = _values(point, BESIDE) | _values(point, MUST)
+        parts = [f"{fact} {told.get(fact, 'unknown')}" for fact in dict.fromkeys((*common, *own))]
+        series.append("; ".join((base, *parts)))
+    return series
+
+
+def _first_difference(points: Sequence[Point]) -> str | None:
+    """What the first two points that must not be mixed tell differently, in words."""
+    first_of: dict[object, Point] = {}
+    for point in points:
+        peers = first_of.setdefault((point.row.cell.setup, point.row.environment.weights), point)
+        found = differences(peers.row, point.row, (*IDENTITY, *MUST)) or differences(points[0].row, point.row, BESIDE)
+        if found:
+            return str(found[0])
+    return None
+
+
+def _values(point: Point, facts: Iterable[Fact]) -> dict[str, str]:
+    return {f"{fact.name} {key}".strip(): value for fact in facts for key, value in fact.read(point.row).items()}
+
+
+def _varying(points: Sequence[Point], facts: Iterable[Fact]) -> list[str]:
+    """Names of the facts that these points do not all tell alike."""
+    facts = tuple(facts)
+    told = [_values(point, facts) for point in points]
+    names = dict.fromkeys(name for one in told for name in one)
+    return [name for name in names if len({one.get(name) for one in told}) > 1]

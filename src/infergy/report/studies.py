@@ -1,0 +1,230 @@
+"""The studies of the paper, and what measured rows let each of them draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from infergy.energy.options import DEFAULT_MODEL, MAX_BATCH_S
+from infergy.records import GREEDY
+from infergy.records.agreement import IDENTITY, MUST, key_of
+from infergy.report.figures import Figure, draw_sweep
+from infergy.report.ours import Evidence
+from infergy.report.parts import draw_phases, draw_traces, draw_weights
+from infergy.report.points import Point, name_series
+
+FEWEST = 3
+"""Values along an axis from which on a line is drawn."""
+
+BATCHES_NOTE = (
+    "Each point is the largest batch measured at its lengths whose requests had their answers within "
+    f"{MAX_BATCH_S:g} s, so batches differ along a line: hover, or see the table."
+)
+INTERVALS_NOTE = (
+    "Upright lines: 95 % intervals, where they are longer than the marks. Hollow marks: interval unknown, or down to 0."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One study.
+
+    Attributes:
+        name: As its claims name it.
+        title: In words.
+        paper: Where the paper has it; empty if it is infergy's own.
+        measure: How its rows are made, for a reader who misses them.
+        draw: Its figures from rows; nothing where there are none.
+    """
+
+    name: str
+    title: str
+    paper: str
+    measure: str
+    draw: Callable[[Evidence, str], Iterable[Figure]] = field(repr=False)
+
+
+def _nothing(_evidence: Evidence, _mixed: str) -> Iterable[Figure]:
+    return ()
+
+
+def _sequences(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    for model, points in _by_model(evidence.points):
+        for x, lines, what in (("input", "output", "input length"), ("output", "input", "output length")):
+            kept = _lined(_in_time(points), x)
+            if kept:
+                title = f"{model}: energy a request by {what}"
+                series = name_series(kept, _labels(kept), title=title, mixed=mixed)
+                note = f"{BATCHES_NOTE} {INTERVALS_NOTE}"
+                yield draw_sweep(_file(f"sequences-{x}", model), title, note, kept, series, x=x, lines=lines)
+    yield from draw_phases(evidence)
+
+
+def _engines(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    for model, points in _by_model(evidence.points):
+        alone = [point for point in points if point.row.cell.setup.tensor_parallel == 1 and _is_greedy(point)]
+        yield from _batches(alone, "engines", f"{model}: energy a request by engine and batch", model, mixed)
+
+
+def _decoding(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    for model, points in _by_model(evidence.points):
+        if any(not _is_greedy(point) for point in points):
+            engines = {point.row.cell.setup for point in points if not _is_greedy(point)}
+            kept = [point for point in points if point.row.cell.setup in engines]
+            yield from _batches(kept, "decoding", f"{model}: energy a request by decoding and batch", model, mixed)
+
+
+def _tensor_parallel(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    for model, points in _by_model(evidence.points):
+        if any(point.row.cell.setup.tensor_parallel > 1 for point in points):
+            engines = {p.row.cell.setup.engine for p in points if p.row.cell.setup.tensor_parallel > 1}
+            kept = [point for point in points if point.row.cell.setup.engine in engines and _is_greedy(point)]
+            yield from _batches(kept, "tensor-parallel", f"{model}: energy a request by GPUs and batch", model, mixed)
+
+
+def _experts(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    names = ("olmoe-1b-7b", "olmo-1b")
+    kept = [point for point in evidence.points if point.model in names and _is_greedy(point)]
+    if {point.model for point in kept} == set(names):
+        title = "Mixture of experts against dense: energy a request by batch"
+        yield from _batches(kept, "mixture-of-experts", title, DEFAULT_MODEL, mixed, with_model=True)
+
+
+def _weights(evidence: Evidence, _mixed: str) -> Iterable[Figure]:
+    return draw_weights(evidence.points)
+
+
+def _traces(evidence: Evidence, _mixed: str) -> Iterable[Figure]:
+    return draw_traces(evidence)
+
+
+def _batches(
+    points: Sequence[Point], name: str, title: str, model: str, mixed: str, *, with_model: bool = False
+) -> Iterator[Figure]:
+    """Joules over batches, at the lengths where most batches of several series were measured."""
+    best: list[Point] = []
+    for _, group in groupby(sorted(points, key=lambda point: point.lengths), key=lambda point: point.lengths):
+        here = list(group)
+        series = {(point.label, point.model if with_model else "") for point in here}
+        if len(series) > 1 and len({point.batch for point in here}) >= FEWEST and len(here) > len(best):
+            best = here
+    if not best:
+        return
+    best.sort(key=lambda point: (point.model, point.label, point.batch))
+    tokens_in, tokens_out = best[0].lengths
+    names = {p.row.cell_id: f"{p.label} {p.model}" for p in best} if with_model else _labels(best)
+    whole = f"{title}, {tokens_in:,} tokens in, {tokens_out:,} out"
+    series_names = name_series(best, names, title=whole, mixed=mixed)
+    yield draw_sweep(_file(name, model), whole, INTERVALS_NOTE, best, series_names, x="batch")
+
+
+def _by_model(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
+    """The points of each model, those of the law of weights that most of them have."""
+    found: list[tuple[str, list[Point]]] = []
+    for model in dict.fromkeys(point.model for point in points):
+        own = [point for point in points if point.model == model]
+        laws = [point.row.cell.setup.weights for point in own]
+        usual = max(dict.fromkeys(laws), key=laws.count)
+        found.append((model, [point for point in own if point.row.cell.setup.weights == usual]))
+    return found
+
+
+def _in_time(points: Iterable[Point]) -> list[Point]:
+    """Of the batches at one length of one set-up, the largest in time; where none was, the smallest."""
+    groups: dict[object, list[Point]] = {}
+    for point in points:
+        key = (key_of(point.row, (*IDENTITY, *MUST)), point.row.cell.setup, point.label, point.lengths)
+        groups.setdefault(key, []).append(point)
+    kept = []
+    for group in groups.values():
+        timely = [point for point in group if point.duration_s <= MAX_BATCH_S]
+        choose = max if timely else min
+        batch = choose(point.batch for point in timely or group)
+        # All repetitions of it: what another chip took shows.
+        kept += [point for point in group if point.batch == batch]
+    return kept
+
+
+def _lined(points: Sequence[Point], x: str) -> list[Point]:
+    """Points on lines along `x` of at least `FEWEST` values, in the order in which they are drawn."""
+    axis, other = (0, 1) if x == "input" else (1, 0)
+    counts: dict[tuple[str, int], set[int]] = {}
+    for point in points:
+        counts.setdefault((point.label, point.lengths[other]), set()).add(point.lengths[axis])
+    kept = [point for point in points if len(counts[point.label, point.lengths[other]]) >= FEWEST]
+    # An axis of many lengths at few of the other is that sweep; a full grid of both would be drawn twice.
+    most = max((len(found) for found in counts.values()), default=0)
+    kept = [point for point in kept if len(counts[point.label, point.lengths[other]]) * 2 > most]
+    return sorted(kept, key=lambda point: (point.label, point.lengths[other], point.lengths[axis]))
+
+
+def _labels(points: Iterable[Point]) -> dict[str, str]:
+    return {point.row.cell_id: point.label for point in points}
+
+
+def _is_greedy(point: Point) -> bool:
+    return point.row.cell.load.decoding == GREEDY
+
+
+def _file(name: str, model: str) -> str:
+    """A file's name; models other than the default, whose names may be anything, are told by their place alone."""
+    if model == DEFAULT_MODEL:
+        return name
+    kept = "".join(letter for letter in model.lower() if letter.isascii() and (letter.isalnum() or letter in ".-"))
+    return f"{name}-{kept.strip('.-')[:40] or 'model'}"
+
+
+STUDIES = (
+    Study(
+        name="traces",
+        title="Request traces: joules, gap to an ideal, and saving",
+        paper="Figure 1, Table 4",
+        measure="infergy measure paper-bins, then infergy report FILE --trace TRACE",
+        draw=_traces,
+    ),
+    Study(
+        name="sequences",
+        title="Input and output length, prefill and decode",
+        paper="Figures 2, 10, 11",
+        measure="infergy measure paper-bins",
+        draw=_sequences,
+    ),
+    Study(
+        name="decoding",
+        title="Decoding: beams, sampling, speculation",
+        paper="Figure 3",
+        measure="infergy measure paper-bins --decoding greedy,beam4,t0.8",
+        draw=_decoding,
+    ),
+    Study(
+        name="mixture-of-experts",
+        title="Mixture of experts against dense",
+        paper="Figure 4",
+        measure="infergy measure paper-bins --model olmoe-1b-7b, and --model olmo-1b",
+        draw=_experts,
+    ),
+    Study(
+        name="engines",
+        title="Engines, compiling and graphs",
+        paper="Figure 5",
+        measure="infergy measure paper-bins -e transformers -e transformers-compiled -e vllm-eager -e vllm",
+        draw=_engines,
+    ),
+    Study(
+        name="tensor-parallel",
+        title="Tensor parallel",
+        paper="Figure 6",
+        measure="infergy measure tensor-parallel",
+        draw=_tensor_parallel,
+    ),
+    Study(name="tasks", title="Tasks", paper="Figure 8", measure="", draw=_nothing),
+    Study(name="online", title="Online against offline serving", paper="Figure 9", measure="", draw=_nothing),
+    Study(
+        name="weights",
+        title="What the law of random weights does to joules",
+        paper="",
+        measure="infergy measure weights-law",
+        draw=_weights,
+    ),
+)

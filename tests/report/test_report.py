@@ -1,0 +1,295 @@
+"""`infergy report`: one page, its figures, and the paper's claims beside ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.errors import DataError, UsageError
+from infergy.records import Measurement
+from infergy.records.store import create_store
+from infergy.report.build import Report, build_report, shipped_evidence
+from infergy.report.claims import claims_page, compare_claims
+from infergy.report.figures import for_file
+from infergy.report.markdown import escape
+from infergy.report.ours import Claim, Evidence, Recipe, find_ours, load_claims
+from infergy.report.page import write_report
+from infergy.report.points import Point, read_points
+from infergy.report.studies import STUDIES
+from measure.test_measure import SRC
+from rows import build_row
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "</script><img src=x onerror=alert(1)>|`[x](javascript:1)"
+OUTPUTS = (8, 64, 512)
+
+
+def with_setup(row: Measurement, **fields: Any) -> Measurement:
+    cell = dataclasses.replace(row.cell, setup=dataclasses.replace(row.cell.setup, **fields))
+    return dataclasses.replace(row, cell=cell, cell_id=cell.id)
+
+
+def sweep(**fields: Any) -> list[Measurement]:
+    """Rows along output lengths."""
+    return [with_setup(build_row(output_tokens=output), **fields) for output in OUTPUTS]
+
+
+def store(tmp_path: Path, rows: Iterable[Measurement], name: str = "rows.jsonl") -> Path:
+    path = tmp_path / name
+    create_store(path, rows)
+    return path
+
+
+def points(*rows: Measurement, tmp_path: Path) -> tuple[Point, ...]:
+    return read_points([store(tmp_path, rows)])
+
+
+@pytest.fixture(scope="module")
+def paper() -> Report:
+    return build_report()
+
+
+def test_every_study_of_the_paper_is_in_the_page_and_what_is_not_measured_is_named(paper: Report) -> None:
+    told = {section.study.paper for section in paper.sections if section.study.paper}
+    assert told == {"Figure 1, Table 4", "Figures 2, 10, 11", *(f"Figure {number}" for number in (3, 4, 5, 6, 8, 9))}
+    assert {study.name for study in STUDIES} == {section.study.name for section in paper.sections}
+    _, claims = load_claims()
+    assert {claim.study for claim in claims} <= {study.name for study in STUDIES}
+    assert sum(len(section.claims) for section in paper.sections) == len(claims)
+    assert {"traces", "sequences", "engines", "weights"}.isdisjoint(study.name for study in paper.missing)
+    assert {"tasks", "online"} <= {study.name for study in paper.missing}
+
+
+def test_the_paper_is_written_as_page_markdown_and_pictures(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["report", "paper", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    written = {Path(line).name: Path(line).read_bytes() for line in done.stdout.splitlines()}
+    page, markdown = written["index.html"].decode(), written["report.md"].decode()
+    names = re.findall(r'data-figure="([^"]+)"', page)
+    assert {"traces", "sequences-input", "sequences-output", "phases", "engines"} <= set(names)
+    for name in names:
+        assert written[f"{name}.png"].startswith(b"\x89PNG")
+        svg = written[f"{name}.svg"].decode()
+        assert svg.startswith("<svg")
+        assert "currentColor" not in svg
+        assert f"]({name}.svg)" in markdown
+    assert set(written) == {"index.html", "report.md", *(f"{name}{end}" for name in names for end in (".svg", ".png"))}
+    for words in ("not measured yet", "Environment", "580.159.04", "uncertain", "+409.2 %", "+490.2 %", "0.835"):
+        assert words in page, words
+        assert words in markdown or words == "not measured yet", words
+    # Nothing comes from elsewhere: not by address, and by the page's own word not at all.
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
+    assert "default-src 'none'" in page
+    assert page.count('<noscript><img alt="') == len(names)
+
+
+def test_figures_have_logarithmic_axes_units_intervals_and_tell_their_cell(paper: Report) -> None:
+    figure = next(one for one in paper.figures if one.name == "sequences-input")
+    text = json.dumps(figure.spec)
+    assert '"type": "log"' in text
+    assert '"base": 2' in text
+    for words in ("energy, J a request", "input tokens a request", '"field": "cell"', '"field": "interval"'):
+        assert words in text
+    values = [value for data in figure.spec["datasets"].values() for value in data] if "datasets" in figure.spec else []
+    values = values or _inline(figure.spec)
+    assert len(values) >= len(figure.points) > 40
+    assert all(value["low"] < value["joules"] < value["high"] for value in values if value["low"] is not None)
+    assert any(value["low"] is not None for value in values)
+
+
+def _inline(spec: Any) -> list[dict[str, Any]]:
+    if isinstance(spec, dict):
+        own = spec["data"]["values"] if isinstance(spec.get("data"), dict) and "values" in spec["data"] else []
+        return own + [value for key, item in spec.items() if key != "data" for value in _inline(item)]
+    return [value for item in spec for value in _inline(item)] if isinstance(spec, list) else []
+
+
+def test_a_point_without_an_interval_is_drawn_hollow(tmp_path: Path) -> None:
+    # One batch in one window, and no like cell: nothing tells its spread.
+    lonely = with_setup(build_row(output_tokens=8, batches=1, duration_s=20.0), engine="vllm")
+    (figure,) = build_report([store(tmp_path, [lonely, *sweep()[1:]])]).figures
+    hollow = {
+        value["cell"]: not layer["mark"]["filled"]
+        for layer in figure.spec["layer"]
+        if layer["mark"]["type"] == "point"
+        for value in _inline(figure.spec)
+        if layer["transform"][0]["filter"] == f"isValid(datum.low) == {str(value['low'] is not None).lower()}"
+    }
+    assert list(hollow.values()) == [True, False, False]
+
+
+def test_a_file_for_itself_has_ink_of_its_own_and_rows_keep_their_words(tmp_path: Path) -> None:
+    rows = sweep(model="currentColor")
+    (figure, *_) = build_report([store(tmp_path, rows)]).figures
+    spec = for_file(figure)
+    assert spec["config"]["axis"]["labelColor"] != "currentColor"
+    assert figure.spec["config"]["axis"]["labelColor"] == "currentColor"
+    assert "currentColor" in json.dumps(_inline(spec) or spec["datasets"])
+
+
+def test_claims_in_the_documentation_are_those_that_ship() -> None:
+    made = claims_page(compare_claims(shipped_evidence()))
+    assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8") == made, (
+        "write docs/claims.md anew: python -m infergy.report.claims > docs/claims.md"
+    )
+
+
+def claim(**recipe: Any) -> Claim:
+    return Claim(study="engines", claim="test", hardware="theirs", paper=0.5, ours=Recipe(**recipe))
+
+
+def test_a_change_is_of_the_same_load_and_its_interval_holds_both(tmp_path: Path) -> None:
+    alone = build_row(batch=1, energy_j=100.0, duration_s=4.0)
+    both = with_setup(build_row(batch=1, energy_j=130.0, duration_s=3.0), cuda_graphs=False)
+    other = with_setup(build_row(batch=8, energy_j=999.0), cuda_graphs=False)
+    evidence = Evidence(points=points(alone, both, other, tmp_path=tmp_path))
+    ours = find_ours(claim(kind="change", label="vllm-eager", against="vllm"), evidence)
+    assert ours.value == pytest.approx(0.3)
+    assert ours.low is not None
+    assert ours.high is not None
+    assert ours.low < 0.3 < ours.high
+    assert ours.hardware == "NVIDIA H200"
+    later = find_ours(claim(kind="change", label="vllm-eager", against="vllm", quantity="latency"), evidence)
+    assert later.value == pytest.approx(-0.25)
+    assert (later.low, later.high) == (None, None)
+    nothing = find_ours(claim(kind="change", label="vllm-eager", against="vllm", batch=8), evidence)
+    assert not nothing.is_measured
+    assert "vllm-eager" in nothing.basis
+
+
+@pytest.mark.parametrize(("pick", "value"), [("least", 0.1), ("most", 0.6), ("mean", math.sqrt(1.1 * 1.6) - 1)])
+def test_of_several_loads_the_one_that_the_claim_means_counts(pick: str, value: float, tmp_path: Path) -> None:
+    rows = [build_row(batch=batch, energy_j=100.0) for batch in (1, 8)]
+    rows += [
+        with_setup(build_row(batch=batch, energy_j=joules), model="olmo-1b")
+        for batch, joules in ((1, 110.0), (8, 160.0))
+    ]
+    evidence = Evidence(points=points(*rows, tmp_path=tmp_path))
+    wanted = claim(
+        kind="change", label="vllm", against="vllm", model="olmo-1b", against_model="llama-3.1-8b", pick=pick
+    )
+    assert find_ours(wanted, evidence).value == pytest.approx(value)
+
+
+@pytest.mark.parametrize("other", [{"driver": "2"}, {"packages": {"vllm": "0.1"}}], ids=str)
+def test_cells_of_different_environments_are_no_evidence_for_a_change(other: dict[str, Any], tmp_path: Path) -> None:
+    eager = with_setup(build_row(), cuda_graphs=False)
+    eager = dataclasses.replace(eager, environment=dataclasses.replace(eager.environment, **other))
+    evidence = Evidence(points=points(build_row(), eager, tmp_path=tmp_path))
+    assert not find_ours(claim(kind="change", label="vllm-eager", against="vllm"), evidence).is_measured
+
+
+def test_mixed_environments_are_refused_with_the_reason_or_split_by_the_users_word(tmp_path: Path) -> None:
+    rows = sweep()
+    other = [dataclasses.replace(r, environment=dataclasses.replace(r.environment, driver="2")) for r in sweep()]
+    files = [store(tmp_path, rows, "a.jsonl"), store(tmp_path, other, "b.jsonl")]
+    with pytest.raises(UsageError, match=r"two environments: driver: 1 against 2.*--mixed split"):
+        build_report(files)
+    (figure,) = [one for one in build_report(files, mixed="split").figures if one.name == "sequences-output"]
+    assert {row[1] for row in figure.table} == {"vllm; driver 1", "vllm; driver 2"}
+    assert len(figure.table) == 2 * len(OUTPUTS)
+    with pytest.raises(UsageError, match="unknown rule for mixed environments 'spilt'; did you mean split"):
+        build_report(files, mixed="spilt")
+
+
+def test_boards_of_another_kind_beside_each_other_are_refused(tmp_path: Path) -> None:
+    (gpu,) = build_row().environment.gpus
+    other = [
+        dataclasses.replace(
+            row,
+            environment=dataclasses.replace(row.environment, gpus=(dataclasses.replace(gpu, name="NVIDIA A100"),)),
+        )
+        for row in sweep(cuda_graphs=False)
+    ]
+    files = [store(tmp_path, sweep(), "a.jsonl"), store(tmp_path, other, "b.jsonl")]
+    with pytest.raises(UsageError, match=r"GPU: NVIDIA H200 against NVIDIA A100"):
+        build_report(files)
+
+
+def test_hostile_names_are_shown_not_run(tmp_path: Path) -> None:
+    path = store(tmp_path, sweep(model=HOSTILE), "<b onload=1>.jsonl")
+    write_report(build_report([path]), tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for text in (page, markdown):
+        assert "<img src=x" not in text
+        assert "<b onload" not in text
+        assert "onerror=alert(1)" in text
+    assert not re.search(r"(?<!\\)\]\(javascript", markdown)
+    assert {file.parent for file in (tmp_path / "out").rglob("*")} == {tmp_path / "out"}
+
+
+def test_markdown_shows_text_as_it_is() -> None:
+    assert escape("a|b\n<i> *c* [d](e) `f` & _g_") == r"a\|b &lt;i&gt; \*c\* \[d\](e) \`f\` &amp; \_g\_"
+
+
+def test_simulated_rows_are_refused_or_said_in_the_page(tmp_path: Path) -> None:
+    path = store(tmp_path, [dataclasses.replace(row, simulated=True) for row in sweep()])
+    with pytest.raises(DataError, match="no evidence about real hardware.*--allow-simulated"):
+        build_report([path])
+    write_report(build_report([path], allow_simulated=True), tmp_path / "out")
+    for name in ("index.html", "report.md"):
+        assert "SIMULATED" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+
+
+def test_of_a_users_rows_a_trace_is_estimated(tmp_path: Path) -> None:
+    rows = [
+        with_setup(build_row(input_tokens=i, output_tokens=o, energy_j=float(i + o)), engine=engine)
+        for engine in ("transformers", "vllm")
+        for i in (32, 512, 8192)
+        for o in (8, 64, 512)
+    ]
+    built = build_report([store(tmp_path, rows)], traces=["azure-code-2023"])
+    (figure,) = [one for one in built.figures if one.name == "traces"]
+    assert [row[:2] for row in figure.table] == [("azure-code-2023", "transformers"), ("azure-code-2023", "vllm")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["paper", "mine.jsonl"], "paper stands for all that ships, alone"),
+        (["nowhere.jsonl"], "no such file"),
+    ],
+)
+def test_what_cannot_be_reported_is_told(arguments: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises((UsageError, DataError), match=words):
+        CliRunner().invoke(app, ["report", *arguments, "-o", str(tmp_path / "out")], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written.*-o"):
+        write_report(build_report([store(tmp_path, [build_row()])]), tmp_path / "file")
+
+
+def test_a_store_without_enough_for_a_figure_still_has_a_page(tmp_path: Path) -> None:
+    built = build_report([store(tmp_path, [build_row()])])
+    assert not list(built.figures)
+    write_report(built, tmp_path / "out")
+    assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8").count("Not measured yet.") == len(STUDIES)
+
+
+def test_without_altair_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "altair.py").write_text("raise ImportError('blocked')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "infergy", "report", "paper", "-o", str(tmp_path / "out")],
+        env={"PYTHONPATH": f"{tmp_path}:{SRC}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "pip install 'infergy[report]'" in done.stderr
+    assert not (tmp_path / "out").exists()
