@@ -90,3 +90,18 @@ def test_where_nothing_is_doubtful_no_plan_is_written(tmp_path: Path) -> None:
     code, _ = run(str(good), "--again", str(tmp_path / "again.json"))
     assert code == 0
     assert not (tmp_path / "again.json").exists()
+
+
+def test_the_plan_has_the_target_that_was_asked_for_and_more_time(tmp_path: Path) -> None:
+    plan = tmp_path / "again.json"
+    run(str(store(tmp_path)), "--target", "1%", "--again", str(plan))
+    options = Plan.load(plan).options
+    assert (options.target, options.max_time_s) == (0.01, 120.0)
+
+
+def test_joules_come_from_the_raw_facts_not_from_what_a_row_says_of_itself(tmp_path: Path) -> None:
+    (row,) = rows_of(inputs=[4096], outputs=[512])
+    assert row.result is not None
+    path = write_store(tmp_path / "rows.jsonl", [replace(row, result=replace(row.result, energy_j=1.0))])
+    (found,) = json.loads(run(str(path), "--json")[1])["files"][0]["rows"]
+    assert found["energy_j"] == row.result.energy_j

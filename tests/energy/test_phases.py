@@ -369,3 +369,12 @@ def test_rows_without_a_measured_cell_and_unknown_set_ups_are_told() -> None:
         find_phases([], file="mine.jsonl")
     with pytest.raises(UsageError, match="unknown engine of the table 'vlm'; did you mean vllm"):
         find_phases([build_row()], label="vlm")
+
+
+def test_a_pair_of_another_environment_or_of_pretended_joules_is_none() -> None:
+    whole, prefill = rows_of([Load(input_tokens=512, output_tokens=one, batch=8) for one in (64, 1)])
+    assert cell_of(only([whole, prefill]), 64).pair is not None
+    driver = replace(prefill, environment=replace(prefill.environment, driver="9"))
+    for other in (driver, replace(prefill, simulated=True)):
+        apart = [cell for setup in find_phases([whole, other]).setups for cell in setup.cells]
+        assert all(cell.pair is None for cell in apart if cell.output_tokens == 64)

@@ -45,3 +45,10 @@ def test_what_was_not_taken_is_unknown() -> None:
 def test_net_joules_are_those_above_loaded_idle() -> None:
     row = build_row(energy_j=1000.0, duration_s=2.0, idle_w=100.0)
     assert net_energy_j(row) == pytest.approx(1000.0 - 2.0 * 100.0)
+
+
+def test_a_counter_that_starts_again_between_windows_tells_no_power_there() -> None:
+    row = build_row(idle_w=100.0)
+    (window,) = row.windows
+    reset = replace(row, windows=(window, later(window, 4.5, -6000.0)))
+    assert find_idle_power(reset).between_w is None
