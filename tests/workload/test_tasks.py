@@ -6,10 +6,8 @@ import json
 import math
 import statistics
 import sys
-import tomllib
 import types
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
 import pytest
@@ -24,7 +22,13 @@ from infergy.workload import TaskOptions, open_trace
 from infergy.workload.length_law import LengthLaw, fit_lengths
 from infergy.workload.tasks import Task, find_task, task_lengths, tasks
 
-PUBLISHED = tomllib.loads((resources.files("infergy") / "data" / "claims.toml").read_text(encoding="utf-8"))
+PUBLISHED = {
+    "translation": [49.96, 39.39, 550, 64],
+    "generation": [136.89, 93.13, 547, 64],
+    "classification": [292.48, 239.94, 3112, 1],
+    "summarisation": [838.49, 400.70, 2386, 64],
+}
+"""Input tokens of arXiv 2504.17674: mean, standard deviation, longest; and output tokens."""
 
 
 def printed(*arguments: str) -> str:
@@ -35,8 +39,7 @@ def printed(*arguments: str) -> str:
 
 def test_the_tasks_are_the_studys() -> None:
     found = {one.name: [one.mean, one.std, one.longest, one.output_tokens] for one in tasks().values()}
-    found["summarization"] = found.pop("summarisation")
-    assert found == PUBLISHED["task_input_tokens"]
+    assert found == PUBLISHED
 
 
 @given(mu=st.floats(0.5, 8.0), sigma=st.floats(0.1, 1.5), longest=st.sampled_from([50, 547, 3112]))

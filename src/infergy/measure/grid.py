@@ -130,7 +130,7 @@ class Grid(_Strict):
     Attributes:
         title: What it shows, in a few words.
         figure: Which figure or table of arXiv 2504.17674 it stands beside; empty for one of our own.
-        claims: Ids of the paper's claims that it is held against (docs/studies.md).
+        claims: Groups of the paper's claims that it is held against (docs/studies.md).
         needs: What infergy lacks to measure it; such a grid is refused before anything runs.
         quick: The smaller grid of ``--quick``.
     """

@@ -42,7 +42,7 @@ class Study:
     Attributes:
         title: What it shows, in a few words.
         figure: Which figure or table of the paper it stands beside; empty for one of our own.
-        claims: Ids of the paper's claims that it is held against.
+        claims: Groups of the paper's claims that it is held against.
         model: Its model, and `gpu` the GPU for which its sizes are.
         needs: What infergy lacks to measure it; empty if nothing.
         full: All of it; None with `reason` where it cannot be measured.
