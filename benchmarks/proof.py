@@ -13,18 +13,16 @@ codecarbon do. Needs no GPU.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from statistics import fmean
 
 from infergy.measure.cell import make_work
+from infergy.measure.drawn import LOAD, STRATA, DrawnSession, Scenario, draw_scenarios
 from infergy.measure.proof import (
-    LOAD,
-    STRATA,
-    DrawnSession,
     Outcome,
-    Scenario,
     draw_outcomes,
     draw_remembering_outcomes,
-    draw_scenarios,
+    draw_rounds_outcomes,
     draw_series_outcomes,
     prove,
 )
@@ -77,7 +75,13 @@ def main() -> None:
     for name, are_long in (("told by like cells", False), ("long ones", True)):
         outcomes = draw_series_outcomes(chosen.runs, chosen.seed, options, are_long=are_long)
         held.append(show(name, outcomes, options, []))
-    print("where noise lasts, which intervals do not know:")
+    print("set-ups of 8 cells whose noise lasts, each cell visited once, and twice with the others between:")
+    for memory_s in (0.0, *MEMORIES_S):
+        for repeats in (1, 2):
+            some = replace(options, repeats=repeats)
+            outcomes = draw_rounds_outcomes(chosen.runs // 4, chosen.seed, some, memory_s)
+            show(f"  {memory_s:g} s, {repeats} visit{'s' * (repeats > 1)}", outcomes, options, [])
+    print("one cell alone whose noise lasts, which its interval does not know:")
     for memory_s in MEMORIES_S:
         outcomes = draw_remembering_outcomes(chosen.runs // 4, chosen.seed, options, memory_s)
         show(f"  {memory_s:g} s", outcomes, options, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from scipy.stats import ttest_1samp
 
 from infergy.energy.compare import Ratio, compare
 from infergy.errors import DataError
-from infergy.records import GpuIdentity, Measurement
+from infergy.records import GpuIdentity, Measurement, Tick
 from known_tables import power_law, rows_of, with_environment
 from rows import UUID, build_row
 
@@ -51,9 +52,21 @@ def test_the_mean_is_geometric_and_its_interval_students_over_the_cells() -> Non
     assert not found.is_significant
 
 
-def test_the_last_row_of_a_cell_counts() -> None:
+def test_rows_of_a_cell_are_visits_and_of_two_chips_the_last_counts() -> None:
     (old,), (new,) = (rows_of(power_law, inputs=[32], outputs=[8], scale=scale) for scale in (1.0, 3.0))
-    assert compare([old], [old, new]).cells[0].ratio.value == pytest.approx(3.0)
+    found = compare([old], [old, new]).cells[0].ratio
+    assert found.value == pytest.approx(2.0)
+    assert found.high is not None
+    assert found.high > 3.0
+
+    def move(ticks: Mapping[str, Tick]) -> dict[str, Tick]:
+        return dict.fromkeys(["GPU-another"], next(iter(ticks.values())))
+
+    windows = tuple(replace(window, open=move(window.open), close=move(window.close)) for window in new.windows)
+    assert new.loaded_idle is not None
+    idle = replace(new.loaded_idle, open=move(new.loaded_idle.open), close=move(new.loaded_idle.close))
+    elsewhere = replace(new, windows=windows, loaded_idle=idle)
+    assert compare([old], [old, elsewhere]).cells[0].ratio.value == pytest.approx(3.0)
 
 
 def test_a_ratio_without_a_known_spread_claims_nothing() -> None:

@@ -42,6 +42,7 @@ from infergy.records import (
 from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Peer, Spread
+from infergy.records.visits import join_visits
 
 ONE_WINDOW = MeasureOptions(max_time_s=0.0)
 SRC = str(Path(__file__).parents[2] / "src")
@@ -697,3 +698,53 @@ def test_a_counter_that_tells_no_number_is_a_failure(gpu: SimulatedGpu, surround
     assert row.failure is not None
     assert row.failure.code == "meter"
     assert is_usable
+
+
+def test_repeated_visits_are_rounds_of_all_cells_each_in_an_order_of_its_own() -> None:
+    plan = tiny_plan(cells=WIDE, engines=[{"engine": "vllm"}], options={"repeats": 3})
+    visits = ["start"] * 3 + ["grid"] * 13 + ["grid-2"] * 13 + ["grid-3"] * 13 + ["end"] * 3
+    assert [planned.visit for planned in plan.cells] == visits
+    rounds = [[planned.cell.id for planned in plan.cells[begin : begin + 13]] for begin in (3, 16, 29)]
+    assert len({tuple(one) for one in rounds}) == 3
+    assert len({frozenset(one) for one in rounds}) == 1
+    assert [planned.round for planned in plan.cells] == [1] * 16 + [2] * 13 + [3] * 13 + [1] * 3
+    assert plan == tiny_plan(cells=WIDE, engines=[{"engine": "vllm"}], options={"repeats": 3})
+
+
+def test_windows_are_spread_over_the_visits_and_the_first_alone_is_watched(tmp_path: Path) -> None:
+    counts = {}
+    for repeats in (1, 2):
+        path = tmp_path / f"{repeats}.jsonl"
+        # A window takes the target and the like cells' word for nothing: four a cell at least, however many visits.
+        list(sweep(tiny_plan(options={"shuffle": False, "repeats": repeats}), path, simulate=True))
+        rows = read_store(path).rows
+        assert len(rows) == 8 * repeats
+        counts[repeats] = {row.cell_id: row for row in join_visits(rows)}
+        assert all((row.watched is not None) is (row.visit == "grid") for row in rows)
+        assert all(row.timeline_reason == "its first visit was watched" for row in rows if row.visit == "grid-2")
+    first = next(iter(counts[1]))
+    assert [window.visit for window in counts[1][first].windows] == [1] * 4
+    assert [window.visit for window in counts[2][first].windows] == [1, 1, 2, 2]
+    for cell_id, row in counts[1].items():
+        again = counts[2][cell_id]
+        assert {window.visit for window in again.windows} == {1, 2}
+        assert row.result is not None
+        assert again.result is not None
+        assert again.result.energy_j == pytest.approx(row.result.energy_j, rel=0.01)
+
+
+def test_a_killed_sweep_of_several_visits_goes_on_where_it_was(tmp_path: Path) -> None:
+    plan = tiny_plan(options={"repeats": 2})
+    path = tmp_path / "rows.jsonl"
+    list(sweep(plan, path, simulate=True))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:11]))
+    list(sweep(plan, path, simulate=True))
+    rows = read_store(path).rows
+    assert [row.key for row in rows] == [planned.key for planned in plan.cells]
+    # The last visit of a cell takes over from the first, which was on disk.
+    assert [len(row.windows) for row in rows] == [len(row.windows) for row in map(_row, lines)]
+
+
+def _row(line: str) -> Measurement:
+    return Measurement.from_json(json.loads(line))

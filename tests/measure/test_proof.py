@@ -9,12 +9,11 @@ import pytest
 
 from infergy.errors import MeterError
 from infergy.hardware.simulated import Sensors
+from infergy.measure.drawn import STRATA, draw, draw_scenarios
 from infergy.measure.proof import (
-    STRATA,
     Outcome,
-    draw,
     draw_outcomes,
-    draw_scenarios,
+    draw_rounds_outcomes,
     draw_series_outcomes,
     measure_scenario,
     prove,
@@ -44,6 +43,28 @@ def test_intervals_hold_the_truth_where_like_cells_tell_the_spread() -> None:
     outcomes = draw_series_outcomes(RUNS, SEED, OPTIONS)
     check(outcomes)
     assert sum(outcome.windows == 1 for outcome in outcomes) > RUNS / 10
+
+
+@pytest.mark.parametrize("memory_s", [10.0, 30.0])
+def test_visits_apart_hold_the_truth_where_noise_outlasts_a_window(memory_s: float) -> None:
+    """Windows of one visit are alike then: without visits the intervals are far too narrow."""
+    once, twice = (
+        prove(draw_rounds_outcomes(400, SEED, replace(OPTIONS, repeats=repeats), memory_s), OPTIONS.target)
+        for repeats in (1, 2)
+    )
+    assert once.coverage < 0.8
+    # 91 % of 400 draws are 3.7 standard errors from 95 %.
+    assert twice.coverage >= 0.91
+    assert abs(twice.bias) < 0.005
+
+
+def test_visits_widen_intervals_little_where_noise_does_not_last() -> None:
+    once, twice = (
+        prove(draw_rounds_outcomes(400, SEED, replace(OPTIONS, repeats=repeats), 0.0), OPTIONS.target)
+        for repeats in (1, 2)
+    )
+    assert twice.coverage >= 0.93
+    assert twice.median_half_width < 1.2 * once.median_half_width
 
 
 @pytest.mark.parametrize("name", ["late counter", "part-time counter"])

@@ -10,7 +10,7 @@ import typer
 
 from infergy.cli.progress import run_sweep
 from infergy.errors import InfergyError, UsageError
-from infergy.records import END_VISIT, GRID_VISIT, EngineSetup
+from infergy.records import GRID_VISIT, EngineSetup
 from infergy.units import format_duration
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ MaxTimeOption = Annotated[
 TimelineOption = Annotated[
     float | None, typer.Option("--timeline", help="Seconds between two looks at power; 0 takes none [default: 0.02]")
 ]
+RepeatsOption = Annotated[
+    int | None,
+    typer.Option("--repeats", min=1, help="Visits of each cell, among those of all others [default: 1]"),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]
 
 
@@ -79,6 +83,7 @@ def plan(
     max_time: MaxTimeOption = None,
     seed: SeedOption = None,
     timeline: TimelineOption = None,
+    repeats: RepeatsOption = None,
 ) -> None:
     """Resolve a grid into a plan: a JSON file that a bare GPU node can measure.
 
@@ -99,6 +104,7 @@ def plan(
         max_time=max_time,
         seed=seed,
         timeline=timeline,
+        repeats=repeats,
     )
     if output is None:
         from infergy.records.codec import to_json
@@ -127,6 +133,7 @@ def measure(
     max_time: MaxTimeOption = None,
     seed: SeedOption = None,
     timeline: TimelineOption = None,
+    repeats: RepeatsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing.")
     ] = False,
@@ -162,6 +169,7 @@ def measure(
         max_time=max_time,
         seed=seed,
         timeline=timeline,
+        repeats=repeats,
     )
     measure_plan(
         resolved,
@@ -273,7 +281,7 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if block:
         data["cells"] = [old | block for old in data["cells"]]
     seconds = {f"{name}_s": name for name in ("min_window", "max_time", "timeline")}
-    options = {name: key for key, name in (seconds | {"target": "target", "seed": "seed"}).items()}
+    options = {name: key for key, name in (seconds | {name: name for name in ("target", "seed", "repeats")}).items()}
     data["options"] = data.get("options", {}) | {options[key]: given[key] for key in options if key in given}
     return data
 
@@ -301,9 +309,9 @@ def _existing(source: str) -> Path:
 
 
 def _count(resolved: Plan) -> str:
-    """How many cells, and how many of them are anchors, which are visited twice."""
-    anchors = sum(planned.visit == END_VISIT for planned in resolved.cells)
-    return f"{len(resolved.cells) - anchors} cells" + (f" ({anchors} of them twice)" if anchors else "")
+    """How many cells, and how many visits of them, if there are more."""
+    cells = len({planned.cell.id for planned in resolved.cells})
+    return f"{cells} cells" + (f" in {len(resolved.cells)} visits" if len(resolved.cells) > cells else "")
 
 
 def _forecast(resolved: Plan) -> str:
@@ -314,6 +322,7 @@ def _forecast(resolved: Plan) -> str:
 
 def _print_plan(resolved: Plan, *, as_json: bool) -> None:
     from infergy.measure.forecast import cell_s, setup_s
+    from infergy.measure.sweep import name_visit
 
     if as_json:
         from infergy.records.codec import to_json
@@ -332,5 +341,5 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
                 f"  {planned.cell.id} {load.input_tokens:6} {load.output_tokens:6} {load.batch:6} "
                 f"{format_duration(planned.forecast_batch_s):>11} "
                 f"{format_duration(cell_s(planned, resolved.options)):>10}  {planned.batch_choice}"
-                f"{'' if planned.visit == GRID_VISIT else f' (anchor, {planned.visit})'}"
+                f"{'' if planned.visit == GRID_VISIT else f' ({name_visit(planned.visit)})'}"
             )

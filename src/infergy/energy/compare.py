@@ -17,6 +17,7 @@ from infergy.errors import DataError
 from infergy.records import Measurement, result_of
 from infergy.records.agreement import IDENTITY, MUST, SHOULD
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
+from infergy.records.visits import join_visits
 
 COMPARISON_SCHEMA = "infergy.comparison/1"
 
@@ -78,7 +79,9 @@ class Comparison:
 
 
 def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
-    """Compare the measured cells of two stores; of several rows of a cell in one store the last counts.
+    """Compare the measured cells of two stores; several rows of a cell in one store count as its visits.
+
+    Where they are not of one chip and environment, the last counts.
 
     Raises:
         DataError: The two have no measured cell in common.
@@ -108,8 +111,8 @@ class _Judged:
 
 
 def _judge(rows: Iterable[Measurement]) -> Mapping[str, _Judged]:
-    """The last measured row of each cell, with its joules a request and its interval."""
-    last = {row.cell_id: row for row in rows if row.windows and row.loaded_idle is not None}
+    """The visits of each cell as one row, with its joules a request and its interval; the last where they differ."""
+    last = {row.cell_id: row for row in join_visits(rows) if row.windows and row.loaded_idle is not None}
     chosen = list(last.values())
     intervals = {row.cell_id: found for row, found in zip(chosen, find_uncertainties(chosen), strict=True)}
     return {cell_id: _judged(row, intervals[cell_id]) for cell_id, row in last.items()}
@@ -134,9 +137,7 @@ def _ratio(a: _Judged, b: _Judged) -> Ratio:
     value = b.energy_j / a.energy_j
     if a.uncertainty is None or b.uncertainty is None:
         return Ratio(value=value, low=None, high=None)
-    parts = [
-        (one.spread**2 + one.edges**2 + one.tail**2, one.degrees_of_freedom) for one in (a.uncertainty, b.uncertainty)
-    ]
+    parts = [(one.standard_error**2, one.degrees_of_freedom) for one in (a.uncertainty, b.uncertainty)]
     variance = sum(part for part, _ in parts)
     shared = sum(part**2 / degrees for part, degrees in parts if degrees is not None)
     degrees = variance**2 / shared if shared else None

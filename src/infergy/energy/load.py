@@ -16,6 +16,7 @@ from infergy.records.agreement import MUST, differences, key_of
 from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
+from infergy.records.visits import join_visits
 
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "tables"
 GPU_SCOPE = "gpu-board"
@@ -148,16 +149,22 @@ def _group(rows: Iterable[_Row]) -> dict[_Key, list[_Row]]:
     return groups
 
 
-def _cells(name: str, rank: int, rows: Iterable[_Row]) -> list[TableCell]:
-    """One cell for each load; repetitions become one."""
-    rows = list(rows)
-    uncertainties = find_uncertainties([row for row, _ in rows])
+def _cells(name: str, rank: int, rows: Sequence[_Row]) -> list[TableCell]:
+    """One cell for each load; visits of one chip are judged together, and repetitions become one."""
+    joined = join_visits(row for row, _ in rows)
+    uncertainties = find_uncertainties(joined)
     by_load: dict[tuple[int, int, int], list[tuple[_Row, float]]] = {}
-    for pair, uncertainty in zip(rows, uncertainties, strict=True):
-        load = pair.row.cell.load
-        key = (load.input_tokens, load.output_tokens, load.batch)
-        by_load.setdefault(key, []).append((pair, _doubt(pair, uncertainty)))
-    return [_cell(name, rank, repeated) for repeated in by_load.values()]
+    for row, uncertainty in zip(joined, uncertainties, strict=True):
+        pair = _Row(row, result_of(row))
+        by_load.setdefault(_load_key(row), []).append((pair, _doubt(pair, uncertainty)))
+    each_j: dict[tuple[int, int, int], list[float]] = {}
+    for row, result in rows:
+        each_j.setdefault(_load_key(row), []).append(result.energy_per_request_j)
+    return [_cell(name, rank, repeated, each_j[key]) for key, repeated in by_load.items()]
+
+
+def _load_key(row: Measurement) -> tuple[int, int, int]:
+    return row.cell.load.input_tokens, row.cell.load.output_tokens, row.cell.load.batch
 
 
 def _doubt(pair: _Row, uncertainty: Uncertainty | None) -> float:
@@ -169,7 +176,7 @@ def _doubt(pair: _Row, uncertainty: Uncertainty | None) -> float:
     return max(uncertainty.high_j / result.energy_j - 1, 1 - uncertainty.low_j / result.energy_j)
 
 
-def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]]) -> TableCell:
+def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]], each_j: Sequence[float]) -> TableCell:
     row = repeated[0][0].row
     load = row.cell.load
     joules = [pair.result.energy_per_request_j for pair, _ in repeated]
@@ -181,8 +188,8 @@ def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]]) -> Table
         energy_j=energy_j,
         duration_s=fmean(pair.result.duration_s for pair, _ in repeated) / load.batch,
         doubt=max(doubt for _, doubt in repeated) + max(abs(j - energy_j) for j in joules) / energy_j,
-        spread=(max(joules) - min(joules)) / energy_j if len(joules) > 1 else None,
-        repetitions=len(repeated),
+        spread=(max(each_j) - min(each_j)) / energy_j if len(each_j) > 1 else None,
+        repetitions=len(each_j),
         cell_id=row.cell_id,
         batch_choice=row.batch_choice,
         source=name,

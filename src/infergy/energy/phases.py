@@ -30,6 +30,7 @@ from infergy.records import Load, Measurement, Result, result_of
 from infergy.records.agreement import pool_key
 from infergy.records.flags import Flag
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
+from infergy.records.visits import join_visits
 
 PHASES_SCHEMA = "infergy.phases/1"
 
@@ -188,11 +189,11 @@ class _Judged:
     def error(self) -> float | None:
         """Relative standard error of the joules a batch."""
         one = self.uncertainty
-        return None if one is None else math.hypot(one.spread, one.edges, one.tail)
+        return None if one is None else one.standard_error
 
 
 def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | None = None) -> PhaseReport:
-    """The phases of all measured cells, set-up by set-up; of several rows of a cell the last counts.
+    """The phases of all measured cells, set-up by set-up; several rows of a cell count as its visits.
 
     Args:
         rows: Rows of one store.
@@ -205,7 +206,7 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         MeterError: A counter stood still.
     """
     last: dict[tuple[object, str], Measurement] = {}
-    for row in rows:
+    for row in join_visits(rows):
         if row.windows and row.loaded_idle is not None:
             last[_group(row), row.cell_id] = row
     if not last:
@@ -302,7 +303,7 @@ def _difference(one: _Judged, pair: _Judged) -> Joules:
         return Joules(value_j=value_j, low_j=None, high_j=None)
     parts = []
     for each, uncertainty in ((one, one.uncertainty), (pair, pair.uncertainty)):
-        error = math.hypot(uncertainty.spread, uncertainty.edges, uncertainty.tail)
+        error = uncertainty.standard_error
         parts.append(((error * each.result.energy_j) ** 2, uncertainty.degrees_of_freedom))
     variance = sum(part for part, _ in parts)
     shared = sum(part**2 / degrees for part, degrees in parts if degrees is not None)

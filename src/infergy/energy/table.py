@@ -3,7 +3,8 @@
 Rules, in the order in which they apply (1 and 2 in `infergy.energy.load`):
 
 1. Rows of one set-up in one file come from one environment: one driver, one version of each package.
-2. Rows of one cell in one file are repetitions: their mean counts, and their spread is kept.
+2. Rows of one cell in one file are repetitions: their mean counts, and their spread is kept. Those of one chip are
+   visits (`infergy.records.visits`), whose windows count together.
 3. Files have a rank, the first file the best: where two measured the same lengths, the better ranked one counts.
 4. Of the batch sizes that it measured at these lengths, the largest counts whose requests had their answers in time
    (`MAX_BATCH_S`); where none had, the smallest. The others stay in the table.
@@ -30,8 +31,8 @@ class TableCell:
     Attributes:
         energy_j: Joules a request: mean over the repetitions.
         duration_s: Seconds a request: seconds of a batch over its requests.
-        doubt: How far `energy_j` may be off, as a fraction: its row's 95 % interval, plus the largest distance of
-            a repetition from the mean.
+        doubt: How far `energy_j` may be off, as a fraction: the 95 % interval over all visits of a chip, plus the
+            largest distance of a chip from the mean.
         spread: Largest less smallest repetition over the mean; None where there is only one.
         repetitions: Rows of this cell.
         batch_choice: How the batch was chosen, in words.

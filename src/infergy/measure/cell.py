@@ -19,6 +19,7 @@ that batches begin and end anywhere in a period of the counter: one that looks a
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,9 @@ from infergy.measure.environment import Surroundings
 from infergy.measure.timeline import NOBODY, Witness
 from infergy.meters import LATE_S, Meter, settle, sharp_tick
 from infergy.records import (
+    END_VISIT,
     GREEDY,
+    START_VISIT,
     STATUS_FAILED,
     STATUS_OK,
     Batch,
@@ -45,7 +48,8 @@ from infergy.records import (
     derive,
 )
 from infergy.records.timeline import PowerTimeline
-from infergy.records.uncertainty import Peer, is_certain, spread_at
+from infergy.records.uncertainty import FEWEST_WINDOWS, Peer, is_certain, scatters_at, spread_at
+from infergy.records.visits import number_visits
 from infergy.workload.prompts import hash_prompts, make_prompts
 
 WARMUP_OUTPUT_TOKENS = 8
@@ -71,11 +75,13 @@ def measure_cell(
     loaded_idle: Window,
     peers: Sequence[Peer | None] = (),
     witness: Witness = NOBODY,
+    earlier: Sequence[Sequence[Window]] = (),
 ) -> Measurement:
     """Warm up, look at power, and measure windows until the joules are certain enough or the time is up.
 
-    What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows. What fails
-    after a whole window ends the cell with the windows it has; the row's `interrupted` says why.
+    What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows, and so do
+    those of `earlier` visits of the cell. What fails after a whole window ends the cell with the windows it has; the
+    row's `interrupted` says why.
 
     Raises:
         EngineError: The engine failed before a window was whole, or did not return the tokens it was asked for.
@@ -86,6 +92,7 @@ def measure_cell(
     work = make_work(prompts, load.output_tokens, load.decoding)
     warmup_s = _warm_up(session, meter, planned, work, options)
     seen = _watch(session, meter, planned, work, options, witness)
+    rule = _Enough(planned, options, loaded_idle, peers, earlier)
 
     before = meter.states()
     measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -95,7 +102,7 @@ def measure_cell(
     # A counter that tells late would tell of what ran before in the window.
     meter.clock.sleep(LATE_S)
     interrupted: Failure | None = None
-    while not interrupted and not _is_enough(windows, loaded_idle, peers, options):
+    while not interrupted and not rule.is_met(windows):
         try:
             window, after = _measure_window(session, meter, work, options, leads.uniform(0, longest_s))
             derive([window], loaded_idle)
@@ -135,6 +142,8 @@ def _watch(
     session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions, witness: Witness
 ) -> _Seen:
     """One window of the cell's work, or of the begin of it where a batch takes long, while the witness looks."""
+    if planned.round > 1:
+        return _Seen(reason="its first visit was watched")
     witness.begin()
     if witness.reason is not None:
         return _Seen(reason=witness.reason)
@@ -181,15 +190,41 @@ def _measure_window(
     return window, after
 
 
-def _is_enough(
-    windows: Sequence[Window], loaded_idle: Window, peers: Sequence[Peer | None], options: MeasureOptions
-) -> bool:
-    if not windows:
-        return False
-    if sum(window.busy_s for window in windows) >= options.max_time_s:
-        return True
-    like = spread_at(derive(windows, loaded_idle).power_w, peers)
-    return is_certain(windows, loaded_idle, like, options.target)
+class _Enough:
+    """When a visit has windows enough: the last of R visits when the joules are certain or the time is up.
+
+    An earlier one, the r-th, leaves the later ones their share: of the time, of the fewest windows, and of the target,
+    for r visits of R leave √(R / r) times the half-width.
+    """
+
+    def __init__(
+        self,
+        planned: PlannedCell,
+        options: MeasureOptions,
+        loaded_idle: Window,
+        peers: Sequence[Peer | None],
+        earlier: Sequence[Sequence[Window]],
+    ) -> None:
+        is_anchor = planned.visit in (START_VISIT, END_VISIT)
+        self._share = 1.0 if is_anchor else min(1.0, planned.round / options.repeats)
+        self._options, self._loaded_idle, self._peers, self._earlier = options, loaded_idle, peers, earlier
+
+    def is_met(self, windows: Sequence[Window]) -> bool:
+        """Whether these windows of the visit, beside those of earlier visits, are enough; there is one at least."""
+        if not windows:
+            return False
+        every = number_visits([*self._earlier, windows])
+        if sum(window.busy_s for window in every) >= self._options.max_time_s * self._share:
+            return True
+        power_w = derive(every, self._loaded_idle).power_w
+        return is_certain(
+            every,
+            self._loaded_idle,
+            spread_at(power_w, self._peers),
+            self._options.target / math.sqrt(self._share),
+            scatters_at(power_w, self._peers),
+            math.ceil(FEWEST_WINDOWS * self._share),
+        )
 
 
 def failure_of(error: InfergyError) -> Failure:

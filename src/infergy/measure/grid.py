@@ -30,6 +30,7 @@ from infergy.records import (
     MeasureOptions,
     Plan,
     PlannedCell,
+    grid_visit,
 )
 
 FEWEST_FOR_ANCHORS = 8
@@ -112,6 +113,7 @@ class Options(_Strict):
     idle_s: Seconds = _DEFAULTS.idle_s
     hang_s: Seconds = _DEFAULTS.hang_s
     timeline_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.timeline_s
+    repeats: PositiveInt = _DEFAULTS.repeats
 
 
 class Quick(_Strict):
@@ -245,15 +247,19 @@ def make_plan(grid: Grid) -> Plan:
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
-    """The cells of one set-up as they are measured: anchors, all others shuffled, the same anchors again."""
+    """The cells of one set-up as they are measured: anchors, rounds of all others, the same anchors again."""
     # Prefill alone says little of a machine: pairs are no anchors, where there is anything else.
     full = [planned for planned in cells if planned.cell.load.output_tokens > 1] or cells
     anchors = choose_anchors(full, options.anchors) if len(cells) >= FEWEST_FOR_ANCHORS else []
     others = [planned for planned in cells if planned not in anchors]
-    if options.shuffle and others:
-        random.Random(f"{options.seed} {others[0].cell.setup.id}").shuffle(others)
+    order = random.Random(f"{options.seed} {others[0].cell.setup.id}") if options.shuffle and others else None
+    rounds: list[PlannedCell] = []
+    for number in range(1, options.repeats + 1):
+        if order is not None:
+            order.shuffle(others)
+        rounds += [replace(planned, visit=grid_visit(number)) for planned in others]
     start, end = ([replace(planned, visit=visit) for planned in anchors] for visit in (START_VISIT, END_VISIT))
-    return [*start, *others, *end]
+    return [*start, *rounds, *end]
 
 
 def _resolve_names(grid: Grid, refusals: Refusals) -> tuple[list[EngineSetup], ModelShape, Gpu, Mapping[str, Any]]:

@@ -5,136 +5,25 @@ The estimator knows nothing of what was drawn: it sees ticks and batches only. S
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from infergy.engines import Completion, Work
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.cell import measure_cell, measure_idle
+from infergy.measure.drawn import IDENTITY, LOAD, DrawnSession, Scenario, draw, draw_scenarios, draw_series
 from infergy.measure.environment import Surroundings
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import (
     Cell,
     EngineSetup,
     Environment,
-    GpuIdentity,
-    Load,
     Measurement,
     MeasureOptions,
     PlannedCell,
+    grid_visit,
 )
-from infergy.records.uncertainty import Peer, find_uncertainty, peer_of, spread_at
-
-IDENTITY = GpuIdentity(uuid="GPU-simulated-0", name="simulated GPU, drawn at random")
-LOAD = Load(input_tokens=4, output_tokens=2, batch=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """One pretended GPU with its counter, and the load that it bears.
-
-    Attributes:
-        period_s: Time between two ticks of the counter.
-        phase_s: When its first tick comes.
-        sensors: What else it does to the truth.
-        idle_w: Power of the idle GPU, and `hot_idle_w` right after work.
-        prefill_s: Mean seconds of the first part of a batch, at `prefill_w`; `decode_s` and `decode_w` of the second.
-        noise: Standard deviation of the seconds of one second of work, as a fraction; of a batch less, by the root of
-            its seconds. Its power varies by a third of that.
-        memory_s: How long noise lasts: of a batch so many seconds later 1 / e of it is left. 0 where batches are
-            independent.
-        seed: Of the noise.
-    """
-
-    period_s: float
-    phase_s: float
-    sensors: Sensors
-    idle_w: float
-    hot_idle_w: float
-    prefill_s: float
-    prefill_w: float
-    decode_s: float
-    decode_w: float
-    noise: float
-    seed: int
-    memory_s: float = 0.0
-
-    @property
-    def batch_s(self) -> float:
-        """Mean seconds of a batch."""
-        return self.prefill_s + self.decode_s
-
-    @property
-    def energy_j(self) -> float:
-        """The truth: mean joules of a batch, while it runs."""
-        return self.prefill_s * self.prefill_w + self.decode_s * self.decode_w
-
-    def gpu(self) -> DrawnGpu:
-        """The pretended GPU, at the begin of its clock."""
-        return DrawnGpu(
-            IDENTITY,
-            idle_w=self.idle_w,
-            hot_idle_w=self.hot_idle_w,
-            period_s=self.period_s,
-            phase_s=self.phase_s,
-            sensors=self.sensors,
-        )
-
-
-Draw = Callable[[random.Random], Scenario]
-
-
-class DrawnGpu(SimulatedGpu):
-    """A simulated GPU whose waits for a tick leave out the looks that would show nothing new.
-
-    They stamp what all looks would, a hundred times faster. It shows the joules of a whole process only.
-    """
-
-    def pause(self) -> None:
-        """Let time pass to the last look before the next tick, or to the one after it."""
-        gap_s = self.sensors.read_gap_s
-        self.sleep(max(1, int((self.next_tick_s() - self.now_s()) / gap_s)) * gap_s)
-
-
-class DrawnSession:
-    """Lets the drawn load pass on the drawn GPU."""
-
-    def __init__(self, gpu: SimulatedGpu, scenario: Scenario) -> None:
-        self._gpu = gpu
-        self._scenario = scenario
-        self._random = random.Random(scenario.seed)
-        self._drawn: tuple[float, float, float] | None = None
-        """When noise was drawn last, of seconds and of power, in standard deviations."""
-
-    def run(self, work: Work) -> Completion:
-        """One batch."""
-        drawn, sd = self._scenario, self._scenario.noise / self._scenario.batch_s**0.5
-        slow, hungry = self._noise()
-        slower, hungrier = 1 + sd * slow, 1 + sd / 3 * hungry
-        self._gpu.advance(drawn.prefill_s * slower, drawn.prefill_w * hungrier)
-        self._gpu.advance(drawn.decode_s * slower, drawn.decode_w * hungrier)
-        return Completion(input_tokens=tuple(map(len, work.prompts)), output_tokens=work.output_tokens)
-
-    def _noise(self) -> tuple[float, float]:
-        """Independent draws, or such as remember the last ones (an AR(1) process at the times of the batches)."""
-        now_s = self._gpu.now_s()
-        slow, hungry = self._random.gauss(0, 1), self._random.gauss(0, 1)
-        if self._drawn is not None and self._scenario.memory_s:
-            then_s, was_slow, was_hungry = self._drawn
-            kept = math.exp((then_s - now_s) / self._scenario.memory_s)
-            fresh = math.sqrt(1 - kept**2)
-            slow, hungry = kept * was_slow + fresh * slow, kept * was_hungry + fresh * hungry
-        self._drawn = (now_s, slow, hungry)
-        return slow, hungry
-
-    def facts(self) -> Mapping[str, str | None]:
-        """Nothing is resolved."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing is held."""
+from infergy.records.uncertainty import Peer, find_uncertainty, peer_of, scatters_at, spread_at
+from infergy.records.visits import join_visits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +80,43 @@ class Proof:
     worst_error: float
 
 
+class _Bench:
+    """One drawn scenario with its GPU and its engine, which can be visited again."""
+
+    def __init__(self, scenario: Scenario, name: str = "drawn") -> None:
+        self.scenario = scenario
+        self.gpu = scenario.gpu()
+        self._meter = SimulatedMeter(self.gpu)
+        self._session = DrawnSession(self.gpu, scenario)
+        self._idle = measure_idle(self._meter, 2.0)
+        self._planned = PlannedCell(
+            cell=Cell(setup=EngineSetup(engine="simulated", model=name), load=LOAD),
+            batch_choice="drawn",
+            forecast_prefill_s=scenario.prefill_s,
+            forecast_batch_s=scenario.batch_s,
+        )
+
+    def visit(
+        self, options: MeasureOptions, peers: Sequence[Peer | None], earlier: Sequence[Measurement] = ()
+    ) -> Measurement:
+        """Measure it as `infergy measure` measures a cell.
+
+        Raises:
+            MeterError: The counter failed.
+        """
+        planned = replace(self._planned, visit=grid_visit(len(earlier) + 1))
+        return measure_cell(
+            self._session,
+            self._meter,
+            planned,
+            options,
+            _surroundings(self.scenario.period_s),
+            self._idle,
+            peers,
+            earlier=[row.windows for row in earlier],
+        )
+
+
 def measure_scenario(
     scenario: Scenario, options: MeasureOptions, peers: Sequence[Peer | None] = ()
 ) -> tuple[Measurement, Outcome]:
@@ -199,22 +125,19 @@ def measure_scenario(
     Raises:
         MeterError: The counter failed.
     """
-    gpu = scenario.gpu()
-    meter = SimulatedMeter(gpu)
-    idle = measure_idle(meter, 2.0)
-    planned = PlannedCell(
-        cell=Cell(setup=EngineSetup(engine="simulated", model="drawn"), load=LOAD),
-        batch_choice="drawn",
-        forecast_prefill_s=scenario.prefill_s,
-        forecast_batch_s=scenario.batch_s,
-    )
-    row = measure_cell(
-        DrawnSession(gpu, scenario), meter, planned, options, _surroundings(scenario.period_s), idle, peers
-    )
+    row = _Bench(scenario).visit(options, peers)
+    return row, _judge(scenario, row, peers)
+
+
+def _judge(scenario: Scenario, row: Measurement, peers: Sequence[Peer | None]) -> Outcome:
     assert row.result is not None
-    found = find_uncertainty(row.windows, idle, spread_at(row.result.power_w, peers))
+    assert row.loaded_idle is not None
+    power_w = row.result.power_w
+    found = find_uncertainty(
+        row.windows, row.loaded_idle, spread_at(power_w, peers), scatters=scatters_at(power_w, peers)
+    )
     assert found is not None
-    return row, Outcome(
+    return Outcome(
         truth_j=scenario.energy_j,
         measured_j=row.result.energy_j,
         low_j=found.low_j,
@@ -232,6 +155,21 @@ def measure_series(scenarios: Sequence[Scenario], options: MeasureOptions) -> It
         row, outcome = measure_scenario(scenario, options, peers)
         peers.append(peer_of(row))
         yield outcome
+
+
+def measure_in_rounds(scenarios: Sequence[Scenario], options: MeasureOptions, apart_s: float) -> Iterator[Outcome]:
+    """Measure scenarios as the cells of one set-up in `options.repeats` rounds, a cell's visits `apart_s` apart."""
+    benches = [_Bench(scenario, f"drawn {place}") for place, scenario in enumerate(scenarios)]
+    rows: list[list[Measurement]] = [[] for _ in benches]
+    for _ in range(options.repeats):
+        for place, bench in enumerate(benches):
+            others = [row for other, visits in enumerate(rows) if other != place for row in visits]
+            peers = [peer_of(row) for row in join_visits(others)]
+            rows[place].append(bench.visit(replace(options, seed=place), peers, rows[place]))
+            bench.gpu.sleep(apart_s)
+    joined = [join_visits(visits)[0] for visits in rows]
+    for place, (scenario, row) in enumerate(zip(scenarios, joined, strict=True)):
+        yield _judge(scenario, row, [peer_of(one) for other, one in enumerate(joined) if other != place])
 
 
 def prove(outcomes: Sequence[Outcome], target: float) -> Proof:
@@ -267,99 +205,10 @@ def _surroundings(period_s: float) -> Surroundings:
     return Surroundings(environment=environment, vocabulary=1000, is_simulated=True)
 
 
-def draw(
-    rng: random.Random,
-    *,
-    noise: tuple[float, float],
-    batch_s: tuple[float, float] = (0.05, 3.0),
-    delay_s: float = 0.1,
-    share: float = 0.2,
-) -> Scenario:
-    """A scenario: log-uniform in what spans decades, uniform in all else.
-
-    Args:
-        rng: Where it is drawn from.
-        noise: Range of `Scenario.noise`.
-        batch_s: Range of `Scenario.batch_s`.
-        delay_s: The counter tells joules up to so late.
-        share: It looks at this share of each of its periods at least.
-    """
-    seconds, period_s = _log_uniform(rng, *batch_s), _log_uniform(rng, 0.01, 0.1)
-    prefill, idle_w, power_w = rng.uniform(0.02, 0.6), rng.uniform(60.0, 130.0), rng.uniform(200.0, 700.0)
-    sensors = Sensors(
-        counter_step_j=_log_uniform(rng, 0.001, 1.0),
-        counter_delay_s=rng.uniform(0.0, delay_s),
-        counter_share=rng.uniform(share, 1.0) if share < 1 else 1.0,
-        counter_drift_per_s=rng.uniform(-1e-5, 1e-5),
-        tick_jitter_s=rng.uniform(0.0, 0.1) * period_s,
-        read_gap_s=min(_log_uniform(rng, 0.0005, 0.02), period_s / 3),
-        seed=rng.randrange(2**32),
-    )
-    return Scenario(
-        period_s=period_s,
-        phase_s=rng.uniform(0.0, period_s),
-        sensors=sensors,
-        idle_w=idle_w,
-        hot_idle_w=idle_w * rng.uniform(1.0, 1.5),
-        prefill_s=prefill * seconds,
-        prefill_w=rng.uniform(power_w, 700.0),
-        decode_s=(1 - prefill) * seconds,
-        decode_w=power_w,
-        noise=rng.uniform(*noise),
-        seed=rng.randrange(2**32),
-    )
-
-
-def _log_uniform(rng: random.Random, low: float, high: float) -> float:
-    return float(low * (high / low) ** rng.random())
-
-
-STRATA: Mapping[str, Draw] = {
-    "prompt counter": lambda rng: draw(rng, noise=(0.002, 0.01), delay_s=0.0, share=1.0),
-    "late counter": lambda rng: draw(rng, noise=(0.002, 0.01), share=1.0),
-    "part-time counter": lambda rng: draw(rng, noise=(0.002, 0.01), delay_s=0.0),
-    "waits for its host": lambda rng: draw(rng, noise=(0.02, 0.05)),
-    "long batches": lambda rng: draw(rng, noise=(0.005, 0.05), batch_s=(5.0, 12.0)),
-    "anything": lambda rng: draw(rng, noise=(0.002, 0.05), batch_s=(0.02, 12.0)),
-}
-"""What counters and loads may be, by name."""
-
-
-def draw_scenarios(name: str, runs: int, seed: int) -> list[Scenario]:
-    """Scenarios of a stratum of `STRATA`."""
-    rng = random.Random(f"{seed} {name}")
-    return [STRATA[name](rng) for _ in range(runs)]
-
-
 def draw_outcomes(name: str, runs: int, seed: int, options: MeasureOptions) -> list[Outcome]:
     """Measure `runs` scenarios of a stratum, each alone."""
     drawn = draw_scenarios(name, runs, seed)
     return [measure_scenario(one, replace(options, seed=place))[1] for place, one in enumerate(drawn)]
-
-
-def draw_series(rng: random.Random, cells: int, *, are_long: bool = False) -> list[Scenario]:
-    """The cells of one set-up: one GPU and one counter, batches of other lengths and powers, noise within a half.
-
-    Long ones take 4 to 18 s, so that a window is a batch, and differ in their noise by a factor of 2 to either side.
-    """
-    batch_s, lengths, noises = (0.05, 3.0), (0.2, 5.0), (0.67, 1.5)
-    if are_long:
-        batch_s, lengths, noises = (6.0, 12.0), (0.7, 1.5), (0.5, 2.0)
-    first = draw(rng, noise=(0.002, 0.03), batch_s=batch_s)
-
-    def vary(seconds: float, watts: float) -> Scenario:
-        return replace(
-            first,
-            phase_s=rng.uniform(0.0, first.period_s),
-            prefill_s=first.prefill_s * seconds,
-            decode_s=first.decode_s * seconds,
-            prefill_w=min(700.0, first.prefill_w * watts),
-            decode_w=first.decode_w * watts,
-            noise=first.noise * _log_uniform(rng, *noises),
-            seed=rng.randrange(2**32),
-        )
-
-    return [vary(_log_uniform(rng, *lengths), rng.uniform(0.95, 1.05)) for _ in range(cells)]
 
 
 def draw_series_outcomes(
@@ -378,3 +227,17 @@ def draw_remembering_outcomes(runs: int, seed: int, options: MeasureOptions, mem
     rng = random.Random(f"{seed} memory")
     drawn = [replace(draw(rng, noise=(0.005, 0.02)), memory_s=memory_s) for _ in range(runs)]
     return [measure_scenario(one, replace(options, seed=place))[1] for place, one in enumerate(drawn)]
+
+
+def draw_rounds_outcomes(
+    runs: int, seed: int, options: MeasureOptions, memory_s: float, cells: int = 8
+) -> list[Outcome]:
+    """The same noise in set-ups of `cells`, visited `options.repeats` times, three memories apart or more."""
+    rng = random.Random(f"{seed} rounds")
+    outcomes: list[Outcome] = []
+    while len(outcomes) < runs:
+        series = [
+            replace(one, memory_s=memory_s, noise=min(max(one.noise, 0.005), 0.02)) for one in draw_series(rng, cells)
+        ]
+        outcomes += measure_in_rounds(series, options, apart_s=max(60.0, 3 * memory_s))
+    return outcomes[:runs]

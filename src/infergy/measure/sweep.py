@@ -19,7 +19,17 @@ from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
-from infergy.records import GRID_VISIT, EngineSetup, Failure, GpuIdentity, Measurement, Plan, PlannedCell
+from infergy.records import (
+    END_VISIT,
+    GRID_VISIT,
+    START_VISIT,
+    EngineSetup,
+    Failure,
+    GpuIdentity,
+    Measurement,
+    Plan,
+    PlannedCell,
+)
 from infergy.records.agreement import SCOPE
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
@@ -244,13 +254,18 @@ def describe(event: SweepEvent) -> str:
     return f"{event.detail} {describe_row(event.row)}" if event.row is not None else ""
 
 
+def name_visit(visit: str) -> str:
+    """``anchor, start``, ``visit 2``: a visit that is not the first of the grid, in words."""
+    return f"anchor, {visit}" if visit in (START_VISIT, END_VISIT) else f"visit {visit.removeprefix(f'{GRID_VISIT}-')}"
+
+
 def describe_row(row: Measurement) -> str:
     """One line of a row: joules a batch and a request, seconds, watts; or why there are none."""
     if row.result is None:
         return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
     result = row.result
     windows = "" if len(row.windows) == 1 else f" ({len(row.windows)} windows)"
-    visit = "" if row.visit == GRID_VISIT else f" (anchor, {row.visit})"
+    visit = "" if row.visit == GRID_VISIT else f" ({name_visit(row.visit)})"
     return (
         f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a batch "
         f"in {format_duration(result.duration_s)}{windows}, "

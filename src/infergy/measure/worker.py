@@ -23,11 +23,12 @@ from infergy.measure.environment import Surroundings, gather
 from infergy.measure.timeline import NOBODY, Witness, open_witness
 from infergy.meters import Meter, open_meter
 from infergy.meters.window import counter_period_s
-from infergy.records import EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
+from infergy.records import END_VISIT, START_VISIT, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.agreement import spread_key
 from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
-from infergy.records.uncertainty import Peer, peer_of
+from infergy.records.uncertainty import peer_of
+from infergy.records.visits import join_visits
 from infergy.workload.prompts import make_prompts
 
 NVML = "nvml"
@@ -84,12 +85,12 @@ def main() -> int:
         tell("ready")
         with StoreWriter(Path(job.store), lock=False) as store:
             key = spread_key(failed_cell(todo[0], plan.options, surroundings, Failure(code="", message="")))
-            peers = [peer_of(row) for row in store.rows if spread_key(row) == key]
+            here = [row for row in store.rows if spread_key(row) == key]
             for planned in todo:
                 tell("begin", cell=planned.key)
-                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, peers, witness)
+                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, witness)
                 row = replace(row, bare_idle=bare)
-                peers.append(peer_of(row))
+                here.append(row)
                 store.append(row)
                 tell("end", cell=planned.key, row=row.to_json())
                 if not is_usable:
@@ -148,12 +149,17 @@ def attempt(
     plan: Plan,
     surroundings: Surroundings,
     idle: Window,
-    peers: Sequence[Peer | None] = (),
+    here: Sequence[Measurement] = (),
     witness: Witness = NOBODY,
 ) -> tuple[Measurement, bool]:
-    """The row of a cell, measured or failed with its reason, and whether the session can go on."""
+    """The row of a cell, measured or failed with its reason, and whether the session can go on.
+
+    `here` are the rows of the set-up so far: other cells tell of its spread, earlier visits of the cell of its joules.
+    """
+    peers = [peer_of(row) for row in join_visits(here) if row.cell_id != planned.cell.id]
+    earlier = [row.windows for row in here if _is_earlier(row, planned, meter)]
     try:
-        row = measure_cell(session, meter, planned, plan.options, surroundings, idle, peers, witness)
+        row = measure_cell(session, meter, planned, plan.options, surroundings, idle, peers, witness, earlier)
     except (EngineError, MeterError) as error:
         failure = failure_of(error)
         if failure.code == "engine":
@@ -161,6 +167,15 @@ def attempt(
         is_usable = error.is_usable if isinstance(error, EngineOutOfMemoryError) else failure.code in HARMLESS
         return failed_cell(planned, plan.options, surroundings, failure), is_usable
     return row, row.interrupted is None or row.interrupted.code in HARMLESS
+
+
+def _is_earlier(row: Measurement, planned: PlannedCell, meter: Meter) -> bool:
+    """Whether a row is an earlier visit of a cell, in the grid and on the same GPUs."""
+    is_of_grid = row.visit not in (START_VISIT, END_VISIT) and planned.round > 1
+    is_same = row.cell_id == planned.cell.id and {gpu.uuid for gpu in meter.gpus} == {
+        gpu.uuid for gpu in row.environment.gpus
+    }
+    return bool(row.windows) and is_of_grid and is_same
 
 
 def check_same_gpus(meter: Meter, told: str | None) -> None:

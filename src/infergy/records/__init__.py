@@ -12,6 +12,7 @@ from infergy.records.cell import (
     Decoding,
     EngineSetup,
     Load,
+    grid_visit,
 )
 from infergy.records.environment import Environment, GpuIdentity, GpuState
 from infergy.records.measurement import (
@@ -60,5 +61,6 @@ __all__ = [
     "Tick",
     "Window",
     "derive",
+    "grid_visit",
     "result_of",
 ]

@@ -203,6 +203,11 @@ GRID_VISIT, START_VISIT, END_VISIT = "grid", "start", "end"
 """When a cell is measured: in the shuffled grid, or as an anchor before and after it."""
 
 
+def grid_visit(number: int) -> str:
+    """The name of the `number`-th visit in the grid, from 1 on: ``grid``, ``grid-2``."""
+    return GRID_VISIT if number == 1 else f"{GRID_VISIT}-{number}"
+
+
 def visit_key(cell_id: str, visit: str) -> str:
     """One visit of a cell: the cell's id, and the visit if it is not that of the grid."""
     return cell_id if visit == GRID_VISIT else f"{cell_id}/{visit}"

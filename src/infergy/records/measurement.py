@@ -78,6 +78,7 @@ class Window:
         batches: What ran inside, in order; empty for a window over an idle GPU.
         settled: A tick of each GPU some time after the last token, by UUID: from there to `close` the GPU draws what it
             draws between batches. Empty in windows that close on the first tick after the last token.
+        visit: Which visit of its cell it belongs to, from 1 on, where rows were joined (`infergy.records.visits`).
     """
 
     open: Mapping[str, Tick]
@@ -85,6 +86,7 @@ class Window:
     edge_uncertainty_s: float
     batches: tuple[Batch, ...] = ()
     settled: Mapping[str, Tick] = field(default_factory=dict)
+    visit: int = 1
 
     @property
     def busy_s(self) -> float:

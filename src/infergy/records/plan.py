@@ -27,7 +27,8 @@ class PlannedCell:
         batch_choice: How its batch was chosen, in words.
         forecast_prefill_s: Seconds of the prefill of one batch.
         forecast_batch_s: Seconds of one batch.
-        visit: ``grid``; an anchor is visited at the ``start`` and at the ``end`` of its set-up, so that drift shows.
+        visit: ``grid``, and where cells are visited several times ``grid-2`` and so on; an anchor is visited at the
+            ``start`` and at the ``end`` of its set-up, so that drift shows.
     """
 
     cell: Cell
@@ -40,6 +41,12 @@ class PlannedCell:
     def key(self) -> str:
         """What tells this visit from all others in a store."""
         return visit_key(self.cell.id, self.visit)
+
+    @property
+    def round(self) -> int:
+        """Which visit in the grid it is, from 1 on; 1 of an anchor's."""
+        number = self.visit.removeprefix(f"{GRID_VISIT}-")
+        return int(number) if number.isdigit() else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +63,8 @@ class MeasureOptions:
         warmup_s: Most seconds of warm-up before a window (one short batch runs in any case).
         idle_s: Seconds over which idle power is measured, bare and loaded, once for each set-up.
         timeline_s: Time between two looks at instant power; 0 takes no timeline.
+        repeats: Visits of each cell of the grid, each in a round of all cells in an order of its own; its windows are
+            spread over them.
         hang_s: An engine that loads or measures a cell for so many seconds more than ten times its forecast is ended.
     """
 
@@ -69,6 +78,7 @@ class MeasureOptions:
     idle_s: float = 2.0
     hang_s: float = 600.0
     timeline_s: float = 0.02
+    repeats: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """How far a row's joules may be off, from the raw facts of its windows alone. Standard library only.
 
-Three independent parts, as fractions of the joules a batch:
+Four independent parts, as fractions of the joules a batch:
 
     spread   √(v / T): T seconds of batches, each second with the relative variance v, independent of the others
     edges    each tick was stamped up to `edge_uncertainty_s` too late: uniform, with the variance u² / 12. In a window
@@ -9,6 +9,8 @@ Three independent parts, as fractions of the joules a batch:
     tail     in a window without a settled tail the idle time drew something between loaded-idle and mean power:
              uniform over the bound of `infergy.records.derive`, which also moves the middle of the interval down by
              half of it
+    visits   what lasts longer than a window and differs from one visit of a cell to the next, where cells of the set-up
+             were visited more than once (`infergy.records.visits`)
 
 v is estimated from the joules of repeated windows, which hold what the counter errs too, or, in one window, from the
 seconds of its batches (joules vary less than seconds, for power falls when work waits). Few windows tell little, so v
@@ -30,13 +32,14 @@ runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from infergy.records.agreement import spread_key
 from infergy.records.measurement import Measurement, Window, derive, result_of
 from infergy.records.rescaled import Rescaled
+from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""
@@ -51,6 +54,7 @@ FEWEST_WINDOWS = 4
 ENOUGH_DEGREES = 8.0
 """Degrees of freedom of like cells from which on one window may be enough."""
 
+MANY_DEGREES = 810_000
 CONFIDENCE = 0.95
 
 
@@ -77,7 +81,8 @@ class Uncertainty:
         low_j: Lower end, in joules a batch.
         high_j: Upper end, in joules a batch.
         half_width: Half of the interval over `Result.energy_j`, as a fraction.
-        spread: Standard error that the spread between batches leaves, as a fraction; `edges` and `tail` likewise.
+        spread: Standard error that the spread between batches leaves, as a fraction; `edges`, `tail` and `visits`
+            likewise.
         degrees_of_freedom: Of the interval; None if the spread is negligible, so that it is the normal one.
         rescaling: Half-width that the factor of a rescaled row adds, as a fraction; 0 for others.
     """
@@ -90,21 +95,29 @@ class Uncertainty:
     tail: float
     degrees_of_freedom: float | None
     rescaling: float = 0.0
+    visits: float = 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of all parts, without the rescaling, as a fraction."""
+        return math.hypot(self.spread, self.edges, self.tail, self.visits)
 
 
 def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
     """What the windows of one cell tell of its spread; None if one batch in one window tells nothing.
 
+    Of several visits with more than a window each, what the windows of a visit differ by: visits differ by more.
+
     Raises:
         MeterError: A counter stood still.
     """
     if len(windows) > 1:
-        parts = [derive([window], loaded_idle) for window in windows]
-        mean_j = derive(windows, loaded_idle).energy_j
-        squares = sum(
-            window.busy_s * (part.energy_j / mean_j - 1) ** 2 for window, part in zip(windows, parts, strict=True)
-        )
-        return Spread(variance_s=squares / (len(parts) - 1), degrees_of_freedom=len(parts) - 1)
+        visits = by_visit(windows)
+        if len(visits) == len(windows):
+            visits = [list(windows)]
+        squares = sum(_squares_s(visit, loaded_idle) for visit in visits)
+        degrees = len(windows) - len(visits)
+        return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees)
     seconds = [batch.duration_s for window in windows for batch in window.batches]
     if len(seconds) < 2:
         return None
@@ -112,6 +125,12 @@ def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
     squares = sum(mean_s * (one / mean_s - 1) ** 2 for one in seconds)
     degrees = len(seconds) - 1
     return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=False)
+
+
+def _squares_s(windows: Sequence[Window], loaded_idle: Window) -> float:
+    """Squares of the windows' distances from their mean, as fractions, by their seconds."""
+    mean_j = derive(windows, loaded_idle).energy_j
+    return sum(window.busy_s * (derive([window], loaded_idle).energy_j / mean_j - 1) ** 2 for window in windows)
 
 
 def pool(spreads: Iterable[Spread | None]) -> Spread | None:
@@ -130,7 +149,11 @@ def pool(spreads: Iterable[Spread | None]) -> Spread | None:
 
 
 def find_uncertainty(
-    windows: Sequence[Window], loaded_idle: Window, like: Spread | None = None, rescaled: Rescaled | None = None
+    windows: Sequence[Window],
+    loaded_idle: Window,
+    like: Spread | None = None,
+    rescaled: Rescaled | None = None,
+    scatters: Iterable[VisitScatter | None] = (),
 ) -> Uncertainty | None:
     """The interval of a row's joules a batch.
 
@@ -139,6 +162,7 @@ def find_uncertainty(
         loaded_idle: Its window over the idle, loaded GPU.
         like: The spread of like cells, such as all cells of the set-up; None if there is none.
         rescaled: The row's mark, if its joules are scaled: the factor's interval is independent of all else.
+        scatters: How the visits of like cells scatter.
 
     Returns:
         None if nothing tells the spread: one batch in one window, and no like cell.
@@ -155,10 +179,13 @@ def find_uncertainty(
     edges = _edges_j(windows) / total_j
     bound = result.idle_bound_j / total_j
     tail = bound / math.sqrt(12)
-    error = math.sqrt(standard**2 + edges**2 + tail**2)
+    between, visit_degrees = variance_between([scatter_of(windows, loaded_idle), *scatters], spread.variance_s)
+    visits = math.sqrt(between * share_of_one_visit(windows))
+    error = math.hypot(standard, edges, tail, visits)
+    parts = ((standard, spread.degrees_of_freedom), (visits, visit_degrees))
+    shared = sum((part / error) ** 4 / degrees for part, degrees in parts if part)
     # Beyond a million degrees Student's distribution is the normal one to six digits.
-    is_spread = standard * 30 > error
-    degrees = (error / standard) ** 4 * spread.degrees_of_freedom if is_spread else None
+    degrees = 1 / shared if shared * MANY_DEGREES > 1 else None
     half = student_t(degrees) * error * (STOPPING_FACTOR if len(windows) > 1 else 1.0)
     factor, rescaling = (1.0, 0.0) if rescaled is None else (rescaled.factor, rescaled.half_width)
     half = math.hypot(half, rescaling)
@@ -171,6 +198,7 @@ def find_uncertainty(
         tail=tail,
         degrees_of_freedom=degrees,
         rescaling=rescaling,
+        visits=visits,
     )
 
 
@@ -178,8 +206,8 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
     """The intervals of measured rows, each with its like among the others.
 
     Cells are alike that agree in all that must (`infergy.records.agreement.spread_key`) and whose mean power differs by
-    no more than `LIKE_POWER`: what waits for its host varies more than what the GPU alone holds up. A failed row has
-    None.
+    no more than `LIKE_POWER`: what waits for its host varies more than what the GPU alone holds up. Several rows of one
+    cell are visits, each with an interval of its own, which tell how far visits differ. A failed row has None.
 
     Raises:
         MeterError: A counter stood still.
@@ -189,13 +217,20 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
     keys = [spread_key(row) for row in rows]
     for key, peer in zip(keys, peers, strict=True):
         groups.setdefault(key, []).append(peer)
+    visited: dict[tuple[object, ...], list[tuple[str, Peer | None]]] = {}
+    for joined in join_visits(rows):
+        visited.setdefault(spread_key(joined), []).append((joined.cell_id, peer_of(joined)))
     found: list[Uncertainty | None] = []
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
             found.append(None)
             continue
         like = spread_at(peer.power_w, (other for other in groups[key] if other is not peer))
-        found.append(find_uncertainty(row.windows, row.loaded_idle, like, row.rescaled))
+        # That of a row that holds several visits is told by its own windows.
+        others = (other for cell_id, other in visited.get(key, ()) if peer.scatter is None or cell_id != row.cell_id)
+        found.append(
+            find_uncertainty(row.windows, row.loaded_idle, like, row.rescaled, scatters_at(peer.power_w, others))
+        )
     return found
 
 
@@ -206,10 +241,12 @@ class Peer:
     Attributes:
         power_w: Its mean power.
         spread: Its own spread; None if it tells nothing.
+        scatter: How its visits scatter; None of a single one.
     """
 
     power_w: float
     spread: Spread | None
+    scatter: VisitScatter | None = None
 
 
 def peer_of(row: Measurement) -> Peer | None:
@@ -217,23 +254,45 @@ def peer_of(row: Measurement) -> Peer | None:
     if not row.windows or row.loaded_idle is None:
         return None
     power_w = result_of(row).power_w
-    return Peer(power_w=power_w, spread=spread_of(row.windows, row.loaded_idle))
+    return Peer(
+        power_w=power_w,
+        spread=spread_of(row.windows, row.loaded_idle),
+        scatter=scatter_of(row.windows, row.loaded_idle),
+    )
 
 
 def spread_at(power_w: float, peers: Iterable[Peer | None]) -> Spread | None:
     """The common spread of those peers whose mean power differs from `power_w` by `LIKE_POWER` at most."""
-    return pool(peer.spread for peer in peers if peer is not None and abs(peer.power_w / power_w - 1) <= LIKE_POWER)
+    return pool(peer.spread for peer in _alike(power_w, peers))
 
 
-def is_certain(windows: Sequence[Window], loaded_idle: Window, like: Spread | None, target: float) -> bool:
+def scatters_at(power_w: float, peers: Iterable[Peer | None]) -> list[VisitScatter | None]:
+    """How the visits of those peers scatter."""
+    return [peer.scatter for peer in _alike(power_w, peers)]
+
+
+def _alike(power_w: float, peers: Iterable[Peer | None]) -> Iterator[Peer]:
+    return (peer for peer in peers if peer is not None and abs(peer.power_w / power_w - 1) <= LIKE_POWER)
+
+
+def is_certain(
+    windows: Sequence[Window],
+    loaded_idle: Window,
+    like: Spread | None,
+    target: float,
+    scatters: Iterable[VisitScatter | None] = (),
+    fewest: int = FEWEST_WINDOWS,
+) -> bool:
     """Whether a cell needs no further window: its interval is within ± `target`, a fraction, and stands on enough.
+
+    `fewest` is how many windows there must be at least where no like cells tell the spread.
 
     Raises:
         MeterError: A counter stood still.
     """
     is_told = like is not None and like.is_of_joules and like.degrees_of_freedom >= ENOUGH_DEGREES
-    stands = len(windows) >= FEWEST_WINDOWS or is_told
-    found = find_uncertainty(windows, loaded_idle, like)
+    stands = len(windows) >= fewest or is_told
+    found = find_uncertainty(windows, loaded_idle, like, None, scatters)
     return stands and found is not None and found.half_width <= target
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infergy.errors import DataError, MeterError, UsageError
-from infergy.records import GRID_VISIT, Measurement, result_of
+from infergy.records import Measurement, result_of
 from infergy.records.agreement import BESIDE, IDENTITY, MUST, Fact, differences
-from infergy.records.check import CheckedRow, check_rows
+from infergy.records.check import check_rows
 from infergy.records.flags import Flag
 from infergy.records.store import read_store
+from infergy.records.uncertainty import Uncertainty, find_uncertainties
+from infergy.records.visits import join_visits
 
 SPLIT, REFUSE = "split", "refuse"
 MIXED_RULES = (SPLIT, REFUSE)
@@ -94,19 +96,21 @@ def _of_file(path: Path, *, allow_simulated: bool) -> Iterable[Point]:
     if not measured:
         raise DataError(f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl")
     try:
+        flags: dict[str, dict[Flag, None]] = {}
+        for row, each in zip(measured, check_rows(measured, target=CERTAIN), strict=True):
+            flags.setdefault(row.cell_id, {}).update(dict.fromkeys(each.flags))
+        joined = join_visits(measured)
         last: dict[str, Point] = {}
-        for row, checked in zip(measured, check_rows(measured, target=CERTAIN), strict=True):
-            if row.visit == GRID_VISIT or row.cell_id not in last:
-                last[row.cell_id] = _point(row, checked)
+        for row, interval in zip(joined, find_uncertainties(joined), strict=True):
+            last[row.cell_id] = _point(row, interval, tuple(flags[row.cell_id]))
     except (MeterError, ZeroDivisionError) as error:
         raise DataError(f"{path}: {error}. See: infergy check {path}") from error
     return last.values()
 
 
-def _point(row: Measurement, checked: CheckedRow) -> Point:
+def _point(row: Measurement, interval: Uncertainty | None, flags: tuple[Flag, ...]) -> Point:
     result = result_of(row)
     requests = result.energy_j / result.energy_per_request_j
-    interval = checked.uncertainty
     return Point(
         row=row,
         energy_j=result.energy_per_request_j,
@@ -115,7 +119,7 @@ def _point(row: Measurement, checked: CheckedRow) -> Point:
         duration_s=result.duration_s,
         power_w=result.power_w,
         energy_per_output_token_j=result.energy_per_output_token_j,
-        flags=checked.flags,
+        flags=flags,
     )
 
 

@@ -1,0 +1,127 @@
+"""Cells that were measured more than once in a set-up: visits apart in time, judged together. Standard library only.
+
+    set-up    A B C D …    C A D B …    …          each round in an order of its own (`MeasureOptions.repeats`)
+    cell C    ──■■────────■■──────────────          two visits of two windows
+
+What lasts longer than a window, such as a host that is slow for half a minute, makes the windows of one visit alike:
+their scatter does not tell of it, that of visits does. The variance between visits, β, is found over all like cells by
+the method of moments (DerSimonian and Laird, "Meta-analysis in clinical trials", Control. Clin. Trials 7, 1986): of
+visits with T_i of the T seconds of a cell, each second with the relative variance v,
+
+    Q = Σ T_i (m_i / m − 1)²,   E[Q] = (R − 1) v + β (T − Σ T_i² / T)
+
+for R visits of means m_i about the mean m. It adds β Σ (T_i / T)² to the variance of a cell's joules; β itself where
+the cell was visited once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from infergy.records.agreement import pool_key
+from infergy.records.cell import GRID_VISIT
+from infergy.records.measurement import Measurement, Window, derive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisitScatter:
+    """How the visits of one cell scatter.
+
+    Attributes:
+        squares_s: Q of the module's text, in seconds.
+        degrees_of_freedom: Visits less one.
+        weight_s: T − Σ T_i² / T, in seconds.
+    """
+
+    squares_s: float
+    degrees_of_freedom: int
+    weight_s: float
+
+
+def scatter_of(windows: Sequence[Window], loaded_idle: Window) -> VisitScatter | None:
+    """What the visits of one cell tell; None of a single one.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    visits = by_visit(windows)
+    if len(visits) < 2:
+        return None
+    mean_j = derive(windows, loaded_idle).energy_j
+    seconds = [sum(window.busy_s for window in visit) for visit in visits]
+    means_j = [derive(visit, loaded_idle).energy_j for visit in visits]
+    return VisitScatter(
+        squares_s=sum(s * (one / mean_j - 1) ** 2 for s, one in zip(seconds, means_j, strict=True)),
+        degrees_of_freedom=len(visits) - 1,
+        weight_s=sum(seconds) - sum(s**2 for s in seconds) / sum(seconds),
+    )
+
+
+def variance_between(scatters: Iterable[VisitScatter | None], variance_s: float) -> tuple[float, int]:
+    """The relative variance between visits, β, at least 0, and its degrees of freedom; (0, 0) where nobody tells.
+
+    Args:
+        scatters: Of like cells.
+        variance_s: The relative variance of the joules of one second, v.
+    """
+    known = [scatter for scatter in scatters if scatter is not None]
+    degrees = sum(scatter.degrees_of_freedom for scatter in known)
+    if not known:
+        return 0.0, 0
+    excess_s = sum(scatter.squares_s for scatter in known) - degrees * variance_s
+    return max(0.0, excess_s / sum(scatter.weight_s for scatter in known)), degrees
+
+
+def share_of_one_visit(windows: Sequence[Window]) -> float:
+    """Σ (T_i / T)²: what is left of the variance between visits in their mean; 1 of a single visit."""
+    seconds = [sum(window.busy_s for window in visit) for visit in by_visit(windows)]
+    return sum(s**2 for s in seconds) / sum(seconds) ** 2
+
+
+def number_visits(visits: Iterable[Sequence[Window]]) -> tuple[Window, ...]:
+    """The windows of several visits, each told to which it belongs."""
+    return tuple(replace(window, visit=number) for number, visit in enumerate(visits, 1) for window in visit)
+
+
+def join_visits(rows: Iterable[Measurement]) -> list[Measurement]:
+    """One row for each measured cell of one chip and environment, with the windows of all its visits.
+
+    It stands where the first of them stood, and is otherwise the last one. Rows without windows are as they were.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    groups: dict[object, list[Measurement]] = {}
+    for place, row in enumerate(rows):
+        is_measured = row.windows and row.loaded_idle is not None
+        chips = tuple(sorted(row.windows[0].open)) if is_measured else ()
+        groups.setdefault((row.cell_id, pool_key(row), chips) if is_measured else place, []).append(row)
+    return [group[0] if len(group) == 1 else _join(group) for group in groups.values()]
+
+
+def _join(visits: Sequence[Measurement]) -> Measurement:
+    first, last = visits[0], visits[-1]
+    windows = number_visits(visit.windows for visit in visits)
+    assert first.loaded_idle is not None
+    seen = next((visit for visit in visits if visit.timeline), last)
+    return replace(
+        last,
+        visit=GRID_VISIT,
+        measured_utc=first.measured_utc,
+        windows=windows,
+        loaded_idle=first.loaded_idle,
+        before=first.before,
+        result=derive(windows, first.loaded_idle),
+        timeline=seen.timeline,
+        timeline_reason=seen.timeline_reason,
+        watched=seen.watched,
+    )
+
+
+def by_visit(windows: Sequence[Window]) -> list[list[Window]]:
+    """The windows of each visit."""
+    found: dict[int, list[Window]] = {}
+    for window in windows:
+        found.setdefault(window.visit, []).append(window)
+    return list(found.values())
