@@ -75,6 +75,8 @@ def _print(checked: CheckedFile) -> None:
     for row in checked.rows:
         if row.failure:
             typer.echo(f"{row.cell_id} {row.cell}: failed: {row.failure}. Try it again: --retry-failed")
+        if row.serving is not None:
+            typer.echo(f"{row.cell_id} {row.cell} ({_energy(row)}): {row.serving}")
         for flag in row.flags:
             typer.echo(f"{row.cell_id} {row.cell} ({_energy(row)}): {flag.code}: {flag.reason}; {flag.cure}")
     flagged = sum(bool(row.flags or row.failure) for row in checked.rows)

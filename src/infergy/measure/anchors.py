@@ -44,7 +44,7 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
     Raises:
         UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalogue.
     """
-    measured = [row for row in rows if row.is_ok and row.result is not None]
+    measured = [row for row in rows if row.is_ok and row.result is not None and not row.cell.load.is_online]
     chosen = [row for row in measured if row.cell.label == label]
     if not chosen:
         labels = sorted({row.cell.label for row in measured})
@@ -106,4 +106,5 @@ def _plan(row: Measurement) -> PlannedCell:
         # A share of the whole batch: the warm-up is to take no longer.
         forecast_prefill_s=seconds,
         forecast_batch_s=seconds,
+        arrival_s=row.arrival_s,
     )

@@ -83,13 +83,16 @@ def main() -> int:
             os._exit(error.exit_code)
         tell("ready")
         with StoreWriter(Path(job.store), lock=False) as store:
-            key = spread_key(failed_cell(todo[0], plan.options, surroundings, Failure(code="", message="")))
-            peers = [peer_of(row) for row in store.rows if spread_key(row) == key]
+            peers: dict[object, list[Peer | None]] = {}
+            for row in store.rows:
+                peers.setdefault(spread_key(row), []).append(peer_of(row))
             for planned in todo:
                 tell("begin", cell=planned.key)
-                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, peers)
+                key = spread_key(failed_cell(planned, plan.options, surroundings, Failure(code="", message="")))
+                like = peers.setdefault(key, [])
+                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, like)
                 row = witnessed(replace(row, bare_idle=bare), witness)
-                peers.append(peer_of(row))
+                like.append(peer_of(row))
                 store.append(row)
                 tell("end", cell=planned.key, row=row.to_json())
                 if not is_usable:

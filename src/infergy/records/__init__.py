@@ -1,5 +1,6 @@
 """The shared nouns: what is measured, what was measured, and where it came from. Standard library only."""
 
+from infergy.records.arrivals import Arrivals
 from infergy.records.cell import (
     END_VISIT,
     ENGINES,
@@ -42,6 +43,7 @@ __all__ = [
     "STATUS_FAILED",
     "STATUS_OK",
     "UNIFORM_WEIGHTS",
+    "Arrivals",
     "Batch",
     "Cell",
     "Decoding",

@@ -16,6 +16,13 @@ from infergy.errors import DataError, MeterError
 from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState
+from infergy.records.latency import (
+    Latency,
+    RequestTimes,
+    find_latency,
+    mean_first_token_s,
+    mean_per_output_token_s,
+)
 from infergy.records.rescaled import Rescaled
 from infergy.records.timeline import PowerTimeline
 
@@ -43,10 +50,13 @@ class Tick:
 class Batch:
     """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them.
 
+    Online it is one run: from the first arrival to the last token, the gaps in which nothing was served included.
+
     Attributes:
         first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
         last_first_token_s: The same of the request that waited longest.
         finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
+        times: Both of each request of an online run; None offline, and where the engine does not tell.
     """
 
     start_s: float
@@ -57,10 +67,11 @@ class Batch:
     first_token_s: float | None = None
     last_first_token_s: float | None = None
     finished_s: float | None = None
+    times: RequestTimes | None = None
 
     @property
     def duration_s(self) -> float:
-        """Seconds from handing over the requests to the last token."""
+        """Seconds from handing over the requests, online from the first arrival, to the last token."""
         return self.end_s - self.start_s
 
 
@@ -163,6 +174,8 @@ class Measurement:
         measured_utc: ISO 8601 instant at which the first window opened.
         seed: Seed of the prompts and of random weights.
         prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
+        arrival_s: When each request of an online run was to arrive, in seconds after the first; empty offline.
+        arrival_sha256: Hash of these times; None offline.
         windows: The measured windows, in order; empty if the cell failed.
         loaded_idle: A window over the idle, loaded GPU, from which the idle tail is priced; None if it failed.
         bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
@@ -200,6 +213,8 @@ class Measurement:
     timeline: tuple[PowerTimeline, ...] = ()
     timeline_reason: str | None = None
     rescaled: Rescaled | None = None
+    arrival_s: tuple[float, ...] = ()
+    arrival_sha256: str | None = None
     schema: str = SCHEMA
 
     @property
@@ -270,6 +285,9 @@ class Result:
         time_to_first_token_s: From arrival to first token, mean over the requests; None where the engine did not tell.
         time_per_output_token_s: From first token to last over the tokens after the first, mean over the requests; None
             likewise, and for one output token.
+        requests_per_s: Requests finished a second, online the throughput that was reached; None in rows from before it
+            was told.
+        latency: Percentiles over the requests of online runs; None offline, and where the engine did not tell.
     """
 
     energy_j: float
@@ -286,6 +304,8 @@ class Result:
     power_by_gpu_w: Mapping[str, float] = field(default_factory=dict)
     time_to_first_token_s: float | None = None
     time_per_output_token_s: float | None = None
+    requests_per_s: float | None = None
+    latency: Latency | None = None
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
@@ -297,6 +317,9 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
 
     The idle time is priced at the power between the settled and the closing tick of the same window. The joules that a
     counter tells late are counted by then, whatever its delay: the first tick after the last token would miss some.
+
+    Online a batch is a run from its first arrival to its last token: the joules of the gaps in which nothing was served
+    are among its own, its seconds and its power are over both.
 
     A window without a settled tick closes on that first one. Its idle time is priced at loaded-idle power. Clocks fall
     only some time after the last kernel, so its true power lies between loaded idle and the mean: the bound.
@@ -334,30 +357,11 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         idle_energy_j=sum(idle_j.values()),
         idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
         power_by_gpu_w={uuid: (used_j[uuid] - idle_j[uuid]) / busy_s for uuid in used_j},
-        time_to_first_token_s=_time_to_first_token_s(batches),
-        time_per_output_token_s=_time_per_output_token_s(batches),
+        time_to_first_token_s=mean_first_token_s(batches),
+        time_per_output_token_s=mean_per_output_token_s(batches),
+        requests_per_s=sum(batch.requests for batch in batches) / busy_s,
+        latency=find_latency(batches),
     )
-
-
-def _time_to_first_token_s(batches: Sequence[Batch]) -> float | None:
-    """Mean over all requests; None if any batch does not tell."""
-    waited_s = 0.0
-    for batch in batches:
-        if batch.first_token_s is None:
-            return None
-        waited_s += batch.requests * batch.first_token_s
-    return waited_s / sum(batch.requests for batch in batches)
-
-
-def _time_per_output_token_s(batches: Sequence[Batch]) -> float | None:
-    """(last token − first token) / (output tokens − 1), mean over the requests of a cell, whose outputs are alike."""
-    decode_s, tokens = 0.0, 0
-    for batch in batches:
-        if batch.first_token_s is None or batch.finished_s is None:
-            return None
-        decode_s += batch.requests * (batch.finished_s - batch.first_token_s)
-        tokens += batch.output_tokens - batch.requests
-    return decode_s / tokens if tokens else None
 
 
 def result_of(row: Measurement) -> Result:

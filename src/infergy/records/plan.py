@@ -28,6 +28,7 @@ class PlannedCell:
         forecast_prefill_s: Seconds of the prefill of one batch.
         forecast_batch_s: Seconds of one batch.
         visit: ``grid``; an anchor is visited at the ``start`` and at the ``end`` of its set-up, so that drift shows.
+        arrival_s: When each request of a run arrives, in seconds after the first; empty offline.
     """
 
     cell: Cell
@@ -35,6 +36,7 @@ class PlannedCell:
     forecast_prefill_s: float
     forecast_batch_s: float
     visit: str = GRID_VISIT
+    arrival_s: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
