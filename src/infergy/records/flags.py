@@ -279,7 +279,7 @@ def _behind(row: Measurement) -> Flag | None:
         return None
     return Flag(
         code="behind",
-        reason=f"{backlog.halfway:.0f} requests waited or ran halfway through the arrivals, {backlog.at_end:.0f} at the "
+        reason=f"{backlog.halfway:.0f} requests waited or ran halfway through a run, {backlog.at_end:.0f} at the "
         f"last of {backlog.arrived} more: finished requests fall behind arrivals",
         cure="ask for a lower rate; if the engine has served more a second, for a longer run (a larger batch)",
     )
