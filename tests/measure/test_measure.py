@@ -101,13 +101,17 @@ def gpu() -> SimulatedGpu:
 
 
 @pytest.fixture
-def surroundings() -> Surroundings:
+def surroundings(gpu: SimulatedGpu) -> Surroundings:
+    return surroundings_of(gpu)
+
+
+def surroundings_of(gpu: SimulatedGpu) -> Surroundings:
     environment = Environment(
         infergy="0",
         python="3",
         platform="test",
         cpu=None,
-        gpus=(GpuIdentity(uuid="GPU-a", name="simulated"),),
+        gpus=(gpu.identity,),
         driver=None,
         cuda=None,
         meter="simulated",

@@ -9,19 +9,22 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infergy.engines import Completion, Work
 from infergy.hardware.simulated import Sensors, SimulatedGpu
+from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.sweep import sweep
 from infergy.measure.timeline import Blind, Sampler, SimulatedWitness, open_witness
 from infergy.meters import Meter, Power, open_meter
 from infergy.meters.simulated import SimulatedMeter
-from infergy.records import GpuIdentity
+from infergy.records import GpuIdentity, Measurement, MeasureOptions
 from infergy.records.store import read_store
-from infergy.records.timeline import ratio
+from infergy.records.timeline import PowerTimeline, ratio
 from installed import install
-from measure.test_measure import SRC, tiny_plan
+from measure.test_measure import SRC, LoggedSession, surroundings_of, tiny_plan
 
 POWER = Power(instant_w=250.0, average_w=None)
 
@@ -30,7 +33,7 @@ from infergy.meters.simulated import SimulatedMeter, SteadyMeter
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.errors import MeterError
 from infergy.meters import Power
-from infergy.records import GpuIdentity
+from infergy.records import GpuIdentity, Measurement, MeasureOptions
 import os
 
 class Steady(SteadyMeter):
@@ -64,20 +67,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     return folder
 
 
-def wait_until_it_looks(witness: Sampler) -> float:
-    """The present, once the process is at work; starting an interpreter takes its time."""
-    deadline_s = time.monotonic() + 60
-    while time.monotonic() < deadline_s:
-        now_s = time.monotonic()
-        if witness.take(now_s - 0.05, now_s):
-            return time.monotonic()
-    raise AssertionError(f"the process never looked: {witness.reason}")
-
-
 def test_another_process_sees_the_power_of_each_gpu_on_our_clock(site: Path) -> None:
     witness = open_witness(open_meter("steady", 2), "steady", 0.005)
     assert isinstance(witness, Sampler)
-    start_s = wait_until_it_looks(witness) + 0.05
+    witness.begin()
+    start_s = time.monotonic() + 0.05
     time.sleep(0.3)
     found = witness.take(start_s, start_s + 0.2)
     witness.close()
@@ -88,15 +82,38 @@ def test_another_process_sees_the_power_of_each_gpu_on_our_clock(site: Path) -> 
     assert found[0].longest_gap_s > 0
 
 
+def test_it_looks_only_between_begin_and_take(site: Path) -> None:
+    witness = open_witness(open_meter("steady", 1), "steady", 0.005)
+    assert isinstance(witness, Sampler)
+
+    def looks() -> int:
+        return os.fstat(witness._file.fileno()).st_size
+
+    time.sleep(0.1)
+    assert looks() == 0
+    for _ in range(2):
+        before = looks()
+        witness.begin()
+        assert looks() > before
+        now_s = time.monotonic()
+        assert witness.take(now_s, now_s + 0.05)
+        # A look that had begun may still be written.
+        time.sleep(0.1)
+        after = looks()
+        time.sleep(0.1)
+        assert looks() == after
+    witness.close()
+    witness.close()
+
+
 def test_a_process_that_ends_is_a_reason_not_a_failure(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = open_meter("lost", 1)
     monkeypatch.setattr(type(meter), "powers", lambda self: {gpu.uuid: POWER for gpu in self.gpus})
     monkeypatch.setenv("LOST", "1")
     witness = open_witness(meter, "lost", 0.005)
     assert isinstance(witness, Sampler)
-    deadline_s = time.monotonic() + 60
-    while witness._process.poll() is None and time.monotonic() < deadline_s:
-        time.sleep(0.01)
+    witness.begin()
+    assert witness.reason == "its process ended with status 3; see the log"
     now_s = time.monotonic()
     assert witness.take(now_s - 0.1, now_s) == ()
     assert witness.reason == "its process ended with status 3; see the log"
@@ -106,7 +123,7 @@ def test_a_process_that_ends_is_a_reason_not_a_failure(site: Path, monkeypatch: 
 def test_a_process_that_is_killed_is_told_by_its_signal(site: Path) -> None:
     witness = open_witness(open_meter("steady", 1), "steady", 0.005)
     assert isinstance(witness, Sampler)
-    wait_until_it_looks(witness)
+    witness.begin()
     os.kill(witness._process.pid, signal.SIGKILL)
     witness._process.wait()
     now_s = time.monotonic()
@@ -158,6 +175,7 @@ def test_where_nothing_can_be_seen_it_says_why(site: Path, gpu: SimulatedGpu) ->
         assert isinstance(witness, Blind)
         assert witness.reason == reason
         assert witness.take(0.0, 1.0) == ()
+        witness.begin()
         witness.close()
 
 
@@ -170,6 +188,7 @@ def test_a_simulated_sensor_shows_what_it_showed_at_each_look() -> None:
     sensors = Sensors(power_period_s=0.1, power_delay_s=0.05, power_gain=1.1)
     gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0, phase_s=0.0, sensors=sensors)
     witness = SimulatedWitness(SimulatedMeter(gpu), 0.02)
+    witness.begin()
     gpu.sleep(1.0)
     gpu.advance(2.0, 600.0)
     gpu.sleep(1.0)
@@ -187,9 +206,11 @@ def test_each_row_of_a_sweep_has_its_own_timeline_and_both_witnesses_agree(tmp_p
     assert len(rows) == 8
     for row in rows:
         (found,) = row.timeline
-        opened, closed = row.windows[0].open[found.uuid], row.windows[-1].close[found.uuid]
+        assert row.watched is not None
+        opened, closed = row.watched.open[found.uuid], row.watched.close[found.uuid]
         assert found.start_s <= opened.time_s
         assert found.end_s == closed.time_s
+        assert closed.time_s < row.windows[0].open[found.uuid].time_s
         assert found.longest_gap_s < 0.05
         assert row.timeline_reason is None
         assert ratio(row) == pytest.approx(1.0, abs=0.02)
@@ -200,6 +221,7 @@ def test_without_a_timeline_rows_say_that_none_was_wanted(tmp_path: Path) -> Non
     list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
     for row in read_store(tmp_path / "rows.jsonl").rows:
         assert row.timeline == ()
+        assert row.watched is None
         assert row.timeline_reason == "not asked for: --timeline 0"
         assert ratio(row) is None
 
@@ -207,12 +229,80 @@ def test_without_a_timeline_rows_say_that_none_was_wanted(tmp_path: Path) -> Non
 def test_a_counter_that_loses_joules_shows_in_the_ratio_only(tmp_path: Path) -> None:
     list(sweep(tiny_plan(), tmp_path / "rows.jsonl", simulate=True))
     row = read_store(tmp_path / "rows.jsonl").rows[0]
-    (uuid,) = row.windows[0].open
-    lost = tuple(
-        replace(window, close={uuid: replace(tick, energy_j=tick.energy_j - 200.0)})
-        for window in row.windows
-        for tick in window.close.values()
-    )
-    found = ratio(replace(row, windows=lost))
+    assert row.watched is not None
+    ((uuid, tick),) = row.watched.close.items()
+    lost = replace(row.watched, close={uuid: replace(tick, energy_j=tick.energy_j - 200.0)})
+    found = ratio(replace(row, watched=lost))
     assert found is not None
     assert found < 0.95
+
+
+class SlowingWitness(SimulatedWitness):
+    """Looks at power, and an engine that waits for its host takes `SLOWER_S` more a batch meanwhile."""
+
+    is_looking = False
+
+    def begin(self) -> None:
+        self.is_looking = True
+        super().begin()
+
+    def take(self, start_s: float, end_s: float) -> tuple[PowerTimeline, ...]:
+        self.is_looking = False
+        return super().take(start_s, end_s)
+
+
+SLOWER_S = 0.3
+
+
+class SlowedSession(LoggedSession):
+    """Work of 1.2 s at 500 W."""
+
+    def __init__(self, gpu: SimulatedGpu, witness: SlowingWitness) -> None:
+        super().__init__(gpu, [], seconds=1.2, power_w=500.0)
+        self.asked: list[int] = []
+        self._witness = witness
+
+    def run(self, work: Work) -> Completion:
+        self.asked.append(work.output_tokens[0])
+        if self._witness.is_looking:
+            self._gpu.advance(SLOWER_S, 200.0)
+        return super().run(work)
+
+
+def watched_cell(gpu: SimulatedGpu, **changes: Any) -> tuple[Measurement, SlowedSession]:
+    meter = SimulatedMeter(gpu)
+    witness = SlowingWitness(meter, 0.02)
+    session = SlowedSession(gpu, witness)
+    planned = replace(tiny_plan().cells[1], **changes)
+    row = measure_cell(
+        session, meter, planned, MeasureOptions(), surroundings_of(gpu), measure_idle(meter, 1.0), (), witness
+    )
+    return row, session
+
+
+def test_looking_at_power_changes_no_joules_though_it_slows_the_engine(gpu: SimulatedGpu) -> None:
+    row, _ = watched_cell(gpu)
+    assert row.watched is not None
+    assert {round(batch.duration_s, 3) for batch in row.watched.batches} == {1.2 + SLOWER_S}
+    assert {round(batch.duration_s, 3) for window in row.windows for batch in window.batches} == {1.2}
+    assert row.result is not None
+    assert row.result.energy_j == pytest.approx(600.0, rel=1e-3)
+    assert ratio(row) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("prefill_s", "batch_s", "output"), [(0.1, 4.9, 512), (1.0, 9.0, 256), (6.0, 9.0, 8), (9.0, 9.0, 512)]
+)
+def test_of_a_long_batch_only_the_begin_is_watched(
+    gpu: SimulatedGpu, prefill_s: float, batch_s: float, output: int
+) -> None:
+    cell = tiny_plan().cells[1].cell
+    long = replace(cell, load=replace(cell.load, output_tokens=512))
+    row, session = watched_cell(gpu, cell=long, forecast_prefill_s=prefill_s, forecast_batch_s=batch_s)
+    assert row.watched is not None
+    warmed, *asked = session.asked
+    watched = len(row.watched.batches)
+    assert warmed == 8
+    assert set(asked[:watched]) == {output}
+    assert set(asked[watched:]) == {512}
+    assert row.watched.batches[0].output_tokens == output * long.load.batch

@@ -128,3 +128,33 @@ def test_one_window_that_lost_joules_does_not_hide_among_others() -> None:
 def test_a_row_with_a_timeline_survives_json() -> None:
     row = with_timeline(480.0)
     assert Measurement.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_batches_that_keep_time_with_the_meter_are_told_as_the_likely_reason() -> None:
+    row = with_timeline(400.0)
+    assert row.windows[0].batches[0].duration_s == 2.0
+    reasons = {}
+    for period_s in (0.1, 0.68, 0.5, 2.0, 2.08, None):
+        beside = replace(row, environment=replace(row.environment, counter_period_s=period_s))
+        (flag,) = (flag for flag in find_flags(beside, None) if flag.code == "disagree")
+        reasons[period_s] = "keep time with its period" in flag.reason
+    # Twenty periods are too many to stay in step, and 2.9 are no whole number.
+    assert reasons == {0.1: False, 0.68: False, 0.5: True, 2.0: True, 2.08: True, None: False}
+
+
+def test_a_window_that_lost_joules_shows_against_the_watched_one() -> None:
+    row = with_timeline(500.0)
+    (window,) = row.windows
+    ((uuid, tick),) = window.close.items()
+
+    def codes(lost_j: float, requests: int | None = None) -> list[str]:
+        lossy = replace(window, close={uuid: replace(tick, energy_j=tick.energy_j - lost_j)})
+        if requests is not None:
+            lossy = replace(lossy, batches=tuple(replace(batch, requests=requests) for batch in lossy.batches))
+        beside = replace(row, watched=window, windows=(lossy,))
+        return [flag.code for flag in find_flags(beside, None) if flag.code == "disagree"]
+
+    assert codes(0.0) == codes(450.0) == []
+    assert codes(550.0) == ["disagree"]
+    # Other work was watched than measured: nothing can be said.
+    assert codes(550.0, requests=1) == []

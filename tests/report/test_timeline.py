@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def row(store: Path) -> Measurement:
 
 def test_the_picture_holds_what_ran_what_was_drawn_and_the_edges(row: Measurement) -> None:
     shown = picture(row, 1)
-    window = row.windows[0]
+    window = row.watched
+    assert window is not None
     assert [span.phase for span in shown.spans] == ["prefill", "decode"] * len(window.batches)
     assert all(
         a.end_s == pytest.approx(b.start_s, abs=1e-6) for a, b in zip(shown.spans, shown.spans[1:], strict=False)
@@ -52,14 +54,22 @@ def test_the_picture_holds_what_ran_what_was_drawn_and_the_edges(row: Measuremen
     }
     seen = {phase: [watts for time_s, watts in steps if time_s <= at_s][-1] for phase, at_s in middle.items()}
     assert seen["prefill"] > seen["decode"] + 50
-    assert picture(row, 2).spans != shown.spans
+
+
+def test_of_an_older_row_each_window_was_seen(row: Measurement) -> None:
+    assert row.watched is not None
+    first, *others = row.watched.batches
+    later = replace(row.watched, batches=tuple(others))
+    older = replace(row, watched=None, windows=(row.watched, later))
+    assert [len(picture(older, number).spans) for number in (1, 2)] == [2 * len(others) + 2, 2 * len(others)]
+    assert "window 2 of 2" in draw_text(older, 2)
+    assert first.start_s < others[0].start_s
 
 
 def test_an_engine_that_tells_no_first_token_has_batches_only(row: Measurement) -> None:
     data = row.to_json()
-    for window in data["windows"]:
-        for batch in window["batches"]:
-            batch["first_token_s"] = batch["last_first_token_s"] = None
+    for batch in data["watched"]["batches"]:
+        batch["first_token_s"] = batch["last_first_token_s"] = None
     shown = picture(Measurement.from_json(data), 1)
     assert {span.phase for span in shown.spans} == {"batch"}
     assert "b" in draw_text(Measurement.from_json(data), 1).splitlines()[-1]
@@ -67,7 +77,7 @@ def test_an_engine_that_tells_no_first_token_has_batches_only(row: Measurement) 
 
 def test_text_shows_power_over_what_ran(row: Measurement) -> None:
     title, bars, marks = draw_text(row, 1, columns=60).splitlines()
-    assert "512→64 × 32, window 1 of" in title
+    assert "512→64 × 32, the watched window: " in title
     assert "counter against timeline" in title
     pairs = list(zip(bars[:60], marks[:60], strict=True))
     levels = {mark: [ord(bar) for bar, one in pairs if one == mark] for mark in "Pd."}
@@ -100,10 +110,10 @@ def test_a_file_is_drawn(store: Path, tmp_path: Path, suffix: str, begin: bytes)
 
 
 def test_json_is_the_picture(store: Path, row: Measurement) -> None:
-    done = CliRunner().invoke(app, ["timeline", str(store), "--cell", row.cell_id, "--window", "2", "--json"])
+    done = CliRunner().invoke(app, ["timeline", str(store), "--cell", row.cell_id, "--window", "1", "--json"])
     found = json.loads(done.output)
     assert found["schema"] == "infergy.timeline/1"
-    assert found["seconds"] == pytest.approx(picture(row, 2).seconds)
+    assert found["seconds"] == pytest.approx(picture(row, 1).seconds)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def timeline(
     cell: Annotated[
         str | None, typer.Option("--cell", help="Begin of a cell's id, or a part of its name [default: the first]")
     ] = None,
-    window: Annotated[int, typer.Option("--window", help="Which of its windows, from 1 on")] = 1,
+    window: Annotated[int, typer.Option("--window", help="Which of the windows that it saw, from 1 on")] = 1,
     output: Annotated[
         Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(FORMATS)}")
     ] = None,
@@ -38,7 +38,7 @@ def timeline(
     row = _choose(read_store(file).rows, cell, file)
     if output is not None:
         save_chart(_chart(row, window), output)
-        typer.echo(f"{output}: {row.cell}, window {window} of {len(row.windows)}", err=True)
+        typer.echo(f"{output}: {row.cell}, window {window} of {len(row.seen_windows)}", err=True)
     if as_json:
         from infergy.report.timeline import picture
 

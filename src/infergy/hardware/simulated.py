@@ -174,11 +174,9 @@ class SimulatedGpu:
         self._watch = _Watch(every_s, self._now_s)
 
     def seen(self) -> list[tuple[float, float]]:
-        """Seconds and watts of each look since `watch`, or since they were asked for last."""
-        if self._watch is None:
-            return []
-        looks, self._watch.looks = self._watch.looks, []
-        return looks
+        """Seconds and watts of each look since `watch`; from now on there are no more."""
+        watched, self._watch = self._watch, None
+        return [] if watched is None else watched.looks
 
     def instant_w(self, at_s: float | None = None) -> float:
         """Power as the instant field shows it, now or at an instant that is not long past."""

@@ -100,11 +100,13 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: flo
 
 def _plan(row: Measurement) -> PlannedCell:
     seconds = UNKNOWN_S if row.result is None else row.result.duration_s
+    # Online that of each request, not of all at once.
+    first_s = None if row.result is None or row.cell.load.is_online else row.result.time_to_first_token_s
     return PlannedCell(
         cell=row.cell,
         batch_choice=row.batch_choice,
-        # A share of the whole batch: the warm-up is to take no longer.
-        forecast_prefill_s=seconds,
+        # Where nobody told, that of the whole batch: the warm-up is to take no longer.
+        forecast_prefill_s=seconds if first_s is None else first_s,
         forecast_batch_s=seconds,
         arrival_s=row.arrival_s,
     )

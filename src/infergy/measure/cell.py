@@ -3,10 +3,13 @@
 load engine ── idle window ──┐ once a set-up; another idle window before loading
                              │
 for each cell                ▼
-  prompts   warm-up   state   tick lead   batch batch …   state   settle   tick   tick   row
-────────────■■■■■─────────────|.......■■■■■■■■■■■■■■■■............|......|─────────────
-                              open                    last token   settled  close
-                              └────── repeated until the joules are certain ──────┘
+  prompts   warm-up   watched window   state   tick lead   batch batch …   state   settle   tick   tick   row
+────────────■■■■■─────■■■■■■■■■■■──────────────|.......■■■■■■■■■■■■■■■■............|......|──────────────
+                      power seen               open                    last token   settled  close
+                                               └────── repeated until the joules are certain ──────┘
+
+Power is looked at in a window of its own, which counts for no joules: to look can slow an engine down. It also warms
+the chip as the work itself does.
 
 Between the last token and the settled tick the counter tells what it tells late; from there to the closing tick it
 tells what the GPU draws between batches, at which the idle parts are priced. The lead is idle time of random length, so
@@ -17,14 +20,16 @@ that batches begin and end anywhere in a period of the counter: one that looks a
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import fmean
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
 from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
+from infergy.measure.timeline import NOBODY, Witness
 from infergy.meters import LATE_S, Meter, next_tick, settle
 from infergy.records import (
     GREEDY,
@@ -41,6 +46,7 @@ from infergy.records import (
     derive,
 )
 from infergy.records.latency import RequestTimes
+from infergy.records.timeline import PowerTimeline
 from infergy.records.uncertainty import Peer, is_certain, spread_at
 from infergy.workload.arrivals import hash_times
 from infergy.workload.prompts import hash_prompts, make_prompts
@@ -69,8 +75,9 @@ def measure_cell(
     surroundings: Surroundings,
     loaded_idle: Window,
     peers: Sequence[Peer | None] = (),
+    witness: Witness = NOBODY,
 ) -> Measurement:
-    """Warm up, and measure windows until the joules are certain enough or the time is up.
+    """Warm up, look at power, and measure windows until the joules are certain enough or the time is up.
 
     What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows. What fails
     after a whole window ends the cell with the windows it has; the row's `interrupted` says why.
@@ -83,13 +90,14 @@ def measure_cell(
     prompts = make_prompts(load, surroundings.vocabulary, options.seed)
     work = make_work(prompts, load.output_tokens, load.decoding, planned.arrival_s)
     warmup_s = _warm_up(session, meter, planned, work, options)
+    seen = _watch(session, meter, planned, work, options, witness)
 
     before = meter.states()
     measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
     windows: list[Window] = []
     leads = random.Random(f"{options.seed} {planned.key}")
     longest_s = surroundings.environment.counter_period_s or LEAD_S
-    # A counter that tells late would tell of the warm-up in the window.
+    # A counter that tells late would tell of what ran before in the window.
     meter.clock.sleep(LATE_S)
     interrupted: Failure | None = None
     while not interrupted and not _is_enough(windows, loaded_idle, peers, options):
@@ -113,7 +121,61 @@ def measure_cell(
         warmup_s=warmup_s,
         result=derive(windows, loaded_idle),
         interrupted=interrupted,
+        timeline=seen.timeline,
+        timeline_reason=seen.reason,
+        watched=seen.window,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """The watched window and its timeline, or why there is none."""
+
+    reason: str | None
+    window: Window | None = None
+    timeline: tuple[PowerTimeline, ...] = ()
+
+
+def _watch(
+    session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions, witness: Witness
+) -> _Seen:
+    """One window of the cell's work, or of the begin of it where a batch takes long, while the witness looks."""
+    witness.begin()
+    if witness.reason is not None:
+        return _Seen(reason=witness.reason)
+    shown = _begin_of(work, planned, options)
+    window, _ = _measure_window(session, meter, shown, replace(options, min_batches=1), 0.0)
+    timeline = witness.take(
+        min(tick.time_s for tick in window.open.values()), max(tick.time_s for tick in window.close.values())
+    )
+    reason = witness.reason
+    if blind_s := max((one.longest_gap_s for one in timeline if not one.is_whole), default=0.0):
+        reason = f"nobody looked for {blind_s:.1f} s; see whether the host was overloaded"
+    return _Seen(reason=reason, window=window if timeline else None, timeline=timeline)
+
+
+def _begin_of(work: Work, planned: PlannedCell, options: MeasureOptions) -> Work:
+    """The same prompts with as many output tokens as a long batch is to take; all of them if it is not long.
+
+    Of a run of arrivals, the requests that come until then.
+    """
+    if any(work.arrival_s):
+        came = max(1, bisect_right(work.arrival_s, options.long_batch_s))
+        return replace(
+            work,
+            prompts=work.prompts[:came],
+            output_tokens=work.output_tokens[:came],
+            arrival_s=work.arrival_s[:came],
+        )
+    decode_s = planned.forecast_batch_s - planned.forecast_prefill_s
+    # What is compiled is compiled for one length of the cache.
+    if planned.forecast_batch_s <= options.long_batch_s or decode_s <= 0 or planned.cell.setup.compiled:
+        return work
+    share = max(0.0, options.long_batch_s - planned.forecast_prefill_s) / decode_s
+    output = max(
+        min(planned.cell.load.output_tokens, WARMUP_OUTPUT_TOKENS), int(planned.cell.load.output_tokens * share)
+    )
+    return make_work(work.prompts, output, work.decoding)
 
 
 def _measure_window(

@@ -1,11 +1,12 @@
 """Instant power over time, from a process of its own: a thread would disturb an engine that waits for its host.
 
-    worker       ── start ──┐  engine loads, windows …            take ── row ── take … close
-    this process            └─ look ─ look ─ look ─ look ─ look ─ look ─ look ─ look ─┘
-                               └── 20 bytes each into a file without a name ──┘
+    worker       ── start ─┐ engine loads   begin ── watched window ── take   windows that count   begin … close
+    this process           └─ waits ────────── look ─ look ─ look ─ look ─┘ ── waits ──────────── look …─┘
+                                               └── 20 bytes each into a file without a name
 
-Both stamp by `time.monotonic`, on Linux one clock for all processes of a host (clock_gettime(2), CLOCK_MONOTONIC). The
-worker reads the file between windows only. Standard library and the meter only.
+It looks only when told: a look asks the driver, which took 3 ms on an H200 behind a hypervisor, and an engine that
+waits for its host was 10 % slower meanwhile. Both stamp by `time.monotonic`, on Linux one clock for all processes of a
+host (clock_gettime(2), CLOCK_MONOTONIC). Standard library and the meter only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -39,6 +41,15 @@ BEFORE_S = 0.2
 PATIENCE_S = 1.0
 """How long to wait for the look after a window's end."""
 
+START_S = 30.0
+"""How long to wait for the first look: an interpreter starts, and opens the meter."""
+
+LOOK, WAIT = b"l", b"w"
+"""What the process is told, a byte each."""
+
+WAIT_S = 1.0
+"""How often a process that waits sees whether its parent is still there, should the pipe be held open by another."""
+
 
 class Witness(Protocol):
     """Whatever saw the power of the GPUs.
@@ -49,8 +60,12 @@ class Witness(Protocol):
 
     reason: str | None
 
+    def begin(self) -> None:
+        """Look from now on."""
+        ...
+
     def take(self, start_s: float, end_s: float) -> tuple[PowerTimeline, ...]:
-        """What it saw from some time before `start_s` until `end_s`, a timeline a GPU; what was before is forgotten."""
+        """Look no more; what was seen from some time before `start_s` until `end_s`, a timeline a GPU."""
         ...
 
     def close(self) -> None:
@@ -82,12 +97,18 @@ class Blind:
     def __init__(self, reason: str) -> None:
         self.reason: str | None = reason
 
+    def begin(self) -> None:
+        """Nothing."""
+
     def take(self, start_s: float, end_s: float) -> tuple[PowerTimeline, ...]:
         """Nothing."""
         return ()
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+NOBODY = Blind("nobody was asked to look")
 
 
 class SimulatedWitness:
@@ -97,7 +118,10 @@ class SimulatedWitness:
         self.reason: str | None = None
         self._meter = meter
         self._every_s = every_s
-        meter.watch(every_s)
+
+    def begin(self) -> None:
+        """Look from now on."""
+        self._meter.watch(self._every_s)
 
     def take(self, start_s: float, end_s: float) -> tuple[PowerTimeline, ...]:
         """What they showed."""
@@ -125,6 +149,7 @@ class Sampler:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "infergy.measure.timeline"],
             stdin=subprocess.PIPE,
+            bufsize=0,
             pass_fds=(self._file.fileno(),),
         )
         job = {
@@ -134,40 +159,58 @@ class Sampler:
             "fd": self._file.fileno(),
             "parent": os.getpid(),
         }
-        assert self._process.stdin is not None
-        # One that dies at once closes this pipe; its end is told by its exit.
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(job).encode())
-            self._process.stdin.close()
+        self._tell(json.dumps(job).encode() + b"\n")
+
+    def begin(self) -> None:
+        """Have it look, and wait for the first look; `reason` says why there will be none."""
+        self._looks = {uuid: [] for uuid in self._uuids}
+        self._tell(LOOK)
+        self._wait_until(time.monotonic(), PATIENCE_S if self._read else START_S)
+        self.reason = self._ended()
 
     def take(self, start_s: float, end_s: float) -> tuple[PowerTimeline, ...]:
         """What it saw; `reason` says why there is nothing."""
-        waited_until_s = time.monotonic() + PATIENCE_S
-        self._gather()
-        while not self._reaches(end_s) and self._process.poll() is None and time.monotonic() < waited_until_s:
-            time.sleep(self._every_s)
-            self._gather()
+        self._wait_until(end_s, PATIENCE_S)
+        self._tell(WAIT)
         found = tuple(
             timeline
             for uuid, looks in self._looks.items()
             if (timeline := make_timeline(uuid, looks, start_s - BEFORE_S, end_s, self._every_s)) is not None
         )
-        self._looks = {uuid: [look for look in looks if look[0] > end_s] for uuid, looks in self._looks.items()}
-        code = self._process.poll()
-        if code is not None:
-            self.reason = f"its process ended with {f'signal {-code}' if code < 0 else f'status {code}'}; see the log"
-            return ()
-        self.reason = None if found else "its process saw no power"
-        return found
+        self.reason = self._ended() or (None if found else "its process saw no power")
+        return () if self.reason else found
 
     def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._file.close()
 
-    def _reaches(self, end_s: float) -> bool:
-        return all(looks and looks[-1][0] >= end_s for looks in self._looks.values())
+    def _ended(self) -> str | None:
+        """Why it will look no more; None if it lives."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        return f"its process ended with {f'signal {-code}' if code < 0 else f'status {code}'}; see the log"
+
+    def _tell(self, what: bytes) -> None:
+        # One that died has closed this pipe; its end is told by its exit.
+        with suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(what)
+
+    def _wait_until(self, time_s: float, patience_s: float) -> None:
+        """Wait for a look at `time_s` or later, so long as the process lives, and `patience_s` at most."""
+        until_s = time.monotonic() + patience_s
+        self._gather()
+        while not self._reaches(time_s) and self._process.poll() is None and time.monotonic() < until_s:
+            time.sleep(self._every_s)
+            self._gather()
+
+    def _reaches(self, time_s: float) -> bool:
+        return all(looks and looks[-1][0] >= time_s for looks in self._looks.values())
 
     def _gather(self) -> None:
         """Take over all whole records that were written since the last time."""
@@ -181,7 +224,7 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the process is to do: look at these GPUs until its parent is gone."""
+    """What the process is to do: look at these GPUs, when told, until its parent is gone."""
 
     meter: str
     uuids: tuple[str, ...]
@@ -199,27 +242,38 @@ def look(meter: Meter, uuids: tuple[str, ...]) -> bytes:
     return b"".join(RECORD.pack(middle_s, place, math.nan if one is None else one) for place, one in enumerate(watts))
 
 
-def pace(every_s: float, parent: int) -> Iterator[None]:
-    """Come back every `every_s` seconds, without drifting and without haste, until the parent is gone."""
-    next_s = time.monotonic()
+def moments(commands: int, every_s: float, parent: int) -> Iterator[None]:
+    """Come back every `every_s` seconds while told to look, without drifting and without haste; end with the parent.
+
+    `commands` is the file descriptor by which it is told.
+    """
+    is_looking, next_s = False, 0.0
     while os.getppid() == parent:
-        yield
-        next_s = max(next_s + every_s, time.monotonic())
-        time.sleep(max(0.0, next_s - time.monotonic()))
+        wait_s = max(0.0, next_s - time.monotonic()) if is_looking else WAIT_S
+        if select.select([commands], [], [], wait_s)[0]:
+            told = os.read(commands, 64)
+            if not told:
+                return
+            is_looking, next_s = told.endswith(LOOK), time.monotonic()
+        elif is_looking:
+            yield
+            next_s = max(next_s + every_s, time.monotonic())
 
 
 def main() -> int:
-    """Look until the parent is gone; returns the exit code."""
+    """Look whenever told until the parent is gone; returns the exit code."""
     # An interrupt goes to the whole group; who ends this process is the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    job = from_json(Job, json.loads(sys.stdin.read()))
-    try:
-        meter = open_meter(job.meter, len(job.uuids))
-        for _ in pace(job.every_s, job.parent):
-            os.write(job.fd, look(meter, job.uuids))
-    except InfergyError as error:
-        print(f"power timeline: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    # Without a buffer: what comes after the first line is for `select`.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as commands:
+        job = from_json(Job, json.loads(commands.readline()))
+        try:
+            meter = open_meter(job.meter, len(job.uuids))
+            for _ in moments(commands.fileno(), job.every_s, job.parent):
+                os.write(job.fd, look(meter, job.uuids))
+        except InfergyError as error:
+            print(f"power timeline: {error}", file=sys.stderr, flush=True)
+            return error.exit_code
     return 0
 
 

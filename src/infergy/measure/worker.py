@@ -20,7 +20,7 @@ from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
 from infergy.measure.cell import failed_cell, failure_of, make_work, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
-from infergy.measure.timeline import Witness, open_witness
+from infergy.measure.timeline import NOBODY, Witness, open_witness
 from infergy.meters import Meter, open_meter
 from infergy.meters.window import counter_period_s
 from infergy.records import EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
@@ -90,8 +90,8 @@ def main() -> int:
                 tell("begin", cell=planned.key)
                 key = spread_key(failed_cell(planned, plan.options, surroundings, Failure(code="", message="")))
                 like = peers.setdefault(key, [])
-                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, like)
-                row = witnessed(replace(row, bare_idle=bare), witness)
+                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, like, witness)
+                row = replace(row, bare_idle=bare)
                 like.append(peer_of(row))
                 store.append(row)
                 tell("end", cell=planned.key, row=row.to_json())
@@ -152,10 +152,11 @@ def attempt(
     surroundings: Surroundings,
     idle: Window,
     peers: Sequence[Peer | None] = (),
+    witness: Witness = NOBODY,
 ) -> tuple[Measurement, bool]:
     """The row of a cell, measured or failed with its reason, and whether the session can go on."""
     try:
-        row = measure_cell(session, meter, planned, plan.options, surroundings, idle, peers)
+        row = measure_cell(session, meter, planned, plan.options, surroundings, idle, peers, witness)
     except (EngineError, MeterError) as error:
         failure = failure_of(error)
         if failure.code == "engine":
@@ -163,20 +164,6 @@ def attempt(
         is_usable = error.is_usable if isinstance(error, EngineOutOfMemoryError) else failure.code in HARMLESS
         return failed_cell(planned, plan.options, surroundings, failure), is_usable
     return row, row.interrupted is None or row.interrupted.code in HARMLESS
-
-
-def witnessed(row: Measurement, witness: Witness) -> Measurement:
-    """The row with the timeline of its windows, or why there is none."""
-    if not row.windows:
-        return row
-    start_s = min(tick.time_s for tick in row.windows[0].open.values())
-    end_s = max(tick.time_s for tick in row.windows[-1].close.values())
-    timeline = witness.take(start_s, end_s)
-    reason = witness.reason
-    blind_s = max((one.longest_gap_s for one in timeline if not one.is_whole), default=0.0)
-    if blind_s:
-        reason = f"nobody looked for {blind_s:.1f} s; see whether the host was overloaded"
-    return replace(row, timeline=timeline, timeline_reason=reason)
 
 
 def check_same_gpus(meter: Meter, told: str | None) -> None:

@@ -42,7 +42,7 @@ class SimulatedMeter:
             gpu.watch(every_s)
 
     def seen(self) -> Mapping[str, list[tuple[float, float]]]:
-        """Seconds and watts of each look since they were asked for last, by UUID."""
+        """Seconds and watts of each look since `watch`, by UUID; from now on there are no more."""
         return {gpu.identity.uuid: gpu.seen() for gpu in self._node.gpus}
 
     def facts(self) -> Mapping[str, str]:

@@ -46,6 +46,13 @@ DISAGREEMENT = 0.05
 WINDOW_DISAGREEMENT = 0.08
 """The same over one window, of which a sensor that shows power late misplaces up to 3 % at either edge."""
 
+WATCHED_DISAGREEMENT = 0.25
+"""How far the joules of a window may lie from those of the watched one, which looking at power slowed by up to 12 %."""
+
+BEAT, MOST_BEATS = 0.05, 4
+"""How near to a whole number of periods of the meter a batch keeps time with it, and to how many at most: longer ones
+differ by enough to lose it."""
+
 CODES = (
     "uncertain",
     "interrupted",
@@ -301,14 +308,47 @@ def _whole(text: str | None) -> int | None:
 
 def _disagree(row: Measurement) -> Flag | None:
     """The two witnesses, over all windows and over each: one window that lost joules hides among many."""
-    overall = [("all windows", uuid, ratio, DISAGREEMENT) for uuid, ratio in ratio_by_gpu(row).items()]
-    each = [(f"window {number}", uuid, ratio, WINDOW_DISAGREEMENT) for number, uuid, ratio in ratio_by_window(row)]
-    for where, uuid, ratio, most in (*overall, *each):
+    seen = "all windows" if row.watched is None else "the watched window"
+    ratios = [(seen, uuid, ratio, DISAGREEMENT) for uuid, ratio in ratio_by_gpu(row).items()]
+    if row.watched is None:
+        ratios += [
+            (f"window {number}", uuid, ratio, WINDOW_DISAGREEMENT) for number, uuid, ratio in ratio_by_window(row)
+        ]
+    for where, uuid, ratio, most in ratios:
         if abs(ratio - 1) > most:
             return Flag(
                 code="disagree",
                 reason=f"of {name_gpu(row, uuid)} the counter tells {ratio - 1:+.1%} joules against instant power over "
-                f"{where}, expected ±{most:.0%}",
+                f"{where}, expected ±{most:.0%}{_beat(row)}",
                 cure="see how its meter follows a load: infergy doctor --meter; then measure the cell again",
+            )
+    return _lost(row)
+
+
+def _beat(row: Measurement) -> str:
+    """Where batches keep the time of the sensor, it may look at the same part of each: what it tells is no mean."""
+    period_s = row.environment.counter_period_s
+    batches = [batch.duration_s for window in row.seen_windows for batch in window.batches]
+    times = fmean(batches) / period_s if period_s else 0.0
+    if period_s is None or not 1 - BEAT <= times <= MOST_BEATS + BEAT or abs(times - round(times)) > BEAT:
+        return ""
+    return f"; batches of {fmean(batches):.3g} s keep time with its period of {period_s:.3g} s"
+
+
+def _lost(row: Measurement) -> Flag | None:
+    """A window that the timeline did not see, far below the one that it did: its counter may have begun anew."""
+    if row.watched is None or row.loaded_idle is None:
+        return None
+    seen = row.watched.batches[0]
+    for number, window in enumerate(row.windows, 1):
+        if (window.batches[0].requests, window.batches[0].output_tokens) != (seen.requests, seen.output_tokens):
+            return None
+        change = derive([window], row.loaded_idle).energy_j / derive([row.watched], row.loaded_idle).energy_j - 1
+        if abs(change) > WATCHED_DISAGREEMENT:
+            return Flag(
+                code="disagree",
+                reason=f"window {number} took {change:+.0%} joules a batch against the watched window, "
+                f"expected ±{WATCHED_DISAGREEMENT:.0%}",
+                cure="measure the cell again; if it stays, see how its meter follows a load: infergy doctor --meter",
             )
     return None

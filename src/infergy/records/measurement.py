@@ -184,7 +184,9 @@ class Measurement:
         warmup_s: Seconds of warm-up that preceded the first window.
         simulated: Whether the joules come from a model instead of a GPU.
         failure: Why there are no windows.
-        timeline: Instant power over the windows, a timeline a GPU; empty if none was taken.
+        timeline: Instant power, a timeline a GPU; empty if none was taken.
+        watched: The window over which it was taken, which counts for no joules: looking at power can slow an engine
+            down. None if none was taken, and in rows from before there were any, whose timeline is over all windows.
         timeline_reason: Why none was taken; None if one was, and in rows from before there were any.
         interrupted: What ended the cell before its joules were certain; None if nothing did.
         rescaled: By what its joules were multiplied to stand for another GPU; None if they were not.
@@ -212,6 +214,7 @@ class Measurement:
     interrupted: Failure | None = None
     timeline: tuple[PowerTimeline, ...] = ()
     timeline_reason: str | None = None
+    watched: Window | None = None
     rescaled: Rescaled | None = None
     arrival_s: tuple[float, ...] = ()
     arrival_sha256: str | None = None
@@ -226,6 +229,11 @@ class Measurement:
     def is_ok(self) -> bool:
         """Whether the cell was measured."""
         return self.status == STATUS_OK
+
+    @property
+    def seen_windows(self) -> tuple[Window, ...]:
+        """The windows over which its timeline was taken, if there is one."""
+        return self.windows if self.watched is None else (self.watched,)
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object."""

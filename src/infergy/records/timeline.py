@@ -109,14 +109,14 @@ def make_timeline(
 
 
 def ratio_by_gpu(row: Measurement) -> Mapping[str, float]:
-    """Joules of the counter over those of the timeline, over all windows, by UUID; empty where it cannot be told.
+    """Joules of the counter over those of the timeline, over all it saw, by UUID; empty where it cannot be told.
 
     Raises:
         MeterError: A counter stood still.
     """
     found: dict[str, float] = {}
     for timeline in row.timeline:
-        pair = _joules(timeline, row.windows)
+        pair = _joules(timeline, row.seen_windows)
         if pair is not None:
             found[timeline.uuid] = pair[0] / pair[1]
     return found
@@ -128,7 +128,7 @@ def ratio_by_window(row: Measurement) -> Iterator[tuple[int, str, float]]:
     Raises:
         MeterError: A counter stood still.
     """
-    for number, window in enumerate(row.windows, 1):
+    for number, window in enumerate(row.seen_windows, 1):
         for timeline in row.timeline:
             pair = _joules(timeline, [window])
             if pair is not None:
@@ -141,7 +141,7 @@ def ratio(row: Measurement) -> float | None:
     Raises:
         MeterError: A counter stood still.
     """
-    pairs = [_joules(timeline, row.windows) for timeline in row.timeline]
+    pairs = [_joules(timeline, row.seen_windows) for timeline in row.timeline]
     known = [pair for pair in pairs if pair is not None]
     if not known or len(known) < len(pairs):
         return None

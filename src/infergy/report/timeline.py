@@ -62,7 +62,7 @@ class Picture:
 
 
 def picture(row: Measurement, number: int) -> Picture:
-    """What there is to draw of the `number`-th window, from 1 on.
+    """What there is to draw of the `number`-th window that the timeline saw, from 1 on.
 
     Raises:
         UsageError: There is no such window, or the row has no timeline.
@@ -71,9 +71,10 @@ def picture(row: Measurement, number: int) -> Picture:
     if not row.timeline:
         reason = row.timeline_reason or "it is from before there were any"
         raise UsageError(f"{row.cell} has no timeline: {reason}. Measure it with: infergy measure … --timeline 0.02")
-    if not 1 <= number <= len(row.windows):
-        raise UsageError(f"--window {number}: {row.cell} has {len(row.windows)}; give 1 to {len(row.windows)}")
-    window = row.windows[number - 1]
+    seen = row.seen_windows
+    if not 1 <= number <= len(seen):
+        raise UsageError(f"--window {number}: of {row.cell} {len(seen)} was seen; give 1 to {len(seen)}")
+    window = seen[number - 1]
     first = next(iter(window.open))
     zero_s = window.open[first].time_s
     edges = {"open": 0.0, "close": window.close[first].time_s - zero_s}
@@ -126,10 +127,8 @@ def describe(row: Measurement, number: int) -> str:
     """Title of a picture: the cell, its window, and what both witnesses tell."""
     joules = format_si(row.result.energy_j, "J") if row.result else "no joules"
     ratios = ", ".join(format_percent(value - 1, signed=True) for value in ratio_by_gpu(row).values())
-    return (
-        f"{row.cell}, window {number} of {len(row.windows)}: {joules} a batch; "
-        f"counter against timeline {ratios or 'unknown'}"
-    )
+    window = f"window {number} of {len(row.windows)}" if row.watched is None else "the watched window"
+    return f"{row.cell}, {window}: {joules} a batch; counter against timeline {ratios or 'unknown'}"
 
 
 def draw_chart(row: Measurement, number: int) -> Any:
