@@ -210,8 +210,9 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         if row.windows and row.loaded_idle is not None and not row.cell.load.is_online:
             last[_group(row), row.cell_id] = row
     if not last:
+        # Those served online are not for this.
         raise DataError(
-            f"{file or 'the rows'}: no cell measured offline. Make some with: infergy measure GRID.toml -o FILE.jsonl"
+            f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
         )
     if any(row.rescaled for row in last.values()):
         raise DataError(
