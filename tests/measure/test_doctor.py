@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from infergy.errors import DataError, MeterError, MissingError
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.doctor import diagnose, diagnose_simulated, simulated_gpu
-from infergy.measure.loads import QUEUED, SimulatedLoad, TorchLoad
+from infergy.measure.loads import FEED_S, QUEUED, SimulatedLoad, TorchLoad
 from infergy.measure.square_wave import FULL, HALF, OFF, Wave, measure_behaviour
 from infergy.measure.step_response import fit_ramp, integral_j, is_regular, share_from_scatter, step_j
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
@@ -426,19 +427,22 @@ def test_the_load_keeps_a_short_queue_full_and_stops_when_told(monkeypatch: pyte
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     load = TorchLoad("GPU-aaaa-1")
     torch.launched.clear()
-    load.tend()
+    time.sleep(10 * FEED_S)
     assert torch.launched == []
     load.set(FULL)
-    load.tend()
+    time.sleep(10 * FEED_S)
     assert torch.launched == ["product"] * QUEUED
     torch.done += 1
-    load.tend()
+    # Whoever reads the meter does nothing for it.
+    deadline_s = time.monotonic() + 60
+    while len(torch.launched) == QUEUED and time.monotonic() < deadline_s:
+        time.sleep(FEED_S)
     assert torch.launched == ["product"] * (QUEUED + 1)
     load.set(HALF)
     assert set(torch.launched[QUEUED + 1 :]) == {"addition"}
-    torch.launched.clear()
     load.set(OFF)
-    load.tend()
+    torch.launched.clear()
+    time.sleep(10 * FEED_S)
     assert torch.launched == []
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infergy.errors import MeterError
 from infergy.hardware.simulated import SimulatedGpu
-from infergy.meters import next_tick
+from infergy.meters import next_tick, sharp_tick
 from infergy.meters.simulated import SimulatedMeter
 from infergy.meters.window import counter_period_s
 from infergy.records import GpuIdentity
@@ -72,3 +72,21 @@ def test_a_counter_that_stands_still_is_an_error_that_names_the_gpu() -> None:
     gpu, _ = simulated()
     with pytest.raises(MeterError, match="GPU-a did not move in 3 s"):
         next_tick(StuckMeter(gpu))
+
+
+@pytest.mark.parametrize(("slow", "skipped"), [((), {0}), ((1,), {1}), ((1, 2), {0, 1}), ((2,), {0})])
+def test_a_tick_that_was_found_late_is_passed_by_for_one_that_is_not(slow: tuple[int, ...], skipped: set[int]) -> None:
+    """`slow` are the ticks, from 1 on, at which a read takes 20 ms, as on an H200 behind a hypervisor."""
+    gpu, _ = simulated()
+
+    class SlowMeter(SimulatedMeter):
+        def read(self) -> Mapping[str, float]:
+            late_s = gpu.now_s() - 0.037
+            if any(-0.002 < late_s - 0.1 * (tick - 1) < 0 for tick in slow):
+                gpu.sleep(0.02)
+            return super().read()
+
+    edge = sharp_tick(SlowMeter(gpu))
+    (tick,) = edge.ticks.values()
+    assert int((tick.time_s - 0.037) / 0.1) in skipped
+    assert edge.uncertainty_s == pytest.approx(0.02 if slow == (1, 2) else 0.0005, abs=0.002)

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import measure_idle
-from infergy.meters import LATE_S, Clock, Edge, Meter, next_tick, open_meter, settle
+from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
 
 BLOCK_SCHEMA = "infergy.window/1"
@@ -132,7 +132,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         self._idle = measure_idle(self._meter, self._idle_s) if self._idle_s > 0 else None
         self._before = self._meter.states()
         self._measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._opened = next_tick(self._meter)
+        self._opened = sharp_tick(self._meter)
         self._begin_s = self._clock.now_s()
 
     def _close(self) -> None:

@@ -30,7 +30,7 @@ from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
 from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
 from infergy.measure.timeline import NOBODY, Witness
-from infergy.meters import LATE_S, Meter, next_tick, settle
+from infergy.meters import LATE_S, Meter, settle, sharp_tick
 from infergy.records import (
     GREEDY,
     STATUS_FAILED,
@@ -182,7 +182,7 @@ def _measure_window(
     session: Session, meter: Meter, work: Work, options: MeasureOptions, lead_s: float
 ) -> tuple[Window, tuple[GpuState, ...]]:
     """One window, and the state of each GPU after its last batch."""
-    opened = next_tick(meter)
+    opened = sharp_tick(meter)
     meter.clock.sleep(lead_s)
     batches = _run_batches(session, meter, work, options)
     after = meter.states()
@@ -230,9 +230,9 @@ def failed_cell(
 def measure_idle(meter: Meter, seconds: float) -> Window:
     """A window over the idle GPU, at least `seconds` long, after it has settled."""
     meter.clock.sleep(SETTLE_S)
-    opened = next_tick(meter)
+    opened = sharp_tick(meter)
     meter.clock.sleep(seconds)
-    closed = next_tick(meter)
+    closed = sharp_tick(meter)
     return Window(
         open=opened.ticks,
         close=closed.ticks,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -15,6 +17,9 @@ SIZE = 8192
 
 QUEUED = 3
 """Products in the GPU's queue: enough that it never waits for us, few enough that it stops within some milliseconds."""
+
+FEED_S = 0.0005
+"""Between two looks at the queue: far less than what is in it takes."""
 
 
 class SimulatedLoad:
@@ -29,12 +34,9 @@ class SimulatedLoad:
         """Draw idle power and `level` of what is between it and full power."""
         self._gpu.load_w = self._gpu.idle_w + level * (self._full_w - self._gpu.idle_w)
 
-    def tend(self) -> None:
-        """It goes on by itself."""
-
 
 class TorchLoad:
-    """Matrix products in a queue that is kept filled; half of the load is an addition, which waits for memory.
+    """Matrix products in a queue that a thread keeps filled; half of the load is an addition, which waits for memory.
 
     Args:
         uuid: The GPU that is metered.
@@ -73,15 +75,31 @@ class TorchLoad:
             raise MissingError(f"a load does not start on {uuid}: {error}. What runs there: nvidia-smi") from error
         self._events: deque[Any] = deque()
         self._level = OFF
+        self._lock = threading.Lock()
+        self._is_wanted = threading.Event()
+        threading.Thread(target=self._feed, name="load", daemon=True).start()
 
     def set(self, level: float) -> None:
         """Fill the queue, or wait until it is empty."""
-        self._level = level
-        self._events.clear()
-        self._torch.cuda.synchronize()
-        self.tend()
+        with self._lock:
+            self._level = level
+            self._events.clear()
+            self._torch.cuda.synchronize()
+            self._top_up()
+        if level == OFF:
+            self._is_wanted.clear()
+        else:
+            self._is_wanted.set()
 
-    def tend(self) -> None:
+    def _feed(self) -> None:
+        """Keep the queue filled: who reads a meter may be kept by its driver for 20 ms."""
+        while True:
+            self._is_wanted.wait()
+            with self._lock:
+                self._top_up()
+            time.sleep(FEED_S)
+
+    def _top_up(self) -> None:
         """Put in work for what the GPU has done."""
         if self._level == OFF:
             return

@@ -34,7 +34,7 @@ POWER_EVERY_S = 1e-3
 
 
 class PowerLoad(Protocol):
-    """Work that a GPU does while its meter is read by the same thread.
+    """Work that a GPU does while its meter is read.
 
     Attributes:
         name: What it is, for the record.
@@ -44,10 +44,6 @@ class PowerLoad(Protocol):
 
     def set(self, level: float) -> None:
         """Draw no more than idle power (0), about half of what the load can draw above it (0.5), or all (1)."""
-        ...
-
-    def tend(self) -> None:
-        """Keep it going: called between two reads, and must return at once."""
         ...
 
 
@@ -87,7 +83,7 @@ class _Watched:
 
 
 class _Watcher:
-    """Reads the meter of one GPU and tends the load, in one thread."""
+    """Reads the meter of one GPU, and switches its load."""
 
     def __init__(self, meter: Meter, load: PowerLoad | None) -> None:
         self._meter = meter
@@ -126,8 +122,6 @@ class _Watcher:
         return self.watched.ticks[-1].time_s
 
     def _look(self) -> None:
-        if self._load is not None:
-            self._load.tend()
         self._clock.pause()
         energy_j = self._meter.read()[self._uuid]
         now_s = self._clock.now_s()

@@ -33,6 +33,11 @@ TAIL_S = 0.09
 """Shortest time over which the power of the tail is taken: a period of NVML's counter, or as many as it takes."""
 
 
+SHARP_S = 0.01
+"""A tick found later than this may be passed by for the next one: on an H200 most are found within 5 ms, but one read
+in four takes 20 ms at the moment the counter moves."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
     """The next tick of every GPU's counter.
@@ -44,6 +49,18 @@ class Edge:
 
     ticks: dict[str, Tick]
     uncertainty_s: float
+
+
+def sharp_tick(meter: Meter) -> Edge:
+    """The next tick, or the one after it where the next was found late and that one is found sooner.
+
+    Raises:
+        MeterError: A counter did not move in three seconds.
+    """
+    edge = next_tick(meter)
+    if edge.uncertainty_s <= SHARP_S:
+        return edge
+    return min(edge, next_tick(meter), key=lambda found: found.uncertainty_s)
 
 
 def next_tick(meter: Meter) -> Edge:
@@ -94,9 +111,9 @@ def settle(meter: Meter, end_s: float) -> tuple[Edge, Edge]:
         MeterError: A counter did not move in three seconds.
     """
     meter.clock.sleep(max(0.0, end_s + LATE_S - meter.clock.now_s()))
-    settled = closed = next_tick(meter)
+    settled = closed = sharp_tick(meter)
     while min(closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()) < TAIL_S:
-        closed = next_tick(meter)
+        closed = sharp_tick(meter)
     return settled, closed
 
 
