@@ -87,7 +87,7 @@ def _energy(row: CheckedRow) -> str:
     if row.energy_j is None:
         return "no joules"
     half = "" if row.uncertainty is None else f" ± {row.uncertainty.half_width:.1%}"
-    return f"{format_si(row.energy_j, 'J')}{half} a batch{_by_gpu(row)}"
+    return f"{format_si(row.energy_j, 'J')}{half} a {'run' if row.serving else 'batch'}{_by_gpu(row)}"
 
 
 def _by_gpu(row: CheckedRow) -> str:

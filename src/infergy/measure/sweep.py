@@ -265,7 +265,7 @@ def describe_row(row: Measurement) -> str:
     windows = "" if len(row.windows) == 1 else f" ({len(row.windows)} windows)"
     visit = "" if row.visit == GRID_VISIT else f" (anchor, {row.visit})"
     return (
-        f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a batch "
+        f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a {'run' if row.cell.load.is_online else 'batch'} "
         f"in {format_duration(result.duration_s)}{windows}, "
         f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
         f"{_watts_by_gpu(row)}{' (simulated)' if row.simulated else ''}{_serving(row)}"

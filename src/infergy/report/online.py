@@ -28,7 +28,9 @@ def draw_online(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         if math.isfinite(axis_value(point, "rate")):
             groups.setdefault((point.model, point.lengths), []).append(point)
     for place, ((model, lengths), online) in enumerate(groups.items()):
-        online.sort(key=lambda point: (_series(point), axis_value(point, "rate")))
+        online.sort(
+            key=lambda point: (point.row.cell.setup.label, point.batch, _series(point), axis_value(point, "rate"))
+        )
         offline = _same_at_once(online, evidence.points)
         title = f"{model}: energy a request by rate of arrival, {lengths[0]:,} tokens in, {lengths[1]:,} out"
         names = {point.row.cell_id: _series(point) for point in (*online, *offline)}
@@ -71,14 +73,15 @@ def _row(point: Point, series: str) -> tuple[str, ...]:
     """A point under `HEAD`."""
     result, is_online = result_of(point.row), point.row.cell.load.is_online
     told = result.latency
+    # All at once, waiting is queueing.
+    waits = (_ends(told.first_token), _ends(told.end_to_end)) if told else ("unknown" if is_online else "-",) * 2
     return (
         *table_row(point, series),
         format_number(axis_value(point, "rate")) if is_online else "all at once",
         "unknown" if result.requests_per_s is None else format_number(result.requests_per_s),
-        _ends(None if told is None else told.first_token),
-        _ends(None if told is None else told.end_to_end),
+        *waits,
     )
 
 
-def _ends(found: Percentiles | None) -> str:
-    return "unknown" if found is None else f"{format_si(found.p50_s, 's')} / {format_si(found.p99_s, 's')}"
+def _ends(found: Percentiles) -> str:
+    return f"{format_si(found.p50_s, 's')} / {format_si(found.p99_s, 's')}"
