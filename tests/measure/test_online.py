@@ -17,7 +17,7 @@ from infergy.measure.anchors import plan_again, plan_anchors
 from infergy.measure.forecast import total_j
 from infergy.measure.studies import size_of
 from infergy.measure.sweep import sweep
-from infergy.records import Measurement, Plan, result_of
+from infergy.records import Measurement, MeasureOptions, Plan, result_of
 from infergy.records.flags import find_flags
 from infergy.records.store import read_store
 from infergy.workload.arrivals import draw_times, hash_times
@@ -73,6 +73,14 @@ def test_rows_tell_their_arrivals_and_each_requests_times(rows: dict[str, Measur
     assert (offline.arrival_s, offline.arrival_sha256) == ((), None)
     assert offline.windows[0].batches[0].times is None
     assert result_of(offline).latency is None
+
+
+def test_power_is_looked_at_over_the_begin_of_a_long_run(rows: dict[str, Measurement]) -> None:
+    row = rows["vllm-poisson1"]
+    assert row.watched is not None
+    came = sum(time_s <= MeasureOptions().long_batch_s for time_s in row.arrival_s)
+    assert {batch.requests for batch in row.watched.batches} == {came}
+    assert 1 < came < 32
 
 
 def test_the_joules_of_a_run_hold_those_of_its_gaps(rows: dict[str, Measurement]) -> None:

@@ -10,7 +10,7 @@ one step, as vLLM's chunked prefill does, is taken to do one after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from infergy.hardware.forecast import Forecast, forecast
@@ -110,6 +110,24 @@ def _decode(run: _Run, input_tokens: int, cost: Callable[[int, int, int], Foreca
     return steps, Stretch(seconds=steps * mean.decode_s, energy_j=steps * mean.decode_energy_j)
 
 
+def _serve(run: _Run, input_tokens: int, cost: Callable[[int, int, int], Forecast]) -> Iterator[Stretch]:
+    """Serve until the last request is finished; `cost` is that of input and output tokens and a batch."""
+    while len(run.last_s) < len(run.arrival_s):
+        if (joined := run.admit()) > 0:
+            prefill = cost(input_tokens, 1, joined)
+            run.now_s += prefill.prefill_s
+            run.make(1, only_new=True)
+            yield Stretch(seconds=prefill.prefill_s, energy_j=prefill.prefill_energy_j)
+        elif run.running:
+            steps, stretch = _decode(run, input_tokens, cost)
+            run.now_s += stretch.seconds
+            run.make(steps, only_new=False)
+            yield stretch
+        else:
+            yield Stretch(seconds=run.next_s - run.now_s, energy_j=None)
+            run.now_s = run.next_s
+
+
 def play(
     shape: ModelShape, gpu: Gpu, setup: EngineSetup, input_tokens: int, output_tokens: int, arrival_s: Sequence[float]
 ) -> Played | None:
@@ -149,25 +167,11 @@ def play(
 
     order = sorted(range(len(arrival_s)), key=lambda place: arrival_s[place])
     run = _Run(arrival_s=[arrival_s[place] for place in order], output_tokens=output_tokens, most=limit.batch)
-    stretches: list[Stretch] = []
-    while len(run.last_s) < len(order):
-        if (joined := run.admit()) > 0:
-            prefill = cost(input_tokens, 1, joined)
-            run.now_s += prefill.prefill_s
-            run.make(1, only_new=True)
-            stretches.append(Stretch(seconds=prefill.prefill_s, energy_j=prefill.prefill_energy_j))
-        elif run.running:
-            steps, stretch = _decode(run, input_tokens, cost)
-            run.now_s += stretch.seconds
-            run.make(steps, only_new=False)
-            stretches.append(stretch)
-        else:
-            stretches.append(Stretch(seconds=run.next_s - run.now_s, energy_j=None))
-            run.now_s = run.next_s
+    stretches = tuple(_serve(run, input_tokens, cost))
     back = {place: rank for rank, place in enumerate(order)}
     ranks = [back[place] for place in range(len(order))]
     return Played(
-        stretches=tuple(stretches),
+        stretches=stretches,
         first_token_s=tuple(run.first_s[rank] - run.arrival_s[rank] for rank in ranks),
         finished_s=tuple(run.last_s[rank] - run.arrival_s[rank] for rank in ranks),
     )

@@ -6,7 +6,7 @@ Ink is ``currentColor``, so that a page's own colours reach it, in light, dark a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,17 +86,7 @@ def draw_sweep(
         row: Makes the table's row of a point and its series; None for that of `TABLE_HEAD`.
     """
     row = row or table_row
-    values = [
-        {
-            "series": label,
-            "x": axis_value(point, x),
-            "line": "" if lines is None else f"{axis_value(point, lines):,}",
-            "joules": point.energy_j,
-            **interval_of(point.low_j, point.high_j),
-            **told(point),
-        }
-        for point, label in zip(points, series, strict=True)
-    ]
+    values = [_value(point, label, x, lines) for point, label in zip(points, series, strict=True)]
     across = [{"series": label, "joules": point.energy_j, **told(point)} for point, label in levels]
     ticks = sorted({axis_value(point, x) for point in points})
     order = [f"{value:,}" for value in sorted({axis_value(point, lines) for point in points})] if lines else [""]
@@ -119,6 +109,18 @@ def draw_sweep(
         table=tuple(row(point, label) for point, label in (*zip(points, series, strict=True), *levels)),
         points=(*points, *(point for point, _ in levels)),
     )
+
+
+def _value(point: Point, series: str, x: str, lines: str | None) -> dict[str, object]:
+    """A point of a sweep as its chart has it."""
+    return {
+        "series": series,
+        "x": axis_value(point, x),
+        "line": "" if lines is None else f"{axis_value(point, lines):,}",
+        "joules": point.energy_j,
+        **interval_of(point.low_j, point.high_j),
+        **told(point),
+    }
 
 
 def _lines(
@@ -168,10 +170,17 @@ def _lines(
         .encode(y=y, shape=_shape(names), tooltip=_tooltips())
         for is_known in dict.fromkeys(value["low"] is not None for value in values)
     }
-    level = _chart(across).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
-    level = level.encode(y=altair.Y("joules:Q", scale=y_scale), color=_colour(names), tooltip=_tooltips())
-    layers = [*([level] if across else []), drawn, *([bars] if True in marks else []), *marks.values()]
+    layers = [*_levels(across, names, y_scale), drawn, *([bars] if True in marks else []), *marks.values()]
     return altair.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def _levels(values: Sequence[Mapping[str, object]], names: Sequence[str], scale: Any) -> Iterator[Any]:
+    """Dashed lines across a chart; nothing without values."""
+    import altair
+
+    if values:
+        level = _chart(values).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
+        yield level.encode(y=altair.Y("joules:Q", scale=scale), color=_colour(names), tooltip=_tooltips())
 
 
 def _ends(values: Sequence[Mapping[str, object]]) -> tuple[float, float]:
