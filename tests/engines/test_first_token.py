@@ -113,8 +113,8 @@ def test_a_vllm_that_keeps_no_stamps_leaves_the_times_unknown() -> None:
 )
 def test_stamps_that_cannot_be_true_are_no_times(stamps: list[Stamps | None]) -> None:
     answers = [Answer(prompt_token_ids=[1], outputs=[], metrics=one) for one in stamps]
-    assert token_times(answers, 10.0, 20.0) == (None, None)
-    assert token_times(answers[:1], 10.0, 20.0) == ((1.0,), (2.0,))
+    assert token_times(answers, [10.0, 10.0], 20.0) == (None, None)
+    assert token_times(answers[:1], [10.0], 20.0) == ((1.0,), (2.0,))
 
 
 class FakeEvent:

@@ -622,7 +622,8 @@ def test_rows_of_a_sweep_are_plain_json(tmp_path: Path) -> None:
     first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
     assert first["schema"] == "infergy.measurement/2"
     greedy = {"beams": 1, "temperature": None, "top_p": 1.0, "top_k": None}
-    assert first["cell"]["load"] == {"input_tokens": 64, "output_tokens": 8, "batch": 1, "decoding": greedy}
+    lengths = {"input_tokens": 64, "output_tokens": 8, "batch": 1}
+    assert first["cell"]["load"] == {**lengths, "decoding": greedy, "arrivals": None}
     assert first["result"]["energy_j"] > 0
 
 

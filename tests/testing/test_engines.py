@@ -13,7 +13,7 @@ from infergy.engines.simulated import SimulatedEngine, SimulatedSession
 from infergy.errors import EngineError, UsageError
 from infergy.hardware import get_gpu, model_config
 from infergy.hardware.simulated import SimulatedGpu
-from infergy.records import GREEDY, Decoding, EngineSetup, GpuIdentity
+from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, GpuIdentity
 from infergy.testing import ENGINE_RULES, BrokenRuleError, check_engine
 
 SETUP = EngineSetup(engine="vllm", model="llama-3.1-8b")
@@ -53,7 +53,7 @@ class PackageList(Engine):
 
 
 class RefusesByValueError(Engine):
-    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         if setup.tensor_parallel > 1:
             raise ValueError("one GPU only")
 

@@ -75,6 +75,8 @@ def _print(checked: CheckedFile) -> None:
     for row in checked.rows:
         if row.failure:
             typer.echo(f"{row.cell_id} {row.cell}: failed: {row.failure}. Try it again: --retry-failed")
+        if row.serving is not None:
+            typer.echo(f"{row.cell_id} {row.cell} ({_energy(row)}): {row.serving}")
         for flag in row.flags:
             typer.echo(f"{row.cell_id} {row.cell} ({_energy(row)}): {flag.code}: {flag.reason}; {flag.cure}")
     flagged = sum(bool(row.flags or row.failure) for row in checked.rows)
@@ -85,7 +87,7 @@ def _energy(row: CheckedRow) -> str:
     if row.energy_j is None:
         return "no joules"
     half = "" if row.uncertainty is None else f" ± {row.uncertainty.half_width:.1%}"
-    return f"{format_si(row.energy_j, 'J')}{half} a batch{_by_gpu(row)}"
+    return f"{format_si(row.energy_j, 'J')}{half} a {'run' if row.serving else 'batch'}{_by_gpu(row)}"
 
 
 def _by_gpu(row: CheckedRow) -> str:

@@ -44,6 +44,10 @@ BatchOption = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1
 DecodingOption = Annotated[
     str | None, typer.Option("--decoding", help="greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas between")
 ]
+ArrivalsOption = Annotated[
+    str | None,
+    typer.Option("--arrivals", help="offline, poisson4, gamma4-b0.5, trace:azure-conv-2023@4; several with commas"),
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option("--weights", help="random, random-uniform, or folder or hub name of real ones [default: random]"),
@@ -77,6 +81,7 @@ def plan(
     output_tokens: OutputOption = None,
     batch: BatchOption = None,
     decoding: DecodingOption = None,
+    arrivals: ArrivalsOption = None,
     weights: WeightsOption = None,
     min_window: MinWindowOption = None,
     target: TargetOption = None,
@@ -98,6 +103,7 @@ def plan(
         output=output_tokens,
         batch=batch,
         decoding=None if decoding is None else decoding.split(","),
+        arrivals=None if arrivals is None else arrivals.split(","),
         weights=weights,
         min_window=min_window,
         target=None if target is None else fraction("--target", target),
@@ -127,6 +133,7 @@ def measure(
     output_tokens: OutputOption = None,
     batch: BatchOption = None,
     decoding: DecodingOption = None,
+    arrivals: ArrivalsOption = None,
     weights: WeightsOption = None,
     min_window: MinWindowOption = None,
     target: TargetOption = None,
@@ -163,6 +170,7 @@ def measure(
         output=output_tokens,
         batch=batch,
         decoding=None if decoding is None else decoding.split(","),
+        arrivals=None if arrivals is None else arrivals.split(","),
         weights=weights,
         min_window=min_window,
         target=None if target is None else fraction("--target", target),
@@ -278,6 +286,8 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     }
     if "decoding" in given:
         block["decoding"] = given["decoding"]
+    if "arrivals" in given:
+        block |= {"arrivals": given["arrivals"], "rate": []}
     if block:
         data["cells"] = [old | block for old in data["cells"]]
     seconds = {f"{name}_s": name for name in ("min_window", "max_time", "timeline")}
@@ -341,5 +351,6 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
                 f"  {planned.cell.id} {load.input_tokens:6} {load.output_tokens:6} {load.batch:6} "
                 f"{format_duration(planned.forecast_batch_s):>11} "
                 f"{format_duration(cell_s(planned, resolved.options)):>10}  {planned.batch_choice}"
+                f"{f', {load.arrivals.label}' if load.arrivals else ''}"
                 f"{'' if planned.visit == GRID_VISIT else f' ({name_visit(planned.visit)})'}"
             )

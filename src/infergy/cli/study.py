@@ -75,9 +75,12 @@ def _measured() -> Mapping[str, frozenset[str]]:
     """Ids of the cells that have a row in a shipped table, by GPU."""
     from infergy.energy.load import load_table
 
+    table = load_table(with_shipped=True)
     cells: dict[str, frozenset[str]] = {}
-    for setup in load_table(with_shipped=True).setups:
+    for setup in table.setups:
         cells[setup.gpu] = cells.get(setup.gpu, frozenset()) | {cell.cell_id for cell in setup.cells}
+    for gpu, cell_id in table.online:
+        cells[gpu] = cells.get(gpu, frozenset()) | {cell_id}
     return cells
 
 

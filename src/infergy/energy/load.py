@@ -61,13 +61,19 @@ def _load(named: Sequence[tuple[str, Path]], *, allow_simulated: bool) -> Energy
     setups: dict[_Key, EngineSetup] = {}
     failed: list[FailedRow] = []
     notes: list[str] = []
+    online: list[tuple[str, str]] = []
     for rank, (name, path) in enumerate(named):
         contents = read_store(path)
         if not contents.rows:
             raise DataError(f"{name}: holds no measurement. Make one with: infergy measure GRID.toml -o FILE.jsonl")
         if contents.torn is not None:
             notes.append(f"{name}: its last line is half-written and set aside; infergy measure resumes it")
-        good, bad = _judge(name, contents.rows, allow_simulated=allow_simulated)
+        offline = [row for row in contents.rows if not row.cell.load.is_online]
+        came = [row for row in contents.rows if row.cell.load.is_online]
+        if came:
+            notes.append(f"{name}: {len(came)} rows served online are left out; estimates are of batches known at once")
+            online += [(_gpu_name(row), row.cell_id) for row in came if row.is_ok]
+        good, bad = _judge(name, offline, allow_simulated=allow_simulated)
         failed += bad
         for key, rows in _group(good).items():
             setups.setdefault(key, rows[0].row.cell.setup)
@@ -86,7 +92,9 @@ def _load(named: Sequence[tuple[str, Path]], *, allow_simulated: bool) -> Energy
         for key in sorted(cells)
     ]
     files = tuple(name for name, _ in named)
-    return EnergyTable(setups=tuple(tables), files=files, failed=tuple(failed), notes=tuple(notes))
+    return EnergyTable(
+        setups=tuple(tables), files=files, failed=tuple(failed), notes=tuple(notes), online=tuple(online)
+    )
 
 
 def _judge(name: str, rows: Iterable[Measurement], *, allow_simulated: bool) -> tuple[list[_Row], list[FailedRow]]:
@@ -139,7 +147,7 @@ def _group(rows: Iterable[_Row]) -> dict[_Key, list[_Row]]:
     for pair in rows:
         row = pair.row
         key = _Key(
-            gpu=catalogue_name(row.environment.gpus[0].name) if row.environment.gpus else "unknown",
+            gpu=_gpu_name(row),
             model=row.cell.setup.model,
             label=row.cell.label,
             weights=row.environment.weights,
@@ -147,6 +155,10 @@ def _group(rows: Iterable[_Row]) -> dict[_Key, list[_Row]]:
         )
         groups.setdefault(key, []).append(pair)
     return groups
+
+
+def _gpu_name(row: Measurement) -> str:
+    return catalogue_name(row.environment.gpus[0].name) if row.environment.gpus else "unknown"
 
 
 def _cells(name: str, rank: int, rows: Sequence[_Row]) -> list[TableCell]:

@@ -201,15 +201,17 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         label: Of the only set-up to judge, such as ``vllm``; None for all.
 
     Raises:
-        DataError: No row was measured, or the table is rescaled.
+        DataError: No row was measured offline, or the table is rescaled.
         UsageError: No row is of that set-up.
         MeterError: A counter stood still.
     """
     last: dict[tuple[object, str], Measurement] = {}
     for row in join_visits(rows):
-        if row.windows and row.loaded_idle is not None:
+        # Online, prefill and decode of many requests overlap.
+        if row.windows and row.loaded_idle is not None and not row.cell.load.is_online:
             last[_group(row), row.cell_id] = row
     if not last:
+        # Those served online are not for this.
         raise DataError(
             f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
         )

@@ -188,7 +188,7 @@ def recommend(
         tpot_s=tpot_s,
         configurations=tuple(_configuration(one, best, base, now, reference, requests) for one in ranked),
         steps=tuple(_steps(reference, best, candidates)) if reference is not None else (),
-        notes=tuple(_notes(ranked, base, options.baseline, tpot_s)),
+        notes=(*_notes(ranked, base, options.baseline, tpot_s), *table.notes),
     )
 
 

@@ -153,12 +153,15 @@ class EnergyTable:
 
     Attributes:
         failed: Cells that were tried and have no number.
+        online: Ids of the measured cells whose requests arrived one after the other, by GPU: they are in no
+            `SetupTable`, since their joules are not those of a batch.
         notes: What was set aside while reading, in words.
     """
 
     setups: tuple[SetupTable, ...]
     files: tuple[str, ...]
     failed: tuple[FailedRow, ...] = ()
+    online: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     def gpus(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infergy.errors import EngineError, UsageError
-from infergy.records import ENGINES, GREEDY, Decoding, EngineSetup
+from infergy.records import ENGINES, GREEDY, Arrivals, Decoding, EngineSetup
 
 GPU_UUIDS = "gpu_uuids"
 """Among `Session.facts`: the UUIDs of the GPUs that the engine really uses, commas between; None if it cannot tell."""
@@ -88,8 +88,8 @@ class Engine(Protocol):
     name: str
     packages: tuple[str, ...]
 
-    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
-        """Refuse what this engine cannot do, before anything is loaded.
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
+        """Refuse what this engine cannot do, before anything is loaded; `arrivals` None is offline.
 
         Raises:
             UsageError: An option it lacks; the message says which engine has it.
@@ -138,6 +138,19 @@ def refuse_beams(decoding: Decoding) -> None:
         raise UsageError(
             f"{decoding.label}: vLLM searches beams from outside its engine and with a tokenizer, which a model built "
             'from its configuration lacks; engine = "transformers" has beams'
+        )
+
+
+def refuse_arrivals(arrivals: Arrivals | None) -> None:
+    """Refuse requests that arrive one after the other, for an engine whose batches nothing can join.
+
+    Raises:
+        UsageError: They were asked for.
+    """
+    if arrivals is not None:
+        raise UsageError(
+            f"{arrivals.label}: this engine serves static batches, and no request can join one that runs; online "
+            'serving is continuous batching: engine = "vllm"'
         )
 
 

@@ -9,15 +9,17 @@ from infergy.engines.protocol import (
     Completion,
     EngineOutOfMemoryError,
     Work,
+    refuse_arrivals,
     refuse_beams,
     refuse_compiled,
     refuse_many,
 )
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
+from infergy.hardware.serving import play
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.hardware.simulated_node import SimulatedNode
-from infergy.records import GREEDY, Decoding, EngineSetup
+from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 
 
 class SimulatedEngine:
@@ -31,12 +33,13 @@ class SimulatedEngine:
         self._count = len(device.gpus) if isinstance(device, SimulatedNode) else 1
         self._gpu = gpu
 
-    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what these simulated GPUs, or the engine itself, cannot play."""
         if setup.tensor_parallel != self._count:
             raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}")
         if setup.engine == "transformers":
             refuse_many(setup)
+            refuse_arrivals(arrivals)
         else:
             refuse_beams(decoding)
             refuse_compiled(setup)
@@ -60,11 +63,14 @@ class SimulatedSession:
         """Spend the forecast's time and joules on `work`.
 
         Raises:
-            UsageError: The requests are not alike: the forecast knows one length at a time.
+            UsageError: The requests are not alike: the forecast knows one length at a time. Or the engine that is
+                played serves static batches, and they arrive one after the other.
             EngineOutOfMemoryError: They do not fit.
         """
-        if len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1 or any(work.arrival_s):
-            raise UsageError("the simulated engine plays one batch of equal lengths at a time; vllm serves mixed ones")
+        if len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1:
+            raise UsageError("the simulated engine plays equal lengths at a time; vllm serves mixed ones")
+        if any(work.arrival_s):
+            return self._run_online(work)
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
         limit = largest_batch(self._shape, self._gpu, length, output, engine=engine, dtype=dtype, tensor_parallel=gpus)
@@ -91,6 +97,26 @@ class SimulatedSession:
             output_tokens=work.output_tokens,
             first_token_s=(cost.prefill_s,) * batch,
             finished_s=(cost.prefill_s + cost.decode_s,) * batch,
+        )
+
+    def _run_online(self, work: Work) -> Completion:
+        """Continuous batching: requests join at the next step, and between them the GPUs idle."""
+        if self._setup.engine == "transformers":
+            raise UsageError("transformers serves one static batch; vllm serves requests that arrive later")
+        refuse_beams(work.decoding)
+        played = play(self._shape, self._gpu, self._setup, len(work.prompts[0]), work.output_tokens[0], work.arrival_s)
+        if played is None:
+            raise EngineOutOfMemoryError("not one request fits", is_usable=True)
+        for stretch in played.stretches:
+            if stretch.energy_j is None:
+                self._device.sleep(stretch.seconds)
+            else:
+                self._device.advance(stretch.seconds, stretch.energy_j / stretch.seconds)
+        return Completion(
+            input_tokens=tuple(len(prompt) for prompt in work.prompts),
+            output_tokens=work.output_tokens,
+            first_token_s=played.first_token_s,
+            finished_s=played.finished_s,
         )
 
     def facts(self) -> Mapping[str, str | None]:

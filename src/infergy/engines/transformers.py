@@ -9,10 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, refuse_many, tell_gpu
+from infergy.engines.protocol import (
+    GPU_UUIDS,
+    Completion,
+    EngineOutOfMemoryError,
+    Work,
+    refuse_arrivals,
+    refuse_many,
+    tell_gpu,
+)
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
-from infergy.records import GREEDY, Decoding, EngineSetup
+from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 from infergy.units import SECONDS_PER_MILLISECOND
 
 ATTENTION = "sdpa"
@@ -24,8 +32,9 @@ class TransformersEngine:
     name = "transformers"
     packages: tuple[str, ...] = ("torch", "transformers", "accelerate", "triton")
 
-    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what transformers lacks."""
+        refuse_arrivals(arrivals)
         if setup.compiled and decoding.beams > 1:
             raise UsageError(f"compiled = true and {decoding.label}: a static KV cache does not follow beams")
         if setup.cuda_graphs:

@@ -1,4 +1,4 @@
-"""vLLM, offline: continuous batching, paged KV cache, CUDA graphs unless turned off."""
+"""vLLM, offline and under arrivals: continuous batching, paged KV cache, CUDA graphs unless turned off."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from infergy.engines.protocol import (
 )
 from infergy.engines.transformers import write_config
 from infergy.engines.weights import LAWS, draw_weights
-from infergy.errors import EngineError, MissingError, UsageError
-from infergy.records import GREEDY, Decoding, EngineSetup
+from infergy.errors import EngineError, MissingError
+from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 
 Times = tuple[float, ...] | None
 """Seconds of each request; None where nobody tells."""
@@ -36,7 +36,7 @@ class VllmEngine:
     name = "vllm"
     packages: tuple[str, ...] = ("vllm", "torch", "transformers", "triton")
 
-    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY) -> None:
+    def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what vLLM lacks, and to start without it."""
         refuse_beams(decoding)
         refuse_compiled(setup)
@@ -84,22 +84,24 @@ class VllmSession:
         _keep_times(getattr(llm, "llm_engine", None))
 
     def run(self, work: Work) -> Completion:
-        """Hand over all prompts at once and wait for the last token."""
+        """Hand over each prompt as it arrives, offline all at once, and wait for the last token."""
         from vllm import SamplingParams, TokensPrompt
 
-        if any(work.arrival_s):
-            raise UsageError("vllm is driven offline here: all requests must arrive at 0 s")
         common = choose_by(work.decoding) | {"ignore_eos": True, "detokenize": False}
         parameters = [SamplingParams(**common, max_tokens=count) for count in work.output_tokens]
         prompts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in work.prompts]
         begun_s = time.monotonic()
         try:
-            answers = self._llm.generate(prompts, parameters, use_tqdm=False)
+            if any(work.arrival_s):
+                answers = serve(self._llm, prompts, parameters, work.arrival_s, begun_s)
+            else:
+                answers = self._llm.generate(prompts, parameters, use_tqdm=False)
         except (RuntimeError, ValueError) as error:
             if "out of memory" in str(error).lower():
                 raise EngineOutOfMemoryError(str(error).split("\n")[0], is_usable=False) from error
             raise EngineError(f"vLLM failed: {error}") from error
-        first_s, finished_s = token_times(answers, begun_s, time.monotonic())
+        ended_s = time.monotonic()
+        first_s, finished_s = token_times(answers, [begun_s + after_s for after_s in work.arrival_s], ended_s)
         return Completion(
             input_tokens=tuple(len(answer.prompt_token_ids) for answer in answers),
             output_tokens=tuple(len(answer.outputs[0].token_ids) for answer in answers),
@@ -166,15 +168,51 @@ def choose_by(decoding: Decoding) -> dict[str, Any]:
     return {"temperature": decoding.temperature, "top_p": decoding.top_p, **top_k}
 
 
-def token_times(answers: Sequence[Any], begun_s: float, ended_s: float) -> tuple[Times, Times]:
-    """Seconds from `begun_s` to each request's first token and to its last, as vLLM's engine stamped them.
+def serve(
+    llm: Any, prompts: Sequence[Any], parameters: Sequence[Any], arrival_s: Sequence[float], begun_s: float
+) -> list[Any]:
+    """Hand requests over as they arrive, and step vLLM's engine until the last one is finished.
+
+    `LLM.enqueue` adds a request as `LLM.generate` does (by a counted id, its answer told once, when it is finished),
+    `LLMEngine.step` waits for the engine's next step, and is not called while nothing is in flight, when it would wait
+    for ever: then we sleep until the next arrival. A request that comes while a step runs is handed over after it.
+
+    Args:
+        llm: vLLM's `LLM` (0.25).
+        prompts: A request each; `parameters` and `arrival_s` likewise.
+        parameters: Its sampling parameters.
+        arrival_s: When it arrives, in seconds after `begun_s`.
+        begun_s: The begin of the run, by `time.monotonic`.
+
+    Returns:
+        vLLM's `RequestOutput` of each, in the order of `prompts`.
+    """
+    waiting = sorted(range(len(prompts)), key=lambda place: arrival_s[place])
+    order = tuple(waiting)
+    finished: list[Any] = []
+    while waiting or llm.llm_engine.has_unfinished_requests():
+        while waiting and begun_s + arrival_s[waiting[0]] <= time.monotonic():
+            place = waiting.pop(0)
+            llm.enqueue([prompts[place]], [parameters[place]], use_tqdm=False)
+        if llm.llm_engine.has_unfinished_requests():
+            finished += [answer for answer in llm.llm_engine.step() if answer.finished]
+        elif waiting:
+            time.sleep(max(0.0, begun_s + arrival_s[waiting[0]] - time.monotonic()))
+    # Ids are counted as requests are handed over, which `LLM.generate` sorts by as well.
+    finished.sort(key=lambda answer: int(answer.request_id))
+    by_place = dict(zip(order, finished, strict=True))
+    return [by_place[place] for place in range(len(prompts))]
+
+
+def token_times(answers: Sequence[Any], arrived_s: Sequence[float], ended_s: float) -> tuple[Times, Times]:
+    """Seconds from each request's arrival to its first token and to its last, as vLLM's engine stamped them.
 
     The engine's process stamps by `time.monotonic`, on Linux one clock for all processes of a host. Its stamps are
     taken, not those of the front end, which looks at the first answers only after it has handed over the last request.
 
     Args:
         answers: vLLM's `RequestOutput`, a request each.
-        begun_s: When the requests were handed over, by our `time.monotonic`.
+        arrived_s: When each request arrived, by our `time.monotonic`; waiting to be handed over is waiting.
         ended_s: When all had come back.
 
     Returns:
@@ -183,6 +221,7 @@ def token_times(answers: Sequence[Any], begun_s: float, ended_s: float) -> tuple
     stamps = [getattr(answer, "metrics", None) for answer in answers]
     first = [getattr(stamp, "first_token_ts", 0.0) for stamp in stamps]
     last = [getattr(stamp, "last_token_ts", 0.0) for stamp in stamps]
-    if not all(begun_s < one <= other <= ended_s for one, other in zip(first, last, strict=True)):
+    stamped = list(zip(arrived_s, first, last, strict=True))
+    if not all(came_s < one <= other <= ended_s for came_s, one, other in stamped):
         return None, None
-    return tuple(one - begun_s for one in first), tuple(one - begun_s for one in last)
+    return tuple(one - came_s for came_s, one, _ in stamped), tuple(other - came_s for came_s, _, other in stamped)

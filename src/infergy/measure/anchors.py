@@ -44,7 +44,7 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
     Raises:
         UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalogue.
     """
-    measured = [row for row in rows if row.is_ok and row.result is not None]
+    measured = [row for row in rows if row.is_ok and row.result is not None and not row.cell.load.is_online]
     chosen = [row for row in measured if row.cell.label == label]
     if not chosen:
         labels = sorted({row.cell.label for row in measured})
@@ -100,11 +100,13 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: flo
 
 def _plan(row: Measurement) -> PlannedCell:
     seconds = UNKNOWN_S if row.result is None else row.result.duration_s
-    first_s = None if row.result is None else row.result.time_to_first_token_s
+    # Online that of each request, not of all at once.
+    first_s = None if row.result is None or row.cell.load.is_online else row.result.time_to_first_token_s
     return PlannedCell(
         cell=row.cell,
         batch_choice=row.batch_choice,
         # Where nobody told, that of the whole batch: the warm-up is to take no longer.
         forecast_prefill_s=seconds if first_s is None else first_s,
         forecast_batch_s=seconds,
+        arrival_s=row.arrival_s,
     )

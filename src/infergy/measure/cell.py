@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -47,9 +48,11 @@ from infergy.records import (
     Window,
     derive,
 )
+from infergy.records.latency import RequestTimes
 from infergy.records.timeline import PowerTimeline
 from infergy.records.uncertainty import FEWEST_WINDOWS, Peer, is_certain, scatters_at, spread_at
 from infergy.records.visits import number_visits
+from infergy.workload.arrivals import hash_times
 from infergy.workload.prompts import hash_prompts, make_prompts
 
 WARMUP_OUTPUT_TOKENS = 8
@@ -57,6 +60,8 @@ WARMUP_OUTPUT_TOKENS = 8
 
 SETTLE_S = 1.0
 """Wait before the idle window, so that the power of the last batch is not in it."""
+
+MICROSECOND_DIGITS = 6
 
 LEAD_S = 0.1
 """Longest lead, where the counter's period is not known."""
@@ -89,7 +94,7 @@ def measure_cell(
     """
     load = planned.cell.load
     prompts = make_prompts(load, surroundings.vocabulary, options.seed)
-    work = make_work(prompts, load.output_tokens, load.decoding)
+    work = make_work(prompts, load.output_tokens, load.decoding, planned.arrival_s)
     warmup_s = _warm_up(session, meter, planned, work, options)
     seen = _watch(session, meter, planned, work, options, witness)
     rule = _Enough(planned, options, loaded_idle, peers, earlier)
@@ -159,7 +164,18 @@ def _watch(
 
 
 def _begin_of(work: Work, planned: PlannedCell, options: MeasureOptions) -> Work:
-    """The same prompts with as many output tokens as a long batch is to take; all of them if it is not long."""
+    """The same prompts with as many output tokens as a long batch is to take; all of them if it is not long.
+
+    Of a run of arrivals, the requests that come until then.
+    """
+    if any(work.arrival_s):
+        came = max(1, bisect_right(work.arrival_s, options.long_batch_s))
+        return replace(
+            work,
+            prompts=work.prompts[:came],
+            output_tokens=work.output_tokens[:came],
+            arrival_s=work.arrival_s[:came],
+        )
     decode_s = planned.forecast_batch_s - planned.forecast_prefill_s
     # What is compiled is compiled for one length of the cache.
     if planned.forecast_batch_s <= options.long_batch_s or decode_s <= 0 or planned.cell.setup.compiled:
@@ -259,14 +275,26 @@ def measure_idle(meter: Meter, seconds: float) -> Window:
     )
 
 
-def make_work(prompts: tuple[tuple[int, ...], ...], output_tokens: int, decoding: Decoding = GREEDY) -> Work:
-    """All prompts at once, each to yield `output_tokens`."""
+def make_work(
+    prompts: tuple[tuple[int, ...], ...],
+    output_tokens: int,
+    decoding: Decoding = GREEDY,
+    arrival_s: tuple[float, ...] = (),
+) -> Work:
+    """All prompts, each to yield `output_tokens`, at once or at `arrival_s`, in seconds after the run begins."""
     count = len(prompts)
-    return Work(prompts=prompts, output_tokens=(output_tokens,) * count, arrival_s=(0.0,) * count, decoding=decoding)
+    return Work(
+        prompts=prompts,
+        output_tokens=(output_tokens,) * count,
+        arrival_s=arrival_s or (0.0,) * count,
+        decoding=decoding,
+    )
 
 
 def _warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions) -> float:
     """Run the cell's own shape with few output tokens, over part of the batch if all of it would take too long.
+
+    Online it is all at once too: what warms is the shape, and nobody waits for the gaps.
 
     What is compiled is compiled for one batch and one length of the cache: its warm-up is the work itself.
     """
@@ -314,7 +342,17 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
         first_token_s=fmean(first_s) if first_s else None,
         last_first_token_s=max(first_s) if first_s else None,
         finished_s=fmean(finished_s) if finished_s else None,
+        times=_times(work, completion),
     )
+
+
+def _times(work: Work, completion: Completion) -> RequestTimes | None:
+    """Those of each request where requests arrive one after the other: offline all of a batch are alike."""
+    first_s, finished_s = completion.first_token_s, completion.finished_s
+    if first_s is None or finished_s is None or not any(work.arrival_s):
+        return None
+    first, finished = (tuple(round(one, MICROSECOND_DIGITS) for one in times) for times in (first_s, finished_s))
+    return RequestTimes(first_token_s=first, finished_s=finished)
 
 
 def _blank(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, status: str) -> Measurement:
@@ -324,6 +362,8 @@ def _blank(planned: PlannedCell, options: MeasureOptions, surroundings: Surround
         cell=planned.cell,
         status=status,
         batch_choice=planned.batch_choice,
+        arrival_s=planned.arrival_s,
+        arrival_sha256=hash_times(planned.arrival_s) if planned.arrival_s else None,
         measured_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seed=options.seed,
         simulated=surroundings.is_simulated,

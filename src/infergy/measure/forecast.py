@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from infergy.hardware import ModelShape, forecast, get_gpu
+from infergy.hardware import Forecast, Gpu, ModelShape, forecast, get_gpu
 from infergy.hardware.forecast import BASE_SHARE_OF_TDP
-from infergy.records import EngineSetup, MeasureOptions, Plan, PlannedCell
+from infergy.hardware.serving import play
+from infergy.records import EngineSetup, Load, MeasureOptions, Plan, PlannedCell
 
 LOAD_S = {"transformers": 20.0, "vllm": 100.0}
 """Seconds until a set-up of an 8B model is loaded, as seen on an H200 (vllm with graph capture)."""
@@ -69,20 +70,36 @@ def total_j(plan: Plan) -> float:
         waiting_s = setup_s(setup, plan.options)
         for planned in cells:
             load = planned.cell.load
-            cost = forecast(
-                shape,
-                gpu,
-                load.input_tokens,
-                load.output_tokens,
-                load.batch * load.decoding.beams,
-                engine=setup.engine,
-                cuda_graphs=setup.cuda_graphs,
-                tensor_parallel=setup.tensor_parallel,
-                compiled=setup.compiled,
-                dtype=setup.dtype,
-            )
             busy_s, windows = _work(planned, plan.options)
-            joules += busy_s * cost.energy_j / (cost.prefill_s + cost.decode_s)
             waiting_s += windows * EDGE_S
+            if load.is_online:
+                joules += busy_s * played_power_w(planned, shape, gpu)
+                continue
+            cost = forecast_load(setup, shape, gpu, load)
+            joules += busy_s * cost.energy_j / (cost.prefill_s + cost.decode_s)
         joules += waiting_s * gpu.tdp_w * BASE_SHARE_OF_TDP * setup.tensor_parallel
     return joules
+
+
+def forecast_load(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> Forecast:
+    """Time and energy of a load, all requests at once."""
+    return forecast(
+        shape,
+        gpu,
+        load.input_tokens,
+        load.output_tokens,
+        load.batch * load.decoding.beams,
+        engine=setup.engine,
+        cuda_graphs=setup.cuda_graphs,
+        tensor_parallel=setup.tensor_parallel,
+        compiled=setup.compiled,
+        dtype=setup.dtype,
+    )
+
+
+def played_power_w(planned: PlannedCell, shape: ModelShape, gpu: Gpu) -> float:
+    """Forecast mean power of all GPUs over a run of an online cell, its gaps included, in watts."""
+    load, setup = planned.cell.load, planned.cell.setup
+    played = play(shape, gpu, setup, load.input_tokens, load.output_tokens, planned.arrival_s)
+    idle_w = gpu.tdp_w * BASE_SHARE_OF_TDP * setup.tensor_parallel
+    return idle_w if played is None else played.energy_j(idle_w) / played.duration_s

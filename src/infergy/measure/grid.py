@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +16,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Forecast, Gpu, ModelShape, canonical_name, forecast, get_gpu, largest_batch, model_config
+from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config
 from infergy.measure.anchors import ANCHORS, choose_anchors
+from infergy.measure.batches import BatchChoice, choose_batch, plan_cell
+from infergy.measure.online import online_sizes, plan_online, resolve_arrivals
 from infergy.measure.refusals import Refusals, refuse_length, refuse_setup
 from infergy.records import (
     END_VISIT,
     RANDOM_WEIGHTS,
     START_VISIT,
+    Arrivals,
     Cell,
     Decoding,
     EngineSetup,
@@ -32,25 +35,30 @@ from infergy.records import (
     PlannedCell,
     grid_visit,
 )
+from infergy.records.arrivals import GAMMA
 
 FEWEST_FOR_ANCHORS = 8
-BATCH_STEP = 8
-"""A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
 
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Positive
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _known_decoding(label: str) -> str:
-    try:
-        return Decoding.parse_label(label).label
-    except UsageError as error:
-        # What pydantic takes for a wrong value.
-        raise ValueError(str(error)) from error
+def _known(parse: Callable[[str], object]) -> AfterValidator:
+    """Labels that mean something."""
+
+    def check(label: str) -> str:
+        try:
+            parse(label)
+        except UsageError as error:
+            # What pydantic takes for a wrong value.
+            raise ValueError(str(error)) from error
+        return label
+
+    return AfterValidator(check)
 
 
 class EngineAxis(_Strict):
@@ -75,6 +83,10 @@ class CellAxes(_Strict):
             that a slow host does not shrink the batch).
         decoding: How tokens are chosen, a cell for each: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``
             (`infergy.records.Decoding`).
+        arrivals: When the requests come, a cell for each: ``offline`` (all at once), ``poisson4``, ``gamma4-b0.5``,
+            ``trace:azure-conv-2023`` (`infergy.records.Arrivals`); but offline, `batch` is the requests of one run.
+        rate: Requests a second, the same as ``poissonRATE`` in `arrivals`, or as ``gammaRATE-bBURSTINESS`` with
+            `burstiness`; with rates alone, nothing is served offline.
         paired: Whether each of them is also measured with one output token, at the same input and batch: its prefill
             alone, from which `infergy.energy.phases` tells the phases apart.
     """
@@ -84,8 +96,16 @@ class CellAxes(_Strict):
     batch: Annotated[list[PositiveInt], Field(min_length=1)] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
     max_batch_s: Seconds | None = None
-    decoding: list[Annotated[str, AfterValidator(_known_decoding)]] = Field(default=["greedy"], min_length=1)
+    decoding: list[Annotated[str, _known(Decoding.parse_label)]] = Field(default=["greedy"], min_length=1)
+    arrivals: list[Annotated[str, _known(Arrivals.parse_label)]] = []
+    rate: list[Positive] = []
+    burstiness: Positive = 1.0
     paired: bool = False
+
+    def all_arrivals(self) -> list[Arrivals | None]:
+        """Those by name and those by rate; offline where there are none."""
+        rated = [Arrivals(law=GAMMA, rate_per_s=rate, burstiness=self.burstiness) for rate in self.rate]
+        return [*map(Arrivals.parse_label, self.arrivals), *rated] or [None]
 
 
 _DEFAULTS = MeasureOptions()
@@ -149,14 +169,6 @@ class Grid(_Strict):
     claims: list[str] = []
     needs: list[str] = []
     quick: Quick | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchChoice:
-    """A batch size and how it came about, in words."""
-
-    batch: int
-    reason: str
 
 
 def read_grid(path: Path) -> Grid:
@@ -232,7 +244,7 @@ def make_plan(grid: Grid) -> Plan:
             for load in _loads(block):
                 refusals.add(refuse_length(setup, config, load))
                 with refusals.kept():
-                    for planned in _plan_load(block, load, setup, shape, gpu):
+                    for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed):
                         if planned.key not in ordered:
                             cells.setdefault(planned.key, planned)
         ordered |= {planned.key: planned for planned in _order(list(cells.values()), grid.options)}
@@ -248,8 +260,8 @@ def make_plan(grid: Grid) -> Plan:
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     """The cells of one set-up as they are measured: anchors, rounds of all others, the same anchors again."""
-    # Prefill alone says little of a machine: pairs are no anchors, where there is anything else.
-    full = [planned for planned in cells if planned.cell.load.output_tokens > 1] or cells
+    # Prefill alone says little of a machine, and gaps between arrivals less: no anchors, if there is anything else.
+    full = [one for one in cells if one.cell.load.output_tokens > 1 and not one.cell.load.is_online] or cells
     anchors = choose_anchors(full, options.anchors) if len(cells) >= FEWEST_FOR_ANCHORS else []
     others = [planned for planned in cells if planned not in anchors]
     order = random.Random(f"{options.seed} {others[0].cell.setup.id}") if options.shuffle and others else None
@@ -280,8 +292,9 @@ def _resolve_names(grid: Grid, refusals: Refusals) -> tuple[list[EngineSetup], M
         found.append(ModelShape.from_config(config, name=name))
     setups = [EngineSetup(model=name, **axis.model_dump()) for axis in grid.engines]
     decodings = {label: Decoding.parse_label(label) for block in grid.cells for label in block.decoding}
+    arrivals = {one for block in grid.cells for one in block.all_arrivals() if one is not None}
     for setup in setups:
-        refusals.add(refuse_setup(setup, found[0] if found else None, decodings.values()))
+        refusals.add(refuse_setup(setup, found[0] if found else None, decodings.values(), arrivals))
     refusals.tell()
     return setups, found[0], gpus[0], config
 
@@ -292,10 +305,25 @@ def _loads(block: CellAxes) -> Iterator[Load]:
         yield Load(input_tokens=lengths[0], output_tokens=lengths[1], batch=1, decoding=lengths[2])
 
 
-def _plan_load(block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> Iterator[PlannedCell]:
+def _plan_load(
+    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu, seed: int
+) -> Iterator[PlannedCell]:
+    """The cells of `load` at each batch and all arrivals of its block."""
+    for arrivals in block.all_arrivals():
+        if arrivals is None:
+            yield from _plan_offline(block, load, setup, shape, gpu)
+            continue
+        for size in online_sizes(arrivals, block.batch, paired=block.paired):
+            online, times = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
+            yield plan_online(Cell(setup=setup, load=online), "given", times, shape, gpu)
+
+
+def _plan_offline(
+    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu
+) -> Iterator[PlannedCell]:
     """The cells of `load` at each batch of its block."""
     if isinstance(block.batch, str):
-        chosen = [choose_batch(block, setup, shape, gpu, load)]
+        chosen = [choose_batch(setup, shape, gpu, load, block.max_batch, block.max_batch_s)]
     else:
         chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
     for choice in chosen:
@@ -304,82 +332,3 @@ def _plan_load(block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShap
         if block.paired:
             reason = f"that of the pair with {load.output_tokens} output tokens"
             yield plan_cell(Cell(setup=setup, load=replace(sized, output_tokens=1)), reason, shape, gpu)
-
-
-def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCell:
-    """A cell with its forecast."""
-    cost = _forecast(cell.setup, shape, gpu, cell.load)
-    return PlannedCell(
-        cell=cell,
-        batch_choice=reason,
-        forecast_prefill_s=cost.prefill_s,
-        forecast_batch_s=cost.prefill_s + cost.decode_s,
-    )
-
-
-def choose_batch(block: CellAxes, setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> BatchChoice:
-    """The largest batch under all limits of `block`, whatever that of `load` is, and which limit held.
-
-    Raises:
-        UsageError: Not even one request fits.
-    """
-    limit = largest_batch(
-        shape,
-        gpu,
-        load.input_tokens,
-        load.output_tokens,
-        engine=setup.engine,
-        dtype=setup.dtype,
-        tensor_parallel=setup.tensor_parallel,
-    )
-    # Each beam is a sequence of its own.
-    fits = limit.batch // load.decoding.beams
-    if fits < 1:
-        raise UsageError(
-            f"{setup.label}: not one request of {load.input_tokens} input and {load.output_tokens} output tokens fits "
-            f"{gpu.title}: {limit.reason}"
-        )
-    batch, reason = fits, "largest that fits the memory"
-    if block.max_batch is not None and batch > block.max_batch:
-        batch, reason = block.max_batch, f"largest allowed, {block.max_batch} (memory would take {fits})"
-    if block.max_batch_s is not None:
-
-        def gpu_s(size: int) -> float:
-            return _forecast(setup, shape, gpu, replace(load, batch=size)).gpu_bound_s
-
-        if gpu_s(batch) > block.max_batch_s:
-            batch = _bisect(gpu_s, batch, block.max_batch_s)
-            held = f"at most {block.max_batch_s:g} s of GPU work"
-            if batch == 1 and gpu_s(1) > block.max_batch_s:
-                reason = f"one request alone is forecast to take more than {block.max_batch_s:g} s of GPU work"
-            else:
-                reason = f"largest forecast to take {held} (memory would take {fits})"
-    return BatchChoice(batch=_round_down(batch), reason=reason)
-
-
-def _bisect(seconds: Callable[[int], float], high: int, limit_s: float) -> int:
-    """The largest size below `high` within `limit_s`; 1 if none is."""
-    low = 1
-    while low < high - 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if seconds(middle) <= limit_s else (low, middle)
-    return low
-
-
-def _round_down(batch: int) -> int:
-    return batch if batch < BATCH_STEP else batch - batch % BATCH_STEP
-
-
-def _forecast(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> Forecast:
-    return forecast(
-        shape,
-        gpu,
-        load.input_tokens,
-        load.output_tokens,
-        load.batch * load.decoding.beams,
-        engine=setup.engine,
-        cuda_graphs=setup.cuda_graphs,
-        tensor_parallel=setup.tensor_parallel,
-        compiled=setup.compiled,
-        dtype=setup.dtype,
-    )

@@ -10,7 +10,7 @@ from typing import Any
 from infergy.engines import find_engine
 from infergy.errors import DataError, InfergyError, MissingError, UsageError
 from infergy.hardware import ModelShape
-from infergy.records import GREEDY, Decoding, EngineSetup, Load
+from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, Load
 
 
 class Refusals:
@@ -46,8 +46,13 @@ class Refusals:
             raise UsageError(f"{self._name} cannot be measured, for {len(self._kept)} reasons:{lines}")
 
 
-def refuse_setup(setup: EngineSetup, shape: ModelShape | None, decodings: Iterable[Decoding]) -> Iterator[str]:
-    """Why an engine cannot serve a set-up, under any of `decodings`; whether it is installed is not asked.
+def refuse_setup(
+    setup: EngineSetup,
+    shape: ModelShape | None,
+    decodings: Iterable[Decoding],
+    arrivals: Iterable[Arrivals | None] = (),
+) -> Iterator[str]:
+    """Why an engine cannot serve a set-up, under any of `decodings` and `arrivals`; not whether it is installed.
 
     `shape` is that of the model; None where the model is refused itself.
 
@@ -62,10 +67,11 @@ def refuse_setup(setup: EngineSetup, shape: ModelShape | None, decodings: Iterab
     names = [field.name for field in dataclasses.fields(setup)]
     changed = [name for name in names if getattr(setup, name) != getattr(plain, name)]
     tried = [dataclasses.replace(plain, **{name: getattr(setup, name)}) for name in changed]
-    pairs = [(one, GREEDY) for one in tried] + [(plain, decoding) for decoding in decodings]
-    for one, decoding in [*pairs, *((setup, decoding) for _, decoding in pairs)]:
+    pairs: list[tuple[EngineSetup, Decoding, Arrivals | None]] = [(one, GREEDY, None) for one in tried]
+    pairs += [(plain, decoding, None) for decoding in decodings] + [(plain, GREEDY, one) for one in arrivals]
+    for one, decoding, coming in [*pairs, *((setup, decoding, coming) for _, decoding, coming in pairs)]:
         try:
-            engine.check(one, decoding)
+            engine.check(one, decoding, coming)
         except UsageError as error:
             yield f"{setup.label}: {error}"
         except MissingError:

@@ -7,7 +7,7 @@ polls, so that it disturbs nothing that is measured.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from infergy.records import (
     PlannedCell,
 )
 from infergy.records.agreement import SCOPE
+from infergy.records.latency import describe_serving
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_si
 
@@ -132,8 +133,9 @@ def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup
             raise DataError(f"the plan holds no configuration of {setup.model}. Make it again with: infergy plan")
         ModelShape.from_config(plan.models[setup.model], name=setup.model)
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
-        for decoding in {planned.cell.load.decoding for planned in cells}:
-            engine.check(setup, decoding)
+        for decoding, arrivals in {(one.cell.load.decoding, one.cell.load.arrivals) for one in cells}:
+            engine.check(setup, decoding, arrivals)
+        _check_times(cells)
         here = find_gpu_by_driver_name(opened.gpus[0].name)
         weights = describe_weights(setup.weights)
         environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
@@ -145,6 +147,17 @@ def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup
                 f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: --gpu {here.name}"
             )
     return found
+
+
+def _check_times(cells: Iterable[PlannedCell]) -> None:
+    """A plan holds the times at which requests arrive, so that a bare node draws none."""
+    for planned in cells:
+        load, told = planned.cell.load, len(planned.arrival_s)
+        if told != (load.batch if load.is_online else 0):
+            raise DataError(
+                f"the plan holds {told} times of arrival for {planned.cell}, which has {load.batch} requests. "
+                "Make it again with: infergy plan"
+            )
 
 
 def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
@@ -260,18 +273,23 @@ def name_visit(visit: str) -> str:
 
 
 def describe_row(row: Measurement) -> str:
-    """One line of a row: joules a batch and a request, seconds, watts; or why there are none."""
+    """One line of a row: joules a batch and a request, seconds, watts, the pace online; or why there are none."""
     if row.result is None:
         return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
     result = row.result
     windows = "" if len(row.windows) == 1 else f" ({len(row.windows)} windows)"
     visit = "" if row.visit == GRID_VISIT else f" ({name_visit(row.visit)})"
     return (
-        f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a batch "
+        f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a {'run' if row.cell.load.is_online else 'batch'} "
         f"in {format_duration(result.duration_s)}{windows}, "
         f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
-        f"{_watts_by_gpu(row)}{' (simulated)' if row.simulated else ''}"
+        f"{_watts_by_gpu(row)}{' (simulated)' if row.simulated else ''}{_serving(row)}"
     )
+
+
+def _serving(row: Measurement) -> str:
+    told = describe_serving(row)
+    return f"; {told}" if told else ""
 
 
 def _watts_by_gpu(row: Measurement) -> str:

@@ -84,10 +84,13 @@ def main() -> int:
             os._exit(error.exit_code)
         tell("ready")
         with StoreWriter(Path(job.store), lock=False) as store:
-            key = spread_key(failed_cell(todo[0], plan.options, surroundings, Failure(code="", message="")))
-            here = [row for row in store.rows if spread_key(row) == key]
+            rows: dict[object, list[Measurement]] = {}
+            for row in store.rows:
+                rows.setdefault(spread_key(row), []).append(row)
             for planned in todo:
                 tell("begin", cell=planned.key)
+                key = spread_key(failed_cell(planned, plan.options, surroundings, Failure(code="", message="")))
+                here = rows.setdefault(key, [])
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, witness)
                 row = replace(row, bare_idle=bare)
                 here.append(row)

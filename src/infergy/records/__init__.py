@@ -1,5 +1,6 @@
 """The shared nouns: what is measured, what was measured, and where it came from. Standard library only."""
 
+from infergy.records.arrivals import Arrivals
 from infergy.records.cell import (
     END_VISIT,
     ENGINES,
@@ -19,17 +20,15 @@ from infergy.records.measurement import (
     SCHEMA,
     STATUS_FAILED,
     STATUS_OK,
-    Batch,
     Failure,
     Measurement,
     Result,
-    Tick,
-    Window,
     derive,
     result_of,
 )
 from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
 from infergy.records.rescaled import Rescaled
+from infergy.records.window import Batch, Tick, Window
 
 __all__ = [
     "END_VISIT",
@@ -43,6 +42,7 @@ __all__ = [
     "STATUS_FAILED",
     "STATUS_OK",
     "UNIFORM_WEIGHTS",
+    "Arrivals",
     "Batch",
     "Cell",
     "Decoding",

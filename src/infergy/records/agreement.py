@@ -146,6 +146,6 @@ def pool_key(row: Measurement) -> tuple[object, ...]:
 
 
 def spread_key(row: Measurement) -> tuple[object, ...]:
-    """Equal for rows that tell of each other's noise: as `pool_key`, whatever the weights."""
+    """Equal for rows that tell of each other's noise: as `pool_key`, whatever the weights; online and offline apart."""
     alike = [fact for fact in (*IDENTITY, *MUST) if fact is not WEIGHTS]
-    return replace(row.cell.setup, weights=RANDOM_WEIGHTS), *key_of(row, alike)
+    return replace(row.cell.setup, weights=RANDOM_WEIGHTS), row.cell.load.is_online, *key_of(row, alike)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import UsageError
+from infergy.records.arrivals import Arrivals
 from infergy.records.codec import to_json
 
 RANDOM_WEIGHTS = "random"
@@ -158,22 +159,40 @@ class Decoding:
 
 
 GREEDY = Decoding()
+FEWEST_ARRIVALS = 2
+"""Requests of an online run: one alone has no gap."""
+
 DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:-k(\d+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Fixed lengths: `batch` requests at once, each of `input_tokens` in and exactly `output_tokens` out."""
+    """Fixed lengths: `batch` requests, each of `input_tokens` in and exactly `output_tokens` out.
+
+    Attributes:
+        batch: Requests at once; with `arrivals` those of one run.
+        arrivals: How they arrive; None for all at once, offline.
+    """
 
     input_tokens: int
     output_tokens: int
     batch: int
     decoding: Decoding = GREEDY
+    arrivals: Arrivals | None = None
 
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
+            raise UsageError(
+                f"{self.batch} requests by {self.arrivals.label}: arrivals need a run of {FEWEST_ARRIVALS} or more"
+            )
+
+    @property
+    def is_online(self) -> bool:
+        """Whether its requests arrive one after the other."""
+        return self.arrivals is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,9 +209,10 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """That of the set-up, and how tokens are chosen if not greedily: ``vllm-eager``, ``vllm-t0.8``."""
-        decoding = self.load.decoding
-        return self.setup.label if decoding == GREEDY else f"{self.setup.label}-{decoding.label}"
+        """That of the set-up, how tokens are chosen if not greedily, and arrivals: ``vllm-t0.8``, ``vllm-poisson4``."""
+        decoding, arrivals = self.load.decoding, self.load.arrivals
+        chosen = "" if decoding == GREEDY else f"-{decoding.label}"
+        return f"{self.setup.label}{chosen}" + ("" if arrivals is None else f"-{arrivals.label}")
 
     def __str__(self) -> str:
         load = self.load

@@ -8,6 +8,7 @@ from typing import Any
 
 from infergy.records.flags import Flag, find_flags
 from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
+from infergy.records.latency import Backlog, Latency, backlog_of, describe_serving
 from infergy.records.measurement import Measurement, result_of
 from infergy.records.timeline import ratio
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
@@ -32,6 +33,10 @@ class CheckedRow:
         timeline_ratio: Joules of the counters over those of the power timelines; None where there are none.
         imbalance: Largest less smallest joules of a GPU, over their mean; None with one GPU. A fact, not a doubt: chips
             differ, and so do their shares of the work.
+        requests_per_s: Requests finished a second; None if the cell failed.
+        latency: Percentiles over the requests of an online cell; None offline, and where the engine did not tell.
+        backlog: Requests left over halfway through its arrivals and at the last; None likewise.
+        serving: What an online cell reached, in words; None offline.
     """
 
     cell_id: str
@@ -46,6 +51,10 @@ class CheckedRow:
     power_by_gpu_w: Mapping[str, float]
     imbalance: float | None
     timeline_ratio: float | None
+    requests_per_s: float | None = None
+    latency: Latency | None = None
+    backlog: Backlog | None = None
+    serving: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +84,21 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
         judged = zip(places, group, find_uncertainties(group), find_unlike(group), strict=True)
         for place, row, uncertainty, unlike in judged:
             failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
+            result = result_of(row) if row.windows and row.loaded_idle is not None else None
             found[place] = CheckedRow(
                 cell_id=row.cell_id,
                 cell=str(row.cell),
-                energy_j=result_of(row).energy_j if row.windows and row.loaded_idle is not None else None,
+                energy_j=None if result is None else result.energy_j,
                 net_energy_j=net_energy_j(row),
                 idle=find_idle_power(row),
                 uncertainty=uncertainty,
                 flags=(*find_flags(row, uncertainty, target=target), *unlike),
                 failure=failure,
                 timeline_ratio=ratio(row),
+                requests_per_s=None if result is None else result.requests_per_s,
+                latency=None if result is None else result.latency,
+                backlog=backlog_of(row),
+                serving=describe_serving(row) or None,
                 **_by_gpu(row),
             )
     return tuple(found[place] for place in range(len(rows)))

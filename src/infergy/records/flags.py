@@ -13,9 +13,11 @@ from itertools import chain
 from statistics import fmean, median, variance
 
 from infergy.records.environment import GpuState
-from infergy.records.measurement import Batch, Measurement, derive
+from infergy.records.latency import backlog_of
+from infergy.records.measurement import Measurement, derive
 from infergy.records.timeline import ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
+from infergy.records.window import Batch
 
 TARGET = 0.02
 SHORTEST_WINDOW_S = 2.99
@@ -62,6 +64,7 @@ CODES = (
     "temperature",
     "other-process",
     "batch",
+    "behind",
     "disagree",
     "rescaled",
     "drift",
@@ -106,6 +109,7 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _temperature(row),
         _crowded(row),
         _queued(row),
+        _behind(row),
         _disagree(row),
         _rescaled(row),
     )
@@ -256,6 +260,9 @@ def name_gpu(row: Measurement, uuid: str) -> str:
 def _queued(row: Measurement) -> Flag | None:
     """Requests that an engine let wait were not one batch: it serves as many as it has places and memory for."""
     load, told = row.cell.load, row.environment.engine
+    if load.is_online:
+        # A run is no batch; whether requests wait for ever longer, `_behind` tells.
+        return None
     places = _whole(told.get("max_num_seqs"))
     blocks, block_tokens = _whole(told.get("kv_cache_blocks")), _whole(told.get("kv_block_size"))
     found = {"its max_num_seqs": places}
@@ -271,6 +278,19 @@ def _queued(row: Measurement) -> Flag | None:
                 cure=f"measure it with --batch {max(1, most)} or less",
             )
     return None
+
+
+def _behind(row: Measurement) -> Flag | None:
+    """Requests that come faster than they are served, or a run that ends before as many leave as come."""
+    backlog = backlog_of(row)
+    if backlog is None or not backlog.grows or row.cell.load.arrivals is None:
+        return None
+    return Flag(
+        code="behind",
+        reason=f"{backlog.halfway:.0f} requests waited or ran halfway through a run, {backlog.at_end:.0f} at the "
+        f"last of {backlog.arrived} more: finished requests fall behind arrivals",
+        cure="ask for a lower rate; if the engine has served more a second, for a longer run (a larger batch)",
+    )
 
 
 def _rescaled(row: Measurement) -> Flag | None:

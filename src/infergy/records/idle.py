@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from infergy.records.measurement import Measurement, Tick, Window, result_of
+from infergy.records.measurement import Measurement, result_of
+from infergy.records.window import Tick, Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

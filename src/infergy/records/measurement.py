@@ -7,7 +7,6 @@ History of the row's schema:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,130 +15,21 @@ from infergy.errors import DataError, MeterError
 from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState
+from infergy.records.latency import (
+    Latency,
+    find_latency,
+    mean_first_token_s,
+    mean_per_output_token_s,
+)
 from infergy.records.rescaled import Rescaled
 from infergy.records.timeline import PowerTimeline
+from infergy.records.window import Window
 
 SCHEMA = "infergy.measurement/2"
 FIRST_SCHEMA = "infergy.measurement/1"
 
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """One GPU's energy counter at the instant it moved.
-
-    Attributes:
-        time_s: Monotonic clock of the process that read, in seconds; only differences mean anything.
-        energy_j: Joules since the driver was loaded.
-    """
-
-    time_s: float
-    energy_j: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them.
-
-    Attributes:
-        first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
-        last_first_token_s: The same of the request that waited longest.
-        finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
-    """
-
-    start_s: float
-    end_s: float
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    first_token_s: float | None = None
-    last_first_token_s: float | None = None
-    finished_s: float | None = None
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds from handing over the requests to the last token."""
-        return self.end_s - self.start_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """What the energy counter of each GPU did between two of its ticks.
-
-    The counters of several GPUs tick at different instants, so each GPU has edges of its own.
-
-    Attributes:
-        open: First edge of each GPU, by UUID.
-        close: Last edge of each GPU, by UUID.
-        edge_uncertainty_s: How long before a stamped instant the counter may have ticked: the longest gap
-            between two reads while waiting for a tick, in seconds.
-        batches: What ran inside, in order; empty for a window over an idle GPU.
-        settled: A tick of each GPU some time after the last token, by UUID: from there to `close` the GPU draws what it
-            draws between batches. Empty in windows that close on the first tick after the last token.
-        visit: Which visit of its cell it belongs to, from 1 on, where rows were joined (`infergy.records.visits`).
-    """
-
-    open: Mapping[str, Tick]
-    close: Mapping[str, Tick]
-    edge_uncertainty_s: float
-    batches: tuple[Batch, ...] = ()
-    settled: Mapping[str, Tick] = field(default_factory=dict)
-    visit: int = 1
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds in which batches ran."""
-        return sum(batch.duration_s for batch in self.batches)
-
-    @property
-    def duration_by_gpu_s(self) -> dict[str, float]:
-        """Seconds between the two edges of each GPU, by UUID."""
-        return {uuid: self.close[uuid].time_s - tick.time_s for uuid, tick in self.open.items()}
-
-    @property
-    def energy_by_gpu_j(self) -> dict[str, float]:
-        """Joules of each GPU between its two edges, by UUID.
-
-        Raises:
-            MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
-        """
-        return {uuid: _between(uuid, tick, self.close[uuid]) for uuid, tick in self.open.items()}
-
-    @property
-    def tail_power_by_gpu_w(self) -> dict[str, float]:
-        """Mean power of each GPU from `settled` to `close`, in watts, by UUID; empty without `settled`.
-
-        Raises:
-            MeterError: A counter stood still or ran backwards.
-        """
-        return {
-            uuid: _between(uuid, tick, self.close[uuid]) / (self.close[uuid].time_s - tick.time_s)
-            for uuid, tick in self.settled.items()
-        }
-
-    @property
-    def power_by_gpu_w(self) -> dict[str, float]:
-        """Mean power of each GPU, in watts, by UUID."""
-        durations = self.duration_by_gpu_s
-        return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
-
-
-def _between(uuid: str, earlier: Tick, later: Tick) -> float:
-    """Joules from one tick to another.
-
-    Raises:
-        MeterError: The counter or the clock stood still or ran backwards: zero joules are no measurement.
-    """
-    energy_j, seconds = later.energy_j - earlier.energy_j, later.time_s - earlier.time_s
-    # Not a number is more than nothing in no comparison.
-    if not (energy_j > 0 and seconds > 0 and math.isfinite(energy_j)):
-        raise MeterError(
-            f"the energy counter of {uuid} moved by {energy_j} J in {seconds:.3f} s; expected more than 0 of both. "
-            "Measure again; if it stays, this GPU's counter cannot be used"
-        )
-    return energy_j
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +55,8 @@ class Measurement:
         measured_utc: ISO 8601 instant at which the first window opened.
         seed: Seed of the prompts and of random weights.
         prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
+        arrival_s: When each request of an online run was to arrive, in seconds after the first; empty offline.
+        arrival_sha256: Hash of these times; None offline.
         windows: The measured windows, in order; empty if the cell failed.
         loaded_idle: A window over the idle, loaded GPU, from which the idle tail is priced; None if it failed.
         bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
@@ -205,6 +97,8 @@ class Measurement:
     timeline_reason: str | None = None
     watched: Window | None = None
     rescaled: Rescaled | None = None
+    arrival_s: tuple[float, ...] = ()
+    arrival_sha256: str | None = None
     schema: str = SCHEMA
 
     @property
@@ -280,6 +174,9 @@ class Result:
         time_to_first_token_s: From arrival to first token, mean over the requests; None where the engine did not tell.
         time_per_output_token_s: From first token to last over the tokens after the first, mean over the requests; None
             likewise, and for one output token.
+        requests_per_s: Requests finished a second, online the throughput that was reached; None in rows from before it
+            was told.
+        latency: Percentiles over the requests of online runs; None offline, and where the engine did not tell.
     """
 
     energy_j: float
@@ -296,6 +193,8 @@ class Result:
     power_by_gpu_w: Mapping[str, float] = field(default_factory=dict)
     time_to_first_token_s: float | None = None
     time_per_output_token_s: float | None = None
+    requests_per_s: float | None = None
+    latency: Latency | None = None
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
@@ -307,6 +206,9 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
 
     The idle time is priced at the power between the settled and the closing tick of the same window. The joules that a
     counter tells late are counted by then, whatever its delay: the first tick after the last token would miss some.
+
+    Online a batch is a run from its first arrival to its last token: the joules of the gaps in which nothing was served
+    are among its own, its seconds and its power are over both.
 
     A window without a settled tick closes on that first one. Its idle time is priced at loaded-idle power. Clocks fall
     only some time after the last kernel, so its true power lies between loaded idle and the mean: the bound.
@@ -344,30 +246,11 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         idle_energy_j=sum(idle_j.values()),
         idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
         power_by_gpu_w={uuid: (used_j[uuid] - idle_j[uuid]) / busy_s for uuid in used_j},
-        time_to_first_token_s=_time_to_first_token_s(batches),
-        time_per_output_token_s=_time_per_output_token_s(batches),
+        time_to_first_token_s=mean_first_token_s(batches),
+        time_per_output_token_s=mean_per_output_token_s(batches),
+        requests_per_s=sum(batch.requests for batch in batches) / busy_s,
+        latency=find_latency(batches),
     )
-
-
-def _time_to_first_token_s(batches: Sequence[Batch]) -> float | None:
-    """Mean over all requests; None if any batch does not tell."""
-    waited_s = 0.0
-    for batch in batches:
-        if batch.first_token_s is None:
-            return None
-        waited_s += batch.requests * batch.first_token_s
-    return waited_s / sum(batch.requests for batch in batches)
-
-
-def _time_per_output_token_s(batches: Sequence[Batch]) -> float | None:
-    """(last token − first token) / (output tokens − 1), mean over the requests of a cell, whose outputs are alike."""
-    decode_s, tokens = 0.0, 0
-    for batch in batches:
-        if batch.first_token_s is None or batch.finished_s is None:
-            return None
-        decode_s += batch.requests * (batch.finished_s - batch.first_token_s)
-        tokens += batch.output_tokens - batch.requests
-    return decode_s / tokens if tokens else None
 
 
 def result_of(row: Measurement) -> Result:

@@ -29,6 +29,7 @@ class PlannedCell:
         forecast_batch_s: Seconds of one batch.
         visit: ``grid``, and where cells are visited several times ``grid-2`` and so on; an anchor is visited at the
             ``start`` and at the ``end`` of its set-up, so that drift shows.
+        arrival_s: When each request of a run arrives, in seconds after the first; empty offline.
     """
 
     cell: Cell
@@ -36,6 +37,7 @@ class PlannedCell:
     forecast_prefill_s: float
     forecast_batch_s: float
     visit: str = GRID_VISIT
+    arrival_s: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:

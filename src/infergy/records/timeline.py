@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from infergy.records.measurement import Measurement, Window
+    from infergy.records.measurement import Measurement
+    from infergy.records.window import Window
 
 MILLISECONDS_PER_SECOND = 1000
 LONGEST_GAP_S = 0.5

@@ -37,9 +37,10 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from infergy.records.agreement import spread_key
-from infergy.records.measurement import Measurement, Window, derive, result_of
+from infergy.records.measurement import Measurement, derive, result_of
 from infergy.records.rescaled import Rescaled
 from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
+from infergy.records.window import Window
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 
 from infergy.records.agreement import pool_key
 from infergy.records.cell import GRID_VISIT
-from infergy.records.measurement import Measurement, Window, derive
+from infergy.records.measurement import Measurement, derive
+from infergy.records.window import Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,7 +151,9 @@ def _weigh(
             table = load_table(files, with_shipped=not files, allow_simulated=allow_simulated)
         estimates[trace] = estimate(trace, model=model, gpu=gpu, tables=table)
         rankings[trace] = recommend(trace, PriceOptions(model=model, gpu=gpu, tables=table))
-    return Evidence(points=points, estimates=estimates, rankings=rankings, laws=_laws(points))
+    offline = [point for point in points if not point.row.cell.load.is_online]
+    online = [point for point in points if point.row.cell.load.is_online]
+    return Evidence(points=offline, estimates=estimates, rankings=rankings, laws=_laws(offline), online=online)
 
 
 def _laws(points: Sequence[Point]) -> dict[str, Law]:

@@ -6,7 +6,7 @@ Ink is ``currentColor``, so that a page's own colours reach it, in light, dark a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ AXES = {
     "input": "input tokens a request",
     "output": "output tokens a request",
     "batch": "batch: requests at once",
+    "rate": "requests a second that arrive",
 }
 ENERGY_TITLE = "energy, J a request"
 
@@ -66,6 +67,9 @@ def draw_sweep(
     *,
     x: str,
     lines: str | None = None,
+    levels: Sequence[tuple[Point, str]] = (),
+    head: tuple[str, ...] = TABLE_HEAD,
+    row: Callable[[Point, str], tuple[str, ...]] | None = None,
 ) -> Figure:
     """Joules a request over lengths or batches, both axes logarithmic, a line a series and `lines` value.
 
@@ -75,56 +79,72 @@ def draw_sweep(
         note: What a reader must know.
         points: What is drawn.
         series: Name of each point's series.
-        x: ``input``, ``output`` or ``batch``.
+        x: ``input``, ``output``, ``batch`` or ``rate``.
         lines: What else parts the lines, ``input`` or ``output``; None for nothing.
+        levels: Points that have no place along the axis, each with its series: drawn across all of it.
+        head: Titles of the table's columns.
+        row: Makes the table's row of a point and its series; None for that of `TABLE_HEAD`.
     """
-    values = [
-        {
-            "series": label,
-            "x": _axis_value(point, x),
-            "line": "" if lines is None else f"{_axis_value(point, lines):,}",
-            "joules": point.energy_j,
-            **interval_of(point.low_j, point.high_j),
-            **told(point),
-        }
-        for point, label in zip(points, series, strict=True)
-    ]
-    ticks = sorted({_axis_value(point, x) for point in points})
-    order = [f"{value:,}" for value in sorted({_axis_value(point, lines) for point in points})] if lines else [""]
+    row = row or table_row
+    values = [_value(point, label, x, lines) for point, label in zip(points, series, strict=True)]
+    across = [{"series": label, "joules": point.energy_j, **told(point)} for point, label in levels]
+    ticks = sorted({axis_value(point, x) for point in points})
+    order = [f"{value:,}" for value in sorted({axis_value(point, lines) for point in points})] if lines else [""]
     line_title = None if lines is None else AXES[lines]
-    chart = _lines(values, ticks=ticks, x_title=AXES[x], y_title=ENERGY_TITLE, line_title=line_title, line_order=order)
+    chart = _lines(
+        values,
+        ticks=ticks,
+        x_title=AXES[x],
+        y_title=ENERGY_TITLE,
+        line_title=line_title,
+        line_order=order,
+        across=across,
+    )
     return Figure(
         name=name,
         title=title,
         note=note,
         spec=finish(chart, title),
-        head=TABLE_HEAD,
-        table=tuple(table_row(point, label) for point, label in zip(points, series, strict=True)),
-        points=tuple(points),
+        head=head,
+        table=tuple(row(point, label) for point, label in (*zip(points, series, strict=True), *levels)),
+        points=(*points, *(point for point, _ in levels)),
     )
+
+
+def _value(point: Point, series: str, x: str, lines: str | None) -> dict[str, object]:
+    """A point of a sweep as its chart has it."""
+    return {
+        "series": series,
+        "x": axis_value(point, x),
+        "line": "" if lines is None else f"{axis_value(point, lines):,}",
+        "joules": point.energy_j,
+        **interval_of(point.low_j, point.high_j),
+        **told(point),
+    }
 
 
 def _lines(
     values: Sequence[Mapping[str, object]],
     *,
-    ticks: Sequence[int],
+    ticks: Sequence[float],
     x_title: str,
     y_title: str,
     line_title: str | None = None,
     line_order: Sequence[str] = ("",),
     share: bool = False,
+    across: Sequence[Mapping[str, object]] = (),
 ) -> Any:
-    """Lines with points and intervals; `share` has a linear axis of percentages."""
+    """Lines with points and intervals; `share` has a linear axis of percentages, `across` are level lines."""
     import altair
 
-    names = list(dict.fromkeys(str(value["series"]) for value in values))
-    lowest, highest = _ends(values)
+    names = list(dict.fromkeys(str(value["series"]) for value in (*values, *across)))
+    lowest, highest = _ends((*values, *across))
     if share:
         y_scale, y_axis = altair.Scale(type="linear"), altair.Axis(format="~%")
     else:
         y_scale = altair.Scale(type="log", domain=[lowest / MARGIN, highest * MARGIN], nice=False)
         y_axis = altair.Axis(format="~s", values=_decades(lowest, highest))
-    x_axis = altair.Axis(values=list(ticks), format=",d", labelOverlap=True)
+    x_axis = altair.Axis(values=list(ticks), format=",~g", labelOverlap=True)
     x_scale = altair.Scale(type="log", base=2, nice=False, padding=12)
     base = _chart(values).encode(
         x=altair.X("x:Q", title=x_title, scale=x_scale, axis=x_axis),
@@ -150,13 +170,22 @@ def _lines(
         .encode(y=y, shape=_shape(names), tooltip=_tooltips())
         for is_known in dict.fromkeys(value["low"] is not None for value in values)
     }
-    layers = [drawn, *([bars] if True in marks else []), *marks.values()]
+    layers = [*_levels(across, names, y_scale), drawn, *([bars] if True in marks else []), *marks.values()]
     return altair.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def _levels(values: Sequence[Mapping[str, object]], names: Sequence[str], scale: Any) -> Iterator[Any]:
+    """Dashed lines across a chart; nothing without values."""
+    import altair
+
+    if values:
+        level = _chart(values).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
+        yield level.encode(y=altair.Y("joules:Q", scale=scale), color=_colour(names), tooltip=_tooltips())
 
 
 def _ends(values: Sequence[Mapping[str, object]]) -> tuple[float, float]:
     """The least and the most that is drawn, intervals included."""
-    told = [value[name] for value in values for name in ("joules", "low", "high")]
+    told = [value.get(name) for value in values for name in ("joules", "low", "high")]
     known = [float(str(one)) for one in told if one is not None]
     return min(known), max(known)
 
@@ -300,8 +329,11 @@ def _tooltips(fields: Sequence[str] = ("cell", "series", "value", "interval", "b
     return [altair.Tooltip(f"{field}:N") for field in fields]
 
 
-def _axis_value(point: Point, axis: str) -> int:
-    load = point.row.cell.load
+def axis_value(point: Point, axis: str) -> float:
+    """Where a point stands along one of `AXES`; requests a second are those that its run really asks for."""
+    load, came_s = point.row.cell.load, point.row.arrival_s
+    if axis == "rate":
+        return (len(came_s) - 1) / came_s[-1] if came_s and came_s[-1] > 0 else math.inf
     return {"input": load.input_tokens, "output": load.output_tokens, "batch": load.batch}[axis]
 
 

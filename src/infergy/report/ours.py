@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from statistics import fmean
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from infergy.energy.answer import TraceEstimate
 from infergy.energy.recommend import Recommendation
 from infergy.errors import DataError
+from infergy.records import Load
 from infergy.records.agreement import ONE_CHANGE, key_of
 from infergy.report.points import Point
 from infergy.units import format_number, format_percent
@@ -93,7 +94,8 @@ class Evidence:
     """What claims are held against.
 
     Attributes:
-        points: Measured cells.
+        points: Cells measured offline.
+        online: Cells whose requests arrived one after the other.
         estimates: Of traces, by name; `rankings` likewise.
         laws: Of prefill and decode by set-up label: rows, median and worst residual.
     """
@@ -102,6 +104,7 @@ class Evidence:
     estimates: Mapping[str, TraceEstimate] = field(default_factory=dict)
     rankings: Mapping[str, Recommendation] = field(default_factory=dict)
     laws: Mapping[str, Law] = field(default_factory=dict)
+    online: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,8 @@ def find_ours(claim: Claim, evidence: Evidence) -> Ours:
         return _of_trace(recipe, evidence)
     if recipe.kind in ("law", "share"):
         return _of_law(recipe, evidence)
+    if recipe.kind == "online":
+        return _of_online(recipe, evidence)
     return _of_change(recipe, evidence)
 
 
@@ -217,22 +222,27 @@ def _of_law(recipe: Recipe, evidence: Evidence) -> Ours:
 
 
 def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> list[Change]:
-    """Cells of `b` against those of `a` under the same load and in the same environment.
+    """Cells of `b` against those of `a` under the same load, but for its arrivals, and in the same environment.
 
     The interval adds the half-widths of both cells' logarithms in quadrature; that of a time is not told.
     """
-    places = {(key_of(point.row, ONE_CHANGE), point.row.cell.load): point for point in a}
+    places = {(key_of(point.row, ONE_CHANGE), _shape(point)): point for point in a}
     found = []
     for point in b:
-        other = places.get((key_of(point.row, ONE_CHANGE), point.row.cell.load))
+        other = places.get((key_of(point.row, ONE_CHANGE), _shape(point)))
         if other is not None:
             found.append(_change(other, point, quantity))
     return found
 
 
+def _shape(point: Point) -> Load:
+    return replace(point.row.cell.load, arrivals=None)
+
+
 def _change(a: Point, b: Point, quantity: str) -> Change:
     load = b.row.cell.load
-    cell = f"{load.input_tokens}→{load.output_tokens} × {load.batch}"
+    came = "" if load.arrivals is None else f" {load.arrivals.label}"
+    cell = f"{load.input_tokens}→{load.output_tokens} × {load.batch}{came}"
     if quantity == LATENCY:
         return Change(cell=cell, value=b.duration_s / a.duration_s - 1, low=None, high=None)
     ratio = b.energy_j / a.energy_j
@@ -277,6 +287,24 @@ def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
     values = [change.value for change in found]
     basis = f"geometric mean of {len(found)} loads; the lowest .. the highest of them"
     return Ours(value=mean, low=min(values), high=max(values), hardware=hardware, basis=basis)
+
+
+def _of_online(recipe: Recipe, evidence: Evidence) -> Ours:
+    """The least of all rates and batches, against the same requests at once by the same set-up."""
+    b = [one for one in evidence.online if one.row.cell.setup.label == recipe.label]
+    found = [
+        change
+        for setup in {one.row.cell.setup for one in b}
+        for change in changes(
+            [one for one in evidence.points if one.row.cell.setup == setup],
+            [one for one in b if one.row.cell.setup == setup],
+        )
+    ]
+    if not found:
+        return Ours(basis=f"no requests were measured both online and offline with {recipe.label}")
+    one = min(found, key=lambda change: change.value)
+    basis = f"95 % interval of {one.cell}, of {len(found)} online cells"
+    return Ours(value=one.value, low=one.low, high=one.high, hardware=b[0].gpu, basis=basis)
 
 
 def _name(label: str, model: str | None) -> str:

@@ -10,6 +10,7 @@ from infergy.energy.options import DEFAULT_MODEL, MAX_BATCH_S
 from infergy.records import GREEDY
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.report.figures import Figure, draw_sweep
+from infergy.report.online import draw_online
 from infergy.report.ours import Evidence
 from infergy.report.parts import draw_phases, draw_traces, draw_weights
 from infergy.report.points import Point, name_series
@@ -219,7 +220,13 @@ STUDIES = (
         draw=_tensor_parallel,
     ),
     Study(name="tasks", title="Tasks", paper="Figure 8", measure="", draw=_nothing),
-    Study(name="online", title="Online against offline serving", paper="Figure 9", measure="", draw=_nothing),
+    Study(
+        name="online",
+        title="Online against offline serving",
+        paper="Figure 9",
+        measure="infergy study run online",
+        draw=draw_online,
+    ),
     Study(
         name="weights",
         title="What the law of random weights does to joules",

@@ -94,7 +94,8 @@ def _spans(window: Window, zero_s: float) -> Iterator[Span]:
         start_s, end_s = batch.start_s - zero_s, batch.end_s - zero_s
         # With continuous batching the last request's first token ends the last prefill.
         told_s = batch.last_first_token_s if batch.last_first_token_s is not None else batch.first_token_s
-        if told_s is None:
+        if told_s is None or batch.times is not None:
+            # Requests that come one after the other have no prefill in common.
             yield Span(phase=BATCH, start_s=start_s, end_s=end_s)
             continue
         first_s = min(end_s, start_s + told_s)

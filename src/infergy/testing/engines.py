@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from infergy.engines import Completion, Engine, EngineOutOfMemoryError, Session, Work
 from infergy.errors import MissingError, UsageError
-from infergy.records import EngineSetup, Load
+from infergy.records import GREEDY, Arrivals, EngineSetup, Load
+from infergy.records.arrivals import POISSON
 from infergy.testing.rules import calling, demand, run_rules
 from infergy.workload.prompts import make_prompts
 
@@ -107,6 +109,9 @@ def _engine_is_named(trial: EngineTrial) -> None:
 
 
 def _check_refuses_by_usage_error(trial: EngineTrial) -> None:
+    for online in (None, Arrivals(law=POISSON, rate_per_s=1.0)):
+        with suppress(MissingError), calling("check()"):
+            _unless_refused(partial(trial.engine.check, trial.setup, GREEDY, online))
     for change in ({"cuda_graphs": True}, {"cuda_graphs": False}, {"tensor_parallel": 4096}, {"dtype": "float16"}):
         try:
             with calling("check()"):
@@ -157,10 +162,17 @@ def _mixed_work_is_served_or_refused(trial: EngineTrial) -> None:
         "requests that arrive later": replace(equal, arrival_s=(0.0, 0.02)),
     }
     for kind, work in kinds.items():
+        begun_s = trial.now_s()
         with calling(f"run(), of {kind}, must serve them or raise UsageError; it"):
             completion = _unless_refused(partial(trial.session.run, work))
+        took_s = trial.now_s() - begun_s
         if completion is not None:
             _judge_counts(work, completion)
+            last_s = max(work.arrival_s)
+            demand(
+                took_s >= last_s * (1 - CLOCKS),
+                f"run(), of {kind}, returned after {took_s} s, before its last request arrived, at {last_s} s",
+            )
         with calling(f"run(), of ordinary work after {kind},"):
             _judge_counts(equal, trial.session.run(equal))
 

@@ -1,0 +1,130 @@
+"""The raw facts of a window: ticks of the counters, and the batches that ran between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from infergy.errors import MeterError
+from infergy.records.latency import RequestTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """One GPU's energy counter at the instant it moved.
+
+    Attributes:
+        time_s: Monotonic clock of the process that read, in seconds; only differences mean anything.
+        energy_j: Joules since the driver was loaded.
+    """
+
+    time_s: float
+    energy_j: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them.
+
+    Online it is one run: from the first arrival to the last token, the gaps in which nothing was served included.
+
+    Attributes:
+        first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
+        last_first_token_s: The same of the request that waited longest.
+        finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
+        times: Both of each request of an online run; None offline, and where the engine does not tell.
+    """
+
+    start_s: float
+    end_s: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    first_token_s: float | None = None
+    last_first_token_s: float | None = None
+    finished_s: float | None = None
+    times: RequestTimes | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from handing over the requests, online from the first arrival, to the last token."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What the energy counter of each GPU did between two of its ticks.
+
+    The counters of several GPUs tick at different instants, so each GPU has edges of its own.
+
+    Attributes:
+        open: First edge of each GPU, by UUID.
+        close: Last edge of each GPU, by UUID.
+        edge_uncertainty_s: How long before a stamped instant the counter may have ticked: the longest gap
+            between two reads while waiting for a tick, in seconds.
+        batches: What ran inside, in order; empty for a window over an idle GPU.
+        settled: A tick of each GPU some time after the last token, by UUID: from there to `close` the GPU draws what it
+            draws between batches. Empty in windows that close on the first tick after the last token.
+        visit: Which visit of its cell it belongs to, from 1 on, where rows were joined (`infergy.records.visits`).
+    """
+
+    open: Mapping[str, Tick]
+    close: Mapping[str, Tick]
+    edge_uncertainty_s: float
+    batches: tuple[Batch, ...] = ()
+    settled: Mapping[str, Tick] = field(default_factory=dict)
+    visit: int = 1
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which batches ran."""
+        return sum(batch.duration_s for batch in self.batches)
+
+    @property
+    def duration_by_gpu_s(self) -> dict[str, float]:
+        """Seconds between the two edges of each GPU, by UUID."""
+        return {uuid: self.close[uuid].time_s - tick.time_s for uuid, tick in self.open.items()}
+
+    @property
+    def energy_by_gpu_j(self) -> dict[str, float]:
+        """Joules of each GPU between its two edges, by UUID.
+
+        Raises:
+            MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
+        """
+        return {uuid: _between(uuid, tick, self.close[uuid]) for uuid, tick in self.open.items()}
+
+    @property
+    def tail_power_by_gpu_w(self) -> dict[str, float]:
+        """Mean power of each GPU from `settled` to `close`, in watts, by UUID; empty without `settled`.
+
+        Raises:
+            MeterError: A counter stood still or ran backwards.
+        """
+        return {
+            uuid: _between(uuid, tick, self.close[uuid]) / (self.close[uuid].time_s - tick.time_s)
+            for uuid, tick in self.settled.items()
+        }
+
+    @property
+    def power_by_gpu_w(self) -> dict[str, float]:
+        """Mean power of each GPU, in watts, by UUID."""
+        durations = self.duration_by_gpu_s
+        return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
+
+
+def _between(uuid: str, earlier: Tick, later: Tick) -> float:
+    """Joules from one tick to another.
+
+    Raises:
+        MeterError: The counter or the clock stood still or ran backwards: zero joules are no measurement.
+    """
+    energy_j, seconds = later.energy_j - earlier.energy_j, later.time_s - earlier.time_s
+    # Not a number is more than nothing in no comparison.
+    if not (energy_j > 0 and seconds > 0 and math.isfinite(energy_j)):
+        raise MeterError(
+            f"the energy counter of {uuid} moved by {energy_j} J in {seconds:.3f} s; expected more than 0 of both. "
+            "Measure again; if it stays, this GPU's counter cannot be used"
+        )
+    return energy_j
