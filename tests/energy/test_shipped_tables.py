@@ -13,25 +13,32 @@ from infergy.energy.load import load_table, shipped_tables
 from infergy.measure.grid import make_plan, read_grid
 from infergy.records import Measurement, derive
 from infergy.records.store import read_store
+from infergy.records.uncertainty import find_uncertainties
+from infergy.records.visits import join_visits
 
-SHIPPED, REPLICATES = shipped_tables()
+SHIPPED, REPLICATES, SUPERSEDED = shipped_tables()
+EVERY = [SHIPPED, REPLICATES, SUPERSEDED]
 
 
 def rows_in(path: Path) -> tuple[Measurement, ...]:
     return tuple(read_store(path).rows)
 
 
-@pytest.mark.parametrize("path", [SHIPPED, REPLICATES])
-def test_rows_are_real_of_one_chip_and_each_says_random_weights(path: Path) -> None:
+def chip(row: Measurement) -> str:
+    (gpu,) = row.environment.gpus
+    return gpu.uuid
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_rows_are_real_and_each_says_random_weights(path: Path) -> None:
     rows = rows_in(path)
     assert all(row.is_ok and not row.simulated for row in rows)
-    assert len({gpu.uuid for row in rows for gpu in row.environment.gpus}) == 1
     assert {row.environment.gpus[0].name for row in rows} == {"NVIDIA H200"}
     assert all(row.environment.weights.startswith("random weights: ") for row in rows)
     assert all(row.environment.driver and row.environment.packages and row.environment.engine for row in rows)
 
 
-@pytest.mark.parametrize("path", [SHIPPED, REPLICATES])
+@pytest.mark.parametrize("path", EVERY)
 def test_figures_follow_from_raw_facts(path: Path) -> None:
     for row in rows_in(path):
         assert row.loaded_idle is not None
@@ -41,12 +48,35 @@ def test_figures_follow_from_raw_facts(path: Path) -> None:
         assert row.result in (derived, older, replace(older, power_by_gpu_w={}))
 
 
-@pytest.mark.parametrize("path", [SHIPPED, REPLICATES])
+@pytest.mark.parametrize("path", EVERY)
 def test_windows_are_long_enough(path: Path) -> None:
     for row in rows_in(path):
         busy_s = [batch.duration_s for window in row.windows for batch in window.batches]
         assert sum(busy_s) >= 3.0 - 0.001
         assert len(busy_s) >= 2 or busy_s[0] >= 5.0
+
+
+def test_what_was_measured_again_is_the_least_certain_and_the_rest_of_one_chip() -> None:
+    again = {row.cell_id for row in rows_in(SUPERSEDED)}
+    rows = rows_in(SHIPPED)
+    first = {chip(row) for row in rows if row.cell_id not in again}
+    second = {chip(row) for row in rows if row.cell_id in again}
+    assert len(first) == len(second) == 1
+    assert first != second
+    assert {chip(row) for row in rows_in(SUPERSEDED)} == first
+    assert len(again) == 10
+    assert {chip(row) for row in rows_in(REPLICATES)}.isdisjoint(first | second)
+    before = [row for row in rows if row.cell_id not in again] + list(rows_in(SUPERSEDED))
+    widths = {}
+    for name, group in (("before", before), ("now", join_visits(rows))):
+        group = [row for row in group if row.cell.setup.engine == "transformers"]
+        widths[name] = {row.cell_id: found for row, found in zip(group, find_uncertainties(group), strict=True)}
+    for cell_id in again:
+        was, now = widths["before"][cell_id], widths["now"][cell_id]
+        assert now is not None
+        # What docs/measurements.md says of them.
+        assert now.half_width < 0.035
+        assert was is None or was.half_width > 0.02
 
 
 @pytest.mark.parametrize("study", ["paper-bins", "weights-law"])
@@ -73,7 +103,8 @@ def test_both_engines_cover_the_same_lengths() -> None:
 
 
 def test_a_second_chip_says_how_far_chips_differ() -> None:
-    first = {row.cell_id: row.result for row in rows_in(SHIPPED)}
+    superseded = {row.cell_id: row.result for row in rows_in(SUPERSEDED)}
+    first = {row.cell_id: row.result for row in rows_in(SHIPPED)} | superseded
     second = {row.cell_id: row.result for row in rows_in(REPLICATES)}
     ratios = [theirs.energy_j / mine.energy_j for key, theirs in second.items() if theirs and (mine := first[key])]
     assert len(ratios) == 69
