@@ -18,6 +18,7 @@ from infergy.energy.pace import BOUND, TOLD, TWO_CELLS, find_pace
 from infergy.energy.recommend import Recommendation, engine_options, recommend
 from infergy.errors import UsageError
 from infergy.records import Cell, Decoding, EngineSetup, Measurement
+from infergy.records.speculation import Speculation
 from infergy.workload.bins import Bin, BinCount, Bins, Histogram
 from known_tables import rows_of, under, write_store
 from rows import build_row
@@ -168,6 +169,22 @@ def test_the_pace_is_what_the_engine_told_else_two_cells_else_a_bound(tmp_path: 
     assert bound.basis == BOUND
     assert bound.seconds == pytest.approx((0.5 + 0.8) / 8)
     assert find_pace(replace(long, time_per_output_token_s=0.07), cells).basis == TOLD
+
+
+def test_a_draft_model_is_a_step_of_its_own_and_keeps_the_answers(tmp_path: Path) -> None:
+    speculation = Speculation(draft="llama-3.2-1b", look_ahead=4, acceptance=0.8)
+    drafted = [under(row, speculation=speculation) for row in rows_of(engine="vllm", scale=0.5)]
+    rows = [*rows_of(engine="transformers", scale=4.0), *rows_of(engine="vllm"), *drafted]
+    found = rank(tmp_path, rows, keep_outputs=True)
+    assert [one.engine for one in found.configurations] == [f"vllm-{speculation.label}", "vllm", "transformers"]
+    assert [step.change for step in found.steps] == ["engine vllm", f"speculation {speculation.label}"]
+    assert any("whose acceptance was set" in note for note in found.notes)
+    option = found.best.options[-1].removeprefix("--speculative-config ").strip("'")
+    assert json.loads(option) == {"method": "draft_model", "model": "DRAFT", "num_speculative_tokens": 4}
+    back = rank(tmp_path, rows_of(engine="vllm", scale=0.4) + drafted, present=f"vllm-{speculation.label}")
+    assert [step.change for step in back.steps] == ["speculation off"]
+    plain = rank(tmp_path, rows_of(engine="vllm"))
+    assert not any("acceptance" in note for note in plain.notes)
 
 
 def test_what_to_type_is_the_engines_own() -> None:

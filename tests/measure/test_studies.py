@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from infergy.cli import app
 from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu, get_model, largest_batch
+from infergy.hardware.draft import find_draft
 from infergy.measure.forecast import total_j
 from infergy.measure.grid import Grid, make_plan, parse_grid, read_toml, shrink
 from infergy.measure.studies import describe_study, size_of, study_names, study_path
@@ -88,7 +89,8 @@ def test_each_study_resolves_and_its_quick_grid_is_a_smaller_part_of_it(name: st
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_what_a_study_gives_as_a_batch_fits_the_gpu(name: str) -> None:
-    for planned in plan_of(name, quick=False).cells:
+    plan = plan_of(name, quick=False)
+    for planned in plan.cells:
         load, setup = planned.cell.load, planned.cell.setup
         limit = largest_batch(
             get_model(setup.model),
@@ -97,6 +99,7 @@ def test_what_a_study_gives_as_a_batch_fits_the_gpu(name: str) -> None:
             load.output_tokens,
             engine=setup.engine,
             tensor_parallel=setup.tensor_parallel,
+            draft=find_draft(setup, plan.models),
         )
         assert load.batch * load.decoding.beams <= limit.batch, str(planned.cell)
 

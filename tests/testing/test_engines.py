@@ -29,8 +29,10 @@ class Engine(SimulatedEngine):
         self.device = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0)
         super().__init__(self.device, get_gpu("h200"))
 
-    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> SimulatedSession:
-        session = super().open(setup, config, seed)
+    def open(
+        self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
+    ) -> SimulatedSession:
+        session = super().open(setup, config, seed, draft)
         session.__class__ = self.kind
         return session
 

@@ -11,6 +11,7 @@ import typer
 from infergy.cli.progress import run_sweep
 from infergy.errors import InfergyError, UsageError
 from infergy.records import GRID_VISIT, EngineSetup
+from infergy.records.codec import to_json
 from infergy.units import format_duration
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def resolve(source: str | None, **asked: Any) -> Plan:
 def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     data |= {key: given[key] for key in ("model", "gpu") if key in given}
     if "engines" in given:
-        data["engines"] = [EngineSetup.parse_label(label) for label in given["engines"]]
+        data["engines"] = [to_json(EngineSetup.parse_label(label)) for label in given["engines"]]
     if "weights" in given:
         data["engines"] = [axis | {"weights": given["weights"]} for axis in data["engines"]]
     lengths = {"input": "input_tokens", "output": "output_tokens", "batch": "batch"}

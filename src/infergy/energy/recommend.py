@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.energy.answer import TraceFacts
+from infergy.energy.drafting import drafting_notes, drafting_options
 from infergy.energy.estimate import PriceOptions, Question, open_question, price_setup
 from infergy.energy.pace import Pace, find_pace
 from infergy.energy.price import NO_VALUE
@@ -34,8 +35,10 @@ RECOMMENDATION_SCHEMA = "infergy.recommendation/1"
 ENOUGH = 0.99
 """Share of the requests that must keep a bound for a configuration to keep it."""
 
-AXES = ("engine", "compiled", "cuda_graphs", "dtype", "tensor_parallel")
+AXES = ("engine", "compiled", "cuda_graphs", "dtype", "tensor_parallel", "speculation")
 """In which order a change of set-up is told step by step."""
+
+_UNSET = {"speculation": "off"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +345,7 @@ def engine_options(setup: EngineSetup, largest_batch: int) -> tuple[str, ...]:
         given = ["vllm serve MODEL", f"--dtype {setup.dtype}", f"--max-num-seqs {largest_batch}"]
         given += [f"--tensor-parallel-size {setup.tensor_parallel}"] if setup.tensor_parallel > 1 else []
         given += ["--enforce-eager"] if setup.cuda_graphs is False else []
-        return tuple(given)
+        return (*given, *drafting_options(setup))
     static = [', cache_implementation="static"'] if setup.compiled else []
     return (f"model.generate(batches of up to {largest_batch}{''.join(static)})", f"dtype=torch.{setup.dtype}")
 
@@ -356,7 +359,7 @@ def _steps(start: _Candidate, best: _Candidate, candidates: Sequence[_Candidate]
         if getattr(setup, axis) == wanted:
             continue
         setup = replace(setup, **{axis: wanted})
-        words.append(f"{axis.replace('_', ' ')} {wanted if wanted is not None else 'by default'}")
+        words.append(f"{axis.replace('_', ' ')} {_UNSET.get(axis, 'by default') if wanted is None else wanted}")
         reached = by_setup.get((setup, start.max_batch_s))
         if reached is not None:
             yield _step(here, reached, words)
@@ -382,6 +385,7 @@ def _notes(ranked: Sequence[_Candidate], base: _Candidate | None, baseline: str,
         yield f"the unoptimised engine {baseline} has no rows here: no saving is told"
     if any(one.setup.simulated for one in ranked):
         yield "SIMULATED rows are among these: they say nothing about real hardware"
+    yield from drafting_notes(one.setup.setup for one in ranked)
     if tpot_s is not None and all(one.within is not None and one.within < ENOUGH for one in ranked):
         yield (
             f"no measured configuration keeps {tpot_s:g} s per output token for {ENOUGH:.0%} of the requests: "

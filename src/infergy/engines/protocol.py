@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from infergy.engines.weights import LAWS
 from infergy.errors import EngineError, UsageError
 from infergy.records import ENGINES, GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records.speculation import Drafts
 
 GPU_UUIDS = "gpu_uuids"
 """Among `Session.facts`: the UUIDs of the GPUs that the engine really uses, commas between; None if it cannot tell."""
@@ -47,12 +49,14 @@ class Completion:
         output_tokens: Tokens it returned.
         first_token_s: Seconds from arrival to first token; None where the engine does not tell.
         finished_s: Seconds from arrival to last token; None where the engine does not tell.
+        drafts: What a draft model proposed for all of them together; None without one, and where nobody tells.
     """
 
     input_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
     first_token_s: tuple[float, ...] | None = None
     finished_s: tuple[float, ...] | None = None
+    drafts: Drafts | None = None
 
 
 class Session(Protocol):
@@ -97,13 +101,16 @@ class Engine(Protocol):
         """
         ...
 
-    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> Session:
+    def open(
+        self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
+    ) -> Session:
         """Load the model.
 
         Args:
             setup: What to load.
             config: The model's Hugging Face `config.json`.
             seed: Seed of random weights.
+            draft: The `config.json` of the draft model; None if the set-up has none.
 
         Raises:
             EngineError: The engine could not load it.
@@ -163,6 +170,59 @@ def refuse_compiled(setup: EngineSetup) -> None:
     if setup.compiled:
         raise UsageError(
             'compiled = true: vLLM compiles by itself unless cuda_graphs = false; this is for engine = "transformers"'
+        )
+
+
+def refuse_speculation(setup: EngineSetup) -> None:
+    """Refuse a draft model, for transformers.
+
+    Raises:
+        UsageError: It was asked for.
+    """
+    if setup.speculation is not None:
+        raise UsageError(
+            f"{setup.speculation.label}: transformers assists one request at a time, not a batch, and tells neither "
+            'drafted nor accepted tokens; engine = "vllm" does'
+        )
+
+
+def check_speculation(setup: EngineSetup, decoding: Decoding) -> None:
+    """Refuse a draft model where its acceptance would be neither set nor measured, and what no engine drafts for.
+
+    Whether drafted tokens are accepted depends on what both models say. Random weights hardly ever agree, so there the
+    acceptance is set; real ones tell it.
+
+    Raises:
+        UsageError: Random weights and no acceptance, real ones and an acceptance, one model of either kind; or beams,
+            or compiled.
+    """
+    one = setup.speculation
+    if one is None:
+        return
+    if decoding.beams > 1:
+        raise UsageError(f"{decoding.label} and {one.label}: no engine drafts for beams; leave out one of the two")
+    if setup.compiled:
+        raise UsageError(f"compiled = true and {one.label}: what is compiled has no draft model; leave out one of them")
+    is_random = setup.weights in LAWS
+    if is_random and one.weights is not None:
+        raise UsageError(
+            f"{one.label}: the draft's weights are {one.weights}, the model's are random, and they would agree on "
+            "nothing; give weights for both, or for neither"
+        )
+    if is_random and one.acceptance is None:
+        raise UsageError(
+            f"{one.label}: random weights accept next to nothing that another model drafts, and say nothing of real "
+            f"ones; set it: acceptance = 0.8, or --engine {setup.engine}-spec{one.look_ahead}:{one.draft}:0.8"
+        )
+    if not is_random and one.acceptance is not None:
+        raise UsageError(
+            f"{one.label}: with real weights the acceptance is measured, not set; leave it out, or write "
+            f"spec{one.look_ahead}:{one.draft}:measured"
+        )
+    if not is_random and one.weights is None:
+        raise UsageError(
+            f"{one.label}: the model's weights are {setup.weights}, those of its draft are missing; add to the grid's "
+            'speculation: weights = "FOLDER or hub name"'
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,17 +10,21 @@ from infergy.engines.protocol import (
     Completion,
     EngineOutOfMemoryError,
     Work,
+    check_speculation,
     refuse_arrivals,
     refuse_beams,
     refuse_compiled,
     refuse_many,
+    refuse_speculation,
 )
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
+from infergy.hardware.draft import Draft, find_draft
 from infergy.hardware.serving import play
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.hardware.simulated_node import SimulatedNode
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records.speculation import Drafts
 
 
 class SimulatedEngine:
@@ -40,24 +45,38 @@ class SimulatedEngine:
         if setup.engine == "transformers":
             refuse_many(setup)
             refuse_arrivals(arrivals)
+            refuse_speculation(setup)
         else:
+            check_speculation(setup, decoding)
             refuse_beams(decoding)
             refuse_compiled(setup)
 
-    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> SimulatedSession:
+    def open(
+        self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
+    ) -> SimulatedSession:
         """Nothing is loaded."""
         shape = ModelShape.from_config(config, name=setup.model)
-        return SimulatedSession(self._device, self._gpu, shape, setup)
+        one = setup.speculation
+        drafting = None if one is None or draft is None else find_draft(setup, {one.draft: draft})
+        return SimulatedSession(self._device, self._gpu, shape, setup, drafting)
 
 
 class SimulatedSession:
     """Lets virtual time pass at the forecast's power."""
 
-    def __init__(self, device: SimulatedGpu | SimulatedNode, gpu: Gpu, shape: ModelShape, setup: EngineSetup) -> None:
+    def __init__(
+        self,
+        device: SimulatedGpu | SimulatedNode,
+        gpu: Gpu,
+        shape: ModelShape,
+        setup: EngineSetup,
+        draft: Draft | None = None,
+    ) -> None:
         self._device = device
         self._gpu = gpu
         self._shape = shape
         self._setup = setup
+        self._draft = draft
 
     def run(self, work: Work) -> Completion:
         """Spend the forecast's time and joules on `work`.
@@ -73,7 +92,16 @@ class SimulatedSession:
             return self._run_online(work)
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
-        limit = largest_batch(self._shape, self._gpu, length, output, engine=engine, dtype=dtype, tensor_parallel=gpus)
+        limit = largest_batch(
+            self._shape,
+            self._gpu,
+            length,
+            output,
+            engine=engine,
+            dtype=dtype,
+            tensor_parallel=gpus,
+            draft=self._draft,
+        )
         sequences = batch * work.decoding.beams
         if sequences > limit.batch:
             raise EngineOutOfMemoryError(f"batch {batch} does not fit: {limit.reason}", is_usable=True)
@@ -88,6 +116,7 @@ class SimulatedSession:
             compiled=self._setup.compiled,
             tensor_parallel=gpus,
             dtype=dtype,
+            draft=self._draft,
         )
         self._device.advance(cost.prefill_s, cost.prefill_energy_j / cost.prefill_s)
         if cost.decode_s:
@@ -97,6 +126,7 @@ class SimulatedSession:
             output_tokens=work.output_tokens,
             first_token_s=(cost.prefill_s,) * batch,
             finished_s=(cost.prefill_s + cost.decode_s,) * batch,
+            drafts=self._play_drafts(work),
         )
 
     def _run_online(self, work: Work) -> Completion:
@@ -104,7 +134,8 @@ class SimulatedSession:
         if self._setup.engine == "transformers":
             raise UsageError("transformers serves one static batch; vllm serves requests that arrive later")
         refuse_beams(work.decoding)
-        played = play(self._shape, self._gpu, self._setup, len(work.prompts[0]), work.output_tokens[0], work.arrival_s)
+        length, output = len(work.prompts[0]), work.output_tokens[0]
+        played = play(self._shape, self._gpu, self._setup, length, output, work.arrival_s, self._draft)
         if played is None:
             raise EngineOutOfMemoryError("not one request fits", is_usable=True)
         for stretch in played.stretches:
@@ -117,7 +148,16 @@ class SimulatedSession:
             output_tokens=work.output_tokens,
             first_token_s=played.first_token_s,
             finished_s=played.finished_s,
+            drafts=self._play_drafts(work),
         )
+
+    def _play_drafts(self, work: Work) -> Drafts | None:
+        """As many rounds as are expected: each adds a token of the model to those that it accepts."""
+        if self._draft is None:
+            return None
+        tokens = sum(count - 1 for count in work.output_tokens)
+        rounds = math.ceil(tokens / self._draft.tokens_per_round)
+        return Drafts(rounds=rounds, drafted_tokens=rounds * self._draft.look_ahead, accepted_tokens=tokens - rounds)
 
     def facts(self) -> Mapping[str, str | None]:
         """What is played."""

@@ -16,6 +16,7 @@ from infergy.engines.protocol import (
     Work,
     refuse_arrivals,
     refuse_many,
+    refuse_speculation,
     tell_gpu,
 )
 from infergy.engines.weights import LAWS, draw_weights
@@ -42,12 +43,15 @@ class TransformersEngine:
                 'cuda_graphs = true: transformers has none of its own; compiled = true, or engine = "vllm", has'
             )
         refuse_many(setup)
+        refuse_speculation(setup)
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
             if importlib.util.find_spec(package) is None:
                 raise MissingError(f"engine transformers needs {package}: pip install 'infergy[transformers]'")
 
-    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> TransformersSession:
+    def open(
+        self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
+    ) -> TransformersSession:
         """Build the model on the GPU (on the CPU where there is none) from its configuration, or load real weights."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM

@@ -17,11 +17,13 @@ from infergy.engines.protocol import (
     Completion,
     EngineOutOfMemoryError,
     Work,
+    check_speculation,
     refuse_beams,
     refuse_compiled,
     tell_gpu,
 )
 from infergy.engines.transformers import write_config
+from infergy.engines.vllm_drafts import DraftCounts, draw_draft_weights, speculate, tell_speculation
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import EngineError, MissingError
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
@@ -38,12 +40,15 @@ class VllmEngine:
 
     def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what vLLM lacks, and to start without it."""
+        check_speculation(setup, decoding)
         refuse_beams(decoding)
         refuse_compiled(setup)
         if importlib.util.find_spec("vllm") is None:
             raise MissingError("engine vllm is not installed: pip install 'infergy[vllm]'")
 
-    def open(self, setup: EngineSetup, config: Mapping[str, Any], seed: int) -> VllmSession:
+    def open(
+        self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
+    ) -> VllmSession:
         """Load the model; random weights are drawn by infergy's laws in vLLM's workers, after loading."""
         # vLLM takes functions to its workers by pickle, which it refuses unless told; ours go to our own child only.
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
@@ -55,6 +60,13 @@ class VllmEngine:
         folder = tempfile.TemporaryDirectory(prefix="infergy-model-")
         if is_random:
             write_config(Path(folder.name), config)
+        drafting: dict[str, Any] = {}
+        if setup.speculation is not None:
+            # Drafted tokens are counted where requests are scheduled, and only if statistics are on from the start.
+            drafting = {
+                "speculative_config": speculate(setup.speculation, setup.tensor_parallel, Path(folder.name), draft),
+                "disable_log_stats": False,
+            }
         try:
             llm = LLM(
                 model=folder.name if is_random else setup.weights,
@@ -66,21 +78,28 @@ class VllmEngine:
                 tensor_parallel_size=setup.tensor_parallel,
                 enforce_eager=setup.cuda_graphs is False,
                 seed=seed,
+                **drafting,
             )
             if is_random:
                 llm.apply_model(partial(draw_weights, law=setup.weights, seed=seed))
+            if is_random and drafting:
+                llm.collective_rpc(partial(draw_draft_weights, law=setup.weights, seed=seed))
         except (RuntimeError, ValueError, OSError) as error:
             folder.cleanup()
             raise EngineError(f"vLLM could not load {setup.model}: {error}") from error
-        return VllmSession(llm, folder)
+        return VllmSession(llm, folder, is_drafting=bool(drafting))
 
 
 class VllmSession:
     """A running vLLM engine."""
 
-    def __init__(self, llm: Any, folder: tempfile.TemporaryDirectory[str]) -> None:
+    def __init__(self, llm: Any, folder: tempfile.TemporaryDirectory[str], *, is_drafting: bool = False) -> None:
         self._llm = llm
         self._folder = folder
+        self._counts = DraftCounts() if is_drafting else None
+        if self._counts is not None:
+            # In place of vLLM's own, which print a line every 10 s, in the middle of a window.
+            llm.llm_engine.logger_manager = self._counts
         _keep_times(getattr(llm, "llm_engine", None))
 
     def run(self, work: Work) -> Completion:
@@ -90,6 +109,8 @@ class VllmSession:
         common = choose_by(work.decoding) | {"ignore_eos": True, "detokenize": False}
         parameters = [SamplingParams(**common, max_tokens=count) for count in work.output_tokens]
         prompts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in work.prompts]
+        if self._counts is not None:
+            self._counts.reset()
         begun_s = time.monotonic()
         try:
             if any(work.arrival_s):
@@ -107,6 +128,7 @@ class VllmSession:
             output_tokens=tuple(len(answer.outputs[0].token_ids) for answer in answers),
             first_token_s=first_s,
             finished_s=finished_s,
+            drafts=None if self._counts is None else self._counts.total(),
         )
 
     def facts(self) -> Mapping[str, str | None]:
@@ -125,6 +147,7 @@ class VllmSession:
             "cuda_graphs": str(config.compilation_config.cudagraph_mode),
             "compilation": str(config.compilation_config.mode),
             "batching": "continuous",
+            **tell_speculation(config),
             GPU_UUIDS: self.gpu_uuids(),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infergy.errors import UsageError
+from infergy.hardware.draft import Draft
 from infergy.hardware.gpus import Gpu
 from infergy.hardware.shape import ModelShape, dtype_bytes
 from infergy.records import ENGINES
@@ -29,8 +30,8 @@ class BatchLimit:
 
     Attributes:
         batch: Requests that fit at once; 0 if not one does.
-        weight_bytes: Of the weights.
-        kv_bytes_per_request: Of the KV cache of one request at its longest.
+        weight_bytes: Of the weights, a draft model's too.
+        kv_bytes_per_request: Of the KV cache of one request at its longest, a draft model's too.
         activation_bytes_per_request: Of intermediate results that grow with the batch.
         memory_bytes: What the engine may use.
         reason: The sum in words.
@@ -69,6 +70,7 @@ def largest_batch(
     dtype: str = "bfloat16",
     tensor_parallel: int = 1,
     memory_fraction: float = 0.9,
+    draft: Draft | None = None,
 ) -> BatchLimit:
     """How many requests of `input_tokens` in and `output_tokens` out fit at once.
 
@@ -78,7 +80,8 @@ def largest_batch(
 
     `engine` is ``transformers`` or ``vllm``; `dtype` that of weights, activations and KV cache; with `tensor_parallel`
     GPUs, KV heads fewer than GPUs (and MLA's latent) are replicated; `memory_fraction` is the share of the memory that
-    the engine may use (vLLM's `gpu_memory_utilization`).
+    the engine may use (vLLM's `gpu_memory_utilization`). A `draft` has weights and a KV cache of its own, and both
+    caches have slots for the tokens that are drafted past the last one (vLLM's look-ahead slots).
 
     Raises:
         UsageError: Engine or dtype is not known.
@@ -88,7 +91,7 @@ def largest_batch(
     memory = gpu.memory_bytes * memory_fraction * tensor_parallel
     weights = shape.weight_bytes(dtype)
     fixed = weights + RESERVE_BYTES * tensor_parallel
-    tokens = input_tokens + output_tokens
+    tokens = input_tokens + output_tokens + (0 if draft is None else draft.look_ahead)
     per_token = activation_values_per_token(shape) * max(2.0, dtype_bytes(dtype))
     if engine == "transformers":
         kv = shape.kv_bytes(tokens, dtype) + tokens * shape.attention.key_values * max(2.0, dtype_bytes(dtype))
@@ -97,6 +100,12 @@ def largest_batch(
         kv = shape.kv_bytes(-(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS, dtype)
         activations, fixed = 0.0, fixed + per_token * CHUNK_TOKENS
     kv *= _replicas(shape, tensor_parallel)
+    if draft is not None:
+        # The two run one after the other: the larger model's activations hold for both.
+        added = draft.shape.weight_bytes(dtype)
+        weights, fixed = weights + added, fixed + added
+        blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+        kv += draft.shape.kv_bytes(blocks, dtype) * _replicas(draft.shape, tensor_parallel)
     batch = max(0, int((memory - fixed) // (kv + activations)))
     return BatchLimit(
         batch=batch,

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from infergy.hardware.draft import Draft
 from infergy.hardware.forecast import Forecast, forecast
 from infergy.hardware.gpus import Gpu
 from infergy.hardware.memory import largest_batch
@@ -129,7 +130,13 @@ def _serve(run: _Run, input_tokens: int, cost: Callable[[int, int, int], Forecas
 
 
 def play(
-    shape: ModelShape, gpu: Gpu, setup: EngineSetup, input_tokens: int, output_tokens: int, arrival_s: Sequence[float]
+    shape: ModelShape,
+    gpu: Gpu,
+    setup: EngineSetup,
+    input_tokens: int,
+    output_tokens: int,
+    arrival_s: Sequence[float],
+    draft: Draft | None = None,
 ) -> Played | None:
     """Serve equal requests that arrive at `arrival_s`, in seconds, by continuous batching.
 
@@ -147,6 +154,7 @@ def play(
         engine=setup.engine,
         dtype=setup.dtype,
         tensor_parallel=setup.tensor_parallel,
+        draft=draft,
     )
     if limit.batch < 1:
         return None
@@ -163,6 +171,7 @@ def play(
             tensor_parallel=setup.tensor_parallel,
             compiled=setup.compiled,
             dtype=setup.dtype,
+            draft=draft,
         )
 
     order = sorted(range(len(arrival_s)), key=lambda place: arrival_s[place])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, largest_batch
+from infergy.hardware.draft import Draft
 from infergy.measure.forecast import forecast_load
 from infergy.records import Cell, EngineSetup, Load, PlannedCell
 
@@ -22,9 +23,9 @@ class BatchChoice:
     reason: str
 
 
-def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCell:
+def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> PlannedCell:
     """A cell with its forecast."""
-    cost = forecast_load(cell.setup, shape, gpu, cell.load)
+    cost = forecast_load(cell.setup, shape, gpu, cell.load, draft)
     return PlannedCell(
         cell=cell,
         batch_choice=reason,
@@ -34,7 +35,13 @@ def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu) -> PlannedCe
 
 
 def choose_batch(
-    setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load, max_batch: int | None, max_batch_s: float | None
+    setup: EngineSetup,
+    shape: ModelShape,
+    gpu: Gpu,
+    load: Load,
+    max_batch: int | None,
+    max_batch_s: float | None,
+    draft: Draft | None = None,
 ) -> BatchChoice:
     """The largest batch that the memory takes, under two more limits, and which of them held.
 
@@ -45,6 +52,7 @@ def choose_batch(
         load: Its lengths and decoding; whatever its batch is.
         max_batch: Never more requests than this.
         max_batch_s: Never more than this many seconds of forecast GPU work a batch.
+        draft: The model that drafts for it; None without.
 
     Raises:
         UsageError: Not even one request fits.
@@ -57,6 +65,7 @@ def choose_batch(
         engine=setup.engine,
         dtype=setup.dtype,
         tensor_parallel=setup.tensor_parallel,
+        draft=draft,
     )
     # Each beam is a sequence of its own.
     fits = limit.batch // load.decoding.beams
@@ -71,7 +80,7 @@ def choose_batch(
     if max_batch_s is not None:
 
         def gpu_s(size: int) -> float:
-            return forecast_load(setup, shape, gpu, replace(load, batch=size)).gpu_bound_s
+            return forecast_load(setup, shape, gpu, replace(load, batch=size), draft).gpu_bound_s
 
         if gpu_s(batch) > max_batch_s:
             batch = _bisect(gpu_s, batch, max_batch_s)

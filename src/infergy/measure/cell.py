@@ -343,6 +343,7 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
         last_first_token_s=max(first_s) if first_s else None,
         finished_s=fmean(finished_s) if finished_s else None,
         times=_times(work, completion),
+        drafts=completion.drafts,
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from infergy.hardware import Forecast, Gpu, ModelShape, forecast, get_gpu
+from infergy.hardware.draft import Draft, find_draft
 from infergy.hardware.forecast import BASE_SHARE_OF_TDP
 from infergy.hardware.serving import play
 from infergy.records import EngineSetup, Load, MeasureOptions, Plan, PlannedCell
@@ -67,21 +68,22 @@ def total_j(plan: Plan) -> float:
     joules = 0.0
     for setup, cells in plan.by_setup().items():
         shape = ModelShape.from_config(plan.models[setup.model], name=setup.model)
+        draft = find_draft(setup, plan.models)
         waiting_s = setup_s(setup, plan.options)
         for planned in cells:
             load = planned.cell.load
             busy_s, windows = _work(planned, plan.options)
             waiting_s += windows * EDGE_S
             if load.is_online:
-                joules += busy_s * played_power_w(planned, shape, gpu)
+                joules += busy_s * played_power_w(planned, shape, gpu, draft)
                 continue
-            cost = forecast_load(setup, shape, gpu, load)
+            cost = forecast_load(setup, shape, gpu, load, draft)
             joules += busy_s * cost.energy_j / (cost.prefill_s + cost.decode_s)
         joules += waiting_s * gpu.tdp_w * BASE_SHARE_OF_TDP * setup.tensor_parallel
     return joules
 
 
-def forecast_load(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -> Forecast:
+def forecast_load(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load, draft: Draft | None = None) -> Forecast:
     """Time and energy of a load, all requests at once."""
     return forecast(
         shape,
@@ -94,12 +96,13 @@ def forecast_load(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load) -
         tensor_parallel=setup.tensor_parallel,
         compiled=setup.compiled,
         dtype=setup.dtype,
+        draft=draft,
     )
 
 
-def played_power_w(planned: PlannedCell, shape: ModelShape, gpu: Gpu) -> float:
+def played_power_w(planned: PlannedCell, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> float:
     """Forecast mean power of all GPUs over a run of an online cell, its gaps included, in watts."""
     load, setup = planned.cell.load, planned.cell.setup
-    played = play(shape, gpu, setup, load.input_tokens, load.output_tokens, planned.arrival_s)
+    played = play(shape, gpu, setup, load.input_tokens, load.output_tokens, planned.arrival_s, draft)
     idle_w = gpu.tdp_w * BASE_SHARE_OF_TDP * setup.tensor_parallel
     return idle_w if played is None else played.energy_j(idle_w) / played.duration_s

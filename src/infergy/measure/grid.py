@@ -17,10 +17,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 
 from infergy.errors import DataError, UsageError
 from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config
+from infergy.hardware.draft import Draft, find_draft
 from infergy.measure.anchors import ANCHORS, choose_anchors
 from infergy.measure.batches import BatchChoice, choose_batch, plan_cell
 from infergy.measure.online import online_sizes, plan_online, resolve_arrivals
-from infergy.measure.refusals import Refusals, refuse_length, refuse_setup
+from infergy.measure.refusals import Refusals, refuse_draft, refuse_length, refuse_setup
 from infergy.records import (
     END_VISIT,
     RANDOM_WEIGHTS,
@@ -36,6 +37,7 @@ from infergy.records import (
     grid_visit,
 )
 from infergy.records.arrivals import GAMMA
+from infergy.records.speculation import Speculation
 
 FEWEST_FOR_ANCHORS = 8
 
@@ -61,6 +63,15 @@ def _known(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+class SpeculationAxis(_Strict):
+    """Speculative decoding of an engine set-up; see `infergy.records.speculation.Speculation`."""
+
+    draft: str
+    look_ahead: int
+    acceptance: float | None = None
+    weights: str | None = None
+
+
 class EngineAxis(_Strict):
     """One engine set-up of a grid; see `infergy.records.EngineSetup`."""
 
@@ -70,6 +81,19 @@ class EngineAxis(_Strict):
     weights: str = RANDOM_WEIGHTS
     tensor_parallel: PositiveInt = 1
     compiled: bool = False
+    speculation: SpeculationAxis | None = None
+
+    def setup(self, model: str) -> EngineSetup:
+        """The set-up that serves `model`.
+
+        Raises:
+            UsageError: A look-ahead or an acceptance that cannot be.
+        """
+        plain, drafting = self.model_dump(exclude={"speculation"}), self.speculation
+        if drafting is None:
+            return EngineSetup(model=model, **plain)
+        named = drafting.model_dump() | {"draft": canonical_name(drafting.draft)}
+        return EngineSetup(model=model, **plain, speculation=Speculation(**named))
 
 
 class CellAxes(_Strict):
@@ -235,16 +259,16 @@ def make_plan(grid: Grid) -> Plan:
             f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
         )
     refusals = Refusals(grid.name)
-    setups, shape, gpu, config = _resolve_names(grid, refusals)
-    name = shape.name
+    setups, shape, gpu, models = _resolve_names(grid, refusals)
     ordered: dict[str, PlannedCell] = {}
     for setup in setups:
+        draft = find_draft(setup, models)
         cells: dict[str, PlannedCell] = {}
         for block in grid.cells:
             for load in _loads(block):
-                refusals.add(refuse_length(setup, config, load))
+                refusals.add(refuse_length(setup, models, load))
                 with refusals.kept():
-                    for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed):
+                    for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed, draft):
                         if planned.key not in ordered:
                             cells.setdefault(planned.key, planned)
         ordered |= {planned.key: planned for planned in _order(list(cells.values()), grid.options)}
@@ -253,7 +277,7 @@ def make_plan(grid: Grid) -> Plan:
         name=grid.name,
         gpu=gpu.name,
         cells=tuple(ordered.values()),
-        models={name: config},
+        models=models,
         options=MeasureOptions(**grid.options.model_dump(exclude={"shuffle", "anchors"})),
     )
 
@@ -274,29 +298,37 @@ def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     return [*start, *rounds, *end]
 
 
-def _resolve_names(grid: Grid, refusals: Refusals) -> tuple[list[EngineSetup], ModelShape, Gpu, Mapping[str, Any]]:
-    """The set-ups, the model and the GPU that a grid names.
+def _resolve_names(
+    grid: Grid, refusals: Refusals
+) -> tuple[list[EngineSetup], ModelShape, Gpu, dict[str, dict[str, Any]]]:
+    """The set-ups, the model and the GPU that a grid names, and the configurations of the model and all drafts.
 
     Raises:
         UsageError: One of them is unknown, or an engine cannot serve a set-up: all reasons at once.
         DataError: The model's file is no configuration.
     """
     name = canonical_name(grid.model)
-    config: dict[str, Any] = {}
+    models: dict[str, dict[str, Any]] = {}
     found: list[ModelShape] = []
     gpus: list[Gpu] = []
     with refusals.kept():
         gpus.append(get_gpu(grid.gpu))
     with refusals.kept():
-        config = model_config(grid.model)
-        found.append(ModelShape.from_config(config, name=name))
-    setups = [EngineSetup(model=name, **axis.model_dump()) for axis in grid.engines]
+        models[name] = model_config(grid.model)
+        found.append(ModelShape.from_config(models[name], name=name))
+    setups: list[EngineSetup] = []
+    for axis in grid.engines:
+        with refusals.kept():
+            setups.append(setup := axis.setup(name))
+            if axis.speculation is not None and setup.speculation is not None:
+                models[setup.speculation.draft] = model_config(axis.speculation.draft)
+                refusals.add(refuse_draft(setup, models))
     decodings = {label: Decoding.parse_label(label) for block in grid.cells for label in block.decoding}
     arrivals = {one for block in grid.cells for one in block.all_arrivals() if one is not None}
     for setup in setups:
         refusals.add(refuse_setup(setup, found[0] if found else None, decodings.values(), arrivals))
     refusals.tell()
-    return setups, found[0], gpus[0], config
+    return setups, found[0], gpus[0], models
 
 
 def _loads(block: CellAxes) -> Iterator[Load]:
@@ -306,29 +338,29 @@ def _loads(block: CellAxes) -> Iterator[Load]:
 
 
 def _plan_load(
-    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu, seed: int
+    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu, seed: int, draft: Draft | None
 ) -> Iterator[PlannedCell]:
     """The cells of `load` at each batch and all arrivals of its block."""
     for arrivals in block.all_arrivals():
         if arrivals is None:
-            yield from _plan_offline(block, load, setup, shape, gpu)
+            yield from _plan_offline(block, load, setup, shape, gpu, draft)
             continue
         for size in online_sizes(arrivals, block.batch, paired=block.paired):
             online, times = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
-            yield plan_online(Cell(setup=setup, load=online), "given", times, shape, gpu)
+            yield plan_online(Cell(setup=setup, load=online), "given", times, shape, gpu, draft)
 
 
 def _plan_offline(
-    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu
+    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu, draft: Draft | None
 ) -> Iterator[PlannedCell]:
     """The cells of `load` at each batch of its block."""
     if isinstance(block.batch, str):
-        chosen = [choose_batch(setup, shape, gpu, load, block.max_batch, block.max_batch_s)]
+        chosen = [choose_batch(setup, shape, gpu, load, block.max_batch, block.max_batch_s, draft)]
     else:
         chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
     for choice in chosen:
         sized = replace(load, batch=choice.batch)
-        yield plan_cell(Cell(setup=setup, load=sized), choice.reason, shape, gpu)
+        yield plan_cell(Cell(setup=setup, load=sized), choice.reason, shape, gpu, draft)
         if block.paired:
             reason = f"that of the pair with {load.output_tokens} output tokens"
-            yield plan_cell(Cell(setup=setup, load=replace(sized, output_tokens=1)), reason, shape, gpu)
+            yield plan_cell(Cell(setup=setup, load=replace(sized, output_tokens=1)), reason, shape, gpu, draft)

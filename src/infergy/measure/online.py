@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape
+from infergy.hardware.draft import Draft
 from infergy.hardware.serving import play
 from infergy.measure.forecast import forecast_load
 from infergy.records import Arrivals, Cell, Load, PlannedCell
@@ -50,18 +51,25 @@ def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) ->
     return batch
 
 
-def plan_online(cell: Cell, reason: str, arrival_s: tuple[float, ...], shape: ModelShape, gpu: Gpu) -> PlannedCell:
+def plan_online(
+    cell: Cell,
+    reason: str,
+    arrival_s: tuple[float, ...],
+    shape: ModelShape,
+    gpu: Gpu,
+    draft: Draft | None = None,
+) -> PlannedCell:
     """An online cell with its forecast: its arrivals, played.
 
     Raises:
         UsageError: Not even one request fits the memory.
     """
     setup, load = cell.setup, cell.load
-    played = play(shape, gpu, setup, load.input_tokens, load.output_tokens, arrival_s)
+    played = play(shape, gpu, setup, load.input_tokens, load.output_tokens, arrival_s, draft)
     if played is None:
         raise UsageError(f"{cell}: not one of its requests fits {gpu.title}")
     # What a warm-up hands over at once.
-    prefill = forecast_load(setup, shape, gpu, load)
+    prefill = forecast_load(setup, shape, gpu, load, draft)
     return PlannedCell(
         cell=cell,
         batch_choice=reason,

@@ -67,6 +67,8 @@ def refuse_setup(
     names = [field.name for field in dataclasses.fields(setup)]
     changed = [name for name in names if getattr(setup, name) != getattr(plain, name)]
     tried = [dataclasses.replace(plain, **{name: getattr(setup, name)}) for name in changed]
+    # Whether its acceptance is set or measured follows from the weights: it is never alone.
+    tried = [dataclasses.replace(one, weights=setup.weights) if one.speculation else one for one in tried]
     pairs: list[tuple[EngineSetup, Decoding, Arrivals | None]] = [(one, GREEDY, None) for one in tried]
     pairs += [(plain, decoding, None) for decoding in decodings] + [(plain, GREEDY, one) for one in arrivals]
     for one, decoding, coming in [*pairs, *((setup, decoding, coming) for _, decoding, coming in pairs)]:
@@ -81,19 +83,52 @@ def refuse_setup(
         yield from _refuse_heads(setup, shape)
 
 
+def refuse_draft(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Why a set-up's draft model cannot draft for its model: their tokens are not the same, or heads do not part.
+
+    `models` holds the configuration of the draft; where that of the model is missing, it is refused itself.
+
+    Raises:
+        UsageError: The draft's architecture is not known.
+    """
+    speculation = setup.speculation
+    if speculation is None:
+        return
+    draft = ModelShape.from_config(models[speculation.draft], name=speculation.draft)
+    yield from _refuse_heads(setup, draft)
+    if speculation.draft == setup.model:
+        yield f"{setup.label}: {setup.model} cannot draft for itself: that saves no step. Name a smaller model"
+    if setup.model in models:
+        shape = ModelShape.from_config(models[setup.model], name=setup.model)
+        if shape.vocabulary != draft.vocabulary:
+            yield (
+                f"{setup.label}: {draft.name} drafts from {draft.vocabulary} tokens, {shape.name} has "
+                f"{shape.vocabulary}: a draft model needs the same vocabulary, as llama-3.2-1b has for llama-3.1-8b"
+            )
+
+
 def _refuse_heads(setup: EngineSetup, shape: ModelShape) -> Iterator[str]:
     """Each GPU of vLLM has as many query heads as the others (its ModelConfig.verify_with_parallel_config)."""
     gpus, heads = setup.tensor_parallel, shape.attention.heads
     if heads % gpus:
         fitting = ", ".join(str(count) for count in range(1, min(heads, 16) + 1) if heads % count == 0)
         yield (
-            f"{setup.label}: tensor_parallel = {gpus} does not divide the {heads} attention heads of {setup.model}; "
+            f"{setup.label}: tensor_parallel = {gpus} does not divide the {heads} attention heads of {shape.name}; "
             f"these do: {fitting}"
         )
 
 
-def refuse_length(setup: EngineSetup, config: Mapping[str, Any], load: Load) -> Iterator[str]:
-    """Why a request is too long for a set-up: vLLM takes none past the positions of the model."""
+def refuse_length(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], load: Load) -> Iterator[str]:
+    """Why a request is too long for a set-up: vLLM takes none past the positions of the model.
+
+    Past those of a draft model it goes on without drafting (its `_input_fits_in_drafter`), and would be taken for what
+    it is not.
+    """
+    for name in setup.models:
+        yield from _refuse_positions(setup, name, models[name], load)
+
+
+def _refuse_positions(setup: EngineSetup, name: str, config: Mapping[str, Any], load: Load) -> Iterator[str]:
     text = config.get("text_config") or config
     scaling = text.get("rope_scaling") or {}
     positions = text.get("max_position_embeddings")
@@ -103,5 +138,5 @@ def refuse_length(setup: EngineSetup, config: Mapping[str, Any], load: Load) -> 
     if setup.engine == "vllm" and is_known and isinstance(positions, int) and tokens > positions:
         yield (
             f"{setup.label}: {load.input_tokens} input and {load.output_tokens} output tokens are more than the "
-            f"{positions} positions of {setup.model}"
+            f"{positions} positions of {name}"
         )

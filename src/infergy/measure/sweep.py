@@ -18,6 +18,7 @@ from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
+from infergy.measure.refusals import refuse_draft
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import (
     END_VISIT,
@@ -129,9 +130,12 @@ def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup
     """Check a plan, and gather what failed rows tell of their GPUs: once one is lost, nothing can be asked any more."""
     found: dict[EngineSetup, Surroundings] = {}
     for setup, cells in plan.by_setup().items():
-        if setup.model not in plan.models:
-            raise DataError(f"the plan holds no configuration of {setup.model}. Make it again with: infergy plan")
-        ModelShape.from_config(plan.models[setup.model], name=setup.model)
+        for name in setup.models:
+            if name not in plan.models:
+                raise DataError(f"the plan holds no configuration of {name}. Make it again with: infergy plan")
+            ModelShape.from_config(plan.models[name], name=name)
+        for reason in refuse_draft(setup, plan.models):
+            raise UsageError(reason)
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
         for decoding, arrivals in {(one.cell.load.decoding, one.cell.load.arrivals) for one in cells}:
             engine.check(setup, decoding, arrivals)
@@ -283,13 +287,23 @@ def describe_row(row: Measurement) -> str:
         f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a {'run' if row.cell.load.is_online else 'batch'} "
         f"in {format_duration(result.duration_s)}{windows}, "
         f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
-        f"{_watts_by_gpu(row)}{' (simulated)' if row.simulated else ''}{_serving(row)}"
+        f"{_watts_by_gpu(row)}{' (simulated)' if row.simulated else ''}{_serving(row)}{_drafting(row)}"
     )
 
 
 def _serving(row: Measurement) -> str:
     told = describe_serving(row)
     return f"; {told}" if told else ""
+
+
+def _drafting(row: Measurement) -> str:
+    """What a draft model reached; empty without one."""
+    if row.result is None or row.result.accepted_share is None or row.result.tokens_per_round is None:
+        return ""
+    return (
+        f"; {row.result.accepted_share:.0%} of drafted tokens accepted, {row.result.tokens_per_round:.2f} tokens a "
+        f"round, {format_si(row.result.energy_per_output_token_j, 'J')} an output token"
+    )
 
 
 def _watts_by_gpu(row: Measurement) -> str:

@@ -76,7 +76,7 @@ def main() -> int:
             # Before the engine is loaded: it may fork.
             witness = open_witness(meter, job.meter, plan.options.timeline_s)
             bare = measure_idle(meter, plan.options.idle_s)
-            session = engine.open(setup, plan.models[setup.model], plan.options.seed)
+            session = engine.open(setup, plan.models[setup.model], plan.options.seed, plan.draft_config(setup))
             surroundings, idle = wake(session, meter, engine, plan, setup)
         except InfergyError as error:
             tell("refused", reason=str(error), code=failure_of(error).code)

@@ -12,6 +12,7 @@ from typing import Any
 from infergy.errors import UsageError
 from infergy.records.arrivals import Arrivals
 from infergy.records.codec import to_json
+from infergy.records.speculation import Speculation
 
 RANDOM_WEIGHTS = "random"
 UNIFORM_WEIGHTS = "random-uniform"
@@ -40,6 +41,7 @@ class EngineSetup:
         weights: ``random``, ``random-uniform``, or the folder or hub name of real weights.
         tensor_parallel: GPUs the model is sharded over, at least 1.
         compiled: Whether transformers compiles its decode step (TorchInductor) over a static KV cache.
+        speculation: The draft model that is loaded beside it, and how far it looks ahead; None without.
     """
 
     engine: str
@@ -49,6 +51,7 @@ class EngineSetup:
     weights: str = RANDOM_WEIGHTS
     tensor_parallel: int = 1
     compiled: bool = False
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -58,12 +61,21 @@ class EngineSetup:
             object.__setattr__(self, "cuda_graphs", None)
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models it loads: its own, and that of its draft."""
+        return (self.model,) if self.speculation is None else (self.model, self.speculation.draft)
+
+    @property
     def label(self) -> str:
-        """The engine and whatever is not at its default: ``vllm``, ``vllm-eager``, ``vllm-float16-tp2``."""
+        """The engine and whatever is not at its default: ``vllm``, ``vllm-float16-tp2``.
+
+        Speculation stands last, since names of draft models hold dashes: ``vllm-eager-spec4:llama-3.2-1b:0.8``.
+        """
         eager = "-eager" if self.cuda_graphs is False else "-compiled" if self.compiled else ""
         dtype = "" if self.dtype == DEFAULT_DTYPE else f"-{self.dtype}"
         parallel = "" if self.tensor_parallel == 1 else f"-tp{self.tensor_parallel}"
-        return f"{self.engine}{eager}{dtype}{parallel}"
+        speculation = "" if self.speculation is None else f"-{self.speculation.label}"
+        return f"{self.engine}{eager}{dtype}{parallel}{speculation}"
 
     @classmethod
     def parse_label(cls, label: str) -> dict[str, Any]:
@@ -72,7 +84,8 @@ class EngineSetup:
         Raises:
             UsageError: A part of it means nothing.
         """
-        engine, *parts = label.split("-")
+        plain, *drafting = re.split(r"-(?=spec\d*:)", label, maxsplit=1)
+        engine, *parts = plain.split("-")
         fields: dict[str, Any] = {"engine": engine}
         for part in parts:
             if part == "eager":
@@ -87,9 +100,11 @@ class EngineSetup:
                 raise UsageError.unknown(
                     f"part of the engine label {label!r}",
                     part,
-                    ("eager", "compiled", *DTYPES, "tp2"),
+                    ("eager", "compiled", *DTYPES, "tp2", "spec4:llama-3.2-1b:0.8"),
                     "A label is an engine and what is not at its default: vllm-eager-float16-tp2",
                 )
+        if drafting:
+            fields["speculation"] = Speculation.parse_label(drafting[0])
         return fields
 
     @property

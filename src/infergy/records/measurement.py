@@ -22,6 +22,7 @@ from infergy.records.latency import (
     mean_per_output_token_s,
 )
 from infergy.records.rescaled import Rescaled
+from infergy.records.speculation import sum_drafts
 from infergy.records.timeline import PowerTimeline
 from infergy.records.window import Window
 
@@ -163,7 +164,7 @@ class Result:
         duration_s: Seconds a batch, from handing over to the last token: mean over the windows.
         power_w: Mean power while batches ran.
         energy_per_request_j: Joules a request.
-        energy_per_output_token_j: Joules an output token.
+        energy_per_output_token_j: Joules an output token; with a draft model, a token that was accepted and returned.
         output_tokens_per_s: Output tokens a second.
         batches: Batches in the windows.
         idle_s: Seconds in the windows when no batch ran (mostly last token to closing tick); the longest of all GPUs.
@@ -177,6 +178,8 @@ class Result:
         requests_per_s: Requests finished a second, online the throughput that was reached; None in rows from before it
             was told.
         latency: Percentiles over the requests of online runs; None offline, and where the engine did not tell.
+        accepted_share: Of a draft model's tokens, those that were accepted; None without one, and where nobody told.
+        tokens_per_round: Tokens that a round of drafting yielded, the model's own one included; None likewise.
     """
 
     energy_j: float
@@ -195,6 +198,8 @@ class Result:
     time_per_output_token_s: float | None = None
     requests_per_s: float | None = None
     latency: Latency | None = None
+    accepted_share: float | None = None
+    tokens_per_round: float | None = None
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
@@ -221,6 +226,7 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
     if busy_s <= 0:
         raise MeterError(f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again")
     idle_power_w = loaded_idle.power_by_gpu_w
+    drafts = sum_drafts(batch.drafts for batch in batches)
     used_j = dict.fromkeys(windows[0].open, 0.0)
     idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
     for window in windows:
@@ -250,6 +256,8 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         time_per_output_token_s=mean_per_output_token_s(batches),
         requests_per_s=sum(batch.requests for batch in batches) / busy_s,
         latency=find_latency(batches),
+        accepted_share=None if drafts is None else drafts.accepted_share,
+        tokens_per_round=None if drafts is None else drafts.tokens_per_round,
     )
 
 

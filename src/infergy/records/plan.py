@@ -89,7 +89,7 @@ class Plan:
 
     Attributes:
         gpu: Catalogue name of the GPU for which batches and forecasts were resolved.
-        models: Hugging Face `config.json` objects by the names that set-ups use.
+        models: Hugging Face `config.json` objects by the names that set-ups use, those of draft models among them.
     """
 
     name: str
@@ -105,6 +105,10 @@ class Plan:
         for planned in self.cells:
             groups.setdefault(planned.cell.setup, []).append(planned)
         return groups
+
+    def draft_config(self, setup: EngineSetup) -> Mapping[str, Any] | None:
+        """The configuration of a set-up's draft model; None if it has none."""
+        return None if setup.speculation is None else self.models[setup.speculation.draft]
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from infergy.errors import MeterError
 from infergy.records.latency import RequestTimes
+from infergy.records.speculation import Drafts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Batch:
         last_first_token_s: The same of the request that waited longest.
         finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
         times: Both of each request of an online run; None offline, and where the engine does not tell.
+        drafts: What a draft model proposed; None without one, and where the engine does not tell.
     """
 
     start_s: float
@@ -45,6 +47,7 @@ class Batch:
     last_first_token_s: float | None = None
     finished_s: float | None = None
     times: RequestTimes | None = None
+    drafts: Drafts | None = None
 
     @property
     def duration_s(self) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from infergy.energy.options import DEFAULT_MODEL, MAX_BATCH_S
-from infergy.records import GREEDY
+from infergy.records import GREEDY, EngineSetup
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.report.figures import Figure, draw_sweep
 from infergy.report.online import draw_online
@@ -64,15 +64,15 @@ def _sequences(evidence: Evidence, mixed: str) -> Iterator[Figure]:
 
 def _engines(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
-        alone = [point for point in points if point.row.cell.setup.tensor_parallel == 1 and _is_greedy(point)]
+        alone = [point for point in points if point.row.cell.setup.tensor_parallel == 1 and _is_plain(point)]
         yield from _batches(alone, "engines", f"{model}: energy a request by engine and batch", model, mixed)
 
 
 def _decoding(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
-        if any(not _is_greedy(point) for point in points):
-            engines = {point.row.cell.setup for point in points if not _is_greedy(point)}
-            kept = [point for point in points if point.row.cell.setup in engines]
+        if any(not _is_plain(point) for point in points):
+            engines = {_undrafted(point) for point in points if not _is_plain(point)}
+            kept = [point for point in points if _undrafted(point) in engines]
             yield from _batches(kept, "decoding", f"{model}: energy a request by decoding and batch", model, mixed)
 
 
@@ -80,13 +80,13 @@ def _tensor_parallel(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
         if any(point.row.cell.setup.tensor_parallel > 1 for point in points):
             engines = {p.row.cell.setup.engine for p in points if p.row.cell.setup.tensor_parallel > 1}
-            kept = [point for point in points if point.row.cell.setup.engine in engines and _is_greedy(point)]
+            kept = [point for point in points if point.row.cell.setup.engine in engines and _is_plain(point)]
             yield from _batches(kept, "tensor-parallel", f"{model}: energy a request by GPUs and batch", model, mixed)
 
 
 def _experts(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     names = ("olmoe-1b-7b", "olmo-1b")
-    kept = [point for point in evidence.points if point.model in names and _is_greedy(point)]
+    kept = [point for point in evidence.points if point.model in names and _is_plain(point)]
     if {point.model for point in kept} == set(names):
         title = "Mixture of experts against dense: energy a request by batch"
         yield from _batches(kept, "mixture-of-experts", title, DEFAULT_MODEL, mixed, with_model=True)
@@ -164,8 +164,13 @@ def _labels(points: Iterable[Point]) -> dict[str, str]:
     return {point.row.cell_id: point.label for point in points}
 
 
-def _is_greedy(point: Point) -> bool:
-    return point.row.cell.load.decoding == GREEDY
+def _is_plain(point: Point) -> bool:
+    """Whether it decodes greedily, without a draft model."""
+    return point.row.cell.load.decoding == GREEDY and point.row.cell.setup.speculation is None
+
+
+def _undrafted(point: Point) -> EngineSetup:
+    return replace(point.row.cell.setup, speculation=None)
 
 
 def _file(name: str, model: str) -> str:
@@ -195,7 +200,7 @@ STUDIES = (
         name="decoding",
         title="Decoding: beams, sampling, speculation",
         paper="Figure 3",
-        measure="infergy measure paper-bins --decoding greedy,beam4,t0.8",
+        measure="infergy study run decoding, decoding-vllm and speculative",
         draw=_decoding,
     ),
     Study(

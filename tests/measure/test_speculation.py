@@ -1,0 +1,197 @@
+"""Speculative decoding, from the grid to the rows: an axis of set-ups, refused where it could not be right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.energy.load import load_table
+from infergy.errors import DataError, UsageError
+from infergy.measure.grid import parse_grid
+from infergy.measure.sweep import sweep
+from infergy.records import EngineSetup, Measurement, Plan, derive
+from infergy.records.speculation import Drafts, Speculation, sum_drafts, tokens_per_round
+from infergy.records.store import read_store
+from measure.test_measure import tiny_plan
+
+DRAFT = {"draft": "llama-3.2-1b", "look_ahead": 4, "acceptance": 0.8}
+CELLS = [{"input_tokens": [512], "output_tokens": [64], "batch": [1, 128]}]
+
+
+def plan_of(*speculations: dict[str, Any] | None, engine: str = "vllm", cells: Any = CELLS, **axis: Any) -> Plan:
+    engines = [{"engine": engine, **axis} | ({} if one is None else {"speculation": one}) for one in speculations]
+    return tiny_plan(model="llama-3.1-8b", engines=engines, cells=cells)
+
+
+def measured(path: Path, *speculations: dict[str, Any] | None) -> dict[tuple[str, int], Measurement]:
+    list(sweep(plan_of(*speculations), path, simulate=True))
+    return {(row.cell.setup.label, row.cell.load.batch): row for row in read_store(path).rows}
+
+
+@pytest.mark.parametrize(
+    "speculation",
+    [
+        Speculation(draft="llama-3.2-1b", look_ahead=4, acceptance=0.8),
+        Speculation(draft="llama-3.2-1b", look_ahead=12, acceptance=0.0),
+        Speculation(draft="a-spec3-b", look_ahead=1, acceptance=1.0),
+        Speculation(draft="qwen3-8b", look_ahead=2),
+    ],
+)
+def test_a_label_parses_to_what_it_stands_for_whatever_the_name_of_the_draft(speculation: Speculation) -> None:
+    setup = EngineSetup(engine="vllm", model="m", cuda_graphs=False, tensor_parallel=2, speculation=speculation)
+    assert setup.label == f"vllm-eager-tp2-{speculation.label}"
+    assert EngineSetup(model="m", **EngineSetup.parse_label(setup.label)) == setup
+
+
+@pytest.mark.parametrize("label", ["vllm-spec:llama:0.8", "vllm-spec4:", "vllm-spec4:m:often", "vllm-spec4:m:0.8:x"])
+def test_a_label_of_speculation_that_means_nothing_is_told_with_one_that_does(label: str) -> None:
+    with pytest.raises(UsageError, match=r"spec4:llama-3\.2-1b:0\.8"):
+        EngineSetup.parse_label(label)
+
+
+def test_set_ups_without_a_draft_keep_their_ids_and_others_differ_by_each_of_its_fields() -> None:
+    plain = EngineSetup(engine="vllm", model="llama-3.1-8b")
+    assert replace(plain, speculation=None).id == plain.id == "43a54e0dfbfc"
+    one = Speculation(draft="llama-3.2-1b", look_ahead=4, acceptance=0.8)
+    others = [replace(one, look_ahead=5), replace(one, acceptance=0.6), replace(one, draft="llama-3.2-3b")]
+    assert len({plain.id, *(replace(plain, speculation=each).id for each in (one, *others))}) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"look_ahead": 0}, "look_ahead must be at least 1"),
+        ({"acceptance": 1.2}, "acceptance is a probability, 0 to 1, not 1.2"),
+        ({"acceptance": -0.1}, "acceptance is a probability"),
+        ({"acceptance": float("nan")}, "acceptance is a probability"),
+        ({"acceptance": None}, r"set it: acceptance = 0\.8, or --engine vllm-spec4:llama-3\.2-1b:0\.8"),
+        ({"draft": "qwen3-8b"}, "drafts from 151936 tokens, llama-3.1-8b has 128256"),
+        ({"draft": "llama-3.2-9b"}, "unknown model 'llama-3.2-9b'"),
+        ({"draft": "llama-3.1-8b"}, "cannot draft for itself"),
+        ({"weights": "some/draft"}, "the model's are random"),
+    ],
+)
+def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_of(DRAFT | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weights": "me/llama"}, "with real weights the acceptance is measured, not set"),
+        ({"compiled": True}, "what is compiled has no draft model"),
+        ({"cells": [CELLS[0] | {"decoding": ["beam4"]}]}, "no engine drafts for beams"),
+        ({"engine": "transformers"}, 'transformers assists one request at a time, .*engine = "vllm" does'),
+        ({"tensor_parallel": 3}, "does not divide the 32 attention heads of llama-3.2-1b"),
+        ({"cells": [{"input_tokens": [131072], "output_tokens": [8]}]}, "131072 positions of llama-3.2-1b"),
+    ],
+)
+def test_what_no_engine_drafts_for_is_refused_with_its_reason(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_of(DRAFT, **change)
+
+
+def test_real_weights_of_both_leave_the_acceptance_to_be_measured() -> None:
+    real = {"draft": "llama-3.2-1b", "look_ahead": 4, "weights": "me/draft"}
+    (setup,) = plan_of(real, weights="me/model").by_setup()
+    assert setup.label == "vllm-spec4:llama-3.2-1b:measured"
+    with pytest.raises(UsageError, match="those of its draft are missing"):
+        plan_of(real | {"weights": None}, weights="me/model")
+
+
+def test_a_key_that_means_nothing_is_told_with_its_place() -> None:
+    engines = [{"engine": "vllm", "speculation": DRAFT | {"lookahead": 4}}]
+    with pytest.raises(DataError, match=r"engines\.0\.speculation\.lookahead"):
+        parse_grid({"name": "g", "gpu": "h200", "model": "llama-3.1-8b", "engines": engines, "cells": CELLS}, "g")
+
+
+def test_a_plan_carries_both_configurations_and_one_without_the_drafts_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(DRAFT)
+    assert set(plan.models) == {"llama-3.1-8b", "llama-3.2-1b"}
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    without = replace(plan, models={"llama-3.1-8b": plan.models["llama-3.1-8b"]})
+    with pytest.raises(DataError, match=r"the plan holds no configuration of llama-3\.2-1b"):
+        list(sweep(without, tmp_path / "rows.jsonl", simulate=True))
+
+
+def test_a_plan_whose_draft_has_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(DRAFT)
+    other = {**plan.models["llama-3.2-1b"], "vocab_size": 32000}
+    with pytest.raises(UsageError, match="drafts from 32000 tokens"):
+        list(sweep(replace(plan, models={**plan.models, "llama-3.2-1b": other}), tmp_path / "r.jsonl", simulate=True))
+
+
+def test_rows_keep_what_was_drafted_and_their_figures_follow_from_it(tmp_path: Path) -> None:
+    rows = measured(tmp_path / "rows.jsonl", None, DRAFT, DRAFT | {"acceptance": 0.6})
+    for label, acceptance in (("vllm-spec4:llama-3.2-1b:0.8", 0.8), ("vllm-spec4:llama-3.2-1b:0.6", 0.6)):
+        row = rows[label, 128]
+        drafts = row.windows[0].batches[0].drafts
+        assert drafts is not None
+        assert drafts.drafted_tokens == 4 * drafts.rounds
+        # Each token after the first came from a round: drafted and accepted, or the model's own.
+        assert drafts.accepted_tokens + drafts.rounds == 128 * 63
+        assert row.result is not None
+        assert row.loaded_idle is not None
+        assert row.result == derive(row.windows, row.loaded_idle)
+        assert row.result.tokens_per_round == pytest.approx(tokens_per_round(acceptance, 4), rel=1e-3)
+        assert row.result.accepted_share == pytest.approx((tokens_per_round(acceptance, 4) - 1) / 4, rel=1e-3)
+        assert row.result.energy_per_output_token_j == pytest.approx(row.result.energy_j / (128 * 64))
+    plain = rows["vllm", 128].result
+    assert plain is not None
+    assert plain.accepted_share is plain.tokens_per_round is rows["vllm", 128].windows[0].batches[0].drafts is None
+
+
+def test_drafting_saves_joules_for_one_request_more_so_with_more_accepted_and_never_shares_a_table(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = measured(path, None, DRAFT, DRAFT | {"acceptance": 0.6})
+    joules = {key: row.result.energy_j for key, row in rows.items() if row.result is not None}
+    drafted, less = "vllm-spec4:llama-3.2-1b:0.8", "vllm-spec4:llama-3.2-1b:0.6"
+    assert joules[drafted, 1] < joules[less, 1] < joules["vllm", 1]
+    assert joules[drafted, 128] < joules[less, 128]
+    assert sorted(one.label for one in load_table(path, allow_simulated=True).setups) == ["vllm", less, drafted]
+
+
+def test_rows_from_before_there_were_drafts_are_still_read(tmp_path: Path) -> None:
+    row = measured(tmp_path / "rows.jsonl", None)["vllm", 1]
+    old = json.loads(json.dumps(row.to_json()))
+    del old["cell"]["setup"]["speculation"], old["result"]["accepted_share"], old["result"]["tokens_per_round"]
+    for window in (*old["windows"], old["loaded_idle"]):
+        for batch in window["batches"]:
+            del batch["drafts"]
+    assert Measurement.from_json(old) == Measurement.from_json(row.to_json())
+
+
+def test_a_batch_that_does_not_tell_leaves_the_share_unknown() -> None:
+    one = Drafts(rounds=2, drafted_tokens=8, accepted_tokens=4)
+    assert sum_drafts([one, one]) == Drafts(rounds=4, drafted_tokens=16, accepted_tokens=8)
+    assert sum_drafts([one, None]) is sum_drafts([]) is None
+    nothing = Drafts(rounds=0, drafted_tokens=0, accepted_tokens=0)
+    assert nothing.accepted_share is nothing.tokens_per_round is None
+
+
+def test_a_draft_is_served_online_too(tmp_path: Path) -> None:
+    cells = [{"input_tokens": [512], "output_tokens": [16], "batch": [8], "arrivals": ["poisson4"]}]
+    list(sweep(plan_of(DRAFT, cells=cells), tmp_path / "rows.jsonl", simulate=True))
+    (row,) = read_store(tmp_path / "rows.jsonl").rows
+    assert row.cell.label == "vllm-spec4:llama-3.2-1b:0.8-poisson4"
+    assert row.result is not None
+    assert row.result.tokens_per_round is not None
+
+
+def test_the_command_line_asks_by_label(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    asked = ["measure", "--engine", "vllm-spec2:llama-3.2-1b:0.7", "--input", "64", "--output", "8", "--batch", "2"]
+    done = CliRunner().invoke(app, [*asked, "--simulate", "-o", str(store)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    (row,) = read_store(store).rows
+    assert row.cell.setup.speculation == Speculation(draft="llama-3.2-1b", look_ahead=2, acceptance=0.7)
