@@ -34,7 +34,7 @@ from infergy.records import (
 from infergy.records.agreement import SCOPE
 from infergy.records.latency import describe_serving
 from infergy.records.store import StoreWriter
-from infergy.units import format_duration, format_number, format_si
+from infergy.units import format_duration, format_number, format_percent, format_si
 
 DIED_LOADING = "died_loading"
 """The code of cells whose engine died before it was ready for any of them."""
@@ -301,7 +301,7 @@ def _drafting(row: Measurement) -> str:
     if row.result is None or row.result.accepted_share is None or row.result.tokens_per_round is None:
         return ""
     return (
-        f"; {row.result.accepted_share:.0%} of drafted tokens accepted, {row.result.tokens_per_round:.2f} tokens a "
+        f"; {format_percent(row.result.accepted_share)} of drafted tokens accepted, {row.result.tokens_per_round:.2f} tokens a "
         f"round, {format_si(row.result.energy_per_output_token_j, 'J')} an output token"
     )
 
