@@ -4,8 +4,9 @@ Counted from measured batch times and their spread; no GPU needed. Loading an en
 left out. Beside the time stands how many cells are certain to ± 2 % after it, by the same spread.
 
     infergy, as measured    warm-ups and windows of the rows, edges included
-    infergy, to ± 2 %       windows of 3 s or two batches, edges included, as many as each row's own spread asks for, until
-                            --max-time (60 s of batches) is over
+    infergy, to ± 2 %       a window for the power timeline, which counts for no joules; then windows of 3 s or two batches,
+                            edges included, as many as each row's own spread asks for, until --max-time (60 s of batches)
+                            is over
     five windows of 10 s    five windows, each of whole batches until 10 s are over
     the study's protocol    arXiv 2504.17674: 1,024 examples (4,096 above batch 256), three runs, 20 warm-up batches
 """
@@ -16,7 +17,7 @@ import math
 from collections.abc import Callable
 
 from infergy.energy.load import shipped_tables
-from infergy.measure.forecast import EDGE_S
+from infergy.measure.forecast import EDGE_S, watch_s
 from infergy.records import Measurement, MeasureOptions
 from infergy.records.store import read_store
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
@@ -37,7 +38,8 @@ def half_width(row: Measurement, found: Uncertainty | None, measured_s: float) -
 
 
 def as_measured(row: Measurement, _: Uncertainty | None) -> Seconds:
-    spans = [max(window.duration_by_gpu_s.values()) for window in row.windows]
+    seen = [] if row.watched is None else [row.watched]
+    spans = [max(window.duration_by_gpu_s.values()) for window in (*seen, *row.windows)]
     return sum(spans) + (row.warmup_s or 0.0), sum(window.busy_s for window in row.windows)
 
 
@@ -50,7 +52,8 @@ def to_target(row: Measurement, found: Uncertainty | None) -> Seconds:
     windows = 1
     while windows * window_s < OPTIONS.max_time_s and half_width(row, found, windows * window_s) > OPTIONS.target:
         windows += 1
-    return windows * (window_s + EDGE_S) + (row.warmup_s or 0.0), windows * window_s
+    watched_s = watch_s(batch_s, OPTIONS) + EDGE_S
+    return watched_s + windows * (window_s + EDGE_S) + (row.warmup_s or 0.0), windows * window_s
 
 
 def five_windows(row: Measurement, _: Uncertainty | None) -> Seconds:

@@ -5,10 +5,12 @@
     infergy plan -e vllm --input 512 --output 64 --batch 1,8,128 -o plan.json
     python benchmarks/instrument_cost.py --meter nvml --plan plan.json
                                                                   and the plan's cells, with and without the timeline
+    … --plan plan.json --keep FOLDER                              goes on where it was interrupted
 
-Reads: those of one window of 3 s times what one takes, over the window; expected under 0.1 %. None of them is made while
-batches run. A/B: the cells are measured by infergy's own sweep in the order A B B A, with and without the timeline;
-expected is a ratio of joules whose 95 % interval lies within ± 0.5 %. Standard library and the meter only.
+Reads: those of one window of 3 s times what one takes, over the window; expected under 0.1 % where a read takes 1 µs.
+None of them is made while batches run. A/B: the cells are measured by infergy's own sweep in the order A B B A, with and
+without the timeline; expected is a ratio of joules whose 95 % interval lies within ± 0.5 %. Standard library and the
+meter only.
 """
 
 from __future__ import annotations
@@ -75,13 +77,13 @@ def show_reads(meter: Meter) -> None:
     )
 
 
-def show_timeline(plan: Plan, rounds: int, *, simulate: bool, meter: str) -> None:
+def show_timeline(plan: Plan, rounds: int, keep: Path | None, *, simulate: bool, meter: str) -> None:
     """A round is A B B A; each A and B a sweep of its own."""
     found: dict[bool, list[Measurement]] = {True: [], False: []}
     sweeps = {True: 0, False: 0}
     with tempfile.TemporaryDirectory() as folder:
         for number, has_timeline in enumerate((True, False, False, True) * rounds):
-            path = Path(folder) / f"{number}.jsonl"
+            path = (keep or Path(folder)) / f"{number}-{'with' if has_timeline else 'without'}.jsonl"
             every_s = plan.options.timeline_s if has_timeline else 0.0
             changed = replace(plan, options=replace(plan.options, timeline_s=every_s))
             for _ in sweep(changed, path, simulate=simulate, meter=meter):
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--meter", default="simulated", help="nvml, or a plug-in's name")
     parser.add_argument("--plan", type=Path, help="cells for the A/B")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the rows there, and go on from them")
     chosen = parser.parse_args()
     simulate = chosen.meter == "simulated"
     meter: Meter = SteadyMeter() if simulate else open_meter(chosen.meter, 1)
@@ -117,7 +120,11 @@ def main() -> None:
     meter.close()
     if chosen.plan is not None:
         show_timeline(
-            Plan.load(chosen.plan), chosen.rounds, simulate=simulate, meter="nvml" if simulate else chosen.meter
+            Plan.load(chosen.plan),
+            chosen.rounds,
+            chosen.keep,
+            simulate=simulate,
+            meter="nvml" if simulate else chosen.meter,
         )
 
 

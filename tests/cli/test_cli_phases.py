@@ -31,12 +31,18 @@ def test_the_shipped_table_is_told_by_fit_with_its_residuals_and_what_pairs_are_
     assert "…" not in text
 
 
+PAIRS = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h200-pairs.jsonl")
+
+
 def test_the_page_shows_real_output() -> None:
     page = (Path(__file__).parents[2] / "docs" / "phases.md").read_text(encoding="utf-8")
-    (shown,) = [block for block in page.split("```") if "Residual" in block]
-    printed = {line.strip() for line in run("--engine", "vllm").splitlines()}
-    for line in shown.strip().splitlines():
-        assert line.strip() in printed
+    pairs, shipped = [block for block in page.split("```") if "Residual" in block]
+    for block, arguments in ((pairs, [PAIRS]), (shipped, ["--engine", "vllm"])):
+        printed = {line.strip() for line in run(*arguments).splitlines()}
+        shown = [line for line in block.strip().splitlines() if not line.startswith("$")]
+        assert len(shown) > 7
+        for line in shown:
+            assert line.strip() in printed
 
 
 def test_a_pair_is_told_beside_its_cell_and_a_negative_one_marked(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_what_was_measured_again_is_the_least_certain_and_the_rest_of_one_chip()
     assert len(first) == len(second) == 1
     assert first != second
     assert {chip(row) for row in rows_in(SUPERSEDED)} == first
-    assert len(again) == 10
+    assert len(again) == 12
     assert {chip(row) for row in rows_in(REPLICATES)}.isdisjoint(first | second)
     before = [row for row in rows if row.cell_id not in again] + list(rows_in(SUPERSEDED))
     widths = {}

@@ -35,8 +35,19 @@ def _work(planned: PlannedCell, options: MeasureOptions) -> tuple[float, float]:
     batch_s = planned.forecast_batch_s
     fewest = 1 if batch_s >= options.long_batch_s else options.min_batches
     batches = max(fewest, math.ceil(options.min_window_s / batch_s)) if batch_s > 0 else fewest
-    windows = 1.0 if batches * batch_s >= options.max_time_s else WINDOWS
-    return min(planned.forecast_prefill_s, options.warmup_s) + windows * batches * batch_s, windows
+    windows = 1.0 if batches * batch_s >= options.max_time_s else max(1.0, WINDOWS / options.repeats)
+    busy_s = min(planned.forecast_prefill_s, options.warmup_s) + windows * batches * batch_s
+    watched_s = watch_s(batch_s, options) if planned.round == 1 else 0.0
+    return busy_s + watched_s, windows + (watched_s > 0)
+
+
+def watch_s(batch_s: float, options: MeasureOptions) -> float:
+    """Seconds of the batches of the watched window of a cell, of which a long one is cut; 0 if nobody looks."""
+    if options.timeline_s <= 0:
+        return 0.0
+    if batch_s >= options.long_batch_s:
+        return options.long_batch_s
+    return max(1, math.ceil(options.min_window_s / batch_s)) * batch_s if batch_s > 0 else options.min_window_s
 
 
 def longest_s(planned: PlannedCell, options: MeasureOptions) -> float:
