@@ -163,9 +163,12 @@ def test_the_drafts_weights_are_drawn_by_our_law_in_either_of_vllms_runners(
     assert first.keywords == second.keywords == {"law": "random", "seed": 5}
     assert pickle.loads(pickle.dumps(second)).func is draw_draft_weights, "it goes to other processes"
     drawn: list[Any] = []
-    monkeypatch.setattr(
-        "infergy.engines.vllm_drafts.draw_weights", lambda model, law, seed: drawn.append((model, law, seed)) or 1
-    )
+
+    def note(model: Any, law: str, seed: int) -> int:
+        drawn.append((model, law, seed))
+        return 1
+
+    monkeypatch.setattr("infergy.engines.vllm_drafts.draw_weights", note)
     draft = object()
     second(SimpleNamespace(model_runner=SimpleNamespace(**{name: SimpleNamespace(model=draft)})))
     assert drawn == [(draft, "random", 5)]

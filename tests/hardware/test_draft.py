@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from infergy.hardware import forecast, get_gpu, get_model, largest_batch
 from infergy.hardware.draft import Draft
+from infergy.hardware.forecast import HOST_S_PER_LAYER
 from infergy.records.speculation import tokens_per_round
 
 LLAMA, SMALL, H200 = get_model("llama-3.1-8b"), get_model("llama-3.2-1b"), get_gpu("h200")
@@ -44,10 +45,10 @@ def test_seconds_and_joules_of_decoding_are_those_of_a_round_over_its_tokens() -
 
 
 def test_without_graphs_each_step_of_the_draft_is_launched() -> None:
-    eager = {"engine": "vllm", "cuda_graphs": False}
-    one, two = (forecast(LLAMA, H200, 64, 64, 1, draft=drafted(0.0, count), **eager) for count in (1, 2))
-    from infergy.hardware.forecast import HOST_S_PER_LAYER
-
+    one, two = (
+        forecast(LLAMA, H200, 64, 64, 1, engine="vllm", cuda_graphs=False, draft=drafted(0.0, count))
+        for count in (1, 2)
+    )
     assert two.decode_s - one.decode_s == pytest.approx(63 * HOST_S_PER_LAYER["vllm-eager"] * SMALL.layers)
 
 

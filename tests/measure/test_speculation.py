@@ -146,7 +146,9 @@ def test_rows_keep_what_was_drafted_and_their_figures_follow_from_it(tmp_path: P
         assert row.result.energy_per_output_token_j == pytest.approx(row.result.energy_j / (128 * 64))
     plain = rows["vllm", 128].result
     assert plain is not None
-    assert plain.accepted_share is plain.tokens_per_round is rows["vllm", 128].windows[0].batches[0].drafts is None
+    assert plain.accepted_share is None
+    assert plain.tokens_per_round is None
+    assert rows["vllm", 128].windows[0].batches[0].drafts is None
 
 
 def test_drafting_saves_joules_for_one_request_more_so_with_more_accepted_and_never_shares_a_table(

@@ -300,10 +300,9 @@ def _drafting(row: Measurement) -> str:
     """What a draft model reached; empty without one."""
     if row.result is None or row.result.accepted_share is None or row.result.tokens_per_round is None:
         return ""
-    return (
-        f"; {format_percent(row.result.accepted_share)} of drafted tokens accepted, {row.result.tokens_per_round:.2f} tokens a "
-        f"round, {format_si(row.result.energy_per_output_token_j, 'J')} an output token"
-    )
+    accepted, rounds = format_percent(row.result.accepted_share), f"{row.result.tokens_per_round:.2f}"
+    joules = format_si(row.result.energy_per_output_token_j, "J")
+    return f"; {accepted} of drafted tokens accepted, {rounds} tokens a round, {joules} an output token"
 
 
 def _watts_by_gpu(row: Measurement) -> str:
