@@ -169,3 +169,37 @@ def test_beams_over_a_static_cache_are_refused() -> None:
 def test_what_it_lacks_is_refused_before_loading(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         find_engine("transformers").check(EngineSetup(engine="transformers", model="tiny", **options))
+
+
+def fp8_linear(scales: int = 1) -> Any:
+    """A linear layer as vLLM's ``fp8_per_tensor`` leaves it: transposed, with one scale."""
+    layer = torch.nn.Module()
+    weight = torch.zeros(512, 256).to(torch.float8_e4m3fn).t()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    layer.weight_scale = torch.nn.Parameter(torch.zeros(scales), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(("law", "deviation", "largest"), [("random", 0.02, None), ("random-uniform", None, 1e-3)])
+def test_fp8_matrices_hold_the_same_law_as_quantisation_leaves_it(
+    law: str, deviation: float | None, largest: float | None
+) -> None:
+    model = torch.nn.ModuleList([fp8_linear(), torch.nn.Linear(8, 8)])
+    assert draw_weights(model, law, seed=1) == 512 * 256 + 8 * 8 + 8
+    layer = model[0]
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    assert layer.weight.float().abs().max() == torch.finfo(torch.float8_e4m3fn).max
+    values = layer.weight.float() * layer.weight_scale
+    if deviation is not None:
+        assert values.std() == pytest.approx(deviation, rel=0.02)
+    if largest is not None:
+        assert values.abs().max() == pytest.approx(largest, rel=0.01)
+    assert values.mean().abs() < 1e-3
+    again = torch.nn.ModuleList([fp8_linear(), torch.nn.Linear(8, 8)])
+    draw_weights(again, law, seed=1)
+    assert torch.equal(again[0].weight.float(), layer.weight.float())
+
+
+def test_an_fp8_scheme_with_other_scales_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="without one scale of its own"):
+        draw_weights(fp8_linear(scales=4), "random", seed=1)

@@ -26,7 +26,7 @@ from infergy.energy.summary import Priced
 from infergy.energy.surface import MEASURED, SurfaceError
 from infergy.energy.table import SetupTable, TableCell
 from infergy.errors import UsageError
-from infergy.records import EngineSetup
+from infergy.records import DEFAULT_DTYPE, FP8, EngineSetup
 from infergy.units import SECONDS_PER_HOUR
 
 RECOMMENDATION_SCHEMA = "infergy.recommendation/1"
@@ -339,7 +339,10 @@ def _total(values: Sequence[float | None]) -> float | None:
 def engine_options(setup: EngineSetup, largest_batch: int) -> tuple[str, ...]:
     """What to type to have an engine run so: vLLM's own options; of transformers, what to write."""
     if setup.engine == "vllm":
-        given = ["vllm serve MODEL", f"--dtype {setup.dtype}", f"--max-num-seqs {largest_batch}"]
+        is_fp8 = setup.dtype == FP8
+        given = ["vllm serve MODEL", f"--dtype {DEFAULT_DTYPE if is_fp8 else setup.dtype}"]
+        given += ["--quantization fp8_per_tensor"] if is_fp8 else []
+        given += [f"--max-num-seqs {largest_batch}"]
         given += [f"--tensor-parallel-size {setup.tensor_parallel}"] if setup.tensor_parallel > 1 else []
         given += ["--enforce-eager"] if setup.cuda_graphs is False else []
         return tuple(given)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infergy.errors import EngineError, UsageError
-from infergy.records import ENGINES, GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records import ENGINES, FP8, GREEDY, Arrivals, Decoding, EngineSetup
 
 GPU_UUIDS = "gpu_uuids"
 """Among `Session.facts`: the UUIDs of the GPUs that the engine really uses, commas between; None if it cannot tell."""
@@ -163,6 +163,19 @@ def refuse_compiled(setup: EngineSetup) -> None:
     if setup.compiled:
         raise UsageError(
             'compiled = true: vLLM compiles by itself unless cuda_graphs = false; this is for engine = "transformers"'
+        )
+
+
+def refuse_fp8(setup: EngineSetup) -> None:
+    """Refuse arithmetic in 8 bits, for engines that lack it.
+
+    Raises:
+        UsageError: It was asked for.
+    """
+    if setup.dtype == FP8:
+        raise UsageError(
+            'dtype = "fp8": transformers quantises to fp8 for GPUs by packages of their own, and dequantises before it '
+            'multiplies in most of them; engine = "vllm" multiplies in fp8'
         )
 
 

@@ -12,6 +12,7 @@ from infergy.engines.protocol import (
     refuse_arrivals,
     refuse_beams,
     refuse_compiled,
+    refuse_fp8,
     refuse_many,
 )
 from infergy.errors import UsageError
@@ -39,6 +40,7 @@ class SimulatedEngine:
             raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}")
         if setup.engine == "transformers":
             refuse_many(setup)
+            refuse_fp8(setup)
             refuse_arrivals(arrivals)
         else:
             refuse_beams(decoding)

@@ -15,6 +15,7 @@ from infergy.engines.protocol import (
     EngineOutOfMemoryError,
     Work,
     refuse_arrivals,
+    refuse_fp8,
     refuse_many,
     tell_gpu,
 )
@@ -42,6 +43,7 @@ class TransformersEngine:
                 'cuda_graphs = true: transformers has none of its own; compiled = true, or engine = "vllm", has'
             )
         refuse_many(setup)
+        refuse_fp8(setup)
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
             if importlib.util.find_spec(package) is None:

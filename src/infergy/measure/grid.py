@@ -62,10 +62,15 @@ def _known(parse: Callable[[str], object]) -> AfterValidator:
 
 
 class EngineAxis(_Strict):
-    """One engine set-up of a grid; see `infergy.records.EngineSetup`."""
+    """One engine set-up of a grid; see `infergy.records.EngineSetup`.
+
+    Attributes:
+        model: What it serves, if that is not the grid's model.
+    """
 
     engine: str
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    model: str | None = None
+    dtype: Literal["bfloat16", "float16", "fp8"] = "bfloat16"
     cuda_graphs: bool | None = None
     weights: str = RANDOM_WEIGHTS
     tensor_parallel: PositiveInt = 1
@@ -235,14 +240,14 @@ def make_plan(grid: Grid) -> Plan:
             f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
         )
     refusals = Refusals(grid.name)
-    setups, shape, gpu, config = _resolve_names(grid, refusals)
-    name = shape.name
+    setups, shapes, gpu, configs = _resolve_names(grid, refusals)
     ordered: dict[str, PlannedCell] = {}
     for setup in setups:
+        shape = shapes[setup.model]
         cells: dict[str, PlannedCell] = {}
         for block in grid.cells:
             for load in _loads(block):
-                refusals.add(refuse_length(setup, config, load))
+                refusals.add(refuse_length(setup, configs[setup.model], load))
                 with refusals.kept():
                     for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed):
                         if planned.key not in ordered:
@@ -253,7 +258,7 @@ def make_plan(grid: Grid) -> Plan:
         name=grid.name,
         gpu=gpu.name,
         cells=tuple(ordered.values()),
-        models={name: config},
+        models=configs,
         options=MeasureOptions(**grid.options.model_dump(exclude={"shuffle", "anchors"})),
     )
 
@@ -274,29 +279,33 @@ def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     return [*start, *rounds, *end]
 
 
-def _resolve_names(grid: Grid, refusals: Refusals) -> tuple[list[EngineSetup], ModelShape, Gpu, Mapping[str, Any]]:
-    """The set-ups, the model and the GPU that a grid names.
+def _resolve_names(
+    grid: Grid, refusals: Refusals
+) -> tuple[list[EngineSetup], dict[str, ModelShape], Gpu, dict[str, Mapping[str, Any]]]:
+    """The set-ups, the shapes of their models, the GPU that a grid names, and the models' configurations.
 
     Raises:
         UsageError: One of them is unknown, or an engine cannot serve a set-up: all reasons at once.
-        DataError: The model's file is no configuration.
+        DataError: A model's file is no configuration.
     """
-    name = canonical_name(grid.model)
-    config: dict[str, Any] = {}
-    found: list[ModelShape] = []
+    configs: dict[str, Mapping[str, Any]] = {}
+    shapes: dict[str, ModelShape] = {}
     gpus: list[Gpu] = []
     with refusals.kept():
         gpus.append(get_gpu(grid.gpu))
-    with refusals.kept():
-        config = model_config(grid.model)
-        found.append(ModelShape.from_config(config, name=name))
-    setups = [EngineSetup(model=name, **axis.model_dump()) for axis in grid.engines]
+    setups = [EngineSetup(**axis.model_dump() | {"model": axis.model or grid.model}) for axis in grid.engines]
+    for model in dict.fromkeys(setup.model for setup in setups):
+        with refusals.kept():
+            name = canonical_name(model)
+            configs[name] = model_config(model)
+            shapes[name] = ModelShape.from_config(configs[name], name=name)
+    setups = [replace(setup, model=canonical_name(setup.model)) for setup in setups]
     decodings = {label: Decoding.parse_label(label) for block in grid.cells for label in block.decoding}
     arrivals = {one for block in grid.cells for one in block.all_arrivals() if one is not None}
     for setup in setups:
-        refusals.add(refuse_setup(setup, found[0] if found else None, decodings.values(), arrivals))
+        refusals.add(refuse_setup(setup, shapes.get(setup.model), decodings.values(), arrivals))
     refusals.tell()
-    return setups, found[0], gpus[0], config
+    return setups, shapes, gpus[0], configs
 
 
 def _loads(block: CellAxes) -> Iterator[Load]:
