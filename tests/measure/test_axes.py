@@ -203,3 +203,17 @@ def test_an_unknown_model_of_one_engine_is_told_with_all_other_reasons() -> None
     engines = [{"engine": "vllm", "model": "olmo-2b"}, {"engine": "vllm", "compiled": True}]
     with pytest.raises(UsageError, match=r"2 reasons:\n(.|\n)*olmo-2b(.|\n)*is for engine"):
         tiny_plan(engines=engines)
+
+
+def test_rows_of_a_mixture_tell_which_share_of_experts_a_step_visits_where_the_engine_does(tmp_path: Path) -> None:
+    cells = [{"input_tokens": [512], "output_tokens": [64], "batch": [1, 32, 256]}]
+    path = tmp_path / "rows.jsonl"
+    engines = [{"engine": engine, "model": "olmoe-1b-7b"} for engine in ("transformers", "vllm")]
+    list(sweep(tiny_plan(engines=[*engines, {"engine": "transformers"}], cells=cells), path, simulate=True))
+    found = {(str(row.cell), row.cell.load.batch): row.experts_touched for row in read_store(path).rows}
+    experts = get_model("olmoe-1b-7b").experts
+    assert experts is not None
+    for batch in (1, 32):
+        assert found[f"transformers olmoe-1b-7b 512→64 × {batch}", batch] == experts.expected_coverage(batch)
+    others = {cell: share for (cell, _), share in found.items() if not cell.startswith("transformers olmoe")}
+    assert set(others.values()) == {None}

@@ -30,12 +30,15 @@ class Work:
         output_tokens: How many tokens each must yield; forced, whatever the model would say.
         arrival_s: When each arrives, in seconds after `Session.run` begins; all zero offline.
         decoding: How tokens are chosen.
+        count_experts: Whether to tell which share of a mixture's experts decode steps visit, if the engine can; it may
+            take time.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     output_tokens: tuple[int, ...]
     arrival_s: tuple[float, ...]
     decoding: Decoding = GREEDY
+    count_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +50,15 @@ class Completion:
         output_tokens: Tokens it returned.
         first_token_s: Seconds from arrival to first token; None where the engine does not tell.
         finished_s: Seconds from arrival to last token; None where the engine does not tell.
+        experts_touched: Mean share of a layer's routed experts that a decode step visits, 0 to 1; None of a dense
+            model, where it was not asked for, and where the engine does not tell.
     """
 
     input_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
     first_token_s: tuple[float, ...] | None = None
     finished_s: tuple[float, ...] | None = None
+    experts_touched: float | None = None
 
 
 class Session(Protocol):

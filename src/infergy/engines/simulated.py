@@ -99,7 +99,15 @@ class SimulatedSession:
             output_tokens=work.output_tokens,
             first_token_s=(cost.prefill_s,) * batch,
             finished_s=(cost.prefill_s + cost.decode_s,) * batch,
+            experts_touched=self._experts_touched(work),
         )
+
+    def _experts_touched(self, work: Work) -> float | None:
+        """What transformers tells and vLLM does not, were routing uniform."""
+        experts = self._shape.experts
+        if not work.count_experts or experts is None or self._setup.engine != "transformers":
+            return None
+        return experts.expected_coverage(len(work.prompts) * work.decoding.beams)
 
     def _run_online(self, work: Work) -> Completion:
         """Continuous batching: requests join at the next step, and between them the GPUs idle."""

@@ -6,9 +6,11 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from infergy.engines.experts import ExpertCounter
 from infergy.engines.protocol import (
     GPU_UUIDS,
     Completion,
@@ -103,8 +105,10 @@ class TransformersSession:
         (length,), (output,) = lengths, outputs
         begun_s = time.monotonic()
         first = FirstToken(self._device)
+        counter = ExpertCounter(self._model, len(work.prompts) * work.decoding.beams)
+        is_counting = work.count_experts and not self._compiled
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), counter if is_counting else nullcontext():
                 ids = torch.tensor(work.prompts, device=self._device)
                 mask = torch.ones_like(ids)
                 tokens = self._model.generate(
@@ -126,6 +130,7 @@ class TransformersSession:
             output_tokens=(width - length,) * rows,
             first_token_s=None if first_s is None else (min(first_s, finished_s),) * rows,
             finished_s=(finished_s,) * rows,
+            experts_touched=counter.share(),
         )
 
     def facts(self) -> Mapping[str, str | None]:

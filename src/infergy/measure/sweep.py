@@ -33,7 +33,7 @@ from infergy.records import (
 from infergy.records.agreement import SCOPE
 from infergy.records.latency import describe_serving
 from infergy.records.store import StoreWriter
-from infergy.units import format_duration, format_number, format_si
+from infergy.units import format_duration, format_number, format_percent, format_si
 
 DIED_LOADING = "died_loading"
 """The code of cells whose engine died before it was ready for any of them."""
@@ -288,8 +288,10 @@ def describe_row(row: Measurement) -> str:
 
 
 def _serving(row: Measurement) -> str:
-    told = describe_serving(row)
-    return f"; {told}" if told else ""
+    experts = (
+        "" if row.experts_touched is None else f"a step visits {format_percent(row.experts_touched)} of the experts"
+    )
+    return "".join(f"; {told}" for told in (describe_serving(row), experts) if told)
 
 
 def _watts_by_gpu(row: Measurement) -> str:
