@@ -81,3 +81,12 @@ def test_a_configuration_of_the_users_is_read(tmp_path: Path) -> None:
 def test_an_unknown_name_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="unknown"):
         run(*arguments)
+
+
+def test_a_mixture_tells_which_share_of_its_experts_a_batch_is_expected_to_visit() -> None:
+    (line,) = (line for line in run("models", "olmoe-1b-7b").splitlines() if line.startswith("experts"))
+    assert "64, 8 a token; a step visits 12.5 % at batch 1, " in line
+    assert run_json("models", "olmoe-1b-7b")["expected_experts_touched"]["8"] == pytest.approx(1 - (7 / 8) ** 8)
+    dense = run_json("models", "llama-3.1-8b")
+    assert dense["experts"] is None
+    assert dense["expected_experts_touched"] == {}

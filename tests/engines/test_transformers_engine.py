@@ -169,3 +169,76 @@ def test_beams_over_a_static_cache_are_refused() -> None:
 def test_what_it_lacks_is_refused_before_loading(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         find_engine("transformers").check(EngineSetup(engine="transformers", model="tiny", **options))
+
+
+def fp8_linear(scales: int = 1) -> Any:
+    """A linear layer as vLLM's ``fp8_per_tensor`` leaves it: transposed, with one scale."""
+    layer = torch.nn.Module()
+    weight = torch.zeros(512, 256).to(torch.float8_e4m3fn).t()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    layer.weight_scale = torch.nn.Parameter(torch.zeros(scales), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(("law", "deviation", "largest"), [("random", 0.02, None), ("random-uniform", None, 1e-3)])
+def test_fp8_matrices_hold_the_same_law_as_quantisation_leaves_it(
+    law: str, deviation: float | None, largest: float | None
+) -> None:
+    model = torch.nn.ModuleList([fp8_linear(), torch.nn.Linear(8, 8)])
+    assert draw_weights(model, law, seed=1) == 512 * 256 + 8 * 8 + 8
+    layer = model[0]
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    assert layer.weight.float().abs().max() == torch.finfo(torch.float8_e4m3fn).max
+    values = layer.weight.float() * layer.weight_scale
+    if deviation is not None:
+        assert values.std() == pytest.approx(deviation, rel=0.02)
+    if largest is not None:
+        assert values.abs().max() == pytest.approx(largest, rel=0.01)
+    assert values.mean().abs() < 1e-3
+    again = torch.nn.ModuleList([fp8_linear(), torch.nn.Linear(8, 8)])
+    draw_weights(again, law, seed=1)
+    assert torch.equal(again[0].weight.float(), layer.weight.float())
+
+
+def test_an_fp8_scheme_with_other_scales_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="without one scale of its own"):
+        draw_weights(fp8_linear(scales=4), "random", seed=1)
+
+
+OLMOE = {
+    "model_type": "olmoe",
+    "architectures": ["OlmoeForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 128,
+}
+
+
+def test_the_share_of_experts_that_decode_steps_visit_is_counted_when_asked_and_only_then() -> None:
+    setup = EngineSetup(engine="transformers", model="tiny-moe")
+    session = find_engine("transformers").open(setup, OLMOE, 0)
+
+    def touched(batch: int, *, asked: bool = True, beams: int = 1) -> float | None:
+        asked_for = replace(work(batch, 5, 6), decoding=Decoding(beams=beams), count_experts=asked)
+        return session.run(asked_for).experts_touched
+
+    # One token visits two of eight experts of each layer, whichever they are.
+    assert touched(1) == pytest.approx(2 / 8)
+    assert touched(1, asked=False) is None
+    many = touched(16)
+    assert many is not None
+    assert 2 / 8 < many <= 1
+    assert touched(1, beams=2) is not None
+    session.close()
+
+
+def test_a_dense_model_has_no_experts_to_tell_of() -> None:
+    session = find_engine("transformers").open(SETUP, TINY, seed=0)
+    assert session.run(replace(work(2, 4, 4), count_experts=True)).experts_touched is None
+    session.close()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from infergy.energy.load import load_table
 from infergy.engines.vllm import VllmEngine, choose_by
 from infergy.errors import DataError, UsageError
+from infergy.hardware import get_gpu, get_model, model_config
 from infergy.measure.grid import parse_grid
 from infergy.measure.sweep import sweep
 from infergy.records import Decoding, EngineSetup, Measurement
@@ -64,6 +68,7 @@ def test_rows_of_a_sweep_tell_their_decoding_and_never_stand_in_one_table(tmp_pa
     [
         ({"engine": "vllm"}, {"decoding": ["beam4"]}, 'engine = "transformers" has beams'),
         ({"engine": "vllm", "compiled": True}, {}, 'is for engine = "transformers"'),
+        ({"engine": "transformers", "dtype": "fp8"}, {}, 'engine = "vllm" multiplies in fp8'),
     ],
 )
 def test_what_an_engine_lacks_is_refused_before_anything_runs(
@@ -110,3 +115,105 @@ def test_what_is_compiled_is_warmed_up_by_the_work_itself(tmp_path: Path) -> Non
     assert compiled_row.result is not None
     assert compiled_row.warmup_s == pytest.approx(compiled_row.result.duration_s)
     assert plain.warmup_s < plain.windows[0].batches[0].duration_s / 2
+
+
+def test_fp8_moves_and_multiplies_less_than_sixteen_bits_but_keeps_the_cache(tmp_path: Path) -> None:
+    cells = [{"input_tokens": [512], "output_tokens": [64], "batch": [1, 128]}]
+    path = tmp_path / "rows.jsonl"
+    engines = [{"engine": "vllm"}, {"engine": "vllm", "dtype": "fp8"}]
+    list(sweep(tiny_plan(engines=engines, cells=cells), path, simulate=True))
+    found = {(row.cell.label, row.cell.load.batch): row.result for row in read_store(path).rows}
+    for batch in (1, 128):
+        wide, narrow = found["vllm", batch], found["vllm-fp8", batch]
+        assert wide is not None
+        assert narrow is not None
+        assert 0.45 < narrow.energy_j / wide.energy_j < 0.95
+        assert narrow.power_w < get_gpu("h200").tdp_w * 1.05
+    shape = get_model("llama-3.1-8b")
+    assert shape.weight_bytes("fp8") == shape.weight_bytes("bfloat16") / 2
+    assert shape.kv_bytes(512, "fp8") == shape.kv_bytes(512, "bfloat16")
+    assert EngineSetup.parse_label("vllm-fp8") == {"engine": "vllm", "dtype": "fp8"}
+
+
+def test_a_gpu_without_fp8_is_refused_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="unknown dtype of NVIDIA A100 80GB SXM 'fp8'"):
+        tiny_plan(gpu="a100-80gb-sxm", engines=[{"engine": "vllm", "dtype": "fp8"}])
+
+
+def test_fp8_is_quantised_by_vllm_while_it_loads_and_told_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Llm:
+        def __init__(self, **options: Any) -> None:
+            asked.append(options)
+            model = SimpleNamespace(
+                dtype="torch.bfloat16", max_model_len=1, enforce_eager=False, quantization=options["quantization"]
+            )
+            self.llm_engine = SimpleNamespace(
+                engine_core=SimpleNamespace(shutdown=lambda: None),
+                vllm_config=SimpleNamespace(
+                    model_config=model,
+                    scheduler_config=SimpleNamespace(max_num_seqs=1, max_num_batched_tokens=1),
+                    cache_config=SimpleNamespace(
+                        gpu_memory_utilization=0.9, num_gpu_blocks=1, block_size=16, enable_prefix_caching=False
+                    ),
+                    compilation_config=SimpleNamespace(cudagraph_mode=None, mode=None),
+                ),
+            )
+
+        def apply_model(self, function: Any) -> list[None]:
+            return [None]
+
+    module = ModuleType("vllm")
+    module.LLM = Llm  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    told = {}
+    for dtype in ("bfloat16", "float16", "fp8"):
+        setup = EngineSetup(engine="vllm", model="llama-3.1-8b", dtype=dtype)
+        session = VllmEngine().open(setup, model_config("llama-3.1-8b"), 0)
+        told[dtype] = session.facts().get("quantization", "nothing")
+        session.close()
+    assert [(one["dtype"], one["quantization"]) for one in asked] == [
+        ("bfloat16", None),
+        ("float16", None),
+        ("bfloat16", "fp8_per_tensor"),
+    ]
+    assert told == {"bfloat16": "nothing", "float16": "nothing", "fp8": "fp8_per_tensor"}
+
+
+TWO_MODELS = [{"engine": "vllm", "model": "olmoe-1b-7b"}, {"engine": "vllm"}]
+
+
+def test_a_grid_may_hold_several_models_each_with_its_own_shape(tmp_path: Path) -> None:
+    cells = [{"input_tokens": [512], "output_tokens": [64], "batch": [1, 32]}]
+    plan = tiny_plan(model="olmo-1b", engines=TWO_MODELS, cells=cells)
+    assert set(plan.models) == {"olmo-1b", "olmoe-1b-7b"}
+    path = tmp_path / "rows.jsonl"
+    list(sweep(plan, path, simulate=True))
+    joules = {(row.cell.setup.model, row.cell.load.batch): row.result for row in read_store(path).rows}
+    assert len(joules) == 4
+    experts, dense = joules["olmoe-1b-7b", 32], joules["olmo-1b", 32]
+    assert experts is not None
+    assert dense is not None
+    # Alone a token visits as many weights in either; a batch visits nearly all experts.
+    assert experts.energy_j > 1.5 * dense.energy_j
+
+
+def test_an_unknown_model_of_one_engine_is_told_with_all_other_reasons() -> None:
+    engines = [{"engine": "vllm", "model": "olmo-2b"}, {"engine": "vllm", "compiled": True}]
+    with pytest.raises(UsageError, match=r"2 reasons:\n(.|\n)*olmo-2b(.|\n)*is for engine"):
+        tiny_plan(engines=engines)
+
+
+def test_rows_of_a_mixture_tell_which_share_of_experts_a_step_visits_where_the_engine_does(tmp_path: Path) -> None:
+    cells = [{"input_tokens": [512], "output_tokens": [64], "batch": [1, 32, 256]}]
+    path = tmp_path / "rows.jsonl"
+    engines = [{"engine": engine, "model": "olmoe-1b-7b"} for engine in ("transformers", "vllm")]
+    list(sweep(tiny_plan(engines=[*engines, {"engine": "transformers"}], cells=cells), path, simulate=True))
+    found = {(str(row.cell), row.cell.load.batch): row.experts_touched for row in read_store(path).rows}
+    experts = get_model("olmoe-1b-7b").experts
+    assert experts is not None
+    for batch in (1, 32):
+        assert found[f"transformers olmoe-1b-7b 512→64 × {batch}", batch] == experts.expected_coverage(batch)
+    others = {cell: share for (cell, _), share in found.items() if not cell.startswith("transformers olmoe")}
+    assert set(others.values()) == {None}

@@ -87,6 +87,7 @@ def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(change: di
     [
         ({"weights": "me/llama"}, "with real weights the acceptance is measured, not set"),
         ({"compiled": True}, "what is compiled has no draft model"),
+        ({"dtype": "fp8"}, "a draft beside a quantised model"),
         ({"cells": [CELLS[0] | {"decoding": ["beam4"]}]}, "no engine drafts for beams"),
         ({"engine": "transformers"}, 'transformers assists one request at a time, .*engine = "vllm" does'),
         ({"tensor_parallel": 3}, "does not divide the 32 attention heads of llama-3.2-1b"),

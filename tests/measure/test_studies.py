@@ -104,16 +104,15 @@ def test_what_a_study_gives_as_a_batch_fits_the_gpu(name: str) -> None:
         assert load.batch * load.decoding.beams <= limit.batch, str(planned.cell)
 
 
-@pytest.mark.parametrize("name", WAITING)
-def test_a_study_whose_axis_is_missing_is_refused_before_anything_runs(name: str, tmp_path: Path) -> None:
-    store = tmp_path / "rows.jsonl"
-    for command in (["study", "run", name, "--quick"], ["measure", name]):
+def test_a_study_whose_axis_is_missing_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    store, file = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
+    text = study_path("engines").read_text(encoding="utf-8")
+    file.write_text(f'needs = ["an axis of colours"]\n{text}', encoding="utf-8")
+    for command in (["study", "run", str(file), "--quick"], ["measure", str(file)]):
         refused = invoke(*command, "--simulate", "-o", str(store))
         assert isinstance(refused.exception, UsageError)
-        assert f"{name} cannot be measured yet: it needs an axis of" in str(refused.exception)
+        assert "engines cannot be measured yet: it needs an axis of colours" in str(refused.exception)
     assert not store.exists()
-    # What it holds already is no obstacle, so that only the axis is missing.
-    assert make_plan(parse_grid({**data_of(name), "needs": []}, name)).cells
 
 
 def test_the_list_tells_sizes_what_is_measured_and_what_waits() -> None:

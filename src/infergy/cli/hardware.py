@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.units import format_bytes, format_number, format_si
+from infergy.units import format_bytes, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.hardware import Gpu, ModelShape
@@ -17,6 +17,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, in SI unit
 
 EXAMPLE_INPUT = 2048
 EXAMPLE_OUTPUT = 512
+EXAMPLE_BATCHES = (1, 8, 32, 128)
 
 
 def gpus(
@@ -133,6 +134,9 @@ def _model_facts(shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
         "parameters": shape.parameters,
         "active_parameters": shape.active_parameters,
         "checkpoint_dtype": shape.checkpoint_dtype,
+        "experts": None if shape.experts is None else shape.experts.experts,
+        "experts_per_token": None if shape.experts is None else shape.experts.experts_per_token,
+        "expected_experts_touched": _coverage(shape),
         "weight_bytes": {dtype: shape.weight_bytes(dtype) for dtype in _weight_dtypes(shape)},
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
         "example": {
@@ -159,6 +163,7 @@ def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
         ("parameters", f"{shape.parameters:,}"),
         ("active a token", f"{shape.active_parameters:,}"),
         ("weights", ", ".join(weights)),
+        *_expert_lines(shape),
         ("KV cache", f"{format_bytes(shape.kv_bytes_per_token())} a token, bfloat16"),
         (f"prefill of {inputs}", format_si(shape.prefill_flops(inputs), "FLOP")),
         (f"output token at {inputs}", format_si(shape.decode_flops(inputs), "FLOP")),
@@ -169,6 +174,19 @@ def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
         limit = _limit(shape, gpu, engine)
         lines.append((f"  {engine}", f"{limit['batch']} ({limit['reason']})"))
     return lines
+
+
+def _coverage(shape: ModelShape) -> dict[str, float]:
+    """Expected share of the experts that a decode step visits, by its batch; empty of a dense model."""
+    return {} if shape.experts is None else {str(b): shape.experts.expected_coverage(b) for b in EXAMPLE_BATCHES}
+
+
+def _expert_lines(shape: ModelShape) -> list[tuple[str, str]]:
+    if shape.experts is None:
+        return []
+    shares = ", ".join(f"{format_percent(share)} at batch {batch}" for batch, share in _coverage(shape).items())
+    count, each = shape.experts.experts, shape.experts.experts_per_token
+    return [("experts", f"{count}, {each} a token; a step visits {shares}, were routing uniform")]
 
 
 def _weight_dtypes(shape: ModelShape) -> list[str]:

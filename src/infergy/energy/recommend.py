@@ -27,7 +27,7 @@ from infergy.energy.summary import Priced
 from infergy.energy.surface import MEASURED, SurfaceError
 from infergy.energy.table import SetupTable, TableCell
 from infergy.errors import UsageError
-from infergy.records import EngineSetup
+from infergy.records import DEFAULT_DTYPE, FP8, EngineSetup
 from infergy.units import SECONDS_PER_HOUR
 
 RECOMMENDATION_SCHEMA = "infergy.recommendation/1"
@@ -37,8 +37,6 @@ ENOUGH = 0.99
 
 AXES = ("engine", "compiled", "cuda_graphs", "dtype", "tensor_parallel", "speculation")
 """In which order a change of set-up is told step by step."""
-
-_UNSET = {"speculation": "off"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +340,10 @@ def _total(values: Sequence[float | None]) -> float | None:
 def engine_options(setup: EngineSetup, largest_batch: int) -> tuple[str, ...]:
     """What to type to have an engine run so: vLLM's own options; of transformers, what to write."""
     if setup.engine == "vllm":
-        given = ["vllm serve MODEL", f"--dtype {setup.dtype}", f"--max-num-seqs {largest_batch}"]
+        is_fp8 = setup.dtype == FP8
+        given = ["vllm serve MODEL", f"--dtype {DEFAULT_DTYPE if is_fp8 else setup.dtype}"]
+        given += ["--quantization fp8_per_tensor"] if is_fp8 else []
+        given += [f"--max-num-seqs {largest_batch}"]
         given += [f"--tensor-parallel-size {setup.tensor_parallel}"] if setup.tensor_parallel > 1 else []
         given += ["--enforce-eager"] if setup.cuda_graphs is False else []
         return (*given, *drafting_options(setup))
@@ -359,7 +360,8 @@ def _steps(start: _Candidate, best: _Candidate, candidates: Sequence[_Candidate]
         if getattr(setup, axis) == wanted:
             continue
         setup = replace(setup, **{axis: wanted})
-        words.append(f"{axis.replace('_', ' ')} {_UNSET.get(axis, 'by default') if wanted is None else wanted}")
+        unset = "off" if axis == "speculation" else "by default"
+        words.append(f"{axis.replace('_', ' ')} {unset if wanted is None else wanted}")
         reached = by_setup.get((setup, start.max_batch_s))
         if reached is not None:
             yield _step(here, reached, words)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from infergy.engines.weights import LAWS
 from infergy.errors import EngineError, UsageError
-from infergy.records import ENGINES, GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records import ENGINES, FP8, GREEDY, Arrivals, Decoding, EngineSetup
 from infergy.records.speculation import Drafts
 
 GPU_UUIDS = "gpu_uuids"
@@ -32,12 +32,15 @@ class Work:
         output_tokens: How many tokens each must yield; forced, whatever the model would say.
         arrival_s: When each arrives, in seconds after `Session.run` begins; all zero offline.
         decoding: How tokens are chosen.
+        count_experts: Whether to tell which share of a mixture's experts decode steps visit, if the engine can; it may
+            take time.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     output_tokens: tuple[int, ...]
     arrival_s: tuple[float, ...]
     decoding: Decoding = GREEDY
+    count_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class Completion:
         first_token_s: Seconds from arrival to first token; None where the engine does not tell.
         finished_s: Seconds from arrival to last token; None where the engine does not tell.
         drafts: What a draft model proposed for all of them together; None without one, and where nobody tells.
+        experts_touched: Mean share of a layer's routed experts that a decode step visits, 0 to 1; None of a dense
+            model, where it was not asked for, and where the engine does not tell.
     """
 
     input_tokens: tuple[int, ...]
@@ -57,6 +62,7 @@ class Completion:
     first_token_s: tuple[float, ...] | None = None
     finished_s: tuple[float, ...] | None = None
     drafts: Drafts | None = None
+    experts_touched: float | None = None
 
 
 class Session(Protocol):
@@ -173,6 +179,19 @@ def refuse_compiled(setup: EngineSetup) -> None:
         )
 
 
+def refuse_fp8(setup: EngineSetup) -> None:
+    """Refuse arithmetic in 8 bits, for engines that lack it.
+
+    Raises:
+        UsageError: It was asked for.
+    """
+    if setup.dtype == FP8:
+        raise UsageError(
+            'dtype = "fp8": transformers quantises to fp8 for GPUs by packages of their own, and dequantises before it '
+            'multiplies in most of them; engine = "vllm" multiplies in fp8'
+        )
+
+
 def refuse_speculation(setup: EngineSetup) -> None:
     """Refuse a draft model, for transformers.
 
@@ -204,6 +223,10 @@ def check_speculation(setup: EngineSetup, decoding: Decoding) -> None:
     if setup.compiled:
         raise UsageError(f"compiled = true and {one.label}: what is compiled has no draft model; leave out one of them")
     is_random = setup.weights in LAWS
+    if setup.dtype == FP8:
+        raise UsageError(
+            f'dtype = "fp8" and {one.label}: a draft beside a quantised model was not built; leave out one'
+        )
     if is_random and one.weights is not None:
         raise UsageError(
             f"{one.label}: the draft's weights are {one.weights}, the model's are random, and they would agree on "

@@ -14,6 +14,7 @@ from infergy.engines.protocol import (
     refuse_arrivals,
     refuse_beams,
     refuse_compiled,
+    refuse_fp8,
     refuse_many,
     refuse_speculation,
 )
@@ -44,6 +45,7 @@ class SimulatedEngine:
             raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}")
         if setup.engine == "transformers":
             refuse_many(setup)
+            refuse_fp8(setup)
             refuse_arrivals(arrivals)
             refuse_speculation(setup)
         else:
@@ -127,7 +129,15 @@ class SimulatedSession:
             first_token_s=(cost.prefill_s,) * batch,
             finished_s=(cost.prefill_s + cost.decode_s,) * batch,
             drafts=self._play_drafts(work),
+            experts_touched=self._experts_touched(work),
         )
+
+    def _experts_touched(self, work: Work) -> float | None:
+        """What transformers tells and vLLM does not, were routing uniform."""
+        experts = self._shape.experts
+        if not work.count_experts or experts is None or self._setup.engine != "transformers":
+            return None
+        return experts.expected_coverage(len(work.prompts) * work.decoding.beams)
 
     def _run_online(self, work: Work) -> Completion:
         """Continuous batching: requests join at the next step, and between them the GPUs idle."""

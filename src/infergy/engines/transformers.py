@@ -6,15 +6,18 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from infergy.engines.experts import ExpertCounter
 from infergy.engines.protocol import (
     GPU_UUIDS,
     Completion,
     EngineOutOfMemoryError,
     Work,
     refuse_arrivals,
+    refuse_fp8,
     refuse_many,
     refuse_speculation,
     tell_gpu,
@@ -44,6 +47,7 @@ class TransformersEngine:
             )
         refuse_many(setup)
         refuse_speculation(setup)
+        refuse_fp8(setup)
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
             if importlib.util.find_spec(package) is None:
@@ -105,8 +109,10 @@ class TransformersSession:
         (length,), (output,) = lengths, outputs
         begun_s = time.monotonic()
         first = FirstToken(self._device)
+        counter = ExpertCounter(self._model, len(work.prompts) * work.decoding.beams)
+        is_counting = work.count_experts and not self._compiled
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), counter if is_counting else nullcontext():
                 ids = torch.tensor(work.prompts, device=self._device)
                 mask = torch.ones_like(ids)
                 tokens = self._model.generate(
@@ -128,6 +134,7 @@ class TransformersSession:
             output_tokens=(width - length,) * rows,
             first_token_s=None if first_s is None else (min(first_s, finished_s),) * rows,
             finished_s=(finished_s,) * rows,
+            experts_touched=counter.share(),
         )
 
     def facts(self) -> Mapping[str, str | None]:

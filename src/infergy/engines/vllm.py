@@ -26,7 +26,10 @@ from infergy.engines.transformers import write_config
 from infergy.engines.vllm_drafts import DraftCounts, draw_draft_weights, speculate, tell_speculation
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import EngineError, MissingError
-from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records import DEFAULT_DTYPE, FP8, GREEDY, Arrivals, Decoding, EngineSetup
+
+ONLINE_FP8 = "fp8_per_tensor"
+"""Vllm quantises the matrices of a bfloat16 checkpoint while it loads them (vllm.config.quantization)."""
 
 Times = tuple[float, ...] | None
 """Seconds of each request; None where nobody tells."""
@@ -74,7 +77,8 @@ class VllmEngine:
                 skip_tokenizer_init=True,
                 generation_config="vllm",
                 enable_prefix_caching=False,
-                dtype=setup.dtype,
+                dtype=DEFAULT_DTYPE if setup.dtype == FP8 else setup.dtype,
+                quantization=ONLINE_FP8 if setup.dtype == FP8 else None,
                 tensor_parallel_size=setup.tensor_parallel,
                 enforce_eager=setup.cuda_graphs is False,
                 seed=seed,
@@ -149,7 +153,7 @@ class VllmSession:
             "batching": "continuous",
             **tell_speculation(config),
             GPU_UUIDS: self.gpu_uuids(),
-        }
+        } | _quantization(config.model_config)
 
     def gpu_uuids(self) -> str | None:
         """The GPU of each worker, in the order of their ranks; None unless all of them tell."""
@@ -166,6 +170,11 @@ class VllmSession:
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         self._folder.cleanup()
+
+
+def _quantization(config: Any) -> dict[str, str | None]:
+    """What is quantised how; nothing where nothing is, as in rows from before there was any."""
+    return {} if config.quantization is None else {"quantization": str(config.quantization)}
 
 
 def _keep_times(engine: Any) -> None:

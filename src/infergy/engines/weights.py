@@ -42,17 +42,40 @@ def draw_weights(model: nn.Module, law: str, seed: int) -> int:
     count = 0
     generator: torch.Generator | None = None
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        parameters = dict(model.named_parameters())
+        for name, parameter in sorted(parameters.items()):
             if not parameter.is_floating_point() or parameter.numel() == 1:
                 continue
             if generator is None:
                 generator = torch.Generator(device=parameter.device).manual_seed(seed)
-            if law == UNIFORM_WEIGHTS:
+            if parameter.dtype == torch.float8_e4m3fn:
+                _fill_fp8(parameter, parameters.get(f"{name}_scale"), law, generator)
+            elif law == UNIFORM_WEIGHTS:
                 parameter.uniform_(-UNIFORM_BOUND, UNIFORM_BOUND, generator=generator)
             else:
                 _fill_normal(name, parameter, generator)
             count += parameter.numel()
     return count
+
+
+def _fill_fp8(parameter: Tensor, scale: Tensor | None, law: str, generator: Generator) -> None:
+    """Values of the law as vLLM's quantisation leaves them: the largest of a matrix becomes the largest of e4m3.
+
+    Raises:
+        RuntimeError: The scale of the matrix is not a single one beside it: another scheme than one scale a matrix.
+    """
+    import torch
+
+    if scale is None or scale.numel() != 1:
+        raise RuntimeError("an fp8 matrix without one scale of its own: weights cannot be drawn into it")
+    drawn = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
+    if law == UNIFORM_WEIGHTS:
+        drawn.uniform_(-UNIFORM_BOUND, UNIFORM_BOUND, generator=generator)
+    else:
+        drawn.normal_(0.0, STANDARD_DEVIATION, generator=generator)
+    one = drawn.abs().max() / torch.finfo(parameter.dtype).max
+    scale.copy_(one.reshape(scale.shape))
+    parameter.copy_((drawn / one).to(parameter.dtype))
 
 
 def _fill_normal(name: str, parameter: Tensor, generator: Generator) -> None:

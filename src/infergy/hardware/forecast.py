@@ -98,9 +98,12 @@ def forecast(
     """
     if engine not in ENGINES:
         raise UsageError.unknown("engine", engine, ENGINES)
+    peak = gpu.dense_flops(dtype) * tensor_parallel
     chips = _Chips(
-        peak=gpu.dense_flops(dtype) * tensor_parallel,
+        peak=peak,
         bandwidth=gpu.memory_bandwidth * tensor_parallel * BANDWIDTH_EFFICIENCY,
+        # Nobody measured it: twice the rate of narrower numbers is taken to draw what the wider ones do.
+        joules_per_flop=JOULES_PER_FLOP * gpu.dense_flops("bfloat16") * tensor_parallel / peak,
         engine=engine,
         dtype=dtype,
     )
@@ -150,6 +153,7 @@ class _Chips:
 
     peak: float
     bandwidth: float
+    joules_per_flop: float
     engine: str
     dtype: str
 
@@ -157,7 +161,7 @@ class _Chips:
         """All prompts of a batch."""
         flops, moved = shape.prefill_flops(input_tokens) * batch, shape.weight_bytes(self.dtype)
         seconds = max(flops / (self.peak * COMPUTE_EFFICIENCY[self.engine]), moved / self.bandwidth)
-        return _Pass(seconds=seconds, energy_j=JOULES_PER_BYTE * moved + JOULES_PER_FLOP * flops)
+        return _Pass(seconds=seconds, energy_j=JOULES_PER_BYTE * moved + self.joules_per_flop * flops)
 
     def step(self, shape: ModelShape, context: int, batch: int, together: int = 1) -> _Pass:
         """A step over `together` tokens of each request: weights and cache are read once for all of them."""
@@ -165,4 +169,4 @@ class _Chips:
         moved += batch * shape.kv_bytes(context, self.dtype) * CACHE_COPIES[self.engine]
         flops = batch * together * shape.decode_flops(context, absorbed=self.engine == "vllm")
         seconds = max(moved / self.bandwidth, flops / (self.peak * DECODE_COMPUTE_EFFICIENCY))
-        return _Pass(seconds=seconds, energy_j=JOULES_PER_BYTE * moved + JOULES_PER_FLOP * flops)
+        return _Pass(seconds=seconds, energy_j=JOULES_PER_BYTE * moved + self.joules_per_flop * flops)

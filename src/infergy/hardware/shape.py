@@ -268,11 +268,11 @@ class ModelShape:
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA the latents are kept."""
-        return self.layers * self.attention.cached_values * _shared_bytes(dtype)
+        return self.layers * self.attention.cached_values * _cache_bytes(dtype)
 
     def kv_bytes(self, context_tokens: int, dtype: str = "bfloat16") -> float:
         """Bytes of KV cache of one request with `context_tokens`; a sliding window keeps no more than itself."""
-        return self._seen(context_tokens, context_tokens) * self.attention.cached_values * _shared_bytes(dtype)
+        return self._seen(context_tokens, context_tokens) * self.attention.cached_values * _cache_bytes(dtype)
 
     def prefill_flops(self, input_tokens: int, *, causal: bool = True) -> int:
         """FLOPs of one prompt: 2 × matrices × tokens, attention, and the output head on the last position.
@@ -310,7 +310,7 @@ class ModelShape:
         """Bytes that all decode steps of `batch` equal requests move: the sum of `step_bytes`."""
         steps = output_tokens - 1
         read = self._seen(input_tokens + 1, input_tokens + steps) * self.attention.cached_values
-        cache = read * _shared_bytes(dtype) + steps * self.kv_bytes_per_token(dtype)
+        cache = read * _cache_bytes(dtype) + steps * self.kv_bytes_per_token(dtype)
         return steps * self.step_weight_bytes(batch, dtype) + batch * cache
 
     @property
@@ -358,6 +358,11 @@ class ModelShape:
         return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype)
 
 
+def _cache_bytes(dtype: str) -> float:
+    """Bytes of a value in the KV cache, which serving engines keep in bfloat16 unless told otherwise."""
+    return max(dtype_bytes("bfloat16"), _shared_bytes(dtype))
+
+
 def _shared_bytes(dtype: str) -> float:
-    """Bytes of a value outside the experts, the KV cache included."""
+    """Bytes of a value outside the experts."""
     return dtype_bytes("bfloat16" if dtype in EXPERTS_ONLY else dtype)

@@ -95,7 +95,7 @@ def measure_cell(
     load = planned.cell.load
     prompts = make_prompts(load, surroundings.vocabulary, options.seed)
     work = make_work(prompts, load.output_tokens, load.decoding, planned.arrival_s)
-    warmup_s = _warm_up(session, meter, planned, work, options)
+    warmed = _warm_up(session, meter, planned, work, options)
     seen = _watch(session, meter, planned, work, options, witness)
     rule = _Enough(planned, options, loaded_idle, peers, earlier)
 
@@ -125,7 +125,8 @@ def measure_cell(
         loaded_idle=loaded_idle,
         before=before,
         after=after,
-        warmup_s=warmup_s,
+        warmup_s=warmed.seconds,
+        experts_touched=warmed.experts_touched,
         result=derive(windows, loaded_idle),
         interrupted=interrupted,
         timeline=seen.timeline,
@@ -291,7 +292,15 @@ def make_work(
     )
 
 
-def _warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Warmed:
+    """How long the warm-up took, and which share of the experts its decode steps visited if they were whole."""
+
+    seconds: float
+    experts_touched: float | None
+
+
+def _warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions) -> _Warmed:
     """Run the cell's own shape with few output tokens, over part of the batch if all of it would take too long.
 
     Online it is all at once too: what warms is the shape, and nobody waits for the gaps.
@@ -301,12 +310,13 @@ def _warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, o
     begun_s = meter.clock.now_s()
     if planned.cell.setup.compiled:
         session.run(work)
-        return meter.clock.now_s() - begun_s
+        return _Warmed(seconds=meter.clock.now_s() - begun_s, experts_touched=None)
     output = min(planned.cell.load.output_tokens, WARMUP_OUTPUT_TOKENS)
     share = min(1.0, options.warmup_s / planned.forecast_prefill_s) if planned.forecast_prefill_s > 0 else 1.0
     count = max(1, int(len(work.prompts) * share))
-    session.run(make_work(work.prompts[:count], output, work.decoding))
-    return meter.clock.now_s() - begun_s
+    done = session.run(replace(make_work(work.prompts[:count], output, work.decoding), count_experts=True))
+    is_whole = count == len(work.prompts) and not planned.cell.load.is_online
+    return _Warmed(seconds=meter.clock.now_s() - begun_s, experts_touched=done.experts_touched if is_whole else None)
 
 
 def _run_batches(session: Session, meter: Meter, work: Work, options: MeasureOptions) -> tuple[Batch, ...]:

@@ -73,10 +73,15 @@ class SpeculationAxis(_Strict):
 
 
 class EngineAxis(_Strict):
-    """One engine set-up of a grid; see `infergy.records.EngineSetup`."""
+    """One engine set-up of a grid; see `infergy.records.EngineSetup`.
+
+    Attributes:
+        model: What it serves, if that is not the grid's model.
+    """
 
     engine: str
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    model: str | None = None
+    dtype: Literal["bfloat16", "float16", "fp8"] = "bfloat16"
     cuda_graphs: bool | None = None
     weights: str = RANDOM_WEIGHTS
     tensor_parallel: PositiveInt = 1
@@ -89,7 +94,7 @@ class EngineAxis(_Strict):
         Raises:
             UsageError: A look-ahead or an acceptance that cannot be.
         """
-        plain, drafting = self.model_dump(exclude={"speculation"}), self.speculation
+        plain, drafting = self.model_dump(exclude={"speculation", "model"}), self.speculation
         if drafting is None:
             return EngineSetup(model=model, **plain)
         named = drafting.model_dump() | {"draft": canonical_name(drafting.draft)}
@@ -259,14 +264,14 @@ def make_plan(grid: Grid) -> Plan:
             f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
         )
     refusals = Refusals(grid.name)
-    setups, shape, gpu, models = _resolve_names(grid, refusals)
+    setups, shapes, gpu, configs = _resolve_names(grid, refusals)
     ordered: dict[str, PlannedCell] = {}
     for setup in setups:
-        draft = find_draft(setup, models)
+        shape, draft = shapes[setup.model], find_draft(setup, configs)
         cells: dict[str, PlannedCell] = {}
         for block in grid.cells:
             for load in _loads(block):
-                refusals.add(refuse_length(setup, models, load))
+                refusals.add(refuse_length(setup, configs, load))
                 with refusals.kept():
                     for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed, draft):
                         if planned.key not in ordered:
@@ -277,7 +282,7 @@ def make_plan(grid: Grid) -> Plan:
         name=grid.name,
         gpu=gpu.name,
         cells=tuple(ordered.values()),
-        models=models,
+        models=configs,
         options=MeasureOptions(**grid.options.model_dump(exclude={"shuffle", "anchors"})),
     )
 
@@ -300,35 +305,40 @@ def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
 
 def _resolve_names(
     grid: Grid, refusals: Refusals
-) -> tuple[list[EngineSetup], ModelShape, Gpu, dict[str, dict[str, Any]]]:
-    """The set-ups, the model and the GPU that a grid names, and the configurations of the model and all drafts.
+) -> tuple[list[EngineSetup], dict[str, ModelShape], Gpu, dict[str, Mapping[str, Any]]]:
+    """The set-ups, the shapes of their models, the GPU that a grid names, and configurations, those of drafts too.
 
     Raises:
         UsageError: One of them is unknown, or an engine cannot serve a set-up: all reasons at once.
-        DataError: The model's file is no configuration.
+        DataError: A model's file is no configuration.
     """
-    name = canonical_name(grid.model)
-    models: dict[str, dict[str, Any]] = {}
-    found: list[ModelShape] = []
+    configs: dict[str, Mapping[str, Any]] = {}
+    shapes: dict[str, ModelShape] = {}
     gpus: list[Gpu] = []
     with refusals.kept():
         gpus.append(get_gpu(grid.gpu))
-    with refusals.kept():
-        models[name] = model_config(grid.model)
-        found.append(ModelShape.from_config(models[name], name=name))
     setups: list[EngineSetup] = []
     for axis in grid.engines:
         with refusals.kept():
-            setups.append(setup := axis.setup(name))
-            if axis.speculation is not None and setup.speculation is not None:
-                models[setup.speculation.draft] = model_config(axis.speculation.draft)
-                refusals.add(refuse_draft(setup, models))
+            setups.append(axis.setup(axis.model or grid.model))
+    for model in dict.fromkeys(setup.model for setup in setups):
+        with refusals.kept():
+            name = canonical_name(model)
+            configs[name] = model_config(model)
+            shapes[name] = ModelShape.from_config(configs[name], name=name)
+    setups = [replace(setup, model=canonical_name(setup.model)) for setup in setups]
+    for one in filter(None, (axis.speculation for axis in grid.engines)):
+        with refusals.kept():
+            configs.setdefault(canonical_name(one.draft), model_config(one.draft))
+    for setup in setups:
+        with refusals.kept():
+            refusals.add(refuse_draft(setup, configs))
     decodings = {label: Decoding.parse_label(label) for block in grid.cells for label in block.decoding}
     arrivals = {one for block in grid.cells for one in block.all_arrivals() if one is not None}
     for setup in setups:
-        refusals.add(refuse_setup(setup, found[0] if found else None, decodings.values(), arrivals))
+        refusals.add(refuse_setup(setup, shapes.get(setup.model), decodings.values(), arrivals))
     refusals.tell()
-    return setups, found[0], gpus[0], models
+    return setups, shapes, gpus[0], configs
 
 
 def _loads(block: CellAxes) -> Iterator[Load]:

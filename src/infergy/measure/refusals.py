@@ -86,13 +86,13 @@ def refuse_setup(
 def refuse_draft(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Why a set-up's draft model cannot draft for its model: their tokens are not the same, or heads do not part.
 
-    `models` holds the configuration of the draft; where that of the model is missing, it is refused itself.
+    Where `models` lacks one of the two, that one is refused itself.
 
     Raises:
         UsageError: The draft's architecture is not known.
     """
     speculation = setup.speculation
-    if speculation is None:
+    if speculation is None or speculation.draft not in models:
         return
     draft = ModelShape.from_config(models[speculation.draft], name=speculation.draft)
     yield from _refuse_heads(setup, draft)

@@ -43,7 +43,7 @@ class Study:
         title: What it shows, in a few words.
         figure: Which figure or table of the paper it stands beside; empty for one of our own.
         claims: Groups of the paper's claims that it is held against.
-        model: Its model, and `gpu` the GPU for which its sizes are.
+        model: Its model, several with commas between, and `gpu` the GPU for which its sizes are.
         needs: What infergy lacks to measure it; empty if nothing.
         full: All of it; None with `reason` where it cannot be measured.
         quick: Its smaller grid; None with `quick_reason` where it cannot be measured.
@@ -111,7 +111,7 @@ def describe_study(name: str, changes: Mapping[str, Any], measured: Mapping[str,
         title=grid.title,
         figure=grid.figure,
         claims=tuple(grid.claims),
-        model=grid.model,
+        model=", ".join(dict.fromkeys(axis.model or grid.model for axis in grid.engines)),
         gpu=grid.gpu,
         needs=tuple(grid.needs),
         full=full,

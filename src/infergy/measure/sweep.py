@@ -292,8 +292,10 @@ def describe_row(row: Measurement) -> str:
 
 
 def _serving(row: Measurement) -> str:
-    told = describe_serving(row)
-    return f"; {told}" if told else ""
+    experts = (
+        "" if row.experts_touched is None else f"a step visits {format_percent(row.experts_touched)} of the experts"
+    )
+    return "".join(f"; {told}" for told in (describe_serving(row), experts) if told)
 
 
 def _drafting(row: Measurement) -> str:

@@ -2,8 +2,10 @@
 
 from infergy.records.arrivals import Arrivals
 from infergy.records.cell import (
+    DEFAULT_DTYPE,
     END_VISIT,
     ENGINES,
+    FP8,
     GREEDY,
     GRID_VISIT,
     RANDOM_WEIGHTS,
@@ -31,8 +33,10 @@ from infergy.records.rescaled import Rescaled
 from infergy.records.window import Batch, Tick, Window
 
 __all__ = [
+    "DEFAULT_DTYPE",
     "END_VISIT",
     "ENGINES",
+    "FP8",
     "GREEDY",
     "GRID_VISIT",
     "PLAN_SCHEMA",

@@ -25,7 +25,8 @@ ENGINES = tuple(GRAPHS_BY_DEFAULT)
 """All engines that serve a model; the simulated one plays them."""
 
 DEFAULT_DTYPE = "bfloat16"
-DTYPES = (DEFAULT_DTYPE, "float16")
+FP8 = "fp8"
+DTYPES = (DEFAULT_DTYPE, "float16", FP8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,8 @@ class EngineSetup:
     Attributes:
         engine: Name of the engine: ``transformers``, ``vllm``, ``simulated``.
         model: Name of a model shape in the catalogue or in the plan's `models`.
-        dtype: Arithmetic and weights: ``bfloat16`` or ``float16``.
+        dtype: Arithmetic and weights: ``bfloat16``, ``float16``, or ``fp8``: the matrices of linear layers and what
+            goes into them as e4m3, a scale for each matrix and each token, all else bfloat16.
         cuda_graphs: Whether decode steps replay CUDA graphs, where that is not the engine's own default; None where
             it is (vllm: yes; transformers: has none).
         weights: ``random``, ``random-uniform``, or the folder or hub name of real weights.

@@ -64,6 +64,8 @@ class Measurement:
         before: State of each GPU just before the first window opened.
         after: State of each GPU just after the last batch.
         warmup_s: Seconds of warm-up that preceded the first window.
+        experts_touched: Mean share of a layer's routed experts that a decode step of the whole batch visited in the
+            warm-up, 0 to 1; None of a dense model, where the engine does not tell, and where the warm-up was smaller.
         simulated: Whether the joules come from a model instead of a GPU.
         failure: Why there are no windows.
         timeline: Instant power, a timeline a GPU; empty if none was taken.
@@ -89,6 +91,7 @@ class Measurement:
     before: tuple[GpuState, ...] = ()
     after: tuple[GpuState, ...] = ()
     warmup_s: float | None = None
+    experts_touched: float | None = None
     failure: Failure | None = None
     result: Result | None = None
     visit: str = GRID_VISIT
