@@ -38,6 +38,41 @@ def test_looking_at_power_in_the_counted_windows_cost_one_request_ten_percent() 
         assert all(0.98 < ratio.value < 1.03 for ratio in others)
 
 
+def test_the_watched_window_costs_the_windows_that_count_nothing() -> None:
+    found = compare(rows_in("h200-vllm-unwatched"), rows_in("h200-vllm-watched"))
+    assert len(found.cells) == 10
+    assert all(not row.timeline for row in rows_in("h200-vllm-unwatched"))
+    assert all(row.timeline and row.watched for row in rows_in("h200-vllm-watched"))
+    mean = found.overall
+    assert mean.low is not None
+    assert mean.high is not None
+    # What docs/timeline.md says: within half a percent.
+    assert (mean.value, mean.low, mean.high) == pytest.approx((1.0014, 0.9986, 1.0043), abs=0.0002)
+
+
+@pytest.mark.parametrize(("place", "mean", "low", "high"), [(1, -1.0, -4.9, 3.1), (2, 1.4, -2.3, 5.1)])
+def test_what_waits_for_its_host_differs_more_from_process_to_process_than_by_being_watched(
+    place: int, mean: float, low: float, high: float
+) -> None:
+    found = compare(rows_in(f"h200-hf-watched-{place}"), rows_in(f"h200-hf-unwatched-{place}")).overall
+    assert found.low is not None
+    assert found.high is not None
+    assert [round(100 * (each - 1), 1) for each in (found.value, found.low, found.high)] == [mean, low, high]
+
+
+def test_two_visits_hold_what_one_visit_does_not() -> None:
+    """Ten cells of transformers in four processes, on a host that slows for longer than a window."""
+    names = ("h200-hf-watched-1", "h200-hf-unwatched-1", "h200-hf-unwatched-2", "h200-hf-watched-2")
+    runs = [rows_in(name) for name in names]
+    single = [compare(a, b) for place, a in enumerate(runs) for b in runs[place + 1 :]]
+    held = [not cell.ratio.is_significant for found in single for cell in found.cells]
+    assert (sum(held), len(held)) == (48, 60)
+    twos = [((0, 1), (2, 3)), ((0, 3), (1, 2)), ((0, 2), (1, 3))]
+    double = [compare(runs[a] + runs[b], runs[c] + runs[d]) for (a, b), (c, d) in twos]
+    held = [not cell.ratio.is_significant for found in double for cell in found.cells]
+    assert (sum(held), len(held)) == (28, 30)
+
+
 def test_of_three_processes_all_intervals_but_those_of_the_watched_request_hold_no_difference() -> None:
     names = ("h200-timeline-1", "h200-no-timeline", "h200-timeline-2")
     runs = [rows_in(name) for name in names]
@@ -85,3 +120,12 @@ def test_what_doctor_found_of_an_h200_is_kept() -> None:
     assert found["instant_power"]["period_s"] == pytest.approx(0.1, abs=0.001)
     assert found["instant_power"]["averaged_s"] == pytest.approx(0.0055, abs=0.0001)
     assert found["average_power"]["averaged_s"] == pytest.approx(1.03, abs=0.01)
+
+
+def test_under_a_steady_load_counter_and_instant_power_agree_within_two_thousandths() -> None:
+    found = json.loads((ROWS / "h200-meter-2.json").read_text())
+    steady = {one["load"]: one["ratio"] for one in found["agreements"] if one["half_period_s"] is None}
+    assert set(steady) == {"idle", "half", "full"}
+    assert all(abs(ratio - 1) < 0.002 for ratio in steady.values())
+    waves = [one["ratio"] for one in found["agreements"] if one["half_period_s"] is not None]
+    assert [round(ratio, 2) for ratio in waves] == [0.97, 0.95, 0.95, 0.93]

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.estimate import PriceOptions
+from infergy.energy.estimate import PriceOptions, estimate
 from infergy.energy.load import load_table
 from infergy.energy.pace import BOUND, TOLD, TWO_CELLS, find_pace
 from infergy.energy.recommend import Recommendation, engine_options, recommend
@@ -213,6 +213,25 @@ def test_of_what_ships_vllm_takes_fewest_and_the_saving_is_that_of_the_estimate(
     (vllm,) = [one for one in estimate["estimates"] if one["engine"] == "vllm"]
     assert in_time["energy_j"] == pytest.approx(vllm["energy_j"])
     assert in_time["saving"] == pytest.approx(vllm["saving_vs_baseline"])
+
+
+def test_what_was_measured_in_a_few_cells_is_named_and_not_ranked() -> None:
+    """vllm-fp8 ships as one cell, which would price 1 % of the requests and so take the fewest joules of all."""
+    found = recommend("azure-code-2023", PriceOptions())
+    assert "vllm-fp8" not in {one.engine for one in found.configurations}
+    assert all(one.priced_share > 0.99 for one in found.configurations)
+    (note,) = (note for note in found.notes if "too few cells" in note)
+    assert "vllm-fp8 0.9%" in note
+    told = estimate("azure-code-2023")
+    assert [one.engine for one in told.estimates] == ["transformers", "vllm"]
+    assert any("vllm-fp8 0.9%" in note for note in told.notes)
+    (asked,) = estimate("azure-code-2023", engines=["vllm-fp8"]).estimates
+    assert asked.engine == "vllm-fp8"
+
+
+def test_a_users_own_few_cells_are_told_beside_the_shipped_ones(tmp_path: Path) -> None:
+    mine = write_store(tmp_path / "mine.jsonl", [build_row()])
+    assert "vllm" in {one.engine for one in estimate("azure-code-2023", tables=mine).estimates}
 
 
 def test_in_words_it_says_what_to_type() -> None:

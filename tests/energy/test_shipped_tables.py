@@ -16,8 +16,8 @@ from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 
-SHIPPED, REPLICATES, SUPERSEDED = shipped_tables()
-EVERY = [SHIPPED, REPLICATES, SUPERSEDED]
+SHIPPED, AXES, REPLICATES, SUPERSEDED = shipped_tables()
+EVERY = [SHIPPED, AXES, REPLICATES, SUPERSEDED]
 
 
 def rows_in(path: Path) -> tuple[Measurement, ...]:
@@ -54,6 +54,16 @@ def test_windows_are_long_enough(path: Path) -> None:
         busy_s = [batch.duration_s for window in row.windows for batch in window.batches]
         assert sum(busy_s) >= 3.0 - 0.001
         assert len(busy_s) >= 2 or busy_s[0] >= 5.0
+
+
+def test_the_axes_are_of_one_chip_which_measured_four_cells_of_the_main_table_again() -> None:
+    rows = rows_in(AXES)
+    assert len({chip(row) for row in rows}) == 1
+    assert len({row.cell_id for row in rows}) == len(rows) == 26
+    main = {row.cell_id: row.result for row in rows_in(SHIPPED)}
+    ratios = [row.result.energy_j / mine.energy_j for row in rows if row.result and (mine := main.get(row.cell_id))]
+    # What docs/measurements.md says of them.
+    assert [round(100 * (ratio - 1), 1) for ratio in ratios] == [2.1, 0.4, 1.0, 2.3]
 
 
 def test_what_was_measured_again_is_the_least_certain_and_the_rest_of_one_chip() -> None:

@@ -71,6 +71,23 @@ def test_the_largest_batch_counts_and_the_others_stay(tmp_path: Path, row: Build
     assert setup.by_length()[512, 64].batch == 64
 
 
+def test_lengths_measured_at_a_small_batch_do_not_count_where_longer_requests_had_a_large_one(
+    tmp_path: Path, row: Builder
+) -> None:
+    rows = [
+        row(input_tokens=300, batch=8),
+        row(input_tokens=300, output_tokens=32, batch=17),
+        row(input_tokens=512, batch=32),
+        row(input_tokens=1024, batch=8),
+    ]
+    setup = table_of(tmp_path, rows).setups[0]
+    assert len(setup.cells) == 4
+    assert sorted(setup.by_length()) == [(300, 32), (512, 64), (1024, 64)]
+    mine = write_store(tmp_path / "mine.jsonl", rows[:1])
+    theirs = write_store(tmp_path / "theirs.jsonl", rows[2:])
+    assert (300, 64) in load_table([mine, theirs]).setups[0].by_length(), "what a user measured stands"
+
+
 def test_the_first_file_wins_a_cell_even_at_a_smaller_batch(tmp_path: Path, row: Builder) -> None:
     mine = write_store(tmp_path / "mine.jsonl", [row(batch=8, energy_j=80.0)])
     theirs = write_store(tmp_path / "theirs.jsonl", [row(batch=64, energy_j=64.0), row(input_tokens=1024)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -71,12 +70,8 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(engine: Any, stamp: Any) -> Completion:
-    with tempfile.TemporaryDirectory() as name:
-        folder = tempfile.TemporaryDirectory(dir=name)
-        session = VllmSession(FakeLlm(engine, stamp), folder)
-        done = session.run(Work(prompts=((1, 2), (3, 4)), output_tokens=(5, 5), arrival_s=(0.0, 0.0)))
-        folder.cleanup()
-    return done
+    session = VllmSession(FakeLlm(engine, stamp))
+    return session.run(Work(prompts=((1, 2), (3, 4)), output_tokens=(5, 5), arrival_s=(0.0, 0.0)))
 
 
 def test_vllm_stamps_each_request_without_its_loggers() -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -52,7 +53,6 @@ class FakeLlm:
         self.llm_engine = FakeEngine()
         self.calls: list[tuple[str, Any]] = []
         speculative = options.get("speculative_config") or {}
-        # The folder is gone once the session is closed.
         self.draft_config = json.loads((Path(speculative["model"]) / "config.json").read_text()) if speculative else {}
         FakeLlm.made = self
 
@@ -79,11 +79,12 @@ class FakeLlm:
 
 
 @pytest.fixture(autouse=True)
-def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[VllmSession]]:
+def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[VllmSession]]:
     module = ModuleType("vllm")
     module.LLM = FakeLlm  # type: ignore[attr-defined]
     module.SamplingParams = module.TokensPrompt = dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_WORKER_MULTIPROCESSING_METHOD"):
         # Set and undone here, so that what the engine sets does not outlive the test.
         monkeypatch.setenv(name, "")
@@ -178,3 +179,22 @@ def test_vllm_refuses_a_draft_whose_acceptance_is_neither_set_nor_measured_befor
     unset = EngineSetup(engine="vllm", model="big", speculation=Speculation(draft="small", look_ahead=3))
     with pytest.raises(UsageError, match=r"set it: acceptance = 0\.8"):
         VllmEngine().check(unset)
+
+
+def test_an_engine_loaded_again_finds_the_model_where_it_compiled_it(opened: Opened) -> None:
+    """VLLM's compiled graphs are kept by the path of the model (`ModelConfig.compute_hash`)."""
+    _, first = opened()
+    _, second = opened()
+    assert first.options["model"] == second.options["model"]
+    assert json.loads((Path(second.options["model"]) / "config.json").read_text()) == {"model_type": "big"}
+    assert first.options["speculative_config"]["model"] == second.options["speculative_config"]["model"]
+
+
+@pytest.mark.parametrize(("is_second", "told"), [(False, {"model_runner": "v1"}), (True, {})])
+def test_a_runner_is_told_where_vllm_falls_back_to_its_first(
+    is_second: bool, told: dict[str, str], opened: Opened
+) -> None:
+    session, llm = opened()
+    llm.llm_engine.vllm_config = MagicMock(use_v2_model_runner=is_second)  # type: ignore[attr-defined]
+    facts = session.facts()
+    assert {key: facts[key] for key in facts if key == "model_runner"} == told

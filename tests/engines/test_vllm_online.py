@@ -109,8 +109,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def run(llm: FakeLlm, work: Work) -> Completion:
-    folder: Any = SimpleNamespace(cleanup=lambda: None)
-    return VllmSession(llm, folder).run(work)
+    return VllmSession(llm).run(work)
 
 
 def work(*arrival_s: float, output: int = 3) -> Work:

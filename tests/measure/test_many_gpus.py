@@ -463,7 +463,7 @@ def test_vllm_asks_each_worker_and_tells_only_what_all_know(
 ) -> None:
     from infergy.engines.vllm import VllmSession
 
-    session = VllmSession(FakeLlm(told), SimpleNamespace(cleanup=lambda: None))  # type: ignore[arg-type]
+    session = VllmSession(FakeLlm(told))
     assert session.gpu_uuids() == expected
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.energy.answer import Estimate, Provenance, SourceUse, TraceEstimate, TraceFacts
+from infergy.energy.comparable import partial_notes, told_by_default
 from infergy.energy.load import load_table
 from infergy.energy.options import (
     BASELINE,
@@ -92,7 +93,8 @@ def estimate(
         source: A `Trace`, a `Histogram`, or whatever `infergy.open_trace` takes: a shipped name, a path, a frame.
         model: Name of a model that has rows; None takes that of the first table (shipped: Llama-3.1-8B).
         gpu: Name of a GPU that has rows: short, the vendor's or the driver's; None takes that of the first table.
-        engines: Labels of engine set-ups; None takes all that have rows.
+        engines: Labels of engine set-ups; None takes all that have rows, of shipped ones those that price about as
+            many requests as any.
         tables: A user's own stores, which count before the shipped ones; or a loaded table, which counts alone.
         bins: ``powers-of-two`` (nobody is left out; None too), ``paper``, or edges; a `Histogram` brings its own.
         method: ``ceiling`` as in arXiv 2504.17674, or ``mean``: each bin at the mean lengths of its requests.
@@ -125,7 +127,9 @@ def estimate(
     setups = _choose(table, gpu, model, engines, baseline)
     priced = [price_setup(setup, question, options) for setup in setups]
     reference = Reference(kind=ideal, method=method, model=model, gpu=gpu, surfaces=[one.surface for one in priced])
-    wanted = [one for one in priced if engines is None or one.setup.label in engines]
+    wanted, partial = told_by_default(priced)
+    if engines is not None:
+        wanted, partial = [one for one in priced if one.setup.label in engines], []
     base = next((one for one in priced if one.setup.label == baseline), None)
     whole = reference.of(histogram)
     return TraceEstimate(
@@ -137,7 +141,10 @@ def estimate(
         ),
         baseline=baseline,
         bins=histogram.bins,
-        notes=notes_on(table, wanted, histogram, method=method, rare=rare, max_batch_s=max_batch_s),
+        notes=(
+            *notes_on(table, wanted, histogram, method=method, rare=rare, max_batch_s=max_batch_s),
+            *partial_notes(partial, "to see one: --engine NAME"),
+        ),
     )
 
 

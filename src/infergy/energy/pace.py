@@ -7,9 +7,10 @@ bound       seconds of a batch over its output tokens: prefill is in it, so it i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from infergy.energy.price import NO_VALUE, BinEnergy
 from infergy.energy.table import TableCell
 
 TOLD, TWO_CELLS, BOUND = "told", "two cells", "bound"
@@ -45,3 +46,44 @@ def find_pace(cell: TableCell, cells: Iterable[TableCell]) -> Pace:
     nearest = max(shorter, key=lambda other: other.output_tokens)
     slope_s = (batch_s - nearest.duration_s * nearest.batch) / (cell.output_tokens - nearest.output_tokens)
     return Pace(seconds=slope_s, basis=TWO_CELLS) if 0 < slope_s < bound.seconds else bound
+
+
+def in_pace(cells: Sequence[TableCell], tpot_s: float) -> Iterator[TableCell]:
+    """The cells that keep the bound; where none of a length does, the smallest batch, which comes nearest."""
+    lengths: dict[tuple[int, int], list[TableCell]] = {}
+    for cell in cells:
+        lengths.setdefault((cell.input_tokens, cell.output_tokens), []).append(cell)
+    for group in lengths.values():
+        kept = [cell for cell in group if find_pace(cell, cells).seconds <= tpot_s]
+        yield from kept or [min(group, key=lambda cell: cell.batch)]
+
+
+def share_within(bins: Iterable[BinEnergy], paces: Mapping[tuple[int, int], Pace], tpot_s: float) -> float:
+    """Share of the priced requests whose bin keeps the bound: as its cell, or the cells around it, all do."""
+    kept = known = 0
+    for one in bins:
+        if one.how == NO_VALUE:
+            continue
+        known += one.requests
+        around = _around((one.input_tokens, one.output_tokens), paces)
+        kept += one.requests if all(paces[place].seconds <= tpot_s for place in around) else 0
+    return kept / known if known else 0.0
+
+
+def _around(place: tuple[int, int], measured: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    """The measured lengths that enclose a place, nearest first along each axis; itself where it was measured."""
+    known = set(measured)
+    if place in known:
+        return {place}
+    inputs = sorted({one for one, _ in known})
+    found: set[tuple[int, int]] = set()
+    for near in _nearest(place[0], inputs):
+        outputs = sorted(out for one, out in known if one == near)
+        found |= {(near, out) for out in _nearest(place[1], outputs)}
+    return found
+
+
+def _nearest(value: float, sorted_values: Sequence[int]) -> set[int]:
+    below = [one for one in sorted_values if one <= value][-1:]
+    above = [one for one in sorted_values if one >= value][:1]
+    return {*below, *above}

@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.energy.answer import TraceFacts
+from infergy.energy.comparable import is_partial, partial_notes, priced_share
 from infergy.energy.drafting import drafting_notes, drafting_options
 from infergy.energy.estimate import PriceOptions, Question, open_question, price_setup
-from infergy.energy.pace import Pace, find_pace
+from infergy.energy.pace import Pace, find_pace, in_pace, share_within
 from infergy.energy.price import NO_VALUE
 from infergy.energy.summary import Priced
 from infergy.energy.surface import MEASURED, SurfaceError
@@ -170,6 +171,7 @@ def recommend(
         for label in labels
         for candidate in _candidates(table.find(gpu, model, label), question, options, tpot_s)
     ]
+    candidates, partial = _comparable(candidates)
     base = _first(candidates, options.baseline)
     now = _first(candidates, present) if present else None
     reference = now or base
@@ -179,7 +181,6 @@ def recommend(
         raise UsageError("no measured configuration can price this trace. Measure one: infergy measure paper-bins")
     ranked = sorted(candidates, key=lambda one: (one.within is not None and one.within < ENOUGH, one.energy_j))
     best = ranked[0]
-    requests = question.facts.requests
     return Recommendation(
         trace=question.facts,
         model=model,
@@ -187,10 +188,21 @@ def recommend(
         baseline=options.baseline,
         present=present,
         tpot_s=tpot_s,
-        configurations=tuple(_configuration(one, best, base, now, reference, requests) for one in ranked),
+        configurations=tuple(_configuration(one, best, base, now, reference) for one in ranked),
         steps=tuple(_steps(reference, best, candidates)) if reference is not None else (),
-        notes=(*_notes(ranked, base, options.baseline, tpot_s), *table.notes),
+        notes=(
+            *_notes(ranked, base, options.baseline, tpot_s),
+            *partial_notes([one.priced for one in partial], "to rank them, measure more of them"),
+            *table.notes,
+        ),
     )
+
+
+def _comparable(candidates: Sequence[_Candidate]) -> tuple[list[_Candidate], list[_Candidate]]:
+    """Those that price as many of the requests as any, and the others."""
+    every = [one.priced for one in candidates]
+    partial = [one for one in candidates if is_partial(one.priced, every)]
+    return [one for one in candidates if one not in partial], partial
 
 
 def _candidates(
@@ -202,7 +214,7 @@ def _candidates(
         caps.append(math.inf)
     seen: set[tuple[TableCell, ...]] = set()
     for cap in caps:
-        kept = setup if tpot_s is None else replace(setup, cells=tuple(_in_pace(setup.cells, tpot_s)))
+        kept = setup if tpot_s is None else replace(setup, cells=tuple(in_pace(setup.cells, tpot_s)))
         priced = price_setup(kept, question, replace(options, max_batch_s=cap))
         known = [one for one in priced.bins if one.how != NO_VALUE]
         energy_j = sum(one.energy_j or 0.0 for one in known)
@@ -216,50 +228,9 @@ def _candidates(
             priced=priced,
             energy_j=energy_j,
             own_error=own_error(priced, energy_j),
-            within=None if tpot_s is None else _within(priced, paces, tpot_s),
+            within=None if tpot_s is None else share_within(priced.bins, paces, tpot_s),
             paces=paces,
         )
-
-
-def _in_pace(cells: Sequence[TableCell], tpot_s: float) -> Iterator[TableCell]:
-    """The cells that keep the bound; where none of a length does, the smallest batch, which comes nearest."""
-    lengths: dict[tuple[int, int], list[TableCell]] = {}
-    for cell in cells:
-        lengths.setdefault((cell.input_tokens, cell.output_tokens), []).append(cell)
-    for group in lengths.values():
-        kept = [cell for cell in group if find_pace(cell, cells).seconds <= tpot_s]
-        yield from kept or [min(group, key=lambda cell: cell.batch)]
-
-
-def _within(priced: Priced, paces: dict[tuple[int, int], Pace], tpot_s: float) -> float:
-    """Share of the priced requests whose bin keeps the bound: as its cell, or the cells around it, all do."""
-    kept = known = 0
-    for one in priced.bins:
-        if one.how == NO_VALUE:
-            continue
-        known += one.requests
-        around = _around((one.input_tokens, one.output_tokens), paces)
-        kept += one.requests if all(paces[place].seconds <= tpot_s for place in around) else 0
-    return kept / known if known else 0.0
-
-
-def _around(place: tuple[int, int], measured: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
-    """The measured lengths that enclose a place, nearest first along each axis; itself where it was measured."""
-    known = set(measured)
-    if place in known:
-        return {place}
-    inputs = sorted({one for one, _ in known})
-    found: set[tuple[int, int]] = set()
-    for near in _nearest(place[0], inputs):
-        outputs = sorted(out for one, out in known if one == near)
-        found |= {(near, out) for out in _nearest(place[1], outputs)}
-    return found
-
-
-def _nearest(value: float, sorted_values: Sequence[int]) -> set[int]:
-    below = [one for one in sorted_values if one <= value][-1:]
-    above = [one for one in sorted_values if one >= value][:1]
-    return {*below, *above}
 
 
 def own_error(priced: Priced, energy_j: float) -> float:
@@ -304,7 +275,6 @@ def _configuration(
     base: _Candidate | None,
     now: _Candidate | None,
     reference: _Candidate | None,
-    requests: int,
 ) -> Configuration:
     known = [found for found in one.priced.bins if found.how != NO_VALUE]
     basis: dict[str, int] = {}
@@ -323,7 +293,7 @@ def _configuration(
         high_j=_total([found.high_j for found in known]),
         own_error=one.own_error,
         gpu_hours=seconds / SECONDS_PER_HOUR,
-        priced_share=sum(found.requests for found in known) / requests if requests else 0.0,
+        priced_share=priced_share(one.priced),
         within_bound=one.within,
         paces=basis,
         changes_outputs=_changes_outputs(one.setup, reference),

@@ -8,6 +8,8 @@ Rules, in the order in which they apply (1 and 2 in `infergy.energy.load`):
 3. Files have a rank, the first file the best: where two measured the same lengths, the better ranked one counts.
 4. Of the batch sizes that it measured at these lengths, the largest counts whose requests had their answers in time
    (`MAX_BATCH_S`); where none had, the smallest. The others stay in the table.
+5. Lengths that were measured at half or less of the batch at which longer requests were served do not count: they tell
+   of small batches, and the table's curves are those of full ones. Files of worse rank cannot do that to a cell.
 """
 
 from __future__ import annotations
@@ -124,11 +126,15 @@ class SetupTable:
         return min(source.rank for source in self.sources)
 
     def by_length(self, max_batch_s: float = MAX_BATCH_S) -> dict[tuple[int, int], TableCell]:
-        """The cell that counts at each measured (input, output): best rank, then largest batch within `max_batch_s`."""
+        """The cell that counts at each measured (input, output), by rules 3 to 5."""
         lengths: dict[tuple[int, int], list[TableCell]] = {}
         for cell in self.cells:
             lengths.setdefault((cell.input_tokens, cell.output_tokens), []).append(cell)
-        return {key: _choose(cells, max_batch_s) for key, cells in lengths.items()}
+        # Which lengths tell of small batches does not hang on the bound: past it, few lengths were measured at all.
+        usual = [_choose(cells, MAX_BATCH_S) for cells in lengths.values()]
+        full = [cell for cell in usual if not any(_outdoes(other, cell) for other in usual)]
+        places = [(cell.input_tokens, cell.output_tokens) for cell in full]
+        return {place: _choose(lengths[place], max_batch_s) for place in places}
 
     def larger_batches(self, max_batch_s: float = MAX_BATCH_S) -> tuple[tuple[TableCell, TableCell], ...]:
         """Where a batch beyond `max_batch_s` was measured too: the cell that counts, and the largest one."""
@@ -215,6 +221,12 @@ def _fill_in(table: SetupTable, others: Iterable[SetupTable]) -> SetupTable:
                 weights=f"{table.weights}; {other.weights}: {len(added)} cells",
             )
     return table
+
+
+def _outdoes(other: TableCell, cell: TableCell) -> bool:
+    """Whether `other` shows that requests like those of `cell` fit into twice its batch or more."""
+    is_longer = other.input_tokens >= cell.input_tokens and other.output_tokens >= cell.output_tokens
+    return is_longer and other.rank <= cell.rank and other.batch >= 2 * cell.batch
 
 
 def _choose(cells: Iterable[TableCell], max_batch_s: float) -> TableCell:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
+from infergy.engines.config_files import config_folder
 from infergy.engines.experts import ExpertCounter
 from infergy.engines.protocol import (
     GPU_UUIDS,
@@ -66,9 +65,7 @@ class TransformersEngine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, setup.dtype)
         if setup.weights in LAWS:
-            with tempfile.TemporaryDirectory() as folder:
-                write_config(Path(folder), config)
-                shape = AutoConfig.from_pretrained(folder)
+            shape = AutoConfig.from_pretrained(config_folder(config))
             with torch.device(device):
                 model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
             draw_weights(model, setup.weights, seed)
@@ -227,10 +224,3 @@ def choose_by(decoding: Decoding) -> dict[str, Any]:
         "top_p": decoding.top_p,
         "top_k": decoding.top_k or 0,
     }
-
-
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write `config.json` where engines look for it."""
-    import json
-
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from infergy.engines.config_files import config_folder
 from infergy.engines.protocol import (
     GPU_UUIDS,
     Completion,
@@ -22,7 +21,6 @@ from infergy.engines.protocol import (
     refuse_compiled,
     tell_gpu,
 )
-from infergy.engines.transformers import write_config
 from infergy.engines.vllm_drafts import DraftCounts, draw_draft_weights, speculate, tell_speculation
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import EngineError, MissingError
@@ -60,19 +58,16 @@ class VllmEngine:
         from vllm import LLM
 
         is_random = setup.weights in LAWS
-        folder = tempfile.TemporaryDirectory(prefix="infergy-model-")
-        if is_random:
-            write_config(Path(folder.name), config)
         drafting: dict[str, Any] = {}
         if setup.speculation is not None:
             # Drafted tokens are counted where requests are scheduled, and only if statistics are on from the start.
             drafting = {
-                "speculative_config": speculate(setup.speculation, setup.tensor_parallel, Path(folder.name), draft),
+                "speculative_config": speculate(setup.speculation, setup.tensor_parallel, draft),
                 "disable_log_stats": False,
             }
         try:
             llm = LLM(
-                model=folder.name if is_random else setup.weights,
+                model=str(config_folder(config)) if is_random else setup.weights,
                 load_format="dummy" if is_random else "auto",
                 skip_tokenizer_init=True,
                 generation_config="vllm",
@@ -89,17 +84,15 @@ class VllmEngine:
             if is_random and drafting:
                 llm.collective_rpc(partial(draw_draft_weights, law=setup.weights, seed=seed))
         except (RuntimeError, ValueError, OSError) as error:
-            folder.cleanup()
             raise EngineError(f"vLLM could not load {setup.model}: {error}") from error
-        return VllmSession(llm, folder, is_drafting=bool(drafting))
+        return VllmSession(llm, is_drafting=bool(drafting))
 
 
 class VllmSession:
     """A running vLLM engine."""
 
-    def __init__(self, llm: Any, folder: tempfile.TemporaryDirectory[str], *, is_drafting: bool = False) -> None:
+    def __init__(self, llm: Any, *, is_drafting: bool = False) -> None:
         self._llm = llm
-        self._folder = folder
         self._counts = DraftCounts() if is_drafting else None
         if self._counts is not None:
             # In place of vLLM's own, which print a line every 10 s, in the middle of a window.
@@ -153,7 +146,9 @@ class VllmSession:
             "batching": "continuous",
             **tell_speculation(config),
             GPU_UUIDS: self.gpu_uuids(),
-        } | _quantization(config.model_config)
+            **_quantization(config.model_config),
+            **_runner(config),
+        }
 
     def gpu_uuids(self) -> str | None:
         """The GPU of each worker, in the order of their ranks; None unless all of them tell."""
@@ -169,12 +164,20 @@ class VllmSession:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
-        self._folder.cleanup()
 
 
 def _quantization(config: Any) -> dict[str, str | None]:
     """What is quantised how; nothing where nothing is, as in rows from before there was any."""
     return {} if config.quantization is None else {"quantization": str(config.quantization)}
+
+
+def _runner(config: Any) -> dict[str, str]:
+    """The first of vLLM's two model runners, where it falls back to it; nothing of the second, its default.
+
+    It falls back for a draft model and for most mixtures of experts (vLLM 0.25, `VllmConfig.use_v2_model_runner`), so
+    that a difference to a set-up without is in part one of runners.
+    """
+    return {"model_runner": "v1"} if getattr(config, "use_v2_model_runner", None) is False else {}
 
 
 def _keep_times(engine: Any) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from infergy.engines.transformers import write_config
+from infergy.engines.config_files import config_folder
 from infergy.engines.weights import draw_weights
 from infergy.records.speculation import Drafts, Speculation
-
-DRAFT_FOLDER = "draft"
 
 
 class DraftCounts:
@@ -42,10 +39,8 @@ class DraftCounts:
         """Print nothing."""
 
 
-def speculate(
-    speculation: Speculation, tensor_parallel: int, folder: Path, draft: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """VLLM's `speculative_config`; the draft's configuration is written below `folder` where weights are random.
+def speculate(speculation: Speculation, tensor_parallel: int, draft: Mapping[str, Any] | None) -> dict[str, Any]:
+    """VLLM's `speculative_config`; the draft is loaded from its configuration where weights are random.
 
     vLLM's synthetic acceptance takes the probability that all tokens up to each place are accepted
     (``vllm/config/speculative.py``); if each is accepted with probability a, whatever came before, that is a, a², a³, …
@@ -59,10 +54,7 @@ def speculate(
         "draft_tensor_parallel_size": tensor_parallel,
     }
     if speculation.weights is None and draft is not None:
-        place = folder / DRAFT_FOLDER
-        place.mkdir()
-        write_config(place, draft)
-        asked["model"] = str(place)
+        asked["model"] = str(config_folder(draft))
     if speculation.acceptance is not None:
         rates = [speculation.acceptance**place for place in range(1, speculation.look_ahead + 1)]
         asked |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}

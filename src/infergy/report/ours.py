@@ -224,15 +224,23 @@ def _of_law(recipe: Recipe, evidence: Evidence) -> Ours:
 def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> list[Change]:
     """Cells of `b` against those of `a` under the same load, but for its arrivals, and in the same environment.
 
-    The interval adds the half-widths of both cells' logarithms in quadrature; that of a time is not told.
+    Where `a` holds a cell several times, that of the same chips counts, else the first. The interval adds the
+    half-widths of both cells' logarithms in quadrature; that of a time is not told.
     """
-    places = {(key_of(point.row, ONE_CHANGE), _shape(point)): point for point in a}
+    places: dict[tuple[object, Load], list[Point]] = {}
+    for point in a:
+        places.setdefault((key_of(point.row, ONE_CHANGE), _shape(point)), []).append(point)
     found = []
     for point in b:
-        other = places.get((key_of(point.row, ONE_CHANGE), _shape(point)))
-        if other is not None:
-            found.append(_change(other, point, quantity))
+        others = places.get((key_of(point.row, ONE_CHANGE), _shape(point)), [])
+        if others:
+            near = [one for one in others if _chips(one) == _chips(point)]
+            found.append(_change([*near, *others][0], point, quantity))
     return found
+
+
+def _chips(point: Point) -> tuple[str, ...]:
+    return tuple(gpu.uuid for gpu in point.row.environment.gpus)
 
 
 def _shape(point: Point) -> Load:
