@@ -27,8 +27,8 @@ class MambaShape:
         kernel: Tokens that the convolution sees, the present one included.
         projection_bias: Whether the two projections have biases.
         convolution_bias: Whether the convolution has one.
-        state_value_bytes: Bytes of a value of the state: 4 (float32) unless `mamba_ssm_cache_dtype` says otherwise. A
-            vLLM that does not read that key keeps it in the model's dtype.
+        state_value_bytes: Bytes of a value of the state: 4 (float32) unless `mamba_ssm_cache_dtype` says otherwise
+            (NemotronHConfig; vLLM since pull request 39032 of April 2026, before which it kept 16 bits unless told).
     """
 
     layers: int
