@@ -263,6 +263,19 @@ def test_a_missing_key_of_a_part_is_named_with_the_part(name: str, outer: str, i
             ModelShape.from_config(config, name="x")
 
 
+def test_a_list_that_is_none_is_named() -> None:
+    config = model_config("qwen3-vl-8b")
+    config["vision_config"]["deepstack_visual_indexes"] = 3
+    with pytest.raises(DataError, match="x vision_config: deepstack_visual_indexes is 3; expected a list"):
+        ModelShape.from_config(config, name="x")
+
+
+def test_llama_4_may_name_its_layers_with_experts() -> None:
+    config = model_config("llama-4-maverick-17b-128e")
+    config["text_config"]["moe_layers"] = [1, 3, 5]
+    assert ModelShape.from_config(config, name="x").dense_layers == 45
+
+
 def test_encoders_are_loaded_and_idle() -> None:
     for name, text in (("qwen3-vl-8b", "qwen3-8b"), ("qwen3-vl-235b-a22b", "qwen3-235b-a22b")):
         whole, alone = get_model(name), get_model(text)

@@ -7,7 +7,7 @@ of the family's configuration class in transformers (5.x), named beside it. Noth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infergy.errors import DataError, UsageError
@@ -46,6 +46,15 @@ class Config:
             return default
         if not isinstance(value, bool):
             raise DataError(f"{self.name}: {key} is {value!r}; expected true or false")
+        return value
+
+    def listed(self, key: str, default: Sequence[Any]) -> Sequence[Any]:
+        """A list; `default` if the key is missing or null."""
+        value = self.data.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, list):
+            raise DataError(f"{self.name}: {key} is {value!r}; expected a list")
         return value
 
     def inside(self, key: str) -> Config:

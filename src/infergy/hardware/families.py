@@ -72,7 +72,7 @@ def read_qwen3(config: Config) -> ModelShape:
 def read_qwen3_moe(config: Config) -> ModelShape:
     """Qwen3 with experts in every `decoder_sparse_step`-th layer, but those that `mlp_only_layers` names."""
     layers, step = config.integer("num_hidden_layers"), config.integer("decoder_sparse_step", 1)
-    dense = set(config.data.get("mlp_only_layers") or [])
+    dense = set(config.listed("mlp_only_layers", ()))
     experts = ExpertShape(
         experts=config.integer("num_experts"),
         experts_per_token=config.integer("num_experts_per_tok"),
@@ -271,9 +271,10 @@ def read_llama4_text(config: Config) -> ModelShape:
     """
     layers, step = config.integer("num_hidden_layers"), config.integer("interleave_moe_layer_step", 1)
     width, interval = config.integer("intermediate_size"), config.integer("no_rope_layer_interval", 4)
+    sparse = len(config.listed("moe_layers", range(step - 1, layers, step)))
     attention = attention_shape(config, default_head_dim=128)
     if config.data.get("attention_chunk_size", 8192) is not None:
-        signs = config.data.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
+        signs = config.listed("no_rope_layers", ()) or [(layer + 1) % interval for layer in range(layers)]
         attention = dataclasses.replace(
             attention,
             window_tokens=config.integer("attention_chunk_size", 8192),
@@ -285,7 +286,7 @@ def read_llama4_text(config: Config) -> ModelShape:
         experts_per_token=config.integer("num_experts_per_tok"),
         intermediate=width,
         shared_intermediate=width,
-        layers=layers // step,
+        layers=sparse,
     )
-    dense = config.integer("intermediate_size_mlp") if layers // step < layers else 0
+    dense = config.integer("intermediate_size_mlp") if sparse < layers else 0
     return dense_shape(config, attention, intermediate=dense, experts=experts)

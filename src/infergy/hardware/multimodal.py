@@ -136,7 +136,7 @@ def _qwen3_vision(vision: Config, text_hidden: int) -> int:
     embeddings = hidden * (3 * vision.integer("temporal_patch_size") * patch**2 + 1)
     embeddings += hidden * vision.integer("num_position_embeddings", 2304)
     merger = merged**2 + merged + merged * text_hidden + text_hidden
-    deepstack = vision.data.get("deepstack_visual_indexes", (8, 16, 24))
+    deepstack = vision.listed("deepstack_visual_indexes", (8, 16, 24))
     layers = vision.integer("depth") * _block(hidden, vision.integer("intermediate_size"))
     return embeddings + layers + (merger + 2 * hidden) + len(deepstack) * (merger + 2 * merged)
 
