@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,33 @@ def test_a_model_is_told_with_its_largest_batch() -> None:
     assert "8,030,261,248" in text
     assert "128 KiB a token" in text
     assert "NVIDIA H200" in text
+
+
+def test_a_hybrid_tells_its_kinds_of_layers_and_its_state() -> None:
+    text, facts = run("models", "nemotron-nano-12b-v2"), run_json("models", "nemotron-nano-12b-v2")
+    assert "62 layers: 28 Mamba-2, 6 attention, 28 MLP" in text
+    assert "142 MiB a request of any length" in text
+    assert facts["state_bytes"] == get_model("nemotron-nano-12b-v2").state_bytes
+    assert facts["attention_layers"] == 6
+    assert run_json("models", "llama-3.1-8b")["state_bytes"] == 0
+    assert "Mamba" not in run("models", "llama-3.1-8b")
+
+
+def test_the_files_that_the_documentation_shows_are_read(tmp_path: Path) -> None:
+    """docs/models.md: a model's numbers and a GPU's, as a user copies them."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 3
+    paths = [tmp_path / name for name in ("model.toml", "hybrid.toml", "gpu.toml")]
+    for path, text in zip(paths, shown, strict=True):
+        path.write_text(text, encoding="utf-8")
+    facts = run_json("models", str(paths[0]), "--gpu", str(paths[2]))
+    assert facts["parameters"] == pytest.approx(get_model("qwen3-30b-a3b").parameters, rel=1e-4)
+    assert facts["largest_batch"]["vllm"]["batch"] > 0
+    hybrid = run_json("models", str(paths[1]))
+    assert hybrid["parameters"] == pytest.approx(get_model("nemotron-nano-12b-v2").parameters, rel=1e-4)
+    assert hybrid["state_bytes"] == get_model("nemotron-nano-12b-v2").state_bytes
+    assert "gpu" in run("gpus", str(paths[2]))
 
 
 def test_json_of_a_model_agrees_with_the_library() -> None:

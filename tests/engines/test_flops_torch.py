@@ -56,6 +56,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
     },
     "deepseek_v3-no-query-rank": {},
+    "glm4_moe": {
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "head_dim": 24,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 48,
+        "first_k_dense_replace": 1,
+    },
 }
 FAMILIES["deepseek_v3-no-query-rank"] = FAMILIES["deepseek_v3"] | {"model_type": "deepseek_v3", "q_lora_rank": None}
 INPUT_TOKENS, BATCH = 24, 2

@@ -81,3 +81,10 @@ def test_less_of_the_memory_takes_fewer() -> None:
 def test_an_unknown_engine_is_named() -> None:
     with pytest.raises(UsageError, match="unknown engine 'vlm'; did you mean vllm"):
         largest_batch(LLAMA, H200, 512, 64, engine="vlm")
+
+
+def test_a_hybrids_state_takes_room_at_any_length() -> None:
+    shape = get_model("nemotron-nano-12b-v2")
+    short = largest_batch(shape, H200, 16, 16, engine="vllm").kv_bytes_per_request
+    assert short == shape.kv_bytes(32) + shape.state_bytes
+    assert largest_batch(shape, H200, 16, 16, engine="vllm", tensor_parallel=8).kv_bytes_per_request == short

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.errors import UsageError
 from infergy.hardware import ModelShape, get_model
-from infergy.hardware.shape import attended_tokens
+from infergy.hardware.layers import attended_tokens, chunked_tokens
 
 LLAMA = get_model("llama-3.1-8b")
 WINDOWED = get_model("gpt-oss-20b")
 LATENT = get_model("deepseek-v3")
-SHAPES = st.sampled_from([LLAMA, WINDOWED, LATENT, get_model("gemma-3-4b"), get_model("qwen3-30b-a3b")])
+HYBRID = get_model("nemotron-nano-12b-v2")
+SMALL_CHUNKS = dataclasses.replace(
+    get_model("llama-4-scout-17b-16e"),
+    attention=dataclasses.replace(get_model("llama-4-scout-17b-16e").attention, window_tokens=100),
+)
+SHAPES = st.sampled_from(
+    [LLAMA, WINDOWED, LATENT, get_model("gemma-3-4b"), get_model("qwen3-30b-a3b"), HYBRID, SMALL_CHUNKS]
+)
 TOKENS = st.integers(1, 5000)
 
 
@@ -21,6 +30,12 @@ TOKENS = st.integers(1, 5000)
 def test_attended_tokens_is_the_sum_it_stands_for(first: int, length: int, window: int | None) -> None:
     last = first + length - 1
     assert attended_tokens(first, last, window) == sum(min(t, window or t) for t in range(first, last + 1))
+
+
+@given(first=st.integers(1, 60), length=st.integers(0, 60), chunk=st.integers(1, 80))
+def test_chunked_tokens_is_the_sum_it_stands_for(first: int, length: int, chunk: int) -> None:
+    last = first + length - 1
+    assert chunked_tokens(first, last, chunk) == sum((t - 1) % chunk + 1 for t in range(first, last + 1))
 
 
 @given(shape=SHAPES, inputs=st.integers(1, 400), outputs=st.integers(1, 60))
@@ -113,3 +128,42 @@ def test_mxfp4_stores_the_experts_alone_in_four_bits() -> None:
 def test_an_unknown_dtype_is_named_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="unknown dtype 'bf16'; did you mean bfloat16"):
         LLAMA.weight_bytes("bf16")
+
+
+def test_a_hybrid_by_hand() -> None:
+    """Nemotron Nano 12B v2: 28 layers of Mamba-2, 28 MLPs without a gate, 6 of attention (arXiv 2508.14444, table 1)."""
+    assert HYBRID.mamba is not None
+    assert (HYBRID.mamba.layers, HYBRID.dense_layers, HYBRID.attending_layers, HYBRID.layers) == (28, 28, 6, 62)
+    inner, convolved = 128 * 80, 128 * 80 + 2 * 8 * 128
+    projections = 28 * (5120 * (inner + convolved + 128) + inner * 5120)
+    mlps = 28 * 2 * 5120 * 20480
+    attention = 6 * (5120 * (40 + 2 * 8) * 128 + 40 * 128 * 5120)
+    assert HYBRID.matmul_parameters == projections + mlps + attention
+    assert HYBRID.kv_bytes_per_token() == 6 * 2 * 8 * 128 * 2
+    assert HYBRID.state_bytes == 28 * (128 * 80 * 128 * 4 + 3 * convolved * 2)
+    beside = 28 * (5 * inner * 128 + 2 * 4 * convolved)
+    head = 131072 * 5120
+    assert HYBRID.decode_flops(1000) == 2 * (HYBRID.matmul_parameters + head) + 6 * 4 * 40 * 128 * 1000 + beside
+
+
+def test_a_state_is_read_and_written_each_step_and_does_not_grow() -> None:
+    one, two = (HYBRID.step_bytes(batch, 1000) - HYBRID.step_weight_bytes(batch) for batch in (1, 2))
+    assert two == 2 * one == 2 * (HYBRID.kv_bytes(1000) + HYBRID.kv_bytes_per_token() + 2 * HYBRID.state_bytes)
+    grown = HYBRID.step_bytes(1, 3000) - HYBRID.step_bytes(1, 1000)
+    assert grown == 2000 * HYBRID.kv_bytes_per_token()
+    assert LLAMA.state_bytes == 0
+
+
+def test_a_chunk_begins_anew_but_what_it_took_stays_counted() -> None:
+    shape = SMALL_CHUNKS
+    per_layer = shape.attention.cached_values * 2
+    read = [shape.step_bytes(1, context) - shape.step_weight_bytes(1) for context in (100, 101)]
+    assert read[1] - read[0] == (12 * 1 - 36 * 99) * per_layer
+    assert shape.kv_bytes(101) - shape.kv_bytes(100) == 12 * per_layer
+
+
+def test_experts_without_a_gate_have_two_matrices() -> None:
+    shape = get_model("nemotron-3-nano-30b-a3b")
+    assert shape.experts is not None
+    assert shape.experts.expert_matmul(shape.hidden) == 2 * 2688 * 1856
+    assert shape.dense_layers == 0

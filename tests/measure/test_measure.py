@@ -584,6 +584,27 @@ def test_a_plan_without_its_model_is_refused_before_anything_runs(tmp_path: Path
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_a_model_told_by_hand_is_played_but_no_engine_is_asked_to_load_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    numbers = "layers = 2\nhidden = 64\nheads = 4\nintermediate = 128\nvocabulary = 500\n"
+    path.write_text(numbers, encoding="utf-8")
+    plan = tiny_plan(model=str(path))
+    list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    rows = read_store(tmp_path / "rows.jsonl").rows
+    assert rows
+    assert all(row.failure is None and row.cell.setup.model == "mine" for row in rows)
+    with pytest.raises(UsageError, match="mine is told by hand, in numbers that no engine loads.*--simulate"):
+        check_plan(plan, simulate=False)
+
+
+@pytest.mark.parametrize("model", ["nemotron-nano-12b-v2-vl", "qwen3-omni-30b-a3b"])
+def test_a_text_model_inside_another_is_played(tmp_path: Path, model: str) -> None:
+    list(sweep(tiny_plan(model=model), tmp_path / "rows.jsonl", simulate=True))
+    rows = read_store(tmp_path / "rows.jsonl").rows
+    assert rows
+    assert all(row.failure is None for row in rows)
+
+
 def test_a_batch_limit_that_one_request_exceeds_is_told() -> None:
     block = {"input_tokens": [512], "output_tokens": [4096], "max_batch_s": 1}
     (planned,) = tiny_plan(engines=[{"engine": "vllm"}], cells=[block]).cells

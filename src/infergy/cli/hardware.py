@@ -21,7 +21,9 @@ EXAMPLE_BATCHES = (1, 8, 32, 128)
 
 
 def gpus(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One GPU; leave it out to list all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME_OR_PATH", help="One GPU, or a TOML file of one; none: list all.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the GPUs of the catalogue, or tell all that is known of one, with its source.
@@ -55,9 +57,11 @@ def gpus(
 def models(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME_OR_PATH", help="A shipped model, a config.json or its folder; none: list all."),
+        typer.Argument(metavar="NAME_OR_PATH", help="A shipped model, a config.json, numbers by hand."),
     ] = None,
-    gpu: Annotated[str, typer.Option("--gpu", "-g", help="GPU for which to tell the largest batch.")] = "h200",
+    gpu: Annotated[
+        str, typer.Option("--gpu", "-g", help="GPU for which to tell the largest batch; a TOML file too.")
+    ] = "h200",
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped models, or tell what follows from the shape of one: FLOPs, bytes, largest batch.
@@ -131,6 +135,7 @@ def _model_facts(shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
         "name": shape.name,
         "architecture": shape.architecture,
         "layers": shape.layers,
+        "attention_layers": shape.attending_layers,
         "parameters": shape.parameters,
         "active_parameters": shape.active_parameters,
         "checkpoint_dtype": shape.checkpoint_dtype,
@@ -139,6 +144,7 @@ def _model_facts(shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
         "expected_experts_touched": _coverage(shape),
         "weight_bytes": {dtype: shape.weight_bytes(dtype) for dtype in _weight_dtypes(shape)},
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
+        "state_bytes": shape.state_bytes,
         "example": {
             "input_tokens": inputs,
             "output_tokens": outputs,
@@ -159,12 +165,13 @@ def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
     weights = (f"{format_bytes(shape.weight_bytes(dtype))} in {dtype}" for dtype in _weight_dtypes(shape))
     lines = [
         ("name", shape.name),
-        ("architecture", f"{shape.architecture}, {shape.layers} layers"),
+        ("architecture", f"{shape.architecture}, {_layers(shape)}"),
         ("parameters", f"{shape.parameters:,}"),
         ("active a token", f"{shape.active_parameters:,}"),
         ("weights", ", ".join(weights)),
         *_expert_lines(shape),
         ("KV cache", f"{format_bytes(shape.kv_bytes_per_token())} a token, bfloat16"),
+        *_state_lines(shape),
         (f"prefill of {inputs}", format_si(shape.prefill_flops(inputs), "FLOP")),
         (f"output token at {inputs}", format_si(shape.decode_flops(inputs), "FLOP")),
         (f"request of {inputs}/{outputs}", format_si(shape.request_flops(inputs, outputs), "FLOP")),
@@ -174,6 +181,26 @@ def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
         limit = _limit(shape, gpu, engine)
         lines.append((f"  {engine}", f"{limit['batch']} ({limit['reason']})"))
     return lines
+
+
+def _layers(shape: ModelShape) -> str:
+    """How many layers, and of a hybrid how many of each kind."""
+    if shape.mamba is None:
+        return f"{shape.layers} layers"
+    experts = 0 if shape.experts is None else shape.experts.layers
+    kinds = {
+        "Mamba-2": shape.mamba.layers,
+        "attention": shape.attending_layers,
+        "MLP": shape.dense_layers,
+        "experts": experts,
+    }
+    return f"{shape.layers} layers: {', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}"
+
+
+def _state_lines(shape: ModelShape) -> list[tuple[str, str]]:
+    if shape.mamba is None:
+        return []
+    return [("Mamba-2 state", f"{format_bytes(shape.state_bytes)} a request of any length, read and written each step")]
 
 
 def _coverage(shape: ModelShape) -> dict[str, float]:

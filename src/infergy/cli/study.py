@@ -47,7 +47,7 @@ def list_studies(
         changes["gpu"] = get_gpu(gpu).name
     if model is not None:
         get_model(model)
-        changes["model"] = model if model.endswith(".json") else canonical_name(model)
+        changes["model"] = model if model.endswith((".json", ".toml")) else canonical_name(model)
     measured = _measured()
     found = StudyList(studies=tuple(describe_study(name, changes, measured) for name in study_names()))
     if as_json:

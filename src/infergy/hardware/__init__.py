@@ -1,5 +1,6 @@
 """What inference runs on: GPUs by their datasheets, models by their shapes. Standard library only."""
 
+from infergy.hardware.by_hand import BY_HAND
 from infergy.hardware.forecast import Forecast, forecast
 from infergy.hardware.gpus import (
     SIMULATED_PREFIX,
@@ -10,11 +11,14 @@ from infergy.hardware.gpus import (
     get_gpu,
     gpu_names,
 )
+from infergy.hardware.layers import AttentionShape, ExpertShape, LatentAttention
+from infergy.hardware.mamba import MambaShape
 from infergy.hardware.memory import BatchLimit, largest_batch
-from infergy.hardware.models import canonical_name, get_model, model_config, model_names
-from infergy.hardware.shape import DTYPE_BYTES, AttentionShape, ExpertShape, LatentAttention, ModelShape
+from infergy.hardware.models import canonical_name, get_model, model_config, model_names, shape_of_id
+from infergy.hardware.shape import DTYPE_BYTES, ModelShape
 
 __all__ = [
+    "BY_HAND",
     "DTYPE_BYTES",
     "SIMULATED_PREFIX",
     "AttentionShape",
@@ -24,6 +28,7 @@ __all__ = [
     "Gpu",
     "LatentAttention",
     "Link",
+    "MambaShape",
     "ModelShape",
     "canonical_name",
     "catalogue_name",
@@ -35,4 +40,5 @@ __all__ = [
     "largest_batch",
     "model_config",
     "model_names",
+    "shape_of_id",
 ]

@@ -167,6 +167,7 @@ class _Chips:
         """A step over `together` tokens of each request: weights and cache are read once for all of them."""
         moved = shape.step_weight_bytes(batch * together, self.dtype)
         moved += batch * shape.kv_bytes(context, self.dtype) * CACHE_COPIES[self.engine]
+        moved += batch * 2 * shape.state_bytes
         flops = batch * together * shape.decode_flops(context, absorbed=self.engine == "vllm")
         seconds = max(moved / self.bandwidth, flops / (self.peak * DECODE_COMPUTE_EFFICIENCY))
         return _Pass(seconds=seconds, energy_j=JOULES_PER_BYTE * moved + self.joules_per_flop * flops)

@@ -1,4 +1,4 @@
-"""The catalogue of GPUs, as data with sources. Standard library only."""
+"""The catalogue of GPUs, as data with sources, and GPUs that a file describes. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from infergy.errors import UsageError
@@ -33,7 +34,7 @@ class Gpu:
     """One GPU by its datasheet.
 
     Attributes:
-        name: Short name in the catalogue: ``h200``.
+        name: Short name in the catalogue: ``h200``; of a GPU that a file describes, the path of that file.
         title: The vendor's name.
         aliases: Other names, the driver's among them.
         compute_capability: CUDA's version of the architecture: ``9.0``.
@@ -96,14 +97,20 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def get_gpu(name: str) -> Gpu:
-    """The GPU called `name`, by short name, title or the driver's name, in any case.
+    """The GPU called `name`, by short name, title or the driver's name, in any case; or that a TOML file describes.
 
     Raises:
         UsageError: There is none; the message gives the nearest.
+        DataError: The file lacks a figure, or has one that cannot be meant.
     """
+    if name.endswith(".toml"):
+        from infergy.hardware.gpu_file import read_gpu_file
+
+        return read_gpu_file(Path(name))
     gpu = find_gpu_by_driver_name(name)
     if gpu is None:
-        raise UsageError.unknown("GPU", name, gpu_names(), "All of them: infergy gpus")
+        hint = "All of them: infergy gpus. Or describe yours in a small TOML file: docs/models.md"
+        raise UsageError.unknown("GPU", name, gpu_names(), hint)
     return gpu
 
 

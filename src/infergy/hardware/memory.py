@@ -31,7 +31,7 @@ class BatchLimit:
     Attributes:
         batch: Requests that fit at once; 0 if not one does.
         weight_bytes: Of the weights, a draft model's too.
-        kv_bytes_per_request: Of the KV cache of one request at its longest, a draft model's too.
+        kv_bytes_per_request: Of the KV cache and state of one request at its longest, a draft model's too.
         activation_bytes_per_request: Of intermediate results that grow with the batch.
         memory_bytes: What the engine may use.
         reason: The sum in words.
@@ -57,6 +57,8 @@ def activation_values_per_token(shape: ModelShape) -> int:
     if shape.experts is not None:
         visited = shape.experts.experts_per_token * shape.experts.intermediate + shape.experts.shared_intermediate
         inner = max(inner, visited)
+    if shape.mamba is not None:
+        inner = max(inner, shape.mamba.inner)
     return 3 * shape.hidden + heads + 3 * inner
 
 
@@ -99,13 +101,14 @@ def largest_batch(
     else:
         kv = shape.kv_bytes(-(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS, dtype)
         activations, fixed = 0.0, fixed + per_token * CHUNK_TOKENS
-    kv *= _replicas(shape, tensor_parallel)
+    # Heads of a Mamba-2 state are split as evenly as the model, so no GPU holds another's.
+    kv = kv * _replicas(shape, tensor_parallel) + shape.state_bytes
     if draft is not None:
         # The two run one after the other: the larger model's activations hold for both.
         added = draft.shape.weight_bytes(dtype)
         weights, fixed = weights + added, fixed + added
         blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
-        kv += draft.shape.kv_bytes(blocks, dtype) * _replicas(draft.shape, tensor_parallel)
+        kv += draft.shape.kv_bytes(blocks, dtype) * _replicas(draft.shape, tensor_parallel) + draft.shape.state_bytes
     batch = max(0, int((memory - fixed) // (kv + activations)))
     return BatchLimit(
         batch=batch,

@@ -1,4 +1,4 @@
-"""The shape of a decoder-only transformer, and what follows from it: parameters, FLOPs, bytes. Standard library only.
+"""The shape of a decoder-only transformer or hybrid, and what follows: parameters, FLOPs, bytes. Standard library only.
 
 FLOPs count a multiplication and an addition as two, in matrix products only (what PyTorch's FLOP counter counts; norms,
 rotary embeddings, softmax and biases are left out: below 1 % for all shipped models). Bytes are of memory that must
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import UsageError
+from infergy.hardware.layers import AttentionShape, ExpertShape, attended_tokens, chunked_tokens
+from infergy.hardware.mamba import MambaShape
 
 DTYPE_BYTES: Mapping[str, float] = {
     "float32": 4.0,
@@ -38,151 +40,14 @@ def dtype_bytes(dtype: str) -> float:
     return DTYPE_BYTES[dtype]
 
 
-def attended_tokens(first: int, last: int, window: int | None) -> int:
-    """Positions looked at by the tokens `first` to `last` (from 1) of a sequence: the sum of min(t, `window`)."""
-    if last < first:
-        return 0
-    if window is None or last <= window:
-        return (first + last) * (last - first + 1) // 2
-    if first > window:
-        return window * (last - first + 1)
-    return attended_tokens(first, window, None) + window * (last - window)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatentAttention:
-    """Ranks of multi-head latent attention (MLA; DeepSeek-V2, arXiv 2405.04434, section 2.1).
-
-    Attributes:
-        query_rank: Width of the compressed query; None if queries are projected at once.
-        kv_rank: Width of the latent that is cached for keys and values together.
-        rope_dim: Width of the one rotary key shared by all heads, cached beside it.
-    """
-
-    query_rank: int | None
-    kv_rank: int
-    rope_dim: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionShape:
-    """Attention of one layer; the same in every layer but for the window.
-
-    Attributes:
-        heads: Query heads.
-        kv_heads: Heads of keys and values (grouped-query attention); equal to `heads` under MLA.
-        head_dim: Width of a query and of a key.
-        value_dim: Width of a value; `head_dim` but under MLA.
-        qkv_bias: Whether the projections of queries, keys and values have biases.
-        output_bias: Whether the output projection has one.
-        norm_parameters: Parameters of norms inside attention, a layer (on queries and keys, on MLA's latents).
-        sinks: Whether each head has a learned sink (gpt-oss).
-        window_tokens: Tokens that a sliding-window layer sees, itself included; None without such layers.
-        window_layers: How many layers have that window.
-        latent: Ranks of MLA; None for ordinary attention.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
-    qkv_bias: bool = False
-    output_bias: bool = False
-    norm_parameters: int = 0
-    sinks: bool = False
-    window_tokens: int | None = None
-    window_layers: int = 0
-    latent: LatentAttention | None = None
-
-    def matmul_parameters(self, hidden: int) -> int:
-        """Entries of a layer's projection matrices."""
-        queries, values = self.heads * self.head_dim, self.heads * self.value_dim
-        if self.latent is None:
-            return hidden * (queries + self.key_values) + values * hidden
-        rank = self.latent.query_rank
-        query = hidden * queries if rank is None else hidden * rank + rank * queries
-        down = hidden * (self.latent.kv_rank + self.latent.rope_dim)
-        return query + down + self.expansion_parameters + values * hidden
-
-    @property
-    def expansion_parameters(self) -> int:
-        """Entries of the matrix that expands MLA's latent into keys and values; 0 for ordinary attention."""
-        if self.latent is None:
-            return 0
-        return self.latent.kv_rank * self.heads * (self.head_dim - self.latent.rope_dim + self.value_dim)
-
-    def other_parameters(self, hidden: int) -> int:
-        """Biases, norms and sinks of a layer's attention."""
-        bias = self.heads * self.head_dim + self.key_values if self.qkv_bias else 0
-        return bias + hidden * self.output_bias + self.norm_parameters + self.heads * self.sinks
-
-    @property
-    def key_values(self) -> int:
-        """Values in one token's keys and values, in one layer."""
-        return self.kv_heads * (self.head_dim + self.value_dim)
-
-    @property
-    def cached_values(self) -> int:
-        """Values that one token leaves in a layer's KV cache: its keys and values, under MLA the latent."""
-        return self.key_values if self.latent is None else self.latent.kv_rank + self.latent.rope_dim
-
-    def pair_flops(self, *, absorbed: bool = False) -> int:
-        """FLOPs of one token looking at one position in one layer: scores, and the weighted sum of values.
-
-        `absorbed`: MLA on the cached latents themselves, as serving engines decode (arXiv 2405.04434, section 2.1.2).
-        """
-        if self.latent is not None and absorbed:
-            return 2 * self.heads * (2 * self.latent.kv_rank + self.latent.rope_dim)
-        return 2 * self.heads * (self.head_dim + self.value_dim)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertShape:
-    """A mixture of experts that stands in place of the MLP.
-
-    Attributes:
-        experts: Routed experts of a layer.
-        experts_per_token: How many of them a token visits.
-        intermediate: Width inside one expert.
-        shared_intermediate: Width of the experts that every token visits, together; 0 without.
-        layers: Layers that have experts; the others have the dense MLP.
-        bias: Whether experts and router have biases (gpt-oss).
-        router_parameters: Of a layer's router beside its matrix: biases and corrections.
-    """
-
-    experts: int
-    experts_per_token: int
-    intermediate: int
-    shared_intermediate: int
-    layers: int
-    bias: bool = False
-    router_parameters: int = 0
-
-    def expert_matmul(self, hidden: int) -> int:
-        """Entries of one expert's three matrices."""
-        return 3 * hidden * self.intermediate
-
-    def expert_parameters(self, hidden: int) -> int:
-        """All parameters of one expert."""
-        return self.expert_matmul(hidden) + (2 * self.intermediate + hidden) * self.bias
-
-    def fixed_matmul(self, hidden: int) -> int:
-        """Entries of what every token visits in a layer: the router and the shared experts."""
-        return hidden * self.experts + 3 * hidden * self.shared_intermediate
-
-    def expected_coverage(self, batch: int) -> float:
-        """Expected share of the experts that `batch` tokens visit: 1 − (1 − k/E)^B, were routing uniform."""
-        return float(1.0 - (1.0 - self.experts_per_token / self.experts) ** batch)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """The shape of a decoder-only transformer.
+    """The shape of a decoder-only transformer, or of a hybrid whose layers are each attention, Mamba-2 or an MLP.
 
     Attributes:
         name: As the caller calls it.
         architecture: `model_type` of its configuration.
-        layers: Transformer layers.
+        layers: Layers; of a hybrid those of all kinds together.
         hidden: Width of the residual stream.
         intermediate: Width inside the dense MLP; 0 if every layer has experts.
         vocabulary: Rows of the embedding table, padding included.
@@ -194,7 +59,10 @@ class ModelShape:
         norms: Norms of the residual stream in a layer.
         norm_parameters: Parameters of one such norm; 0 where it has none (OLMo).
         head_bias: Whether the output head has a bias.
-        vision_parameters: Of an image encoder that is loaded, but idle for text.
+        vision_parameters: Of encoders of images and sound that are loaded, but idle for text.
+        attention_layers: Layers with attention; None: all.
+        mlp_layers: Layers with the dense MLP; None: all that have no experts.
+        mamba: Its Mamba-2 layers; None without.
         checkpoint_dtype: Format of the published weights; None if the configuration does not tell.
     """
 
@@ -213,6 +81,9 @@ class ModelShape:
     norm_parameters: int = 0
     head_bias: bool = False
     vision_parameters: int = 0
+    attention_layers: int | None = None
+    mlp_layers: int | None = None
+    mamba: MambaShape | None = None
     checkpoint_dtype: str | None = None
 
     @classmethod
@@ -229,6 +100,23 @@ class ModelShape:
         return read_shape(config, name=name)
 
     @property
+    def attending_layers(self) -> int:
+        """Layers with attention."""
+        return self.layers if self.attention_layers is None else self.attention_layers
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers with the dense MLP."""
+        if self.mlp_layers is not None:
+            return self.mlp_layers
+        return self.layers - (0 if self.experts is None else self.experts.layers)
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a request keeps beside its KV cache, however long it is: the state of its Mamba-2 layers."""
+        return 0.0 if self.mamba is None else self.mamba.state_bytes
+
+    @property
     def parameters(self) -> int:
         """All parameters, as the published checkpoint counts them."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
@@ -236,7 +124,7 @@ class ModelShape:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters less the experts that one token does not visit (embeddings counted, image encoder not)."""
+        """Parameters less the experts that one token does not visit (embeddings counted, encoders not)."""
         unvisited = 0
         if self.experts is not None:
             idle = self.experts.experts - self.experts.experts_per_token
@@ -268,11 +156,17 @@ class ModelShape:
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA the latents are kept."""
-        return self.layers * self.attention.cached_values * _cache_bytes(dtype)
+        return self.attending_layers * self.attention.cached_values * _cache_bytes(dtype)
 
     def kv_bytes(self, context_tokens: int, dtype: str = "bfloat16") -> float:
-        """Bytes of KV cache of one request with `context_tokens`; a sliding window keeps no more than itself."""
-        return self._seen(context_tokens, context_tokens) * self.attention.cached_values * _cache_bytes(dtype)
+        """Bytes of KV cache of one request with `context_tokens`; a sliding window keeps no more than itself.
+
+        Of a chunk that has just begun less is read than this: what the longest chunk so far took stays counted.
+        """
+        windowed, window = self.attention.window_layers, self.attention.window_tokens
+        kept = (self.attending_layers - windowed) * context_tokens
+        kept += windowed * (context_tokens if window is None else min(context_tokens, window))
+        return kept * self.attention.cached_values * _cache_bytes(dtype)
 
     def prefill_flops(self, input_tokens: int, *, causal: bool = True) -> int:
         """FLOPs of one prompt: 2 × matrices × tokens, attention, and the output head on the last position.
@@ -281,9 +175,9 @@ class ModelShape:
         and that flash kernels do but for the diagonal blocks. Not causal counts the full square in every layer, as
         kernels with a mask do and as PyTorch's FLOP counter and profilers assume.
         """
-        pairs = self._seen(1, input_tokens) if causal else self.layers * input_tokens**2
+        pairs = self._seen(1, input_tokens) if causal else self.attending_layers * input_tokens**2
         matmul = self.matmul_parameters * input_tokens + self.vocabulary * self.hidden
-        return 2 * matmul + self.attention.pair_flops() * pairs
+        return 2 * matmul + self.attention.pair_flops() * pairs + self._mamba_flops * input_tokens
 
     def decode_flops(self, context_tokens: int, *, absorbed: bool = True) -> int:
         """FLOPs of one output token that sees `context_tokens`, itself included.
@@ -302,35 +196,36 @@ class ModelShape:
         return self.prefill_flops(input_tokens, causal=causal) + self.output_flops(input_tokens, output_tokens)
 
     def step_bytes(self, batch: int, context_tokens: int, dtype: str = "bfloat16") -> float:
-        """Bytes that a decode step moves: weights and KV cache read, one token a request written."""
-        cache = self.kv_bytes(context_tokens, dtype) + self.kv_bytes_per_token(dtype)
-        return self.step_weight_bytes(batch, dtype) + batch * cache
+        """Bytes that a decode step moves: weights and KV cache read, one token a request written; states both."""
+        return self.step_weight_bytes(batch, dtype) + batch * self._step_cache_bytes(context_tokens, 1, dtype)
 
     def output_bytes(self, input_tokens: int, output_tokens: int, batch: int, dtype: str = "bfloat16") -> float:
         """Bytes that all decode steps of `batch` equal requests move: the sum of `step_bytes`."""
         steps = output_tokens - 1
-        read = self._seen(input_tokens + 1, input_tokens + steps) * self.attention.cached_values
-        cache = read * _cache_bytes(dtype) + steps * self.kv_bytes_per_token(dtype)
-        return steps * self.step_weight_bytes(batch, dtype) + batch * cache
+        return steps * self.step_weight_bytes(batch, dtype) + batch * self._step_cache_bytes(
+            input_tokens + 1, steps, dtype
+        )
 
     @property
     def _fixed_matmul(self) -> int:
         """Entries of the matrices that every token is multiplied with, over all layers."""
-        sparse = 0 if self.experts is None else self.experts.layers
-        dense = (3 if self.gated else 2) * self.hidden * self.intermediate * (self.layers - sparse)
-        routed = 0 if self.experts is None else sparse * self.experts.fixed_matmul(self.hidden)
-        return self.layers * self.attention.matmul_parameters(self.hidden) + dense + routed
+        dense = (3 if self.gated else 2) * self.hidden * self.intermediate * self.dense_layers
+        routed = 0 if self.experts is None else self.experts.layers * self.experts.fixed_matmul(self.hidden)
+        mamba = 0 if self.mamba is None else self.mamba.layers * self.mamba.matmul_parameters(self.hidden)
+        return self.attending_layers * self.attention.matmul_parameters(self.hidden) + dense + routed + mamba
 
     @property
     def _layer_parameters(self) -> int:
-        """All but embeddings, head matrix, image encoder and routed experts."""
+        """All but embeddings, head matrix, encoders and routed experts."""
         norms = (self.layers * self.norms + 1) * self.norm_parameters
-        others = self.layers * self.attention.other_parameters(self.hidden) + self.vocabulary * self.head_bias
+        others = self.attending_layers * self.attention.other_parameters(self.hidden)
+        others += self.vocabulary * self.head_bias
+        if self.mamba is not None:
+            others += self.mamba.layers * self.mamba.other_parameters(self.hidden)
         if self.experts is not None:
             others += self.experts.layers * self.experts.router_parameters
         if self.mlp_bias:
-            sparse = 0 if self.experts is None else self.experts.layers
-            others += (self.layers - sparse) * ((2 if self.gated else 1) * self.intermediate + self.hidden)
+            others += self.dense_layers * ((2 if self.gated else 1) * self.intermediate + self.hidden)
         return self._fixed_matmul + norms + others
 
     @property
@@ -341,17 +236,29 @@ class ModelShape:
 
     def _seen(self, first: int, last: int) -> int:
         """Positions that the tokens `first` to `last` look at, over all layers."""
-        windowed = self.attention.window_layers
-        full = attended_tokens(first, last, None) * (self.layers - windowed)
-        return full + attended_tokens(first, last, self.attention.window_tokens) * windowed
+        windowed, window = self.attention.window_layers, self.attention.window_tokens
+        full = attended_tokens(first, last, None) * (self.attending_layers - windowed)
+        if self.attention.chunked and window is not None:
+            return full + chunked_tokens(first, last, window) * windowed
+        return full + attended_tokens(first, last, window) * windowed
+
+    @property
+    def _mamba_flops(self) -> int:
+        """FLOPs of one token in all Mamba-2 layers, beside their matrices."""
+        return 0 if self.mamba is None else self.mamba.layers * self.mamba.token_flops
+
+    def _step_cache_bytes(self, first: int, steps: int, dtype: str) -> float:
+        """Bytes of a request's cache and state that `steps` decode steps move, the first at context `first`."""
+        read = self._seen(first, first + steps - 1) * self.attention.cached_values * _cache_bytes(dtype)
+        return read + steps * (self.kv_bytes_per_token(dtype) + 2 * self.state_bytes)
 
     def _decode_flops(self, first: int, last: int, *, absorbed: bool) -> int:
         steps = max(0, last - first + 1)
         flops = 2 * (self.matmul_parameters + self.vocabulary * self.hidden) * steps
-        flops += self.attention.pair_flops(absorbed=absorbed) * self._seen(first, last)
+        flops += self.attention.pair_flops(absorbed=absorbed) * self._seen(first, last) + self._mamba_flops * steps
         if not absorbed:
             earlier = attended_tokens(first, last, None) - steps
-            flops += 2 * self.layers * self.attention.expansion_parameters * earlier
+            flops += 2 * self.attending_layers * self.attention.expansion_parameters * earlier
         return flops
 
     def _bytes(self, shared: float, routed: float, dtype: str) -> float:

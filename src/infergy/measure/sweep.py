@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infergy.engines.weights import describe_weights
 from infergy.errors import DataError, EngineError, InfergyError, UsageError
-from infergy.hardware import ModelShape, find_gpu_by_driver_name
+from infergy.hardware import BY_HAND, ModelShape, find_gpu_by_driver_name
 from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
@@ -133,7 +133,12 @@ def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup
         for name in setup.models:
             if name not in plan.models:
                 raise DataError(f"the plan holds no configuration of {name}. Make it again with: infergy plan")
-            ModelShape.from_config(plan.models[name], name=name)
+            shape = ModelShape.from_config(plan.models[name], name=name)
+            if shape.architecture == BY_HAND and not simulate:
+                raise UsageError(
+                    f"{name} is told by hand, in numbers that no engine loads. Measure it with its config.json, or "
+                    "pretend: --simulate"
+                )
         for reason in refuse_draft(setup, plan.models):
             raise UsageError(reason)
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)

@@ -18,6 +18,7 @@ from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
 from infergy.engines.protocol import GPU_UUIDS
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
+from infergy.hardware import ModelShape
 from infergy.measure.cell import failed_cell, failure_of, make_work, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.timeline import NOBODY, Witness, open_witness
@@ -130,9 +131,7 @@ def wake(session: Session, meter: Meter, engine: Engine, plan: Plan, setup: Engi
     """
     facts = session.facts()
     check_same_gpus(meter, facts.get(GPU_UUIDS))
-    vocabulary = int(
-        plan.models[setup.model].get("vocab_size") or plan.models[setup.model]["text_config"]["vocab_size"]
-    )
+    vocabulary = ModelShape.from_config(plan.models[setup.model], name=setup.model).vocabulary
     session.run(make_work(make_prompts(FIRST_LOAD, vocabulary, plan.options.seed), FIRST_LOAD.output_tokens))
     idle = measure_idle(meter, plan.options.idle_s)
     environment = gather(

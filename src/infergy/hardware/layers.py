@@ -1,0 +1,156 @@
+"""Attention and experts of a layer: widths, and what they multiply and keep. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def attended_tokens(first: int, last: int, window: int | None) -> int:
+    """Positions looked at by the tokens `first` to `last` (from 1) of a sequence: the sum of min(t, `window`)."""
+    if last < first:
+        return 0
+    if window is None or last <= window:
+        return (first + last) * (last - first + 1) // 2
+    if first > window:
+        return window * (last - first + 1)
+    return attended_tokens(first, window, None) + window * (last - window)
+
+
+def chunked_tokens(first: int, last: int, chunk: int) -> int:
+    """As `attended_tokens`, where each token sees its own chunk alone: the sum of (t − 1) mod `chunk` + 1."""
+
+    def upto(token: int) -> int:
+        whole, rest = divmod(token, chunk)
+        return whole * chunk * (chunk + 1) // 2 + rest * (rest + 1) // 2
+
+    return upto(last) - upto(first - 1) if first <= last else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """Ranks of multi-head latent attention (MLA; DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    Attributes:
+        query_rank: Width of the compressed query; None if queries are projected at once.
+        kv_rank: Width of the latent that is cached for keys and values together.
+        rope_dim: Width of the one rotary key shared by all heads, cached beside it.
+    """
+
+    query_rank: int | None
+    kv_rank: int
+    rope_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """Attention of one layer; the same in every layer that has attention but for the window.
+
+    Attributes:
+        heads: Query heads.
+        kv_heads: Heads of keys and values (grouped-query attention); equal to `heads` under MLA.
+        head_dim: Width of a query and of a key.
+        value_dim: Width of a value; `head_dim` but under MLA.
+        qkv_bias: Whether the projections of queries, keys and values have biases.
+        output_bias: Whether the output projection has one.
+        norm_parameters: Parameters of norms inside attention, a layer (on queries and keys, on MLA's latents).
+        sinks: Whether each head has a learned sink (gpt-oss).
+        window_tokens: Tokens that a sliding-window layer sees, itself included; None without such layers.
+        window_layers: How many layers have that window.
+        chunked: Whether that window is a chunk (Llama 4): it starts anew at each multiple of its length.
+        latent: Ranks of MLA; None for ordinary attention.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    norm_parameters: int = 0
+    sinks: bool = False
+    window_tokens: int | None = None
+    window_layers: int = 0
+    chunked: bool = False
+    latent: LatentAttention | None = None
+
+    def matmul_parameters(self, hidden: int) -> int:
+        """Entries of a layer's projection matrices."""
+        queries, values = self.heads * self.head_dim, self.heads * self.value_dim
+        if self.latent is None:
+            return hidden * (queries + self.key_values) + values * hidden
+        rank = self.latent.query_rank
+        query = hidden * queries if rank is None else hidden * rank + rank * queries
+        down = hidden * (self.latent.kv_rank + self.latent.rope_dim)
+        return query + down + self.expansion_parameters + values * hidden
+
+    @property
+    def expansion_parameters(self) -> int:
+        """Entries of the matrix that expands MLA's latent into keys and values; 0 for ordinary attention."""
+        if self.latent is None:
+            return 0
+        return self.latent.kv_rank * self.heads * (self.head_dim - self.latent.rope_dim + self.value_dim)
+
+    def other_parameters(self, hidden: int) -> int:
+        """Biases, norms and sinks of a layer's attention."""
+        bias = self.heads * self.head_dim + self.key_values if self.qkv_bias else 0
+        return bias + hidden * self.output_bias + self.norm_parameters + self.heads * self.sinks
+
+    @property
+    def key_values(self) -> int:
+        """Values in one token's keys and values, in one layer."""
+        return self.kv_heads * (self.head_dim + self.value_dim)
+
+    @property
+    def cached_values(self) -> int:
+        """Values that one token leaves in a layer's KV cache: its keys and values, under MLA the latent."""
+        return self.key_values if self.latent is None else self.latent.kv_rank + self.latent.rope_dim
+
+    def pair_flops(self, *, absorbed: bool = False) -> int:
+        """FLOPs of one token looking at one position in one layer: scores, and the weighted sum of values.
+
+        `absorbed`: MLA on the cached latents themselves, as serving engines decode (arXiv 2405.04434, section 2.1.2).
+        """
+        if self.latent is not None and absorbed:
+            return 2 * self.heads * (2 * self.latent.kv_rank + self.latent.rope_dim)
+        return 2 * self.heads * (self.head_dim + self.value_dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertShape:
+    """A mixture of experts that stands in place of the MLP.
+
+    Attributes:
+        experts: Routed experts of a layer.
+        experts_per_token: How many of them a token visits.
+        intermediate: Width inside one expert.
+        shared_intermediate: Width of the experts that every token visits, together; 0 without.
+        layers: Layers that have experts; the others have the dense MLP.
+        gated: Whether an expert has a gate (three matrices) or not (two).
+        bias: Whether experts and router have biases (gpt-oss).
+        router_parameters: Of a layer's router beside its matrix: biases and corrections.
+    """
+
+    experts: int
+    experts_per_token: int
+    intermediate: int
+    shared_intermediate: int
+    layers: int
+    gated: bool = True
+    bias: bool = False
+    router_parameters: int = 0
+
+    def expert_matmul(self, hidden: int) -> int:
+        """Entries of one expert's matrices."""
+        return (3 if self.gated else 2) * hidden * self.intermediate
+
+    def expert_parameters(self, hidden: int) -> int:
+        """All parameters of one expert."""
+        return self.expert_matmul(hidden) + (2 * self.intermediate + hidden) * self.bias
+
+    def fixed_matmul(self, hidden: int) -> int:
+        """Entries of what every token visits in a layer: the router and the shared experts."""
+        return hidden * self.experts + (3 if self.gated else 2) * hidden * self.shared_intermediate
+
+    def expected_coverage(self, batch: int) -> float:
+        """Expected share of the experts that `batch` tokens visit: 1 − (1 − k/E)^B, were routing uniform."""
+        return float(1.0 - (1.0 - self.experts_per_token / self.experts) ** batch)

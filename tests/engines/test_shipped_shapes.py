@@ -1,0 +1,73 @@
+"""Every shipped shape has as many parameters as the model that transformers builds of its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infergy.hardware import ModelShape, get_model, model_config, model_names
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("default")
+
+NOT_IN_TRANSFORMERS = {"nemotron-nano-12b-v2-vl"}
+"""Its classes come with the checkpoint; the language model inside is nemotron-nano-12b-v2."""
+
+
+def build(name: str) -> Any:
+    """The model on the meta device: shapes without memory."""
+    config = model_config(name)
+    config.pop("quantization_config", None)
+    kind, architecture = config["model_type"], config["architectures"][0]
+    # Kimi's class comes with the checkpoint, and names the architecture that it is.
+    built = transformers.CONFIG_MAPPING["deepseek_v3" if kind == "kimi_k2" else kind].from_dict(
+        config | {"model_type": "deepseek_v3"} if kind == "kimi_k2" else config
+    )
+    if kind == "qwen3_omni_moe":
+        built, architecture = built.thinker_config, "Qwen3OmniMoeThinkerForConditionalGeneration"
+    with torch.device("meta"):
+        return getattr(transformers, architecture)(built)
+
+
+@pytest.mark.parametrize("name", sorted(set(model_names()) - NOT_IN_TRANSFORMERS))
+def test_a_shipped_shape_has_the_parameters_of_the_model(name: str) -> None:
+    model = build(name)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    # The routing correction is a buffer in transformers, a tensor of the checkpoint all the same.
+    counted += sum(buffer.numel() for key, buffer in model.named_buffers() if "correction" in key)
+    assert get_model(name).parameters == counted
+
+
+def test_a_mamba_layer_keeps_the_state_that_the_shape_tells() -> None:
+    """One step of a small Nemotron-H: what its cache holds, at the widths that it holds them in."""
+    config = model_config("nemotron-nano-9b-v2") | {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "hybrid_override_pattern": "M-*M",
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "ssm_state_size": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 160,
+        "torch_dtype": "float32",
+    }
+    built = transformers.CONFIG_MAPPING["nemotron_h"].from_dict(dict(config))
+    model = transformers.AutoModelForCausalLM.from_config(built).eval()
+
+    shape = ModelShape.from_config(config, name="small")
+    with torch.no_grad():
+        cache = model(input_ids=torch.randint(1, 160, (1, 24)), use_cache=True).past_key_values
+    layers = [layer for layer in cache.layers if getattr(layer, "recurrent_states", None) is not None]
+    assert shape.mamba is not None
+    assert len(layers) == shape.mamba.layers == 2
+    recurrent = sum(state.numel() for layer in layers for state in layer.recurrent_states.values())
+    assert recurrent == shape.mamba.layers * shape.mamba.inner * shape.mamba.state
+    # transformers keeps a column more than the three of the past that a step needs.
+    columns = {tuple(state.shape[1:]) for layer in layers for state in layer.conv_states.values()}
+    assert columns == {(shape.mamba.convolved, shape.mamba.kernel)}

@@ -1,0 +1,124 @@
+"""Models that plain numbers tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infergy.errors import DataError, UsageError
+from infergy.hardware import ModelShape, canonical_name, get_model
+
+LLAMA: dict[str, Any] = {
+    "layers": 32,
+    "hidden": 4096,
+    "heads": 32,
+    "kv_heads": 8,
+    "intermediate": 14336,
+    "vocabulary": 128256,
+}
+NEMOTRON: dict[str, Any] = {
+    "layers": 62,
+    "attention_layers": 6,
+    "mlp_layers": 28,
+    "hidden": 5120,
+    "heads": 40,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "intermediate": 20480,
+    "gated": False,
+    "vocabulary": 131072,
+    "mamba": {"layers": 28, "heads": 128, "head_dim": 80, "state": 128, "groups": 8},
+}
+QWEN: dict[str, Any] = {
+    "layers": 48,
+    "hidden": 2048,
+    "heads": 32,
+    "kv_heads": 4,
+    "head_dim": 128,
+    "intermediate": 0,
+    "vocabulary": 151936,
+    "experts": {"count": 128, "per_token": 8, "intermediate": 768},
+}
+
+
+def read(numbers: dict[str, Any], **changes: Any) -> ModelShape:
+    """The shape that `numbers` tell with `changes`; None removes a key."""
+    changed = {key: value for key, value in (numbers | changes).items() if value is not None}
+    return ModelShape.from_config(changed, name="mine")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shipped"),
+    [(LLAMA, "llama-3.1-8b"), (NEMOTRON, "nemotron-nano-12b-v2"), (QWEN, "qwen3-30b-a3b")],
+)
+def test_numbers_by_hand_tell_the_same_model_as_its_configuration(numbers: dict[str, Any], shipped: str) -> None:
+    told, known = read(numbers), get_model(shipped)
+    assert told.parameters == pytest.approx(known.parameters, rel=1e-4)
+    assert told.active_parameters == pytest.approx(known.active_parameters, rel=1e-4)
+    assert told.matmul_parameters == known.matmul_parameters
+    assert told.decode_flops(2048) == known.decode_flops(2048)
+    assert told.kv_bytes(2048) == known.kv_bytes(2048)
+    assert told.state_bytes == known.state_bytes
+    assert told.step_bytes(8, 2048) == pytest.approx(known.step_bytes(8, 2048), rel=1e-4)
+
+
+def test_a_toml_file_and_a_json_file_tell_the_same(tmp_path: Path) -> None:
+    toml, other = tmp_path / "mine.toml", tmp_path / "mine.json"
+    toml.write_text("\n".join(f"{key} = {value}" for key, value in LLAMA.items()), encoding="utf-8")
+    other.write_text(json.dumps(LLAMA), encoding="utf-8")
+    assert get_model(str(toml)).parameters == get_model(str(other)).parameters == read(LLAMA).parameters
+    assert canonical_name(str(toml)) == canonical_name(str(other)) == "mine"
+
+
+def test_a_window_holds_in_all_layers_unless_told_otherwise() -> None:
+    assert read(LLAMA, window_tokens=1024).attention.window_layers == 32
+    assert read(LLAMA, window_tokens=1024, window_layers=16).attention.window_layers == 16
+    assert read(LLAMA).attention.window_layers == 0
+
+
+@pytest.mark.parametrize("key", ["hidden", "heads", "intermediate", "vocabulary"])
+def test_a_missing_number_is_named(key: str) -> None:
+    with pytest.raises(DataError, match=rf"mine lacks '{key}': whole numbers; docs/models.md"):
+        read(LLAMA, **{key: None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"layer": 3}, "mine: unknown key 'layer'; did you mean layers"),
+        ({"layers": 0}, "layers is 0; expected a whole number of at least 1"),
+        ({"layers": 2.5}, "layers is 2.5; expected a whole number"),
+        ({"layers": True}, "layers is True; expected a whole number"),
+        ({"tied": 1}, "tied is 1; expected true or false"),
+        ({"kv_heads": 5}, "32 heads do not share 5 kv_heads"),
+        ({"hidden": 4097}, "no head_dim, and hidden .4097. is no multiple of heads"),
+        ({"intermediate": 0}, "intermediate is 0, but 32 layers have a dense MLP"),
+        ({"experts": 8}, r"mine: \[experts\] must be a table"),
+        ({"experts": {"count": 8}}, r"mine: \[experts\] lacks 'per_token', 'intermediate'"),
+        ({"experts": QWEN["experts"] | {"per_token": 200}}, "experts.per_token is 200, more than experts.count"),
+        ({"experts": QWEN["experts"] | {"layers": 33}}, "experts.layers is 33, more than layers"),
+        ({"mamba": NEMOTRON["mamba"]}, "with a table .mamba. say how many layers have attention"),
+        ({"attention_layers": 40}, "attention_layers is 40, more than layers"),
+        ({"window_tokens": 10, "window_layers": 33}, "window_layers is 33, more than the layers with attention"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_by_name(changes: dict[str, Any], error: str) -> None:
+    with pytest.raises(DataError, match=error):
+        read(LLAMA, **changes)
+
+
+def test_a_configuration_that_no_reader_knows_is_never_taken_for_numbers() -> None:
+    with pytest.raises(UsageError, match="unknown architecture"):
+        read(LLAMA, model_type="mamba9")
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text("layers = ", encoding="utf-8")
+    with pytest.raises(DataError, match=r"bad\.toml: not TOML .*docs/models.md"):
+        get_model(str(path))
+    with pytest.raises(DataError, match=r"none\.toml: no such file"):
+        get_model(str(tmp_path / "none.toml"))
