@@ -167,3 +167,12 @@ def test_experts_without_a_gate_have_two_matrices() -> None:
     assert shape.experts is not None
     assert shape.experts.expert_matmul(shape.hidden) == 2 * 2688 * 1856
     assert shape.dense_layers == 0
+
+
+def test_fp8_leaves_embeddings_and_output_head_wide() -> None:
+    """As vLLM quantises, linear layers and experts only, and as the FP8 checkpoints of the hub are."""
+    shape = get_model("llama-3.1-8b")
+    tables = 2 * shape.vocabulary * shape.hidden
+    assert shape.weight_bytes("fp8") == shape.parameters - tables + 2 * tables
+    assert shape.step_weight_bytes(1, "fp8") == pytest.approx(8.03e9, rel=0.001)
+    assert shape.weight_bytes("float32") == 4 * shape.parameters

@@ -743,7 +743,7 @@ def test_windows_are_spread_over_the_visits_and_the_first_alone_is_watched(tmp_p
         assert len(rows) == 8 * repeats
         counts[repeats] = {row.cell_id: row for row in join_visits(rows)}
         assert all((row.watched is not None) is (row.visit == "grid") for row in rows)
-        assert all(row.timeline_reason == "its first visit was watched" for row in rows if row.visit == "grid-2")
+        assert all(row.timeline_reason == "an earlier visit was watched" for row in rows if row.visit == "grid-2")
     first = next(iter(counts[1]))
     assert [window.visit for window in counts[1][first].windows] == [1] * 4
     assert [window.visit for window in counts[2][first].windows] == [1, 1, 2, 2]

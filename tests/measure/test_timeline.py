@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from infergy.engines import Completion, Work
+from infergy.errors import MeterError
 from infergy.hardware.simulated import Sensors, SimulatedGpu
+from infergy.measure import cell
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.sweep import sweep
 from infergy.measure.timeline import Blind, Sampler, SimulatedWitness, open_witness
@@ -306,3 +308,41 @@ def test_of_a_long_batch_only_the_begin_is_watched(
     assert set(asked[:watched]) == {output}
     assert set(asked[watched:]) == {512}
     assert row.watched.batches[0].output_tokens == output * long.load.batch
+
+
+class Looker:
+    """A witness that only knows whether it looks."""
+
+    reason: str | None = None
+
+    def __init__(self) -> None:
+        self.is_looking = False
+
+    def begin(self) -> None:
+        self.is_looking = True
+
+    def take(self, start_s: float, end_s: float) -> tuple[PowerTimeline, ...]:
+        self.is_looking = False
+        return ()
+
+    def stop(self) -> None:
+        self.is_looking = False
+
+    def close(self) -> None:
+        pass
+
+
+def test_nobody_looks_into_other_windows_after_the_watched_one_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looker = Looker()
+
+    def fail(*_: object) -> None:
+        assert looker.is_looking
+        raise MeterError("the counter went backwards")
+
+    monkeypatch.setattr(cell, "_measure_window", fail)
+    planned = tiny_plan().cells[0]
+    work = Work(prompts=((1, 2),), output_tokens=(4,), arrival_s=(0.0,))
+    nobody: Any = None
+    with pytest.raises(MeterError):
+        cell._watch(nobody, nobody, planned, work, MeasureOptions(), looker, is_watched=False)
+    assert not looker.is_looking

@@ -142,7 +142,8 @@ class ModelShape:
 
     def weight_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of all parameters at `dtype`."""
-        return self._bytes(self.parameters - self._routed_parameters, self._routed_parameters, dtype)
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self._bytes(self.parameters - self._routed_parameters - tables, self._routed_parameters, tables, dtype)
 
     def step_weight_bytes(self, batch: int, dtype: str = "bfloat16") -> float:
         """Bytes of weights that one decode step of `batch` requests reads (or one forward of `batch` tokens).
@@ -152,7 +153,7 @@ class ModelShape:
         """
         head = self.vocabulary * self.hidden
         covered = 0.0 if self.experts is None else self.experts.expected_coverage(batch) * self._routed_parameters
-        return self._bytes(self._layer_parameters + head + batch * self.hidden, covered, dtype)
+        return self._bytes(self._layer_parameters, covered, head + batch * self.hidden, dtype)
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA the latents are kept."""
@@ -261,12 +262,13 @@ class ModelShape:
             flops += 2 * self.attending_layers * self.attention.expansion_parameters * earlier
         return flops
 
-    def _bytes(self, shared: float, routed: float, dtype: str) -> float:
-        return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype)
+    def _bytes(self, shared: float, routed: float, tables: float, dtype: str) -> float:
+        # Embeddings and the output head stay wide where matrices are narrow: vLLM, and the FP8 checkpoints of the hub.
+        return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + tables * _cache_bytes(dtype)
 
 
 def _cache_bytes(dtype: str) -> float:
-    """Bytes of a value in the KV cache, which serving engines keep in bfloat16 unless told otherwise."""
+    """Bytes of a value in the KV cache, and in the tables of the vocabulary: bfloat16 unless the model is wider."""
     return max(dtype_bytes("bfloat16"), _shared_bytes(dtype))
 
 

@@ -81,12 +81,14 @@ def measure_cell(
     peers: Sequence[Peer | None] = (),
     witness: Witness = NOBODY,
     earlier: Sequence[Sequence[Window]] = (),
+    *,
+    is_watched: bool = False,
 ) -> Measurement:
     """Warm up, look at power, and measure windows until the joules are certain enough or the time is up.
 
     What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows, and so do
-    those of `earlier` visits of the cell. What fails after a whole window ends the cell with the windows it has; the
-    row's `interrupted` says why.
+    those of `earlier` visits of the cell; `is_watched` if one of them has a timeline. What fails after a whole window
+    ends the cell with the windows it has; the row's `interrupted` says why.
 
     Raises:
         EngineError: The engine failed before a window was whole, or did not return the tokens it was asked for.
@@ -96,7 +98,7 @@ def measure_cell(
     prompts = make_prompts(load, surroundings.vocabulary, options.seed)
     work = make_work(prompts, load.output_tokens, load.decoding, planned.arrival_s)
     warmed = _warm_up(session, meter, planned, work, options)
-    seen = _watch(session, meter, planned, work, options, witness)
+    seen = _watch(session, meter, planned, work, options, witness, is_watched=is_watched)
     rule = _Enough(planned, options, loaded_idle, peers, earlier)
 
     before = meter.states()
@@ -145,16 +147,28 @@ class _Seen:
 
 
 def _watch(
-    session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions, witness: Witness
+    session: Session,
+    meter: Meter,
+    planned: PlannedCell,
+    work: Work,
+    options: MeasureOptions,
+    witness: Witness,
+    *,
+    is_watched: bool,
 ) -> _Seen:
     """One window of the cell's work, or of the begin of it where a batch takes long, while the witness looks."""
-    if planned.round > 1:
-        return _Seen(reason="its first visit was watched")
+    if is_watched:
+        return _Seen(reason="an earlier visit was watched")
     witness.begin()
     if witness.reason is not None:
         return _Seen(reason=witness.reason)
     shown = _begin_of(work, planned, options)
-    window, _ = _measure_window(session, meter, shown, replace(options, min_batches=1), 0.0)
+    try:
+        window, _ = _measure_window(session, meter, shown, replace(options, min_batches=1), 0.0)
+    except (EngineError, MeterError):
+        # Nobody may look into the windows of the next cell.
+        witness.stop()
+        raise
     timeline = witness.take(
         min(tick.time_s for tick in window.open.values()), max(tick.time_s for tick in window.close.values())
     )

@@ -68,6 +68,10 @@ class Witness(Protocol):
         """Look no more; what was seen from some time before `start_s` until `end_s`, a timeline a GPU."""
         ...
 
+    def stop(self) -> None:
+        """Look no more; what was seen is lost."""
+        ...
+
     def close(self) -> None:
         """End it; called again, do nothing."""
         ...
@@ -104,6 +108,9 @@ class Blind:
         """Nothing."""
         return ()
 
+    def stop(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -130,6 +137,10 @@ class SimulatedWitness:
             for uuid, looks in self._meter.seen().items()
         )
         return tuple(timeline for timeline in made if timeline is not None)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._meter.seen()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -179,6 +190,10 @@ class Sampler:
         )
         self.reason = self._ended() or (None if found else "its process saw no power")
         return () if self.reason else found
+
+    def stop(self) -> None:
+        """Have it wait."""
+        self._tell(WAIT)
 
     def close(self) -> None:
         """End the process."""

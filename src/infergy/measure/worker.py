@@ -159,9 +159,20 @@ def attempt(
     `here` are the rows of the set-up so far: other cells tell of its spread, earlier visits of the cell of its joules.
     """
     peers = [peer_of(row) for row in join_visits(here) if row.cell_id != planned.cell.id]
-    earlier = [row.windows for row in here if _is_earlier(row, planned, meter)]
+    earlier = [row for row in here if _is_earlier(row, planned, meter)]
     try:
-        row = measure_cell(session, meter, planned, plan.options, surroundings, idle, peers, witness, earlier)
+        row = measure_cell(
+            session,
+            meter,
+            planned,
+            plan.options,
+            surroundings,
+            idle,
+            peers,
+            witness,
+            [row.windows for row in earlier],
+            is_watched=any(row.timeline for row in earlier),
+        )
     except (EngineError, MeterError) as error:
         failure = failure_of(error)
         if failure.code == "engine":

@@ -49,6 +49,9 @@ LIKE_POWER = 0.15
 """How far the mean power of two cells may differ, as a fraction, for one to tell of the other's spread."""
 
 STOPPING_FACTOR = 1.1
+FEWEST_VISIT_DEGREES = 3
+"""Visits less one, over like cells, from which the variance between visits is believed even where it comes out as 0."""
+
 FEWEST_WINDOWS = 4
 """Windows of a cell that no like cells tell of."""
 
@@ -180,7 +183,8 @@ def find_uncertainty(
     edges = _edges_j(windows) / total_j
     bound = result.idle_bound_j / total_j
     tail = bound / math.sqrt(12)
-    between, visit_degrees = variance_between([scatter_of(windows, loaded_idle), *scatters], spread.variance_s)
+    own = scatter_of(windows, loaded_idle)
+    between, visit_degrees = variance_between([own, *scatters], spread.variance_s)
     visits = math.sqrt(between * share_of_one_visit(windows))
     error = math.hypot(standard, edges, tail, visits)
     parts = ((standard, spread.degrees_of_freedom), (visits, visit_degrees))
@@ -188,6 +192,9 @@ def find_uncertainty(
     # Beyond a million degrees Student's distribution is the normal one to six digits.
     degrees = 1 / shared if shared * MANY_DEGREES > 1 else None
     half = student_t(degrees) * error * (STOPPING_FACTOR if len(windows) > 1 else 1.0)
+    if own is not None and visit_degrees < FEWEST_VISIT_DEGREES:
+        # So few visits agree by chance too often for what they tell of all visits to be believed.
+        half = max(half, student_t(own.degrees_of_freedom) * own.standard_error)
     factor, rescaling = (1.0, 0.0) if rescaled is None else (rescaled.factor, rescaled.half_width)
     half = math.hypot(half, rescaling)
     return Uncertainty(

@@ -16,6 +16,7 @@ the cell was visited once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,11 +34,18 @@ class VisitScatter:
         squares_s: Q of the module's text, in seconds.
         degrees_of_freedom: Visits less one.
         weight_s: T − Σ T_i² / T, in seconds.
+        seconds: T.
     """
 
     squares_s: float
     degrees_of_freedom: int
     weight_s: float
+    seconds: float
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean of the visits, as a fraction, by these visits alone: √(Q / ((R − 1) T))."""
+        return math.sqrt(self.squares_s / (self.degrees_of_freedom * self.seconds))
 
 
 def scatter_of(windows: Sequence[Window], loaded_idle: Window) -> VisitScatter | None:
@@ -56,6 +64,7 @@ def scatter_of(windows: Sequence[Window], loaded_idle: Window) -> VisitScatter |
         squares_s=sum(s * (one / mean_j - 1) ** 2 for s, one in zip(seconds, means_j, strict=True)),
         degrees_of_freedom=len(visits) - 1,
         weight_s=sum(seconds) - sum(s**2 for s in seconds) / sum(seconds),
+        seconds=sum(seconds),
     )
 
 
@@ -88,7 +97,8 @@ def number_visits(visits: Iterable[Sequence[Window]]) -> tuple[Window, ...]:
 def join_visits(rows: Iterable[Measurement]) -> list[Measurement]:
     """One row for each measured cell of one chip and environment, with the windows of all its visits.
 
-    It stands where the first of them stood, and is otherwise the last one. Rows without windows are as they were.
+    It stands where the first of them stood, and is otherwise the last one. Rows without windows are as they were. Runs
+    whose requests came at other times (another seed) are another cell's.
 
     Raises:
         MeterError: A counter stood still.
@@ -97,7 +107,8 @@ def join_visits(rows: Iterable[Measurement]) -> list[Measurement]:
     for place, row in enumerate(rows):
         is_measured = row.windows and row.loaded_idle is not None
         chips = tuple(sorted(row.windows[0].open)) if is_measured else ()
-        groups.setdefault((row.cell_id, pool_key(row), chips) if is_measured else place, []).append(row)
+        key = (row.cell_id, row.arrival_sha256, pool_key(row), chips) if is_measured else place
+        groups.setdefault(key, []).append(row)
     return [group[0] if len(group) == 1 else _join(group) for group in groups.values()]
 
 
@@ -117,6 +128,8 @@ def _join(visits: Sequence[Measurement]) -> Measurement:
         timeline=seen.timeline,
         timeline_reason=seen.timeline_reason,
         watched=seen.watched,
+        interrupted=next((visit.interrupted for visit in visits if visit.interrupted), None),
+        experts_touched=next((visit.experts_touched for visit in visits if visit.experts_touched is not None), None),
     )
 
 
