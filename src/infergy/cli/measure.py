@@ -90,6 +90,9 @@ def plan(
     seed: SeedOption = None,
     timeline: TimelineOption = None,
     repeats: RepeatsOption = None,
+    part: Annotated[
+        str | None, typer.Option("--shard", help="Only this part of so many, 2/5; put rows together: infergy merge.")
+    ] = None,
 ) -> None:
     """Resolve a grid into a plan: a JSON file that a bare GPU node can measure.
 
@@ -113,6 +116,10 @@ def plan(
         timeline=timeline,
         repeats=repeats,
     )
+    if part is not None:
+        from infergy.measure.shards import parse_shard, shard
+
+        resolved = shard(resolved, *parse_shard(part))
     if output is None:
         from infergy.records.codec import to_json
 
