@@ -91,7 +91,7 @@ def join(stores: Iterable[tuple[str, Sequence[Measurement]]]) -> list[Measuremen
     for name, rows in stores:
         for row in rows:
             first = first or (name, row)
-            _refuse_unlike(first, (name, row))
+            refuse_unlike(first, (name, row))
             line = encode_row(row)
             other, known, _ = found.setdefault(_identity(row), (name, line, row))
             if known != line:
@@ -106,7 +106,12 @@ def _identity(row: Measurement) -> tuple[str, ...]:
     return row.key, row.measured_utc, row.environment.platform, *(gpu.uuid for gpu in row.environment.gpus)
 
 
-def _refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]) -> None:
+def refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]) -> None:
+    """Refuse two rows, each with the name of where it is from, that cannot stand in one store.
+
+    Raises:
+        UsageError: Their joules are of several scopes or kinds of GPU, or simulated and not.
+    """
     for fact in (SCOPE, *(fact for fact in IDENTITY if fact is not WEIGHTS)):
         was, now = fact.of(first[1]), fact.of(other[1])
         if was != now:
