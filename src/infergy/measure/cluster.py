@@ -161,7 +161,7 @@ class _Run:
         except RayTaskError:
             raise
         except (NodeDiedError, WorkerCrashedError, ObjectLostError, RaySystemError, GetTimeoutError) as error:
-            yield from self._lose(job, str(error).strip().splitlines()[0])
+            yield from self._lose(job, str(error).strip().splitlines()[0].split(". ")[0])
             return
         yield from self._tell(job, event)
 
