@@ -15,6 +15,7 @@ from infergy.cli.doctor import doctor
 from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
+from infergy.cli.merge import merge
 from infergy.cli.phases import phases
 from infergy.cli.recommend import recommend
 from infergy.cli.report import report
@@ -41,7 +42,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-MEASURED = (measure, check, compare, verify, phases, timeline)
+MEASURED = (measure, merge, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, schema, doctor)
 for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)

@@ -90,6 +90,9 @@ def plan(
     seed: SeedOption = None,
     timeline: TimelineOption = None,
     repeats: RepeatsOption = None,
+    part: Annotated[
+        str | None, typer.Option("--shard", help="Only this part of so many, 2/5; put rows together: infergy merge.")
+    ] = None,
 ) -> None:
     """Resolve a grid into a plan: a JSON file that a bare GPU node can measure.
 
@@ -113,6 +116,10 @@ def plan(
         timeline=timeline,
         repeats=repeats,
     )
+    if part is not None:
+        from infergy.measure.shards import parse_shard, shard
+
+        resolved = shard(resolved, *parse_shard(part))
     if output is None:
         from infergy.records.codec import to_json
 
@@ -152,6 +159,10 @@ def measure(
         str, typer.Option("--meter", help="Who reads joules: nvml, or a plug-in such as zeus-gpu or zeus-cpu.")
     ] = "nvml",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster: auto, or HOST:6379 (extra ray)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finished row on stdout as it comes.")] = False,
 ) -> None:
     """Measure the joules of each cell of a grid; interrupted, the same command resumes.
@@ -161,7 +172,7 @@ def measure(
     Example: infergy measure --engine vllm --model llama-3.1-8b --input 512 --output 64 --batch 1,8 -o mine.jsonl
     """
     is_resolved = grid is not None and grid.endswith(".json")
-    gpu = gpu if gpu or simulate or is_resolved else gpu_here()
+    gpu = gpu if gpu or simulate or is_resolved or ray else gpu_here()
     resolved = resolve(
         grid,
         model=model,
@@ -188,11 +199,20 @@ def measure(
         meter=meter,
         retry_failed=retry_failed,
         as_json=as_json,
+        ray=ray,
     )
 
 
 def measure_plan(
-    resolved: Plan, output: Path | None, *, dry_run: bool, simulate: bool, meter: str, retry_failed: bool, as_json: bool
+    resolved: Plan,
+    output: Path | None,
+    *,
+    dry_run: bool,
+    simulate: bool,
+    meter: str,
+    retry_failed: bool,
+    as_json: bool,
+    ray: str | None = None,
 ) -> None:
     """Print a plan, or measure it into `output`.
 
@@ -207,7 +227,9 @@ def measure_plan(
         raise UsageError("measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)")
     if simulate and meter != "nvml":
         raise UsageError(f"--simulate brings its own meter; leave out --meter {meter}")
-    failed = run_sweep(resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json)
+    failed = run_sweep(
+        resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json, ray=ray
+    )
     if failed:
         typer.echo(f"{failed} cells failed; their rows say why. Try them again: --retry-failed", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)

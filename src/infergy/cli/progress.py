@@ -15,14 +15,29 @@ if TYPE_CHECKING:
     from infergy.records import Plan
 
 
-def run_sweep(resolved: Plan, path: Path, *, simulate: bool, retry_failed: bool, meter: str, as_json: bool) -> int:
-    """Run the sweep, telling its progress on stderr; returns how many cells failed."""
+def run_sweep(
+    resolved: Plan,
+    path: Path,
+    *,
+    simulate: bool,
+    retry_failed: bool,
+    meter: str,
+    as_json: bool,
+    ray: str | None = None,
+) -> int:
+    """Run the sweep, here or on the Ray cluster at `ray`, telling its progress; returns how many cells failed."""
+    from infergy.measure.cluster import sweep_on_ray
     from infergy.measure.sweep import sweep
 
     progress = Progress(resolved)
     failed = 0
     try:
-        for event in sweep(resolved, path, simulate=simulate, retry_failed=retry_failed, meter=meter):
+        events = (
+            sweep(resolved, path, simulate=simulate, retry_failed=retry_failed, meter=meter)
+            if ray is None
+            else sweep_on_ray(resolved, path, ray, simulate=simulate, retry_failed=retry_failed, meter=meter)
+        )
+        for event in events:
             progress.show(event)
             if event.row is not None:
                 failed += not event.row.is_ok

@@ -19,6 +19,7 @@ NAMES = (
     "grid",
     "histogram",
     "measurement",
+    "merge",
     "meter",
     "phases",
     "plan",
@@ -99,6 +100,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.measure.doctor import DOCTOR_SCHEMA, Diagnosis
 
         return Diagnosis, DOCTOR_SCHEMA
+    if name == "merge":
+        from infergy.records.merge import MERGE_SCHEMA, Merged
+
+        return Merged, MERGE_SCHEMA
     if name == "meter":
         from infergy.records.behaviour import BEHAVIOUR_SCHEMA, MeterBehaviour
 

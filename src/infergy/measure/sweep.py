@@ -39,13 +39,16 @@ from infergy.units import format_duration, format_number, format_percent, format
 DIED_LOADING = "died_loading"
 """The code of cells whose engine died before it was ready for any of them."""
 
+NODE_LOST = "node_lost"
+"""The code of a cell whose nodes were lost while they measured it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepEvent:
     """What a sweep tells as it goes.
 
     Attributes:
-        kind: ``resumed``, ``torn``, ``loading``, ``ready``, ``begin`` or ``row``.
+        kind: ``resumed``, ``torn``, ``loading``, ``ready``, ``begin``, ``row``, or ``lost`` (a node of a Ray cluster).
         setup: The engine set-up at hand.
         planned: The cell at hand.
         row: The finished row, for ``row``.
@@ -82,14 +85,14 @@ def sweep(
         DataError: `path` is no store.
         EngineError: An engine loads, but its process ends before any cell.
     """
-    known = _check_setups(plan, simulate=simulate, meter=meter)
+    known = survey(plan, simulate=simulate, meter=meter)
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
         _refuse_other_scope(store, next((one.environment.scope for one in known.values()), ""))
         _refuse_other_gpu(store, next(iter(known.values())))
         wanted = {planned.key for planned in plan.cells}
-        done = {row.key for row in store.rows if row.is_ok or not (retry_failed or _is_blameless(row))} & wanted
+        done = {row.key for row in store.rows if row.is_ok or not (retry_failed or is_blameless(row))} & wanted
         if done:
             yield SweepEvent(kind="resumed", detail=f"{len(done)} of {len(wanted)}", finished=frozenset(done))
         plan_path = Path(folder) / "plan.json"
@@ -122,13 +125,17 @@ def check_plan(plan: Plan, *, simulate: bool, meter: str = NVML) -> str:
         DataError: The plan lacks a model, or holds one that is no configuration.
         MissingError: The meter, a GPU or an engine is missing.
     """
-    known = _check_setups(plan, simulate=simulate, meter=meter)
+    known = survey(plan, simulate=simulate, meter=meter)
     return next((one.environment.scope for one in known.values()), "")
 
 
-def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
-    """Check a plan, and gather what failed rows tell of their GPUs: once one is lost, nothing can be asked any more."""
-    found: dict[EngineSetup, Surroundings] = {}
+def check_contents(plan: Plan) -> None:
+    """Refuse a plan that no machine can run.
+
+    Raises:
+        UsageError: A draft model does not fit its model.
+        DataError: The plan lacks a model or times of arrival, or holds a model that is no configuration.
+    """
     for setup, cells in plan.by_setup().items():
         for name in setup.models:
             if name not in plan.models:
@@ -141,10 +148,17 @@ def _check_setups(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup
                 )
         for reason in refuse_draft(setup, plan.models):
             raise UsageError(reason)
+        _check_times(cells)
+
+
+def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
+    """Check a plan, and gather what failed rows tell of their GPUs: once one is lost, nothing can be asked any more."""
+    check_contents(plan)
+    found: dict[EngineSetup, Surroundings] = {}
+    for setup, cells in plan.by_setup().items():
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
         for decoding, arrivals in {(one.cell.load.decoding, one.cell.load.arrivals) for one in cells}:
             engine.check(setup, decoding, arrivals)
-        _check_times(cells)
         here = find_gpu_by_driver_name(opened.gpus[0].name)
         weights = describe_weights(setup.weights)
         environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
@@ -247,9 +261,9 @@ def _run_child(
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
 
 
-def _is_blameless(row: Measurement) -> bool:
+def is_blameless(row: Measurement) -> bool:
     """Whether a cell failed for a death that was not its own: the same command tries it again."""
-    return row.failure is not None and row.failure.code == DIED_LOADING
+    return row.failure is not None and row.failure.code in (DIED_LOADING, NODE_LOST)
 
 
 def _lost_words(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> str:
@@ -271,6 +285,8 @@ def describe(event: SweepEvent) -> str:
         return f"the last line of the store was half-written; kept aside in {event.detail}"
     if event.kind == "resumed":
         return f"resuming: {event.detail} cells are already measured"
+    if event.kind == "lost":
+        return event.detail
     if event.kind == "loading" and event.setup is not None:
         return f"loading {event.setup.label} {event.setup.model} …"
     return f"{event.detail} {describe_row(event.row)}" if event.row is not None else ""

@@ -38,7 +38,8 @@ class Failure:
     """Why a cell has no number, in the engine's words.
 
     Attributes:
-        code: ``out_of_memory``, ``engine``, ``died``, ``died_loading``, ``hung``, ``meter``, ``gpu_lost``, ``tokens``.
+        code: ``out_of_memory``, ``engine``, ``died``, ``died_loading``, ``hung``, ``meter``, ``gpu_lost``, ``tokens``,
+            ``node_lost``.
     """
 
     code: str

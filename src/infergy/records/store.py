@@ -1,6 +1,6 @@
 """The store: a JSONL file of measurements, one row a line, each on disk before the next cell begins.
 
-Rows stand alone, so stores are merged with `cat` and read with any JSON tool.
+Rows stand alone: any JSON tool reads them, and `infergy merge` puts several stores together.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def create_store(path: Path, rows: Iterable[Measurement]) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         with draft.open("xb") as file:
-            file.write(b"".join(_line(row) for row in rows))
+            file.write(b"".join(encode_row(row) for row in rows))
             file.flush()
             os.fsync(file.fileno())
         # Unlike a rename, a link never replaces a file that came to be meanwhile.
@@ -88,7 +88,8 @@ def create_store(path: Path, rows: Iterable[Measurement]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _line(row: Measurement) -> bytes:
+def encode_row(row: Measurement) -> bytes:
+    """The line of a row, its newline included."""
     return json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
@@ -126,7 +127,7 @@ class StoreWriter:
         # A child that shares this store may have died in mid-line: what is appended to half a line is lost with it.
         if not self._ends_well():
             self.torn = self._set_aside(read_store(self.path)) or self.torn
-        self._file.write(_line(row))
+        self._file.write(encode_row(row))
         self._sync()
 
     def fileno(self) -> int:

@@ -1,0 +1,173 @@
+"""A Ray cluster and its nodes: reached, and refused where they cannot run what is asked, before the first joule."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from infergy.errors import MissingError, UsageError
+from infergy.hardware import get_gpu
+from infergy.records import EngineSetup
+from infergy.version import VERSION
+
+REACH_S = 5.0
+PROBE_S = 60.0
+"""Longest wait for a node to say what is installed there."""
+
+TYPE = "accelerator_type:"
+A_LITTLE = 0.001
+"""Ray's own convention: a type of accelerator is a resource of which each task takes a thousandth."""
+
+MODEL = re.compile(r"(?:NVIDIA\s+)?((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")
+"""Ray's name of a GPU in the driver's: `NVIDIA A100-SXM4-80GB` is `A100` (ray/_private/accelerators/nvidia_gpu.py)."""
+
+START = "Start one: ray start --head; on each further node: ray start --address=HEAD:6379"
+
+
+def gpu_type(name: str) -> str | None:
+    """What Ray calls a GPU of the catalogue; None where its name tells none."""
+    for known in (*get_gpu(name).aliases, get_gpu(name).title):
+        found = MODEL.match(known)
+        if found and known.startswith("NVIDIA"):
+            return found[1].replace(" ", "-")
+    return None
+
+
+def needs_of(setup: EngineSetup, gpu: str, *, simulate: bool) -> dict[str, float]:
+    """What a set-up asks of a node, by Ray's names of resources; one CPU, and no GPU if it is simulated.
+
+    A cluster that has a resource of the GPU's catalogue name (``ray start --resources='{"h200": 8}'``) is asked for it,
+    as many as GPUs; any other for Ray's own type.
+    """
+    import ray
+
+    if simulate:
+        return {"CPU": 1.0}
+    count = float(setup.tensor_parallel)
+    if any(gpu in node["Resources"] for node in ray.nodes() if node["Alive"]):
+        return {"CPU": 1.0, "GPU": count, gpu: count}
+    return {"CPU": 1.0, "GPU": count, f"{TYPE}{gpu_type(gpu) or gpu}": A_LITTLE}
+
+
+def cpus_of(needs: dict[str, float]) -> float:
+    """Take the CPUs out of what is asked."""
+    return needs.pop("CPU", 0.0)
+
+
+@contextmanager
+def connect(address: str) -> Iterator[None]:
+    """Join a running cluster, and leave it.
+
+    Raises:
+        MissingError: Ray is not installed, no cluster answers, or it is of another Ray or Python.
+        UsageError: The address is none of a cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingError("--ray needs Ray. Install it: pip install 'infergy[ray]'") from error
+    _reach(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        words = " ".join(str(error).split())
+        if "ersion mismatch" in words:
+            raise MissingError(f"the cluster at {address} is of another version: {words}") from error
+        raise MissingError(f"no Ray cluster at {address}: {words:.300}. {START}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ask whether anybody listens: Ray itself tries for minutes."""
+    if address == "auto":
+        return
+    found = re.fullmatch(r"([^:/]+):(\d+)", address)
+    if found is None:
+        raise UsageError(f"--ray takes auto or HOST:PORT of the cluster's head, like 10.0.0.1:6379; not {address!r}")
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise MissingError(f"no Ray cluster at {address}: {error}. {START}") from error
+
+
+def refuse_nodes(needs: Sequence[Mapping[str, float]], *, probe: bool = True) -> None:
+    """Refuse what no node can run, and nodes that could but lack infergy.
+
+    Raises:
+        MissingError: No node has all that is asked, or one has another infergy, Ray or Python, or none.
+    """
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    useful: dict[str, dict[str, Any]] = {}
+    for one in needs:
+        able = [node for node in alive if all(node["Resources"].get(name, 0.0) >= one[name] for name in one)]
+        if not able:
+            raise MissingError(_lacking(one, alive))
+        useful |= {node["NodeID"]: node for node in able}
+    if probe:
+        _probe(list(useful.values()))
+
+
+def _lacking(needs: Mapping[str, float], alive: Sequence[Mapping[str, Any]]) -> str:
+    count = f"{needs.get('GPU', 0.0):g} GPU" if "GPU" in needs else f"{needs['CPU']:g} CPU"
+    kinds = [name for name in needs if name not in ("CPU", "GPU")]
+    there = sorted(
+        f"{node['Resources'].get('GPU', 0.0):g} × {name.removeprefix(TYPE)} on {node['NodeName']}"
+        for node in alive
+        for name in node["Resources"]
+        if name.startswith(TYPE)
+    )
+    kind = "".join(f" of type {name.removeprefix(TYPE)}" for name in kinds)
+    return (
+        f"no node of the cluster has {count}{kind}. There: {', '.join(there) or 'no GPU whose type is known'}. "
+        "Plan for one that is there (--gpu), add a node, or name its GPUs: "
+        """ray start --address=HEAD:6379 --resources='{"h200": 8}'"""
+    )
+
+
+def _probe(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Ask each node what is installed there, all at once."""
+    import platform
+
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def versions() -> tuple[str | None, str, str]:
+        # Ray carries an inner function as it is: it runs where there is no infergy.
+        import platform
+
+        import ray
+
+        try:
+            from infergy import version
+        except ImportError:
+            return None, platform.python_version(), ray.__version__
+        return version.VERSION, platform.python_version(), ray.__version__
+
+    here = (VERSION, platform.python_version(), ray.__version__)
+    task = ray.remote(num_cpus=0, max_retries=0)(versions)
+    asked = {
+        node["NodeName"]: task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        ).remote()
+        for node in nodes
+    }
+    for name, answer in asked.items():
+        try:
+            there = ray.get(answer, timeout=PROBE_S)
+        except (GetTimeoutError, RayError) as error:
+            raise MissingError(f"{name} of the cluster does not run tasks: {error!s:.300}. See: ray status") from error
+        if there[0] is None:
+            raise MissingError(f"infergy is missing on {name}. On it: pip install 'infergy[ray]=={VERSION}'")
+        if there != here:
+            names = ("infergy", "Python", "Ray")
+            told = ", ".join(f"{n} {t} against {h}" for n, t, h in zip(names, there, here, strict=True) if t != h)
+            raise MissingError(f"{name} has other versions than this machine: {told}. Install the same on both")

@@ -1,0 +1,88 @@
+"""One engine set-up on one node of a Ray cluster: the plain sweep, told to the driver event by event.
+
+Ray decides where it runs and nothing else: the store, the child process and the meter are those of any sweep.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infergy.errors import InfergyError
+from infergy.measure.sweep import survey, sweep
+from infergy.records import Measurement, Plan
+from infergy.records.codec import from_json, to_json
+from infergy.records.store import create_store
+
+
+def pack(event: dict[str, Any]) -> bytes:
+    """An event on its way to the driver; compressed, rows are small enough for Ray to keep them with their reader."""
+    return zlib.compress(json.dumps(event).encode(), 1)
+
+
+def unpack(content: bytes) -> dict[str, Any]:
+    """An event as the driver reads it."""
+    return dict(json.loads(zlib.decompress(content)))
+
+
+def measure_here(
+    plan: dict[str, Any], earlier: Sequence[dict[str, Any]], simulate: bool, meter: str
+) -> Iterator[bytes]:
+    """Measure all cells of `plan`, which is of one set-up; a Ray task.
+
+    Args:
+        plan: As JSON.
+        earlier: Rows that the driver's store holds, as JSON: they tell of the spread and of earlier visits.
+        simulate: Use the simulated GPU.
+        meter: Name of the meter on real GPUs.
+
+    Yields:
+        Packed events: where it runs, what the sweep tells, or why this node refuses.
+    """
+    todo = from_json(Plan, plan, "plan")
+    rows = [Measurement.from_json(row, "the driver's row") for row in earlier]
+    try:
+        (surroundings,) = survey(todo, simulate=simulate, meter=meter).values()
+        yield pack({"kind": "here", "host": os.uname().nodename, "environment": to_json(surroundings.environment)})
+        with _folder(simulate=simulate) as folder:
+            store = folder / "rows.jsonl"
+            create_store(store, rows)
+            for event in sweep(todo, store, simulate=simulate, meter=meter):
+                yield pack(
+                    {
+                        "kind": event.kind,
+                        "cell": None if event.planned is None else event.planned.key,
+                        "row": None if event.row is None else event.row.to_json(),
+                    }
+                )
+    except InfergyError as error:
+        yield pack({"kind": "refused", "error": type(error).__name__, "reason": str(error)})
+
+
+@contextmanager
+def _folder(*, simulate: bool) -> Iterator[Path]:
+    """A folder for a sweep's own store, held until the engine of a sweep before it on these GPUs has ended.
+
+    A driver that dies takes this task with it, but the engine's process ends only when it has no one to tell: it still
+    holds the lock of its store, which is known by the GPUs. Simulated GPUs disturb nobody.
+    """
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if simulate or not gpus:
+        with tempfile.TemporaryDirectory(prefix="infergy-ray-") as name:
+            yield Path(name)
+        return
+    folder = Path(tempfile.gettempdir()) / f"infergy-ray-{os.getuid()}-gpu-{gpus.replace(',', '-')}"
+    folder.mkdir(exist_ok=True)
+    store = folder / "rows.jsonl"
+    if store.exists():
+        with store.open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        store.unlink()
+    yield folder

@@ -1,0 +1,153 @@
+"""Sweeps on a real Ray cluster of several nodes on this machine, with the simulated GPU: nodes die, drivers die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+from infergy.errors import MissingError, UsageError
+from infergy.measure import cluster_nodes
+from infergy.measure.cluster import sweep_on_ray
+from infergy.measure.grid import make_plan, parse_grid
+from infergy.measure.sweep import NODE_LOST
+from infergy.records import Plan
+from infergy.records.store import read_store
+
+# Ray's own threads and sockets are its own affair.
+pytestmark = pytest.mark.filterwarnings("default")
+
+SMALL: dict[str, Any] = {"object_store_memory": 100 * 2**20}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head that runs nothing, and two nodes of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
+    made.workers = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
+    yield made
+    made.shutdown()
+
+
+def plan_of(inputs: int = 12, engines: tuple[str, ...] = ("vllm", "transformers")) -> Plan:
+    return make_plan(
+        parse_grid(
+            {
+                "name": "tiny",
+                "gpu": "h200",
+                "model": "llama-3.1-8b",
+                "engines": [{"engine": engine} for engine in engines],
+                "cells": [{"input_tokens": [64 + 8 * i for i in range(inputs)], "output_tokens": [8], "batch": [1, 4]}],
+            },
+            "test",
+        )
+    )
+
+
+def keys(path: Path) -> Counter[str]:
+    return Counter(row.key for row in read_store(path).rows)
+
+
+def once(plan: Plan) -> Counter[str]:
+    return Counter(planned.key for planned in plan.cells)
+
+
+def test_a_killed_node_costs_no_finished_row_and_its_cells_are_measured_elsewhere(cluster: Any, tmp_path: Path) -> None:
+    plan, path, told = plan_of(), tmp_path / "rows.jsonl", []
+    before = b""
+    for event in sweep_on_ray(plan, path, cluster.address, simulate=True):
+        told.append(event)
+        if event.kind == "row" and not before:
+            before = path.read_bytes()
+            cluster.remove_node(cluster.workers[0], allow_graceful=False)
+    assert [event.kind for event in told].count("lost") == 1
+    assert path.read_bytes().startswith(before)
+    assert keys(path) == once(plan)
+    assert all(row.is_ok for row in read_store(path).rows)
+    assert [event.kind for event in sweep_on_ray(plan, path, cluster.address, simulate=True)] == ["resumed"]
+
+
+def test_without_a_node_cells_are_recorded_with_the_reason_and_tried_again_on_the_next_one(
+    cluster: Any, tmp_path: Path
+) -> None:
+    plan, path = plan_of(engines=("vllm",)), tmp_path / "rows.jsonl"
+    is_killed = False
+    for event in sweep_on_ray(plan, path, cluster.address, simulate=True):
+        if event.kind == "row" and not is_killed:
+            is_killed = True
+            for node in cluster.workers:
+                cluster.remove_node(node, allow_graceful=False)
+    rows = read_store(path).rows
+    assert keys(path) == once(plan)
+    measured = [row for row in rows if row.is_ok]
+    lost = [row.failure for row in rows if row.failure is not None]
+    assert measured
+    assert lost
+    assert {failure.code for failure in lost} == {NODE_LOST}
+    assert "no node of the cluster has 1 CPU" in lost[0].message
+    cluster.add_node(num_cpus=1, **SMALL)
+    list(sweep_on_ray(plan, path, cluster.address, simulate=True))
+    again = read_store(path).rows
+    assert again[: len(rows)] == rows
+    assert {row.key for row in again if row.is_ok} == set(once(plan))
+    assert len(again) == len(rows) + len(lost)
+
+
+def test_a_driver_killed_in_mid_sweep_is_resumed_by_the_same_command(cluster: Any, tmp_path: Path) -> None:
+    plan, path = plan_of(), tmp_path / "rows.jsonl"
+    plan.save(tmp_path / "plan.json")
+    command = [sys.executable, "-m", "infergy", "measure", str(tmp_path / "plan.json"), "-o", str(path)]
+    command += ["--simulate", "--ray", cluster.address]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = read_store(path).rows
+    assert 3 <= len(before) < len(plan.cells)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"resuming: {len(before)} of {len(plan.cells)} cells are already measured" in done.stderr
+    assert read_store(path).rows[: len(before)] == before
+    assert keys(path) == once(plan)
+
+
+def test_a_type_that_is_not_there_is_refused_with_those_that_are(cluster: Any, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=2, resources={"accelerator_type:H100": 1}, **SMALL)
+    with pytest.raises(MissingError, match=r"1 GPU of type H200\. There: 2 × H100 on"):
+        list(sweep_on_ray(plan_of(1), tmp_path / "rows.jsonl", cluster.address))
+
+
+def test_a_node_with_another_infergy_is_refused_by_name(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_nodes, "VERSION", "0.0")
+    with pytest.raises(MissingError, match=r"has other versions than this machine: infergy .* against 0\.0"):
+        list(sweep_on_ray(plan_of(1), tmp_path / "rows.jsonl", cluster.address, simulate=True))
+
+
+def test_no_cluster_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"no Ray cluster at 127\.0\.0\.1:1: .*ray start --head"):
+        list(sweep_on_ray(plan_of(1), tmp_path / "rows.jsonl", "127.0.0.1:1", simulate=True))
+    with pytest.raises(UsageError, match="auto or HOST:PORT"):
+        list(sweep_on_ray(plan_of(1), tmp_path / "rows.jsonl", "ray://head:10001", simulate=True))
+
+
+def test_a_store_written_on_ray_is_a_store(cluster: Any, tmp_path: Path) -> None:
+    plan, path = plan_of(2), tmp_path / "rows.jsonl"
+    kinds = Counter(event.kind for event in sweep_on_ray(plan, path, cluster.address, simulate=True))
+    assert kinds == {"loading": 2, "ready": 2, "begin": len(plan.cells), "row": len(plan.cells)}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert json.loads(line)["simulated"] is True
