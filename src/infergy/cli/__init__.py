@@ -20,6 +20,7 @@ from infergy.cli.phases import phases
 from infergy.cli.recommend import recommend
 from infergy.cli.report import report
 from infergy.cli.schema import schema
+from infergy.cli.scoreboard import scoreboard
 from infergy.cli.study import study
 from infergy.cli.timeline import timeline
 from infergy.cli.trace import trace
@@ -43,7 +44,7 @@ app = typer.Typer(
 )
 
 MEASURED = (measure, merge, check, compare, verify, phases, timeline)
-KNOWN = (plan, grid, gpus, models, schema, doctor)
+KNOWN = (plan, grid, gpus, models, scoreboard, schema, doctor)
 for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
 app.add_typer(study, name="study")

@@ -24,6 +24,7 @@ NAMES = (
     "phases",
     "plan",
     "recommendation",
+    "scoreboard",
     "studies",
     "timeline",
     "trace",
@@ -120,6 +121,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.recommend import RECOMMENDATION_SCHEMA, Recommendation
 
         return Recommendation, RECOMMENDATION_SCHEMA
+    if name == "scoreboard":
+        from infergy.score.board import SCOREBOARD_SCHEMA, Score
+
+        return Score, SCOREBOARD_SCHEMA
     if name == "waterfall":
         from infergy.energy.waterfall import WATERFALL_SCHEMA, Waterfall
 

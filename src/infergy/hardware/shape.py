@@ -155,6 +155,10 @@ class ModelShape:
         covered = 0.0 if self.experts is None else self.experts.expected_coverage(batch) * self._routed_parameters
         return self._bytes(self._layer_parameters, covered, head + batch * self.hidden, dtype)
 
+    def routed_bytes(self, dtype: str = "bfloat16") -> float:
+        """Bytes of all routed experts; 0 for a dense model."""
+        return self._routed_parameters * dtype_bytes(dtype)
+
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA the latents are kept."""
         return self.attending_layers * self.attention.cached_values * _cache_bytes(dtype)

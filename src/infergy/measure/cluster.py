@@ -66,7 +66,7 @@ def sweep_on_ray(
         MissingError: No cluster, no Ray, or no node that can run a set-up; another version of infergy on a node.
         EngineError: Cells have no row because no node was left that could tell of its GPUs.
     """
-    check_contents(plan)
+    check_contents(plan, simulate=simulate)
     with StoreWriter(path) as store, connect(address):
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))

@@ -129,11 +129,11 @@ def check_plan(plan: Plan, *, simulate: bool, meter: str = NVML) -> str:
     return next((one.environment.scope for one in known.values()), "")
 
 
-def check_contents(plan: Plan) -> None:
+def check_contents(plan: Plan, *, simulate: bool) -> None:
     """Refuse a plan that no machine can run.
 
     Raises:
-        UsageError: A draft model does not fit its model.
+        UsageError: A draft model does not fit its model, or an engine is to load a model that is told in numbers.
         DataError: The plan lacks a model or times of arrival, or holds a model that is no configuration.
     """
     for setup, cells in plan.by_setup().items():
@@ -153,7 +153,7 @@ def check_contents(plan: Plan) -> None:
 
 def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
     """Check a plan, and gather what failed rows tell of their GPUs: once one is lost, nothing can be asked any more."""
-    check_contents(plan)
+    check_contents(plan, simulate=simulate)
     found: dict[EngineSetup, Surroundings] = {}
     for setup, cells in plan.by_setup().items():
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)

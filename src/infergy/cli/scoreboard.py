@@ -1,0 +1,101 @@
+"""`infergy scoreboard`: how far estimators of joules are off, ours and the published ones, on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infergy.cli.trace_options import JsonOption, stdout_console
+from infergy.errors import UsageError
+
+if TYPE_CHECKING:
+    from infergy.score.board import Score
+
+TASKS = ("text", "all")
+WORDS = {
+    "batch": "Held-out batch: inner points of each series",
+    "backbone": "Held-out network: all variants of one left out",
+    "gpu": "Held-out GPU: all rows of one kind left out",
+    "rows": "Your rows, by estimators fitted to the shipped ones",
+}
+
+
+def scoreboard(
+    rows: Annotated[
+        Path | None, typer.Option("--rows", help="Score your own rows (.csv, the columns of the shipped ones).")
+    ] = None,
+    configs: Annotated[
+        Path | None, typer.Option("--configs", help="Folder with the config.json of models that do not ship.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="batch, backbone or gpu; repeat for more [default: all three]")
+    ] = None,
+    tasks: Annotated[str, typer.Option("--tasks", help="Which shipped rows are scored: text or all")] = "text",
+    as_json: JsonOption = False,
+) -> None:
+    """Score estimators of joules an output token on 690 measured rows of served models, each unseen; about a minute.
+
+    Example: infergy scoreboard --split backbone
+    """
+    import json
+    from dataclasses import asdict
+
+    from infergy.score.board import score_all, score_new
+    from infergy.score.rows import read_rows
+    from infergy.score.splits import SPLITS
+
+    if tasks not in TASKS:
+        raise UsageError.unknown("tasks", tasks, TASKS, "Give one with --tasks")
+    if rows is not None and split:
+        raise UsageError("--split divides the shipped rows; those of --rows are predicted whole. Leave one of them out")
+    if configs is not None and not configs.is_dir():
+        raise UsageError(f"--configs {configs}: no such folder. Expected one with NAME.json or OWNER__NAME.json in it")
+    known, energy_j = read_rows(configs=configs)
+    if rows is None:
+        found = score_all(known, energy_j, splits=split or tuple(SPLITS), tasks=tasks, progress=_tell)
+    else:
+        new, new_energy_j = read_rows(rows, configs)
+        found = score_new(known, energy_j, new, new_energy_j, progress=_tell)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        print_scores(found)
+
+
+def _tell(what: str) -> None:
+    typer.echo(f"  {what} …", err=True)
+
+
+def print_scores(scores: Sequence[Score]) -> None:
+    """A table a split, the best first."""
+    from rich import box
+    from rich.table import Table
+
+    for split in dict.fromkeys(score.split for score in scores):
+        own = sorted((score for score in scores if score.split == split), key=_order)
+        title = f"{WORDS[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("Estimator", no_wrap=True)
+        for name in ("median", "90 % of networks drawn again", "p90", "90 % interval holds", "rows"):
+            table.add_column(name, justify="right")
+        for score in own:
+            table.add_row(score.title, *_cells(score))
+        stdout_console().print(table)
+    for score in {score.estimator: score for score in scores if score.missing}.values():
+        typer.echo(f"{score.title}: {score.missing}")
+    typer.echo("|predicted / measured - 1| of joules an output token, all GPUs. docs/scoreboard.md")
+
+
+def _order(score: Score) -> float:
+    return float("inf") if score.median_ape is None else score.median_ape
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    if score.median_ape is None or score.p90_ape is None or score.median_low is None or score.median_high is None:
+        return "-", "-", "-", "-", "0"
+    held = "-" if score.coverage_90 is None else f"{score.coverage_90:.0%}"
+    drawn = f"{score.median_low:.1%} .. {score.median_high:.1%}"
+    return f"{score.median_ape:.1%}", drawn, f"{score.p90_ape:.1%}", held, str(score.rows)

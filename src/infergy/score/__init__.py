@@ -1,0 +1,1 @@
+"""How estimators of energy compare: rows, splits, rivals, scores."""

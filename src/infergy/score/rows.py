@@ -1,0 +1,179 @@
+"""Rows of served models: what was asked, not what it took. What estimators may read, and the joules apart.
+
+The shipped rows are of the ML.ENERGY benchmark v3 (Chung et al., NeurIPS Datasets and Benchmarks 2025; Apache-2.0):
+28 models on H100 and B200 under vLLM, without its columns of power, throughput and latency.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infergy.errors import DataError, UsageError
+from infergy.hardware.gpus import find_gpu_by_driver_name, get_gpu
+from infergy.hardware.models import get_model, shape_of_id
+from infergy.hardware.shape import ModelShape
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Column = np.ndarray[Any, Any]
+
+ENERGY = "energy_per_token_joules"
+TEXT_TASKS = ("lm-arena-chat", "gpqa", "sourcegraph-fim")
+GPU_NAMES: Mapping[str, str] = {"H100": "h100-sxm", "H200": "h200", "B200": "b200", "A100": "a100-80gb-sxm"}
+"""What the benchmark calls GPUs, and the catalogue."""
+
+WORDS = ("task", "model_id", "architecture", "gpu_model", "weight_precision")
+COUNTS = ("num_gpus", "tensor_parallel", "expert_parallel", "data_parallel", "max_num_seqs")
+NUMBERS = ("total_params_billions", "activated_params_billions", "avg_batch_size", "avg_output_len")
+BILLION = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Columns of one length n; no measured energy, power, throughput or latency is among them.
+
+    Attributes:
+        task: The benchmark's task, as ``lm-arena-chat``.
+        model: Name on the hub.
+        backbone: One name for all variants of a network (`backbone_of`).
+        architecture: ``Dense Transformer``, ``MoE`` or ``Mamba-Transformer Hybrid``.
+        gpu: Name in the catalogue.
+        precision: ``bfloat16``, ``fp8`` or ``mxfp4``, of the weights.
+        gpus: GPUs of the server; `tensor_parallel`, `expert_parallel` and `data_parallel` as it was told.
+        max_num_seqs: Bound on sequences served at once; `batch` their mean.
+        output_tokens: Mean length of the answers.
+        total_parameters: As published; `active_parameters` those that a token visits.
+        shapes: Of the models; None where only parameters are known.
+    """
+
+    task: Column
+    model: Column
+    backbone: Column
+    architecture: Column
+    gpu: Column
+    precision: Column
+    gpus: Column
+    tensor_parallel: Column
+    expert_parallel: Column
+    data_parallel: Column
+    max_num_seqs: Column
+    batch: Column
+    output_tokens: Column
+    total_parameters: Column
+    active_parameters: Column
+    shapes: tuple[ModelShape | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def take(self, places: Sequence[int] | Column) -> Rows:
+        """The rows at these places."""
+        columns = {name: getattr(self, name)[places] for name in self.__dataclass_fields__ if name != "shapes"}
+        return Rows(**columns, shapes=tuple(self.shapes[int(place)] for place in places))
+
+    def series(self) -> Column:
+        """Which rows differ by batch alone: a number for each row."""
+        import numpy as np
+
+        names = (self.task, self.model, self.gpu, self.precision, self.gpus, self.tensor_parallel, self.expert_parallel)
+        keys = ["|".join(map(str, key)) for key in zip(*names, self.data_parallel, strict=True)]
+        return np.unique(keys, return_inverse=True)[1]
+
+
+def backbone_of(model_id: str) -> str:
+    """One name for all variants of one network: owner, purpose, modality, format and date are left out.
+
+    ``Qwen/Qwen3-VL-8B-Instruct`` and ``Qwen/Qwen3-8B`` are ``qwen3-8b``: to have measured one is to know the other.
+    """
+    name = model_id.rpartition("/")[2].lower()
+    if re.search(r"deepseek-(r1|v3)", name) and "distill" not in name:
+        return "deepseek-v3"
+    name = re.sub(r"^(meta-|nvidia-)", "", name)
+    name = re.sub(r"llama-3\.[123]", "llama-3", name)
+    words = "instruct|chat|thinking|base|it|vl|omni|coder|captioner|fp8|bf16|mxfp4|hf|dynamic|reasoning|\\d{4}"
+    return re.sub(rf"-({words})(?=-|$)", "", re.sub(rf"-({words})(?=-|$)", "", name))
+
+
+def read_rows(path: Path | None = None, configs: Path | None = None) -> tuple[Rows, Any]:
+    """Rows, and their joules an output token.
+
+    Args:
+        path: A CSV with the columns of the shipped one; None for that.
+        configs: A folder of ``OWNER__NAME.json`` or ``NAME.json``, the `config.json` of models that do not ship.
+
+    Raises:
+        DataError: A column is missing, or a value is not what it should be; the row is named.
+        UsageError: A GPU is not in the catalogue.
+    """
+    import numpy as np
+    import polars as pl
+
+    source = resources.files("infergy") / "data" / "scoreboard" / "mlenergy_v3.csv" if path is None else path
+    try:
+        frame = pl.read_csv(str(source), infer_schema_length=None)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{source}: cannot be read as CSV ({error})") from error
+    missing = [name for name in (*WORDS, *COUNTS, *NUMBERS, ENERGY) if name not in frame.columns]
+    if missing:
+        columns = ", ".join((*WORDS, *COUNTS, *NUMBERS, ENERGY))
+        raise DataError(f"{source}: no column {', '.join(missing)}; expected the columns {columns}")
+    for name in (*COUNTS, *NUMBERS, ENERGY):
+        values = frame[name].cast(pl.Float64, strict=False)
+        wrong = [place for place, value in enumerate(values) if value is None or not value > 0]
+        if wrong:
+            raise DataError(
+                f"{source}: row {wrong[0] + 1}: {name} is {frame[name][wrong[0]]!r}; expected a number above 0"
+            )
+        frame = frame.with_columns(values.alias(name))
+    models = frame["model_id"].to_list()
+    shapes = {model: find_shape(model, configs) for model in dict.fromkeys(models)}
+    rows = Rows(
+        task=frame["task"].to_numpy(),
+        model=frame["model_id"].to_numpy(),
+        backbone=np.array([backbone_of(model) for model in models], dtype=object),
+        architecture=frame["architecture"].to_numpy(),
+        gpu=np.array([gpu_name(name) for name in frame["gpu_model"]], dtype=object),
+        precision=frame["weight_precision"].to_numpy(),
+        gpus=frame["num_gpus"].to_numpy(),
+        tensor_parallel=frame["tensor_parallel"].to_numpy(),
+        expert_parallel=frame["expert_parallel"].to_numpy(),
+        data_parallel=frame["data_parallel"].to_numpy(),
+        max_num_seqs=frame["max_num_seqs"].to_numpy(),
+        batch=frame["avg_batch_size"].to_numpy(),
+        output_tokens=frame["avg_output_len"].to_numpy(),
+        total_parameters=frame["total_params_billions"].to_numpy() * BILLION,
+        active_parameters=frame["activated_params_billions"].to_numpy() * BILLION,
+        shapes=tuple(shapes[model] for model in models),
+    )
+    return rows, frame[ENERGY].to_numpy()
+
+
+@cache
+def gpu_name(name: str) -> str:
+    """The catalogue's name of a GPU that the benchmark, a driver or the catalogue names.
+
+    Raises:
+        UsageError: It is in none of them.
+    """
+    known = find_gpu_by_driver_name(name)
+    return get_gpu(GPU_NAMES.get(name, known.name if known is not None else name)).name
+
+
+def find_shape(model_id: str, configs: Path | None = None) -> ModelShape | None:
+    """The shape of a model of the hub: from `configs` if it lies there, else the shipped one; None if neither."""
+    if configs is not None:
+        for name in (model_id.replace("/", "__"), model_id.rpartition("/")[2]):
+            for path in (configs / f"{name}.json", configs / name / "config.json"):
+                if path.is_file():
+                    return get_model(str(path))
+    try:
+        return shape_of_id(model_id)
+    except (UsageError, DataError):
+        return None

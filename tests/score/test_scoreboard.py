@@ -1,0 +1,220 @@
+"""The scoreboard: rows, splits, rivals against what their authors published, and that ours is scored as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.cli.schema import make_schema
+from infergy.errors import DataError, UsageError
+from infergy.score.board import ESTIMATORS, score_all, score_new
+from infergy.score.fit import fit_physics
+from infergy.score.ours import Infergy, InfergyDatasheet
+from infergy.score.residual import Residual
+from infergy.score.rivals import RIVALS, ecologits, flops_at_tdp, vidur_power_w
+from infergy.score.rows import Rows, backbone_of, read_rows
+from infergy.score.splits import SPLITS
+from infergy.score.steps import stand_in
+
+ROWS, ENERGY_J = read_rows()
+FEW = np.flatnonzero((ROWS.backbone == "llama-3-8b") | (ROWS.backbone == "qwen3-32b"))
+
+
+def rows_where(**wanted: object) -> Rows:
+    keep = np.ones(len(ROWS), dtype=bool)
+    for name, value in wanted.items():
+        keep &= getattr(ROWS, name) == value
+    return ROWS.take(np.flatnonzero(keep))
+
+
+def test_the_shipped_rows_have_shapes_and_hold_nothing_that_was_measured() -> None:
+    assert len(ROWS) == 690
+    assert all(shape is not None for shape in ROWS.shapes)
+    assert not {"power", "throughput", "latency", "energy"} & {
+        word for name in Rows.__dataclass_fields__ for word in name.split("_")
+    }
+    for shape, active, total in zip(ROWS.shapes, ROWS.active_parameters, ROWS.total_parameters, strict=True):
+        assert shape is not None
+        assert shape.parameters - shape.vision_parameters == pytest.approx(total, rel=0.05)
+        assert shape.active_parameters == pytest.approx(active, rel=0.16)
+
+
+@pytest.mark.parametrize(
+    ("models", "backbone"),
+    [
+        (["Qwen/Qwen3-8B", "Qwen/Qwen3-VL-8B-Instruct"], "qwen3-8b"),
+        (["Qwen/Qwen3-Coder-30B-A3B-Instruct", "Qwen/Qwen3-Omni-30B-A3B-Instruct"], "qwen3-30b-a3b"),
+        (["Qwen/Qwen3-235B-A22B-Thinking-2507-FP8", "Qwen/Qwen3-VL-235B-A22B-Instruct"], "qwen3-235b-a22b"),
+        (["Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8"], "qwen3-480b-a35b"),
+        (["meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.3-70B-Instruct"], "llama-3-70b"),
+        (["deepseek-ai/DeepSeek-R1-0528", "deepseek-ai/DeepSeek-V3.1"], "deepseek-v3"),
+        (["nvidia/NVIDIA-Nemotron-Nano-12B-v2", "nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16"], "nemotron-nano-12b-v2"),
+        (["google/gemma-3-27b-it"], "gemma-3-27b"),
+        (["openai/gpt-oss-20b"], "gpt-oss-20b"),
+    ],
+)
+def test_variants_of_one_network_have_one_name(models: list[str], backbone: str) -> None:
+    assert {backbone_of(model) for model in models} == {backbone}
+
+
+def test_no_row_is_predicted_by_what_has_seen_it() -> None:
+    for name, split in SPLITS.items():
+        folds = list(split(ROWS))
+        tested = np.concatenate([test for _, test in folds])
+        assert len(tested) == len(set(tested))
+        for train, test in folds:
+            assert not set(train) & set(test)
+            column = {"backbone": ROWS.backbone, "gpu": ROWS.gpu}.get(name)
+            if column is not None:
+                assert not set(column[train]) & set(column[test])
+    series = ROWS.series()
+    tested = np.concatenate([test for _, test in SPLITS["batch"](ROWS)])
+    for one in np.unique(series):
+        places = np.flatnonzero(series == one)
+        ends = places[np.argsort(ROWS.batch[places], kind="stable")][[0, -1]]
+        assert not set(ends) & set(tested)
+
+
+def test_ecologits_gives_what_its_published_regression_gives() -> None:
+    """Its batch of 64, 8 billion parameters, one GPU: 1e-3 kWh x (alpha exp(64 beta) 8 + gamma)."""
+    row = rows_where(backbone="llama-3-8b", gpus=1).take([0])
+    row.batch[:] = 64.0
+    assert ecologits(row) == pytest.approx(3600 * (1.1665273e-6 * np.exp(-0.0112059 * 64) * 8.0 + 4.0529e-5), rel=1e-5)
+
+
+def test_the_power_curve_of_vidur_goes_from_idle_to_full() -> None:
+    assert vidur_power_w(np.array([0.0, 0.45, 0.9]), 60.0, 700.0) == pytest.approx([60.0, 700.0, 700.0])
+    assert vidur_power_w(np.array([0.1]), 60.0, 700.0) == pytest.approx(60 + 640 * (0.1 / 0.45) ** 0.7)
+
+
+def test_the_ideal_is_flops_over_peak_times_tdp() -> None:
+    row = rows_where(backbone="llama-3-8b", gpu="h100-sxm").take([0])
+    assert flops_at_tdp(row) == pytest.approx(2 * 8e9 / 989.4e12 * 700, rel=1e-3)
+
+
+def test_interpolation_says_nothing_of_what_was_not_measured() -> None:
+    (rival,) = (one for one in RIVALS if one.name == "interpolation")
+    row = rows_where(backbone="llama-3-8b", gpu="h100-sxm")
+    order = np.argsort(row.batch)
+    energy_j = 10.0 / row.batch**0.5
+    fitted = rival.fit(row.take(order[[0, -1]]), energy_j[order[[0, -1]]])
+    assert fitted.predict(row.take(order[1:-1])).energy_j == pytest.approx(energy_j[order[1:-1]])
+    assert np.isnan(fitted.predict(rows_where(backbone="qwen3-32b")).energy_j).all()
+
+
+def test_constants_are_recovered_from_joules_made_by_them() -> None:
+    some = ROWS.take(FEW)
+    truth = fit_physics(some, ENERGY_J[FEW])
+    again = fit_physics(some, truth.energy_j(some))
+    off = np.abs(again.energy_j(some) / truth.energy_j(some) - 1)
+    # Priors pull a little where rows tell little.
+    assert np.median(off) < 0.03
+    assert off.max() < 0.15
+
+
+def test_one_measurement_helps_and_none_hurts() -> None:
+    """The process follows a measured row nearly, its neighbours less, and another GPU's rows not at all."""
+    some = ROWS.take(FEW)
+    one = some.take([3])
+    residual = Residual(one, np.array([0.3]))
+    at, half = residual.at(one)
+    assert at == pytest.approx(0.3, abs=0.01)
+    near, wider = residual.at(some)
+    assert (np.abs(near) <= 0.3).all()
+    assert (wider >= half - 1e-9).all()
+    other = some.gpu != one.gpu[0]
+    assert (near[other] == 0).all()
+    assert wider[other].min() > half[0]
+
+
+def test_a_model_known_by_its_parameters_alone_is_predicted_too() -> None:
+    for name in ("llama-3-8b", "qwen3-30b-a3b"):
+        row = rows_where(backbone=name).take([0])
+        bare = Rows(**{n: getattr(row, n) for n in Rows.__dataclass_fields__ if n != "shapes"}, shapes=(None,))
+        shape = stand_in(bare, 0)
+        assert shape.parameters == pytest.approx(row.total_parameters[0], rel=0.25)
+        known, guessed = (InfergyDatasheet().fit(one, ENERGY_J[:1]).predict(one).energy_j for one in (row, bare))
+        assert guessed == pytest.approx(known, rel=0.5)
+
+
+def test_ours_is_first_on_a_split_and_its_intervals_hold() -> None:
+    names = ("infergy", "power-law", "roofline-tdp", "ecologits")
+    scores = score_all(
+        ROWS, ENERGY_J, splits=["gpu"], estimators=[one for one in ESTIMATORS if one.name in names], tasks="text"
+    )
+    assert {score.rows for score in scores} == {430}
+    by_name = {score.estimator: score.median_ape for score in scores}
+    assert min(by_name, key=lambda name: by_name[name] or 9.0) == "infergy"
+    (ours,) = (score for score in scores if score.estimator == "infergy")
+    assert ours.coverage_90 is not None
+    assert 0.85 <= ours.coverage_90 <= 0.97
+
+
+def test_a_users_rows_are_scored_by_estimators_fitted_to_the_shipped_ones(tmp_path: Path) -> None:
+    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv")).head(6)
+    mine = tmp_path / "mine.csv"
+    frame.with_columns(pl.lit("me/unheard-of").alias("model_id")).write_csv(mine)
+    rows, energy_j = read_rows(mine)
+    assert rows.shapes == (None,) * 6
+    (score,) = score_new(ROWS, ENERGY_J, rows, energy_j, estimators=[Infergy()])
+    assert (score.split, score.rows) == ("rows", 6)
+    assert score.median_ape is not None
+    assert score.median_ape < 1.0
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "me__unheard-of.json").write_text(
+        (Path(__file__).parents[2] / "src/infergy/data/models/qwen3-235b-a22b.json").read_text()
+    )
+    assert all(shape is not None for shape in read_rows(mine, tmp_path / "configs")[0].shapes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda frame: frame.drop("num_gpus"), "no column num_gpus"),
+        (lambda frame: frame.with_columns(pl.lit("many").alias("avg_batch_size")), "row 1: avg_batch_size is 'many'"),
+        (lambda frame: frame.with_columns(pl.lit(0).alias("energy_per_token_joules")), "expected a number above 0"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, change: object, words: str) -> None:
+    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv")).head(3)
+    mine = tmp_path / "mine.csv"
+    change(frame).write_csv(mine)  # type: ignore[operator]
+    with pytest.raises(DataError, match=words):
+        read_rows(mine)
+
+
+def test_a_gpu_outside_the_catalogue_is_named(tmp_path: Path) -> None:
+    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv")).head(3)
+    mine = tmp_path / "mine.csv"
+    frame.with_columns(pl.lit("H101").alias("gpu_model")).write_csv(mine)
+    with pytest.raises(UsageError, match="H101"):
+        read_rows(mine)
+
+
+def test_the_verb_prints_a_list_for_programs_and_a_table_for_people(tmp_path: Path) -> None:
+    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv"))
+    mine = tmp_path / "mine.csv"
+    frame.filter(pl.col("model_id") == "google/gemma-3-27b-it").write_csv(mine)
+    done = CliRunner().invoke(app, ["scoreboard", "--rows", str(mine), "--json"])
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert {"estimator", "split", "rows", "median_ape", "p90_ape", "coverage_90"} <= printed[0].keys()
+    for one in printed:
+        Draft202012Validator(make_schema("scoreboard")).validate(one)
+    told = CliRunner().invoke(app, ["scoreboard", "--rows", str(mine)])
+    assert "Your rows" in told.stdout
+    for arguments, words in (
+        (["--split", "batches"], "unknown split 'batches'; did you mean batch"),
+        (["--rows", str(mine), "--split", "batch"], "Leave one of them out"),
+        (["--configs", str(tmp_path / "none")], "no such folder"),
+    ):
+        refused = CliRunner().invoke(app, ["scoreboard", *arguments])
+        assert refused.exit_code != 0
+        assert words in str(refused.exception)
