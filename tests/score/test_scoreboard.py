@@ -19,7 +19,7 @@ from infergy.score.fit import fit_physics
 from infergy.score.ours import Infergy, InfergyDatasheet
 from infergy.score.residual import Residual
 from infergy.score.rivals import RIVALS, ecologits, flops_at_tdp, vidur_power_w
-from infergy.score.rows import Rows, backbone_of, read_rows
+from infergy.score.rows import Rows, backbone_of, find_shape, read_rows
 from infergy.score.splits import SPLITS
 from infergy.score.steps import stand_in
 
@@ -172,6 +172,22 @@ def test_a_users_rows_are_scored_by_estimators_fitted_to_the_shipped_ones(tmp_pa
         (Path(__file__).parents[2] / "src/infergy/data/models/qwen3-235b-a22b.json").read_text()
     )
     assert all(shape is not None for shape in read_rows(mine, tmp_path / "configs")[0].shapes)
+    (tmp_path / "configs" / "me__unheard-of.json").write_text('{"model_type": "unknown"}')
+    told: list[str] = []
+    assert read_rows(mine, tmp_path / "configs", told.append)[0].shapes == (None,) * 6
+    assert "passed by" in told[0]
+    assert "a usual shape with as many parameters stands in" in told[1]
+
+
+@pytest.mark.parametrize("place", ["me/Unheard-Of/config.json", "me--unheard-of.json", "Unheard_Of/config.json"])
+def test_a_configuration_is_found_by_the_models_name(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    shipped = Path(__file__).parents[2] / "src/infergy/data/models/qwen3-8b.json"
+    (tmp_path / place).write_text(shipped.read_text())
+    found = find_shape("me/unheard-of", tmp_path)
+    assert found is not None
+    assert found.hidden == 4096
+    assert find_shape("me/heard-of", tmp_path) is None
 
 
 @pytest.mark.parametrize(

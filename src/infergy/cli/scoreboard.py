@@ -52,17 +52,23 @@ def scoreboard(
     if rows is not None and split:
         raise UsageError("--split divides the shipped rows; those of --rows are predicted whole. Leave one of them out")
     if configs is not None and not configs.is_dir():
-        raise UsageError(f"--configs {configs}: no such folder. Expected one with NAME.json or OWNER__NAME.json in it")
-    known, energy_j = read_rows(configs=configs)
+        raise UsageError(
+            f"--configs {configs}: no such folder. Expected one with OWNER/NAME/config.json or NAME.json in it"
+        )
+    known, energy_j = read_rows()
     if rows is None:
         found = score_all(known, energy_j, splits=split or tuple(SPLITS), tasks=tasks, progress=_tell)
     else:
-        new, new_energy_j = read_rows(rows, configs)
+        new, new_energy_j = read_rows(rows, configs, _warn)
         found = score_new(known, energy_j, new, new_energy_j, progress=_tell)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=1))
     else:
         print_scores(found)
+
+
+def _warn(what: str) -> None:
+    typer.echo(f"warning: {what}", err=True)
 
 
 def _tell(what: str) -> None:

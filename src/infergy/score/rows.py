@@ -7,7 +7,7 @@ The shipped rows are of the ML.ENERGY benchmark v3 (Chung et al., NeurIPS Datase
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -101,12 +101,15 @@ def backbone_of(model_id: str) -> str:
     return re.sub(rf"-({words})(?=-|$)", "", re.sub(rf"-({words})(?=-|$)", "", name))
 
 
-def read_rows(path: Path | None = None, configs: Path | None = None) -> tuple[Rows, Any]:
+def read_rows(
+    path: Path | None = None, configs: Path | None = None, tell: Callable[[str], None] = lambda _: None
+) -> tuple[Rows, Any]:
     """Rows, and their joules an output token.
 
     Args:
         path: A CSV with the columns of the shipped one; None for that.
-        configs: A folder of ``OWNER__NAME.json`` or ``NAME.json``, the `config.json` of models that do not ship.
+        configs: A folder with the `config.json` of models (`find_shape`), which stands before what ships.
+        tell: Called with what cannot be used, and with models of which only parameters are known.
 
     Raises:
         DataError: A column is missing, or a value is not what it should be; the row is named.
@@ -133,7 +136,9 @@ def read_rows(path: Path | None = None, configs: Path | None = None) -> tuple[Ro
             )
         frame = frame.with_columns(values.alias(name))
     models = frame["model_id"].to_list()
-    shapes = {model: find_shape(model, configs) for model in dict.fromkeys(models)}
+    shapes = {model: find_shape(model, configs, tell) for model in dict.fromkeys(models)}
+    for model in (model for model, shape in shapes.items() if shape is None):
+        tell(f"{model}: no configuration; a usual shape with as many parameters stands in (--configs FOLDER)")
     rows = Rows(
         task=frame["task"].to_numpy(),
         model=frame["model_id"].to_numpy(),
@@ -166,14 +171,29 @@ def gpu_name(name: str) -> str:
     return get_gpu(GPU_NAMES.get(name, known.name if known is not None else name)).name
 
 
-def find_shape(model_id: str, configs: Path | None = None) -> ModelShape | None:
-    """The shape of a model of the hub: from `configs` if it lies there, else the shipped one; None if neither."""
+def find_shape(
+    model_id: str, configs: Path | None = None, tell: Callable[[str], None] = lambda _: None
+) -> ModelShape | None:
+    """The shape of a model of the hub: from `configs` if it lies there, else the shipped one; None if neither.
+
+    A file in `configs` is a model's if its path there, less ``config.json``, is the model's name with or without its
+    owner, whatever stands between words: ``Qwen/Qwen3-8B/config.json``, ``Qwen__Qwen3-8B.json``, ``qwen3-8b.json``.
+    What is there and cannot be read is told and passed by.
+    """
     if configs is not None:
-        for name in (model_id.replace("/", "__"), model_id.rpartition("/")[2]):
-            for path in (configs / f"{name}.json", configs / name / "config.json"):
-                if path.is_file():
+        names = {_letters(model_id), _letters(model_id.rpartition("/")[2])}
+        for path in sorted(configs.rglob("*.json")):
+            place = path.relative_to(configs).with_suffix("")
+            if _letters(str(place.parent if place.name == "config" else place)) in names:
+                try:
                     return get_model(str(path))
+                except (UsageError, DataError) as error:
+                    tell(f"{path}: passed by: {error}")
     try:
         return shape_of_id(model_id)
     except (UsageError, DataError):
         return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
