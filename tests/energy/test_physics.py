@@ -36,7 +36,7 @@ def test_experts_are_read_as_far_as_they_are_visited() -> None:
     assert demand.experts_visited == pytest.approx([8, 128])
     assert demand.expert_bytes / MIXTURE.routed_bytes() == pytest.approx([8 / 128, 1])
     one, divided = (
-        decode_demand(MIXTURE, np.array([8.0]), np.array([10.0]), gpus=4.0, is_dispatched=d) for d in (1, 0)
+        decode_demand(MIXTURE, np.array([8.0]), np.array([10.0]), gpus=4.0, is_dispatched=d) for d in (True, False)
     )
     assert one.expert_size_bytes == pytest.approx(4 * divided.expert_size_bytes)
 

@@ -130,7 +130,7 @@ def test_fp8_moves_and_multiplies_less_than_sixteen_bits_but_keeps_the_cache(tmp
         assert 0.45 < narrow.energy_j / wide.energy_j < 0.95
         assert narrow.power_w < get_gpu("h200").tdp_w * 1.05
     shape = get_model("llama-3.1-8b")
-    assert shape.weight_bytes("fp8") == shape.weight_bytes("bfloat16") / 2
+    assert shape.weight_bytes("fp8") < 0.6 * shape.weight_bytes("bfloat16")
     assert shape.kv_bytes(512, "fp8") == shape.kv_bytes(512, "bfloat16")
     assert EngineSetup.parse_label("vllm-fp8") == {"engine": "vllm", "dtype": "fp8"}
 

@@ -270,7 +270,7 @@ FAULTS = """
         meter.__class__ = Faulty
         meter.read()
         return engine, meter
-    def measure_cell(session, meter, planned, *rest):
+    def measure_cell(session, meter, planned, *rest, **options):
         run = session.run
         def broken(work):
             if planned.cell.load.input_tokens == 64 and planned.cell.load.batch == 32:
@@ -278,7 +278,7 @@ FAULTS = """
             return run(work)
         session.run = broken
         try:
-            return real_cell(session, meter, planned, *rest)
+            return real_cell(session, meter, planned, *rest, **options)
         finally:
             session.run = run
             {afterwards}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infergy.cli.datasheet import print_from_datasheet, refuse_with_datasheet
 from infergy.cli.trace_options import (
     BinsOption,
     CachedColumnOption,
@@ -29,7 +30,16 @@ from infergy.cli.trace_options import (
     stdout_console,
     task_of,
 )
-from infergy.energy.options import BASELINE, CEILING, DENSE, FRACTIONAL, MAX_BATCH_S
+from infergy.energy.options import (
+    BASELINE,
+    CEILING,
+    DATASHEET,
+    DEFAULT_GPU,
+    DEFAULT_MODEL,
+    DENSE,
+    FRACTIONAL,
+    MAX_BATCH_S,
+)
 from infergy.units import format_number, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
@@ -62,7 +72,7 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         help="ceiling prices each request at the upper corner of its bin (arXiv 2504.17674), "
-        "mean at the mean lengths of its bin",
+        "mean at the mean lengths of its bin; datasheet: from bytes and FLOPs, where nothing was measured",
     ),
 ]
 IdealOption = Annotated[
@@ -86,6 +96,12 @@ SimulatedOption = Annotated[
 ]
 
 
+GpusOption = Annotated[int, typer.Option("--gpus", help="With --method datasheet: GPUs that share the model")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="With --method datasheet: bfloat16, float16, fp8 or mxfp4")
+]
+
+
 def estimate(
     sources: SourcesArg,
     model: ModelOption = None,
@@ -100,6 +116,8 @@ def estimate(
     rare: RareOption = FRACTIONAL,
     baseline: BaselineOption = BASELINE,
     max_batch_s: MaxBatchOption = MAX_BATCH_S,
+    gpus: GpusOption = 1,
+    precision: PrecisionOption = "bfloat16",
     allow_simulated: SimulatedOption = False,
     format: FormatOption = None,  # noqa: A002 - the option's name
     input_column: InputColumnOption = None,
@@ -122,9 +140,22 @@ def estimate(
 
     edges = bins_of(bins, input_edges, output_edges)
     columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
-    tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
     task = task_of(requests, seed, tokenizer)
     traces = [open_trace(source, format=format, columns=columns, task=task) for source in sources]
+    if method == DATASHEET:
+        refuse_with_datasheet({"--table": table, "--engine": engine})
+        print_from_datasheet(
+            traces,
+            model=model or DEFAULT_MODEL,
+            gpu=gpu or DEFAULT_GPU,
+            gpus=gpus,
+            precision=precision,
+            bins=edges,
+            max_batch_s=max_batch_s,
+            as_json=as_json,
+        )
+        return
+    tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
     answers = [
         run_estimate(
             trace,

@@ -14,6 +14,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAMES = (
     "check",
     "comparison",
+    "datasheet",
     "doctor",
     "estimate",
     "grid",
@@ -97,6 +98,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.compare import COMPARISON_SCHEMA, Comparison
 
         return Comparison, COMPARISON_SCHEMA
+    if name == "datasheet":
+        from infergy.energy.datasheet import DATASHEET_SCHEMA, DatasheetEstimate
+
+        return DatasheetEstimate, DATASHEET_SCHEMA
     if name == "doctor":
         from infergy.measure.doctor import DOCTOR_SCHEMA, Diagnosis
 

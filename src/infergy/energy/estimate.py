@@ -69,7 +69,7 @@ class Question:
     @property
     def facts(self) -> TraceFacts:
         """What was asked."""
-        return _facts(self.histogram)
+        return facts_of(self.histogram)
 
 
 def estimate(
@@ -165,7 +165,7 @@ def open_question(source: Trace | Histogram | Any, options: PriceOptions) -> Que
     )
     gpu = _find_gpu(table, options.gpu)
     model = _find_model(table, gpu, options.model)
-    return Question(table=table, gpu=gpu, model=model, histogram=_histogram(source, options.bins))
+    return Question(table=table, gpu=gpu, model=model, histogram=histogram_of(source, options.bins))
 
 
 def price_setup(setup: SetupTable, question: Question, options: PriceOptions) -> Priced:
@@ -225,7 +225,13 @@ def _choose(table: EnergyTable, gpu: str, model: str, engines: Sequence[str] | N
     return [table.find(gpu, model, label) for label in dict.fromkeys(labels)] or [table.find(gpu, model, baseline)]
 
 
-def _histogram(source: Trace | Histogram | Any, bins: str | Bins | None) -> Histogram:
+def histogram_of(source: Trace | Histogram | Any, bins: str | Bins | None) -> Histogram:
+    """The bins of a trace; a histogram brings its own.
+
+    Raises:
+        UsageError: There are no bins of that name.
+        DataError: The trace is not what it should be.
+    """
     if isinstance(source, Histogram):
         return source
     if isinstance(bins, str):
@@ -253,7 +259,8 @@ def _errors(setup: SetupTable, table: EnergyTable, max_batch_s: float) -> Surfac
     return replace(errors, repeat=repeat_error(setup))
 
 
-def _facts(histogram: Histogram) -> TraceFacts:
+def facts_of(histogram: Histogram) -> TraceFacts:
+    """What was asked, whether or not a bin holds it."""
     left_out = histogram.left_out
     return TraceFacts(
         source=histogram.source,

@@ -5,6 +5,8 @@ from __future__ import annotations
 CEILING = "ceiling"
 MEAN = "mean"
 METHODS = (CEILING, MEAN)
+DATASHEET = "datasheet"
+"""Not from measured cells at all: `infergy.energy.datasheet`."""
 
 FRACTIONAL = "fractional"
 WHOLE = "whole"

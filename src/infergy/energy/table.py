@@ -204,7 +204,7 @@ class EnergyTable:
                 name,
                 measured,
                 f"To measure it: infergy measure paper-bins {options} -o mine.jsonl; "
-                "then: infergy estimate … --table mine.jsonl",
+                "then: infergy estimate … --table mine.jsonl. Without a measurement: --method datasheet",
             )
 
 
