@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infergy.records import GpuIdentity, GpuState, Measurement
+from infergy.records import GpuIdentity, GpuState, Measurement, Window
 from infergy.records.agreement import IDENTITY, MUST, SHOULD, differences, key_of
 from infergy.records.unlike import find_unlike
 from rows import UUID, build_row
@@ -39,6 +39,25 @@ def test_an_anchor_that_moved_is_flagged_at_its_end_and_one_that_stayed_is_not()
     assert "+3.0% joules" in flag.reason
     assert codes(start, stayed) == [[], []]
     assert codes(moved, build_row()) == [[], []]
+
+
+def on_chip(uuid: str, row: Measurement) -> Measurement:
+    def moved(window: Window) -> Window:
+        (opened,), (closed,) = window.open.values(), window.close.values()
+        return replace(window, open={uuid: opened}, close={uuid: closed})
+
+    assert row.loaded_idle is not None
+    return replace(row, windows=tuple(map(moved, row.windows)), loaded_idle=moved(row.loaded_idle))
+
+
+def test_parts_of_a_set_up_that_two_machines_measured_have_anchors_each() -> None:
+    here, there = (
+        [on_chip(uuid, replace(build_row(energy_j=joules), visit=visit)) for visit in ("start", "end")]
+        for uuid, joules in (("GPU-a", 1000.0), ("GPU-b", 1050.0))
+    )
+    assert codes(*here, *there) == [[]] * 4
+    # A set-up that began on one chip and ended on another: its anchors tell.
+    assert codes(here[0], there[1]) == [[], ["drift"]]
 
 
 def test_a_clock_unlike_the_others_is_flagged() -> None:

@@ -42,22 +42,32 @@ def find_unlike(rows: Sequence[Measurement]) -> list[tuple[Flag, ...]]:
         if usual is None or not row.windows or row.loaded_idle is None:
             found.append(())
             continue
-        flags = (drifted.get(row.key), _clocks(row, *clocks), _environment(row, usual))
+        flags = (drifted.get(_place(row)), _clocks(row, *clocks), _environment(row, usual))
         found.append(tuple(flag for flag in flags if flag is not None))
     return found
 
 
-def _find_drift(rows: Sequence[Measurement]) -> dict[str, Flag]:
-    """Anchors that moved between the start and the end of their set-up, by the key of the later row."""
-    measured = {row.key: row for row in rows}
-    found: dict[str, Flag] = {}
-    for row in measured.values():
-        begin = measured.get(visit_key(row.cell_id, START_VISIT))
+def _place(row: Measurement) -> tuple[str, tuple[str, ...]]:
+    """Which visit of which cell it is, and on which chips: parts of a divided set-up have anchors each."""
+    return row.key, tuple(sorted(row.windows[0].open))
+
+
+def _find_drift(rows: Sequence[Measurement]) -> dict[tuple[str, tuple[str, ...]], Flag]:
+    """Anchors that moved between the start and the end of their set-up, by the later row.
+
+    The start is that on the same chips; where there is none, that on any, so that a change of chips shows.
+    """
+    measured = {_place(row): row for row in rows}
+    anywhere = {row.key: row for row in rows}
+    found: dict[tuple[str, tuple[str, ...]], Flag] = {}
+    for place, row in measured.items():
+        start = visit_key(row.cell_id, START_VISIT)
+        begin = measured.get((start, place[1])) or anywhere.get(start)
         if row.visit != END_VISIT or begin is None:
             continue
         was_j, is_j = (result_of(one).energy_j for one in (begin, row))
         if abs(is_j / was_j - 1) > DRIFT:
-            found[row.key] = Flag(
+            found[place] = Flag(
                 code="drift",
                 reason=f"this anchor took {is_j / was_j - 1:+.1%} joules at the end of its set-up against the start, "
                 f"expected ±{DRIFT:.0%}",
