@@ -42,7 +42,7 @@ def test_only_measure_with_a_command_is_routed() -> None:
 
 
 def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
-    done = measure("--simulate", "--idle", "0", *python("print('hello')"))
+    done = measure("--simulate", "--idle", "0", *python("import time; time.sleep(0.3); print('hello')"))
     assert (done.returncode, done.stdout) == (0, "hello\n")
     assert "J (" in done.stderr
     assert "SIMULATED" in done.stderr
@@ -51,7 +51,17 @@ def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
 def test_as_json_stdout_holds_one_line_a_run_and_nothing_of_the_program(tmp_path: Path) -> None:
     rows = tmp_path / "runs.jsonl"
     done = measure(
-        "--simulate", "--idle", "0.1", "--runs", "2", "--warmup", "1", "--json", "-o", str(rows), *python("print('x')")
+        "--simulate",
+        "--idle",
+        "0.1",
+        "--runs",
+        "2",
+        "--warmup",
+        "1",
+        "--json",
+        "-o",
+        str(rows),
+        *python("import time; time.sleep(0.3); print('x')"),
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 2

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from infergy.cli.trace_options import (
     BinsOption,
@@ -25,17 +28,21 @@ from infergy.cli.trace_options import (
     task_of,
 )
 from infergy.units import format_percent
-from infergy.workload.bins import POWERS_OF_TWO
+from infergy.workload.bins import POWERS_OF_TWO, Histogram
+from infergy.workload.histograms import SUMS
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from infergy.workload import AxisCount, Histogram
+    from infergy.workload import AxisCount
 
-HISTOGRAM_SUMS = ("requests", "input_tokens", "output_tokens", "binned_input_tokens", "binned_output_tokens")
-"""Of all bins together; printed beside the record."""
-
+SparkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--spark", help="SOURCE is a table of this Spark: sc://host:15002, or a master (local[2], spark://host:7077)"
+    ),
+]
 _SHADES = " ░▒▓█"
 _HEAT = ("", "on grey15", "on grey30", "on dark_red", "bold on red")
 _BAR_WIDTH = 40
@@ -53,18 +60,23 @@ def bins(
     requests: RequestsOption = None,
     seed: SeedOption = None,
     tokenizer: TokenizerOption = None,
+    spark: SparkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a trace as counts over bins, and real lengths against binned ones.
+    """Print a trace as counts over bins, and real lengths against binned ones; as --json it stands in for the trace.
 
     Example: infergy bins azure-conv-2023 --bins paper
     """
-    from infergy.workload import open_trace
+    from infergy.workload import open_requests
 
     grid = bins_of(bins, input_edges, output_edges)
     columns = columns_of(input_column, output_column, None, cached_column)
     task = task_of(requests, seed, tokenizer)
-    histogram = open_trace(source, format=format, columns=columns, task=task).histogram(grid)
+    held = source if spark is None else _in_spark(spark, source)
+    opened = open_requests(held, format=format, columns=columns, task=task)
+    histogram = opened if isinstance(opened, Histogram) else opened.histogram(grid)
+    if spark is not None:
+        histogram = replace(histogram, source=source)
     if as_json:
         print_json([_with_sums(histogram)])
         return
@@ -80,11 +92,17 @@ def bins(
         console.print(line, soft_wrap=True)
 
 
+def _in_spark(where: str, table: str) -> Any:
+    from infergy.workload.spark import spark_frame
+
+    return spark_frame(where, table)
+
+
 def _with_sums(histogram: Histogram) -> dict[str, Any]:
     """The histogram with the sums that follow from it, for readers without this code."""
     from infergy.records.codec import to_json
 
-    return {**to_json(histogram), **{name: getattr(histogram, name) for name in HISTOGRAM_SUMS}}
+    return {**to_json(histogram), **{name: getattr(histogram, name) for name in SUMS}}
 
 
 def _heat_table(histogram: Histogram) -> Table:

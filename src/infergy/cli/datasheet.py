@@ -15,7 +15,7 @@ from infergy.units import format_duration, format_percent, format_si
 if TYPE_CHECKING:
     from infergy.energy.datasheet import DatasheetEstimate
     from infergy.workload import Trace
-    from infergy.workload.bins import Bins
+    from infergy.workload.bins import Bins, Histogram
 
 WIDTH = 100
 
@@ -32,7 +32,7 @@ def refuse_with_datasheet(options: Mapping[str, object]) -> None:
 
 
 def print_from_datasheet(
-    traces: Sequence[Trace],
+    traces: Sequence[Trace | Histogram],
     *,
     model: str,
     gpu: str,

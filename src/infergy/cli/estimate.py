@@ -136,12 +136,12 @@ def estimate(
     """
     from infergy.energy.estimate import estimate as run_estimate
     from infergy.energy.load import load_table
-    from infergy.workload import open_trace
+    from infergy.workload import open_requests
 
     edges = bins_of(bins, input_edges, output_edges)
     columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
     task = task_of(requests, seed, tokenizer)
-    traces = [open_trace(source, format=format, columns=columns, task=task) for source in sources]
+    traces = [open_requests(source, format=format, columns=columns, task=task) for source in sources]
     if method == DATASHEET:
         refuse_with_datasheet({"--table": table, "--engine": engine})
         print_from_datasheet(

@@ -54,7 +54,7 @@ def recommend(
     """
     from infergy.energy.estimate import PriceOptions
     from infergy.energy.recommend import recommend as rank
-    from infergy.workload import open_trace
+    from infergy.workload import open_requests
 
     if ttft is not None:
         raise UsageError(
@@ -70,7 +70,7 @@ def recommend(
         max_batch_s=max_batch_s,
     )
     found = rank(
-        open_trace(source, format=format),
+        open_requests(source, format=format),
         options,
         tpot_s=None if tpot is None else _seconds("--tpot", tpot),
         present=present,

@@ -43,15 +43,17 @@ def waterfall(
     """
     from infergy.energy.estimate import PriceOptions
     from infergy.energy.waterfall import find_waterfall
-    from infergy.workload import open_trace
+    from infergy.workload import Trace, open_requests
 
     if output is not None and output.suffix not in FORMATS:
         raise UsageError(f"-o {output}: the name must end in one of {', '.join(FORMATS)}")
-    trace = open_trace(source, format=format)
+    trace = open_requests(source, format=format)
     options = PriceOptions(
         model=model, gpu=gpu, tables=tuple(table or ()), allow_simulated=allow_simulated, max_batch_s=max_batch_s
     )
-    found = find_waterfall(trace, engine, options, trace.describe().duration_s)
+    # A histogram tells of no arrivals, so of no idle gaps.
+    duration_s = trace.describe().duration_s if isinstance(trace, Trace) else None
+    found = find_waterfall(trace, engine, options, duration_s)
     if output is not None:
         save_chart(_chart(found), output)
         typer.echo(f"{output}: {found.engine}", err=True)

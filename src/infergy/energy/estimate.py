@@ -240,10 +240,10 @@ def histogram_of(source: Trace | Histogram | Any, bins: str | Bins | None) -> Hi
         edges = None if bins == POWERS_OF_TWO else Bins.paper()
     else:
         edges = bins
-    from infergy.workload import Trace, open_trace
+    from infergy.workload import Trace, open_requests
 
-    trace = source if isinstance(source, Trace) else open_trace(source)
-    return trace.histogram(edges)
+    opened = source if isinstance(source, Trace) else open_requests(source)
+    return opened if isinstance(opened, Histogram) else opened.histogram(edges)
 
 
 def _errors(setup: SetupTable, table: EnergyTable, max_batch_s: float) -> SurfaceErrors:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
     from infergy.workload.formats import FORMAT_NAMES, Columns
+    from infergy.workload.histograms import find_histogram, open_requests
     from infergy.workload.padding import Padding
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, TraceSummary
@@ -26,6 +27,8 @@ __all__ = [
     "TaskOptions",
     "Trace",
     "TraceSummary",
+    "find_histogram",
+    "open_requests",
     "open_trace",
     "shipped_traces",
 ]
@@ -33,6 +36,7 @@ __all__ = [
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
     "formats": ("FORMAT_NAMES", "Columns"),
+    "histograms": ("find_histogram", "open_requests"),
     "padding": ("Padding",),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "TraceSummary"),

@@ -1,0 +1,190 @@
+"""Traces that a real Spark holds: counted there, by one aggregation over one scan, as polars counts the same rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+pytest.importorskip("pyspark")
+
+from infergy.errors import DataError, MissingError, UsageError
+from infergy.workload import Bins, Histogram, open_trace
+from infergy.workload.spark import spark_frame
+from infergy.workload.table import Table
+
+TABLE = "requests"
+ROWS = {
+    "input_tokens": [1, 5, 100, 4096, 8000, 12, None, 300, 7, 64, 100_000, 17],
+    "output_tokens": [1, 2, 0, 512, 100, 33, None, 0, 8, 64, 3000, None],
+    "cached_tokens": [0, None, 50, 4000, 8000, 0, None, None, 7, 0, 1, None],
+}
+
+
+def messy(with_nulls: bool) -> pl.DataFrame:
+    """Failed requests, cached prompts, long ones; optionally rows without any usage, which are failed ones too."""
+    frame = pl.DataFrame(ROWS, schema=dict.fromkeys(ROWS, pl.Int64))
+    keep = (
+        frame
+        if with_nulls
+        else frame.filter(pl.col("input_tokens").is_not_null(), pl.col("output_tokens").is_not_null())
+    )
+    return keep.sample(fraction=40.0, with_replacement=True, seed=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("lake")
+    for with_nulls in (False, True):
+        messy(with_nulls).write_parquet(place / f"{'nulls' if with_nulls else 'whole'}.parquet")
+    return place
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Any]:
+    from pyspark.sql import SparkSession
+
+    options = {"spark.driver.memory": "1g", "spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+    made = SparkSession.builder.master("local[2]").config(map=options).getOrCreate()
+    yield made
+    made.stop()
+
+
+def without_source(histogram: Histogram) -> Histogram:
+    from dataclasses import replace
+
+    return replace(histogram, source="")
+
+
+@pytest.mark.parametrize("bins", [None, Bins.paper()])
+@pytest.mark.parametrize("name", ["whole", "nulls"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_spark_counts_as_polars_does(session: Any, folder: Path, bins: Bins | None, name: str, cached: bool) -> None:
+    path = folder / f"{name}.parquet"
+    wanted = ["input_tokens", "output_tokens", *(["cached_tokens"] if cached else [])]
+    here = open_trace(pl.read_parquet(path).select(wanted))
+    there = open_trace(spark_frame("local[2]", str(path)).select(wanted))
+    if name == "nulls":
+        told = []
+        for trace in (here, there):
+            with pytest.raises(DataError) as caught:
+                trace.histogram(bins)
+            told.append(str(caught.value).partition(": ")[2].partition(" (")[0])
+        assert told[0] == told[1]
+        return
+    assert without_source(there.histogram(bins)) == without_source(here.histogram(bins))
+
+
+def test_requests_without_usage_are_set_aside_in_both(session: Any, tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {"prompt_tokens": [10, None, 20, None], "completion_tokens": [5, None, 6, None]},
+        schema={"prompt_tokens": pl.Int64, "completion_tokens": pl.Int64},
+    )
+    frame.write_parquet(tmp_path / "usage.parquet")
+    here, there = (
+        open_trace(frame, format="openai"),
+        open_trace(spark_frame("local[2]", str(tmp_path / "usage.parquet")), format="openai"),
+    )
+    assert without_source(there.histogram()) == without_source(here.histogram())
+    assert there.histogram().failed_requests == 2
+
+
+def test_the_plan_is_one_scan_and_one_aggregation_and_only_groups_leave_spark(
+    session: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    left: list[int] = []
+    collect = Table.collect
+
+    def watched(self: Table, *queries: Any) -> Any:
+        asked.extend(queries)
+        found = collect(self, *queries)
+        left.extend(len(rows) for rows in found)
+        return found
+
+    monkeypatch.setattr(Table, "collect", watched)
+    histogram = open_trace(spark_frame("local[2]", str(folder / "whole.parquet"))).histogram()
+    (query,) = asked
+    plan = query.to_native()._jdf.queryExecution().sparkPlan().toString()
+    assert plan.count("FileScan") == 1
+    # Partial sums where the rows are, then their sum.
+    assert plan.count("HashAggregate(keys=[key") == 2
+    assert plan.count("HashAggregate") == 2
+    assert not {"Join", "Sort ", "Window"} & set(plan.split())
+    assert left[0] <= len(histogram.counts) + 12
+    assert left[0] < len(pl.read_parquet(folder / "whole.parquet")) / 10
+
+
+def test_what_is_not_there_is_told_with_what_is(session: Any, folder: Path) -> None:
+    session.read.parquet(str(folder / "whole.parquet")).createOrReplaceTempView(TABLE)
+    assert open_trace(spark_frame("local[2]", TABLE)).histogram().requests > 0
+    with pytest.raises(DataError, match=f"Tables here: {TABLE}"):
+        spark_frame("local[2]", "request")
+    session.table(TABLE).withColumnRenamed("input_tokens", "a").withColumnRenamed(
+        "output_tokens", "b"
+    ).createOrReplaceTempView("other")
+    with pytest.raises(DataError, match="cached_tokens"):
+        open_trace(spark_frame("local[2]", "other"))
+
+
+def test_nobody_at_the_address_is_told_within_seconds() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for where in (f"sc://127.0.0.1:{port}", f"spark://127.0.0.1:{port}"):
+        with pytest.raises(MissingError, match=f"nobody answers at 127.0.0.1:{port}"):
+            spark_frame(where, TABLE)
+    with pytest.raises(UsageError, match=r"expected sc://host:15002"):
+        spark_frame("http://127.0.0.1", TABLE)
+
+
+def test_a_spark_connect_server_counts_and_an_estimate_goes_on_from_its_histogram(folder: Path, tmp_path: Path) -> None:
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [
+        home / "bin" / "spark-submit",
+        *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "--master", "local[2]"),
+        *(
+            "--conf",
+            f"spark.connect.grpc.binding.port={port}",
+            "--conf",
+            "spark.connect.grpc.binding.address=127.0.0.1",
+        ),
+        *("--conf", "spark.ui.enabled=false", "--driver-memory", "1g", "spark-internal"),
+    ]
+    where = os.environ | {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen(list(map(str, server)), stdout=log, stderr=log, env=where, cwd=tmp_path)
+    try:
+        for _ in range(120):
+            with socket.socket() as one:
+                if one.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+            time.sleep(0.5)
+        path = folder / "whole.parquet"
+        arguments = [sys.executable, "-m", "infergy", "bins", str(path), "--spark", f"sc://127.0.0.1:{port}", "--json"]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "lake.json").write_text(done.stdout)
+        here = open_trace(str(path)).histogram()
+        assert json.loads(done.stdout)["requests"] == here.requests
+        arguments = [sys.executable, "-m", "infergy", "estimate", str(tmp_path / "lake.json"), "--json"]
+        told = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=True)
+        assert json.loads(told.stdout)["trace"]["input_tokens"] == here.input_tokens + here.cached_input_tokens
+    finally:
+        process.terminate()
+        process.wait(timeout=60)

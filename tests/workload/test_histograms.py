@@ -1,0 +1,60 @@
+"""Histograms as files: what `infergy bins --json` prints stands in for the trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import infergy
+from infergy.cli import app
+from infergy.errors import DataError
+from infergy.workload import Histogram, Trace, find_histogram, open_requests, open_trace
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    done = CliRunner().invoke(app, ["bins", "azure-code-2023", "--json"])
+    assert done.exit_code == 0
+    path = tmp_path / "code.json"
+    path.write_text(done.stdout)
+    return path
+
+
+def test_a_histogram_comes_back_as_it_was(saved: Path) -> None:
+    assert find_histogram(saved) == open_trace("azure-code-2023").histogram()
+
+
+def test_estimates_from_it_are_those_of_the_trace(saved: Path) -> None:
+    for here, there in zip(
+        infergy.estimate(str(saved)).estimates, infergy.estimate("azure-code-2023").estimates, strict=True
+    ):
+        assert here.energy_j == there.energy_j
+    for verb in (["estimate"], ["recommend"], ["waterfall", "--engine", "vllm"], ["bins"]):
+        told = CliRunner().invoke(app, [verb[0], str(saved), *verb[1:]])
+        assert told.exit_code == 0, told.output
+        assert "azure-code-2023" in told.stdout
+
+
+def test_one_that_was_changed_by_hand_is_told(saved: Path) -> None:
+    changed = json.loads(saved.read_text())
+    changed["counts"][0]["requests"] += 1
+    saved.write_text(json.dumps(changed))
+    with pytest.raises(DataError, match="requests is 8,819, its bins hold 8,820"):
+        find_histogram(saved)
+
+
+def test_anything_else_is_opened_as_a_trace(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"source": "me", "input_tokens": 5, "output_tokens": 6}\n' * 3)
+    assert find_histogram(log) is None
+    assert isinstance(open_requests(str(log)), Trace)
+    assert isinstance(open_requests("azure-code-2023"), Trace)
+    assert find_histogram(tmp_path / "none.json") is None
+    assert find_histogram("") is None
+
+
+def test_its_type_is_told_apart(saved: Path) -> None:
+    assert isinstance(open_requests(saved), Histogram)
