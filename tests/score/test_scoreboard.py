@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from infergy.cli import app
 from infergy.cli.schema import make_schema
 from infergy.errors import DataError, UsageError
-from infergy.score.board import ESTIMATORS, score_all, score_new
+from infergy.report.scoreboard import points
+from infergy.score.board import ESTIMATORS, Score, score_all, score_new
 from infergy.score.fit import fit_physics
 from infergy.score.ours import Infergy, InfergyDatasheet
 from infergy.score.residual import Residual
-from infergy.score.rivals import RIVALS, ecologits, flops_at_tdp, vidur_power_w
+from infergy.score.rivals import RIVALS, ecologits, flops_at_tdp, request_terms, vidur_power_w, wilkins_terms
 from infergy.score.rows import Rows, backbone_of, find_shape, read_rows
 from infergy.score.splits import SPLITS
 from infergy.score.steps import stand_in
@@ -58,6 +59,10 @@ def test_the_shipped_rows_have_shapes_and_hold_nothing_that_was_measured() -> No
         (["nvidia/NVIDIA-Nemotron-Nano-12B-v2", "nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16"], "nemotron-nano-12b-v2"),
         (["google/gemma-3-27b-it"], "gemma-3-27b"),
         (["openai/gpt-oss-20b"], "gpt-oss-20b"),
+        (["Qwen/Qwen2.5-32B-Instruct-AWQ", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B"], "qwen2.5-32b"),
+        (["deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "meta-llama/Meta-Llama-3-8B"], "llama-3-8b"),
+        (["deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"], "qwen3-8b"),
+        (["nvidia/DeepSeek-R1-0528-NVFP4"], "deepseek-v3"),
     ],
 )
 def test_variants_of_one_network_have_one_name(models: list[str], backbone: str) -> None:
@@ -80,6 +85,73 @@ def test_no_row_is_predicted_by_what_has_seen_it() -> None:
         places = np.flatnonzero(series == one)
         ends = places[np.argsort(ROWS.batch[places], kind="stable")][[0, -1]]
         assert not set(ends) & set(tested)
+
+
+def test_a_held_out_batch_keeps_both_its_neighbours() -> None:
+    series = ROWS.series()
+    tested = 0
+    for train, test in SPLITS["batch"](ROWS):
+        for one in np.unique(series[test]):
+            places = np.flatnonzero(series == one)
+            places = places[np.argsort(ROWS.batch[places], kind="stable")]
+            for at in np.flatnonzero(np.isin(places, test)):
+                assert {places[at - 1], places[at + 1]} <= set(train)
+                tested += 1
+    assert tested == 498
+
+
+@pytest.mark.parametrize(
+    ("active", "tokens", "kwh"), [(7.3, 200, 8.93720056859519e-06), (12.9, 200, 9.574944122117412e-06)]
+)
+def test_ecologits_gives_what_its_release_computes(active: float, tokens: int, kwh: float) -> None:
+    """`gpu_energy` of ecologits 0.11.3, for the two models of its own tests (Mistral 7B, Mixtral 8x7B), batch 64."""
+    row = rows_where(gpus=2).take([0])
+    row.batch[:], row.active_parameters[:] = 64.0, active * 1e9
+    assert ecologits(row) * tokens == pytest.approx(2 * kwh * 3.6e6, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "joules"),
+    [
+        # Llama-2 7B, 13B and 70B on A100: alpha_0, alpha_1, alpha_2 of plots/routing/routing-offline.py.
+        ((-3.894991, 31.522735, 0.042712), 31.522735 * 256 - 3.894991 * 150 + 0.042712 * 150 * 256),
+        ((-6.794323, 56.008311, 0.072861), 56.008311 * 256 - 6.794323 * 150 + 0.072861 * 150 * 256),
+        ((-12.0294, 414.8197, 0.3145), 414.8197 * 256 - 12.0294 * 150 + 0.3145 * 150 * 256),
+    ],
+)
+def test_wilkins_coefficients_give_their_joules(alphas: tuple[float, float, float], joules: float) -> None:
+    row = rows_where(task="lm-arena-chat").take([0])
+    row.output_tokens[:] = 256.0
+    assert wilkins_terms(row) @ np.array(alphas) * 256 == pytest.approx(joules)
+
+
+def test_lengths_alone_are_told_again_from_joules_made_by_the_form() -> None:
+    """No batch term, one GPU: the constants of a bilinear law come back where its signs allow it."""
+    (rival,) = (one for one in RIVALS if one.name == "wilkins")
+    some = rows_where(gpu="h100-sxm")
+    energy_j = wilkins_terms(some) @ np.array([0.002, 0.03, 0.00001]) * some.active_parameters / 1e9
+    assert rival.fit(some, energy_j).predict(some).energy_j == pytest.approx(energy_j, rel=0.02)
+
+
+def test_the_request_form_has_the_terms_of_a_requests_work() -> None:
+    """E / n_out = (a n_in^2 + b n_in + k) / n_out + c + d n_in + e n_out / 2, at n_in = 150, n_out = 300."""
+    row = rows_where(task="lm-arena-chat").take([0])
+    row.output_tokens[:] = 300.0
+    a, b, k, c, d, e = 2.0, 3.0, 5.0, 7.0, 11.0, 13.0
+    told = (a * 150**2 + b * 150 + k) / 300 + c + d * 150 + e * 300 / 2
+    assert request_terms(row) @ np.array([a, b, k, c, d, e]) == pytest.approx(told)
+
+
+def test_one_network_has_no_interval_of_the_median() -> None:
+    rivals = [one for one in RIVALS if one.name == "ecologits"]
+    one, two = (rows_where(backbone="llama-3-8b"), ROWS.take(FEW))
+    (alone,) = score_new(ROWS, ENERGY_J, one, np.ones(len(one)), estimators=rivals)
+    assert alone.median_ape is not None
+    assert (alone.median_low, alone.median_high) == (None, None)
+    (both,) = score_new(ROWS, ENERGY_J, two, np.ones(len(two)), estimators=rivals)
+    assert both.median_low is not None
+    assert both.median_high is not None
+    assert both.median_low <= (both.median_ape or 0.0) <= both.median_high
 
 
 def test_ecologits_gives_what_its_published_regression_gives() -> None:
@@ -117,6 +189,14 @@ def test_constants_are_recovered_from_joules_made_by_them() -> None:
     # Priors pull a little where rows tell little.
     assert np.median(off) < 0.03
     assert off.max() < 0.15
+
+
+def test_the_same_rows_are_fitted_once_and_others_anew() -> None:
+    some, energy_j = ROWS.take(FEW[:12]), ENERGY_J[FEW[:12]]
+    first = fit_physics(some, energy_j)
+    assert fit_physics(ROWS.take(FEW[:12]), energy_j.copy()) is first
+    dearer = fit_physics(some, energy_j * 1.5)
+    assert (dearer.energy_j(some) > first.energy_j(some)).all()
 
 
 def test_one_measurement_helps_and_none_hurts() -> None:
@@ -196,6 +276,18 @@ def test_a_configuration_is_found_by_the_models_name(tmp_path: Path, place: str)
         (lambda frame: frame.drop("num_gpus"), "no column num_gpus"),
         (lambda frame: frame.with_columns(pl.lit("many").alias("avg_batch_size")), "row 1: avg_batch_size is 'many'"),
         (lambda frame: frame.with_columns(pl.lit(0).alias("energy_per_token_joules")), "expected a number above 0"),
+        (lambda frame: frame.with_columns(pl.lit(float("inf")).alias("energy_per_token_joules")), "row 1: .* is inf"),
+        (lambda frame: frame.with_columns(pl.lit(1.5).alias("num_gpus")), "num_gpus is 1.5; expected a whole number"),
+        (
+            lambda frame: frame.with_columns(pl.lit("int4").alias("weight_precision")),
+            "is 'int4'; expected one of .*fp8",
+        ),
+        (lambda frame: frame.with_columns(pl.lit("Moe").alias("architecture")), "is 'Moe'; expected one of Dense"),
+        (
+            lambda frame: frame.with_columns(pl.lit(None, pl.String).alias("task")),
+            "row 1: task is None; expected a name",
+        ),
+        (lambda frame: frame.head(0), "no rows; expected a measured configuration a line"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, change: object, words: str) -> None:
@@ -234,3 +326,42 @@ def test_the_verb_prints_a_list_for_programs_and_a_table_for_people(tmp_path: Pa
         refused = CliRunner().invoke(app, ["scoreboard", *arguments])
         assert refused.exit_code != 0
         assert words in str(refused.exception)
+
+
+def few_scores() -> list[Score]:
+    names = ("power-law", "ecologits", "interpolation")
+    return score_all(ROWS, ENERGY_J, splits=["gpu"], estimators=[one for one in RIVALS if one.name in names])
+
+
+def test_the_figure_shows_who_says_something_best_first() -> None:
+    drawn = points(few_scores())
+    assert [point["estimator"] for point in drawn[::2]] == [
+        "power law of parameters, batch and GPUs",
+        "EcoLogits, frozen",
+    ]
+    for median, tail in zip(drawn[::2], drawn[1::2], strict=True):
+        assert median["low"] <= median["error"] <= median["high"]
+        assert median["error"] < tail["error"]
+        assert "low" not in tail
+
+
+def test_the_figure_is_written_in_the_format_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infergy.score.board.score_all", lambda *_, **__: few_scores())
+    for ending, begin in ((".svg", b"<svg"), (".png", b"\x89PNG")):
+        file = tmp_path / f"board{ending}"
+        answer = CliRunner().invoke(app, ["scoreboard", "-o", str(file)])
+        assert answer.exit_code == 0, answer.output
+        assert file.read_bytes().startswith(begin)
+        assert answer.stdout == ""
+    assert b"EcoLogits, frozen" in (tmp_path / "board.svg").read_bytes()
+    refused = CliRunner().invoke(app, ["scoreboard", "-o", str(tmp_path / "board.txt")])
+    assert isinstance(refused.exception, UsageError)
+    assert ".svg" in str(refused.exception)
+
+
+def test_rows_of_networks_that_were_fitted_to_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infergy.score.board.score_new", lambda *_, **__: few_scores())
+    shipped = Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv"
+    answer = CliRunner().invoke(app, ["scoreboard", "--rows", str(shipped), "--json"])
+    assert "690 of 690 rows are of networks among the shipped rows" in answer.stderr
+    assert {one["estimator"] for one in json.loads(answer.stdout)} == {"power-law", "ecologits", "interpolation"}

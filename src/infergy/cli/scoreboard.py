@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infergy.cli.timeline import FORMATS, save_chart
 from infergy.cli.trace_options import JsonOption, stdout_console
-from infergy.errors import UsageError
+from infergy.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from infergy.score.board import Score
+    from infergy.score.rows import Rows
 
 TASKS = ("text", "all")
 WORDS = {
@@ -34,11 +36,14 @@ def scoreboard(
         list[str] | None, typer.Option("--split", help="batch, backbone or gpu; repeat for more [default: all three]")
     ] = None,
     tasks: Annotated[str, typer.Option("--tasks", help="Which shipped rows are scored: text or all")] = "text",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(FORMATS)}")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score estimators of joules an output token on 690 measured rows of served models, each unseen; about a minute.
 
-    Example: infergy scoreboard --split backbone
+    Example: infergy scoreboard --split backbone -o scoreboard.svg
     """
     import json
     from dataclasses import asdict
@@ -47,6 +52,8 @@ def scoreboard(
     from infergy.score.rows import read_rows
     from infergy.score.splits import SPLITS
 
+    if output is not None and output.suffix not in FORMATS:
+        raise UsageError(f"-o {output}: the name must end in one of {', '.join(FORMATS)}")
     if tasks not in TASKS:
         raise UsageError.unknown("tasks", tasks, TASKS, "Give one with --tasks")
     if rows is not None and split:
@@ -60,11 +67,31 @@ def scoreboard(
         found = score_all(known, energy_j, splits=split or tuple(SPLITS), tasks=tasks, progress=_tell)
     else:
         new, new_energy_j = read_rows(rows, configs, _warn)
+        _warn_of_known(known, new)
         found = score_new(known, energy_j, new, new_energy_j, progress=_tell)
+    if output is not None:
+        save_chart(_chart(found), output)
+        typer.echo(f"{output}: {len(found)} scores", err=True)
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=1))
-    else:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=1, allow_nan=False))
+    elif output is None:
         print_scores(found)
+
+
+def _warn_of_known(known: Rows, new: Rows) -> None:
+    """Say how many rows are no test of an unseen network."""
+    seen = sum(name in set(known.backbone) for name in new.backbone)
+    if seen:
+        _warn(f"{seen} of {len(new)} rows are of networks among the shipped rows: whatever is fitted has seen those")
+
+
+def _chart(scores: Sequence[Score]) -> Any:
+    from infergy.report.scoreboard import draw_scoreboard
+
+    try:
+        return draw_scoreboard(scores, WORDS)
+    except ImportError as error:
+        raise MissingError(f"drawing needs altair: pip install 'infergy[report]' ({error})") from error
 
 
 def _warn(what: str) -> None:
@@ -100,8 +127,10 @@ def _order(score: Score) -> float:
 
 
 def _cells(score: Score) -> tuple[str, ...]:
-    if score.median_ape is None or score.p90_ape is None or score.median_low is None or score.median_high is None:
+    if score.median_ape is None or score.p90_ape is None:
         return "-", "-", "-", "-", "0"
     held = "-" if score.coverage_90 is None else f"{score.coverage_90:.0%}"
-    drawn = f"{score.median_low:.1%} .. {score.median_high:.1%}"
+    drawn = "-"
+    if score.median_low is not None and score.median_high is not None:
+        drawn = f"{score.median_low:.1%} .. {score.median_high:.1%}"
     return f"{score.median_ape:.1%}", drawn, f"{score.p90_ape:.1%}", held, str(score.rows)

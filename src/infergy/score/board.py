@@ -37,7 +37,8 @@ class Score:
         tasks: ``text``, or ``all`` tasks, those with images and video among them.
         rows: How many rows it predicted; `of_rows` how many there were.
         median_ape: Median of |predicted / measured − 1|, as a fraction; `p90_ape` its 90th percentile.
-        median_low: Lower end of the 90 % interval of the median over networks drawn again; `median_high` the upper.
+        median_low: Lower end of the 90 % interval of the median over networks drawn again; `median_high` the upper;
+            None with fewer than two networks: one tells nothing of others.
         coverage_90: Share of rows within its 90 % intervals; None if it has none.
         interval_score: Mean interval score of these, of log J (Gneiting and Raftery 2007); less is better.
         missing: Why it says nothing; None if it does.
@@ -177,11 +178,13 @@ def _score(
     )
 
 
-def _bootstrap(ape: Column, backbone: Column) -> tuple[float, float]:
+def _bootstrap(ape: Column, backbone: Column) -> tuple[float, float] | tuple[None, None]:
     """The 90 % interval of the median, networks drawn with replacement: rows of one network err together."""
     import numpy as np
 
     groups = [ape[backbone == name] for name in sorted(set(backbone))]
+    if len(groups) < 2:
+        return None, None
     draw = np.random.default_rng(0)
     medians = [
         np.median(np.concatenate([groups[place] for place in draw.integers(len(groups), size=len(groups))]))

@@ -177,7 +177,7 @@ def _inputs(rows: Rows) -> Column:
 
 
 def wilkins_terms(rows: Rows) -> Column:
-    """(a₀ n_in + a₁ n_out + a₂ n_in n_out) / n_out."""
+    """(a₀ n_in + a₁ n_out + a₂ n_in n_out) / n_out; where its authors find a₀ below 0, the fit here finds 0."""
     import numpy as np
 
     inputs, outputs = _inputs(rows), rows.output_tokens
@@ -263,6 +263,7 @@ class Boosting:
 
         try:
             from sklearn.ensemble import HistGradientBoostingRegressor
+            from threadpoolctl import threadpool_limits
         except ImportError as error:
             raise MissingError("gradient boosting needs scikit-learn: pip install 'infergy[score]'") from error
 
@@ -282,8 +283,15 @@ class Boosting:
             return np.stack([*numbers, *np.array(known)], axis=1)
 
         trees = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.05, random_state=0)
-        trees.fit(columns(rows), np.log(energy_j))
-        return _Formula(lambda others: np.asarray(np.exp(trees.predict(columns(others)))))
+        # So few rows gain nothing from threads, which stall each other where the machine is busy.
+        with threadpool_limits(limits=1):
+            trees.fit(columns(rows), np.log(energy_j))
+
+        def predict(others: Rows) -> Column:
+            with threadpool_limits(limits=1):
+                return np.asarray(np.exp(trees.predict(columns(others))))
+
+        return _Formula(predict)
 
 
 RIVALS: tuple[Estimator, ...] = (

@@ -6,6 +6,7 @@ The shipped rows are of the ML.ENERGY benchmark v3 (Chung et al., NeurIPS Datase
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import find_gpu_by_driver_name, get_gpu
 from infergy.hardware.models import get_model, shape_of_id
-from infergy.hardware.shape import ModelShape
+from infergy.hardware.shape import DTYPE_BYTES, ModelShape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,9 @@ WORDS = ("task", "model_id", "architecture", "gpu_model", "weight_precision")
 COUNTS = ("num_gpus", "tensor_parallel", "expert_parallel", "data_parallel", "max_num_seqs")
 NUMBERS = ("total_params_billions", "activated_params_billions", "avg_batch_size", "avg_output_len")
 BILLION = 1e9
+ARCHITECTURES = ("Dense Transformer", "MoE", "Mamba-Transformer Hybrid")
+KNOWN_WORDS: Mapping[str, tuple[str, ...]] = {"architecture": ARCHITECTURES, "weight_precision": tuple(DTYPE_BYTES)}
+"""Columns of words that an estimator must know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +97,15 @@ def backbone_of(model_id: str) -> str:
     ``Qwen/Qwen3-VL-8B-Instruct`` and ``Qwen/Qwen3-8B`` are ``qwen3-8b``: to have measured one is to know the other.
     """
     name = model_id.rpartition("/")[2].lower()
-    if re.search(r"deepseek-(r1|v3)", name) and "distill" not in name:
+    # A distilled network is its student's, whatever the teacher is called.
+    name = re.sub(r"^deepseek-r1-(\d{4}-)?(distill-)?(?=qwen|llama)", "", name)
+    name = re.sub(r"^qwen-(?=[\d.]+b)", "qwen2.5-", re.sub(r"^llama-(?=\d+b)", "llama-3-", name))
+    if re.search(r"deepseek-(r1|v3)", name):
         return "deepseek-v3"
     name = re.sub(r"^(meta-|nvidia-)", "", name)
     name = re.sub(r"llama-3\.[123]", "llama-3", name)
     words = "instruct|chat|thinking|base|it|vl|omni|coder|captioner|fp8|bf16|mxfp4|hf|dynamic|reasoning|\\d{4}"
+    words += "|math|vision|audio|pt|preview|nvfp4|fp4|fp16|int4|int8|awq|gptq|w4a16|w8a8"
     return re.sub(rf"-({words})(?=-|$)", "", re.sub(rf"-({words})(?=-|$)", "", name))
 
 
@@ -127,13 +135,13 @@ def read_rows(
     if missing:
         columns = ", ".join((*WORDS, *COUNTS, *NUMBERS, ENERGY))
         raise DataError(f"{source}: no column {', '.join(missing)}; expected the columns {columns}")
+    if not len(frame):
+        raise DataError(f"{source}: no rows; expected a measured configuration a line below the header")
+    for name in WORDS:
+        _check_words(frame[name].cast(pl.String).to_list(), name, str(source))
     for name in (*COUNTS, *NUMBERS, ENERGY):
         values = frame[name].cast(pl.Float64, strict=False)
-        wrong = [place for place, value in enumerate(values) if value is None or not value > 0]
-        if wrong:
-            raise DataError(
-                f"{source}: row {wrong[0] + 1}: {name} is {frame[name][wrong[0]]!r}; expected a number above 0"
-            )
+        _check_numbers(values.to_list(), frame[name].to_list(), name, str(source))
         frame = frame.with_columns(values.alias(name))
     models = frame["model_id"].to_list()
     shapes = {model: find_shape(model, configs, tell) for model in dict.fromkeys(models)}
@@ -158,6 +166,22 @@ def read_rows(
         shapes=tuple(shapes[model] for model in models),
     )
     return rows, frame[ENERGY].to_numpy()
+
+
+def _check_words(values: Sequence[str | None], name: str, source: str) -> None:
+    known = KNOWN_WORDS.get(name, ())
+    for row, value in enumerate(values, start=1):
+        if not value or not value.strip() or (known and value not in known):
+            expected = f"one of {', '.join(known)}" if known else "a name"
+            raise DataError(f"{source}: row {row}: {name} is {value!r}; expected {expected}")
+
+
+def _check_numbers(values: Sequence[float | None], written: Sequence[Any], name: str, source: str) -> None:
+    whole = name in COUNTS
+    for row, value in enumerate(values, start=1):
+        if value is None or not 0 < value < math.inf or (whole and value != int(value)):
+            expected = "a whole number of at least 1" if whole else "a number above 0"
+            raise DataError(f"{source}: row {row}: {name} is {written[row - 1]!r}; expected {expected}")
 
 
 @cache

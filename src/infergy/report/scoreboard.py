@@ -1,0 +1,67 @@
+"""The scoreboard as a figure: each estimator's median error with its interval, and its 90th percentile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infergy.score.board import Score
+from infergy.units import format_percent
+
+WIDTH, STEP_HEIGHT = 520, 22
+MEDIAN, TAIL = "median, and its 90 % interval", "90th percentile"
+COLOURS = {MEDIAN: "#0072B2", TAIL: "#E69F00"}
+"""Okabe and Ito's, which colour-blind readers tell apart."""
+
+
+def points(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Two points an estimator, the best median first, errors in percent; none of those that say nothing."""
+    drawn = []
+    for score in sorted(scores, key=lambda score: score.median_ape or 0.0):
+        for kind, value in ((MEDIAN, score.median_ape), (TAIL, score.p90_ape)):
+            if value is None:
+                continue
+            point: dict[str, Any] = {"estimator": score.title, "kind": kind, "error": value * 100}
+            point["told"] = format_percent(value)
+            if kind == MEDIAN and score.median_low is not None and score.median_high is not None:
+                point |= {"low": score.median_low * 100, "high": score.median_high * 100}
+            drawn.append(point)
+    return drawn
+
+
+def draw_scoreboard(scores: Sequence[Score], titles: Mapping[str, str]) -> Any:
+    """One panel a split, one below the other on one logarithmic axis, as an `altair.VConcatChart`."""
+    import altair
+
+    panels = []
+    for split in dict.fromkeys(score.split for score in scores):
+        own = [score for score in scores if score.split == split]
+        panels.append(_panel(own, f"{titles[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks"))
+    return altair.vconcat(*panels).resolve_scale(x="shared")
+
+
+def _panel(scores: Sequence[Score], title: str) -> Any:
+    import altair
+
+    inline: Any = altair.Data
+    values = points(scores)
+    names = list(dict.fromkeys(point["estimator"] for point in values))
+    base = altair.Chart(inline(values=values)).encode(
+        y=altair.Y("estimator:N", sort=names, title=None, axis=altair.Axis(labelLimit=300)),
+        tooltip=[altair.Tooltip("estimator:N"), altair.Tooltip("kind:N"), altair.Tooltip("told:N")],
+    )
+    scale = altair.Scale(type="log")
+    axis = altair.Axis(format="~g", title="error of joules an output token, % (logarithmic)")
+    whiskers = base.transform_filter("isValid(datum.low)").mark_rule(color=COLOURS[MEDIAN], strokeWidth=2)
+    whiskers = whiskers.encode(x=altair.X("low:Q", scale=scale, axis=axis), x2="high:Q")
+    dots = base.mark_point(filled=True, size=60, opacity=1).encode(
+        x=altair.X("error:Q", scale=scale, axis=axis),
+        color=altair.Color(
+            "kind:N",
+            scale=altair.Scale(domain=list(COLOURS), range=list(COLOURS.values())),
+            legend=altair.Legend(title=None),
+        ),
+        shape=altair.Shape("kind:N", scale=altair.Scale(domain=list(COLOURS), range=["circle", "diamond"])),
+    )
+    height, head = STEP_HEIGHT * max(1, len(names)), altair.TitleParams(title, anchor="start", fontSize=12)
+    return altair.layer(whiskers, dots).properties(width=WIDTH, height=height, title=head)
