@@ -250,9 +250,15 @@ def test_of_a_users_rows_a_trace_is_estimated(tmp_path: Path) -> None:
         for i in (32, 512, 8192)
         for o in (8, 64, 512)
     ]
-    built = build_report([store(tmp_path, rows)], traces=["azure-code-2023"])
+    mine = store(tmp_path, rows)
+    built = build_report([mine], traces=["azure-code-2023"])
     (figure,) = [one for one in built.figures if one.name == "traces"]
     assert [row[:2] for row in figure.table] == [("azure-code-2023", "transformers"), ("azure-code-2023", "vllm")]
+    # A histogram, which is all that leaves a lake, stands in for the trace.
+    lake = tmp_path / "lake.json"
+    lake.write_text(CliRunner().invoke(app, ["bins", "azure-code-2023", "--json"]).stdout, encoding="utf-8")
+    again = build_report([mine], traces=[str(lake)])
+    assert next(one for one in again.figures if one.name == "traces").table == figure.table
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ _WIDTH_OF_FILES = 120
 
 _SOURCE_HELP = (
     "A shipped trace (azure-conv-2023, azure-code-2023), a task (task:translation, task:generation, "
-    "task:classification, task:summarisation), or a CSV (.gz too), JSONL or Parquet file."
+    "task:classification, task:summarisation), a CSV (.gz too), JSONL or Parquet file, or a URL of Parquet (s3://…)."
 )
 SourceArg = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]
 SourcesArg = Annotated[list[str], typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]

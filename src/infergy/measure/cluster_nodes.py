@@ -16,7 +16,7 @@ from infergy.version import VERSION
 
 REACH_S = 5.0
 PROBE_S = 600.0
-"""Longest wait for all nodes to say what is installed there: the first task of a node starts Python, and imports Ray."""
+"""Longest wait for all nodes to say what is installed there: a first task starts Python there and imports Ray."""
 
 PATIENCE_S = 15.0
 """After so long it is told which nodes are waited for."""
