@@ -16,7 +16,7 @@ VLLM = EngineSetup(engine="vllm", model="llama-3.1-8b")
 
 
 def played(arrival_s: tuple[float, ...], output: int = 64) -> Played:
-    found = play(SHAPE, GPU, VLLM, 512, output, arrival_s)
+    found = play(SHAPE, GPU, VLLM, [(512, output)] * len(arrival_s), arrival_s)
     assert found is not None
     return found
 
@@ -70,7 +70,7 @@ def test_the_lower_the_rate_the_more_joules_a_request_and_the_shorter_the_waits(
 
 def test_no_more_run_at_once_than_the_memory_takes() -> None:
     small = get_gpu("a6000")
-    found = play(SHAPE, small, VLLM, 8192, 64, (0.0,) * 60)
+    found = play(SHAPE, small, VLLM, [(8192, 64)] * 60, (0.0,) * 60)
     assert found is not None
     assert len(set(found.first_token_s)) > 1, "some waited for others to end"
-    assert play(get_model("llama-3.1-70b"), small, VLLM, 512, 64, (0.0, 1.0)) is None
+    assert play(get_model("llama-3.1-70b"), small, VLLM, [(512, 64)] * 2, (0.0, 1.0)) is None

@@ -49,6 +49,15 @@ def test_new_axes_leave_old_ids_as_they_were() -> None:
     assert str(Cell(setup=cell.setup, load=load)) == "vllm-beam4 llama-3.1-8b 512→64 × 8"
 
 
+def test_a_bound_on_sequences_is_in_the_label_and_leaves_other_ids_alone() -> None:
+    setup = EngineSetup(engine="vllm", model="m", max_sequences=256)
+    assert setup.label == "vllm-s256"
+    assert EngineSetup(model="m", **EngineSetup.parse_label(setup.label)) == setup
+    assert setup.id != EngineSetup(engine="vllm", model="m").id
+    with pytest.raises(UsageError, match="max_sequences must be at least 1"):
+        EngineSetup(engine="vllm", model="m", max_sequences=0)
+
+
 def test_a_compiled_set_up_has_a_label_of_its_own() -> None:
     setup = EngineSetup(engine="transformers", model="m", compiled=True)
     assert setup.label == "transformers-compiled"

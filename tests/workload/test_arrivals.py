@@ -6,14 +6,16 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.errors import DataError, UsageError
-from infergy.records import Arrivals
-from infergy.workload.arrivals import draw_times, hash_times, trace_times
+from infergy.records import Arrivals, Load
+from infergy.workload.arrivals import draw_times, hash_lengths, hash_times, trace_lengths, trace_times
+from infergy.workload.prompts import make_prompts
 
 POISSON = Arrivals(law="poisson", rate_per_s=4.0)
 RATES = st.floats(0.01, 1e4)
@@ -73,7 +75,11 @@ def test_a_trace_without_times_with_too_few_or_with_one_instant_is_told(tmp_path
 
 
 @pytest.mark.parametrize(
-    "label", ["poisson4", "poisson0.5", "gamma4-b0.5", "trace:azure-conv-2023", "trace:azure-conv-2023@4"]
+    "label",
+    [
+        *("poisson4", "poisson0.5", "gamma4-b0.5", "trace:azure-conv-2023", "trace:azure-conv-2023@4"),
+        *("replay:azure-conv-2023", "replay:azure-conv-2023+500"),
+    ],
 )
 def test_a_label_stands_for_one_law(label: str) -> None:
     found = Arrivals.parse_label(label)
@@ -94,8 +100,42 @@ def test_offline_is_no_arrivals_and_gamma_of_shape_one_is_poisson() -> None:
         ("poisson0", "a rate of 0 requests a second: give more than 0"),
         ("gamma4-b0", "burstiness 0 of gamma arrivals: give more than 0"),
         ("trace:log@0", "a rate of 0"),
+        ("replay:", "mean nothing"),
     ],
 )
 def test_a_label_that_means_nothing_is_told(label: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Arrivals.parse_label(label)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"law": "replay", "trace": "log", "rate_per_s": 4.0}, "a replay has all its requests at once"),
+        ({"law": "replay", "trace": "log", "first": -1}, "only a replay begins there, at 0 or later"),
+        ({"law": "poisson", "rate_per_s": 1.0, "first": 3}, "only a replay begins there"),
+        ({"law": "replay"}, "a trace goes with the laws trace and replay only"),
+    ],
+)
+def test_a_replay_that_cannot_be_is_told(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Arrivals(**fields)
+
+
+def test_lengths_are_those_of_the_log_without_failed_requests(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("input_tokens,output_tokens\n10,5\n20,0\n30,7\n40,1\n")
+    assert trace_lengths(str(log), 0, 3) == ((10, 5), (30, 7), (40, 1))
+    assert trace_lengths(str(log), 1, 2) == ((30, 7), (40, 1))
+    with pytest.raises(DataError, match="2 requests from 1 on, 3 are asked for"):
+        trace_lengths(str(log), 1, 3)
+    assert hash_lengths([(1, 2)]) != hash_lengths([(2, 1)])
+
+
+def test_a_replayed_prompt_is_as_long_as_its_own_and_the_same_as_in_any_cell_of_its_length() -> None:
+    lengths = ((3, 1), (5, 1), (3, 1))
+    prompts = make_prompts(Load(input_tokens=5, output_tokens=1, batch=3), 100, 7, lengths)
+    assert [len(prompt) for prompt in prompts] == [3, 5, 3]
+    alone = make_prompts(Load(input_tokens=3, output_tokens=1, batch=2), 100, 7)
+    assert (prompts[0], prompts[2]) == alone
+    assert prompts[0] != prompts[2]

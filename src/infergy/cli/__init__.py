@@ -19,6 +19,7 @@ from infergy.cli.merge import merge
 from infergy.cli.next import next_cells
 from infergy.cli.phases import phases
 from infergy.cli.recommend import recommend
+from infergy.cli.replay import replay
 from infergy.cli.report import report
 from infergy.cli.schema import schema
 from infergy.cli.scoreboard import scoreboard
@@ -44,7 +45,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-MEASURED = (measure, merge, check, compare, verify, phases, timeline)
+MEASURED = (measure, replay, merge, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, scoreboard, schema, doctor)
 for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)

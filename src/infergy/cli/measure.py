@@ -67,6 +67,9 @@ RepeatsOption = Annotated[
     int | None,
     typer.Option("--repeats", min=1, help="Visits of each cell, among those of all others [default: 1]"),
 ]
+MeterOption = Annotated[
+    str, typer.Option("--meter", help="Who reads joules: nvml, or a plug-in such as zeus-gpu or zeus-cpu.")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]
 
 
@@ -155,9 +158,7 @@ def measure(
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Use a simulated GPU; its rows are marked and say nothing of real ones.")
     ] = False,
-    meter: Annotated[
-        str, typer.Option("--meter", help="Who reads joules: nvml, or a plug-in such as zeus-gpu or zeus-cpu.")
-    ] = "nvml",
+    meter: MeterOption = "nvml",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")] = False,
     ray: Annotated[
         str | None,

@@ -26,6 +26,7 @@ NAMES = (
     "phases",
     "plan",
     "recommendation",
+    "replay",
     "scoreboard",
     "studies",
     "timeline",
@@ -131,6 +132,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.energy.recommend import RECOMMENDATION_SCHEMA, Recommendation
 
         return Recommendation, RECOMMENDATION_SCHEMA
+    if name == "replay":
+        from infergy.energy.replay import REPLAY_SCHEMA, Replay
+
+        return Replay, REPLAY_SCHEMA
     if name == "scoreboard":
         from infergy.score.board import SCOREBOARD_SCHEMA, Score
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 
 from infergy.energy.answer import BatchChoices, Estimate, Provenance, SourceUse
 from infergy.energy.options import AT_CORNERS, CEILING, FRACTIONAL, MEAN, TABLE
-from infergy.energy.posterior import NORMAL_90
 from infergy.energy.price import NO_VALUE, BinEnergy
 from infergy.energy.reference import NO_REQUEST, Reference
 from infergy.energy.surface import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED, SurfaceError, SurfaceErrors
 from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, SetupTable, SourceFacts, TableCell
-from infergy.energy.values import Values
+from infergy.energy.values import Values, add_chips
 from infergy.units import SECONDS_PER_HOUR, format_duration, format_percent, to_wh
 from infergy.workload.bins import BinCount, Histogram
 
@@ -22,9 +21,6 @@ RARE_TEXT = {
     FRACTIONAL: "a bin of N requests costs N / B of a batch of B, also where N < B: rare requests ride along",
     "whole": "a bin of N requests costs ⌈N / B⌉ whole batches of B",
 }
-
-
-NORMAL_MEDIAN = 0.6745
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +64,7 @@ def summarise(
     ideal_j, gap, gap_reason = _gap(energy_j, counts, histogram, reference)
     saving, saving_reason = _saving(one, base, baseline)
     shares = _shares(one.bins, histogram)
-    half = _half_width(one)
+    half = add_chips(one.spread, one.errors.repeat)
     return Estimate(
         model=one.setup.model,
         gpu=one.setup.gpu,
@@ -180,17 +176,6 @@ def _shares(bins: Sequence[BinEnergy], histogram: Histogram) -> _Shares:
         requests={kind: requests[kind] / all_requests if all_requests else 0.0 for kind in kinds},
         measured_output_tokens=output_tokens[MEASURED] / all_output if all_output else 0.0,
     )
-
-
-def _half_width(one: Priced) -> float | None:
-    """Half the width of the 90 % interval of the logarithm of all joules, for a chip of this kind.
-
-    Where chips were compared, the median distance of two is taken for 0.6745 standard deviations, as if it were normal.
-    """
-    if one.spread is None:
-        return None
-    chips = math.log1p(one.errors.repeat.median) / NORMAL_MEDIAN * NORMAL_90 if one.errors.repeat is not None else 0.0
-    return math.hypot(one.spread, chips)
 
 
 def _no_interval(method: str) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Column = np.ndarray[Any, np.dtype[np.float64]]
 
 NORMAL_95 = 1.96
+NORMAL_MEDIAN = 0.6745
 FEWEST_TO_TELL = 3
 """Cells that must be left out, one at a time, for their errors to be told."""
 
@@ -57,6 +58,20 @@ def server_for(setup: EngineSetup, gpu: str) -> Server | None:
         engine=setup.engine,
         has_graphs=setup.cuda_graphs is not False if setup.engine == VLLM else setup.compiled,
     )
+
+
+def add_chips(spread: float | None, repeat: SurfaceError | None) -> float | None:
+    """Half the width of a 90 % interval of a logarithm, once more for any chip of the kind.
+
+    Args:
+        spread: That of one chip; None where nobody tells.
+        repeat: How far the same cells lie apart on two chips, where some were compared: the median is taken for 0.6745
+            standard deviations, as if the distance were normal.
+    """
+    if spread is None:
+        return None
+    chips = math.log1p(repeat.median) / NORMAL_MEDIAN * NORMAL_90 if repeat is not None else 0.0
+    return math.hypot(spread, chips)
 
 
 class Values:

@@ -249,6 +249,19 @@ def check_speculation(setup: EngineSetup, decoding: Decoding) -> None:
         )
 
 
+def refuse_bound(setup: EngineSetup) -> None:
+    """Refuse a bound on what runs at once, for an engine whose batches are given.
+
+    Raises:
+        UsageError: `max_sequences` is set.
+    """
+    if setup.max_sequences is not None:
+        raise UsageError(
+            f"max_sequences = {setup.max_sequences}: this engine serves the batches that it is given; "
+            'engine = "vllm" lets requests wait'
+        )
+
+
 def refuse_many(setup: EngineSetup) -> None:
     """Refuse to share a model among GPUs, for engines that run on one.
 

@@ -13,6 +13,7 @@ from infergy.engines.protocol import (
     check_speculation,
     refuse_arrivals,
     refuse_beams,
+    refuse_bound,
     refuse_compiled,
     refuse_fp8,
     refuse_many,
@@ -48,6 +49,7 @@ class SimulatedEngine:
             refuse_fp8(setup)
             refuse_arrivals(arrivals)
             refuse_speculation(setup)
+            refuse_bound(setup)
         else:
             check_speculation(setup, decoding)
             refuse_beams(decoding)
@@ -84,14 +86,13 @@ class SimulatedSession:
         """Spend the forecast's time and joules on `work`.
 
         Raises:
-            UsageError: The requests are not alike: the forecast knows one length at a time. Or the engine that is
-                played serves static batches, and they arrive one after the other.
+            UsageError: The engine that is played serves static batches, and the requests are not alike, or arrive one
+                after the other.
             EngineOutOfMemoryError: They do not fit.
         """
-        if len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1:
-            raise UsageError("the simulated engine plays equal lengths at a time; vllm serves mixed ones")
-        if any(work.arrival_s):
-            return self._run_online(work)
+        is_mixed = len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1
+        if is_mixed or any(work.arrival_s):
+            return self._play(work)
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
         limit = largest_batch(
@@ -139,13 +140,13 @@ class SimulatedSession:
             return None
         return experts.expected_coverage(len(work.prompts) * work.decoding.beams)
 
-    def _run_online(self, work: Work) -> Completion:
+    def _play(self, work: Work) -> Completion:
         """Continuous batching: requests join at the next step, and between them the GPUs idle."""
         if self._setup.engine == "transformers":
-            raise UsageError("transformers serves one static batch; vllm serves requests that arrive later")
+            raise UsageError("transformers serves one static batch of equal requests; vllm serves mixed and later ones")
         refuse_beams(work.decoding)
-        length, output = len(work.prompts[0]), work.output_tokens[0]
-        played = play(self._shape, self._gpu, self._setup, length, output, work.arrival_s, self._draft)
+        lengths = list(zip(map(len, work.prompts), work.output_tokens, strict=True))
+        played = play(self._shape, self._gpu, self._setup, lengths, work.arrival_s, self._draft)
         if played is None:
             raise EngineOutOfMemoryError("not one request fits", is_usable=True)
         for stretch in played.stretches:

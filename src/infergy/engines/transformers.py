@@ -16,6 +16,7 @@ from infergy.engines.protocol import (
     EngineOutOfMemoryError,
     Work,
     refuse_arrivals,
+    refuse_bound,
     refuse_fp8,
     refuse_many,
     refuse_speculation,
@@ -46,6 +47,7 @@ class TransformersEngine:
             )
         refuse_many(setup)
         refuse_speculation(setup)
+        refuse_bound(setup)
         refuse_fp8(setup)
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):

@@ -77,6 +77,7 @@ class VllmEngine:
                 tensor_parallel_size=setup.tensor_parallel,
                 enforce_eager=setup.cuda_graphs is False,
                 seed=seed,
+                **({} if setup.max_sequences is None else {"max_num_seqs": setup.max_sequences}),
                 **drafting,
             )
             if is_random:

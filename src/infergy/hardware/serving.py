@@ -10,6 +10,7 @@ one step, as vLLM's chunked prefill does, is taken to do one after the other.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -63,7 +64,7 @@ class _Run:
     """What is waiting, running and done; a request is its place in the order of arrival."""
 
     arrival_s: Sequence[float]
-    output_tokens: int
+    lengths: Sequence[tuple[int, int]]
     most: int
     now_s: float = 0.0
     joined: int = 0
@@ -76,13 +77,14 @@ class _Run:
         """When the next request comes; never after the last."""
         return self.arrival_s[self.joined] if self.joined < len(self.arrival_s) else math.inf
 
-    def admit(self) -> int:
-        """Let in those that wait, as far as there is room; how many."""
-        count = 0
+    def admit(self) -> list[int]:
+        """Let in those that wait, as far as there is room; their input tokens."""
+        prompts = []
         while self.next_s <= self.now_s and len(self.running) < self.most:
             self.running[self.joined] = 0
-            self.joined, count = self.joined + 1, count + 1
-        return count
+            prompts.append(self.lengths[self.joined][0])
+            self.joined += 1
+        return prompts
 
     def make(self, tokens: int, *, only_new: bool) -> None:
         """Note that requests have so many tokens more by now."""
@@ -91,19 +93,19 @@ class _Run:
                 continue
             self.first_s.setdefault(one, self.now_s)
             self.running[one] = made + tokens
-            if self.running[one] >= self.output_tokens:
+            if self.running[one] >= self.lengths[one][1]:
                 del self.running[one]
                 self.last_s[one] = self.now_s
 
 
-def _decode(run: _Run, input_tokens: int, cost: Callable[[int, int, int], Forecast]) -> tuple[int, Stretch]:
+def _decode(run: _Run, cost: Callable[[int, int, int], Forecast]) -> tuple[int, Stretch]:
     """Decode steps of all that run, as many as until one of them ends or the next request can join.
 
     A step at a context is the second token of a request that is one token shorter.
     """
-    made, batch = run.running.values(), len(run.running)
-    context = input_tokens + sum(made) / batch
-    steps = run.output_tokens - max(made)
+    batch = len(run.running)
+    context = sum(run.lengths[one][0] + made for one, made in run.running.items()) / batch
+    steps = min(run.lengths[one][1] - made for one, made in run.running.items())
     if batch < run.most and run.next_s < math.inf:
         step_s = cost(round(context) - 1, 2, batch).decode_s
         steps = min(steps, max(1, math.ceil((run.next_s - run.now_s) / step_s)))
@@ -111,16 +113,17 @@ def _decode(run: _Run, input_tokens: int, cost: Callable[[int, int, int], Foreca
     return steps, Stretch(seconds=steps * mean.decode_s, energy_j=steps * mean.decode_energy_j)
 
 
-def _serve(run: _Run, input_tokens: int, cost: Callable[[int, int, int], Forecast]) -> Iterator[Stretch]:
+def _serve(run: _Run, cost: Callable[[int, int, int], Forecast]) -> Iterator[Stretch]:
     """Serve until the last request is finished; `cost` is that of input and output tokens and a batch."""
     while len(run.last_s) < len(run.arrival_s):
-        if (joined := run.admit()) > 0:
-            prefill = cost(input_tokens, 1, joined)
-            run.now_s += prefill.prefill_s
+        if joined := run.admit():
+            for tokens, count in Counter(joined).items():
+                prefill = cost(tokens, 1, count)
+                run.now_s += prefill.prefill_s
+                yield Stretch(seconds=prefill.prefill_s, energy_j=prefill.prefill_energy_j)
             run.make(1, only_new=True)
-            yield Stretch(seconds=prefill.prefill_s, energy_j=prefill.prefill_energy_j)
         elif run.running:
-            steps, stretch = _decode(run, input_tokens, cost)
+            steps, stretch = _decode(run, cost)
             run.now_s += stretch.seconds
             run.make(steps, only_new=False)
             yield stretch
@@ -133,31 +136,37 @@ def play(
     shape: ModelShape,
     gpu: Gpu,
     setup: EngineSetup,
-    input_tokens: int,
-    output_tokens: int,
+    lengths: Sequence[tuple[int, int]],
     arrival_s: Sequence[float],
     draft: Draft | None = None,
 ) -> Played | None:
-    """Serve equal requests that arrive at `arrival_s`, in seconds, by continuous batching.
+    """Serve requests of so many input and output tokens that arrive at `arrival_s`, in seconds, by continuous batching.
+
+    As many run at once as the memory holds of mean lengths, and the set-up's bound allows.
 
     Returns:
-        None if not even one request fits the memory.
+        None if the longest of them does not fit the memory.
 
     Raises:
         UsageError: The engine is not known, or the GPU has no such dtype.
     """
-    limit = largest_batch(
-        shape,
-        gpu,
-        input_tokens,
-        output_tokens,
-        engine=setup.engine,
-        dtype=setup.dtype,
-        tensor_parallel=setup.tensor_parallel,
-        draft=draft,
-    )
-    if limit.batch < 1:
+
+    def fits(input_tokens: float, output_tokens: float) -> int:
+        return largest_batch(
+            shape,
+            gpu,
+            math.ceil(input_tokens),
+            math.ceil(output_tokens),
+            engine=setup.engine,
+            dtype=setup.dtype,
+            tensor_parallel=setup.tensor_parallel,
+            draft=draft,
+        ).batch
+
+    inputs, outputs = zip(*lengths, strict=True)
+    if fits(max(inputs), max(outputs)) < 1:
         return None
+    most = min(fits(sum(inputs) / len(inputs), sum(outputs) / len(outputs)), setup.max_sequences or len(lengths))
 
     def cost(length: int, output: int, batch: int) -> Forecast:
         return forecast(
@@ -175,8 +184,8 @@ def play(
         )
 
     order = sorted(range(len(arrival_s)), key=lambda place: arrival_s[place])
-    run = _Run(arrival_s=[arrival_s[place] for place in order], output_tokens=output_tokens, most=limit.batch)
-    stretches = tuple(_serve(run, input_tokens, cost))
+    run = _Run(arrival_s=[arrival_s[place] for place in order], lengths=[lengths[place] for place in order], most=most)
+    stretches = tuple(_serve(run, cost))
     back = {place: rank for rank, place in enumerate(order)}
     ranks = [back[place] for place in range(len(order))]
     return Played(

@@ -95,8 +95,9 @@ def measure_cell(
         MeterError: The counter failed before a window was whole.
     """
     load = planned.cell.load
-    prompts = make_prompts(load, surroundings.vocabulary, options.seed)
-    work = make_work(prompts, load.output_tokens, load.decoding, planned.arrival_s)
+    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths)
+    outputs = tuple(tokens for _, tokens in planned.lengths)
+    work = make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
     warmed = _warm_up(session, meter, planned, work, options)
     seen = _watch(session, meter, planned, work, options, witness, is_watched=is_watched)
     rule = _Enough(planned, options, loaded_idle, peers, earlier)
@@ -181,10 +182,12 @@ def _watch(
 def _begin_of(work: Work, planned: PlannedCell, options: MeasureOptions) -> Work:
     """The same prompts with as many output tokens as a long batch is to take; all of them if it is not long.
 
-    Of a run of arrivals, the requests that come until then.
+    Of a run of arrivals, the requests that come until then; of a replay, a part of its requests.
     """
-    if any(work.arrival_s):
+    if planned.cell.load.is_online:
         came = max(1, bisect_right(work.arrival_s, options.long_batch_s))
+        if planned.lengths:
+            came = max(1, int(came * min(1.0, options.long_batch_s / planned.forecast_batch_s)))
         return replace(
             work,
             prompts=work.prompts[:came],
@@ -292,15 +295,15 @@ def measure_idle(meter: Meter, seconds: float) -> Window:
 
 def make_work(
     prompts: tuple[tuple[int, ...], ...],
-    output_tokens: int,
+    output_tokens: int | tuple[int, ...],
     decoding: Decoding = GREEDY,
     arrival_s: tuple[float, ...] = (),
 ) -> Work:
-    """All prompts, each to yield `output_tokens`, at once or at `arrival_s`, in seconds after the run begins."""
+    """All prompts, each to yield `output_tokens` (or its own of them), at once or at `arrival_s`, in seconds."""
     count = len(prompts)
     return Work(
         prompts=prompts,
-        output_tokens=(output_tokens,) * count,
+        output_tokens=(output_tokens,) * count if isinstance(output_tokens, int) else output_tokens,
         arrival_s=arrival_s or (0.0,) * count,
         decoding=decoding,
     )
@@ -389,6 +392,7 @@ def _blank(planned: PlannedCell, options: MeasureOptions, surroundings: Surround
         batch_choice=planned.batch_choice,
         arrival_s=planned.arrival_s,
         arrival_sha256=hash_times(planned.arrival_s) if planned.arrival_s else None,
+        lengths=planned.lengths,
         measured_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seed=options.seed,
         simulated=surroundings.is_simulated,

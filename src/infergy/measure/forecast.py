@@ -114,6 +114,6 @@ def forecast_load(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load, d
 def played_power_w(planned: PlannedCell, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> float:
     """Forecast mean power of all GPUs over a run of an online cell, its gaps included, in watts."""
     load, setup = planned.cell.load, planned.cell.setup
-    played = play(shape, gpu, setup, load.input_tokens, load.output_tokens, planned.arrival_s, draft)
+    played = play(shape, gpu, setup, planned.lengths or (load.lengths,) * load.batch, planned.arrival_s, draft)
     idle_w = gpu.tdp_w * BASE_SHARE_OF_TDP * setup.tensor_parallel
     return idle_w if played is None else played.energy_j(idle_w) / played.duration_s

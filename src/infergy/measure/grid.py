@@ -87,6 +87,7 @@ class EngineAxis(_Strict):
     tensor_parallel: PositiveInt = 1
     compiled: bool = False
     speculation: SpeculationAxis | None = None
+    max_sequences: PositiveInt | None = None
 
     def setup(self, model: str) -> EngineSetup:
         """The set-up that serves `model`.
@@ -114,6 +115,7 @@ class CellAxes(_Strict):
             (`infergy.records.Decoding`).
         arrivals: When the requests come, a cell for each: ``offline`` (all at once), ``poisson4``, ``gamma4-b0.5``,
             ``trace:azure-conv-2023`` (`infergy.records.Arrivals`); but offline, `batch` is the requests of one run.
+            ``replay:azure-conv-2023``: all at once, each with its own lengths, which stand in place of the given ones.
         rate: Requests a second, the same as ``poissonRATE`` in `arrivals`, or as ``gammaRATE-bBURSTINESS`` with
             `burstiness`; with rates alone, nothing is served offline.
         paired: Whether each of them is also measured with one output token, at the same input and batch: its prefill
@@ -356,8 +358,8 @@ def _plan_load(
             yield from _plan_offline(block, load, setup, shape, gpu, draft)
             continue
         for size in online_sizes(arrivals, block.batch, paired=block.paired):
-            online, times = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
-            yield plan_online(Cell(setup=setup, load=online), "given", times, shape, gpu, draft)
+            run = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
+            yield plan_online(setup, run, "given", shape, gpu, draft)
 
 
 def _plan_offline(

@@ -1,39 +1,67 @@
 """Online cells as a grid asks for them, resolved: when requests arrive, and what serving them takes by forecast.
 
-Standard library only, but where a trace is read.
+Of a replay, how long its requests are. Standard library only, but where a trace is read.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape
 from infergy.hardware.draft import Draft
 from infergy.hardware.serving import play
 from infergy.measure.forecast import forecast_load
-from infergy.records import Arrivals, Cell, Load, PlannedCell
-from infergy.records.arrivals import TRACE
-from infergy.workload.arrivals import DIGEST_LENGTH, draw_times, hash_times, trace_times
+from infergy.records import Arrivals, Cell, EngineSetup, Load, PlannedCell
+from infergy.records.arrivals import REPLAY, TRACE
+from infergy.workload.arrivals import (
+    DIGEST_LENGTH,
+    draw_times,
+    hash_lengths,
+    hash_times,
+    trace_lengths,
+    trace_times,
+)
 
 
-def resolve_arrivals(load: Load, seed: int) -> tuple[Load, tuple[float, ...]]:
-    """The load, its trace named by what its times are, and when each of its requests arrives; no times offline.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A load, its trace named by what is in it.
+
+    Attributes:
+        arrival_s: When each of its requests arrives; empty offline.
+        lengths: Input and output tokens of each request of a replay; empty where all are alike.
+    """
+
+    load: Load
+    arrival_s: tuple[float, ...] = ()
+    lengths: tuple[tuple[int, int], ...] = ()
+
+
+def resolve_arrivals(load: Load, seed: int) -> Run:
+    """The run that a load asks for.
 
     Raises:
-        DataError: A trace has no times, or too few.
+        DataError: A trace has no times, or too few requests.
     """
     arrivals = load.arrivals
     if arrivals is None:
-        return load, ()
-    if arrivals.law != TRACE:
-        return load, draw_times(arrivals, load.batch, seed)
+        return Run(load=load)
+    if arrivals.law not in (TRACE, REPLAY):
+        return Run(load=load, arrival_s=draw_times(arrivals, load.batch, seed))
+    # A path is this machine's; what tells two logs apart are their times and lengths.
     source = str(arrivals.trace)
-    times = trace_times(source, load.batch, arrivals)
-    # A path is this machine's; what tells two logs apart are their times.
-    named = replace(arrivals, trace=Path(source).name, digest=hash_times(times)[:DIGEST_LENGTH])
-    return replace(load, arrivals=named), times
+    if arrivals.law == TRACE:
+        times = trace_times(source, load.batch, arrivals)
+        named = replace(arrivals, trace=Path(source).name, digest=hash_times(times)[:DIGEST_LENGTH])
+        return Run(load=replace(load, arrivals=named), arrival_s=times)
+    lengths = trace_lengths(source, arrivals.first, load.batch)
+    named = replace(arrivals, trace=Path(source).name, digest=hash_lengths(lengths)[:DIGEST_LENGTH])
+    longest_in, longest_out = (max(tokens) for tokens in zip(*lengths, strict=True))
+    load = replace(load, arrivals=named, input_tokens=longest_in, output_tokens=longest_out)
+    return Run(load=load, arrival_s=(0.0,) * load.batch, lengths=lengths)
 
 
 def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) -> list[int]:
@@ -52,28 +80,31 @@ def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) ->
 
 
 def plan_online(
-    cell: Cell,
+    setup: EngineSetup,
+    run: Run,
     reason: str,
-    arrival_s: tuple[float, ...],
     shape: ModelShape,
     gpu: Gpu,
     draft: Draft | None = None,
 ) -> PlannedCell:
-    """An online cell with its forecast: its arrivals, played.
+    """An online cell with its forecast: its requests, played.
 
     Raises:
         UsageError: Not even one request fits the memory.
     """
-    setup, load = cell.setup, cell.load
-    played = play(shape, gpu, setup, load.input_tokens, load.output_tokens, arrival_s, draft)
+    load = run.load
+    cell = Cell(setup=setup, load=load)
+    played = play(shape, gpu, setup, run.lengths or (load.lengths,) * load.batch, run.arrival_s, draft)
     if played is None:
         raise UsageError(f"{cell}: not one of its requests fits {gpu.title}")
     # What a warm-up hands over at once.
-    prefill = forecast_load(setup, shape, gpu, load, draft)
+    usual = load if not run.lengths else replace(load, input_tokens=round(fmean(tokens for tokens, _ in run.lengths)))
+    prefill = forecast_load(setup, shape, gpu, replace(usual, output_tokens=1), draft)
     return PlannedCell(
         cell=cell,
         batch_choice=reason,
         forecast_prefill_s=prefill.prefill_s,
         forecast_batch_s=played.duration_s,
-        arrival_s=arrival_s,
+        arrival_s=run.arrival_s,
+        lengths=run.lengths,
     )

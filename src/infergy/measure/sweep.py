@@ -174,9 +174,14 @@ def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surro
 
 
 def _check_times(cells: Iterable[PlannedCell]) -> None:
-    """A plan holds the times at which requests arrive, so that a bare node draws none."""
+    """A plan holds the times at which requests arrive and the lengths of a replay, so that a bare node draws none."""
     for planned in cells:
         load, told = planned.cell.load, len(planned.arrival_s)
+        if len(planned.lengths) != (load.batch if load.is_replay else 0):
+            raise DataError(
+                f"the plan holds {len(planned.lengths)} lengths for {planned.cell}, which has {load.batch} requests. "
+                "Make it again with: infergy plan"
+            )
         if told != (load.batch if load.is_online else 0):
             raise DataError(
                 f"the plan holds {told} times of arrival for {planned.cell}, which has {load.batch} requests. "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.records.arrivals import Arrivals
+from infergy.records.arrivals import REPLAY, Arrivals
 from infergy.records.codec import to_json
 from infergy.records.speculation import Speculation
 
@@ -44,6 +44,7 @@ class EngineSetup:
         tensor_parallel: GPUs the model is sharded over, at least 1.
         compiled: Whether transformers compiles its decode step (TorchInductor) over a static KV cache.
         speculation: The draft model that is loaded beside it, and how far it looks ahead; None without.
+        max_sequences: Requests that it serves at once, at most (vLLM's `max_num_seqs`); None for its own default.
     """
 
     engine: str
@@ -54,10 +55,13 @@ class EngineSetup:
     tensor_parallel: int = 1
     compiled: bool = False
     speculation: Speculation | None = None
+    max_sequences: int | None = None
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
             raise UsageError(f"tensor_parallel must be at least 1, not {self.tensor_parallel}")
+        if self.max_sequences is not None and self.max_sequences < 1:
+            raise UsageError(f"max_sequences must be at least 1, not {self.max_sequences}")
         if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
             # One set-up has one id, whether its default was written out or not.
             object.__setattr__(self, "cuda_graphs", None)
@@ -76,8 +80,9 @@ class EngineSetup:
         eager = "-eager" if self.cuda_graphs is False else "-compiled" if self.compiled else ""
         dtype = "" if self.dtype == DEFAULT_DTYPE else f"-{self.dtype}"
         parallel = "" if self.tensor_parallel == 1 else f"-tp{self.tensor_parallel}"
+        bound = "" if self.max_sequences is None else f"-s{self.max_sequences}"
         speculation = "" if self.speculation is None else f"-{self.speculation.label}"
-        return f"{self.engine}{eager}{dtype}{parallel}{speculation}"
+        return f"{self.engine}{eager}{dtype}{parallel}{bound}{speculation}"
 
     @classmethod
     def parse_label(cls, label: str) -> dict[str, Any]:
@@ -98,6 +103,8 @@ class EngineSetup:
                 fields["dtype"] = part
             elif part.startswith("tp") and part[2:].isdigit():
                 fields["tensor_parallel"] = int(part[2:])
+            elif part.startswith("s") and part[1:].isdigit():
+                fields["max_sequences"] = int(part[1:])
             else:
                 raise UsageError.unknown(
                     f"part of the engine label {label!r}",
@@ -186,6 +193,8 @@ DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:
 class Load:
     """Fixed lengths: `batch` requests, each of `input_tokens` in and exactly `output_tokens` out.
 
+    Of a replay, whose requests have lengths of their own, the tokens are the longest prompt's and the longest answer's.
+
     Attributes:
         batch: Requests at once; with `arrivals` those of one run.
         arrivals: How they arrive; None for all at once, offline.
@@ -207,8 +216,18 @@ class Load:
             )
 
     @property
+    def lengths(self) -> tuple[int, int]:
+        """Input and output tokens."""
+        return self.input_tokens, self.output_tokens
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether each of its requests has lengths of its own, as in a log."""
+        return self.arrivals is not None and self.arrivals.law == REPLAY
+
+    @property
     def is_online(self) -> bool:
-        """Whether its requests arrive one after the other."""
+        """Whether it is a run of requests that arrive one after the other, or are replayed: no batch of equal ones."""
         return self.arrivals is not None
 
 
@@ -233,6 +252,8 @@ class Cell:
 
     def __str__(self) -> str:
         load = self.load
+        if load.is_replay:
+            return f"{self.label} {self.setup.model} × {load.batch}"
         return f"{self.label} {self.setup.model} {load.input_tokens}→{load.output_tokens} × {load.batch}"
 
 

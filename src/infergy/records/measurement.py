@@ -59,6 +59,7 @@ class Measurement:
         prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
         arrival_s: When each request of an online run was to arrive, in seconds after the first; empty offline.
         arrival_sha256: Hash of these times; None offline.
+        lengths: Input and output tokens of each request of a replay; empty where all are alike.
         windows: The measured windows, in order; empty if the cell failed.
         loaded_idle: A window over the idle, loaded GPU, from which the idle tail is priced; None if it failed.
         bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
@@ -104,6 +105,7 @@ class Measurement:
     rescaled: Rescaled | None = None
     arrival_s: tuple[float, ...] = ()
     arrival_sha256: str | None = None
+    lengths: tuple[tuple[int, int], ...] = ()
     schema: str = SCHEMA
 
     @property

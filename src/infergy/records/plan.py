@@ -30,6 +30,7 @@ class PlannedCell:
         visit: ``grid``, and where cells are visited several times ``grid-2`` and so on; an anchor is visited at the
             ``start`` and at the ``end`` of its set-up, so that drift shows.
         arrival_s: When each request of a run arrives, in seconds after the first; empty offline.
+        lengths: Input and output tokens of each request of a replay; empty where all are alike.
     """
 
     cell: Cell
@@ -38,6 +39,7 @@ class PlannedCell:
     forecast_batch_s: float
     visit: str = GRID_VISIT
     arrival_s: tuple[float, ...] = ()
+    lengths: tuple[tuple[int, int], ...] = ()
 
     @property
     def key(self) -> str:

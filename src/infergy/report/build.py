@@ -152,7 +152,8 @@ def _weigh(
         estimates[trace] = estimate(trace, model=model, gpu=gpu, tables=table)
         rankings[trace] = recommend(trace, PriceOptions(model=model, gpu=gpu, tables=table))
     offline = [point for point in points if not point.row.cell.load.is_online]
-    online = [point for point in points if point.row.cell.load.is_online]
+    # A replay has no rate: what it took stands beside its forecast, infergy replay --rows.
+    online = [one for one in points if one.row.cell.load.is_online and not one.row.cell.load.is_replay]
     return Evidence(points=offline, estimates=estimates, rankings=rankings, laws=_laws(offline), online=online)
 
 

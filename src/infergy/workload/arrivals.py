@@ -66,6 +66,33 @@ def trace_times(source: str, count: int, arrivals: Arrivals) -> tuple[float, ...
     return _scaled(tuple(time_s - times[0] for time_s in times), arrivals)
 
 
+def trace_lengths(source: str, first: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Input and output tokens of `count` requests of a trace, in the order of the log, `first` of them passed by.
+
+    Failed requests are not among them, and a prompt is whole, what a prefix cache served included.
+
+    Raises:
+        DataError: The trace has fewer.
+    """
+    import polars
+
+    from infergy.workload.trace import open_trace
+
+    rows = open_trace(source).frame.filter(polars.col("output_tokens") > 0, polars.col("input_tokens") > 0)
+    found = rows.select("input_tokens", "output_tokens").slice(first, count).collect().rows()
+    if len(found) < count:
+        raise DataError(f"{source}: {len(found)} requests from {first} on, {count} are asked for. Ask for fewer")
+    return tuple((int(inputs), int(outputs)) for inputs, outputs in found)
+
+
+def hash_lengths(lengths: Sequence[tuple[int, int]]) -> str:
+    """SHA-256 over lengths, in hexadecimal."""
+    digest = hashlib.sha256()
+    for pair in lengths:
+        digest.update(array("I", pair).tobytes())
+    return digest.hexdigest()
+
+
 def _scaled(times: Sequence[float], arrivals: Arrivals) -> tuple[float, ...]:
     """Times at the rate of `arrivals`, if it has one, in whole microseconds: what a row and a plan keep."""
     factor = 1.0
