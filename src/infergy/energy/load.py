@@ -71,7 +71,7 @@ def _load(named: Sequence[tuple[str, Path]], *, allow_simulated: bool) -> Energy
         offline = [row for row in contents.rows if not row.cell.load.is_online]
         came = [row for row in contents.rows if row.cell.load.is_online]
         if came:
-            notes.append(f"{name}: {len(came)} rows served online or replayed are left out; estimates are of equal batches")
+            notes.append(f"{name}: {len(came)} rows served online or replayed are left out; estimates add up batches")
             online += [(_gpu_name(row), row.cell_id) for row in came if row.is_ok]
         good, bad = _judge(name, offline, allow_simulated=allow_simulated)
         failed += bad
