@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json, stdout_console
-from infergy.errors import UsageError
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.energy.calibration import Calibrated, Calibration
     from infergy.hardware.gpus import Gpu
 
 DEFAULT_FILE = Path("calibration.jsonl")
-SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+BUDGET = "4m"
 WIDTH = 100
 
 
@@ -28,7 +26,7 @@ def calibrate(
     ] = DEFAULT_FILE,
     budget: Annotated[
         str, typer.Option("--budget", help="Time for it, 90s or 3m; the most telling windows come first.")
-    ] = "4m",
+    ] = BUDGET,
     gpu: Annotated[
         str | None,
         typer.Option("--gpu", "-g", help="The GPU's datasheet: a name or a TOML file [default: by the driver's name]"),
@@ -46,11 +44,13 @@ def calibrate(
     Needs torch and a GPU that counts its energy, no model. Example: infergy calibrate -o h200.jsonl --budget 4m
     """
     from infergy.energy.calibration import load_calibration
+    from infergy.measure.calibrate import parse_budget, run_here
 
     chip = _chip(gpu)
     path = output if show is None else show
     if show is None:
-        _measure(output, _seconds_of(budget), chip, simulate)
+        _refuse_unmeant(chip, simulate)
+        run_here(output, budget_s=parse_budget(budget), simulate=simulate, tell=_tell)
     found = load_calibration(path, chip)
     if as_json:
         print_json([found])
@@ -64,38 +64,17 @@ def _chip(gpu: str | None) -> Gpu | None:
     return None if gpu is None else get_gpu(gpu)
 
 
-def _seconds_of(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([smh]?)", text.strip())
-    if found is None:
-        raise UsageError(f"--budget takes seconds, minutes or hours: 90s, 3m, 1h; found {text!r}")
-    return float(found[1]) * SECONDS[found[2]]
+def _refuse_unmeant(chip: Gpu | None, simulate: str | None) -> None:
+    """Refuse before measuring what the fit would refuse after it.
 
-
-def _measure(path: Path, budget_s: float, chip: Gpu | None, simulate: str | None) -> None:
-    """Measure what the file lacks, told on stderr."""
+    Raises:
+        UsageError: The simulated GPU is another than `chip`, or there is none of that name.
+    """
     from infergy.energy.calibration import refuse_other
-    from infergy.hardware.gpus import find_gpu_by_driver_name
-    from infergy.measure.calibrate import calibrate as run
-    from infergy.measure.stations import simulated_stations, stations_here
+    from infergy.hardware.gpus import get_gpu
 
-    single, pair = stations_here() if simulate is None else simulated_stations(simulate)
-    try:
-        identity = single.meter.gpus[0]
-        if chip is not None:
-            refuse_other(identity.name, chip)
-        elif simulate is None and find_gpu_by_driver_name(identity.name) is None:
-            _tell(
-                f"{identity.name} is not in the catalogue: what is measured is kept; for the constants describe it "
-                f'in a TOML file with title = "{identity.name}" (docs/models.md), and give it with --gpu'
-            )
-        _tell(f"{identity.name}, {identity.uuid}: at most {format_duration(budget_s)}, into {path}")
-        for event in run(single, pair, path, budget_s=budget_s):
-            place = f"{event.number:3}/{event.total} " if event.number else ""
-            _tell(f"{place}{event.text}")
-    finally:
-        for station in (single, pair):
-            if not isinstance(station, str):
-                station.meter.close()
+    if chip is not None and simulate is not None:
+        refuse_other(get_gpu(simulate).title, chip)
 
 
 def _tell(text: str) -> None:

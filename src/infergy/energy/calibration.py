@@ -1,5 +1,7 @@
-"""The physical model's constants for one GPU, from the file of `infergy calibrate`, a pure function of it: what they are,
-beside the datasheet's, how certain, and from which windows; `infergy.energy.calibration_fit` finds them.
+"""The physical model's constants for one GPU: a pure function of the file that `infergy calibrate` made.
+
+What they are beside the datasheet's, how certain, and on how many windows they rest; `infergy.energy.calibration_fit`
+finds them.
 """
 
 from __future__ import annotations
@@ -150,7 +152,7 @@ def fit_calibration(windows: Sequence[CalibrationWindow], gpu: Gpu | None = None
     whole = [one for one in kept if one.is_whole]
     if not whole:
         raise DataError(f"{name}: no whole window. Measure some: infergy calibrate -o {name}")
-    drivers = {one.environment.gpus[0].name for one in whole}
+    drivers = {one.environment.gpus[0].name for one in windows if one.is_whole}
     if len(drivers) > 1:
         raise UsageError(f"{name}: windows of several GPUs ({', '.join(sorted(drivers))}): give each a file of its own")
     (driver,) = drivers

@@ -2,11 +2,15 @@
 
     idle   load warm-up |window| row   load warm-up |window| row   …   two GPUs: |window| row
 
-What follows from the windows is `infergy.energy.calibration`, which needs no GPU.
+What follows from the windows is `infergy.energy.calibration`, which needs no GPU. `infergy calibrate` does both; where
+nothing can be installed, ``python -m infergy.measure.calibrate -o FILE`` measures with the standard library and torch.
 """
 
 from __future__ import annotations
 
+import argparse
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from infergy.engines import EngineOutOfMemoryError
-from infergy.errors import EngineError, GpuLostError, MeterError, UsageError
+from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError, UsageError
 from infergy.measure.bench import Bench, Work, look_nowhere
 from infergy.measure.block import window
 from infergy.measure.calibration_plan import idle_work, make_works, shrink, sum_works
@@ -23,6 +27,7 @@ from infergy.meters import Meter
 from infergy.meters.window import counter_period_s
 from infergy.records import Environment, GpuState
 from infergy.records.calibration import IDLE, CalibrationFile, CalibrationWindow, Workload
+from infergy.units import format_duration, format_number, format_si
 
 WINDOW_S = 3.0
 """30 ticks of an H200's counter."""
@@ -33,6 +38,10 @@ WARM_S = 0.7
 OVERHEAD_S = 1.2
 """Of a window beside itself and its warm-up: operands, capture, ticks and the counter's tail."""
 
+BUDGET = "4m"
+"""All windows of an H200, with half a minute to spare; our own estimate."""
+
+SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 LEAST_BUDGET_S = 15.0
 BEFORE_SUMS = 9
 """So many workloads on one GPU come before those on two: by then each constant of one GPU has a window."""
@@ -309,8 +318,6 @@ def _tell_dropped(works: Sequence[Workload]) -> str:
 
 def describe(found: CalibrationWindow) -> str:
     """A window in one line."""
-    from infergy.units import format_number, format_si
-
     work = found.workload
     if not found.is_whole or found.power_w is None:
         return f"{work.name}: no window: {found.reason}"
@@ -323,3 +330,67 @@ def describe(found: CalibrationWindow) -> str:
     if work.link_bytes:
         parts.append(f"{format_si(work.link_bytes / found.call_s, 'B/s')} over the link")
     return f"{work.name}: {', '.join((*parts, *found.doubts))}{' (simulated)' if found.simulated else ''}"
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of ``90s``, ``3m``, ``1h`` or a plain number.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([smh]?)", text.strip())
+    if found is None:
+        raise UsageError(f"--budget takes seconds, minutes or hours: 90s, 3m, 1h; found {text!r}")
+    return float(found[1]) * SECONDS[found[2]]
+
+
+def run_here(path: Path, *, budget_s: float, simulate: str | None, tell: Callable[[str], None]) -> None:
+    """Measure on this machine, or on a simulated GPU of a kind, and tell each window in a line.
+
+    Raises:
+        InfergyError: As `calibrate`.
+    """
+    from infergy.measure.stations import simulated_stations, stations_here
+
+    single, pair = stations_here() if simulate is None else simulated_stations(simulate)
+    try:
+        identity = single.meter.gpus[0]
+        tell(f"{identity.name}, {identity.uuid}: at most {format_duration(budget_s)}, into {path}")
+        for event in calibrate(single, pair, path, budget_s=budget_s):
+            place = f"{event.number:3}/{event.total} " if event.number else ""
+            tell(f"{place}{event.text}")
+    finally:
+        for station in (single, pair):
+            if not isinstance(station, str):
+                station.meter.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure; returns the exit code: 0 good, 130 interrupted, an error's own otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m infergy.measure.calibrate", description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output-file", type=Path, required=True, help="the file; resumed if it exists")
+    parser.add_argument("--budget", default=BUDGET, help=f"time for it [default: {BUDGET}]")
+    parser.add_argument("--simulate", metavar="GPU", help="calibrate a simulated GPU, which says nothing")
+    options = parser.parse_args(arguments)
+    try:
+        run_here(
+            options.output_file,
+            budget_s=parse_budget(options.budget),
+            simulate=options.simulate,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    except InfergyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    print(f"for the constants: infergy calibrate --show {options.output_file}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    # By its name, so that there is one copy of each class.
+    from infergy.measure.calibrate import main as run
+
+    sys.exit(run())

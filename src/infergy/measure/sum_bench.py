@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class SumBench:
         self._folder = tempfile.TemporaryDirectory(prefix="infergy-")
         store = str(Path(self._folder.name) / "store")
         context = multiprocessing.get_context("spawn")
+        self._reason: str | None = None
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
         for rank in range(ranks):
@@ -69,8 +71,13 @@ class SumBench:
 
     def ask(self, order: tuple[str, int], patience_s: float, look: Callable[[], None] = look_nowhere) -> list[Any]:
         """Give all the same order and wait for all answers."""
-        for pipe in self._pipes:
-            pipe.send(order)
+        if self._reason is not None:
+            raise EngineError(self._reason)
+        try:
+            for pipe in self._pipes:
+                pipe.send(order)
+        except OSError as error:
+            raise self._broken("a process died") from error
         look()
         return self._answers(patience_s)
 
@@ -80,30 +87,40 @@ class SumBench:
             pipe.close()
         for process in self._processes:
             # They end by themselves when their pipe does; one that hangs in a sum does not.
-            process.join(5.0)
+            process.join(0.0 if self._reason else 5.0)
             if process.is_alive():
                 process.kill()
                 process.join()
         self._folder.cleanup()
 
     def _answers(self, patience_s: float) -> list[Any]:
-        """The answer of each process.
+        """The answer of each process, in the order of GPUs.
 
         Raises:
             EngineError: One failed, died or did not answer.
         """
-        found = []
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                if not pipe.poll(patience_s):
-                    raise EngineError(f"sums over GPUs: GPU {rank} did not answer in {patience_s:g} s")
-                is_good, answer = pipe.recv()
-            except (EOFError, OSError) as error:
-                raise EngineError(f"sums over GPUs: the process of GPU {rank} died") from error
-            if not is_good:
-                raise EngineError(f"sums over GPUs: GPU {rank}: {answer}")
-            found.append(answer)
-        return found
+        answers: list[Any] = [None] * len(self._pipes)
+        waiting = dict(zip(self._pipes, range(len(self._pipes)), strict=True))
+        end_s = time.monotonic() + patience_s
+        while waiting:
+            # Whichever comes first: where one GPU's process failed, the others wait for it for ever.
+            ready: list[Any] = wait(list(waiting), max(0.0, end_s - time.monotonic()))
+            if not ready:
+                raise self._broken(f"no answer in {patience_s:g} s")
+            for pipe in ready:
+                rank = waiting.pop(pipe)
+                try:
+                    is_good, answers[rank] = pipe.recv()
+                except (EOFError, OSError) as error:
+                    raise self._broken(f"the process of GPU {rank} died") from error
+                if not is_good:
+                    raise self._broken(f"GPU {rank}: {answers[rank]}")
+        return answers
+
+    def _broken(self, why: str) -> EngineError:
+        """From now on nothing is asked: who waits for a lost partner answers nothing."""
+        self._reason = f"sums over GPUs: {why}"
+        return EngineError(self._reason)
 
 
 class SumWork:
