@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,15 @@ def test_it_tells_each_window_and_then_the_constants(tmp_path: Path) -> None:
     for words in ("SIMULATED", "weight_efficiency", "0.800", "of bandwidth", "idle power: 147 W"):
         assert words in done.stdout
     assert "product 16 x 8192" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/calibration.md"])
+def test_the_constants_that_are_shown_are_those_that_are_printed(file: Path, name: str) -> None:
+    printed = {line.rstrip() for line in invoke("calibrate", "--show", file).stdout.splitlines()}
+    text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    shown = [line for line in text.splitlines() if re.match(r" [a-z0-9_]+ {3,}\d", line)]
+    assert len(shown) >= 4
+    assert set(shown) <= printed
 
 
 def test_a_file_is_shown_without_measuring_and_as_json(file: Path) -> None:

@@ -65,7 +65,7 @@ def test_each_constant_that_a_gpu_obeys_is_found_again(name: str) -> None:
     prior = rms([math.log(BY_NAME[name].value / truth_of(seed)[name]) for seed in SEEDS])
     found = rms([off(fit_calibration(windows(seed)), seed)[name] for seed in SEEDS])
     assert found < prior / 3
-    assert found < 0.06
+    assert found < 0.08
 
 
 def test_where_fp8_throttles_its_flops_times_their_joules_are_found() -> None:

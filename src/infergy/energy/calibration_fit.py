@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 LAUNCHES_A_LAYER = 12.0
 """Kernels of a layer, as the prior of `layer_s` has it: 10 to 14."""
 
-TIME_SPREAD: Mapping[str, float] = {PRODUCT: 0.08, ATTENTION: 0.12, LAUNCH: 0.15, REDUCE: 0.15, COPY: math.inf}
+TIME_SPREAD: Mapping[str, float] = {PRODUCT: 0.08, ATTENTION: 0.12, LAUNCH: 0.25, REDUCE: 0.15, COPY: math.inf}
 """Standard deviation of a window's seconds, in logarithm, about the model with the right constants. Kernels of one kind
-differ by some percent from size to size; that a layer has twelve launches is a convention. Our own estimate. How fast
-copies are is no constant of the model."""
+differ by some percent from size to size; that a layer is as twelve small additions is a convention. Our own estimate.
+How fast copies are is no constant of the model."""
 
 ENERGY_SPREAD: Mapping[str, float] = {PRODUCT: 0.06, ATTENTION: 0.06, LAUNCH: 0.06, COPY: 0.06, REDUCE: math.inf}
 """The same of its joules; what a link takes is no constant of the model."""

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import cycle
 from typing import Any
 
@@ -35,6 +36,8 @@ QUEUED = 2
 
 PROBES = 5
 FP8_CAPABILITY = (8, 9)
+LARGE_L2 = 2**27
+"""Where torch does not tell: more than any GPU of the catalogue has."""
 
 Call = Callable[[], object]
 
@@ -60,7 +63,7 @@ class TorchBench:
             found = self.torch.cuda.get_device_properties(0)
             self.traits = Traits(
                 memory_bytes=int(found.total_memory),
-                l2_bytes=int(found.L2_cache_size),
+                l2_bytes=int(getattr(found, "L2_cache_size", LARGE_L2)),
                 has_fp8=(found.major, found.minor) >= FP8_CAPABILITY,
             )
         self.device = "cpu" if uuid is None else "cuda:0"
@@ -88,7 +91,9 @@ class TorchBench:
     def free(self) -> None:
         """Give cached memory back."""
         if self.has_gpu:
-            self.torch.cuda.empty_cache()
+            # After an error that CUDA does not recover from it fails too; the next work tells of that.
+            with suppress(RuntimeError):
+                self.torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Likewise."""
