@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, MissingError
 from infergy.measure import calibrate as calibration
 from infergy.measure.calibrate import Station, calibrate
@@ -175,3 +178,107 @@ def test_a_whole_calibration_runs_in_torch(
         assert one.power_w == pytest.approx(200.0 if one.workload.gpus == 1 else 420.0, rel=0.35)
         assert one.doubts == ("it took 0.3 s only: the edges weigh",) or one.duration_s > 0.3
     assert found[1].environment.packages["torch"] == torch.__version__
+
+
+class PretendedCuda:
+    """What the GPU's paths call of torch.cuda, on the CPU: graphs hold calls and replay them."""
+
+    class Stream:
+        def wait_stream(self, _: object) -> None:
+            pass
+
+    class Event:
+        def record(self) -> None:
+            PretendedCuda.queued += 1
+
+        def synchronize(self) -> None:
+            PretendedCuda.queued -= 1
+            PretendedCuda.deepest = max(PretendedCuda.deepest, PretendedCuda.queued)
+
+    class CUDAGraph:
+        replays = 0
+
+        def replay(self) -> None:
+            PretendedCuda.CUDAGraph.replays += 1
+
+    queued = deepest = 0
+    error: RuntimeError | None = None
+
+    @contextmanager
+    def graph(self, _: object, capture_error_mode: str = "global") -> Iterator[None]:
+        yield
+        if self.error is not None:
+            raise self.error
+
+    @contextmanager
+    def stream(self, _: object) -> Iterator[None]:
+        yield
+
+    def current_stream(self) -> Stream:
+        return self.Stream()
+
+    def synchronize(self) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        raise RuntimeError("an error that CUDA does not recover from")
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> TorchBench:
+    """A bench that takes the GPU's paths."""
+    found = TorchBench(None)
+    for name in ("Stream", "Event", "CUDAGraph", "graph", "stream", "current_stream", "synchronize", "empty_cache"):
+        assert hasattr(torch.cuda, name)
+    monkeypatch.setattr(torch, "cuda", PretendedCuda())
+    monkeypatch.setattr(PretendedCuda.CUDAGraph, "replays", 0)
+    found.has_gpu = True
+    return found
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
+def test_in_a_graph_replays_are_counted_by_the_calls_they_hold(pretended: TorchBench, work: Workload) -> None:
+    loaded = pretended.load(work)
+    assert loaded.how.endswith("in a CUDA graph")
+    before = PretendedCuda.CUDAGraph.replays
+    calls = loaded.run(0.001)
+    assert calls == (PretendedCuda.CUDAGraph.replays - before) * loaded._in_step
+    assert loaded._in_step % work.copies == 0
+    loaded.close()
+
+
+def test_the_queue_is_kept_some_chunks_deep(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PretendedCuda, "queued", 0)
+    monkeypatch.setattr(PretendedCuda, "deepest", 0)
+    loaded = pretended.load(WORKS[0])
+    loaded._steps = 1
+    loaded.run(0.05)
+    assert PretendedCuda.deepest == PretendedCuda.queued == 2
+
+
+def test_what_cannot_be_captured_runs_one_by_one_and_says_so(pretended: TorchBench) -> None:
+    pretended.torch.cuda.error = RuntimeError("operation not permitted when stream is capturing")
+    loaded = pretended.load(WORKS[2])
+    assert loaded.how == "mm, one by one"
+    assert loaded.run(0.001) >= 1
+
+
+def test_out_of_memory_is_told_apart(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
+
+    monkeypatch.setattr(pretended, "_random", full)
+    with pytest.raises(EngineOutOfMemoryError, match="out of memory"):
+        pretended.load(WORKS[0])
+
+
+def test_a_kernel_that_the_gpu_lacks_leaves_the_others(pretended: TorchBench) -> None:
+    """Of the GPU's kernels the CPU has one; the others fail as they do on a GPU that lacks them."""
+    loaded = pretended.load(attention_work(2, 64, TINY))
+    assert "flash_attention" in loaded.how
+
+
+def test_graphs_of_sums_take_the_capture_mode_that_torch_knows() -> None:
+    import inspect
+
+    assert "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters
