@@ -151,6 +151,9 @@ def _serve(rank: int, ranks: int, store: str, uuids: list[str], pipe: Any) -> No
     if uuids:
         # Set before torch starts CUDA: whichever process this is, it sees the metered GPUs, in the meter's order.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+    else:
+        # Else it looks for the host's name, which not every machine can resolve.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         summing = _Summing(rank, ranks, store, has_gpu=bool(uuids))
         pipe.send((True, "ready"))
