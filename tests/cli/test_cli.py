@@ -115,9 +115,10 @@ def test_a_simulated_sweep_runs_from_the_command_line_and_its_rows_are_refused(t
     assert "--allow-simulated" in refused.stderr
     taken = infergy("estimate", "azure-code-2023", "--table", store, "--allow-simulated")
     assert "SIMULATED" in taken.stdout
-    assert "Requests without a price" in taken.stdout
-    assert "vllm: low unknown: the floor of a bin has no value" in taken.stdout
     assert "1 measured length from" in taken.stdout
+    by_table = infergy("estimate", "azure-code-2023", "--table", store, "--allow-simulated", "--method", "table")
+    assert "Requests without a price" in by_table.stdout
+    assert "vllm: low unknown: the floor of a bin has no value" in by_table.stdout
 
 
 def test_a_dry_run_prints_the_plan_and_measures_nothing() -> None:

@@ -70,6 +70,7 @@ def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
         ("histogram", ("bins", "task:generation")),
         ("studies", ("study", "list")),
         ("histogram", ("bins", "azure-code-2023")),
+        ("next", ("next", "azure-code-2023", "--own", "--gpu", "h200")),
         ("histogram", ("bins", "azure-code-2023", "--bins", "paper")),
     ],
 )

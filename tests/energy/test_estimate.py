@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from infergy.energy.answer import Estimate
 from infergy.energy.estimate import estimate
 from infergy.energy.load import load_table
+from infergy.energy.options import METHODS
 from infergy.energy.table import EnergyTable
 from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu, get_model
 from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.sweep import sweep
-from infergy.records import GpuIdentity, Measurement
+from infergy.records import Decoding, GpuIdentity, Measurement
 from infergy.workload import Bins
 from known_tables import (
     BATCH,
@@ -166,7 +167,7 @@ def test_disjoint_traces_add_up(shipped: EnergyTable, one: list[tuple[int, int]]
 
 
 @settings(max_examples=30)
-@given(LENGTHS, st.sampled_from(["ceiling", "mean"]), st.sampled_from(["fractional", "whole"]))
+@given(LENGTHS, st.sampled_from(METHODS), st.sampled_from(["fractional", "whole"]))
 def test_an_estimate_lies_between_its_bounds(
     shipped: EnergyTable, pairs: list[tuple[int, int]], method: str, rare: str
 ) -> None:
@@ -176,7 +177,7 @@ def test_an_estimate_lies_between_its_bounds(
         assert found.high_j is not None
         assert found.low_j <= found.energy_j <= found.high_j
         assert 0 <= found.coverage <= 1
-        assert found.coverage + found.interpolated + found.extrapolated == pytest.approx(1)
+        assert found.coverage + found.modelled + found.interpolated + found.extrapolated == pytest.approx(1)
 
 
 @settings(max_examples=30)
@@ -191,8 +192,22 @@ def test_the_truth_lies_between_the_bounds_where_cells_surround_it(pairs: list[t
     assert found.low_j <= truth <= found.high_j
 
 
-def test_an_unmeasured_bin_is_interpolated_marked_and_counted(table: EnergyTable) -> None:
-    found = only(histogram_of([(512, 64)] * 3 + [(512, 128)]), table)
+def test_an_unmeasured_bin_is_modelled_marked_and_counted(table: EnergyTable) -> None:
+    found = only(histogram_of([(512, 64)] * 3 + [(512, 128), (4096, 1024)]), table)
+    assert (found.coverage, found.modelled, found.interpolated, found.extrapolated) == (0.6, 0.4, 0.0, 0.0)
+    assert [b.how for b in found.bins] == ["measured", "modelled", "modelled"]
+    assert found.energy_j is not None
+    assert found.interval_low_j is not None
+    assert found.interval_high_j is not None
+    assert found.interval_low_j < found.energy_j < found.interval_high_j
+    assert found.provenance.errors.modelled is not None
+    assert found.provenance.errors.modelled.points == 12
+
+
+def test_by_table_an_unmeasured_bin_is_interpolated_marked_and_counted(table: EnergyTable) -> None:
+    found = only(histogram_of([(512, 64)] * 3 + [(512, 128)]), table, method="table")
+    assert found.interval_low_j is None
+    assert "curves" in (found.interval_reason or "")
     assert (found.coverage, found.interpolated, found.extrapolated) == (0.75, 0.25, 0.0)
     assert found.coverage_output_tokens == pytest.approx(3 * 64 / (3 * 64 + 128))
     assert [b.how for b in found.bins] == ["measured", "interpolated"]
@@ -200,13 +215,34 @@ def test_an_unmeasured_bin_is_interpolated_marked_and_counted(table: EnergyTable
 
 
 def test_bins_beyond_the_measured_are_marked_extrapolated(table: EnergyTable) -> None:
-    found = only(histogram_of([(4096, 1024)]), table)
-    assert (found.coverage, found.interpolated, found.extrapolated) == (0.0, 0.0, 1.0)
+    found = only(histogram_of([(4096, 1024)]), table, method="table")
+    assert (found.coverage, found.modelled, found.interpolated, found.extrapolated) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_one_measured_cell_prices_any_trace_more_certainly_than_none(tmp_path: Path) -> None:
+    table = table_of(tmp_path, rows_of(inputs=[512], outputs=[64]))
+    found = only(histogram_of([(2048, 512)]), table)
+    assert (found.modelled, found.coverage) == (1.0, 0.0)
+    assert found.energy_j is not None
+    assert found.interval_high_j is not None
+    assert found.provenance.errors.modelled is None, "one cell cannot be left out"
+    assert any("error unknown" in note for note in estimate(histogram_of([(2048, 512)]), tables=table).notes)
+
+
+def test_where_the_model_does_not_apply_curves_do(tmp_path: Path) -> None:
+    beams = Decoding(beams=4)
+    rows = [
+        replace(row, cell=(cell := replace(row.cell, load=replace(row.cell.load, decoding=beams))), cell_id=cell.id)
+        for row in rows_of(engine="transformers")
+    ]
+    found = only_of("transformers-beam4", histogram_of([(512, 128)]), table_of(tmp_path, rows))
+    assert (found.modelled, found.interpolated) == (0.0, 1.0)
+    assert "does not apply" in (found.interval_reason or "")
 
 
 def test_a_trace_that_no_cell_is_in_line_with_has_no_figures_but_reasons(tmp_path: Path) -> None:
     table = table_of(tmp_path, rows_of(inputs=[512], outputs=[64]))
-    found = only(histogram_of([(2048, 512)]), table)
+    found = only(histogram_of([(2048, 512)]), table, method="table")
     assert found.energy_j is found.low_j is found.high_j is found.gap_to_ideal is None
     for reason in (found.energy_reason, found.low_reason, found.high_reason):
         assert reason is not None

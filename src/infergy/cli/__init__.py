@@ -17,6 +17,7 @@ from infergy.cli.estimate import estimate
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
 from infergy.cli.merge import merge
+from infergy.cli.next import next_cells
 from infergy.cli.phases import phases
 from infergy.cli.recommend import recommend
 from infergy.cli.report import report
@@ -48,6 +49,7 @@ MEASURED = (measure, calibrate, merge, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, scoreboard, schema, doctor)
 for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
+app.command("next")(next_cells)
 app.add_typer(study, name="study")
 app.command(VERB, hidden=True)(measure_command)
 

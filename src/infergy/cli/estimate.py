@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 UNKNOWN = "unknown"
+DRAWN = ("modelled", "interpolated", "extrapolated")
+"""How bins without a measured cell get their values: shares of an estimate."""
 
 ModelOption = Annotated[
     str | None,
@@ -73,8 +76,9 @@ MethodOption = Annotated[
     str,
     typer.Option(
         "--method",
-        help="ceiling prices each request at the upper corner of its bin (arXiv 2504.17674), "
-        "mean at the mean lengths of its bin; datasheet: from bytes and FLOPs, where nothing was measured",
+        help="ceiling prices each request at the upper corner of its bin (arXiv 2504.17674), mean at the mean lengths "
+        "of its bin; by the measured cell, else by the physical model given all cells. table: ceiling, cells and "
+        "curves alone; physics: mean, the model alone; datasheet: where nothing was measured",
     ),
 ]
 IdealOption = Annotated[
@@ -239,7 +243,8 @@ def _table(answer: TraceEstimate) -> Table:
     table.add_column("", no_wrap=True)
     for one in answer.estimates:
         table.add_column(one.engine + (" (simulated)" if one.provenance.simulated else ""), justify="right")
-    for name, figure in _figures(answer.baseline):
+    drawn = {how for how in DRAWN if any(getattr(one, how) for one in answer.estimates)}
+    for name, figure in _figures(answer.baseline, drawn):
         table.add_row(name, *[figure(one) for one in answer.estimates])
     requests = answer.trace.requests
     if any(one.priced_requests < requests for one in answer.estimates):
@@ -248,10 +253,12 @@ def _table(answer: TraceEstimate) -> Table:
     return table
 
 
-def _figures(baseline: str) -> list[tuple[str, _Figure]]:
+def _figures(baseline: str, drawn: set[str]) -> list[tuple[str, _Figure]]:
+    """The rows of the table; of the ways in which values were drawn, those that any engine needs."""
     return [
         ("Energy", lambda e: _number(e.energy_wh, " Wh")),
         ("", lambda e: _si(e.energy_j, "J")),
+        ("  90 %, as priced", _interval),
         ("  low .. high", _bracket),
         ("Energy a request", lambda e: _si(e.energy_per_request_j, "J")),
         ("Energy an output token", lambda e: _si(e.energy_per_output_token_j, "J")),
@@ -262,10 +269,19 @@ def _figures(baseline: str) -> list[tuple[str, _Figure]]:
         ("Gap to the ideal", lambda e: _percent(e.gap_to_ideal, signed=True)),
         (f"Saving against {baseline}", lambda e: "-" if e.engine == baseline else _percent(e.saving_vs_baseline)),
         ("Requests in measured bins", lambda e: format_percent(e.coverage)),
-        ("  interpolated", lambda e: format_percent(e.interpolated)),
-        ("  extrapolated", lambda e: format_percent(e.extrapolated)),
+        *[(f"  {how}", partial(_share, how)) for how in DRAWN if how in drawn],
         ("Output tokens in measured bins", lambda e: format_percent(e.coverage_output_tokens)),
     ]
+
+
+def _share(how: str, one: Estimate) -> str:
+    return format_percent(getattr(one, how))
+
+
+def _interval(one: Estimate) -> str:
+    if one.interval_low_j is None:
+        return UNKNOWN
+    return f"{_si(one.interval_low_j, 'J')} .. {_si(one.interval_high_j, 'J')}"
 
 
 def _bracket(one: Estimate) -> str:
@@ -293,6 +309,7 @@ def _doubts(estimates: Iterable[Estimate]) -> list[str]:
         figures: dict[str, list[str]] = {}
         named = (
             ("energy", one.energy_reason),
+            ("90 %", one.interval_reason),
             ("low", one.low_reason),
             ("high", one.high_reason),
             ("gap", one.gap_reason),

@@ -16,7 +16,7 @@ from infergy.cli.estimate import (
     SimulatedOption,
     TableOption,
 )
-from infergy.cli.trace_options import FormatOption, JsonOption, print_json, stdout_console
+from infergy.cli.trace_options import FormatOption, JsonOption, print_json, seconds_of, stdout_console
 from infergy.energy.options import BASELINE, MAX_BATCH_S
 from infergy.errors import UsageError
 from infergy.units import format_duration, format_number, format_percent, format_si
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from infergy.energy.recommend import Configuration, Recommendation
-
-SECONDS = {"ms": 1e-3, "s": 1.0}
 
 
 def recommend(
@@ -72,7 +70,7 @@ def recommend(
     found = rank(
         open_requests(source, format=format),
         options,
-        tpot_s=None if tpot is None else _seconds("--tpot", tpot),
+        tpot_s=None if tpot is None else seconds_of("--tpot", tpot),
         present=present,
         keep_outputs=keep_outputs,
     )
@@ -80,14 +78,6 @@ def recommend(
         print_json([found])
     else:
         _print(found)
-
-
-def _seconds(option: str, text: str) -> float:
-    unit = next((unit for unit in SECONDS if text.endswith(unit)), "")
-    try:
-        return float(text.removesuffix(unit)) * SECONDS.get(unit, 1.0)
-    except ValueError as error:
-        raise UsageError(f"{option} {text}: expected a time, as 50ms or 0.05s") from error
 
 
 def _print(found: Recommendation) -> None:

@@ -24,6 +24,7 @@ NAMES = (
     "measurement",
     "merge",
     "meter",
+    "next",
     "phases",
     "plan",
     "recommendation",
@@ -124,6 +125,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.records.behaviour import BEHAVIOUR_SCHEMA, MeterBehaviour
 
         return MeterBehaviour, BEHAVIOUR_SCHEMA
+    if name == "next":
+        from infergy.energy.next_cells import NEXT_SCHEMA, NextCells
+
+        return NextCells, NEXT_SCHEMA
     if name == "window":
         from infergy.measure.block import BLOCK_SCHEMA, BlockEnergy
 

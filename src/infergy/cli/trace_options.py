@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ _WIDTH_OF_FILES = 120
 
 _SOURCE_HELP = (
     "A shipped trace (azure-conv-2023, azure-code-2023), a task (task:translation, task:generation, "
-    "task:classification, task:summarisation), or a CSV (.gz too), JSONL or Parquet file."
+    "task:classification, task:summarisation), a CSV (.gz too), JSONL or Parquet file, or a URL of Parquet (s3://…)."
 )
 SourceArg = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]
 SourcesArg = Annotated[list[str], typer.Argument(metavar="SOURCE", help=_SOURCE_HELP)]
@@ -142,3 +143,19 @@ def stdout_console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, highlight=False)
+
+
+SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds_of(option: str, text: str) -> float:
+    """``50ms``, ``0.05s``, ``5m``, ``1h``, or plain seconds.
+
+    Raises:
+        UsageError: It is no time.
+    """
+    found = re.fullmatch(r"([\d.]+)\s*(ms|s|m|min|h)?", text)
+    try:
+        return float(found[1]) * SECONDS[found[2] or "s"] if found else float("")
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: expected a time, as 50ms, 0.05s or 5m") from error

@@ -49,7 +49,7 @@ class SourceUse:
 
     Attributes:
         file: Its path; ``shipped NAME`` for a file inside the package.
-        lengths: How many points of the surface it gives.
+        lengths: How many of the cells that count it gives.
         rescaled: By what its joules were multiplied to stand for another GPU; None if they were not.
     """
 
@@ -78,11 +78,11 @@ class Provenance:
 
     Attributes:
         sources: The files whose rows are used, the better ranked first.
-        rows: Ids of the cells that make the surface.
+        rows: Ids of the cells that count, one at each length.
         weights: The law of the random weights, or where real ones came from.
         batch_choices: How batch sizes were chosen.
         rare_rule: How bins with fewer requests than a batch are charged.
-        errors: What interpolation and extrapolation get wrong, from cells left out.
+        errors: What the model, interpolation and extrapolation get wrong, from cells left out.
         simulated: Whether the joules come from a model instead of a GPU.
     """
 
@@ -103,8 +103,11 @@ class Estimate:
         gpu: Name of the GPU in the catalogue.
         engine: Label of the engine set-up: ``transformers``, ``vllm``.
         gpus: GPUs that one instance of the engine works on.
-        method: ``ceiling``: each request at the upper corner of its bin; ``mean``: at the mean lengths of its bin.
+        method: ``ceiling``, ``mean``, ``table`` or ``physics`` (`infergy.estimate`).
         energy_j: Joules of GPU boards.
+        interval_low_j: Lower end of the 90 % interval of `energy_j`, for the lengths at which it is priced and a chip
+            of this kind: what measuring, the physical model and chips leave open. `interval_high_j` its upper end;
+            None with `interval_reason` where that is not known.
         low_j: Lower bound: each request at the floor of its bin.
         high_j: Upper bound: each bin at its ceiling in whole batches, with the errors of measuring and interpolating.
         duration_s: GPU-seconds: busy time, summed over the GPUs of the set-up.
@@ -115,7 +118,8 @@ class Estimate:
         priced_requests: Requests that could be priced; `priced_output_tokens` likewise.
         coverage: Share of all requests that lie in measured bins.
         coverage_output_tokens: Share of all output tokens that lie in measured bins.
-        interpolated: Share of all requests in interpolated bins; `extrapolated` likewise.
+        modelled: Share of all requests in bins priced by the physical model; `interpolated` and `extrapolated` by
+            curves.
         ideal_energy_j: The ideal of the priced requests.
         gap_to_ideal: (energy − ideal) / ideal, as a fraction.
         saving_vs_baseline: 1 − energy / energy of the baseline, over the requests that both could price.
@@ -128,6 +132,8 @@ class Estimate:
     gpus: int
     method: str
     energy_j: float | None
+    interval_low_j: float | None
+    interval_high_j: float | None
     low_j: float | None
     high_j: float | None
     duration_s: float | None
@@ -142,6 +148,7 @@ class Estimate:
     priced_output_tokens: int
     coverage: float
     coverage_output_tokens: float
+    modelled: float
     interpolated: float
     extrapolated: float
     ideal_energy_j: float | None
@@ -150,6 +157,7 @@ class Estimate:
     provenance: Provenance
     bins: tuple[BinEnergy, ...]
     energy_reason: str | None = None
+    interval_reason: str | None = None
     low_reason: str | None = None
     high_reason: str | None = None
     gap_reason: str | None = None

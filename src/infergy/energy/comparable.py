@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from infergy.energy.price import NO_VALUE
 from infergy.energy.summary import Priced
 from infergy.energy.table import SHIPPED_PREFIX
 
@@ -13,9 +12,14 @@ ENOUGH = 0.99
 
 
 def priced_share(priced: Priced) -> float:
-    """Share of all requests that have a price; 0 for a trace without requests."""
+    """Share of all requests whose lengths the measured cells reach; 0 for a trace without requests.
+
+    The physical model prices all of them from any cell, but a set-up of few cells is told only to those who ask for it.
+    """
     requests = sum(one.requests for one in priced.bins)
-    return sum(one.requests for one in priced.bins if one.how != NO_VALUE) / requests if requests else 0.0
+    surface = priced.values.surface
+    reached = sum(one.requests for one in priced.bins if surface.at(one.input_tokens, one.output_tokens) is not None)
+    return reached / requests if requests else 0.0
 
 
 def is_partial(priced: Priced, others: Iterable[Priced]) -> bool:

@@ -17,7 +17,7 @@ from infergy.energy.answer import TraceFacts
 from infergy.energy.calibration import Calibration
 from infergy.energy.demand import decode_demand, prefill_demand
 from infergy.energy.estimate import facts_of, histogram_of
-from infergy.energy.options import MAX_BATCH_S
+from infergy.energy.options import MAX_BATCH_S, MAX_SEQUENCES
 from infergy.energy.physics import Chips, Passes, Physics
 from infergy.energy.price import mean_lengths
 from infergy.errors import UsageError
@@ -39,9 +39,6 @@ HALF_WIDTH = 0.78
 """Of log J: 90 % of the scoreboard's 690 rows of served models lie so near to the datasheet's figure, or nearer."""
 
 ENGINE = "vllm"
-MAX_SEQUENCES = 256
-"""vLLM's `max_num_seqs` on GPUs of less than 70 GiB; on larger ones 1,024."""
-
 MOST_GPUS = 8
 
 

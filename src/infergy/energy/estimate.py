@@ -27,11 +27,12 @@ from infergy.energy.options import (
     METHODS,
     RARE_RULES,
 )
-from infergy.energy.price import price_bins
+from infergy.energy.price import NO_VALUE, lengths_of, price_bins
 from infergy.energy.reference import Reference
 from infergy.energy.summary import Priced, notes_on, summarise
-from infergy.energy.surface import Surface, SurfaceErrors, borrow_errors, repeat_error, surface_errors
+from infergy.energy.surface import SurfaceErrors, borrow_errors, repeat_error, surface_errors
 from infergy.energy.table import EnergyTable, SetupTable
+from infergy.energy.values import Values
 from infergy.errors import UsageError
 from infergy.hardware import find_gpu_by_driver_name
 from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bins, Histogram
@@ -97,7 +98,10 @@ def estimate(
             many requests as any.
         tables: A user's own stores, which count before the shipped ones; or a loaded table, which counts alone.
         bins: ``powers-of-two`` (nobody is left out; None too), ``paper``, or edges; a `Histogram` brings its own.
-        method: ``ceiling`` as in arXiv 2504.17674, or ``mean``: each bin at the mean lengths of its requests.
+        method: ``ceiling``: each request at the upper corner of its bin, as in arXiv 2504.17674; ``mean``: each bin at
+            the mean lengths of its requests. Both take the measured cell, else the physical model given all cells,
+            else curves through them (`infergy.energy.values`). ``table``: at corners, cells and curves alone;
+            ``physics``: at mean lengths, the model alone.
         ideal: ``dense`` (FLOPs at the dense peak), ``paper`` (at the vendor's headline), or ``roofline``.
         rare: ``fractional``: N / B of a batch; ``whole``: batches are whole.
         allow_simulated: Whether rows of a simulated GPU may be used.
@@ -126,7 +130,7 @@ def estimate(
     table, gpu, model, histogram = question.table, question.gpu, question.model, question.histogram
     setups = _choose(table, gpu, model, engines, baseline)
     priced = [price_setup(setup, question, options) for setup in setups]
-    reference = Reference(kind=ideal, method=method, model=model, gpu=gpu, surfaces=[one.surface for one in priced])
+    reference = Reference(kind=ideal, method=method, model=model, gpu=gpu, values=[one.values for one in priced])
     wanted, partial = told_by_default(priced)
     if engines is not None:
         wanted, partial = [one for one in priced if one.setup.label in engines], []
@@ -169,17 +173,20 @@ def open_question(source: Trace | Histogram | Any, options: PriceOptions) -> Que
 
 
 def price_setup(setup: SetupTable, question: Question, options: PriceOptions) -> Priced:
-    """The trace's bins on the surface of one set-up."""
-    cells = setup.by_length(options.max_batch_s)
-    surface = Surface(cells)
-    errors = _errors(setup, question.table, options.max_batch_s)
+    """The trace's bins under one set-up."""
+    values = Values(setup, method=options.method, max_batch_s=options.max_batch_s)
+    errors = replace(_errors(setup, question.table, options.max_batch_s), modelled=values.model_error())
     counts = question.histogram.counts
+    bins = price_bins(counts, values, errors, method=options.method, rare=options.rare)
+    known = [(count, one) for count, one in zip(counts, bins, strict=True) if one.how != NO_VALUE]
+    places = [lengths_of(count, options.method) for count, _ in known]
     return Priced(
         setup=setup,
-        cells=tuple(cells.values()),
-        surface=surface,
+        cells=tuple(setup.by_length(options.max_batch_s).values()),
+        values=values,
         errors=errors,
-        bins=price_bins(counts, surface, errors, method=options.method, rare=options.rare),
+        bins=bins,
+        spread=values.spread(places, [one.energy_j or 0.0 for _, one in known]),
     )
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 CEILING = "ceiling"
 MEAN = "mean"
-METHODS = (CEILING, MEAN)
+TABLE = "table"
+PHYSICS = "physics"
+METHODS = (CEILING, MEAN, TABLE, PHYSICS)
+AT_CORNERS = (CEILING, TABLE)
+"""These price each request at the upper corner of its bin, the others at the mean lengths of the bin."""
+
 DATASHEET = "datasheet"
 """Not from measured cells at all: `infergy.energy.datasheet`."""
 
@@ -26,3 +31,6 @@ DEFAULT_GPU = "h200"
 
 MAX_BATCH_S = 20.0
 """Seconds that a batch may take to count: beyond, batches grow cheaper still, but nobody waits for the answers."""
+
+MAX_SEQUENCES = 256
+"""Requests served at once, at most, where nothing measured tells: vLLM's `max_num_seqs` on GPUs of less than 70 GiB."""

@@ -7,8 +7,10 @@
 
 A roofline with a smooth corner, launches and the host beside it, and joules that are those of time, of bytes and of
 FLOPs. Where E / t passes the power limit, time is stretched, and the base power of the stretch is paid: that is what
-throttling does. Each constant has a prior, a spread and a source (`CONSTANTS`); `Physics` holds values for them, of the
-datasheet alone or fitted (`infergy.energy.physics_fit`), for all GPUs and by how much single GPUs differ.
+throttling does. An engine without CUDA graphs launches kernels while the GPU still works on earlier ones: there t is
+the smooth maximum of the GPU's time and the host's, not their sum (`Physics.runs_ahead`). Each constant has a prior, a
+spread and a source (`CONSTANTS`); `Physics` holds values for them, of the datasheet alone or fitted
+(`infergy.score.fit`, `infergy.energy.posterior`), for all GPUs and by how much single GPUs differ.
 """
 
 from __future__ import annotations
@@ -172,12 +174,14 @@ class Physics:
     """Values for the constants.
 
     Attributes:
-        values: By name; what is missing has its prior.
+        values: By name; what is missing has its prior. Columns of shape (k, 1) tell k variants of all passes at once.
         factors: Of single GPUs, by the catalogue's name, then by constant; what is missing is 1.
+        runs_ahead: Whether the host launches kernels while the GPU works on earlier ones, as without CUDA graphs.
     """
 
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    runs_ahead: bool = False
 
     def of(self, name: str, chips: Chips) -> Any:
         """A constant for each pass: one number, or a column where GPUs differ."""
@@ -193,7 +197,7 @@ class Physics:
         return value * np.array([kinds[gpu] for gpu in chips.names])
 
     def passes(self, demand: Demand, chips: Chips, *, extra_s: Any = 0.0) -> Passes:
-        """Seconds and joules of each pass.
+        """Seconds and joules of each pass, of shape (n,), or (k, n) where constants have k values.
 
         Args:
             demand: n passes.
@@ -229,7 +233,11 @@ class Physics:
         exchange_s = 2 * d.layers * of("reduce_s") * (d.gpus / 2) ** of("reduce_growth") + d.reduced_bytes / chips.link
         exchange_s = exchange_s + d.is_dispatched * d.expert_layers * of("dispatch_s") * d.gpus / 2
         host_s = d.sequences * of("sequence_s") + of("step_s") + extra_s
-        seconds = work_s + launch_s + np.where(several, exchange_s, 0.0) + host_s
+        gpu_s = work_s + np.where(several, exchange_s, 0.0)
+        if self.runs_ahead:
+            seconds = (gpu_s**CORNER + (launch_s + host_s) ** CORNER) ** (1 / CORNER)
+        else:
+            seconds = gpu_s + launch_s + host_s
         seconds = seconds * np.where(d.is_replicated > 0, of("replicas"), 1.0)
 
         base_w = of("base_share") * chips.tdp_w * d.gpus

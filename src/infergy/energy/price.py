@@ -1,18 +1,19 @@
-"""A histogram priced on a surface: joules and seconds of each bin, and between which bounds they lie.
+"""A histogram priced: joules and seconds of each bin, and between which bounds they lie.
 
     E_total = sum over bins of  N / B  ×  E_batch                    (arXiv 2504.17674, section 2)
 
-with E_batch / B the joules of one request at the bin's lengths in the batch that was measured there.
+with E_batch / B the joules of one request at the bin's lengths in the batch in which they are served.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from infergy.energy.options import CEILING, WHOLE
-from infergy.energy.surface import Surface, SurfaceErrors, SurfaceValue
+from infergy.energy.options import AT_CORNERS, WHOLE
+from infergy.energy.surface import SurfaceErrors, SurfaceValue
 from infergy.workload.bins import Bin, BinCount
 
 
@@ -28,7 +29,7 @@ class BinEnergy:
         low_j: Lower bound: the bin's floor; None where it cannot be drawn or its error is unknown.
         high_j: Upper bound: the bin's ceiling in whole batches; None where its error is unknown.
         duration_s: Seconds of all requests of the bin.
-        how: How the value was obtained: ``measured``, ``interpolated``, ``extrapolated``, or ``none``.
+        how: How the value was obtained: ``measured``, ``modelled``, ``interpolated``, ``extrapolated``, or ``none``.
     """
 
     input_tokens: int
@@ -45,11 +46,28 @@ class BinEnergy:
 NO_VALUE = "none"
 
 
+class ValueSource(Protocol):
+    """Joules and seconds of one request at any lengths: `infergy.energy.values.Values`."""
+
+    def prepare(self, lengths: Iterable[tuple[float, float]]) -> None:
+        """Tell that these (input, output) will be asked."""
+
+    def at(self, input_tokens: float, output_tokens: float) -> SurfaceValue | None:
+        """The value there; None where there is none."""
+
+
 def price_bins(
-    counts: Iterable[BinCount], surface: Surface, errors: SurfaceErrors, *, method: str, rare: str
+    counts: Sequence[BinCount], values: ValueSource, errors: SurfaceErrors, *, method: str, rare: str
 ) -> tuple[BinEnergy, ...]:
     """Price each bin by itself, so that disjoint traces add up under ``ceiling`` and ``fractional``."""
-    return tuple(_price(count, surface, errors, method=method, rare=rare) for count in counts)
+    corners = [(count.bin.input_tokens, count.bin.output_tokens) for count in counts]
+    values.prepare([*corners, *(_floor(count.bin) for count in counts), *(lengths_of(c, method) for c in counts)])
+    return tuple(_price(count, values, errors, method=method, rare=rare) for count in counts)
+
+
+def lengths_of(count: BinCount, method: str) -> tuple[float, float]:
+    """The input and output tokens at which the requests of a bin are priced."""
+    return (count.bin.input_tokens, count.bin.output_tokens) if method in AT_CORNERS else mean_lengths(count)
 
 
 def mean_lengths(count: BinCount) -> tuple[float, float]:
@@ -60,10 +78,10 @@ def mean_lengths(count: BinCount) -> tuple[float, float]:
     )
 
 
-def _price(count: BinCount, surface: Surface, errors: SurfaceErrors, *, method: str, rare: str) -> BinEnergy:
+def _price(count: BinCount, values: ValueSource, errors: SurfaceErrors, *, method: str, rare: str) -> BinEnergy:
     corner = count.bin
-    ceiling = surface.at(corner.input_tokens, corner.output_tokens)
-    value = ceiling if method == CEILING else surface.at(*mean_lengths(count))
+    ceiling = values.at(corner.input_tokens, corner.output_tokens)
+    value = values.at(*lengths_of(count, method))
     if ceiling is None or value is None:
         return BinEnergy(
             input_tokens=corner.input_tokens,
@@ -78,14 +96,14 @@ def _price(count: BinCount, surface: Surface, errors: SurfaceErrors, *, method: 
         )
     charged = charged_requests(count.requests, value.batch, rare)
     energy_j = charged * value.energy_j
-    low_j, high_j = _low(count, surface, errors), _high(count, ceiling, errors)
+    low_j, high_j = _low(count, values, errors), _high(count, ceiling, errors)
     return BinEnergy(
         input_tokens=corner.input_tokens,
         output_tokens=corner.output_tokens,
         requests=count.requests,
         batch=value.batch,
         energy_j=energy_j,
-        # A bound on the wrong side of the estimate would only say that the surface is not monotone here.
+        # A bound on the wrong side of the estimate would only say that the values are not monotone here.
         low_j=None if low_j is None else min(low_j, energy_j),
         high_j=None if high_j is None else max(high_j, energy_j),
         duration_s=charged * value.duration_s,
@@ -98,9 +116,9 @@ def charged_requests(requests: int, batch: int, rare: str) -> int:
     return math.ceil(requests / batch) * batch if rare == WHOLE else requests
 
 
-def _low(count: BinCount, surface: Surface, errors: SurfaceErrors) -> float | None:
+def _low(count: BinCount, values: ValueSource, errors: SurfaceErrors) -> float | None:
     """All requests at the bin's floor, in full batches; the floor of a first bin is 1 token."""
-    floor = surface.at(*_floor(count.bin))
+    floor = values.at(*_floor(count.bin))
     if floor is None:
         return None
     error = errors.of(floor)

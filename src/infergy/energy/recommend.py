@@ -235,9 +235,11 @@ def _candidates(
 
 def own_error(priced: Priced, energy_j: float) -> float:
     """What is not common to this configuration and others, as a share of its joules."""
+    if priced.spread is not None:
+        return math.hypot(math.expm1(priced.spread), _median(priced.errors.repeat))
     rows_j = drawn_j = 0.0
     for one in priced.bins:
-        value = priced.surface.at(one.input_tokens, one.output_tokens)
+        value = priced.values.at(one.input_tokens, one.output_tokens)
         if one.energy_j is None or value is None:
             continue
         rows_j += one.energy_j * value.doubt

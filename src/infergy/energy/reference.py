@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infergy.energy.ideal import Ideal, flops_ideal, roofline_ideal
-from infergy.energy.options import CEILING, PAPER, ROOFLINE
+from infergy.energy.options import AT_CORNERS, PAPER, ROOFLINE
 from infergy.energy.price import mean_lengths
-from infergy.energy.surface import Surface
+from infergy.energy.values import Values
 from infergy.errors import UsageError
 from infergy.hardware import get_gpu, get_model
 from infergy.workload.bins import Bin, BinCount, Histogram
@@ -30,15 +30,15 @@ class Reference:
 
     Attributes:
         kind: ``dense``, ``paper`` or ``roofline``.
-        method: The estimate's: under ``mean`` the ideal too is of each bin's mean lengths.
-        surfaces: Where ``roofline`` takes its batch sizes from: the largest of these, bin by bin.
+        method: The estimate's: under ``mean`` and ``physics`` the ideal too is of each bin's mean lengths.
+        values: Where ``roofline`` takes its batch sizes from: the largest of these, bin by bin.
     """
 
     kind: str
     method: str
     model: str
     gpu: str
-    surfaces: Sequence[Surface]
+    values: Sequence[Values]
 
     def of(self, histogram: Histogram) -> ReferenceValue:
         """The ideal of all requests in bins.
@@ -52,17 +52,17 @@ class Reference:
             shape, gpu = get_model(self.model), get_gpu(self.gpu)
         except UsageError as error:
             return ReferenceValue(ideal=None, reason=f"no ideal: {error}")
-        work = histogram if self.method == CEILING else at_mean_lengths(histogram)
+        work = histogram if self.method in AT_CORNERS else at_mean_lengths(histogram)
         if self.kind == ROOFLINE:
             found = roofline_ideal(work, shape, gpu, self._batch_of)
         else:
             found = flops_ideal(work, shape, gpu, headline=self.kind == PAPER)
-        lengths = "upper corners" if self.method == CEILING else "mean lengths"
+        lengths = "upper corners" if self.method in AT_CORNERS else "mean lengths"
         return ReferenceValue(ideal=replace(found, basis=f"{found.basis}, at the {lengths} of the bins"))
 
     def _batch_of(self, corner: Bin) -> int:
         """The largest batch of any engine; 1 where none has a value."""
-        values = [surface.at(corner.input_tokens, corner.output_tokens) for surface in self.surfaces]
+        values = [one.at(corner.input_tokens, corner.output_tokens) for one in self.values]
         return max((value.batch for value in values if value is not None), default=1)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.energy.answer import BatchChoices, Estimate, Provenance, SourceUse
-from infergy.energy.options import CEILING, FRACTIONAL
+from infergy.energy.options import AT_CORNERS, CEILING, FRACTIONAL, MEAN, TABLE
+from infergy.energy.posterior import NORMAL_90
 from infergy.energy.price import NO_VALUE, BinEnergy
 from infergy.energy.reference import NO_REQUEST, Reference
-from infergy.energy.surface import EXTRAPOLATED, INTERPOLATED, MEASURED, Surface, SurfaceError, SurfaceErrors
+from infergy.energy.surface import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED, SurfaceError, SurfaceErrors
 from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, SetupTable, SourceFacts, TableCell
+from infergy.energy.values import Values
 from infergy.units import SECONDS_PER_HOUR, format_duration, format_percent, to_wh
 from infergy.workload.bins import BinCount, Histogram
 
@@ -21,20 +24,25 @@ RARE_TEXT = {
 }
 
 
+NORMAL_MEDIAN = 0.6745
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
     """One engine's bins before they are compared.
 
     Attributes:
-        cells: The cells that make the surface.
+        cells: The cells that count, one at each length.
         bins: The bins of the histogram, in its order.
+        spread: Half the width of the 90 % interval of the logarithm of all joules; None where the model tells none.
     """
 
     setup: SetupTable
     cells: tuple[TableCell, ...]
-    surface: Surface
+    values: Values
     errors: SurfaceErrors
     bins: tuple[BinEnergy, ...]
+    spread: float | None = None
 
 
 def summarise(
@@ -60,6 +68,7 @@ def summarise(
     ideal_j, gap, gap_reason = _gap(energy_j, counts, histogram, reference)
     saving, saving_reason = _saving(one, base, baseline)
     shares = _shares(one.bins, histogram)
+    half = _half_width(one)
     return Estimate(
         model=one.setup.model,
         gpu=one.setup.gpu,
@@ -67,6 +76,8 @@ def summarise(
         gpus=gpus,
         method=method,
         energy_j=energy_j,
+        interval_low_j=None if energy_j is None or half is None else energy_j * math.exp(-half),
+        interval_high_j=None if energy_j is None or half is None else energy_j * math.exp(half),
         low_j=totals.low_j,
         high_j=totals.high_j,
         duration_s=duration_s,
@@ -81,6 +92,7 @@ def summarise(
         priced_output_tokens=output_tokens,
         coverage=shares.requests[MEASURED],
         coverage_output_tokens=shares.measured_output_tokens,
+        modelled=shares.requests[MODELLED],
         interpolated=shares.requests[INTERPOLATED],
         extrapolated=shares.requests[EXTRAPOLATED],
         ideal_energy_j=ideal_j,
@@ -89,6 +101,7 @@ def summarise(
         provenance=_provenance(one, rare),
         bins=one.bins,
         energy_reason=totals.energy_reason,
+        interval_reason=None if energy_j is None or half is not None else _no_interval(method),
         low_reason=totals.low_reason,
         high_reason=totals.high_reason,
         gap_reason=gap_reason,
@@ -162,11 +175,28 @@ def _shares(bins: Sequence[BinEnergy], histogram: Histogram) -> _Shares:
     for one, count in zip(bins, histogram.counts, strict=True):
         requests[one.how] += count.requests
         output_tokens[one.how] += count.output_tokens
-    kinds = (MEASURED, INTERPOLATED, EXTRAPOLATED)
+    kinds = (MEASURED, MODELLED, INTERPOLATED, EXTRAPOLATED)
     return _Shares(
         requests={kind: requests[kind] / all_requests if all_requests else 0.0 for kind in kinds},
         measured_output_tokens=output_tokens[MEASURED] / all_output if all_output else 0.0,
     )
+
+
+def _half_width(one: Priced) -> float | None:
+    """Half the width of the 90 % interval of the logarithm of all joules, for a chip of this kind.
+
+    Where chips were compared, the median distance of two is taken for 0.6745 standard deviations, as if it were normal.
+    """
+    if one.spread is None:
+        return None
+    chips = math.log1p(one.errors.repeat.median) / NORMAL_MEDIAN * NORMAL_90 if one.errors.repeat is not None else 0.0
+    return math.hypot(one.spread, chips)
+
+
+def _no_interval(method: str) -> str:
+    if method == TABLE:
+        return "curves through cells tell none; the physical model does"
+    return "the physical model does not apply to this engine, model or GPU"
 
 
 def _ratio(value: float | None, over: float | None) -> float | None:
@@ -279,12 +309,15 @@ def _unused_files(table: EnergyTable, setup: SetupTable) -> list[str]:
 
 
 def _method_text(method: str) -> str:
-    if method == CEILING:
+    if method in AT_CORNERS:
+        drawn = "" if method == CEILING else ", by measured cells and curves through them alone"
         return (
-            "ceiling: each request is priced at the upper corner of its bin, which over-counts; low..high brackets it"
+            f"{method}: each request is priced at the upper corner of its bin, which over-counts{drawn}; "
+            "low..high brackets it"
         )
+    by = "the measured cell or else the" if method == MEAN else "the"
     return (
-        "mean: each bin is priced at the mean lengths of its requests, drawn between measured cells; "
+        f"{method}: each bin is priced at the mean lengths of its requests, by {by} physical model; "
         "low..high is floor to ceiling"
     )
 
@@ -305,7 +338,7 @@ def _trace_notes(histogram: Histogram) -> list[str]:
 
 def _engine_notes(one: Priced, max_batch_s: float) -> list[str]:
     label = one.setup.label
-    notes = [f"{label}: {text}" for text in describe_errors(one.errors)]
+    notes = [f"{label}: {text}" for text in describe_errors(one.errors, {b.how for b in one.bins})]
     unpriced = sum(b.requests for b in one.bins if b.how == NO_VALUE)
     if unpriced:
         notes.append(f"{label}: {unpriced:,} requests lie in bins without a value; the figures are of the others")
@@ -332,15 +365,19 @@ def _engine_notes(one: Priced, max_batch_s: float) -> list[str]:
     return notes
 
 
-def describe_errors(errors: SurfaceErrors) -> list[str]:
-    """The errors of interpolation and extrapolation in words."""
-    named: list[tuple[str, SurfaceError | None]] = [
-        ("interpolation along output", errors.output),
-        ("interpolation along input", errors.input),
-        ("extrapolation by one doubling past the last cell", errors.past),
-        ("extrapolation by one halving before the first cell", errors.before),
-        ("measuring again", errors.repeat),
-    ]
+def describe_errors(errors: SurfaceErrors, used: set[str]) -> list[str]:
+    """The errors of the ways in `used` by which values were obtained, and of measuring again, in words."""
+    named: list[tuple[str, SurfaceError | None]] = []
+    if MODELLED in used:
+        named.append(("the physical model, given the measured cells,", errors.modelled))
+    if used & {INTERPOLATED, EXTRAPOLATED}:
+        named += [("interpolation along output", errors.output), ("interpolation along input", errors.input)]
+    if EXTRAPOLATED in used:
+        named += [
+            ("extrapolation by one doubling past the last cell", errors.past),
+            ("extrapolation by one halving before the first cell", errors.before),
+        ]
+    named.append(("measuring again", errors.repeat))
     return [
         f"{name} is off by {format_percent(error.median)} (median), {format_percent(error.maximum)} at most "
         f"({error.worst}), over {error.points} cells: {error.basis}"

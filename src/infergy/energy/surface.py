@@ -27,6 +27,7 @@ from statistics import median
 from infergy.energy.table import SetupTable, TableCell
 
 MEASURED = "measured"
+MODELLED = "modelled"
 INTERPOLATED = "interpolated"
 EXTRAPOLATED = "extrapolated"
 
@@ -46,10 +47,11 @@ class SurfaceValue:
         duration_s: Seconds a request.
         batch: Requests served at once; between cells, whole and never beyond both neighbours'.
         doubt: How far the cells it rests on may be off, as a fraction.
-        how: ``measured``, ``interpolated`` or ``extrapolated``.
+        how: ``measured``, ``interpolated`` or ``extrapolated``; or ``modelled`` (`infergy.energy.values`).
         axes: Along which axes it was interpolated.
         octaves_past: How far it was extrapolated past the last cell: doublings of tokens, over both axes.
         octaves_before: How far it was extrapolated before the first cell: halvings of tokens, over both axes.
+        error: Half the width of its 95 % interval as a fraction, where the model tells it; None of a curve's value.
     """
 
     energy_j: float
@@ -60,6 +62,7 @@ class SurfaceValue:
     axes: frozenset[str] = frozenset()
     octaves_past: float = 0.0
     octaves_before: float = 0.0
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class SurfaceErrors:
         past: Of extrapolation, for each doubling past the last cell, along either axis.
         before: Of extrapolation, for each halving before the first cell, along either axis.
         repeat: Of measuring a cell again, on another chip of the same kind.
+        modelled: Of the physical model, given all other cells.
     """
 
     output: SurfaceError | None
@@ -99,6 +103,7 @@ class SurfaceErrors:
     past: SurfaceError | None
     before: SurfaceError | None
     repeat: SurfaceError | None = None
+    modelled: SurfaceError | None = None
 
     def of(self, value: SurfaceValue) -> float | None:
         """The largest error to expect of `value`, as a fraction; None if nothing tells how far drawing may be off.
@@ -108,6 +113,8 @@ class SurfaceErrors:
         steps = [(self.past, value.octaves_past), (self.before, value.octaves_before)]
         steps += [(self.output if axis == "output" else self.input, 1.0) for axis in value.axes]
         factor = 1 + self.repeat.maximum if self.repeat else 1.0
+        if value.error is not None:
+            return factor * (1 + value.error) - 1
         for error, times in steps:
             if error is None and times:
                 return None

@@ -149,7 +149,7 @@ def _references(histogram: Histogram, priced: Priced, question: Question) -> Ite
     true = at_mean_lengths(histogram)
 
     def batch_of(corner: Bin) -> int:
-        value = priced.surface.at(corner.input_tokens, corner.output_tokens)
+        value = priced.values.at(corner.input_tokens, corner.output_tokens)
         return 1 if value is None else value.batch
 
     ideal = flops_ideal(true, shape, gpu, dtype=dtype)

@@ -15,7 +15,7 @@ from typing import Any
 from infergy import errors
 from infergy.errors import EngineError, InfergyError
 from infergy.measure.cell import failed_cell
-from infergy.measure.cluster_nodes import connect, cpus_of, needs_of, refuse_nodes
+from infergy.measure.cluster_nodes import connect, cpus_of, find_nodes, needs_of, probe_nodes
 from infergy.measure.environment import Surroundings
 from infergy.measure.node import measure_here, unpack
 from infergy.measure.sweep import NODE_LOST, SweepEvent, check_contents, is_blameless
@@ -71,7 +71,8 @@ def sweep_on_ray(
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
         needs = {setup: needs_of(setup, plan.gpu, simulate=simulate) for setup in plan.by_setup()}
-        refuse_nodes(list(needs.values()))
+        for names in probe_nodes(find_nodes(list(needs.values()))):
+            yield SweepEvent(kind="waiting", detail=names)
         run = _Run(plan, store, needs, simulate=simulate, meter=meter)
         wanted = {planned.key for planned in plan.cells}
         run.done = {row.key for row in store.rows if row.is_ok or not (retry_failed or is_blameless(row))} & wanted
@@ -207,7 +208,7 @@ class _Run:
         """Record what no node that is left could ever run."""
         for job in jobs:
             try:
-                refuse_nodes([self._needs[job.setup]], probe=False)
+                find_nodes([self._needs[job.setup]])
             except InfergyError as error:
                 self._ray.cancel(job.stream)
                 job.stream = None

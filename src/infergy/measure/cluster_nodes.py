@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,11 @@ from infergy.records import EngineSetup
 from infergy.version import VERSION
 
 REACH_S = 5.0
-PROBE_S = 60.0
-"""Longest wait for a node to say what is installed there."""
+PROBE_S = 600.0
+"""Longest wait for all nodes to say what is installed there: a first task starts Python there and imports Ray."""
+
+PATIENCE_S = 15.0
+"""After so long it is told which nodes are waited for."""
 
 TYPE = "accelerator_type:"
 A_LITTLE = 0.001
@@ -96,11 +100,11 @@ def _reach(address: str) -> None:
         raise MissingError(f"no Ray cluster at {address}: {error}. {START}") from error
 
 
-def refuse_nodes(needs: Sequence[Mapping[str, float]], *, probe: bool = True) -> None:
-    """Refuse what no node can run, and nodes that could but lack infergy.
+def find_nodes(needs: Sequence[Mapping[str, float]]) -> list[Mapping[str, Any]]:
+    """The nodes that can run any of what is asked.
 
     Raises:
-        MissingError: No node has all that is asked, or one has another infergy, Ray or Python, or none.
+        MissingError: No node has all that is asked.
     """
     import ray
 
@@ -111,8 +115,7 @@ def refuse_nodes(needs: Sequence[Mapping[str, float]], *, probe: bool = True) ->
         if not able:
             raise MissingError(_lacking(one, alive))
         useful |= {node["NodeID"]: node for node in able}
-    if probe:
-        _probe(list(useful.values()))
+    return list(useful.values())
 
 
 def _lacking(needs: Mapping[str, float], alive: Sequence[Mapping[str, Any]]) -> str:
@@ -132,12 +135,17 @@ def _lacking(needs: Mapping[str, float], alive: Sequence[Mapping[str, Any]]) -> 
     )
 
 
-def _probe(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Ask each node what is installed there, all at once."""
-    import platform
+def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Ask each node what is installed there, all at once.
 
+    Yields:
+        The names of those that have not answered yet, every `PATIENCE_S`.
+
+    Raises:
+        MissingError: One has another infergy, Ray or Python, or none, or does not answer.
+    """
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def versions() -> tuple[str | None, str, str]:
@@ -152,22 +160,48 @@ def _probe(nodes: Sequence[Mapping[str, Any]]) -> None:
             return None, platform.python_version(), ray.__version__
         return version.VERSION, platform.python_version(), ray.__version__
 
-    here = (VERSION, platform.python_version(), ray.__version__)
     task = ray.remote(num_cpus=0, max_retries=0)(versions)
     asked = {
-        node["NodeName"]: task.options(
+        task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-        ).remote()
+        ).remote(): str(node["NodeName"])
         for node in nodes
     }
-    for name, answer in asked.items():
-        try:
-            there = ray.get(answer, timeout=PROBE_S)
-        except (GetTimeoutError, RayError) as error:
-            raise MissingError(f"{name} of the cluster does not run tasks: {error!s:.300}. See: ray status") from error
-        if there[0] is None:
-            raise MissingError(f"infergy is missing on {name}. On it: pip install 'infergy[ray]=={VERSION}'")
-        if there != here:
-            names = ("infergy", "Python", "Ray")
-            told = ", ".join(f"{n} {t} against {h}" for n, t, h in zip(names, there, here, strict=True) if t != h)
-            raise MissingError(f"{name} has other versions than this machine: {told}. Install the same on both")
+    waiting, end = list(asked), time.monotonic() + PROBE_S
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=PATIENCE_S)
+        for answer in ready:
+            try:
+                there = ray.get(answer)
+            except RayError as error:
+                reason = f"{asked[answer]} of the cluster does not run tasks: {error!s:.300}. See: ray status"
+                raise MissingError(reason) from error
+            refuse_versions(asked[answer], there)
+        names = ", ".join(sorted(asked[answer] for answer in waiting))
+        if waiting and time.monotonic() > end:
+            raise MissingError(f"{names} of the cluster did not answer within {PROBE_S:.0f} s. See: ray status")
+        if waiting and not ready:
+            yield names
+
+
+def refuse_versions(name: str, there: tuple[str | None, str, str]) -> None:
+    """Refuse a node by what is installed there.
+
+    Args:
+        name: Of the node.
+        there: Its infergy (None without), Python and Ray.
+
+    Raises:
+        MissingError: Anything is other than here.
+    """
+    import platform
+
+    import ray
+
+    if there[0] is None:
+        raise MissingError(f"infergy is missing on {name}. On it: pip install 'infergy[ray]=={VERSION}'")
+    here = (VERSION, platform.python_version(), ray.__version__)
+    names = ("infergy", "Python", "Ray")
+    told = ", ".join(f"{n} {t} against {h}" for n, t, h in zip(names, there, here, strict=True) if t != h)
+    if told:
+        raise MissingError(f"{name} has other versions than this machine: {told}. Install the same on both")

@@ -48,7 +48,8 @@ class SweepEvent:
     """What a sweep tells as it goes.
 
     Attributes:
-        kind: ``resumed``, ``torn``, ``loading``, ``ready``, ``begin``, ``row``, or ``lost`` (a node of a Ray cluster).
+        kind: ``resumed``, ``torn``, ``loading``, ``ready``, ``begin``, ``row``; of a Ray cluster ``waiting`` (for
+            nodes to answer) and ``lost`` (a node).
         setup: The engine set-up at hand.
         planned: The cell at hand.
         row: The finished row, for ``row``.
@@ -285,6 +286,8 @@ def describe(event: SweepEvent) -> str:
         return f"the last line of the store was half-written; kept aside in {event.detail}"
     if event.kind == "resumed":
         return f"resuming: {event.detail} cells are already measured"
+    if event.kind == "waiting":
+        return f"waiting for {event.detail} to say what is installed there …"
     if event.kind == "lost":
         return event.detail
     if event.kind == "loading" and event.setup is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.remote import is_url, scan_url
 from infergy.workload.tasks import PREFIX, TaskOptions, find_task, is_task, task_lengths
 
 CSV, JSONL, PARQUET, POLARS, FRAME = "csv", "jsonl", "parquet", "polars", "frame"
@@ -24,7 +25,9 @@ _PEEKED_RECORDS = 200
 _PEEKED_CHARACTERS = 4096
 _LONGEST_NUMBER = 38
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-_NAMES_OF_TRACES = "A trace is a shipped name, a task (task:translation), or a CSV, JSONL or Parquet file"
+_NAMES_OF_TRACES = (
+    "A trace is a shipped name, a task (task:translation), a CSV, JSONL or Parquet file, or a URL of Parquet"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +82,10 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
         about = shipped_traces()[source]
         path = Path(str(resources.files("infergy") / "data" / "traces" / about["file"]))
         return _peek(path, source, about)
+    if isinstance(source, str) and is_url(source):
+        frame = scan_url(source)
+        schema = frame.collect_schema()
+        return Source(name=source, kind=POLARS, fields=tuple(flatten(schema)), flat=frozenset(schema), frame=frame)
     if isinstance(source, (str, Path)):
         return _peek(Path(source).expanduser(), str(source) or ".", {})
     return _adopt(source)
@@ -107,7 +114,7 @@ def _adopt(held: Any) -> Source:
     except TypeError as error:
         raise UsageError(
             f"cannot take a {type(held).__name__} for a trace: expected a name, a path, or a polars, pandas, "
-            "Arrow or DuckDB frame"
+            "Arrow, DuckDB, Ibis, Dask or Spark frame"
         ) from error
     library = frame.implementation.value
     schema = frame.collect_schema()

@@ -152,7 +152,9 @@ class Table:
         if not self.is_polars:
             # A null in a condition is refused by pandas, whose nullable columns keep it there.
             is_whole = (column == column.round(0)).fill_null(False)
-            return column.cast(x.Int64) if kind == INTEGER else x.when(is_whole).then(column)
+            # A partition of Dask may hold nulls, as fractional NaN, where its schema says integer.
+            is_integer = kind == INTEGER and not self.frame.implementation.is_dask()
+            return column.cast(x.Int64) if is_integer else x.when(is_whole).then(column)
         if kind == INTEGER or (kind == TEXT and not lenient):
             return column.cast(x.Int64, strict=False)
         if kind == TEXT:
