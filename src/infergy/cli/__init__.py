@@ -8,6 +8,7 @@ import sys
 import typer
 
 from infergy.cli.bins import bins
+from infergy.cli.calibrate import calibrate
 from infergy.cli.check import check
 from infergy.cli.command import VERB, measure_command, route
 from infergy.cli.compare import compare
@@ -45,7 +46,7 @@ app = typer.Typer(
     "130 interrupted. Try: infergy estimate azure-conv-2023",
 )
 
-MEASURED = (measure, replay, merge, check, compare, verify, phases, timeline)
+MEASURED = (measure, replay, calibrate, merge, check, compare, verify, phases, timeline)
 KNOWN = (plan, grid, gpus, models, scoreboard, schema, doctor)
 for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)

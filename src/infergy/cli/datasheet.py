@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from infergy.errors import UsageError
 from infergy.units import format_duration, format_percent, format_si
 
 if TYPE_CHECKING:
+    from infergy.energy.calibration import Calibration
     from infergy.energy.datasheet import DatasheetEstimate
     from infergy.workload import Trace
     from infergy.workload.bins import Bins, Histogram
@@ -41,13 +43,27 @@ def print_from_datasheet(
     bins: str | Bins | None,
     max_batch_s: float,
     as_json: bool,
+    calibration: Path | None = None,
+    allow_simulated: bool = False,
 ) -> None:
-    """Estimate and print each trace."""
+    """Estimate and print each trace, with the constants of a calibration's file where one is given.
+
+    Raises:
+        UsageError: The calibration is of another GPU, or of a simulated one that was not asked for.
+    """
     from infergy.energy.datasheet import estimate_from_datasheet
 
+    found_here = None if calibration is None else _calibration(calibration, gpu, allow_simulated)
     found = [
         estimate_from_datasheet(
-            trace, model=model, gpu=gpu, gpus=gpus, precision=precision, bins=bins, max_batch_s=max_batch_s
+            trace,
+            model=model,
+            gpu=gpu,
+            gpus=gpus,
+            precision=precision,
+            bins=bins,
+            max_batch_s=max_batch_s,
+            calibration=found_here,
         )
         for trace in traces
     ]
@@ -56,6 +72,25 @@ def print_from_datasheet(
         return
     for one in found:
         _print(one)
+
+
+def _calibration(path: Path, gpu: str, allow_simulated: bool) -> Calibration:
+    from infergy.energy.calibration import load_calibration
+    from infergy.hardware.gpus import get_gpu
+
+    found = load_calibration(path, get_gpu(gpu))
+    if found.simulated and not allow_simulated:
+        raise UsageError(
+            f"--calibration {path} is of a simulated GPU, which says nothing about real ones. "
+            "To see it work: --allow-simulated"
+        )
+    return found
+
+
+def _how(found: DatasheetEstimate) -> str:
+    if "CALIBRATED" in found.basis:
+        return "by the GPU's calibration: NO MODEL WAS MEASURED"
+    return "by datasheet: NOTHING OF THIS WAS MEASURED"
 
 
 def _print(found: DatasheetEstimate) -> None:
@@ -68,7 +103,7 @@ def _print(found: DatasheetEstimate) -> None:
     console.print(
         f"{trace.source}: {trace.requests:,} requests, {trace.input_tokens:,} input and "
         f"{trace.output_tokens:,} output tokens\n"
-        f"{found.model} in {found.precision} on {many} {found.gpu}, by datasheet: NOTHING OF THIS WAS MEASURED",
+        f"{found.model} in {found.precision} on {many} {found.gpu}, {_how(found)}",
         markup=False,
         soft_wrap=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,7 @@ from infergy.energy.options import (
     FRACTIONAL,
     MAX_BATCH_S,
 )
+from infergy.errors import UsageError
 from infergy.units import format_number, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
@@ -105,6 +107,11 @@ PrecisionOption = Annotated[
     str, typer.Option("--precision", help="With --method datasheet: bfloat16, float16, fp8 or mxfp4")
 ]
 
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="With --method datasheet: the GPU's own constants, made by infergy calibrate"),
+]
+
 
 def estimate(
     sources: SourcesArg,
@@ -122,6 +129,7 @@ def estimate(
     max_batch_s: MaxBatchOption = MAX_BATCH_S,
     gpus: GpusOption = 1,
     precision: PrecisionOption = "bfloat16",
+    calibration: CalibrationOption = None,
     allow_simulated: SimulatedOption = False,
     format: FormatOption = None,  # noqa: A002 - the option's name
     input_column: InputColumnOption = None,
@@ -157,8 +165,12 @@ def estimate(
             bins=edges,
             max_batch_s=max_batch_s,
             as_json=as_json,
+            calibration=calibration,
+            allow_simulated=allow_simulated,
         )
         return
+    if calibration is not None:
+        raise UsageError("--calibration is for what nobody measured: add --method datasheet, or leave it out")
     tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
     answers = [
         run_estimate(

@@ -12,6 +12,8 @@ from infergy.errors import UsageError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAMES = (
+    "calibration",
+    "calibration-window",
     "check",
     "comparison",
     "datasheet",
@@ -92,6 +94,14 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.workload.summary import TRACE_SCHEMA, TraceSummary
 
         return (Histogram, HISTOGRAM_SCHEMA) if name == "histogram" else (TraceSummary, TRACE_SCHEMA)
+    if name == "calibration":
+        from infergy.energy.calibration import CALIBRATION_SCHEMA, Calibration
+
+        return Calibration, CALIBRATION_SCHEMA
+    if name == "calibration-window":
+        from infergy.records.calibration import CALIBRATION_WINDOW_SCHEMA, CalibrationWindow
+
+        return CalibrationWindow, CALIBRATION_WINDOW_SCHEMA
     if name == "check":
         from infergy.records.check import CHECK_SCHEMA, Checked
 

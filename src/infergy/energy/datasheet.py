@@ -1,4 +1,6 @@
-"""Joules of a trace on GPUs that nobody measured: the physical model with the priors of its constants, marked as such.
+"""Joules of a trace on GPUs that nobody served it on: the physical model, marked as such.
+
+Its constants are the priors, or those that `infergy calibrate` found for the GPU (docs/calibration.md).
 
 Each bin is priced at the mean lengths of its requests, in the largest batch that fits the memory of the GPUs and
 answers in time, as vLLM with CUDA graphs would serve a trace that is known at once: a prefill, then decode steps at the
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infergy.energy.answer import TraceFacts
+from infergy.energy.calibration import Calibration
 from infergy.energy.demand import decode_demand, prefill_demand
 from infergy.energy.estimate import facts_of, histogram_of
 from infergy.energy.options import MAX_BATCH_S, MAX_SEQUENCES
@@ -101,8 +104,9 @@ def estimate_from_datasheet(
     precision: str = "bfloat16",
     bins: str | Bins | None = POWERS_OF_TWO,
     max_batch_s: float = MAX_BATCH_S,
+    calibration: Calibration | None = None,
 ) -> DatasheetEstimate:
-    """Estimate a trace without any measurement.
+    """Estimate a trace without any measurement of a model.
 
     Args:
         source: A `Trace`, a `Histogram`, or whatever `infergy.open_trace` takes.
@@ -112,10 +116,11 @@ def estimate_from_datasheet(
         precision: ``bfloat16``, ``float16``, ``fp8`` or ``mxfp4``.
         bins: As for `infergy.estimate`.
         max_batch_s: Seconds that a batch may take to be formed so large.
+        calibration: Constants of this kind of GPU, from `load_calibration`; None takes the priors.
 
     Raises:
-        UsageError: A name is not known, the trace is empty, or the model does not fit; the message says how many GPUs
-            would.
+        UsageError: A name is not known, the trace is empty, the calibration is of another GPU, or the model does not
+            fit; the message says how many GPUs would.
         DataError: A file is not what it should be.
     """
     if not 1 <= gpus <= MOST_GPUS:
@@ -126,7 +131,8 @@ def estimate_from_datasheet(
     facts = facts_of(histogram)
     if not histogram.counts:
         raise UsageError(f"{facts.source}: no request with output to price")
-    server = _Server(shape=shape, gpu=chip, gpus=gpus, precision=precision)
+    physics = Physics() if calibration is None else calibration.physics_of(chip)
+    server = _Server(shape=shape, gpu=chip, gpus=gpus, precision=precision, physics=physics)
     priced = tuple(
         server.price(*mean_lengths(count), requests=count.requests, max_batch_s=max_batch_s)
         for count in histogram.counts
@@ -152,10 +158,21 @@ def estimate_from_datasheet(
         energy_per_output_token_j=energy_j / outputs,
         largest_batch=max(one.batch for one in priced),
         bins=priced,
-        basis=(
-            f"DATASHEET: nothing of this was measured; {chip.title}, {shape.architecture} of {shape.layers} layers, "
-            "docs/physics.md. The range holds for 90 % of 690 measured rows of other servers (docs/scoreboard.md)"
-        ),
+        basis=_basis(chip, shape, calibration),
+    )
+
+
+def _basis(chip: Gpu, shape: ModelShape, calibration: Calibration | None) -> str:
+    what = f"{chip.title}, {shape.architecture} of {shape.layers} layers, docs/physics.md."
+    served = "90 % of 690 measured rows of other servers (docs/scoreboard.md)"
+    if calibration is None:
+        return f"DATASHEET: nothing of this was measured; {what} The range holds for {served}"
+    pretended = "SIMULATED: these constants say nothing about real hardware. " if calibration.simulated else ""
+    return (
+        f"{pretended}CALIBRATED on {', '.join(calibration.uuids)} ({calibration.windows} windows over plain kernels, "
+        f"{calibration.measured_from[:10]}, docs/calibration.md), not measured: no model was served; {what} What an "
+        f"engine adds to its kernels has the datasheet's constants, and the range is still that of {served} about the "
+        "datasheet's figure"
     )
 
 
@@ -165,6 +182,7 @@ class _Server:
     gpu: Gpu
     gpus: int
     precision: str
+    physics: Physics
 
     def price(self, input_tokens: float, output_tokens: float, *, requests: int, max_batch_s: float) -> DatasheetBin:
         """Requests of one length, in the largest of the batches 1, 2, 4, … that fits and answers in time."""
@@ -215,7 +233,7 @@ class _Server:
         import numpy as np
 
         chips = Chips.of([self.gpu], [self.precision])
-        physics, gpus = Physics(), float(self.gpus)
+        physics, gpus = self.physics, float(self.gpus)
         length, context = np.full_like(batches, input_tokens), np.full_like(batches, input_tokens + output_tokens / 2)
         one = physics.passes(prefill_demand(self.shape, batches, length, dtype=self.precision, gpus=gpus), chips)
         step = physics.passes(decode_demand(self.shape, batches, context, dtype=self.precision, gpus=gpus), chips)

@@ -22,6 +22,29 @@ FEED_S = 0.0005
 """Between two looks at the queue: far less than what is in it takes."""
 
 
+def torch_on(uuid: str) -> Any:
+    """The module torch, once its first GPU is known to be the metered one.
+
+    Raises:
+        MissingError: torch, its CUDA or that GPU is missing.
+    """
+    # As NVML counts them; it must be set before CUDA starts.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingError(f"a load on the GPU needs torch: pip install torch ({error})") from error
+    if not torch.cuda.is_available():
+        raise MissingError("a load on the GPU needs torch with CUDA; the installed one sees no GPU: pip install torch")
+    properties = torch.cuda.get_device_properties(0)
+    found = str(getattr(properties, "uuid", ""))
+    if found and found not in uuid:
+        raise MissingError(
+            f"torch's first GPU is {found}, the metered one {uuid}: type CUDA_VISIBLE_DEVICES={uuid} before the command"
+        )
+    return torch
+
+
 class SimulatedLoad:
     """Draws power on the simulated GPU while its clock passes."""
 
@@ -46,23 +69,7 @@ class TorchLoad:
     """
 
     def __init__(self, uuid: str) -> None:
-        # As NVML counts them; it must be set before CUDA starts.
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-        try:
-            import torch
-        except ImportError as error:
-            raise MissingError(f"a load on the GPU needs torch: pip install torch ({error})") from error
-        if not torch.cuda.is_available():
-            raise MissingError(
-                "a load on the GPU needs torch with CUDA; the installed one sees no GPU: pip install torch"
-            )
-        properties = torch.cuda.get_device_properties(0)
-        found = str(getattr(properties, "uuid", ""))
-        if found and found not in uuid:
-            raise MissingError(
-                f"torch's first GPU is {found}, the metered one {uuid}: "
-                f"type CUDA_VISIBLE_DEVICES={uuid} before the command"
-            )
+        torch = torch_on(uuid)
         self.name = f"torch {torch.__version__}: products of {SIZE} × {SIZE} float16 matrices, additions for half"
         self._torch = torch
         try:

@@ -1,0 +1,120 @@
+"""`infergy calibrate`: the physical model's constants for this GPU, in a few minutes and without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infergy.cli.trace_options import JsonOption, print_json, stdout_console
+from infergy.units import format_number, format_percent, format_si
+
+if TYPE_CHECKING:
+    from infergy.energy.calibration import Calibrated, Calibration
+    from infergy.hardware.gpus import Gpu
+
+DEFAULT_FILE = Path("calibration.jsonl")
+BUDGET = "4m"
+WIDTH = 100
+
+
+def calibrate(
+    output: Annotated[
+        Path, typer.Option("-o", "--output-file", help="Keep the windows here; what it holds is not measured again.")
+    ] = DEFAULT_FILE,
+    budget: Annotated[
+        str, typer.Option("--budget", help="Time for it, 90s or 3m; the most telling windows come first.")
+    ] = BUDGET,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", "-g", help="The GPU's datasheet: a name or a TOML file [default: by the driver's name]"),
+    ] = None,
+    simulate: Annotated[
+        str | None, typer.Option("--simulate", metavar="GPU", help="Calibrate a simulated GPU, which says nothing.")
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option("--show", metavar="FILE", help="Measure nothing: show what a file says.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what this GPU takes for copies, products, attention and launches, and fit the physical model to it.
+
+    Needs torch and a GPU that counts its energy, no model. Example: infergy calibrate -o h200.jsonl --budget 4m
+    """
+    from infergy.energy.calibration import load_calibration
+    from infergy.measure.calibrate import parse_budget, run_here
+
+    chip = _chip(gpu)
+    path = output if show is None else show
+    if show is None:
+        _refuse_unmeant(chip, simulate)
+        run_here(output, budget_s=parse_budget(budget), simulate=simulate, tell=_tell)
+    found = load_calibration(path, chip)
+    if as_json:
+        print_json([found])
+        return
+    _print(found, path)
+
+
+def _chip(gpu: str | None) -> Gpu | None:
+    from infergy.hardware.gpus import get_gpu
+
+    return None if gpu is None else get_gpu(gpu)
+
+
+def _refuse_unmeant(chip: Gpu | None, simulate: str | None) -> None:
+    """Refuse before measuring what the fit would refuse after it.
+
+    Raises:
+        UsageError: The simulated GPU is another than `chip`, or there is none of that name.
+    """
+    from infergy.energy.calibration import refuse_other
+    from infergy.hardware.gpus import get_gpu
+
+    if chip is not None and simulate is not None:
+        refuse_other(get_gpu(simulate).title, chip)
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _print(found: Calibration, path: Path) -> None:
+    from rich import box
+    from rich.table import Table
+
+    console = stdout_console()
+    pretended = " SIMULATED: this says nothing about real hardware" if found.simulated else ""
+    days = dict.fromkeys(stamp[:10] for stamp in (found.measured_from, found.measured_to))
+    typer.echo(f"{found.title} ({', '.join(found.uuids)}): {found.windows} windows, {' to '.join(days)}{pretended}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Constant", no_wrap=True)
+    for name in ("Datasheet", "Calibrated", "±", "90 %", "Windows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Unit", no_wrap=True)
+    for one in found.constants:
+        table.add_row(*_row(one))
+    console.print(table)
+    for figure in found.seen:
+        typer.echo(f"{figure.name}: {format_si(figure.value, figure.unit)} ({figure.window})")
+    for note in found.notes:
+        typer.echo(fill(note, WIDTH, initial_indent="- ", subsequent_indent="  "))
+    _tell(f"to use it: infergy estimate LOG --method datasheet --gpu {found.gpu} --model MODEL --calibration {path}")
+
+
+def _row(one: Calibrated) -> list[str]:
+    figures = [_figure(one, value) for value in (one.prior, one.value)]
+    if not one.windows:
+        return [one.name, figures[0], "as datasheet", format_percent(one.spread), "-", "0", _unit(one)]
+    between = f"{_figure(one, one.low)} .. {_figure(one, one.high)}"
+    return [one.name, *figures, format_percent(one.spread), between, str(one.windows), _unit(one)]
+
+
+def _figure(one: Calibrated, value: float) -> str:
+    return format_si(value, "s") if one.unit == "s" else format_number(value)
+
+
+def _unit(one: Calibrated) -> str:
+    return "" if one.unit == "s" else one.unit

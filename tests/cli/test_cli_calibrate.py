@@ -1,0 +1,179 @@
+"""`infergy calibrate` as a user meets it, and an estimate that rests on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from typer.testing import CliRunner, Result
+
+from infergy.cli import app
+from infergy.cli.schema import make_schema
+
+DATASHEET = ("estimate", "azure-code-2023", "--method", "datasheet")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibration") / "h200.jsonl"
+    done = invoke("calibrate", "--simulate", "h200", "-o", path, "--budget", "10m")
+    assert done.exit_code == 0, done.output
+    return path
+
+
+def test_it_tells_each_window_and_then_the_constants(tmp_path: Path) -> None:
+    done = invoke("calibrate", "--simulate", "h200", "-o", tmp_path / "h200.jsonl", "--budget", "60s")
+    assert done.exit_code == 0, done.output
+    assert "product 16 x 8192 x 28672 bfloat16:" in done.stderr
+    assert "the budget leaves no time for" in done.stderr
+    assert "--calibration" in done.stderr
+    for words in ("SIMULATED", "weight_efficiency", "0.800", "of bandwidth", "idle power: 147 W"):
+        assert words in done.stdout
+    assert "product 16 x 8192" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/calibration.md"])
+def test_the_constants_that_are_shown_are_those_that_are_printed(file: Path, name: str) -> None:
+    printed = {line.rstrip() for line in invoke("calibrate", "--show", file).stdout.splitlines()}
+    text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    shown = [line for line in text.splitlines() if re.match(r" [a-z0-9_]+ {3,}\d", line)]
+    assert len(shown) >= 4
+    assert set(shown) <= printed
+
+
+def test_a_file_is_shown_without_measuring_and_as_json(file: Path) -> None:
+    before = file.read_bytes()
+    shown = invoke("calibrate", "--show", file)
+    assert shown.exit_code == 0, shown.output
+    assert "fp8_byte_energy" in shown.stdout
+    found = json.loads(invoke("calibrate", "--show", file, "--json").stdout)
+    Draft202012Validator(make_schema("calibration")).validate(found)
+    assert found["gpu"] == "h200"
+    assert found["simulated"] is True
+    for one in found["constants"]:
+        assert one["low"] < one["value"] < one["high"]
+    assert file.read_bytes() == before
+
+
+def test_a_constant_without_a_window_is_said_to_be_the_datasheets(tmp_path: Path, file: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"reduce"' not in line))
+    (row,) = (line for line in invoke("calibrate", "--show", path).stdout.splitlines() if "reduce_s" in line)
+    assert "as datasheet" in row
+
+
+def test_an_estimate_takes_the_constants_and_says_so(file: Path) -> None:
+    done = invoke(*DATASHEET, "--calibration", file, "--allow-simulated")
+    assert done.exit_code == 0, done.output
+    assert "by the GPU's calibration: NO MODEL WAS MEASURED" in done.stdout
+    assert "CALIBRATED on GPU-simulated-0" in done.stdout
+    calibrated, plain = (
+        json.loads(invoke(*DATASHEET, *more, "--json").stdout)
+        for more in (("--calibration", file, "--allow-simulated"), ())
+    )
+    Draft202012Validator(make_schema("datasheet")).validate(calibrated)
+    assert calibrated["energy_j"] != plain["energy_j"]
+    assert calibrated["basis"].count("CALIBRATED") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--allow-simulated", "--gpu", "b200"), "is of NVIDIA H200 SXM 141GB, not of NVIDIA B200 SXM 180GB"),
+        ((), "says nothing about real ones"),
+    ],
+)
+def test_a_calibration_of_another_or_a_pretended_gpu_is_refused(
+    file: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = invoke(*DATASHEET, "--calibration", file, *arguments)
+    assert done.exit_code != 0
+    assert words in str(done.exception)
+
+
+def test_measured_tables_take_no_calibration(file: Path) -> None:
+    assert "add --method datasheet" in str(invoke("estimate", "azure-code-2023", "--calibration", file).exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--budget", "soon"), "--budget takes seconds, minutes or hours"),
+        (("--budget", "3s"), "Give --budget 3m"),
+        (("--simulate", "h20"), "unknown GPU"),
+        (("--gpu", "b200"), "not of NVIDIA B200"),
+        (("--show", "none.jsonl"), "no such file. Measure one: infergy calibrate -o none.jsonl"),
+        (("-o", "/proc/none/h200.jsonl"), "cannot be written"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_measured(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    path = tmp_path / "h200.jsonl"
+    done = invoke("calibrate", "--simulate", "h200", "-o", path, *arguments)
+    assert words in str(done.exception)
+    assert not path.exists()
+
+
+def test_without_a_gpu_or_torch_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from infergy.measure import stations
+    from infergy.measure.block import BlockEnergy  # noqa: F401 - loaded before torch is hidden
+    from infergy.meters.simulated import SteadyMeter
+
+    path = tmp_path / "h200.jsonl"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "pip install nvidia-ml-py" in str(invoke("calibrate", "-o", path).exception)
+
+    class Nvml:
+        @staticmethod
+        def open(count: int) -> SteadyMeter:
+            return SteadyMeter(count=count)
+
+    monkeypatch.setattr(stations, "NvmlMeter", Nvml)
+    monkeypatch.setattr(stations, "find_spec", lambda _: None)
+    assert "needs torch: pip install torch" in str(invoke("calibrate", "-o", path).exception)
+    assert not path.exists()
+
+
+def test_measuring_needs_the_standard_library_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('typer', 'rich', 'numpy', 'scipy', 'polars', 'pydantic', 'pandas', 'torch'):\n"
+        "    sys.modules[name] = None\n"
+        "from infergy.measure.calibrate import main\n"
+        "sys.exit(main(['--simulate', 'h200', '--budget', '30s', '-o', sys.argv[1]]))\n"
+    )
+    path = tmp_path / "h200.jsonl"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"for the constants: infergy calibrate --show {path}" in done.stderr
+    assert len(path.read_text().splitlines()) > 3
+    assert invoke("calibrate", "--show", path).exit_code == 0
+
+
+def test_where_nothing_can_be_installed_errors_are_sentences_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infergy.measure.calibrate", "--simulate", "h200", "--budget", "3s", "-o"]
+    done = subprocess.run([*command, str(tmp_path / "x.jsonl")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --budget 3s")
+
+
+def test_without_numpy_the_windows_are_kept_and_the_cure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "h200.jsonl"
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "scipy.optimize", None)
+        done = invoke("calibrate", "--simulate", "h200", "--budget", "30s", "-o", path)
+    assert "the windows are kept" in str(done.exception)
+    assert invoke("calibrate", "--show", path).exit_code == 0

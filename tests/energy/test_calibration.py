@@ -1,0 +1,215 @@
+"""Constants from windows of plain work: against simulated GPUs that obey known ones, drawn at random."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infergy.energy.calibration import Calibration, fit_calibration, load_calibration
+from infergy.energy.calibration_fit import BEARS
+from infergy.energy.datasheet import estimate_from_datasheet
+from infergy.energy.demand import decode_demand, prefill_demand
+from infergy.energy.physics import BY_NAME, Chips, Physics
+from infergy.errors import DataError, UsageError
+from infergy.hardware.gpus import get_gpu
+from infergy.hardware.models import get_model
+from infergy.measure.calibrate import calibrate
+from infergy.measure.simulated_bench import Truth
+from infergy.measure.stations import simulated_stations
+from infergy.records import GpuState
+from infergy.records.calibration import CalibrationWindow
+
+SEEDS = range(8)
+NOT_APART = ("fp8_flops", "fp8_flop_energy")
+"""At the power limit seconds follow from joules: what fp8 products take tells the product of the two."""
+
+
+@cache
+def windows(seed: int, scatter: float = 0.01, gpu: str = "h200") -> tuple[CalibrationWindow, ...]:
+    single, pair = simulated_stations(gpu, replace(Truth.drawn(seed), scatter=scatter), seed)
+    path = Path(f"/proc/self/fd/{_memory_file()}")
+    events = list(calibrate(single, pair, path, budget_s=600))
+    return tuple(event.window for event in events if event.window is not None)
+
+
+def _memory_file() -> int:
+    import os
+
+    return os.memfd_create("windows")
+
+
+def truth_of(seed: int) -> dict[str, float]:
+    truth = asdict(Truth.drawn(seed))
+    return {name: 12 * truth["launch_s"] if name == "layer_s" else truth[name] for name in BEARS}
+
+
+def off(found: Calibration, seed: int) -> dict[str, float]:
+    """By how much each constant is off, in logarithm."""
+    truth = truth_of(seed)
+    return {one.name: math.log(one.value / truth[one.name]) for one in found.constants}
+
+
+def rms(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value**2 for value in values) / len(values))
+
+
+@pytest.mark.parametrize("name", sorted(set(BEARS) - set(NOT_APART)))
+def test_each_constant_that_a_gpu_obeys_is_found_again(name: str) -> None:
+    prior = rms([math.log(BY_NAME[name].value / truth_of(seed)[name]) for seed in SEEDS])
+    found = rms([off(fit_calibration(windows(seed)), seed)[name] for seed in SEEDS])
+    assert found < prior / 3
+    assert found < 0.08
+
+
+def test_where_fp8_throttles_its_flops_times_their_joules_are_found() -> None:
+    both = [sum(off(fit_calibration(windows(seed)), seed)[name] for name in NOT_APART) for seed in SEEDS]
+    assert rms(both) < 0.05
+
+
+def test_the_spreads_hold_where_windows_scatter_as_they_are_taken_to() -> None:
+    scores = []
+    for seed in SEEDS:
+        found = fit_calibration(windows(seed, scatter=0.07))
+        spreads = {one.name: one.spread for one in found.constants}
+        scores += [value / spreads[name] for name, value in off(found, seed).items() if name not in NOT_APART]
+    assert 0.4 < rms(scores) < 1.4
+
+
+def test_a_calibrated_estimate_is_nearer_to_the_gpu_than_the_datasheets() -> None:
+    chips, shape = Chips.of([get_gpu("h200")], ["bfloat16"]), get_model("llama-3.1-8b")
+    batch = np.array([1.0, 8.0, 64.0])
+    passes = (decode_demand(shape, batch, 2048 * np.ones(3)), prefill_demand(shape, batch, 512 * np.ones(3)))
+    for seed in SEEDS:
+        found = fit_calibration(windows(seed)).physics_of(get_gpu("h200"))
+        for demand in passes:
+            true, prior, mine = (
+                one.passes(demand, chips) for one in (Physics(values=truth_of(seed)), Physics(), found)
+            )
+            for name in ("seconds", "energy_j"):
+                wrong, right = (np.abs(getattr(one, name) / getattr(true, name) - 1).max() for one in (prior, mine))
+                assert right < max(0.03, wrong / 3)
+
+
+@pytest.mark.parametrize("name", sorted(set(BEARS) - {"base_share"}))
+def test_without_a_window_that_bears_on_it_a_constant_keeps_its_prior(name: str) -> None:
+    found = fit_calibration([one for one in windows(1) if not BEARS[name](one)])
+    (constant,) = (one for one in found.constants if one.name == name)
+    assert constant.windows == 0
+    assert constant.value == pytest.approx(constant.prior, rel=1e-3)
+    assert constant.spread == pytest.approx(constant.prior_spread, rel=1e-3)
+
+
+def test_more_windows_leave_less_open() -> None:
+    few, all_of_them = fit_calibration(windows(2)[:8]), fit_calibration(windows(2))
+    spreads = [{one.name: one.spread for one in found.constants} for found in (few, all_of_them)]
+    assert all(spreads[1][name] <= spreads[0][name] * 1.05 for name in BEARS)
+    assert spreads[1]["weight_efficiency"] < spreads[0]["weight_efficiency"] / 1.2
+
+
+def test_the_order_of_windows_does_not_matter() -> None:
+    shuffled = random.Random(0).sample(windows(3), len(windows(3)))
+    for one, other in zip(fit_calibration(windows(3)).constants, fit_calibration(shuffled).constants, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-5)
+
+
+def test_a_flagged_window_counts_less_and_is_told() -> None:
+    wrong = {"attention 128 x 2048", "attention 32 x 8192", "attention 32 x 2048"}
+    hot = (GpuState(uuid="GPU-simulated-0", slowdowns=("hw_thermal_slowdown",)),)
+    slow = [replace(one, duration_s=one.duration_s * 1.3) if one.workload.name in wrong else one for one in windows(4)]
+    flagged = [replace(one, during=hot) if one.workload.name in wrong else one for one in slow]
+    trusting, doubting = (abs(off(fit_calibration(one), 4)["cache_efficiency"]) for one in (slow, flagged))
+    assert doubting < trusting / 2
+    assert sum("clocks were held down" in note for note in fit_calibration(flagged).notes) == len(wrong)
+    assert not fit_calibration(slow).notes
+
+
+def test_one_window_that_nothing_explains_pulls_no_constant_far() -> None:
+    odd = [
+        replace(one, duration_s=one.duration_s * 3) if one.workload.name.startswith("product 1 x 4096") else one
+        for one in windows(5)
+    ]
+    assert abs(off(fit_calibration(odd), 5)["weight_efficiency"]) < 0.06
+
+
+def test_failures_are_left_out_with_their_reason_until_a_window_replaces_them() -> None:
+    (copy,) = (one for one in windows(6) if one.workload.name == "copy 1 GiB")
+    failed = replace(copy, energy_j=None, reason="the counter stood still")
+    found = fit_calibration([*windows(6)[:2], failed])
+    assert found.notes == ("copy 1 GiB: left out: the counter stood still",)
+    assert found == fit_calibration([*windows(6)[:2], failed])
+    assert fit_calibration([failed, *windows(6)]).notes == ()
+
+
+def test_what_is_measured_beside_the_constants_is_told() -> None:
+    seen = {one.name: one for one in fit_calibration(windows(7)).seen}
+    assert seen["idle power"].value == pytest.approx(700 * 0.21, rel=0.05)
+    assert seen["bandwidth of copies"].value == pytest.approx(0.85 * 4.8e12, rel=0.05)
+    assert seen["a launch without a graph"].value == pytest.approx(6e-6, rel=0.05)
+    assert seen["bandwidth of the link"].value == pytest.approx(450e9, rel=0.1)
+
+
+def test_only_windows_of_one_known_gpu_make_a_calibration() -> None:
+    with pytest.raises(UsageError, match="windows of several GPUs"):
+        fit_calibration([*windows(0), *windows(0, gpu="b200")])
+    with pytest.raises(DataError, match="no whole window"):
+        fit_calibration([])
+    with pytest.raises(UsageError, match="is of NVIDIA H200 SXM 141GB, not of NVIDIA B200 SXM 180GB: give --gpu h200"):
+        fit_calibration(windows(0), get_gpu("b200"))
+    with pytest.raises(UsageError, match="is of NVIDIA H200 SXM 141GB, not of"):
+        fit_calibration(windows(0)).physics_of(get_gpu("b200"))
+
+
+def test_a_gpu_that_is_not_in_the_catalogue_is_described_by_a_file(tmp_path: Path) -> None:
+    def renamed(one: CalibrationWindow) -> CalibrationWindow:
+        gpus = tuple(replace(gpu, name="NVIDIA Unheard") for gpu in one.environment.gpus)
+        return replace(one, environment=replace(one.environment, gpus=gpus))
+
+    mine = [renamed(one) for one in windows(0)]
+    with pytest.raises(UsageError, match='a TOML file with title = "NVIDIA Unheard"'):
+        fit_calibration(mine)
+    text = (
+        "peak_flops = { bfloat16 = 989.5e12, fp8 = 1979e12 }\nmemory_bytes = 150_000_000_000\n"
+        'memory_bandwidth = 4.8e12\ntdp_w = 700\nlink = { kind = "NVLink 4", bandwidth = 450e9 }\n'
+    )
+    (tmp_path / "mine.toml").write_text(f'title = "NVIDIA Unheard"\n{text}')
+    found = fit_calibration(mine, get_gpu(str(tmp_path / "mine.toml")))
+    assert [one.value for one in found.constants] == [one.value for one in fit_calibration(windows(0)).constants]
+    (tmp_path / "other.toml").write_text(f'title = "Another"\n{text}')
+    with pytest.raises(UsageError, match="not of Another"):
+        fit_calibration(mine, get_gpu(str(tmp_path / "other.toml")))
+
+
+def test_a_limit_below_the_datasheets_is_told() -> None:
+    def capped(one: CalibrationWindow) -> CalibrationWindow:
+        gpus = tuple(replace(gpu, power_limit_w=500.0) for gpu in one.environment.gpus)
+        return replace(one, environment=replace(one.environment, gpus=gpus))
+
+    found = fit_calibration([capped(one) for one in windows(0)])
+    assert any("power limit of 500 W, not the 700 W" in note for note in found.notes)
+
+
+def test_an_estimate_says_on_which_chip_it_was_calibrated() -> None:
+    found = fit_calibration(windows(0))
+    plain = estimate_from_datasheet("azure-code-2023", model="llama-3.1-8b", gpu="h200")
+    mine = estimate_from_datasheet("azure-code-2023", model="llama-3.1-8b", gpu="h200", calibration=found)
+    assert mine.energy_j != plain.energy_j
+    assert "CALIBRATED on GPU-simulated-0" in mine.basis
+    assert "SIMULATED" in mine.basis
+    assert "DATASHEET" in plain.basis
+    with pytest.raises(UsageError, match="not of NVIDIA B200"):
+        estimate_from_datasheet("azure-code-2023", model="llama-3.1-8b", gpu="b200", calibration=found)
+
+
+def test_a_missing_or_foreign_file_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="infergy calibrate -o"):
+        load_calibration(tmp_path / "none.jsonl")
+    (tmp_path / "rows.jsonl").write_text('{"schema": "infergy.measurement/4"}\n')
+    with pytest.raises(DataError, match="line 1: no window of a calibration"):
+        load_calibration(tmp_path / "rows.jsonl")

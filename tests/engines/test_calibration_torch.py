@@ -1,0 +1,284 @@
+"""The work of a calibration in torch, on the CPU and at tiny sizes: that it runs, counts its calls and is what it says."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infergy.engines import EngineOutOfMemoryError
+from infergy.errors import EngineError, MissingError
+from infergy.measure import calibrate as calibration
+from infergy.measure.calibrate import Station, calibrate
+from infergy.measure.calibration_plan import (
+    Traits,
+    attention_work,
+    cached_copy_work,
+    copy_work,
+    idle_work,
+    launch_work,
+    product_work,
+    sum_works,
+)
+from infergy.measure.sum_bench import SumBench
+from infergy.measure.torch_bench import TorchBench
+from infergy.meters.simulated import SteadyMeter
+from infergy.records.calibration import Workload, read_calibration_file
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("default")
+
+TINY = Traits(memory_bytes=2**24, l2_bytes=2**12, has_fp8=False)
+WORKS = (
+    copy_work(2**16),
+    cached_copy_work(TINY),
+    product_work(16, 64, 96, "bfloat16", TINY),
+    product_work(64, 64, 64, "bfloat16", TINY),
+    product_work(16, 64, 96, "fp8", TINY),
+    attention_work(2, 64, TINY),
+    launch_work(in_graph=True),
+)
+
+
+@pytest.fixture(scope="module")
+def bench() -> TorchBench:
+    return TorchBench(None)
+
+
+@pytest.fixture(scope="module")
+def sums() -> Any:
+    found = SumBench([])
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
+def test_work_repeats_and_counts_its_calls(bench: TorchBench, work: Workload) -> None:
+    loaded = bench.load(work)
+    looks: list[int] = []
+    calls = loaded.run(0.05, lambda: looks.append(1))
+    assert calls >= 1
+    assert calls % work.copies == 0
+    assert "one by one" in loaded.how
+    assert loaded.run(0.0) >= 1
+    loaded.close()
+
+
+@pytest.mark.parametrize("work", WORKS[:6], ids=lambda work: work.name)
+def test_operands_take_the_bytes_that_the_plan_counts(bench: TorchBench, work: Workload) -> None:
+    made: list[int] = []
+    plain = bench._random
+    bench._random = lambda *shape: made.append(2 * torch.Size(shape).numel()) or plain(*shape)  # type: ignore[method-assign,func-returns-value]
+    try:
+        _, calls = bench._calls(work)
+    finally:
+        del bench._random
+    assert len(calls) == work.copies
+    if work.kind == "copy":
+        assert made == [work.sizes[0]] * 2
+    elif work.kind == "attention":
+        # Queries beside keys and values.
+        assert sum(made) - 2 * 2 * 32 * 128 == work.copies * work.memory_bytes
+    elif work.sizes[0] != work.sizes[1]:
+        _, depth, columns = work.sizes
+        width = 1 if work.dtype == "fp8" else 2
+        assert made.count(2 * depth * columns) * depth * columns * width == work.copies * work.memory_bytes
+
+
+def test_flops_are_those_that_torch_counts(bench: TorchBench) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for work in (one for one in WORKS if one.kind == "product" and one.dtype != "fp8"):
+        _, calls = bench._calls(work)
+        with FlopCounterMode(display=False) as counter:
+            calls[0]()
+        assert counter.get_total_flops() == work.flops
+    batch, context, heads, cache_heads, head = (attention := attention_work(2, 64, TINY)).sizes
+    cache = [torch.randn(batch, cache_heads, context, head) for _ in range(2)]
+    # The counter knows no fused kernel of the CPU.
+    *_, (name, plain) = bench._ways(torch.randn(batch, heads, 1, head), cache_heads)
+    assert name.startswith("math")
+    with FlopCounterMode(display=False) as counter:
+        plain(*cache)
+    assert counter.get_total_flops() == attention.flops
+
+
+def test_heads_that_share_a_cache_may_be_grouped(bench: TorchBench) -> None:
+    batch, context, heads, cache_heads, head = attention_work(2, 64, TINY).sizes
+    query = torch.randn(batch, heads, 1, head)
+    key, value = (torch.randn(batch, cache_heads, context, head) for _ in range(2))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    plain = attention(query, key, value, enable_gqa=True)
+    ways: list[Any] = [attend(key, value) for _, attend in bench._ways(query, cache_heads)]
+    assert len(ways) == 2
+    for found in ways:
+        torch.testing.assert_close(found.view(plain.shape), plain)
+
+
+def test_what_torch_cannot_do_is_an_error_in_one_line(bench: TorchBench) -> None:
+    with pytest.raises(EngineError, match="no work of kind idle"):
+        bench.load(idle_work())
+    with pytest.raises(EngineError) as told:
+        bench.load(replace(WORKS[2], sizes=(16, -1, 96)))
+    assert "negative dimension" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_without_cuda_a_calibration_says_what_to_install() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    with pytest.raises(MissingError, match="needs torch with CUDA"):
+        TorchBench("GPU-a")
+
+
+def test_sums_are_done_by_processes_that_end(sums: SumBench) -> None:
+    small, _ = sum_works()
+    loaded = sums.load(small)
+    assert loaded.how == "all_reduce, one by one"
+    looks: list[int] = []
+    assert loaded.run(0.05, lambda: looks.append(1)) >= 1
+    assert looks == [1]
+    with pytest.raises(EngineError, match="sums to do only"):
+        sums.load(copy_work(2**10))
+
+
+def test_a_process_that_dies_is_told_and_waited_for_no_longer() -> None:
+    found = SumBench([])
+    loaded = found.load(sum_works()[0])
+    os.kill(found._processes[1].pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="sums over GPUs"):
+            loaded.run(0.05)
+    found.close()
+    assert not any(process.is_alive() for process in found._processes)
+
+
+def test_a_whole_calibration_runs_in_torch(
+    bench: TorchBench, sums: SumBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "make_works", lambda _: WORKS)
+    monkeypatch.setattr(calibration, "sum_works", lambda: sum_works()[:1])
+    monkeypatch.setattr(calibration, "WARM_S", 0.01)
+    # The benches outlive this test.
+    monkeypatch.setattr(SumBench, "close", lambda _: None)
+    single = Station(meter=SteadyMeter(power_w=200.0), open_bench=lambda: bench)
+    pair = Station(meter=SteadyMeter(power_w=200.0, count=2), open_bench=lambda: sums)
+    path = tmp_path / "cpu.jsonl"
+    events = list(calibrate(single, pair, path, budget_s=600, window_s=0.3))
+    found = read_calibration_file(path)
+    assert [one.reason for one in found] == [None] * (len(WORKS) + 2)
+    assert len(events) == len(found)
+    for one in found:
+        assert one.power_w == pytest.approx(200.0 if one.workload.gpus == 1 else 420.0, rel=0.35)
+        assert one.doubts == ("it took 0.3 s only: the edges weigh",) or one.duration_s > 0.3
+    assert found[1].environment.packages["torch"] == torch.__version__
+
+
+class PretendedCuda:
+    """What the GPU's paths call of torch.cuda, on the CPU: graphs hold calls and replay them."""
+
+    class Stream:
+        def wait_stream(self, _: object) -> None:
+            pass
+
+    class Event:
+        def record(self) -> None:
+            PretendedCuda.queued += 1
+
+        def synchronize(self) -> None:
+            PretendedCuda.queued -= 1
+            PretendedCuda.deepest = max(PretendedCuda.deepest, PretendedCuda.queued)
+
+    class CUDAGraph:
+        replays = 0
+
+        def replay(self) -> None:
+            PretendedCuda.CUDAGraph.replays += 1
+
+    queued = deepest = 0
+    error: RuntimeError | None = None
+
+    @contextmanager
+    def graph(self, _: object, capture_error_mode: str = "global") -> Iterator[None]:
+        yield
+        if self.error is not None:
+            raise self.error
+
+    @contextmanager
+    def stream(self, _: object) -> Iterator[None]:
+        yield
+
+    def current_stream(self) -> Stream:
+        return self.Stream()
+
+    def synchronize(self) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        raise RuntimeError("an error that CUDA does not recover from")
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> TorchBench:
+    """A bench that takes the GPU's paths."""
+    found = TorchBench(None)
+    for name in ("Stream", "Event", "CUDAGraph", "graph", "stream", "current_stream", "synchronize", "empty_cache"):
+        assert hasattr(torch.cuda, name)
+    monkeypatch.setattr(torch, "cuda", PretendedCuda())
+    monkeypatch.setattr(PretendedCuda.CUDAGraph, "replays", 0)
+    found.has_gpu = True
+    return found
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
+def test_in_a_graph_replays_are_counted_by_the_calls_they_hold(pretended: TorchBench, work: Workload) -> None:
+    loaded = pretended.load(work)
+    assert loaded.how.endswith("in a CUDA graph")
+    before = PretendedCuda.CUDAGraph.replays
+    calls = loaded.run(0.001)
+    assert calls == (PretendedCuda.CUDAGraph.replays - before) * loaded._in_step
+    assert loaded._in_step % work.copies == 0
+    loaded.close()
+
+
+def test_the_queue_is_kept_some_chunks_deep(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PretendedCuda, "queued", 0)
+    monkeypatch.setattr(PretendedCuda, "deepest", 0)
+    loaded = pretended.load(WORKS[0])
+    loaded._steps = 1
+    loaded.run(0.05)
+    assert PretendedCuda.deepest == PretendedCuda.queued == 2
+
+
+def test_what_cannot_be_captured_runs_one_by_one_and_says_so(pretended: TorchBench) -> None:
+    pretended.torch.cuda.error = RuntimeError("operation not permitted when stream is capturing")
+    loaded = pretended.load(WORKS[2])
+    assert loaded.how == "mm, one by one"
+    assert loaded.run(0.001) >= 1
+
+
+def test_out_of_memory_is_told_apart(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
+
+    monkeypatch.setattr(pretended, "_random", full)
+    with pytest.raises(EngineOutOfMemoryError, match="out of memory"):
+        pretended.load(WORKS[0])
+
+
+def test_a_kernel_that_the_gpu_lacks_leaves_the_others(pretended: TorchBench) -> None:
+    """Of the GPU's kernels the CPU has one; the others fail as they do on a GPU that lacks them."""
+    loaded = pretended.load(attention_work(2, 64, TINY))
+    assert "flash_attention" in loaded.how
+
+
+def test_graphs_of_sums_take_the_capture_mode_that_torch_knows() -> None:
+    import inspect
+
+    assert "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters
