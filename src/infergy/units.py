@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 JOULES_PER_WH = 3600.0
 SECONDS_PER_HOUR = 3600.0
 SECONDS_PER_MILLISECOND = 1e-3
@@ -52,6 +54,21 @@ def format_duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, rest = divmod(round(seconds / 60), 60)
     return f"{hours} h {rest:02d} min"
+
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``50ms``, ``0.05s``, ``5m``, ``1h``, or of a plain number.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    found = re.fullmatch(r"([\d.]+)\s*(ms|s|m|min|h)?", text.strip())
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * _SECONDS[found[2] or "s"]
 
 
 def format_bytes(count: float) -> str:

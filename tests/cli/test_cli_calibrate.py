@@ -101,10 +101,6 @@ def test_a_calibration_of_another_or_a_pretended_gpu_is_refused(
     assert words in str(done.exception)
 
 
-def test_measured_tables_take_no_calibration(file: Path) -> None:
-    assert "add --method datasheet" in str(invoke("estimate", "azure-code-2023", "--calibration", file).exception)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -177,3 +173,27 @@ def test_without_numpy_the_windows_are_kept_and_the_cure_is_told(
         done = invoke("calibrate", "--simulate", "h200", "--budget", "30s", "-o", path)
     assert "the windows are kept" in str(done.exception)
     assert invoke("calibrate", "--show", path).exit_code == 0
+
+
+def test_with_measured_cells_it_makes_them_tell_more(file: Path) -> None:
+    def width(*arguments: str) -> float:
+        told = CliRunner().invoke(app, ["estimate", "azure-code-2023", "-e", "vllm-fp8", *arguments, "--json"])
+        assert told.exit_code == 0, told.output
+        (one,) = json.loads(told.stdout)["estimates"]
+        return float(one["interval_high_j"] / one["interval_low_j"])
+
+    assert width("--calibration", str(file), "--allow-simulated") < width()
+    refused = CliRunner().invoke(app, ["estimate", "azure-code-2023", "--calibration", str(file)])
+    assert "--allow-simulated" in str(refused.exception)
+
+
+def test_to_choose_cells_and_to_foretell_a_replay_it_is_taken_too(file: Path) -> None:
+    known = ("--calibration", str(file), "--allow-simulated", "--gpu", "h200", "--json")
+
+    def next_width(*arguments: str) -> float:
+        told = CliRunner().invoke(app, ["next", "azure-code-2023", "--own", "--gpu", "h200", "--json", *arguments])
+        return float(json.loads(told.stdout)["engines"][0]["half_width"])
+
+    assert next_width(*known) < next_width()
+    told = CliRunner().invoke(app, ["replay", "azure-code-2023", "--requests", "50", "-e", "vllm-fp8", *known])
+    assert told.exit_code == 0, told.output

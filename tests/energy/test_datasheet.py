@@ -127,5 +127,32 @@ def test_the_verb_marks_what_nobody_measured_and_refuses_tables_beside_it() -> N
     assert (printed["gpu"], printed["gpus"], printed["model"]) == ("a100-80gb-sxm", 2, "llama-3.1-8b")
     refused = CliRunner().invoke(app, [*arguments, "--engine", "vllm"])
     assert "Leave one of them out" in str(refused.exception)
-    unmeasured = CliRunner().invoke(app, ["estimate", "azure-code-2023", "--gpu", "a100-80gb-sxm"])
-    assert "Without a measurement: --method datasheet" in str(unmeasured.exception)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--gpu", "a100-80gb-sxm"),
+        ("--model", "qwen3-32b"),
+        ("--model", "qwen3-32b", "--gpu", "a100-80gb-sxm", "--gpus", "2", "--precision", "fp8"),
+        ("--gpus", "2"),
+        ("--precision", "fp8"),
+    ],
+)
+def test_where_nothing_was_measured_the_datasheet_answers(asked: tuple[str, ...]) -> None:
+    told = CliRunner().invoke(app, ["estimate", "azure-code-2023", *asked])
+    assert told.exit_code == 0, told.output
+    assert "NOTHING OF THIS WAS MEASURED" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("--gpu", "a100-80gb-sxm", "--method", "ceiling"), "Without a measurement: --method datasheet"),
+        (("--gpu", "a100-80gb-sxm", "--engine", "vllm"), "unknown measured GPU"),
+        (("--engine", "vllm", "--gpus", "2"), "measured: --engine vllm-tp2"),
+        (("--gpu", "a100x"), "unknown GPU 'a100x'"),
+    ],
+)
+def test_who_asks_for_measurements_is_not_given_the_datasheet(asked: tuple[str, ...], words: str) -> None:
+    assert words in str(CliRunner().invoke(app, ["estimate", "azure-code-2023", *asked]).exception)

@@ -16,6 +16,7 @@ from infergy.units import format_duration, format_percent, format_si
 if TYPE_CHECKING:
     from infergy.energy.calibration import Calibration
     from infergy.energy.datasheet import DatasheetEstimate
+    from infergy.energy.table import EnergyTable
     from infergy.workload import Trace
     from infergy.workload.bins import Bins, Histogram
 
@@ -53,7 +54,7 @@ def print_from_datasheet(
     """
     from infergy.energy.datasheet import estimate_from_datasheet
 
-    found_here = None if calibration is None else _calibration(calibration, gpu, allow_simulated)
+    found_here = None if calibration is None else read_calibration(calibration, gpu, allow_simulated)
     found = [
         estimate_from_datasheet(
             trace,
@@ -74,7 +75,23 @@ def print_from_datasheet(
         _print(one)
 
 
-def _calibration(path: Path, gpu: str, allow_simulated: bool) -> Calibration:
+def is_measured(table: EnergyTable, model: str | None, gpu: str | None) -> bool:
+    """Whether there are rows of this model on this GPU; None for either asks for nothing in particular."""
+    from infergy.hardware import find_gpu_by_driver_name
+
+    known = None if gpu is None else find_gpu_by_driver_name(gpu)
+    names = [known.name if known is not None else gpu] if gpu is not None else table.gpus()
+    models = {found.lower() for name in names if name is not None for found in table.models(name)}
+    return bool(models) and (model is None or model.lower() in models)
+
+
+def read_calibration(path: Path, gpu: str, allow_simulated: bool) -> Calibration:
+    """The constants of a file, of the kind of GPU that is asked for.
+
+    Raises:
+        UsageError: They are of another GPU, or of a simulated one that was not asked for.
+        DataError: The file is missing, foreign or damaged.
+    """
     from infergy.energy.calibration import load_calibration
     from infergy.hardware.gpus import get_gpu
 

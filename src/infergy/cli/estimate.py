@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.datasheet import print_from_datasheet, refuse_with_datasheet
+from infergy.cli.datasheet import is_measured, print_from_datasheet, read_calibration, refuse_with_datasheet
 from infergy.cli.trace_options import (
     BinsOption,
     CachedColumnOption,
@@ -43,6 +43,7 @@ from infergy.energy.options import (
     MAX_BATCH_S,
 )
 from infergy.errors import UsageError
+from infergy.records import DEFAULT_DTYPE
 from infergy.units import format_number, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
@@ -73,12 +74,13 @@ TableOption = Annotated[
     typer.Option("--table", "-t", help="Your own measurements (.jsonl), to count before the shipped ones; repeatable"),
 ]
 MethodOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--method",
         help="ceiling prices each request at the upper corner of its bin (arXiv 2504.17674), mean at the mean lengths "
         "of its bin; by the measured cell, else by the physical model given all cells. table: ceiling, cells and "
-        "curves alone; physics: mean, the model alone; datasheet: where nothing was measured",
+        "curves alone; physics: mean, the model alone; datasheet: where nothing was measured "
+        "[default: ceiling, or datasheet where nothing was]",
     ),
 ]
 IdealOption = Annotated[
@@ -102,14 +104,17 @@ SimulatedOption = Annotated[
 ]
 
 
-GpusOption = Annotated[int, typer.Option("--gpus", help="With --method datasheet: GPUs that share the model")]
+GpusOption = Annotated[
+    int, typer.Option("--gpus", help="By datasheet: GPUs that share the model; measured ones: --engine vllm-tp2")
+]
 PrecisionOption = Annotated[
-    str, typer.Option("--precision", help="With --method datasheet: bfloat16, float16, fp8 or mxfp4")
+    str,
+    typer.Option("--precision", help="By datasheet: bfloat16, float16, fp8 or mxfp4; measured ones: --engine vllm-fp8"),
 ]
 
 CalibrationOption = Annotated[
     Path | None,
-    typer.Option("--calibration", help="With --method datasheet: the GPU's own constants, made by infergy calibrate"),
+    typer.Option("--calibration", help="The GPU's own constants for the physical model, made by infergy calibrate"),
 ]
 
 
@@ -122,7 +127,7 @@ def estimate(
     bins: BinsOption = POWERS_OF_TWO,
     input_edges: InputEdgesOption = None,
     output_edges: OutputEdgesOption = None,
-    method: MethodOption = CEILING,
+    method: MethodOption = None,
     ideal: IdealOption = DENSE,
     rare: RareOption = FRACTIONAL,
     baseline: BaselineOption = BASELINE,
@@ -142,7 +147,7 @@ def estimate(
     tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the energy of request traces from measured tables, engine by engine, beside an ideal.
+    """Estimate the energy of request traces from measured tables, engine by engine, beside an ideal, or by datasheet.
 
     Example: infergy estimate azure-conv-2023
     """
@@ -154,6 +159,10 @@ def estimate(
     columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
     task = task_of(requests, seed, tokenizer)
     traces = [open_requests(source, format=format, columns=columns, task=task) for source in sources]
+    tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
+    is_other = gpus != 1 or precision != DEFAULT_DTYPE
+    if method is None and not table and not engine and (is_other or not is_measured(tables, model, gpu)):
+        method = DATASHEET
     if method == DATASHEET:
         refuse_with_datasheet({"--table": table, "--engine": engine})
         print_from_datasheet(
@@ -169,9 +178,10 @@ def estimate(
             allow_simulated=allow_simulated,
         )
         return
-    if calibration is not None:
-        raise UsageError("--calibration is for what nobody measured: add --method datasheet, or leave it out")
-    tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
+    if is_other:
+        raise UsageError("--gpus and --precision are for what nobody measured; measured: --engine vllm-tp2, vllm-fp8")
+    # Tables hold one GPU's rows, unless --gpu says whose.
+    known = None if calibration is None else read_calibration(calibration, gpu or DEFAULT_GPU, allow_simulated)
     answers = [
         run_estimate(
             trace,
@@ -180,11 +190,12 @@ def estimate(
             engines=engine or None,
             tables=tables,
             bins=edges,
-            method=method,
+            method=method or CEILING,
             ideal=ideal,
             rare=rare,
             baseline=baseline,
             max_batch_s=max_batch_s,
+            calibration=known,
         )
         for trace in traces
     ]

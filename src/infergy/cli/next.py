@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.estimate import WIDTH, ModelOption, SimulatedOption, TableOption
+from infergy.cli.datasheet import read_calibration
+from infergy.cli.estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
 from infergy.cli.measure import fraction, gpu_here
 from infergy.cli.trace_options import BinsOption, FormatOption, JsonOption, print_json, seconds_of, stdout_console
 from infergy.energy.options import DEFAULT_GPU, DEFAULT_MODEL, MAX_SEQUENCES
@@ -19,6 +20,7 @@ from infergy.units import format_duration, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
+    from infergy.energy.calibration import Calibration
     from infergy.energy.next_cells import NextCells, Subject
     from infergy.energy.table import EnergyTable, TableCell
     from infergy.records import EngineSetup, Plan, PlannedCell
@@ -47,6 +49,7 @@ def next_cells(
     alone: Annotated[
         bool, typer.Option("--own", help="Know only what --table holds, not the shipped rows, which are of other chips")
     ] = False,
+    calibration: CalibrationOption = None,
     bins: BinsOption = POWERS_OF_TWO,
     output: Annotated[Path | None, typer.Option("-o", "--output-file", help="Write the plan here, to measure")] = None,
     allow_simulated: SimulatedOption = False,
@@ -74,9 +77,10 @@ def next_cells(
     known = load_table(table or (), with_shipped=not alone, allow_simulated=allow_simulated)
     candidates = [_Candidates(label, model or DEFAULT_MODEL, chip, histogram) for label in engine or [DEFAULT_ENGINE]]
     unserved = min(one.unserved for one in candidates)
+    calibrated = None if calibration is None else read_calibration(calibration, chip, allow_simulated)
     found = choose_next(
         facts,
-        [one.subject(known) for one in candidates],
+        [one.subject(known, calibrated) for one in candidates],
         model=candidates[0].setup.model,
         gpu=chip,
         budget_s=budget_s,
@@ -117,7 +121,7 @@ class _Candidates:
             raise UsageError(f"{label} can serve no bin of this trace: {reason}")
         self.setup: EngineSetup = EngineSetup(model=canonical_name(model), **EngineSetup.parse_label(label))
 
-    def subject(self, table: EnergyTable) -> Subject:
+    def subject(self, table: EnergyTable, calibration: Calibration | None) -> Subject:
         """What is known of the set-up, and what could be."""
         from infergy.energy.next_cells import Candidate, Subject
         from infergy.energy.posterior import Posterior
@@ -125,7 +129,7 @@ class _Candidates:
         from infergy.measure.forecast import cell_s, setup_s
 
         assert self.plan is not None
-        server = server_for(self.setup, self.gpu)
+        server = server_for(self.setup, self.gpu, calibration)
         if server is None:
             raise UsageError(f"{self.label}: the physical model knows only transformers and vllm, and no speculation")
         options = self.plan.options

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.estimate import WIDTH, ModelOption, SimulatedOption, TableOption
+from infergy.cli.datasheet import read_calibration
+from infergy.cli.estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
 from infergy.cli.measure import MeterOption, gpu_here, measure_plan
 from infergy.cli.trace_options import JsonOption, print_json
 from infergy.energy.options import DEFAULT_GPU, DEFAULT_MODEL, MAX_SEQUENCES
@@ -38,6 +39,7 @@ def replay(
         str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else h200]")
     ] = None,
     table: TableOption = None,
+    calibration: CalibrationOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output-file", help="Measure it into this store, then tell both")
     ] = None,
@@ -62,7 +64,8 @@ def replay(
     resolved = _plan(source, engine=f"{engine}-s{max_seqs}", model=model, gpu=chip, requests=requests, first=first)
     (cell,) = resolved.cells
     setup = cell.cell.setup
-    server = server_for(setup, chip)
+    known = None if calibration is None else read_calibration(calibration, chip, allow_simulated)
+    server = server_for(setup, chip, known)
     if server is None:
         raise UsageError(f"{setup.label}: the physical model knows only transformers and vllm, and no speculation")
     found = predict_replay(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.errors import UsageError
+from infergy.units import parse_duration
 from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
 from infergy.workload.bins import BIN_NAMES, PAPER, edges_of
 
@@ -145,17 +145,13 @@ def stdout_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, highlight=False)
 
 
-SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
 def seconds_of(option: str, text: str) -> float:
     """``50ms``, ``0.05s``, ``5m``, ``1h``, or plain seconds.
 
     Raises:
         UsageError: It is no time.
     """
-    found = re.fullmatch(r"([\d.]+)\s*(ms|s|m|min|h)?", text)
     try:
-        return float(found[1]) * SECONDS[found[2] or "s"] if found else float("")
+        return parse_duration(text)
     except ValueError as error:
         raise UsageError(f"{option} {text}: expected a time, as 50ms, 0.05s or 5m") from error

@@ -110,6 +110,15 @@ class Calibration:
     notes: tuple[str, ...]
     schema: str = CALIBRATION_SCHEMA
 
+    def constants_of(self, gpu: Gpu) -> tuple[tuple[str, float, float], ...]:
+        """What windows say of this GPU's constants: name, value, standard deviation of its logarithm.
+
+        Raises:
+            UsageError: `gpu` is another one.
+        """
+        refuse_other(self.driver_name, gpu)
+        return tuple((one.name, one.value, one.spread) for one in self.constants if one.windows)
+
     def physics_of(self, gpu: Gpu) -> Physics:
         """The physical model with this GPU's constants.
 

@@ -5,6 +5,7 @@ What an engine does otherwise than vLLM with CUDA graphs, to which the constants
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     Column = np.ndarray[Any, np.dtype[np.float64]]
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
+
+ENGINES_DIFFER = 0.1
+"""Standard deviation of the logarithm of an engine's constant over that of plain kernels: our own estimate."""
 
 EAGER_LAYER = Constant(
     name="layer_s",
@@ -46,6 +50,7 @@ class Server:
         dtype: Of weights and matrix products: ``bfloat16``, ``float16``, ``fp8`` or ``mxfp4``.
         engine: ``vllm`` or ``transformers``.
         has_graphs: Whether decode steps replay CUDA graphs.
+        calibrated: What a calibration of the GPU found: name of a constant, value, standard deviation of its logarithm.
     """
 
     shape: ModelShape
@@ -54,6 +59,7 @@ class Server:
     dtype: str = "bfloat16"
     engine: str = VLLM
     has_graphs: bool = True
+    calibrated: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def copies_cache(self) -> bool:
@@ -62,11 +68,20 @@ class Server:
 
     @property
     def constants(self) -> tuple[Constant, ...]:
-        """The constants of the model with this engine's priors; `spread` holds how far single GPUs differ too."""
+        """The constants of the model with this engine's priors; `spread` holds how far single GPUs differ too.
+
+        What a calibration found stands in place of a prior, and an engine's kernels may differ from plain ones.
+        """
         eager = () if self.has_graphs else (EAGER_LAYER,)
         own = {one.name: one for one in (*eager, *((CACHE_TRAFFIC,) if self.copies_cache else ()))}
         known = {one.name: own.get(one.name, one) for one in CONSTANTS} | own
-        return tuple(replace(one, spread=(one.spread**2 + one.differs**2) ** 0.5) for one in known.values())
+        priors = {name: replace(one, spread=math.hypot(one.spread, one.differs)) for name, one in known.items()}
+        found = {
+            name: replace(priors[name], value=value, spread=math.hypot(spread, ENGINES_DIFFER))
+            for name, value, spread in self.calibrated
+            if name in priors and name not in own
+        }
+        return tuple((priors | found).values())
 
 
 class CellModel:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.energy.answer import Estimate, Provenance, SourceUse, TraceEstimate, TraceFacts
+from infergy.energy.calibration import Calibration
 from infergy.energy.comparable import partial_notes, told_by_default
 from infergy.energy.load import load_table
 from infergy.energy.options import (
@@ -56,6 +57,7 @@ class PriceOptions:
     allow_simulated: bool = False
     baseline: str = BASELINE
     max_batch_s: float = MAX_BATCH_S
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,7 @@ def estimate(
     allow_simulated: bool = False,
     baseline: str = BASELINE,
     max_batch_s: float = MAX_BATCH_S,
+    calibration: Calibration | None = None,
 ) -> TraceEstimate:
     """Estimate the energy of a trace under each engine.
 
@@ -108,6 +111,7 @@ def estimate(
         baseline: Label of the engine against which savings are told.
         max_batch_s: Where several batch sizes were measured at one length, the largest that took at most so many
             seconds counts.
+        calibration: Of the GPU (`infergy.energy.calibration.load_calibration`), for what the physical model prices.
 
     Raises:
         UsageError: A name or an option is unknown, or nothing was measured for it.
@@ -123,6 +127,7 @@ def estimate(
         allow_simulated=allow_simulated,
         baseline=baseline,
         max_batch_s=max_batch_s,
+        calibration=calibration,
     )
     if ideal not in IDEALS:
         raise UsageError.unknown("ideal", ideal, IDEALS, "Give one with --ideal")
@@ -174,7 +179,7 @@ def open_question(source: Trace | Histogram | Any, options: PriceOptions) -> Que
 
 def price_setup(setup: SetupTable, question: Question, options: PriceOptions) -> Priced:
     """The trace's bins under one set-up."""
-    values = Values(setup, method=options.method, max_batch_s=options.max_batch_s)
+    values = Values(setup, method=options.method, max_batch_s=options.max_batch_s, calibration=options.calibration)
     errors = replace(_errors(setup, question.table, options.max_batch_s), modelled=values.model_error())
     counts = question.histogram.counts
     bins = price_bins(counts, values, errors, method=options.method, rare=options.rare)

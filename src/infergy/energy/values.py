@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from infergy.energy.calibration import Calibration
 from infergy.energy.cell_model import TRANSFORMERS, VLLM, Server
 from infergy.energy.options import MAX_SEQUENCES, PHYSICS, TABLE
 from infergy.energy.posterior import NORMAL_90, Posterior
@@ -36,14 +37,18 @@ FEWEST_TO_TELL = 3
 """Cells that must be left out, one at a time, for their errors to be told."""
 
 
-def server_of(setup: SetupTable) -> Server | None:
+def server_of(setup: SetupTable, calibration: Calibration | None = None) -> Server | None:
     """What the physical model needs to know of measured cells; None where it does not apply."""
     decoding = setup.label.removeprefix(setup.setup.label)
-    return None if "beam" in decoding else server_for(setup.setup, setup.gpu)
+    return None if "beam" in decoding else server_for(setup.setup, setup.gpu, calibration)
 
 
-def server_for(setup: EngineSetup, gpu: str) -> Server | None:
-    """What the physical model needs to know of an engine set-up; None where it does not apply."""
+def server_for(setup: EngineSetup, gpu: str, calibration: Calibration | None = None) -> Server | None:
+    """What the physical model needs to know of an engine set-up; None where it does not apply.
+
+    Raises:
+        UsageError: The calibration is of another GPU.
+    """
     if setup.engine not in (TRANSFORMERS, VLLM) or setup.speculation is not None:
         return None
     try:
@@ -57,6 +62,7 @@ def server_for(setup: EngineSetup, gpu: str) -> Server | None:
         dtype=setup.dtype,
         engine=setup.engine,
         has_graphs=setup.cuda_graphs is not False if setup.engine == VLLM else setup.compiled,
+        calibrated=() if calibration is None else calibration.constants_of(chip),
     )
 
 
@@ -81,18 +87,21 @@ class Values:
         setup: The cells.
         method: ``table`` takes cells and curves alone; ``physics`` the model alone, also where cells were measured.
         max_batch_s: Seconds that a batch may take.
+        calibration: Of the GPU, for the model; None takes the datasheet.
 
     Attributes:
         surface: The curves through the cells that count.
     """
 
-    def __init__(self, setup: SetupTable, *, method: str, max_batch_s: float) -> None:
+    def __init__(
+        self, setup: SetupTable, *, method: str, max_batch_s: float, calibration: Calibration | None = None
+    ) -> None:
         counted = setup.by_length(max_batch_s)
         # Where nothing was measured in time, a slower batch counts: then nothing beside it need be faster.
         self._late_s = max(max_batch_s, *(cell.duration_s * cell.batch for cell in counted.values()))
         self._method = method
         self.surface = Surface(counted)
-        server = None if method == TABLE else server_of(setup)
+        server = None if method == TABLE else server_of(setup, calibration)
         self._server = server
         self._posterior = None if server is None else Posterior(server, setup.cells)
         self._known: dict[tuple[float, float], SurfaceValue | None] = {}

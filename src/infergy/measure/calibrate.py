@@ -9,7 +9,6 @@ nothing can be installed, ``python -m infergy.measure.calibrate -o FILE`` measur
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from infergy.meters import Meter
 from infergy.meters.window import counter_period_s
 from infergy.records import Environment, GpuState
 from infergy.records.calibration import IDLE, CalibrationFile, CalibrationWindow, Workload
-from infergy.units import format_duration, format_number, format_si
+from infergy.units import format_duration, format_number, format_si, parse_duration
 
 WINDOW_S = 3.0
 """30 ticks of an H200's counter."""
@@ -41,7 +40,6 @@ OVERHEAD_S = 1.2
 BUDGET = "4m"
 """All windows of an H200, with half a minute to spare; our own estimate."""
 
-SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 LEAST_BUDGET_S = 15.0
 BEFORE_SUMS = 9
 """So many workloads on one GPU come before those on two: by then each constant of one GPU has a window."""
@@ -338,10 +336,10 @@ def parse_budget(text: str) -> float:
     Raises:
         UsageError: It is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([smh]?)", text.strip())
-    if found is None:
-        raise UsageError(f"--budget takes seconds, minutes or hours: 90s, 3m, 1h; found {text!r}")
-    return float(found[1]) * SECONDS[found[2]]
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--budget takes seconds, minutes or hours: 90s, 3m, 1h; found {text!r}") from error
 
 
 def run_here(path: Path, *, budget_s: float, simulate: str | None, tell: Callable[[str], None]) -> None:
