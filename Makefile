@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TEST_TOOLS := "pytest>=8.3" "hypothesis>=6.115" "jsonschema>=4.23" "pandas>=2.2" "pyarrow>=17" "duckdb>=1.1" "scipy>=1.13" "altair>=5.5" "vl-convert-python>=1.7"
+TEST_TOOLS := "pytest>=8.3" "pytest-xdist>=3.6" "hypothesis>=6.115" "jsonschema>=4.23" "pandas>=2.2" "pyarrow>=17" "duckdb>=1.1" "scipy>=1.13" "altair>=5.5" "vl-convert-python>=1.7"
 LINT_TOOLS := "ruff>=0.17,<0.18" "mypy>=2.4,<3" "import-linter>=2.3"
 # Progress of a package installer is noise here; its errors are not.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
@@ -29,7 +29,7 @@ demo: $(VENV)/run.stamp ## Set up, then estimate the energy of a real trace
 	$(BIN)/infergy estimate azure-conv-2023
 
 test: $(VENV)/test.stamp ## Set up, then run the tests (no GPU, no network)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/lint.stamp ## Style, types and the import contract
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import pytest
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.simulated import SimulatedEngine, SimulatedSession
-from infergy.errors import EngineError, UsageError
+from infergy.errors import EngineError
 from infergy.hardware import get_gpu, model_config
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, GpuIdentity
@@ -62,9 +62,10 @@ class RefusesByValueError(Engine):
 
 class Padding(SimulatedSession):
     def run(self, work: Work) -> Completion:
-        width = max(work.output_tokens) if len(work.prompts) > 2 else work.output_tokens[0]
         done = super().run(work)
-        return replace(done, output_tokens=(width + (len(work.prompts) > 2),) * len(work.prompts))
+        if len(work.prompts) <= 2:
+            return done
+        return replace(done, output_tokens=(max(work.output_tokens) + 1,) * len(work.prompts))
 
 
 class ZeroTimes(SimulatedSession):
@@ -95,10 +96,9 @@ class Truncating(SimulatedSession):
 
 class RefusesByEngineError(SimulatedSession):
     def run(self, work: Work) -> Completion:
-        try:
-            return super().run(work)
-        except UsageError as error:
-            raise EngineError("no arrivals here") from error
+        if any(work.arrival_s):
+            raise EngineError("no arrivals here")
+        return super().run(work)
 
 
 class NumberFact(SimulatedSession):
