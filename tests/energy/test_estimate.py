@@ -36,6 +36,8 @@ from known_tables import (
 from rows import build_row, spread_over
 
 GRID = Bins.powers_of_two(16384, 2048)
+FULL = ["transformers", "vllm"]
+"""Shipped set-ups that were measured at many lengths."""
 LENGTHS = st.lists(st.tuples(st.integers(1, 16384), st.integers(1, 2048)), min_size=1, max_size=30)
 
 
@@ -171,7 +173,8 @@ def test_disjoint_traces_add_up(shipped: EnergyTable, one: list[tuple[int, int]]
 def test_an_estimate_lies_between_its_bounds(
     shipped: EnergyTable, pairs: list[tuple[int, int]], method: str, rare: str
 ) -> None:
-    for found in estimate(histogram_of(pairs, GRID), tables=shipped, method=method, rare=rare).estimates:
+    answer = estimate(histogram_of(pairs, GRID), tables=shipped, engines=FULL, method=method, rare=rare)
+    for found in answer.estimates:
         assert found.low_j is not None
         assert found.energy_j is not None
         assert found.high_j is not None
@@ -227,6 +230,11 @@ def test_one_measured_cell_prices_any_trace_more_certainly_than_none(tmp_path: P
     assert found.interval_high_j is not None
     assert found.provenance.errors.modelled is None, "one cell cannot be left out"
     assert any("error unknown" in note for note in estimate(histogram_of([(2048, 512)]), tables=table).notes)
+
+
+def test_what_does_not_fit_the_memory_is_not_modelled(tmp_path: Path) -> None:
+    found = only(histogram_of([(2_000_000, 64)]), table_of(tmp_path, rows_of()))
+    assert (found.modelled, found.extrapolated) == (0.0, 1.0)
 
 
 def test_where_the_model_does_not_apply_curves_do(tmp_path: Path) -> None:

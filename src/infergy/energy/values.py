@@ -12,7 +12,7 @@ Cells left out and told by the others: docs/physics.md has the errors of 2 and 3
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infergy.energy.calibration import Calibration
@@ -98,7 +98,7 @@ class Values:
     ) -> None:
         counted = setup.by_length(max_batch_s)
         # Where nothing was measured in time, a slower batch counts: then nothing beside it need be faster.
-        self._late_s = max(max_batch_s, *(cell.duration_s * cell.batch for cell in counted.values()))
+        self._late_s = max([max_batch_s, *(cell.duration_s * cell.batch for cell in counted.values())])
         self._method = method
         self.surface = Surface(counted)
         server = None if method == TABLE else server_of(setup, calibration)
@@ -116,12 +116,14 @@ class Values:
         new = [place for place in dict.fromkeys(lengths) if place not in self._known]
         told = {place: self.surface.at(*place) for place in new}
         if self._posterior is not None:
-            lacking = [
-                place
+            lacking = {
+                place: self._batch(place, value)
                 for place, value in told.items()
                 if value is None or value.how != MEASURED or self._method == PHYSICS
-            ]
-            told |= dict(zip(lacking, self._model(lacking, told, self._posterior), strict=True))
+            }
+            # What does not fit the memory is served by nobody: curves may say what they like of it.
+            lacking = {place: batch for place, batch in lacking.items() if batch > 0}
+            told |= dict(zip(lacking, self._model(lacking, self._posterior), strict=True))
         self._known |= told
 
     def at(self, input_tokens: float, output_tokens: float) -> SurfaceValue | None:
@@ -165,22 +167,17 @@ class Values:
             basis="each cell left out in turn, told by the physical model and all other cells",
         )
 
-    def _model(
-        self,
-        lengths: Sequence[tuple[float, float]],
-        curves: dict[tuple[float, float], SurfaceValue | None],
-        posterior: Posterior,
-    ) -> list[SurfaceValue]:
-        """Values by the model, in batches that fit and are halved until they answer in time, if that can help."""
+    def _model(self, wanted: Mapping[tuple[float, float], int], posterior: Posterior) -> list[SurfaceValue]:
+        """Values by the model at lengths, in batches that are halved until they answer in time, if that can help."""
         import numpy as np
 
-        if not lengths:
+        if not wanted:
             return []
 
         def cells(batches: Column) -> Column:
-            return np.column_stack([np.array(lengths, dtype=float), batches])
+            return np.column_stack([np.array(list(wanted), dtype=float), batches])
 
-        largest = np.array([self._batch(place, curves[place]) for place in lengths], dtype=float)
+        largest = np.array(list(wanted.values()), dtype=float)
         batches = largest
         while (late := posterior.at(cells(batches)).duration_s * batches > self._late_s)[batches > 1].any():
             batches = np.where(late, np.maximum(1, batches // 2), batches)
@@ -196,13 +193,13 @@ class Values:
                 how=MODELLED,
                 error=float(error[place]),
             )
-            for place in range(len(lengths))
+            for place in range(len(wanted))
         ]
 
     def _batch(self, place: tuple[float, float], curve: SurfaceValue | None) -> int:
         """The batch in which requests of these lengths are served: as beside them, where cells are in line with them.
 
-        Else as many as a grid would allow.
+        Else as many as a grid would allow; 0 where not one fits the memory.
         """
         assert self._server is not None
         fits = largest_batch(
@@ -214,4 +211,4 @@ class Values:
             dtype=self._server.dtype,
             tensor_parallel=self._server.gpus,
         ).batch
-        return max(1, min(MAX_SEQUENCES if curve is None else curve.batch, fits))
+        return min(MAX_SEQUENCES if curve is None else curve.batch, fits)
