@@ -29,7 +29,7 @@ from infergy.measure.calibration_plan import (
 from infergy.measure.sum_bench import SumBench
 from infergy.measure.torch_bench import TorchBench
 from infergy.meters.simulated import SteadyMeter
-from infergy.records.calibration import Workload, read_calibration_file
+from infergy.records.calibration import FEWEST_S, Workload, read_calibration_file
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -175,8 +175,10 @@ def test_a_whole_calibration_runs_in_torch(
     assert [one.reason for one in found] == [None] * (len(WORKS) + 2)
     assert len(events) == len(found)
     for one in found:
-        assert one.power_w == pytest.approx(200.0 if one.workload.gpus == 1 else 420.0, rel=0.35)
-        assert one.doubts == ("it took 0.3 s only: the edges weigh",) or one.duration_s > 0.3
+        # How long a window takes, and how late its ticks are stamped, is this machine's: its own bounds must hold.
+        true_j = one.duration_s * (200.0 if one.workload.gpus == 1 else 420.0)
+        assert one.low_j <= true_j <= one.high_j
+        assert any("the edges weigh" in doubt for doubt in one.doubts) == (one.duration_s < FEWEST_S)
     assert found[1].environment.packages["torch"] == torch.__version__
 
 
