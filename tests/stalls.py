@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from infergy.meters import Clock
 from infergy.meters.simulated import SteadyMeter
 from infergy.testing import FakeClock
 
@@ -41,10 +42,11 @@ class StoppedMeter(SteadyMeter):
 
     def __init__(self, stops: Mapping[int, float]) -> None:
         super().__init__(STEADY_W)
-        self.clock: StoppedClock = StoppedClock(stops)
+        self._stopped = StoppedClock(stops)
+        self.clock: Clock = self._stopped
 
     def read(self) -> Mapping[str, float]:
-        self.clock.stop()
+        self._stopped.stop()
         found = super().read()
-        self.clock.stop()
+        self._stopped.stop()
         return found

@@ -119,7 +119,7 @@ def test_a_signal_that_comes_while_the_program_starts_ends_it_too(monkeypatch: p
         os.kill(os.getpid(), signal.SIGTERM)
         return process
 
-    monkeypatch.setattr(command.subprocess, "Popen", signalled)
+    monkeypatch.setattr(subprocess, "Popen", signalled)
     before = signal.getsignal(signal.SIGTERM)
     assert command._run(["sleep", "1000"], None) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
@@ -143,7 +143,12 @@ def test_what_cannot_work_is_told_before_anything_runs(arguments: list[str], wor
 def test_of_several_gpus_each_has_a_line_and_the_total_is_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     node = pretend_node(get_gpu("h200"), 2)
     monkeypatch.setattr(command, "_simulated", lambda gpus: SimulatedMeter(node))
-    monkeypatch.setattr(command, "_run", lambda *_: node.advance(5.0, 840.0) or 0)
+
+    def serve(*_: object) -> int:
+        node.advance(5.0, 840.0)
+        return 0
+
+    monkeypatch.setattr(command, "_run", serve)
     done = CliRunner().invoke(app, ["measure-command", "--simulate", "--gpus", "2", "--idle", "1", "--", "serve"])
     assert done.exit_code == 0, done.output
     total, first, second, *_ = done.stderr.splitlines()

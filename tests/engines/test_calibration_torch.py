@@ -189,6 +189,8 @@ def test_a_whole_calibration_runs_in_torch(
             assert one.reason.startswith(("ticks of the counter were stamped up to", "a block of"))
             continue
         true_j = one.duration_s * (200.0 if one.workload.gpus == 1 else 420.0)
+        assert one.low_j is not None
+        assert one.high_j is not None
         assert one.low_j - 1e-6 <= true_j <= one.high_j + 1e-6
     assert found[1].environment.packages["torch"] == torch.__version__
 
