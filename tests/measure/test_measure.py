@@ -467,9 +467,16 @@ def test_a_sweep_killed_at_random_moments_loses_no_finished_row(tmp_path: Path, 
     tiny_plan().save(plan)
     rng = random.Random(target)
     seen: set[str] = set()
+
+    def lines() -> int:
+        return store.read_bytes().count(b"\n") if store.exists() else 0
+
     for _ in range(10):
         process = start_sweep(plan, store)
-        time.sleep(rng.uniform(0.0, 1.2))
+        # By what was measured, so that on a slow machine too not all die before their first cell.
+        wanted = lines() + rng.choice((0, 1, 2))
+        wait_until(lambda process=process, wanted=wanted: process.poll() is not None or lines() >= wanted)  # type: ignore[misc]
+        time.sleep(rng.uniform(0.0, 0.3))
         kill(process, target)
         kept = {row.cell_id for row in read_store(store).rows} if store.exists() else set()
         assert seen <= kept
