@@ -196,6 +196,28 @@ def test_a_counter_that_stands_still_is_an_error_and_the_load_is_taken_off() -> 
     assert gpu.load_w == gpu.idle_w
 
 
+class StoppedMeter(SimulatedMeter):
+    """Its process is stopped for longer than a counter may stand still, once, after a read and before its stamp."""
+
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        super().__init__(gpu)
+        self.gpu, self.reads = gpu, 0
+
+    def read(self) -> Mapping[str, float]:
+        found = super().read()
+        self.reads += 1
+        if self.reads == 1000:
+            self.gpu.sleep(5.0)
+        return found
+
+
+def test_a_process_that_was_stopped_blames_no_counter() -> None:
+    gpu = simulated_gpu()
+    meter = StoppedMeter(gpu)
+    assert measure_behaviour(meter, None).counter.period_s == pytest.approx(0.1, abs=0.001)
+    assert meter.reads > 1000
+
+
 def test_what_is_kept_reads_back_and_another_file_is_told(tmp_path: Path) -> None:
     found = behaviour(Sensors(power_period_s=0.1, power_window_s=0.025, noise_w=0.5), wave=Wave(steps=5))
     path = tmp_path / "meter.json"
