@@ -248,9 +248,10 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     A stamp that is late misplaces joules of the block at the opening tick, and of the tail at the other two. A counter
     that tells late holds what was drawn before the window, taken to differ from the tail by as much as that at most.
     One that looks at the end of each period takes it for the whole: off by a period of the step at the block's end.
+    Stamps that late may have made the tail look longer than it was: then it drew more than it seems.
 
     Raises:
-        MeterError: A counter stood still or ran backwards.
+        MeterError: A counter stood still or ran backwards, or the tail was too short for stamps so late.
     """
     late_s = max(edge.uncertainty_s for edge in (opened, settled, closed))
     whole = Window(open=opened.ticks, close=closed.ticks, settled=settled.ticks, edge_uncertainty_s=late_s)
@@ -258,9 +259,18 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     mean_w, tail_w = whole.power_by_gpu_w, whole.tail_power_by_gpu_w
     waits_s = {uuid: max(0.0, span_s[uuid] - duration_s) for uuid in used_j}
     tail_s = {uuid: closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()}
+    # The tail's own stamps also say how long it was, and so what it drew.
+    tail_late_s, shortest_s = max(settled.uncertainty_s, closed.uncertainty_s), min(tail_s.values())
+    if tail_late_s >= shortest_s:
+        raise MeterError(
+            f"ticks of the counter were stamped up to {tail_late_s:.2g} s late, over a tail of {shortest_s:.2g} s: "
+            "this machine was too busy to read it. Leave it a core, and repeat the block"
+        )
     by_gpu = {uuid: used_j[uuid] - waits_s[uuid] * tail_w[uuid] for uuid in used_j}
+    most_w = {uuid: tail_w[uuid] / (1 - tail_late_s / tail_s[uuid]) for uuid in used_j}
     doubt_j = sum(
-        late_s * (mean_w[uuid] + tail_w[uuid] * (1 + waits_s[uuid] / tail_s[uuid]))
+        late_s * max(mean_w[uuid], most_w[uuid])
+        + tail_late_s * most_w[uuid] * (1 + waits_s[uuid] / tail_s[uuid])
         + LATE_S * tail_w[uuid]
         + tail_s[uuid] * abs(mean_w[uuid] - tail_w[uuid])
         for uuid in used_j
