@@ -19,6 +19,7 @@ from types import TracebackType
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import measure_idle
+from infergy.measure.plausible import demand_plausible_power
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
 
@@ -196,6 +197,10 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         """Mean watts of all GPUs while the block ran."""
         return self.result.power_w
 
+    def _idle_w(self) -> Mapping[str, float]:
+        """Idle power of each GPU, by UUID; empty if it was not measured."""
+        return {} if self._idle is None else self._idle.power_by_gpu_w
+
     def _work_out(
         self, end_s: float, after: tuple[GpuState, ...], edges: tuple[Edge, Edge] | None, reason: str | None
     ) -> BlockEnergy:
@@ -206,9 +211,12 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
                 joules = _split(self._opened, *edges, duration_s)
                 if sum(joules.by_gpu.values()) <= 0:
                     joules, reason = None, f"a block of {duration_s:.2g} s is too short for the counter; repeat it"
+                elif duration_s >= FEWEST_S:
+                    powers_w = {uuid: one_j / duration_s for uuid, one_j in joules.by_gpu.items()}
+                    demand_plausible_power(powers_w, self._meter.gpus, self._idle_w())
             except MeterError as broken:
-                reason = str(broken)
-        idle_w = None if self._idle is None else sum(self._idle.power_by_gpu_w.values())
+                joules, reason = None, str(broken)
+        idle_w = sum(self._idle_w().values()) or None
         # In the engine's order: edges hold the GPUs as they ticked.
         by_gpu_j = {} if joules is None else {gpu.uuid: joules.by_gpu[gpu.uuid] for gpu in self._meter.gpus}
         energy_j = None if joules is None else sum(by_gpu_j.values())
