@@ -11,7 +11,7 @@ the counters have told all joules of the block, however late they tell them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from infergy.measure.cell import measure_idle
 from infergy.measure.plausible import demand_plausible_power
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
+from infergy.records.flags import HARMFUL_SLOWDOWNS, TEMPERATURE_CHANGE_C
 
 BLOCK_SCHEMA = "infergy.window/1"
 
@@ -92,6 +93,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         sync: Waits until the GPUs have done what they were given; None calls `torch.cuda.synchronize` if the process
             has torch loaded and CUDA in use, and nothing else.
         meter: ``nvml`` or a plug-in's name, or an open meter, which is left open.
+        own_processes: How many processes may be on a GPU just before and after the block without a warning: this one.
 
     Raises:
         MissingError: On entering: no NVML or GPU.
@@ -108,8 +110,10 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         idle_s: float = 0.0,
         sync: Callable[[], None] | None = None,
         meter: str | Meter = "nvml",
+        own_processes: int = 1,
     ) -> None:
         self._name = name
+        self._own_processes = own_processes
         self._gpus = gpus
         self._idle_s = idle_s
         self._sync = sync or synchronize_torch
@@ -237,7 +241,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             simulated=self._meter.is_simulated,
             before=self._before,
             after=after,
-            warnings=_warnings(duration_s, (*self._before, *after), self._meter),
+            warnings=_warnings(duration_s, self._before, after, self._meter, self._own_processes),
             reason=reason,
             power_by_gpu_w={uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()} if duration_s else {},
         )
@@ -277,18 +281,38 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     return _Joules(by_gpu, max(0.0, energy_j - doubt_j), energy_j + doubt_j)
 
 
-def _warnings(duration_s: float, states: tuple[GpuState, ...], meter: Meter) -> tuple[str, ...]:
+def _warnings(
+    duration_s: float, before: tuple[GpuState, ...], after: tuple[GpuState, ...], meter: Meter, own_processes: int
+) -> tuple[str, ...]:
     found = []
     if meter.is_simulated:
         found.append("SIMULATED: these joules come from a model and say nothing about real hardware")
     if duration_s < FEWEST_S:
         found.append(f"the block took {duration_s:.2g} s; repeat it until it takes {FEWEST_S:g} s: the edges weigh")
-    crowded = {state.uuid for state in states if (state.processes or 0) > 1}
+    states = (*before, *after)
+    crowded = {state.uuid for state in states if (state.processes or 0) > own_processes}
     if crowded:
-        named = [f"GPU {index} ({gpu.uuid})" for index, gpu in enumerate(meter.gpus) if gpu.uuid in crowded]
-        where = ", ".join(named) if len(meter.gpus) > 1 else "the GPU"
-        found.append(f"another process was on {where}: its joules are counted too (nvidia-smi tells which)")
+        found.append(
+            f"another process was on {_name(crowded, meter)}: its joules are counted too (nvidia-smi tells which)"
+        )
+    for reason in sorted({one for state in states for one in state.slowdowns or ()} & HARMFUL_SLOWDOWNS):
+        slowed = {state.uuid for state in states if reason in (state.slowdowns or ())}
+        found.append(f"{_name(slowed, meter)} was held down by {reason} (nvidia-smi -q -d PERFORMANCE)")
+    was_c = {state.uuid: state.temperature_c for state in before}
+    for state in after:
+        begin_c, end_c = was_c.get(state.uuid), state.temperature_c
+        if begin_c is not None and end_c is not None and abs(end_c - begin_c) > TEMPERATURE_CHANGE_C:
+            found.append(
+                f"{_name({state.uuid}, meter)} went from {begin_c:g} to {end_c:g} °C: repeat the block when warm"
+            )
     return tuple(found)
+
+
+def _name(uuids: Collection[str], meter: Meter) -> str:
+    """These GPUs in words: ``the GPU``; of several their places and UUIDs."""
+    if len(meter.gpus) <= 1:
+        return "the GPU"
+    return ", ".join(f"GPU {index} ({gpu.uuid})" for index, gpu in enumerate(meter.gpus) if gpu.uuid in uuids)
 
 
 def synchronize_torch() -> None:
