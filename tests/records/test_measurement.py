@@ -206,5 +206,7 @@ def test_a_row_whose_counter_cannot_be_is_told_by_its_line(where: str) -> None:
     (window,) = row.windows
     back = replace(window, close={UUID: replace(window.close[UUID], energy_j=window.open[UUID].energy_j - 1.0)})
     broken = replace(row, windows=(back,)) if where == "windows" else replace(row, watched=back)
-    with pytest.raises(DataError, match=r"rows.jsonl line 7: .* moved by -1.0 J .* take it out, and measure vllm"):
+    with pytest.raises(
+        DataError, match=rf"rows.jsonl line 7: .* moved by -1.0 J .* take it out, and measure {row.cell_id} \(vllm"
+    ):
         Measurement.from_json(broken.to_json(), "rows.jsonl line 7")

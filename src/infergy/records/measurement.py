@@ -160,7 +160,9 @@ def _demand_joules(row: Measurement, place: str) -> None:
         for window in (*row.windows, *seen):
             _ = window.energy_by_gpu_j, window.tail_power_by_gpu_w
     except MeterError as error:
-        raise DataError(f"{place}: {error}. The line is damaged: take it out, and measure {row.cell} again") from error
+        raise DataError(
+            f"{place}: {error}. The line is damaged: take it out, and measure {row.cell_id} ({row.cell}) again"
+        ) from error
 
 
 def _from_first(data: Mapping[str, Any]) -> dict[str, Any]:
