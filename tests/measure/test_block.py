@@ -112,6 +112,34 @@ def test_another_process_on_the_gpu_is_warned_of(gpu: SimulatedGpu) -> None:
     assert any("another process" in warning for warning in w.result.warnings)
 
 
+@pytest.mark.parametrize(("own", "is_warned"), [(0, True), (1, False)])
+def test_where_the_block_has_no_process_of_its_own_one_is_too_many(
+    gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch, own: int, is_warned: bool
+) -> None:
+    meter = SimulatedMeter(gpu)
+    monkeypatch.setattr(meter, "states", lambda: (GpuState(uuid="GPU-a", processes=1),))
+    with window(meter=meter, own_processes=own) as w:
+        gpu.advance(5.0, 300.0)
+    assert any("another process was on the GPU" in warning for warning in w.result.warnings) is is_warned
+
+
+def test_heat_and_what_it_does_to_clocks_are_warned_of(gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = SimulatedMeter(gpu)
+    told = iter(
+        [
+            GpuState(uuid="GPU-a", temperature_c=40.0, slowdowns=("sw_power_cap",)),
+            GpuState(uuid="GPU-a", temperature_c=70.0, slowdowns=("sw_power_cap", "hw_thermal_slowdown")),
+        ]
+    )
+    monkeypatch.setattr(meter, "states", lambda: (next(told),))
+    with window(meter=meter) as w:
+        gpu.advance(5.0, 300.0)
+    assert w.result.warnings[1:] == (
+        "the GPU was held down by hw_thermal_slowdown (nvidia-smi -q -d PERFORMANCE)",
+        "the GPU went from 40 to 70 °C: repeat the block when warm",
+    )
+
+
 class LostMeter(SimulatedMeter):
     """Its GPU is lost once the block has begun."""
 

@@ -142,7 +142,7 @@ def test_told_to_wait_it_looks_no_more_however_late_the_next_look_was() -> None:
 
 def test_a_process_that_ends_is_a_reason_not_a_failure(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = open_meter("lost", 1)
-    monkeypatch.setattr(type(meter), "powers", lambda self: {gpu.uuid: POWER for gpu in self.gpus})
+    monkeypatch.setattr(meter, "powers", lambda: {gpu.uuid: POWER for gpu in meter.gpus})
     monkeypatch.setenv("LOST", "1")
     witness = open_witness(meter, "lost", 0.005)
     assert isinstance(witness, Sampler)
@@ -365,5 +365,5 @@ def test_nobody_looks_into_other_windows_after_the_watched_one_has_failed(monkey
     work = Work(prompts=((1, 2),), output_tokens=(4,), arrival_s=(0.0,))
     nobody: Any = None
     with pytest.raises(MeterError):
-        cell._watch(nobody, nobody, planned, work, MeasureOptions(), looker, is_watched=False)
+        cell._watch(nobody, nobody, planned, work, MeasureOptions(), nobody, looker, is_watched=False)
     assert not looker.is_looking

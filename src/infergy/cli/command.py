@@ -63,7 +63,8 @@ def measure_command(
     code = 0
     for number in range(1, runs + 1):
         source = _simulated(gpus or 1) if simulate else meter
-        with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source) as measured:
+        # Before and after the command no process of its own is there.
+        with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source, own_processes=0) as measured:
             code = _run(command, stdout)
         line = json.dumps(to_json(measured.result), allow_nan=False)
         if output is not None:
