@@ -237,6 +237,14 @@ def test_ours_is_first_on_a_split_and_its_intervals_hold() -> None:
     assert 0.85 <= ours.coverage_90 <= 0.97
 
 
+def test_nine_in_ten_rows_are_as_near_to_the_datasheet_as_its_range_says() -> None:
+    found = InfergyDatasheet().fit(ROWS, ENERGY_J).predict(ROWS)
+    assert found.low_j is not None
+    assert found.high_j is not None
+    inside = (found.low_j <= ENERGY_J) & (found.high_j >= ENERGY_J)
+    assert 0.88 < np.mean(inside) < 0.92
+
+
 def test_a_users_rows_are_scored_by_estimators_fitted_to_the_shipped_ones(tmp_path: Path) -> None:
     frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv")).head(6)
     mine = tmp_path / "mine.csv"

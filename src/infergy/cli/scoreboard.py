@@ -41,13 +41,17 @@ def scoreboard(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score estimators of joules an output token on 690 measured rows of served models, each unseen; about a minute.
+    """Score estimators of joules an output token on 690 measured rows of served models, each unseen; a minute or two.
 
     Example: infergy scoreboard --split backbone -o scoreboard.svg
     """
     import json
+    import os
     from dataclasses import asdict
 
+    # Matrices of some hundred rows gain nothing from threads, which stall each other where the machine is busy.
+    # Read when numpy loads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from infergy.score.board import score_all, score_new
     from infergy.score.rows import read_rows
     from infergy.score.splits import SPLITS

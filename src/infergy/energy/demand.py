@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +90,12 @@ def decode_demand(
     import numpy as np
 
     batch, context = np.broadcast_arrays(np.asarray(batch, dtype=float), np.asarray(context, dtype=float))
-    read = _by_length(lambda tokens: shape.kv_bytes(tokens, dtype), context)
-    flops = _by_length(lambda tokens: float(shape.decode_flops(tokens)), context)
-    looking = _by_length(lambda tokens: float(shape.attention_flops(tokens, tokens)), context)
+    read, flops, looking = _by_length(
+        context,
+        lambda tokens: shape.kv_bytes(tokens, dtype),
+        shape.decode_flops,
+        lambda tokens: shape.attention_flops(tokens, tokens),
+    )
     return _demand(
         shape,
         dtype=dtype,
@@ -122,8 +125,9 @@ def prefill_demand(
     import numpy as np
 
     batch, tokens = np.broadcast_arrays(np.asarray(batch, dtype=float), np.asarray(input_tokens, dtype=float))
-    flops = _by_length(lambda count: float(shape.prefill_flops(count)), tokens)
-    looking = _by_length(lambda count: float(shape.attention_flops(1, count, absorbed=False)), tokens)
+    flops, looking = _by_length(
+        tokens, shape.prefill_flops, lambda count: shape.attention_flops(1, count, absorbed=False)
+    )
     return _demand(
         shape,
         dtype=dtype,
@@ -203,9 +207,10 @@ def copies_of_cache(shape: ModelShape, gpus: Column) -> Column:
     return np.asarray(np.maximum(1.0, gpus / heads))
 
 
-def _by_length(of: Any, tokens: Column) -> Column:
-    """A function of whole tokens at each entry, called once for each length that occurs."""
+def _by_length(tokens: Column, *functions: Callable[[int], float]) -> list[Column]:
+    """Functions of whole tokens at each entry, each called once for each length that occurs."""
     import numpy as np
 
     lengths, places = np.unique(np.maximum(1, np.rint(tokens)).astype(int), return_inverse=True)
-    return np.array([of(int(length)) for length in lengths], dtype=float)[places].reshape(tokens.shape)
+    found = [np.array([float(of(length)) for length in lengths.tolist()]) for of in functions]
+    return [values[places].reshape(tokens.shape) for values in found]

@@ -106,12 +106,6 @@ REFERENCE_EXPERT_BYTES = 30e6
 LINK_BYTES_PER_S = 450e9
 """One direction of NVLink 4, where the catalogue knows no link."""
 
-CORNER = 4.0
-"""How sharp the roofline's corner is: where both take as long, t is 2^¼ of either."""
-
-LIMIT = 8.0
-"""How sharp the power limit is."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chips:
@@ -222,7 +216,7 @@ class Physics:
         base_w = self.of("base_share", chips) * chips.tdp_w * demand.gpus
         # What work adds to base power must fit under the limit: then E / t is at most TDP.
         added = work.energy_j / ((chips.tdp_w * demand.gpus - base_w) * seconds)
-        seconds = seconds * (1 + added**LIMIT) ** (1 / LIMIT)
+        seconds = seconds * _stretch(added)
         return Passes(seconds=seconds, energy_j=work.energy_j + base_w * seconds)
 
     def _work(self, d: Demand, chips: Chips) -> Passes:
@@ -274,5 +268,16 @@ class Physics:
 
 
 def _roofline(memory_s: Any, compute_s: Any) -> Any:
-    """The smooth maximum of both."""
-    return (memory_s**CORNER + compute_s**CORNER) ** (1 / CORNER)
+    """The smooth maximum of both, (memory⁴ + compute⁴)^¼: where both take as long, 2^¼ of either."""
+    import numpy as np
+
+    # Products and roots: powers take numpy ten times as long.
+    return np.sqrt(np.hypot(memory_s * memory_s, compute_s * compute_s))
+
+
+def _stretch(added: Any) -> Any:
+    """(1 + added⁸)^⅛: how much longer work takes whose power is so many times what the limit leaves for it."""
+    import numpy as np
+
+    fourth = (added * added) ** 2
+    return np.sqrt(np.sqrt(np.hypot(1.0, fourth)))

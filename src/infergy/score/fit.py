@@ -30,6 +30,8 @@ ANY_PROMPT_SPREAD = 0.7
 """Standard deviation of the logarithm of a task's prompt length about the guess; images and video are least known."""
 
 EVALUATIONS = 40
+CLOSE = 1e-4
+"""Of the sum that is minimised: a step that gains a smaller share of it is the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,5 +112,5 @@ def _fit(learnt: _Learnt) -> ServedPhysics:
         robust = np.sign(off) * np.sqrt(np.log1p(off**2 / 2) * 2)
         return np.concatenate([0.5 * weight * robust, theta / spread])
 
-    found = least_squares(residuals, np.zeros(len(spread)), method="trf", max_nfev=EVALUATIONS)
+    found = least_squares(residuals, np.zeros(len(spread)), method="trf", ftol=CLOSE, max_nfev=EVALUATIONS)
     return model(found.x)

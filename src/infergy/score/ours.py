@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from infergy.energy.datasheet import HALF_WIDTH
 from infergy.energy.physics import Physics
 from infergy.score.fit import ServedPhysics, fit_physics
 from infergy.score.protocol import Prediction
-from infergy.score.residual import PRIOR_VARIANCE, Residual
+from infergy.score.residual import Residual
 from infergy.score.rows import Rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     Column = np.ndarray[Any, np.dtype[np.float64]]
-
-NORMAL_90 = 1.645
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,12 @@ class _Fitted:
     residual: Residual | None
 
     def predict(self, rows: Rows) -> Prediction:
-        """Joules an output token; without rows to learn from, an interval by the spread of the process."""
+        """Joules an output token; without rows to learn from, with the interval of estimates by datasheet."""
         import numpy as np
 
         energy_j = self.physics.energy_j(rows)
         if self.residual is None:
-            half = np.full(len(rows), NORMAL_90 * PRIOR_VARIANCE**0.5)
+            half = np.full(len(rows), HALF_WIDTH)
         else:
             mean, half = self.residual.at(rows)
             energy_j = energy_j * np.exp(mean)
