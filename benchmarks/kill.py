@@ -1,6 +1,6 @@
 """A simulated sweep killed at random moments, resumed by the same command each time, until it has been killed often.
 
-In turn the sweep itself is killed (its child finds nobody listening and ends), or its child (the sweep records the cell
+In turn the sweep itself is killed (its child ends with it), or its child (the sweep records the cell
 at hand and starts another). Moments are drawn over the time that a whole sweep takes; a store that is complete gives
 way to a new one. After each kill, against what the store held and what the sweep had told before:
 

@@ -8,7 +8,8 @@ Without files it does so three times on the simulated GPU, which repeats itself 
 
 For each cell: mean joules a request, the largest distance of a file from it, and the largest half-width that a file
 states. Then, over all pairs of files, how many of the cells' ratios have an interval that holds 1; 95 % are expected
-where nothing but chance differs, fewer where processes differ (clocks, heat, memory layout).
+where nothing but chance differs, fewer where processes differ (clocks, heat, memory layout). Last, the same over pairs of
+rows that `infergy check` doubts in nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from statistics import fmean
 
 from infergy.energy.compare import compare
 from infergy.records import Measurement
+from infergy.records.check import check_rows
+from infergy.records.flags import TARGET
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 
@@ -34,6 +37,15 @@ def read_run(path: Path) -> Run:
         group = [row for row in rows if row.cell.setup == setup]
         found |= {row.key: (row, one) for row, one in zip(group, find_uncertainties(group), strict=True)}
     return found
+
+
+def read_good(path: Path) -> dict[str, bool]:
+    """Whether no visit of a cell has a flag, by the cell's id."""
+    rows = read_store(path).rows
+    good: dict[str, bool] = {}
+    for one in check_rows(rows, target=TARGET):
+        good[one.cell_id] = good.get(one.cell_id, True) and not one.flags and one.failure is None
+    return good
 
 
 def simulate(folder: Path) -> list[Path]:
@@ -52,6 +64,7 @@ def simulate(folder: Path) -> list[Path]:
 
 def show(paths: list[Path]) -> None:
     runs = [read_run(path) for path in paths]
+    is_good = {path: read_good(path) for path in paths}
     shared = [key for key in runs[0] if all(key in run for run in runs)]
     print(f"{len(shared)} cells, each in {len(runs)} processes")
     worst = []
@@ -65,15 +78,16 @@ def show(paths: list[Path]) -> None:
         worst.append(far)
         label = f"{rows[0][0].cell} {rows[0][0].visit}"
         print(f"  {label:50} {mean_j:10.2f} J a request, {far:6.2%} apart, stated {stated}")
-    ratios = [
-        cell.ratio
+    compared = [
+        (cell, is_good[a][cell.cell_id] and is_good[b][cell.cell_id])
         for a, b in combinations(paths, 2)
         for cell in compare(read_store(a).rows, read_store(b).rows).cells
         if cell.ratio.low is not None
     ]
-    hold = sum(not ratio.is_significant for ratio in ratios)
     print(f"largest distance from a cell's mean: median {sorted(worst)[len(worst) // 2]:.2%}, worst {max(worst):.2%}")
-    print(f"intervals that hold no difference: {hold} of {len(ratios)}")
+    for what, those in (("", compared), (" of rows without a flag", [one for one in compared if one[1]])):
+        hold = sum(not cell.ratio.is_significant for cell, _ in those)
+        print(f"intervals{what} that hold no difference: {hold} of {len(those)}")
 
 
 def main() -> None:

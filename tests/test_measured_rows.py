@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,25 @@ def test_of_three_processes_all_intervals_but_those_of_the_watched_request_hold_
     differ = [cell.partition("llama-3.1-8b ")[2] for cell, ratio in ratios if ratio.is_significant]
     assert len(ratios) == 19
     assert sorted(differ) == ["512→64 × 1", "512→64 × 1", "512→8 × 8"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (6, ("timeline-1", "no-timeline", "timeline-2")),
+        (10, ("hf-watched-1", "hf-unwatched-1", "hf-unwatched-2", "hf-watched-2")),
+        (10, ("vllm-watched", "vllm-unwatched")),
+    ],
+)
+def test_the_page_shows_what_the_benchmark_of_repeatability_prints(
+    cells: int, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = runpy.run_path(str(ROWS.parent / "repeatability.py"))["show"]
+    show([ROWS / f"h200-{name}.jsonl" for name in names])
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"{cells} cells, each in {len(names)} processes"
+    page = (ROWS.parents[1] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
+    assert "\n".join(rest) in page
 
 
 def test_the_witnesses_agree_within_three_percent_where_batches_do_not_keep_time_with_the_sensor() -> None:

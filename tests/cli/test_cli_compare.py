@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from infergy.cli import app
 from infergy.energy.load import shipped_tables
 from known_tables import rows_of, write_store
+from rows import build_row
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -43,6 +44,19 @@ def test_the_gate_opens_within_the_limit_and_shuts_beyond_it(stores: tuple[str, 
     assert run(b, a, "--fail-if-worse", "3%")[0] == 0
     assert run(a, b, "--fail-if-worse", "0.03", "--each")[0] == 5
     assert run(a, a, "--fail-if-worse", "0%", "--each")[0] == 0
+
+
+def test_a_gate_that_cannot_judge_says_so(tmp_path: Path) -> None:
+    a, b = (
+        write_store(tmp_path / f"{energy_j}.jsonl", [build_row(batches=1, duration_s=10.0, energy_j=energy_j)])
+        for energy_j in (1000.0, 1500.0)
+    )
+    found = json.loads(run(str(a), str(b), "--json")[1])["cells"][0]["ratio"]
+    assert found["value"] > 1.03
+    assert found["low"] is None
+    code, _, told = run(str(a), str(b), "--fail-if-worse", "3%")
+    assert code == 0
+    assert "not judged: 1 over 3.0 % whose interval is unknown; measure them with more windows" in told
 
 
 def test_as_json_it_is_one_object(stores: tuple[str, str]) -> None:

@@ -50,6 +50,18 @@ def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_k
     assert len(read_store(kept).rows) == 3
 
 
+def test_rows_of_another_h200_tell_how_far_it_lies_from_the_shipped_table(tmp_path: Path) -> None:
+    rows = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h200-vllm-watched.jsonl")
+    found = json.loads(run("--rows", rows, "--json"))
+    percent = [round(100 * (found["overall"][end] - 1), 1) for end in ("value", "low", "high")]
+    # docs/measurements.md says so.
+    assert percent == [1.4, 0.0, 2.9]
+    text = run("--rows", rows, "--rescale", str(tmp_path / "here.jsonl"))
+    assert "45 rows of vllm llama-3.1-8b × 1.0143" in text
+    rescaled = read_store(tmp_path / "here.jsonl").rows
+    assert {row.rescaled and round(row.rescaled.factor, 4) for row in rescaled} == {1.0143}
+
+
 def test_a_table_of_this_gpus_own_rows_does_not_differ(tmp_path: Path) -> None:
     mine, kept = tmp_path / "mine.jsonl", tmp_path / "kept.jsonl"
     cells = ["--engine", "vllm", "--input", "32,512", "--output", "8,64", "--batch", "8,64"]

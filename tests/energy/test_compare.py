@@ -98,6 +98,15 @@ def test_what_differs_in_the_environments_is_told() -> None:
     assert compare(a, a).differences == ()
 
 
+def test_cells_that_were_served_other_token_ids_are_told() -> None:
+    row = build_row()
+    a, b = replace(row, prompt_sha256="aa"), replace(row, prompt_sha256="bb", seed=7)
+    assert compare([a], [b]).differences == (f"token ids of 1 of 1 cells: seed {row.seed} against 7",)
+    assert not compare([a], [a]).differences
+    # Rows from before it was told say nothing.
+    assert not compare([a], [replace(b, prompt_sha256=None)]).differences
+
+
 def test_nothing_in_common_is_an_error_that_says_what_must_agree() -> None:
     with pytest.raises(DataError, match="no measured cell in common: engine, model, weights, lengths and batch"):
         compare(rows_of(inputs=[32]), rows_of(inputs=[128]))

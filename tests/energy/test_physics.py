@@ -10,7 +10,7 @@ import pytest
 from infergy.energy.demand import decode_demand, join, prefill_demand
 from infergy.energy.physics import BY_NAME, CONSTANTS, Chips, Physics
 from infergy.hardware.gpus import get_gpu
-from infergy.hardware.models import get_model
+from infergy.hardware.models import get_model, shape_of_id
 
 LLAMA, MIXTURE, HYBRID = get_model("llama-3.1-8b"), get_model("qwen3-30b-a3b"), get_model("nemotron-nano-12b-v2")
 BATCHES = np.array([1.0, 8.0, 64.0, 512.0])
@@ -26,8 +26,9 @@ def test_a_decode_step_asks_for_what_the_shape_tells() -> None:
         LLAMA.step_weight_bytes(4) - 4 * 2 * LLAMA.hidden, rel=1e-9
     )
     assert demand.cache_bytes == pytest.approx(4 * (LLAMA.kv_bytes(1000) + LLAMA.kv_bytes_per_token()))
-    assert demand.decode_flops == pytest.approx(4 * LLAMA.decode_flops(1000))
-    assert demand.prompt_flops == 0
+    assert demand.linear_flops + demand.attention_flops == pytest.approx(4 * LLAMA.decode_flops(1000))
+    assert demand.attention_flops == pytest.approx(4 * LLAMA.layers * 1000 * LLAMA.attention.pair_flops())
+    assert demand.expert_row_flops == 0
 
 
 def test_experts_are_read_as_far_as_they_are_visited() -> None:
@@ -49,9 +50,48 @@ def test_a_state_is_read_and_written_at_any_length() -> None:
 
 def test_a_prefill_writes_its_cache_and_computes_its_prompt() -> None:
     demand = prefill_demand(LLAMA, np.array([2.0]), np.array([512.0]))
-    assert demand.prompt_flops == pytest.approx(2 * LLAMA.prefill_flops(512))
-    assert demand.decode_flops == 0
+    assert demand.linear_flops + demand.attention_flops == pytest.approx(2 * LLAMA.prefill_flops(512))
+    assert demand.attention_flops == pytest.approx(2 * LLAMA.attention_flops(1, 512))
     assert demand.cache_bytes == pytest.approx(2 * LLAMA.kv_bytes(512))
+
+
+def test_heads_of_keys_and_values_lie_on_several_gpus_where_there_are_more_of_these() -> None:
+    """Llama-3.1-8B has 8 such heads, Qwen3-30B-A3B has 4; of MLA's latents every GPU has its own."""
+    one, eight, sixteen = (decode_demand(LLAMA, BATCHES, np.full(4, 2000.0), gpus=g) for g in (1.0, 8.0, 16.0))
+    assert (eight.cache_bytes == one.cache_bytes).all()
+    assert sixteen.cache_bytes == pytest.approx(2 * one.cache_bytes)
+    latent = get_model("deepseek-v3")
+    alone, shared = (decode_demand(latent, BATCHES, np.full(4, 2000.0), gpus=gpus) for gpus in (1.0, 8.0))
+    assert shared.cache_bytes == pytest.approx(8 * alone.cache_bytes)
+    apart = decode_demand(latent, BATCHES, np.full(4, 2000.0), gpus=8.0, is_replicated=True)
+    assert (apart.cache_bytes == alone.cache_bytes).all()
+
+
+def test_experts_compute_rows_in_vain_which_large_batches_fill() -> None:
+    demand = decode_demand(MIXTURE, np.array([1.0, 4096.0]), np.full(2, 10.0))
+    rows = BY_NAME["expert_rows"].value
+    vain = demand.expert_row_flops * rows / demand.linear_flops
+    assert vain[0] > 1
+    assert vain[1] < 0.2
+    assert MIXTURE.experts is not None
+    one_row = 2 * MIXTURE.experts.expert_matmul(MIXTURE.hidden) * MIXTURE.experts.layers
+    assert demand.expert_row_flops == pytest.approx(one_row * demand.experts_visited)
+
+
+def test_fp8_scaled_in_blocks_is_told_apart_where_the_checkpoint_says_so() -> None:
+    qwen, llama = shape_of_id("Qwen/Qwen3-235B-A22B-Instruct-2507-FP8"), shape_of_id("meta-llama/Llama-3.1-405B-FP8")
+    assert qwen is not None
+    assert llama is not None
+    one = np.array([8.0])
+    assert decode_demand(qwen, one, one, dtype="fp8").is_block_scaled == 1
+    assert decode_demand(qwen, one, one).is_block_scaled == 0
+    assert decode_demand(llama, one, one, dtype="fp8").is_block_scaled == 0
+    assert decode_demand(get_model("deepseek-v3"), one, one, dtype="fp8").is_block_scaled == 1
+    blocks = decode_demand(qwen, one, one, dtype="fp8")
+    plain = replace(blocks, is_block_scaled=np.zeros(1))
+    slower, faster = (Physics().passes(d, chips("h200", "fp8")) for d in (blocks, plain))
+    assert slower.seconds > faster.seconds
+    assert slower.energy_j > faster.energy_j
 
 
 def test_large_batches_take_fewer_joules_a_token_and_more_seconds() -> None:
@@ -128,6 +168,6 @@ def test_every_constant_says_what_it_is_and_where_its_prior_is_from() -> None:
 def test_more_of_anything_never_takes_fewer_joules() -> None:
     demand = decode_demand(LLAMA, np.array([8.0]), np.array([512.0]))
     base = Physics().passes(demand, chips("h200")).energy_j
-    for name in ("weight_bytes", "cache_bytes", "decode_flops", "prompt_flops", "layers", "sequences"):
+    for name in ("weight_bytes", "cache_bytes", "linear_flops", "attention_flops", "layers", "sequences"):
         more = replace(demand, **{name: getattr(demand, name) * 1.1 + 1.0})
         assert Physics().passes(more, chips("h200")).energy_j > base

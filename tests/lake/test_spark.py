@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from infergy.errors import DataError, MissingError, UsageError
 from infergy.workload import Bins, Histogram, open_trace
 from infergy.workload.spark import spark_frame
 from infergy.workload.table import Table
+from waiting import PATIENCE_S, wait_until
 
 TABLE = "requests"
 ROWS = {
@@ -53,7 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session() -> Iterator[Any]:
     from pyspark.sql import SparkSession
 
-    options = {"spark.driver.memory": "1g", "spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+    options = {
+        "spark.driver.memory": "1g",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.ui.enabled": "false",
+    }
     made = SparkSession.builder.master("local[2]").config(map=options).getOrCreate()
     yield made
     made.stop()
@@ -174,60 +181,68 @@ def test_what_is_wrong_with_a_table_is_told_by_its_name(
 
 
 def test_nobody_at_the_address_is_told_within_seconds() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for where in (f"sc://127.0.0.1:{port}", f"spark://127.0.0.1:{port}"):
-        with pytest.raises(MissingError, match=f"nobody answers at 127.0.0.1:{port}"):
-            spark_frame(where, TABLE)
+    with socket.socket() as silent:
+        # Bound, and nobody listens: nobody else can come to listen there meanwhile.
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        for where in (f"sc://127.0.0.1:{port}", f"spark://127.0.0.1:{port}"):
+            with pytest.raises(MissingError, match=f"nobody answers at 127.0.0.1:{port}"):
+                spark_frame(where, TABLE)
     with pytest.raises(UsageError, match=r"expected sc://host:15002"):
         spark_frame("http://127.0.0.1", TABLE)
 
 
-def test_a_spark_connect_server_counts_and_an_estimate_goes_on_from_its_histogram(folder: Path, tmp_path: Path) -> None:
+@contextmanager
+def connect_server(folder: Path) -> Iterator[int]:
+    """The port of a Spark Connect server, which takes a free one and tells it in its log."""
     import pyspark
 
     home = Path(pyspark.__file__).parent
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = [
-        home / "bin" / "spark-submit",
-        *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "--master", "local[2]"),
-        *(
-            "--conf",
-            f"spark.connect.grpc.binding.port={port}",
-            "--conf",
-            "spark.connect.grpc.binding.address=127.0.0.1",
-        ),
-        *("--conf", "spark.ui.enabled=false", "--driver-memory", "1g", "spark-internal"),
-    ]
+    options = {
+        "spark.connect.grpc.binding.port": "0",
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.ui.enabled": "false",
+    }
+    server = [home / "bin" / "spark-submit", "--class", "org.apache.spark.sql.connect.service.SparkConnectServer"]
+    server += ["--master", "local[2]", "--driver-memory", "1g"]
+    server += [word for name, value in options.items() for word in ("--conf", f"{name}={value}")]
     where = os.environ | {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(list(map(str, server)), stdout=log, stderr=log, env=where, cwd=tmp_path)
+    log = folder / "server.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*map(str, server), "spark-internal"], stdout=file, stderr=file, env=where, cwd=folder
+        )
+
+    def told() -> re.Match[str] | None:
+        assert process.poll() is None, log.read_text()[-2000:]
+        return re.search(r"Spark Connect server started at: \S+?:(\d+)\s", log.read_text())
+
     try:
-        for _ in range(120):
-            with socket.socket() as one:
-                if one.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-            time.sleep(0.5)
-        path = folder / "whole.parquet"
-        arguments = [sys.executable, "-m", "infergy", "bins", str(path), "--spark", f"sc://127.0.0.1:{port}", "--json"]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
-        assert done.returncode == 0, done.stderr
-        (tmp_path / "lake.json").write_text(done.stdout)
-        here = open_trace(str(path)).histogram()
-        assert json.loads(done.stdout)["requests"] == here.requests
-        # A table with rows that cannot be meant is told by its name, not by that of the library that holds it.
-        nulls = str(folder / "nulls.parquet")
-        arguments = [sys.executable, "-m", "infergy", "bins", nulls, "--spark", f"sc://127.0.0.1:{port}", "--json"]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.splitlines()[-1].startswith(f"error: {nulls}: ")
-        arguments = [sys.executable, "-m", "infergy", "estimate", str(tmp_path / "lake.json"), "--json"]
-        told = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=True)
-        assert json.loads(told.stdout)["trace"]["input_tokens"] == here.input_tokens + here.cached_input_tokens
+        wait_until(told)
+        found = told()
+        assert found is not None
+        yield int(found[1])
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(PATIENCE_S)
+
+
+def run_infergy(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "infergy", *words], capture_output=True, text=True, check=False)
+
+
+def test_a_spark_connect_server_counts_and_an_estimate_goes_on_from_its_histogram(folder: Path, tmp_path: Path) -> None:
+    whole, nulls = str(folder / "whole.parquet"), str(folder / "nulls.parquet")
+    with connect_server(tmp_path) as port:
+        spark = ("--spark", f"sc://127.0.0.1:{port}", "--json")
+        counted, refused = run_infergy("bins", whole, *spark), run_infergy("bins", nulls, *spark)
+    assert counted.returncode == 0, counted.stderr
+    here = open_trace(whole).histogram()
+    assert json.loads(counted.stdout)["requests"] == here.requests
+    # A table with rows that cannot be meant is told by its name, not by that of the library that holds it.
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines()[-1].startswith(f"error: {nulls}: ")
+    (tmp_path / "lake.json").write_text(counted.stdout)
+    told = run_infergy("estimate", str(tmp_path / "lake.json"), "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["trace"]["input_tokens"] == here.input_tokens + here.cached_input_tokens

@@ -22,6 +22,7 @@ from infergy.meters.simulated import SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState, Tick
 from infergy.records.behaviour import MeterBehaviour
 from meters.test_nvml import FakeNvml, FakeNvmlError
+from waiting import wait_until
 
 IDLE_W, FULL_W = 120.0, 700.0
 QUICK = Wave(settle_s=1.1, steady_s=3.0, half_periods_s=())
@@ -195,6 +196,28 @@ def test_a_counter_that_stands_still_is_an_error_and_the_load_is_taken_off() -> 
     assert gpu.load_w == gpu.idle_w
 
 
+class StoppedMeter(SimulatedMeter):
+    """Its process is stopped for longer than a counter may stand still, once, after a read and before its stamp."""
+
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        super().__init__(gpu)
+        self.gpu, self.reads = gpu, 0
+
+    def read(self) -> Mapping[str, float]:
+        found = super().read()
+        self.reads += 1
+        if self.reads == 1000:
+            self.gpu.sleep(5.0)
+        return found
+
+
+def test_a_process_that_was_stopped_blames_no_counter() -> None:
+    gpu = simulated_gpu()
+    meter = StoppedMeter(gpu)
+    assert measure_behaviour(meter, None).counter.period_s == pytest.approx(0.1, abs=0.001)
+    assert meter.reads > 1000
+
+
 def test_what_is_kept_reads_back_and_another_file_is_told(tmp_path: Path) -> None:
     found = behaviour(Sensors(power_period_s=0.1, power_window_s=0.025, noise_w=0.5), wave=Wave(steps=5))
     path = tmp_path / "meter.json"
@@ -240,7 +263,7 @@ def test_steps_regularity_and_scatter() -> None:
 
 
 class BoardNvml(FakeNvml):
-    """Boards that tell all that doctor asks; a read takes no time, and the counter moves at every hundredth."""
+    """Boards that tell all that doctor asks; the counter moves at every read, however long ago the last one was."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,8 +277,8 @@ class BoardNvml(FakeNvml):
         self.started -= 1
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        self.energy_mj += 1
-        return super().nvmlDeviceGetTotalEnergyConsumption(handle) // 100 * 100
+        self.energy_mj += 100
+        return super().nvmlDeviceGetTotalEnergyConsumption(handle)
 
     def nvmlDeviceGetPowerManagementLimitConstraints(self, handle: str) -> list[int]:  # noqa: N802
         return [200_000, 700_000]
@@ -436,9 +459,7 @@ def test_the_load_keeps_a_short_queue_full_and_stops_when_told(monkeypatch: pyte
     assert torch.launched == ["product"] * QUEUED
     torch.done += 1
     # Whoever reads the meter does nothing for it.
-    deadline_s = time.monotonic() + 60
-    while len(torch.launched) == QUEUED and time.monotonic() < deadline_s:
-        time.sleep(FEED_S)
+    wait_until(lambda: len(torch.launched) > QUEUED)
     assert torch.launched == ["product"] * (QUEUED + 1)
     load.set(HALF)
     assert set(torch.launched[QUEUED + 1 :]) == {"addition"}

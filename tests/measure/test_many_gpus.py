@@ -23,9 +23,10 @@ from infergy.measure.grid import make_plan, parse_grid, read_grid
 from infergy.measure.sweep import describe_row, sweep
 from infergy.measure.worker import attempt, open_pair, wake
 from infergy.meters.simulated import SimulatedMeter
-from infergy.records import EngineSetup, GpuIdentity, GpuState, Measurement, Plan
+from infergy.records import EngineSetup, GpuIdentity, GpuState, Measurement, MeasureOptions, Plan, PlannedCell
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainty
+from waiting import wait_until
 
 SRC = str(Path(__file__).parents[2] / "src")
 H200 = get_gpu("h200")
@@ -330,9 +331,23 @@ def test_an_engine_that_goes_with_its_gpu_is_told_by_the_meter_and_the_sweep_goe
     fault: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The child says nothing more, as after an Xid; only the meter of the parent can tell why."""
-    monkeypatch.setattr("infergy.measure.sweep.patience_s", lambda forecast_s, options: 3.0)
     sabotage(tmp_path, monkeypatch, fault)
-    opened = open_pair
+    opened, flag, hangs = open_pair, tmp_path / "lost", code == "hung"
+
+    def loading_s(setup: EngineSetup, options: MeasureOptions) -> float:
+        return 0.0 if hangs and setup.tensor_parallel > 1 and flag.exists() else 600.0
+
+    def longest_s(planned: PlannedCell, options: MeasureOptions) -> float:
+        """Of the cell that hangs nothing, told once it is lost."""
+        load = planned.cell.load
+        if not hangs or planned.cell.setup.tensor_parallel == 1 or (load.input_tokens, load.batch) != (64, 32):
+            return 600.0
+        wait_until(flag.exists)
+        return 0.0
+
+    monkeypatch.setattr("infergy.measure.sweep.setup_s", loading_s)
+    monkeypatch.setattr("infergy.measure.sweep.longest_s", longest_s)
+    monkeypatch.setattr("infergy.measure.sweep.patience_s", lambda forecast_s, options: forecast_s + 0.25)
 
     def open_here(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str) -> Any:
         if (tmp_path / "lost").exists() and setup.tensor_parallel > 1:

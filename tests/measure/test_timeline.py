@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure import cell
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.sweep import sweep
-from infergy.measure.timeline import Blind, Sampler, SimulatedWitness, open_witness
+from infergy.measure.timeline import LOOK, WAIT, Blind, Sampler, SimulatedWitness, moments, open_witness
 from infergy.meters import Meter, Power, open_meter
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import GpuIdentity, Measurement, MeasureOptions
@@ -27,6 +30,7 @@ from infergy.records.store import read_store
 from infergy.records.timeline import PowerTimeline, ratio
 from installed import install
 from measure.test_measure import SRC, LoggedSession, surroundings_of, tiny_plan
+from waiting import PATIENCE_S, is_running, wait_until
 
 POWER = Power(instant_w=250.0, average_w=None)
 
@@ -69,19 +73,29 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     return folder
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks of another process come when this machine lets it look."""
+    monkeypatch.setattr("infergy.measure.timeline.START_S", PATIENCE_S)
+    monkeypatch.setattr("infergy.measure.timeline.PATIENCE_S", PATIENCE_S)
+
+
 def test_another_process_sees_the_power_of_each_gpu_on_our_clock(site: Path) -> None:
     witness = open_witness(open_meter("steady", 2), "steady", 0.005)
     assert isinstance(witness, Sampler)
     witness.begin()
-    start_s = time.monotonic() + 0.05
-    time.sleep(0.3)
-    found = witness.take(start_s, start_s + 0.2)
+    start_s = time.monotonic()
+    time.sleep(0.2)
+    end_s = time.monotonic()
+    found = witness.take(start_s, end_s)
     witness.close()
     assert witness.reason is None
     assert [one.uuid for one in found] == ["GPU-simulated-0", "GPU-simulated-1"]
     assert [one.power_w for one in found] == [(250.0,), (275.0,)]
-    assert found[0].energy_j(start_s, start_s + 0.2) == pytest.approx(50.0)
-    assert found[0].longest_gap_s > 0
+    for one, power_w in zip(found, (250.0, 275.0), strict=True):
+        assert one.start_s <= start_s
+        assert one.energy_j(start_s, end_s) == pytest.approx(power_w * (end_s - start_s))
+        assert one.longest_gap_s > 0
 
 
 def test_it_looks_only_between_begin_and_take(site: Path) -> None:
@@ -91,6 +105,13 @@ def test_it_looks_only_between_begin_and_take(site: Path) -> None:
     def looks() -> int:
         return os.fstat(witness._file.fileno()).st_size
 
+    def has_heard() -> bool:
+        """Whether it took what it was told out of the pipe; then it is between two looks."""
+        assert witness._process.stdin is not None
+        left = array("i", [0])
+        fcntl.ioctl(witness._process.stdin.fileno(), termios.FIONREAD, left)
+        return left[0] == 0
+
     time.sleep(0.1)
     assert looks() == 0
     for _ in range(2):
@@ -99,8 +120,7 @@ def test_it_looks_only_between_begin_and_take(site: Path) -> None:
         assert looks() > before
         now_s = time.monotonic()
         assert witness.take(now_s, now_s + 0.05)
-        # A look that had begun may still be written.
-        time.sleep(0.1)
+        wait_until(has_heard)
         after = looks()
         time.sleep(0.1)
         assert looks() == after
@@ -108,9 +128,21 @@ def test_it_looks_only_between_begin_and_take(site: Path) -> None:
     witness.close()
 
 
+def test_told_to_wait_it_looks_no_more_however_late_the_next_look_was() -> None:
+    commands, told = os.pipe()
+    looks = moments(commands, 0.001, os.getppid())
+    os.write(told, LOOK)
+    next(looks)
+    next(looks)
+    os.write(told, WAIT)
+    os.close(told)
+    assert list(looks) == []
+    os.close(commands)
+
+
 def test_a_process_that_ends_is_a_reason_not_a_failure(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = open_meter("lost", 1)
-    monkeypatch.setattr(type(meter), "powers", lambda self: {gpu.uuid: POWER for gpu in self.gpus})
+    monkeypatch.setattr(meter, "powers", lambda: {gpu.uuid: POWER for gpu in meter.gpus})
     monkeypatch.setenv("LOST", "1")
     witness = open_witness(meter, "lost", 0.005)
     assert isinstance(witness, Sampler)
@@ -134,14 +166,6 @@ def test_a_process_that_is_killed_is_told_by_its_signal(site: Path) -> None:
     witness.close()
 
 
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
 def test_it_ends_when_its_parent_is_killed(site: Path) -> None:
     code = (
         "import time\n"
@@ -157,10 +181,7 @@ def test_it_ends_when_its_parent_is_killed(site: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline_s = time.monotonic() + 60
-    while is_running(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    assert not is_running(pid)
+    wait_until(lambda: not is_running(pid))
 
 
 def test_where_nothing_can_be_seen_it_says_why(site: Path, gpu: SimulatedGpu) -> None:
@@ -344,5 +365,5 @@ def test_nobody_looks_into_other_windows_after_the_watched_one_has_failed(monkey
     work = Work(prompts=((1, 2),), output_tokens=(4,), arrival_s=(0.0,))
     nobody: Any = None
     with pytest.raises(MeterError):
-        cell._watch(nobody, nobody, planned, work, MeasureOptions(), looker, is_watched=False)
+        cell._watch(nobody, nobody, planned, work, MeasureOptions(), nobody, looker, is_watched=False)
     assert not looker.is_looking

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infergy.errors import MissingError, UsageError
+from infergy.errors import MeterError, MissingError, UsageError
 from infergy.meters import Power
 from infergy.meters.nvml import NvmlMeter, visible_uuids
 
@@ -147,6 +147,13 @@ def test_a_gpu_without_a_counter_is_named(nvml: FakeNvml) -> None:
     nvml.has_counter = False
     with pytest.raises(MissingError, match="NVIDIA Test has no energy counter"):
         NvmlMeter.open(1)
+
+
+def test_a_counter_that_vanishes_after_it_has_counted_is_the_instruments_fault(nvml: FakeNvml) -> None:
+    meter = NvmlMeter.open(1)
+    nvml.has_counter = False
+    with pytest.raises(MeterError, match=r"could not read the energy counter of GPU 0 \(GPU-aaaa-1\): Not Supported"):
+        meter.read()
 
 
 def test_too_few_gpus_say_how_many_are_visible(nvml: FakeNvml) -> None:

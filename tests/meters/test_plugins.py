@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.errors import MeterError, MissingError, UsageError
+from infergy.measure.block import window
 from infergy.measure.sweep import sweep
 from infergy.meters import open_meter
 from infergy.meters.plugins import find_plugins
@@ -41,6 +43,13 @@ class Confused(Plug):
     def open(cls, count):
         return 1 / 0
 
+class Fragile(Plug):
+    broken = False
+    def read(self):
+        if Fragile.broken:
+            raise OSError(5, "Input/output error")
+        return super().read()
+
 class NoMeter:
     @classmethod
     def open(cls, count):
@@ -55,7 +64,7 @@ class Nothing:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A folder on the path that holds the module and a package that offers one good meter and several broken ones."""
     folder = tmp_path / "site"
-    names = ("Plug", "Unplugged", "Confused", "NoMeter", "Nothing")
+    names = ("Plug", "Unplugged", "Confused", "Fragile", "NoMeter", "Nothing")
     module = f"plugmeters_{abs(hash(request.node.name))}"
     install(folder, "plug-meters", {name.lower(): f"{module}:{name}" for name in names} | {"gone": "no_module:X"})
     (folder / f"{module}.py").write_text(GOOD)
@@ -88,8 +97,22 @@ def test_one_that_is_of_no_use_is_told_by_name_and_package(
         open_meter(name, 1)
 
 
+def test_one_that_raises_what_it_likes_in_mid_window_is_an_instrument_that_failed(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = open_meter("fragile", 1)
+    kind: Any = type(meter._meter)  # type: ignore[attr-defined]
+    with window(meter=meter) as w:
+        meter.clock.sleep(4.0)
+        monkeypatch.setattr(kind, "broken", True)
+    assert w.energy_j is None
+    assert w.result.reason is not None
+    words = "meter 'fragile' of package 'plug-meters' failed in read(): OSError: [Errno 5] Input/output error"
+    assert w.result.reason.startswith(words)
+
+
 def test_an_unknown_name_is_answered_with_all_there_are(site: Path) -> None:
-    with pytest.raises(UsageError, match=r"known: confused, gone, nometer, nothing, nvml, plug, simulated"):
+    with pytest.raises(UsageError, match=r"known: confused, fragile, gone, nometer, nothing, nvml, plug, simulated"):
         open_meter("xyzzy", 1)
 
 

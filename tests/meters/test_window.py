@@ -14,6 +14,7 @@ from infergy.meters import next_tick, sharp_tick
 from infergy.meters.simulated import SimulatedMeter
 from infergy.meters.window import counter_period_s
 from infergy.records import GpuIdentity
+from stalls import POINTS, STEADY_W, StoppedMeter
 
 
 def simulated(
@@ -72,6 +73,19 @@ def test_a_counter_that_stands_still_is_an_error_that_names_the_gpu() -> None:
     gpu, _ = simulated()
     with pytest.raises(MeterError, match="GPU-a did not move in 3 s"):
         next_tick(StuckMeter(gpu))
+
+
+@given(st.dictionaries(st.integers(0, POINTS), st.floats(0.001, 5.0), max_size=4))
+def test_a_tick_came_within_what_its_stamp_says_wherever_the_process_is_stopped(stops: dict[int, float]) -> None:
+    edge = next_tick(StoppedMeter(stops))
+    (tick,) = edge.ticks.values()
+    came_s = tick.energy_j / STEADY_W
+    assert tick.time_s - edge.uncertainty_s - 1e-6 <= came_s <= tick.time_s + 1e-6
+
+
+@pytest.mark.parametrize("place", range(12))
+def test_a_process_that_was_stopped_for_longer_than_a_counter_may_stand_still_blames_no_counter(place: int) -> None:
+    assert next_tick(StoppedMeter({place: 5.0})).ticks
 
 
 @pytest.mark.parametrize(("slow", "skipped"), [((), {0}), ((1,), {1}), ((1, 2), {0, 1}), ((2,), {0})])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+
+import ray
 
 from infergy.errors import MissingError, UsageError
 from infergy.hardware import get_gpu, gpu_names
@@ -30,12 +33,13 @@ from infergy.measure.sweep import NODE_LOST
 from infergy.records import START_VISIT, Plan
 from infergy.records.store import read_store
 from infergy.version import VERSION
+from waiting import PATIENCE_S, wait_until
 
 # Ray's own threads and sockets are its own affair.
 pytestmark = pytest.mark.filterwarnings("default")
 
 SMALL: dict[str, Any] = {"object_store_memory": 100 * 2**20}
-
+HELD_AFTER = 2
 
 HELD = """
 import os, sys, time
@@ -47,35 +51,62 @@ if "infergy.measure.worker" in sys.orig_argv:
 
     def held(*arguments, **named):
         begun.append(1)
-        while len(begun) > ROWS and not os.path.exists(GATE):
+        if len(begun) > {rows}:
+            open({gate!r} + "-" + str(os.getpid()), "w").close()
+        while len(begun) > {rows} and not os.path.exists({gate!r}):
             time.sleep(0.01)
         return measure(*arguments, **named)
 
     cell.measure_cell = held
 """
-"""Each engine's process stops in its third cell until there is a gate: who is killed then is killed in mid-cell, on a
-machine of any speed."""
+"""Each engine's process tells that it is in its third cell, and stays in it until there is a gate."""
 
-HELD_AFTER = 2
+
+@contextmanager
+def start_cluster() -> Iterator[Any]:
+    """A head that runs nothing, and two nodes of one CPU each, on ports that are free."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as slow:
+        # However slow this machine is, and however full its memory: neither is what is tested.
+        slow.setenv("RAY_gcs_server_port_wait_time_s", str(round(PATIENCE_S)))
+        slow.setenv("RAY_memory_monitor_refresh_ms", "0")
+        head = {"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": 0, **SMALL}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            made.workers = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
+            yield made
+        finally:
+            made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """For tests that leave it as it is."""
+    with start_cluster() as made:
+        yield made
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that runs nothing, and two nodes of one CPU each; its `gate` holds all engines while it is away."""
-    from ray.cluster_utils import Cluster
+def gate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """On nodes that are started after this, each engine measures two cells, and the others once this file is there.
 
-    folder = tmp_path_factory.mktemp("site")
-    gate = folder / "gate"
-    gate.touch()
-    program = HELD.replace("GATE", repr(str(gate))).replace("ROWS", str(HELD_AFTER))
-    (folder / "sitecustomize.py").write_text(program, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
-    made.gate = gate
-    made.workers = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
-    yield made
-    gate.touch()
-    made.shutdown()
+    So who is killed before is killed in mid-cell, however fast or slow the nodes are.
+    """
+    site = tmp_path_factory.mktemp("site")
+    path = site / "gate"
+    (site / "sitecustomize.py").write_text(HELD.format(rows=HELD_AFTER, gate=str(path)), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    yield path
+    # What outlived its node waits no longer.
+    path.touch()
+
+
+@pytest.fixture
+def mortal(gate: Path) -> Iterator[Any]:
+    """For tests that kill nodes or drivers; gated."""
+    with start_cluster() as made:
+        yield made
 
 
 def plan_of(inputs: int = 12, engines: tuple[str, ...] = ("vllm", "transformers")) -> Plan:
@@ -107,20 +138,21 @@ def in_hand(begun: Counter[str], path: Path) -> Counter[str]:
 
 
 def test_a_killed_node_costs_no_finished_row_and_its_running_cell_is_measured_elsewhere(
-    cluster: Any, tmp_path: Path
+    mortal: Any, gate: Path, tmp_path: Path
 ) -> None:
     plan, path = plan_of(), tmp_path / "rows.jsonl"
     lost: list[str] = []
     begun: Counter[str] = Counter()
     before = b""
-    cluster.gate.unlink()
-    for event in sweep_on_ray(plan, path, cluster.address, simulate=True):
+    for event in sweep_on_ray(plan, path, mortal.address, simulate=True):
         begun.update([event.planned.key] if event.kind == "begin" and event.planned else [])
-        lost += [event.detail] if event.kind == "lost" else []
         if not before and begun.total() == 2 * (HELD_AFTER + 1):
             before, running = path.read_bytes(), in_hand(begun, path)
-            cluster.remove_node(cluster.workers[0], allow_graceful=False)
-            cluster.gate.touch()
+            mortal.remove_node(mortal.workers[0], allow_graceful=False)
+        if event.kind == "lost":
+            lost.append(event.detail)
+            # Not before: what runs on the dead node may outlive it for a moment.
+            gate.touch()
     assert len(lost) == 1
     assert path.read_bytes().startswith(before)
     assert before.count(b"\n") == 2 * HELD_AFTER
@@ -129,22 +161,21 @@ def test_a_killed_node_costs_no_finished_row_and_its_running_cell_is_measured_el
     again = begun - once(plan)
     assert again.total() == 1
     assert again <= running
-    kinds = [event.kind for event in sweep_on_ray(plan, path, cluster.address, simulate=True)]
+    kinds = [event.kind for event in sweep_on_ray(plan, path, mortal.address, simulate=True)]
     assert set(kinds) - {"waiting"} == {"resumed"}
 
 
 def test_without_a_node_cells_are_recorded_with_the_reason_and_tried_again_on_the_next_one(
-    cluster: Any, tmp_path: Path
+    mortal: Any, gate: Path, tmp_path: Path
 ) -> None:
     plan, path = plan_of(engines=("vllm",)), tmp_path / "rows.jsonl"
     rows_seen = 0
-    cluster.gate.unlink()
-    for event in sweep_on_ray(plan, path, cluster.address, simulate=True):
+    for event in sweep_on_ray(plan, path, mortal.address, simulate=True):
         rows_seen += event.kind == "row"
         if event.kind == "begin" and rows_seen == HELD_AFTER:
-            for node in cluster.workers:
-                cluster.remove_node(node, allow_graceful=False)
-            cluster.gate.touch()
+            for one in mortal.workers:
+                mortal.remove_node(one, allow_graceful=False)
+    gate.touch()
     rows = read_store(path).rows
     assert keys(path) == once(plan)
     measured = [row for row in rows if row.is_ok]
@@ -152,20 +183,19 @@ def test_without_a_node_cells_are_recorded_with_the_reason_and_tried_again_on_th
     assert (len(measured), len(lost)) == (HELD_AFTER, len(plan.cells) - HELD_AFTER)
     assert {failure.code for failure in lost} == {NODE_LOST}
     assert "no node of the cluster has 1 CPU" in lost[0].message
-    cluster.add_node(num_cpus=1, **SMALL)
-    list(sweep_on_ray(plan, path, cluster.address, simulate=True))
+    mortal.add_node(num_cpus=1, **SMALL)
+    list(sweep_on_ray(plan, path, mortal.address, simulate=True))
     again = read_store(path).rows
     assert again[: len(rows)] == rows
     assert {row.key for row in again if row.is_ok} == set(once(plan))
     assert len(again) == len(rows) + len(lost)
 
 
-def start_driver(cluster: Any, plan: Plan, path: Path) -> tuple[list[str], subprocess.Popen[str]]:
+def start_driver(cluster: Any, gate: Path, plan: Plan, path: Path) -> tuple[list[str], subprocess.Popen[str]]:
     """A command that measures, in mid-cell on both nodes; it and its process."""
     plan.save(path.with_name("plan.json"))
     command = [sys.executable, "-m", "infergy", "measure", str(path.with_name("plan.json")), "-o", str(path)]
     command += ["--simulate", "--ray", cluster.address]
-    cluster.gate.unlink()
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -173,22 +203,26 @@ def start_driver(cluster: Any, plan: Plan, path: Path) -> tuple[list[str], subpr
         # Where pytest runs in the background of a shell, an interruption is ignored by all that it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") == 2 * HELD_AFTER):
-        time.sleep(0.01)
+
+    def is_in_mid_cell() -> bool:
+        is_kept = path.exists() and path.read_bytes().count(b"\n") == 2 * HELD_AFTER
+        return is_kept and len(list(gate.parent.glob(f"{gate.name}-*"))) == 2
+
+    wait_until(lambda: process.poll() is not None or is_in_mid_cell())
     return command, process
 
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_driver_ended_in_mid_sweep_is_resumed_by_the_same_command(
-    cluster: Any, tmp_path: Path, by: signal.Signals, code: int
+    mortal: Any, gate: Path, tmp_path: Path, by: signal.Signals, code: int
 ) -> None:
     plan, path = plan_of(), tmp_path / "rows.jsonl"
-    command, process = start_driver(cluster, plan, path)
+    command, process = start_driver(mortal, gate, plan, path)
     process.send_signal(by)
     told = process.communicate()[1]
     assert process.returncode == code
     assert told.endswith("interrupted; what was finished is kept\n") == (by == signal.SIGINT)
-    cluster.gate.touch()
+    gate.touch()
     before = read_store(path).rows
     assert len(before) == 2 * HELD_AFTER
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -250,20 +284,28 @@ def test_a_node_is_refused_by_what_is_installed_there(there: tuple[str | None, s
 def test_a_node_that_is_slow_to_answer_is_named_while_it_is_waited_for(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_nodes, "PATIENCE_S", 0.001)
+    wait, looks = ray.wait, []
+
+    def late(asked: list[Any], **options: Any) -> Any:
+        looks.append(options)
+        return ([], asked) if len(looks) == 1 else wait(asked, **options)
+
+    monkeypatch.setattr(ray, "wait", late)
     kinds = [event.kind for event in sweep_on_ray(plan_of(1), tmp_path / "rows.jsonl", cluster.address, simulate=True)]
+    assert looks[0] == {"timeout": cluster_nodes.PATIENCE_S}
     assert kinds[0] == "waiting"
     assert "row" in kinds
 
 
 def test_a_node_that_never_answers_ends_the_wait(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_nodes, "PATIENCE_S", 0.001)
+    monkeypatch.setattr(ray, "wait", lambda asked, **_: ([], asked))
     monkeypatch.setattr(cluster_nodes, "PROBE_S", 0.0)
     with pytest.raises(MissingError, match="did not answer within 0 s"):
         list(sweep_on_ray(plan_of(1), tmp_path / "rows.jsonl", cluster.address, simulate=True))
 
 
 def test_a_node_that_is_lost_while_it_is_asked_is_left_out(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_nodes, "PATIENCE_S", PATIENCE_S)
     with cluster_nodes.connect(cluster.address):
         (gone, *_) = nodes = cluster_nodes.find_nodes([{"CPU": 1.0}])
         missing = {**gone, "NodeID": "ab" * (len(gone["NodeID"]) // 2), "NodeName": "gone"}
@@ -312,22 +354,24 @@ def test_auto_finds_the_cluster_that_runs_here(cluster: Any, tmp_path: Path, mon
 def test_another_server_at_the_address_is_told_from_a_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, words: str
 ) -> None:
-    monkeypatch.setattr(cluster_nodes, "REACH_S", 5.0 if answer else 0.01)
+    # Who never answers is waited for in vain, however shortly.
+    monkeypatch.setattr(cluster_nodes, "REACH_S", PATIENCE_S if answer else 0.01)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
-            if answer:
-                there, _ = server.accept()
+            there, _ = server.accept()
+            with there:
                 there.sendall(answer)
                 there.recv(100)
-                there.close()
 
-        thread = threading.Thread(target=serve)
-        thread.start()
+        thread = threading.Thread(target=serve, daemon=True)
+        if answer:
+            thread.start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(MissingError, match=f"no Ray cluster at {address}: .*{words}"):
             list(sweep_on_ray(plan_of(1), tmp_path / "rows.jsonl", address, simulate=True))
-        thread.join()
+        if answer:
+            thread.join()
 
 
 def test_a_loss_that_ray_tells_by_any_error_is_retried_elsewhere(

@@ -12,7 +12,7 @@ import pytest
 
 from infergy.records import Failure, GpuState, Measurement, Window
 from infergy.records.check import check_rows
-from infergy.records.flags import CODES, find_flags
+from infergy.records.flags import CODES, TARGET, find_flags
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.unlike import find_unlike
 from infergy.records.visits import join_visits
@@ -139,6 +139,38 @@ def test_what_ships_has_no_flags_but_those_that_the_docs_explain() -> None:
     assert middle["vllm"] == pytest.approx(0.012, abs=0.001)
     assert middle["transformers"] == pytest.approx(0.029, abs=0.001)
     assert max(widths["vllm"]) == pytest.approx(0.028, abs=0.001)
+
+
+def test_what_ships_of_the_axes_is_doubted_for_its_host_and_its_few_windows_alone() -> None:
+    """docs/measurements.md names each of them."""
+    from infergy.energy.load import shipped_tables
+    from infergy.records.store import read_store
+
+    (path,) = (path for path in shipped_tables() if path.stem.endswith("_axes"))
+    checked = check_rows(read_store(path).rows, target=TARGET)
+    doubted = {one.cell.replace(" llama-3.1-8b", ""): [flag.code for flag in one.flags] for one in checked if one.flags}
+    assert doubted == {
+        "transformers 50→64 × 32": ["uncertain", "trend"],
+        "transformers 137→64 × 32": ["uncertain"],
+        "transformers 512→64 × 16": ["uncertain", "trend"],
+        "transformers-t0.8 512→64 × 16": ["uncertain", "trend"],
+        "vllm-poisson32 512→64 × 64": ["uncertain"],
+        "vllm-poisson2 512→64 × 64": ["uncertain"],
+        "vllm-spec4:llama-3.2-1b:0.8 512→64 × 1": ["uncertain", "trend"],
+    }
+
+
+def test_a_check_tells_the_intervals_that_an_estimate_carries() -> None:
+    from infergy.energy.load import shipped_tables
+    from infergy.records.store import read_store
+
+    rows = read_store(shipped_tables()[0]).rows
+    told = [one.uncertainty for one in check_rows(rows, target=TARGET)]
+    assert told == find_uncertainties(rows)
+    # Two laws of random weights: each tells of the other's spread.
+    groups = [[row for row in rows if row.cell.setup == setup] for setup in {row.cell.setup for row in rows}]
+    apart = {row.key: one for group in groups for row, one in zip(group, find_uncertainties(group), strict=True)}
+    assert told != [apart[row.key] for row in rows]
 
 
 PAIR = ("GPU-a", "GPU-b")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from infergy.errors import DataError, MeterError
 from infergy.records import Batch, Measurement, Tick, Window, derive
-from rows import build_row
+from rows import UUID, build_row
 
 Row = Callable[..., Measurement]
 
@@ -198,3 +198,15 @@ def test_rows_from_before_times_were_told_are_read(row: Row) -> None:
         del batch["first_token_s"], batch["last_first_token_s"], batch["finished_s"]
     del data["result"]["time_to_first_token_s"], data["result"]["time_per_output_token_s"]
     assert Measurement.from_json(data) == row()
+
+
+@pytest.mark.parametrize("where", ["windows", "watched"])
+def test_a_row_whose_counter_cannot_be_is_told_by_its_line(where: str) -> None:
+    row = build_row()
+    (window,) = row.windows
+    back = replace(window, close={UUID: replace(window.close[UUID], energy_j=window.open[UUID].energy_j - 1.0)})
+    broken = replace(row, windows=(back,)) if where == "windows" else replace(row, watched=back)
+    with pytest.raises(
+        DataError, match=rf"rows.jsonl line 7: .* moved by -1.0 J .* take it out, and measure {row.cell_id} \(vllm"
+    ):
+        Measurement.from_json(broken.to_json(), "rows.jsonl line 7")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.records import Measurement, Tick, Window
+from infergy.records import Measurement, Tick, Window, derive
 from infergy.records.flags import find_flags
 from infergy.records.timeline import PowerTimeline, make_timeline, ratio, ratio_by_gpu
 from infergy.records.uncertainty import find_uncertainties
@@ -158,3 +158,22 @@ def test_a_window_that_lost_joules_shows_against_the_watched_one() -> None:
     assert codes(550.0) == ["disagree"]
     # Other work was watched than measured: nothing can be said.
     assert codes(550.0, requests=1) == []
+
+
+def test_a_window_that_a_slow_host_drew_out_is_no_fault_of_its_counter() -> None:
+    row = with_timeline(500.0)
+    (window,) = row.windows
+    more_s = 3.0
+    last = window.batches[-1]
+    batches = (*window.batches[:-1], replace(last, end_s=last.end_s + more_s))
+    close = {
+        uuid: Tick(time_s=tick.time_s + more_s, energy_j=tick.energy_j + 150.0 * more_s + 100.0)
+        for uuid, tick in window.close.items()
+    }
+    slow = replace(window, batches=batches, close=close)
+    beside = replace(row, watched=window, windows=(slow,))
+    assert beside.loaded_idle is not None
+    was, now = (derive([one], beside.loaded_idle) for one in (window, slow))
+    assert now.energy_j > 1.25 * was.energy_j
+    assert now.power_w < 0.75 * was.power_w
+    assert "disagree" not in [flag.code for flag in find_flags(beside, None)]

@@ -15,6 +15,7 @@ from infergy.records.store import create_store
 from infergy.report.build import build_report
 from infergy.report.page import PAGE, write_report
 from report.test_report import HOSTILE, sweep
+from waiting import PATIENCE_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("INFERGY_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -45,7 +46,7 @@ def open_page(page: Path, folder: Path) -> tuple[str, list[str]]:
         ],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=True,
     )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -63,7 +63,8 @@ def measure_command(
     code = 0
     for number in range(1, runs + 1):
         source = _simulated(gpus or 1) if simulate else meter
-        with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source) as measured:
+        # Before and after the command no process of its own is there.
+        with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source, own_processes=0) as measured:
             code = _run(command, stdout)
         line = json.dumps(to_json(measured.result), allow_nan=False)
         if output is not None:
@@ -97,17 +98,28 @@ def _simulated(gpus: int) -> Any:
 
 def _run(command: Sequence[str], stdout: Any) -> int:
     """Run it to its end and pass on what ends us; returns its exit code, 128 + N for signal N as a shell does."""
+    process: subprocess.Popen[bytes] | None = None
+    is_ended = False
+
+    def end(*_: object) -> None:
+        nonlocal is_ended
+        is_ended = True
+        if process is not None:
+            process.terminate()
+
+    # Before it starts: else a signal in between would end us alone.
+    kept = signal.signal(signal.SIGTERM, end)
     try:
         process = subprocess.Popen(command, stdout=stdout)
-    except OSError as error:
-        raise UsageError(f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments") from error
-    kept = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
+        if is_ended:
+            process.terminate()
         while True:
             # Ctrl-C reaches the program too; we wait for what it makes of it.
             with suppress(KeyboardInterrupt):
                 code = process.wait()
                 return 128 - code if code < 0 else code
+    except OSError as error:
+        raise UsageError(f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments") from error
     finally:
         signal.signal(signal.SIGTERM, kept)
 

@@ -45,6 +45,13 @@ def compare(
     if limit is None:
         return
     judged = [cell.ratio for cell in found.cells] if each else [found.overall]
+    unknown = [ratio for ratio in judged if ratio.low is None and ratio.value > limit]
+    if unknown:
+        typer.echo(
+            f"not judged: {len(unknown)} over {format_percent(limit - 1)} whose interval is unknown; measure them with "
+            "more windows: --max-time 120",
+            err=True,
+        )
     worse = [ratio for ratio in judged if ratio.is_significant and ratio.value > limit]
     if worse:
         highest = max(ratio.value for ratio in worse)

@@ -57,7 +57,7 @@ def _any_of(*kinds: str) -> Callable[[CalibrationWindow], bool]:
 BEARS: Mapping[str, Callable[[CalibrationWindow], bool]] = {
     "weight_efficiency": lambda one: _of(PRODUCT)(one) and one.workload.memory_bytes > 0,
     "cache_efficiency": _of(ATTENTION),
-    "compute_efficiency": _any_of(PRODUCT, ATTENTION),
+    "compute_efficiency": _of(PRODUCT),
     "layer_s": _any_of(LAUNCH, PRODUCT, ATTENTION),
     "base_share": _any_of(LAUNCH, PRODUCT, ATTENTION, COPY),
     "byte_share": lambda one: _any_of(COPY, PRODUCT, ATTENTION)(one) and one.workload.memory_bytes > 0,
@@ -177,7 +177,8 @@ class _Problem:
         is_fp8 = d.is_fp8 > 0
         byte_j = values["byte_share"] * chips.tdp_w / (0.8 * chips.bandwidth)
         flop_j = values["flop_share"] * chips.tdp_w / (0.6 * chips.base_peak)
-        flops = d.decode_flops * np.where(is_fp8, values["fp8_flops"] * values["fp8_flop_energy"], 1.0)
+        flops = d.linear_flops * np.where(is_fp8, values["fp8_flops"] * values["fp8_flop_energy"], 1.0)
+        flops = flops + d.attention_flops
         moved = d.weight_bytes * np.where(is_fp8, values["fp8_byte_energy"], 1.0) + d.cache_bytes
         energy_j = values["base_share"] * chips.tdp_w * self.call_s + byte_j * moved + flop_j * flops
         off_s = np.log(seconds / self.call_s) / self.time_spread
@@ -199,8 +200,9 @@ def _demand(windows: Sequence[CalibrationWindow]) -> Demand:
         weight_bytes=column(lambda one: 0.0 if one.workload.kind == ATTENTION else one.workload.memory_bytes),
         expert_bytes=none,
         cache_bytes=column(lambda one: one.workload.memory_bytes if one.workload.kind == ATTENTION else 0.0),
-        decode_flops=column(lambda one: one.workload.flops),
-        prompt_flops=none,
+        linear_flops=column(lambda one: 0.0 if one.workload.kind == ATTENTION else one.workload.flops),
+        attention_flops=column(lambda one: one.workload.flops if one.workload.kind == ATTENTION else 0.0),
+        expert_row_flops=none,
         layers=column(lambda one: one.workload.launches / LAUNCHES_A_LAYER),
         expert_layers=none,
         state_layers=none,
@@ -209,6 +211,7 @@ def _demand(windows: Sequence[CalibrationWindow]) -> Demand:
         gpus=one_each,
         reduced_bytes=none,
         is_fp8=column(lambda one: float(one.workload.dtype == "fp8")),
+        is_block_scaled=none,
         is_mxfp4=none,
         is_dispatched=none,
         is_replicated=none,

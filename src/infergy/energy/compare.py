@@ -67,7 +67,7 @@ class Comparison:
     Attributes:
         overall: The geometric mean of the cells' ratios.
         only_a: Cells that A alone holds, in words; `only_b` likewise.
-        differences: What differs in the environments, in words.
+        differences: What differs in the environments, and in the token ids that were served, in words.
     """
 
     cells: tuple[ComparedCell, ...]
@@ -99,7 +99,10 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
         overall=_overall([cell.ratio for cell in cells]),
         only_a=tuple(str(one.row.cell) for cell_id, one in left.items() if cell_id not in right),
         only_b=tuple(str(one.row.cell) for cell_id, one in right.items() if cell_id not in left),
-        differences=_differences([one.row for one in left.values()], [one.row for one in right.values()]),
+        differences=(
+            *_differences([one.row for one in left.values()], [one.row for one in right.values()]),
+            *_other_prompts([(left[cell.cell_id].row, right[cell.cell_id].row) for cell in cells]),
+        ),
     )
 
 
@@ -165,6 +168,16 @@ def _differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> tuple[st
         for name in {**left, **right}
         if left.get(name) != right.get(name)
     )
+
+
+def _other_prompts(pairs: Sequence[tuple[Measurement, Measurement]]) -> tuple[str, ...]:
+    """That some cells were served other token ids: work of another content, though as much of it."""
+    hashes = [(a.prompt_sha256, b.prompt_sha256) for a, b in pairs]
+    others = sum(a is not None and b is not None and a != b for a, b in hashes)
+    if not others:
+        return ()
+    seeds = (", ".join(sorted({str(pair[side].seed) for pair in pairs})) for side in (0, 1))
+    return (f"token ids of {others} of {len(pairs)} cells: seed {' against '.join(seeds)}",)
 
 
 def _environment(rows: Sequence[Measurement]) -> dict[str, set[str]]:

@@ -25,15 +25,18 @@ class Demand:
         sequences: Sequences that the pass serves.
         weight_bytes: Weights read whatever is routed: layers and output head.
         expert_bytes: Weights of the routed experts that are visited, in expectation under uniform routing.
-        cache_bytes: KV cache and states read and written.
-        decode_flops: FLOPs of tokens of which each sequence has one in the pass.
-        prompt_flops: FLOPs of tokens of prompts.
+        cache_bytes: KV cache and states read and written, by all GPUs: where there are more of them than heads of keys
+            and values, each head lies on several, and MLA's latents on all.
+        linear_flops: FLOPs of all matrices on all tokens.
+        attention_flops: FLOPs of scores and weighted sums.
+        expert_row_flops: FLOPs of one row in each expert that is visited, in all layers; 0 without experts.
         layers: Layers of all kinds; `expert_layers` and `state_layers` those with experts and with a Mamba-2 state.
         expert_size_bytes: One expert, on one GPU; 1 without experts.
         experts_visited: Of one layer; 1 without experts.
         gpus: GPUs that share the pass.
         reduced_bytes: What each GPU holds of the sums that GPUs exchange.
         is_fp8: 1 where matrices are in fp8, else 0; `is_mxfp4` likewise of experts in mxfp4.
+        is_block_scaled: 1 where fp8 weights have a scale for each block, else 0.
         is_dispatched: 1 where experts are divided among GPUs whole (expert parallel), else 0.
         is_replicated: 1 where attention is not divided among GPUs but done by each for its own requests.
     """
@@ -42,8 +45,9 @@ class Demand:
     weight_bytes: Column
     expert_bytes: Column
     cache_bytes: Column
-    decode_flops: Column
-    prompt_flops: Column
+    linear_flops: Column
+    attention_flops: Column
+    expert_row_flops: Column
     layers: Column
     expert_layers: Column
     state_layers: Column
@@ -52,6 +56,7 @@ class Demand:
     gpus: Column
     reduced_bytes: Column
     is_fp8: Column
+    is_block_scaled: Column
     is_mxfp4: Column
     is_dispatched: Column
     is_replicated: Column
@@ -85,18 +90,19 @@ def decode_demand(
     import numpy as np
 
     batch, context = np.broadcast_arrays(np.asarray(batch, dtype=float), np.asarray(context, dtype=float))
-    moved = _by_length(lambda tokens: shape.kv_bytes(tokens, dtype), context)
-    state = 2 * shape.state_bytes + shape.kv_bytes_per_token(dtype)
+    read = _by_length(lambda tokens: shape.kv_bytes(tokens, dtype), context)
     flops = _by_length(lambda tokens: float(shape.decode_flops(tokens)), context)
+    looking = _by_length(lambda tokens: float(shape.attention_flops(tokens, tokens)), context)
     return _demand(
         shape,
         dtype=dtype,
         gpus=gpus,
         batch=batch,
         tokens=batch,
-        cache_bytes=batch * (moved + state),
-        decode_flops=batch * flops,
-        prompt_flops=np.zeros_like(batch),
+        kv_bytes=batch * (read + shape.kv_bytes_per_token(dtype)),
+        state_bytes=batch * 2 * shape.state_bytes,
+        flops=batch * flops,
+        attention_flops=batch * looking,
         is_dispatched=is_dispatched,
         is_replicated=is_replicated,
     )
@@ -116,17 +122,18 @@ def prefill_demand(
     import numpy as np
 
     batch, tokens = np.broadcast_arrays(np.asarray(batch, dtype=float), np.asarray(input_tokens, dtype=float))
-    written = shape.kv_bytes_per_token(dtype) * tokens + shape.state_bytes
     flops = _by_length(lambda count: float(shape.prefill_flops(count)), tokens)
+    looking = _by_length(lambda count: float(shape.attention_flops(1, count, absorbed=False)), tokens)
     return _demand(
         shape,
         dtype=dtype,
         gpus=gpus,
         batch=batch,
         tokens=batch * tokens,
-        cache_bytes=batch * written,
-        decode_flops=np.zeros_like(batch),
-        prompt_flops=batch * flops,
+        kv_bytes=batch * tokens * shape.kv_bytes_per_token(dtype),
+        state_bytes=batch * shape.state_bytes,
+        flops=batch * flops,
+        attention_flops=batch * looking,
         is_dispatched=is_dispatched,
         is_replicated=is_replicated,
     )
@@ -139,9 +146,10 @@ def _demand(
     gpus: Column | float,
     batch: Column,
     tokens: Column,
-    cache_bytes: Column,
-    decode_flops: Column,
-    prompt_flops: Column,
+    kv_bytes: Column,
+    state_bytes: Column,
+    flops: Column,
+    attention_flops: Column,
     is_dispatched: bool,
     is_replicated: bool,
 ) -> Demand:
@@ -153,7 +161,7 @@ def _demand(
     devices = full(1.0) * gpus
     experts = shape.experts
     if experts is None:
-        visited, size, routed = full(1.0), full(1.0), full(0.0)
+        visited, size, routed, row = full(1.0), full(1.0), full(0.0), full(0.0)
     else:
         # As `ExpertShape.expected_coverage`, for a mean batch too.
         share = 1.0 - (1.0 - experts.experts_per_token / experts.experts) ** tokens
@@ -161,15 +169,17 @@ def _demand(
         routed = shape.routed_bytes(dtype) * share
         size = full(experts.expert_matmul(shape.hidden) * dtype_bytes(dtype))
         size = size if is_dispatched else size / devices
+        row = 2.0 * experts.expert_matmul(shape.hidden) * experts.layers * visited
     # A GPU sends and gets 2 (G − 1) / G of each sum (how nccl-tests count bus bandwidth); two sums a layer.
     reduced = 2 * (devices - 1) / devices * tokens * shape.hidden * ACTIVATION_BYTES * 2 * shape.layers / devices
     return Demand(
         sequences=batch,
         weight_bytes=full(shape.step_weight_bytes(0, dtype)),
         expert_bytes=routed,
-        cache_bytes=cache_bytes,
-        decode_flops=decode_flops,
-        prompt_flops=prompt_flops,
+        cache_bytes=kv_bytes * (1.0 if is_replicated else copies_of_cache(shape, devices)) + state_bytes,
+        linear_flops=flops - attention_flops,
+        attention_flops=attention_flops,
+        expert_row_flops=row,
         layers=full(shape.layers),
         expert_layers=full(0 if experts is None else experts.layers),
         state_layers=full(0 if shape.mamba is None else shape.mamba.layers),
@@ -178,10 +188,19 @@ def _demand(
         gpus=devices,
         reduced_bytes=reduced,
         is_fp8=full(dtype == "fp8"),
+        is_block_scaled=full(dtype == "fp8" and shape.scaled_in_blocks),
         is_mxfp4=full(dtype == "mxfp4"),
         is_dispatched=full(is_dispatched),
         is_replicated=full(is_replicated),
     )
+
+
+def copies_of_cache(shape: ModelShape, gpus: Column) -> Column:
+    """On how many of the GPUs that share attention each value of the KV cache lies."""
+    import numpy as np
+
+    heads = 1 if shape.attention.latent is not None else shape.attention.kv_heads
+    return np.asarray(np.maximum(1.0, gpus / heads))
 
 
 def _by_length(of: Any, tokens: Column) -> Column:

@@ -1,11 +1,13 @@
 """Joules and seconds of a forward pass on any GPU of the catalogue, by what it must move and compute.
 
-    memory   = (weights × widths + experts × grouping × imbalance) / ηw + cache / ηkv,  over GPUs × bandwidth
-    compute  = FLOPs / (ηc × GPUs × peak)
-    t        = (memory⁴ + compute⁴)^¼ + layers × launch + GPUs' exchanges + sequences × host + step
-    E        = base × TDP × GPUs × t + e_byte × bytes + e_FLOP × FLOPs
+    linear    = roofline of  (weights × widths + experts × grouping × imbalance) / (ηw × bandwidth)
+                and          (FLOPs of matrices, rows in vain too) / (ηc × peak)
+    attention = roofline of  cache / (ηkv × bandwidth)  and  FLOPs of attention / (ηa × peak)
+    t         = (linear + attention) / GPUs + layers × launch + GPUs' exchanges + sequences × host + step
+    E         = base × TDP × GPUs × t + e_byte × bytes + e_FLOP × FLOPs
 
-A roofline with a smooth corner, launches and the host beside it, and joules that are those of time, of bytes and of
+Two rooflines with a smooth corner, (memory⁴ + compute⁴)^¼, one after the other, since a layer's matrices and its
+attention are; launches and the host beside them, and joules that are those of time, of bytes and of
 FLOPs. Where E / t passes the power limit, time is stretched, and the base power of the stretch is paid: that is what
 throttling does. An engine without CUDA graphs launches kernels while the GPU still works on earlier ones: there t is
 the smooth maximum of the GPU's time and the host's, not their sum (`Physics.runs_ahead`). Each constant has a prior, a
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 LAUNCH = "10 to 14 launches a layer at some 3 us each inside a CUDA graph"
+TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped products"
+CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE, 256 tokens: what a GPU exchanges is filled up to a chunk"
 OURS = "our own estimate, nowhere published: the spread says how little it is trusted"
 
 
@@ -60,9 +64,10 @@ def _constant(
 
 
 CONSTANTS: tuple[Constant, ...] = (
-    _constant("weight_efficiency", 0.8, 0.1, "share of the bandwidth at which weights are read", KERNELS, 0.25),
-    _constant("cache_efficiency", 0.7, 0.3, "share of the bandwidth at which the KV cache is read", KERNELS, 0.25),
-    _constant("compute_efficiency", 0.6, 0.25, "share of the dense peak that matrix products reach", KERNELS),
+    _constant("weight_efficiency", 0.8, 0.1, "share of the bandwidth at which weights are read", KERNELS, 0.15),
+    _constant("cache_efficiency", 0.75, 0.3, "share of the bandwidth at which the KV cache is read", KERNELS, 0.2),
+    _constant("compute_efficiency", 0.65, 0.25, "share of the dense peak that matrix products reach", KERNELS, 0.15),
+    _constant("attention_efficiency", 0.4, 0.4, "share of bfloat16's dense peak that attention to a prompt reaches"),
     _constant("layer_s", 40e-6, 0.4, "s a layer beside bytes and FLOPs, with CUDA graphs", LAUNCH, 0.25),
     _constant(
         "expert_layer_s", 60e-6, 0.6, "s more for a layer with experts: routing, sorting, grouped products", OURS, 0.25
@@ -72,23 +77,26 @@ CONSTANTS: tuple[Constant, ...] = (
         "reduce_s", 10e-6, 0.5, "s of an exchange among two GPUs", "one-shot all-reduce over NVLink: 8 to 12 us", 0.25
     ),
     _constant("reduce_growth", 0.5, 0.5, "by which power of GPUs / 2 that grows"),
-    _constant("sequence_s", 20e-6, 0.8, "s of host and sampling a sequence and step", OURS, 0.25),
+    _constant("sequence_s", 20e-6, 0.6, "s of host and sampling a sequence and step", OURS, 0.25),
     _constant("step_s", 0.8e-3, 0.6, "s of host a step", "schedulers of vLLM: 0.2 to 1 ms", 0.25),
     _constant("expert_bytes", 1.5, 0.4, "by how much reading experts of 30 MB is slower than dense matrices"),
     _constant("expert_size", 0.25, 0.7, "by which power of 30 MB / size smaller experts are read slower"),
     _constant("imbalance", 0.5, 0.5, "of the spread of visited experts over GPUs, what the fullest GPU adds"),
-    _constant("expert_flops", 1.5, 0.5, "by how much a decode step with experts computes more: tiles are filled up"),
+    _constant("expert_rows", 32.0, 0.7, "rows that a visited expert computes in vain: tiles are filled up", TILES),
+    _constant("replica_rows", 256.0, 1.0, "more of them where each GPU has requests of its own", CHUNKS),
     _constant("fp8_bytes", 1.2, 0.3, "by how much reading fp8 is slower than its bytes say", OURS, 0.25),
     _constant("fp8_flops", 1.2, 0.3, "by how much fp8 computes more: activations are quantised"),
     _constant("fp8_layer_s", 20e-6, 0.7, "s more for a layer in fp8: activations are quantised"),
-    _constant("mxfp4_bytes", 1.2, 0.3, "by how much reading mxfp4 is slower than its bytes say"),
-    _constant("mxfp4_flops", 1.2, 0.4, "by how much mxfp4 computes more: weights are widened"),
-    _constant("mxfp4_layer_s", 20e-6, 0.7, "s more for a layer in mxfp4"),
+    _constant("block_bytes", 1.5, 0.5, "by how much experts scaled in blocks are read slower than their bytes say"),
+    _constant("block_flops", 1.3, 0.4, "by how much fp8 scaled in blocks computes more than other fp8"),
+    _constant("block_byte_energy", 1.3, 0.3, "joules of a byte scaled in blocks over other fp8"),
+    _constant("mxfp4_bytes", 1.2, 0.3, "by how much reading mxfp4 is slower than its bytes say", OURS, 0.3),
+    _constant("mxfp4_flops", 1.2, 0.4, "by how much mxfp4 computes more: weights are widened", OURS, 0.3),
+    _constant("mxfp4_layer_s", 20e-6, 0.7, "s more for a layer in mxfp4", OURS, 0.3),
     _constant("dispatch_s", 15e-6, 0.7, "s of sending tokens to their experts' GPU, a layer and two GPUs"),
-    _constant("replicas", 1.0, 1.0, "by how much longer a step takes where each GPU has requests of its own"),
     _constant("base_share", 0.28, 0.25, "power of a busy GPU beside bytes and FLOPs, over its TDP", KERNELS, 0.25),
     _constant("byte_share", 0.45, 0.25, "power of reading at 0.8 of the bandwidth, over TDP", KERNELS, 0.25),
-    _constant("flop_share", 0.72, 0.25, "power of bfloat16 products at 0.6 of the peak, over TDP", KERNELS, 0.25),
+    _constant("flop_share", 0.7, 0.25, "power of bfloat16 products at 0.6 of the peak, over TDP", KERNELS, 0.25),
     _constant("fp8_byte_energy", 1.1, 0.25, "joules of a byte in fp8 over one in bfloat16"),
     _constant("fp8_flop_energy", 0.7, 0.25, "joules of a FLOP in fp8 over one in bfloat16", KERNELS),
 )
@@ -206,48 +214,65 @@ class Physics:
         """
         import numpy as np
 
+        work = self._work(demand, chips)
+        launch_s, exchange_s, host_s = self._waits(demand, chips)
+        host_s = launch_s + host_s + extra_s
+        gpu_s = work.seconds / demand.gpus + np.where(demand.gpus > 1, exchange_s, 0.0)
+        seconds = _roofline(gpu_s, host_s) if self.runs_ahead else gpu_s + host_s
+        base_w = self.of("base_share", chips) * chips.tdp_w * demand.gpus
+        # What work adds to base power must fit under the limit: then E / t is at most TDP.
+        added = work.energy_j / ((chips.tdp_w * demand.gpus - base_w) * seconds)
+        seconds = seconds * (1 + added**LIMIT) ** (1 / LIMIT)
+        return Passes(seconds=seconds, energy_j=work.energy_j + base_w * seconds)
+
+    def _work(self, d: Demand, chips: Chips) -> Passes:
+        """Seconds of one GPU, were it to do all of it, and joules beyond base power."""
+        import numpy as np
+
         def of(name: str) -> Any:
             return self.of(name, chips)
 
-        d = demand
         has_experts = d.expert_layers > 0
-        several = d.gpus > 1
-        narrow = np.where(d.is_fp8 > 0, of("fp8_bytes"), 1.0) * np.where(d.is_mxfp4 > 0, of("mxfp4_bytes"), 1.0)
+        is_fp8, is_block, is_mxfp4 = d.is_fp8 > 0, d.is_block_scaled > 0, d.is_mxfp4 > 0
+        narrow = np.where(is_fp8, of("fp8_bytes"), 1.0) * np.where(is_mxfp4, of("mxfp4_bytes"), 1.0)
         grouping = of("expert_bytes") * (d.expert_size_bytes / REFERENCE_EXPERT_BYTES) ** -of("expert_size")
+        grouping = np.where(has_experts, grouping, 1.0) * np.where(is_block, of("block_bytes"), 1.0)
         # Of n experts dropped on G GPUs the fullest has n / G + √(2 n ln G / G), as n is large (Raab and Steger 1998).
         fullest = np.sqrt(2 * np.log(np.maximum(d.gpus, 1.0)) * d.gpus / d.experts_visited)
         waiting = np.where(d.is_dispatched > 0, 1 + of("imbalance") * fullest, 1.0)
-        weights = (d.weight_bytes + d.expert_bytes * np.where(has_experts, grouping, 1.0) * waiting) * narrow
-        memory_s = (weights / of("weight_efficiency") + d.cache_bytes / of("cache_efficiency")) / chips.bandwidth
-        widened = np.where(has_experts, of("expert_flops"), 1.0)
-        widened = (
-            widened * np.where(d.is_fp8 > 0, of("fp8_flops"), 1.0) * np.where(d.is_mxfp4 > 0, of("mxfp4_flops"), 1.0)
+        weights = d.weight_bytes * narrow + d.expert_bytes * grouping * waiting * np.where(is_block, 1.0, narrow)
+        rows = of("expert_rows") + np.where(d.is_replicated > 0, of("replica_rows"), 0.0)
+        widened = np.where(is_fp8, of("fp8_flops"), 1.0) * np.where(is_block, of("block_flops"), 1.0)
+        flops = (d.linear_flops + d.expert_row_flops * rows) * widened * np.where(is_mxfp4, of("mxfp4_flops"), 1.0)
+        linear_s = _roofline(
+            weights / (of("weight_efficiency") * chips.bandwidth), flops / (of("compute_efficiency") * chips.peak)
         )
-        flops = d.decode_flops * widened + d.prompt_flops
-        compute_s = flops / (of("compute_efficiency") * chips.peak)
-        work_s = (memory_s**CORNER + compute_s**CORNER) ** (1 / CORNER) / d.gpus
+        attention_s = _roofline(
+            d.cache_bytes / (of("cache_efficiency") * chips.bandwidth),
+            d.attention_flops / (of("attention_efficiency") * chips.base_peak),
+        )
+        byte_j = of("byte_share") * chips.tdp_w / (0.8 * chips.bandwidth)
+        flop_j = of("flop_share") * chips.tdp_w / (0.6 * chips.base_peak)
+        moved = d.weight_bytes + d.expert_bytes * np.sqrt(grouping)
+        moved = moved * np.where(is_fp8, of("fp8_byte_energy"), 1.0) * np.where(is_block, of("block_byte_energy"), 1.0)
+        computed = flops * np.where(is_fp8, of("fp8_flop_energy"), 1.0) + d.attention_flops
+        return Passes(seconds=linear_s + attention_s, energy_j=byte_j * (moved + d.cache_bytes) + flop_j * computed)
+
+    def _waits(self, d: Demand, chips: Chips) -> tuple[Any, Any, Any]:
+        """Seconds of launches, of GPUs' exchanges if there are several, and of the host."""
+
+        def of(name: str) -> Any:
+            return self.of(name, chips)
+
         launch_s = (
             d.layers * of("layer_s") + d.expert_layers * of("expert_layer_s") + d.state_layers * of("state_layer_s")
         )
         launch_s = launch_s + d.layers * (d.is_fp8 * of("fp8_layer_s") + d.is_mxfp4 * of("mxfp4_layer_s"))
         exchange_s = 2 * d.layers * of("reduce_s") * (d.gpus / 2) ** of("reduce_growth") + d.reduced_bytes / chips.link
         exchange_s = exchange_s + d.is_dispatched * d.expert_layers * of("dispatch_s") * d.gpus / 2
-        host_s = d.sequences * of("sequence_s") + of("step_s") + extra_s
-        gpu_s = work_s + np.where(several, exchange_s, 0.0)
-        if self.runs_ahead:
-            seconds = (gpu_s**CORNER + (launch_s + host_s) ** CORNER) ** (1 / CORNER)
-        else:
-            seconds = gpu_s + launch_s + host_s
-        seconds = seconds * np.where(d.is_replicated > 0, of("replicas"), 1.0)
+        return launch_s, exchange_s, d.sequences * of("sequence_s") + of("step_s")
 
-        base_w = of("base_share") * chips.tdp_w * d.gpus
-        byte_j = of("byte_share") * chips.tdp_w / (0.8 * chips.bandwidth)
-        flop_j = of("flop_share") * chips.tdp_w / (0.6 * chips.base_peak)
-        moved = d.weight_bytes + d.expert_bytes * np.where(has_experts, np.sqrt(grouping), 1.0)
-        energy_j = base_w * seconds + byte_j * np.where(d.is_fp8 > 0, of("fp8_byte_energy"), 1.0) * moved
-        energy_j = energy_j + byte_j * d.cache_bytes
-        energy_j = energy_j + flop_j * np.where(d.is_fp8 > 0, of("fp8_flop_energy"), 1.0) * flops
-        # What work adds to base power must fit under the limit: then E / t is at most TDP.
-        added = (energy_j - base_w * seconds) / ((chips.tdp_w * d.gpus - base_w) * seconds)
-        stretch = (1 + added**LIMIT) ** (1 / LIMIT)
-        return Passes(seconds=seconds * stretch, energy_j=energy_j + base_w * seconds * (stretch - 1))
+
+def _roofline(memory_s: Any, compute_s: Any) -> Any:
+    """The smooth maximum of both."""
+    return (memory_s**CORNER + compute_s**CORNER) ** (1 / CORNER)

@@ -7,6 +7,7 @@ knows can be told by hand (`infergy.hardware.by_hand`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,13 @@ def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
         raise DataError(f"{name}: no 'model_type': not the config.json of a Hugging Face model. {HOW_BY_HAND}")
     if model_type not in READERS:
         raise UsageError.unknown(f"architecture (model_type of {name})", model_type, READERS, HOW_BY_HAND)
-    return READERS[model_type](Config(data=config, name=name))
+    shape = READERS[model_type](Config(data=config, name=name))
+    return dataclasses.replace(shape, scaled_in_blocks=True) if _is_scaled_in_blocks(config) else shape
+
+
+def _is_scaled_in_blocks(config: Mapping[str, Any]) -> bool:
+    quantization = config.get("quantization_config")
+    return isinstance(quantization, Mapping) and bool(quantization.get("weight_block_size"))
 
 
 READERS: Mapping[str, Callable[[Config], ModelShape]] = {

@@ -69,7 +69,8 @@ def shape_of_id(model_id: str) -> ModelShape | None:
     """The shape of the model that Hugging Face calls `model_id`, from what is shipped; None if it is not.
 
     `model_id` may lack the owner. Variants of one network share a shape (base, instruct, thinking, a date), and are
-    listed in data/model_ids.toml; a suffix that tells the format of the weights (``-FP8``) sets `checkpoint_dtype`.
+    listed in data/model_ids.toml; a suffix that tells the format of the weights (``-FP8``) sets `checkpoint_dtype`, and
+    `scaled_in_blocks` where the fp8 weights of that family are.
     """
     rules = id_rules()
     name, dtype = model_id.rsplit("/", 1)[-1].lower(), None
@@ -82,7 +83,10 @@ def shape_of_id(model_id: str) -> ModelShape | None:
         for shipped, pattern in table.items():
             if re.fullmatch(f"({pattern}){rules['variants']}", name):
                 shape = get_model(shipped)
-                return shape if dtype is None else dataclasses.replace(shape, checkpoint_dtype=dtype)
+                if dtype is None:
+                    return shape
+                blocks = dtype == "fp8" and re.fullmatch(rules["blocks"], shipped) is not None
+                return dataclasses.replace(shape, checkpoint_dtype=dtype, scaled_in_blocks=blocks)
     return None
 
 

@@ -64,6 +64,8 @@ class ModelShape:
         mlp_layers: Layers with the dense MLP; None: all that have no experts.
         mamba: Its Mamba-2 layers; None without.
         checkpoint_dtype: Format of the published weights; None if the configuration does not tell.
+        scaled_in_blocks: Whether fp8 weights are published with a scale for each block of a matrix (128 × 128, as
+            DeepSeek-V3's: arXiv 2412.19437, section 3.3.2), not for a row or the whole.
     """
 
     name: str
@@ -85,6 +87,7 @@ class ModelShape:
     mlp_layers: int | None = None
     mamba: MambaShape | None = None
     checkpoint_dtype: str | None = None
+    scaled_in_blocks: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, name: str) -> ModelShape:
@@ -191,6 +194,10 @@ class ModelShape:
         them into keys and values again at each step. Without MLA there is no difference.
         """
         return self._decode_flops(context_tokens, context_tokens, absorbed=absorbed)
+
+    def attention_flops(self, first: int, last: int, *, absorbed: bool = True) -> int:
+        """FLOPs of scores and weighted sums alone, of the tokens `first` to `last` (from 1) of a sequence."""
+        return self.attention.pair_flops(absorbed=absorbed) * self._seen(first, last)
 
     def output_flops(self, input_tokens: int, output_tokens: int, *, absorbed: bool = True) -> int:
         """FLOPs of all decode steps of a request: `output_tokens` − 1, since prefill yields the first."""

@@ -11,7 +11,7 @@ the counters have told all joules of the block, however late they tell them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,8 +19,10 @@ from types import TracebackType
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import measure_idle
+from infergy.measure.plausible import demand_plausible_power
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
+from infergy.records.flags import HARMFUL_SLOWDOWNS, TEMPERATURE_CHANGE_C
 
 BLOCK_SCHEMA = "infergy.window/1"
 
@@ -91,6 +93,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         sync: Waits until the GPUs have done what they were given; None calls `torch.cuda.synchronize` if the process
             has torch loaded and CUDA in use, and nothing else.
         meter: ``nvml`` or a plug-in's name, or an open meter, which is left open.
+        own_processes: How many processes may be on a GPU just before and after the block without a warning: this one.
 
     Raises:
         MissingError: On entering: no NVML or GPU.
@@ -107,8 +110,10 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         idle_s: float = 0.0,
         sync: Callable[[], None] | None = None,
         meter: str | Meter = "nvml",
+        own_processes: int = 1,
     ) -> None:
         self._name = name
+        self._own_processes = own_processes
         self._gpus = gpus
         self._idle_s = idle_s
         self._sync = sync or synchronize_torch
@@ -196,6 +201,10 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         """Mean watts of all GPUs while the block ran."""
         return self.result.power_w
 
+    def _idle_w(self) -> Mapping[str, float]:
+        """Idle power of each GPU, by UUID; empty if it was not measured."""
+        return {} if self._idle is None else self._idle.power_by_gpu_w
+
     def _work_out(
         self, end_s: float, after: tuple[GpuState, ...], edges: tuple[Edge, Edge] | None, reason: str | None
     ) -> BlockEnergy:
@@ -206,9 +215,12 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
                 joules = _split(self._opened, *edges, duration_s)
                 if sum(joules.by_gpu.values()) <= 0:
                     joules, reason = None, f"a block of {duration_s:.2g} s is too short for the counter; repeat it"
+                elif duration_s >= FEWEST_S:
+                    powers_w = {uuid: one_j / duration_s for uuid, one_j in joules.by_gpu.items()}
+                    demand_plausible_power(powers_w, self._meter.gpus, self._idle_w())
             except MeterError as broken:
-                reason = str(broken)
-        idle_w = None if self._idle is None else sum(self._idle.power_by_gpu_w.values())
+                joules, reason = None, str(broken)
+        idle_w = sum(self._idle_w().values()) or None
         # In the engine's order: edges hold the GPUs as they ticked.
         by_gpu_j = {} if joules is None else {gpu.uuid: joules.by_gpu[gpu.uuid] for gpu in self._meter.gpus}
         energy_j = None if joules is None else sum(by_gpu_j.values())
@@ -229,7 +241,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             simulated=self._meter.is_simulated,
             before=self._before,
             after=after,
-            warnings=_warnings(duration_s, (*self._before, *after), self._meter),
+            warnings=_warnings(duration_s, self._before, after, self._meter, self._own_processes),
             reason=reason,
             power_by_gpu_w={uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()} if duration_s else {},
         )
@@ -248,9 +260,10 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     A stamp that is late misplaces joules of the block at the opening tick, and of the tail at the other two. A counter
     that tells late holds what was drawn before the window, taken to differ from the tail by as much as that at most.
     One that looks at the end of each period takes it for the whole: off by a period of the step at the block's end.
+    Stamps that late may have made the tail look longer than it was: then it drew more than it seems.
 
     Raises:
-        MeterError: A counter stood still or ran backwards.
+        MeterError: A counter stood still or ran backwards, or the tail was too short for stamps so late.
     """
     late_s = max(edge.uncertainty_s for edge in (opened, settled, closed))
     whole = Window(open=opened.ticks, close=closed.ticks, settled=settled.ticks, edge_uncertainty_s=late_s)
@@ -258,9 +271,18 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     mean_w, tail_w = whole.power_by_gpu_w, whole.tail_power_by_gpu_w
     waits_s = {uuid: max(0.0, span_s[uuid] - duration_s) for uuid in used_j}
     tail_s = {uuid: closed.ticks[uuid].time_s - tick.time_s for uuid, tick in settled.ticks.items()}
+    # The tail's own stamps also say how long it was, and so what it drew.
+    tail_late_s, shortest_s = max(settled.uncertainty_s, closed.uncertainty_s), min(tail_s.values())
+    if tail_late_s >= shortest_s:
+        raise MeterError(
+            f"ticks of the counter were stamped up to {tail_late_s:.2g} s late, over a tail of {shortest_s:.2g} s: "
+            "this machine was too busy to read it. Leave it a core, and repeat the block"
+        )
     by_gpu = {uuid: used_j[uuid] - waits_s[uuid] * tail_w[uuid] for uuid in used_j}
+    most_w = {uuid: tail_w[uuid] / (1 - tail_late_s / tail_s[uuid]) for uuid in used_j}
     doubt_j = sum(
-        late_s * (mean_w[uuid] + tail_w[uuid] * (1 + waits_s[uuid] / tail_s[uuid]))
+        late_s * max(mean_w[uuid], most_w[uuid])
+        + tail_late_s * most_w[uuid] * (1 + waits_s[uuid] / tail_s[uuid])
         + LATE_S * tail_w[uuid]
         + tail_s[uuid] * abs(mean_w[uuid] - tail_w[uuid])
         for uuid in used_j
@@ -269,18 +291,38 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     return _Joules(by_gpu, max(0.0, energy_j - doubt_j), energy_j + doubt_j)
 
 
-def _warnings(duration_s: float, states: tuple[GpuState, ...], meter: Meter) -> tuple[str, ...]:
+def _warnings(
+    duration_s: float, before: tuple[GpuState, ...], after: tuple[GpuState, ...], meter: Meter, own_processes: int
+) -> tuple[str, ...]:
     found = []
     if meter.is_simulated:
         found.append("SIMULATED: these joules come from a model and say nothing about real hardware")
     if duration_s < FEWEST_S:
         found.append(f"the block took {duration_s:.2g} s; repeat it until it takes {FEWEST_S:g} s: the edges weigh")
-    crowded = {state.uuid for state in states if (state.processes or 0) > 1}
+    states = (*before, *after)
+    crowded = {state.uuid for state in states if (state.processes or 0) > own_processes}
     if crowded:
-        named = [f"GPU {index} ({gpu.uuid})" for index, gpu in enumerate(meter.gpus) if gpu.uuid in crowded]
-        where = ", ".join(named) if len(meter.gpus) > 1 else "the GPU"
-        found.append(f"another process was on {where}: its joules are counted too (nvidia-smi tells which)")
+        found.append(
+            f"another process was on {_name(crowded, meter)}: its joules are counted too (nvidia-smi tells which)"
+        )
+    for reason in sorted({one for state in states for one in state.slowdowns or ()} & HARMFUL_SLOWDOWNS):
+        slowed = {state.uuid for state in states if reason in (state.slowdowns or ())}
+        found.append(f"{_name(slowed, meter)} was held down by {reason} (nvidia-smi -q -d PERFORMANCE)")
+    was_c = {state.uuid: state.temperature_c for state in before}
+    for state in after:
+        begin_c, end_c = was_c.get(state.uuid), state.temperature_c
+        if begin_c is not None and end_c is not None and abs(end_c - begin_c) > TEMPERATURE_CHANGE_C:
+            found.append(
+                f"{_name({state.uuid}, meter)} went from {begin_c:g} to {end_c:g} °C: repeat the block when warm"
+            )
     return tuple(found)
+
+
+def _name(uuids: Collection[str], meter: Meter) -> str:
+    """These GPUs in words: ``the GPU``; of several their places and UUIDs."""
+    if len(meter.gpus) <= 1:
+        return "the GPU"
+    return ", ".join(f"GPU {index} ({gpu.uuid})" for index, gpu in enumerate(meter.gpus) if gpu.uuid in uuids)
 
 
 def synchronize_torch() -> None:

@@ -30,6 +30,7 @@ from statistics import fmean
 from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
 from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
+from infergy.measure.plausible import demand_plausible_window
 from infergy.measure.timeline import NOBODY, Witness
 from infergy.meters import LATE_S, Meter, settle, sharp_tick
 from infergy.records import (
@@ -99,7 +100,7 @@ def measure_cell(
     outputs = tuple(tokens for _, tokens in planned.lengths)
     work = make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
     warmed = _warm_up(session, meter, planned, work, options)
-    seen = _watch(session, meter, planned, work, options, witness, is_watched=is_watched)
+    seen = _watch(session, meter, planned, work, options, loaded_idle, witness, is_watched=is_watched)
     rule = _Enough(planned, options, loaded_idle, peers, earlier)
 
     before = meter.states()
@@ -113,7 +114,7 @@ def measure_cell(
     while not interrupted and not rule.is_met(windows):
         try:
             window, after = _measure_window(session, meter, work, options, leads.uniform(0, longest_s))
-            derive([window], loaded_idle)
+            demand_plausible_window(window, loaded_idle, meter.gpus)
         except (EngineError, MeterError) as error:
             if not windows:
                 raise
@@ -153,6 +154,7 @@ def _watch(
     planned: PlannedCell,
     work: Work,
     options: MeasureOptions,
+    loaded_idle: Window,
     witness: Witness,
     *,
     is_watched: bool,
@@ -166,6 +168,7 @@ def _watch(
     shown = _begin_of(work, planned, options)
     try:
         window, _ = _measure_window(session, meter, shown, replace(options, min_batches=1), 0.0)
+        demand_plausible_window(window, loaded_idle, meter.gpus)
     except (EngineError, MeterError):
         # Nobody may look into the windows of the next cell.
         witness.stop()

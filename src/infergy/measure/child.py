@@ -1,6 +1,7 @@
 """The child process of a sweep, seen from its parent: started, listened to without polling, and ended for good.
 
-It leads a session of its own, so that whatever an engine starts can be ended with it.
+It leads a session of its own, so that whatever an engine starts can be ended with it. It holds one end of a pipe whose
+other end its parent alone has: when that closes, however the parent ended, it ends itself and all of that session.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Child:
     """One running child.
 
     Attributes:
+        alive: While this end of a pipe is open, the child knows that its parent lives.
         log: What it and its engine print.
         log_start: Where in that file its own words begin.
         patience_s: How long it may say nothing; its listener sets it to what the work at hand may take.
@@ -47,6 +49,7 @@ class Child:
 
     process: subprocess.Popen[bytes]
     pipe: int
+    alive: int
     log: Path
     log_start: int
     patience_s: float
@@ -58,6 +61,7 @@ class Child:
         """Start a child that measures `cells` of a plan into a store, with the meter of that name."""
         path = log_path(store.path)
         read_fd, write_fd = os.pipe()
+        parent_fd, alive_fd = os.pipe()
         with path.open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(
@@ -65,11 +69,12 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                pass_fds=(write_fd, store.fileno()),
+                pass_fds=(write_fd, parent_fd, store.fileno()),
                 env=os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
                 start_new_session=True,
             )
         os.close(write_fd)
+        os.close(parent_fd)
         job = {
             "plan": str(plan),
             "store": str(store.path),
@@ -77,13 +82,14 @@ class Child:
             "simulate": simulate,
             "meter": meter,
             "events_fd": write_fd,
+            "parent_fd": parent_fd,
         }
         assert process.stdin is not None
         # A child that dies at once closes this pipe; its end is told by its exit.
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job).encode())
             process.stdin.close()
-        return cls(process, read_fd, path, start, patience_s)
+        return cls(process, read_fd, alive_fd, path, start, patience_s)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What the child tells, until it says goodbye or its end of the pipe is closed.
@@ -121,6 +127,7 @@ class Child:
         """End the child and all that it has started, if anything of it is left; may be called twice."""
         if self.pipe >= 0:
             os.close(self.pipe)
+            os.close(self.alive)
             self.pipe = -1
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)

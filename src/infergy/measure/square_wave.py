@@ -123,18 +123,20 @@ class _Watcher:
 
     def _look(self) -> None:
         self._clock.pause()
+        # As in `infergy.meters.window`: a stamp on either side of the read, whatever stops us between.
+        before_s = self._clock.now_s()
         energy_j = self._meter.read()[self._uuid]
         now_s = self._clock.now_s()
         if energy_j != self._last_j:
             self.watched.ticks.append(Tick(time_s=now_s, energy_j=energy_j))
             self.watched.gap_s = max(self.watched.gap_s, now_s - self._last_s)
             self._last_j, self._tick_s = energy_j, now_s
-        elif now_s - self._tick_s > TIMEOUT_S:
+        elif before_s - self._tick_s > TIMEOUT_S:
             raise MeterError(
                 f"the energy counter of {self._uuid} did not move in {TIMEOUT_S:g} s; expected a tick every 0.02 to "
                 "1 s. Look: infergy doctor"
             )
-        self._last_s = now_s
+        self._last_s = before_s
         if now_s - self._asked_s >= POWER_EVERY_S:
             power = powers_of(self._meter)[self._uuid]
             self._asked_s = self._clock.now_s()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,12 +58,14 @@ class Job:
     cells: tuple[str, ...]
     simulate: bool
     events_fd: int
+    parent_fd: int
     meter: str = NVML
 
 
 def main() -> int:
     """Run the job on standard input."""
     job = from_json(Job, json.loads(sys.stdin.read()))
+    end_with_parent(job.parent_fd)
     plan = Plan.load(Path(job.plan))
     todo = [planned for planned in plan.cells if planned.key in set(job.cells)]
     # Progress belongs to the parent: what an engine prints goes to the log, which is our stdout and stderr.
@@ -106,6 +110,20 @@ def main() -> int:
         meter.close()
         tell("bye")
     return 0
+
+
+def end_with_parent(parent_fd: int) -> None:
+    """End this process and all that it starts as soon as its parent has ended, which closes the other end of a pipe.
+
+    Else the GPU would go on with the cell in progress, beside whoever measures next. The thread sleeps in the kernel
+    and holds no lock of the interpreter, so that it disturbs nothing.
+    """
+
+    def wait() -> None:
+        os.read(parent_fd, 1)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NVML) -> tuple[Engine, Meter]:

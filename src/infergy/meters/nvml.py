@@ -44,6 +44,7 @@ class NvmlMeter:
         self.gpus = gpus
         self.clock: Clock = SystemClock()
         self._is_open = True
+        self._has_counted = False
 
     @classmethod
     def open(cls, count: int | None) -> NvmlMeter:
@@ -90,11 +91,13 @@ class NvmlMeter:
         except self._nvml.NVMLError as error:
             # Dictionaries keep their order: the one after those that answered is the one that did not.
             raise self._explain(error, self.gpus[len(found)]) from error
+        self._has_counted = True
         return found
 
     def _explain(self, error: Exception, gpu: GpuIdentity) -> MissingError | MeterError:
         """Why a counter could not be read, with the GPU that did not answer."""
-        if isinstance(error, self._nvml.NVMLError_NotSupported):
+        # One that has counted before has vanished: no property of the GPU, but a fault in mid-measurement.
+        if isinstance(error, self._nvml.NVMLError_NotSupported) and not self._has_counted:
             return MissingError(f"{gpu.name} has no energy counter; NVIDIA GPUs have one since Volta")
         if is_lost(self._nvml, error):
             return GpuLostError(_lost_words(self.gpus.index(gpu), gpu.uuid, error))

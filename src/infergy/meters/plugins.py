@@ -6,13 +6,17 @@ A plug-in is a class with ``open(count)``, which returns a `Meter` of the first 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from infergy.errors import InfergyError, MeterError, UsageError
-from infergy.meters.protocol import METERS, Meter
+from infergy.meters.protocol import METERS, Meter, Power
+from infergy.records import GpuState
+
+Answer = TypeVar("Answer")
 
 GROUP = "infergy.meters"
 PARTS = ("name", "scope", "is_simulated", "clock", "gpus", "read", "states", "facts", "close")
@@ -104,7 +108,50 @@ def open_plugin(name: str, count: int) -> Meter:
     lacks = [part for part in PARTS if not hasattr(meter, part)]
     if lacks:
         raise MeterError(f"{plugin} is no meter: it lacks {', '.join(lacks)}. Check it: infergy.testing.check_meter")
-    return meter
+    return _PluginMeter(meter, plugin)
+
+
+class _PluginMeter:
+    """A plug-in's meter, whose errors are the instrument's.
+
+    It was written by others and may raise anything; as an error of the meter that costs the cell at hand, not the
+    engine's process.
+    """
+
+    def __init__(self, meter: Meter, plugin: MeterPlugin) -> None:
+        self._meter, self._plugin = meter, plugin
+        self.name, self.scope, self.is_simulated = meter.name, meter.scope, meter.is_simulated
+        self.clock, self.gpus = meter.clock, meter.gpus
+        powers: Callable[[], Mapping[str, Power]] | None = getattr(meter, "powers", None)
+        if powers is not None:
+            self.powers = partial(self._ask, "powers", powers)
+
+    def read(self) -> Mapping[str, float]:
+        """As the plug-in reads."""
+        return self._ask("read", self._meter.read)
+
+    def states(self) -> tuple[GpuState, ...]:
+        """As the plug-in tells."""
+        return self._ask("states", self._meter.states)
+
+    def facts(self) -> Mapping[str, str]:
+        """As the plug-in tells."""
+        return self._ask("facts", self._meter.facts)
+
+    def close(self) -> None:
+        """Close the plug-in's meter."""
+        self._ask("close", self._meter.close)
+
+    def _ask(self, what: str, question: Callable[[], Answer]) -> Answer:
+        try:
+            return question()
+        except InfergyError:
+            raise
+        except Exception as error:
+            raise MeterError(
+                f"{self._plugin} failed in {what}(): {type(error).__name__}: {error}. "
+                "Check it: infergy.testing.check_meter"
+            ) from error
 
 
 def _plugins_of(distribution: metadata.Distribution, package: str) -> Iterator[MeterPlugin]:

@@ -44,7 +44,8 @@ class Edge:
 
     Attributes:
         ticks: The tick of each GPU, by UUID.
-        uncertainty_s: The longest gap between two reads before a tick: the tick may have come that much earlier.
+        uncertainty_s: How long before its stamp a tick may have come at most: since before the last read that did not
+            show it yet.
     """
 
     ticks: dict[str, Tick]
@@ -70,13 +71,16 @@ def next_tick(meter: Meter) -> Edge:
         MeterError: A counter did not move in three seconds.
     """
     clock = meter.clock
+    # A busy host may stop us anywhere, between a read and its stamp too: each read has a stamp on either side.
+    last_s = clock.now_s()
     start_j = meter.read()
+    begun_s = clock.now_s()
     _demand_all(meter, start_j)
-    begun_s = last_s = clock.now_s()
     ticks: dict[str, Tick] = {}
     gap_s = 0.0
-    while len(ticks) < len(start_j):
+    while True:
         clock.pause()
+        asked_s = clock.now_s()
         energy_j = meter.read()
         now_s = clock.now_s()
         _demand_all(meter, energy_j)
@@ -84,14 +88,16 @@ def next_tick(meter: Meter) -> Edge:
             if uuid not in ticks and energy_j[uuid] != was_j:
                 ticks[uuid] = Tick(time_s=now_s, energy_j=energy_j[uuid])
                 gap_s = max(gap_s, now_s - last_s)
-        last_s = now_s
-        if now_s - begun_s > TIMEOUT_S:
+        if len(ticks) == len(start_j):
+            return Edge(ticks=ticks, uncertainty_s=gap_s)
+        last_s = asked_s
+        # Between the two reads at the least: that we were stopped is not the counter's fault.
+        if asked_s - begun_s > TIMEOUT_S:
             stuck = ", ".join(uuid for uuid in start_j if uuid not in ticks)
             raise MeterError(
                 f"the energy counter of {stuck} did not move in {TIMEOUT_S:g} s; expected a tick every 0.02 to 1 s. "
                 "Look whether the GPU counts energy at all: nvidia-smi --query-gpu=name,power.draw --format=csv"
             )
-    return Edge(ticks=ticks, uncertainty_s=gap_s)
 
 
 def _demand_all(meter: Meter, energy_j: Mapping[str, float]) -> None:

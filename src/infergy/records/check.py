@@ -77,12 +77,14 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
     """Judge rows set-up by set-up, in their order."""
     found: dict[int, CheckedRow] = {}
     groups: dict[Any, list[int]] = {}
+    # Other weights tell of the spread too: the intervals are those that estimates carry.
+    intervals = find_uncertainties(rows)
     for place, row in enumerate(rows):
         groups.setdefault((row.cell.setup, row.environment.weights), []).append(place)
     for places in groups.values():
         group = [rows[place] for place in places]
-        judged = zip(places, group, find_uncertainties(group), find_unlike(group), strict=True)
-        for place, row, uncertainty, unlike in judged:
+        for place, row, unlike in zip(places, group, find_unlike(group), strict=True):
+            uncertainty = intervals[place]
             failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
             result = result_of(row) if row.windows and row.loaded_idle is not None else None
             found[place] = CheckedRow(

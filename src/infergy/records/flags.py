@@ -48,7 +48,8 @@ WINDOW_DISAGREEMENT = 0.08
 """The same over one window, of which a sensor that shows power late misplaces up to 3 % at either edge."""
 
 WATCHED_DISAGREEMENT = 0.25
-"""How far the joules of a window may lie from those of the watched one, which looking at power slowed by up to 12 %."""
+"""How far joules and watts of a window may both lie, to one side, from those of the watched one, which looking at power
+slowed by up to 12 %."""
 
 BEAT, MOST_BEATS = 0.05, 4
 """How near to a whole number of periods of the meter a batch keeps time with it, and to how many at most: longer ones
@@ -337,19 +338,25 @@ def _beat(row: Measurement) -> str:
 
 
 def _lost(row: Measurement) -> Flag | None:
-    """A window that the timeline did not see, far below the one that it did: its counter may have begun anew."""
+    """A window that the timeline did not see, far from the one that it did: its counter may have begun anew.
+
+    Joules that a counter loses or adds are missing from its watts too, by the same share. A slower host moves the two
+    apart: more joules for a batch, fewer watts.
+    """
     if row.watched is None or row.loaded_idle is None:
         return None
     seen = row.watched.batches[0]
+    was = derive([row.watched], row.loaded_idle)
     for number, window in enumerate(row.windows, 1):
         if (window.batches[0].requests, window.batches[0].output_tokens) != (seen.requests, seen.output_tokens):
             return None
-        change = derive([window], row.loaded_idle).energy_j / derive([row.watched], row.loaded_idle).energy_j - 1
-        if abs(change) > WATCHED_DISAGREEMENT:
+        now = derive([window], row.loaded_idle)
+        joules, watts = now.energy_j / was.energy_j - 1, now.power_w / was.power_w - 1
+        if joules * watts > 0 and min(abs(joules), abs(watts)) > WATCHED_DISAGREEMENT:
             return Flag(
                 code="disagree",
-                reason=f"window {number} took {change:+.0%} joules a batch against the watched window, "
-                f"expected ±{WATCHED_DISAGREEMENT:.0%}",
+                reason=f"window {number} took {joules:+.0%} joules a batch and {watts:+.0%} watts against the watched "
+                f"window, expected ±{WATCHED_DISAGREEMENT:.0%}",
                 cure="measure the cell again; if it stays, see how its meter follows a load: infergy doctor --meter",
             )
     return None

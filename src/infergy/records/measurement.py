@@ -149,7 +149,20 @@ class Measurement:
         row = from_json(cls, data, place)
         if row.is_ok and not (row.windows and all(window.batches for window in row.windows)):
             raise DataError(f"{place}: status is ok, but the row holds no window, or one without batches")
+        _demand_joules(row, place)
         return row
+
+
+def _demand_joules(row: Measurement, place: str) -> None:
+    """Refuse a row whose counters cannot be, by its line: no window of zero or fewer joules was ever written."""
+    seen = () if row.watched is None else (row.watched,)
+    try:
+        for window in (*row.windows, *seen):
+            _ = window.energy_by_gpu_j, window.tail_power_by_gpu_w
+    except MeterError as error:
+        raise DataError(
+            f"{place}: {error}. The line is damaged: take it out, and measure {row.cell_id} ({row.cell}) again"
+        ) from error
 
 
 def _from_first(data: Mapping[str, Any]) -> dict[str, Any]:

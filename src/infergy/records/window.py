@@ -64,8 +64,8 @@ class Window:
     Attributes:
         open: First edge of each GPU, by UUID.
         close: Last edge of each GPU, by UUID.
-        edge_uncertainty_s: How long before a stamped instant the counter may have ticked: the longest gap
-            between two reads while waiting for a tick, in seconds.
+        edge_uncertainty_s: How long before a stamped instant the counter may have ticked: the longest time from before
+            a read that did not show the tick yet to after the next one, which did, in seconds.
         batches: What ran inside, in order; empty for a window over an idle GPU.
         settled: A tick of each GPU some time after the last token, by UUID: from there to `close` the GPU draws what it
             draws between batches. Empty in windows that close on the first tick after the last token.

@@ -8,7 +8,7 @@ with ρ Cauchy's, so that a row that no constant explains pulls none far, and w 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,16 @@ ROW_SPREAD = 0.12
 """Standard deviation of a row's logarithm about a model with the right constants."""
 
 USUAL_ROWS = 30.0
-PROMPT_SPREAD = {"lm-arena-chat": 0.5, "gpqa": 0.5, "sourcegraph-fim": 0.5}
-ANY_PROMPT_SPREAD = 0.5
+PROMPT_SPREAD = {"lm-arena-chat": 0.25, "gpqa": 0.4, "sourcegraph-fim": 0.5}
+ANY_PROMPT_SPREAD = 0.7
+"""Standard deviation of the logarithm of a task's prompt length about the guess; images and video are least known."""
+
 EVALUATIONS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedPhysics:
-    """The physical model of a server: constants, and how many more FLOPs a task's prompts take than guessed.
+    """The physical model of a server: constants, and how many times longer a task's prompts are than guessed.
 
     Attributes:
         physics: Constants for all GPUs, and for those that rows were of.
@@ -48,8 +50,7 @@ class ServedPhysics:
 
         steps = steps or steps_of(rows)
         factor = np.array([self.prompts.get(str(task), 1.0) for task in rows.task])
-        demand = replace(steps.demand, prompt_flops=steps.demand.prompt_flops * factor)
-        return self.physics.passes(demand, steps.chips).energy_j / steps.batch
+        return self.physics.passes(steps.with_prompts(factor), steps.chips).energy_j / steps.batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)

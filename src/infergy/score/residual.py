@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     Column = np.ndarray[Any, np.dtype[np.float64]]
 
-BATCH_OCTAVES, SERIES_OCTAVES, SIZE_OCTAVES, GPUS_OCTAVES = 3.0, 1.5, 2.0, 1.0
+BATCH_OCTAVES, SERIES_OCTAVES, SIZE_OCTAVES, GPUS_OCTAVES = 4.5, 1.5, 1.5, 1.0
 """Over how many doublings two rows are still alike."""
 
-EVERYWHERE, BATCH, ARCHITECTURE, SIZE, TASK, PRECISION, GPU = 0.1, 0.1, 0.15, 0.3, 0.15, 0.1, 0.06
-BACKBONE, SERIES, WITHIN_SERIES, NOISE = 0.1, 0.1, 0.06, 0.04
+EVERYWHERE, BATCH, ARCHITECTURE, SIZE, TASK, PRECISION, GPU = 0.1, 0.12, 0.06, 0.13, 0.15, 0.06, 0.08
+BACKBONE, SERIES, WITHIN_SERIES, NOISE = 0.05, 0.05, 0.06, 0.025
 """Standard deviations of the parts of the residual's logarithm, by what rows must have in common to share them."""
 
 COVERAGE = 0.9

@@ -75,7 +75,8 @@ def _roofline_s(rows: Rows) -> Column:
     steps = steps_of(rows)
     demand, chips = steps.demand, steps.chips
     moved = demand.weight_bytes + demand.expert_bytes + demand.cache_bytes
-    return np.maximum(moved / chips.bandwidth, (demand.decode_flops + demand.prompt_flops) / chips.peak) / demand.gpus
+    flops = demand.linear_flops + demand.attention_flops
+    return np.maximum(moved / chips.bandwidth, flops / chips.peak) / demand.gpus
 
 
 def roofline_at_tdp(rows: Rows) -> Column:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from infergy.energy.demand import Demand, decode_demand, join
+from infergy.energy.demand import Demand, copies_of_cache, decode_demand, join
 from infergy.energy.physics import Chips
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     Column = np.ndarray[Any, np.dtype[np.float64]]
 
 INPUT_TOKENS: Mapping[str, float] = {
-    "lm-arena-chat": 150.0,
+    "lm-arena-chat": 250.0,
     "gpqa": 250.0,
-    "sourcegraph-fim": 800.0,
+    "sourcegraph-fim": 2000.0,
     "image-chat": 900.0,
     "video-chat": 4000.0,
 }
-"""Length of a task's prompts. The benchmark's tables do not tell: guesses, and what they miss a factor takes up."""
+"""Length of a task's prompts. The benchmark's tables do not tell: guesses by what its data sets are (turns of a chat;
+questions with four answers; the code before and behind a gap), and what they miss a factor takes up."""
 
 ANY_INPUT_TOKENS = 500.0
 WIDTH_OVER_DEPTH = 128
@@ -37,16 +38,65 @@ class Steps:
     """One step of the server of each row.
 
     Attributes:
-        demand: What it asks.
+        decode: What its decoding asks, prompts of the guessed length behind it.
         chips: Of whom.
         batch: Output tokens that it yields.
         requests: Requests that end in it, and so begin: batch over output length.
+        inputs: Guessed length of prompts; `outputs` mean length of answers.
+        token_flops: FLOPs of a prompt's token in all matrices but the output head's.
+        pair_flops: FLOPs of a token of a prompt looking at one position in one layer, and `step_pair_flops` of an
+            output token.
+        value_bytes: What a token leaves in one layer's KV cache, on all GPUs together.
+        layers: Layers that look at all positions; `window_layers` at the last `window` of them.
     """
 
-    demand: Demand
+    decode: Demand
     chips: Chips
     batch: Column
     requests: Column
+    inputs: Column
+    outputs: Column
+    token_flops: Column
+    pair_flops: Column
+    step_pair_flops: Column
+    value_bytes: Column
+    layers: Column
+    window_layers: Column
+    window: Column
+
+    @property
+    def demand(self) -> Demand:
+        """All that a step asks, with prompts of the guessed lengths."""
+        return self.with_prompts(1.0)
+
+    def with_prompts(self, longer: Column | float) -> Demand:
+        """All that a step asks, where prompts are so many times longer than guessed.
+
+        Prefills ride along: their tokens are multiplied with the weights that decoding has read.
+        """
+        import numpy as np
+
+        inputs = self.inputs * longer
+        guessed, context = (length + self.outputs / 2 for length in (self.inputs, inputs))
+        more = self.batch * (self._seen(context) - self._seen(guessed))
+        inside = np.minimum(inputs, self.window)
+        pairs = self.layers * inputs**2 / 2 + self.window_layers * inside * (inputs - inside / 2)
+        looking = self.requests * pairs * self.pair_flops
+        tokens = self.requests * inputs
+        decode = self.decode
+        return replace(
+            decode,
+            cache_bytes=decode.cache_bytes + more * self.value_bytes,
+            linear_flops=decode.linear_flops + tokens * self.token_flops,
+            attention_flops=decode.attention_flops + more * self.step_pair_flops + looking,
+            reduced_bytes=decode.reduced_bytes * (1 + tokens / self.batch),
+        )
+
+    def _seen(self, context: Column) -> Column:
+        """Positions that one token looks at, over all layers; chunks are taken for windows."""
+        import numpy as np
+
+        return np.asarray(self.layers * context + self.window_layers * np.minimum(context, self.window))
 
 
 def steps_of(rows: Rows) -> Steps:
@@ -54,6 +104,12 @@ def steps_of(rows: Rows) -> Steps:
     import numpy as np
 
     inputs = np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task])
+    shapes = [shape or stand_in(rows, place) for place, shape in enumerate(rows.shapes)]
+    attention = [shape.attention for shape in shapes]
+    wide = [shape.kv_bytes_per_token(str(kind)) for shape, kind in zip(shapes, rows.precision, strict=True)]
+    copies = [float(copies_of_cache(shape, gpus)) for shape, gpus in zip(shapes, rows.gpus, strict=True)]
+    attending = np.array([float(shape.attending_layers) for shape in shapes])
+    windowed = np.array([float(one.window_layers) for one in attention])
     kinds = list(zip(rows.model, rows.precision, rows.expert_parallel > 1, rows.data_parallel > 1, strict=True))
     places: dict[Any, list[int]] = {}
     for place, kind in enumerate(kinds):
@@ -61,9 +117,8 @@ def steps_of(rows: Rows) -> Steps:
     parts, order = [], []
     for (_, precision, is_dispatched, is_replicated), group in places.items():
         at = np.array(group)
-        shape = rows.shapes[group[0]] or stand_in(rows, group[0])
         part = decode_demand(
-            shape,
+            shapes[group[0]],
             rows.batch[at],
             inputs[at] + rows.output_tokens[at] / 2,
             dtype=str(precision),
@@ -71,17 +126,29 @@ def steps_of(rows: Rows) -> Steps:
             is_dispatched=bool(is_dispatched),
             is_replicated=bool(is_replicated),
         )
-        flops = np.array([shape.prefill_flops(max(1, int(count))) for count in inputs[at]])
-        part.prompt_flops[:] = flops * rows.batch[at] / rows.output_tokens[at]
         parts.append(part)
         order.append(at)
     back = np.argsort(np.concatenate(order))
     return Steps(
-        demand=join(parts).take(back),
+        decode=join(parts).take(back),
         chips=Chips.of([get_gpu(name) for name in rows.gpu], [str(precision) for precision in rows.precision]),
         batch=rows.batch,
         requests=rows.batch / rows.output_tokens,
+        inputs=inputs,
+        outputs=rows.output_tokens,
+        token_flops=np.array([float(_token_flops(shape)) for shape in shapes]),
+        pair_flops=np.array([float(one.pair_flops()) for one in attention]),
+        step_pair_flops=np.array([float(one.pair_flops(absorbed=True)) for one in attention]),
+        value_bytes=np.array(wide) / attending * np.where(rows.data_parallel > 1, 1.0, np.array(copies)),
+        layers=attending - windowed,
+        window_layers=windowed,
+        window=np.array([float(one.window_tokens or np.inf) for one in attention]),
     )
+
+
+def _token_flops(shape: ModelShape) -> int:
+    """Of one more token of a prompt, but for what it looks at."""
+    return shape.prefill_flops(2) - shape.prefill_flops(1) - shape.attention_flops(2, 2, absorbed=False)
 
 
 def stand_in(rows: Rows, place: int) -> ModelShape:
