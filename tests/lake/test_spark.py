@@ -143,6 +143,43 @@ def test_what_is_not_there_is_told_with_what_is(session: Any, folder: Path) -> N
         open_trace(spark_frame("local[2]", "other"))
 
 
+def test_files_that_break_off_are_told_without_a_traceback(session: Any, folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "whole.parquet").read_bytes()
+    (tmp_path / "no-end.parquet").write_bytes(whole[:200])
+    with pytest.raises(DataError, match=r"no-end\.parquet: .*not a Parquet file") as caught:
+        spark_frame("local[2]", str(tmp_path / "no-end.parquet"))
+    assert "tables" not in str(caught.value)
+    (tmp_path / "torn.parquet").write_bytes(whole[:10] + b"\xff" * 50 + whole[60:])
+    torn = open_trace(spark_frame("local[2]", str(tmp_path / "torn.parquet")), name="torn")
+    with pytest.raises(DataError, match="^torn: Spark cannot read it to its end: ") as caught:
+        torn.histogram()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "jsonl.gz"])
+def test_text_files_packed_too_are_counted_as_polars_counts_them(session: Any, tmp_path: Path, ending: str) -> None:
+    import gzip
+
+    frame = pl.DataFrame({"input_tokens": [10, 5, 300], "output_tokens": [1, 2, 0]})
+    text = frame.write_csv() if ending.startswith("csv") else frame.write_ndjson()
+    path = tmp_path / f"log.{ending}"
+    path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
+    there = open_trace(spark_frame("local[2]", str(path))).histogram()
+    assert without_source(there) == without_source(open_trace(frame).histogram())
+
+
+@pytest.mark.parametrize(
+    ("column", "words"), [("a", "of each request are in no column"), (None, "input tokens in column")]
+)
+def test_what_is_wrong_with_a_table_is_told_by_its_name(
+    session: Any, tmp_path: Path, column: str | None, words: str
+) -> None:
+    frame = pl.DataFrame({column or "input_tokens": [1, None], "output_tokens": [2, 3]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=f"^lake.log: .*{words}"):
+        open_trace(spark_frame("local[2]", str(tmp_path / "log.parquet")), name="lake.log").histogram()
+
+
 def test_nobody_at_the_address_is_told_within_seconds() -> None:
     with socket.socket() as silent:
         # Bound, and nobody listens: nobody else can come to listen there meanwhile.
@@ -190,15 +227,22 @@ def connect_server(folder: Path) -> Iterator[int]:
         process.wait(PATIENCE_S)
 
 
+def run_infergy(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "infergy", *words], capture_output=True, text=True, check=False)
+
+
 def test_a_spark_connect_server_counts_and_an_estimate_goes_on_from_its_histogram(folder: Path, tmp_path: Path) -> None:
+    whole, nulls = str(folder / "whole.parquet"), str(folder / "nulls.parquet")
     with connect_server(tmp_path) as port:
-        path = folder / "whole.parquet"
-        arguments = [sys.executable, "-m", "infergy", "bins", str(path), "--spark", f"sc://127.0.0.1:{port}", "--json"]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (tmp_path / "lake.json").write_text(done.stdout)
-    here = open_trace(str(path)).histogram()
-    assert json.loads(done.stdout)["requests"] == here.requests
-    arguments = [sys.executable, "-m", "infergy", "estimate", str(tmp_path / "lake.json"), "--json"]
-    told = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        spark = ("--spark", f"sc://127.0.0.1:{port}", "--json")
+        counted, refused = run_infergy("bins", whole, *spark), run_infergy("bins", nulls, *spark)
+    assert counted.returncode == 0, counted.stderr
+    here = open_trace(whole).histogram()
+    assert json.loads(counted.stdout)["requests"] == here.requests
+    # A table with rows that cannot be meant is told by its name, not by that of the library that holds it.
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines()[-1].startswith(f"error: {nulls}: ")
+    (tmp_path / "lake.json").write_text(counted.stdout)
+    told = run_infergy("estimate", str(tmp_path / "lake.json"), "--json")
+    assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)["trace"]["input_tokens"] == here.input_tokens + here.cached_input_tokens

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from infergy.errors import UsageError
 from infergy.measure.grid import make_plan, parse_grid
@@ -70,6 +72,37 @@ def test_which_cell_goes_where_does_not_depend_on_the_plans_order(count: int) ->
     other = replace(plan, cells=tuple(shuffled))
     for one, same in zip(parts_of(plan, count), parts_of(other, count), strict=True):
         assert {planned.key for planned in one.cells} == {planned.key for planned in same.cells}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    engines=st.lists(st.sampled_from(["vllm", "transformers"]), min_size=1, max_size=2, unique=True),
+    inputs=st.sets(st.sampled_from([32, 64, 128, 256, 512]), min_size=1, max_size=5),
+    batches=st.sets(st.sampled_from([1, 2, 4]), min_size=1, max_size=3),
+    repeats=st.integers(1, 2),
+    count=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_parts_of_any_grid_hold_every_visit_and_no_grid_visit_twice_in_whatever_order_it_was_written(
+    engines: list[str], inputs: set[int], batches: set[int], repeats: int, count: int, seed: int
+) -> None:
+    plan = plan_of(
+        engines=[{"engine": engine} for engine in engines],
+        cells=[{"input_tokens": sorted(inputs), "output_tokens": [8], "batch": sorted(batches)}],
+        options={"repeats": repeats},
+    )
+    try:
+        parts = parts_of(plan, count)
+    except UsageError:
+        assert count > len({planned.cell.id for planned in plan.cells if planned.visit.startswith(GRID_VISIT)})
+        return
+    held = Counter(planned.key for part in parts for planned in part.cells)
+    assert set(held) == {planned.key for planned in plan.cells}
+    assert {held[planned.key] for planned in plan.cells if planned.visit.startswith(GRID_VISIT)} <= {1}
+    shuffled = list(plan.cells)
+    random.Random(seed).shuffle(shuffled)
+    others = parts_of(replace(plan, cells=tuple(shuffled)), count)
+    assert [{one.key for one in part.cells} for part in parts] == [{one.key for one in part.cells} for part in others]
 
 
 def test_more_parts_than_cells_are_refused_with_how_many_there_can_be() -> None:

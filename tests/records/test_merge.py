@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
@@ -15,7 +18,7 @@ from infergy.cli import app
 from infergy.cli.schema import make_schema
 from infergy.errors import DataError, UsageError
 from infergy.records import Measurement
-from infergy.records.merge import merge
+from infergy.records.merge import join, merge
 from infergy.records.store import StoreWriter, read_store
 from known_tables import write_store
 from rows import build_row
@@ -54,6 +57,28 @@ def test_one_by_one_gives_what_all_at_once_gives(tmp_path: Path, stores: list[Pa
         merge(tmp_path / "slow.jsonl", [path])
     merge(tmp_path / "fast.jsonl", stores)
     assert (tmp_path / "slow.jsonl").read_bytes() == (tmp_path / "fast.jsonl").read_bytes()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    stores=st.lists(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([32, 64])), max_size=5), max_size=4),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_join_of_any_stores_holds_each_row_once_whatever_the_order_and_the_grouping(
+    stores: list[list[tuple[int, int]]], order: random.Random
+) -> None:
+    named = [
+        (str(place), [row_at(second, input_tokens=tokens) for second, tokens in one])
+        for place, one in enumerate(stores)
+    ]
+    joined = join(named)
+    assert len(joined) == len({pair for one in stores for pair in one})
+    assert join([("joined", joined)]) == joined
+    assert join([("joined", joined), *named]) == joined
+    half = order.randint(0, len(named))
+    assert join([("a", join(named[half:])), ("b", join(named[:half]))]) == joined
+    order.shuffle(named)
+    assert join(named) == joined
 
 
 def test_every_row_is_kept_once_by_time_and_inputs_are_left_alone(tmp_path: Path, stores: list[Path]) -> None:

@@ -77,9 +77,18 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("interrupted; what was finished is kept", err=True)
+        _tell_interrupted()
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        # typer takes an interruption for an exit of this status, and says nothing.
+        if end.code == EXIT_INTERRUPTED:
+            _tell_interrupted()
+        raise
     except BrokenPipeError:
         # The reader of our output has left (``infergy … | head``); keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _tell_interrupted() -> None:
+    typer.echo("interrupted; what was finished is kept", err=True)

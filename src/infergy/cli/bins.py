@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,10 +72,8 @@ def bins(
     columns = columns_of(input_column, output_column, None, cached_column)
     task = task_of(requests, seed, tokenizer)
     held = source if spark is None else _in_spark(spark, source)
-    opened = open_requests(held, format=format, columns=columns, task=task)
+    opened = open_requests(held, format=format, columns=columns, task=task, name=None if spark is None else source)
     histogram = opened if isinstance(opened, Histogram) else opened.histogram(grid)
-    if spark is not None:
-        histogram = replace(histogram, source=source)
     if as_json:
         print_json([_with_sums(histogram)])
         return

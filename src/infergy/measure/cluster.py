@@ -20,7 +20,7 @@ from infergy.measure.environment import Surroundings
 from infergy.measure.node import measure_here, unpack
 from infergy.measure.sweep import NODE_LOST, SweepEvent, check_contents, is_blameless
 from infergy.measure.worker import NVML
-from infergy.records import EngineSetup, Environment, Failure, Measurement, Plan, PlannedCell
+from infergy.records import START_VISIT, EngineSetup, Environment, Failure, Measurement, Plan, PlannedCell
 from infergy.records.codec import from_json, to_json
 from infergy.records.merge import refuse_unlike
 from infergy.records.store import StoreWriter
@@ -67,23 +67,26 @@ def sweep_on_ray(
         EngineError: Cells have no row because no node was left that could tell of its GPUs.
     """
     check_contents(plan, simulate=simulate)
-    with StoreWriter(path) as store, connect(address):
-        if store.torn is not None:
-            yield SweepEvent(kind="torn", detail=str(store.torn))
+    with connect(address):
         needs = {setup: needs_of(setup, plan.gpu, simulate=simulate) for setup in plan.by_setup()}
         for names in probe_nodes(find_nodes(list(needs.values()))):
             yield SweepEvent(kind="waiting", detail=names)
-        run = _Run(plan, store, needs, simulate=simulate, meter=meter)
-        wanted = {planned.key for planned in plan.cells}
-        run.done = {row.key for row in store.rows if row.is_ok or not (retry_failed or is_blameless(row))} & wanted
-        if run.done:
-            detail = f"{len(run.done)} of {len(wanted)}"
-            yield SweepEvent(kind="resumed", detail=detail, finished=frozenset(run.done))
-        jobs = [
-            _Job(setup=setup, todo=[planned for planned in group if planned.key not in run.done])
-            for setup, group in plan.by_setup().items()
-        ]
-        yield from run.all([job for job in jobs if job.todo])
+        # A node may have been lost while it was asked.
+        find_nodes(list(needs.values()))
+        with StoreWriter(path) as store:
+            if store.torn is not None:
+                yield SweepEvent(kind="torn", detail=str(store.torn))
+            run = _Run(plan, store, needs, simulate=simulate, meter=meter)
+            wanted = {planned.key for planned in plan.cells}
+            run.done = {row.key for row in store.rows if row.is_ok or not (retry_failed or is_blameless(row))} & wanted
+            if run.done:
+                detail = f"{len(run.done)} of {len(wanted)}"
+                yield SweepEvent(kind="resumed", detail=detail, finished=frozenset(run.done))
+            jobs = [
+                _Job(setup=setup, todo=[planned for planned in group if planned.key not in run.done])
+                for setup, group in plan.by_setup().items()
+            ]
+            yield from run.all([job for job in jobs if job.todo])
 
 
 class _Run:
@@ -138,19 +141,17 @@ class _Run:
         gpus = needs.pop("GPU", 0.0)
         job.in_progress = None
         job.stream = self._task.options(num_cpus=cpus_of(needs), num_gpus=gpus, resources=needs).remote(
-            to_json(part), rows, self._simulate, self._meter
+            to_json(part), [to_json(planned) for planned in self._anchors(job)], rows, self._simulate, self._meter
         )
+
+    def _anchors(self, job: _Job) -> list[PlannedCell]:
+        """Those at the set-up's start that are measured: other GPUs than those that did measure them again."""
+        group = self._plan.by_setup()[job.setup]
+        return [planned for planned in group if planned.visit == START_VISIT and planned.key in self.done]
 
     def _next(self, job: _Job) -> Iterator[SweepEvent]:
         """What a task tells next; its end; or the loss of its node."""
-        from ray.exceptions import (
-            GetTimeoutError,
-            NodeDiedError,
-            ObjectLostError,
-            RaySystemError,
-            RayTaskError,
-            WorkerCrashedError,
-        )
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             event = unpack(self._ray.get(next(job.stream)))
@@ -161,21 +162,23 @@ class _Run:
             return
         except RayTaskError:
             raise
-        except (NodeDiedError, WorkerCrashedError, ObjectLostError, RaySystemError, GetTimeoutError) as error:
+        except RayError as error:
+            # A node, a worker, memory, a disk: whatever Ray itself lost there.
             yield from self._lose(job, str(error).strip().splitlines()[0].split(". ")[0])
             return
         yield from self._tell(job, event)
 
     def _tell(self, job: _Job, event: dict[str, Any]) -> Iterator[SweepEvent]:
         kind = event["kind"]
-        planned = next((one for one in job.todo if one.key == event.get("cell")), None)
+        known = [*job.todo, *self._anchors(job)]
+        planned = next((one for one in known if one.key == event.get("cell")), None)
         if kind == "here":
             job.host = event["host"]
             environment = from_json(Environment, event["environment"], "node")
             job.surroundings = Surroundings(environment=environment, vocabulary=0, is_simulated=self._simulate)
         elif kind == "refused":
-            known: type[InfergyError] = getattr(errors, event["error"], EngineError)
-            raise known(f"{job.host}: {event['reason']}")
+            told: type[InfergyError] = getattr(errors, event["error"], EngineError)
+            raise told(f"{job.host}: {event['reason']}")
         elif kind == "row" and planned is not None:
             yield self._keep(job, planned, Measurement.from_json(event["row"], "node"))
         elif kind in ("loading", "ready", "begin"):
@@ -188,7 +191,8 @@ class _Run:
         self._store.append(row)
         self._rows.append(row)
         self.done.add(row.key)
-        job.todo.remove(planned)
+        if planned in job.todo:
+            job.todo.remove(planned)
         job.in_progress = None
         detail = f"{len(self.done):4}/{len(self._plan.cells)}"
         return SweepEvent(kind="row", setup=job.setup, planned=planned, row=row, detail=detail)
@@ -196,7 +200,8 @@ class _Run:
     def _lose(self, job: _Job, reason: str) -> Iterator[SweepEvent]:
         """A node is gone: what it had in hand is tried elsewhere, but not for ever."""
         job.stream = None
-        hit = [job.in_progress] if job.in_progress is not None else list(job.todo)
+        # An anchor that was to be repeated is none of what is left.
+        hit = [job.in_progress] if job.in_progress in job.todo else list(job.todo)
         for planned in hit:
             job.losses[planned.key] += 1
         yield SweepEvent(kind="lost", setup=job.setup, detail=f"lost {job.host} under {job.setup.label}: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import time
@@ -14,9 +15,17 @@ from infergy.hardware import get_gpu
 from infergy.records import EngineSetup
 from infergy.version import VERSION
 
+AUTO = "auto"
+
 REACH_S = 5.0
+PREFACE, NO_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client begins to speak HTTP/2; a frame's fourth byte is its type."""
+
 PROBE_S = 600.0
 """Longest wait for all nodes to say what is installed there: a first task starts Python there and imports Ray."""
+
+SETTLE_S, AGAIN_S = 30.0, 0.5
+"""How long a node of the cluster may refuse tasks, and after how long it is asked again."""
 
 PATIENCE_S = 15.0
 """After so long it is told which nodes are waited for."""
@@ -25,8 +34,10 @@ TYPE = "accelerator_type:"
 A_LITTLE = 0.001
 """Ray's own convention: a type of accelerator is a resource of which each task takes a thousandth."""
 
-MODEL = re.compile(r"(?:NVIDIA\s+)?((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")
-"""Ray's name of a GPU in the driver's: `NVIDIA A100-SXM4-80GB` is `A100` (ray/_private/accelerators/nvidia_gpu.py)."""
+BRAND = "NVIDIA "
+MODEL = re.compile(r"((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")
+"""Ray's name of a GPU in the driver's, after the brand: `A100-SXM4-80GB` is `A100`; what has none of that form, such as
+`GeForce RTX 4090`, is called by all its words (ray/_private/accelerators/nvidia_gpu.py)."""
 
 START = "Start one: ray start --head; on each further node: ray start --address=HEAD:6379"
 
@@ -34,9 +45,10 @@ START = "Start one: ray start --head; on each further node: ray start --address=
 def gpu_type(name: str) -> str | None:
     """What Ray calls a GPU of the catalogue; None where its name tells none."""
     for known in (*get_gpu(name).aliases, get_gpu(name).title):
-        found = MODEL.match(known)
-        if found and known.startswith("NVIDIA"):
-            return found[1].replace(" ", "-")
+        if known.startswith(BRAND):
+            words = known.removeprefix(BRAND)
+            found = MODEL.match(words)
+            return (found[1] if found else words).replace(" ", "-")
     return None
 
 
@@ -73,31 +85,60 @@ def connect(address: str) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise MissingError("--ray needs Ray. Install it: pip install 'infergy[ray]'") from error
-    _reach(address)
+    head = _find_head() if address == AUTO else address
+    if head is not None:
+        _reach(head)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         words = " ".join(str(error).split())
         if "ersion mismatch" in words:
             raise MissingError(f"the cluster at {address} is of another version: {words}") from error
-        raise MissingError(f"no Ray cluster at {address}: {words:.300}. {START}") from error
+        raise MissingError(f"no Ray cluster at {head or address}: {words:.300}. {START}") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def _find_head() -> str | None:
+    """The head that ``auto`` stands for: of ``RAY_ADDRESS``, of a cluster that runs here, or of the last one that did.
+
+    None where Ray would have to say, for it is asked by a name of its own.
+
+    Raises:
+        MissingError: There is none.
+    """
+    try:
+        from ray._private.services import get_ray_address_from_environment
+    except ImportError:
+        return None
+    try:
+        return str(get_ray_address_from_environment(AUTO, None))
+    except ConnectionError as error:
+        raise MissingError(
+            f"no Ray cluster runs on this machine. {START}. Or name the head of one: --ray HOST:6379"
+        ) from error
+
+
 def _reach(address: str) -> None:
-    """Ask whether anybody listens: Ray itself tries for minutes."""
-    if address == "auto":
-        return
-    found = re.fullmatch(r"([^:/]+):(\d+)", address)
+    """Ask whether a cluster's head listens: Ray itself tries for minutes.
+
+    Whoever speaks HTTP/2, as gRPC does, answers its preface with a frame of settings (RFC 9113, section 3.4).
+    """
+    found = re.fullmatch(r"([^:/]+|\[[0-9a-fA-F:.]+\]):(\d+)", address)
     if found is None:
         raise UsageError(f"--ray takes auto or HOST:PORT of the cluster's head, like 10.0.0.1:6379; not {address!r}")
     try:
-        socket.create_connection((found[1], int(found[2])), timeout=REACH_S).close()
+        with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=REACH_S) as there:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return
+            there.sendall(PREFACE + NO_SETTINGS)
+            answer = there.recv(len(NO_SETTINGS))
     except (OSError, OverflowError) as error:
         raise MissingError(f"no Ray cluster at {address}: {error}. {START}") from error
+    if answer[3:4] != NO_SETTINGS[3:4]:
+        raise MissingError(f"no Ray cluster at {address}: what listens there is no head of one. {START}")
 
 
 def find_nodes(needs: Sequence[Mapping[str, float]]) -> list[Mapping[str, Any]]:
@@ -136,7 +177,7 @@ def _lacking(needs: Mapping[str, float], alive: Sequence[Mapping[str, Any]]) -> 
 
 
 def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Ask each node what is installed there, all at once.
+    """Ask each node what is installed there, all at once. One that is lost meanwhile is left out.
 
     Yields:
         The names of those that have not answered yet, every `PATIENCE_S`.
@@ -145,7 +186,39 @@ def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         MissingError: One has another infergy, Ray or Python, or none, or does not answer.
     """
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
+
+    asked = {_ask(node): node for node in nodes}
+    waiting, begun = list(asked), time.monotonic()
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=PATIENCE_S)
+        for answer in ready:
+            name = str(asked[answer]["NodeName"])
+            try:
+                there = ray.get(answer)
+            except RayError as error:
+                if not _is_alive(asked[answer]):
+                    continue
+                # Who has just come is not known to all of Ray yet, and who has just gone still is to some.
+                if isinstance(error, RayTaskError) or time.monotonic() > begun + SETTLE_S:
+                    reason = f"{name} of the cluster does not run tasks: {error!s:.300}. See: ray status"
+                    raise MissingError(reason) from error
+                time.sleep(AGAIN_S)
+                again = _ask(asked[answer])
+                asked[again] = asked[answer]
+                waiting.append(again)
+                continue
+            refuse_versions(name, there)
+        names = ", ".join(sorted(str(asked[answer]["NodeName"]) for answer in waiting))
+        if waiting and time.monotonic() > begun + PROBE_S:
+            raise MissingError(f"{names} of the cluster did not answer within {PROBE_S:.0f} s. See: ray status")
+        if waiting and not ready:
+            yield names
+
+
+def _ask(node: Mapping[str, Any]) -> Any:
+    """Begin to ask a node what is installed there: infergy, None where it is missing, Python and Ray."""
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def versions() -> tuple[str | None, str, str]:
@@ -160,28 +233,14 @@ def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             return None, platform.python_version(), ray.__version__
         return version.VERSION, platform.python_version(), ray.__version__
 
-    task = ray.remote(num_cpus=0, max_retries=0)(versions)
-    asked = {
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-        ).remote(): str(node["NodeName"])
-        for node in nodes
-    }
-    waiting, end = list(asked), time.monotonic() + PROBE_S
-    while waiting:
-        ready, waiting = ray.wait(waiting, timeout=PATIENCE_S)
-        for answer in ready:
-            try:
-                there = ray.get(answer)
-            except RayError as error:
-                reason = f"{asked[answer]} of the cluster does not run tasks: {error!s:.300}. See: ray status"
-                raise MissingError(reason) from error
-            refuse_versions(asked[answer], there)
-        names = ", ".join(sorted(asked[answer] for answer in waiting))
-        if waiting and time.monotonic() > end:
-            raise MissingError(f"{names} of the cluster did not answer within {PROBE_S:.0f} s. See: ray status")
-        if waiting and not ready:
-            yield names
+    there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(versions).options(scheduling_strategy=there).remote()
+
+
+def _is_alive(node: Mapping[str, Any]) -> bool:
+    import ray
+
+    return any(one["Alive"] and one["NodeID"] == node["NodeID"] for one in ray.nodes())
 
 
 def refuse_versions(name: str, there: tuple[str | None, str, str]) -> None:

@@ -19,6 +19,8 @@ PATIENCE_S = 5.0
 FILES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc"}
 MASTERS = ("local", "local[", STANDALONE, "yarn", "k8s://", CONNECT)
 _SHOWN_TABLES = 8
+_TOLD = 300
+_PY4J, _CAUSE = "An error occurred while calling", "Caused by: "
 
 
 def spark_frame(where: str, table: str) -> Any:
@@ -37,10 +39,8 @@ def spark_frame(where: str, table: str) -> Any:
     if not where.startswith(MASTERS):
         raise UsageError(f"--spark {where}: expected sc://host:15002, local[2], spark://host:7077, yarn or k8s://…")
     session = _session(where)
-    from pyspark.errors import PySparkException
-
-    ending = "." + table.rstrip("/").rpartition(".")[2].lower()
-    kind = FILES.get(ending, "parquet" if "/" in table else None)
+    bare = table.rstrip("/").lower().removesuffix(".gz")
+    kind = FILES.get("." + bare.rpartition(".")[2], "parquet" if "/" in table else None)
     try:
         if kind is None:
             frame = session.table(table)
@@ -48,9 +48,30 @@ def spark_frame(where: str, table: str) -> Any:
             options = {"header": "true", "inferSchema": "true"} if kind == "csv" else {}
             frame = session.read.format(kind).options(**options).load(table)
         frame.schema  # noqa: B018 - Spark Connect looks a table up when its schema is asked for
-    except PySparkException as error:
-        raise DataError(f"{table}: {_told(error)}{_tables(session)}") from error
+    except spark_errors() as error:
+        raise DataError(f"{table}: {words_of(error)}{_tables(session) if kind is None else ''}") from error
     return frame
+
+
+def spark_errors() -> tuple[type[Exception], ...]:
+    """What Spark raises: from Python, and from its Java where a session is classic."""
+    from pyspark.errors import PySparkException
+
+    try:
+        from py4j.protocol import Py4JError
+    except ImportError:
+        return (PySparkException,)
+    return PySparkException, Py4JError
+
+
+def words_of(error: Exception) -> str:
+    """What Spark says went wrong: its first line; of its Java the innermost cause."""
+    lines = str(error).strip().split("\n")
+    if lines[0].startswith(_PY4J):
+        lines = lines[1:] or lines
+        causes = [line for line in lines if line.startswith(_CAUSE)]
+        lines = causes[-1:] or lines
+    return lines[0].removeprefix(_CAUSE).removeprefix(": ").rstrip(".")[:_TOLD]
 
 
 def _session(where: str) -> Any:
@@ -72,7 +93,7 @@ def _session(where: str) -> Any:
         session = builder.master(where).config(map=options).getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
     except (PySparkException, RuntimeError, ImportError) as error:
-        told = _told(error)
+        told = words_of(error)
         if "JAVA_GATEWAY" in str(error) or "Java" in told or "UnsupportedClassVersion" in str(error):
             raise MissingError(
                 f"Spark could not start Java ({told}). It needs Java 17 or 21: "
@@ -97,10 +118,6 @@ def _answers(where: str) -> None:
         raise MissingError(
             f"--spark {where}: nobody answers at {host}:{port} ({error}). Is the server running ({start})?"
         ) from error
-
-
-def _told(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
 
 
 def _tables(session: Any) -> str:

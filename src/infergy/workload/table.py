@@ -25,6 +25,7 @@ from typing import Any
 from infergy.errors import DataError, InfergyError, UsageError
 from infergy.workload.formats import Layout
 from infergy.workload.sources import CSV, FRAME, JSONL, Source, broken_record, first_line, flatten
+from infergy.workload.spark import spark_errors, words_of
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
@@ -122,6 +123,9 @@ class Table:
         """Rows of a narwhals query: the library that holds the frame computes them."""
         import narwhals as nw
 
+        held = self.frame.implementation
+        # Whoever holds no frame of Spark need not have it installed.
+        of_spark = spark_errors() if held.is_pyspark() or held.is_pyspark_connect() else ()
         try:
             frame = query.collect() if isinstance(query, nw.LazyFrame) else query
             return list(frame.iter_rows(named=True))
@@ -129,6 +133,8 @@ class Table:
             raise UsageError(
                 f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
             ) from error
+        except of_spark as error:
+            raise DataError(f"{self.source.name}: Spark cannot read it to its end: {words_of(error)}") from error
 
     def _unreadable(self, error: Exception) -> InfergyError:
         told = broken_record(self.source) if self.source.kind == JSONL else ""

@@ -165,6 +165,7 @@ def open_trace(
     format: str | None = None,  # noqa: A002
     columns: Columns | None = None,
     task: TaskOptions | None = None,
+    name: str | None = None,
 ) -> Trace:
     """Open a trace; nothing but its header or first records is read.
 
@@ -176,12 +177,14 @@ def open_trace(
             None recognises it.
         columns: Columns that differ from the format's.
         task: How many requests of a task, and where their lengths come from; for nothing else.
+        name: What messages and results call it; None for its own name, which a frame lacks.
 
     Raises:
         DataError: No such file (with the nearest shipped names), no such columns, or a file that is no trace.
         UsageError: An unknown format or task, or a `source` that is nothing to read requests from.
     """
     found = find(source, task)
+    found = found if name is None else replace(found, name=name)
     layout = settle(found.fields, source=found.name, records=found.kind == JSONL, wanted=format, columns=columns)
     trace = Trace(origin=found, layout=layout)
     trace._table()
