@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.energy.load import load_table, shipped_tables
 from infergy.errors import UsageError
 from infergy.records.agreement import MUST, SHOULD, key_of
-from infergy.report.claims import Compared, compare_claims
+from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
 from infergy.report.ours import Evidence, Law, load_claims
 from infergy.report.parts import phases_of
@@ -70,6 +70,11 @@ class Report:
     def figures(self) -> Iterator[Figure]:
         """All figures, in their order."""
         return (figure for section in self.sections for figure in section.figures)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Where ours contradicts the paper's, a sentence each."""
+        return findings(one for section in self.sections for one in section.claims)
 
     @property
     def missing(self) -> tuple[Study, ...]:
