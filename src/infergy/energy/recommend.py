@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from infergy.energy.answer import TraceFacts
 from infergy.energy.comparable import is_partial, partial_notes, priced_share
-from infergy.energy.drafting import drafting_notes, drafting_options
+from infergy.energy.drafting import assisted_options, drafting_notes, drafting_options
 from infergy.energy.estimate import PriceOptions, Question, open_question, price_setup
 from infergy.energy.pace import Pace, find_pace, in_pace, share_within
 from infergy.energy.price import NO_VALUE, BinEnergy
@@ -348,6 +348,7 @@ def engine_options(setup: EngineSetup, largest_batch: int) -> tuple[str, ...]:
         given += ["--enforce-eager"] if setup.cuda_graphs is False else []
         return (*given, *drafting_options(setup))
     static = [', cache_implementation="static"'] if setup.compiled else []
+    static += [f", {option}" for option in assisted_options(setup)]
     return (f"model.generate(batches of up to {largest_batch}{''.join(static)})", f"dtype=torch.{setup.dtype}")
 
 

@@ -192,16 +192,16 @@ def refuse_fp8(setup: EngineSetup) -> None:
         )
 
 
-def refuse_speculation(setup: EngineSetup) -> None:
-    """Refuse a draft model, for transformers.
+def refuse_set_acceptance(setup: EngineSetup) -> None:
+    """Refuse a draft model beside random weights, for transformers, which cannot be told what to accept.
 
     Raises:
         UsageError: It was asked for.
     """
-    if setup.speculation is not None:
+    if setup.speculation is not None and setup.weights in LAWS:
         raise UsageError(
-            f"{setup.speculation.label}: transformers assists one request at a time, not a batch, and tells neither "
-            'drafted nor accepted tokens; engine = "vllm" does'
+            f"{setup.speculation.label}: transformers takes what its models say, and random ones agree on nothing; "
+            'give real weights to both, or engine = "vllm", whose acceptance can be set'
         )
 
 

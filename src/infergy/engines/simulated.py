@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from infergy.engines.assisted import refuse_batch
 from infergy.engines.protocol import (
     Completion,
     EngineOutOfMemoryError,
@@ -17,7 +18,7 @@ from infergy.engines.protocol import (
     refuse_compiled,
     refuse_fp8,
     refuse_many,
-    refuse_speculation,
+    refuse_set_acceptance,
 )
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
@@ -48,7 +49,8 @@ class SimulatedEngine:
             refuse_many(setup)
             refuse_fp8(setup)
             refuse_arrivals(arrivals)
-            refuse_speculation(setup)
+            refuse_set_acceptance(setup)
+            check_speculation(setup, decoding)
             refuse_bound(setup)
         else:
             check_speculation(setup, decoding)
@@ -93,6 +95,8 @@ class SimulatedSession:
         is_mixed = len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1
         if is_mixed or any(work.arrival_s):
             return self._play(work)
+        if self._setup.engine == "transformers" and self._setup.speculation is not None:
+            refuse_batch(self._setup.speculation, len(work.prompts))
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
         limit = largest_batch(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from infergy.engines.assisted import DraftCounter, no_token, prepare_draft, refuse_batch
 from infergy.engines.config_files import config_folder
 from infergy.engines.experts import ExpertCounter
 from infergy.engines.protocol import (
@@ -15,16 +16,18 @@ from infergy.engines.protocol import (
     Completion,
     EngineOutOfMemoryError,
     Work,
+    check_speculation,
     refuse_arrivals,
     refuse_bound,
     refuse_fp8,
     refuse_many,
-    refuse_speculation,
+    refuse_set_acceptance,
     tell_gpu,
 )
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records.speculation import Speculation
 from infergy.units import SECONDS_PER_MILLISECOND
 
 ATTENTION = "sdpa"
@@ -46,7 +49,8 @@ class TransformersEngine:
                 'cuda_graphs = true: transformers has none of its own; compiled = true, or engine = "vllm", has'
             )
         refuse_many(setup)
-        refuse_speculation(setup)
+        refuse_set_acceptance(setup)
+        check_speculation(setup, decoding)
         refuse_bound(setup)
         refuse_fp8(setup)
         # Real weights are placed on the GPU by accelerate.
@@ -75,16 +79,34 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_pretrained(
                 setup.weights, dtype=dtype, attn_implementation=ATTENTION, device_map=device
             )
-        return TransformersSession(model.eval(), device, compiled=setup.compiled)
+        assistant = None
+        if setup.speculation is not None:
+            assistant = AutoModelForCausalLM.from_pretrained(
+                setup.speculation.weights, dtype=dtype, attn_implementation=ATTENTION, device_map=device
+            )
+            assistant = prepare_draft(assistant, setup.speculation)
+        return TransformersSession(
+            model.eval(), device, compiled=setup.compiled, draft=assistant, speculation=setup.speculation
+        )
 
 
 class TransformersSession:
-    """A model on one device."""
+    """A model on one device, with `draft` beside it where `speculation` asks for one."""
 
-    def __init__(self, model: Any, device: str, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: str,
+        *,
+        compiled: bool = False,
+        draft: Any = None,
+        speculation: Speculation | None = None,
+    ) -> None:
         from transformers import GenerationConfig
 
         self._model = model
+        self._draft = draft
+        self._speculation = speculation
         self._device = device
         self._compiled = compiled
         # No end-of-sequence id: every request yields exactly the tokens asked for. With a static cache on a GPU,
@@ -93,7 +115,7 @@ class TransformersSession:
             do_sample=False,
             use_cache=True,
             eos_token_id=None,
-            pad_token_id=0,
+            pad_token_id=0 if draft is None else no_token(model),
             max_length=None,
             cache_implementation="static" if compiled else None,
         )
@@ -106,12 +128,15 @@ class TransformersSession:
         if len(lengths) != 1 or len(outputs) != 1 or any(work.arrival_s):
             raise UsageError("transformers serves one static batch of equal lengths; vllm serves mixed ones")
         (length,), (output,) = lengths, outputs
+        if self._speculation is not None:
+            refuse_batch(self._speculation, len(work.prompts))
         begun_s = time.monotonic()
         first = FirstToken(self._device)
         counter = ExpertCounter(self._model, len(work.prompts) * work.decoding.beams)
         is_counting = work.count_experts and not self._compiled
+        drafts = None if self._draft is None else DraftCounter(self._model, self._draft)
         try:
-            with torch.inference_mode(), counter if is_counting else nullcontext():
+            with torch.inference_mode(), counter if is_counting else nullcontext(), drafts or nullcontext():
                 ids = torch.tensor(work.prompts, device=self._device)
                 mask = torch.ones_like(ids)
                 tokens = self._model.generate(
@@ -119,6 +144,7 @@ class TransformersSession:
                     attention_mask=mask,
                     max_new_tokens=output,
                     stopping_criteria=[first],
+                    assistant_model=self._draft,
                     **choose_by(work.decoding),
                 ).cpu()
         except torch.OutOfMemoryError as error:
@@ -133,6 +159,7 @@ class TransformersSession:
             output_tokens=(width - length,) * rows,
             first_token_s=None if first_s is None else (min(first_s, finished_s),) * rows,
             finished_s=(finished_s,) * rows,
+            drafts=None if drafts is None else drafts.total(width - length),
             experts_touched=counter.share(),
         )
 
@@ -147,7 +174,18 @@ class TransformersSession:
             "batching": "static",
             "compiled": self._tell_compiled(),
             "parameters": str(self._model.num_parameters()),
+            **self._tell_speculation(),
             GPU_UUIDS: tell_gpu(self._model),
+        }
+
+    def _tell_speculation(self) -> dict[str, str | None]:
+        if self._draft is None:
+            return {}
+        told = self._draft.generation_config
+        return {
+            "speculative_method": "assisted generation",
+            "speculative_tokens": f"{told.num_assistant_tokens}, {told.num_assistant_tokens_schedule}",
+            "draft_parameters": str(self._draft.num_parameters()),
         }
 
     def _tell_compiled(self) -> str:
@@ -157,7 +195,7 @@ class TransformersSession:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._model = None
+        self._model = self._draft = None
         self._free()
 
     def _free(self) -> None:
