@@ -177,6 +177,8 @@ def test_a_whole_calibration_runs_in_torch(
     for one in found:
         # How long a window takes, and how late its ticks are stamped, is this machine's: its own bounds must hold.
         true_j = one.duration_s * (200.0 if one.workload.gpus == 1 else 420.0)
+        assert one.low_j is not None
+        assert one.high_j is not None
         assert one.low_j <= true_j <= one.high_j
         assert any("the edges weigh" in doubt for doubt in one.doubts) == (one.duration_s < FEWEST_S)
     assert found[1].environment.packages["torch"] == torch.__version__

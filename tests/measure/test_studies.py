@@ -134,6 +134,13 @@ def test_the_list_tells_sizes_what_is_measured_and_what_waits() -> None:
     assert text.count("not runnable yet: needs") == len(WAITING)
 
 
+def test_every_figure_and_table_of_results_of_the_paper_is_in_the_list() -> None:
+    done = CliRunner().invoke(app, ["study", "list"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    for figure in ("Figure 1, Table 4", "Figures 2, 10, 11", *(f"Figure {number}" for number in range(3, 10))):
+        assert figure in done.stdout, figure
+
+
 def test_the_list_is_for_another_gpu_where_nothing_is_measured_and_less_fits() -> None:
     studies = json.loads(invoke("study", "list", "--gpu", "a6000", "--json").stdout)["studies"]
     assert {one["gpu"] for one in studies} == {get_gpu("a6000").name}
