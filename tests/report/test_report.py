@@ -110,6 +110,19 @@ def test_the_quick_grid_of_each_study_draws_the_figure_of_that_study(name: str, 
     assert wanted.get(name, name) in drawn
 
 
+def test_tasks_of_mixed_lengths_tell_what_was_padded_and_that_it_costs(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    list(sweep_plan(quick_plan("tasks-mixed"), store, simulate=True))
+    (figure,) = [one for one in build_report([store], allow_simulated=True).figures if one.name == "tasks-mixed"]
+    padding = {
+        (row[1], point.row.cell.load.arrivals): row[-1] for row, point in zip(figure.table, figure.points, strict=True)
+    }
+    assert len(padding) == 8
+    assert all((told == "none") == (label == "vllm-s32") for (label, _), told in padding.items())
+    shares = [float(told.removesuffix(" %")) for told in padding.values() if told != "none"]
+    assert all(0 < share < 100 for share in shares)
+
+
 def quick_plan(name: str) -> Plan:
     return make_plan(parse_grid(shrink(read_toml(study_path(name)), name), name))
 

@@ -157,9 +157,11 @@ def _weigh(
         estimates[trace] = estimate(trace, model=model, gpu=gpu, tables=table)
         rankings[trace] = recommend(trace, PriceOptions(model=model, gpu=gpu, tables=table))
     offline = [point for point in points if not point.row.cell.load.is_online]
-    # A replay has no rate: what it took stands beside its forecast, infergy replay --rows.
+    # A replay has no rate; of a trace, what it took stands beside its forecast: infergy replay --rows.
     online = [one for one in points if one.row.cell.load.is_online and not one.row.cell.load.is_replay]
-    return Evidence(points=offline, estimates=estimates, rankings=rankings, laws=_laws(offline), online=online)
+    replays = [one for one in points if one.row.cell.load.is_replay]
+    laws = _laws(offline)
+    return Evidence(points=offline, estimates=estimates, rankings=rankings, laws=laws, online=online, replays=replays)
 
 
 def _laws(points: Sequence[Point]) -> dict[str, Law]:

@@ -107,6 +107,7 @@ class Evidence:
     Attributes:
         points: Cells measured offline.
         online: Cells whose requests arrived one after the other.
+        replays: Cells whose requests had lengths of their own, all there at once.
         estimates: Of traces, by name; `rankings` likewise.
         laws: Of prefill and decode by set-up label: rows, median and worst residual.
     """
@@ -116,6 +117,7 @@ class Evidence:
     rankings: Mapping[str, Recommendation] = field(default_factory=dict)
     laws: Mapping[str, Law] = field(default_factory=dict)
     online: Sequence[Point] = ()
+    replays: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

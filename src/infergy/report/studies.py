@@ -12,6 +12,7 @@ from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.report.advice import draw_advice
 from infergy.report.dots import draw_dots, place_values
 from infergy.report.figures import ENERGY_TITLE, TABLE_HEAD, Figure, draw_sweep, table_row
+from infergy.report.mixed import draw_mixed
 from infergy.report.online import draw_online
 from infergy.report.ours import Evidence
 from infergy.report.parts import draw_phases, draw_traces, draw_weights
@@ -141,6 +142,7 @@ def _tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
             places = [f"{titles[one.lengths]}: {one.lengths[0]} in, {one.lengths[1]} out" for one in kept]
             note = f"Every prompt as long as the mean of its task, so that nothing is padded. {MARKS_NOTE}"
             yield _dots(_file("tasks", model), title, note, kept, series, places)
+    yield from draw_mixed(evidence, mixed)
 
 
 def _dots(
@@ -328,7 +330,9 @@ STUDIES = (
         measure="infergy study run tensor-parallel, with four GPUs tensor-parallel-4",
         draw=_tensor_parallel,
     ),
-    Study(name="tasks", title="Tasks", paper="Figure 8", measure="infergy study run tasks", draw=_tasks),
+    Study(
+        name="tasks", title="Tasks", paper="Figure 8", measure="infergy study run tasks and tasks-mixed", draw=_tasks
+    ),
     Study(
         name="online",
         title="Online against offline serving",
