@@ -70,7 +70,7 @@ def test_the_first_requests_are_passed_by() -> None:
     ("arguments", "error", "words"),
     [
         (["--requests", "9000"], DataError, "8819 requests from 0 on, 9000 are asked for"),
-        (["--engine", "transformers"], UsageError, "lets requests wait"),
+        (["--engine", "transformers"], UsageError, "infergy study run tasks-mixed"),
         (["--rows", "nothing.jsonl"], DataError, "nothing.jsonl"),
         (["--engine", "vllm-spec4:llama-3.2-1b:0.8"], UsageError, "spec4"),
     ],

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
+from infergy.cli.recommend import _heading
 from infergy.energy.estimate import PriceOptions, estimate
 from infergy.energy.load import load_table
 from infergy.energy.pace import BOUND, TOLD, TWO_CELLS, find_pace
@@ -157,6 +158,27 @@ def test_those_that_keep_the_bound_come_before_those_that_take_less(tmp_path: Pa
     assert found.configurations[1].energy_j < found.best.energy_j
 
 
+def test_where_nothing_keeps_the_bound_the_nearest_to_it_comes_first_and_what_is_typed_says_so(tmp_path: Path) -> None:
+    slow = [row for row in batches() if row.cell.load.batch == 16]
+    eager = [under(row, cuda_graphs=False) for row in slow]
+    quick = [row for row in batches() if row.cell.load.batch == 4 and row.cell.load.input_tokens == 2048]
+    mixed = [*quick, *(row for row in slow if row.cell.load.input_tokens == 512)]
+    work = histogram((512, 64, 3), (2048, 64, 7))
+    found = rank(tmp_path, [*eager, *mixed], work, tpot_s=0.05)
+    assert [one.engine for one in found.configurations] == ["vllm", "vllm-eager"]
+    assert found.configurations[1].energy_j < found.best.energy_j
+    assert found.best.within_bound == pytest.approx(0.7)
+    assert _heading(found) == "To type, though it keeps the bound for 70.0 % of the requests only"
+    assert any("batches of 4 to 16, by length" in note for note in found.notes)
+    assert _heading(rank(tmp_path, mixed, work, tpot_s=10.0)) == "To type"
+
+
+def test_batches_are_those_of_the_lengths_that_the_trace_has(tmp_path: Path) -> None:
+    found = rank(tmp_path, batches(), work=histogram((512, 8, 10)))
+    assert found.best.largest_batch == 16
+    assert found.best.longest_batch_s == pytest.approx(0.5 + 0.1 * 8, rel=0.1)
+
+
 def test_the_pace_is_what_the_engine_told_else_two_cells_else_a_bound(tmp_path: Path) -> None:
     table = load_table(write_store(tmp_path / "rows.jsonl", batches()))
     cells = table.setups[0].cells
@@ -248,6 +270,7 @@ def test_in_words_it_says_what_to_type() -> None:
         (["--tpot", "soon"], "--tpot soon: expected a time, as 50ms"),
         (["--tpot", "0ms"], "give more than 0"),
         (["--present", "vlm"], "unknown measured configuration 'vlm'; did you mean vllm"),
+        (["--present", "vllm-fp8"], r"its measured cells price 0\.9% of the requests, too few"),
     ],
 )
 def test_what_cannot_be_asked_is_told(arguments: list[str], words: str) -> None:

@@ -11,7 +11,7 @@ from infergy.engines import find_engine
 from infergy.engines.protocol import Work
 from infergy.engines.weights import draw_weights
 from infergy.errors import UsageError
-from infergy.records import GREEDY, Decoding, EngineSetup
+from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -80,11 +80,59 @@ def test_the_row_can_say_how_the_engine_ran() -> None:
     assert facts["compiled"] == "no"
 
 
-def test_mixed_lengths_are_refused_and_the_message_names_the_engine_that_serves_them() -> None:
+def mixed(*lengths: tuple[int, int]) -> Work:
+    prompts = tuple(tuple((i * 7 + j) % 126 + 2 for j in range(tokens)) for i, (tokens, _) in enumerate(lengths))
+    return Work(prompts=prompts, output_tokens=tuple(out for _, out in lengths), arrival_s=(0.0,) * len(lengths))
+
+
+def test_mixed_lengths_are_padded_and_only_the_tokens_asked_for_are_counted() -> None:
     session = find_engine("transformers").open(SETUP, TINY, seed=0)
-    mixed = Work(prompts=((1, 2), (1,)), output_tokens=(2, 2), arrival_s=(0.0, 0.0))
-    with pytest.raises(UsageError, match="vllm serves mixed ones"):
-        session.run(mixed)
+    done = session.run(mixed((9, 4), (2, 7), (5, 1)))
+    assert done.input_tokens == (9, 2, 5)
+    assert done.output_tokens == (4, 7, 1)
+
+
+def test_padding_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = find_engine("transformers").open(replace(SETUP, dtype="float16"), TINY, seed=0)
+    session._model.float()  # type: ignore[attr-defined]
+    kept = keep_tokens(session, monkeypatch)
+    asked = mixed((9, 6), (3, 6))
+    session.run(asked)
+    for one in range(2):
+        alone = replace(asked, prompts=(asked.prompts[one],), output_tokens=(6,), arrival_s=(0.0,))
+        session.run(alone)
+    together, *apart = kept
+    for one in range(2):
+        assert torch.equal(together[one][-6:], apart[one][0][-6:])
+
+
+def test_a_bound_makes_static_batches_one_after_the_other() -> None:
+    bound = replace(SETUP, max_sequences=2)
+    engine = find_engine("transformers")
+    engine.check(bound, arrivals=Arrivals(law="replay", trace="task:translation"))
+    session = engine.open(bound, TINY, seed=0)
+    sizes: list[tuple[int, ...]] = []
+    session._model.register_forward_pre_hook(  # type: ignore[attr-defined]
+        lambda _, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    done = session.run(mixed((9, 3), (2, 2), (5, 3), (6, 1), (4, 1)))
+    assert done.input_tokens == (9, 2, 5, 6, 4)
+    assert done.output_tokens == (3, 2, 3, 1, 1)
+    assert [shape for shape in sizes if shape[1] > 1] == [(2, 9), (2, 6), (1, 4)]
+    assert done.finished_s is not None
+    assert done.finished_s[0] == done.finished_s[1] < done.finished_s[2] == done.finished_s[3] < done.finished_s[4]
+
+
+def test_a_replay_is_served_and_one_that_would_compile_each_batch_or_wait_for_arrivals_is_refused() -> None:
+    engine = find_engine("transformers")
+    replayed = Arrivals(law="replay", trace="task:translation")
+    with pytest.raises(UsageError, match="compiled anew"):
+        engine.check(replace(SETUP, compiled=True), arrivals=replayed)
+    with pytest.raises(UsageError, match='engine = "vllm"'):
+        engine.check(SETUP, arrivals=Arrivals(law="poisson", rate_per_s=4.0))
+    session = engine.open(SETUP, TINY, seed=0)
+    with pytest.raises(UsageError, match="vllm serves later requests"):
+        session.run(replace(mixed((3, 1), (3, 1)), arrival_s=(0.0, 1.0)))
 
 
 def test_random_weights_follow_the_one_law_and_its_seed() -> None:

@@ -74,3 +74,25 @@ def test_no_more_run_at_once_than_the_memory_takes() -> None:
     assert found is not None
     assert len(set(found.first_token_s)) > 1, "some waited for others to end"
     assert play(get_model("llama-3.1-70b"), small, VLLM, [(512, 64)] * 2, (0.0, 1.0)) is None
+
+
+def test_static_batches_take_what_their_longest_prompt_and_answer_take_one_after_the_other() -> None:
+    lengths = [(512, 64), (32, 8), (128, 16)]
+    bound = EngineSetup(engine="transformers", model="llama-3.1-8b", max_sequences=2)
+    found = play(SHAPE, GPU, bound, lengths, (0.0,) * 3)
+    assert found is not None
+    first = forecast(SHAPE, GPU, 512, 64, 2, engine="transformers")
+    second = forecast(SHAPE, GPU, 128, 16, 1, engine="transformers")
+    assert found.energy_j(0.0) == pytest.approx(first.energy_j + second.energy_j)
+    ends = first.prefill_s + first.decode_s
+    assert found.first_token_s == pytest.approx([first.prefill_s] * 2 + [ends + second.prefill_s])
+    assert found.finished_s == pytest.approx([ends] * 2 + [ends + second.prefill_s + second.decode_s])
+    sorted_lengths = sorted(lengths)
+    by_length = play(SHAPE, GPU, bound, sorted_lengths, (0.0,) * 3)
+    assert by_length is not None
+    assert by_length.energy_j(0.0) != found.energy_j(0.0)
+
+
+def test_a_static_batch_that_does_not_fit_is_not_cut() -> None:
+    whole = EngineSetup(engine="transformers", model="llama-3.1-8b")
+    assert play(SHAPE, GPU, whole, [(8192, 64)] * 1000, (0.0,) * 1000) is None

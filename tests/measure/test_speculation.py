@@ -89,7 +89,7 @@ def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(change: di
         ({"compiled": True}, "what is compiled has no draft model"),
         ({"dtype": "fp8"}, "a draft beside a quantised model"),
         ({"cells": [CELLS[0] | {"decoding": ["beam4"]}]}, "no engine drafts for beams"),
-        ({"engine": "transformers"}, 'transformers assists one request at a time, .*engine = "vllm" does'),
+        ({"engine": "transformers"}, 'random ones agree on nothing; .*engine = "vllm", whose acceptance can be set'),
         ({"tensor_parallel": 3}, "does not divide the 32 attention heads of llama-3.2-1b"),
         ({"cells": [{"input_tokens": [131072], "output_tokens": [8]}]}, "131072 positions of llama-3.2-1b"),
     ],
@@ -97,6 +97,27 @@ def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(change: di
 def test_what_no_engine_drafts_for_is_refused_with_its_reason(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan_of(DRAFT, **change)
+
+
+REAL = {"draft": "llama-3.2-1b", "look_ahead": 4, "weights": "me/draft"}
+
+
+def test_transformers_assists_one_request_and_is_refused_more_before_anything_runs() -> None:
+    one = [CELLS[0] | {"batch": [1]}]
+    (planned,) = plan_of(REAL, engine="transformers", weights="me/model", cells=one).cells
+    assert planned.cell.setup.label == "transformers-spec4:llama-3.2-1b:measured"
+    with pytest.raises(UsageError, match='128 requests at once: transformers assists one request.*engine = "vllm"'):
+        plan_of(REAL, engine="transformers", weights="me/model")
+
+
+def test_assisted_rounds_of_transformers_are_played_and_counted(tmp_path: Path) -> None:
+    plan = plan_of(REAL, engine="transformers", weights="me/model", cells=[CELLS[0] | {"batch": [1]}])
+    list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
+    (row,) = read_store(tmp_path / "rows.jsonl").rows
+    drafts = sum_drafts(batch.drafts for window in row.windows for batch in window.batches)
+    assert row.is_ok
+    assert drafts is not None
+    assert 0 < drafts.accepted_tokens < drafts.drafted_tokens
 
 
 def test_real_weights_of_both_leave_the_acceptance_to_be_measured() -> None:

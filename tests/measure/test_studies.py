@@ -101,7 +101,8 @@ def test_what_a_study_gives_as_a_batch_fits_the_gpu(name: str) -> None:
             tensor_parallel=setup.tensor_parallel,
             draft=find_draft(setup, plan.models),
         )
-        assert load.batch * load.decoding.beams <= limit.batch, str(planned.cell)
+        at_once = min(load.batch, setup.max_sequences or load.batch)
+        assert at_once * load.decoding.beams <= limit.batch, str(planned.cell)
 
 
 def test_a_study_whose_axis_is_missing_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -132,6 +133,13 @@ def test_the_list_tells_sizes_what_is_measured_and_what_waits() -> None:
     text = invoke("study", "list").stdout
     assert all(name in text for name in study_names())
     assert text.count("not runnable yet: needs") == len(WAITING)
+
+
+def test_every_figure_and_table_of_results_of_the_paper_is_in_the_list() -> None:
+    done = CliRunner().invoke(app, ["study", "list"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    for figure in ("Figure 1, Table 4", "Figures 2, 10, 11", *(f"Figure {number}" for number in range(3, 10))):
+        assert figure in done.stdout, figure
 
 
 def test_the_list_is_for_another_gpu_where_nothing_is_measured_and_less_fits() -> None:

@@ -17,13 +17,16 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.errors import DataError, UsageError
-from infergy.records import Measurement
+from infergy.measure.grid import make_plan, parse_grid, read_toml, shrink
+from infergy.measure.studies import study_names, study_path
+from infergy.measure.sweep import sweep as sweep_plan
+from infergy.records import ENGINES, Measurement, Plan
 from infergy.records.store import create_store
 from infergy.report.build import Report, build_report, shipped_evidence
-from infergy.report.claims import claims_page, compare_claims
+from infergy.report.claims import Compared, claims_page, compare_claims
 from infergy.report.figures import for_file
 from infergy.report.markdown import escape
-from infergy.report.ours import Claim, Evidence, Recipe, find_ours, load_claims
+from infergy.report.ours import Claim, Evidence, Ours, Recipe, find_ours, judge, load_claims
 from infergy.report.page import write_report
 from infergy.report.points import Point, read_points
 from infergy.report.studies import STUDIES
@@ -67,8 +70,125 @@ def test_every_study_of_the_paper_is_in_the_page_and_what_is_not_measured_is_nam
     _, claims = load_claims()
     assert {claim.study for claim in claims} <= {study.name for study in STUDIES}
     assert sum(len(section.claims) for section in paper.sections) == len(claims)
-    assert {"traces", "sequences", "engines", "weights"}.isdisjoint(study.name for study in paper.missing)
-    assert {"mixture-of-experts", "tensor-parallel"} <= {study.name for study in paper.missing}
+    drawn = {"traces", "sequences", "decoding", "engines", "tasks", "online", "precision", "weights", "advice"}
+    assert drawn.isdisjoint(study.name for study in paper.missing)
+    for study in paper.missing:
+        for name in re.findall(r"infergy study run ([a-z-]+)", study.measure):
+            assert name in study_names()
+
+
+def test_along_a_line_of_largest_batches_no_batch_is_smaller_than_that_of_longer_requests(paper: Report) -> None:
+    """A task that was measured at 32 requests would dent the line of those at 256."""
+    for name, axis in (("sequences-input", 0), ("sequences-output", 1)):
+        figure = next(one for one in paper.figures if one.name == name)
+        for one in figure.points:
+            line = [p for p in figure.points if (p.label, p.lengths[1 - axis]) == (one.label, one.lengths[1 - axis])]
+            assert all(other.batch <= one.batch for other in line if other.lengths[axis] > one.lengths[axis])
+
+
+def test_lines_of_one_batch_are_drawn_beside_those_of_the_largest(tmp_path: Path) -> None:
+    rows = [with_setup(build_row(input_tokens=tokens, batch=1), engine="vllm") for tokens in (32, 128, 512)]
+    rows += [with_setup(build_row(input_tokens=tokens, batch=64), engine="vllm") for tokens in (32, 128, 512)]
+    found = {figure.name: figure for figure in build_report([store(tmp_path, rows)]).figures}
+    assert {point.batch for point in found["sequences-input"].points} == {64}
+    assert {point.batch for point in found["sequences-input-batch"].points} == {1, 64}
+
+
+@pytest.mark.parametrize("name", [name for name in study_names() if name not in ("paper-bins", "batches")])
+def test_the_quick_grid_of_each_study_draws_the_figure_of_that_study(name: str, tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    list(sweep_plan(quick_plan(name), store, simulate=True))
+    wanted = {
+        "decoding-vllm": "decoding",
+        "speculative": "decoding",
+        "input-lengths": "sequences-input",
+        "output-lengths": "sequences-output",
+        "tensor-parallel-4": "tensor-parallel",
+        "weights-law": "weights-vllm",
+    }
+    drawn = {figure.name for figure in build_report([store], allow_simulated=True).figures}
+    assert wanted.get(name, name) in drawn
+
+
+def test_tasks_of_mixed_lengths_tell_what_was_padded_and_that_it_costs(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    list(sweep_plan(quick_plan("tasks-mixed"), store, simulate=True))
+    (figure,) = [one for one in build_report([store], allow_simulated=True).figures if one.name == "tasks-mixed"]
+    padding = {
+        (row[1], point.row.cell.load.arrivals): row[-1] for row, point in zip(figure.table, figure.points, strict=True)
+    }
+    assert len(padding) == 8
+    assert all((told == "none") == (label == "vllm-s32") for (label, _), told in padding.items())
+    shares = [float(told.removesuffix(" %")) for told in padding.values() if told != "none"]
+    assert all(0 < share < 100 for share in shares)
+
+
+def quick_plan(name: str) -> Plan:
+    return make_plan(parse_grid(shrink(read_toml(study_path(name)), name), name))
+
+
+def test_few_batches_stand_below_each_other_and_no_line_joins_two(tmp_path: Path) -> None:
+    rows = [with_setup(build_row(batch=batch), engine=engine) for engine in ENGINES for batch in (1, 32)]
+    (figure,) = [one for one in build_report([store(tmp_path, rows)]).figures if one.name == "engines"]
+    places = [value["place"] for value in _inline(figure.spec)]
+    assert list(dict.fromkeys(places)) == ["batch of 1", "batch of 32"]
+    assert '"type": "line"' not in json.dumps(figure.spec)
+    assert all(point.batch in (1, 32) for point in figure.points)
+
+
+def test_the_page_ends_in_advice_for_each_trace_and_what_to_type(paper: Report) -> None:
+    section = paper.sections[-1]
+    assert section.study.name == "advice"
+    assert [figure.title.split(":")[0] for figure in section.figures] == ["azure-code-2023", "azure-conv-2023"]
+    for figure in section.figures:
+        best = figure.table[0]
+        assert best[0].startswith("vllm, ")
+        assert best[-1] in figure.note
+        assert "vllm serve MODEL" in best[-1]
+
+
+def test_where_ours_goes_the_other_way_it_is_a_finding_and_no_ratio(paper: Report) -> None:
+    by_claim = {one.claim.claim: one for section in paper.sections for one in section.claims}
+    for name in (
+        "speculative decoding, at batch ≤ 16: energy, best case",
+        "online against offline serving at large batch: energy, best case",
+    ):
+        one = by_claim[name]
+        assert one.ours.value is not None
+        assert one.claim.paper is not None
+        assert one.ours.value * one.claim.paper < 0
+        assert one.cells[-1] == "reversed"
+        assert one.claim.caveat in one.cells[4]
+        assert any(text.startswith(name) for text in paper.findings)
+    agreeing = by_claim["gap to ideal, eager PyTorch: Azure conversation"]
+    assert agreeing.ours.finding is None
+    assert len(paper.findings) == sum(one.ours.finding is not None for one in by_claim.values())
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"), [((0.1, 0.2), "reversed"), ((-0.1, 0.3), "holds 0"), (None, "interval unknown")]
+)
+def test_a_reversal_says_how_sure_it_is(ours: tuple[float, float] | None, words: str) -> None:
+    low, high = ours or (None, None)
+    claim = Claim(study="s", claim="c", hardware="h", ours=Recipe(kind="change"), paper=-0.2)
+    told = Compared(claim=claim, ours=judge(claim, Ours(basis="b", value=0.1, low=low, high=high, hardware="g")))
+    assert words in told.cells[-1]
+
+
+def test_prefill_is_told_by_requests_alone_where_short_and_long_ones_were_measured(tmp_path: Path) -> None:
+    recipe = Recipe(kind="prefill", label="vllm", model="llama-3.1-8b")
+    claim = Claim(study="s", claim="c", hardware="h", ours=recipe)
+    energy = {32: 1000.0, 128: 1050.0, 512: 2000.0, 2048: 8000.0}
+    rows = [
+        with_setup(build_row(input_tokens=tokens, batch=1, output_tokens=8, energy_j=joules), engine="vllm")
+        for tokens, joules in energy.items()
+    ]
+    told = find_ours(claim, Evidence(points=points(*rows, tmp_path=tmp_path)))
+    assert told.text is not None
+    assert told.text == "+5.0 % from 32 to 128 tokens, then × 4.00 from 512 to 2,048 (× 4.00 tokens)"
+    (tmp_path / "few").mkdir()
+    few = find_ours(claim, Evidence(points=points(*rows[:2], tmp_path=tmp_path / "few")))
+    assert not few.is_measured
 
 
 def test_the_paper_is_written_as_page_markdown_and_pictures(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def recommend(
 ) -> None:
     """Rank every measured configuration for a trace by its joules, and say what to change, and by how much.
 
-    Example: infergy recommend azure-conv-2023 --tpot 50ms --present vllm-eager
+    Example: infergy recommend azure-conv-2023 --tpot 100ms --present transformers
     """
     from infergy.energy.estimate import PriceOptions
     from infergy.energy.recommend import recommend as rank
@@ -101,11 +101,21 @@ def _print(found: Recommendation) -> None:
                 f"  {step.change}: {format_si(step.energy_j, 'J')} ({format_percent(share, signed=True)}{doubt})",
                 markup=False,
             )
-    console.print("To type", style="bold")
+    console.print(_heading(found), style="bold")
     console.print(f"  {' '.join(found.best.options)}", markup=False, soft_wrap=True)
     for text in found.notes:
         lines = fill(text, console.width, initial_indent="- ", subsequent_indent="  ")
         console.print(lines, markup=False, soft_wrap=True)
+
+
+def _heading(found: Recommendation) -> str:
+    """What to type, and whether it keeps the bound."""
+    from infergy.energy.recommend import ENOUGH
+
+    within = found.best.within_bound
+    if within is None or within >= ENOUGH:
+        return "To type"
+    return f"To type, though it keeps the bound for {format_percent(within)} of the requests only"
 
 
 def _table(found: Recommendation) -> Table:

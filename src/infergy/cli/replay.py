@@ -60,6 +60,11 @@ def replay(
     from infergy.hardware import get_gpu
     from infergy.records.store import read_store
 
+    if engine.partition("-")[0] == "transformers":
+        raise UsageError(
+            f"--engine {engine}: what is foretold is continuous batching, and transformers pads static batches; to "
+            "measure these: infergy study run tasks-mixed -o mine.jsonl"
+        )
     chip = get_gpu(gpu or gpu_here() or DEFAULT_GPU).name
     resolved = _plan(source, engine=f"{engine}-s{max_seqs}", model=model, gpu=chip, requests=requests, first=first)
     (cell,) = resolved.cells

@@ -63,12 +63,16 @@ def list_studies(
             console.print(f"{one.name}: not runnable yet: {reason}", markup=False, soft_wrap=True)
         elif one.quick_reason is not None:
             console.print(f"{one.name}: no quick grid: {one.quick_reason}", markup=False, soft_wrap=True)
+    console.print(UNMEASURED, markup=False, soft_wrap=True)
     typer.echo(
         "Measured: cells with a row in the shipped tables of that GPU. Forecasts are rough: a roofline that was within "
         "14 % of the joules of a batch on one H200, unchecked elsewhere. Run one: infergy study run NAME --quick -o "
         "mine.jsonl",
         err=True,
     )
+
+
+UNMEASURED = "Figure 7, lengths before and after binning, needs no measuring: infergy bins TRACE --bins paper"
 
 
 def _measured() -> Mapping[str, frozenset[str]]:

@@ -16,6 +16,13 @@ def drafting_options(setup: EngineSetup) -> Iterator[str]:
         yield f"--speculative-config '{asked_json}'"
 
 
+def assisted_options(setup: EngineSetup) -> Iterator[str]:
+    """What transformers' `generate` is given for the draft model of a set-up; nothing without one."""
+    if setup.speculation is not None:
+        yield "assistant_model=DRAFT"
+        yield f"num_assistant_tokens={setup.speculation.look_ahead}, num_assistant_tokens_schedule='constant'"
+
+
 def drafting_notes(setups: Iterable[EngineSetup]) -> Iterator[str]:
     """A note if the acceptance of a draft model was set, not measured."""
     if any(one.speculation is not None and one.speculation.acceptance is not None for one in setups):

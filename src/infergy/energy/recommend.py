@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 
 from infergy.energy.answer import TraceFacts
 from infergy.energy.comparable import is_partial, partial_notes, priced_share
-from infergy.energy.drafting import drafting_notes, drafting_options
+from infergy.energy.drafting import assisted_options, drafting_notes, drafting_options
 from infergy.energy.estimate import PriceOptions, Question, open_question, price_setup
 from infergy.energy.pace import Pace, find_pace, in_pace, share_within
-from infergy.energy.price import NO_VALUE
+from infergy.energy.price import NO_VALUE, BinEnergy
 from infergy.energy.summary import Priced
 from infergy.energy.surface import MEASURED, SurfaceError
 from infergy.energy.table import SetupTable, TableCell
@@ -47,7 +47,7 @@ class Configuration:
     Attributes:
         engine: Label of the set-up.
         max_batch_s: Seconds that a batch may take; None for any.
-        largest_batch: The largest batch among the cells that count; `longest_batch_s` the seconds of the longest.
+        largest_batch: The largest batch among the trace's bins; `longest_batch_s` the seconds of the longest.
         options: What to type for it, the engine's own options.
         energy_j: Joules of the priced requests; `low_j` and `high_j` as `infergy estimate` tells them.
         own_error: What is not common to it and others, as a share of its joules.
@@ -174,12 +174,14 @@ def recommend(
     candidates, partial = _comparable(candidates)
     base = _first(candidates, options.baseline)
     now = _first(candidates, present) if present else None
+    if present and now is None:
+        raise UsageError(_too_few(present, partial))
     reference = now or base
     if keep_outputs:
         candidates = [one for one in candidates if _changes_outputs(one.setup, reference) is None]
     if not candidates:
         raise UsageError("no measured configuration can price this trace. Measure one: infergy measure paper-bins")
-    ranked = sorted(candidates, key=lambda one: (one.within is not None and one.within < ENOUGH, one.energy_j))
+    ranked = sorted(candidates, key=_rank)
     best = ranked[0]
     return Recommendation(
         trace=question.facts,
@@ -195,6 +197,23 @@ def recommend(
             *partial_notes([one.priced for one in partial], "to rank them, measure more of them"),
             *table.notes,
         ),
+    )
+
+
+def _rank(one: _Candidate) -> tuple[float, float]:
+    """Those that keep the bound first, by joules; then those that do not, the nearest to it first."""
+    if one.within is None or one.within >= ENOUGH:
+        return -1.0, one.energy_j
+    return 1 - one.within, one.energy_j
+
+
+def _too_few(present: str, partial: Sequence[_Candidate]) -> str:
+    """Why the present configuration stands beside no other."""
+    shares = [priced_share(one.priced) for one in partial if one.setup.label == present]
+    told = f"price {max(shares):.1%} of the requests" if shares else "price no request"
+    return (
+        f"--present {present}: its measured cells {told}, too few to tell what leaving it saves. Measure more of them: "
+        f"infergy measure paper-bins --engine {present} -o mine.jsonl, then --table mine.jsonl"
     )
 
 
@@ -278,17 +297,17 @@ def _configuration(
     now: _Candidate | None,
     reference: _Candidate | None,
 ) -> Configuration:
-    known = [found for found in one.priced.bins if found.how != NO_VALUE]
+    known = _known(one)
     basis: dict[str, int] = {}
     for pace in one.paces.values():
         basis[pace.basis] = basis.get(pace.basis, 0) + 1
     seconds = sum(found.duration_s or 0.0 for found in known) * one.setup.setup.tensor_parallel
-    largest = max(cell.batch for cell in one.priced.cells)
+    largest = max(found.batch or 1 for found in known)
     return Configuration(
         engine=one.setup.label,
         max_batch_s=None if math.isinf(one.max_batch_s) else one.max_batch_s,
         largest_batch=largest,
-        longest_batch_s=max(cell.duration_s * cell.batch for cell in one.priced.cells),
+        longest_batch_s=max(map(_batch_s, known)),
         options=engine_options(one.setup.setup, largest),
         energy_j=one.energy_j,
         low_j=_total([found.low_j for found in known]),
@@ -303,6 +322,15 @@ def _configuration(
         saving_vs_present=None if now is None else 1 - one.energy_j / now.energy_j,
         like_best=one is best or not _differ(one, best),
     )
+
+
+def _known(one: _Candidate) -> list[BinEnergy]:
+    return [found for found in one.priced.bins if found.how != NO_VALUE]
+
+
+def _batch_s(one: BinEnergy) -> float:
+    """Seconds of one whole batch of a bin."""
+    return (one.duration_s or 0.0) / one.requests * (one.batch or 1) if one.requests else 0.0
 
 
 def _total(values: Sequence[float | None]) -> float | None:
@@ -320,6 +348,7 @@ def engine_options(setup: EngineSetup, largest_batch: int) -> tuple[str, ...]:
         given += ["--enforce-eager"] if setup.cuda_graphs is False else []
         return (*given, *drafting_options(setup))
     static = [', cache_implementation="static"'] if setup.compiled else []
+    static += [f", {option}" for option in assisted_options(setup)]
     return (f"model.generate(batches of up to {largest_batch}{''.join(static)})", f"dtype=torch.{setup.dtype}")
 
 
@@ -360,11 +389,26 @@ def _notes(ranked: Sequence[_Candidate], base: _Candidate | None, baseline: str,
     if any(one.setup.simulated for one in ranked):
         yield "SIMULATED rows are among these: they say nothing about real hardware"
     yield from drafting_notes(one.setup.setup for one in ranked)
+    late_s = [seconds for one in ranked for seconds in map(_batch_s, _known(one)) if seconds > one.max_batch_s]
+    if late_s:
+        cap_s = min(one.max_batch_s for one in ranked)
+        yield (
+            f"≤ {cap_s:g} s is held by the measured cells: at lengths between them and past them, and where none was "
+            f"in time, batches take up to {max(late_s):.0f} s"
+        )
     if tpot_s is not None and all(one.within is not None and one.within < ENOUGH for one in ranked):
         yield (
             f"no measured configuration keeps {tpot_s:g} s per output token for {ENOUGH:.0%} of the requests: "
             "measure smaller batches (infergy measure --batch 1,8,32)"
         )
+    for one in ranked[:1] if tpot_s is not None else ():
+        batches = [found.batch for found in one.priced.bins if found.batch is not None]
+        if min(batches) < max(batches):
+            yield (
+                f"the first takes batches of {min(batches)} to {max(batches)}, by length; an engine has one limit for "
+                f"all: what is to be typed allows the largest of them, and {min(batches)} is what every length keeps "
+                "as well as it can"
+            )
     if tpot_s is not None:
         yield (
             "time per output token: where engines did not tell it, it follows from two cells of one input and batch, "

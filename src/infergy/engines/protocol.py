@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from infergy.engines.weights import LAWS
 from infergy.errors import EngineError, UsageError
 from infergy.records import ENGINES, FP8, GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records.arrivals import REPLAY
 from infergy.records.speculation import Drafts
 
 GPU_UUIDS = "gpu_uuids"
@@ -154,16 +155,23 @@ def refuse_beams(decoding: Decoding) -> None:
         )
 
 
-def refuse_arrivals(arrivals: Arrivals | None) -> None:
+def refuse_arrivals(arrivals: Arrivals | None, *, compiled: bool = False) -> None:
     """Refuse requests that arrive one after the other, for an engine whose batches nothing can join.
 
+    A replay, all of whose requests are there at once, it serves in static batches, one after the other.
+
     Raises:
-        UsageError: They were asked for.
+        UsageError: They were asked for; or a replay, for whose batches a compiled model would be compiled anew.
     """
-    if arrivals is not None:
+    if arrivals is not None and arrivals.law != REPLAY:
         raise UsageError(
             f"{arrivals.label}: this engine serves static batches, and no request can join one that runs; online "
             'serving is continuous batching: engine = "vllm"'
+        )
+    if arrivals is not None and compiled:
+        raise UsageError(
+            f"{arrivals.label} and compiled = true: each batch has lengths of its own, for which it would be compiled "
+            "anew; leave out one of them"
         )
 
 
@@ -192,16 +200,16 @@ def refuse_fp8(setup: EngineSetup) -> None:
         )
 
 
-def refuse_speculation(setup: EngineSetup) -> None:
-    """Refuse a draft model, for transformers.
+def refuse_set_acceptance(setup: EngineSetup) -> None:
+    """Refuse a draft model beside random weights, for transformers, which cannot be told what to accept.
 
     Raises:
         UsageError: It was asked for.
     """
-    if setup.speculation is not None:
+    if setup.speculation is not None and setup.weights in LAWS:
         raise UsageError(
-            f"{setup.speculation.label}: transformers assists one request at a time, not a batch, and tells neither "
-            'drafted nor accepted tokens; engine = "vllm" does'
+            f"{setup.speculation.label}: transformers takes what its models say, and random ones agree on nothing; "
+            'give real weights to both, or engine = "vllm", whose acceptance can be set'
         )
 
 
@@ -246,19 +254,6 @@ def check_speculation(setup: EngineSetup, decoding: Decoding) -> None:
         raise UsageError(
             f"{one.label}: the model's weights are {setup.weights}, those of its draft are missing; add to the grid's "
             'speculation: weights = "FOLDER or hub name"'
-        )
-
-
-def refuse_bound(setup: EngineSetup) -> None:
-    """Refuse a bound on what runs at once, for an engine whose batches are given.
-
-    Raises:
-        UsageError: `max_sequences` is set.
-    """
-    if setup.max_sequences is not None:
-        raise UsageError(
-            f"max_sequences = {setup.max_sequences}: this engine serves the batches that it is given; "
-            'engine = "vllm" lets requests wait'
         )
 
 

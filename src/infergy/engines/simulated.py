@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from infergy.engines.assisted import refuse_batch
 from infergy.engines.protocol import (
     Completion,
     EngineOutOfMemoryError,
@@ -13,11 +14,10 @@ from infergy.engines.protocol import (
     check_speculation,
     refuse_arrivals,
     refuse_beams,
-    refuse_bound,
     refuse_compiled,
     refuse_fp8,
     refuse_many,
-    refuse_speculation,
+    refuse_set_acceptance,
 )
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
@@ -47,9 +47,9 @@ class SimulatedEngine:
         if setup.engine == "transformers":
             refuse_many(setup)
             refuse_fp8(setup)
-            refuse_arrivals(arrivals)
-            refuse_speculation(setup)
-            refuse_bound(setup)
+            refuse_arrivals(arrivals, compiled=setup.compiled)
+            refuse_set_acceptance(setup)
+            check_speculation(setup, decoding)
         else:
             check_speculation(setup, decoding)
             refuse_beams(decoding)
@@ -91,8 +91,11 @@ class SimulatedSession:
             EngineOutOfMemoryError: They do not fit.
         """
         is_mixed = len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1
-        if is_mixed or any(work.arrival_s):
+        is_bound = self._setup.max_sequences is not None and self._setup.max_sequences < len(work.prompts)
+        if is_mixed or is_bound or any(work.arrival_s):
             return self._play(work)
+        if self._setup.engine == "transformers" and self._setup.speculation is not None:
+            refuse_batch(self._setup.speculation, len(work.prompts))
         batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
         engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
         limit = largest_batch(
@@ -141,9 +144,9 @@ class SimulatedSession:
         return experts.expected_coverage(len(work.prompts) * work.decoding.beams)
 
     def _play(self, work: Work) -> Completion:
-        """Continuous batching: requests join at the next step, and between them the GPUs idle."""
-        if self._setup.engine == "transformers":
-            raise UsageError("transformers serves one static batch of equal requests; vllm serves mixed and later ones")
+        """Requests of any lengths, as the engine batches them; between them the GPUs idle."""
+        if self._setup.engine == "transformers" and any(work.arrival_s):
+            raise UsageError("transformers serves static batches, which nothing can join; vllm serves later requests")
         refuse_beams(work.decoding)
         lengths = list(zip(map(len, work.prompts), work.output_tokens, strict=True))
         played = play(self._shape, self._gpu, self._setup, lengths, work.arrival_s, self._draft)

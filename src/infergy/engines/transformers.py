@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
+from infergy.engines.assisted import DraftCounter, no_token, prepare_draft, refuse_batch
 from infergy.engines.config_files import config_folder
 from infergy.engines.experts import ExpertCounter
 from infergy.engines.protocol import (
@@ -15,16 +17,17 @@ from infergy.engines.protocol import (
     Completion,
     EngineOutOfMemoryError,
     Work,
+    check_speculation,
     refuse_arrivals,
-    refuse_bound,
     refuse_fp8,
     refuse_many,
-    refuse_speculation,
+    refuse_set_acceptance,
     tell_gpu,
 )
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records.speculation import Speculation, sum_drafts
 from infergy.units import SECONDS_PER_MILLISECOND
 
 ATTENTION = "sdpa"
@@ -38,7 +41,7 @@ class TransformersEngine:
 
     def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what transformers lacks."""
-        refuse_arrivals(arrivals)
+        refuse_arrivals(arrivals, compiled=setup.compiled)
         if setup.compiled and decoding.beams > 1:
             raise UsageError(f"compiled = true and {decoding.label}: a static KV cache does not follow beams")
         if setup.cuda_graphs:
@@ -46,8 +49,8 @@ class TransformersEngine:
                 'cuda_graphs = true: transformers has none of its own; compiled = true, or engine = "vllm", has'
             )
         refuse_many(setup)
-        refuse_speculation(setup)
-        refuse_bound(setup)
+        refuse_set_acceptance(setup)
+        check_speculation(setup, decoding)
         refuse_fp8(setup)
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
@@ -75,16 +78,44 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_pretrained(
                 setup.weights, dtype=dtype, attn_implementation=ATTENTION, device_map=device
             )
-        return TransformersSession(model.eval(), device, compiled=setup.compiled)
+        assistant = None
+        if setup.speculation is not None:
+            assistant = AutoModelForCausalLM.from_pretrained(
+                setup.speculation.weights, dtype=dtype, attn_implementation=ATTENTION, device_map=device
+            )
+            assistant = prepare_draft(assistant, setup.speculation)
+        return TransformersSession(
+            model.eval(),
+            device,
+            compiled=setup.compiled,
+            draft=assistant,
+            speculation=setup.speculation,
+            most=setup.max_sequences,
+        )
 
 
 class TransformersSession:
-    """A model on one device."""
+    """A model on one device, with `draft` beside it where `speculation` asks for one.
 
-    def __init__(self, model: Any, device: str, *, compiled: bool = False) -> None:
+    It serves static batches of at most `most` requests, one after the other; None is all that it is given.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: str,
+        *,
+        compiled: bool = False,
+        draft: Any = None,
+        speculation: Speculation | None = None,
+        most: int | None = None,
+    ) -> None:
         from transformers import GenerationConfig
 
         self._model = model
+        self._draft = draft
+        self._speculation = speculation
+        self._most = most
         self._device = device
         self._compiled = compiled
         # No end-of-sequence id: every request yields exactly the tokens asked for. With a static cache on a GPU,
@@ -93,32 +124,54 @@ class TransformersSession:
             do_sample=False,
             use_cache=True,
             eos_token_id=None,
-            pad_token_id=0,
+            pad_token_id=0 if draft is None else no_token(model),
             max_length=None,
             cache_implementation="static" if compiled else None,
         )
 
     def run(self, work: Work) -> Completion:
-        """Generate for all prompts as one static batch; prompts and outputs must each be of one length."""
+        """Generate for the prompts in static batches, in the order given.
+
+        Prompts of a batch are padded on the left to the longest of them, and all decode until its longest answer is
+        done; neither is counted.
+        """
+        if any(work.arrival_s):
+            raise UsageError("transformers serves static batches, which nothing can join; vllm serves later requests")
+        size = min(self._most or len(work.prompts), len(work.prompts))
+        if self._speculation is not None:
+            refuse_batch(self._speculation, size)
+        parts: list[Completion] = []
+        begun_s = time.monotonic()
+        for start in range(0, len(work.prompts), size):
+            waited_s = time.monotonic() - begun_s if parts else 0.0
+            one = slice(start, start + size)
+            parts.append(self._serve(work, work.prompts[one], work.output_tokens[one], waited_s))
+        return parts[0] if len(parts) == 1 else join_batches(parts)
+
+    def _serve(
+        self, work: Work, prompts: tuple[tuple[int, ...], ...], outputs: tuple[int, ...], waited_s: float
+    ) -> Completion:
+        """One static batch, which waited for those before it."""
         import torch
 
-        lengths, outputs = {len(prompt) for prompt in work.prompts}, set(work.output_tokens)
-        if len(lengths) != 1 or len(outputs) != 1 or any(work.arrival_s):
-            raise UsageError("transformers serves one static batch of equal lengths; vllm serves mixed ones")
-        (length,), (output,) = lengths, outputs
         begun_s = time.monotonic()
+        longest = max(map(len, prompts))
         first = FirstToken(self._device)
-        counter = ExpertCounter(self._model, len(work.prompts) * work.decoding.beams)
+        counter = ExpertCounter(self._model, len(prompts) * work.decoding.beams)
         is_counting = work.count_experts and not self._compiled
+        drafts = None if self._draft is None else DraftCounter(self._model, self._draft)
         try:
-            with torch.inference_mode(), counter if is_counting else nullcontext():
-                ids = torch.tensor(work.prompts, device=self._device)
+            with torch.inference_mode(), counter if is_counting else nullcontext(), drafts or nullcontext():
+                ids = torch.tensor([(0,) * (longest - len(one)) + one for one in prompts], device=self._device)
                 mask = torch.ones_like(ids)
+                for row, one in enumerate(prompts):
+                    mask[row, : longest - len(one)] = 0
                 tokens = self._model.generate(
                     ids,
                     attention_mask=mask,
-                    max_new_tokens=output,
+                    max_new_tokens=max(outputs),
                     stopping_criteria=[first],
+                    assistant_model=self._draft,
                     **choose_by(work.decoding),
                 ).cpu()
         except torch.OutOfMemoryError as error:
@@ -126,13 +179,14 @@ class TransformersSession:
             self._free()
             raise EngineOutOfMemoryError(message, is_usable=True) from error
         finished_s = time.monotonic() - begun_s
-        rows, width = tokens.shape
+        rows, made = tokens.shape[0], tokens.shape[1] - longest
         first_s = first.seconds()
         return Completion(
-            input_tokens=(length,) * rows,
-            output_tokens=(width - length,) * rows,
-            first_token_s=None if first_s is None else (min(first_s, finished_s),) * rows,
-            finished_s=(finished_s,) * rows,
+            input_tokens=tuple(map(len, prompts[:rows])),
+            output_tokens=tuple(min(asked, made) for asked in outputs[:rows]),
+            first_token_s=None if first_s is None else (waited_s + min(first_s, finished_s),) * rows,
+            finished_s=(waited_s + finished_s,) * rows,
+            drafts=None if drafts is None else drafts.total(made),
             experts_touched=counter.share(),
         )
 
@@ -147,7 +201,18 @@ class TransformersSession:
             "batching": "static",
             "compiled": self._tell_compiled(),
             "parameters": str(self._model.num_parameters()),
+            **self._tell_speculation(),
             GPU_UUIDS: tell_gpu(self._model),
+        }
+
+    def _tell_speculation(self) -> dict[str, str | None]:
+        if self._draft is None:
+            return {}
+        told = self._draft.generation_config
+        return {
+            "speculative_method": "assisted generation",
+            "speculative_tokens": f"{told.num_assistant_tokens}, {told.num_assistant_tokens_schedule}",
+            "draft_parameters": str(self._draft.num_parameters()),
         }
 
     def _tell_compiled(self) -> str:
@@ -157,7 +222,7 @@ class TransformersSession:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._model = None
+        self._model = self._draft = None
         self._free()
 
     def _free(self) -> None:
@@ -168,6 +233,18 @@ class TransformersSession:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def join_batches(parts: Sequence[Completion]) -> Completion:
+    """What batches, one after the other, answered together; the share of experts is that of equal batches only."""
+    told = [part.first_token_s for part in parts if part.first_token_s is not None]
+    return Completion(
+        input_tokens=tuple(chain.from_iterable(part.input_tokens for part in parts)),
+        output_tokens=tuple(chain.from_iterable(part.output_tokens for part in parts)),
+        first_token_s=tuple(chain.from_iterable(told)) if len(told) == len(parts) else None,
+        finished_s=tuple(chain.from_iterable(part.finished_s or () for part in parts)),
+        drafts=sum_drafts(part.drafts for part in parts),
+    )
 
 
 class FirstToken:

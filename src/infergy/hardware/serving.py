@@ -132,6 +132,32 @@ def _serve(run: _Run, cost: Callable[[int, int, int], Forecast]) -> Iterator[Str
             run.now_s = run.next_s
 
 
+def _play_static(
+    lengths: Sequence[tuple[int, int]],
+    size: int,
+    fits: Callable[[float, float], int],
+    cost: Callable[[int, int, int], Forecast],
+) -> Played | None:
+    """Batches of `size` in the order given, each as long as its longest prompt and its longest answer."""
+    now_s = 0.0
+    stretches: list[Stretch] = []
+    first_s: list[float] = []
+    last_s: list[float] = []
+    for start in range(0, len(lengths), size):
+        batch = lengths[start : start + size]
+        tokens_in, tokens_out = (max(tokens) for tokens in zip(*batch, strict=True))
+        if fits(tokens_in, tokens_out) < len(batch):
+            return None
+        took = cost(tokens_in, tokens_out, len(batch))
+        stretches.append(Stretch(seconds=took.prefill_s, energy_j=took.prefill_energy_j))
+        if took.decode_s:
+            stretches.append(Stretch(seconds=took.decode_s, energy_j=took.decode_energy_j))
+        first_s += [now_s + took.prefill_s] * len(batch)
+        now_s += took.prefill_s + took.decode_s
+        last_s += [now_s] * len(batch)
+    return Played(stretches=tuple(stretches), first_token_s=tuple(first_s), finished_s=tuple(last_s))
+
+
 def play(
     shape: ModelShape,
     gpu: Gpu,
@@ -140,12 +166,13 @@ def play(
     arrival_s: Sequence[float],
     draft: Draft | None = None,
 ) -> Played | None:
-    """Serve requests of so many input and output tokens that arrive at `arrival_s`, in seconds, by continuous batching.
+    """Serve requests of so many input and output tokens that arrive at `arrival_s`, in seconds.
 
-    As many run at once as the memory holds of mean lengths, and the set-up's bound allows.
+    By continuous batching as many run at once as the memory holds of mean lengths, and the set-up's bound allows;
+    transformers takes static batches of its bound, or of all, one after the other.
 
     Returns:
-        None if the longest of them does not fit the memory.
+        None if the longest of them does not fit the memory, or a static batch.
 
     Raises:
         UsageError: The engine is not known, or the GPU has no such dtype.
@@ -183,6 +210,8 @@ def play(
             draft=draft,
         )
 
+    if setup.engine == "transformers":
+        return _play_static(lengths, setup.max_sequences or len(lengths), fits, cost)
     order = sorted(range(len(arrival_s)), key=lambda place: arrival_s[place])
     run = _Run(arrival_s=[arrival_s[place] for place in order], lengths=[lengths[place] for place in order], most=most)
     stretches = tuple(_serve(run, cost))

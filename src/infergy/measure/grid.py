@@ -21,7 +21,7 @@ from infergy.hardware.draft import Draft, find_draft
 from infergy.measure.anchors import ANCHORS, choose_anchors
 from infergy.measure.batches import BatchChoice, choose_batch, plan_cell
 from infergy.measure.online import online_sizes, plan_online, resolve_arrivals
-from infergy.measure.refusals import Refusals, refuse_draft, refuse_length, refuse_setup
+from infergy.measure.refusals import Refusals, refuse_assisted, refuse_draft, refuse_length, refuse_setup
 from infergy.records import (
     END_VISIT,
     RANDOM_WEIGHTS,
@@ -276,6 +276,7 @@ def make_plan(grid: Grid) -> Plan:
                 refusals.add(refuse_length(setup, configs, load))
                 with refusals.kept():
                     for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed, draft):
+                        refusals.add(refuse_assisted(setup, planned.cell.load))
                         if planned.key not in ordered:
                             cells.setdefault(planned.key, planned)
         ordered |= {planned.key: planned for planned in _order(list(cells.values()), grid.options)}

@@ -96,7 +96,8 @@ def plan_online(
     cell = Cell(setup=setup, load=load)
     played = play(shape, gpu, setup, run.lengths or (load.lengths,) * load.batch, run.arrival_s, draft)
     if played is None:
-        raise UsageError(f"{cell}: not one of its requests fits {gpu.title}")
+        least = "a static batch" if setup.engine == "transformers" else "one of its requests"
+        raise UsageError(f"{cell}: not {least} fits {gpu.title}")
     # What a warm-up hands over at once.
     usual = load if not run.lengths else replace(load, input_tokens=round(fmean(tokens for tokens, _ in run.lengths)))
     prefill = forecast_load(setup, shape, gpu, replace(usual, output_tokens=1), draft)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from infergy.engines import find_engine
+from infergy.engines.assisted import refuse_batch
 from infergy.errors import DataError, InfergyError, MissingError, UsageError
 from infergy.hardware import ModelShape
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, Load
@@ -116,6 +117,15 @@ def _refuse_heads(setup: EngineSetup, shape: ModelShape) -> Iterator[str]:
             f"{setup.label}: tensor_parallel = {gpus} does not divide the {heads} attention heads of {shape.name}; "
             f"these do: {fitting}"
         )
+
+
+def refuse_assisted(setup: EngineSetup, load: Load) -> Iterator[str]:
+    """Why a batch is too large for a draft model under transformers, which assists one request at a time."""
+    if setup.engine == "transformers" and setup.speculation is not None:
+        try:
+            refuse_batch(setup.speculation, load.batch)
+        except UsageError as error:
+            yield f"{setup.label}: {error}"
 
 
 def refuse_length(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], load: Load) -> Iterator[str]:

@@ -44,7 +44,8 @@ class EngineSetup:
         tensor_parallel: GPUs the model is sharded over, at least 1.
         compiled: Whether transformers compiles its decode step (TorchInductor) over a static KV cache.
         speculation: The draft model that is loaded beside it, and how far it looks ahead; None without.
-        max_sequences: Requests that it serves at once, at most (vLLM's `max_num_seqs`); None for its own default.
+        max_sequences: Requests that it serves at once, at most: vLLM's `max_num_seqs`, under transformers the size of
+            its static batches; None for vLLM's own default, and for all that transformers is given.
     """
 
     engine: str

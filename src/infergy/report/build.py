@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.energy.load import load_table, shipped_tables
 from infergy.errors import UsageError
 from infergy.records.agreement import MUST, SHOULD, key_of
-from infergy.report.claims import Compared, compare_claims
+from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
 from infergy.report.ours import Evidence, Law, load_claims
 from infergy.report.parts import phases_of
@@ -70,6 +70,11 @@ class Report:
     def figures(self) -> Iterator[Figure]:
         """All figures, in their order."""
         return (figure for section in self.sections for figure in section.figures)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Where ours contradicts the paper's, a sentence each."""
+        return findings(one for section in self.sections for one in section.claims)
 
     @property
     def missing(self) -> tuple[Study, ...]:
@@ -152,9 +157,11 @@ def _weigh(
         estimates[trace] = estimate(trace, model=model, gpu=gpu, tables=table)
         rankings[trace] = recommend(trace, PriceOptions(model=model, gpu=gpu, tables=table))
     offline = [point for point in points if not point.row.cell.load.is_online]
-    # A replay has no rate: what it took stands beside its forecast, infergy replay --rows.
+    # A replay has no rate; of a trace, what it took stands beside its forecast: infergy replay --rows.
     online = [one for one in points if one.row.cell.load.is_online and not one.row.cell.load.is_replay]
-    return Evidence(points=offline, estimates=estimates, rankings=rankings, laws=_laws(offline), online=online)
+    replays = [one for one in points if one.row.cell.load.is_replay]
+    laws = _laws(offline)
+    return Evidence(points=offline, estimates=estimates, rankings=rankings, laws=laws, online=online, replays=replays)
 
 
 def _laws(points: Sequence[Point]) -> dict[str, Law]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from infergy.report.markdown import table_lines
+from infergy.report.markdown import escape, table_lines
 from infergy.report.ours import NOT_MEASURED, Claim, Evidence, Ours, find_ours, load_claims, ratio_text
 from infergy.units import format_percent
 
@@ -43,6 +43,16 @@ class Compared:
         )
 
 
+def findings(compared: Iterable[Compared]) -> tuple[str, ...]:
+    """Where ours contradicts the paper's, a sentence each."""
+    return tuple(_finding(one) for one in compared if one.ours.finding is not None)
+
+
+def _finding(one: Compared) -> str:
+    name, paper, where, value, interval, hardware, finding = one.cells
+    return f"{name}. Paper: {paper} ({where}). Ours: {value} ({hardware}), {finding}. Ours is of: {interval}"
+
+
 def _percent(claim: Claim) -> str:
     return "so it says" if claim.paper is None else _signed(claim, claim.paper)
 
@@ -73,6 +83,10 @@ def claims_page(compared: Sequence[Compared]) -> str:
         "ideal takes the vendor's headline peak, ours the dense one.",
         "",
         *table_lines(HEAD, [one.cells for one in compared]),
+        "",
+        "## Findings: where ours contradicts the paper's",
+        "",
+        *(f"- {escape(text)}" for text in findings(compared)),
     ]
     return "\n".join(lines) + "\n"
 

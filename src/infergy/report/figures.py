@@ -24,6 +24,11 @@ GRID = "#88888855"
 MARGIN = 1.15
 """How far a logarithmic axis goes past what is drawn, as a factor."""
 
+FEWEST_TICKS = 4
+
+FEWEST_ON_LINE = 3
+"""Values along the axis from which on marks are joined by a line."""
+
 AXES = {
     "input": "input tokens a request",
     "output": "output tokens a request",
@@ -88,7 +93,7 @@ def draw_sweep(
     row = row or table_row
     values = [_value(point, label, x, lines) for point, label in zip(points, series, strict=True)]
     across = [{"series": label, "joules": point.energy_j, **told(point)} for point, label in levels]
-    ticks = sorted({axis_value(point, x) for point in points})
+    ticks = _ticks([axis_value(point, x) for point in points])
     order = [f"{value:,}" for value in sorted({axis_value(point, lines) for point in points})] if lines else [""]
     line_title = None if lines is None else AXES[lines]
     chart = _lines(
@@ -138,17 +143,17 @@ def _lines(
     import altair
 
     names = list(dict.fromkeys(str(value["series"]) for value in (*values, *across)))
-    lowest, highest = _ends((*values, *across))
+    lowest, highest = ends_of((*values, *across))
     if share:
         y_scale, y_axis = altair.Scale(type="linear"), altair.Axis(format="~%")
     else:
         y_scale = altair.Scale(type="log", domain=[lowest / MARGIN, highest * MARGIN], nice=False)
-        y_axis = altair.Axis(format="~s", values=_decades(lowest, highest))
+        y_axis = altair.Axis(format="~s", values=decades(lowest, highest))
     x_axis = altair.Axis(values=list(ticks), format=",~g", labelOverlap=True)
     x_scale = altair.Scale(type="log", base=2, nice=False, padding=12)
-    base = _chart(values).encode(
+    base = inline(values).encode(
         x=altair.X("x:Q", title=x_title, scale=x_scale, axis=x_axis),
-        color=_colour(names),
+        color=colour_of(names),
         detail="line:N",
     )
     dashes = altair.StrokeDash(
@@ -160,14 +165,17 @@ def _lines(
     y = altair.Y("joules:Q", title=y_title, scale=y_scale, axis=y_axis)
     # A line goes through the mean of repetitions, which are drawn one by one.
     mean = altair.Y("mean(joules):Q", title=y_title, scale=y_scale, axis=y_axis)
-    drawn = base.mark_line(strokeWidth=1.75).encode(y=mean, strokeDash=dashes)
+    # Two marks far apart on logarithmic axes would seem to tell what lies between.
+    drawn = base.transform_joinaggregate(values_on_line="distinct(x)", groupby=["series", "line"])
+    drawn = drawn.transform_filter(f"datum.values_on_line >= {FEWEST_ON_LINE}").mark_line(strokeWidth=1.75)
+    drawn = drawn.encode(y=mean, strokeDash=dashes)
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5)
     bars = bars.encode(y=altair.Y("low:Q", title=y_title, scale=y_scale), y2="high:Q")
     # A mark without an interval must not look certain.
     marks = {
         is_known: base.transform_filter(f"isValid(datum.low) == {str(is_known).lower()}")
         .mark_point(filled=is_known, size=55, opacity=1)
-        .encode(y=y, shape=_shape(names), tooltip=_tooltips())
+        .encode(y=y, shape=shape_of(names), tooltip=tooltips())
         for is_known in dict.fromkeys(value["low"] is not None for value in values)
     }
     layers = [*_levels(across, names, y_scale), drawn, *([bars] if True in marks else []), *marks.values()]
@@ -179,23 +187,34 @@ def _levels(values: Sequence[Mapping[str, object]], names: Sequence[str], scale:
     import altair
 
     if values:
-        level = _chart(values).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
-        yield level.encode(y=altair.Y("joules:Q", scale=scale), color=_colour(names), tooltip=_tooltips())
+        level = inline(values).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
+        yield level.encode(y=altair.Y("joules:Q", scale=scale), color=colour_of(names), tooltip=tooltips())
 
 
-def _ends(values: Sequence[Mapping[str, object]]) -> tuple[float, float]:
+def ends_of(values: Sequence[Mapping[str, object]]) -> tuple[float, float]:
     """The least and the most that is drawn, intervals included."""
     told = [value.get(name) for value in values for name in ("joules", "low", "high")]
     known = [float(str(one)) for one in told if one is not None]
     return min(known), max(known)
 
 
-def _decades(lowest: float, highest: float) -> list[float]:
-    """1, 2 and 5 of each decade between both ends; of more than four decades 1 alone."""
+def decades(lowest: float, highest: float) -> list[float]:
+    """1, 2 and 5 of each decade between both ends; of more than four decades 1 alone, of a part of one more."""
     first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
-    steps = (1, 2, 5) if last - first <= 4 else (1,)
-    ticks = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
-    return [tick for tick in ticks if lowest / MARGIN <= tick <= highest * MARGIN]
+    found: list[float] = []
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = (step * 10.0**decade for decade in range(first, last + 1) for step in steps)
+        found = [tick for tick in ticks if lowest / MARGIN <= tick <= highest * MARGIN]
+        if len(found) >= FEWEST_TICKS:
+            break
+    return found
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Where an axis of lengths or batches is labelled: at powers of two, if it has enough of them, else everywhere."""
+    every = sorted(set(values))
+    even = [value for value in every if value >= 1 and math.log2(value).is_integer()]
+    return even if len(even) >= FEWEST_TICKS else every
 
 
 def draw_shares(
@@ -247,14 +266,14 @@ def draw_bars(values: Sequence[Mapping[str, object]]) -> Any:
 
     names = list(dict.fromkeys(str(value["series"]) for value in values))
     traces = list(dict.fromkeys(str(value["trace"]) for value in values))
-    base = _chart(values).encode(
+    base = inline(values).encode(
         y=altair.Y("trace:N", sort=traces, title=None, axis=altair.Axis(labelLimit=220)),
         yOffset=altair.YOffset("series:N", sort=names),
-        tooltip=_tooltips(("trace", "series", "energy", "bracket", "gap to ideal")),
+        tooltip=tooltips(("trace", "series", "energy", "bracket", "gap to ideal")),
     )
     x_title = "energy, J a request; thin line: low to high; upright stroke: the ideal"
     x_axis = altair.Axis(tickCount=8)
-    bars = base.mark_bar().encode(x=altair.X("joules:Q", title=x_title, axis=x_axis), color=_colour(names))
+    bars = base.mark_bar().encode(x=altair.X("joules:Q", title=x_title, axis=x_axis), color=colour_of(names))
     brackets = base.transform_filter("isValid(datum.low)").mark_rule(color=INK, strokeWidth=1.5)
     brackets = brackets.encode(x=altair.X("low:Q", title=x_title), x2="high:Q")
     ideals = base.transform_filter("isValid(datum.ideal)").mark_tick(color=INK, thickness=3, opacity=1, size=BAR_HEIGHT)
@@ -302,28 +321,32 @@ def _config(ink: str) -> dict[str, Any]:
     }
 
 
-def _chart(values: Sequence[Mapping[str, object]]) -> Any:
+def inline(values: Sequence[Mapping[str, object]]) -> Any:
+    """A chart without marks over values that stand in it."""
     import altair
 
-    inline: Any = altair.Data
-    return altair.Chart(inline(values=[dict(value) for value in values]))
+    data: Any = altair.Data
+    return altair.Chart(data(values=[dict(value) for value in values]))
 
 
-def _colour(names: Sequence[str]) -> Any:
+def colour_of(names: Sequence[str]) -> Any:
+    """Of series, in their order."""
     import altair
 
     colours = [COLOURS[place % len(COLOURS)] for place in range(len(names))]
     return altair.Color("series:N", sort=list(names), scale=altair.Scale(domain=list(names), range=colours), title=None)
 
 
-def _shape(names: Sequence[str]) -> Any:
+def shape_of(names: Sequence[str]) -> Any:
+    """Of series, in their order."""
     import altair
 
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
     return altair.Shape("series:N", sort=list(names), scale=altair.Scale(domain=list(names), range=shapes), title=None)
 
 
-def _tooltips(fields: Sequence[str] = ("cell", "series", "value", "interval", "batch takes", "power", "flags")) -> Any:
+def tooltips(fields: Sequence[str] = ("cell", "series", "value", "interval", "batch takes", "power", "flags")) -> Any:
+    """What a hover tells."""
     import altair
 
     return [altair.Tooltip(f"{field}:N") for field in fields]

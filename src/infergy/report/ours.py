@@ -19,6 +19,12 @@ from infergy.report.points import Point
 from infergy.units import format_number, format_percent
 
 NOT_MEASURED = "not measured yet"
+REVERSED = "reversed"
+HALF = 0.5
+FLAT_TO, SHORTEST_LONG = 128, 512
+"""Input tokens up to which the study finds prefill flat, and from which it surely is not."""
+
+FEWEST_LONG = 2
 ENERGY, LATENCY = "energy", "latency"
 LEAST, MOST, MEAN = "least", "most", "mean"
 
@@ -28,7 +34,7 @@ class Recipe:
     """How ours is found: the table at the top of ``data/claims.toml`` tells the kinds; None and empty where unused.
 
     Attributes:
-        batch: Only cells of that batch; None for all.
+        batch: Only cells of that batch; None for all. `most_batch` likewise, of at most that batch.
     """
 
     kind: str
@@ -42,6 +48,7 @@ class Recipe:
     against_model: str | None = None
     quantity: str = ENERGY
     batch: int | None = None
+    most_batch: int | None = None
     pick: str = MEAN
 
 
@@ -55,6 +62,7 @@ class Claim:
         paper: The paper's value, a fraction; None where it tells a shape, not a number.
         hardware: Where the paper measured it.
         ours: How ours is found.
+        caveat: What a reader of ours must know, where it was measured; empty if nothing.
     """
 
     study: str
@@ -62,6 +70,7 @@ class Claim:
     hardware: str
     ours: Recipe
     paper: float | None = None
+    caveat: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +83,7 @@ class Ours:
         text: In words, where a number does not say it.
         hardware: Where we measured it; None if we did not.
         basis: What the value and its interval are of, or why there is none.
+        finding: How ours contradicts the paper's; None where it does not.
     """
 
     basis: str
@@ -82,6 +92,7 @@ class Ours:
     high: float | None = None
     text: str | None = None
     hardware: str | None = None
+    finding: str | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -96,6 +107,7 @@ class Evidence:
     Attributes:
         points: Cells measured offline.
         online: Cells whose requests arrived one after the other.
+        replays: Cells whose requests had lengths of their own, all there at once.
         estimates: Of traces, by name; `rankings` likewise.
         laws: Of prefill and decode by set-up label: rows, median and worst residual.
     """
@@ -105,6 +117,7 @@ class Evidence:
     rankings: Mapping[str, Recommendation] = field(default_factory=dict)
     laws: Mapping[str, Law] = field(default_factory=dict)
     online: Sequence[Point] = ()
+    replays: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +164,35 @@ def _claim(data: Mapping[str, Any]) -> Claim:
 
 def find_ours(claim: Claim, evidence: Evidence) -> Ours:
     """What the evidence says to a claim; `Ours.basis` says why where it says nothing."""
-    recipe = claim.ours
+    return judge(claim, _find(claim.ours, evidence))
+
+
+def judge(claim: Claim, ours: Ours) -> Ours:
+    """Ours with the claim's caveat, and with what it contradicts."""
+    if not ours.is_measured:
+        return ours
+    basis = f"{ours.basis}; {claim.caveat}" if claim.caveat else ours.basis
+    return replace(ours, basis=basis, finding=ours.finding or _reversal(claim, ours))
+
+
+def _reversal(claim: Claim, ours: Ours) -> str | None:
+    """Where ours goes the other way than the paper's, how surely."""
+    if claim.paper is None or ours.value is None or claim.paper * ours.value >= 0:
+        return None
+    if ours.low is None or ours.high is None:
+        return f"{REVERSED}, interval unknown"
+    return REVERSED if ours.low * ours.high > 0 else f"{REVERSED}, but its interval holds 0"
+
+
+def _find(recipe: Recipe, evidence: Evidence) -> Ours:
     if recipe.kind == "missing":
         return Ours(basis=recipe.reason)
     if recipe.kind in ("gap", "saving"):
         return _of_trace(recipe, evidence)
     if recipe.kind in ("law", "share"):
         return _of_law(recipe, evidence)
+    if recipe.kind == "prefill":
+        return _of_prefill(recipe, evidence)
     if recipe.kind == "online":
         return _of_online(recipe, evidence)
     return _of_change(recipe, evidence)
@@ -215,10 +250,39 @@ def _of_law(recipe: Recipe, evidence: Evidence) -> Ours:
         if len(law.shares) < 2:
             return Ours(basis=f"too few batches of one length by {recipe.label}")
         ends = [f"{format_percent(law.shares[batch])} at batch {batch}" for batch in (min(law.shares), max(law.shares))]
-        return Ours(text=f"{law.length}: {', '.join(ends)}", hardware=law.gpu, basis="decode's share (docs/phases.md)")
+        largest = max(law.shares)
+        return Ours(
+            text=f"{law.length}: {', '.join(ends)}",
+            hardware=law.gpu,
+            basis="decode's share (docs/phases.md)",
+            finding=f"{REVERSED} at batch {largest}: prefill takes most" if law.shares[largest] < HALF else None,
+        )
     text = f"linear but for attention: median residual {format_percent(law.median_residual)}"
     basis = f"worst of {law.rows} cells {format_percent(law.worst_residual, signed=True)} (docs/phases.md)"
     return Ours(text=text, hardware=law.gpu, basis=basis)
+
+
+def _of_prefill(recipe: Recipe, evidence: Evidence) -> Ours:
+    """Joules of one request alone over its input, at the fewest output tokens of which short and long were measured."""
+    alone = [
+        one for one in evidence.points if one.label == recipe.label and one.batch == 1 and one.model == recipe.model
+    ]
+    for output in sorted({one.lengths[1] for one in alone}):
+        line = {one.lengths[0]: one for one in alone if one.lengths[1] == output}
+        short = [tokens for tokens in line if tokens < FLAT_TO]
+        long = sorted(tokens for tokens in line if tokens >= SHORTEST_LONG)
+        if FLAT_TO not in line or not short or len(long) < FEWEST_LONG:
+            continue
+        first, (least, most) = min(short), (long[0], long[-1])
+        change = line[FLAT_TO].energy_j / line[first].energy_j - 1
+        growth = line[most].energy_j / line[least].energy_j
+        return Ours(
+            text=f"{format_percent(change, signed=True)} from {first} to {FLAT_TO} tokens, then × "
+            f"{format_number(growth)} from {least:,} to {most:,} (× {format_number(most / least)} tokens)",
+            hardware=line[first].gpu,
+            basis=f"batch 1, {output} output tokens, whose decode is in it",
+        )
+    return Ours(basis=f"inputs below {FLAT_TO} were measured at large batches only, by {recipe.label}")
 
 
 def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> list[Change]:
@@ -265,7 +329,11 @@ def _change(a: Point, b: Point, quantity: str) -> Change:
 
 
 def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
-    chosen = [one for one in evidence.points if recipe.batch in (None, one.batch)]
+    chosen = [
+        one
+        for one in evidence.points
+        if recipe.batch in (None, one.batch) and (recipe.most_batch is None or one.batch <= recipe.most_batch)
+    ]
     other = recipe.against_model or recipe.model
     a = [one for one in chosen if one.label == recipe.against and other in (None, one.model)]
     b = [one for one in chosen if one.label == recipe.label and recipe.model in (None, one.model)]
@@ -320,7 +388,9 @@ def _name(label: str, model: str | None) -> str:
 
 
 def ratio_text(claim: Claim, ours: Ours) -> str:
-    """Ours over the paper's, where both are numbers."""
+    """Ours over the paper's, where both are numbers of one sign; else how it contradicts the paper's, if it does."""
+    if ours.finding is not None:
+        return ours.finding
     if claim.paper is None or ours.value is None:
         return "-"
     return f"{format_number(ours.value / claim.paper)}"

@@ -17,6 +17,7 @@ from infergy.report.ours import NOT_MEASURED
 PAGE, MARKDOWN = "index.html", "report.md"
 TEMPLATE = "report.html.j2"
 PNG_SCALE = 2.0
+FINDINGS_TITLE = "Findings: where ours contradicts the paper's"
 FLAGGED = "flags are explained in docs/flags.md; they never change a number"
 
 
@@ -80,6 +81,7 @@ def page_html(report: Report, pictures: dict[str, str]) -> str:
         flags_head=FLAGS_HEAD,
         not_measured=NOT_MEASURED,
         flagged=FLAGGED,
+        findings_title=FINDINGS_TITLE,
     )
 
 
@@ -98,6 +100,8 @@ def page_markdown(report: Report) -> str:
     if report.simulated:
         lines += ["**SIMULATED rows are among these: they say nothing about real hardware.**", ""]
     lines += [f"Rows: {escape(report.source)}. Claims: {escape(report.paper)}.", ""]
+    if report.findings:
+        lines += [f"## {FINDINGS_TITLE}", "", *(f"- {escape(text)}" for text in report.findings), ""]
     for section in report.sections:
         lines += _section_lines(section)
     return "\n".join(lines).rstrip() + "\n"
@@ -110,8 +114,7 @@ def _section_lines(section: Section) -> Iterator[str]:
     if study.paper:
         yield from (f"In the paper: {escape(study.paper)}.", "")
     if not section.figures:
-        how = f" To measure it: `{study.measure}`" if study.measure else " infergy cannot measure it yet."
-        yield from (f"{NOT_MEASURED.capitalize()}.{how}", "")
+        yield from (f"{NOT_MEASURED.capitalize()}. To measure it: `{study.measure}`", "")
     for figure in section.figures:
         yield from _figure_lines(figure)
     if section.claims:

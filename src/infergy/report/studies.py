@@ -7,16 +7,23 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from infergy.energy.options import DEFAULT_MODEL, MAX_BATCH_S
-from infergy.records import GREEDY, EngineSetup
+from infergy.records import DEFAULT_DTYPE, GREEDY, EngineSetup, Load
 from infergy.records.agreement import IDENTITY, MUST, key_of
-from infergy.report.figures import Figure, draw_sweep
+from infergy.report.advice import draw_advice
+from infergy.report.dots import draw_dots, place_values
+from infergy.report.figures import ENERGY_TITLE, TABLE_HEAD, Figure, draw_sweep, table_row
+from infergy.report.mixed import draw_mixed
 from infergy.report.online import draw_online
 from infergy.report.ours import Evidence
 from infergy.report.parts import draw_phases, draw_traces, draw_weights
 from infergy.report.points import Point, name_series
+from infergy.workload.tasks import tasks
 
 FEWEST = 3
 """Values along an axis from which on a line is drawn."""
+
+SEQUENCES = (("input", "output", "input length"), ("output", "input", "output length"))
+"""What a sweep is along, what else parts its lines, and how it is called."""
 
 BATCHES_NOTE = (
     "Each point is the largest batch measured at its lengths whose requests had their answers within "
@@ -25,6 +32,7 @@ BATCHES_NOTE = (
 INTERVALS_NOTE = (
     "Upright lines: 95 % intervals, where they are longer than the marks. Hollow marks: interval unknown, or down to 0."
 )
+MARKS_NOTE = INTERVALS_NOTE.replace("Upright lines", "Thin lines")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,25 +54,44 @@ class Study:
     draw: Callable[[Evidence, str], Iterable[Figure]] = field(repr=False)
 
 
-def _nothing(_evidence: Evidence, _mixed: str) -> Iterable[Figure]:
-    return ()
-
-
 def _sequences(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
-        for x, lines, what in (("input", "output", "input length"), ("output", "input", "output length")):
+        for x, lines, what in SEQUENCES:
             kept = _lined(_in_time(points), x)
             if kept:
                 title = f"{model}: energy a request by {what}"
                 series = name_series(kept, _labels(kept), title=title, mixed=mixed)
                 note = f"{BATCHES_NOTE} {INTERVALS_NOTE}"
                 yield draw_sweep(_file(f"sequences-{x}", model), title, note, kept, series, x=x, lines=lines)
+            yield from _fixed_batches(model, points, x, what, mixed, drawn=kept)
     yield from draw_phases(evidence)
+
+
+def _fixed_batches(
+    model: str, points: Sequence[Point], x: str, what: str, mixed: str, *, drawn: Sequence[Point]
+) -> Iterator[Figure]:
+    """The same sweep at one batch along a line, at the other length where most were; nothing if all are `drawn`."""
+    other = 1 if x == "input" else 0
+    sweeps: dict[int, dict[tuple[str, int], list[Point]]] = {}
+    for point in (one for one in points if _is_plain(one)):
+        sweeps.setdefault(point.lengths[other], {}).setdefault((point.label, point.batch), []).append(point)
+    kept: list[Point] = []
+    tokens = 0
+    for at, lines in sweeps.items():
+        found = [one for line in lines.values() if len({p.lengths for p in line}) >= FEWEST for one in line]
+        if len(found) > len(kept):
+            kept, tokens = found, at
+    if all(any(point is other for other in drawn) for point in kept):
+        return
+    kept.sort(key=lambda point: (point.label, point.batch, point.lengths))
+    title = f"{model}: energy a request by {what} at fixed batches, {tokens:,} tokens {'out' if other else 'in'}"
+    series = name_series(kept, _labels(kept), title=title, mixed=mixed)
+    yield draw_sweep(_file(f"sequences-{x}-batch", model), title, INTERVALS_NOTE, kept, series, x=x, lines="batch")
 
 
 def _engines(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
-        alone = [point for point in points if point.row.cell.setup.tensor_parallel == 1 and _is_plain(point)]
+        alone = [point for point in points if _is_alone(point) and point.row.cell.setup.dtype == DEFAULT_DTYPE]
         yield from _batches(alone, "engines", f"{model}: energy a request by engine and batch", model, mixed)
 
 
@@ -92,6 +119,51 @@ def _experts(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         yield from _batches(kept, "mixture-of-experts", title, DEFAULT_MODEL, mixed, with_model=True)
 
 
+def _precision(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    for model, points in _by_model(evidence.points):
+        alone = [point for point in points if _is_alone(point)]
+        narrow = {_widened(point) for point in alone if point.row.cell.setup.dtype != DEFAULT_DTYPE}
+        kept = [point for point in alone if _widened(point) in narrow]
+        yield from _batches(kept, "precision", f"{model}: energy a request by precision and batch", model, mixed)
+
+
+def _tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    """At the batch at which most were measured."""
+    titles = {(round(task.mean), task.output_tokens): task.title for task in tasks().values()}
+    for model, points in _by_model(evidence.points):
+        asked = [point for point in points if point.lengths in titles and _is_alone(point)]
+        batches = [point.batch for point in asked]
+        kept = [point for point in asked if point.batch == max(batches, key=batches.count)]
+        # A cell of another study may happen to be as long as one task.
+        if len({point.lengths for point in kept}) > 1:
+            kept.sort(key=lambda point: (list(titles).index(point.lengths), point.label))
+            title = f"{model}: energy a request by task, {kept[0].batch} requests at once"
+            series = name_series(kept, _labels(kept), title=title, mixed=mixed)
+            places = [f"{titles[one.lengths]}: {one.lengths[0]} in, {one.lengths[1]} out" for one in kept]
+            note = f"Every prompt as long as the mean of its task, so that nothing is padded. {MARKS_NOTE}"
+            yield _dots(_file("tasks", model), title, note, kept, series, places)
+    yield from draw_mixed(evidence, mixed)
+
+
+def _dots(
+    name: str, title: str, note: str, points: Sequence[Point], series: Sequence[str], places: Sequence[str]
+) -> Figure:
+    return draw_dots(
+        name,
+        title,
+        note,
+        place_values(points, series, places),
+        x_title=ENERGY_TITLE,
+        head=TABLE_HEAD,
+        table=[table_row(point, label) for point, label in zip(points, series, strict=True)],
+        points=points,
+    )
+
+
+def _advice(evidence: Evidence, _mixed: str) -> Iterable[Figure]:
+    return draw_advice(evidence)
+
+
 def _weights(evidence: Evidence, _mixed: str) -> Iterable[Figure]:
     return draw_weights(evidence.points)
 
@@ -103,12 +175,15 @@ def _traces(evidence: Evidence, _mixed: str) -> Iterable[Figure]:
 def _batches(
     points: Sequence[Point], name: str, title: str, model: str, mixed: str, *, with_model: bool = False
 ) -> Iterator[Figure]:
-    """Joules over batches, at the lengths where most batches of several series were measured."""
+    """Joules over batches, at the lengths where most batches of several series were measured.
+
+    A line of few batches says nothing of those between: its cells stand below each other instead.
+    """
     best: list[Point] = []
     for _, group in groupby(sorted(points, key=lambda point: point.lengths), key=lambda point: point.lengths):
         here = list(group)
         series = {(point.label, point.model if with_model else "") for point in here}
-        if len(series) > 1 and len({point.batch for point in here}) >= FEWEST and len(here) > len(best):
+        if len(series) > 1 and len(here) > len(best):
             best = here
     if not best:
         return
@@ -117,7 +192,12 @@ def _batches(
     names = {p.row.cell_id: f"{p.label} {p.model}" for p in best} if with_model else _labels(best)
     whole = f"{title}, {tokens_in:,} tokens in, {tokens_out:,} out"
     series_names = name_series(best, names, title=whole, mixed=mixed)
-    yield draw_sweep(_file(name, model), whole, INTERVALS_NOTE, best, series_names, x="batch")
+    if len({point.batch for point in best}) >= FEWEST:
+        yield draw_sweep(_file(name, model), whole, INTERVALS_NOTE, best, series_names, x="batch")
+        return
+    paired = sorted(zip(best, series_names, strict=True), key=lambda one: one[0].batch)
+    places = [f"batch of {point.batch:,}" for point, _ in paired]
+    yield _dots(_file(name, model), whole, MARKS_NOTE, [one for one, _ in paired], [one for _, one in paired], places)
 
 
 def _by_model(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
@@ -147,9 +227,25 @@ def _in_time(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
+def _largest(points: Sequence[Point], axis: int) -> Iterator[Point]:
+    """Of a line along `axis`, 0 for inputs, 1 for outputs, what may be a largest batch.
+
+    A GPU that takes a larger batch of longer requests takes it of these too, so that what was measured in a smaller one
+    was asked for by another study, and would dent the line.
+    """
+    for point in points:
+        longer = [one for one in points if one.lengths[axis] > point.lengths[axis]]
+        if all(one.batch <= point.batch for one in longer):
+            yield point
+
+
 def _lined(points: Sequence[Point], x: str) -> list[Point]:
     """Points on lines along `x` of at least `FEWEST` values, in the order in which they are drawn."""
     axis, other = (0, 1) if x == "input" else (1, 0)
+    by_line: dict[tuple[str, int], list[Point]] = {}
+    for point in points:
+        by_line.setdefault((point.label, point.lengths[other]), []).append(point)
+    points = [point for line in by_line.values() for point in _largest(line, axis)]
     counts: dict[tuple[str, int], set[int]] = {}
     for point in points:
         counts.setdefault((point.label, point.lengths[other]), set()).add(point.lengths[axis])
@@ -167,6 +263,16 @@ def _labels(points: Iterable[Point]) -> dict[str, str]:
 def _is_plain(point: Point) -> bool:
     """Whether it decodes greedily, without a draft model."""
     return point.row.cell.load.decoding == GREEDY and point.row.cell.setup.speculation is None
+
+
+def _is_alone(point: Point) -> bool:
+    """Whether it is plain, on one GPU."""
+    return _is_plain(point) and point.row.cell.setup.tensor_parallel == 1
+
+
+def _widened(point: Point) -> tuple[EngineSetup, Load]:
+    """What it would be in the default precision."""
+    return replace(point.row.cell.setup, dtype=DEFAULT_DTYPE), point.row.cell.load
 
 
 def _undrafted(point: Point) -> EngineSetup:
@@ -193,7 +299,7 @@ STUDIES = (
         name="sequences",
         title="Input and output length, prefill and decode",
         paper="Figures 2, 10, 11",
-        measure="infergy measure paper-bins",
+        measure="infergy study run input-lengths, output-lengths and batches",
         draw=_sequences,
     ),
     Study(
@@ -207,24 +313,26 @@ STUDIES = (
         name="mixture-of-experts",
         title="Mixture of experts against dense",
         paper="Figure 4",
-        measure="infergy measure paper-bins --model olmoe-1b-7b, and --model olmo-1b",
+        measure="infergy study run mixture-of-experts",
         draw=_experts,
     ),
     Study(
         name="engines",
         title="Engines, compiling and graphs",
         paper="Figure 5",
-        measure="infergy measure paper-bins -e transformers -e transformers-compiled -e vllm-eager -e vllm",
+        measure="infergy study run engines",
         draw=_engines,
     ),
     Study(
         name="tensor-parallel",
         title="Tensor parallel",
         paper="Figure 6",
-        measure="infergy measure tensor-parallel",
+        measure="infergy study run tensor-parallel, with four GPUs tensor-parallel-4",
         draw=_tensor_parallel,
     ),
-    Study(name="tasks", title="Tasks", paper="Figure 8", measure="", draw=_nothing),
+    Study(
+        name="tasks", title="Tasks", paper="Figure 8", measure="infergy study run tasks and tasks-mixed", draw=_tasks
+    ),
     Study(
         name="online",
         title="Online against offline serving",
@@ -233,10 +341,24 @@ STUDIES = (
         draw=draw_online,
     ),
     Study(
+        name="precision",
+        title="Arithmetic in 16 and 8 bits",
+        paper="",
+        measure="infergy study run precision",
+        draw=_precision,
+    ),
+    Study(
         name="weights",
         title="What the law of random weights does to joules",
         paper="",
-        measure="infergy measure weights-law",
+        measure="infergy study run weights-law",
         draw=_weights,
+    ),
+    Study(
+        name="advice",
+        title="Which configuration to choose",
+        paper="",
+        measure="infergy study run paper-bins, then infergy report FILE --trace TRACE",
+        draw=_advice,
     ),
 )
