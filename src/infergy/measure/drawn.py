@@ -82,6 +82,12 @@ class DrawnGpu(SimulatedGpu):
         self.sleep(max(1, int((self.next_tick_s() - self.now_s()) / gap_s)) * gap_s)
 
 
+def _times(sd: float, drawn: float) -> float:
+    """A factor of mean 1 and standard deviation `sd` from a standard normal draw: log-normal, so that time runs on."""
+    wide = math.log1p(sd**2)
+    return math.exp(math.sqrt(wide) * drawn - wide / 2)
+
+
 class DrawnSession:
     """Lets the drawn load pass on the drawn GPU."""
 
@@ -96,7 +102,7 @@ class DrawnSession:
         """One batch."""
         drawn, sd = self._scenario, self._scenario.noise / self._scenario.batch_s**0.5
         slow, hungry = self._noise()
-        slower, hungrier = 1 + sd * slow, 1 + sd / 3 * hungry
+        slower, hungrier = _times(sd, slow), _times(sd / 3, hungry)
         self._gpu.advance(drawn.prefill_s * slower, drawn.prefill_w * hungrier)
         self._gpu.advance(drawn.decode_s * slower, drawn.decode_w * hungrier)
         return Completion(input_tokens=tuple(map(len, work.prompts)), output_tokens=work.output_tokens)
