@@ -13,16 +13,18 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.cli.schema import make_schema
+from infergy.energy.calibration import Calibrated, Calibration
+from infergy.energy.physics import BY_NAME, Physics
 from infergy.errors import DataError, UsageError
 from infergy.report.scoreboard import points
 from infergy.score.board import ESTIMATORS, Score, score_all, score_new
 from infergy.score.fit import fit_physics
-from infergy.score.ours import Infergy, InfergyDatasheet
+from infergy.score.ours import Infergy, InfergyCalibrated, InfergyDatasheet, InfergyPhysics
 from infergy.score.residual import Residual
 from infergy.score.rivals import RIVALS, ecologits, flops_at_tdp, request_terms, vidur_power_w, wilkins_terms
 from infergy.score.rows import Rows, backbone_of, find_shape, read_rows
 from infergy.score.splits import SPLITS
-from infergy.score.steps import stand_in
+from infergy.score.steps import stand_in, steps_of
 
 ROWS, ENERGY_J = read_rows()
 FEW = np.flatnonzero((ROWS.backbone == "llama-3-8b") | (ROWS.backbone == "qwen3-32b"))
@@ -212,6 +214,68 @@ def test_one_measurement_helps_and_none_hurts() -> None:
     other = some.gpu != one.gpu[0]
     assert (near[other] == 0).all()
     assert wider[other].min() > half[0]
+
+
+def calibration_of(gpu: str, factors: dict[str, float]) -> Calibration:
+    """Of a GPU whose constants are so many times the priors."""
+    constants = tuple(
+        Calibrated(
+            name=name,
+            unit="ratio",
+            prior=BY_NAME[name].value,
+            prior_spread=0.3,
+            value=BY_NAME[name].value * factor,
+            low=0.0,
+            high=1.0,
+            spread=0.01,
+            windows=5,
+        )
+        for name, factor in factors.items()
+    )
+    return Calibration(
+        gpu=gpu,
+        title=gpu,
+        driver_name=gpu,
+        uuids=("GPU-a",),
+        measured_from="2026-01-01T00:00:00.000+00:00",
+        measured_to="2026-01-01T00:00:00.000+00:00",
+        simulated=False,
+        windows=5,
+        power_limit_w=None,
+        constants=constants,
+        seen=(),
+        notes=(),
+    )
+
+
+def test_a_calibration_tells_of_a_gpu_that_no_row_is_of_and_of_no_other() -> None:
+    """Joules made by the model, B200s drawing 1.5 times the base power and bytes costing 0.6 times what others' do."""
+    factors = {"base_share": 1.5, "byte_share": 0.6}
+    steps = steps_of(ROWS)
+    energy_j = Physics(factors={"b200": factors}).passes(steps.demand, steps.chips).energy_j / steps.batch
+    seen = ROWS.gpu == "h100-sxm"
+    rows, others = ROWS.take(np.flatnonzero(seen)), ROWS.take(np.flatnonzero(~seen))
+    calibrated = InfergyCalibrated((calibration_of("b200", factors),)).fit(rows, energy_j[seen])
+    told = calibrated.predict(others)
+    plain = InfergyPhysics().fit(rows, energy_j[seen]).predict(others)
+    off, plainly_off = (np.median(np.abs(one.energy_j / energy_j[~seen] - 1)) for one in (told, plain))
+    assert off < 0.5 * plainly_off
+    assert told.low_j is not None
+    assert (told.low_j < told.energy_j).all()
+    assert np.isnan(calibrated.predict(rows).energy_j).all()
+    # Rows of the GPU itself tell more than its kernels.
+    everything = InfergyCalibrated((calibration_of("b200", factors),)).fit(ROWS, energy_j)
+    assert np.isnan(everything.predict(others).energy_j).all()
+
+
+def test_two_calibrations_of_one_kind_of_gpu_are_refused(tmp_path: Path) -> None:
+    one, other = (tmp_path / name for name in ("one.jsonl", "other.jsonl"))
+    for path in (one, other):
+        CliRunner().invoke(app, ["calibrate", "--simulate", "h200", "--budget", "20s", "-o", str(path)])
+    words = ["scoreboard", "--split", "gpu", "--calibration", str(one), "--calibration", str(other)]
+    found = CliRunner().invoke(app, words)
+    assert isinstance(found.exception, UsageError)
+    assert "another one is of NVIDIA H200" in str(found.exception)
 
 
 def test_a_model_known_by_its_parameters_alone_is_predicted_too() -> None:

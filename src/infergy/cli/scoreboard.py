@@ -14,6 +14,7 @@ from infergy.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from infergy.score.board import Score
+    from infergy.score.protocol import Estimator
     from infergy.score.rows import Rows
 
 TASKS = ("text", "all")
@@ -35,6 +36,12 @@ def scoreboard(
     split: Annotated[
         list[str] | None, typer.Option("--split", help="batch, backbone or gpu; repeat for more [default: all three]")
     ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibration", help="Made by infergy calibrate: a held-out GPU by its own constants; repeatable."
+        ),
+    ] = None,
     tasks: Annotated[str, typer.Option("--tasks", help="Which shipped rows are scored: text or all")] = "text",
     output: Annotated[
         Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(FORMATS)}")
@@ -52,7 +59,7 @@ def scoreboard(
     # Matrices of some hundred rows gain nothing from threads, which stall each other where the machine is busy.
     # Read when numpy loads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from infergy.score.board import score_all, score_new
+    from infergy.score.board import ESTIMATORS, score_all, score_new
     from infergy.score.rows import read_rows
     from infergy.score.splits import SPLITS
 
@@ -66,13 +73,15 @@ def scoreboard(
         raise UsageError(
             f"--configs {configs}: no such folder. Expected one with OWNER/NAME/config.json or NAME.json in it"
         )
+    estimators = (*ESTIMATORS, *_calibrated(calibration or []))
     known, energy_j = read_rows()
     if rows is None:
-        found = score_all(known, energy_j, splits=split or tuple(SPLITS), tasks=tasks, progress=_tell)
+        splits = split or tuple(SPLITS)
+        found = score_all(known, energy_j, splits=splits, tasks=tasks, estimators=estimators, progress=_tell)
     else:
         new, new_energy_j = read_rows(rows, configs, _warn)
         _warn_of_known(known, new)
-        found = score_new(known, energy_j, new, new_energy_j, progress=_tell)
+        found = score_new(known, energy_j, new, new_energy_j, estimators=estimators, progress=_tell)
     if output is not None:
         save_chart(_chart(found), output)
         typer.echo(f"{output}: {len(found)} scores", err=True)
@@ -80,6 +89,25 @@ def scoreboard(
         typer.echo(json.dumps([asdict(one) for one in found], indent=1, allow_nan=False))
     elif output is None:
         print_scores(found)
+
+
+def _calibrated(paths: Sequence[Path]) -> list[Estimator]:
+    """The estimator that takes calibrations, if there are some.
+
+    Raises:
+        UsageError: Two are of one kind of GPU.
+    """
+    from infergy.energy.calibration import load_calibration
+    from infergy.score.ours import InfergyCalibrated
+
+    found = [load_calibration(path) for path in paths]
+    names = [one.gpu for one in found]
+    for path, one in zip(paths, found, strict=True):
+        if names.count(one.gpu) > 1:
+            raise UsageError(f"--calibration {path}: another one is of {one.title} too. Give one of each kind of GPU")
+        if one.simulated:
+            _warn(f"{path} is SIMULATED: what it scores says nothing about real hardware")
+    return [InfergyCalibrated(tuple(found))] if found else []
 
 
 def _warn_of_known(known: Rows, new: Rows) -> None:
