@@ -11,6 +11,7 @@ from infergy.energy.demand import decode_demand, join, prefill_demand
 from infergy.energy.physics import BY_NAME, CONSTANTS, Chips, Physics
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.models import get_model, shape_of_id
+from infergy.measure.calibration_plan import sum_works
 
 LLAMA, MIXTURE, HYBRID = get_model("llama-3.1-8b"), get_model("qwen3-30b-a3b"), get_model("nemotron-nano-12b-v2")
 BATCHES = np.array([1.0, 8.0, 64.0, 512.0])
@@ -65,6 +66,20 @@ def test_heads_of_keys_and_values_lie_on_several_gpus_where_there_are_more_of_th
     assert shared.cache_bytes == pytest.approx(8 * alone.cache_bytes)
     apart = decode_demand(latent, BATCHES, np.full(4, 2000.0), gpus=8.0, is_replicated=True)
     assert (apart.cache_bytes == alone.cache_bytes).all()
+
+
+def test_what_gpus_exchange_is_counted_as_a_calibration_counts_it() -> None:
+    """A sum of one token's values, twice a layer: as many bytes as the same sums of `infergy calibrate`."""
+    demand = decode_demand(LLAMA, np.array([64.0]), np.array([100.0]), gpus=2.0)
+    _, large = sum_works()
+    a_byte = large.link_bytes / large.sizes[0]
+    assert demand.reduced_bytes == pytest.approx(2 * LLAMA.layers * 64 * LLAMA.hidden * 2 * a_byte)
+
+
+def test_each_gpu_reads_all_that_is_not_divided_where_it_serves_requests_of_its_own() -> None:
+    one, eight = (decode_demand(MIXTURE, BATCHES, BATCHES, gpus=8.0, is_replicated=r) for r in (False, True))
+    assert eight.weight_bytes == pytest.approx(8 * one.weight_bytes)
+    assert eight.expert_bytes == pytest.approx(one.expert_bytes)
 
 
 def test_experts_compute_rows_in_vain_which_large_batches_fill() -> None:

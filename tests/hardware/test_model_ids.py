@@ -72,6 +72,23 @@ def test_each_model_of_the_benchmark_has_its_shape_and_format(model_id: str) -> 
     assert shape.parameters == get_model(shape.name).parameters
 
 
+@pytest.mark.parametrize(
+    ("model_id", "blocks"),
+    [
+        ("Qwen/Qwen3-32B-FP8", True),
+        ("RedHatAI/Qwen3-32B-FP8-dynamic", False),
+        ("deepseek-ai/DeepSeek-V3", True),
+        ("someone/DeepSeek-V3-FP8", True),
+        ("meta-llama/Llama-3.1-405B-Instruct-FP8", False),
+        ("Qwen/Qwen3-32B", False),
+    ],
+)
+def test_fp8_is_scaled_in_blocks_where_the_configuration_or_the_family_says_so(model_id: str, blocks: bool) -> None:
+    shape = shape_of_id(model_id)
+    assert shape is not None
+    assert shape.scaled_in_blocks is blocks
+
+
 @pytest.mark.parametrize("model_id", RELATIVES)
 def test_relatives_go_by_the_shape_of_their_network(model_id: str) -> None:
     shape = shape_of_id(model_id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +278,30 @@ def test_two_calibrations_of_one_kind_of_gpu_are_refused(tmp_path: Path) -> None
     found = CliRunner().invoke(app, words)
     assert isinstance(found.exception, UsageError)
     assert "another one is of NVIDIA H200" in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--split", "gpu"], r"of NVIDIA H200.*no row of it is among the shipped rows; GPUs that are: b200, h100-sxm"),
+        (["--split", "batch"], "take --split gpu too"),
+    ],
+)
+def test_a_calibration_that_would_say_nothing_is_refused(tmp_path: Path, words: list[str], told: str) -> None:
+    path = tmp_path / "h200.jsonl"
+    CliRunner().invoke(app, ["calibrate", "--simulate", "h200", "--budget", "20s", "-o", str(path)])
+    found = CliRunner().invoke(app, ["scoreboard", *words, "--calibration", str(path)])
+    assert isinstance(found.exception, UsageError)
+    assert re.search(told, str(found.exception))
+
+
+def test_a_model_without_attention_has_joules_too() -> None:
+    """A state alone: no cache to divide by its layers."""
+    rows = rows_where(backbone="nemotron-nano-12b-v2").take([0])
+    assert rows.shapes[0] is not None
+    bare = replace(rows, shapes=(replace(rows.shapes[0], attention_layers=0),))
+    energy_j = InfergyPhysics().fit(ROWS, ENERGY_J).predict(bare).energy_j
+    assert 0 < energy_j[0] < 100
 
 
 def test_a_model_known_by_its_parameters_alone_is_predicted_too() -> None:

@@ -14,7 +14,7 @@ from infergy.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from infergy.score.board import Score
-    from infergy.score.protocol import Estimator
+    from infergy.score.ours import InfergyCalibrated
     from infergy.score.rows import Rows
 
 TASKS = ("text", "all")
@@ -73,13 +73,18 @@ def scoreboard(
         raise UsageError(
             f"--configs {configs}: no such folder. Expected one with OWNER/NAME/config.json or NAME.json in it"
         )
-    estimators = (*ESTIMATORS, *_calibrated(calibration or []))
     known, energy_j = read_rows()
+    calibrated = _calibrated(calibration or [])
+    estimators = (*ESTIMATORS, *calibrated)
     if rows is None:
         splits = split or tuple(SPLITS)
+        if calibrated and "gpu" not in splits:
+            raise UsageError("--calibration tells of a GPU that is left out: take --split gpu too, or leave it away")
+        _refuse_absent(calibrated, set(known.gpu), "among the shipped rows")
         found = score_all(known, energy_j, splits=splits, tasks=tasks, estimators=estimators, progress=_tell)
     else:
         new, new_energy_j = read_rows(rows, configs, _warn)
+        _refuse_absent(calibrated, set(new.gpu) - set(known.gpu), f"in {rows} and not among the shipped rows too")
         _warn_of_known(known, new)
         found = score_new(known, energy_j, new, new_energy_j, estimators=estimators, progress=_tell)
     if output is not None:
@@ -91,7 +96,19 @@ def scoreboard(
         print_scores(found)
 
 
-def _calibrated(paths: Sequence[Path]) -> list[Estimator]:
+def _refuse_absent(calibrated: Sequence[InfergyCalibrated], gpus: set[str], where: str) -> None:
+    """Before anything is fitted: a calibration of a GPU that nothing asks for would be silent.
+
+    Raises:
+        UsageError: A calibrated GPU is not among `gpus`.
+    """
+    for one in (one for estimator in calibrated for one in estimator.calibrations):
+        if one.gpu not in gpus:
+            there = ", ".join(sorted(gpus)) or "none"
+            raise UsageError(f"--calibration of {one.title}: no row of it is {where}; GPUs that are: {there}")
+
+
+def _calibrated(paths: Sequence[Path]) -> list[InfergyCalibrated]:
     """The estimator that takes calibrations, if there are some.
 
     Raises:

@@ -23,18 +23,19 @@ class Demand:
 
     Attributes:
         sequences: Sequences that the pass serves.
-        weight_bytes: Weights read whatever is routed: layers and output head.
+        weight_bytes: Weights read whatever is routed: layers and output head; by each GPU for itself where attention is
+            replicated.
         expert_bytes: Weights of the routed experts that are visited, in expectation under uniform routing.
         cache_bytes: KV cache and states read and written, by all GPUs: where there are more of them than heads of keys
             and values, each head lies on several, and MLA's latents on all.
-        linear_flops: FLOPs of all matrices on all tokens.
+        linear_flops: FLOPs of all matrices on all tokens, and of Mamba-2 states.
         attention_flops: FLOPs of scores and weighted sums.
         expert_row_flops: FLOPs of one row in each expert that is visited, in all layers; 0 without experts.
         layers: Layers of all kinds; `expert_layers` and `state_layers` those with experts and with a Mamba-2 state.
         expert_size_bytes: One expert, on one GPU; 1 without experts.
         experts_visited: Of one layer; 1 without experts.
         gpus: GPUs that share the pass.
-        reduced_bytes: What each GPU holds of the sums that GPUs exchange.
+        reduced_bytes: What each GPU sends, and gets, of the sums that GPUs exchange.
         is_fp8: 1 where matrices are in fp8, else 0; `is_mxfp4` likewise of experts in mxfp4.
         is_block_scaled: 1 where fp8 weights have a scale for each block, else 0.
         is_dispatched: 1 where experts are divided among GPUs whole (expert parallel), else 0.
@@ -175,10 +176,10 @@ def _demand(
         size = size if is_dispatched else size / devices
         row = 2.0 * experts.expert_matmul(shape.hidden) * experts.layers * visited
     # A GPU sends and gets 2 (G − 1) / G of each sum (how nccl-tests count bus bandwidth); two sums a layer.
-    reduced = 2 * (devices - 1) / devices * tokens * shape.hidden * ACTIVATION_BYTES * 2 * shape.layers / devices
+    reduced = 2 * (devices - 1) / devices * tokens * shape.hidden * ACTIVATION_BYTES * 2 * shape.layers
     return Demand(
         sequences=batch,
-        weight_bytes=full(shape.step_weight_bytes(0, dtype)),
+        weight_bytes=shape.step_weight_bytes(0, dtype) * (devices if is_replicated else full(1.0)),
         expert_bytes=routed,
         cache_bytes=kv_bytes * (1.0 if is_replicated else copies_of_cache(shape, devices)) + state_bytes,
         linear_flops=flops - attention_flops,

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 LAUNCH = "10 to 14 launches a layer at some 3 us each inside a CUDA graph"
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped products"
-CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE, 256 tokens: what a GPU exchanges is filled up to a chunk"
+CHUNKS = (
+    "VLLM_MOE_DP_CHUNK_SIZE, 256 tokens, to which what a GPU exchanges is filled up; how many rows that is, nowhere"
+)
 OURS = "our own estimate, nowhere published: the spread says how little it is trusted"
 
 
@@ -67,7 +69,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("weight_efficiency", 0.8, 0.1, "share of the bandwidth at which weights are read", KERNELS, 0.15),
     _constant("cache_efficiency", 0.75, 0.3, "share of the bandwidth at which the KV cache is read", KERNELS, 0.2),
     _constant("compute_efficiency", 0.65, 0.25, "share of the dense peak that matrix products reach", KERNELS, 0.15),
-    _constant("attention_efficiency", 0.4, 0.4, "share of bfloat16's dense peak that attention to a prompt reaches"),
+    _constant("attention_efficiency", 0.4, 0.4, "share of bfloat16's dense peak that attention reaches"),
     _constant("layer_s", 40e-6, 0.4, "s a layer beside bytes and FLOPs, with CUDA graphs", LAUNCH, 0.25),
     _constant(
         "expert_layer_s", 60e-6, 0.6, "s more for a layer with experts: routing, sorting, grouped products", OURS, 0.25
@@ -230,6 +232,7 @@ class Physics:
         is_fp8, is_block, is_mxfp4 = d.is_fp8 > 0, d.is_block_scaled > 0, d.is_mxfp4 > 0
         narrow = np.where(is_fp8, of("fp8_bytes"), 1.0) * np.where(is_mxfp4, of("mxfp4_bytes"), 1.0)
         grouping = of("expert_bytes") * (d.expert_size_bytes / REFERENCE_EXPERT_BYTES) ** -of("expert_size")
+        grouping = np.maximum(1.0, grouping)
         grouping = np.where(has_experts, grouping, 1.0) * np.where(is_block, of("block_bytes"), 1.0)
         # Of n experts dropped on G GPUs the fullest has n / G + √(2 n ln G / G), as n is large (Raab and Steger 1998).
         fullest = np.sqrt(2 * np.log(np.maximum(d.gpus, 1.0)) * d.gpus / d.experts_visited)

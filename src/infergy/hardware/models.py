@@ -85,7 +85,8 @@ def shape_of_id(model_id: str) -> ModelShape | None:
                 shape = get_model(shipped)
                 if dtype is None:
                     return shape
-                blocks = dtype == "fp8" and re.fullmatch(rules["blocks"], shipped) is not None
+                blocks = shape.scaled_in_blocks or re.fullmatch(rules["blocks"], shipped) is not None
+                blocks = blocks and ending in rules["block_endings"]
                 return dataclasses.replace(shape, checkpoint_dtype=dtype, scaled_in_blocks=blocks)
     return None
 

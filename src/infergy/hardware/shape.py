@@ -164,7 +164,7 @@ class ModelShape:
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA the latents are kept."""
-        return self.attending_layers * self.attention.cached_values * _cache_bytes(dtype)
+        return self.attending_layers * self.attention.cached_values * cache_bytes(dtype)
 
     def kv_bytes(self, context_tokens: int, dtype: str = "bfloat16") -> float:
         """Bytes of KV cache of one request with `context_tokens`; a sliding window keeps no more than itself.
@@ -174,7 +174,7 @@ class ModelShape:
         windowed, window = self.attention.window_layers, self.attention.window_tokens
         kept = (self.attending_layers - windowed) * context_tokens
         kept += windowed * (context_tokens if window is None else min(context_tokens, window))
-        return kept * self.attention.cached_values * _cache_bytes(dtype)
+        return kept * self.attention.cached_values * cache_bytes(dtype)
 
     def prefill_flops(self, input_tokens: int, *, causal: bool = True) -> int:
         """FLOPs of one prompt: 2 × matrices × tokens, attention, and the output head on the last position.
@@ -261,7 +261,7 @@ class ModelShape:
 
     def _step_cache_bytes(self, first: int, steps: int, dtype: str) -> float:
         """Bytes of a request's cache and state that `steps` decode steps move, the first at context `first`."""
-        read = self._seen(first, first + steps - 1) * self.attention.cached_values * _cache_bytes(dtype)
+        read = self._seen(first, first + steps - 1) * self.attention.cached_values * cache_bytes(dtype)
         return read + steps * (self.kv_bytes_per_token(dtype) + 2 * self.state_bytes)
 
     def _decode_flops(self, first: int, last: int, *, absorbed: bool) -> int:
@@ -275,10 +275,10 @@ class ModelShape:
 
     def _bytes(self, shared: float, routed: float, tables: float, dtype: str) -> float:
         # Embeddings and the output head stay wide where matrices are narrow: vLLM, and the FP8 checkpoints of the hub.
-        return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + tables * _cache_bytes(dtype)
+        return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + tables * cache_bytes(dtype)
 
 
-def _cache_bytes(dtype: str) -> float:
+def cache_bytes(dtype: str) -> float:
     """Bytes of a value in the KV cache, and in the tables of the vocabulary: bfloat16 unless the model is wider."""
     return max(dtype_bytes("bfloat16"), _shared_bytes(dtype))
 

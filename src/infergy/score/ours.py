@@ -127,7 +127,7 @@ class _Fitted:
     residual: Residual | None
 
     def predict(self, rows: Rows) -> Prediction:
-        """Joules an output token; without rows to learn from, with the interval of estimates by datasheet."""
+        """Joules an output token; without the process, with the interval of estimates by datasheet."""
         import numpy as np
 
         energy_j = self.physics.energy_j(rows)

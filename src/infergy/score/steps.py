@@ -10,7 +10,7 @@ from infergy.energy.demand import Demand, copies_of_cache, decode_demand, join
 from infergy.energy.physics import Chips
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape
-from infergy.hardware.shape import ModelShape
+from infergy.hardware.shape import ModelShape, cache_bytes
 from infergy.score.rows import Rows
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Steps:
     def with_prompts(self, longer: Column | float) -> Demand:
         """All that a step asks, where prompts are so many times longer than guessed.
 
-        Prefills ride along: their tokens are multiplied with the weights that decoding has read.
+        Prefills ride along: their tokens are multiplied with the weights that decoding has read, of experts too, though
+        they visit more of them.
         """
         import numpy as np
 
@@ -106,7 +107,7 @@ def steps_of(rows: Rows) -> Steps:
     inputs = np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task])
     shapes = [shape or stand_in(rows, place) for place, shape in enumerate(rows.shapes)]
     attention = [shape.attention for shape in shapes]
-    wide = [shape.kv_bytes_per_token(str(kind)) for shape, kind in zip(shapes, rows.precision, strict=True)]
+    wide = [cache_bytes(str(kind)) for kind in rows.precision]
     copies = [float(copies_of_cache(shape, gpus)) for shape, gpus in zip(shapes, rows.gpus, strict=True)]
     attending = np.array([float(shape.attending_layers) for shape in shapes])
     windowed = np.array([float(one.window_layers) for one in attention])
@@ -139,7 +140,9 @@ def steps_of(rows: Rows) -> Steps:
         token_flops=np.array([float(_token_flops(shape)) for shape in shapes]),
         pair_flops=np.array([float(one.pair_flops()) for one in attention]),
         step_pair_flops=np.array([float(one.pair_flops(absorbed=True)) for one in attention]),
-        value_bytes=np.array(wide) / attending * np.where(rows.data_parallel > 1, 1.0, np.array(copies)),
+        value_bytes=np.array([float(one.cached_values) for one in attention])
+        * np.array(wide)
+        * np.where(rows.data_parallel > 1, 1.0, np.array(copies)),
         layers=attending - windowed,
         window_layers=windowed,
         window=np.array([float(one.window_tokens or np.inf) for one in attention]),
