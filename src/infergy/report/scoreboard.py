@@ -8,7 +8,7 @@ from typing import Any
 from infergy.score.board import Score
 from infergy.units import format_percent
 
-WIDTH, STEP_HEIGHT = 520, 22
+WIDTH, STEP_HEIGHT, ROOM = 520, 22, 40
 MEDIAN, TAIL = "median, and its 90 % interval", "90th percentile"
 COLOURS = {MEDIAN: "#0072B2", TAIL: "#E69F00"}
 """Okabe and Ito's, which colour-blind readers tell apart."""
@@ -37,7 +37,8 @@ def draw_scoreboard(scores: Sequence[Score], titles: Mapping[str, str]) -> Any:
     for split in dict.fromkeys(score.split for score in scores):
         own = [score for score in scores if score.split == split]
         panels.append(_panel(own, f"{titles[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks"))
-    return altair.vconcat(*panels).resolve_scale(x="shared")
+    # A browser's letters may be wider than those by which the figure was laid out.
+    return altair.vconcat(*panels, padding=ROOM).resolve_scale(x="shared")
 
 
 def _panel(scores: Sequence[Score], title: str) -> Any:
@@ -59,7 +60,7 @@ def _panel(scores: Sequence[Score], title: str) -> Any:
         color=altair.Color(
             "kind:N",
             scale=altair.Scale(domain=list(COLOURS), range=list(COLOURS.values())),
-            legend=altair.Legend(title=None),
+            legend=altair.Legend(title=None, orient="top", labelLimit=300, columnPadding=40),
         ),
         shape=altair.Shape("kind:N", scale=altair.Scale(domain=list(COLOURS), range=["circle", "diamond"])),
     )
