@@ -4,7 +4,7 @@
 
 Rows are drawn from the shipped Azure conversation trace, in files of 10 million, made once. Each library counts them into
 the same histogram, through `infergy.open_trace`; the first counts of each are left out. DuckDB and Spark are skipped where
-they are not installed. Peak memory is of this process; Spark's own is its Java's, held to 2 GB.
+they are not installed. Peak memory is of this process, as Linux tells it; Spark's own is its Java's, held to 2 GB.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     E         = base × TDP × GPUs × t + e_byte × bytes + e_FLOP × FLOPs
 
 Two rooflines with a smooth corner, (memory⁴ + compute⁴)^¼, one after the other, since a layer's matrices and its
-attention are; launches and the host beside them, and joules that are those of time, of bytes and of
-FLOPs. Where E / t passes the power limit, time is stretched, and the base power of the stretch is paid: that is what
+attention are; launches and the host beside them, and joules that are those of time, of bytes and of FLOPs.
+Where E / t passes the power limit, time is stretched, and the base power of the stretch is paid: that is what
 throttling does. An engine without CUDA graphs launches kernels while the GPU still works on earlier ones: there t is
 the smooth maximum of the GPU's time and the host's, not their sum (`Physics.runs_ahead`). Each constant has a prior, a
 spread and a source (`CONSTANTS`); `Physics` holds values for them, of the datasheet alone or fitted
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 LAUNCH = "10 to 14 launches a layer at some 3 us each inside a CUDA graph"
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped products"
-CHUNKS = (
-    "VLLM_MOE_DP_CHUNK_SIZE, 256 tokens, to which what a GPU exchanges is filled up; how many rows that is, nowhere"
-)
+CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE: what a GPU exchanges is filled up to 256 tokens; as many rows an expert is our guess"
 OURS = "our own estimate, nowhere published: the spread says how little it is trusted"
 
 
