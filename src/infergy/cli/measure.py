@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from infergy.records.codec import to_json
 from infergy.units import format_duration
 
 if TYPE_CHECKING:
+    from infergy.measure.grid import Grid
     from infergy.records import Plan
 
 EXIT_SOME_FAILED = 4
@@ -261,24 +263,36 @@ def gpu_here() -> str | None:
     return None if known is None else known.name
 
 
-def resolve(source: str | None, **asked: Any) -> Plan:
-    """The plan that a file, a study's name or options ask for; options, None where not given, win over the file.
+def resolve(sources: str | Sequence[str] | None, **asked: Any) -> Plan:
+    """The plan that files, studies' names or options ask for; options, None where not given, win over the files.
+
+    Several make one plan, in which what they share is loaded and measured once.
 
     Raises:
         UsageError: Nothing is named, or it cannot be measured.
         DataError: A file is no grid and no plan.
     """
     given = {key: value for key, value in asked.items() if value is not None and value != []}
-    if source is not None and source.endswith(".json"):
+    names = [sources] if isinstance(sources, str) else list(sources or ())
+    plans = [name for name in names if name.endswith(".json")]
+    if plans and len(names) > 1:
+        raise UsageError(f"{plans[0]} is a plan, already resolved: it stands alone. Name the grids that it came from")
+    if plans:
         from infergy.records import Plan
 
         if given:
             raise UsageError(
-                f"{source} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
+                f"{plans[0]} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
             )
-        return Plan.load(_existing(source))
+        return Plan.load(_existing(plans[0]))
 
-    from infergy.measure.grid import make_plan, parse_grid, read_toml, shrink
+    from infergy.measure.grid import make_plan
+
+    return make_plan(*(_grid(name, given) for name in names or [None]))
+
+
+def _grid(source: str | None, given: dict[str, Any]) -> Grid:
+    from infergy.measure.grid import parse_grid, read_toml, shrink
     from infergy.measure.studies import study_path
 
     data: dict[str, Any]
@@ -293,7 +307,7 @@ def resolve(source: str | None, **asked: Any) -> Plan:
         data = read_toml(_existing(source) if source.endswith(".toml") else study_path(source))
         parse_grid(data, source)
         data = shrink(data, source) if "quick" in given else data
-    return make_plan(parse_grid(_override(data, given), source or "the command line"))
+    return parse_grid(_override(data, given), source or "the command line")
 
 
 def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

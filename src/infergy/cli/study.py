@@ -112,7 +112,13 @@ def _figures(size: StudySize | None) -> tuple[str, str, str]:
 
 @study.command("run")
 def run_study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped study, or a grid (.toml) of your own")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="A shipped study, or a grid (.toml) of your own; of several, what they share is measured once",
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output-file", help="The store: one JSON row a cell; resumed if it exists.")
     ] = None,
@@ -131,12 +137,12 @@ def run_study(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finished row on stdout as it comes.")] = False,
 ) -> None:
-    """Measure a study, as infergy measure does; interrupted, the same command resumes.
+    """Measure studies, as infergy measure does; interrupted, the same command resumes.
 
-    Example: infergy study run engines --quick -o engines.jsonl
+    Example: infergy study run engines precision --quick -o mine.jsonl
     """
     resolved = resolve(
-        name,
+        names,
         quick=quick or None,
         model=model,
         gpu=gpu if gpu or simulate else gpu_here(),

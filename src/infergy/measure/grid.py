@@ -253,41 +253,64 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
 
 
-def make_plan(grid: Grid) -> Plan:
-    """Resolve a grid: multiply the axes, choose the batches, forecast the times, order by engine set-up.
+def make_plan(*grids: Grid) -> Plan:
+    """Resolve grids: multiply the axes, choose the batches, forecast the times, order by engine set-up.
+
+    Of several grids a set-up that more than one has is loaded once, and a cell that more than one has measured once.
 
     Raises:
-        UsageError: infergy lacks what the grid needs; a GPU, model or engine is unknown, an engine lacks an option, a
-            request is too long, or no batch of a cell fits: all reasons at once.
-        DataError: The model's file is no configuration.
+        UsageError: infergy lacks what a grid needs; a GPU, model or engine is unknown, an engine lacks an option, a
+            request is too long, or no batch of a cell fits: all reasons of a grid at once. Several grids are for
+            different GPUs, or measure in different ways.
+        DataError: A model's file is no configuration.
     """
+    first = grids[0]
+    for grid in grids[1:]:
+        if grid.options != first.options:
+            raise UsageError(f"{first.name} and {grid.name} have other [options]: measure them one after the other")
+    gpus: set[str] = set()
+    configs: dict[str, Mapping[str, Any]] = {}
+    setups: dict[EngineSetup, dict[str, PlannedCell]] = {}
+    for grid in grids:
+        gpu, models, found = _resolve(grid)
+        gpus.add(gpu.name)
+        configs |= models
+        for setup, cells in found.items():
+            setups[setup] = cells | setups.get(setup, {})
+    if len(gpus) > 1:
+        raise UsageError(f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}")
+    return Plan(
+        name=" + ".join(dict.fromkeys(grid.name for grid in grids)),
+        gpu=gpus.pop(),
+        cells=tuple(one for cells in setups.values() if cells for one in _order(list(cells.values()), first.options)),
+        models=configs,
+        options=MeasureOptions(**first.options.model_dump(exclude={"shuffle", "anchors"})),
+    )
+
+
+def _resolve(
+    grid: Grid,
+) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
+    """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
     if grid.needs:
         raise UsageError(
             f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
         )
     refusals = Refusals(grid.name)
     setups, shapes, gpu, configs = _resolve_names(grid, refusals)
-    ordered: dict[str, PlannedCell] = {}
+    found: dict[EngineSetup, dict[str, PlannedCell]] = {}
     for setup in setups:
         shape, draft = shapes[setup.model], find_draft(setup, configs)
-        cells: dict[str, PlannedCell] = {}
+        cells = found.setdefault(setup, {})
         for block in grid.cells:
             for load in _loads(block):
                 refusals.add(refuse_length(setup, configs, load))
                 with refusals.kept():
                     for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed, draft):
                         refusals.add(refuse_assisted(setup, planned.cell.load))
-                        if planned.key not in ordered:
-                            cells.setdefault(planned.key, planned)
-        ordered |= {planned.key: planned for planned in _order(list(cells.values()), grid.options)}
+                        cells.setdefault(planned.key, planned)
     refusals.tell()
-    return Plan(
-        name=grid.name,
-        gpu=gpu.name,
-        cells=tuple(ordered.values()),
-        models=configs,
-        options=MeasureOptions(**grid.options.model_dump(exclude={"shuffle", "anchors"})),
-    )
+    return gpu, configs, found
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
