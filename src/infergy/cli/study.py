@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.measure import EngineOption, GpuOption, ModelOption, gpu_here, measure_plan, resolve
+from infergy.cli.measure import (
+    EngineOption,
+    GpuOption,
+    MaxTimeOption,
+    ModelOption,
+    gpu_here,
+    measure_plan,
+    resolve,
+)
 from infergy.cli.trace_options import stdout_console
 from infergy.units import format_duration, format_si
 
@@ -126,6 +134,7 @@ def run_study(
     model: ModelOption = None,
     gpu: GpuOption = None,
     engine: EngineOption = None,
+    max_time: MaxTimeOption = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print the plan (with --json, as a file for a bare node); measure nothing."),
@@ -147,6 +156,7 @@ def run_study(
         model=model,
         gpu=gpu if gpu or simulate else gpu_here(),
         engines=engine,
+        max_time=max_time,
     )
     if not dry_run:
         from infergy.measure.studies import size_of
