@@ -16,8 +16,8 @@ from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 
-SHIPPED, AXES, REPLICATES, SUPERSEDED = shipped_tables()
-EVERY = [SHIPPED, AXES, REPLICATES, SUPERSEDED]
+EVERY = shipped_tables()
+SHIPPED, AXES, H100, OTHER_MODELS, REPLICATES, SUPERSEDED, H100_REPLICATES = EVERY
 
 
 def rows_in(path: Path) -> tuple[Measurement, ...]:
@@ -33,7 +33,8 @@ def chip(row: Measurement) -> str:
 def test_rows_are_real_and_each_says_random_weights(path: Path) -> None:
     rows = rows_in(path)
     assert all(row.is_ok and not row.simulated for row in rows)
-    assert {row.environment.gpus[0].name for row in rows} == {"NVIDIA H200"}
+    name = "NVIDIA H200" if path.name.startswith("h200-") else "NVIDIA H100 80GB HBM3"
+    assert {gpu.name for row in rows for gpu in row.environment.gpus} == {name}
     assert all(row.environment.weights.startswith("random weights: ") for row in rows)
     assert all(row.environment.driver and row.environment.packages and row.environment.engine for row in rows)
 

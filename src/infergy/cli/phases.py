@@ -28,11 +28,11 @@ def phases(
 
     Example: infergy phases mine.jsonl --engine vllm
     """
-    from infergy.energy.load import shipped_tables
+    from infergy.energy.load import shipped_table
     from infergy.energy.phases import find_phases
     from infergy.records.store import read_store
 
-    path = table or shipped_tables()[0]
+    path = table or shipped_table()
     report = find_phases(read_store(path).rows, file=str(path if table else path.name), label=engine)
     if as_json:
         print_json([report])

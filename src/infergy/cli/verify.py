@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infergy.cli.measure import gpu_here
 from infergy.cli.trace_options import JsonOption, print_json
 from infergy.errors import UsageError
 from infergy.units import format_percent
@@ -23,7 +24,7 @@ SUGGESTED = "rescaled.jsonl"
 
 def verify(
     table: Annotated[
-        Path | None, typer.Argument(metavar="TABLE", help="Measurements (.jsonl) [default: the shipped table]")
+        Path | None, typer.Argument(metavar="TABLE", help="Measurements (.jsonl) [default: what ships of this GPU]")
     ] = None,
     engine: Annotated[str, typer.Option("--engine", "-e", help="Engine set-up of the table")] = DEFAULT_ENGINE,
     output: Annotated[
@@ -49,14 +50,15 @@ def verify(
     """
     from infergy.cli.compare import print_comparison
     from infergy.energy.compare import compare
-    from infergy.energy.load import shipped_tables
+    from infergy.energy.load import shipped_table
     from infergy.records.store import read_store
 
     if rescale is not None and rescale.exists():
         raise UsageError(f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl")
     if rows is not None and output is not None:
         raise UsageError(f"--rows {rows} is measured already, so there is nothing to write to {output}: leave out -o")
-    stored = read_store(table or shipped_tables()[0]).rows
+    here = _gpu_of(read_store(rows).rows) if rows else None if simulate else gpu_here()
+    stored = read_store(table or shipped_table(here)).rows
     path = rows or _measure(stored, engine, output, meter=meter, simulate=simulate)
     measured = read_store(path).rows
     wanted = {row.cell_id for row in measured}
@@ -75,6 +77,13 @@ def verify(
     elif found.overall.is_significant and not as_json:
         words = ["infergy", "verify", *([str(table)] if table else []), "--rows", str(path), "--rescale", SUGGESTED]
         typer.echo(f"To make a table for this GPU, its joules scaled and marked: {shlex.join(words)}")
+
+
+def _gpu_of(rows: Sequence[Measurement]) -> str | None:
+    from infergy.hardware import catalogue_name
+
+    names = [gpu.name for row in rows for gpu in row.environment.gpus]
+    return catalogue_name(names[0]) if names else None
 
 
 def _measure(stored: Sequence[Measurement], engine: str, output: Path | None, *, meter: str, simulate: bool) -> Path:

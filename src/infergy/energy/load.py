@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from infergy.energy.options import DEFAULT_GPU
 from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
 from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name
@@ -37,8 +38,19 @@ class _Row(NamedTuple):
 
 
 def shipped_tables() -> tuple[Path, ...]:
-    """The tables inside the package in alphabetical order, and after them replicates from other chips."""
-    return (*sorted(SHIPPED.glob("*.jsonl*")), *sorted(SHIPPED.glob("replicates/*.jsonl*")))
+    """The tables inside the package, the default GPU's first, and after them replicates from other chips likewise."""
+    own, others = (SHIPPED.glob(pattern) for pattern in ("*.jsonl*", "replicates/*.jsonl*"))
+    return (*sorted(own, key=_default_first), *sorted(others, key=_default_first))
+
+
+def shipped_table(gpu: str | None = None) -> Path:
+    """The largest table that ships for a GPU of the catalogue; that of the default GPU where there is none."""
+    tables = shipped_tables()
+    return next((path for path in tables if gpu is not None and path.name.startswith(f"{gpu}-")), tables[0])
+
+
+def _default_first(path: Path) -> tuple[bool, str]:
+    return not path.name.startswith(f"{DEFAULT_GPU}-"), path.name
 
 
 def load_table(

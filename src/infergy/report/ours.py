@@ -139,9 +139,14 @@ class Law:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One cell against another under the same load: a ratio less 1, and its 95 % interval."""
+    """One cell against another under the same load: a ratio less 1, and its 95 % interval; None where it is unknown.
+
+    Attributes:
+        gpu: On which hardware.
+    """
 
     cell: str
+    gpu: str
     value: float
     low: float | None
     high: float | None
@@ -316,16 +321,17 @@ def _change(a: Point, b: Point, quantity: str) -> Change:
     came = "" if load.arrivals is None else f" {load.arrivals.label}"
     cell = f"{load.input_tokens}→{load.output_tokens} × {load.batch}{came}"
     if quantity == LATENCY:
-        return Change(cell=cell, value=b.duration_s / a.duration_s - 1, low=None, high=None)
+        return Change(cell=cell, gpu=b.gpu, value=b.duration_s / a.duration_s - 1, low=None, high=None)
     ratio = b.energy_j / a.energy_j
     ends = (a.low_j, a.high_j, b.low_j, b.high_j)
     if any(end is None or end <= 0 for end in ends):
-        return Change(cell=cell, value=ratio - 1, low=None, high=None)
+        return Change(cell=cell, gpu=b.gpu, value=ratio - 1, low=None, high=None)
     a_low, a_high, b_low, b_high = (math.log(end) for end in ends if end is not None)
     a_log, b_log = math.log(a.energy_j), math.log(b.energy_j)
     # Below what `b` may fall, above what `a` may rise, and the other way round.
     down, up = math.hypot(b_log - b_low, a_high - a_log), math.hypot(b_high - b_log, a_log - a_low)
-    return Change(cell=cell, value=ratio - 1, low=ratio * math.exp(-down) - 1, high=ratio * math.exp(up) - 1)
+    low, high = ratio * math.exp(-down) - 1, ratio * math.exp(up) - 1
+    return Change(cell=cell, gpu=b.gpu, value=ratio - 1, low=low, high=high)
 
 
 def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
@@ -353,15 +359,15 @@ def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
             basis=f"no load was measured with both {_name(recipe.label, recipe.model)} and "
             f"{_name(recipe.against, other)}"
         )
-    hardware = ", ".join(dict.fromkeys(one.gpu for one in b))
     if recipe.pick != MEAN or len(found) == 1:
         key = min if recipe.pick == LEAST else max
         one = key(found, key=lambda change: change.value)
-        basis = f"95 % interval of {one.cell}" + (f", of {len(found)} loads" if len(found) > 1 else "")
-        return Ours(value=one.value, low=one.low, high=one.high, hardware=hardware, basis=basis)
+        basis = _basis(one) + (f", of {len(found)} loads" if len(found) > 1 else "")
+        return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis)
     mean = math.exp(fmean(math.log1p(change.value) for change in found)) - 1
     values = [change.value for change in found]
     basis = f"geometric mean of {len(found)} loads; the lowest .. the highest of them"
+    hardware = ", ".join(dict.fromkeys(change.gpu for change in found))
     return Ours(value=mean, low=min(values), high=max(values), hardware=hardware, basis=basis)
 
 
@@ -379,8 +385,12 @@ def _of_online(recipe: Recipe, evidence: Evidence) -> Ours:
     if not found:
         return Ours(basis=f"no requests were measured both online and offline with {recipe.label}")
     one = min(found, key=lambda change: change.value)
-    basis = f"95 % interval of {one.cell}, of {len(found)} online cells"
-    return Ours(value=one.value, low=one.low, high=one.high, hardware=b[0].gpu, basis=basis)
+    basis = f"{_basis(one)}, of {len(found)} online cells"
+    return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis)
+
+
+def _basis(one: Change) -> str:
+    return one.cell if one.low is None else f"95 % interval of {one.cell}"
 
 
 def _name(label: str, model: str | None) -> str:
