@@ -49,9 +49,9 @@ def draw_online(evidence: Evidence, mixed: str) -> Iterator[Figure]:
 
 
 def _same_at_once(online: Sequence[Point], offline: Sequence[Point]) -> list[Point]:
-    """The same set-ups and requests, all known at once."""
-    wanted = {(point.row.cell.setup, replace(point.row.cell.load, arrivals=None)) for point in online}
-    return [point for point in offline if (point.row.cell.setup, point.row.cell.load) in wanted]
+    """The same set-ups and requests on the same kind of GPU, all known at once."""
+    wanted = {(point.gpu, point.row.cell.setup, replace(point.row.cell.load, arrivals=None)) for point in online}
+    return [point for point in offline if (point.gpu, point.row.cell.setup, point.row.cell.load) in wanted]
 
 
 def _series(point: Point) -> str:

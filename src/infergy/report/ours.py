@@ -272,8 +272,8 @@ def _of_prefill(recipe: Recipe, evidence: Evidence) -> Ours:
     alone = [
         one for one in evidence.points if one.label == recipe.label and one.batch == 1 and one.model == recipe.model
     ]
-    for output in sorted({one.lengths[1] for one in alone}):
-        line = {one.lengths[0]: one for one in alone if one.lengths[1] == output}
+    for gpu, output in sorted({(one.gpu, one.lengths[1]) for one in alone}, key=lambda pair: pair[::-1]):
+        line = {one.lengths[0]: one for one in alone if (one.gpu, one.lengths[1]) == (gpu, output)}
         short = [tokens for tokens in line if tokens < FLAT_TO]
         long = sorted(tokens for tokens in line if tokens >= SHORTEST_LONG)
         if FLAT_TO not in line or not short or len(long) < FEWEST_LONG:
@@ -284,7 +284,7 @@ def _of_prefill(recipe: Recipe, evidence: Evidence) -> Ours:
         return Ours(
             text=f"{format_percent(change, signed=True)} from {first} to {FLAT_TO} tokens, then × "
             f"{format_number(growth)} from {least:,} to {most:,} (× {format_number(most / least)} tokens)",
-            hardware=line[first].gpu,
+            hardware=gpu,
             basis=f"batch 1, {output} output tokens, whose decode is in it",
         )
     return Ours(basis=f"inputs below {FLAT_TO} were measured at large batches only, by {recipe.label}")
