@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,48 @@ def test_a_quick_study_runs_end_to_end_and_the_full_one_resumes_it(tmp_path: Pat
     full = invoke("study", "run", "engines", "--simulate", "-o", str(store))
     assert "resuming: 8 of 16 cells are already measured" in " ".join(full.stderr.split())
     assert len(read_store(store).rows) == 16
+
+
+def test_several_studies_make_one_plan_in_which_what_they_share_is_loaded_and_measured_once(tmp_path: Path) -> None:
+    names = ("engines", "precision", "input-lengths")
+    file = tmp_path / "plan.json"
+    file.write_text(invoke("study", "run", *names, "--quick", "--simulate", "--dry-run", "--json").stdout, "utf-8")
+    joint = Plan.load(file)
+    alone = [plan_of(name, quick=True) for name in names]
+    wanted = {planned.cell.id for plan in alone for planned in plan.cells}
+    assert {planned.cell.id for planned in joint.cells} == wanted
+    assert len(wanted) < sum(len(plan.cells) for plan in alone)
+    assert len(joint.by_setup()) == len({planned.cell.setup for plan in alone for planned in plan.cells})
+    # Each set-up in one piece, its anchors at both ends where it has become large enough for them.
+    setups = [planned.cell.setup for planned in joint.cells]
+    assert sum(one != other for one, other in pairwise(setups)) == len(joint.by_setup()) - 1
+    vllm = next(cells for setup, cells in joint.by_setup().items() if setup.label == "vllm")
+    assert [planned.visit for planned in vllm[:3]] == ["start"] * 3
+    assert [planned.visit for planned in vllm[-3:]] == ["end"] * 3
+    assert joint.name == "engines + precision + input-lengths"
+
+
+def test_studies_that_cannot_be_measured_together_say_why(tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(study_path("engines").read_text(encoding="utf-8") + "[options]\nseed = 3\n", encoding="utf-8")
+    slow = tmp_path / "slow.toml"
+    text = study_path("precision").read_text(encoding="utf-8").replace('gpu = "h200"', 'gpu = "a100-80gb-sxm"')
+    slow.write_text(text, encoding="utf-8")
+    plan = tmp_path / "plan.json"
+    plan.write_text("{}", encoding="utf-8")
+    for given, words in (
+        ((str(other), "precision"), r"engines and precision have other \[options\]: measure them one after the other"),
+        (("engines", str(slow)), "the grids are for a100-80gb-sxm, h200; a plan is for one GPU: --gpu a100-80gb-sxm"),
+        (("engines", str(plan)), "is a plan, already resolved: it stands alone"),
+    ):
+        refused = invoke("study", "run", *given, "--dry-run", "--simulate")
+        assert isinstance(refused.exception, UsageError)
+        assert re.search(words, str(refused.exception)), refused.exception
+
+
+def test_a_study_can_be_held_to_a_time_for_each_cell() -> None:
+    plan = json.loads(invoke("study", "run", "engines", "--max-time", "12", "--simulate", "--dry-run", "--json").stdout)
+    assert plan["options"]["max_time_s"] == 12.0
 
 
 def test_a_study_and_measure_make_the_same_plan() -> None:
