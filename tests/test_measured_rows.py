@@ -244,3 +244,11 @@ def test_under_a_steady_load_counter_and_instant_power_agree_within_two_thousand
     assert all(abs(ratio - 1) < 0.002 for ratio in steady.values())
     waves = [one["ratio"] for one in found["agreements"] if one["half_period_s"] is not None]
     assert [round(ratio, 2) for ratio in waves] == [0.97, 0.95, 0.95, 0.93]
+
+
+def test_compare_tells_what_differs_between_the_cells_that_both_hold() -> None:
+    """The table holds transformers and other set-ups too, which the ten cells are not compared with."""
+    found = compare(rows_in(H100[1]), read_store(H100_TABLES[0]).rows)
+    (difference,) = found.differences
+    assert difference.startswith("chip: GPU-13ea17f5")
+    assert len(found.only_b) == 60
