@@ -6,46 +6,95 @@
 
 Without files it does so three times on the simulated GPU, which repeats itself to the edges of its windows.
 
-For each cell: mean joules a request, the largest distance of a file from it, and the largest half-width that a file
-states. Then, over all pairs of files, how many of the cells' ratios have an interval that holds 1; 95 % are expected
-where nothing but chance differs, fewer where processes differ (clocks, heat, memory layout). Last, the same over pairs of
-rows that `infergy check` doubts in nothing.
+What a store holds of one chip, or of one group of chips, is taken for one process. Stores may hold other cells too: those
+that two processes share are compared. A row that stands in two stores counts once.
+
+For each cell: mean joules a request, the largest distance of a process from it, and the largest half-width that a process
+states. Then, over all pairs of processes on one chip, and over those on two, how many of the cells' ratios have an
+interval that holds 1; 95 % are expected where nothing but chance differs, fewer where processes differ (clocks, heat,
+memory layout). The same over pairs of rows that `infergy check` doubts in nothing. Last, what a process errs beyond its
+interval, as a standard error β by the method of moments (DerSimonian and Laird, Control. Clin. Trials 7, 1986) over the
+ratios r, whose logarithms have the standard error s by the two intervals:
+
+    β² = max(0, Σ ((ln r)² / s² − 1)) / (2 Σ 1 / s²)
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
-from infergy.energy.compare import compare
-from infergy.records import Measurement
+from infergy.energy.compare import Ratio, compare
+from infergy.records import Measurement, result_of
 from infergy.records.check import check_rows
 from infergy.records.flags import TARGET
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
+from infergy.records.visits import join_visits
 
-Run = dict[str, tuple[Measurement, Uncertainty | None]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """What one process measured on one chip, or one group of chips.
+
+    Attributes:
+        rows: As they were measured.
+        cells: The visits of each cell as one row, and its interval, by the cell's id.
+        good: The ids of cells no visit of which has a flag.
+    """
+
+    chips: tuple[str, ...]
+    rows: tuple[Measurement, ...]
+    cells: dict[str, tuple[Measurement, Uncertainty | None]]
+    good: frozenset[str]
 
 
-def read_run(path: Path) -> Run:
-    rows = [row for row in read_store(path).rows if row.is_ok]
-    found: Run = {}
-    for setup in {row.cell.setup for row in rows}:
-        group = [row for row in rows if row.cell.setup == setup]
-        found |= {row.key: (row, one) for row, one in zip(group, find_uncertainties(group), strict=True)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One cell in two processes.
+
+    Attributes:
+        error: Standard error of the logarithm of the ratio, as the two intervals state it.
+        is_good: Whether neither row has a flag.
+    """
+
+    ratio: Ratio
+    error: float
+    is_good: bool
+
+
+def read_processes(paths: Sequence[Path], engine: str | None) -> list[Process]:
+    """The processes of all stores, in their order."""
+    seen: set[tuple[str, ...]] = set()
+    found = []
+    for path in paths:
+        groups: dict[tuple[str, ...], list[Measurement]] = {}
+        for row in read_store(path).rows:
+            chips = tuple(gpu.uuid for gpu in row.environment.gpus)
+            measured = (row.key, row.measured_utc, *chips)
+            if row.is_ok and measured not in seen and engine in (None, row.cell.setup.engine):
+                seen.add(measured)
+                groups.setdefault(chips, []).append(row)
+        found += [make_process(chips, rows) for chips, rows in groups.items()]
     return found
 
 
-def read_good(path: Path) -> dict[str, bool]:
-    """Whether no visit of a cell has a flag, by the cell's id."""
-    rows = read_store(path).rows
-    good: dict[str, bool] = {}
-    for one in check_rows(rows, target=TARGET):
-        good[one.cell_id] = good.get(one.cell_id, True) and not one.flags and one.failure is None
-    return good
+def make_process(chips: tuple[str, ...], rows: Sequence[Measurement]) -> Process:
+    joined = join_visits(rows)
+    intervals = find_uncertainties(joined)
+    doubted = {one.cell_id for one in check_rows(rows, target=TARGET) if one.flags}
+    return Process(
+        chips=chips,
+        rows=tuple(rows),
+        cells={row.cell_id: (row, one) for row, one in zip(joined, intervals, strict=True)},
+        good=frozenset({row.cell_id for row in rows} - doubted),
+    )
 
 
 def simulate(folder: Path) -> list[Path]:
@@ -62,40 +111,62 @@ def simulate(folder: Path) -> list[Path]:
     return paths
 
 
-def show(paths: list[Path]) -> None:
-    runs = [read_run(path) for path in paths]
-    is_good = {path: read_good(path) for path in paths}
-    shared = [key for key in runs[0] if all(key in run for run in runs)]
-    print(f"{len(shared)} cells, each in {len(runs)} processes")
+def pair_cells(a: Process, b: Process) -> list[Pair]:
+    """The ratios of all cells that two processes share and whose intervals are known."""
+    if a.cells.keys().isdisjoint(b.cells):
+        return []
+    found = []
+    for cell in compare(a.rows, b.rows).cells:
+        intervals = [process.cells[cell.cell_id][1] for process in (a, b)]
+        errors = [one.standard_error for one in intervals if one is not None]
+        if len(errors) == len(intervals):
+            is_good = cell.cell_id in a.good & b.good
+            found.append(Pair(ratio=cell.ratio, error=math.hypot(*errors), is_good=is_good))
+    return found
+
+
+def show(paths: Sequence[Path], engine: str | None = None) -> None:
+    processes = read_processes(paths, engine)
+    measured: dict[str, list[tuple[Measurement, Uncertainty | None]]] = {}
+    for process in processes:
+        for cell_id, row in process.cells.items():
+            measured.setdefault(cell_id, []).append(row)
+    shared = [rows for rows in measured.values() if len(rows) > 1]
+    print(f"{len(shared)} cells in {len(processes)} processes")
     worst = []
-    for key in shared:
-        rows = [run[key] for run in runs]
-        joules = [row.result.energy_per_request_j for row, _ in rows if row.result is not None]
+    for rows in shared:
+        joules = [result_of(row).energy_per_request_j for row, _ in rows]
         mean_j = fmean(joules)
         far = max(abs(one / mean_j - 1) for one in joules)
         widths = [one.half_width for _, one in rows if one is not None]
         stated = f"± {max(widths):.2%}" if widths else "unknown"
         worst.append(far)
-        label = f"{rows[0][0].cell} {rows[0][0].visit}"
-        print(f"  {label:50} {mean_j:10.2f} J a request, {far:6.2%} apart, stated {stated}")
-    compared = [
-        (cell, is_good[a][cell.cell_id] and is_good[b][cell.cell_id])
-        for a, b in combinations(paths, 2)
-        for cell in compare(read_store(a).rows, read_store(b).rows).cells
-        if cell.ratio.low is not None
-    ]
+        print(f"  {rows[0][0].cell!s:44} {len(rows)} × {mean_j:9.2f} J a request, {far:6.2%} apart, stated {stated}")
     print(f"largest distance from a cell's mean: median {sorted(worst)[len(worst) // 2]:.2%}, worst {max(worst):.2%}")
-    for what, those in (("", compared), (" of rows without a flag", [one for one in compared if one[1]])):
-        hold = sum(not cell.ratio.is_significant for cell, _ in those)
-        print(f"intervals{what} that hold no difference: {hold} of {len(those)}")
+    pairs = list(combinations(processes, 2))
+    show_pairs("one chip", [found for a, b in pairs if a.chips == b.chips for found in pair_cells(a, b)])
+    show_pairs("two chips", [found for a, b in pairs if a.chips != b.chips for found in pair_cells(a, b)])
+
+
+def show_pairs(where: str, pairs: Sequence[Pair]) -> None:
+    if not pairs:
+        return
+    print(f"pairs on {where}:")
+    for what, those in (("", pairs), (" of rows without a flag", [pair for pair in pairs if pair.is_good])):
+        hold = sum(not pair.ratio.is_significant for pair in those)
+        print(f"  intervals{what} that hold no difference: {hold} of {len(those)}")
+    excess = sum((math.log(pair.ratio.value) / pair.error) ** 2 - 1 for pair in pairs)
+    beyond = max(0.0, excess) / (2 * sum(pair.error**-2 for pair in pairs))
+    print(f"  beyond its interval a process errs by {math.sqrt(beyond):.2%}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="two or more stores with the same cells")
-    files = parser.parse_args().files
-    if files:
-        show(files)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="two or more stores that share cells")
+    parser.add_argument("--engine", help="rows of this engine alone, such as vllm")
+    asked = parser.parse_args()
+    if asked.files:
+        show(asked.files, asked.engine)
         return
     with tempfile.TemporaryDirectory() as folder:
         show(simulate(Path(folder)))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import runpy
+from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+from typer.testing import CliRunner
 
+import infergy
+from infergy.cli import app
 from infergy.energy.compare import compare
 from infergy.energy.phases import find_phases
-from infergy.records import Measurement
+from infergy.records import Measurement, derive, result_of
 from infergy.records.check import check_rows
 from infergy.records.store import read_store
 from infergy.records.timeline import ratio
+from infergy.records.uncertainty import find_uncertainties
+from infergy.records.visits import join_visits
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "rows"
 
@@ -91,7 +98,7 @@ def test_of_three_processes_all_intervals_but_those_of_the_watched_request_hold_
 @pytest.mark.parametrize(
     ("cells", "names"),
     [
-        (6, ("timeline-1", "no-timeline", "timeline-2")),
+        (7, ("timeline-1", "no-timeline", "timeline-2")),
         (10, ("hf-watched-1", "hf-unwatched-1", "hf-unwatched-2", "hf-watched-2")),
         (10, ("vllm-watched", "vllm-unwatched")),
     ],
@@ -102,9 +109,97 @@ def test_the_page_shows_what_the_benchmark_of_repeatability_prints(
     show = runpy.run_path(str(ROWS.parent / "repeatability.py"))["show"]
     show([ROWS / f"h200-{name}.jsonl" for name in names])
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first == f"{cells} cells, each in {len(names)} processes"
+    assert first == f"{cells} cells in {len(names)} processes"
     page = (ROWS.parents[1] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
     assert "\n".join(rest) in page
+
+
+H100 = tuple(f"h100-vllm-process-{number}" for number in (1, 2, 3))
+TABLES = Path(infergy.__file__).parent / "data" / "tables"
+H100_TABLES = (TABLES / "h100-sxm-llama-3.1-8b.jsonl", TABLES / "replicates" / "h100-sxm-llama-3.1-8b-2.jsonl")
+PAGE = ROWS.parents[1] / "docs" / "uncertainty.md"
+
+
+@pytest.mark.parametrize(("tables", "processes"), [((), 3), (H100_TABLES, 9)])
+def test_the_page_shows_how_h100s_repeat(
+    tables: tuple[Path, ...], processes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = runpy.run_path(str(ROWS.parent / "repeatability.py"))["show"]
+    show([*(ROWS / f"{name}.jsonl" for name in H100), *tables], "vllm")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"10 cells in {processes} processes"
+    assert "\n".join(rest) in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", str(ROWS / f"{H100[0]}.jsonl"), str(ROWS / f"{H100[1]}.jsonl")],
+        ["verify", str(H100_TABLES[0]), "--rows", str(ROWS / f"{H100[1]}.jsonl")],
+    ],
+)
+def test_the_page_shows_what_compare_and_verify_say_of_h100s(command: list[str]) -> None:
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    told = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
+    shown = PAGE.read_text(encoding="utf-8").splitlines()
+    if command[0] == "verify":
+        told = [line for line in told if "512→64 × 128" in line or "mean of" in line]
+    assert all(line in shown for line in told)
+
+
+def test_a_warmer_chip_takes_what_the_interval_of_one_visit_does_not_hold() -> None:
+    """docs/uncertainty.md, of 512→64 × 64 in two processes on one H100."""
+    first, second = (next(row for row in rows_in(name) if load_of(row) == (512, 64, 64)) for name in H100[:2])
+    assert [row.before[0].temperature_c for row in (first, second)] == [49, 53]
+    tails = [fmean(sum(window.tail_power_by_gpu_w.values()) for window in row.windows) for row in (first, second)]
+    assert tails == pytest.approx([127, 134], abs=0.5)
+    assert result_of(second).duration_s / result_of(first).duration_s == pytest.approx(1.011, abs=0.001)
+    for row in (first, second):
+        assert row.loaded_idle is not None
+        joules = [derive([window], row.loaded_idle).energy_j for window in row.windows]
+        assert max(joules) / min(joules) < 1.006
+    joined = join_visits(rows_in(H100[0]) + rows_in(H100[1]))
+    intervals = dict(zip(map(load_of, joined), find_uncertainties(joined), strict=True))
+    found = intervals[512, 64, 64]
+    assert found is not None
+    assert (found.half_width, found.visits) == pytest.approx((0.0042, 0.0015), abs=0.0001)
+
+
+def test_what_the_other_chips_of_the_host_measured_beside_two_processes() -> None:
+    """docs/measurements.md, "Several chips of one host at once"."""
+
+    def span(row: Measurement) -> tuple[datetime, datetime]:
+        begin = datetime.fromisoformat(row.measured_utc)
+        windows = [*([row.watched] if row.watched else []), *row.windows]
+        opened = min(tick.time_s for window in windows for tick in window.open.values())
+        closed = max(tick.time_s for window in windows for tick in window.close.values())
+        return begin, begin + timedelta(seconds=closed - opened)
+
+    others = [row for path in (*H100_TABLES, TABLES / "h100-sxm-other-models.jsonl") for row in read_store(path).rows]
+    beside: dict[str, list[int]] = {}
+    for name in H100[:2]:
+        for row in rows_in(name)[5:]:
+            begin, end = span(row)
+            (own,) = (gpu.uuid for gpu in row.environment.gpus)
+            at_once = [other for other in others if span(other)[0] < end and begin < span(other)[1]]
+            chips = {gpu.uuid for other in at_once for gpu in other.environment.gpus} - {own}
+            beside.setdefault(name, []).append(len(chips))
+    assert max(beside[H100[0]]) == 1
+    assert min(beside[H100[1]]) >= 2
+    found = compare(rows_in(H100[0])[5:], rows_in(H100[1])[5:])
+    ratios = [100 * (cell.ratio.value - 1) for cell in found.cells]
+    assert len(ratios) == 5
+    assert (fmean(ratios), min(ratios), max(ratios)) == pytest.approx((0.1, -0.7, 0.5), abs=0.05)
+    assert sum(cell.ratio.is_significant for cell in found.cells) == 1
+
+
+def test_transformers_took_less_on_the_second_host() -> None:
+    table, replicates = (read_store(path).rows for path in H100_TABLES)
+    ratios = {cell.cell: cell.ratio for cell in compare(replicates, table).cells if "transformers" in cell.cell}
+    one, many = ratios["transformers llama-3.1-8b 512→64 × 1"], ratios["transformers llama-3.1-8b 512→64 × 32"]
+    assert [round(100 * ((each or 0) - 1)) for each in (one.value, one.low, one.high)] == [-15, -24, -5]
+    assert [round(100 * ((each or 0) - 1)) for each in (many.value, many.low, many.high)] == [-11, -13, -9]
 
 
 def test_the_witnesses_agree_within_three_percent_where_batches_do_not_keep_time_with_the_sensor() -> None:
@@ -149,3 +244,11 @@ def test_under_a_steady_load_counter_and_instant_power_agree_within_two_thousand
     assert all(abs(ratio - 1) < 0.002 for ratio in steady.values())
     waves = [one["ratio"] for one in found["agreements"] if one["half_period_s"] is not None]
     assert [round(ratio, 2) for ratio in waves] == [0.97, 0.95, 0.95, 0.93]
+
+
+def test_compare_tells_what_differs_between_the_cells_that_both_hold() -> None:
+    """The table holds transformers and other set-ups too, which the ten cells are not compared with."""
+    found = compare(rows_in(H100[1]), read_store(H100_TABLES[0]).rows)
+    (difference,) = found.differences
+    assert difference.startswith("chip: GPU-13ea17f5")
+    assert len(found.only_b) == 60

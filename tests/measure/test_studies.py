@@ -191,13 +191,13 @@ def test_studies_that_cannot_be_measured_together_say_why(tmp_path: Path) -> Non
     other = tmp_path / "other.toml"
     other.write_text(study_path("engines").read_text(encoding="utf-8") + "[options]\nseed = 3\n", encoding="utf-8")
     slow = tmp_path / "slow.toml"
-    text = study_path("precision").read_text(encoding="utf-8").replace('gpu = "h200"', 'gpu = "a100-80gb-sxm"')
+    text = study_path("precision").read_text(encoding="utf-8").replace('gpu = "h200"', 'gpu = "h100-sxm"')
     slow.write_text(text, encoding="utf-8")
     plan = tmp_path / "plan.json"
     plan.write_text("{}", encoding="utf-8")
     for given, words in (
         ((str(other), "precision"), r"engines and precision have other \[options\]: measure them one after the other"),
-        (("engines", str(slow)), "the grids are for a100-80gb-sxm, h200; a plan is for one GPU: --gpu a100-80gb-sxm"),
+        (("engines", str(slow)), "the grids are for h100-sxm, h200; a plan is for one GPU: --gpu h100-sxm"),
         (("engines", str(plan)), "is a plan, already resolved: it stands alone"),
     ):
         refused = invoke("study", "run", *given, "--dry-run", "--simulate")

@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
+import infergy
 from infergy.records import Failure, GpuState, Measurement, Window
 from infergy.records.check import check_rows
 from infergy.records.flags import CODES, TARGET, find_flags
+from infergy.records.store import read_store
+from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.unlike import find_unlike
 from infergy.records.visits import join_visits
@@ -21,6 +25,7 @@ from rows import UUID, build_row, spread_over
 SURE = Uncertainty(
     low_j=990.0, high_j=1010.0, half_width=0.01, spread=0.005, edges=0.0, tail=0.0, degrees_of_freedom=9.0
 )
+TABLES = Path(infergy.__file__).parent / "data" / "tables"
 UNSURE = replace(SURE, half_width=0.05)
 
 
@@ -47,6 +52,10 @@ def lasting(seconds: Sequence[float]) -> Measurement:
 def told(**options: str) -> Measurement:
     """A row of 8 requests of 576 tokens, 36 blocks of 16 each, with what its engine tells of itself."""
     return good(environment=replace(GOOD.environment, engine=options))
+
+
+def shipped(name: str) -> tuple[Measurement, ...]:
+    return read_store(TABLES / f"{name}.jsonl").rows
 
 
 def codes(row: Measurement, uncertainty: Uncertainty | None = SURE) -> list[str]:
@@ -114,10 +123,7 @@ def test_every_code_has_its_line_in_the_docs() -> None:
 
 
 def test_what_ships_has_no_flags_but_those_that_the_docs_explain() -> None:
-    from infergy.energy.load import shipped_tables
-    from infergy.records.store import read_store
-
-    rows = read_store(shipped_tables()[0]).rows
+    rows = shipped("h200-llama-3.1-8b")
     chips = Counter(row.environment.gpus[0].uuid for row in rows)
     ((usual, _),) = chips.most_common(1)
     widths: dict[str, list[float]] = {}
@@ -143,11 +149,7 @@ def test_what_ships_has_no_flags_but_those_that_the_docs_explain() -> None:
 
 def test_what_ships_of_the_axes_is_doubted_for_its_host_and_its_few_windows_alone() -> None:
     """docs/measurements.md names each of them."""
-    from infergy.energy.load import shipped_tables
-    from infergy.records.store import read_store
-
-    (path,) = (path for path in shipped_tables() if path.stem.endswith("_axes"))
-    checked = check_rows(read_store(path).rows, target=TARGET)
+    checked = check_rows(shipped("h200-llama-3.1-8b_axes"), target=TARGET)
     doubted = {one.cell.replace(" llama-3.1-8b", ""): [flag.code for flag in one.flags] for one in checked if one.flags}
     assert doubted == {
         "transformers 50→64 × 32": ["uncertain", "trend"],
@@ -160,11 +162,111 @@ def test_what_ships_of_the_axes_is_doubted_for_its_host_and_its_few_windows_alon
     }
 
 
-def test_a_check_tells_the_intervals_that_an_estimate_carries() -> None:
-    from infergy.energy.load import shipped_tables
-    from infergy.records.store import read_store
+@pytest.mark.parametrize(
+    ("name", "rows", "doubted", "counts"),
+    [
+        ("h100-sxm-llama-3.1-8b", 70, 37, {"uncertain": 21, "environment": 20, "trend": 14, "disagree": 1}),
+        ("h100-sxm-other-models", 12, 3, {"uncertain": 3, "trend": 3}),
+        ("replicates/h100-sxm-llama-3.1-8b-2", 9, 3, {"uncertain": 2, "trend": 2, "environment": 2}),
+    ],
+)
+def test_what_ships_of_h100s_is_doubted_as_the_docs_say(
+    name: str, rows: int, doubted: int, counts: dict[str, int]
+) -> None:
+    """docs/measurements.md tells why."""
+    checked = check_rows(shipped(name), target=TARGET)
+    flags = [flag for one in checked for flag in one.flags]
+    assert (len(checked), sum(bool(one.flags) for one in checked)) == (rows, doubted)
+    assert Counter(flag.code for flag in flags) == counts
+    unlike = [flag.reason for flag in flags if flag.code == "environment"]
+    assert all(reason.startswith("unlike the most rows of its set-up: chip: ") for reason in unlike)
+    assert not any("; " in reason for reason in unlike)
 
-    rows = read_store(shipped_tables()[0]).rows
+
+def test_the_least_certain_rows_of_h100s_wait_for_their_host_as_the_docs_say() -> None:
+    names = ("h100-sxm-llama-3.1-8b", "h100-sxm-other-models")
+    checked = [one for name in names for one in check_rows(shipped(name), target=TARGET)]
+    groups: dict[str, list[float]] = {}
+    for one in checked:
+        if one.uncertainty is not None and any(flag.code == "uncertain" for flag in one.flags):
+            setup, _, rest = one.cell.partition(" ")
+            kind = "replay" if "replay" in setup else rest.split()[0] if "olmo" in rest else "8b"
+            engine = setup.split(":")[0].split("-t")[0].split("-beam")[0].split("-s32")[0]
+            tensors = "-tp4" if "-tp4" in setup else ""
+            groups.setdefault(f"{engine}{tensors} {kind}", []).append(round(100 * one.uncertainty.half_width, 1))
+    assert {group: sorted(widths) for group, widths in groups.items()} == {
+        "transformers 8b": [3.8, 4.5, 4.6, 4.7, 4.7, 4.8, 10.0],
+        "transformers replay": [3.0, 3.5],
+        "vllm-spec4 8b": [5.7, 6.4, 11.5, 18.8],
+        "vllm-eager 8b": [2.1, 5.0, 11.0, 11.1],
+        "vllm replay": [2.1, 2.3],
+        "vllm-tp4 8b": [2.4, 2.6],
+        "vllm olmoe-1b-7b": [2.7],
+        "vllm olmo-1b": [4.3, 6.4],
+    }
+
+
+def test_a_slow_first_batch_of_a_busy_host_is_not_taken_for_compiling() -> None:
+    """Speculation at batch 1 on an H100: the first batch took 0.84 s, later ones up to 1.29 s."""
+    cell = "vllm-spec4:llama-3.2-1b:0.8 llama-3.1-8b 512→64 × 1"
+    (row,) = (row for row in shipped("h100-sxm-llama-3.1-8b") if str(row.cell) == cell)
+    seconds = [batch.duration_s for window in row.windows for batch in window.batches]
+    assert (min(seconds), seconds[0], max(seconds)) == pytest.approx((0.539, 0.835, 1.292), abs=0.001)
+    assert "first-batch" not in codes(row)
+
+
+def test_few_looks_at_short_batches_are_no_disagreement_and_lost_joules_of_one_gpu_are() -> None:
+    rows = shipped("h100-sxm-llama-3.1-8b")
+    short = next(row for row in rows if str(row.cell) == "vllm llama-3.1-8b 512→8 × 1")
+    assert ratio_by_gpu(short)[short.environment.gpus[0].uuid] == pytest.approx(0.947, abs=0.001)
+    assert "disagree" not in codes(short)
+    four = next(row for row in rows if str(row.cell) == "vllm-tp4 llama-3.1-8b 512→64 × 512")
+    assert codes(four) == []
+    louder = [replace(one, power_w=tuple(1.2 * watts for watts in one.power_w)) for one in four.timeline]
+    (flag,) = find_flags(replace(four, timeline=(*four.timeline[:2], louder[2], four.timeline[3])), SURE)
+    assert flag.code == "disagree"
+    assert "of GPU 2 (GPU-e8c0201b-" in flag.reason
+
+
+def test_of_rows_on_several_gpus_those_in_use_count_and_no_other() -> None:
+    rows = [row for name in ("h100-sxm-llama-3.1-8b", "h100-sxm-other-models") for row in shipped(name)]
+    many = [row for row in rows if row.cell.setup.tensor_parallel > 1]
+    assert Counter(row.cell.setup.tensor_parallel for row in many) == {2: 5, 4: 6}
+    for row, checked in zip(many, check_rows(many, target=TARGET), strict=True):
+        uuids = [gpu.uuid for gpu in row.environment.gpus]
+        assert len(uuids) == row.cell.setup.tensor_parallel
+        assert row.environment.engine["gpu_uuids"] == ",".join(uuids)
+        assert row.loaded_idle is not None
+        for window in (*row.windows, row.loaded_idle):
+            assert set(window.open) == set(window.close) == set(uuids)
+        for states in (row.before, row.after, row.timeline):
+            assert [state.uuid for state in states] == uuids
+        assert {state.processes for state in (*row.before, *row.after)} == {1}
+        assert list(checked.energy_by_gpu_j) == list(checked.power_by_gpu_w) == uuids
+        assert sum(checked.energy_by_gpu_j.values()) == pytest.approx(checked.energy_j)
+        assert checked.imbalance is not None
+        assert checked.imbalance < 0.013
+
+
+def test_half_of_all_watched_windows_lie_within_a_third_of_what_their_sensor_may_miss() -> None:
+    """docs/timeline.md; the looks are evenly spaced, not random."""
+    names = ("h100-sxm-llama-3.1-8b", "h100-sxm-other-models", "replicates/h100-sxm-llama-3.1-8b-2", "h200-llama-3.1-8b_axes")
+    beside = (Path(__file__).parents[2] / "benchmarks" / "rows").glob("*.jsonl")
+    paths = [TABLES / f"{name}.jsonl" for name in names]
+    paths += [path for path in beside if "calibration" not in path.stem]
+    seen = {(row.key, row.measured_utc): row for path in paths for row in read_store(path).rows if row.watched}
+    found = []
+    for row in seen.values():
+        errors = looking_error_by_gpu(row, row.seen_windows)
+        found += [(abs(value - 1) / errors[uuid], abs(value - 1)) for uuid, value in ratio_by_gpu(row).items()]
+    assert len(found) == 170
+    assert median(errors for errors, _ in found) == pytest.approx(0.345, abs=0.005)
+    assert sum(errors < 2 for errors, _ in found) / len(found) == pytest.approx(0.965, abs=0.001)
+    assert sum(errors > 2 and far > 0.05 for errors, far in found) == 1
+
+
+def test_a_check_tells_the_intervals_that_an_estimate_carries() -> None:
+    rows = shipped("h200-llama-3.1-8b")
     told = [one.uncertainty for one in check_rows(rows, target=TARGET)]
     assert told == find_uncertainties(rows)
     # Two laws of random weights: each tells of the other's spread.

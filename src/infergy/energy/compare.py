@@ -67,7 +67,8 @@ class Comparison:
     Attributes:
         overall: The geometric mean of the cells' ratios.
         only_a: Cells that A alone holds, in words; `only_b` likewise.
-        differences: What differs in the environments, and in the token ids that were served, in words.
+        differences: What differs in the environments of the cells that both hold, and in the token ids that were
+            served, in words.
     """
 
     cells: tuple[ComparedCell, ...]
@@ -88,7 +89,8 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
         MeterError: A counter stood still.
     """
     left, right = _judge(a), _judge(b)
-    cells = tuple(_compare_cell(left[cell_id], right[cell_id]) for cell_id in left if cell_id in right)
+    pairs = [(one, right[cell_id]) for cell_id, one in left.items() if cell_id in right]
+    cells = tuple(_compare_cell(*pair) for pair in pairs)
     if not cells:
         raise DataError(
             "the two files have no measured cell in common: engine, model, weights, lengths and batch must be the "
@@ -100,8 +102,8 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
         only_a=tuple(str(one.row.cell) for cell_id, one in left.items() if cell_id not in right),
         only_b=tuple(str(one.row.cell) for cell_id, one in right.items() if cell_id not in left),
         differences=(
-            *_differences([one.row for one in left.values()], [one.row for one in right.values()]),
-            *_other_prompts([(left[cell.cell_id].row, right[cell.cell_id].row) for cell in cells]),
+            *_differences([one.row for one, _ in pairs], [other.row for _, other in pairs]),
+            *_other_prompts([(one.row, other.row) for one, other in pairs]),
         ),
     )
 

@@ -6,9 +6,11 @@ Where the joules of both lie apart, one of them errs (a counter that was reset i
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class PowerTimeline:
                 break
             energy_j += self.power_w[place] * (min(until_s, end_s) - max(times_s[place], start_s))
         return energy_j
+
+    def shown_w(self, start_s: float, end_s: float) -> list[float]:
+        """The values that were first seen from `start_s` to `end_s`, in watts."""
+        times_s = (self.start_s + offset / MILLISECONDS_PER_SECOND for offset in self.offsets_ms)
+        return [watts for time_s, watts in zip(times_s, self.power_w, strict=True) if start_s <= time_s <= end_s]
 
     @property
     def is_whole(self) -> bool:
@@ -120,6 +127,21 @@ def ratio_by_gpu(row: Measurement) -> Mapping[str, float]:
         pair = _joules(timeline, row.seen_windows)
         if pair is not None:
             found[timeline.uuid] = pair[0] / pair[1]
+    return found
+
+
+def looking_error_by_gpu(row: Measurement, windows: Iterable[Window]) -> Mapping[str, float]:
+    """How far the joules of each timeline may be off because its sensor looks part of the time, by UUID.
+
+    The standard error of the mean of the values shown while batches ran, as a fraction, as if each were a look at a
+    moment drawn at random; 0 of fewer than two.
+    """
+    spans = [(window.batches[0].start_s, window.batches[-1].end_s) for window in windows if window.batches]
+    found: dict[str, float] = {}
+    for timeline in row.timeline:
+        shown_w = [watts for span in spans for watts in timeline.shown_w(*span)]
+        mean_w = fmean(shown_w) if len(shown_w) > 1 else 0.0
+        found[timeline.uuid] = stdev(shown_w) / math.sqrt(len(shown_w)) / mean_w if mean_w else 0.0
     return found
 
 
