@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def test_the_quick_grid_of_each_study_draws_the_figure_of_that_study(name: str, 
     wanted = {
         "decoding-vllm": "decoding",
         "speculative": "decoding",
-        "input-lengths": "sequences-input",
-        "output-lengths": "sequences-output",
+        "input-lengths": "sequences-input-batch",
+        "output-lengths": "sequences-output-batch",
         "tensor-parallel-4": "tensor-parallel",
         "weights-law": "weights-vllm",
     }
@@ -416,3 +417,24 @@ def test_without_altair_it_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "pip install 'infergy[report]'" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_what_ships_has_figures_of_its_own_for_each_kind_of_gpu(paper: Report) -> None:
+    figures = {figure.name: figure for figure in paper.figures}
+    assert figures["engines"].gpu == "NVIDIA H200 SXM 141GB"
+    other = figures["engines-h100-sxm"]
+    assert other.heading.endswith(", on NVIDIA H100 80GB SXM")
+    for figure in figures.values():
+        assert len({point.row.environment.gpus[0].name for point in figure.points}) <= 1, figure.name
+    parallel = figures["tensor-parallel-h100-sxm"]
+    assert {point.label for point in parallel.points} == {"vllm", "vllm-tp2", "vllm-tp4"}
+
+
+def test_a_batch_that_was_asked_for_is_on_no_line_of_largest_batches(tmp_path: Path) -> None:
+    batches = {128: 64, 512: 64, 1024: 8, 2048: 1, 8192: 1}
+    rows = [with_setup(build_row(input_tokens=tokens, batch=batch), engine="vllm") for tokens, batch in batches.items()]
+    assert "sequences-input" not in {figure.name for figure in build_report([store(tmp_path, rows)]).figures}
+    chosen = [replace(row, batch_choice="largest that fits the memory") for row in rows]
+    (tmp_path / "more").mkdir()
+    found = {figure.name: figure for figure in build_report([store(tmp_path / "more", chosen)]).figures}
+    assert len(found["sequences-input"].points) == len(rows)

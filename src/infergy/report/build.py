@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from infergy.energy.load import load_table, shipped_tables
 from infergy.errors import UsageError
+from infergy.hardware import catalogue_name
 from infergy.records.agreement import MUST, SHOULD, key_of
 from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
-from infergy.report.ours import Evidence, Law, load_claims
+from infergy.report.ours import Evidence, Law, gpu_title, load_claims
 from infergy.report.parts import phases_of
 from infergy.report.points import MIXED_RULES, REFUSE, SPLIT, Point, read_points
 from infergy.report.studies import STUDIES, Study
@@ -116,7 +117,9 @@ def build_report(
     evidence = _weigh(points, files, traces, model=model, gpu=gpu, allow_simulated=allow_simulated)
     rule = mixed or (REFUSE if files else SPLIT)
     compared = compare_claims(evidence)
-    drawn = [(study, tuple(study.draw(evidence, rule))) for study in STUDIES]
+    # What ships is of several kinds of GPU, whose lines would hide each other; a user's are drawn beside each other.
+    parts = [evidence] if files else _by_gpu(evidence)
+    drawn = [(study, tuple(_draw(study, parts, rule))) for study in STUDIES]
     sections = (_section(study, figures, compared) for study, figures in drawn)
     names = ", ".join(path.name for path in files)
     return Report(
@@ -126,6 +129,43 @@ def build_report(
         sections=_unique(sections),
         simulated=any(point.row.simulated for point in points),
     )
+
+
+def _by_gpu(evidence: Evidence) -> list[Evidence]:
+    """The evidence of each kind of GPU, that of the traces' first."""
+    kinds = dict.fromkeys(map(_kind, (*evidence.points, *evidence.online, *evidence.replays)))
+    found = []
+    for kind in kinds:
+        own = {
+            name: [point for point in getattr(evidence, name) if _kind(point) == kind]
+            for name in ("points", "online", "replays")
+        }
+        estimates = {
+            trace: answer
+            for trace, answer in evidence.estimates.items()
+            if gpu_title(answer.estimates[0].gpu) == gpu_title(kind)
+        }
+        rankings = {trace: ranking for trace, ranking in evidence.rankings.items() if trace in estimates}
+        found.append(replace(evidence, **own, estimates=estimates, rankings=rankings))
+    return sorted(found, key=lambda one: not one.estimates)
+
+
+def _draw(study: Study, parts: Sequence[Evidence], rule: str) -> Iterator[Figure]:
+    """Its figures of each part; where there are several, each says of which GPU it is."""
+    for place, part in enumerate(parts):
+        for figure in study.draw(part, rule):
+            if len(parts) == 1 or not figure.points:
+                yield figure
+                continue
+            kind = _kind(figure.points[0])
+            name = f"{figure.name}-{catalogue_name(kind)}" if place else figure.name
+            title = gpu_title(kind)
+            yield replace(figure, name=name, gpu="" if title in figure.title else title)
+
+
+def _kind(point: Point) -> str:
+    gpus = point.row.environment.gpus
+    return gpus[0].name if gpus else "unknown"
 
 
 def shipped_evidence() -> Evidence:

@@ -52,6 +52,7 @@ class Figure:
         head: Titles of the table's columns.
         table: Its rows, as text.
         points: The rows behind it.
+        gpu: The GPU of all of them, where a report has figures of several; else empty.
     """
 
     name: str
@@ -61,6 +62,12 @@ class Figure:
     head: tuple[str, ...]
     table: tuple[tuple[str, ...], ...]
     points: tuple[Point, ...]
+    gpu: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What it shows, and on which GPU if that is not plain."""
+        return f"{self.title}, on {self.gpu}" if self.gpu else self.title
 
 
 def draw_sweep(
@@ -297,6 +304,8 @@ def finish(chart: Any, title: str) -> dict[str, Any]:
 def for_file(figure: Figure) -> dict[str, Any]:
     """The figure for a file that stands alone: on white, with its title."""
     title = {"text": figure.title, "anchor": "start", "color": FILE_INK, "fontSize": 14}
+    if figure.gpu:
+        title |= {"subtitle": figure.gpu, "subtitleColor": FILE_INK, "subtitleFontSize": 12}
     spec = _with_ink(dict(figure.spec))
     return {**spec, "background": FILE_PAPER, "config": _config(FILE_INK), "title": title, "padding": 12}
 
@@ -341,7 +350,8 @@ def shape_of(names: Sequence[str]) -> Any:
     """Of series, in their order."""
     import altair
 
-    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    # The next round of colours has other shapes.
+    shapes = [SHAPES[(place + place // len(COLOURS)) % len(SHAPES)] for place in range(len(names))]
     return altair.Shape("series:N", sort=list(names), scale=altair.Scale(domain=list(names), range=shapes), title=None)
 
 

@@ -128,5 +128,6 @@ def _section_lines(section: Section) -> Iterator[str]:
 
 
 def _figure_lines(figure: Figure) -> Iterator[str]:
-    yield from (f"### {escape(figure.title)}", "", f"![{escape(figure.title)}]({figure.name}.svg)", "")
+    heading = escape(figure.heading)
+    yield from (f"### {heading}", "", f"![{heading}]({figure.name}.svg)", "")
     yield from (escape(figure.note), "", *table_lines(figure.head, figure.table), "")

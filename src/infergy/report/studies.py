@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -21,6 +21,9 @@ from infergy.workload.tasks import tasks
 
 FEWEST = 3
 """Values along an axis from which on a line is drawn."""
+
+GIVEN = "given"
+"""How a row says that its batch was asked for, not chosen."""
 
 SEQUENCES = (("input", "output", "input length"), ("output", "input", "output length"))
 """What a sweep is along, what else parts its lines, and how it is called."""
@@ -57,7 +60,7 @@ class Study:
 def _sequences(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
         for x, lines, what in SEQUENCES:
-            kept = _lined(_in_time(points), x)
+            kept = _lined(_in_time(points), x, _tried(points))
             if kept:
                 title = f"{model}: energy a request by {what}"
                 series = name_series(kept, _labels(kept), title=title, mixed=mixed)
@@ -106,8 +109,8 @@ def _decoding(evidence: Evidence, mixed: str) -> Iterator[Figure]:
 def _tensor_parallel(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
         if any(point.row.cell.setup.tensor_parallel > 1 for point in points):
-            engines = {p.row.cell.setup.engine for p in points if p.row.cell.setup.tensor_parallel > 1}
-            kept = [point for point in points if point.row.cell.setup.engine in engines and _is_plain(point)]
+            wide = {_on_one(point) for point in points if point.row.cell.setup.tensor_parallel > 1}
+            kept = [point for point in points if _on_one(point) in wide and _is_plain(point)]
             yield from _batches(kept, "tensor-parallel", f"{model}: energy a request by GPUs and batch", model, mixed)
 
 
@@ -239,13 +242,28 @@ def _largest(points: Sequence[Point], axis: int) -> Iterator[Point]:
             yield point
 
 
-def _lined(points: Sequence[Point], x: str) -> list[Point]:
+def _tried(points: Iterable[Point]) -> dict[tuple[str, tuple[int, int]], int]:
+    """How many batches each set-up was measured at, by its label and lengths."""
+    batches: dict[tuple[str, tuple[int, int]], set[int]] = {}
+    for point in points:
+        batches.setdefault((point.label, point.lengths), set()).add(point.batch)
+    return {key: len(found) for key, found in batches.items()}
+
+
+def _sought(line: Sequence[Point], tried: Mapping[tuple[str, tuple[int, int]], int]) -> list[Point]:
+    """Of a line of several batches, those that were chosen as the largest, or are the largest of several."""
+    if len({point.batch for point in line}) == 1:
+        return list(line)
+    return [one for one in line if one.row.batch_choice != GIVEN or tried[one.label, one.lengths] > 1]
+
+
+def _lined(points: Sequence[Point], x: str, tried: Mapping[tuple[str, tuple[int, int]], int]) -> list[Point]:
     """Points on lines along `x` of at least `FEWEST` values, in the order in which they are drawn."""
     axis, other = (0, 1) if x == "input" else (1, 0)
     by_line: dict[tuple[str, int], list[Point]] = {}
     for point in points:
         by_line.setdefault((point.label, point.lengths[other]), []).append(point)
-    points = [point for line in by_line.values() for point in _largest(line, axis)]
+    points = [point for line in by_line.values() for point in _largest(_sought(line, tried), axis)]
     counts: dict[tuple[str, int], set[int]] = {}
     for point in points:
         counts.setdefault((point.label, point.lengths[other]), set()).add(point.lengths[axis])
@@ -273,6 +291,10 @@ def _is_alone(point: Point) -> bool:
 def _widened(point: Point) -> tuple[EngineSetup, Load]:
     """What it would be in the default precision."""
     return replace(point.row.cell.setup, dtype=DEFAULT_DTYPE), point.row.cell.load
+
+
+def _on_one(point: Point) -> EngineSetup:
+    return replace(point.row.cell.setup, tensor_parallel=1)
 
 
 def _undrafted(point: Point) -> EngineSetup:
