@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from infergy.cli import app
 from infergy.cli.schema import make_schema
+from infergy.errors import UsageError
 
 DATASHEET = ("estimate", "azure-code-2023", "--method", "datasheet")
 
@@ -42,8 +43,8 @@ def test_it_tells_each_window_and_then_the_constants(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/calibration.md"])
-def test_the_constants_that_are_shown_are_those_that_are_printed(file: Path, name: str) -> None:
-    printed = {line.rstrip() for line in invoke("calibrate", "--show", file).stdout.splitlines()}
+def test_the_constants_that_are_shown_are_those_that_are_printed(name: str) -> None:
+    printed = {line.rstrip() for line in invoke("calibrate", "--show", "h100-sxm").stdout.splitlines()}
     text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
     shown = [line for line in text.splitlines() if re.match(r" [a-z0-9_]+ {3,}\d", line)]
     assert len(shown) >= 4
@@ -84,6 +85,33 @@ def test_an_estimate_takes_the_constants_and_says_so(file: Path) -> None:
     Draft202012Validator(make_schema("datasheet")).validate(calibrated)
     assert calibrated["energy_j"] != plain["energy_j"]
     assert calibrated["basis"].count("CALIBRATED") == 1
+
+
+def test_a_shipped_calibration_goes_by_its_name() -> None:
+    done = invoke(*DATASHEET, "--gpu", "h100-sxm", "--calibration", "h100-sxm")
+    assert done.exit_code == 0, done.output
+    assert "CALIBRATED on GPU-7ba19526" in done.stdout
+    unasked = invoke(*DATASHEET, "--gpu", "h100-sxm")
+    assert "CALIBRATED" not in unasked.stdout
+    foretold = invoke("replay", "azure-code-2023", "--gpu", "h100-sxm", "--calibration", "h100-sxm")
+    assert "measured cells and a calibration" in " ".join(foretold.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*DATASHEET, "--gpu", "h100-sxm", "--calibration", "h100"),
+        ("next", "azure-code-2023", "--gpu", "h100-sxm", "--calibration", "h100"),
+        ("replay", "azure-code-2023", "--gpu", "h100-sxm", "--calibration", "h100"),
+        ("scoreboard", "--split", "gpu", "--calibration", "h100"),
+        ("calibrate", "--show", "h100"),
+    ],
+)
+def test_an_unknown_calibration_is_told_those_that_ship_and_how_to_make_one(arguments: tuple[str, ...]) -> None:
+    done = invoke(*arguments)
+    assert isinstance(done.exception, UsageError)
+    assert "unknown calibration 'h100'; shipped: h100-sxm." in str(done.exception)
+    assert "infergy calibrate -o h100.jsonl" in str(done.exception)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +205,9 @@ def test_without_numpy_the_windows_are_kept_and_the_cure_is_told(
 
 def test_with_measured_cells_it_makes_them_tell_more(file: Path) -> None:
     def width(*arguments: str) -> float:
-        told = CliRunner().invoke(app, ["estimate", "azure-code-2023", "-e", "vllm-fp8", *arguments, "--json"])
+        told = CliRunner().invoke(
+            app, ["estimate", "azure-code-2023", "-g", "h200", "-e", "vllm-fp8", *arguments, "--json"]
+        )
         assert told.exit_code == 0, told.output
         (one,) = json.loads(told.stdout)["estimates"]
         return float(one["interval_high_j"] / one["interval_low_j"])

@@ -35,7 +35,8 @@ def calibrate(
         str | None, typer.Option("--simulate", metavar="GPU", help="Calibrate a simulated GPU, which says nothing.")
     ] = None,
     show: Annotated[
-        Path | None, typer.Option("--show", metavar="FILE", help="Measure nothing: show what a file says.")
+        str | None,
+        typer.Option("--show", metavar="NAME|FILE", help="Measure nothing: show what a file or a shipped one says."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,7 +48,7 @@ def calibrate(
     from infergy.measure.calibrate import parse_budget, run_here
 
     chip = _chip(gpu)
-    path = output if show is None else show
+    path: Path | str = output if show is None else show
     if show is None:
         _refuse_unmeant(chip, simulate)
         run_here(output, budget_s=parse_budget(budget), simulate=simulate, tell=_tell)
@@ -81,7 +82,7 @@ def _tell(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _print(found: Calibration, path: Path) -> None:
+def _print(found: Calibration, path: Path | str) -> None:
     from rich import box
     from rich.table import Table
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -44,10 +43,10 @@ def print_from_datasheet(
     bins: str | Bins | None,
     max_batch_s: float,
     as_json: bool,
-    calibration: Path | None = None,
+    calibration: str | None = None,
     allow_simulated: bool = False,
 ) -> None:
-    """Estimate and print each trace, with the constants of a calibration's file where one is given.
+    """Estimate and print each trace, with the constants of a calibration where one is given.
 
     Raises:
         UsageError: The calibration is of another GPU, or of a simulated one that was not asked for.
@@ -85,20 +84,20 @@ def is_measured(table: EnergyTable, model: str | None, gpu: str | None) -> bool:
     return bool(models) and (model is None or model.lower() in models)
 
 
-def read_calibration(path: Path, gpu: str, allow_simulated: bool) -> Calibration:
-    """The constants of a file, of the kind of GPU that is asked for.
+def read_calibration(name: str, gpu: str, allow_simulated: bool) -> Calibration:
+    """The constants of a shipped calibration or a file, of the kind of GPU that is asked for.
 
     Raises:
-        UsageError: They are of another GPU, or of a simulated one that was not asked for.
+        UsageError: None ships by that name, or they are of another GPU, or of a simulated one that was not asked for.
         DataError: The file is missing, foreign or damaged.
     """
     from infergy.energy.calibration import load_calibration
     from infergy.hardware.gpus import get_gpu
 
-    found = load_calibration(path, get_gpu(gpu))
+    found = load_calibration(name, get_gpu(gpu))
     if found.simulated and not allow_simulated:
         raise UsageError(
-            f"--calibration {path} is of a simulated GPU, which says nothing about real ones. "
+            f"--calibration {name} is of a simulated GPU, which says nothing about real ones. "
             "To see it work: --allow-simulated"
         )
     return found

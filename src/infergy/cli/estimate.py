@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,8 +112,12 @@ PrecisionOption = Annotated[
 ]
 
 CalibrationOption = Annotated[
-    Path | None,
-    typer.Option("--calibration", help="The GPU's own constants for the physical model, made by infergy calibrate"),
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="NAME|FILE",
+        help="The GPU's own constants for the physical model: shipped (h100-sxm), or made by infergy calibrate",
+    ),
 ]
 
 

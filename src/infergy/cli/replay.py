@@ -96,7 +96,7 @@ def replay(
     if as_json:
         print_json([found])
     else:
-        _print(found)
+        _print(found, "" if known is None else " and a calibration")
 
 
 def _plan(source: str, *, engine: str, model: str | None, gpu: str, requests: int, first: int) -> Plan:
@@ -130,7 +130,7 @@ def _foretold(found: Replay) -> str:
     )
 
 
-def _print(found: Replay) -> None:
+def _print(found: Replay, calibrated: str) -> None:
     trace, measured = found.trace, found.measured
     typer.echo(
         f"{trace.source}: {trace.requests:,} requests from {found.first:,} on, {trace.input_tokens:,} input and "
@@ -142,7 +142,9 @@ def _print(found: Replay) -> None:
     typer.echo(f"  {_foretold(found)}")
     if measured is None:
         basis = f"{found.measured_cells} measured cells" if found.measured_cells else "the datasheet alone"
-        typer.echo(fill(f"By the physical model given {basis} (docs/replay.md); not measured. To: -o FILE", WIDTH))
+        typer.echo(
+            fill(f"By the physical model given {basis}{calibrated} (docs/replay.md); not measured. To: -o FILE", WIDTH)
+        )
         return
     certain = (
         ""

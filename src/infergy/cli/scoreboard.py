@@ -37,9 +37,11 @@ def scoreboard(
         list[str] | None, typer.Option("--split", help="batch, backbone or gpu; repeat for more [default: all three]")
     ] = None,
     calibration: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            "--calibration", help="Made by infergy calibrate: a held-out GPU by its own constants; repeatable."
+            "--calibration",
+            metavar="NAME|FILE",
+            help="A held-out GPU by its own constants: shipped (h100-sxm), or made by infergy calibrate; repeatable.",
         ),
     ] = None,
     tasks: Annotated[str, typer.Option("--tasks", help="Which shipped rows are scored: text or all")] = "text",
@@ -108,7 +110,7 @@ def _refuse_absent(calibrated: Sequence[InfergyCalibrated], gpus: set[str], wher
             raise UsageError(f"--calibration of {one.title}: no row of it is {where}; GPUs that are: {there}")
 
 
-def _calibrated(paths: Sequence[Path]) -> list[InfergyCalibrated]:
+def _calibrated(names: Sequence[str]) -> list[InfergyCalibrated]:
     """The estimator that takes calibrations, if there are some.
 
     Raises:
@@ -117,13 +119,13 @@ def _calibrated(paths: Sequence[Path]) -> list[InfergyCalibrated]:
     from infergy.energy.calibration import load_calibration
     from infergy.score.ours import InfergyCalibrated
 
-    found = [load_calibration(path) for path in paths]
-    names = [one.gpu for one in found]
-    for path, one in zip(paths, found, strict=True):
-        if names.count(one.gpu) > 1:
-            raise UsageError(f"--calibration {path}: another one is of {one.title} too. Give one of each kind of GPU")
+    found = [load_calibration(name) for name in names]
+    kinds = [one.gpu for one in found]
+    for name, one in zip(names, found, strict=True):
+        if kinds.count(one.gpu) > 1:
+            raise UsageError(f"--calibration {name}: another one is of {one.title} too. Give one of each kind of GPU")
         if one.simulated:
-            _warn(f"{path} is SIMULATED: what it scores says nothing about real hardware")
+            _warn(f"{name} is SIMULATED: what it scores says nothing about real hardware")
     return [InfergyCalibrated(tuple(found))] if found else []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from infergy.energy.calibration_fit import BEARS, DOUBT, SIGMAS_90, SMALL_SUM, Found, fit, is_used, prior_spread
@@ -26,6 +27,7 @@ from infergy.records.calibration import (
 )
 
 CALIBRATION_SCHEMA = "infergy.calibration/1"
+SHIPPED = Path(str(resources.files("infergy"))) / "data" / "calibrations"
 
 UNITS: Mapping[str, str] = {
     "weight_efficiency": "of bandwidth",
@@ -130,18 +132,44 @@ class Calibration:
         return Physics(factors={gpu.name: factors})
 
 
-def load_calibration(path: Path, gpu: Gpu | None = None) -> Calibration:
+def shipped_calibrations() -> tuple[str, ...]:
+    """Names of the calibrations inside the package, in alphabetical order."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.jsonl")))
+
+
+def find_calibration(name: str | Path) -> Path:
+    """The file of a calibration: a string may name a shipped one, which stands before a file of that name.
+
+    Raises:
+        UsageError: The string is no shipped name and no file, nor is it written like one.
+    """
+    path = Path(name)
+    if isinstance(name, Path) or path.suffix or len(path.parts) > 1:
+        return path
+    shipped = shipped_calibrations()
+    if name in shipped:
+        return SHIPPED / f"{name}.jsonl"
+    if path.is_file():
+        return path
+    raise UsageError(
+        f"unknown calibration {name!r}; shipped: {', '.join(shipped)}. Make a file on a GPU of yours, which takes "
+        f"minutes: infergy calibrate -o {name or 'gpu'}.jsonl; then --calibration {name or 'gpu'}.jsonl"
+    )
+
+
+def load_calibration(name: str | Path, gpu: Gpu | None = None) -> Calibration:
     """What the windows of a file say.
 
     Args:
-        path: Made by `infergy calibrate`.
+        name: A file that `infergy calibrate` made; a string may also name a shipped one (`shipped_calibrations`).
         gpu: What the datasheet says of the GPU; None looks for it in the catalogue by the driver's name.
 
     Raises:
         DataError: The file is missing, foreign or damaged.
-        UsageError: It holds windows of several kinds of GPU, or of one that is not in the catalogue or another.
+        UsageError: No such shipped one, or the file holds windows of several kinds of GPU, or of one that is not in
+            the catalogue or another.
     """
-    return fit_calibration(read_calibration_file(path), gpu, str(path))
+    return fit_calibration(read_calibration_file(find_calibration(name)), gpu, str(name))
 
 
 def fit_calibration(windows: Sequence[CalibrationWindow], gpu: Gpu | None = None, name: str = "these") -> Calibration:

@@ -42,6 +42,11 @@ DOUBT = 3.0
 
 SIGMAS_90 = 1.645
 
+TILE = 128
+FEWEST_TILES = 128
+"""Of 128 × 128 results each: a product of fewer, all within L2, leaves multiprocessors of a large GPU idle (an H100 has
+132). Its time tells of that, and would else pass for a slow launch."""
+
 SMALL_SUM = 2**20
 """Bytes of a sum over GPUs below which its time is latency."""
 
@@ -80,8 +85,14 @@ class Found:
 
 
 def is_used(one: CalibrationWindow) -> bool:
-    """Whether a window enters the fit: idle, kernels that no graph launched and copies within L2 are context."""
+    """Whether a window enters the fit.
+
+    Idle, kernels that no graph launched, copies within L2 and products too small for all multiprocessors are context.
+    """
     work = one.workload
+    if work.kind == PRODUCT and not work.memory_bytes:
+        rows, _, columns = work.sizes
+        return rows * columns >= FEWEST_TILES * TILE**2
     if work.kind == LAUNCH:
         return work.in_graph
     if work.kind == REDUCE:

@@ -22,7 +22,6 @@ WEIGHTS = ((4096, 14336), (8192, 28672))
 """A matrix of the feed-forward part of Llama-3.1-8B, and one of the 70B."""
 
 ROWS = (1, 16, 64, 256)
-SQUARES = (1024, 2048, 4096, 8192, 16384)
 COPIES = (2**28, 2**30, 2**32)
 HEADS, CACHE_HEADS, HEAD = 32, 8, 128
 """Attention of Llama-3.1-8B."""
@@ -79,7 +78,7 @@ def _by_worth(traits: Traits) -> Iterator[Workload]:
     for rows in (1, 64, 256, 16):
         for weights in (small, large):
             yield product_work(rows, *weights, "bfloat16", traits)
-    for size in (16384, 2048, 1024):
+    for size in (16384, 2048):
         yield product_work(size, size, size, "bfloat16", traits)
     for sizes in ATTENTIONS:
         yield attention_work(*sizes, traits)
