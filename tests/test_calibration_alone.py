@@ -18,7 +18,7 @@ from infergy.records.calibration import read_calibration_file
 
 ROOT = Path(__file__).parents[1]
 SECOND = ROOT / "benchmarks" / "rows" / "h100-calibration-2.jsonl"
-TABLE = ROOT / "src" / "infergy" / "data" / "tables" / "h100-llama-3.1-8b.jsonl"
+TABLE = ROOT / "src" / "infergy" / "data" / "tables" / "h100-sxm-llama-3.1-8b.jsonl"
 
 
 def page(name: str) -> str:

@@ -250,7 +250,12 @@ def test_of_rows_on_several_gpus_those_in_use_count_and_no_other() -> None:
 
 def test_half_of_all_watched_windows_lie_within_a_third_of_what_their_sensor_may_miss() -> None:
     """docs/timeline.md; the looks are evenly spaced, not random."""
-    names = ("h100-sxm-llama-3.1-8b", "h100-sxm-other-models", "replicates/h100-sxm-llama-3.1-8b-2", "h200-llama-3.1-8b_axes")
+    names = (
+        "h100-sxm-llama-3.1-8b",
+        "h100-sxm-other-models",
+        "replicates/h100-sxm-llama-3.1-8b-2",
+        "h200-llama-3.1-8b_axes",
+    )
     beside = (Path(__file__).parents[2] / "benchmarks" / "rows").glob("*.jsonl")
     paths = [TABLES / f"{name}.jsonl" for name in names]
     paths += [path for path in beside if "calibration" not in path.stem]

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -434,7 +433,7 @@ def test_a_batch_that_was_asked_for_is_on_no_line_of_largest_batches(tmp_path: P
     batches = {128: 64, 512: 64, 1024: 8, 2048: 1, 8192: 1}
     rows = [with_setup(build_row(input_tokens=tokens, batch=batch), engine="vllm") for tokens, batch in batches.items()]
     assert "sequences-input" not in {figure.name for figure in build_report([store(tmp_path, rows)]).figures}
-    chosen = [replace(row, batch_choice="largest that fits the memory") for row in rows]
+    chosen = [dataclasses.replace(row, batch_choice="largest that fits the memory") for row in rows]
     (tmp_path / "more").mkdir()
     found = {figure.name: figure for figure in build_report([store(tmp_path / "more", chosen)]).figures}
     assert len(found["sequences-input"].points) == len(rows)

@@ -288,7 +288,7 @@ def resolve(sources: str | Sequence[str] | None, **asked: Any) -> Plan:
 
     from infergy.measure.grid import make_plan
 
-    return make_plan(*(_grid(name, given) for name in names or [None]))
+    return make_plan(*([_grid(name, given) for name in names] or [_grid(None, given)]))
 
 
 def _grid(source: str | None, given: dict[str, Any]) -> Grid:

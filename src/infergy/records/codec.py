@@ -7,6 +7,7 @@ that a foreign or truncated file is told at once: a missing or unknown key is a 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise DataError(f"{place or cls.__name__}: expected an object, found {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise DataError(f"{place or cls.__name__}: unknown key {unknown[0]!r}; {cls.__name__} has {', '.join(hints)}")
@@ -53,6 +54,12 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise DataError(f"{where}: missing")
     return cls(**values)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Types by field: looked up once a class, for files hold thousands of the same."""
+    return typing.get_type_hints(cls)
 
 
 def _read(hint: Any, value: Any, place: str) -> Any:

@@ -133,20 +133,26 @@ def build_report(
 
 def _by_gpu(evidence: Evidence) -> list[Evidence]:
     """The evidence of each kind of GPU, that of the traces' first."""
-    kinds = dict.fromkeys(map(_kind, (*evidence.points, *evidence.online, *evidence.replays)))
     found = []
-    for kind in kinds:
-        own = {
-            name: [point for point in getattr(evidence, name) if _kind(point) == kind]
-            for name in ("points", "online", "replays")
-        }
+    for kind in dict.fromkeys(map(_kind, (*evidence.points, *evidence.online, *evidence.replays))):
+
+        def own(points: Iterable[Point], kind: str = kind) -> list[Point]:
+            return [point for point in points if _kind(point) == kind]
+
         estimates = {
             trace: answer
             for trace, answer in evidence.estimates.items()
             if gpu_title(answer.estimates[0].gpu) == gpu_title(kind)
         }
-        rankings = {trace: ranking for trace, ranking in evidence.rankings.items() if trace in estimates}
-        found.append(replace(evidence, **own, estimates=estimates, rankings=rankings))
+        part = replace(
+            evidence,
+            points=own(evidence.points),
+            online=own(evidence.online),
+            replays=own(evidence.replays),
+            estimates=estimates,
+            rankings={trace: ranking for trace, ranking in evidence.rankings.items() if trace in estimates},
+        )
+        found.append(part)
     return sorted(found, key=lambda one: not one.estimates)
 
 
