@@ -183,3 +183,44 @@ def test_a_mixture_of_experts_takes_more_than_a_dense_model_of_as_many_active_pa
         assert dense.result is not None
         assert sparse.result is not None
         assert sparse.result.energy_j / dense.result.energy_j == pytest.approx(ratio, abs=0.006)
+
+
+def change(after: Measurement, before: Measurement) -> tuple[int, int]:
+    """Per cent of joules and of seconds."""
+    assert after.result is not None
+    assert before.result is not None
+    joules, seconds = (
+        getattr(after.result, name) / getattr(before.result, name) - 1 for name in ("energy_j", "duration_s")
+    )
+    return round(100 * joules), round(100 * seconds)
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_rows() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "measurements.md").read_text(encoding="utf-8")
+    for label, gpus in (("vllm-tp2", 2), ("vllm-tp4", 4)):
+        cells = []
+        for batch in (1, 8, 32, 128, 512):
+            joules, seconds = change(of_h100(label, (512, 64, batch)), of_h100("vllm", (512, 64, batch)))
+            cells.append(f"+{joules} %, −{-seconds} %")
+        assert f"| {gpus} GPUs | {' | '.join(cells)} |" in page
+    eager = [change(of_h100("vllm-eager", load), of_h100("vllm", load)) for load in ((50, 64, 32), (137, 64, 32))]
+    assert [joules for joules, _ in eager] == [35, 36]
+    assert change(of_h100("vllm-eager", (838, 64, 32)), of_h100("vllm", (838, 64, 32)))[0] == 12
+    assert change(of_h100("transformers-compiled", (512, 64, 1)), of_h100("transformers", (512, 64, 1))) == (-30, -58)
+    fp8 = [change(of_h100("vllm-fp8", (512, 64, n)), of_h100("vllm", (512, 64, n)))[0] for n in (1, 8, 32)]
+    assert fp8 == [-40, -35, -31]
+    draft = [
+        change(of_h100("vllm-spec4:llama-3.2-1b:0.8", (512, 64, n)), of_h100("vllm", (512, 64, n))) for n in (1, 128)
+    ]
+    assert [joules for joules, _ in draft] == [-3, 23]
+    qwen = [of_h100(label, (512, 64, 8), OTHER_MODELS, "qwen-1.5-32b") for label in ("vllm-tp4", "vllm")]
+    assert change(*qwen) == (26, -63)
+
+
+def test_padding_takes_several_times_the_joules() -> None:
+    runs = {row.cell.label: row.result for row in rows_in(H100) if row.cell.load.is_replay}
+    for task, ratio in (("translation", 2.4), ("generation", 3.3), ("summarisation", 5.3)):
+        padded, packed = (runs[f"{engine}-s32-replay:task:{task}"] for engine in ("transformers", "vllm"))
+        assert padded is not None
+        assert packed is not None
+        assert padded.energy_j / packed.energy_j == pytest.approx(ratio, abs=0.06)

@@ -42,7 +42,7 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise DataError(f"{place or cls.__name__}: expected an object, found {type(data).__name__}")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(type, cls))
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise DataError(f"{place or cls.__name__}: unknown key {unknown[0]!r}; {cls.__name__} has {', '.join(hints)}")
