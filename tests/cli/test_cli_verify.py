@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import shipped_tables
+from infergy.energy.load import shipped_table
 from infergy.errors import DataError, UsageError
 from infergy.measure.anchors import choose_anchors, plan_anchors
 from infergy.records import result_of
@@ -25,7 +25,7 @@ def run(*arguments: str) -> str:
 
 
 def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
-    rows = read_store(shipped_tables()[0]).rows
+    rows = read_store(shipped_table()).rows
     plan = plan_anchors(rows, "vllm")
     seconds = [planned.forecast_batch_s for planned in plan.cells]
     assert len(seconds) == 3
@@ -38,7 +38,7 @@ def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
 
 def test_an_engine_that_the_table_lacks_gives_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean vllm"):
-        plan_anchors(read_store(shipped_tables()[0]).rows, "vlm")
+        plan_anchors(read_store(shipped_table()).rows, "vlm")
 
 
 def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_kept(tmp_path: Path) -> None:

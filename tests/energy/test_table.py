@@ -157,7 +157,7 @@ def test_a_half_written_last_line_is_set_aside_and_told(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-40])
     table = load_table([path])
     assert len(table.setups[0].cells) == len(OUTPUTS) - 1
-    assert "torn.jsonl: its last line is half-written" in table.notes[0]
+    assert "torn.jsonl: its last line is half-written" in table.notes[0].text
 
 
 def test_damage_before_the_last_line_is_an_error_that_names_the_line(tmp_path: Path) -> None:

@@ -154,6 +154,18 @@ class FailedRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableNote:
+    """What was set aside while reading, in words.
+
+    Attributes:
+        gpu: Of whose rows alone; None if it is of the whole file.
+    """
+
+    text: str
+    gpu: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyTable:
     """What was measured: one `SetupTable` for each GPU, engine set-up and kind of weights.
 
@@ -161,14 +173,14 @@ class EnergyTable:
         failed: Cells that were tried and have no number.
         online: Ids of the measured cells whose requests arrived one after the other, by GPU: they are in no
             `SetupTable`, since their joules are not those of a batch.
-        notes: What was set aside while reading, in words.
+        notes: What was set aside while reading.
     """
 
     setups: tuple[SetupTable, ...]
     files: tuple[str, ...]
     failed: tuple[FailedRow, ...] = ()
     online: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[TableNote, ...] = ()
 
     def gpus(self) -> tuple[str, ...]:
         """GPUs that have rows."""
@@ -181,6 +193,10 @@ class EnergyTable:
     def labels(self, gpu: str, model: str) -> tuple[str, ...]:
         """Engine set-ups that have rows for `model` on `gpu`, in alphabetical order."""
         return tuple(sorted({s.label for s in self.setups if (s.gpu, s.model) == (gpu, model)}))
+
+    def notes_on(self, gpu: str) -> tuple[str, ...]:
+        """What was set aside, in words, but for what is of other GPUs alone."""
+        return tuple(note.text for note in self.notes if note.gpu in (None, gpu))
 
     def find(self, gpu: str, model: str, label: str) -> SetupTable:
         """The table of one set-up; of several weights the better ranked, then infergy's own law, counts.
