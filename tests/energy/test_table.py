@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_lengths_measured_at_a_small_batch_do_not_count_where_longer_requests_ha
     mine = write_store(tmp_path / "mine.jsonl", rows[:1])
     theirs = write_store(tmp_path / "theirs.jsonl", rows[2:])
     assert (300, 64) in load_table([mine, theirs]).setups[0].by_length(), "what a user measured stands"
+
+
+def test_a_small_batch_that_was_asked_for_is_no_full_one_where_twice_its_tokens_were_served(
+    tmp_path: Path, row: Builder
+) -> None:
+    asked = [row(input_tokens=512, batch=512), row(input_tokens=2048, batch=96), row(input_tokens=8192, batch=1)]
+    (setup,) = table_of(tmp_path, asked).setups
+    assert sorted(setup.by_length()) == [(512, 64), (2048, 64), (8192, 64)]
+    assert sorted(setup.full_by_length()) == [(512, 64), (2048, 64)]
+    sought = replace(asked[2], batch_choice="largest that fits the memory")
+    (setup,) = load_table(write_store(tmp_path / "sought.jsonl", [*asked[:2], sought])).setups
+    assert setup.full_by_length() == setup.by_length()
 
 
 def test_the_first_file_wins_a_cell_even_at_a_smaller_batch(tmp_path: Path, row: Builder) -> None:
