@@ -87,7 +87,8 @@ def print_comparison(found: Comparison) -> None:
             typer.echo(f"Only in {name}: {len(cells)} cells, such as {cells[0]}")
     if found.same:
         typer.echo(
-            f"Left out: {len(found.same)} cells, such as {found.same[0]}: both hold the very same row, which tells nothing"
+            f"Left out: {len(found.same)} cells, such as {found.same[0]}: both hold the very same row, "
+            "which tells nothing"
         )
     for difference in found.differences:
         typer.echo(f"Different: {difference}")

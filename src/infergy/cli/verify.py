@@ -90,7 +90,7 @@ def _gpu(rows: Path | None, *, simulate: bool) -> str | None:
 
 
 def _is_of_one_chip(stored: Sequence[Measurement], measured: Sequence[Measurement]) -> bool:
-    """Whether all that the table holds of the set-ups measured is of one chip, or of one group: else no factor holds."""
+    """Whether the table's rows of the set-ups measured are of one chip, or one group: else no factor holds."""
     setups = {row.cell.setup for row in measured}
     return len({tuple(gpu.uuid for gpu in row.environment.gpus) for row in stored if row.cell.setup in setups}) == 1
 

@@ -104,7 +104,7 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     if not pairs:
         raise DataError(
             f"of each of the {len(common)} cells that the two files share they hold the very same row, which tells "
-            "nothing of a difference. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
+            "nothing. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
         )
     cells = tuple(_compare_cell(*pair) for pair in pairs)
     return Comparison(
