@@ -235,7 +235,8 @@ def test_an_estimate_of_h100s_prices_full_batches_not_those_that_an_axis_was_mea
         for gpu in ("h200", "h100-sxm")
     }
     mine, theirs = found["h100-sxm"], found["h200"]
-    assert (mine.energy_j or 0.0) == pytest.approx(theirs.energy_j, rel=0.02)
+    # docs/measurements.md says so.
+    assert [round((one.energy_j or 0.0) / 1e3) for one in (mine, theirs)] == [476, 474]
     assert min(one.batch or 0 for one in mine.bins if one.requests) > 20
 
 

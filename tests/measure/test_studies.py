@@ -221,6 +221,20 @@ def test_two_models_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> 
     assert invoke("study", "run", names[0], names[0], "--dry-run", "--simulate").exit_code == 0
 
 
+def test_a_batch_that_one_study_asks_for_and_another_seeks_was_sought() -> None:
+    def grid(batch: str | list[int]) -> Grid:
+        cells = [{"input_tokens": [512], "output_tokens": [64], "batch": batch}]
+        engines = [{"engine": "vllm"}]
+        data = {"name": "one", "gpu": "h200", "model": "llama-3.1-8b", "engines": engines, "cells": cells}
+        return parse_grid(data, "one")
+
+    sought = make_plan(grid("largest")).cells[0]
+    asked = grid([sought.cell.load.batch])
+    assert make_plan(asked).cells[0].batch_choice == "given"
+    for grids in ((asked, grid("largest")), (grid("largest"), asked)):
+        assert make_plan(*grids).cells == (sought,)
+
+
 def test_a_study_can_be_held_to_a_time_for_each_cell() -> None:
     plan = json.loads(invoke("study", "run", "engines", "--max-time", "12", "--simulate", "--dry-run", "--json").stdout)
     assert plan["options"]["max_time_s"] == 12.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -280,7 +280,7 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
                 raise UsageError(f"two models go by the name {name} in these grids: measure them one after the other")
         configs |= models
         for setup, cells in found.items():
-            setups[setup] = cells | setups.get(setup, {})
+            _merge(setups.setdefault(setup, {}), cells.values())
     if len(gpus) > 1:
         raise UsageError(f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}")
     return Plan(
@@ -312,9 +312,16 @@ def _resolve(
                 with refusals.kept():
                     for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed, draft):
                         refusals.add(refuse_assisted(setup, planned.cell.load))
-                        cells.setdefault(planned.key, planned)
+                        _merge(cells, [planned])
     refusals.tell()
     return gpu, configs, found
+
+
+def _merge(cells: dict[str, PlannedCell], others: Iterable[PlannedCell]) -> None:
+    """Add those that are not among the cells; a batch that is asked for here and sought there is told as sought."""
+    for planned in others:
+        if planned.key not in cells or cells[planned.key].batch_choice == GIVEN:
+            cells[planned.key] = planned
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
