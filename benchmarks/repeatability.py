@@ -14,9 +14,10 @@ states. Then, over all pairs of processes on one chip, and over those on two, ho
 interval that holds 1; 95 % are expected where nothing but chance differs, fewer where processes differ (clocks, heat,
 memory layout). The same over pairs of rows that `infergy check` doubts in nothing. Last, what a process errs beyond its
 interval, as a standard error β by the method of moments (DerSimonian and Laird, Control. Clin. Trials 7, 1986) over the
-ratios r, whose logarithms have the standard error s by the two intervals:
+ratios r, whose logarithms have the standard error s with ν degrees of freedom by the two intervals. Where nothing else
+differs, ln r / s is Student's t, whose square has the mean ν / (ν − 2):
 
-    β² = max(0, Σ ((ln r)² / s² − 1)) / (2 Σ 1 / s²)
+    β² = max(0, Σ ((ln r)² / s² − ν / (ν − 2))) / (2 Σ 1 / s²)
 """
 
 from __future__ import annotations
@@ -61,12 +62,20 @@ class Pair:
 
     Attributes:
         error: Standard error of the logarithm of the ratio, as the two intervals state it.
+        degrees: Degrees of freedom of `error` (Welch and Satterthwaite), infinity where it is known.
         is_good: Whether neither row has a flag.
     """
 
     ratio: Ratio
     error: float
+    degrees: float
     is_good: bool
+
+    @property
+    def excess(self) -> float:
+        """By how much (ln r)² / s² lies over its mean where nothing but chance differs."""
+        expected = 1 if math.isinf(self.degrees) else self.degrees / (self.degrees - 2)
+        return (math.log(self.ratio.value) / self.error) ** 2 - expected
 
 
 def read_processes(paths: Sequence[Path], engine: str | None) -> list[Process]:
@@ -117,11 +126,13 @@ def pair_cells(a: Process, b: Process) -> list[Pair]:
         return []
     found = []
     for cell in compare(a.rows, b.rows).cells:
-        intervals = [process.cells[cell.cell_id][1] for process in (a, b)]
-        errors = [one.standard_error for one in intervals if one is not None]
-        if len(errors) == len(intervals):
+        known = [one for process in (a, b) if (one := process.cells[cell.cell_id][1]) is not None]
+        if len(known) == 2:
+            error = math.hypot(*(one.standard_error for one in known))
+            parts = [one.standard_error**4 / one.degrees_of_freedom for one in known if one.degrees_of_freedom]
+            degrees = error**4 / sum(parts) if parts else math.inf
             is_good = cell.cell_id in a.good & b.good
-            found.append(Pair(ratio=cell.ratio, error=math.hypot(*errors), is_good=is_good))
+            found.append(Pair(ratio=cell.ratio, error=error, degrees=degrees, is_good=is_good))
     return found
 
 
@@ -155,8 +166,8 @@ def show_pairs(where: str, pairs: Sequence[Pair]) -> None:
     for what, those in (("", pairs), (" of rows without a flag", [pair for pair in pairs if pair.is_good])):
         hold = sum(not pair.ratio.is_significant for pair in those)
         print(f"  intervals{what} that hold no difference: {hold} of {len(those)}")
-    excess = sum((math.log(pair.ratio.value) / pair.error) ** 2 - 1 for pair in pairs)
-    beyond = max(0.0, excess) / (2 * sum(pair.error**-2 for pair in pairs))
+    told = [pair for pair in pairs if pair.degrees > 2]
+    beyond = max(0.0, sum(pair.excess for pair in told)) / (2 * sum(pair.error**-2 for pair in told))
     print(f"  beyond its interval a process errs by {math.sqrt(beyond):.2%}")
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.energy.load import shipped_tables
+from infergy.errors import DataError
 from known_tables import rows_of, write_store
 from rows import build_row
 
@@ -43,7 +44,7 @@ def test_the_gate_opens_within_the_limit_and_shuts_beyond_it(stores: tuple[str, 
     assert "+5.0 % joules, over 3.0 %" in told
     assert run(b, a, "--fail-if-worse", "3%")[0] == 0
     assert run(a, b, "--fail-if-worse", "0.03", "--each")[0] == 5
-    assert run(a, a, "--fail-if-worse", "0%", "--each")[0] == 0
+    assert run(b, a, "--fail-if-worse", "0%", "--each")[0] == 0
 
 
 def test_a_gate_that_cannot_judge_says_so(tmp_path: Path) -> None:
@@ -64,6 +65,34 @@ def test_as_json_it_is_one_object(stores: tuple[str, str]) -> None:
     assert found["schema"] == "infergy.comparison/1"
     assert found["overall"]["value"] == pytest.approx(1.05)
     assert len(found["cells"]) == 12
+
+
+def test_cells_of_which_both_files_hold_the_same_row_are_left_out_and_told(stores: tuple[str, str]) -> None:
+    a, b = stores
+    both = Path(b).parent / "both.jsonl"
+    mine, theirs = (Path(path).read_text(encoding="utf-8").splitlines(keepends=True) for path in stores)
+    both.write_text("".join([*mine[:4], *theirs[4:]]), encoding="utf-8")
+    _, text, _ = run(a, str(both))
+    assert "mean of 8 cells" in text
+    assert "Left out: 4 cells, such as vllm" in text
+    assert "both hold the very same row, which tells nothing" in text
+    found = json.loads(run(a, str(both), "--json")[1])
+    assert (len(found["cells"]), len(found["same"])) == (8, 4)
+    assert found["overall"]["value"] == pytest.approx(1.05)
+    assert json.loads(run(a, b, "--json")[1])["same"] == []
+    refused = CliRunner().invoke(app, ["compare", a, a])
+    assert isinstance(refused.exception, DataError)
+
+
+def test_of_h100s_four_cells_of_a_process_are_those_of_the_table() -> None:
+    process = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h100-vllm-process-1.jsonl")
+    table = next(str(path) for path in shipped_tables() if path.stem == "h100-sxm-llama-3.1-8b")
+    code, text, _ = run(table, process)
+    assert code == 0
+    assert "mean of 6 cells" in text
+    assert "Left out: 4 cells" in text
+    verified = CliRunner().invoke(app, ["verify", "--rows", process, "--json"])
+    assert len(json.loads(verified.stdout)["same"]) == 4
 
 
 def test_two_real_chips_differ_by_less_than_the_intervals_of_most_cells() -> None:

@@ -55,7 +55,7 @@ def test_each_request_has_its_own_lengths_and_the_row_holds_them(tmp_path: Path)
     # It is no cell of a table: its requests are not alike.
     table = load_table(store, allow_simulated=True)
     assert table.setups == ()
-    assert any("replayed" in note for note in table.notes)
+    assert any("replayed" in note.text for note in table.notes)
 
 
 def test_the_first_requests_are_passed_by() -> None:

@@ -11,11 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import shipped_tables
+from infergy.energy.load import shipped_table
 from infergy.errors import DataError, UsageError
 from infergy.measure.anchors import choose_anchors, plan_anchors
-from infergy.records import result_of
+from infergy.records import GpuIdentity, result_of
 from infergy.records.store import read_store
+from known_tables import rows_of, with_environment, write_store
 
 
 def run(*arguments: str) -> str:
@@ -25,7 +26,7 @@ def run(*arguments: str) -> str:
 
 
 def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
-    rows = read_store(shipped_tables()[0]).rows
+    rows = read_store(shipped_table()).rows
     plan = plan_anchors(rows, "vllm")
     seconds = [planned.forecast_batch_s for planned in plan.cells]
     assert len(seconds) == 3
@@ -38,7 +39,7 @@ def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
 
 def test_an_engine_that_the_table_lacks_gives_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean vllm"):
-        plan_anchors(read_store(shipped_tables()[0]).rows, "vlm")
+        plan_anchors(read_store(shipped_table()).rows, "vlm")
 
 
 def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_kept(tmp_path: Path) -> None:
@@ -147,3 +148,25 @@ def test_what_may_not_be_rescaled_leaves_no_file(off: Path, tmp_path: Path) -> N
     assert out.read_bytes() == before
     with pytest.raises(UsageError, match="leave out -o"):
         run(str(off), "--rows", str(kept), "-o", str(kept))
+
+
+def test_a_table_of_several_chips_is_not_offered_to_be_rescaled(tmp_path: Path) -> None:
+    """No factor holds between one chip and three: `rescale` refuses it, so nobody is told to type it."""
+    tables = {chips: tmp_path / f"{chips}.jsonl" for chips in (1, 2)}
+    rows = rows_of(inputs=[32, 128, 512], outputs=[8], scale=0.9)
+    moved = [with_environment(rows[0], gpus=(GpuIdentity(uuid="GPU-other", name="NVIDIA H200"),)), *rows[1:]]
+    again = str(write_store(tmp_path / "again.jsonl", rows_of(inputs=[32, 128, 512], outputs=[8])))
+    told = {
+        chips: run(str(write_store(tables[chips], stored)), "--rows", again)
+        for chips, stored in ((1, rows), (2, moved))
+    }
+    assert all("This GPU takes +11.1 % joules against the table" in text for text in told.values())
+    assert "--rescale" in told[1]
+    assert "--rescale" not in told[2]
+
+
+def test_rows_of_an_h100_are_held_against_the_table_of_h100s() -> None:
+    rows = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h100-vllm-process-2.jsonl")
+    found = json.loads(run("--rows", rows, "--json"))
+    assert len(found["cells"]) == 10
+    assert not any(text.startswith("GPU") for text in found["differences"])

@@ -53,11 +53,13 @@ def test_the_mean_is_geometric_and_its_interval_students_over_the_cells() -> Non
 
 
 def test_rows_of_a_cell_are_visits_and_of_two_chips_the_last_counts() -> None:
-    (old,), (new,) = (rows_of(power_law, inputs=[32], outputs=[8], scale=scale) for scale in (1.0, 3.0))
-    found = compare([old], [old, new]).cells[0].ratio
+    (before,), (old,), (new,) = (
+        rows_of(power_law, inputs=[32], outputs=[8], scale=scale) for scale in (1.0, 1.0001, 2.9999)
+    )
+    found = compare([before], [old, new]).cells[0].ratio
     assert found.value == pytest.approx(2.0)
     assert found.high is not None
-    assert found.high > 3.0
+    assert found.high > 2.9999
 
     def move(ticks: Mapping[str, Tick]) -> dict[str, Tick]:
         return dict.fromkeys(["GPU-another"], next(iter(ticks.values())))
@@ -66,13 +68,14 @@ def test_rows_of_a_cell_are_visits_and_of_two_chips_the_last_counts() -> None:
     assert new.loaded_idle is not None
     idle = replace(new.loaded_idle, open=move(new.loaded_idle.open), close=move(new.loaded_idle.close))
     elsewhere = replace(new, windows=windows, loaded_idle=idle)
-    assert compare([old], [old, elsewhere]).cells[0].ratio.value == pytest.approx(3.0)
+    assert compare([before], [old, elsewhere]).cells[0].ratio.value == pytest.approx(2.9999)
 
 
 def test_a_ratio_without_a_known_spread_claims_nothing() -> None:
-    row = build_row(batches=1, duration_s=10.0)
-    ratio = compare([row], [row]).cells[0].ratio
-    assert ratio == Ratio(value=1.0, low=None, high=None)
+    row, other = (build_row(batches=1, duration_s=10.0, energy_j=energy_j) for energy_j in (1000.0, 1100.0))
+    ratio = compare([row], [other]).cells[0].ratio
+    assert ratio == Ratio(value=ratio.value, low=None, high=None)
+    assert ratio.value > 1.05
     assert not ratio.is_significant
 
 
@@ -87,22 +90,25 @@ def test_equal_cells_rarely_seem_different_and_a_real_difference_is_found() -> N
 
 
 def test_what_differs_in_the_environments_is_told() -> None:
-    a = rows_of(inputs=[32], outputs=[8])
+    a = rows_of(inputs=[32], outputs=[8], scale=1.01)
     other = GpuIdentity(uuid=UUID, name="NVIDIA H200", power_limit_w=350.0)
-    b = [with_environment(row, driver="2", gpus=(other,), packages={"vllm": "0.25.0"}) for row in a]
+    b = [
+        with_environment(row, driver="2", gpus=(other,), packages={"vllm": "0.25.0"})
+        for row in rows_of(inputs=[32], outputs=[8])
+    ]
     assert compare(a, b).differences == (
         "driver: 1 against 2",
         "power limit: unknown against 350 W",
         "package vllm: unknown against 0.25.0",
     )
-    assert compare(a, a).differences == ()
+    assert compare(a, rows_of(inputs=[32], outputs=[8])).differences == ()
 
 
 def test_cells_that_were_served_other_token_ids_are_told() -> None:
-    row = build_row()
-    a, b = replace(row, prompt_sha256="aa"), replace(row, prompt_sha256="bb", seed=7)
-    assert compare([a], [b]).differences == (f"token ids of 1 of 1 cells: seed {row.seed} against 7",)
-    assert not compare([a], [a]).differences
+    a = replace(build_row(), prompt_sha256="aa")
+    b = replace(build_row(energy_j=1010.0), prompt_sha256="bb", seed=7)
+    assert compare([a], [b]).differences == (f"token ids of 1 of 1 cells: seed {a.seed} against 7",)
+    assert not compare([a], [replace(b, prompt_sha256="aa")]).differences
     # Rows from before it was told say nothing.
     assert not compare([a], [replace(b, prompt_sha256=None)]).differences
 
@@ -110,3 +116,23 @@ def test_cells_that_were_served_other_token_ids_are_told() -> None:
 def test_nothing_in_common_is_an_error_that_says_what_must_agree() -> None:
     with pytest.raises(DataError, match="no measured cell in common: engine, model, weights, lengths and batch"):
         compare(rows_of(inputs=[32]), rows_of(inputs=[128]))
+
+
+def test_a_cell_of_which_both_hold_the_same_row_tells_nothing_and_is_left_out() -> None:
+    lengths = [32, 128, 512]
+    a = rows_of(power_law, inputs=lengths, outputs=[8])
+    # Of the first the same row, of the second the same row as one of two visits, of the third another one.
+    again = rows_of(power_law, inputs=lengths, outputs=[8], scale=1.05)
+    found = compare(a, [a[0], a[1], again[1], again[2]])
+    assert [name.split()[-3] for name in found.same] == ["32→8", "128→8"]
+    assert [cell.cell.split()[-3] for cell in found.cells] == ["512→8"]
+    assert found.overall == found.cells[0].ratio
+    assert found.overall.value == pytest.approx(1.05)
+    assert (found.only_a, found.only_b) == ((), ())
+    assert compare(a, again).same == ()
+
+
+def test_where_both_hold_the_same_rows_only_an_error_says_so() -> None:
+    rows = rows_of(power_law, inputs=[32, 128], outputs=[8])
+    with pytest.raises(DataError, match="of each of the 2 cells that the two files share they hold the very same row"):
+        compare(rows, [*rows, *rows_of(inputs=[512], outputs=[8])])

@@ -134,6 +134,8 @@ def test_the_verb_marks_what_nobody_measured_and_refuses_tables_beside_it() -> N
     [
         ("--gpu", "a100-80gb-sxm"),
         ("--model", "qwen3-32b"),
+        # Measured, but not on the default GPU.
+        ("--model", "olmo-1b"),
         ("--model", "qwen3-32b", "--gpu", "a100-80gb-sxm", "--gpus", "2", "--precision", "fp8"),
         ("--gpus", "2"),
         ("--precision", "fp8"),

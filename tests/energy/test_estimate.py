@@ -282,7 +282,7 @@ def test_saving_and_gap_are_told_against_the_baseline_and_the_ideal(table: Energ
 def test_without_the_baseline_the_saving_is_unknown_and_says_why(tmp_path: Path) -> None:
     found = only(histogram_of([(512, 64)]), table_of(tmp_path, rows_of()))
     assert found.saving_vs_baseline is None
-    assert found.saving_reason == "the baseline transformers has no rows for this model and GPU"
+    assert found.saving_reason == "the baseline transformers has no rows for this model and GPU, or too few"
 
 
 def test_the_papers_ideal_takes_the_headline_and_the_roofline_adds_bytes(table: EnergyTable) -> None:

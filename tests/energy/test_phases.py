@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infergy.energy.load import shipped_tables
+from infergy.energy.load import shipped_table
 from infergy.energy.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
 from infergy.energy.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.engines.simulated import SimulatedEngine
@@ -345,7 +345,7 @@ def test_intervals_of_pairs_hold_the_true_phases_of_the_simulated_gpu_nineteen_t
 
 def test_the_shipped_table_is_explained_and_agrees_with_what_its_hardware_should_take() -> None:
     """vLLM's forecast was made from the same physics, without a fit: both must tell the same phases."""
-    rows = read_store(shipped_tables()[0]).rows
+    rows = read_store(shipped_table()).rows
     setup = next(one for one in find_phases(rows, label="vllm").setups if one.fit is not None)
     assert setup.fit is not None
     assert setup.fit.rows == 45

@@ -220,9 +220,16 @@ def test_rows_of_several_chips_are_refused_on_either_side() -> None:
 
 
 def test_one_cell_whose_spread_is_unknown_gives_no_factor() -> None:
-    lonely = build_row(batches=1, duration_s=10.0)
+    lonely, other = (build_row(batches=1, duration_s=10.0, energy_j=energy_j) for energy_j in (1000.0, 1100.0))
     with pytest.raises(DataError, match="the rows' spread is unknown"):
-        rescale([lonely], [with_environment(lonely, gpus=(HERE,))], force=True)
+        rescale([lonely], [with_environment(other, gpus=(HERE,))], force=True)
+
+
+def test_a_cell_that_was_not_measured_again_is_no_anchor() -> None:
+    table, anchors = rows_of(), here(1.10)
+    copied = next(row for row in table if row.cell_id == anchors[0].cell_id)
+    without = rescale(table, anchors[1:]).factors
+    assert rescale(table, [with_environment(copied, gpus=(HERE,)), *anchors[1:]]).factors == without
 
 
 def test_phases_are_not_told_of_a_rescaled_table() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from infergy.energy.load import load_table, shipped_tables
+from infergy.energy.estimate import estimate
+from infergy.energy.load import load_table, shipped_table, shipped_tables
 from infergy.measure.grid import make_plan, read_grid
 from infergy.records import Measurement, Result, derive
 from infergy.records.codec import to_json
@@ -221,3 +222,34 @@ def test_padding_takes_several_times_the_joules() -> None:
         assert padded is not None
         assert packed is not None
         assert padded.energy_j / packed.energy_j == pytest.approx(ratio, abs=0.06)
+
+
+def test_an_estimate_of_h100s_prices_full_batches_not_those_that_an_axis_was_measured_at() -> None:
+    """Long inputs were measured one request at a time, at 2 to 6 times the joules of a full batch."""
+    table = load_table(with_shipped=True)
+    found = {
+        gpu: estimate("azure-code-2023", gpu=gpu, engines=["vllm"], tables=table).estimates[0]
+        for gpu in ("h200", "h100-sxm")
+    }
+    mine, theirs = found["h100-sxm"], found["h200"]
+    # docs/measurements.md says so.
+    assert [round((one.energy_j or 0.0) / 1e3) for one in (mine, theirs)] == [476, 474]
+    assert min(one.batch or 0 for one in mine.bins if one.requests) > 20
+
+
+def test_rows_of_one_gpu_change_nothing_of_what_is_told_of_another() -> None:
+    table = load_table(with_shipped=True)
+    told = estimate("azure-code-2023", tables=table)
+    assert {one.gpu for one in told.estimates} == {"h200"}
+    assert not any("h100" in note for note in told.notes)
+    other = estimate("azure-code-2023", gpu="h100-sxm", tables=table)
+    assert not any("h200" in note for note in other.notes)
+    # Six cells of transformers tell no saving, unless they are asked for.
+    assert [(one.engine, one.saving_vs_baseline) for one in other.estimates] == [("vllm", None)]
+    asked = estimate("azure-code-2023", gpu="h100-sxm", engines=["transformers", "vllm"], tables=table)
+    assert asked.estimates[1].saving_vs_baseline is not None
+
+
+def test_the_table_of_a_gpu_is_its_first_and_that_of_one_without_the_defaults() -> None:
+    assert shipped_table() == shipped_table("h200") == shipped_table("l4") == SHIPPED
+    assert shipped_table("h100-sxm") == H100

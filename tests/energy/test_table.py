@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,18 @@ def test_lengths_measured_at_a_small_batch_do_not_count_where_longer_requests_ha
     assert (300, 64) in load_table([mine, theirs]).setups[0].by_length(), "what a user measured stands"
 
 
+def test_a_small_batch_that_was_asked_for_is_no_full_one_where_twice_its_tokens_were_served(
+    tmp_path: Path, row: Builder
+) -> None:
+    asked = [row(input_tokens=512, batch=512), row(input_tokens=2048, batch=96), row(input_tokens=8192, batch=1)]
+    (setup,) = table_of(tmp_path, asked).setups
+    assert sorted(setup.by_length()) == [(512, 64), (2048, 64), (8192, 64)]
+    assert sorted(setup.full_by_length()) == [(512, 64), (2048, 64)]
+    sought = replace(asked[2], batch_choice="largest that fits the memory")
+    (setup,) = load_table(write_store(tmp_path / "sought.jsonl", [*asked[:2], sought])).setups
+    assert setup.full_by_length() == setup.by_length()
+
+
 def test_the_first_file_wins_a_cell_even_at_a_smaller_batch(tmp_path: Path, row: Builder) -> None:
     mine = write_store(tmp_path / "mine.jsonl", [row(batch=8, energy_j=80.0)])
     theirs = write_store(tmp_path / "theirs.jsonl", [row(batch=64, energy_j=64.0), row(input_tokens=1024)])
@@ -157,7 +170,7 @@ def test_a_half_written_last_line_is_set_aside_and_told(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-40])
     table = load_table([path])
     assert len(table.setups[0].cells) == len(OUTPUTS) - 1
-    assert "torn.jsonl: its last line is half-written" in table.notes[0]
+    assert "torn.jsonl: its last line is half-written" in table.notes[0].text
 
 
 def test_damage_before_the_last_line_is_an_error_that_names_the_line(tmp_path: Path) -> None:

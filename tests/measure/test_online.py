@@ -128,7 +128,7 @@ def test_estimates_and_phases_leave_online_rows_out_and_say_how_many(tmp_path: P
     stored = measured(tiny_plan(engines=VLLM, cells=[BLOCK | {"arrivals": ["offline", "poisson16"]}]), path)
     table = load_table(path, allow_simulated=True)
     assert [(setup.label, len(setup.cells)) for setup in table.setups] == [("vllm", 1)]
-    assert "1 rows served online or replayed are left out" in table.notes[0]
+    assert "1 rows served online or replayed are left out" in table.notes[0].text
     assert [cell_id for _, cell_id in table.online] == [row.cell_id for row in stored if row.cell.load.is_online]
     (phases,) = find_phases(stored).setups
     assert [cell.cell_id for cell in phases.cells] == [row.cell_id for row in stored if not row.cell.load.is_online]

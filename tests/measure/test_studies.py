@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.errors import DataError, UsageError
-from infergy.hardware import get_gpu, get_model, largest_batch
+from infergy.hardware import get_gpu, get_model, largest_batch, model_config
 from infergy.hardware.draft import find_draft
 from infergy.measure.forecast import total_j
 from infergy.measure.grid import Grid, make_plan, parse_grid, read_toml, shrink
@@ -203,6 +203,36 @@ def test_studies_that_cannot_be_measured_together_say_why(tmp_path: Path) -> Non
         refused = invoke("study", "run", *given, "--dry-run", "--simulate")
         assert isinstance(refused.exception, UsageError)
         assert re.search(words, str(refused.exception)), refused.exception
+
+
+def test_two_models_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    names = []
+    for size, shipped in (("small", "llama-3.2-1b"), ("large", "llama-3.1-8b")):
+        config = tmp_path / size / "mine" / "config.json"
+        config.parent.mkdir(parents=True)
+        config.write_text(json.dumps(model_config(shipped)), encoding="utf-8")
+        grid = tmp_path / f"{size}.toml"
+        text = study_path("precision").read_text(encoding="utf-8")
+        grid.write_text(text.replace('model = "llama-3.1-8b"', f'model = "{config}"'), encoding="utf-8")
+        names.append(str(grid))
+    refused = invoke("study", "run", *names, "--dry-run", "--simulate")
+    assert isinstance(refused.exception, UsageError)
+    assert "two models go by the name mine in these grids" in str(refused.exception)
+    assert invoke("study", "run", names[0], names[0], "--dry-run", "--simulate").exit_code == 0
+
+
+def test_a_batch_that_one_study_asks_for_and_another_seeks_was_sought() -> None:
+    def grid(batch: str | list[int]) -> Grid:
+        cells = [{"input_tokens": [512], "output_tokens": [64], "batch": batch}]
+        engines = [{"engine": "vllm"}]
+        data = {"name": "one", "gpu": "h200", "model": "llama-3.1-8b", "engines": engines, "cells": cells}
+        return parse_grid(data, "one")
+
+    sought = make_plan(grid("largest")).cells[0]
+    asked = grid([sought.cell.load.batch])
+    assert make_plan(asked).cells[0].batch_choice == "given"
+    for grids in ((asked, grid("largest")), (grid("largest"), asked)):
+        assert make_plan(*grids).cells == (sought,)
 
 
 def test_a_study_can_be_held_to_a_time_for_each_cell() -> None:

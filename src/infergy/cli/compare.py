@@ -62,7 +62,7 @@ def compare(
 
 
 def print_comparison(found: Comparison) -> None:
-    """A table of all cells and their mean, and what else to know."""
+    """A table of all compared cells and their mean, and what else to know."""
     from rich import box
     from rich.table import Table
 
@@ -85,6 +85,11 @@ def print_comparison(found: Comparison) -> None:
     for name, cells in (("A", found.only_a), ("B", found.only_b)):
         if cells:
             typer.echo(f"Only in {name}: {len(cells)} cells, such as {cells[0]}")
+    if found.same:
+        typer.echo(
+            f"Left out: {len(found.same)} cells, such as {found.same[0]}: both hold the very same row, "
+            "which tells nothing"
+        )
     for difference in found.differences:
         typer.echo(f"Different: {difference}")
 

@@ -74,13 +74,11 @@ def print_from_datasheet(
         _print(one)
 
 
-def is_measured(table: EnergyTable, model: str | None, gpu: str | None) -> bool:
-    """Whether there are rows of this model on this GPU; None for either asks for nothing in particular."""
-    from infergy.hardware import find_gpu_by_driver_name
+def is_measured(table: EnergyTable, model: str | None, gpu: str) -> bool:
+    """Whether there are rows of this model, None for any, on this GPU."""
+    from infergy.hardware import catalogue_name
 
-    known = None if gpu is None else find_gpu_by_driver_name(gpu)
-    names = [known.name if known is not None else gpu] if gpu is not None else table.gpus()
-    models = {found.lower() for name in names if name is not None for found in table.models(name)}
+    models = {found.lower() for found in table.models(catalogue_name(gpu))}
     return bool(models) and (model is None or model.lower() in models)
 
 

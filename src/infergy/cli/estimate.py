@@ -164,7 +164,7 @@ def estimate(
     traces = [open_requests(source, format=format, columns=columns, task=task) for source in sources]
     tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
     is_other = gpus != 1 or precision != DEFAULT_DTYPE
-    if method is None and not table and not engine and (is_other or not is_measured(tables, model, gpu)):
+    if method is None and not table and not engine and (is_other or not is_measured(tables, model, gpu or DEFAULT_GPU)):
         method = DATASHEET
     if method == DATASHEET:
         refuse_with_datasheet({"--table": table, "--engine": engine})

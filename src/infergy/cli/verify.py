@@ -57,8 +57,7 @@ def verify(
         raise UsageError(f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl")
     if rows is not None and output is not None:
         raise UsageError(f"--rows {rows} is measured already, so there is nothing to write to {output}: leave out -o")
-    here = _gpu_of(read_store(rows).rows) if rows else None if simulate else gpu_here()
-    stored = read_store(table or shipped_table(here)).rows
+    stored = read_store(table or shipped_table(_gpu(rows, simulate=simulate))).rows
     path = rows or _measure(stored, engine, output, meter=meter, simulate=simulate)
     measured = read_store(path).rows
     wanted = {row.cell_id for row in measured}
@@ -74,16 +73,26 @@ def verify(
             typer.echo(f"This GPU and the table do not differ significantly; its rows are in {path}")
     if rescale is not None:
         _rescale(stored, measured, rescale, force=force, as_json=as_json)
-    elif found.overall.is_significant and not as_json:
+    elif found.overall.is_significant and not as_json and _is_of_one_chip(stored, measured):
         words = ["infergy", "verify", *([str(table)] if table else []), "--rows", str(path), "--rescale", SUGGESTED]
         typer.echo(f"To make a table for this GPU, its joules scaled and marked: {shlex.join(words)}")
 
 
-def _gpu_of(rows: Sequence[Measurement]) -> str | None:
+def _gpu(rows: Path | None, *, simulate: bool) -> str | None:
+    """Which GPU is verified: that of rows measured before, else that at hand; None if nobody tells."""
     from infergy.hardware import catalogue_name
+    from infergy.records.store import read_store
 
-    names = [gpu.name for row in rows for gpu in row.environment.gpus]
+    if rows is None:
+        return None if simulate else gpu_here()
+    names = [gpu.name for row in read_store(rows).rows for gpu in row.environment.gpus]
     return catalogue_name(names[0]) if names else None
+
+
+def _is_of_one_chip(stored: Sequence[Measurement], measured: Sequence[Measurement]) -> bool:
+    """Whether the table's rows of the set-ups measured are of one chip, or one group: else no factor holds."""
+    setups = {row.cell.setup for row in measured}
+    return len({tuple(gpu.uuid for gpu in row.environment.gpus) for row in stored if row.cell.setup in setups}) == 1
 
 
 def _measure(stored: Sequence[Measurement], engine: str, output: Path | None, *, meter: str, simulate: bool) -> Path:

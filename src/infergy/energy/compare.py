@@ -4,13 +4,15 @@ log ratio of a cell      log E_B − log E_A, variance the sum of both relative 
                          Satterthwaite's degrees of freedom
 log ratio of all cells   the mean of the cells' log ratios; its interval is Student's over the cells, or that of the
                          only cell
+
+Of a cell of which both hold the same windows the ratio is 1 whatever it takes: it tells nothing and is left out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from infergy.errors import DataError
@@ -62,11 +64,13 @@ class ComparedCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All cells that both stores hold, and what else to know.
+    """All cells that both stores measured, and what else to know.
 
     Attributes:
         overall: The geometric mean of the cells' ratios.
         only_a: Cells that A alone holds, in words; `only_b` likewise.
+        same: Cells of which both hold the very same row, in words: they are left out of `cells` and of the mean, to
+            which a ratio of exactly 1 would lend a certainty that nobody measured.
         differences: What differs in the environments of the cells that both hold, and in the token ids that were
             served, in words.
     """
@@ -75,6 +79,7 @@ class Comparison:
     overall: Ratio
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    same: tuple[str, ...]
     differences: tuple[str, ...]
     schema: str = COMPARISON_SCHEMA
 
@@ -85,22 +90,29 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     Where they are not of one chip and environment, the last counts.
 
     Raises:
-        DataError: The two have no measured cell in common.
+        DataError: The two have no measured cell in common, or only cells of which both hold the same row.
         MeterError: A counter stood still.
     """
     left, right = _judge(a), _judge(b)
-    pairs = [(one, right[cell_id]) for cell_id, one in left.items() if cell_id in right]
-    cells = tuple(_compare_cell(*pair) for pair in pairs)
-    if not cells:
+    common = [(one, right[cell_id]) for cell_id, one in left.items() if cell_id in right]
+    if not common:
         raise DataError(
             "the two files have no measured cell in common: engine, model, weights, lengths and batch must be the "
             "same. To measure the cells of another file again: infergy measure GRID.toml -o NEW.jsonl"
         )
+    pairs = [pair for pair in common if not _is_same(*pair)]
+    if not pairs:
+        raise DataError(
+            f"of each of the {len(common)} cells that the two files share they hold the very same row, which tells "
+            "nothing. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
+        )
+    cells = tuple(_compare_cell(*pair) for pair in pairs)
     return Comparison(
         cells=cells,
         overall=_overall([cell.ratio for cell in cells]),
         only_a=tuple(str(one.row.cell) for cell_id, one in left.items() if cell_id not in right),
         only_b=tuple(str(one.row.cell) for cell_id, one in right.items() if cell_id not in left),
+        same=tuple(str(one.row.cell) for one, other in common if _is_same(one, other)),
         differences=(
             *_differences([one.row for one, _ in pairs], [other.row for _, other in pairs]),
             *_other_prompts([(one.row, other.row) for one, other in pairs]),
@@ -125,6 +137,12 @@ def _judge(rows: Iterable[Measurement]) -> Mapping[str, _Judged]:
 
 def _judged(row: Measurement, uncertainty: Uncertainty | None) -> _Judged:
     return _Judged(row=row, energy_j=result_of(row).energy_per_request_j, uncertainty=uncertainty)
+
+
+def _is_same(a: _Judged, b: _Judged) -> bool:
+    """Whether a window counts in both: a row that stands in both files, among several visits perhaps."""
+    windows = [replace(window, visit=1) for window in a.row.windows]
+    return a.row.rescaled == b.row.rescaled and any(replace(window, visit=1) in windows for window in b.row.windows)
 
 
 def _compare_cell(a: _Judged, b: _Judged) -> ComparedCell:

@@ -137,9 +137,11 @@ def estimate(
     priced = [price_setup(setup, question, options) for setup in setups]
     reference = Reference(kind=ideal, method=method, model=model, gpu=gpu, values=[one.values for one in priced])
     wanted, partial = told_by_default(priced)
+    # A baseline of too few cells tells no saving, unless its joules are asked for.
+    thin = {one.setup.label for one in partial} - set(engines or ())
     if engines is not None:
         wanted, partial = [one for one in priced if one.setup.label in engines], []
-    base = next((one for one in priced if one.setup.label == baseline), None)
+    base = next((one for one in priced if one.setup.label == baseline and baseline not in thin), None)
     whole = reference.of(histogram)
     return TraceEstimate(
         trace=question.facts,

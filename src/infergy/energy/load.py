@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -9,7 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from infergy.energy.options import DEFAULT_GPU
-from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell
+from infergy.energy.table import SHIPPED_PREFIX, EnergyTable, FailedRow, SetupTable, SourceFacts, TableCell, TableNote
 from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name
 from infergy.records import EngineSetup, Measurement, Result, result_of
@@ -44,7 +45,7 @@ def shipped_tables() -> tuple[Path, ...]:
 
 
 def shipped_table(gpu: str | None = None) -> Path:
-    """The largest table that ships for a GPU of the catalogue; that of the default GPU where there is none."""
+    """The first table that ships for a GPU of the catalogue, or of the default GPU where there is none."""
     tables = shipped_tables()
     return next((path for path in tables if gpu is not None and path.name.startswith(f"{gpu}-")), tables[0])
 
@@ -72,18 +73,21 @@ def _load(named: Sequence[tuple[str, Path]], *, allow_simulated: bool) -> Energy
     sources: dict[_Key, list[SourceFacts]] = {}
     setups: dict[_Key, EngineSetup] = {}
     failed: list[FailedRow] = []
-    notes: list[str] = []
+    notes: list[TableNote] = []
     online: list[tuple[str, str]] = []
     for rank, (name, path) in enumerate(named):
         contents = read_store(path)
         if not contents.rows:
             raise DataError(f"{name}: holds no measurement. Make one with: infergy measure GRID.toml -o FILE.jsonl")
         if contents.torn is not None:
-            notes.append(f"{name}: its last line is half-written and set aside; infergy measure resumes it")
+            text = f"{name}: its last line is half-written and set aside; infergy measure resumes it"
+            notes.append(TableNote(text=text))
         offline = [row for row in contents.rows if not row.cell.load.is_online]
         came = [row for row in contents.rows if row.cell.load.is_online]
+        for gpu, count in Counter(map(_gpu_name, came)).items():
+            text = f"{name}: {count} rows served online or replayed are left out; estimates add up batches"
+            notes.append(TableNote(text=text, gpu=gpu))
         if came:
-            notes.append(f"{name}: {len(came)} rows served online or replayed are left out; estimates add up batches")
             online += [(_gpu_name(row), row.cell_id) for row in came if row.is_ok]
         good, bad = _judge(name, offline, allow_simulated=allow_simulated)
         failed += bad

@@ -195,7 +195,7 @@ def recommend(
         notes=(
             *_notes(ranked, base, options.baseline, tpot_s),
             *partial_notes([one.priced for one in partial], "to rank them, measure more of them"),
-            *table.notes,
+            *table.notes_on(gpu),
         ),
     )
 
@@ -385,7 +385,7 @@ def _step(here: _Candidate, reached: _Candidate, words: Sequence[str]) -> Step:
 
 def _notes(ranked: Sequence[_Candidate], base: _Candidate | None, baseline: str, tpot_s: float | None) -> Iterator[str]:
     if base is None:
-        yield f"the unoptimised engine {baseline} has no rows here: no saving is told"
+        yield f"the unoptimised engine {baseline} has no rows here, or too few: no saving is told"
     if any(one.setup.simulated for one in ranked):
         yield "SIMULATED rows are among these: they say nothing about real hardware"
     yield from drafting_notes(one.setup.setup for one in ranked)

@@ -76,7 +76,8 @@ def _mark(
             )
     _only_chips(f"{name} in the table", old)
     wanted = {row.cell_id for row in new}
-    ratio = compare([row for row in old if row.cell_id in wanted], new).overall
+    compared = compare([row for row in old if row.cell_id in wanted], new)
+    ratio = compared.overall
     if ratio.low is None or ratio.high is None:
         raise DataError(
             f"{name}: the rows' spread is unknown, and so the factor's interval. Measure more of its cells again: "
@@ -89,7 +90,7 @@ def _mark(
         )
     # Of the mean of n anchors the interval is t s / √n; a cell that was not measured again scatters as one anchor does:
     # t s √(1 + 1 / n), √(n + 1) times as wide (a prediction interval, in logs).
-    wider = math.sqrt(len(wanted) + 1)
+    wider = math.sqrt(len(compared.cells) + 1)
     low, high = (ratio.value * (edge / ratio.value) ** wider for edge in (ratio.low, ratio.high))
     return Rescaled(
         factor=ratio.value,
@@ -97,7 +98,7 @@ def _mark(
         high=high,
         gpu=new[0].environment.gpus[0].name if new[0].environment.gpus else "unknown",
         chips=_only_chips(f"{name} measured again", new),
-        cells=tuple(sorted(wanted)),
+        cells=tuple(sorted(cell.cell_id for cell in compared.cells)),
         measured_utc=max(row.measured_utc for row in new),
     )
 

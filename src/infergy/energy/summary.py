@@ -51,7 +51,7 @@ def summarise(
     method: str,
     rare: str,
 ) -> Estimate:
-    """The estimate of one engine; `base` is the baseline's, None if it was not measured."""
+    """The estimate of one engine; `base` is the baseline's, None if it was not measured, or in too few cells."""
     pairs = [(b, c) for b, c in zip(one.bins, histogram.counts, strict=True) if b.how != NO_VALUE]
     counts = [count for _, count in pairs]
     totals = _totals([b for b, _ in pairs], [b for b in one.bins if b.how == NO_VALUE])
@@ -202,7 +202,7 @@ def _gap(
 
 def _saving(one: Priced, base: Priced | None, baseline: str) -> tuple[float | None, str | None]:
     if base is None:
-        return None, f"the baseline {baseline} has no rows for this model and GPU"
+        return None, f"the baseline {baseline} has no rows for this model and GPU, or too few"
     if base.setup.simulated != one.setup.simulated:
         return None, "one of the two is simulated, the other measured"
     both = [
@@ -267,7 +267,7 @@ def notes_on(
     if any(one.setup.simulated for one in priced):
         notes.append("SIMULATED: these joules come from a model and say nothing about real hardware")
     notes += _unused_files(table, priced[0].setup)
-    notes += table.notes
+    notes += table.notes_on(priced[0].setup.gpu)
     if table.failed:
         notes.append(f"{len(table.failed)} cells in the tables failed and give no value")
     return tuple(notes)

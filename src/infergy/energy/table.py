@@ -10,6 +10,8 @@ Rules, in the order in which they apply (1 and 2 in `infergy.energy.load`):
    (`MAX_BATCH_S`); where none had, the smallest. The others stay in the table.
 5. Lengths that were measured at half or less of the batch at which longer requests were served do not count: they tell
    of small batches, and the table's curves are those of full ones. Files of worse rank cannot do that to a cell.
+6. Where the physical model applies, it tells lengths too whose batch was asked for, not sought, if twice that batch was
+   served elsewhere with twice as many tokens in all: these were not the full batches of their lengths.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass, replace
 from infergy.energy.options import MAX_BATCH_S
 from infergy.errors import UsageError
 from infergy.records import RANDOM_WEIGHTS, EngineSetup, Rescaled
+from infergy.records.plan import GIVEN
 
 SHIPPED_PREFIX = "shipped "
 """Before the name of a file inside the package."""
@@ -136,6 +139,12 @@ class SetupTable:
         places = [(cell.input_tokens, cell.output_tokens) for cell in full]
         return {place: _choose(lengths[place], max_batch_s) for place in places}
 
+    def full_by_length(self, max_batch_s: float = MAX_BATCH_S) -> dict[tuple[int, int], TableCell]:
+        """Those of `by_length` that tell of full batches, by rule 6."""
+        counted = self.by_length(max_batch_s)
+        cells = counted.values()
+        return {place: cell for place, cell in counted.items() if not any(_holds_twice(other, cell) for other in cells)}
+
     def larger_batches(self, max_batch_s: float = MAX_BATCH_S) -> tuple[tuple[TableCell, TableCell], ...]:
         """Where a batch beyond `max_batch_s` was measured too: the cell that counts, and the largest one."""
         counted = self.by_length(max_batch_s)
@@ -154,6 +163,18 @@ class FailedRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableNote:
+    """What was set aside while reading, in words.
+
+    Attributes:
+        gpu: Of whose rows alone; None if it is of the whole file.
+    """
+
+    text: str
+    gpu: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyTable:
     """What was measured: one `SetupTable` for each GPU, engine set-up and kind of weights.
 
@@ -161,14 +182,14 @@ class EnergyTable:
         failed: Cells that were tried and have no number.
         online: Ids of the measured cells whose requests arrived one after the other, by GPU: they are in no
             `SetupTable`, since their joules are not those of a batch.
-        notes: What was set aside while reading, in words.
+        notes: What was set aside while reading.
     """
 
     setups: tuple[SetupTable, ...]
     files: tuple[str, ...]
     failed: tuple[FailedRow, ...] = ()
     online: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[TableNote, ...] = ()
 
     def gpus(self) -> tuple[str, ...]:
         """GPUs that have rows."""
@@ -181,6 +202,10 @@ class EnergyTable:
     def labels(self, gpu: str, model: str) -> tuple[str, ...]:
         """Engine set-ups that have rows for `model` on `gpu`, in alphabetical order."""
         return tuple(sorted({s.label for s in self.setups if (s.gpu, s.model) == (gpu, model)}))
+
+    def notes_on(self, gpu: str) -> tuple[str, ...]:
+        """What was set aside, in words, but for what is of other GPUs alone."""
+        return tuple(note.text for note in self.notes if note.gpu in (None, gpu))
 
     def find(self, gpu: str, model: str, label: str) -> SetupTable:
         """The table of one set-up; of several weights the better ranked, then infergy's own law, counts.
@@ -227,6 +252,13 @@ def _outdoes(other: TableCell, cell: TableCell) -> bool:
     """Whether `other` shows that requests like those of `cell` fit into twice its batch or more."""
     is_longer = other.input_tokens >= cell.input_tokens and other.output_tokens >= cell.output_tokens
     return is_longer and other.rank <= cell.rank and other.batch >= 2 * cell.batch
+
+
+def _holds_twice(other: TableCell, cell: TableCell) -> bool:
+    """Whether the batch of `cell` was asked for, and `other` served twice as many requests and tokens."""
+    served, asked = (one.batch * (one.input_tokens + one.output_tokens) for one in (other, cell))
+    is_larger = other.rank <= cell.rank and other.batch >= 2 * cell.batch and served >= 2 * asked
+    return is_larger and cell.batch_choice == GIVEN
 
 
 def _choose(cells: Iterable[TableCell], max_batch_s: float) -> TableCell:

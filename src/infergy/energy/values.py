@@ -1,6 +1,6 @@
 """Joules and seconds of one request at any lengths, by the best that there is.
 
-1. measured        the cell itself
+1. measured        the cell itself, of a full batch (rule 6 of `infergy.energy.table`) where there is a model
 2. modelled        the physical model, given all cells of the set-up (`infergy.energy.posterior`)
 3. interpolated, extrapolated: curves through the cells (`infergy.energy.surface`), where the model does not apply: an
                    engine, a GPU or a model whose figures are not known, beams, speculation
@@ -90,7 +90,7 @@ class Values:
         calibration: Of the GPU, for the model; None takes the datasheet.
 
     Attributes:
-        surface: The curves through the cells that count.
+        surface: The curves through the cells that count, of small batches too.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Values:
         server = None if method == TABLE else server_of(setup, calibration)
         self._server = server
         self._posterior = None if server is None else Posterior(server, setup.cells)
+        self._served = self.surface if server is None else Surface(setup.full_by_length(max_batch_s))
         self._known: dict[tuple[float, float], SurfaceValue | None] = {}
 
     @property
@@ -114,7 +115,7 @@ class Values:
     def prepare(self, lengths: Iterable[tuple[float, float]]) -> None:
         """Tell the values at many (input, output) at once, which is much faster than one by one."""
         new = [place for place in dict.fromkeys(lengths) if place not in self._known]
-        told = {place: self.surface.at(*place) for place in new}
+        told = {place: self._served.at(*place) for place in new}
         if self._posterior is not None:
             lacking = {
                 place: self._batch(place, value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,7 @@ from infergy.records import (
     grid_visit,
 )
 from infergy.records.arrivals import GAMMA
+from infergy.records.plan import GIVEN
 from infergy.records.speculation import Speculation
 
 FEWEST_FOR_ANCHORS = 8
@@ -253,7 +254,7 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
 
 
-def make_plan(*grids: Grid) -> Plan:
+def make_plan(first: Grid, *others: Grid) -> Plan:
     """Resolve grids: multiply the axes, choose the batches, forecast the times, order by engine set-up.
 
     Of several grids a set-up that more than one has is loaded once, and a cell that more than one has measured once.
@@ -261,22 +262,25 @@ def make_plan(*grids: Grid) -> Plan:
     Raises:
         UsageError: infergy lacks what a grid needs; a GPU, model or engine is unknown, an engine lacks an option, a
             request is too long, or no batch of a cell fits: all reasons of a grid at once. Several grids are for
-            different GPUs, or measure in different ways.
+            different GPUs, measure in different ways, or call two models the same.
         DataError: A model's file is no configuration.
     """
-    first = grids[0]
-    for grid in grids[1:]:
+    for grid in others:
         if grid.options != first.options:
             raise UsageError(f"{first.name} and {grid.name} have other [options]: measure them one after the other")
     gpus: set[str] = set()
     configs: dict[str, Mapping[str, Any]] = {}
     setups: dict[EngineSetup, dict[str, PlannedCell]] = {}
+    grids = (first, *others)
     for grid in grids:
         gpu, models, found = _resolve(grid)
         gpus.add(gpu.name)
+        for name in models.keys() & configs.keys():
+            if models[name] != configs[name]:
+                raise UsageError(f"two models go by the name {name} in these grids: measure them one after the other")
         configs |= models
         for setup, cells in found.items():
-            setups[setup] = cells | setups.get(setup, {})
+            _merge(setups.setdefault(setup, {}), cells.values())
     if len(gpus) > 1:
         raise UsageError(f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}")
     return Plan(
@@ -308,9 +312,16 @@ def _resolve(
                 with refusals.kept():
                     for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed, draft):
                         refusals.add(refuse_assisted(setup, planned.cell.load))
-                        cells.setdefault(planned.key, planned)
+                        _merge(cells, [planned])
     refusals.tell()
     return gpu, configs, found
+
+
+def _merge(cells: dict[str, PlannedCell], others: Iterable[PlannedCell]) -> None:
+    """Add those that are not among the cells; a batch that is asked for here and sought there is told as sought."""
+    for planned in others:
+        if planned.key not in cells or cells[planned.key].batch_choice == GIVEN:
+            cells[planned.key] = planned
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
@@ -383,7 +394,7 @@ def _plan_load(
             continue
         for size in online_sizes(arrivals, block.batch, paired=block.paired):
             run = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
-            yield plan_online(setup, run, "given", shape, gpu, draft)
+            yield plan_online(setup, run, GIVEN, shape, gpu, draft)
 
 
 def _plan_offline(
@@ -393,7 +404,7 @@ def _plan_offline(
     if isinstance(block.batch, str):
         chosen = [choose_batch(setup, shape, gpu, load, block.max_batch, block.max_batch_s, draft)]
     else:
-        chosen = [BatchChoice(batch=size, reason="given") for size in block.batch]
+        chosen = [BatchChoice(batch=size, reason=GIVEN) for size in block.batch]
     for choice in chosen:
         sized = replace(load, batch=choice.batch)
         yield plan_cell(Cell(setup=setup, load=sized), choice.reason, shape, gpu, draft)

@@ -18,6 +18,9 @@ from infergy.records.codec import from_json, to_json
 
 PLAN_SCHEMA = "infergy.plan/1"
 
+GIVEN = "given"
+"""How a row says that its batch was asked for, not sought."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedCell:

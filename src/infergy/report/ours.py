@@ -362,11 +362,11 @@ def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
     if recipe.pick != MEAN or len(found) == 1:
         key = min if recipe.pick == LEAST else max
         one = key(found, key=lambda change: change.value)
-        basis = _basis(one) + (f", of {len(found)} loads" if len(found) > 1 else "")
+        basis = _basis(one) + (f", of {len(found)} cells" if len(found) > 1 else "")
         return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis)
     mean = math.exp(fmean(math.log1p(change.value) for change in found)) - 1
     values = [change.value for change in found]
-    basis = f"geometric mean of {len(found)} loads; the lowest .. the highest of them"
+    basis = f"geometric mean of {len(found)} cells; the lowest .. the highest of them"
     hardware = ", ".join(dict.fromkeys(change.gpu for change in found))
     return Ours(value=mean, low=min(values), high=max(values), hardware=hardware, basis=basis)
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from infergy.energy.options import DEFAULT_MODEL, MAX_BATCH_S
 from infergy.records import DEFAULT_DTYPE, GREEDY, EngineSetup, Load
 from infergy.records.agreement import IDENTITY, MUST, key_of
+from infergy.records.plan import GIVEN
 from infergy.report.advice import draw_advice
 from infergy.report.dots import draw_dots, place_values
 from infergy.report.figures import ENERGY_TITLE, TABLE_HEAD, Figure, draw_sweep, table_row
@@ -21,9 +22,6 @@ from infergy.workload.tasks import tasks
 
 FEWEST = 3
 """Values along an axis from which on a line is drawn."""
-
-GIVEN = "given"
-"""How a row says that its batch was asked for, not chosen."""
 
 SEQUENCES = (("input", "output", "input length"), ("output", "input", "output length"))
 """What a sweep is along, what else parts its lines, and how it is called."""
