@@ -437,3 +437,14 @@ def test_a_batch_that_was_asked_for_is_on_no_line_of_largest_batches(tmp_path: P
     (tmp_path / "more").mkdir()
     found = {figure.name: figure for figure in build_report([store(tmp_path / "more", chosen)]).figures}
     assert len(found["sequences-input"].points) == len(rows)
+
+
+def test_a_best_case_tells_each_kind_of_gpu_and_makes_no_ratio_of_noise(paper: Report) -> None:
+    by_claim = {one.claim.claim: one for section in paper.sections for one in section.claims}
+    draft = by_claim["speculative decoding, at batch ≤ 16: energy, best case"]
+    assert draft.ours.low is not None
+    assert draft.ours.high is not None
+    assert draft.ours.low < 0 < draft.ours.high
+    assert draft.cells[-1] == "interval holds 0"
+    assert "; +14.5 % (+5.1 % .. +23.8 %) on NVIDIA H200" in draft.ours.basis
+    assert by_claim["gap to ideal, vLLM: Azure code"].cells[-1] == "2.75"

@@ -361,9 +361,14 @@ def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
         )
     if recipe.pick != MEAN or len(found) == 1:
         key = min if recipe.pick == LEAST else max
-        one = key(found, key=lambda change: change.value)
+        of_gpu = {
+            gpu: key((one for one in found if one.gpu == gpu), key=lambda change: change.value)
+            for gpu in dict.fromkeys(one.gpu for one in found)
+        }
+        one = key(of_gpu.values(), key=lambda change: change.value)
         basis = _basis(one) + (f", of {len(found)} cells" if len(found) > 1 else "")
-        return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis)
+        others = "".join(f"; {_in_words(other)} on {gpu}" for gpu, other in of_gpu.items() if other is not one)
+        return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis + others)
     mean = math.exp(fmean(math.log1p(change.value) for change in found)) - 1
     values = [change.value for change in found]
     basis = f"geometric mean of {len(found)} cells; the lowest .. the highest of them"
@@ -389,6 +394,11 @@ def _of_online(recipe: Recipe, evidence: Evidence) -> Ours:
     return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis)
 
 
+def _in_words(one: Change) -> str:
+    value, low, high = (None if x is None else format_percent(x, signed=True) for x in (one.value, one.low, one.high))
+    return f"{value}" if low is None else f"{value} ({low} .. {high})"
+
+
 def _basis(one: Change) -> str:
     return one.cell if one.low is None else f"95 % interval of {one.cell}"
 
@@ -403,4 +413,7 @@ def ratio_text(claim: Claim, ours: Ours) -> str:
         return ours.finding
     if claim.paper is None or ours.value is None:
         return "-"
+    # The ends of a trace's gap are brackets, no interval.
+    if claim.ours.kind == "change" and ours.low is not None and ours.high is not None and ours.low < 0 < ours.high:
+        return "interval holds 0"
     return f"{format_number(ours.value / claim.paper)}"
