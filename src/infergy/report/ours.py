@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from statistics import fmean
@@ -13,8 +13,7 @@ from typing import Any
 from infergy.energy.answer import TraceEstimate
 from infergy.energy.recommend import Recommendation
 from infergy.errors import DataError
-from infergy.records import Load
-from infergy.records.agreement import ONE_CHANGE, key_of
+from infergy.report.changes import ENERGY, changes
 from infergy.report.points import Point
 from infergy.units import format_number, format_percent
 
@@ -25,7 +24,6 @@ FLAT_TO, SHORTEST_LONG = 128, 512
 """Input tokens up to which the study finds prefill flat, and from which it surely is not."""
 
 FEWEST_LONG = 2
-ENERGY, LATENCY = "energy", "latency"
 LEAST, MOST, MEAN = "least", "most", "mean"
 
 
@@ -135,21 +133,6 @@ class Law:
     gpu: str
     length: str = ""
     shares: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One cell against another under the same load: a ratio less 1, and its 95 % interval; None where it is unknown.
-
-    Attributes:
-        gpu: On which hardware.
-    """
-
-    cell: str
-    gpu: str
-    value: float
-    low: float | None
-    high: float | None
 
 
 def load_claims() -> tuple[str, tuple[Claim, ...]]:
@@ -290,50 +273,6 @@ def _of_prefill(recipe: Recipe, evidence: Evidence) -> Ours:
     return Ours(basis=f"inputs below {FLAT_TO} were measured at large batches only, by {recipe.label}")
 
 
-def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> list[Change]:
-    """Cells of `b` against those of `a` under the same load, but for its arrivals, and in the same environment.
-
-    Where `a` holds a cell several times, that of the same chips counts, else the first. The interval adds the
-    half-widths of both cells' logarithms in quadrature; that of a time is not told.
-    """
-    places: dict[tuple[object, Load], list[Point]] = {}
-    for point in a:
-        places.setdefault((key_of(point.row, ONE_CHANGE), _shape(point)), []).append(point)
-    found = []
-    for point in b:
-        others = places.get((key_of(point.row, ONE_CHANGE), _shape(point)), [])
-        if others:
-            near = [one for one in others if _chips(one) == _chips(point)]
-            found.append(_change([*near, *others][0], point, quantity))
-    return found
-
-
-def _chips(point: Point) -> tuple[str, ...]:
-    return tuple(gpu.uuid for gpu in point.row.environment.gpus)
-
-
-def _shape(point: Point) -> Load:
-    return replace(point.row.cell.load, arrivals=None)
-
-
-def _change(a: Point, b: Point, quantity: str) -> Change:
-    load = b.row.cell.load
-    came = "" if load.arrivals is None else f" {load.arrivals.label}"
-    cell = f"{load.input_tokens}→{load.output_tokens} × {load.batch}{came}"
-    if quantity == LATENCY:
-        return Change(cell=cell, gpu=b.gpu, value=b.duration_s / a.duration_s - 1, low=None, high=None)
-    ratio = b.energy_j / a.energy_j
-    ends = (a.low_j, a.high_j, b.low_j, b.high_j)
-    if any(end is None or end <= 0 for end in ends):
-        return Change(cell=cell, gpu=b.gpu, value=ratio - 1, low=None, high=None)
-    a_low, a_high, b_low, b_high = (math.log(end) for end in ends if end is not None)
-    a_log, b_log = math.log(a.energy_j), math.log(b.energy_j)
-    # Below what `b` may fall, above what `a` may rise, and the other way round.
-    down, up = math.hypot(b_log - b_low, a_high - a_log), math.hypot(b_high - b_log, a_log - a_low)
-    low, high = ratio * math.exp(-down) - 1, ratio * math.exp(up) - 1
-    return Change(cell=cell, gpu=b.gpu, value=ratio - 1, low=low, high=high)
-
-
 def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
     chosen = [
         one
@@ -366,8 +305,8 @@ def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
             for gpu in dict.fromkeys(one.gpu for one in found)
         }
         one = key(of_gpu.values(), key=lambda change: change.value)
-        basis = _basis(one) + (f", of {len(found)} cells" if len(found) > 1 else "")
-        others = "".join(f"; {_in_words(other)} on {gpu}" for gpu, other in of_gpu.items() if other is not one)
+        basis = one.basis + (f", of {len(found)} cells" if len(found) > 1 else "")
+        others = "".join(f"; {other.in_words} on {gpu}" for gpu, other in of_gpu.items() if other is not one)
         return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis + others)
     mean = math.exp(fmean(math.log1p(change.value) for change in found)) - 1
     values = [change.value for change in found]
@@ -390,17 +329,8 @@ def _of_online(recipe: Recipe, evidence: Evidence) -> Ours:
     if not found:
         return Ours(basis=f"no requests were measured both online and offline with {recipe.label}")
     one = min(found, key=lambda change: change.value)
-    basis = f"{_basis(one)}, of {len(found)} online cells"
+    basis = f"{one.basis}, of {len(found)} online cells"
     return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis)
-
-
-def _in_words(one: Change) -> str:
-    value, low, high = (None if x is None else format_percent(x, signed=True) for x in (one.value, one.low, one.high))
-    return f"{value}" if low is None else f"{value} ({low} .. {high})"
-
-
-def _basis(one: Change) -> str:
-    return one.cell if one.low is None else f"95 % interval of {one.cell}"
 
 
 def _name(label: str, model: str | None) -> str:

@@ -10,8 +10,9 @@ from infergy.energy.phases import CellPhases, PhaseEnergy, SetupPhases, find_pha
 from infergy.errors import DataError
 from infergy.records import RANDOM_WEIGHTS, Measurement
 from infergy.records.agreement import IDENTITY, MUST, key_of
+from infergy.report.changes import Change, changes
 from infergy.report.figures import Figure, draw_bars, draw_shares, finish, interval_of, told
-from infergy.report.ours import Change, Evidence, changes, gpu_title
+from infergy.report.ours import Evidence, gpu_title
 from infergy.report.points import Point
 from infergy.units import format_number, format_percent, format_si
 
