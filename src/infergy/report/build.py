@@ -133,27 +133,25 @@ def build_report(
 
 def _by_gpu(evidence: Evidence) -> list[Evidence]:
     """The evidence of each kind of GPU, that of the traces' first."""
-    found = []
-    for kind in dict.fromkeys(map(_kind, (*evidence.points, *evidence.online, *evidence.replays))):
+    kinds = dict.fromkeys(map(_kind, (*evidence.points, *evidence.online, *evidence.replays)))
+    return sorted((_on(kind, evidence) for kind in kinds), key=lambda one: not one.estimates)
 
-        def own(points: Iterable[Point], kind: str = kind) -> list[Point]:
-            return [point for point in points if _kind(point) == kind]
 
-        estimates = {
-            trace: answer
-            for trace, answer in evidence.estimates.items()
-            if gpu_title(answer.estimates[0].gpu) == gpu_title(kind)
-        }
-        part = replace(
-            evidence,
-            points=own(evidence.points),
-            online=own(evidence.online),
-            replays=own(evidence.replays),
-            estimates=estimates,
-            rankings={trace: ranking for trace, ranking in evidence.rankings.items() if trace in estimates},
-        )
-        found.append(part)
-    return sorted(found, key=lambda one: not one.estimates)
+def _on(kind: str, evidence: Evidence) -> Evidence:
+    """What the evidence holds of one kind of GPU, by the driver's name."""
+    estimates = {
+        trace: answer
+        for trace, answer in evidence.estimates.items()
+        if gpu_title(answer.estimates[0].gpu) == gpu_title(kind)
+    }
+    return replace(
+        evidence,
+        points=[point for point in evidence.points if _kind(point) == kind],
+        online=[point for point in evidence.online if _kind(point) == kind],
+        replays=[point for point in evidence.replays if _kind(point) == kind],
+        estimates=estimates,
+        rankings={trace: ranking for trace, ranking in evidence.rankings.items() if trace in estimates},
+    )
 
 
 def _draw(study: Study, parts: Sequence[Evidence], rule: str) -> Iterator[Figure]:

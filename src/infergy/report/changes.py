@@ -31,10 +31,10 @@ class Change:
     @property
     def in_words(self) -> str:
         """The change, and its interval where that is known."""
-        value, low, high = (
-            None if x is None else format_percent(x, signed=True) for x in (self.value, self.low, self.high)
-        )
-        return f"{value}" if low is None else f"{value} ({low} .. {high})"
+        value = format_percent(self.value, signed=True)
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} ({format_percent(self.low, signed=True)} .. {format_percent(self.high, signed=True)})"
 
     @property
     def basis(self) -> str:
