@@ -20,7 +20,8 @@ from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 
 EVERY = shipped_tables()
-SHIPPED, AXES, H100, OTHER_MODELS, REPLICATES, SUPERSEDED, H100_REPLICATES = EVERY
+SHIPPED, AXES, H100, THIRD_HOST, OTHER_MODELS, THIRD_HOSTS_MODELS, *ALL_REPLICATES = EVERY
+REPLICATES, SUPERSEDED, H100_REPLICATES, _ = ALL_REPLICATES
 
 
 def rows_in(path: Path) -> tuple[Measurement, ...]:

@@ -168,6 +168,14 @@ def test_what_ships_of_the_axes_is_doubted_for_its_host_and_its_few_windows_alon
         ("h100-sxm-llama-3.1-8b", 70, 37, {"uncertain": 21, "environment": 20, "trend": 14, "disagree": 1}),
         ("h100-sxm-other-models", 12, 3, {"uncertain": 3, "trend": 3}),
         ("replicates/h100-sxm-llama-3.1-8b-2", 9, 3, {"uncertain": 2, "trend": 2, "environment": 2}),
+        (
+            "h100-sxm-llama-3.1-8b_third-host",
+            127,
+            88,
+            {"uncertain": 40, "environment": 73, "trend": 24, "behind": 3, "disagree": 1},
+        ),
+        ("h100-sxm-other-models_third-host", 14, 2, {"uncertain": 2, "trend": 2}),
+        ("replicates/h100-sxm-llama-3.1-8b-3", 11, 1, {"environment": 1}),
     ],
 )
 def test_what_ships_of_h100s_is_doubted_as_the_docs_say(

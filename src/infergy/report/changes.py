@@ -45,19 +45,24 @@ class Change:
 def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> list[Change]:
     """Cells of `b` against those of `a` under the same load, but for its arrivals, and in the same environment.
 
-    Where `a` holds a cell several times, that of the same chips counts, else the first. The interval adds the
-    half-widths of both cells' logarithms in quadrature; that of a time is not told.
+    Each cell of `b` is told once. Where either holds a cell several times, a pair of the same chips counts, else the
+    first of each. The interval adds the half-widths of both cells' logarithms in quadrature; that of a time is not told.
     """
     places: dict[tuple[object, Load], list[Point]] = {}
     for point in a:
         places.setdefault((key_of(point.row, ONE_CHANGE), _shape(point)), []).append(point)
-    found = []
+    cells: dict[tuple[object, Load, str], list[Point]] = {}
     for point in b:
-        others = places.get((key_of(point.row, ONE_CHANGE), _shape(point)), [])
-        if others:
-            near = [one for one in others if _chips(one) == _chips(point)]
-            found.append(_change([*near, *others][0], point, quantity))
-    return found
+        key = (key_of(point.row, ONE_CHANGE), _shape(point))
+        if key in places:
+            cells.setdefault((*key, point.row.cell_id), []).append(point)
+    return [_change(*_nearest(places[key, load], points), quantity) for (key, load, _), points in cells.items()]
+
+
+def _nearest(a: list[Point], b: list[Point]) -> tuple[Point, Point]:
+    """One of each, of the same chips where both have such."""
+    pairs = ((one, other) for one in a for other in b if _chips(one) == _chips(other))
+    return next(pairs, (a[0], b[0]))
 
 
 def _chips(point: Point) -> tuple[str, ...]:
