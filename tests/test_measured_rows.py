@@ -21,6 +21,8 @@ from infergy.records.store import read_store
 from infergy.records.timeline import ratio
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
+from infergy.report.changes import changes
+from infergy.report.points import read_points
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "rows"
 
@@ -129,6 +131,25 @@ def test_the_page_shows_how_h100s_repeat(
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == f"10 cells in {processes} processes"
     assert "\n".join(rest) in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_shows_how_three_whole_processes_repeat(capsys: pytest.CaptureFixture[str]) -> None:
+    show = runpy.run_path(str(ROWS.parent / "repeatability.py"))["show"]
+    show([ROWS / f"h100-vllm-ten-{number}.jsonl" for number in (1, 2, 3)])
+    assert capsys.readouterr().out.strip() in PAGE.read_text(encoding="utf-8")
+
+
+def test_a_cell_of_several_chips_is_one_change_and_of_one_chip_where_both_sides_have_it() -> None:
+    points = read_points([TABLES / "h100-sxm-llama-3.1-8b.jsonl", TABLES / "h100-sxm-llama-3.1-8b_third-host.jsonl"])
+    lengths = [point for point in points if load_of(point.row)[:2] == (512, 64)]
+    eager, graphs = ([point for point in lengths if point.label == label] for label in ("vllm-eager", "vllm"))
+    found = {change.cell: change.value for change in changes(eager, graphs)}
+    assert len(changes(eager, graphs)) == len(found) == 4
+    (one,) = (point for point in eager if point.batch == 1)
+    alone = [point for point in graphs if point.batch == 1]
+    near = [point for point in alone if point.row.environment.gpus == one.row.environment.gpus]
+    assert (len(alone), len(near)) == (2, 1)
+    assert found["512→64 × 1"] == near[0].energy_j / one.energy_j - 1
 
 
 @pytest.mark.parametrize(

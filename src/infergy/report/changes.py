@@ -46,7 +46,8 @@ def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> l
     """Cells of `b` against those of `a` under the same load, but for its arrivals, and in the same environment.
 
     Each cell of `b` is told once. Where either holds a cell several times, a pair of the same chips counts, else the
-    first of each. The interval adds the half-widths of both cells' logarithms in quadrature; that of a time is not told.
+    first of each. The interval adds the half-widths of both cells' logarithms in quadrature; that of a time is not
+    told.
     """
     places: dict[tuple[object, Load], list[Point]] = {}
     for point in a:
