@@ -404,6 +404,16 @@ def test_a_store_without_enough_for_a_figure_still_has_a_page(tmp_path: Path) ->
     assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8").count("Not measured yet.") == len(STUDIES)
 
 
+def test_each_figure_is_of_the_schema_which_is_not_checked_while_a_page_is_made(paper: Report) -> None:
+    import altair
+
+    for figure in paper.figures:
+        altair.Chart.from_dict(dict(figure.spec), validate=True)
+    broken = {**figure.spec, "width": "wide and high"}
+    with pytest.raises(Exception, match="'wide and high' is not"):
+        altair.LayerChart.from_dict(broken, validate=True)
+
+
 def test_without_altair_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "altair.py").write_text("raise ImportError('blocked')\n")
     done = subprocess.run(
