@@ -294,7 +294,7 @@ def draw_bars(values: Sequence[Mapping[str, object]]) -> Any:
 
 def finish(chart: Any, title: str) -> dict[str, Any]:
     """The chart as Vega-Lite, its ink and paper left to what surrounds it, its title for those who hear it."""
-    # Checking a figure against the schema takes as long as all else of it; tests do that, and open it in Chromium.
+    # Checking it against the schema takes most of a figure's time; tests do that, and open it in Chromium.
     spec: dict[str, Any] = chart.to_dict(validate=False)
     spec["description"] = title
     spec["background"] = "transparent"
