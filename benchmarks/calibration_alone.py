@@ -79,15 +79,17 @@ def main() -> None:
 
 def groups_of(table: EnergyTable, calibration: Calibration) -> Iterator[Group]:
     """The measured set-ups of the GPU that the model applies to, greedy decoding alone."""
-    for setup in table.setups:
-        if setup.gpu != calibration.gpu or setup.label != setup.setup.label:
+    # One table for each law of random weights, which `find` puts together.
+    setups = {(setup.model, setup.label): setup for setup in table.setups if setup.gpu == calibration.gpu}
+    for setup in setups.values():
+        if setup.label != setup.setup.label:
             continue
         servers = [server_for(setup.setup, setup.gpu, known) for known in (None, calibration)]
         if servers[0] is None or servers[1] is None:
             continue
-        cells = Posterior(servers[0], table.find(setup.gpu, setup.setup.model, setup.label).cells).cells
+        cells = Posterior(servers[0], table.find(setup.gpu, setup.model, setup.label).cells).cells
         yield Group(
-            name=f"{setup.setup.model} {setup.label}",
+            name=f"{setup.model} {setup.label}",
             engine=setup.setup.engine,
             servers=(servers[0], servers[1]),
             cells=cells,
@@ -142,27 +144,33 @@ def show_waits(groups: Sequence[Group]) -> None:
 
 
 def show_prefill(groups: Sequence[Group], name: str) -> None:
-    """Joules of a FLOP in prefill, beside those of the same FLOPs in a large plain product."""
+    """Joules of a FLOP in prefill, in the smallest and largest batch of each input, beside those in a large product."""
     (square,) = (one for one in read_calibration_file(find_calibration(name)) if one.workload.name == SQUARE)
     assert square.energy_j is not None
+    assert square.power_w is not None
     plain = square.energy_j / square.calls / square.workload.flops
-    print("joules a TFLOP in bfloat16, all of them")
-    print(f"  {SQUARE:40}{1e12 * plain:>6.2f}  at {square.power_w:.0f} W")
+    print(f"{'joules a TFLOP in bfloat16, all of them':42}{'measured':>15}{'by calibration':>19}")
+    print(f"  {SQUARE:40}{_dense(plain, square.power_w):>15}")
     for group in (one for one in groups if one.name == "llama-3.1-8b vllm"):
-        one = group.only("", lambda cell: cell.output_tokens == 1)
+        alone = group.only("", lambda cell: cell.output_tokens == 1)
+        of_input: dict[int, list[TableCell]] = {}
+        for cell in sorted(alone.cells, key=lambda cell: cell.batch):
+            of_input.setdefault(cell.input_tokens, []).append(cell)
+        ends = [cell for cells in of_input.values() for cell in (cells[0], cells[-1])]
+        one = alone.only("", ends.__contains__)
         inputs, _, batch = one.lengths.T
         demand = prefill_demand(one.servers[1].shape, batch, inputs)
         flops = (demand.linear_flops + demand.attention_flops) / batch
         told = Posterior(one.servers[1]).at(one.lengths)
-        for place, cell in enumerate(one.cells):
-            head = f"prefill {cell.input_tokens} × {cell.batch}, vllm, "
-            watts = (cell.energy_j / cell.duration_s, told.energy_j[place] / told.duration_s[place])
-            for words, energy_j, power in (
-                ("measured", cell.energy_j, watts[0]),
-                ("by calibration", told.energy_j[place], watts[1]),
-            ):
-                print(f"  {head + words:40}{1e12 * energy_j / flops[place]:>6.2f}  at {power:.0f} W")
+        for place, cell in sorted(enumerate(one.cells), key=lambda pair: (pair[1].input_tokens, pair[1].batch)):
+            measured = _dense(cell.energy_j / flops[place], cell.energy_j / cell.duration_s)
+            model = _dense(told.energy_j[place] / flops[place], told.energy_j[place] / told.duration_s[place])
+            print(f"  {f'prefill {cell.input_tokens} × {cell.batch}, vllm':40}{measured:>15}{model:>19}")
     print()
+
+
+def _dense(joules_a_flop: float, power_w: float) -> str:
+    return f"{1e12 * joules_a_flop:.2f} at {power_w:.0f} W"
 
 
 def show_plain(name: str) -> None:

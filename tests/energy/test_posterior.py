@@ -123,6 +123,32 @@ def test_the_better_ranked_of_two_measurements_of_a_cell_counts() -> None:
     assert Posterior(VLLM, [bad, good]).cells == (good,)
 
 
+def on_chip(cells: list[TableCell], name: str, factor: float) -> list[TableCell]:
+    return [replace(one, chips=(name,), energy_j=one.energy_j * factor) for one in cells]
+
+
+def test_chips_that_differ_do_not_make_the_model_look_wrong() -> None:
+    cells = cells_of(VLLM, Physics(), PLACES, noise=0.002)
+    mixed = on_chip(cells[::2], "one", 1.0) + on_chip(cells[1::2], "other", 1.05)
+    told, blind = Posterior(VLLM, mixed), Posterior(VLLM, [replace(one, chips=()) for one in mixed])
+    assert told.half_width < 1.2 * NORMAL_90 < 1.5 * NORMAL_90 < blind.half_width
+    errors = [np.median([abs(one.error) for one in posterior.left_out]) for posterior in (told, blind)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_it_tells_of_the_chip_of_most_cells_of_the_best_ranked_file() -> None:
+    cells = cells_of(VLLM, Physics(), PLACES, noise=0.002)
+    truth = np.array([one.energy_j for one in cells])
+    for few, many in (("a", "b"), ("b", "a")):
+        posterior = Posterior(VLLM, on_chip(cells[:9], few, 1.0) + on_chip(cells[9:], many, 1.05))
+        off = np.log(posterior.at(PLACES).energy_j / truth)
+        assert np.median(off) == pytest.approx(np.log(1.05), abs=0.01)
+    others = [replace(one, rank=1) for one in on_chip(cells[9:], "many", 1.05)]
+    own = Posterior(VLLM, on_chip(cells[:9], "own", 1.0) + others)
+    assert np.median(np.log(own.at(PLACES[:9]).energy_j / truth[:9])) == pytest.approx(0.0, abs=0.005)
+    assert len(own.cells) == len(own.left_out) == 27
+
+
 def test_intervals_hold_what_cells_left_out_measured() -> None:
     inside = told = 0
     for seed in range(20):

@@ -224,6 +224,7 @@ def _cell(name: str, rank: int, repeated: Sequence[tuple[_Row, float]], each_j: 
         rank=rank,
         time_per_output_token_s=_mean([pair.result.time_per_output_token_s for pair, _ in repeated]),
         loaded_idle_w=_mean([find_idle_power(pair.row).loaded_w for pair, _ in repeated]),
+        chips=tuple(sorted({gpu.uuid for pair, _ in repeated for gpu in pair.row.environment.gpus})),
     )
 
 

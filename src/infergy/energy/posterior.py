@@ -1,7 +1,11 @@
 """Joules of any cell of a set-up, from none to all of its cells measured: the physical model, given what was measured.
 
-    log J, log s  =  model(constants)  +  residual  +  noise of measuring
+    log J, log s  =  model(constants)  +  residual  +  what sets the chip apart  +  noise of measuring
     constants ~ N(prior, spread²)          residual ~ GP(0, offset² + amplitude² exp(−½ Σ (Δ log₂ axis / octaves)²))
+                                           chip ~ the same with amplitudes of its own, anew for each chip
+
+What is told is told of one chip: that of the most cells of the best ranked file. Cells of other chips tell of it as far
+as chips are alike.
 
 The constants are estimated at their likeliest by Gauss-Newton, with the model made linear there; then they, the
 residual and the noise are jointly normal, and joules anywhere, their standard deviation and how errors of two cells
@@ -34,6 +38,12 @@ Likeliest on the shipped cells of either engine, the energy's widened from 0.035
 too: see docs/physics.md.
 """
 ENERGY_OFFSET, TIME_OFFSET = 0.04, 0.05
+
+CHIP_OFFSET, CHIP_AMPLITUDE = 0.02, 0.02
+"""The same two of what sets a chip, and the host it sits in, apart from its kind, joules and seconds alike.
+
+Likeliest for the shipped cells of vLLM on H100s, which ten chips of three hosts measured: see docs/physics.md.
+"""
 
 LEAST_NOISE = 0.004
 """Standard deviation of the logarithm of measured joules, at least."""
@@ -90,6 +100,7 @@ class Posterior:
         cells: The cells that count.
         left_out: Each of them, told by the others.
         half_width: By how many standard deviations 90 % of left-out cells lie off, at least the normal's 1.645.
+        log_likelihood: Of the joules and seconds of the cells, but for a constant; 0 without any.
     """
 
     def __init__(self, server: Server, measured: Sequence[TableCell] = ()) -> None:
@@ -107,6 +118,7 @@ class Posterior:
         self._slopes = np.zeros((0, len(self._constants)))
         self._inverse = np.zeros((0, 0))
         self._pull = np.zeros(0)
+        self.log_likelihood = 0.0
         if self.cells:
             self._condition()
         self.left_out = tuple(self._leave_out())
@@ -145,7 +157,7 @@ class Posterior:
         measured = np.concatenate(logs)
         energy = np.array([_noise(cell) for cell in self.cells])
         noise = np.diag(np.concatenate([energy**2, energy**2 + TIME_NOISE**2]))
-        residual = _residual_covariance(self._places, self._places) + noise
+        residual = _residual_covariance(self._places, self._places) + self._chip_covariance() + noise
         model = CellModel(self._server, self._places)
         for _ in range(ROUNDS):
             told, slopes = self._linear(model)
@@ -159,7 +171,9 @@ class Posterior:
                 break
         told, self._slopes = self._linear(model)
         self._inverse = np.linalg.inv((self._slopes * self._prior) @ self._slopes.T + residual)
-        self._pull = self._inverse @ (measured - told + self._slopes @ self._factors)
+        off = measured - told + self._slopes @ self._factors
+        self._pull = self._inverse @ off
+        self.log_likelihood = 0.5 * float(np.linalg.slogdet(self._inverse)[1] - off @ self._pull)
 
     def _linear(self, model: CellModel) -> tuple[Column, Column]:
         """The model's logarithms at the present constants, (2n,), and their derivatives by them, (2n, constants)."""
@@ -191,6 +205,22 @@ class Posterior:
             found.append(LeftOut(cell=cell, error=float(off), standardised=float(off / np.sqrt(spread[0, 0]))))
         return found
 
+    def _chip_covariance(self) -> Column:
+        """Of what sets the chips of the cells apart from the chip that is told of, shaped as the residual's.
+
+        Chips differ from the kind independently of each other; so two chips differ from a third by what each of them
+        has, and by what the third has, in common.
+        """
+        import numpy as np
+
+        first = [cell.chips for cell in self.cells if cell.rank == self.cells[0].rank]
+        told_of = max(first, key=first.count)
+        same = np.array([[one.chips == other.chips for other in self.cells] for one in self.cells])
+        others = np.array([cell.chips != told_of for cell in self.cells])
+        shares = np.outer(others, others) * (1.0 + same)
+        amplitudes = (CHIP_OFFSET, CHIP_AMPLITUDE)
+        return _covariance(self._places, self._places, amplitudes, amplitudes) * np.tile(shares, (2, 2))
+
 
 def _noise(cell: TableCell) -> float:
     """Standard deviation of the logarithm of measured joules, from the half-width of a 95 % interval."""
@@ -198,11 +228,22 @@ def _noise(cell: TableCell) -> float:
 
 
 def _residual_covariance(one: Column, other: Column) -> Column:
-    """Joules' residuals among each other, seconds' among each other, and none between the two."""
+    return _covariance(one, other, (ENERGY_OFFSET, ENERGY_AMPLITUDE), (TIME_OFFSET, TIME_AMPLITUDE))
+
+
+def _covariance(one: Column, other: Column, energy: tuple[float, float], time: tuple[float, float]) -> Column:
+    """Joules' residuals among each other, seconds' among each other, and none between the two.
+
+    Args:
+        one: n cells, rows of input tokens, output tokens and batch; `other` m of them.
+        other: See there.
+        energy: Standard deviation of joules' part that does not fade with distance, and of the part that does.
+        time: The same of seconds.
+    """
     import numpy as np
 
     distance = (np.log2(one)[:, None, :] - np.log2(other)[None, :, :]) / np.array(OCTAVES)
     near = np.exp(-0.5 * (distance**2).sum(axis=2))
     none = np.zeros_like(near)
-    energy = ENERGY_OFFSET**2 + ENERGY_AMPLITUDE**2 * near
-    return np.block([[energy, none], [none, TIME_OFFSET**2 + TIME_AMPLITUDE**2 * near]])
+    joules, seconds = (offset**2 + amplitude**2 * near for offset, amplitude in (energy, time))
+    return np.block([[joules, none], [none, seconds]])

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from statistics import median
 
 from infergy.energy.table import SetupTable, TableCell
@@ -198,21 +198,34 @@ def surface_errors(cells: Mapping[tuple[int, int], TableCell]) -> SurfaceErrors:
 
 
 def repeat_error(setup: SetupTable) -> SurfaceError | None:
-    """How far the same cells lie apart in files of one environment; None if no two files hold the same cell."""
+    """How far the same cells lie apart in any two files of one environment; None if no two hold the same cell.
+
+    Each two are compared, not the extremes of all: those lie further apart the more chips were measured.
+    """
     environments = {facts.source: facts.environment for facts in setup.sources}
     same: dict[tuple[object, ...], list[TableCell]] = {}
     for cell in setup.cells:
         key = (cell.input_tokens, cell.output_tokens, cell.batch, environments[cell.source])
         same.setdefault(key, []).append(cell)
-    errors = [
+    apart = {key: _distances(cells) for key, cells in same.items()}
+    apart = {key: errors for key, errors in apart.items() if errors}
+    found = _summary(
+        [error for errors in apart.values() for error in errors],
+        "the same cells in another file, measured on another chip or again on this one",
+    )
+    return found and replace(found, points=len(apart))
+
+
+def _distances(cells: Sequence[TableCell]) -> list[_Error]:
+    """Of one load measured in several files, of each two."""
+    return [
         _Error(
-            max(cell.energy_j for cell in cells) / min(cell.energy_j for cell in cells) - 1,
-            f"{cells[0].input_tokens}→{cells[0].output_tokens}, batch {cells[0].batch}",
+            max(one.energy_j, other.energy_j) / min(one.energy_j, other.energy_j) - 1,
+            f"{one.input_tokens}→{one.output_tokens}, batch {one.batch}",
         )
-        for cells in same.values()
-        if len({cell.source for cell in cells}) > 1
+        for one, other in combinations(cells, 2)
+        if one.source != other.source
     ]
-    return _summary(errors, "the same cells in another file, measured on another chip or again on this one")
 
 
 def borrow_errors(errors: SurfaceErrors, label: str, others: Mapping[str, SurfaceErrors]) -> SurfaceErrors:

@@ -45,6 +45,7 @@ class TableCell:
         rank: Place of the file among those loaded, 0 the first.
         loaded_idle_w: Power of the loaded, idle GPUs of the set-up; None where it was not taken.
         time_per_output_token_s: Seconds from one output token to the next; None where the engine did not tell.
+        chips: UUIDs of the GPUs that measured it, in order; none where nobody told.
     """
 
     input_tokens: int
@@ -61,6 +62,7 @@ class TableCell:
     rank: int
     time_per_output_token_s: float | None = None
     loaded_idle_w: float | None = None
+    chips: tuple[str, ...] = ()
 
     def order(self) -> tuple[int, int, int, int]:
         """By what cells are sorted in a table."""
