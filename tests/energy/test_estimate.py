@@ -347,6 +347,16 @@ def test_cells_measured_on_two_chips_widen_the_bounds_of_all(tmp_path: Path) -> 
     assert [source.file for source in two.provenance.sources] == [str(first)]
 
 
+def test_chips_are_held_against_each_other_two_by_two(tmp_path: Path) -> None:
+    """Of 1, 1.1 and 1.21: twice 10 %, once 21 %; a second cell, of two files, counts as much."""
+    stores = [write_store(tmp_path / "0.jsonl", rows_of())]
+    for number, (scale, outputs) in enumerate(((1.1, [64, 512]), (1.21, [64])), 1):
+        stores.append(write_store(tmp_path / f"{number}.jsonl", rows_of(inputs=[512], outputs=outputs, scale=scale)))
+    repeat = only(histogram_of([(128, 8)]), load_table(stores)).provenance.errors.repeat
+    assert repeat is not None
+    assert (repeat.points, repeat.median, repeat.maximum) == pytest.approx((2, 0.1, 0.21))
+
+
 def test_rows_at_another_power_limit_are_no_repetitions(tmp_path: Path) -> None:
     limited = GpuIdentity(uuid="GPU-test-0", name="NVIDIA H200", power_limit_w=350.0)
     first = write_store(tmp_path / "a.jsonl", rows_of())

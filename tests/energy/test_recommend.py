@@ -259,7 +259,7 @@ def test_a_users_own_few_cells_are_told_beside_the_shipped_ones(tmp_path: Path) 
 def test_in_words_it_says_what_to_type() -> None:
     text = invoke("azure-code-2023").stdout
     assert "vllm serve MODEL --dtype bfloat16 --max-num-seqs 336" in text
-    assert "engine vllm: 475 kJ (-28.2 %)" in text
+    assert "engine vllm: 475 kJ (-28.1 %)" in text
     assert "batches of any duration: 472 kJ (-0.6 %, no significant difference)" in text
 
 

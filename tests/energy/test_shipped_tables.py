@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 
 from infergy.energy.estimate import estimate
+from infergy.energy.load import SHIPPED as TABLES
 from infergy.energy.load import load_table, shipped_table, shipped_tables
-from infergy.measure.grid import make_plan, read_grid
+from infergy.measure.grid import make_plan, parse_grid, read_grid, read_toml, shrink
+from infergy.measure.studies import study_names, study_path
 from infergy.records import RANDOM_WEIGHTS, Load, Measurement, Result, derive
 from infergy.records.codec import to_json
 from infergy.records.store import read_store
@@ -20,10 +23,23 @@ from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 
 EVERY = shipped_tables()
-SHIPPED, AXES, H100, FOURTH_HOST, THIRD_HOST, *OTHERS = EVERY
-OTHER_MODELS, FOURTH_HOSTS_MODELS, THIRD_HOSTS_MODELS, *ALL_REPLICATES = OTHERS
-REPLICATES, SUPERSEDED, H100_REPLICATES, THIRD_HOSTS_REPLICATES, *FOURTH_HOSTS_REPLICATES = ALL_REPLICATES
 
+
+def table(name: str) -> Path:
+    (path,) = (path for path in EVERY if path.relative_to(TABLES) == Path(f"{name}.jsonl"))
+    return path
+
+
+SHIPPED, AXES = table("h200-llama-3.1-8b"), table("h200-llama-3.1-8b_axes")
+REPLICATES, SUPERSEDED = table("replicates/h200-llama-3.1-8b-2"), table("replicates/h200-llama-3.1-8b-3")
+H100, OTHER_MODELS = table("h100-sxm-llama-3.1-8b"), table("h100-sxm-other-models")
+THIRD_HOST, THIRD_HOSTS_MODELS = table("h100-sxm-llama-3.1-8b_third-host"), table("h100-sxm-other-models_third-host")
+THIRD_HOSTS_REPLICATES = table("replicates/h100-sxm-llama-3.1-8b-3")
+FOURTH_HOST, FOURTH_HOSTS_MODELS = (
+    table("h100-sxm-llama-3.1-8b_fourth-host"),
+    table("h100-sxm-other-models_fourth-host"),
+)
+FOURTH_HOSTS_REPLICATES = [table(f"replicates/h100-sxm-llama-3.1-8b-{number}") for number in (4, 5, 6, 7)]
 FAILED = {FOURTH_HOST: [("transformers llama-3.1-8b 4096→64 × 64", "out_of_memory")]}
 """What was tried and did not fit, as docs/measurements.md says."""
 
@@ -316,6 +332,45 @@ def test_what_else_the_page_tells_of_the_fourth_host() -> None:
     assert [round(joules) for joules in small] == [41, 55, 105, 295]
 
 
+LACKING = {
+    "batches": {"transformers": 2},
+    "decoding": {"transformers": 6},
+    "input-lengths": {"transformers": 18},
+    "output-lengths": {"transformers": 21},
+    "paper-bins": {"transformers": 33, "vllm": 4},
+    "tasks": {"transformers": 2, "vllm-eager": 11},
+    "tasks-mixed": {"transformers-s32": 4},
+}
+
+
+def test_the_page_tells_which_cells_of_the_studies_no_h100_measured() -> None:
+    """docs/measurements.md, What is missing, in words."""
+    known = {row.cell_id for path in EVERY if path.name.startswith("h100-sxm-") for row in finished(path)}
+    lacking: dict[str, dict[str, int]] = {}
+    quick: dict[str, dict[str, int]] = {}
+    for name in study_names():
+        data = read_toml(study_path(name))
+        for found, tables in ((lacking, data), (quick, shrink(data, name))):
+            plan = make_plan(parse_grid(tables, name).model_copy(update={"gpu": "h100-sxm"}))
+            cells = {one.cell.id: one.cell for one in plan.cells if one.cell.id not in known}
+            if cells:
+                found[name] = dict(Counter(cell.setup.label for cell in cells.values()))
+    assert lacking == LACKING
+    assert quick == {"paper-bins": {"vllm": 1}}
+
+
+def test_more_requests_of_mixed_lengths_cost_little_more_each() -> None:
+    joules = {}
+    for path in (H100, FOURTH_HOST):
+        for row in finished(path):
+            arrivals = row.cell.load.arrivals
+            if row.cell.setup.label == "vllm-s32" and arrivals is not None and row.result is not None:
+                joules[arrivals.trace, row.cell.load.batch] = row.result.energy_per_request_j
+    for task, percent in (("translation", 4.6), ("generation", 2.8), ("summarisation", 1.5), ("classification", 0.6)):
+        ratio = joules[f"task:{task}", 1024] / joules[f"task:{task}", 256]
+        assert 100 * (ratio - 1) == pytest.approx(percent, abs=0.06)
+
+
 def test_float16_takes_what_bfloat16_does() -> None:
     chips = {chip(row) for row in rows_in(THIRD_HOST) if row.cell.setup.dtype == "float16"}
     for batch, more in ((1, 1.7), (32, 2.3), (128, 2.4)):
@@ -353,7 +408,7 @@ def test_an_estimate_of_h100s_prices_full_batches_not_those_that_an_axis_was_mea
     }
     mine, theirs = found["h100-sxm"], found["h200"]
     # docs/measurements.md says so.
-    assert [round((one.energy_j or 0.0) / 1e3) for one in (mine, theirs)] == [488, 475]
+    assert [round((one.energy_j or 0.0) / 1e3) for one in (mine, theirs)] == [487, 475]
     # That of 8192→512: the next larger one that was measured, 48, takes 23 s.
     assert min(one.batch or 0 for one in mine.bins if one.requests) == 8
 

@@ -1,11 +1,10 @@
 """Joules of any cell of a set-up, from none to all of its cells measured: the physical model, given what was measured.
 
-    log J, log s  =  model(constants)  +  residual  +  what sets the chip apart  +  noise of measuring
+    log J, log s  =  model(constants)  +  residual  +  noise of measuring
     constants ~ N(prior, spread²)          residual ~ GP(0, offset² + amplitude² exp(−½ Σ (Δ log₂ axis / octaves)²))
-                                           chip ~ the same with amplitudes of its own, anew for each chip
 
-What is told is told of one chip: that of the most cells of the best ranked file. Cells of other chips tell of it as far
-as chips are alike.
+A part of the residual is that of the chip: it is independent from chip to chip, the rest is common to all of a kind.
+What is told is told of one chip: of those that measured the best ranked file the one of most cells.
 
 The constants are estimated at their likeliest by Gauss-Newton, with the model made linear there; then they, the
 residual and the noise are jointly normal, and joules anywhere, their standard deviation and how errors of two cells
@@ -34,13 +33,13 @@ OCTAVES = (3.5, 2.5, 1.5)
 ENERGY_AMPLITUDE, TIME_AMPLITUDE = 0.05, 0.06
 """Standard deviations of the part of the residual that fades with distance, and below of the part that does not.
 
-Likeliest on the shipped cells of either engine, the energy's widened from 0.035 so that intervals hold past the cells
-too: see docs/physics.md.
+Likeliest on the shipped cells of either engine, the energy's widened from 0.035 so that intervals hold better past the
+cells: see docs/physics.md.
 """
 ENERGY_OFFSET, TIME_OFFSET = 0.04, 0.05
 
 CHIP_OFFSET, CHIP_AMPLITUDE = 0.02, 0.02
-"""The same two of what sets a chip, and the host it sits in, apart from its kind, joules and seconds alike.
+"""What of both is the chip's, and its host's, of joules and seconds alike.
 
 Likeliest for the shipped cells of vLLM on H100s, which ten chips of three hosts measured: see docs/physics.md.
 """
@@ -114,6 +113,10 @@ class Posterior:
             best.setdefault((cell.input_tokens, cell.output_tokens, cell.batch), cell)
         self.cells = tuple(best.values())
         self._places = np.array(list(best), dtype=float).reshape(-1, 3)
+        numbers = {chips: number for number, chips in enumerate(dict.fromkeys(cell.chips for cell in self.cells))}
+        self._chips = np.array([numbers[cell.chips] for cell in self.cells])
+        first = [numbers[cell.chips] for cell in self.cells if cell.rank == self.cells[0].rank]
+        self._told_of = max(first, key=first.count, default=0)
         self._factors = np.zeros(len(self._constants))
         self._slopes = np.zeros((0, len(self._constants)))
         self._inverse = np.zeros((0, 0))
@@ -157,7 +160,7 @@ class Posterior:
         measured = np.concatenate(logs)
         energy = np.array([_noise(cell) for cell in self.cells])
         noise = np.diag(np.concatenate([energy**2, energy**2 + TIME_NOISE**2]))
-        residual = _residual_covariance(self._places, self._places) + self._chip_covariance() + noise
+        residual = self._residual(self._places, self._places, self._chips[:, None] != self._chips) + noise
         model = CellModel(self._server, self._places)
         for _ in range(ROUNDS):
             told, slopes = self._linear(model)
@@ -186,10 +189,11 @@ class Posterior:
 
     def _joint(self, cells: Column) -> tuple[Column, Column]:
         told, slopes = self._linear(CellModel(self._server, cells))
-        own = (slopes * self._prior) @ slopes.T + _residual_covariance(cells, cells)
+        own = (slopes * self._prior) @ slopes.T + self._residual(cells, cells, False)
         if not self.cells:
             return told, own
-        shared = (slopes * self._prior) @ self._slopes.T + _residual_covariance(cells, self._places)
+        residual = self._residual(cells, self._places, self._chips != self._told_of)
+        shared = (slopes * self._prior) @ self._slopes.T + residual
         mean = told - slopes @ self._factors + shared @ self._pull
         return mean, own - shared @ self._inverse @ shared.T
 
@@ -205,45 +209,26 @@ class Posterior:
             found.append(LeftOut(cell=cell, error=float(off), standardised=float(off / np.sqrt(spread[0, 0]))))
         return found
 
-    def _chip_covariance(self) -> Column:
-        """Of what sets the chips of the cells apart from the chip that is told of, shaped as the residual's.
+    @staticmethod
+    def _residual(one: Column, other: Column, are_of_two_chips: Any) -> Column:
+        """Joules' residuals among each other, seconds' among each other, and none between the two.
 
-        Chips differ from the kind independently of each other; so two chips differ from a third by what each of them
-        has, and by what the third has, in common.
+        Args:
+            one: n cells, rows of input tokens, output tokens and batch; `other` m of them.
+            other: See there.
+            are_of_two_chips: Of each pair, whether different chips measured it; broadcasts to (n, m).
         """
         import numpy as np
 
-        first = [cell.chips for cell in self.cells if cell.rank == self.cells[0].rank]
-        told_of = max(first, key=first.count)
-        same = np.array([[one.chips == other.chips for other in self.cells] for one in self.cells])
-        others = np.array([cell.chips != told_of for cell in self.cells])
-        shares = np.outer(others, others) * (1.0 + same)
-        amplitudes = (CHIP_OFFSET, CHIP_AMPLITUDE)
-        return _covariance(self._places, self._places, amplitudes, amplitudes) * np.tile(shares, (2, 2))
+        distance = (np.log2(one)[:, None, :] - np.log2(other)[None, :, :]) / np.array(OCTAVES)
+        near = np.exp(-0.5 * (distance**2).sum(axis=2))
+        none = np.zeros_like(near)
+        apart = np.where(are_of_two_chips, CHIP_OFFSET**2 + CHIP_AMPLITUDE**2 * near, 0.0)
+        energy = ENERGY_OFFSET**2 + ENERGY_AMPLITUDE**2 * near - apart
+        seconds = TIME_OFFSET**2 + TIME_AMPLITUDE**2 * near - apart
+        return np.block([[energy, none], [none, seconds]])
 
 
 def _noise(cell: TableCell) -> float:
     """Standard deviation of the logarithm of measured joules, from the half-width of a 95 % interval."""
     return max(LEAST_NOISE, cell.doubt / 1.96)
-
-
-def _residual_covariance(one: Column, other: Column) -> Column:
-    return _covariance(one, other, (ENERGY_OFFSET, ENERGY_AMPLITUDE), (TIME_OFFSET, TIME_AMPLITUDE))
-
-
-def _covariance(one: Column, other: Column, energy: tuple[float, float], time: tuple[float, float]) -> Column:
-    """Joules' residuals among each other, seconds' among each other, and none between the two.
-
-    Args:
-        one: n cells, rows of input tokens, output tokens and batch; `other` m of them.
-        other: See there.
-        energy: Standard deviation of joules' part that does not fade with distance, and of the part that does.
-        time: The same of seconds.
-    """
-    import numpy as np
-
-    distance = (np.log2(one)[:, None, :] - np.log2(other)[None, :, :]) / np.array(OCTAVES)
-    near = np.exp(-0.5 * (distance**2).sum(axis=2))
-    none = np.zeros_like(near)
-    joules, seconds = (offset**2 + amplitude**2 * near for offset, amplitude in (energy, time))
-    return np.block([[joules, none], [none, seconds]])

@@ -200,20 +200,21 @@ def surface_errors(cells: Mapping[tuple[int, int], TableCell]) -> SurfaceErrors:
 def repeat_error(setup: SetupTable) -> SurfaceError | None:
     """How far the same cells lie apart in any two files of one environment; None if no two hold the same cell.
 
-    Each two are compared, not the extremes of all: those lie further apart the more chips were measured.
+    Each two are compared, not the extremes of all: those lie further apart the more chips were measured. Of a cell in
+    many files the median of its pairs counts once.
     """
     environments = {facts.source: facts.environment for facts in setup.sources}
     same: dict[tuple[object, ...], list[TableCell]] = {}
     for cell in setup.cells:
         key = (cell.input_tokens, cell.output_tokens, cell.batch, environments[cell.source])
         same.setdefault(key, []).append(cell)
-    apart = {key: _distances(cells) for key, cells in same.items()}
-    apart = {key: errors for key, errors in apart.items() if errors}
+    apart = [errors for errors in map(_distances, same.values()) if errors]
     found = _summary(
-        [error for errors in apart.values() for error in errors],
+        [error for errors in apart for error in errors],
         "the same cells in another file, measured on another chip or again on this one",
     )
-    return found and replace(found, points=len(apart))
+    usual = [median(error.distance for error in errors) for errors in apart]
+    return found and replace(found, points=len(apart), median=median(usual))
 
 
 def _distances(cells: Sequence[TableCell]) -> list[_Error]:

@@ -45,7 +45,8 @@ class TableCell:
         rank: Place of the file among those loaded, 0 the first.
         loaded_idle_w: Power of the loaded, idle GPUs of the set-up; None where it was not taken.
         time_per_output_token_s: Seconds from one output token to the next; None where the engine did not tell.
-        chips: UUIDs of the GPUs that measured it, in order; none where nobody told.
+        chips: UUIDs of the GPUs that measured it, in order; none where nobody told. A cell that one file holds from
+            several chips is of all of them, which the model takes for a chip of its own.
     """
 
     input_tokens: int

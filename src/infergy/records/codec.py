@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from infergy.errors import DataError
@@ -40,51 +40,96 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
     Raises:
         DataError: A key is missing, unknown, or of another type than declared.
     """
-    if not isinstance(data, Mapping):
-        raise DataError(f"{place or cls.__name__}: expected an object, found {type(data).__name__}")
-    hints = _hints(typing.cast(type, cls))
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise DataError(f"{place or cls.__name__}: unknown key {unknown[0]!r}; {cls.__name__} has {', '.join(hints)}")
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(typing.cast(Any, cls)):
-        where = f"{place}.{field.name}" if place else f"{cls.__name__}.{field.name}"
-        if field.name in data:
-            values[field.name] = _read(hints[field.name], data[field.name], where)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise DataError(f"{where}: missing")
-    return cls(**values)
+    try:
+        return typing.cast(T, _reader(typing.cast(Any, cls))(data))
+    except _MisfitError as error:
+        raise DataError(f"{place or cls.__name__}{''.join(reversed(error.path))}: {error}") from None
+
+
+class _MisfitError(Exception):
+    """A value of another type than declared; `path` leads to it, the innermost step first."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.path: list[str] = []
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """Types by field: looked up once a class, for files hold thousands of the same."""
-    return typing.get_type_hints(cls)
-
-
-def _read(hint: Any, value: Any, place: str) -> Any:
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """What reads a JSON value as a type: made once a type, for files hold thousands of the same."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return value
+        return lambda value: value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (inner,) = [arg for arg in args if arg is not type(None)]
-        return _read(inner, value, place)
+        (inner,) = [_reader(arg) for arg in args if arg is not type(None)]
+        return lambda value: None if value is None else inner(value)
     if origin is tuple:
-        if not isinstance(value, list):
-            raise DataError(f"{place}: expected a list, found {value!r:.60}")
-        return tuple(_read(args[0], item, f"{place}[{i}]") for i, item in enumerate(value))
+        return functools.partial(_read_tuple, _reader(args[0]))
     if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise DataError(f"{place}: expected an object, found {value!r:.60}")
-        return {key: _read(args[1], item, f"{place}.{key}") for key, item in value.items()}
+        return functools.partial(_read_mapping, _reader(args[1]))
     if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), value, place)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        hints = typing.get_type_hints(hint)
+        fields = {field.name: (_reader(hints[field.name]), _is_needed(field)) for field in dataclasses.fields(hint)}
+        return functools.partial(_read_fields, typing.cast(type, hint), fields)
+    return functools.partial(_read_scalar, hint)
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], bool]], value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise _MisfitError(f"expected an object, found {type(value).__name__}")
+    if not value.keys() <= fields.keys():
+        unknown = sorted(value.keys() - fields.keys())
+        raise _MisfitError(f"unknown key {unknown[0]!r}; {cls.__name__} has {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    name = ""
+    try:
+        for name, (read, is_needed) in fields.items():
+            if name in value:
+                values[name] = read(value[name])
+            elif is_needed:
+                raise _MisfitError("missing")
+    except _MisfitError as error:
+        error.path.append(f".{name}")
+        raise
+    return cls(**values)
+
+
+def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _MisfitError(f"expected a list, found {value!r:.60}")
+    found: list[Any] = []
+    try:
+        for item in value:
+            found.append(read(item))  # noqa: PERF401 (its length tells where reading failed)
+    except _MisfitError as error:
+        error.path.append(f"[{len(found)}]")
+        raise
+    return tuple(found)
+
+
+def _read_mapping(read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _MisfitError(f"expected an object, found {value!r:.60}")
+    found: dict[Any, Any] = {}
+    key = None
+    try:
+        for key, item in value.items():
+            found[key] = read(item)
+    except _MisfitError as error:
+        error.path.append(f".{key}")
+        raise
+    return found
+
+
+def _read_scalar(hint: type, value: Any) -> Any:
+    if type(value) is hint:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and hint is float:
         return float(value)
-    if isinstance(value, bool) and hint is not bool:
-        raise DataError(f"{place}: expected {hint.__name__}, found {value!r}")
-    if not isinstance(value, hint):
-        raise DataError(f"{place}: expected {hint.__name__}, found {value!r:.60}")
+    if not isinstance(value, hint) or isinstance(value, bool):
+        raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
     return value

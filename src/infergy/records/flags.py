@@ -14,7 +14,7 @@ from statistics import fmean, median, variance
 
 from infergy.records.environment import GpuState
 from infergy.records.latency import backlog_of
-from infergy.records.measurement import Measurement, derive
+from infergy.records.measurement import Measurement, batch_energy_j, derive
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 from infergy.records.window import Batch
@@ -188,7 +188,7 @@ def _rise(row: Measurement) -> Flag | None:
     """Joules that grow or fall from window to window while seconds stay: a chip that warms up, or cools."""
     if len(row.windows) < FEWEST_FOR_RISE or row.loaded_idle is None:
         return None
-    joules = [derive([window], row.loaded_idle).energy_j for window in row.windows]
+    joules = [batch_energy_j([window], row.loaded_idle) for window in row.windows]
     middle = len(joules) // 2
     first, last = joules[:middle], joules[-middle:]
     change = fmean(last) / fmean(first) - 1

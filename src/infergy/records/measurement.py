@@ -244,33 +244,22 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
     busy_s = sum(batch.duration_s for batch in batches)
     if busy_s <= 0:
         raise MeterError(f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again")
-    idle_power_w = loaded_idle.power_by_gpu_w
+    told = _joules_of(windows, loaded_idle)
+    energy_j = told.energy_j
     drafts = sum_drafts(batch.drafts for batch in batches)
-    used_j = dict.fromkeys(windows[0].open, 0.0)
-    idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
-    for window in windows:
-        tail_w, mean_w = window.tail_power_by_gpu_w, window.power_by_gpu_w
-        for uuid, energy_j in window.energy_by_gpu_j.items():
-            seconds = max(0.0, window.duration_by_gpu_s[uuid] - window.busy_s)
-            used_j[uuid] += energy_j
-            idle_s[uuid] += seconds
-            idle_j[uuid] += seconds * tail_w.get(uuid, idle_power_w[uuid])
-            if uuid not in tail_w:
-                bound_j[uuid] += seconds * (mean_w[uuid] - idle_power_w[uuid])
-    energy_j = sum(used_j.values()) - sum(idle_j.values())
     return Result(
         energy_j=energy_j / len(batches),
-        energy_by_gpu_j={uuid: (used_j[uuid] - idle_j[uuid]) / len(batches) for uuid in used_j},
+        energy_by_gpu_j={uuid: joules / len(batches) for uuid, joules in told.busy_by_gpu_j.items()},
         duration_s=busy_s / len(batches),
         power_w=energy_j / busy_s,
         energy_per_request_j=energy_j / sum(batch.requests for batch in batches),
         energy_per_output_token_j=energy_j / sum(batch.output_tokens for batch in batches),
         output_tokens_per_s=sum(batch.output_tokens for batch in batches) / busy_s,
         batches=len(batches),
-        idle_s=max(idle_s.values()),
-        idle_energy_j=sum(idle_j.values()),
-        idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
-        power_by_gpu_w={uuid: (used_j[uuid] - idle_j[uuid]) / busy_s for uuid in used_j},
+        idle_s=max(told.idle_s.values()),
+        idle_energy_j=sum(told.idle_j.values()),
+        idle_bound_j=sum(max(0.0, joules) for joules in told.bound_j.values()),
+        power_by_gpu_w={uuid: joules / busy_s for uuid, joules in told.busy_by_gpu_j.items()},
         time_to_first_token_s=mean_first_token_s(batches),
         time_per_output_token_s=mean_per_output_token_s(batches),
         requests_per_s=sum(batch.requests for batch in batches) / busy_s,
@@ -278,6 +267,50 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         accepted_share=None if drafts is None else drafts.accepted_share,
         tokens_per_round=None if drafts is None else drafts.tokens_per_round,
     )
+
+
+def batch_energy_j(windows: Sequence[Window], loaded_idle: Window) -> float:
+    """Joules a batch as `derive` tells them, without all else that it tells.
+
+    Raises:
+        MeterError: A counter stood still or ran backwards.
+    """
+    return _joules_of(windows, loaded_idle).energy_j / sum(len(window.batches) for window in windows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Joules:
+    """Joules of all windows by GPU: between the edges, of these while idle, and how far the idle ones may be off."""
+
+    used_j: dict[str, float]
+    idle_s: dict[str, float]
+    idle_j: dict[str, float]
+    bound_j: dict[str, float]
+
+    @property
+    def energy_j(self) -> float:
+        return sum(self.used_j.values()) - sum(self.idle_j.values())
+
+    @property
+    def busy_by_gpu_j(self) -> dict[str, float]:
+        return {uuid: used_j - self.idle_j[uuid] for uuid, used_j in self.used_j.items()}
+
+
+def _joules_of(windows: Sequence[Window], loaded_idle: Window) -> _Joules:
+    idle_power_w = loaded_idle.power_by_gpu_w
+    used_j = dict.fromkeys(windows[0].open, 0.0)
+    idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
+    for window in windows:
+        tail_w, mean_w, busy_s = window.tail_power_by_gpu_w, window.power_by_gpu_w, window.busy_s
+        duration_s = window.duration_by_gpu_s
+        for uuid, energy_j in window.energy_by_gpu_j.items():
+            seconds = max(0.0, duration_s[uuid] - busy_s)
+            used_j[uuid] += energy_j
+            idle_s[uuid] += seconds
+            idle_j[uuid] += seconds * tail_w.get(uuid, idle_power_w[uuid])
+            if uuid not in tail_w:
+                bound_j[uuid] += seconds * (mean_w[uuid] - idle_power_w[uuid])
+    return _Joules(used_j, idle_s, idle_j, bound_j)
 
 
 def result_of(row: Measurement) -> Result:

@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from infergy.records.agreement import spread_key
-from infergy.records.measurement import Measurement, derive, result_of
+from infergy.records.measurement import Measurement, batch_energy_j, derive, result_of
 from infergy.records.rescaled import Rescaled
 from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
 from infergy.records.window import Window
@@ -133,8 +133,8 @@ def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
 
 def _squares_s(windows: Sequence[Window], loaded_idle: Window) -> float:
     """Squares of the windows' distances from their mean, as fractions, by their seconds."""
-    mean_j = derive(windows, loaded_idle).energy_j
-    return sum(window.busy_s * (derive([window], loaded_idle).energy_j / mean_j - 1) ** 2 for window in windows)
+    mean_j = batch_energy_j(windows, loaded_idle)
+    return sum(window.busy_s * (batch_energy_j([window], loaded_idle) / mean_j - 1) ** 2 for window in windows)
 
 
 def pool(spreads: Iterable[Spread | None]) -> Spread | None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from infergy.records.agreement import pool_key
 from infergy.records.cell import GRID_VISIT
-from infergy.records.measurement import Measurement, derive
+from infergy.records.measurement import Measurement, batch_energy_j, derive
 from infergy.records.window import Window
 
 
@@ -57,9 +57,9 @@ def scatter_of(windows: Sequence[Window], loaded_idle: Window) -> VisitScatter |
     visits = by_visit(windows)
     if len(visits) < 2:
         return None
-    mean_j = derive(windows, loaded_idle).energy_j
+    mean_j = batch_energy_j(windows, loaded_idle)
     seconds = [sum(window.busy_s for window in visit) for visit in visits]
-    means_j = [derive(visit, loaded_idle).energy_j for visit in visits]
+    means_j = [batch_energy_j(visit, loaded_idle) for visit in visits]
     return VisitScatter(
         squares_s=sum(s * (one / mean_j - 1) ** 2 for s, one in zip(seconds, means_j, strict=True)),
         degrees_of_freedom=len(visits) - 1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import product
 
 from infergy.records import Load
 from infergy.records.agreement import ONE_CHANGE, key_of
@@ -45,9 +47,9 @@ class Change:
 def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> list[Change]:
     """Cells of `b` against those of `a` under the same load, but for its arrivals, and in the same environment.
 
-    Each cell of `b` is told once. Where either holds a cell several times, a pair of the same chips counts, else the
-    first of each. The interval adds the half-widths of both cells' logarithms in quadrature; that of a time is not
-    told.
+    Each cell of `b` is told once. Where either holds a cell several times, a pair of the same chips counts, else, and
+    of several such, the two that were measured soonest after one another: most likely on one host. The interval adds
+    the half-widths of both cells' logarithms in quadrature; that of a time is not told.
     """
     places: dict[tuple[object, Load], list[Point]] = {}
     for point in a:
@@ -61,9 +63,17 @@ def changes(a: Iterable[Point], b: Iterable[Point], quantity: str = ENERGY) -> l
 
 
 def _nearest(a: list[Point], b: list[Point]) -> tuple[Point, Point]:
-    """One of each, of the same chips where both have such."""
-    pairs = ((one, other) for one in a for other in b if _chips(one) == _chips(other))
-    return next(pairs, (a[0], b[0]))
+    """One of each, of the same chips where both have such, and else of the same time."""
+
+    def distance(pair: tuple[Point, Point]) -> tuple[bool, timedelta]:
+        one, other = pair
+        return _chips(one) != _chips(other), abs(_time(one) - _time(other))
+
+    return min(product(a, b), key=distance)
+
+
+def _time(point: Point) -> datetime:
+    return datetime.fromisoformat(point.row.measured_utc)
 
 
 def _chips(point: Point) -> tuple[str, ...]:

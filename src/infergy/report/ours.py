@@ -287,9 +287,10 @@ def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
     found = [
         change
         for name in names
+        for weights in sorted({_weights(one) for one in b})
         for change in changes(
-            [one for one in a if name in (None, one.model)],
-            [one for one in b if name in (None, one.model)],
+            [one for one in a if name in (None, one.model) and _weights(one) == weights],
+            [one for one in b if name in (None, one.model) and _weights(one) == weights],
             recipe.quantity,
         )
     ]
@@ -331,6 +332,10 @@ def _of_online(recipe: Recipe, evidence: Evidence) -> Ours:
     one = min(found, key=lambda change: change.value)
     basis = f"{one.basis}, of {len(found)} online cells"
     return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis)
+
+
+def _weights(point: Point) -> str:
+    return point.row.cell.setup.weights
 
 
 def _name(label: str, model: str | None) -> str:
