@@ -202,7 +202,16 @@ def test_the_paper_is_written_as_page_markdown_and_pictures(tmp_path: Path) -> N
         assert "currentColor" not in svg
         assert f"]({name}.svg)" in markdown
     assert set(written) == {"index.html", "report.md", *(f"{name}{end}" for name in names for end in (".svg", ".png"))}
-    for words in ("not measured yet", "Environment", "580.159.04", "uncertain", "+406.4 %", "+490.2 %", "0.829"):
+    for words in (
+        "not measured yet",
+        "Environment",
+        "580.159.04",
+        "uncertain",
+        "+406.4 %",
+        "+490.2 %",
+        "0.829",
+        "4,096→64 × 64 (out of memory)",
+    ):
         assert words in page, words
         assert words in markdown or words == "not measured yet", words
     # Nothing comes from elsewhere: not by address, and by the page's own word not at all.

@@ -41,6 +41,7 @@ def report(
     if PAPER in sources and len(sources) > 1:
         raise UsageError("paper stands for all that ships, alone: infergy report paper, or infergy report FILE …")
     try:
+        from infergy.measure.studies import study_cells
         from infergy.report.build import build_report
         from infergy.report.page import write_report
 
@@ -51,6 +52,7 @@ def report(
             model=model,
             gpu=gpu,
             allow_simulated=allow_simulated,
+            planned=study_cells if sources == [PAPER] else None,
         )
         paths = write_report(built, output)
     except ImportError as error:

@@ -127,7 +127,9 @@ def _judge(name: str, rows: Iterable[Measurement], *, allow_simulated: bool) -> 
             good.append(_Row(row, _derive(name, row)))
             continue
         reason = f"{row.failure.code}: {row.failure.message}" if row.failure else "no reason given"
-        failed[row.cell_id] = FailedRow(source=name, cell_id=row.cell_id, cell=str(row.cell), reason=reason)
+        failed[row.cell_id] = FailedRow(
+            source=name, gpu=_gpu_name(row), cell_id=row.cell_id, cell=str(row.cell), reason=reason
+        )
     made_good = {row.cell_id for row, _ in good}
     return good, [row for cell_id, row in failed.items() if cell_id not in made_good]
 

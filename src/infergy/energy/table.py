@@ -157,9 +157,15 @@ class SetupTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedRow:
-    """A cell without a number, and why."""
+    """A cell without a number, and why.
+
+    Attributes:
+        gpu: On which it was tried, as in `SetupTable`.
+        reason: A code, a colon and a message.
+    """
 
     source: str
+    gpu: str
     cell_id: str
     cell: str
     reason: str

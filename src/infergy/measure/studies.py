@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import InfergyError, UsageError
-from infergy.records import Plan
+from infergy.records import Cell, Plan
 
 STUDIES_SCHEMA = "infergy.studies/1"
 
@@ -119,6 +119,21 @@ def describe_study(name: str, changes: Mapping[str, Any], measured: Mapping[str,
         reason=reason,
         quick_reason=quick_reason,
     )
+
+
+def study_cells(gpu: str) -> dict[str, tuple[Cell, ...]]:
+    """The cells of each study's full grid on a GPU of the catalogue; none of one that cannot be measured there."""
+    from infergy.measure.grid import make_plan, parse_grid, read_toml
+
+    found: dict[str, tuple[Cell, ...]] = {}
+    for name in study_names():
+        try:
+            plan = make_plan(parse_grid(read_toml(study_path(name)) | {"gpu": gpu}, name))
+        except InfergyError:
+            found[name] = ()
+            continue
+        found[name] = tuple({planned.cell.id: planned.cell for planned in plan.cells}.values())
+    return found
 
 
 def _size(data: Mapping[str, Any], measured: Mapping[str, Collection[str]]) -> tuple[StudySize | None, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from infergy.energy.load import load_table, shipped_tables
 from infergy.errors import UsageError
 from infergy.hardware import catalogue_name
+from infergy.records import Cell
 from infergy.records.agreement import MUST, SHOULD, key_of
 from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
+from infergy.report.gaps import find_gaps
 from infergy.report.ours import Evidence, Law, gpu_title, load_claims
 from infergy.report.parts import phases_of
 from infergy.report.points import MIXED_RULES, REFUSE, SPLIT, Point, read_points
@@ -41,6 +43,7 @@ class Section:
         claims: Its claims beside ours.
         environment: Under `ENVIRONMENT_HEAD`, of the rows that are drawn.
         flags: Under `FLAGS_HEAD`, likewise.
+        gaps: Under `infergy.report.gaps.GAPS_HEAD`, cells of its grids that have no row; None if nobody was asked.
     """
 
     study: Study
@@ -48,6 +51,7 @@ class Section:
     claims: tuple[Compared, ...]
     environment: tuple[tuple[str, ...], ...]
     flags: tuple[tuple[str, ...], ...]
+    gaps: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ def build_report(
     model: str | None = None,
     gpu: str | None = None,
     allow_simulated: bool = False,
+    planned: Callable[[str], Mapping[str, Sequence[Cell]]] | None = None,
 ) -> Report:
     """A report over stores of measurements; without any, over all that ships, beside the paper.
 
@@ -102,6 +107,8 @@ def build_report(
         model: For which the traces are estimated; None as for `infergy.estimate`.
         gpu: On which; None likewise.
         allow_simulated: Whether rows of a simulated GPU may be drawn.
+        planned: Tells the cells of the shipped grids by name, for a GPU of the catalogue: then each study says which of
+            its cells have no row.
 
     Raises:
         UsageError: An option is unknown, environments are mixed, or a trace cannot be priced.
@@ -120,7 +127,13 @@ def build_report(
     # What ships is of several kinds of GPU, whose lines would hide each other; a user's are drawn beside each other.
     parts = [evidence] if files else _by_gpu(evidence)
     drawn = [(study, tuple(_draw(study, parts, rule))) for study in STUDIES]
-    sections = (_section(study, figures, compared) for study, figures in drawn)
+    sections = [_section(study, figures, compared) for study, figures in drawn]
+    if planned is not None:
+        gaps = _gaps(parts, planned)
+        sections = [
+            replace(one, gaps=tuple(gap for grid in one.study.grids for gap in gaps[grid])) if one.study.grids else one
+            for one in sections
+        ]
     names = ", ".join(path.name for path in files)
     return Report(
         title=f"Joules of {names}" if files else "Joules of LLM inference, beside the paper",
@@ -205,7 +218,18 @@ def _weigh(
     online = [one for one in points if one.row.cell.load.is_online and not one.row.cell.load.is_replay]
     replays = [one for one in points if one.row.cell.load.is_replay]
     laws = _laws(offline)
-    return Evidence(points=offline, estimates=estimates, rankings=rankings, laws=laws, online=online, replays=replays)
+    failed: dict[str, dict[str, str]] = {}
+    for row in () if table is None else table.failed:
+        failed.setdefault(row.gpu, {})[row.cell_id] = row.reason.partition(":")[0]
+    return Evidence(
+        points=offline,
+        estimates=estimates,
+        rankings=rankings,
+        laws=laws,
+        online=online,
+        replays=replays,
+        failed=failed,
+    )
 
 
 def _laws(points: Sequence[Point]) -> dict[str, Law]:
@@ -236,6 +260,22 @@ def _shares(setup: SetupPhases) -> dict[str, Any]:
         return {}
     length = max(lengths, key=lambda name: len(lengths[name]))
     return {"length": length, "shares": lengths[length]}
+
+
+def _gaps(
+    parts: Iterable[Evidence], planned: Callable[[str], Mapping[str, Sequence[Cell]]]
+) -> dict[str, list[tuple[str, ...]]]:
+    """What each grid lacks on each kind of GPU, by the grid's name."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for part in parts:
+        points = (*part.points, *part.online, *part.replays)
+        measured = {point.row.cell_id for point in points}
+        kind = _kind(points[0])
+        name = catalogue_name(kind)
+        for grid, cells in planned(name).items():
+            lacking = find_gaps(grid, gpu_title(kind), cells, measured, part.failed.get(name, {}))
+            found.setdefault(grid, []).extend(lacking)
+    return found
 
 
 def _section(study: Study, figures: tuple[Figure, ...], compared: Iterable[Compared]) -> Section:

@@ -108,6 +108,7 @@ class Evidence:
         replays: Cells whose requests had lengths of their own, all there at once.
         estimates: Of traces, by name; `rankings` likewise.
         laws: Of prefill and decode by set-up label: rows, median and worst residual.
+        failed: Why, in a word, cells in the table of the traces have no number, by name of the GPU and id.
     """
 
     points: Sequence[Point]
@@ -116,6 +117,7 @@ class Evidence:
     laws: Mapping[str, Law] = field(default_factory=dict)
     online: Sequence[Point] = ()
     replays: Sequence[Point] = ()
+    failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from infergy.errors import UsageError
 from infergy.report.build import ENVIRONMENT_HEAD, FLAGS_HEAD, Report, Section
 from infergy.report.claims import HEAD as CLAIMS_HEAD
 from infergy.report.figures import Figure, for_file
+from infergy.report.gaps import GAPS_HEAD, GAPS_TITLE, NO_GAPS
 from infergy.report.markdown import escape, table_lines
 from infergy.report.ours import NOT_MEASURED
 
@@ -79,6 +80,9 @@ def page_html(report: Report, pictures: dict[str, str]) -> str:
         claims_head=CLAIMS_HEAD,
         environment_head=ENVIRONMENT_HEAD,
         flags_head=FLAGS_HEAD,
+        gaps_head=GAPS_HEAD,
+        gaps_title=GAPS_TITLE,
+        no_gaps=NO_GAPS,
         not_measured=NOT_MEASURED,
         flagged=FLAGGED,
         findings_title=FINDINGS_TITLE,
@@ -120,6 +124,9 @@ def _section_lines(section: Section) -> Iterator[str]:
     if section.claims:
         yield from ("### The paper's claims beside ours", "")
         yield from (*table_lines(CLAIMS_HEAD, [one.cells for one in section.claims]), "")
+    if section.gaps is not None:
+        yield from (f"### {GAPS_TITLE}", "")
+        yield from (*(table_lines(GAPS_HEAD, section.gaps) if section.gaps else [NO_GAPS]), "")
     if section.environment:
         yield from ("### Environment", "", *table_lines(ENVIRONMENT_HEAD, section.environment), "")
         yield from ("### Flags", "")

@@ -45,6 +45,7 @@ class Study:
         title: In words.
         paper: Where the paper has it; empty if it is infergy's own.
         measure: How its rows are made, for a reader who misses them.
+        grids: The shipped grids that it draws (`infergy study list`).
         draw: Its figures from rows; nothing where there are none.
     """
 
@@ -52,6 +53,7 @@ class Study:
     title: str
     paper: str
     measure: str
+    grids: tuple[str, ...] = ()
     draw: Callable[[Evidence, str], Iterable[Figure]] = field(repr=False)
 
 
@@ -313,6 +315,7 @@ STUDIES = (
         title="Request traces: joules, gap to an ideal, and saving",
         paper="Figure 1, Table 4",
         measure="infergy measure paper-bins, then infergy report FILE --trace TRACE",
+        grids=("paper-bins",),
         draw=_traces,
     ),
     Study(
@@ -320,6 +323,7 @@ STUDIES = (
         title="Input and output length, prefill and decode",
         paper="Figures 2, 10, 11",
         measure="infergy study run input-lengths, output-lengths and batches",
+        grids=("input-lengths", "output-lengths", "batches"),
         draw=_sequences,
     ),
     Study(
@@ -327,6 +331,7 @@ STUDIES = (
         title="Decoding: beams, sampling, speculation",
         paper="Figure 3",
         measure="infergy study run decoding, decoding-vllm and speculative",
+        grids=("decoding", "decoding-vllm", "speculative"),
         draw=_decoding,
     ),
     Study(
@@ -334,6 +339,7 @@ STUDIES = (
         title="Mixture of experts against dense",
         paper="Figure 4",
         measure="infergy study run mixture-of-experts",
+        grids=("mixture-of-experts",),
         draw=_experts,
     ),
     Study(
@@ -341,6 +347,7 @@ STUDIES = (
         title="Engines, compiling and graphs",
         paper="Figure 5",
         measure="infergy study run engines",
+        grids=("engines",),
         draw=_engines,
     ),
     Study(
@@ -348,16 +355,23 @@ STUDIES = (
         title="Tensor parallel",
         paper="Figure 6",
         measure="infergy study run tensor-parallel, with four GPUs tensor-parallel-4",
+        grids=("tensor-parallel", "tensor-parallel-4"),
         draw=_tensor_parallel,
     ),
     Study(
-        name="tasks", title="Tasks", paper="Figure 8", measure="infergy study run tasks and tasks-mixed", draw=_tasks
+        name="tasks",
+        title="Tasks",
+        paper="Figure 8",
+        measure="infergy study run tasks and tasks-mixed",
+        grids=("tasks", "tasks-mixed"),
+        draw=_tasks,
     ),
     Study(
         name="online",
         title="Online against offline serving",
         paper="Figure 9",
         measure="infergy study run online",
+        grids=("online",),
         draw=draw_online,
     ),
     Study(
@@ -365,6 +379,7 @@ STUDIES = (
         title="Arithmetic in 16 and 8 bits",
         paper="",
         measure="infergy study run precision",
+        grids=("precision",),
         draw=_precision,
     ),
     Study(
@@ -372,6 +387,7 @@ STUDIES = (
         title="What the law of random weights does to joules",
         paper="",
         measure="infergy study run weights-law",
+        grids=("weights-law",),
         draw=_weights,
     ),
     Study(
