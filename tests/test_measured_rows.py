@@ -94,7 +94,7 @@ def test_of_three_processes_all_intervals_but_those_of_the_watched_request_hold_
     ]
     differ = [cell.partition("llama-3.1-8b ")[2] for cell, ratio in ratios if ratio.is_significant]
     assert len(ratios) == 19
-    assert sorted(differ) == ["512→64 × 1", "512→64 × 1", "512→8 × 8"]
+    assert differ == ["512→64 × 1", "512→64 × 1"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_the_other_chips_of_the_host_measured_beside_two_processes() -> Non
     ratios = [100 * (cell.ratio.value - 1) for cell in found.cells]
     assert len(ratios) == 5
     assert (fmean(ratios), min(ratios), max(ratios)) == pytest.approx((0.1, -0.7, 0.5), abs=0.05)
-    assert sum(cell.ratio.is_significant for cell in found.cells) == 1
+    assert not any(cell.ratio.is_significant for cell in found.cells)
 
 
 def test_transformers_took_less_on_the_second_host() -> None:
@@ -220,7 +220,7 @@ def test_transformers_took_less_on_the_second_host() -> None:
     ratios = {cell.cell: cell.ratio for cell in compare(replicates, table).cells if "transformers" in cell.cell}
     one, many = ratios["transformers llama-3.1-8b 512→64 × 1"], ratios["transformers llama-3.1-8b 512→64 × 32"]
     assert [round(100 * ((each or 0) - 1)) for each in (one.value, one.low, one.high)] == [-15, -24, -5]
-    assert [round(100 * ((each or 0) - 1)) for each in (many.value, many.low, many.high)] == [-11, -13, -9]
+    assert [round(100 * ((each or 0) - 1)) for each in (many.value, many.low, many.high)] == [-11, -13, -8]
 
 
 def test_the_witnesses_agree_within_three_percent_where_batches_do_not_keep_time_with_the_sensor() -> None:

@@ -35,6 +35,19 @@ def test_cells_are_paired_by_id_and_the_others_named() -> None:
     assert [name.split()[-3] for name in (*found.only_a, *found.only_b)] == ["32→8", "512→8"]
 
 
+def test_whole_processes_of_a_real_gpu_may_differ_by_more_than_their_rows_know() -> None:
+    """Windows that agree within each process, and 1 % between the two: so differ processes of the same."""
+    rng = random.Random(1)
+    a, b = ([noisy(rng, scale=scale, sd=0.0005, windows=8)] for scale in (1.0, 1.01))
+    (real,) = compare(a, b).cells
+    assert not real.ratio.is_significant
+    (pretended,) = compare(
+        [replace(row, simulated=True) for row in a], [replace(row, simulated=True) for row in b]
+    ).cells
+    assert pretended.ratio.value == real.ratio.value
+    assert pretended.ratio.is_significant
+
+
 def test_the_mean_is_geometric_and_its_interval_students_over_the_cells() -> None:
     a = rows_of(power_law, inputs=[32, 128, 512], outputs=[8])
     scales = [1.10, 1.05, 0.98]

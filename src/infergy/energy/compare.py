@@ -1,9 +1,9 @@
 """Two stores compared cell by cell: ratios of joules with intervals, and what differs in their environments.
 
 log ratio of a cell      log E_B − log E_A, variance the sum of both relative variances, Student's t with Welch and
-                         Satterthwaite's degrees of freedom
+                         Satterthwaite's degrees of freedom; and `BETWEEN_PROCESSES` of either side
 log ratio of all cells   the mean of the cells' log ratios; its interval is Student's over the cells, or that of the
-                         only cell
+                         only cell: what processes differ by cell by cell is in their scatter
 
 Of a cell of which both hold the same windows the ratio is 1 whatever it takes: it tells nothing and is left out.
 """
@@ -20,6 +20,13 @@ from infergy.records import Measurement, result_of
 from infergy.records.agreement import IDENTITY, MUST, SHOULD
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 from infergy.records.visits import join_visits
+
+BETWEEN_PROCESSES = 0.004
+"""Standard deviation of what a whole process takes more or less than another of the same cells on the same chip.
+
+The interval of a row is of its own process. What processes differ by beyond it was 0.15 % on an H200 and 0.20 and
+0.48 % on H100s of two hosts: 0.4 % by their numbers of pairs (docs/uncertainty.md). The simulated GPU's do not differ.
+"""
 
 COMPARISON_SCHEMA = "infergy.comparison/1"
 
@@ -161,13 +168,19 @@ def _ratio(a: _Judged, b: _Judged) -> Ratio:
     if a.uncertainty is None or b.uncertainty is None:
         return Ratio(value=value, low=None, high=None)
     parts = [(one.standard_error**2, one.degrees_of_freedom) for one in (a.uncertainty, b.uncertainty)]
-    variance = sum(part for part, _ in parts)
+    between = _between(a.row, b.row)
+    variance = sum(part for part, _ in parts) + between**2
     shared = sum(part**2 / degrees for part, degrees in parts if degrees is not None)
     degrees = variance**2 / shared if shared else None
     repeated = len(a.row.windows) > 1 or len(b.row.windows) > 1
     half = student_t(degrees) * math.sqrt(variance) * (STOPPING_FACTOR if repeated else 1.0)
     half = math.hypot(half, a.uncertainty.rescaling, b.uncertainty.rescaling)
     return Ratio(value=value, low=value * math.exp(-half), high=value * math.exp(half))
+
+
+def _between(a: Measurement, b: Measurement) -> float:
+    """Standard deviation of the logarithm of their ratio that is due to their processes."""
+    return math.hypot(*(0.0 if row.simulated else BETWEEN_PROCESSES for row in (a, b)))
 
 
 def _overall(ratios: Sequence[Ratio]) -> Ratio:
