@@ -301,7 +301,7 @@ def _joules_of(windows: Sequence[Window], loaded_idle: Window) -> _Joules:
     used_j = dict.fromkeys(windows[0].open, 0.0)
     idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
     for window in windows:
-        tail_w, mean_w, busy_s = window.tail_power_by_gpu_w, window.power_by_gpu_w, window.busy_s
+        tail_w, busy_s = window.tail_power_by_gpu_w, window.busy_s
         duration_s = window.duration_by_gpu_s
         for uuid, energy_j in window.energy_by_gpu_j.items():
             seconds = max(0.0, duration_s[uuid] - busy_s)
@@ -309,7 +309,7 @@ def _joules_of(windows: Sequence[Window], loaded_idle: Window) -> _Joules:
             idle_s[uuid] += seconds
             idle_j[uuid] += seconds * tail_w.get(uuid, idle_power_w[uuid])
             if uuid not in tail_w:
-                bound_j[uuid] += seconds * (mean_w[uuid] - idle_power_w[uuid])
+                bound_j[uuid] += seconds * (energy_j / duration_s[uuid] - idle_power_w[uuid])
     return _Joules(used_j, idle_s, idle_j, bound_j)
 
 

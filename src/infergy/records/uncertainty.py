@@ -226,8 +226,11 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
     for key, peer in zip(keys, peers, strict=True):
         groups.setdefault(key, []).append(peer)
     visited: dict[tuple[object, ...], list[tuple[str, Peer | None]]] = {}
+    # A cell of one visit is its own row.
+    known = {id(row): (key, peer) for row, key, peer in zip(rows, keys, peers, strict=True)}
     for joined in join_visits(rows):
-        visited.setdefault(spread_key(joined), []).append((joined.cell_id, peer_of(joined)))
+        key, peer = known.get(id(joined)) or (spread_key(joined), peer_of(joined))
+        visited.setdefault(key, []).append((joined.cell_id, peer))
     found: list[Uncertainty | None] = []
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:

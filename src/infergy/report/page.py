@@ -14,10 +14,10 @@ from infergy.report.figures import Figure, for_file
 from infergy.report.gaps import GAPS_HEAD, GAPS_TITLE, NO_GAPS
 from infergy.report.markdown import escape, table_lines
 from infergy.report.ours import NOT_MEASURED
+from infergy.report.pictures import draw_pictures
 
 PAGE, MARKDOWN = "index.html", "report.md"
 TEMPLATE = "report.html.j2"
-PNG_SCALE = 2.0
 FINDINGS_TITLE = "Findings: where ours contradicts the paper's"
 FLAGGED = "flags are explained in docs/flags.md; they never change a number"
 
@@ -29,17 +29,15 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
         UsageError: The folder cannot be written.
         ImportError: The extra ``report`` is not installed.
     """
-    import vl_convert
-
-    version = _vega_lite()
+    pictures = draw_pictures({figure.name: for_file(figure) for figure in report.figures}, _vega_lite())
     files: dict[str, str | bytes] = {}
-    pictures: dict[str, str] = {}
-    for figure in report.figures:
-        drawn = vl_convert.vegalite_to_svg(for_file(figure), vl_version=version)
-        pictures[figure.name] = drawn
-        files[f"{figure.name}.svg"] = drawn
-        files[f"{figure.name}.png"] = vl_convert.svg_to_png(drawn, scale=PNG_SCALE)
-    files = {PAGE: page_html(report, pictures), MARKDOWN: page_markdown(report), **files}
+    for name, (svg, png) in pictures.items():
+        files |= {f"{name}.svg": svg, f"{name}.png": png}
+    files = {
+        PAGE: page_html(report, {name: svg for name, (svg, _) in pictures.items()}),
+        MARKDOWN: page_markdown(report),
+        **files,
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
