@@ -17,6 +17,9 @@ from infergy.energy.values import Values, add_chips
 from infergy.units import SECONDS_PER_HOUR, format_duration, format_percent, to_wh
 from infergy.workload.bins import BinCount, Histogram
 
+FEW_NAMED = 3
+"""Failed cells that a note names."""
+
 RARE_TEXT = {
     FRACTIONAL: "a bin of N requests costs N / B of a batch of B, also where N < B: rare requests ride along",
     "whole": "a bin of N requests costs ⌈N / B⌉ whole batches of B",
@@ -268,8 +271,11 @@ def notes_on(
         notes.append("SIMULATED: these joules come from a model and say nothing about real hardware")
     notes += _unused_files(table, priced[0].setup)
     notes += table.notes_on(priced[0].setup.gpu)
-    if table.failed:
-        notes.append(f"{len(table.failed)} cells in the tables failed and give no value")
+    failed = [row for row in table.failed if row.gpu == priced[0].setup.gpu]
+    if failed:
+        named = ", ".join(f"{row.cell} ({row.reason.partition(':')[0]})" for row in failed[:FEW_NAMED])
+        more = f" and {len(failed) - FEW_NAMED} more" if len(failed) > FEW_NAMED else ""
+        notes.append(f"failed, and so without a value: {named}{more}")
     return tuple(notes)
 
 
