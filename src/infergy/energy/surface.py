@@ -209,11 +209,9 @@ def repeat_error(setup: SetupTable) -> SurfaceError | None:
         key = (cell.input_tokens, cell.output_tokens, cell.batch, environments[cell.source])
         same.setdefault(key, []).append(cell)
     apart = [errors for errors in map(_distances, same.values()) if errors]
-    found = _summary(
-        [error for errors in apart for error in errors],
-        "the same cells in another file, measured on another chip or again on this one",
-    )
-    usual = [median(error.distance for error in errors) for errors in apart]
+    basis = "the same cells in another file, measured on another chip or again on this one"
+    found = _summary([error for errors in apart for error in errors], basis)
+    usual = (median(error.distance for error in errors) for errors in apart)
     return found and replace(found, points=len(apart), median=median(usual))
 
 
