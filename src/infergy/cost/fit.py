@@ -27,6 +27,8 @@ ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
 """Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
 UNIT_ENERGY_SD, UNIT_TIME_SD = 0.02, 0.015
 """By how much single GPUs of a kind, with their hosts, differ: H100s of four hosts (docs/measurements.md)."""
+CENTRE_SD = 0.002
+"""Of the mean of the differences of GPUs of a kind."""
 HUBER = 1.5
 """Standard deviations past which a row's pull no longer grows."""
 ROUNDS, STEP, ENOUGH = 14, 0.01, 1e-3
@@ -169,6 +171,7 @@ class _Problem:
         units = [UNIT_ENERGY_SD] * len(self.units) + [UNIT_TIME_SD] * len(self.units)
         self.prior_mean = np.zeros(len(sd) + len(units))
         self.precision = np.diag(1.0 / np.array(sd + units) ** 2)
+        self._centre({row.unit: row.gpu.name for row in rows}, len(sd))
         if prior is not None:
             self._narrow(prior)
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -186,6 +189,15 @@ class _Problem:
         self.offsets = np.zeros((2 * len(rows), len(units)))
         self.offsets[np.arange(len(rows)), unit] = 1.0
         self.offsets[len(rows) + np.arange(len(rows)), len(self.units) + unit] = 1.0
+
+    def _centre(self, kinds: Mapping[str, str], first: int) -> None:
+        """Let the GPUs of a kind differ about its mean: what they have in common is the constants' to explain."""
+        for kind in set(kinds.values()):
+            members = np.array([kinds[unit] == kind for unit in self.units], dtype=float) / CENTRE_SD
+            members /= sum(kinds[unit] == kind for unit in self.units)
+            for start in (first, first + len(self.units)):
+                own = slice(start, start + len(self.units))
+                self.precision[own, own] += np.outer(members, members)
 
     def _narrow(self, prior: Fit) -> None:
         """Take what earlier rows say in place of the priors of the parameters that both have."""

@@ -61,7 +61,8 @@ class HostRates:
 
     Attributes:
         launch: Of a step, on the GPU: kernels and all-reduces; `exchange` of one token's all-reduced values.
-        eager: Least seconds of a step without a CUDA graph; `piecewise` of one with prompts inside graphs.
+        eager: Least seconds of a step without a CUDA graph; `piecewise` of one with prompts inside graphs;
+            `mixed` more where prompts join decodes.
         step: Of a step; `sequence` of one that samples; `prefill` of one prompt or chunk.
     """
 
@@ -69,6 +70,7 @@ class HostRates:
     exchange: Any
     eager: Any
     piecewise: Any
+    mixed: Any
     step: Any
     sequence: Any
     prefill: Any
@@ -158,7 +160,7 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         attention_j=_attention_rates(work, byte_j, wide_flop_j * c["attention_energy"], traffic),
         host=_host_rates(work, gpu, c, server=server),
         power=PowerRates(
-            base_w=(c["base_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,
+            base_w=idle_w + (c["busy_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,
             limit_w=c["limit_share"] * tdp_w,
             limiter_s=c["limiter_s"],
             idle_w=idle_w,
@@ -206,6 +208,7 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
         exchange=exchange,
         eager=work.layers * c["eager_layer_s"],
         piecewise=work.layers * c["piecewise_layer_s"],
+        mixed=work.layers * c["mixed_layer_s"],
         step=c["step_s"] + (c["server_step_s"] if server else 0.0),
         sequence=c["sequence_s"] + work.vocabulary * c["logit_s"],
         prefill=c["prefill_s"],

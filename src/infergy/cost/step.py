@@ -85,6 +85,7 @@ def free_s(r: Rates, s: StepSums, least: Any = np.minimum) -> Any:
     gpu_s = roofline(*matmul_cost(r.matmul_s, s)) + roofline(*attention_cost(r.attention_s, s, least)) + h.launch
     gpu_s = gpu_s + h.exchange * (s.decodes + s.prefill_tokens)
     host_s = h.eager * (s.padded == 0) + h.piecewise * ((s.padded > 0) & (s.prefills > 0))
+    host_s = host_s + h.mixed * ((s.prefills > 0) & (s.decodes > 0))
     return roofline(gpu_s, host_s) + h.step + h.sequence * s.sampled + h.prefill * s.prefills
 
 

@@ -26,8 +26,8 @@ TABLE_SCHEMA = "infergy.table/1"
 DIGITS = 7
 """Significant digits of sums and constants in a table."""
 BOX = ("decodes", "context", "prefill_tokens", "prefill_pairs")
-"""The sums of a step whose measured ranges a table keeps: sequences, positions of a sequence, prompt tokens, positions of
-a prompt token."""
+"""The sums of a step whose measured ranges a table keeps: sequences, positions of each, prompt tokens, positions of
+each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
