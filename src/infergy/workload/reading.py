@@ -11,8 +11,8 @@ from infergy.workload.table import ARRIVAL, ARRIVAL_S, LONGEST_TOKENS, Table
 if TYPE_CHECKING:
     import polars as pl
 
-_SHOWN_ROWS = 3
-_ROW = "row"
+_SHOWNROWS = 3
+ROW = "row"
 
 
 def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tuple[tuple[Requests | None, int], int]:
@@ -32,7 +32,7 @@ def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tupl
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient, links=table.is_polars)).with_row_index(_ROW, offset=1)
+    rows = collect(table, table.declared(lenient=lenient, links=table.is_polars)).with_row_index(ROW, offset=1)
     good = is_good()
     bad, failed = rows.select(good.not_().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
     if bad or failed == len(rows):
@@ -124,22 +124,30 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
         return "a task has no arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
-    names = " or ".join(repr(path) for path in table.layout.time)
     untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
     if not len(untimed):
         return None
     if len(untimed) == len(served):
-        return f"no request has an arrival in {names}; name another column with --time-column NAME"
-    raise DataError(
-        f"{table.source.name}: arrivals missing in part: {len(untimed):,} of {len(served):,} requests have none in "
-        f"{names} ({_numbers(untimed)}); expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct these "
-        "rows, name another column: --time-column NAME, or serve all at once: --all-at-once"
+        return f"no request has an arrival in {_times(table)}; name another column with --time-column NAME"
+    raise arrivals_missing(table, len(untimed), len(served), f" ({_numbers(untimed)})")
+
+
+def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
+    """The error for a log in which some requests have an arrival and others have none."""
+    return DataError(
+        f"{table.source.name}: arrivals missing in part: {untimed:,} of {requests:,} requests have none in "
+        f"{_times(table)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct these rows, "
+        "name another column: --time-column NAME, or serve all at once: --all-at-once"
     )
+
+
+def _times(table: Table) -> str:
+    return " or ".join(repr(path) for path in table.layout.time)
 
 
 def _numbers(rows: pl.DataFrame) -> str:
     """The numbers of the first rows."""
-    shown = [f"row {number}" for number in rows[_ROW].head(_SHOWN_ROWS)]
+    shown = [f"row {number}" for number in rows[ROW].head(_SHOWNROWS)]
     return ", ".join(shown) + (", …" if len(rows) > len(shown) else "")
 
 

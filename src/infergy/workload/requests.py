@@ -109,20 +109,9 @@ class Requests:
     lengths_from: str | None = None
 
     def __post_init__(self) -> None:
-        count = len(self)
-        columns = {
-            name: getattr(self, name) for name in ("output_tokens", "arrival_s", "cached_tokens", "after", "gap_s")
-        }
-        for name, column in columns.items():
-            if column is not None and len(column) != count:
-                raise DataError(f"{self.source}: {name} has {len(column):,} values for {count:,} requests")
-        if count and (self.input_tokens.min() < 1 or self.output_tokens.min() < 1):
-            raise DataError(f"{self.source}: a request needs at least 1 input token and 1 output token")
-        times = self.arrival_s
-        if times is not None and count and not (times[0] >= 0 and bool((times[1:] >= times[:-1]).all())):
-            raise DataError(f"{self.source}: arrival_s must ascend from 0 s or later")
-        if self.gap_s is not None and not bool(((self.gap_s >= 0) & (self.gap_s < math.inf)).all()):
-            raise DataError(f"{self.source}: gap_s must be at least 0 s and finite")
+        wrong = _faults(self)
+        if wrong:
+            raise DataError(f"{self.source}: {'; '.join(wrong)}")
 
     def __len__(self) -> int:
         return len(self.input_tokens)
@@ -239,6 +228,38 @@ class Requests:
 
 def _at(column: NDArray[Number] | None, index: Integers) -> NDArray[Number] | None:
     return None if column is None else column[index]
+
+
+def _faults(requests: Requests) -> list[str]:
+    """What is wrong with the columns, in words."""
+    import numpy as np
+
+    count = len(requests)
+    blocks = requests.prefix_blocks
+    columns = {
+        "output_tokens": requests.output_tokens,
+        "arrival_s": requests.arrival_s,
+        "cached_tokens": requests.cached_tokens,
+        "after": requests.after,
+        "gap_s": requests.gap_s,
+        "prefix_blocks": None if blocks is None else blocks.offsets[1:],
+    }
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    wrong = [
+        f"{name} has {length:,} values for {count:,} requests" for name, length in lengths.items() if length != count
+    ]
+    if wrong or not count:
+        return wrong
+    times, after, gap_s = requests.arrival_s, requests.after, requests.gap_s
+    if requests.input_tokens.min() < 1 or requests.output_tokens.min() < 1:
+        wrong.append("a request needs at least 1 input token and 1 output token")
+    if times is not None and not (times[0] >= 0 and times[-1] < math.inf and bool((times[1:] >= times[:-1]).all())):
+        wrong.append("arrival_s must ascend from 0 s or later, and be finite")
+    if after is not None and not bool(((after >= -1) & (after < np.arange(count))).all()):
+        wrong.append("after must be -1 or less than the request's own index")
+    if gap_s is not None and (after is None or not bool(((gap_s >= 0) & (gap_s < math.inf)).all())):
+        wrong.append("gap_s must be at least 0 s and finite, beside the column after")
+    return wrong
 
 
 def requests_of_histogram(histogram: Histogram, *, at_most: int | None = None) -> Requests:

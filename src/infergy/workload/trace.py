@@ -23,6 +23,14 @@ from infergy.workload.formats import Columns, Layout, settle
 from infergy.workload.padding import Padding, find_padding
 from infergy.workload.reading import read_requests
 from infergy.workload.requests import Requests, requests_of_histogram
+from infergy.workload.sampling import (
+    SAMPLING_ERROR,
+    WHOLE_REQUESTS,
+    Sample,
+    sample_histogram,
+    sample_table,
+    sample_windows,
+)
 from infergy.workload.sources import FRAME, JSONL, Source, find
 from infergy.workload.summary import TraceSummary, gather, read_prompts, summarise
 from infergy.workload.table import Table, build_table
@@ -163,6 +171,34 @@ class Trace:
         self._require(0 if requests is None else len(requests), failed)
         assert requests is not None
         return requests if arrivals else requests.all_at_once()
+
+    def sample(self, *, seed: int = 0, error: float = SAMPLING_ERROR, whole_requests: int = WHOLE_REQUESTS) -> Sample:
+        """All requests in one window up to `whole_requests`, else windows drawn over the trace's time.
+
+        Requests that polars reads are held only where they are drawn.
+
+        Args:
+            seed: Of the draw.
+            error: Half-width of the 90 % interval of summed tokens, relative, that is to be met.
+            whole_requests: Above this many windows are drawn.
+
+        Raises:
+            UsageError: `error` is out of range.
+            DataError: As for `requests`.
+        """
+        if self.origin.is_spark:
+            return sample_histogram(self.histogram(), whole_requests=whole_requests)
+        if self.origin.kind == FRAME:
+            return sample_windows(self.requests(), seed=seed, error=error, whole_requests=whole_requests)
+
+        def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
+            return sample_table(table, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
+
+        found: tuple[Sample | None, int] = self._validated(read, links=True)
+        sample, failed = found
+        self._require(0 if sample is None else sample.requests, failed)
+        assert sample is not None
+        return sample
 
     def _table(self, *, links: bool = False) -> Table:
         return build_table(self.origin, self.layout, links=links and self.origin.kind != FRAME)
