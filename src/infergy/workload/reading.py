@@ -21,14 +21,14 @@ def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tupl
     Args:
         table: Built with its links where polars reads it.
         lenient: See `Table.declared`.
-        arrivals: Whether to keep arrival times; False reads a log whose times are missing in part.
+        arrivals: Whether to keep arrival times and sessions; False reads a log that has them in part.
 
     Returns:
         The requests and the number of failed rows; and how many rows have tokens that cannot be read. The requests
         are None if there are such rows, or no requests.
 
     Raises:
-        DataError: Arrivals or gaps are missing in part, or gaps are negative.
+        DataError: All prompts are empty, arrivals or gaps are missing in part, or gaps are negative.
     """
     import polars as pl
 
@@ -37,6 +37,11 @@ def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tupl
     bad, failed = rows.select(good.not_().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
     if bad or failed == len(rows):
         return (None, failed), bad
+    if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
+        raise DataError(
+            f"{table.source.name}: none of {len(rows) - failed:,} requests with output has input tokens in column "
+            f"{table.layout.input!r}. Name another column: --input-column NAME"
+        )
     return (build(table, rows, arrivals=arrivals), failed), 0
 
 
@@ -77,7 +82,7 @@ def build(table: Table, rows: pl.DataFrame, *, arrivals: bool, origin_s: float |
     Args:
         table: Where the rows come from.
         rows: With their numbers in the log as `row`.
-        arrivals: Whether to keep arrival times.
+        arrivals: Whether to keep arrival times and sessions.
         origin_s: What arrivals are counted from, on the log's clock; None takes the first.
 
     Raises:
@@ -96,7 +101,7 @@ def build(table: Table, rows: pl.DataFrame, *, arrivals: bool, origin_s: float |
         times = served[ARRIVAL_S].to_numpy()
         arrival_s = times - (times[0] if origin_s is None else origin_s) if len(times) else times
     cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
-    after, gap_s = _sessions(table, served)
+    after, gap_s = _sessions(table, served) if arrivals else (None, None)
     return Requests(
         source=table.source.name,
         input_tokens=served["input_tokens"].to_numpy(),
@@ -187,8 +192,8 @@ def _gaps(table: Table, served: pl.DataFrame, after: Any) -> Any:
     if len(wrong):
         raise DataError(
             f"{table.source.name}: {len(wrong):,} of {len(served):,} requests have no gap of at least 0 s after the "
-            f"previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve without sessions: "
-            f"remove the column {sessions.gap!r}"
+            f"previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve all at once: "
+            "--all-at-once"
         )
     return gaps.zip_with(follows, pl.Series([0.0])).to_numpy()
 

@@ -71,6 +71,7 @@ class Sample:
         requests: Requests of the whole trace; `input_tokens` and `output_tokens` likewise.
         duration_s: From the first arrival to the last; None if arrivals are unknown.
         relative_se: Standard error of any weighted sum of input and output tokens, relative to it, at most; 0 if whole.
+            Of a histogram, the difference that rounding its bins' shares leaves.
     """
 
     source: str
@@ -173,7 +174,7 @@ def sample_table(
     facts = table.collect(table.frame.select(rows=pl.len()))[0][0]
     if facts["rows"] > whole_requests:
         facts = _facts(table, lenient=lenient)
-        if facts["bad"] or not facts["requests"]:
+        if facts["bad"]:
             return (None, facts["failed"]), facts["bad"]
         sample = _drawn(table, facts, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
         if sample is not None:

@@ -154,7 +154,7 @@ class Trace:
         sessions are read from files and polars frames.
 
         Args:
-            arrivals: Whether to keep arrival times; False has all requests arrive at once, sessions too.
+            arrivals: Whether to keep arrival times and sessions; False has all requests arrive at once.
 
         Raises:
             DataError: No requests, no request with output, tokens that cannot be read, arrivals missing in part, or
@@ -170,7 +170,7 @@ class Trace:
         requests, failed = found
         self._require(0 if requests is None else len(requests), failed)
         assert requests is not None
-        return requests if arrivals else requests.all_at_once()
+        return requests
 
     def sample(self, *, seed: int = 0, error: float = SAMPLING_ERROR, whole_requests: int = WHOLE_REQUESTS) -> Sample:
         """All requests in one window up to `whole_requests`, else windows drawn over the trace's time.
