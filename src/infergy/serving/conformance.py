@@ -17,7 +17,8 @@ def play(workload: Mapping[str, Any], *, skip: bool = True) -> Played:
     `workload` has the fields of the recorded files; with `skip` equal steps are taken at once, as everywhere.
     """
     scheduler = make_scheduler(workload)
-    resumed = not workload["version"].startswith("0.25")  # 0.33 reports resumed requests as new ones
+    resumed_too = not workload["version"].startswith("0.25")  # 0.33 reports resumed requests as new ones
+    admitted: set[int] = set()
     arrivals = [row[0] for row in workload["requests"]]
     iteration, arrived, steps, hits = 0, 0, [], []
     while arrived < len(arrivals) or scheduler.running or scheduler.waiting:
@@ -35,12 +36,16 @@ def play(workload: Mapping[str, Any], *, skip: bool = True) -> Played:
             steps += [[x for row in scheduler.scheduled() for x in row]] * count
             iteration += count - 1
         else:
+            before = set(scheduler.running)
             scheduler.schedule()
+            found = [(request, computed) for request, _, computed in scheduler.chunks if request not in before]
+            hits += [[request, tokens] for request, tokens in found if tokens and request not in admitted]
+            if resumed_too:
+                hits += [[request, tokens] for request, tokens in found if tokens and request in admitted]
+            admitted.update(request for request, _ in found)
             steps.append([x for row in scheduler.scheduled() for x in row])
-            found = scheduler.hits + (scheduler.resumed_hits if resumed else [])
-            hits += [[request, tokens] for request, tokens in found if tokens]
         scheduler.settle()
-    return steps, hits, scheduler.counts.preemptions
+    return steps, hits, sum(scheduler.preempted.values())
 
 
 def make_scheduler(workload: Mapping[str, Any]) -> Scheduler:

@@ -42,15 +42,6 @@ class SchedulerLimits:
     adaptive_threshold: bool = False
 
 
-@dataclass(slots=True)
-class Counts:
-    """What happened so far."""
-
-    preemptions: int = 0
-    hit_tokens: int = 0
-    recomputed_tokens: int = 0
-
-
 class Scheduler:
     """vLLM's scheduler: `add` requests, `schedule` a step, `settle` the result of the step that ended.
 
@@ -68,18 +59,21 @@ class Scheduler:
         running: Requests in the order of admission; ended ones until their result is settled.
         decodes: Requests that decode one token in the next step.
         context: Their computed tokens, summed.
+        attended: Tokens that the last step's decodes attended to, summed, new ones included.
         chunks: (request, tokens, computed before) of the last step's prefill chunks.
         completed: Requests whose prompt the last step completed: it samples their next token.
         ended: Requests whose last token the last step samples.
         starved: Decoding requests that the last step left out, for want of budget.
-        hits: (request, tokens found in the prefix cache) of the last step's first admissions.
-        resumed_hits: The same of preempted requests that the last step admitted again.
+        hit_tokens: Tokens found in the prefix cache at a request's first admission; those without are missing.
+        preempted: How often a request was preempted; those that never were are missing.
+        recomputed_tokens: Tokens of preempted requests that were computed again.
     """
 
     __slots__ = (
         "_asynchronous", "_block", "_blocked", "_caching", "_computed_before", "_ends", "_held", "_known", "_limits",
         "_origin", "_partial", "_paths", "_remainders", "_results", "_seqs", "_size", "_threshold", "_totals",
-        "chunks", "completed", "context", "counts", "decodes", "ended", "hits", "pool", "resumed_hits", "running",
+        "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted",
+        "recomputed_tokens", "running",
         "starved", "tick", "waiting",
     )  # fmt: skip
 
@@ -111,14 +105,14 @@ class Scheduler:
         self.pool = BlockPool(limits.num_gpu_blocks - 1)
         self.waiting: deque[int] = deque()
         self.running: dict[int, None] = {}
-        self.tick = self.decodes = self.context = 0
+        self.tick = self.decodes = self.context = self.attended = 0
         self.chunks: list[tuple[int, int, int]] = []
         self.completed: list[int] = []
         self.ended: list[int] = []
         self.starved: set[int] = set()
-        self.hits: list[tuple[int, int]] = []
-        self.resumed_hits: list[tuple[int, int]] = []
-        self.counts = Counts()
+        self.hit_tokens: dict[int, int] = {}
+        self.preempted: dict[int, int] = {}
+        self.recomputed_tokens = 0
 
     def add(self, request: int) -> None:
         """Queue a request."""
@@ -147,16 +141,14 @@ class Scheduler:
             self.pool.take(needed)
         self.tick += steps
         self.context += steps * self.decodes
-        self.chunks, self.completed, self.ended, self.hits, self.resumed_hits = [], [], [], [], []
-        self.starved = set()
+        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
         if self._ends[0] < (self.tick + 1) * self._size:
             self._end_decodes()
 
     def schedule(self) -> int:
         """Schedule one step; returns its decodes. `chunks`, `completed`, `ended` say what else is in it."""
         self.tick += 1
-        self.chunks, self.completed, self.ended, self.hits, self.resumed_hits = [], [], [], [], []
-        self.starved = set()
+        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
         limits = self._limits
         if limits.long_prefill_token_threshold:
             self._set_threshold()
@@ -175,6 +167,7 @@ class Scheduler:
                 self.pool.take(needed)
             budget -= decodes
             self.context += decodes
+            self.attended = self.context
             for request, tokens, computed in plan:
                 budget -= tokens
                 self._advance(request, tokens, computed)
@@ -330,17 +323,16 @@ class Scheduler:
             budget -= tokens
             pool.take(-(-(computed + tokens) // block) - found)
             self.running[request] = None
-            if again is None:
-                self.counts.hit_tokens += computed
-                self.hits.append((request, computed))
-            else:
-                self.resumed_hits.append((request, computed))
-                self.counts.recomputed_tokens += max(0, again - computed)
+            if again is not None:
+                self.recomputed_tokens += max(0, again - computed)
+            elif computed:
+                self.hit_tokens[request] = computed
             self._advance(request, tokens, computed)
 
     def _schedule_in_order(self, budget: int) -> tuple[int, int, bool]:
         """Visit the running requests one by one; returns decodes, the budget left, whether one was preempted."""
         results, decodes, preempted, block = set(self._results), 0, False, self._block
+        self.attended = 0
         for request in list(self.running):
             if request not in self.running:
                 break  # preempted, and with it all behind it
@@ -371,6 +363,7 @@ class Scheduler:
             if decoding:
                 decodes += 1
                 self.context += 1
+                self.attended += computed + 1
             else:
                 self._advance(request, tokens, computed)
         if self.starved:
@@ -390,7 +383,7 @@ class Scheduler:
     def _preempt_last(self) -> int:
         """Take the blocks of the request that was admitted last, and queue it again, first."""
         request, _ = self.running.popitem()
-        self.counts.preemptions += 1
+        self.preempted[request] = self.preempted.get(request, 0) + 1
         self._blocked = False
         requeue, computed = True, self._partial.pop(request, -1)
         cached = computed
