@@ -249,7 +249,13 @@ class Run:
         width = max(self.duration_s / parts, 1e-300)
         means = [
             np.diff(_integral(s.start_s, spans, values, edges)) / width
-            for values in (np.ones_like(spans), self.step_energy_j / s.step_s, s.decodes + s.prefills, s.waiting, s.kv_blocks)
+            for values in (
+                np.ones_like(spans),
+                self.step_energy_j / s.step_s,
+                s.decodes + s.prefills,
+                s.waiting,
+                s.kv_blocks,
+            )
         ]
         busy, active_w, running, waiting, blocks = means
         power = active_w + self.idle_w * np.maximum(self.replicas - busy, 0)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Literal, Protocol
 
 import numpy as np
 
 from infergy.errors import DataError, UsageError
+from infergy.serving.arrivals import Arrivals
 from infergy.serving.config import EngineConfig
 from infergy.serving.prefixes import PrefixBlocks, shared_paths
-from infergy.serving.replica import FIELDS, Replica, StepCost
+from infergy.serving.replica import FIELDS, Replica, Server, StepCost
 from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests, Steps
 from infergy.serving.scheduler import Scheduler
+from infergy.serving.static import StaticConfig, StaticReplica
 
 Router = Literal["round_robin", "least_loaded"]
 ROUTERS: tuple[Router, ...] = ("round_robin", "least_loaded")
@@ -53,16 +56,18 @@ class _Asked:
 
 def simulate(
     requests: RequestColumns,
-    config: EngineConfig,
+    config: EngineConfig | StaticConfig,
     cost: StepCost,
     *,
     replicas: int = 1,
     router: Router = "round_robin",
+    skip: bool = True,
 ) -> Run:
     """Serve `requests` on `replicas` servers of one configuration.
 
     Requests are routed as they arrive, in turn or to the server with the fewest that wait or run; the next request of a
-    session goes where the session is. Without arrival times all arrive at once.
+    session goes where the session is. Without arrival times all arrive at once. Without `skip` every step is simulated
+    by itself, to the same result.
 
     Raises:
         UsageError: `replicas` or `router` cannot be meant.
@@ -73,60 +78,67 @@ def simulate(
     if router not in ROUTERS:
         raise UsageError.unknown("router", router, ROUTERS)
     asked = _read(requests, config)
-    return serve(requests, asked, config, cost, replicas, router)
-
-
-def serve(
-    requests: RequestColumns, asked: _Asked, config: EngineConfig, cost: StepCost, replicas: int, router: Router,
-    *, skip: bool = True,
-) -> Run:
-    """`simulate` with requests that are checked; without `skip` one step at a time."""
-    size = len(asked.inputs)
-    paths = None
-    if requests.prefix_blocks is not None and config.limits.enable_prefix_caching:
-        paths = shared_paths(requests.prefix_blocks, requests.input_tokens, config.limits.block_size)
-    first_s, finished_s = [np.nan] * size, [np.nan] * size
-    padded = config.padded_sizes()
-    servers = [
-        Replica(
-            Scheduler(asked.inputs, asked.outputs, config.limits, paths),
-            cost,
-            padded,
-            first_s,
-            finished_s,
-            asynchronous=config.limits.async_scheduling,
-            following=asked.following,
-            rejected=asked.rejected.tolist() if asked.following else None,
-            skip=skip,
-        )
-        for _ in range(replicas)
-    ]
-    collected = gc.isenabled()
-    gc.disable()  # the lists of a million requests would be visited again and again
+    padded = [0] if isinstance(config, StaticConfig) else config.padded_sizes()
+    times = ([nan] * len(asked.inputs), [nan] * len(asked.inputs))
+    collecting = gc.isenabled()
+    gc.disable()  # it would visit the lists of a million requests again and again
     try:
+        servers = _servers(requests, asked, config, cost, replicas, times, padded, skip=skip)
         _route(servers, asked, router)
     finally:
-        if collected:
+        if collecting:
             gc.enable()
-    return _join(requests, asked, cost, servers, padded)
+    return _join(requests, asked, cost, servers, times, padded)
 
 
-def _read(requests: RequestColumns, config: EngineConfig) -> _Asked:
+def _servers(
+    requests: RequestColumns,
+    asked: _Asked,
+    config: EngineConfig | StaticConfig,
+    cost: StepCost,
+    replicas: int,
+    times: tuple[list[float], list[float]],
+    padded: Sequence[int],
+    *,
+    skip: bool,
+) -> list[Server]:
+    rejected = asked.rejected.tolist() if asked.following else ()
+    arrivals = [Arrivals(cost.intake_s, asked.following, rejected) for _ in range(replicas)]
+    if isinstance(config, StaticConfig):
+        return [StaticReplica(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
+    limits, paths = config.limits, None
+    if requests.prefix_blocks is not None and limits.enable_prefix_caching:
+        paths = shared_paths(requests.prefix_blocks, requests.input_tokens, limits.block_size)
+    return [
+        Replica(
+            Scheduler(asked.inputs, asked.outputs, limits, paths),
+            cost,
+            padded,
+            own,
+            *times,
+            asynchronous=limits.async_scheduling,
+            skip=skip,
+        )
+        for own in arrivals
+    ]
+
+
+def _read(requests: RequestColumns, config: EngineConfig | StaticConfig) -> _Asked:
     inputs, outputs = np.asarray(requests.input_tokens), np.asarray(requests.output_tokens)
-    total = inputs + outputs
-    blocks = -(-(total - 1) // config.limits.block_size)
-    rejected = (total > config.max_model_len) | (blocks > config.limits.num_gpu_blocks - 1)
+    rejected = _rejected(inputs + outputs, config)
     if requests.arrival_s is None:
         arrival_s = np.zeros(inputs.size)
     else:
         arrival_s = np.array(requests.arrival_s, dtype=np.float64)
         wrong = np.flatnonzero(~(np.diff(arrival_s, prepend=0.0) >= 0))
         if wrong.size:
-            raise DataError(f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later")
+            raise DataError(
+                f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later"
+            )
     following: dict[int, list[tuple[int, float]]] = {}
     if requests.after is not None and requests.gap_s is not None:
         followers = np.flatnonzero(requests.after >= 0)
-        arrival_s[followers] = np.nan
+        arrival_s[followers] = nan
         rows = (followers, requests.after[followers], requests.gap_s[followers])
         for follower, before, gap_s in zip(*(column.tolist() for column in rows), strict=True):
             following.setdefault(before, []).append((follower, gap_s))
@@ -135,7 +147,17 @@ def _read(requests: RequestColumns, config: EngineConfig) -> _Asked:
     )
 
 
-def _route(servers: Sequence[Replica], asked: _Asked, router: Router) -> None:
+def _rejected(tokens: Ints, config: EngineConfig | StaticConfig) -> Booleans:
+    """Requests longer than the context, or than all blocks: the last token is sampled, not kept."""
+    rejected = np.zeros(tokens.size, dtype=bool)
+    if config.max_model_len is not None:
+        rejected |= tokens > config.max_model_len
+    if not isinstance(config, StaticConfig):
+        rejected |= -(-(tokens - 1) // config.limits.block_size) > config.limits.num_gpu_blocks - 1
+    return rejected
+
+
+def _route(servers: Sequence[Server], asked: _Asked, router: Router) -> None:
     """Give each request that arrives by itself to a server, and serve."""
     arrival_s, rejected = asked.arrival_s, asked.rejected
     if asked.following:  # who follows a rejected request does not wait for its answer
@@ -152,32 +174,37 @@ def _route(servers: Sequence[Replica], asked: _Asked, router: Router) -> None:
         for request in chosen.tolist():
             for server in servers:
                 server.run(float(arrival_s[request]))
-            min(servers, key=lambda server: server.load).add(request, float(arrival_s[request]))
+            min(servers, key=lambda server: server.load).arrivals.add(request, float(arrival_s[request]))
     else:
         for k, server in enumerate(servers):
             own = chosen[k :: len(servers)]
-            server.add_all(own.tolist(), arrival_s[own])
+            server.arrivals.add_all(own.tolist(), arrival_s[own])
     for server in servers:
         server.run()
 
 
 def _join(
-    requests: RequestColumns, asked: _Asked, cost: StepCost, servers: Sequence[Replica], padded: Sequence[int]
+    requests: RequestColumns,
+    asked: _Asked,
+    cost: StepCost,
+    servers: Sequence[Server],
+    times: tuple[list[float], list[float]],
+    padded: Sequence[int],
 ) -> Run:
     size = len(asked.inputs)
     arrival_s = asked.arrival_s
     hit_tokens, preemptions = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     for server in servers:
-        for known, column in ((server.scheduler.hit_tokens, hit_tokens), (server.scheduler.preempted, preemptions)):
+        for known, column in ((server.hit_tokens, hit_tokens), (server.preempted, preemptions)):
             column[list(known)] = list(known.values())
-        followers = list(server.arrival_s)
-        arrival_s[followers] = list(server.arrival_s.values())
+        followers = list(server.arrivals.followed_s)
+        arrival_s[followers] = list(server.arrivals.followed_s.values())
     served = ServedRequests(
         input_tokens=np.asarray(requests.input_tokens),
         output_tokens=np.asarray(requests.output_tokens),
         arrival_s=arrival_s,
-        first_token_s=np.array(servers[0].first_s),
-        finished_s=np.array(servers[0].finished_s),
+        first_token_s=np.array(times[0]),
+        finished_s=np.array(times[1]),
         hit_tokens=hit_tokens,
         preemptions=preemptions,
         rejected=asked.rejected,
@@ -188,7 +215,7 @@ def _join(
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
     busy_s = float(steps.duration_s.sum())
     idle_j = cost.idle_w * max(0.0, len(servers) * (end_s - start_s) - busy_s)
-    recomputed = sum(server.scheduler.recomputed_tokens for server in servers)
+    recomputed = sum(server.recomputed_tokens for server in servers)
     return Run(
         requests=served,
         steps=steps,
@@ -203,7 +230,7 @@ def _join(
     )
 
 
-def _steps(servers: Sequence[Replica], padded: Sequence[int]) -> Steps:
+def _steps(servers: Sequence[Server], padded: Sequence[int]) -> Steps:
     logs = [np.frombuffer(server.log).reshape(-1, FIELDS) for server in servers if server.log]
     joined = np.concatenate(logs) if len(logs) > 1 else logs[0] if logs else np.empty((0, FIELDS))
     if len(logs) > 1:
