@@ -87,7 +87,7 @@ class ServerSelection:
 
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2, …; repeatable [default: vllm]"),
+        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]"),
     ] = None
     model: Annotated[
         list[str] | None,
@@ -184,7 +184,7 @@ def _servers_of(path: Path) -> list[dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: {error}. Expected [[server]] tables with engine, model, gpu, max_num_seqs, …") from error
+        raise DataError(f"{path}: {error}. Expected [[server]] tables with engine, model, gpu, …") from error
     servers = content.get("server")
     if not isinstance(servers, list) or not servers or set(content) != {"server"}:
         raise DataError(f"{path}: expected [[server]] tables alone, at least one, with engine, model, gpu, …")

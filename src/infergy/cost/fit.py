@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infergy.cost.constants import constants_of
 from infergy.cost.rates import Rates, rates_of
@@ -21,7 +22,7 @@ from infergy.cost.step import StepSums, added_j, free_s, stretched_s
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
-Column = np.ndarray[Any, np.dtype[np.float64]]
+Column = NDArray[np.float64]
 
 ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
 """Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""

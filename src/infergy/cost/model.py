@@ -24,22 +24,26 @@ and GPU count: our own estimates."""
 
 
 class StepColumns(Protocol):
-    """Entries of steps as columns of one length, as a run logs them.
+    """Entries of steps as columns of one length: how many steps each stands for, seconds of one, and its `StepSums`."""
 
-    Attributes:
-        count: Steps of an entry; the sums are of one step, in the mean.
-        seconds: Of one step, in the mean.
-    """
-
-    count: Column
-    seconds: Column
-    decodes: Column
-    context: Column
-    prefill_tokens: Column
-    prefill_pairs: Column
-    prefills: Column
-    sampled: Column
-    padded: Column
+    @property
+    def count(self) -> Column: ...  # noqa: D102
+    @property
+    def step_s(self) -> Column: ...  # noqa: D102
+    @property
+    def decodes(self) -> Column: ...  # noqa: D102
+    @property
+    def context(self) -> Column: ...  # noqa: D102
+    @property
+    def prefill_tokens(self) -> Column: ...  # noqa: D102
+    @property
+    def prefill_pairs(self) -> Column: ...  # noqa: D102
+    @property
+    def prefills(self) -> Column: ...  # noqa: D102
+    @property
+    def sampled(self) -> Column: ...  # noqa: D102
+    @property
+    def padded(self) -> Column: ...  # noqa: D102
 
 
 def sums_of(steps: StepColumns) -> StepSums:
@@ -83,9 +87,9 @@ class StepCost:
         self.server, self.fit = server, fit
         self.constants = fit.constants(server.gpu.name)
         self.rates = self._rates(self.constants)
-        # A batch interface takes requests in one call.
+        # A batch interface takes requests in one call, which vLLM's hands on one by one.
         self.intake_s = self.constants["intake_s"] if server.is_api else 0.0
-        self.intake_gap_s = self.constants["intake_gap_s"]
+        self.intake_gap_s = self.constants["intake_gap_s"] if server.engine == "vllm" else 0.0
         self.call_s = self.constants["call_s"]
         self.idle_w = server.idle_w
 
@@ -93,10 +97,9 @@ class StepCost:
         """A clock for one replica that has been idle."""
         return Pace(self.rates)
 
-    def energy_j(self, steps: StepColumns) -> Column:
-        """Joules of each entry, at its logged seconds."""
-        added = added_j(self.rates, sums_of(steps))
-        joules: Column = steps.count * (added + self.rates.power.base_w * steps.seconds)
+    def step_energy_j(self, steps: StepColumns) -> Column:
+        """Joules of one step of each entry, at its logged seconds."""
+        joules: Column = added_j(self.rates, sums_of(steps)) + self.rates.power.base_w * steps.step_s
         return joules
 
     def log_sd(self, steps: StepColumns, idle_j: float) -> tuple[float, float]:
@@ -116,7 +119,7 @@ class StepCost:
             free = free_s(rates, sums)
             added = added_j(rates, sums)
             limited = added / (rates.power.limit_w - rates.power.base_w)
-            seconds = np.where(steps.seconds > stretched, np.maximum(free, limited), free)
+            seconds = np.where(steps.step_s > stretched, np.maximum(free, limited), free)
             return float(np.log(steps.count @ (added + rates.power.base_w * seconds) + idle_j)), float(
                 np.log(steps.count @ seconds)
             )

@@ -24,7 +24,7 @@ from infergy.records.visits import join_visits
 from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run, Steps
 from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig, serve_static
+from infergy.serving.static import StaticConfig
 from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
@@ -158,7 +158,7 @@ def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
     if by.engine == "transformers":
         size = row.cell.setup.max_sequences or len(requests)
         config = StaticConfig(max_num_seqs=size, max_model_len=None, has_graphs=by.has_graphs)
-        return serve_static(requests, config, cost), idle_w
+        return simulate(requests, config, cost), idle_w
     return simulate(requests, config_of_row(row, by), cost), idle_w
 
 
@@ -229,7 +229,8 @@ def compress(steps: Steps, most: int = 160) -> Column:
 
 
 def _octave(values: Column) -> Column:
-    return np.floor(2 * np.log2(np.maximum(values, 0.5)))
+    octaves: Column = np.floor(2 * np.log2(np.maximum(values, 0.5)))
+    return octaves
 
 
 def shipped_rows(folder: Path) -> Sequence[Path]:

@@ -20,7 +20,7 @@ from infergy.records import ENGINES, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, model_context, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
-from infergy.serving.static import StaticConfig, serve_static
+from infergy.serving.static import StaticConfig
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
 SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
@@ -78,8 +78,6 @@ class OpenServer:
 
     def serve(self, requests: RequestColumns) -> Run:
         """Serve requests in simulation."""
-        if isinstance(self.config, StaticConfig):
-            return serve_static(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
         return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
 
 
