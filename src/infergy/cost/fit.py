@@ -142,7 +142,7 @@ def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column,
     energy: Any = 0.0
     for entry in table:
         count = entry[:, 0]
-        s = StepSums(**dict(zip(StepSums.__dataclass_fields__, entry[:, 1:].T, strict=True)))
+        s = StepSums(*entry[:, 1:].T)
         live = count > 0
         one_s = np.where(live, free_s(rates, s), 1.0)
         added = np.where(live, added_j(rates, s), 0.0)

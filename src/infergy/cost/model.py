@@ -5,50 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from infergy.cost.fit import Column, Fit
 from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import Pace, StepSums, added_j, free_s
+from infergy.cost.steps import StepColumns, compress, sums_of
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
 SHIFT = 0.02
 """Of a constant's logarithm, for derivatives."""
-Z90 = 1.645
+STRETCHED = 1.05
+"""Logged over free seconds from which a step counts as held by the power limit."""
 UNSEEN_GPU_SD, UNSEEN_SERVER_SD = 0.10, 0.06
 """What energy errs by beside its constants' uncertainty where no row is of the kind of GPU, or of the model, precision
 and GPU count: our own estimates."""
-
-
-class StepColumns(Protocol):
-    """Entries of steps as columns of one length: how many steps each stands for, seconds of one, and its `StepSums`."""
-
-    @property
-    def count(self) -> Column: ...  # noqa: D102
-    @property
-    def step_s(self) -> Column: ...  # noqa: D102
-    @property
-    def decodes(self) -> Column: ...  # noqa: D102
-    @property
-    def context(self) -> Column: ...  # noqa: D102
-    @property
-    def prefill_tokens(self) -> Column: ...  # noqa: D102
-    @property
-    def prefill_pairs(self) -> Column: ...  # noqa: D102
-    @property
-    def prefills(self) -> Column: ...  # noqa: D102
-    @property
-    def sampled(self) -> Column: ...  # noqa: D102
-    @property
-    def padded(self) -> Column: ...  # noqa: D102
-
-
-def sums_of(steps: StepColumns) -> StepSums:
-    """The sums of each entry."""
-    return StepSums(**{name: getattr(steps, name) for name in StepSums.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,19 +86,19 @@ class StepCost:
             idle_j: Joules of the run while nothing was served.
         """
         names, _, covariance = self.fit.logs(self.server.gpu.name)
-        sums, values = sums_of(steps), self.constants
+        values = self.constants
+        count, step_s, *columns = compress(steps).T
+        sums = StepSums(*columns)
+        stretched = step_s > free_s(self.rates, sums) * STRETCHED
 
         def totals(constants: Mapping[str, float]) -> tuple[float, float]:
             rates = self._rates(constants)
-            free = free_s(rates, sums)
-            added = added_j(rates, sums)
+            free, added = free_s(rates, sums), added_j(rates, sums)
             limited = added / (rates.power.limit_w - rates.power.base_w)
-            seconds = np.where(steps.step_s > stretched, np.maximum(free, limited), free)
-            return float(np.log(steps.count @ (added + rates.power.base_w * seconds) + idle_j)), float(
-                np.log(steps.count @ seconds)
-            )
+            seconds = np.where(stretched, np.maximum(free, limited), free)
+            energy = count @ (added + rates.power.base_w * seconds) + idle_j
+            return math.log(energy), math.log(count @ seconds)
 
-        stretched = free_s(self.rates, sums) * 1.05
         base = totals(values)
         slopes = np.array(
             [

@@ -165,7 +165,7 @@ def load_tables(paths: Sequence[str | Path] = ()) -> Table:
     Raises:
         DataError: A file is neither rows nor a table.
     """
-    from infergy.estimate.build import entries_of_rows
+    from infergy.estimates.build import entries_of_rows
 
     table = shipped_table()
     for path in map(Path, paths):
