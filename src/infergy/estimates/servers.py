@@ -159,25 +159,49 @@ def fit_of(table: Table, engine: str) -> Fit:
     return table.fits[engine] if engine in table.fits else prior_fit(engine)
 
 
-def load_tables(paths: Sequence[str | Path] = ()) -> Table:
+def load_tables(
+    paths: Sequence[str | Path] = (), *, calibration: str | None = None, allow_simulated: bool = False
+) -> Table:
     """The shipped table, with what a user's rows or tables add to it.
 
+    Args:
+        paths: Stores of rows, or tables.
+        calibration: Name or file of a calibration (`infergy calibrate`), which narrows the constants of its GPU.
+        allow_simulated: Whether rows of the simulated GPU may be used.
+
     Raises:
-        DataError: A file is neither rows nor a table.
+        DataError: A file is neither rows nor a table nor a calibration, or its rows are simulated.
+    """
+    table = shipped_table()
+    for path in map(Path, paths):
+        table = add_rows(table, path, allow_simulated=allow_simulated)
+    if calibration is None:
+        return table
+    from infergy.cost.calibration import load_calibration, narrow
+
+    found = load_calibration(calibration)
+    gpu = get_gpu(found.gpu)
+    constants = found.constants_of(gpu)
+    fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
+    return replace(table, fits=fits)
+
+
+def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Table:
+    """A table with what a store of rows, or another table, adds to it.
+
+    Raises:
+        DataError: The file is neither, or its rows are simulated.
     """
     from infergy.estimates.build import entries_of_rows
 
-    table = shipped_table()
-    for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"{path}: no such file. Measure one: infergy measure quick -o {path}")
-        if is_table(path):
-            own = read_table(path, entries=True)
-            entries, environments = own.entries, own.environments
-        else:
-            entries, environments = entries_of_rows([path])
-        table = make_table(entries, {**table.environments, **environments}, prior=table)
-    return table
+    if not path.exists():
+        raise DataError(f"{path}: no such file. Measure one: infergy measure paper-bins -o {path}")
+    if is_table(path):
+        own = read_table(path, entries=True)
+        entries, environments = own.entries, own.environments
+    else:
+        entries, environments = entries_of_rows([path], allow_simulated=allow_simulated)
+    return make_table(entries, {**table.environments, **environments}, prior=table)
 
 
 @cache
