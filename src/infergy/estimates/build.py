@@ -26,7 +26,6 @@ from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate
 from infergy.serving.static import StaticConfig
-from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
 """Standard deviation of the logarithm of a measured energy, at least: whole processes differ by so much
@@ -155,27 +154,12 @@ def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
         is_api=by.is_api,
     )
     cost = StepCost(server, prior_fit(by.engine))
-    requests = requests_of_row(row)
+    requests = requests_of(row)
     if by.engine == "transformers":
         size = row.cell.setup.max_sequences or len(requests)
         config = StaticConfig(max_num_seqs=size, max_model_len=None, has_graphs=by.has_graphs)
         return simulate(requests, config, cost), idle_w
     return simulate(requests, config_of_row(row, by), cost), idle_w
-
-
-def requests_of_row(row: Measurement) -> Requests:
-    """The requests that a row served: batches of equal ones, or those of a replay."""
-    load = row.cell.load
-    lengths = row.lengths or (load.lengths,) * load.batch
-    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
-    arrivals = np.array(row.arrival_s) if any(row.arrival_s) else None
-    return Requests(
-        source=str(row.cell),
-        input_tokens=inputs,
-        output_tokens=outputs,
-        arrival_s=arrivals,
-        order_reason=None if arrivals is not None else "a batch",
-    )
 
 
 def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
