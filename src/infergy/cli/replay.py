@@ -26,7 +26,6 @@ from infergy.errors import UsageError
 from infergy.units import format_duration, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.cost.table import Table
     from infergy.estimates.replay import Replay
     from infergy.records import Plan
 
@@ -176,8 +175,8 @@ def _gpu_of(rows: Sequence[object]) -> str:
 def _energy(one: Replay) -> str:
     run = one.predicted
     return (
-        f"{format_si(run.energy_j, 'J')} (90 % interval {format_si(run.low_j, 'J')} .. {format_si(run.high_j, 'J')}) in "
-        f"{format_duration(run.duration_s)}"
+        f"{format_si(run.energy_j, 'J')} (90 % interval {format_si(run.low_j, 'J')} .. {format_si(run.high_j, 'J')}) "
+        f"in {format_duration(run.duration_s)}"
     )
 
 

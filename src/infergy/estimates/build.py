@@ -17,7 +17,7 @@ from infergy.cost.table import Origin, ServedBy, TableEntry
 from infergy.cost.work import server_work
 from infergy.errors import DataError
 from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_model, model_names
-from infergy.records import GREEDY, Measurement, result_of
+from infergy.records import GREEDY, Measurement, PlannedCell, result_of
 from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
@@ -26,6 +26,7 @@ from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate
 from infergy.serving.static import StaticConfig
+from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
 """Standard deviation of the logarithm of a measured energy, at least: whole processes differ by so much
@@ -160,6 +161,21 @@ def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
         config = StaticConfig(max_num_seqs=size, max_model_len=None, has_graphs=by.has_graphs)
         return simulate(requests, config, cost), idle_w
     return simulate(requests, config_of_row(row, by), cost), idle_w
+
+
+def requests_of(planned: PlannedCell | Measurement) -> Requests:
+    """The requests of a planned or measured cell, at their arrival times if it has any."""
+    load = planned.cell.load
+    lengths = planned.lengths or (load.lengths,) * load.batch
+    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
+    timed = any(planned.arrival_s)
+    return Requests(
+        source=str(planned.cell),
+        input_tokens=inputs,
+        output_tokens=outputs,
+        arrival_s=np.array(planned.arrival_s) if timed else None,
+        order_reason=None if timed else "all at once",
+    )
 
 
 def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:

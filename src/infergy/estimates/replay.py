@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from infergy.cost.table import Table
+from infergy.estimates.build import requests_of
 from infergy.estimates.estimate import estimate_run
 from infergy.estimates.results import LatencyParts, RunEstimate
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
 from infergy.records.latency import Percentiles as MeasuredPercentiles
 from infergy.serving.config import EngineOptions
-from infergy.workload.requests import Requests
 from infergy.workload.sampling import whole
 
 REPLAY_SCHEMA = "infergy.replay/2"
@@ -137,21 +135,6 @@ def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
         precision=setup.dtype,
         usage_context="server" if setup.usage_context == "server" else "llm",
         options=options,
-    )
-
-
-def requests_of(planned: PlannedCell | Measurement) -> Requests:
-    """The requests of a planned or measured cell, at their arrival times if it has any."""
-    load = planned.cell.load
-    lengths = planned.lengths or (load.lengths,) * load.batch
-    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
-    timed = any(planned.arrival_s)
-    return Requests(
-        source=str(planned.cell),
-        input_tokens=inputs,
-        output_tokens=outputs,
-        arrival_s=np.array(planned.arrival_s) if timed else None,
-        order_reason=None if timed else "all at once",
     )
 
 
