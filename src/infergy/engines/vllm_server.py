@@ -264,9 +264,8 @@ def _engine_times(arrived_s: list[float], answers: list[_Answer]) -> EngineTimes
         return None
     submitted = [answer.submitted for answer in answers]
     seen = [answer.last_token for answer in answers]
-    if not all(
-        times == tuple(sorted(times)) for times in zip(submitted, queued, scheduled, first, last, seen, strict=True)
-    ):
+    stages = zip(submitted, queued, scheduled, first, last, seen, strict=True)
+    if not all(instants == tuple(sorted(instants)) for instants in stages):
         return None
     return EngineTimes(
         submitted_s=_since(arrived_s, submitted),
