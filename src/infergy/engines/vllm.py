@@ -54,7 +54,7 @@ class VllmEngine:
         # vLLM takes functions to its workers by pickle, which it refuses unless told; ours go to our own child only.
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         # A forked engine process would keep the pipe to our parent open after we have died.
-        os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         if setup.usage_context == SERVER:
             from infergy.engines.vllm_server import open_server
 

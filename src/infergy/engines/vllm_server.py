@@ -28,6 +28,8 @@ from infergy.records.latency import EngineCounts, EngineTimes
 
 T = TypeVar("T")
 MICROSECOND_DIGITS = 6
+ALIVE_S = 1.0
+"""How often a call that has not been answered looks whether the engine still lives."""
 
 
 class StepCounts:
@@ -109,7 +111,7 @@ def open_server(setup: EngineSetup, options: Mapping[str, Any], seed: int) -> Vl
         )
         if setup.weights in LAWS:
             draw = partial(draw_weights, law=setup.weights, seed=seed)
-            await engine.collective_rpc("apply_model", args=(draw,))
+            await _alive(engine, engine.collective_rpc("apply_model", args=(draw,)))
         return engine
 
     try:
@@ -177,7 +179,7 @@ class VllmServerSession:
         """Serve until all are finished; returns when the run began, by `time.monotonic`."""
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
             # Prompts are drawn from one seed: what an earlier run left in the cache would be found again.
-            await self._engine.reset_prefix_cache()
+            await _alive(self._engine, self._engine.reset_prefix_cache())
         order = sorted(range(len(requests)), key=lambda place: arrival_s[place])
         # As a server does after loading; else Python looks through all prompts again and again.
         gc.collect()
@@ -187,8 +189,8 @@ class VllmServerSession:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for place in order:
-                    wait_s = begun_s + arrival_s[place] - time.monotonic()
-                    if wait_s > 0:
+                    # uvloop counts in whole milliseconds, and may wake up to one early.
+                    while (wait_s := begun_s + arrival_s[place] - time.monotonic()) > 0:
                         await asyncio.sleep(wait_s)
                     prompt, parameters = requests[place]
                     tasks.create_task(self._stream(prompt, parameters, answers[place]))
@@ -226,7 +228,8 @@ class VllmServerSession:
         workers: list[str | None] = []
         with suppress(Exception):
             # What workers raise comes as a bare Exception; a vLLM that does not answer measures all the same.
-            workers = self._do(lambda: self._engine.collective_rpc("apply_model", args=(tell_gpu,)))
+            call = self._engine.collective_rpc("apply_model", args=(tell_gpu,))
+            workers = self._do(lambda: _alive(self._engine, call))
         return join_uuids(workers)
 
     def close(self) -> None:
@@ -236,16 +239,33 @@ class VllmServerSession:
         engine, self._engine = self._engine, None
         engine.shutdown()
         # The front end's own tasks end by being cancelled, which needs the loop once more.
-        pending = asyncio.all_tasks(self._loop)
-        for task in pending:
-            task.cancel()
-        with suppress(RuntimeError):
-            self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        self._do(_cancel_others)
         self._loop.close()
 
     def _do(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine, and with it the front end, until it ends."""
         return self._loop.run_until_complete(start())
+
+
+async def _alive(engine: Any, call: Coroutine[Any, Any, T]) -> T:
+    """The result of a call to the engine's process; vLLM's own would wait for ever for one that has died.
+
+    Raises:
+        RuntimeError: It has died.
+    """
+    task = asyncio.ensure_future(call)
+    while not (await asyncio.wait({task}, timeout=ALIVE_S))[0]:
+        if engine.errored:
+            task.cancel()
+            raise RuntimeError("the engine's process has died; its words stand in the log")
+    return task.result()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _since(arrived_s: list[float], instants: list[float]) -> tuple[float, ...]:
