@@ -13,7 +13,7 @@ from infergy.measure.replays import REPLAY_OPTIONS, Replay, plan_replays
 from infergy.measure.sweep import sweep
 from infergy.measure.warmup import WARMUP_REPLAY_TOKENS, WARMUP_REQUESTS, warm_up
 from infergy.records import EngineSetup, Measurement, Plan, result_of
-from infergy.records.latency import percentiles
+from infergy.records.latency import backlog_of, percentiles
 from infergy.records.store import read_store
 
 CONVERSATION, CODE = "azure-conv-2023", "azure-code-2023"
@@ -121,6 +121,10 @@ def test_a_row_keeps_each_requests_times_also_all_at_once(rows: tuple[Measuremen
         ends = [came_s + took_s for came_s, took_s in zip(row.arrival_s, batch.times.finished_s, strict=True)]
         assert batch.duration_s == pytest.approx(max(ends), abs=1e-5)
     assert len(rows[0].to_json()["lengths"]) == rows[0].cell.load.batch
+
+
+def test_requests_that_are_there_at_once_do_not_fall_behind(rows: tuple[Measurement, ...]) -> None:
+    assert [backlog_of(row) is None for row in rows] == [False, True, False]
 
 
 def test_the_time_per_output_token_is_each_requests_own(rows: tuple[Measurement, ...]) -> None:
