@@ -177,8 +177,9 @@ def percentiles(values: Iterable[float]) -> Percentiles:
 
 
 def find_backlog(arrival_s: Sequence[float], runs: Sequence[RequestTimes]) -> Backlog | None:
-    """How many requests waited or ran halfway through the arrivals and at the last; None without runs, or if all arrive
-    at once.
+    """How many requests waited or ran halfway through the arrivals and at the last.
+
+    None without runs, and where all requests arrive at once.
 
     Args:
         arrival_s: When each request of a run arrived.
