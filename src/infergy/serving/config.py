@@ -236,8 +236,8 @@ def _longest(shape: ModelShape, wanted: int | None, blocks: int, options: Engine
         return wanted, ()
     if options.max_model_len is not None:
         raise UsageError(
-            f"--max-model-len {wanted} is more than the KV cache of {shape.name} keeps, {cached} tokens, and vLLM would "
-            f"not start: type --max-model-len {cached} or less, or more GPUs by --tensor-parallel-size"
+            f"--max-model-len {wanted} is more than the KV cache of {shape.name} keeps, {cached} tokens, and vLLM "
+            f"would not start: type --max-model-len {cached} or less, or more GPUs by --tensor-parallel-size"
         )
     return cached, (
         f"vLLM would not start with the context of {shape.name}, {wanted} tokens, since the KV cache keeps {cached}: "
@@ -246,7 +246,7 @@ def _longest(shape: ModelShape, wanted: int | None, blocks: int, options: Engine
 
 
 def _graph_sizes(options: EngineOptions, gpu: Gpu, version: str, tokens: int, seqs: int) -> tuple[int, ...]:
-    """VLLM's `cudagraph_capture_sizes`: 1, 2, 4, eights below 256, then sixteens."""
+    """The `cudagraph_capture_sizes` of vLLM: 1, 2, 4, eights below 256, then sixteens."""
     if options.enforce_eager:
         return ()
     if options.cudagraph_capture_sizes is not None:

@@ -87,8 +87,8 @@ class Replica:
     """
 
     __slots__ = (
-        "_asynchronous", "_blocks", "_busy", "_cost", "_finished_s", "_first_s", "_now", "_padded", "_skip",
-        "arrivals", "log", "scheduler",
+        "_asynchronous", "_blocks", "_busy", "_cost", "_finished_s", "_first_s", "_now", "_pace_s", "_padded",
+        "_skip", "arrivals", "log", "scheduler",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +112,7 @@ class Replica:
         self._asynchronous = asynchronous
         self._skip = skip
         self._now = self._busy = 0.0  # the next plan; the end of the last planned step
+        self._pace_s: dict[int, float] = {}  # seconds of the last step of so many decodes
         self._blocks = scheduler.pool.free
 
     @property
@@ -133,9 +134,11 @@ class Replica:
     def run(self, until: float = inf) -> None:
         """Advance to the first plan of a step at `until` or later, or until nothing is left to do."""
         scheduler, take, add = self.scheduler, self.arrivals.take, self.scheduler.add
-        running, waiting = scheduler.running, scheduler.waiting
+        running, waiting, finished_s = scheduler.running, scheduler.waiting, self._finished_s
+        upcoming = -inf
         while True:
-            upcoming = take(self._now, add)
+            if self._now >= upcoming:
+                upcoming = take(self._now, add)
             if not (running or waiting):
                 if upcoming >= until:
                     return
@@ -149,39 +152,39 @@ class Replica:
             else:
                 self._step()
             if scheduler.ended:
-                end = self._busy
                 for request in scheduler.ended:
-                    self._finished_s[request] = end
-                    self.arrivals.answer(request, end)
-            scheduler.settle()
+                    finished_s[request] = self._busy
+                if self.arrivals.answer(scheduler.ended, self._busy):
+                    upcoming = -inf
+                scheduler.settle()
+            elif scheduler.unsettled:
+                scheduler.settle()
 
     def _decode(self, limit: int, upcoming: float) -> None:
         """Steps that only decode, up to the next event or until what becomes visible at `upcoming` joins."""
         scheduler, step_s, ahead = self.scheduler, self._cost.step_s, self._asynchronous
         decodes = scheduler.decodes
-        context: float = scheduler.context + decodes
+        attended = scheduler.context + decodes
         start = self._now if self._now > self._busy else self._busy
         padded = self._padded[decodes] if decodes < len(self._padded) else decodes
-        steps = context // (GROWTH * decodes)
-        steps = SHORTEST_LIMIT if steps < SHORTEST_LIMIT else steps
-        steps = limit if limit < steps else steps
-        seconds = first = step_s(decodes, context, 0, 0, 0, decodes, padded)
-        if upcoming < inf:
-            fitting = ceil((upcoming - start) / first) + ahead
-            steps = fitting if fitting < steps else steps
-        if steps > 1:
-            mean = context + decodes * (steps - 1) / 2
-            seconds = step_s(decodes, mean, 0, 0, 0, decodes, padded)
-            if upcoming < inf:
-                fitting = ceil((upcoming - start) / seconds) + ahead
-                if fitting < steps:  # judged by the first step, the shortest, too many were to fit
-                    fitting = fitting if fitting > 1 else 1
-                    seconds = first + (seconds - first) * (fitting - 1) / (steps - 1)
-                    mean = context + decodes * (fitting - 1) / 2
-                    steps = fitting
-            context = mean
-        else:
-            steps = 1
+        most = attended // (GROWTH * decodes)
+        most = SHORTEST_LIMIT if most < SHORTEST_LIMIT else most
+        steps = most = limit if limit < most else most
+        gap_s = upcoming - start
+        if gap_s < inf:  # how many fit is guessed by the last step of as many sequences, and corrected
+            pace_s = self._pace_s.get(decodes) or step_s(decodes, attended, 0, 0, 0, decodes, padded)
+            steps = max(1, min(most, ceil(gap_s / pace_s) + ahead))
+        context = attended + decodes * (steps - 1) / 2
+        seconds = step_s(decodes, context, 0, 0, 0, decodes, padded)
+        if gap_s < inf:
+            for _ in range(2):
+                fitting = max(1, min(most, ceil(gap_s / seconds) + ahead))
+                if fitting == steps:
+                    break
+                steps = fitting
+                context = attended + decodes * (steps - 1) / 2
+                seconds = step_s(decodes, context, 0, 0, 0, decodes, padded)
+        self._pace_s[decodes] = seconds
         used, waiting = self._blocks - scheduler.pool.free, len(scheduler.waiting)
         scheduler.repeat(steps)
         self.log.extend((start, steps, decodes, context, 0, 0, 0, decodes, used, waiting, seconds))

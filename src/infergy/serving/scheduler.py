@@ -12,7 +12,7 @@ order only where that order matters: where blocks or the token budget do not suf
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -20,6 +20,7 @@ from infergy.serving.blocks import BlockPool, Hit
 from infergy.serving.prefixes import Path
 
 ENDLESS = 1 << 60
+NOBODY: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +72,10 @@ class Scheduler:
 
     __slots__ = (
         "_asynchronous", "_block", "_blocked", "_caching", "_computed_before", "_ends", "_held", "_known", "_limits",
-        "_origin", "_partial", "_paths", "_remainders", "_results", "_seqs", "_size", "_threshold", "_totals",
+        "_origin", "_partial", "_paths", "_remainders", "_seqs", "_size", "_threshold", "_totals",
         "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted",
         "recomputed_tokens", "running",
-        "starved", "tick", "waiting",
+        "starved", "tick", "unsettled", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -99,7 +100,7 @@ class Scheduler:
         self._computed_before: dict[int, int] = {}  # of preempted requests
         self._remainders = [0] * self._block  # decodes by the step, modulo the block size, that needs a new block
         self._ends: list[int] = []  # heap of last step * size + request
-        self._results: list[int] = []  # ended, result not settled
+        self.unsettled: list[int] = []  # ended, result not settled
         self._blocked = False  # the head of the queue must wait until a request ends
         self._threshold = limits.long_prefill_token_threshold
         self.pool = BlockPool(limits.num_gpu_blocks - 1)
@@ -109,7 +110,7 @@ class Scheduler:
         self.chunks: list[tuple[int, int, int]] = []
         self.completed: list[int] = []
         self.ended: list[int] = []
-        self.starved: set[int] = set()
+        self.starved: Set[int] = NOBODY
         self.hit_tokens: dict[int, int] = {}
         self.preempted: dict[int, int] = {}
         self.recomputed_tokens = 0
@@ -124,10 +125,13 @@ class Scheduler:
         if self._partial or not decodes or (self.waiting and not self._blocked):
             return 0
         steps = self._ends[0] // self._size - self.tick
-        if self._results and steps > 1 and (self.waiting or self._needed(steps) > self.pool.blank):
-            steps = 1  # what the ended ones free may be taken from the second step on
+        most = (steps // self._block + 1) * decodes
+        if self.unsettled and steps > 1:
+            blank = self.pool.blank
+            if self.waiting or (most > blank and self._needed(steps) > blank):
+                steps = 1  # what the ended ones free may be taken from the second step on
         free = self.pool.free
-        if (steps // self._block + 1) * decodes > free and self._needed(steps) > free:
+        if most > free and self._needed(steps) > free:
             low, steps = 0, steps - 1
             while low < steps:
                 middle = (low + steps + 1) // 2
@@ -141,14 +145,14 @@ class Scheduler:
             self.pool.take(needed)
         self.tick += steps
         self.context += steps * self.decodes
-        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
+        self.chunks, self.completed, self.ended, self.starved = [], [], [], NOBODY
         if self._ends[0] < (self.tick + 1) * self._size:
             self._end_decodes()
 
     def schedule(self) -> int:
         """Schedule one step; returns its decodes. `chunks`, `completed`, `ended` say what else is in it."""
         self.tick += 1
-        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
+        self.chunks, self.completed, self.ended, self.starved = [], [], [], NOBODY
         limits = self._limits
         if limits.long_prefill_token_threshold:
             self._set_threshold()
@@ -181,7 +185,7 @@ class Scheduler:
 
     def settle(self) -> None:
         """Take in the result of the step before (asynchronous) or of the last one: what ended is freed."""
-        results = self._results if self._asynchronous else self.ended
+        results = self.unsettled if self._asynchronous else self.ended
         if results:
             self._blocked = False
             block, pool = self._block, self.pool
@@ -199,12 +203,12 @@ class Scheduler:
                 if self._computed_before.pop(request, None) is not None:
                     pool.forget_run(-1 - request)
         if self._asynchronous:
-            self._results = self.ended
+            self.unsettled = self.ended
 
     def scheduled(self) -> list[tuple[int, int]]:
         """(request, tokens) of the last step in the order of scheduling; call before `settle`."""
         chunks = {request: tokens for request, tokens, _ in self.chunks}
-        left_out = self.starved.union(self._partial, self._results)
+        left_out = self.starved.union(self._partial, self.unsettled)
         return [
             (request, chunks.get(request, 1))
             for request in self.running
@@ -249,9 +253,8 @@ class Scheduler:
         """Record a chunk whose blocks are taken; what others could share of it is known from now on."""
         self.chunks.append((request, tokens, computed))
         computed += tokens
-        path = self._paths.get(request) if self._paths else None
-        if path is not None:
-            self._commit(request, path, computed // self._block)
+        if self._paths and request in self._paths:
+            self._commit(request, self._paths[request], computed // self._block)
         if computed == self._known[request]:
             self._partial.pop(request, None)
             self.completed.append(request)
@@ -331,8 +334,8 @@ class Scheduler:
 
     def _schedule_in_order(self, budget: int) -> tuple[int, int, bool]:
         """Visit the running requests one by one; returns decodes, the budget left, whether one was preempted."""
-        results, decodes, preempted, block = set(self._results), 0, False, self._block
-        self.attended = 0
+        results, decodes, preempted, block = set(self.unsettled), 0, False, self._block
+        self.attended, starved = 0, set[int]()
         for request in list(self.running):
             if request not in self.running:
                 break  # preempted, and with it all behind it
@@ -342,7 +345,7 @@ class Scheduler:
             decoding = computed is None
             if budget <= 0:
                 if decoding:
-                    self.starved.add(request)
+                    starved.add(request)
                 continue
             if computed is None:
                 computed, tokens = self._origin[request] + self.tick - 1, 1
@@ -366,8 +369,9 @@ class Scheduler:
                 self.attended += computed + 1
             else:
                 self._advance(request, tokens, computed)
-        if self.starved:
-            self._delay(self.starved)
+        if starved:
+            self.starved = starved
+            self._delay(starved)
         return decodes, budget, preempted
 
     def _delay(self, requests: set[int]) -> None:
@@ -388,8 +392,8 @@ class Scheduler:
         requeue, computed = True, self._partial.pop(request, -1)
         cached = computed
         if computed < 0:
-            if request in self._results:
-                self._results.remove(request)
+            if request in self.unsettled:
+                self.unsettled.remove(request)
                 requeue, computed = False, self._totals[request] - 1
             else:
                 computed = self._origin[request] + self.tick - 1

@@ -88,7 +88,9 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    return _join(requests, asked, cost, servers, times, padded)
+    outcome = _gather(asked, servers)
+    del servers  # of a million requests, some hundred MiB
+    return _conclude(requests, asked, cost, times, outcome, padded)
 
 
 def _servers(
@@ -183,59 +185,77 @@ def _route(servers: Sequence[Server], asked: _Asked, router: Router) -> None:
         server.run()
 
 
-def _join(
-    requests: RequestColumns,
-    asked: _Asked,
-    cost: StepCost,
-    servers: Sequence[Server],
-    times: tuple[list[float], list[float]],
-    padded: Sequence[int],
-) -> Run:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What the replicas leave behind; `log` has a row for each entry."""
+
+    log: Floats
+    replicas: int
+    hit_tokens: Ints
+    preemptions: Ints
+    recomputed_tokens: int
+
+
+def _gather(asked: _Asked, servers: Sequence[Server]) -> _Outcome:
     size = len(asked.inputs)
-    arrival_s = asked.arrival_s
     hit_tokens, preemptions = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     for server in servers:
         for known, column in ((server.hit_tokens, hit_tokens), (server.preempted, preemptions)):
             column[list(known)] = list(known.values())
-        followers = list(server.arrivals.followed_s)
-        arrival_s[followers] = list(server.arrivals.followed_s.values())
+        followed_s = server.arrivals.followed_s
+        asked.arrival_s[list(followed_s)] = list(followed_s.values())
+    logs = [np.frombuffer(server.log).reshape(-1, FIELDS) for server in servers if server.log]
+    log = np.concatenate(logs) if len(logs) > 1 else logs[0] if logs else np.empty((0, FIELDS))
+    return _Outcome(
+        log=log[np.argsort(log[:, 0], kind="stable")] if len(logs) > 1 else log,
+        replicas=len(servers),
+        hit_tokens=hit_tokens,
+        preemptions=preemptions,
+        recomputed_tokens=sum(server.recomputed_tokens for server in servers),
+    )
+
+
+def _conclude(
+    requests: RequestColumns,
+    asked: _Asked,
+    cost: StepCost,
+    times: tuple[list[float], list[float]],
+    outcome: _Outcome,
+    padded: Sequence[int],
+) -> Run:
+    arrival_s = asked.arrival_s
     served = ServedRequests(
         input_tokens=np.asarray(requests.input_tokens),
         output_tokens=np.asarray(requests.output_tokens),
         arrival_s=arrival_s,
         first_token_s=np.array(times[0]),
         finished_s=np.array(times[1]),
-        hit_tokens=hit_tokens,
-        preemptions=preemptions,
+        hit_tokens=outcome.hit_tokens,
+        preemptions=outcome.preemptions,
         rejected=asked.rejected,
     )
-    steps = _steps(servers, padded)
+    steps = _steps(outcome.log, padded)
     _, step_energy_j = cost.evaluate(steps)
     start_s = float(np.nanmin(arrival_s)) if np.isfinite(arrival_s).any() else 0.0
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
     busy_s = float(steps.duration_s.sum())
-    idle_j = cost.idle_w * max(0.0, len(servers) * (end_s - start_s) - busy_s)
-    recomputed = sum(server.recomputed_tokens for server in servers)
+    idle_j = cost.idle_w * max(0.0, outcome.replicas * (end_s - start_s) - busy_s)
     return Run(
         requests=served,
         steps=steps,
         step_energy_j=step_energy_j,
-        energy=_split(steps, step_energy_j, idle_j, recomputed),
-        counts=_count(served, steps, recomputed),
+        energy=_split(steps, step_energy_j, idle_j, outcome.recomputed_tokens),
+        counts=_count(served, steps, outcome.recomputed_tokens),
         start_s=start_s,
         duration_s=end_s - start_s,
         busy_s=busy_s,
-        replicas=len(servers),
+        replicas=outcome.replicas,
         idle_w=cost.idle_w,
     )
 
 
-def _steps(servers: Sequence[Server], padded: Sequence[int]) -> Steps:
-    logs = [np.frombuffer(server.log).reshape(-1, FIELDS) for server in servers if server.log]
-    joined = np.concatenate(logs) if len(logs) > 1 else logs[0] if logs else np.empty((0, FIELDS))
-    if len(logs) > 1:
-        joined = joined[np.argsort(joined[:, 0], kind="stable")]
-    columns = np.ascontiguousarray(joined.T)
+def _steps(log: Floats, padded: Sequence[int]) -> Steps:
+    columns = np.ascontiguousarray(log.T)
     start, count, decodes, context, tokens, pairs, prefills, sampled, blocks, waiting, step_s = columns
     total = decodes + tokens
     table = np.asarray(padded, dtype=np.float64)

@@ -96,7 +96,7 @@ class StaticReplica:
             left, seen = left - count, seen + count
         for request in batch:
             self._finished_s[request] = self._now
-            self.arrivals.answer(request, self._now)
+        self.arrivals.answer(batch, self._now)
 
     def _log(self, count: int, decodes: int, context: float, tokens: int, pairs: int, size: int) -> None:
         prefills = 0 if decodes else size
