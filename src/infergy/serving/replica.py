@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from math import ceil, inf
+from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
 from infergy.serving.arrivals import Arrivals
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from infergy.serving.run import Steps
 
-FIELDS = 11
-"""Numbers of an entry of the log: start_s, count, decodes, context, prefill_tokens, prefill_pairs, prefills, sampled,
-kv_blocks, waiting, step_s."""
+ENTRY = Struct("=diididiiiid")
+"""An entry of the log: start_s, count, decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, kv_blocks,
+waiting, step_s. Packed bytes: of several ways to note eleven numbers a hundred thousand times the fastest."""
 
 GROWTH = 8
 SHORTEST_LIMIT = 32
@@ -57,7 +57,7 @@ class Server(Protocol):
     """What the router needs of a replica, and what it leaves behind."""
 
     arrivals: Arrivals
-    log: array[float]
+    log: bytearray
 
     @property
     def load(self) -> int:
@@ -105,7 +105,7 @@ class Replica:
     ) -> None:
         self.scheduler = scheduler
         self.arrivals = arrivals
-        self.log = array("d")
+        self.log = bytearray()
         self._cost = cost
         self._padded = padded
         self._first_s, self._finished_s = first_s, finished_s
@@ -173,12 +173,15 @@ class Replica:
         gap_s = upcoming - start
         if gap_s < inf:  # how many fit is guessed by the last step of as many sequences, and corrected
             pace_s = self._pace_s.get(decodes) or step_s(decodes, attended, 0, 0, 0, decodes, padded)
-            steps = max(1, min(most, ceil(gap_s / pace_s) + ahead))
+            fitting = ceil(gap_s / pace_s) + ahead
+            if fitting < most:
+                steps = fitting if fitting > 1 else 1
         context = attended + decodes * (steps - 1) / 2
         seconds = step_s(decodes, context, 0, 0, 0, decodes, padded)
         if gap_s < inf:
             for _ in range(2):
-                fitting = max(1, min(most, ceil(gap_s / seconds) + ahead))
+                fitting = ceil(gap_s / seconds) + ahead
+                fitting = most if fitting > most else fitting if fitting > 1 else 1
                 if fitting == steps:
                     break
                 steps = fitting
@@ -187,7 +190,7 @@ class Replica:
         self._pace_s[decodes] = seconds
         used, waiting = self._blocks - scheduler.pool.free, len(scheduler.waiting)
         scheduler.repeat(steps)
-        self.log.extend((start, steps, decodes, context, 0, 0, 0, decodes, used, waiting, seconds))
+        self.log += ENTRY.pack(start, steps, decodes, context, 0, 0.0, 0, decodes, used, waiting, seconds)
         self._busy = end = start + steps * seconds
         self._now = end - seconds if ahead else end
 
@@ -208,7 +211,7 @@ class Replica:
             padded = self._padded[total] if total < len(self._padded) else total
             seconds = self._cost.step_s(decodes, context, tokens, pairs, prefills, sampled, padded)
             used, waiting = self._blocks - scheduler.pool.free, len(scheduler.waiting)
-            self.log.extend((start, 1, decodes, context, tokens, pairs, prefills, sampled, used, waiting, seconds))
+            self.log += ENTRY.pack(start, 1, decodes, context, tokens, pairs, prefills, sampled, used, waiting, seconds)
             end = start + seconds
         self._busy = end
         self._now = start if self._asynchronous else end

@@ -71,7 +71,7 @@ class Scheduler:
     """
 
     __slots__ = (
-        "_asynchronous", "_block", "_blocked", "_caching", "_computed_before", "_ends", "_held", "_known", "_limits",
+        "_asynchronous", "_block", "_blocked", "_bounded", "_budget", "_caching", "_computed_before", "_ends", "_held", "_known", "_limits",
         "_origin", "_partial", "_paths", "_remainders", "_seqs", "_size", "_threshold", "_totals",
         "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted",
         "recomputed_tokens", "running",
@@ -102,7 +102,9 @@ class Scheduler:
         self._ends: list[int] = []  # heap of last step * size + request
         self.unsettled: list[int] = []  # ended, result not settled
         self._blocked = False  # the head of the queue must wait until a request ends
+        self._budget = limits.max_num_batched_tokens
         self._threshold = limits.long_prefill_token_threshold
+        self._bounded = self._threshold > 0
         self.pool = BlockPool(limits.num_gpu_blocks - 1)
         self.waiting: deque[int] = deque()
         self.running: dict[int, None] = {}
@@ -153,10 +155,9 @@ class Scheduler:
         """Schedule one step; returns its decodes. `chunks`, `completed`, `ended` say what else is in it."""
         self.tick += 1
         self.chunks, self.completed, self.ended, self.starved = [], [], [], NOBODY
-        limits = self._limits
-        if limits.long_prefill_token_threshold:
+        if self._bounded:
             self._set_threshold()
-        budget = limits.max_num_batched_tokens
+        budget = self._budget
         decodes = self.decodes
         needed = self._remainders[self.tick % self._block]
         plan: list[tuple[int, int, int]] | None = []
@@ -208,7 +209,7 @@ class Scheduler:
     def scheduled(self) -> list[tuple[int, int]]:
         """(request, tokens) of the last step in the order of scheduling; call before `settle`."""
         chunks = {request: tokens for request, tokens, _ in self.chunks}
-        left_out = self.starved.union(self._partial, self.unsettled)
+        left_out = {*self.starved, *self._partial, *self.unsettled}
         return [
             (request, chunks.get(request, 1))
             for request in self.running
@@ -322,7 +323,8 @@ class Scheduler:
             tokens = known - computed
             if 0 < self._threshold < tokens:
                 tokens = self._threshold
-            tokens = min(tokens, budget)
+            if tokens > budget:
+                tokens = budget
             budget -= tokens
             pool.take(-(-(computed + tokens) // block) - found)
             self.running[request] = None

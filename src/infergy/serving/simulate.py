@@ -9,18 +9,25 @@ from math import nan
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infergy.errors import DataError, UsageError
 from infergy.serving.arrivals import Arrivals
 from infergy.serving.config import EngineConfig
 from infergy.serving.prefixes import PrefixBlocks, shared_paths
-from infergy.serving.replica import FIELDS, Replica, Server, StepCost
+from infergy.serving.replica import ENTRY, Replica, Server, StepCost
 from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests, Steps
 from infergy.serving.scheduler import Scheduler
 from infergy.serving.static import StaticConfig, StaticReplica
 
 Router = Literal["round_robin", "least_loaded"]
 ROUTERS: tuple[Router, ...] = ("round_robin", "least_loaded")
+
+COLUMNS = (
+    "start_s", "count", "decodes", "context", "prefill_tokens", "prefill_pairs", "prefills", "sampled", "kv_blocks",
+    "waiting", "step_s",
+)  # fmt: skip
+LAYOUT = np.dtype([(name, kind) for name, kind in zip(COLUMNS, ENTRY.format[1:], strict=True)])
 
 
 class RequestColumns(Protocol):
@@ -189,7 +196,7 @@ def _route(servers: Sequence[Server], asked: _Asked, router: Router) -> None:
 class _Outcome:
     """What the replicas leave behind; `log` has a row for each entry."""
 
-    log: Floats
+    log: NDArray[np.void]
     replicas: int
     hit_tokens: Ints
     preemptions: Ints
@@ -204,10 +211,10 @@ def _gather(asked: _Asked, servers: Sequence[Server]) -> _Outcome:
             column[list(known)] = list(known.values())
         followed_s = server.arrivals.followed_s
         asked.arrival_s[list(followed_s)] = list(followed_s.values())
-    logs = [np.frombuffer(server.log).reshape(-1, FIELDS) for server in servers if server.log]
-    log = np.concatenate(logs) if len(logs) > 1 else logs[0] if logs else np.empty((0, FIELDS))
+    logs = [np.frombuffer(server.log, dtype=LAYOUT) for server in servers]
+    log = logs[0] if len(logs) == 1 else np.concatenate(logs)
     return _Outcome(
-        log=log[np.argsort(log[:, 0], kind="stable")] if len(logs) > 1 else log,
+        log=log if len(logs) == 1 else log[np.argsort(log["start_s"], kind="stable")],
         replicas=len(servers),
         hit_tokens=hit_tokens,
         preemptions=preemptions,
@@ -254,25 +261,12 @@ def _conclude(
     )
 
 
-def _steps(log: Floats, padded: Sequence[int]) -> Steps:
-    columns = np.ascontiguousarray(log.T)
-    start, count, decodes, context, tokens, pairs, prefills, sampled, blocks, waiting, step_s = columns
-    total = decodes + tokens
+def _steps(log: NDArray[np.void], padded: Sequence[int]) -> Steps:
+    columns = {name: log[name].astype(np.float64) for name in LAYOUT.names or ()}
+    total = columns["decodes"] + columns["prefill_tokens"]
     table = np.asarray(padded, dtype=np.float64)
-    return Steps(
-        start_s=start,
-        count=count,
-        decodes=decodes,
-        context=context,
-        prefill_tokens=tokens,
-        prefill_pairs=pairs,
-        prefills=prefills,
-        sampled=sampled,
-        padded=np.where(total < table.size, table[np.minimum(total, table.size - 1).astype(np.int64)], total),
-        kv_blocks=blocks,
-        waiting=waiting,
-        step_s=step_s,
-    )
+    fitting = table[np.minimum(total, table.size - 1).astype(np.int64)]
+    return Steps(**columns, padded=np.where(total < table.size, fitting, total))
 
 
 def _split(steps: Steps, step_energy_j: Floats, idle_j: float, recomputed: int) -> EnergySplit:

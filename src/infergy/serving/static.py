@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from math import inf
 
 from infergy.errors import UsageError
 from infergy.serving.arrivals import Arrivals
-from infergy.serving.replica import GROWTH, SHORTEST_LIMIT, StepCost
+from infergy.serving.replica import ENTRY, GROWTH, SHORTEST_LIMIT, StepCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ class StaticReplica:
         finished_s: list[float],
     ) -> None:
         self.arrivals = arrivals
-        self.log = array("d")
+        self.log = bytearray()
         self.hit_tokens: dict[int, int] = {}
         self.preempted: dict[int, int] = {}
         self.recomputed_tokens = 0
@@ -102,5 +101,5 @@ class StaticReplica:
         prefills = 0 if decodes else size
         seconds = self._cost.step_s(decodes, context, tokens, pairs, prefills, size, decodes + tokens)
         waiting = len(self._waiting)
-        self.log.extend((self._now, count, decodes, context, tokens, pairs, prefills, size, 0, waiting, seconds))
+        self.log += ENTRY.pack(self._now, count, decodes, context, tokens, pairs, prefills, size, 0, waiting, seconds)
         self._now += count * seconds
