@@ -13,7 +13,7 @@ from infergy.errors import UsageError
 from infergy.hardware.gpus import Gpu
 from infergy.hardware.shape import ModelShape
 from infergy.serving.capacity import kv_blocks
-from infergy.serving.scheduler import SchedulerLimits
+from infergy.serving.limits import SchedulerLimits
 
 UsageContext = Literal["server", "llm"]
 USAGE_CONTEXTS: tuple[UsageContext, ...] = ("server", "llm")

@@ -13,34 +13,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from infergy.serving.blocks import BlockPool, Hit
+from infergy.serving.limits import SchedulerLimits
 from infergy.serving.prefixes import Path
 
 ENDLESS = 1 << 60
 NOBODY: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    """What bounds a step, in vLLM's words; `num_gpu_blocks` includes the null block.
-
-    Attributes:
-        adaptive_threshold: 0.33: a long prompt's chunk is at least an equal share of the budget.
-        lone_threshold: 0.25: the threshold applies even where only one request exists.
-    """
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    num_gpu_blocks: int
-    block_size: int = 16
-    enable_prefix_caching: bool = True
-    long_prefill_token_threshold: int = 0
-    async_scheduling: bool = True
-    lone_threshold: bool = True
-    adaptive_threshold: bool = False
 
 
 class Scheduler:
@@ -71,11 +51,10 @@ class Scheduler:
     """
 
     __slots__ = (
-        "_asynchronous", "_block", "_blocked", "_bounded", "_budget", "_caching", "_computed_before", "_ends", "_held", "_known", "_limits",
-        "_origin", "_partial", "_paths", "_remainders", "_seqs", "_size", "_threshold", "_totals",
-        "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted",
-        "recomputed_tokens", "running",
-        "starved", "tick", "unsettled", "waiting",
+        "_asynchronous", "_block", "_blocked", "_bounded", "_budget", "_caching", "_computed_before", "_ends",
+        "_held", "_known", "_limits", "_origin", "_partial", "_paths", "_remainders", "_seqs", "_size", "_threshold",
+        "_totals", "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool",
+        "preempted", "recomputed_tokens", "running", "starved", "tick", "unsettled", "waiting",
     )  # fmt: skip
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from typing import Literal, Protocol
 
 import numpy as np
@@ -95,9 +95,7 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    outcome = _gather(asked, servers)
-    del servers  # of a million requests, some hundred MiB
-    return _conclude(requests, asked, cost, times, outcome, padded)
+    return _conclude(requests, asked, cost, times, _gather(asked, servers, padded))
 
 
 def _servers(
@@ -139,7 +137,7 @@ def _read(requests: RequestColumns, config: EngineConfig | StaticConfig) -> _Ask
         arrival_s = np.zeros(inputs.size)
     else:
         arrival_s = np.array(requests.arrival_s, dtype=np.float64)
-        wrong = np.flatnonzero(~(np.diff(arrival_s, prepend=0.0) >= 0))
+        wrong = np.flatnonzero(~((np.diff(arrival_s, prepend=0.0) >= 0) & (arrival_s < inf)))
         if wrong.size:
             raise DataError(
                 f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later"
@@ -194,16 +192,17 @@ def _route(servers: Sequence[Server], asked: _Asked, router: Router) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """What the replicas leave behind; `log` has a row for each entry."""
+    """What the replicas leave behind."""
 
-    log: NDArray[np.void]
+    steps: Steps
     replicas: int
     hit_tokens: Ints
     preemptions: Ints
     recomputed_tokens: int
 
 
-def _gather(asked: _Asked, servers: Sequence[Server]) -> _Outcome:
+def _gather(asked: _Asked, servers: list[Server], padded: Sequence[int]) -> _Outcome:
+    """Read what the replicas noted, and empty their list: with a million requests they keep hundreds of MiB."""
     size = len(asked.inputs)
     hit_tokens, preemptions = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     for server in servers:
@@ -211,14 +210,19 @@ def _gather(asked: _Asked, servers: Sequence[Server]) -> _Outcome:
             column[list(known)] = list(known.values())
         followed_s = server.arrivals.followed_s
         asked.arrival_s[list(followed_s)] = list(followed_s.values())
+    recomputed_tokens = sum(server.recomputed_tokens for server in servers)
     logs = [np.frombuffer(server.log, dtype=LAYOUT) for server in servers]
-    log = logs[0] if len(logs) == 1 else np.concatenate(logs)
+    servers.clear()
+    log = logs[0]
+    if len(logs) > 1:
+        log = np.concatenate(logs)
+        log = log[np.argsort(log["start_s"], kind="stable")]
     return _Outcome(
-        log=log if len(logs) == 1 else log[np.argsort(log["start_s"], kind="stable")],
-        replicas=len(servers),
+        steps=_steps(log, padded),
+        replicas=len(logs),
         hit_tokens=hit_tokens,
         preemptions=preemptions,
-        recomputed_tokens=sum(server.recomputed_tokens for server in servers),
+        recomputed_tokens=recomputed_tokens,
     )
 
 
@@ -228,7 +232,6 @@ def _conclude(
     cost: StepCost,
     times: tuple[list[float], list[float]],
     outcome: _Outcome,
-    padded: Sequence[int],
 ) -> Run:
     arrival_s = asked.arrival_s
     served = ServedRequests(
@@ -241,7 +244,7 @@ def _conclude(
         preemptions=outcome.preemptions,
         rejected=asked.rejected,
     )
-    steps = _steps(outcome.log, padded)
+    steps = outcome.steps
     _, step_energy_j = cost.evaluate(steps)
     start_s = float(np.nanmin(arrival_s)) if np.isfinite(arrival_s).any() else 0.0
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
