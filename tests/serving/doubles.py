@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from infergy.cost.fit import prior_fit
+from infergy.cost.model import Server, StepCost
+from infergy.cost.work import server_work
+from infergy.hardware.gpus import get_gpu
+from infergy.hardware.models import get_model
 from infergy.serving.config import EngineConfig
 from infergy.serving.limits import SchedulerLimits
 from infergy.serving.run import Floats, Ints, Steps
@@ -31,50 +36,65 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """A step's seconds and joules, linear in all that counts."""
+    """A step's seconds, linear in all that counts; 500 W."""
 
     idle_w: float = 100.0
     intake_s: float = 0.0
+    intake_gap_s: float = 0.0
     base_s: float = 0.01
     each_s: float = 0.0
     context_s: float = 0.0
     token_s: float = 0.0
 
-    def step_s(
-        self, decodes: Any, context: Any, prefill_tokens: Any, prefill_pairs: Any, prefills: Any, sampled: Any, padded: Any
-    ) -> Any:
-        return self.base_s + self.each_s * decodes + self.context_s * context + self.token_s * prefill_tokens
+    def start(self) -> Clock:
+        return Clock(self)
 
-    def evaluate(self, steps: Steps) -> tuple[Floats, Floats]:
-        seconds = self.step_s(steps.decodes, steps.context, steps.prefill_tokens, 0, 0, 0, 0)
-        return seconds, 500.0 * seconds
+    def step_energy_j(self, steps: Steps) -> Floats:
+        return 500.0 * steps.step_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class Roofline:
-    """Llama-3.1-8B on an H200, roughly: a smooth maximum of bytes and FLOPs; above 697 W time is stretched."""
+@dataclass(frozen=True)
+class Clock:
+    """The affine cost's clock."""
 
-    idle_w: float = 123.7
-    intake_s: float = 0.0
+    cost: Affine
 
-    def both(self, decodes: Any, context: Any, tokens: Any, pairs: Any, sampled: Any) -> tuple[Any, Any]:
-        moved = 15.0e9 + 131072.0 * (context + tokens + decodes)
-        flops, attention = 15.0e9 * (tokens + decodes) + 1.05e9 * sampled, 524288.0 * pairs
-        bound = (moved / 4.07e12) ** 4 + (flops / 6.5e14 + attention / 5.74e14) ** 4
-        seconds = bound**0.25 + 1.23e-3 + 11e-6 * sampled
-        return seconds, 177.0 * seconds + 120e-12 * moved + 0.8e-12 * (flops + attention)
+    def step(
+        self,
+        decodes: int,
+        context: float,
+        prefill_tokens: int,
+        prefill_pairs: float,
+        prefills: int,
+        sampled: int,
+        padded: int,
+    ) -> float:
+        c = self.cost
+        return c.base_s + c.each_s * decodes + c.context_s * context + c.token_s * prefill_tokens
 
-    def step_s(
-        self, decodes: Any, context: Any, prefill_tokens: Any, prefill_pairs: Any, prefills: Any, sampled: Any, padded: Any
-    ) -> Any:
-        seconds, joules = self.both(decodes, context, prefill_tokens, prefill_pairs, sampled)
-        return max(seconds, joules / 697.0)
+    def decode(
+        self, decodes: int, context: float, padded: int, most: int, until_s: float, ahead: int
+    ) -> tuple[int, float]:
+        count, ends_s = 0, 0.0
+        while count < most:
+            ends_s += self.step(decodes, context + count * decodes, 0, 0, 0, decodes, padded)
+            count += 1
+            if ends_s >= until_s - 1e-12:
+                break
+        count = min(most, count + ahead) if ends_s >= until_s - 1e-12 else count
+        if until_s <= 0:
+            count = min(most, max(1, ahead))
+        return count, self.step(decodes, context + (count - 1) * decodes / 2, 0, 0, 0, decodes, padded)
 
-    def evaluate(self, steps: Steps) -> tuple[Floats, Floats]:
-        seconds, joules = self.both(
-            steps.decodes, steps.context, steps.prefill_tokens, steps.prefill_pairs, steps.sampled
-        )
-        return np.maximum(seconds, joules / 697.0), joules
+    def idle(self, seconds: float) -> None:
+        assert seconds >= 0
+
+
+def llama_on_h200() -> StepCost:
+    """The model of a step's cost, by its priors."""
+    shape, gpu = get_model("llama-3.1-8b"), get_gpu("h200")
+    server = Server(engine="vllm", model="llama-3.1-8b", work=server_work(shape), gpu=gpu, idle_w=123.7, is_api=True)
+    return StepCost(server, prior_fit("vllm"))
 
 
 def engine(
@@ -90,7 +110,10 @@ def engine(
         version="0.25",
         usage_context="server",
         limits=SchedulerLimits(
-            max_num_batched_tokens=max_num_batched_tokens, max_num_seqs=max_num_seqs, num_gpu_blocks=num_gpu_blocks, **limits
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            num_gpu_blocks=num_gpu_blocks,
+            **limits,
         ),
         max_model_len=max_model_len,
         tensor_parallel_size=1,

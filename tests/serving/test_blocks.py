@@ -55,7 +55,8 @@ class PlainPool:
         self.known.setdefault(content, []).append(block)
 
     def release(self, blocks: list[Block]) -> None:
-        named, blank = [], []
+        named: list[Block] = []
+        blank: list[Block] = []
         for block in reversed(blocks):
             block.users -= 1
             if block.users == 0:

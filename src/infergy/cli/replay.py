@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.cli.datasheet import read_calibration
-from infergy.cli.estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
+from infergy.cli.old_estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
 from infergy.cli.measure import MeterOption, gpu_here, measure_plan
 from infergy.cli.trace_options import JsonOption, print_json
 from infergy.energy.options import DEFAULT_GPU, DEFAULT_MODEL, MAX_SEQUENCES

@@ -85,7 +85,7 @@ def simulate(
     if router not in ROUTERS:
         raise UsageError.unknown("router", router, ROUTERS)
     asked = _read(requests, config)
-    padded = [0] if isinstance(config, StaticConfig) else config.padded_sizes()
+    padded = config.padded_sizes()
     times = ([nan] * len(asked.inputs), [nan] * len(asked.inputs))
     collecting = gc.isenabled()
     gc.disable()  # it would visit the lists of a million requests again and again
@@ -110,7 +110,7 @@ def _servers(
     skip: bool,
 ) -> list[Server]:
     rejected = asked.rejected.tolist() if asked.following else ()
-    arrivals = [Arrivals(cost.intake_s, asked.following, rejected) for _ in range(replicas)]
+    arrivals = [Arrivals(cost.intake_s, cost.intake_gap_s, asked.following, rejected) for _ in range(replicas)]
     if isinstance(config, StaticConfig):
         return [StaticReplica(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
     limits, paths = config.limits, None
@@ -245,7 +245,7 @@ def _conclude(
         rejected=asked.rejected,
     )
     steps = outcome.steps
-    _, step_energy_j = cost.evaluate(steps)
+    step_energy_j = cost.step_energy_j(steps)
     start_s = float(np.nanmin(arrival_s)) if np.isfinite(arrival_s).any() else 0.0
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
     busy_s = float(steps.duration_s.sum())
@@ -269,7 +269,7 @@ def _steps(log: NDArray[np.void], padded: Sequence[int]) -> Steps:
     total = columns["decodes"] + columns["prefill_tokens"]
     table = np.asarray(padded, dtype=np.float64)
     fitting = table[np.minimum(total, table.size - 1).astype(np.int64)]
-    return Steps(**columns, padded=np.where(total < table.size, fitting, total))
+    return Steps(**columns, padded=np.where(total < table.size, fitting, 0.0))
 
 
 def _split(steps: Steps, step_energy_j: Floats, idle_j: float, recomputed: int) -> EnergySplit:

@@ -1,0 +1,110 @@
+"""The constants of the step-cost model: names, priors, and where these come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
+TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped matmuls"
+OURS = "our own estimate; its sd says how little it is trusted"
+ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """One constant of the model.
+
+    Attributes:
+        value: Median of the prior.
+        sd: Standard deviation of the prior's logarithm.
+        gpu_sd: Standard deviation of the logarithm of the factor by which a kind of GPU differs; 0: none does.
+        meaning: What it is, with its unit.
+        source: Where the prior comes from.
+    """
+
+    name: str
+    value: float
+    sd: float
+    meaning: str
+    source: str = OURS
+    gpu_sd: float = 0.0
+
+
+def _constant(name: str, value: float, sd: float, meaning: str, source: str = OURS, gpu_sd: float = 0.0) -> Constant:
+    return Constant(name=name, value=value, sd=sd, meaning=meaning, source=source, gpu_sd=gpu_sd)
+
+
+CONSTANTS: tuple[Constant, ...] = (
+    _constant("weight_efficiency", 0.8, 0.1, "share of the bandwidth at which weights are read", KERNELS, 0.1),
+    _constant("cache_efficiency", 0.8, 0.2, "share of the bandwidth at which the KV cache is read", KERNELS, 0.1),
+    _constant("compute_efficiency", 0.79, 0.03, "share of the dense peak of matmuls, unthrottled", ONLINE, 0.05),
+    _constant("attention_efficiency", 0.55, 0.3, "share of bfloat16's dense peak that attention reaches", OURS, 0.1),
+    _constant("layer_s", 15e-6, 0.5, "s a layer beside bytes and FLOPs, inside a CUDA graph", OURS, 0.15),
+    _constant("eager_layer_s", 420e-6, 0.35, "s of host time a layer without a CUDA graph", ONLINE, 0.2),
+    _constant("piecewise_layer_s", 250e-6, 0.35, "s of host time a layer, piecewise CUDA graphs", ONLINE, 0.2),
+    _constant("mixed_layer_s", 190e-6, 0.1, "s more of host time a layer where prompts join decodes", ONLINE),
+    _constant("expert_layer_s", 40e-6, 0.6, "s more for a layer with experts: routing, sorting, grouped matmuls"),
+    _constant("state_layer_s", 130e-6, 0.6, "s more for a layer with a Mamba-2 state"),
+    _constant("reduce_s", 10e-6, 0.5, "s of an all-reduce among two GPUs", "one-shot all-reduce: 8 to 12 us", 0.1),
+    _constant("reduce_growth", 0.5, 0.5, "exponent of that in GPUs / 2"),
+    _constant("sequence_s", 10e-6, 0.5, "s of output for a sequence in a step", OURS, 0.1),
+    _constant("logit_s", 5e-11, 0.7, "s of sampling for each entry of the vocabulary and sequence"),
+    _constant("step_s", 0.6e-3, 0.5, "s of a step beside its layers", "schedulers of vLLM: 0.2 to 1 ms", 0.2),
+    _constant("server_step_s", 0.35e-3, 0.3, "s more of a step whose tokens an API server hands out", ONLINE),
+    _constant("intake_s", 2.5e-3, 0.3, "s from a request's arrival until the scheduler can see it", ONLINE),
+    _constant("intake_gap_s", 0.3e-3, 0.3, "s between two requests that arrive at once", ONLINE),
+    _constant("prefill_s", 0.2e-3, 0.6, "s for each prompt, or chunk of one, in a step", OURS, 0.1),
+    _constant("expert_read", 1.5, 0.4, "factor on the time of reading experts of 30 MB over dense weights"),
+    _constant("expert_size", 0.25, 0.7, "exponent of that factor in 30 MB / size"),
+    _constant("expert_rows", 32.0, 0.7, "rows that each visited expert computes beside its tokens'", TILES),
+    _constant("fp8_bytes", 1.2, 0.3, "factor on the time of reading fp8 weights over their bytes"),
+    _constant("fp8_flops", 1.2, 0.3, "factor on the time of fp8 matmuls over their FLOPs"),
+    _constant("fp8_layer_s", 10e-6, 0.7, "s more for a layer in fp8: activations are quantised"),
+    _constant("block_bytes", 1.5, 0.5, "factor on reading fp8 experts scaled in blocks"),
+    _constant("block_flops", 1.3, 0.4, "factor on fp8 matmuls scaled in blocks over other fp8"),
+    _constant("mxfp4_bytes", 1.2, 0.3, "factor on the time of reading mxfp4 over its bytes"),
+    _constant("mxfp4_flops", 1.2, 0.4, "factor on matmuls of mxfp4: weights are widened"),
+    _constant("mxfp4_layer_s", 20e-6, 0.7, "s more for a layer in mxfp4"),
+    _constant("busy_share", 0.06, 0.5, "power of a busy GPU over an idle one, without its work, over TDP", OURS, 0.2),
+    _constant("byte_share", 0.6, 0.3, "power of reading at 0.8 of the bandwidth, over TDP", KERNELS, 0.15),
+    _constant("flop_share", 0.8, 0.3, "power of bfloat16 matmuls at 0.6 of the peak, over TDP", KERNELS, 0.1),
+    _constant("parallel_share", 0.1, 0.5, "power of a GPU that shares a model, beside that of one alone, over TDP"),
+    _constant("attention_energy", 1.05, 0.2, "energy of an attention FLOP over one of a matmul"),
+    _constant("fp8_byte_energy", 1.1, 0.25, "energy of a byte in fp8 over one in bfloat16"),
+    _constant("fp8_flop_energy", 0.6, 0.25, "energy of a FLOP in fp8 over one in bfloat16", KERNELS),
+    _constant("limit_share", 0.994, 0.002, "power at which a busy GPU is held, over its limit", KERNELS),
+    _constant("limiter_s", 0.25, 0.01, "s over which the power limiter averages", ONLINE),
+    _constant("call_s", 2.5e-3, 0.5, "s of the front end between two batches handed over at once"),
+)
+"""Priors of an engine that replays CUDA graphs: vLLM."""
+
+TRANSFORMERS = (
+    _constant("eager_layer_s", 600e-6, 0.5, "s of host time a layer without a CUDA graph", "our rows", 0.3),
+    _constant(
+        "cache_traffic",
+        3.0,
+        0.5,
+        "bytes that a decode step moves over those of the KV cache",
+        "torch.cat in DynamicCache.update: read, write, read",
+    ),
+    _constant("compute_efficiency", 0.65, 0.15, "share of the dense peak of matmuls, unthrottled", KERNELS, 0.1),
+)
+"""Where transformers differs."""
+
+BY_NAME: Mapping[str, Constant] = {constant.name: constant for constant in CONSTANTS}
+
+
+def constants_of(engine: str) -> Mapping[str, Constant]:
+    """The constants of an engine with their priors, by name."""
+    if engine != "transformers":
+        return BY_NAME
+    return {**BY_NAME, **{constant.name: constant for constant in TRANSFORMERS}}
+
+
+def values_of(engine: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
+    """A value for each constant of an engine: those given, and the medians of the priors for the rest."""
+    return {name: (values or {}).get(name, constant.value) for name, constant in constants_of(engine).items()}
+
+
+__all__ = ["BY_NAME", "CONSTANTS", "TRANSFORMERS", "Constant", "constants_of", "values_of"]

@@ -1,0 +1,276 @@
+"""The constants of the step-cost model, fitted to whole batches and runs: the likeliest, given priors.
+
+    log E, log t of a row  =  model(constants) + offset of the GPU that measured it + error
+    constants = prior x exp(common + difference of the kind of GPU)
+
+A row's model is the sum over the steps that its engine's scheduler makes. Common parts, differences and offsets have
+normal priors; errors are robust (Huber). Gauss-Newton finds the maximum, and the curvature there the covariance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infergy.cost.constants import constants_of
+from infergy.cost.rates import Rates, rates_of
+from infergy.cost.step import StepSums, added_j, free_s, stretched_s
+from infergy.cost.work import ServerWork
+from infergy.hardware.gpus import Gpu
+
+Column = NDArray[np.float64]
+
+ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
+"""Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
+UNIT_ENERGY_SD, UNIT_TIME_SD = 0.02, 0.015
+"""By how much single GPUs of a kind, with their hosts, differ: H100s of four hosts (docs/measurements.md)."""
+CENTRE_SD = 0.002
+"""Of the mean of the differences of GPUs of a kind."""
+HUBER = 1.5
+"""Standard deviations past which a row's pull no longer grows."""
+ROUNDS, STEP, ENOUGH = 14, 0.01, 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FitRow:
+    """A measured batch or run.
+
+    Attributes:
+        work: The server; `gpu` its kind of GPU.
+        server: Whether an API server served it.
+        steps: One row an entry of steps: count, then the sums of `infergy.cost.step.StepSums`, in order.
+        calls: Times that requests were handed over; `idle_s` seconds with nothing to serve.
+        idle_w: Watts of all GPUs, idle, with the model loaded.
+        energy_j: Measured; `energy_sd` the standard deviation of its logarithm.
+        seconds: Measured; None where arrivals set the time.
+        unit: Which GPUs measured it.
+    """
+
+    work: ServerWork
+    gpu: Gpu
+    server: bool
+    steps: Column
+    calls: int
+    idle_s: float
+    idle_w: float
+    energy_j: float
+    energy_sd: float
+    seconds: float | None
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """What measured rows say of an engine's constants.
+
+    Attributes:
+        engine: Name of the engine.
+        names: Of the common logarithms, then ``constant@gpu`` for the differences of kinds of GPU.
+        mean: Their values; `covariance` likewise.
+        energy_sd: Standard deviation of the logarithm of what is left of a row's energy; `time_sd` of its seconds.
+        unit_energy_sd: By how much single GPUs differ; `unit_time_sd` likewise.
+        rows: How many rows were fitted, by kind of GPU.
+    """
+
+    engine: str
+    names: tuple[str, ...]
+    mean: Column
+    covariance: Column
+    energy_sd: float
+    time_sd: float
+    unit_energy_sd: float = UNIT_ENERGY_SD
+    unit_time_sd: float = UNIT_TIME_SD
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+    def logs(self, gpu: str) -> tuple[tuple[str, ...], Column, Column]:
+        """Names, means and covariance of the logarithms of all constants' factors over their priors, on a kind of GPU.
+
+        A kind that no row is of has the common part, and the prior's variance of a difference.
+        """
+        constants = constants_of(self.engine)
+        place = {name: index for index, name in enumerate(self.names)}
+        select = np.zeros((len(constants), len(self.names)))
+        extra = np.zeros(len(constants))
+        for row, (name, constant) in enumerate(constants.items()):
+            if name in place:
+                select[row, place[name]] = 1.0
+            else:
+                extra[row] += constant.sd**2
+            if f"{name}@{gpu}" in place:
+                select[row, place[f"{name}@{gpu}"]] = 1.0
+            else:
+                extra[row] += constant.gpu_sd**2
+        return tuple(constants), select @ self.mean, select @ self.covariance @ select.T + np.diag(extra)
+
+    def constants(self, gpu: str) -> dict[str, float]:
+        """The likeliest value of each constant on a kind of GPU."""
+        names, logs, _ = self.logs(gpu)
+        priors = constants_of(self.engine)
+        return {name: priors[name].value * float(np.exp(log)) for name, log in zip(names, logs, strict=True)}
+
+
+def prior_fit(engine: str) -> Fit:
+    """The fit without a row: priors alone."""
+    constants = constants_of(engine)
+    return Fit(
+        engine=engine,
+        names=tuple(constants),
+        mean=np.zeros(len(constants)),
+        covariance=np.diag([constant.sd**2 for constant in constants.values()]),
+        energy_sd=ENERGY_ERROR,
+        time_sd=TIME_ERROR,
+    )
+
+
+def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column, Column]:
+    """Seconds and joules of rows of one server, of shape (k, rows) where the rates are k variants.
+
+    Steps are taken in order, all rows at once, so that the power limiter's average is that of each row.
+    """
+    longest = max(len(row.steps) for row in rows)
+    table = np.zeros((longest, len(rows), 8))
+    for place, row in enumerate(rows):
+        table[: len(row.steps), place] = row.steps
+    power = rates.power
+    measured_w = [row.energy_j / row.seconds if row.seconds else row.idle_w for row in rows]
+    mean_w: Any = np.minimum(np.array(measured_w), power.limit_w)
+    seconds: Any = 0.0
+    energy: Any = 0.0
+    for entry in table:
+        count = entry[:, 0]
+        s = StepSums(*entry[:, 1:].T)
+        live = count > 0
+        one_s = np.where(live, free_s(rates, s), 1.0)
+        added = np.where(live, added_j(rates, s), 0.0)
+        took = stretched_s(power, added * count, one_s * np.maximum(count, 1.0), mean_w, np.exp, np.maximum)
+        took = np.where(live, took, 0.0)
+        joules = added * count + power.base_w * took
+        watts = np.where(live, joules / np.where(live, took, 1.0), mean_w)
+        mean_w = watts + (mean_w - watts) * np.exp(-took / power.limiter_s)
+        seconds, energy = seconds + took, energy + joules
+    calls = np.array([row.calls for row in rows]) * call_s
+    idle = np.array([row.idle_s * row.idle_w for row in rows])
+    gaps = np.array([row.idle_s for row in rows])
+    return seconds + calls + gaps, energy + calls * power.base_w + idle
+
+
+class _Problem:
+    """Rows of one engine, as residuals of a vector of parameters."""
+
+    def __init__(self, engine: str, rows: Sequence[FitRow], prior: Fit | None) -> None:
+        self.engine, self.rows, self.constants = engine, rows, constants_of(engine)
+        kinds = sorted({row.gpu.name for row in rows})
+        self.units = sorted({row.unit for row in rows})
+        differences = [(name, kind) for kind in kinds for name, c in self.constants.items() if c.gpu_sd]
+        self.names = (*self.constants, *(f"{name}@{kind}" for name, kind in differences))
+        self.place = {name: index for index, name in enumerate(self.names)}
+        sd = [c.sd for c in self.constants.values()] + [self.constants[name].gpu_sd for name, _ in differences]
+        units = [UNIT_ENERGY_SD] * len(self.units) + [UNIT_TIME_SD] * len(self.units)
+        self.prior_mean = np.zeros(len(sd) + len(units))
+        self.precision = np.diag(1.0 / np.array(sd + units) ** 2)
+        self._centre({row.unit: row.gpu.name for row in rows}, len(sd))
+        if prior is not None:
+            self._narrow(prior)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, row in enumerate(rows):
+            groups.setdefault((row.work, row.gpu.name, row.server, row.idle_w), []).append(index)
+        self.groups = list(groups.values())
+        timed = np.array([row.seconds is not None for row in rows])
+        self.measured = np.concatenate(
+            [np.log([row.energy_j for row in rows]), [np.log(row.seconds) if row.seconds else 0.0 for row in rows]]
+        )
+        energy = np.array([np.hypot(row.energy_sd, ENERGY_ERROR) for row in rows])
+        seconds = np.where(timed, np.array([np.hypot(row.energy_sd, TIME_ERROR) for row in rows]), np.inf)
+        self.weight = 1.0 / np.concatenate([energy, seconds])
+        unit = np.array([self.units.index(row.unit) for row in rows])
+        self.offsets = np.zeros((2 * len(rows), len(units)))
+        self.offsets[np.arange(len(rows)), unit] = 1.0
+        self.offsets[len(rows) + np.arange(len(rows)), len(self.units) + unit] = 1.0
+
+    def _centre(self, kinds: Mapping[str, str], first: int) -> None:
+        """Let the GPUs of a kind differ about its mean: what they have in common is the constants' to explain."""
+        for kind in set(kinds.values()):
+            members = np.array([kinds[unit] == kind for unit in self.units], dtype=float) / CENTRE_SD
+            members /= sum(kinds[unit] == kind for unit in self.units)
+            for start in (first, first + len(self.units)):
+                own = slice(start, start + len(self.units))
+                self.precision[own, own] += np.outer(members, members)
+
+    def _narrow(self, prior: Fit) -> None:
+        """Take what earlier rows say in place of the priors of the parameters that both have."""
+        shared = [name for name in prior.names if name in self.place]
+        own, theirs = [self.place[name] for name in shared], [prior.names.index(name) for name in shared]
+        self.prior_mean[own] = prior.mean[theirs]
+        self.precision[np.ix_(own, own)] = np.linalg.inv(prior.covariance[np.ix_(theirs, theirs)])
+
+    def model(self, parameters: Column) -> Column:
+        """Logarithms of joules, then of seconds, of shape (k, 2 rows), for k vectors of constants' parameters."""
+        found = np.zeros((len(parameters), 2 * len(self.rows)))
+        for members in self.groups:
+            rows = [self.rows[index] for index in members]
+            values = self._values(parameters, rows[0].gpu.name)
+            rates = rates_of(rows[0].work, rows[0].gpu, values, idle_w=rows[0].idle_w, server=rows[0].server)
+            seconds, energy = run_rows(rows, rates, values["call_s"])
+            found[:, members] = np.log(energy)
+            found[:, len(self.rows) + np.array(members)] = np.log(seconds)
+        return found
+
+    def _values(self, parameters: Column, kind: str) -> dict[str, Column]:
+        values = {}
+        for name, constant in self.constants.items():
+            log = parameters[:, self.place[name]]
+            if f"{name}@{kind}" in self.place:
+                log = log + parameters[:, self.place[f"{name}@{kind}"]]
+            values[name] = constant.value * np.exp(log)[:, None]
+        return values
+
+
+def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> Fit:
+    """The constants that explain the rows best, none far from its prior without reason; deterministic.
+
+    Args:
+        engine: Name of the engine that served all rows.
+        rows: At least one.
+        prior: What earlier rows said, in place of the priors of the datasheet.
+    """
+    problem = _Problem(engine, rows, prior)
+    count = len(problem.names)
+    theta = problem.prior_mean.copy()
+    for _ in range(ROUNDS):
+        shifts = np.vstack([np.zeros(count), STEP * np.eye(count)])
+        logs = problem.model(theta[:count] + shifts)
+        slopes = np.hstack([(logs[1:] - logs[0]).T / STEP, problem.offsets])
+        off = (problem.measured - logs[0] - problem.offsets @ theta[count:]) * problem.weight
+        robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
+        weighted = slopes * problem.weight[:, None]
+        curvature = (weighted * robust[:, None]).T @ weighted + problem.precision
+        step = np.linalg.solve(
+            curvature, (weighted * robust[:, None]).T @ off + problem.precision @ (problem.prior_mean - theta)
+        )
+        largest = float(np.abs(step).max())
+        theta = theta + step * min(1.0, 0.5 / max(largest, 1e-9))
+        if largest < ENOUGH:
+            break
+    left = np.abs(problem.measured - problem.model(theta[None, :count])[0] - problem.offsets @ theta[count:])
+    energy, seconds = left[: len(rows)], left[len(rows) :][[row.seconds is not None for row in rows]]
+    kinds: dict[str, int] = {}
+    for row in rows:
+        kinds[row.gpu.name] = kinds.get(row.gpu.name, 0) + 1
+    return Fit(
+        engine=engine,
+        names=problem.names,
+        mean=theta[:count],
+        covariance=np.linalg.inv(curvature)[:count, :count],
+        energy_sd=_sd(energy, ENERGY_ERROR),
+        time_sd=_sd(seconds, TIME_ERROR),
+        rows=kinds,
+    )
+
+
+def _sd(left: Column, least: float) -> float:
+    """Standard deviation of errors, from the one that 90 % of them do not exceed."""
+    return max(least, float(np.quantile(left, 0.9)) / 1.645) if len(left) else least

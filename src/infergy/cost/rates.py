@@ -1,0 +1,215 @@
+"""The rates of a server: what each sum of its steps takes in seconds and joules, from constants and datasheets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infergy.cost.work import ExpertWork, ServerWork
+from infergy.hardware.gpus import Gpu
+
+REFERENCE_EXPERT_BYTES = 30e6
+NVLINK_4 = 450e9
+"""Bytes/s in one direction, where the catalogue knows no link."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatmulRates:
+    """Seconds and joules of matmuls, on all GPUs of a server at once; experts count per share of them visited.
+
+    Attributes:
+        weight: Of reading the weights that every step reads; `expert` of all routed experts.
+        token: Of the FLOPs of one token; `head` of sampling one; `row` of the rows that experts compute beside tokens'.
+        miss: Share of the experts that one token does not visit; 0 for a dense model.
+    """
+
+    weight: Any
+    expert: Any
+    token: Any
+    head: Any
+    row: Any
+    miss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRates:
+    """Seconds or joules of attention, on all GPUs of a server at once.
+
+    Attributes:
+        read: Of a position that a decoding sequence reads; `window_read` in layers with a window of `window` tokens.
+        write: Of a token's keys and values; `state` of a sequence's recurrent state.
+        pair: Of the FLOPs of a decoded token at one position; `window_pair` in layers with a window.
+        ratio: FLOPs of a prompt's token over those of a decoded one.
+    """
+
+    read: Any
+    window_read: Any
+    window: float
+    write: Any
+    state: Any
+    pair: Any
+    window_pair: Any
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRates:
+    """Seconds that do not shrink with the work.
+
+    Attributes:
+        launch: Of a step, on the GPU: kernels and all-reduces; `exchange` of one token's all-reduced values.
+        eager: Least seconds of a step without a CUDA graph; `piecewise` of one with prompts inside graphs;
+            `mixed` more where prompts join decodes.
+        step: Of a step; `sequence` of one that samples; `prefill` of one prompt or chunk.
+    """
+
+    launch: Any
+    exchange: Any
+    eager: Any
+    piecewise: Any
+    mixed: Any
+    step: Any
+    sequence: Any
+    prefill: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRates:
+    """Watts of all GPUs of a server.
+
+    Attributes:
+        base_w: While busy, beside bytes and FLOPs.
+        limit_w: What the limiter holds on average over `limiter_s`.
+        idle_w: With the model loaded and nothing to do.
+    """
+
+    base_w: Any
+    limit_w: Any
+    limiter_s: Any
+    idle_w: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """All rates of a server: matmuls and attention in seconds and in joules, host and power."""
+
+    matmul_s: MatmulRates
+    matmul_j: MatmulRates
+    attention_s: AttentionRates
+    attention_j: AttentionRates
+    host: HostRates
+    power: PowerRates
+
+
+def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w: float, server: bool = False) -> Rates:
+    """The rates of a server.
+
+    Args:
+        work: What its steps are made of.
+        gpu: Its GPUs.
+        constants: A value for each constant (`infergy.cost.constants`); columns of shape (k, 1) are k variants.
+        idle_w: Watts of all GPUs, idle, with the model loaded.
+        server: Whether an API server hands out each token as it comes.
+    """
+    c = constants
+    bandwidth, base_peak = gpu.memory_bandwidth * work.gpus, gpu.dense_flops("bfloat16") * work.gpus
+    is_fp8, is_mxfp4 = work.dtype == "fp8", work.dtype == "mxfp4"
+    # Narrow weights are computed with at their own width only where the GPU can; mxfp4 never is.
+    peak = gpu.peak_flops.get("fp8", base_peak / work.gpus) * work.gpus if is_fp8 else base_peak
+    narrow = c["fp8_bytes"] if is_fp8 else c["mxfp4_bytes"] if is_mxfp4 else 1.0
+    widened = c["fp8_flops"] if is_fp8 else c["mxfp4_flops"] if is_mxfp4 else 1.0
+    if work.scaled_in_blocks:
+        widened = widened * c["block_flops"]
+    byte_s = 1.0 / (c["weight_efficiency"] * bandwidth)
+    flop_s = widened / (c["compute_efficiency"] * peak)
+    tdp_w = gpu.tdp_w * work.gpus
+    byte_j = c["byte_share"] * tdp_w / (0.8 * bandwidth)
+    flop_j = c["flop_share"] * tdp_w / (0.6 * base_peak) * widened
+    weight_j, wide_flop_j = byte_j, c["flop_share"] * tdp_w / (0.6 * base_peak)
+    if is_fp8:
+        weight_j, flop_j = byte_j * c["fp8_byte_energy"], flop_j * c["fp8_flop_energy"]
+    read, rows, miss = _expert_factors(work, c, narrow)
+    experts = work.experts
+    routed, row_flops = (0.0, 0.0) if experts is None else (experts.routed_bytes, experts.row_flops * rows)
+    matmul_s = MatmulRates(
+        weight=work.weight_bytes * narrow * byte_s,
+        expert=routed * read * byte_s,
+        token=work.token_flops * flop_s,
+        head=work.head_flops * flop_s,
+        row=row_flops * flop_s,
+        miss=miss,
+    )
+    matmul_j = MatmulRates(
+        weight=work.weight_bytes * weight_j,
+        expert=routed * read**0.5 * weight_j,
+        token=work.token_flops * flop_j,
+        head=work.head_flops * flop_j,
+        row=row_flops * flop_j,
+        miss=miss,
+    )
+    traffic = c.get("cache_traffic", 1.0)
+    cache_s = 1.0 / (c["cache_efficiency"] * bandwidth)
+    pair_s = 1.0 / (c["attention_efficiency"] * base_peak)
+    return Rates(
+        matmul_s=matmul_s,
+        matmul_j=matmul_j,
+        attention_s=_attention_rates(work, cache_s, pair_s, traffic),
+        attention_j=_attention_rates(work, byte_j, wide_flop_j * c["attention_energy"], traffic),
+        host=_host_rates(work, gpu, c, server=server),
+        power=PowerRates(
+            base_w=idle_w + (c["busy_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,
+            limit_w=c["limit_share"] * tdp_w,
+            limiter_s=c["limiter_s"],
+            idle_w=idle_w,
+        ),
+    )
+
+
+def _expert_factors(work: ServerWork, c: Mapping[str, Any], narrow: Any) -> tuple[Any, Any, float]:
+    """Factor on reading routed experts, rows that each computes beside its tokens', and a token's share of misses."""
+    experts: ExpertWork | None = work.experts
+    if experts is None:
+        return 1.0, 0.0, 0.0
+    grouping = np.maximum(1.0, c["expert_read"] * (experts.expert_bytes / REFERENCE_EXPERT_BYTES) ** -c["expert_size"])
+    if not isinstance(grouping, np.ndarray):
+        grouping = float(grouping)
+    # Scales of blocks are read beside the experts, and take the place of the other formats' factor.
+    return grouping * (c["block_bytes"] if work.scaled_in_blocks else narrow), c["expert_rows"], 1.0 - experts.share
+
+
+def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> AttentionRates:
+    a = work.attention
+    return AttentionRates(
+        read=a.read_bytes * byte * traffic,
+        window_read=a.window_read_bytes * byte * traffic,
+        window=a.window_tokens,
+        write=a.write_bytes * byte,
+        state=a.state_bytes * byte,
+        pair=a.pair_flops * flop,
+        window_pair=a.window_pair_flops * flop,
+        ratio=a.prefill_ratio,
+    )
+
+
+def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
+    expert_layers = 0.0 if work.experts is None else work.experts.layers
+    narrow_s = {"fp8": c["fp8_layer_s"], "mxfp4": c["mxfp4_layer_s"]}.get(work.dtype, 0.0)
+    launch = work.layers * (c["layer_s"] + narrow_s)
+    launch = launch + expert_layers * c["expert_layer_s"] + work.state_layers * c["state_layer_s"]
+    exchange: Any = 0.0
+    if work.gpus > 1:
+        launch = launch + 2 * work.layers * c["reduce_s"] * (work.gpus / 2) ** c["reduce_growth"]
+        exchange = work.exchange_bytes / (NVLINK_4 if gpu.link is None else gpu.link.bandwidth)
+    return HostRates(
+        launch=launch,
+        exchange=exchange,
+        eager=work.layers * c["eager_layer_s"],
+        piecewise=work.layers * c["piecewise_layer_s"],
+        mixed=work.layers * c["mixed_layer_s"],
+        step=c["step_s"] + (c["server_step_s"] if server else 0.0),
+        sequence=c["sequence_s"] + work.vocabulary * c["logit_s"],
+        prefill=c["prefill_s"],
+    )
