@@ -155,6 +155,7 @@ class Replica:
         while True:
             if self._now >= upcoming:
                 upcoming = take(self._now, add)
+                bound = upcoming if upcoming < until else until
             if not (running or waiting):
                 if upcoming >= until:
                     return
@@ -164,7 +165,7 @@ class Replica:
                 return
             limit = scheduler.steady() if self._skip else 0
             if limit:
-                self._decode(limit, min(upcoming, until))
+                self._decode(limit, bound)
             else:
                 self._step()
             if scheduler.ended:
@@ -181,7 +182,7 @@ class Replica:
         scheduler, ahead = self.scheduler, self._asynchronous
         decodes = scheduler.decodes
         context: float = scheduler.context + decodes
-        start = self._begin()
+        start = self._busy if self._now <= self._busy else self._begin()
         padded = self._padded[decodes] if decodes < len(self._padded) else 0
         steps, seconds = self._pace.decode(decodes, context, padded, limit, upcoming - start, ahead)
         context += decodes * (steps - 1) / 2
@@ -195,7 +196,7 @@ class Replica:
         """One step, whatever is in it; one without tokens takes no time."""
         scheduler = self.scheduler
         decodes = scheduler.schedule()
-        end = start = self._begin()
+        end = start = self._busy if self._now <= self._busy else self._begin()
         chunks = scheduler.chunks
         if decodes or chunks:
             tokens = pairs = 0
@@ -217,8 +218,6 @@ class Replica:
                 first_s[request] = end
 
     def _begin(self) -> float:
-        """When the next step begins: once it is planned, and the one before it has ended."""
-        if self._now <= self._busy:
-            return self._busy
+        """When the next step begins after a pause: as soon as it is planned."""
         self._pace.idle(self._now - self._busy)
         return self._now

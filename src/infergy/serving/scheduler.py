@@ -203,14 +203,11 @@ class Scheduler:
 
     def _needed(self, steps: int) -> int:
         """Blocks that the decodes take in the next steps."""
-        cycles, rest = divmod(steps, self._block)
-        needed = cycles * self.decodes
-        if rest:
-            first = (self.tick + 1) % self._block
-            needed += sum(self._remainders[first : first + rest])
-            if first + rest > self._block:
-                needed += sum(self._remainders[: first + rest - self._block])
-        return needed
+        block, remainders = self._block, self._remainders
+        first = (self.tick + 1) % block
+        last = first + steps % block
+        needed = steps // block * self.decodes + sum(remainders[first:last])
+        return needed + sum(remainders[: last - block]) if last > block else needed
 
     def _plan_chunks(self, budget: int) -> tuple[list[tuple[int, int, int]] | None, int]:
         """Chunks of the prompts under way, and their blocks; None where the order of requests decides."""
