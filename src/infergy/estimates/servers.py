@@ -113,7 +113,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         gpu=gpu,
         idle_w=idle_w,
         is_api=setup.engine == "vllm" and spec.usage_context == "server",
-        seen=measured is not None,
+        errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
     config = _config(spec, setup, shape, gpu)
     return OpenServer(
