@@ -133,17 +133,7 @@ def resolve(
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
     notes = [] if "nvidia" in gpu.title.lower() else [_unknown_hardware(gpu, default_tokens, default_seqs)]
     wanted_len = options.max_model_len or context_tokens
-    seqs = options.max_num_seqs or default_seqs
-    tokens = options.max_num_batched_tokens or (
-        min(default_tokens, seqs * wanted_len) if wanted_len else default_tokens
-    )
-    if options.max_num_seqs is None:
-        seqs = min(seqs, tokens)
-    if tokens < seqs:
-        raise UsageError(
-            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, which vLLM rejects: "
-            f"type --max-num-batched-tokens {seqs} or more, or --max-num-seqs {tokens} or fewer"
-        )
+    tokens, seqs = _batch(options, default_tokens, default_seqs, wanted_len)
     blocks = options.num_gpu_blocks
     if blocks is None:
         blocks = kv_blocks(shape, gpu, options, dtype=dtype, tokens=tokens, server=usage_context == "server")
@@ -178,6 +168,20 @@ def batch_defaults(gpu: Gpu, version: str, usage_context: UsageContext) -> tuple
     if large and not (version != "0.25" and gpu.compute_capability == "12.1"):
         return (8192 if server else 16384), 1024
     return (2048 if server else 8192), 256
+
+
+def _batch(options: EngineOptions, tokens: int, seqs: int, longest: int | None) -> tuple[int, int]:
+    """Tokens and sequences of a step, of the options and vLLM's defaults `tokens` and `seqs`."""
+    seqs = options.max_num_seqs or seqs
+    tokens = options.max_num_batched_tokens or min(tokens, seqs * (longest or tokens))
+    if options.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    if tokens < seqs:
+        raise UsageError(
+            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, which vLLM rejects: "
+            f"type --max-num-batched-tokens {seqs} or more, or --max-num-seqs {tokens} or fewer"
+        )
+    return tokens, seqs
 
 
 def model_context(config: Mapping[str, Any]) -> int | None:

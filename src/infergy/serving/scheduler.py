@@ -21,6 +21,8 @@ from infergy.serving.prefixes import Path
 
 ENDLESS = 1 << 60
 NOBODY: frozenset[int] = frozenset()
+NO_CHUNKS: list[tuple[int, int, int]] = []  # never filled: lists that are not made take no time
+NO_REQUESTS: list[int] = []
 
 
 class Scheduler:
@@ -49,13 +51,6 @@ class Scheduler:
         preempted: How often a request was preempted; those that never were are missing.
         recomputed_tokens: Tokens of preempted requests that were computed again.
     """
-
-    __slots__ = (
-        "_asynchronous", "_block", "_blocked", "_bounded", "_budget", "_caching", "_computed_before", "_ends",
-        "_held", "_known", "_limits", "_origin", "_partial", "_paths", "_remainders", "_seqs", "_size", "_threshold",
-        "_totals", "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool",
-        "preempted", "recomputed_tokens", "running", "starved", "tick", "unsettled", "waiting",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -126,8 +121,9 @@ class Scheduler:
             self.pool.take(needed)
         self.tick += steps
         self.context += steps * self.decodes
-        self.chunks, self.completed, self.ended, self.starved = [], [], [], NOBODY
+        self.chunks, self.completed, self.ended, self.starved = NO_CHUNKS, NO_REQUESTS, NO_REQUESTS, NOBODY
         if self._ends[0] < (self.tick + 1) * self._size:
+            self.ended = []
             self._end_decodes()
 
     def schedule(self) -> int:
@@ -214,9 +210,7 @@ class Scheduler:
         plan, blocks, block = [], 0, self._block
         last = len(self._partial) == 1 and next(reversed(self.running)) in self._partial
         for request, computed in self._partial.items():
-            tokens = self._known[request] - computed
-            if 0 < self._threshold < tokens:
-                tokens = self._threshold
+            tokens = self._chunk(request, computed)
             if tokens > budget:
                 if not last or budget <= 0:
                     return None, 0
@@ -225,6 +219,11 @@ class Scheduler:
             blocks += -(-(computed + tokens) // block) - -(-computed // block)
             plan.append((request, tokens, computed))
         return plan, blocks
+
+    def _chunk(self, request: int, computed: int) -> int:
+        """Tokens of a prompt's next chunk, were there budget for all."""
+        tokens = self._known[request] - computed
+        return self._threshold if 0 < self._threshold < tokens else tokens
 
     def _advance(self, request: int, tokens: int, computed: int) -> None:
         """Record a chunk whose blocks are taken; what others could share of it is known from now on."""
@@ -312,12 +311,12 @@ class Scheduler:
 
     def _schedule_in_order(self, budget: int) -> tuple[int, int, bool]:
         """Visit the running requests one by one; returns decodes, the budget left, whether one was preempted."""
-        results, decodes, preempted, block = set(self.unsettled), 0, False, self._block
+        unsettled, decodes, preempted, block = set(self.unsettled), 0, False, self._block
         self.attended, starved = 0, set[int]()
         for request in list(self.running):
             if request not in self.running:
                 break  # preempted, and with it all behind it
-            if request in results:
+            if request in unsettled:
                 continue
             computed = self._partial.get(request)
             decoding = computed is None
@@ -328,10 +327,7 @@ class Scheduler:
             if computed is None:
                 computed, tokens = self._origin[request] + self.tick - 1, 1
             else:
-                tokens = self._known[request] - computed
-                if 0 < self._threshold < tokens:
-                    tokens = self._threshold
-                tokens = min(tokens, budget)
+                tokens = min(self._chunk(request, computed), budget)
             needed = -(-(computed + tokens) // block) - -(-computed // block)
             while needed > self.pool.free:
                 preempted = True
