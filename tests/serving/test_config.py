@@ -146,3 +146,7 @@ def test_blocks_are_those_that_engines_reported(
     context = "llm" if tokens == 16384 else "server"
     config = resolve(get_model(model), get_gpu(gpu), options, dtype=dtype, usage_context=context)  # type: ignore[arg-type]
     assert config.limits.num_gpu_blocks == pytest.approx(blocks, rel=0.01)
+
+
+def test_layers_that_keep_less_are_noted() -> None:
+    assert resolve(get_model("gpt-oss-20b"), H200, context_tokens=131072).notes

@@ -132,6 +132,8 @@ def resolve(
     _check(shape, options, context_tokens)
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
     notes = [] if "nvidia" in gpu.title.lower() else [_unknown_hardware(gpu, default_tokens, default_seqs)]
+    if shape.attention.window_tokens is not None or shape.mamba is not None:
+        notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
     wanted_len = options.max_model_len or context_tokens
     tokens, seqs = _batch(options, default_tokens, default_seqs, wanted_len)
     blocks = options.num_gpu_blocks
