@@ -15,7 +15,7 @@ from infergy.energy.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_
 from infergy.energy.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.engines.simulated import SimulatedEngine
 from infergy.errors import DataError, UsageError
-from infergy.hardware import forecast, get_gpu, get_model, model_config
+from infergy.hardware import get_gpu, model_config
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
@@ -23,6 +23,7 @@ from infergy.meters.simulated import SimulatedMeter
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
 from infergy.records.store import read_store
 from rows import build_row
+from simulated_truth import truth_of
 
 KNOWN = (6.0, 0.016, 3e-7, 2.5, 0.015, 2.4e-5)
 """Coefficients as those of vLLM on an H200."""
@@ -325,7 +326,7 @@ def measure_pair(seed: int, load: Load) -> CellPhases:
 
 def test_intervals_of_pairs_hold_the_true_phases_of_the_simulated_gpu_nineteen_times_in_twenty() -> None:
     load = Load(input_tokens=4096, output_tokens=64, batch=8)
-    truth = forecast(get_model("llama-3.1-8b"), get_gpu("h200"), 4096, 64, 8, engine="vllm")
+    truth = truth_of(4096, 64, 8)
     runs = 200
     prefill = decode = wide = 0
     for seed in range(runs):
@@ -356,9 +357,7 @@ def test_the_shipped_table_is_explained_and_agrees_with_what_its_hardware_should
     for cell in setup.cells:
         if cell.batch < 8:
             continue
-        truth = forecast(
-            get_model("llama-3.1-8b"), get_gpu("h200"), cell.input_tokens, cell.output_tokens, cell.batch, engine="vllm"
-        )
+        truth = truth_of(cell.input_tokens, cell.output_tokens, cell.batch)
         assert cell.fit is not None
         assert cell.fit.prefill.value_j == pytest.approx(truth.prefill_energy_j, rel=0.12)
         assert cell.fit.decode.value_j == pytest.approx(truth.decode_energy_j, rel=0.15)
