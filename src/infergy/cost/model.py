@@ -35,7 +35,8 @@ class Server:
         gpu: Kind of its GPUs.
         idle_w: Watts of all GPUs, idle, with the model loaded.
         is_api: Whether an API server hands out each token, rather than a batch interface all at the end.
-        seen: Whether rows of this model, precision and GPU count on this kind of GPU were fitted.
+        errors: Standard deviations of the logarithms of what the fit leaves of energy and of time of its rows; None
+            where no row of this model, precision and GPU count on this kind of GPU was fitted.
     """
 
     engine: str
@@ -44,7 +45,7 @@ class Server:
     gpu: Gpu
     idle_w: float
     is_api: bool
-    seen: bool = False
+    errors: tuple[float, float] | None = None
 
 
 class StepCost:
@@ -112,10 +113,11 @@ class StepCost:
             ]
         )
         energy, seconds = (float(slope @ covariance @ slope) for slope in slopes.T)
+        left_j, left_s = self.server.errors or (self.fit.energy_sd, self.fit.time_sd)
         unseen = 0.0 if self.server.gpu.name in self.fit.rows else UNSEEN_GPU_SD**2
-        unseen += 0.0 if self.server.seen else UNSEEN_SERVER_SD**2
-        energy += self.fit.energy_sd**2 + self.fit.unit_energy_sd**2 + unseen
-        seconds += self.fit.time_sd**2 + self.fit.unit_time_sd**2 + unseen
+        unseen += UNSEEN_SERVER_SD**2 if self.server.errors is None else 0.0
+        energy += left_j**2 + self.fit.unit_energy_sd**2 + unseen
+        seconds += left_s**2 + self.fit.unit_time_sd**2 + unseen
         return math.sqrt(energy), math.sqrt(seconds)
 
     def floor_s(self, steps: StepColumns) -> Column:

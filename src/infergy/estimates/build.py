@@ -17,7 +17,7 @@ from infergy.cost.table import Origin, ServedBy, TableEntry
 from infergy.cost.work import server_work
 from infergy.errors import DataError
 from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_model, model_names
-from infergy.records import GREEDY, Measurement, result_of
+from infergy.records import GREEDY, Measurement, PlannedCell, result_of
 from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
@@ -31,6 +31,8 @@ from infergy.workload.requests import Requests
 LEAST_SD = 0.004
 """Standard deviation of the logarithm of a measured energy, at least: whole processes differ by so much
 (docs/uncertainty.md)."""
+ENTRIES = 40
+"""Of steps, of a table's entry, at most some more: sums over them are those of all steps within 0.3 %."""
 SERVED = ("vllm", "transformers")
 
 
@@ -137,7 +139,7 @@ def _entry(row: Measurement, source: str, environment: str, energy_sd: float) ->
         idle_w=idle_w,
         idle_s=run.idle_s if is_timed else 0.0,
         calls=0 if is_timed or by.is_api else 1,
-        steps=compress(run.steps)[:, [0, *range(2, 9)]],
+        steps=compress(run.steps, ENTRIES)[:, [0, *range(2, 9)]],
     )
 
 
@@ -155,7 +157,7 @@ def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
         is_api=by.is_api,
     )
     cost = StepCost(server, prior_fit(by.engine))
-    requests = requests_of_row(row)
+    requests = requests_of(row)
     if by.engine == "transformers":
         size = row.cell.setup.max_sequences or len(requests)
         config = StaticConfig(max_num_seqs=size, max_model_len=None, has_graphs=by.has_graphs)
@@ -163,18 +165,18 @@ def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
     return simulate(requests, config_of_row(row, by), cost), idle_w
 
 
-def requests_of_row(row: Measurement) -> Requests:
-    """The requests that a row served: batches of equal ones, or those of a replay."""
-    load = row.cell.load
-    lengths = row.lengths or (load.lengths,) * load.batch
+def requests_of(planned: PlannedCell | Measurement) -> Requests:
+    """The requests of a planned or measured cell, at their arrival times if it has any."""
+    load = planned.cell.load
+    lengths = planned.lengths or (load.lengths,) * load.batch
     inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
-    arrivals = np.array(row.arrival_s) if any(row.arrival_s) else None
+    timed = any(planned.arrival_s)
     return Requests(
-        source=str(row.cell),
+        source=str(planned.cell),
         input_tokens=inputs,
         output_tokens=outputs,
-        arrival_s=arrivals,
-        order_reason=None if arrivals is not None else "a batch",
+        arrival_s=np.array(planned.arrival_s) if timed else None,
+        order_reason=None if timed else "all at once",
     )
 
 

@@ -121,7 +121,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         gpu=gpu,
         idle_w=idle_w,
         is_api=setup.engine == "vllm" and spec.usage_context == "server",
-        seen=measured is not None,
+        errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
     config = _config(spec, setup, shape, gpu)
     return OpenServer(
@@ -162,25 +162,49 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     )
 
 
-def load_tables(paths: Sequence[str | Path] = ()) -> Table:
+def load_tables(
+    paths: Sequence[str | Path] = (), *, calibration: str | None = None, allow_simulated: bool = False
+) -> Table:
     """The shipped table, with what a user's rows or tables add to it.
 
+    Args:
+        paths: Stores of rows, or tables.
+        calibration: Name or file of a calibration (`infergy calibrate`), which narrows the constants of its GPU.
+        allow_simulated: Whether rows of the simulated GPU may be used.
+
     Raises:
-        DataError: A file is neither rows nor a table.
+        DataError: A file is neither rows nor a table nor a calibration, or its rows are simulated.
+    """
+    table = shipped_table()
+    for path in map(Path, paths):
+        table = add_rows(table, path, allow_simulated=allow_simulated)
+    if calibration is None:
+        return table
+    from infergy.cost.calibration import load_calibration, narrow
+
+    found = load_calibration(calibration)
+    gpu = get_gpu(found.gpu)
+    constants = found.constants_of(gpu)
+    fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
+    return replace(table, fits=fits)
+
+
+def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Table:
+    """A table with what a store of rows, or another table, adds to it.
+
+    Raises:
+        DataError: The file is neither, or its rows are simulated.
     """
     from infergy.estimates.build import entries_of_rows
 
-    table = shipped_table()
-    for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"{path}: no such file. Measure one: infergy measure quick -o {path}")
-        if is_table(path):
-            own = read_table(path, entries=True)
-            entries, environments = own.entries, own.environments
-        else:
-            entries, environments = entries_of_rows([path])
-        table = make_table(entries, {**table.environments, **environments}, prior=table)
-    return table
+    if not path.exists():
+        raise DataError(f"{path}: no such file. Measure one: infergy measure paper-bins -o {path}")
+    if is_table(path):
+        own = read_table(path, entries=True)
+        entries, environments = own.entries, own.environments
+    else:
+        entries, environments = entries_of_rows([path], allow_simulated=allow_simulated)
+    return make_table(entries, {**table.environments, **environments}, prior=table)
 
 
 def _has_graphs(setup: EngineSetup) -> bool:
