@@ -62,7 +62,8 @@ def test_forecasts_of_the_shipped_h200_cells_are_near_what_was_measured(
         cell = re.fullmatch(rf"{engine} llama-3.1-8b (\d+)→(\d+) × (\d+)", entry.origin.cell)
         if cell is None or entry.served_by.gpu != "h200" or entry.duration_s is None:
             continue
-        load = Load(**dict(zip(("input_tokens", "output_tokens", "batch"), map(int, cell.groups()), strict=True)))
+        inputs, outputs, batch = map(int, cell.groups())
+        load = Load(input_tokens=inputs, output_tokens=outputs, batch=batch)
         found = forecast_load(replace(VLLM, engine=engine), LLAMA, H200, load)
         errors.append((abs(found.batch_j / entry.energy_j - 1), abs(found.batch_s / entry.duration_s - 1)))
     assert len(errors) > 40
