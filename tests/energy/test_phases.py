@@ -19,8 +19,8 @@ from infergy.hardware import get_gpu, get_model, model_config
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
-from infergy.meters.simulated import SimulatedMeter
 from infergy.measure.predict import forecast_load
+from infergy.meters.simulated import SimulatedMeter
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
 from infergy.records.store import read_store
 from rows import build_row
