@@ -24,7 +24,7 @@ from infergy.energy.datasheet import estimate_from_datasheet
 from infergy.energy.demand import decode_demand, prefill_demand
 from infergy.energy.physics import BY_NAME, Chips, Physics
 from infergy.errors import DataError, UsageError
-from infergy.hardware.gpus import get_gpu
+from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.hardware.models import get_model
 from infergy.measure.calibrate import calibrate
 from infergy.measure.simulated_bench import Truth
@@ -190,7 +190,7 @@ def test_failures_are_left_out_with_their_reason_until_a_window_replaces_them() 
 
 def test_what_is_measured_beside_the_constants_is_told() -> None:
     seen = {one.name: one for one in fit_calibration(windows(7)).seen}
-    assert seen["idle power"].value == pytest.approx(700 * 0.21, rel=0.05)
+    assert seen["idle power"].value == pytest.approx(700 * IDLE_SHARE, rel=0.05)
     assert seen["bandwidth of copies"].value == pytest.approx(0.85 * 4.8e12, rel=0.05)
     assert seen["a launch without a graph"].value == pytest.approx(6e-6, rel=0.05)
     assert seen["bandwidth of the link"].value == pytest.approx(450e9, rel=0.1)

@@ -1,4 +1,4 @@
-"""What a draft model adds to memory and forecast, by the law of Leviathan et al. 2023."""
+"""What a draft model adds to memory, and the tokens of a round by Leviathan et al. 2023."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.hardware import forecast, get_gpu, get_model, largest_batch
+from infergy.hardware import get_gpu, get_model, largest_batch
 from infergy.hardware.draft import Draft
-from infergy.hardware.forecast import HOST_S_PER_LAYER
 from infergy.records.speculation import tokens_per_round
 
 LLAMA, SMALL, H200 = get_model("llama-3.1-8b"), get_model("llama-3.2-1b"), get_gpu("h200")
@@ -29,27 +28,6 @@ def test_a_round_yields_what_equation_1_says(acceptance: float, look_ahead: int)
 def test_all_accepted_is_one_more_than_drafted_and_none_is_the_models_own() -> None:
     assert tokens_per_round(1.0, 4) == 5
     assert tokens_per_round(0.0, 4) == 1
-
-
-def test_seconds_and_joules_of_decoding_are_those_of_a_round_over_its_tokens() -> None:
-    sure, never = (forecast(LLAMA, H200, 512, 64, 8, engine="vllm", draft=drafted(a)) for a in (1.0, 0.0))
-    assert never.decode_s == pytest.approx(5 * sure.decode_s)
-    assert never.decode_energy_j == pytest.approx(5 * sure.decode_energy_j)
-    assert never.prefill_s == sure.prefill_s
-    plain = forecast(LLAMA, H200, 512, 64, 8, engine="vllm")
-    # Nothing accepted is all the work of greedy decoding, and the draft's on top.
-    assert sure.decode_s < plain.decode_s < never.decode_s
-    assert sure.decode_energy_j < plain.decode_energy_j < never.decode_energy_j
-    assert plain.prefill_s < sure.prefill_s
-    assert plain.prefill_energy_j < sure.prefill_energy_j
-
-
-def test_without_graphs_each_step_of_the_draft_is_launched() -> None:
-    one, two = (
-        forecast(LLAMA, H200, 64, 64, 1, engine="vllm", cuda_graphs=False, draft=drafted(0.0, count))
-        for count in (1, 2)
-    )
-    assert two.decode_s - one.decode_s == pytest.approx(63 * HOST_S_PER_LAYER["vllm-eager"] * SMALL.layers)
 
 
 def test_the_drafts_weights_and_cache_take_room_from_the_batch() -> None:

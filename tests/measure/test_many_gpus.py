@@ -16,7 +16,7 @@ from infergy.engines import Completion, Work
 from infergy.engines.protocol import tell_gpu
 from infergy.engines.simulated import SimulatedEngine
 from infergy.errors import EngineError, GpuLostError, MeterError, MissingError, UsageError
-from infergy.hardware import forecast, get_gpu, get_model, largest_batch, model_config
+from infergy.hardware import get_gpu, get_model, largest_batch, model_config
 from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.measure.block import window
 from infergy.measure.grid import make_plan, parse_grid, read_grid
@@ -26,6 +26,7 @@ from infergy.meters.simulated import SimulatedMeter
 from infergy.records import EngineSetup, GpuIdentity, GpuState, Measurement, MeasureOptions, Plan, PlannedCell
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainty
+from simulated_truth import truth_of
 from waiting import wait_until
 
 SRC = str(Path(__file__).parents[2] / "src")
@@ -55,10 +56,7 @@ def test_a_sweep_over_several_gpus_recovers_the_joules_of_each(count: int, tmp_p
     assert len(rows) == 2
     for row in rows:
         load = row.cell.load
-        truth = forecast(
-            get_model("llama-3.1-8b"), H200, load.input_tokens, load.output_tokens, load.batch,
-            engine="vllm", tensor_parallel=count,
-        )  # fmt: skip
+        truth = truth_of(load.input_tokens, load.output_tokens, load.batch, tensor_parallel=count)
         # What each GPU of a node draws of the whole, from a node of its own.
         node = pretend_node(H200, count)
         node.advance(1.0, truth.energy_j)

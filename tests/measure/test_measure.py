@@ -21,7 +21,7 @@ import pytest
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.simulated import SimulatedEngine
 from infergy.errors import DataError, EngineError, UsageError
-from infergy.hardware import forecast, get_gpu, get_model, model_config
+from infergy.hardware import get_gpu, model_config
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
@@ -43,6 +43,7 @@ from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Peer, Spread
 from infergy.records.visits import join_visits
+from simulated_truth import truth_of
 from waiting import is_running, wait_until
 
 ONE_WINDOW = MeasureOptions(max_time_s=0.0)
@@ -310,19 +311,12 @@ def test_a_sweep_measures_every_cell_and_the_same_command_resumes(tmp_path: Path
     assert (tmp_path / "rows.jsonl.torn").read_bytes().startswith(lines[5][:100])
 
 
-def test_a_simulated_sweep_recovers_the_forecast_joules(tmp_path: Path) -> None:
+def test_a_simulated_sweep_recovers_the_energy_of_the_simulated_gpu(tmp_path: Path) -> None:
     plan = tiny_plan(cells=[{"input_tokens": [512], "output_tokens": [64], "batch": [1, 32]}])
     list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
     for row in read_store(tmp_path / "rows.jsonl").rows:
         load, setup = row.cell.load, row.cell.setup
-        truth = forecast(
-            get_model("llama-3.1-8b"),
-            get_gpu("h200"),
-            load.input_tokens,
-            load.output_tokens,
-            load.batch,
-            engine=setup.engine,
-        )
+        truth = truth_of(load.input_tokens, load.output_tokens, load.batch, engine=setup.engine)
         assert row.result is not None
         assert row.result.energy_j == pytest.approx(truth.energy_j, rel=0.003)
 
@@ -386,8 +380,8 @@ def test_a_child_that_dies_while_it_loads_costs_no_cell_the_same_command_tries_a
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs Python as on a bare node: whatever infergy's analysis needs cannot be imported."""
-    for name in ("polars", "pydantic", "numpy", "narwhals", "pandas", "scipy", "typer", "rich", "pynvml"):
+    """Runs Python as on a bare node: of what infergy's analysis needs only numpy can be imported."""
+    for name in ("polars", "pydantic", "narwhals", "pandas", "scipy", "typer", "rich", "pynvml"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')\n")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -402,7 +396,7 @@ def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_the_measuring_side_needs_the_standard_library_only(
+def test_the_measuring_side_needs_the_standard_library_and_numpy_only(
     tmp_path: Path, bare: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     plan = tmp_path / "plan.json"

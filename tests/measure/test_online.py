@@ -13,6 +13,7 @@ from infergy.cli import app
 from infergy.energy.load import load_table
 from infergy.energy.phases import find_phases
 from infergy.errors import DataError, UsageError
+from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.measure.anchors import plan_again, plan_anchors
 from infergy.measure.forecast import total_j
 from infergy.measure.studies import size_of
@@ -86,9 +87,10 @@ def test_power_is_looked_at_over_the_begin_of_a_long_run(rows: dict[str, Measure
 def test_the_joules_of_a_run_hold_those_of_its_gaps(rows: dict[str, Measurement]) -> None:
     result = result_of(rows["vllm-poisson1"])
     assert result.duration_s > 30, "31 gaps of a second on average"
-    # The simulated H200 idles at 147 W: no second of the run may be missing.
-    assert result.energy_j > 147 * result.duration_s
-    gap_j = 147 * result.duration_s / 32
+    # No second of the run may be missing, idle ones neither.
+    idle_w = IDLE_SHARE * get_gpu("h200").tdp_w
+    assert result.energy_j > idle_w * result.duration_s
+    gap_j = idle_w * result.duration_s / 32
     assert result.energy_per_request_j > gap_j > result_of(rows["vllm"]).energy_per_request_j
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from infergy.energy.phases import find_phases
 from infergy.engines import Completion, Work
-from infergy.hardware import forecast, get_gpu, get_model
 from infergy.measure.cell import _count
 from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.sweep import sweep
 from infergy.records import Plan
 from infergy.records.store import read_store
+from simulated_truth import truth_of
 
 
 def plan_of(*blocks: dict[str, Any]) -> Plan:
@@ -73,12 +73,12 @@ def test_a_simulated_sweep_tells_the_times_and_the_joules_of_both_phases(tmp_pat
     (setup,) = find_phases(rows).setups
     assert len(setup.cells) == 4
     for cell in setup.cells:
-        truth = forecast(get_model("llama-3.1-8b"), get_gpu("h200"), 512, cell.output_tokens, cell.batch, engine="vllm")
-        assert cell.time_to_first_token_s == pytest.approx(truth.prefill_s)
+        truth = truth_of(512, cell.output_tokens, cell.batch)
+        assert cell.time_to_first_token_s == pytest.approx(truth.first_token_s)
         if cell.output_tokens == 1:
             assert cell.time_per_output_token_s is None
             continue
-        assert cell.time_per_output_token_s == pytest.approx(truth.decode_s / 63)
+        assert cell.time_per_output_token_s == pytest.approx((truth.finished_s - truth.first_token_s) / 63)
         assert cell.pair is not None
         assert cell.pair.prefill.value_j == pytest.approx(truth.prefill_energy_j, rel=0.01)
         assert cell.pair.decode.value_j == pytest.approx(truth.decode_energy_j, rel=0.01)

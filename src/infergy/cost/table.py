@@ -12,17 +12,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infergy.cost.fit import ENERGY_ERROR, TIME_ERROR, Column, Fit, FitRow, fit, sd_of
+from infergy.cost.fit import ENERGY_ERROR, TIME_ERROR, Column, Fit, FitRow, fit, prior_fit, sd_of
 from infergy.cost.work import server_work
 from infergy.errors import DataError
 from infergy.hardware import get_gpu, get_model
 
 TABLE_SCHEMA = "infergy.table/1"
+SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
 DIGITS = 7
 """Significant digits of sums and constants in a table."""
 LIKE_ROWS = 6.0
@@ -175,6 +178,17 @@ class Table:
         """Watts of one GPU of a kind, idle, with a model loaded: median over its servers; None if never measured."""
         known = [one.idle_w for one in self.measured if one.served_by.gpu == gpu]
         return float(np.median(known)) if known else None
+
+
+@cache
+def shipped_table() -> Table:
+    """The header of the table inside the package."""
+    return read_table(SHIPPED_TABLE)
+
+
+def fit_of(table: Table, engine: str) -> Fit:
+    """The fit of an engine; priors alone where nothing of it was measured."""
+    return table.fits[engine] if engine in table.fits else prior_fit(engine)
 
 
 def make_table(

@@ -3,7 +3,7 @@
     E = a0 + a1·B·I + a2·B·I²                    prefill: B requests of I input tokens
       + b0·S + b1·B·S + b2·B·S·(I + O/2)         decode: S = O − 1 steps to O output tokens
 
-Each term is one that `infergy.hardware.forecast` prices: a1 and b1 the matrix products of a token (2 FLOPs a weight),
+Each term is one of `infergy.cost.step`: a1 and b1 the matrix products of a token (2 FLOPs a weight),
 a2 the attention of a prompt to itself, b0 the weights read once a step (and the launching of its kernels), b2 the KV
 cache read at the mean context I + O/2, a0 what a batch costs whatever is in it. Base power enters through the seconds
 that each takes. Where a phase is held up now by one resource, now by another (a roofline: the larger of two times), the

@@ -1,4 +1,7 @@
-"""A stand-in for any engine on simulated GPUs: each phase takes the time and joules of its forecast, exactly."""
+"""A stand-in for any engine on simulated GPUs: each step takes what the cost model says with its priors, exactly.
+
+Priors do not change when the shipped table grows: what tests hold a measurement against stays the same.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,17 @@ from infergy.engines.protocol import (
     refuse_vllm_options,
 )
 from infergy.errors import UsageError
-from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
+from infergy.hardware import Gpu, ModelShape
 from infergy.hardware.draft import Draft, find_draft
-from infergy.hardware.serving import play
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.hardware.simulated_node import SimulatedNode
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 from infergy.records.speculation import Drafts
+from infergy.serving.run import Run
+from infergy.serving.setups import cost_of_setup, memory_fault, serve_setup
+
+GAP_S = 1e-9
+"""Rounding of times; a longer gap between two steps is time in which the GPUs idle."""
 
 
 class SimulatedEngine:
@@ -70,7 +77,7 @@ class SimulatedEngine:
 
 
 class SimulatedSession:
-    """Lets virtual time pass at the forecast's power."""
+    """Lets virtual time pass at the power of simulated steps."""
 
     def __init__(
         self,
@@ -85,60 +92,74 @@ class SimulatedSession:
         self._shape = shape
         self._setup = setup
         self._draft = draft
+        self._cost = cost_of_setup(setup, shape, gpu, draft=draft)
+        # Windows repeat one batch: its run is kept.
+        self._served: tuple[list[tuple[int, int]], list[float], Run] | None = None
 
     def run(self, work: Work) -> Completion:
-        """Spend the forecast's time and joules on `work`.
+        """Spend the time and energy that serving `work` takes.
 
         Raises:
-            UsageError: The engine that is played serves static batches, and the requests are not alike, or arrive one
-                after the other.
+            UsageError: The engine that is played serves static batches, and requests arrive one after the other.
             EngineOutOfMemoryError: They do not fit.
         """
-        is_mixed = len(set(map(len, work.prompts))) != 1 or len(set(work.output_tokens)) != 1
-        is_bound = self._setup.max_sequences is not None and self._setup.max_sequences < len(work.prompts)
-        if is_mixed or is_bound or any(work.arrival_s):
-            return self._play(work)
-        if self._setup.engine == "transformers" and self._setup.speculation is not None:
-            refuse_batch(self._setup.speculation, len(work.prompts))
-        batch, length, output = len(work.prompts), len(work.prompts[0]), work.output_tokens[0]
-        engine, dtype, gpus = self._setup.engine, self._setup.dtype, self._setup.tensor_parallel
-        limit = largest_batch(
-            self._shape,
-            self._gpu,
-            length,
-            output,
-            engine=engine,
-            dtype=dtype,
-            tensor_parallel=gpus,
-            draft=self._draft,
+        self._check(work)
+        beams = work.decoding.beams
+        order = sorted(range(len(work.prompts)), key=lambda place: work.arrival_s[place])
+        lengths = [(len(work.prompts[place]), work.output_tokens[place]) for place in order for _ in range(beams)]
+        times = [work.arrival_s[place] for place in order for _ in range(beams)]
+        if self._served is None or self._served[:2] != (lengths, times):
+            run = serve_setup(self._setup, self._shape, self._gpu, self._cost, lengths, times)
+            self._served = lengths, times, run
+        run = self._served[2]
+        if run.counts.rejected_requests:
+            raise EngineOutOfMemoryError("not one request fits", is_usable=True)
+        self._spend(run)
+        served, rank = run.requests, {place: index * beams for index, place in enumerate(order)}
+        first_s, finished_s = (
+            tuple(float(column[rank[place]] - served.arrival_s[rank[place]]) for place in range(len(order)))
+            for column in (served.first_token_s, served.finished_s)
         )
-        sequences = batch * work.decoding.beams
-        if sequences > limit.batch:
-            raise EngineOutOfMemoryError(f"batch {batch} does not fit: {limit.reason}", is_usable=True)
-        cost = forecast(
-            self._shape,
-            self._gpu,
-            length,
-            output,
-            sequences,
-            engine=engine,
-            cuda_graphs=self._setup.cuda_graphs,
-            compiled=self._setup.compiled,
-            tensor_parallel=gpus,
-            dtype=dtype,
-            draft=self._draft,
-        )
-        self._device.advance(cost.prefill_s, cost.prefill_energy_j / cost.prefill_s)
-        if cost.decode_s:
-            self._device.advance(cost.decode_s, cost.decode_energy_j / cost.decode_s)
         return Completion(
             input_tokens=tuple(len(prompt) for prompt in work.prompts),
             output_tokens=work.output_tokens,
-            first_token_s=(cost.prefill_s,) * batch,
-            finished_s=(cost.prefill_s + cost.decode_s,) * batch,
+            first_token_s=first_s,
+            finished_s=finished_s,
             drafts=self._play_drafts(work),
             experts_touched=self._experts_touched(work),
         )
+
+    def _check(self, work: Work) -> None:
+        """Whether the engine serves `work`, and the memory takes it.
+
+        Equal requests at once are one batch, whose size is the user's: all of them must fit together.
+        """
+        setup, lengths = self._setup, list(zip(map(len, work.prompts), work.output_tokens, strict=True))
+        is_bound = setup.max_sequences is not None and setup.max_sequences < len(lengths)
+        is_batch = len(set(lengths)) == 1 and not is_bound and not any(work.arrival_s)
+        if not is_batch:
+            if setup.engine == "transformers" and any(work.arrival_s):
+                raise UsageError(
+                    "transformers serves static batches, which nothing can join; vllm serves later requests"
+                )
+            refuse_beams(work.decoding)
+        elif setup.engine == "transformers" and setup.speculation is not None:
+            refuse_batch(setup.speculation, len(lengths))
+        sequences = [pair for pair in lengths for _ in range(work.decoding.beams)]
+        fault = memory_fault(setup, self._shape, self._gpu, sequences, self._draft, together=is_batch)
+        if fault is not None:
+            reason = f"batch {len(lengths)} does not fit: {fault}" if is_batch else "not one request fits"
+            raise EngineOutOfMemoryError(reason, is_usable=True)
+
+    def _spend(self, run: Run) -> None:
+        """Let the time of a run pass, at the power of each of its steps."""
+        now_s = 0.0
+        columns = (run.steps.start_s, run.steps.duration_s, run.steps.count * run.step_energy_j)
+        for start_s, seconds, joules in zip(*(column.tolist() for column in columns), strict=True):
+            if start_s - now_s > GAP_S:
+                self._device.sleep(start_s - now_s)
+            self._device.advance(seconds, joules / seconds)
+            now_s = start_s + seconds
 
     def _experts_touched(self, work: Work) -> float | None:
         """What transformers tells and vLLM does not, were routing uniform."""
@@ -146,28 +167,6 @@ class SimulatedSession:
         if not work.count_experts or experts is None or self._setup.engine != "transformers":
             return None
         return experts.expected_coverage(len(work.prompts) * work.decoding.beams)
-
-    def _play(self, work: Work) -> Completion:
-        """Requests of any lengths, as the engine batches them; between them the GPUs idle."""
-        if self._setup.engine == "transformers" and any(work.arrival_s):
-            raise UsageError("transformers serves static batches, which nothing can join; vllm serves later requests")
-        refuse_beams(work.decoding)
-        lengths = list(zip(map(len, work.prompts), work.output_tokens, strict=True))
-        played = play(self._shape, self._gpu, self._setup, lengths, work.arrival_s, self._draft)
-        if played is None:
-            raise EngineOutOfMemoryError("not one request fits", is_usable=True)
-        for stretch in played.stretches:
-            if stretch.energy_j is None:
-                self._device.sleep(stretch.seconds)
-            else:
-                self._device.advance(stretch.seconds, stretch.energy_j / stretch.seconds)
-        return Completion(
-            input_tokens=tuple(len(prompt) for prompt in work.prompts),
-            output_tokens=work.output_tokens,
-            first_token_s=played.first_token_s,
-            finished_s=played.finished_s,
-            drafts=self._play_drafts(work),
-        )
 
     def _play_drafts(self, work: Work) -> Drafts | None:
         """As many rounds as are expected: each adds a token of the model to those that it accepts."""

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from infergy.cost.fit import Fit, prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.table import MeasuredServer, ServedBy, Table, is_table, make_table, read_table
+from infergy.cost.table import (
+    SHIPPED_TABLE as SHIPPED_TABLE,
+)
+from infergy.cost.table import (
+    MeasuredServer,
+    ServedBy,
+    Table,
+    fit_of,
+    is_table,
+    make_table,
+    read_table,
+)
+from infergy.cost.table import (
+    shipped_table as shipped_table,
+)
 from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
-from infergy.hardware.gpus import Gpu
+from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records import ENGINES, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, model_context, resolve
 from infergy.serving.run import Run
@@ -23,9 +34,6 @@ from infergy.serving.simulate import RequestColumns, Router, simulate
 from infergy.serving.static import StaticConfig
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
-SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
-IDLE_SHARE = 0.175
-"""Idle power of a GPU with a model loaded, over TDP, where it was not measured: 123 of 700 W on H200s and H100s."""
 STATIC_BATCH = 32
 """Requests of a static batch under transformers, unless --max-num-seqs says otherwise."""
 
@@ -154,11 +162,6 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     )
 
 
-def fit_of(table: Table, engine: str) -> Fit:
-    """The fit of an engine; priors alone where nothing of it was measured."""
-    return table.fits[engine] if engine in table.fits else prior_fit(engine)
-
-
 def load_tables(
     paths: Sequence[str | Path] = (), *, calibration: str | None = None, allow_simulated: bool = False
 ) -> Table:
@@ -202,12 +205,6 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
     else:
         entries, environments = entries_of_rows([path], allow_simulated=allow_simulated)
     return make_table(entries, {**table.environments, **environments}, prior=table)
-
-
-@cache
-def shipped_table() -> Table:
-    """The header of the table inside the package."""
-    return read_table(SHIPPED_TABLE)
 
 
 def _has_graphs(setup: EngineSetup) -> bool:

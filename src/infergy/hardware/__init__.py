@@ -1,7 +1,6 @@
 """What inference runs on: GPUs by their datasheets, models by their shapes. Standard library only."""
 
 from infergy.hardware.by_hand import BY_HAND
-from infergy.hardware.forecast import Forecast, forecast
 from infergy.hardware.gpus import (
     SIMULATED_PREFIX,
     Gpu,
@@ -24,7 +23,6 @@ __all__ = [
     "AttentionShape",
     "BatchLimit",
     "ExpertShape",
-    "Forecast",
     "Gpu",
     "LatentAttention",
     "Link",
@@ -33,7 +31,6 @@ __all__ = [
     "canonical_name",
     "catalogue_name",
     "find_gpu_by_driver_name",
-    "forecast",
     "get_gpu",
     "get_model",
     "gpu_names",

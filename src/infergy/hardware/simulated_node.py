@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infergy.hardware.forecast import BASE_SHARE_OF_TDP
-from infergy.hardware.gpus import SIMULATED_PREFIX, Gpu
+from infergy.hardware.gpus import IDLE_SHARE, SIMULATED_PREFIX, Gpu
 from infergy.hardware.simulated import COUNTER_PERIOD_S, SimulatedGpu
 from infergy.records import GpuIdentity
 
@@ -71,7 +70,7 @@ def pretend_node(gpu: Gpu, count: int) -> SimulatedNode:
                     name=f"{SIMULATED_PREFIX}{gpu.title}",
                     memory_bytes=gpu.memory_bytes,
                 ),
-                idle_w=gpu.tdp_w * BASE_SHARE_OF_TDP * weight,
+                idle_w=gpu.tdp_w * IDLE_SHARE * weight,
                 phase_s=(FIRST_PHASE_S + index * PHASE_STEP_S) % COUNTER_PERIOD_S,
             )
             for index, weight in enumerate(weights)

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infergy.measure", description=__doc__.splitlines()[0])
     parser.add_argument("plan", type=Path, help="a plan, made by: infergy plan GRID.toml -o PLAN.json")
     parser.add_argument("-o", "--output-file", type=Path, required=True, help="the store; resumed if it exists")
-    parser.add_argument("--simulate", action="store_true", help="use the simulated GPU")
+    parser.add_argument("--simulate", action="store_true", help="use the simulated GPU (needs numpy)")
     parser.add_argument("--meter", default=NVML, help=f"who reads joules: {NVML} or a plug-in [default: {NVML}]")
     parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed before")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""How large a batch may be: what memory takes, and what a grid allows. Standard library only."""
+"""How large a batch may be: what memory takes, and what a grid allows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, largest_batch
 from infergy.hardware.draft import Draft
-from infergy.measure.forecast import forecast_load
+from infergy.measure.predict import GpuWork, forecast_load
 from infergy.records import Cell, EngineSetup, Load, PlannedCell
 
 BATCH_STEP = 8
@@ -30,7 +30,8 @@ def plan_cell(cell: Cell, reason: str, shape: ModelShape, gpu: Gpu, draft: Draft
         cell=cell,
         batch_choice=reason,
         forecast_prefill_s=cost.prefill_s,
-        forecast_batch_s=cost.prefill_s + cost.decode_s,
+        forecast_batch_s=cost.batch_s,
+        forecast_batch_j=cost.batch_j,
     )
 
 
@@ -78,9 +79,10 @@ def choose_batch(
     if max_batch is not None and batch > max_batch:
         batch, reason = max_batch, f"largest allowed, {max_batch} (memory would take {fits})"
     if max_batch_s is not None:
+        work = GpuWork(setup, shape, gpu, draft)
 
         def gpu_s(size: int) -> float:
-            return forecast_load(setup, shape, gpu, replace(load, batch=size), draft).gpu_bound_s
+            return work.seconds(replace(load, batch=size))
 
         if gpu_s(batch) > max_batch_s:
             batch = _bisect(gpu_s, batch, max_batch_s)

@@ -1,15 +1,14 @@
-"""How long a plan will take, before it is run. Standard library only."""
+"""How long a plan will take, by the forecasts that it carries. Standard library only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from infergy.hardware import Forecast, Gpu, ModelShape, forecast, get_gpu
-from infergy.hardware.draft import Draft, find_draft
-from infergy.hardware.forecast import BASE_SHARE_OF_TDP
-from infergy.hardware.serving import play
-from infergy.records import EngineSetup, Load, MeasureOptions, Plan, PlannedCell
+from infergy.errors import UsageError
+from infergy.hardware import get_gpu
+from infergy.hardware.gpus import IDLE_SHARE
+from infergy.records import EngineSetup, MeasureOptions, Plan, PlannedCell
 
 LOAD_S = {"transformers": 20.0, "vllm": 100.0}
 """Seconds until a set-up of an 8B model is loaded, as seen on an H200 (vllm with graph capture)."""
@@ -71,49 +70,22 @@ def total_s(groups: Iterable[tuple[EngineSetup, list[PlannedCell]]], options: Me
 
 
 def total_j(plan: Plan) -> float:
-    """Forecast joules of all GPUs for measuring a plan: its batches, and base power while nothing is served.
+    """Forecast energy of all GPUs for measuring a plan: its batches, and idle power while nothing is served.
 
-    As rough as `infergy.hardware.forecast`, on which it rests: within 14 % a batch on one H200, unchecked elsewhere.
+    Raises:
+        UsageError: A cell has no forecast energy.
     """
-    gpu = get_gpu(plan.gpu)
+    idle_w = IDLE_SHARE * get_gpu(plan.gpu).tdp_w
     joules = 0.0
     for setup, cells in plan.by_setup().items():
-        shape = ModelShape.from_config(plan.models[setup.model], name=setup.model)
-        draft = find_draft(setup, plan.models)
         waiting_s = setup_s(setup, plan.options)
         for planned in cells:
-            load = planned.cell.load
+            if planned.forecast_batch_j is None:
+                raise UsageError(
+                    f"{plan.name}: a release made it that did not forecast energy; make it again: infergy plan"
+                )
             busy_s, windows = _work(planned, plan.options)
             waiting_s += windows * EDGE_S
-            if load.is_online:
-                joules += busy_s * played_power_w(planned, shape, gpu, draft)
-                continue
-            cost = forecast_load(setup, shape, gpu, load, draft)
-            joules += busy_s * cost.energy_j / (cost.prefill_s + cost.decode_s)
-        joules += waiting_s * gpu.tdp_w * BASE_SHARE_OF_TDP * setup.tensor_parallel
+            joules += busy_s * planned.forecast_batch_j / planned.forecast_batch_s
+        joules += waiting_s * idle_w * setup.tensor_parallel
     return joules
-
-
-def forecast_load(setup: EngineSetup, shape: ModelShape, gpu: Gpu, load: Load, draft: Draft | None = None) -> Forecast:
-    """Time and energy of a load, all requests at once."""
-    return forecast(
-        shape,
-        gpu,
-        load.input_tokens,
-        load.output_tokens,
-        load.batch * load.decoding.beams,
-        engine=setup.engine,
-        cuda_graphs=setup.cuda_graphs,
-        tensor_parallel=setup.tensor_parallel,
-        compiled=setup.compiled,
-        dtype=setup.dtype,
-        draft=draft,
-    )
-
-
-def played_power_w(planned: PlannedCell, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> float:
-    """Forecast mean power of all GPUs over a run of an online cell, its gaps included, in watts."""
-    load, setup = planned.cell.load, planned.cell.setup
-    played = play(shape, gpu, setup, planned.lengths or (load.lengths,) * load.batch, planned.arrival_s, draft)
-    idle_w = gpu.tdp_w * BASE_SHARE_OF_TDP * setup.tensor_parallel
-    return idle_w if played is None else played.energy_j(idle_w) / played.duration_s

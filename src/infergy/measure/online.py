@@ -1,6 +1,6 @@
 """Online cells as a grid asks for them, resolved: when requests arrive, and what serving them takes by forecast.
 
-Of a replay, how long its requests are. Standard library only, but where a trace is read.
+Of a replay, how long its requests are.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 from infergy.errors import DataError, UsageError
 from infergy.hardware import Gpu, ModelShape
 from infergy.hardware.draft import Draft
-from infergy.hardware.serving import play
-from infergy.measure.forecast import forecast_load
+from infergy.measure.predict import forecast_run
 from infergy.records import Arrivals, Cell, EngineSetup, Load, PlannedCell
 from infergy.records.arrivals import REPLAY, TRACE
 from infergy.records.cell import FEWEST_ARRIVALS
+from infergy.serving.setups import memory_fault
 from infergy.workload.arrivals import (
     DIGEST_LENGTH,
     draw_times,
@@ -155,25 +154,24 @@ def plan_online(
     gpu: Gpu,
     draft: Draft | None = None,
 ) -> PlannedCell:
-    """An online cell with its forecast: its requests, played.
+    """An online cell with its forecast: its requests, served in simulation.
 
     Raises:
         UsageError: Not even one request fits the memory.
     """
     load = run.load
     cell = Cell(setup=setup, load=load)
-    played = play(shape, gpu, setup, run.lengths or (load.lengths,) * load.batch, run.arrival_s, draft)
-    if played is None:
+    lengths = run.lengths or (load.lengths,) * load.batch
+    if memory_fault(setup, shape, gpu, lengths, draft, together=False) is not None:
         least = "a static batch" if setup.engine == "transformers" else "one of its requests"
         raise UsageError(f"{cell}: not {least} fits {gpu.title}")
-    # What a warm-up hands over at once.
-    usual = load if not run.lengths else replace(load, input_tokens=round(fmean(tokens for tokens, _ in run.lengths)))
-    prefill = forecast_load(setup, shape, gpu, replace(usual, output_tokens=1), draft)
+    cost = forecast_run(setup, shape, gpu, lengths, run.arrival_s, draft)
     return PlannedCell(
         cell=cell,
         batch_choice=reason,
-        forecast_prefill_s=prefill.prefill_s,
-        forecast_batch_s=played.duration_s,
+        forecast_prefill_s=cost.prefill_s,
+        forecast_batch_s=cost.batch_s,
+        forecast_batch_j=cost.batch_j,
         arrival_s=run.arrival_s,
         lengths=run.lengths,
     )

@@ -16,7 +16,7 @@ STUDIES_SCHEMA = "infergy.studies/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySize:
-    """What measuring a study takes, by forecast (`infergy.hardware.forecast`: rough, and from one H200).
+    """What measuring a study takes, by the forecasts of its plan (`infergy.measure.predict`).
 
     Attributes:
         cells: Distinct cells.

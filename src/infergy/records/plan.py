@@ -30,6 +30,7 @@ class PlannedCell:
         batch_choice: How its batch was chosen, in words.
         forecast_prefill_s: Seconds of the prefill of one batch.
         forecast_batch_s: Seconds of one batch.
+        forecast_batch_j: Energy of one batch on all GPUs; None in plans of releases that did not forecast it.
         visit: ``grid``, and where cells are visited several times ``grid-2`` and so on; an anchor is visited at the
             ``start`` and at the ``end`` of its set-up, so that drift shows.
         arrival_s: When each request of a run arrives, in seconds after the first; empty offline.
@@ -43,6 +44,7 @@ class PlannedCell:
     visit: str = GRID_VISIT
     arrival_s: tuple[float, ...] = ()
     lengths: tuple[tuple[int, int], ...] = ()
+    forecast_batch_j: float | None = None
 
     @property
     def key(self) -> str:

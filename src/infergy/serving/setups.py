@@ -1,0 +1,159 @@
+"""Engine set-ups, as plans and rows name them, served in simulation: what forecasts and the simulated engine play."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from infergy.cost.drafting import DraftedCost
+from infergy.cost.fit import Fit, prior_fit
+from infergy.cost.model import Server, StepCost
+from infergy.cost.work import server_work
+from infergy.errors import UsageError
+from infergy.hardware.draft import Draft
+from infergy.hardware.gpus import IDLE_SHARE, Gpu
+from infergy.hardware.memory import largest_batch
+from infergy.hardware.shape import ModelShape
+from infergy.records import SERVER, EngineSetup
+from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, resolve
+from infergy.serving.run import Run
+from infergy.serving.simulate import simulate
+from infergy.serving.static import StaticConfig
+from infergy.workload.requests import Requests
+
+Lengths = Sequence[tuple[int, int]]
+
+
+def cost_of_setup(
+    setup: EngineSetup,
+    shape: ModelShape,
+    gpu: Gpu,
+    *,
+    fit: Fit | None = None,
+    idle_w: float | None = None,
+    draft: Draft | None = None,
+) -> StepCost | DraftedCost:
+    """What steps of a set-up cost.
+
+    Args:
+        setup: What serves.
+        shape: Its model.
+        gpu: Kind of its GPUs.
+        fit: Constants; None: priors alone.
+        idle_w: Watts of one GPU, idle, with the model loaded; None: a share of the TDP.
+        draft: Its draft model; None without.
+
+    Raises:
+        UsageError: The GPU has no such dtype.
+    """
+    each_w = IDLE_SHARE * gpu.tdp_w if idle_w is None else idle_w
+    gpu.dense_flops("bfloat16" if setup.dtype == "mxfp4" else setup.dtype)
+
+    def cost(of: ModelShape) -> StepCost:
+        server = Server(
+            engine=setup.engine,
+            model=of.name,
+            work=server_work(of, dtype=setup.dtype, gpus=setup.tensor_parallel),
+            gpu=gpu,
+            idle_w=each_w * setup.tensor_parallel,
+            is_api=setup.usage_context == SERVER,
+        )
+        return StepCost(server, fit or prior_fit(setup.engine))
+
+    if draft is None:
+        return cost(shape)
+    return DraftedCost(cost(shape), cost(draft.shape), draft.look_ahead, draft.tokens_per_round)
+
+
+def serve_setup(
+    setup: EngineSetup,
+    shape: ModelShape,
+    gpu: Gpu,
+    cost: StepCost | DraftedCost,
+    lengths: Lengths,
+    arrival_s: Sequence[float] = (),
+) -> Run:
+    """Serve requests of so many input and output tokens, which arrive in ascending order at `arrival_s`, or at once.
+
+    Memory that the weights leave no room for is not looked at: `memory_fault` does.
+
+    Raises:
+        UsageError: An option that the engine rejects.
+    """
+    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
+    timed = any(arrival_s)
+    requests = Requests(
+        source=setup.label,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        arrival_s=np.array(arrival_s) if timed else None,
+        order_reason=None if timed else "all at once",
+    )
+    return simulate(requests, _config(setup, shape, gpu, lengths), cost)
+
+
+def memory_fault(
+    setup: EngineSetup, shape: ModelShape, gpu: Gpu, lengths: Lengths, draft: Draft | None = None, *, together: bool
+) -> str | None:
+    """Why the memory does not take these requests; None if it does.
+
+    Args:
+        setup: What serves.
+        shape: Its model.
+        gpu: Kind of its GPUs.
+        lengths: Input and output tokens of each request.
+        draft: Its draft model; None without.
+        together: Whether all of them run at once; else static batches of the set-up's bound under transformers, and
+            under vLLM as many as there is room for, at least one.
+    """
+    size = len(lengths)
+    if not together:
+        size = (setup.max_sequences or len(lengths)) if setup.engine == "transformers" else 1
+    batches = (
+        [lengths] if setup.engine != "transformers" else [lengths[k : k + size] for k in range(0, len(lengths), size)]
+    )
+    for batch in batches:
+        inputs, outputs = (max(tokens) for tokens in zip(*batch, strict=True))
+        limit = largest_batch(
+            shape,
+            gpu,
+            inputs,
+            outputs,
+            engine=setup.engine,
+            dtype=setup.dtype,
+            tensor_parallel=setup.tensor_parallel,
+            draft=draft,
+        )
+        if limit.batch < min(size, len(batch)):
+            return limit.reason
+    return None
+
+
+def _config(setup: EngineSetup, shape: ModelShape, gpu: Gpu, lengths: Lengths) -> EngineConfig | StaticConfig:
+    """The options that a set-up's engine runs with."""
+    if setup.engine == "transformers":
+        return StaticConfig(
+            max_num_seqs=setup.max_sequences or len(lengths),
+            tensor_parallel_size=setup.tensor_parallel,
+            has_graphs=setup.compiled,
+        )
+    options = EngineOptions(
+        max_num_seqs=setup.max_sequences,
+        max_num_batched_tokens=setup.max_batched_tokens,
+        max_model_len=setup.max_model_len,
+        enable_prefix_caching=setup.prefix_caching,
+        tensor_parallel_size=setup.tensor_parallel,
+        enforce_eager=setup.cuda_graphs is False,
+    )
+    if setup.gpu_memory_utilization is not None:
+        options = replace(options, gpu_memory_utilization=setup.gpu_memory_utilization)
+    context = cast(UsageContext, setup.usage_context)
+    try:
+        return resolve(shape, gpu, options, dtype=setup.dtype, usage_context=context)
+    except UsageError:
+        # Weights that do not fit are found out where memory is looked at; an option that is rejected is so again.
+        blocks = 1 + sum(-(-sum(pair) // options.block_size) for pair in lengths)
+        return resolve(shape, gpu, replace(options, num_gpu_blocks=blocks), dtype=setup.dtype, usage_context=context)
