@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped matmuls"
+CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE: a GPU's exchange is padded to 256 tokens; as many rows an expert is our guess"
 OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
+
+LOADED_IDLE_SHARE = 0.175
+"""Power of an idle GPU with a model loaded, over its TDP, where no row measured it: 123 W of 700 on H200s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,9 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("expert_read", 1.5, 0.4, "factor on the time of reading experts of 30 MB over dense weights"),
     _constant("expert_size", 0.25, 0.7, "exponent of that factor in 30 MB / size"),
     _constant("expert_rows", 32.0, 0.7, "rows that each visited expert computes beside its tokens'", TILES),
+    _constant("imbalance", 0.5, 0.5, "share of the standard deviation of visited experts by which the fullest GPU lags"),
+    _constant("dispatch_s", 15e-6, 0.7, "s of sending tokens to their experts' GPU, a layer and two GPUs"),
+    _constant("replica_rows", 256.0, 1.0, "more expert_rows where each GPU has requests of its own", CHUNKS),
     _constant("fp8_bytes", 1.2, 0.3, "factor on the time of reading fp8 weights over their bytes"),
     _constant("fp8_flops", 1.2, 0.3, "factor on the time of fp8 matmuls over their FLOPs"),
     _constant("fp8_layer_s", 10e-6, 0.7, "s more for a layer in fp8: activations are quantised"),
@@ -73,6 +80,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("attention_energy", 1.05, 0.2, "energy of an attention FLOP over one of a matmul"),
     _constant("fp8_byte_energy", 1.1, 0.25, "energy of a byte in fp8 over one in bfloat16"),
     _constant("fp8_flop_energy", 0.6, 0.25, "energy of a FLOP in fp8 over one in bfloat16", KERNELS),
+    _constant("block_byte_energy", 1.3, 0.3, "energy of a byte scaled in blocks over other fp8"),
     _constant("limit_share", 0.994, 0.002, "power at which a busy GPU is held, over its limit", KERNELS),
     _constant("limiter_s", 0.25, 0.01, "s over which the power limiter averages", ONLINE),
     _constant("call_s", 2.5e-3, 0.5, "s of the front end between two batches handed over at once"),
@@ -107,4 +115,4 @@ def values_of(engine: str, values: Mapping[str, float] | None = None) -> dict[st
     return {name: (values or {}).get(name, constant.value) for name, constant in constants_of(engine).items()}
 
 
-__all__ = ["BY_NAME", "CONSTANTS", "TRANSFORMERS", "Constant", "constants_of", "values_of"]
+__all__ = ["BY_NAME", "CONSTANTS", "LOADED_IDLE_SHARE", "TRANSFORMERS", "Constant", "constants_of", "values_of"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from infergy.hardware.gpus import Gpu
 REFERENCE_EXPERT_BYTES = 30e6
 NVLINK_4 = 450e9
 """Bytes/s in one direction, where the catalogue knows no link."""
+NO_WINDOW = 1e12
+"""Tokens; more than any context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,7 @@ class MatmulRates:
         weight: Of reading the weights that every step reads; `expert` of all routed experts.
         token: Of the FLOPs of one token; `head` of sampling one; `row` of the rows that experts compute beside tokens'.
         miss: Share of the experts that one token does not visit; 0 for a dense model.
+        lag: Of the fullest GPU, where experts are divided whole, at the square root of the share of them visited.
     """
 
     weight: Any
@@ -31,7 +35,8 @@ class MatmulRates:
     token: Any
     head: Any
     row: Any
-    miss: float
+    miss: Any
+    lag: Any = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,8 @@ class AttentionRates:
     """Seconds or joules of attention, on all GPUs of a server at once.
 
     Attributes:
-        read: Of a position that a decoding sequence reads; `window_read` in layers with a window of `window` tokens.
+        read: Of a position that a decoding sequence reads; `window_read` in layers with a window.
+        window: Tokens of that window; None where no layer has one.
         write: Of a token's keys and values; `state` of a sequence's recurrent state.
         pair: Of the FLOPs of a decoded token at one position; `window_pair` in layers with a window.
         ratio: FLOPs of a prompt's token over those of a decoded one.
@@ -47,12 +53,12 @@ class AttentionRates:
 
     read: Any
     window_read: Any
-    window: float
+    window: Any | None
     write: Any
     state: Any
     pair: Any
     window_pair: Any
-    ratio: float
+    ratio: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,9 +137,16 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
     weight_j, wide_flop_j = byte_j, c["flop_share"] * tdp_w / (0.6 * base_peak)
     if is_fp8:
         weight_j, flop_j = byte_j * c["fp8_byte_energy"], flop_j * c["fp8_flop_energy"]
+    if work.scaled_in_blocks:
+        weight_j = weight_j * c["block_byte_energy"]
     read, rows, miss = _expert_factors(work, c, narrow)
     experts = work.experts
     routed, row_flops = (0.0, 0.0) if experts is None else (experts.routed_bytes, experts.row_flops * rows)
+    lag: Any = 0.0
+    if experts is not None and work.dispatched:
+        # Of n experts dropped on G GPUs the fullest has n / G + sqrt(2 n ln G / G), for large n (Raab and Steger 1998).
+        fullest = math.sqrt(2 * math.log(work.gpus) * work.gpus / experts.experts)
+        lag = c["imbalance"] * fullest * routed * read * byte_s
     matmul_s = MatmulRates(
         weight=work.weight_bytes * narrow * byte_s,
         expert=routed * read * byte_s,
@@ -141,6 +154,7 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         head=work.head_flops * flop_s,
         row=row_flops * flop_s,
         miss=miss,
+        lag=lag,
     )
     matmul_j = MatmulRates(
         weight=work.weight_bytes * weight_j,
@@ -177,7 +191,8 @@ def _expert_factors(work: ServerWork, c: Mapping[str, Any], narrow: Any) -> tupl
     if not isinstance(grouping, np.ndarray):
         grouping = float(grouping)
     # Scales of blocks are read beside the experts, and take the place of the other formats' factor.
-    return grouping * (c["block_bytes"] if work.scaled_in_blocks else narrow), c["expert_rows"], 1.0 - experts.share
+    rows = c["expert_rows"] + c["replica_rows"] if work.replicated else c["expert_rows"]
+    return grouping * (c["block_bytes"] if work.scaled_in_blocks else narrow), rows, 1.0 - experts.share
 
 
 def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> AttentionRates:
@@ -185,7 +200,7 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
     return AttentionRates(
         read=a.read_bytes * byte * traffic,
         window_read=a.window_read_bytes * byte * traffic,
-        window=a.window_tokens,
+        window=a.window_tokens if a.window_tokens < math.inf else None,
         write=a.write_bytes * byte,
         state=a.state_bytes * byte,
         pair=a.pair_flops * flop,
@@ -202,6 +217,8 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
     exchange: Any = 0.0
     if work.gpus > 1:
         launch = launch + 2 * work.layers * c["reduce_s"] * (work.gpus / 2) ** c["reduce_growth"]
+        if work.dispatched:
+            launch = launch + expert_layers * c["dispatch_s"] * work.gpus / 2
         exchange = work.exchange_bytes / (NVLINK_4 if gpu.link is None else gpu.link.bandwidth)
     return HostRates(
         launch=launch,
@@ -213,3 +230,25 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
         sequence=c["sequence_s"] + work.vocabulary * c["logit_s"],
         prefill=c["prefill_s"],
     )
+
+
+def columns_of(rates: Sequence[Rates], rows: np.ndarray[Any, np.dtype[np.int64]]) -> Rates:
+    """Rates of several servers as columns of shape (k, rows).
+
+    Args:
+        rates: Of each server, from constants of one shape, (k, 1).
+        rows: For each row the index of its server.
+    """
+    columns: Rates = _joined(rates, rows)
+    return columns
+
+
+def _joined(parts: Sequence[Any], rows: Any) -> Any:
+    if is_dataclass(parts[0]):
+        kind: Any = type(parts[0])
+        return kind(**{f.name: _joined([getattr(part, f.name) for part in parts], rows) for f in fields(kind)})
+    if all(part is None for part in parts):
+        return None
+    # No window beside those of other servers: a finite one, since 0 decodes x infinity is no number.
+    values = [np.atleast_2d(NO_WINDOW if part is None else part) for part in parts]
+    return np.hstack(np.broadcast_arrays(*values))[:, rows]

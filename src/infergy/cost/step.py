@@ -50,9 +50,9 @@ class StepSums:
 def matmul_cost(r: MatmulRates, s: StepSums) -> tuple[Any, Any]:
     """What memory and what arithmetic of a step's matmuls takes, in the unit of the rates."""
     tokens = s.decodes + s.prefill_tokens
-    visited = 1.0 - r.miss**tokens if r.miss else 0.0
+    visited = 1.0 - r.miss**tokens
     # A CUDA graph computes its padding too; a mixed batch is never smaller than its tokens.
-    return r.weight + r.expert * visited, r.token * (
+    return r.weight + r.expert * visited + r.lag * visited**0.5, r.token * (
         tokens + _padding(s, tokens)
     ) + r.head * s.sampled + r.row * visited
 
@@ -67,7 +67,7 @@ def attention_cost(r: AttentionRates, s: StepSums, least: Any = np.minimum) -> t
     tokens = s.decodes + s.prefill_tokens
     memory = r.read * s.context + r.write * tokens + r.state * (s.decodes + s.prefills)
     flops = r.pair * (s.context + r.ratio * s.prefill_pairs)
-    if r.window < math.inf:
+    if r.window is not None:
         seen, pairs = least(s.context, s.decodes * r.window), least(s.prefill_pairs, s.prefill_tokens * r.window)
         memory = memory + r.window_read * seen
         flops = flops + r.window_pair * (seen + r.ratio * pairs)
@@ -213,7 +213,7 @@ class Pace:
         a, j = self.rates.attention_s, self.rates.attention_j
         memory, flops = a.read * context + (a.write + a.state) * decodes, a.pair * context
         added = matmul_j + (j.read + j.pair) * context + (j.write + j.state) * decodes
-        if a.window < math.inf:
+        if a.window is not None:
             seen = min(context, decodes * a.window)
             memory, flops = memory + a.window_read * seen, flops + a.window_pair * seen
             added += (j.window_read + j.window_pair) * seen
