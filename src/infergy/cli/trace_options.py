@@ -12,10 +12,13 @@ import typer
 from infergy.errors import UsageError
 from infergy.units import parse_duration
 from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
-from infergy.workload.bins import BIN_NAMES, PAPER, edges_of
+from infergy.workload.bins import BIN_NAMES, PAPER, Histogram, edges_of
+from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from infergy.workload import Requests
 
 _UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _WIDTH_OF_FILES = 120
@@ -64,6 +67,29 @@ TokenizerOption = Annotated[
         help="Count the real texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
         "[default: lengths drawn by the published moments]",
     ),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="TIME", help="Where in the trace to begin: 10m is minute 10 after its first request"
+    ),
+]
+ForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for", metavar="TIME", help="Wall time of arrivals to serve: 75s at --speed 3 are 225 s of the trace"
+    ),
+]
+SpeedOption = Annotated[
+    float | None, typer.Option("--speed", help="Requests arrive so many times as fast [default: 1]")
+]
+FirstOption = Annotated[int | None, typer.Option("--first", min=0, help="How many requests to skip")]
+CountOption = Annotated[
+    int | None,
+    typer.Option("--requests", min=1, help="How many requests to serve [default: all; of a task the study's 1024]"),
+]
+AllAtOnceOption = Annotated[
+    bool, typer.Option("--all-at-once", help="All requests arrive at once, whatever times the trace has")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables")]
 
@@ -155,3 +181,70 @@ def seconds_of(option: str, text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise UsageError(f"{option} {text}: expected a time, as 50ms, 0.05s or 5m") from error
+
+
+def open_requests_options(
+    source: str,
+    *,
+    format: str | None = None,  # noqa: A002
+    input_column: str | None = None,
+    output_column: str | None = None,
+    time_column: str | None = None,
+    cached_column: str | None = None,
+    time_unit: str | None = None,
+    start: str | None = None,
+    duration: str | None = None,
+    speed: float | None = None,
+    first: int | None = None,
+    requests: int | None = None,
+    seed: int | None = None,
+    tokenizer: str | None = None,
+    all_at_once: bool = False,
+) -> Requests:
+    """The requests that the shared options choose: of a trace, a task or a histogram; the window before the count.
+
+    Args:
+        source: Name, path or URL.
+        format: `FormatOption`.
+        input_column: `InputColumnOption`; the other columns likewise.
+        output_column: `OutputColumnOption`.
+        time_column: `TimeColumnOption`.
+        cached_column: `CachedColumnOption`.
+        time_unit: `TimeUnitOption`.
+        start: `FromOption`.
+        duration: `ForOption`.
+        speed: `SpeedOption`.
+        first: `FirstOption`.
+        requests: `CountOption`; of a task, how many are made.
+        seed: `SeedOption`.
+        tokenizer: `TokenizerOption`.
+        all_at_once: `AllAtOnceOption`.
+
+    Raises:
+        UsageError: An option out of range, or one that the source does not have.
+        DataError: The source cannot be read.
+    """
+    # Names of readers are loaded late: the help of the command line needs none.
+    from infergy.workload import open_requests, requests_of_histogram
+
+    made = requests if is_task(source) and not first else None
+    opened = open_requests(
+        source,
+        format=format,
+        columns=columns_of(input_column, output_column, time_column, cached_column, time_unit),
+        task=task_of(made, seed, tokenizer),
+    )
+    is_window = (start, duration, speed) != (None, None, None)
+    if isinstance(opened, Histogram):
+        found = requests_of_histogram(opened)
+    else:
+        found = opened.requests(arrivals=is_window or not all_at_once)
+    if is_window:
+        found = found.window(
+            start_s=0.0 if start is None else seconds_of("--from", start),
+            duration_s=None if duration is None else seconds_of("--for", duration),
+            speed=1.0 if speed is None else speed,
+        )
+    if first or (requests is not None and made is None):
+        found = found.slice(first or 0, requests)
+    return found.all_at_once() if all_at_once else found

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from infergy.workload.formats import FORMAT_NAMES, Columns
     from infergy.workload.histograms import find_histogram, open_requests
     from infergy.workload.padding import Padding
+    from infergy.workload.requests import PrefixBlocks, Requests, SetAside, requests_of_histogram
+    from infergy.workload.sampling import Sample, Window, sample_windows
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, TraceSummary
     from infergy.workload.tasks import TaskOptions
@@ -24,12 +26,19 @@ __all__ = [
     "Histogram",
     "LengthSummary",
     "Padding",
+    "PrefixBlocks",
+    "Requests",
+    "Sample",
+    "SetAside",
     "TaskOptions",
     "Trace",
     "TraceSummary",
+    "Window",
     "find_histogram",
     "open_requests",
     "open_trace",
+    "requests_of_histogram",
+    "sample_windows",
     "shipped_traces",
 ]
 
@@ -38,6 +47,8 @@ _HOMES = {
     "formats": ("FORMAT_NAMES", "Columns"),
     "histograms": ("find_histogram", "open_requests"),
     "padding": ("Padding",),
+    "requests": ("PrefixBlocks", "Requests", "SetAside", "requests_of_histogram"),
+    "sampling": ("Sample", "Window", "sample_windows"),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "TraceSummary"),
     "tasks": ("TaskOptions",),

@@ -2,6 +2,8 @@
 
     azure       TIMESTAMP, ContextTokens, GeneratedTokens                       Azure LLM inference traces 2023, 2024
     burstgpt    Timestamp, Request tokens, Response tokens, …                   BurstGPT, with or without sessions
+    bailian     chat_id, parent_chat_id, timestamp (s), hash_ids (16 tokens), … Qwen-Bailian usage traces
+    agentic     session_id, pre_gap (s), input_length, output_length            sessions without arrival times
     mooncake    timestamp (ms), input_length, output_length, hash_ids           Mooncake, FAST '25 traces
     openai      usage.prompt_tokens …, usage.input_tokens …, or batch output    OpenAI- and vLLM-style response logs
     tokens      input_tokens, output_tokens [, cached_tokens, arrival_s]        what infergy itself would write
@@ -48,10 +50,43 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockColumn:
+    """A column of lists: the hashes of the blocks of `block_tokens` tokens that a prompt consists of."""
+
+    path: str
+    block_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionColumns:
+    """Columns that link the requests of a session.
+
+    Attributes:
+        id: Column of the request's own id if there is a `parent`, else of its session's.
+        parent: Column of the id of the previous request of the session.
+        gap: Column of seconds between the previous answer and this request.
+    """
+
+    id: str
+    parent: str | None = None
+    gap: str | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All columns of sessions."""
+        return tuple(path for path in (self.id, self.parent, self.gap) if path is not None)
+
+
+GAPS = SessionColumns(id="session_id", gap="pre_gap")
+"""Sessions of the LMCache agentic traces; read in any format that has both columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """Columns of a known format; `time` and `cached` are tried in order, row by row.
 
     Attributes:
+        marks: Further columns by which the format is recognised.
         null_is_failed: Whether a row with neither input nor output is a failed request, as in logs of responses, where
             an error has no usage; elsewhere such a row is bad.
     """
@@ -63,6 +98,9 @@ class Format:
     cached: tuple[str, ...] = ()
     time_unit_s: float = 1.0
     null_is_failed: bool = False
+    marks: tuple[str, ...] = ()
+    blocks: BlockColumn | None = None
+    sessions: SessionColumns | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +114,19 @@ class Layout:
     cached: tuple[str, ...]
     time_unit_s: float
     null_is_failed: bool
+    blocks: BlockColumn | None = None
+    sessions: SessionColumns | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All columns that are read."""
+        """All columns of lengths and arrivals."""
         return tuple(dict.fromkeys((self.input, self.output, *self.time, *self.cached)))
+
+    @property
+    def link_paths(self) -> tuple[str, ...]:
+        """The columns that link requests: blocks of prompts and sessions."""
+        blocks = () if self.blocks is None else (self.blocks.path,)
+        return (*blocks, *(() if self.sessions is None else self.sessions.paths))
 
 
 def _chat(prefix: str, *times: str) -> Format:
@@ -110,7 +156,24 @@ def _responses(prefix: str, *times: str) -> Format:
 FORMATS = (
     Format(name="azure", input="ContextTokens", output="GeneratedTokens", time=("TIMESTAMP",)),
     Format(name="burstgpt", input="Request tokens", output="Response tokens", time=("Timestamp",)),
-    Format(name="mooncake", input="input_length", output="output_length", time=("timestamp",), time_unit_s=1e-3),
+    Format(
+        name="bailian",
+        input="input_length",
+        output="output_length",
+        time=("timestamp",),
+        marks=("chat_id", "parent_chat_id"),
+        blocks=BlockColumn(path="hash_ids", block_tokens=16),
+        sessions=SessionColumns(id="chat_id", parent="parent_chat_id"),
+    ),
+    Format(name="agentic", input="input_length", output="output_length", marks=GAPS.paths),
+    Format(
+        name="mooncake",
+        input="input_length",
+        output="output_length",
+        time=("timestamp",),
+        time_unit_s=1e-3,
+        blocks=BlockColumn(path="hash_ids", block_tokens=512),
+    ),
     _chat("usage.", "created"),
     _responses("usage.", "created_at", "created"),
     _chat("response.body.usage.", "response.body.created"),
@@ -166,7 +229,15 @@ def settle(
         cached=(named.cached,) if named.cached else present(known.cached),
         time_unit_s=named.time_unit_s or known.time_unit_s,
         null_is_failed=known.null_is_failed,
+        blocks=known.blocks if known.blocks is not None and known.blocks.path in fields else None,
+        sessions=_sessions(known, fields),
     )
+
+
+def _sessions(known: Format, fields: Collection[str]) -> SessionColumns | None:
+    """The columns of sessions that the log has, its format's or those of any format."""
+    candidates = (known.sessions, GAPS)
+    return next((found for found in candidates if found is not None and set(found.paths) <= set(fields)), None)
 
 
 def _recognise(fields: Collection[str], wanted: str | None, named: Columns) -> Format | None:
@@ -175,7 +246,8 @@ def _recognise(fields: Collection[str], wanted: str | None, named: Columns) -> F
         tokens = named.input or known.input, named.output or known.output
         if all_named and wanted is None and tokens != (known.input, known.output):
             continue
-        if wanted in (None, known.name) and set(tokens) <= set(fields):
+        needed = {*tokens, *(known.marks if wanted is None else ())}
+        if wanted in (None, known.name) and needed <= set(fields):
             return known
     return None
 
@@ -192,7 +264,7 @@ def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
 
 
 def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> str:
-    candidates = [known for known in FORMATS if wanted in (None, known.name)]
+    candidates = [known for known in FORMATS if wanted == known.name or (wanted is None and not known.marks)]
     names = "; ".join(f"{known.input} and {known.output} ({known.name})" for known in candidates)
     flags = [f"--{axis}-column NAME" for axis in ("input", "output") if getattr(named, axis) is None]
     what = "the tokens of each request are in no column that infergy knows" if candidates else "no columns were named"

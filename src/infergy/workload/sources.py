@@ -56,6 +56,12 @@ class Source:
     about: Mapping[str, str] = field(default_factory=dict)
     lengths_from: str | None = None
 
+    @property
+    def is_spark(self) -> bool:
+        """Whether Spark holds the rows."""
+        held = self.frame.implementation if self.kind == FRAME else None
+        return held is not None and bool(held.is_pyspark() or held.is_pyspark_connect())
+
 
 @cache
 def shipped_traces() -> Mapping[str, Mapping[str, str]]:

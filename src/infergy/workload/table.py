@@ -8,6 +8,12 @@ The same expressions serve both: `Table.x` is the module (polars or narwhals) th
     uncached_tokens   input less cached: what costs prefill         null where either cannot be read
     arrival_s         seconds on the log's own clock                null where unknown
 
+and, where links between requests are asked for and the log has them:
+
+    block_ids         lists of hashes of a prompt's blocks          null where missing or no list of whole numbers
+    session, parent   ids, as text                                  null where missing
+    gap_s             seconds after the previous answer             null where missing
+
 A frame that is held keeps its datetimes: its column is `arrival` then, since not every library can turn them into
 seconds.
 """
@@ -63,12 +69,13 @@ class Table:
         """Whether polars does the work, so that text is understood and reading streams."""
         return self.source.kind != FRAME
 
-    def declared(self, *, lenient: bool = False, raw: bool = False) -> Any:
+    def declared(self, *, lenient: bool = False, raw: bool = False, links: bool = False) -> Any:
         """The rows under the declared schema.
 
         Args:
             lenient: Read text like ``12.0`` as the whole number it is, for twice the price of reading digits only.
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
+            links: With the columns of blocks and sessions, of a table that was built with them.
         """
         x, layout = self.x, self.layout
         whole = functools.partial(self._whole, lenient=lenient)
@@ -93,6 +100,8 @@ class Table:
             ]
         if self.arrival is not None and not raw:
             columns.append(self._arrival().alias(self.arrival))
+        if links:
+            columns += self._links()
         return self.frame.select(*columns)
 
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
@@ -102,11 +111,21 @@ class Table:
             DataError: The file cannot be read to its end.
         """
         if not self.is_polars:
-            return [self._rows(query) for query in queries]
+            return [list(self._held(query).iter_rows(named=True)) for query in queries]
+        return [self.collected(query).to_dicts() for query in queries]
+
+    def collected(self, query: Any) -> Any:
+        """The frame that a query gives, held: of polars, or of narwhals where another library computes it.
+
+        Raises:
+            DataError: The file cannot be read to its end.
+        """
+        if not self.is_polars:
+            return self._held(query)
         import polars as pl
 
         try:
-            return [query.collect(engine="streaming").to_dicts() for query in queries]
+            return query.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._unreadable(error) from error
 
@@ -119,16 +138,15 @@ class Table:
         rows = self.collect(query)[0]
         return [[row[name] for row in rows] for name in names]
 
-    def _rows(self, query: Any) -> list[dict[str, Any]]:
-        """Rows of a narwhals query: the library that holds the frame computes them."""
+    def _held(self, query: Any) -> Any:
+        """What a narwhals query gives: the library that holds the frame computes it."""
         import narwhals as nw
 
         held = self.frame.implementation
         # Whoever holds no frame of Spark need not have it installed.
         of_spark = spark_errors() if held.is_pyspark() or held.is_pyspark_connect() else ()
         try:
-            frame = query.collect() if isinstance(query, nw.LazyFrame) else query
-            return list(frame.iter_rows(named=True))
+            return query.collect() if isinstance(query, nw.LazyFrame) else query
         except NotImplementedError as error:
             raise UsageError(
                 f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
@@ -168,6 +186,22 @@ class Table:
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
 
+    def _links(self) -> list[Any]:
+        x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
+        columns = []
+        if blocks is not None:
+            ids = self._column(blocks.path)
+            if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
+                ids = ids.str.json_decode(x.List(x.Int64))
+            columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
+        if sessions is not None:
+            columns.append(self._column(sessions.id).cast(x.String).alias("session"))
+            if sessions.parent is not None:
+                columns.append(self._column(sessions.parent).cast(x.String).alias("parent"))
+            if sessions.gap is not None:
+                columns.append(self._column(sessions.gap).cast(x.Float64, strict=False).alias("gap_s"))
+        return columns
+
     def _arrival(self) -> Any:
         if self.arrival == ARRIVAL:
             return self._column(self.layout.time[0])
@@ -185,8 +219,13 @@ class Table:
         return x.lit(None).cast(x.Float64)
 
 
-def build_table(source: Source, layout: Layout) -> Table:
+def build_table(source: Source, layout: Layout, *, links: bool = False) -> Table:
     """Attach the reader of a source to its layout; nothing is read.
+
+    Args:
+        source: Where the rows come from.
+        layout: Which columns hold what.
+        links: Whether the columns of blocks and sessions will be asked for (polars alone reads them).
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.
@@ -200,17 +239,18 @@ def build_table(source: Source, layout: Layout) -> Table:
         import polars
 
         x = polars
-    frame = source.frame if source.path is None else _scan(source, source.path, layout)
+    frame = source.frame if source.path is None else _scan(source, source.path, layout, links=links)
+    linked = layout.link_paths if links else ()
     if source.kind in (CSV, JSONL):
-        kinds = dict.fromkeys(layout.paths, TEXT)
+        kinds = dict.fromkeys((*layout.paths, *linked), TEXT)
     else:
         types = flatten(frame.collect_schema())
-        kinds = {path: _kind(types[path]) for path in layout.paths}
+        kinds = {path: _kind(types[path]) for path in (*layout.paths, *linked)}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
 
 
-def _scan(source: Source, path: Path, layout: Layout) -> Any:
+def _scan(source: Source, path: Path, layout: Layout, *, links: bool) -> Any:
     """A lazy polars frame. Text columns stay text, so that a bad value can be shown instead of failing the read."""
     import polars as pl
 
@@ -218,14 +258,15 @@ def _scan(source: Source, path: Path, layout: Layout) -> Any:
         return pl.scan_csv(path, separator=source.separator, infer_schema=False, glob=False)
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
-        return pl.scan_ndjson(
-            glob.escape(str(path)), schema=_record_schema(layout.paths, source.flat), ignore_errors=True
-        )
+        paths = (*layout.paths, *(layout.link_paths if links else ()))
+        lists = frozenset(() if layout.blocks is None else (layout.blocks.path,))
+        schema = _record_schema(paths, source.flat, lists)
+        return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
     return pl.scan_parquet(path, glob=False)
 
 
-def _record_schema(paths: Iterable[str], flat: Collection[str]) -> dict[str, Any]:
-    """Only the fields that are read, each as text: numbers keep their digits, whatever their type."""
+def _record_schema(paths: Iterable[str], flat: Collection[str], lists: Collection[str]) -> dict[str, Any]:
+    """Only the fields that are read, each as text: numbers keep their digits, whatever their type; `lists` as lists."""
     import polars as pl
 
     tree: dict[str, Any] = {}
@@ -234,10 +275,10 @@ def _record_schema(paths: Iterable[str], flat: Collection[str]) -> dict[str, Any
         node = tree
         for name in outer:
             node = node.setdefault(name, {})
-        node[last] = None
+        node[last] = pl.List(pl.Int64) if path in lists else pl.String
 
     def build(node: dict[str, Any]) -> dict[str, Any]:
-        return {name: pl.String if inner is None else pl.Struct(build(inner)) for name, inner in node.items()}
+        return {name: pl.Struct(build(inner)) if isinstance(inner, dict) else inner for name, inner in node.items()}
 
     return build(tree)
 

@@ -2,9 +2,11 @@
 
     open_trace ──▶ source (header or first records) ──▶ layout (format, columns) ──▶ Trace, unread
     Trace.histogram ──▶ counts over bins            Trace.describe ──▶ moments, quantiles, arrival rate
+    Trace.requests  ──▶ columns of all requests
 
-Memory is bounded by bins and by distinct lengths, never by rows. Frames that the caller holds are counted by the
-library that holds them. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, and wraps without a word.
+Memory of the first two is bounded by bins and by distinct lengths, never by rows. Frames that the caller holds are
+counted by the library that holds them. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, and wraps
+without a word.
 """
 
 from __future__ import annotations
@@ -19,7 +21,17 @@ from infergy.workload.counting import count_groups, fold
 from infergy.workload.faults import explain
 from infergy.workload.formats import Columns, Layout, settle
 from infergy.workload.padding import Padding, find_padding
-from infergy.workload.sources import JSONL, Source, find
+from infergy.workload.reading import read_requests
+from infergy.workload.requests import Requests, requests_of_histogram
+from infergy.workload.sampling import (
+    SAMPLING_ERROR,
+    WHOLE_REQUESTS,
+    Sample,
+    sample_histogram,
+    sample_table,
+    sample_windows,
+)
+from infergy.workload.sources import FRAME, JSONL, Source, find
 from infergy.workload.summary import TraceSummary, gather, read_prompts, summarise
 from infergy.workload.table import Table, build_table
 from infergy.workload.tasks import TaskOptions
@@ -135,12 +147,65 @@ class Trace:
         self._require(len(lengths), failed)
         return find_padding(lengths, batch, by_arrival=by_arrival)
 
-    def _table(self) -> Table:
-        return build_table(self.origin, self.layout)
+    def requests(self, *, arrivals: bool = True) -> Requests:
+        """All requests as columns, sorted by arrival.
 
-    def _validated(self, count: _Counted) -> Any:
-        """Count; only if rows look bad, count again reading ``12.0`` as 12, and only then tell what is wrong."""
-        table = self._table()
+        A table that Spark holds stays there: it gives the requests of its histogram, without an order. Blocks and
+        sessions are read from files and polars frames.
+
+        Args:
+            arrivals: Whether to keep arrival times and sessions; False has all requests arrive at once.
+
+        Raises:
+            DataError: No requests, no request with output, tokens that cannot be read, arrivals missing in part, or
+                gaps between requests of a session that are missing or negative.
+        """
+        if self.origin.is_spark:
+            return requests_of_histogram(self.histogram())
+
+        def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
+            return read_requests(table, lenient=lenient, arrivals=arrivals)
+
+        found: tuple[Requests | None, int] = self._validated(read, links=True)
+        requests, failed = found
+        self._require(0 if requests is None else len(requests), failed)
+        assert requests is not None
+        return requests
+
+    def sample(self, *, seed: int = 0, error: float = SAMPLING_ERROR, whole_requests: int = WHOLE_REQUESTS) -> Sample:
+        """All requests in one window up to `whole_requests`, else windows drawn over the trace's time.
+
+        Requests that polars reads are held only where they are drawn.
+
+        Args:
+            seed: Of the draw.
+            error: Half-width of the 90 % interval of summed tokens, relative, that is to be met.
+            whole_requests: Above this many windows are drawn.
+
+        Raises:
+            UsageError: `error` is out of range.
+            DataError: As for `requests`.
+        """
+        if self.origin.is_spark:
+            return sample_histogram(self.histogram(), whole_requests=whole_requests)
+        if self.origin.kind == FRAME:
+            return sample_windows(self.requests(), seed=seed, error=error, whole_requests=whole_requests)
+
+        def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
+            return sample_table(table, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
+
+        found: tuple[Sample | None, int] = self._validated(read, links=True)
+        sample, failed = found
+        self._require(0 if sample is None else sample.requests, failed)
+        assert sample is not None
+        return sample
+
+    def _table(self, *, links: bool = False) -> Table:
+        return build_table(self.origin, self.layout, links=links and self.origin.kind != FRAME)
+
+    def _validated(self, count: _Counted, *, links: bool = False) -> Any:
+        """Count; only if rows look bad, count again reading ``12.0`` as 12, and only then report what is wrong."""
+        table = self._table(links=links)
         result, bad = count(table, lenient=False)
         if bad and table.is_polars:
             result, bad = count(table, lenient=True)

@@ -1,0 +1,228 @@
+"""Options of every verb that asks what a server does: which trace, which servers, which measurements."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infergy.cli.trace_options import (
+    AllAtOnceOption,
+    CachedColumnOption,
+    CountOption,
+    FirstOption,
+    FormatOption,
+    ForOption,
+    FromOption,
+    InputColumnOption,
+    OutputColumnOption,
+    SeedOption,
+    SpeedOption,
+    TimeColumnOption,
+    TimeUnitOption,
+    TokenizerOption,
+    columns_of,
+    open_requests_options,
+    task_of,
+)
+from infergy.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from infergy.cost.table import Table
+    from infergy.estimate.servers import ServerSpec
+    from infergy.workload.sampling import Sample
+
+ROUTERS = ("round_robin", "least_loaded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceSelection:
+    """Which requests of a trace, and how its columns are called."""
+
+    format: FormatOption = None
+    input_column: InputColumnOption = None
+    output_column: OutputColumnOption = None
+    time_column: TimeColumnOption = None
+    cached_column: CachedColumnOption = None
+    time_unit: TimeUnitOption = None
+    start: FromOption = None
+    duration: ForOption = None
+    speed: SpeedOption = None
+    first: FirstOption = None
+    requests: CountOption = None
+    all_at_once: AllAtOnceOption = False
+    seed: SeedOption = None
+    tokenizer: TokenizerOption = None
+
+    def open(self, source: str) -> Sample:
+        """The requests; windows of them where a trace is longer than can be simulated whole.
+
+        Raises:
+            UsageError: An option out of range.
+            DataError: The source cannot be read.
+        """
+        from infergy.estimate.estimate import sample_of
+        from infergy.workload import open_requests
+
+        chosen = (self.start, self.duration, self.speed, self.first, self.requests)
+        if self.all_at_once or any(value is not None for value in chosen):
+            return sample_of(
+                open_requests_options(source, **{field.name: getattr(self, field.name) for field in fields(self)})
+            )
+        columns = columns_of(
+            self.input_column, self.output_column, self.time_column, self.cached_column, self.time_unit
+        )
+        task = task_of(None, self.seed, self.tokenizer)
+        return sample_of(open_requests(source, format=self.format, columns=columns, task=task))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSelection:
+    """Which servers, in vLLM's words; repeated options give one server for each combination."""
+
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2, …; repeatable [default: vllm]"),
+    ] = None
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Name or config.json; repeatable [default: llama-3.1-8b]"),
+    ] = None
+    gpu: Annotated[
+        list[str] | None, typer.Option("--gpu", "-g", help="Name or .toml file; repeatable [default: h200]")
+    ] = None
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", help="bfloat16, float16, fp8 or mxfp4; repeatable")
+    ] = None
+    tensor_parallel_size: Annotated[
+        int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs that share the model")
+    ] = 1
+    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Servers of this kind")] = 1
+    router: Annotated[str, typer.Option("--router", help="round_robin or least_loaded")] = "round_robin"
+    usage_context: Annotated[
+        str, typer.Option("--usage-context", help="Whose defaults: server (vllm serve) or llm (the LLM class)")
+    ] = "server"
+    vllm_version: Annotated[str, typer.Option("--vllm-version", help="Whose scheduler: 0.25 or 0.33")] = "0.25"
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option("--max-num-seqs", min=1, help="Requests at once; of transformers, of a batch [default: 32]"),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option("--max-num-batched-tokens", min=1, help="Tokens of a step")
+    ] = None
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", min=1, help="Longest request, prompt and answer")
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float, typer.Option("--gpu-memory-utilization", help="Share of the GPU's memory")
+    ] = 0.92
+    enable_prefix_caching: Annotated[
+        bool,
+        typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Keep blocks of finished requests"),
+    ] = True
+    long_prefill_token_threshold: Annotated[
+        int, typer.Option("--long-prefill-token-threshold", min=0, help="Most prompt tokens of a request in a step")
+    ] = 0
+    num_gpu_blocks: Annotated[
+        int | None, typer.Option("--num-gpu-blocks", min=2, help="Blocks of the KV cache, if you know vLLM's")
+    ] = None
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="FILE.toml", help="Servers as [[server]] tables of these options' names"),
+    ] = None
+
+    def specs(self) -> list[ServerSpec]:
+        """The servers, each once.
+
+        Raises:
+            UsageError: A value is unknown, or the file names an option that is none.
+            DataError: The file cannot be read.
+        """
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "compare"}
+        if self.compare is not None:
+            return [spec for server in _servers_of(self.compare) for spec in _specs({**own, **server})]
+        return _specs(own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredSelection:
+    """Whose measurements."""
+
+    table: Annotated[
+        list[str] | None,
+        typer.Option("--table", "-t", help="Your own rows or table, which sharpen the shipped one; repeatable"),
+    ] = None
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            metavar="NAME|FILE",
+            help="A GPU's constants by infergy calibrate: shipped (h100-sxm), or a file",
+        ),
+    ] = None
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
+    ] = False
+
+    def load(self) -> Table:
+        """The shipped table, with these.
+
+        Raises:
+            DataError: A file is neither rows nor a table nor a calibration.
+        """
+        from infergy.estimate.servers import load_tables
+
+        return load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
+
+
+def _servers_of(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"{path}: {error}. Expected [[server]] tables with engine, model, gpu, max_num_seqs, …") from error
+    servers = content.get("server")
+    if not isinstance(servers, list) or not servers or set(content) != {"server"}:
+        raise DataError(f"{path}: expected [[server]] tables alone, at least one, with engine, model, gpu, …")
+    known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
+    for server in servers:
+        for name in server:
+            if name.replace("-", "_") not in known:
+                raise UsageError.unknown(f"option in {path}", name, known)
+    return [{name.replace("-", "_"): value for name, value in server.items()} for server in servers]
+
+
+def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
+    from infergy.estimate.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec
+    from infergy.serving.config import EngineOptions
+
+    if values["router"] not in ROUTERS:
+        raise UsageError.unknown("router", values["router"], ROUTERS)
+    names = [field.name for field in fields(EngineOptions)]
+    options = EngineOptions(**{name: values[name] for name in names if name in values})
+
+    def listed(name: str, default: Any) -> list[Any]:
+        value = values[name]
+        return [default] if value in (None, []) else value if isinstance(value, list) else [value]
+
+    choices = product(
+        listed("model", DEFAULT_MODEL), listed("gpu", DEFAULT_GPU), listed("engine", "vllm"), listed("precision", None)
+    )
+    return [
+        ServerSpec(
+            engine=engine,
+            model=model,
+            gpu=gpu,
+            precision=precision,
+            replicas=values["replicas"],
+            router=values["router"],
+            usage_context=values["usage_context"],
+            version=values["vllm_version"],
+            options=options,
+        )
+        for model, gpu, engine, precision in choices
+    ]

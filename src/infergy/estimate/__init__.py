@@ -1,0 +1,1 @@
+"""What a workload costs on a server: the questions that are asked of simulated runs, and their answers."""

@@ -1,0 +1,237 @@
+"""Rows of measurements as entries of the energy table: each with the steps that its engine's scheduler makes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infergy.cost.fit import Column, prior_fit
+from infergy.cost.model import Server, StepCost
+from infergy.cost.table import Origin, ServedBy, TableEntry
+from infergy.cost.work import server_work
+from infergy.errors import DataError
+from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_model, model_names
+from infergy.records import GREEDY, Measurement, result_of
+from infergy.records.idle import find_idle_power
+from infergy.records.store import read_store
+from infergy.records.uncertainty import find_uncertainties
+from infergy.records.visits import join_visits
+from infergy.serving.config import EngineConfig, EngineOptions, resolve
+from infergy.serving.run import Run, Steps
+from infergy.serving.simulate import simulate
+from infergy.serving.static import StaticConfig, serve_static
+from infergy.workload.requests import Requests
+
+LEAST_SD = 0.004
+"""Standard deviation of the logarithm of a measured energy, at least: whole processes differ by so much
+(docs/uncertainty.md)."""
+SERVED = ("vllm", "transformers")
+
+
+def entries_of_rows(
+    paths: Iterable[Path], *, allow_simulated: bool = False
+) -> tuple[tuple[TableEntry, ...], dict[str, Mapping[str, Any]]]:
+    """Entries of stores of rows, and their environments by id.
+
+    Failed rows, speculation, beams, sampling and static batches that transformers compiled are left out: the cost model
+    does not know them.
+
+    Raises:
+        DataError: A file is missing or damaged, or no row in it can be used.
+    """
+    entries: list[TableEntry] = []
+    environments: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        rows = [row for row in read_store(path).rows if row.is_ok]
+        if any(row.simulated for row in rows) and not allow_simulated:
+            raise DataError(
+                f"{path}: rows of the simulated GPU say nothing about real ones. To use them all the same: "
+                "--allow-simulated"
+            )
+        usable = [row for row in rows if _is_usable(row)]
+        joined = join_visits(usable)
+        for row, uncertainty in zip(joined, find_uncertainties(joined), strict=True):
+            environment = environment_of(row)
+            identity = environment_id(environment)
+            environments[identity] = environment
+            energy_j = result_of(row).energy_j
+            half = 0.0 if uncertainty is None else (uncertainty.high_j - uncertainty.low_j) / 2 / energy_j
+            entries.append(_entry(row, path.name, identity, max(LEAST_SD, half / 1.96)))
+    if not entries:
+        raise DataError("no row that can be used: measured rows of vllm or transformers, greedy, without speculation")
+    return tuple(entries), environments
+
+
+def environment_of(row: Measurement) -> dict[str, Any]:
+    """Host, driver and packages of a row."""
+    environment = row.environment
+    return {
+        "platform": environment.platform,
+        "cpu": environment.cpu,
+        "gpus": sorted({gpu.name for gpu in environment.gpus}),
+        "power_limits_w": sorted({gpu.power_limit_w for gpu in environment.gpus if gpu.power_limit_w}),
+        "driver": environment.driver,
+        "cuda": environment.cuda,
+        "packages": dict(environment.packages),
+    }
+
+
+def environment_id(environment: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of its content."""
+    return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def served_by(row: Measurement) -> ServedBy:
+    """What served a row."""
+    setup = row.cell.setup
+    return ServedBy(
+        engine=setup.engine,
+        model=setup.model,
+        dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
+        gpu=catalogue_name(row.environment.gpus[0].name),
+        gpus=setup.tensor_parallel,
+        is_api=row.environment.engine.get("usage_context") == "server",
+        has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
+    )
+
+
+def _is_usable(row: Measurement) -> bool:
+    setup = row.cell.setup
+    return (
+        setup.engine in SERVED
+        and setup.model in model_names()
+        and setup.speculation is None
+        and not setup.compiled
+        and row.cell.load.decoding == GREEDY
+        and bool(row.environment.gpus)
+        and find_gpu_by_driver_name(catalogue_name(row.environment.gpus[0].name)) is not None
+    )
+
+
+def _entry(row: Measurement, source: str, environment: str, energy_sd: float) -> TableEntry:
+    by, result = served_by(row), result_of(row)
+    is_timed = any(row.arrival_s)
+    run, idle_w = simulate_row(row, by)
+    return TableEntry(
+        served_by=by,
+        origin=Origin(
+            source=source,
+            cell=str(row.cell),
+            cell_id=row.cell_id,
+            unit="+".join(sorted(gpu.uuid for gpu in row.environment.gpus)),
+            environment=environment,
+            measured_utc=row.measured_utc,
+            weights=row.environment.weights,
+            simulated=row.simulated,
+        ),
+        requests=row.cell.load.batch,
+        energy_j=result.energy_j,
+        energy_sd=energy_sd,
+        duration_s=None if is_timed else result.duration_s,
+        idle_w=idle_w,
+        idle_s=run.idle_s if is_timed else 0.0,
+        calls=0 if is_timed or by.is_api else 1,
+        steps=compress(run.steps),
+    )
+
+
+def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
+    """The run that a row's engine makes, by its recorded options, and the idle watts of its GPUs."""
+    gpu, shape = find_gpu_by_driver_name(by.gpu), get_model(by.model)
+    assert gpu is not None
+    idle_w = find_idle_power(row).loaded_w or 0.0
+    server = Server(
+        engine=by.engine,
+        model=by.model,
+        work=server_work(shape, dtype=by.dtype, gpus=by.gpus),
+        gpu=gpu,
+        idle_w=idle_w,
+        is_api=by.is_api,
+    )
+    cost = StepCost(server, prior_fit(by.engine))
+    requests = requests_of_row(row)
+    if by.engine == "transformers":
+        size = row.cell.setup.max_sequences or len(requests)
+        config = StaticConfig(max_num_seqs=size, max_model_len=None, has_graphs=by.has_graphs)
+        return serve_static(requests, config, cost), idle_w
+    return simulate(requests, config_of_row(row, by), cost), idle_w
+
+
+def requests_of_row(row: Measurement) -> Requests:
+    """The requests that a row served: batches of equal ones, or those of a replay."""
+    load = row.cell.load
+    lengths = row.lengths or (load.lengths,) * load.batch
+    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
+    arrivals = np.array(row.arrival_s) if any(row.arrival_s) else None
+    return Requests(
+        source=str(row.cell),
+        input_tokens=inputs,
+        output_tokens=outputs,
+        arrival_s=arrivals,
+        order_reason=None if arrivals is not None else "a batch",
+    )
+
+
+def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
+    """The options that vLLM recorded in a row; its version's defaults for what an old row lacks."""
+    facts = row.environment.engine
+
+    def number(name: str) -> int | None:
+        value = facts.get(name)
+        return int(value) if value is not None and value.isdigit() else None
+
+    gpu, shape = find_gpu_by_driver_name(by.gpu), get_model(by.model)
+    assert gpu is not None
+    options = EngineOptions(
+        max_num_seqs=number("max_num_seqs"),
+        max_num_batched_tokens=number("max_num_batched_tokens"),
+        num_gpu_blocks=number("kv_cache_blocks"),
+        block_size=number("kv_block_size") or 16,
+        enable_prefix_caching=facts.get("prefix_caching") == "True",
+        tensor_parallel_size=by.gpus,
+        enforce_eager=not by.has_graphs,
+    )
+    return resolve(shape, gpu, options, dtype=by.dtype, usage_context="server" if by.is_api else "llm")
+
+
+def compress(steps: Steps, most: int = 160) -> Column:
+    """Entries of steps as rows of a table: at most so many, consecutive like ones joined at their means."""
+    table = np.column_stack(
+        [
+            steps.count,
+            steps.decodes,
+            steps.context,
+            steps.prefill_tokens,
+            steps.prefill_pairs,
+            steps.prefills,
+            steps.sampled,
+            steps.padded,
+        ]
+    )
+    if len(table) <= most:
+        return table
+    # A run of thousands of steps: like steps together, in the order of their kinds.
+    kinds = np.column_stack([table[:, 5] > 0, table[:, 7] > 0, _octave(table[:, 1]), _octave(table[:, 3])])
+    order = np.lexsort((table[:, 4], table[:, 2], *kinds.T[::-1]))
+    table, kinds = table[order], kinds[order]
+    begins = np.flatnonzero(np.r_[True, (np.diff(kinds, axis=0) != 0).any(axis=1)])
+    parts = [
+        part
+        for group in np.split(table, begins[1:])
+        for part in np.array_split(group, max(1, len(group) * most // len(table)))
+    ]
+    return np.vstack([np.r_[part[:, 0].sum(), np.average(part[:, 1:], axis=0, weights=part[:, 0])] for part in parts])
+
+
+def _octave(values: Column) -> Column:
+    return np.floor(2 * np.log2(np.maximum(values, 0.5)))
+
+
+def shipped_rows(folder: Path) -> Sequence[Path]:
+    """The files of rows inside the package, in a fixed order."""
+    return (*sorted(folder.glob("*.jsonl")), *sorted(folder.glob("replicates/*.jsonl")))

@@ -1,0 +1,270 @@
+"""What a trace costs on servers: the one function that all verbs ask.
+
+requests ─┐
+          ├─▶ serve as they arrive, and all at once ─▶ RunEstimate ─▶ ServerEstimate ─▶ TraceEstimate
+server  ──┘
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infergy.cost.table import Table, box_of
+from infergy.errors import UsageError
+from infergy.estimate.results import (
+    EnergyParts,
+    LatencyParts,
+    Load,
+    RunEstimate,
+    ServerEstimate,
+    TraceEstimate,
+    TraceFacts,
+)
+from infergy.estimate.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.serving.run import Run
+from infergy.workload.requests import Requests
+from infergy.workload.sampling import Sample, Window, whole
+
+Z90 = 1.645
+SLACK = 1e-6
+"""Of the measured range: sums are means over entries."""
+FULL = 0.98
+"""Share of a queue's peak that waits when the last request comes, from which the queue is taken to grow without end."""
+FEWEST_QUEUED = 50
+
+
+def estimate(
+    source: Any,
+    servers: ServerSpec | Sequence[ServerSpec] = ServerSpec(),  # noqa: B008 - frozen
+    *,
+    tables: Table | str | Path | Sequence[str | Path] = (),
+    offline: bool = True,
+) -> TraceEstimate:
+    """Estimate what a trace draws on each of the servers: served as it arrives, and all at once.
+
+    Args:
+        source: `infergy.workload.Requests`, or what `infergy.open_trace` takes: a shipped name, a path, a frame.
+        servers: Engine, model, GPU, precision, options.
+        tables: A user's measured rows or tables, which sharpen the shipped one; or a loaded table, which counts alone.
+        offline: Whether the requests are also served all at once, for comparison.
+
+    Raises:
+        UsageError: A name or an option is unknown, the engine rejects an option, or a model does not fit.
+        DataError: A trace or a table is not what it should be.
+    """
+    sample = sample_of(source)
+    table = (
+        tables if isinstance(tables, Table) else load_tables([tables] if isinstance(tables, (str, Path)) else tables)
+    )
+    specs = [servers] if isinstance(servers, ServerSpec) else servers
+    return TraceEstimate(
+        trace=facts_of(sample),
+        estimates=tuple(estimate_server(sample, open_server(spec, table), offline=offline) for spec in specs),
+        paper=None,
+    )
+
+
+def sample_of(source: Any) -> Sample:
+    """The requests of a source; windows of it if it is longer than can be simulated whole."""
+    from infergy.workload import Histogram, Trace, open_requests, requests_of_histogram
+
+    if isinstance(source, Sample):
+        return source
+    if isinstance(source, Requests):
+        return whole(source)
+    opened = source if isinstance(source, (Trace, Histogram)) else open_requests(source)
+    return whole(requests_of_histogram(opened)) if isinstance(opened, Histogram) else opened.sample()
+
+
+def estimate_server(sample: Sample, server: OpenServer, *, offline: bool = True) -> ServerEstimate:
+    """What a trace draws on one server."""
+    requests = sample.windows[0].requests
+    timed = all(window.requests.is_timed for window in sample.windows)
+    served = estimate_run(sample, server) if timed else None
+    at_once = [
+        Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
+        for window in sample.windows
+    ]
+    together = None
+    if offline or not timed:
+        together = estimate_run(_with(sample, at_once), server)
+    return ServerEstimate(
+        engine=server.setup.label.removesuffix(_bound(server)),
+        model=server.cost.server.model,
+        gpu=server.gpu.name,
+        gpus=server.setup.tensor_parallel * server.spec.replicas,
+        precision=server.setup.dtype,
+        config={**server.config.options(), "replicas": server.spec.replicas, "router": server.spec.router},
+        served=served,
+        served_reason=None if timed else requests.order_reason,
+        offline=together,
+        offline_reason=None if together is not None else "not asked for",
+        notes=server.notes,
+    )
+
+
+def estimate_run(sample: Sample, server: OpenServer) -> RunEstimate:
+    """Energy, latencies and load of serving a sample's windows, each by itself, weighted."""
+    runs = [(server.serve(window.requests), window) for window in sample.windows]
+    weights = np.array([window.weight for _, window in runs])
+    if not sum(len(run.steps) for run, _ in runs):
+        raise UsageError(f"{sample.source}: {_nothing(server)}")
+    parts = {
+        name: float(weights @ [getattr(run.energy, name) for run, _ in runs])
+        for name in ("prefill_j", "decode_j", "mixed_j", "idle_j", "recomputed_j")
+    }
+    energy_j = sum(parts[name] for name in ("prefill_j", "decode_j", "mixed_j", "idle_j"))
+    energy_sd, seconds_sd = server.cost.log_sd(_steps_of(runs), parts["idle_j"])
+    half = Z90 * math.hypot(energy_sd, sample.relative_se)
+    largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
+    counts = [run.counts for run, _ in runs]
+
+    def total(name: str) -> int:
+        return round(float(weights @ [getattr(one, name) for one in counts]))
+
+    latency = largest.latency() if len(runs) == 1 else _joined([run for run, _ in runs]).latency()
+    return RunEstimate(
+        energy_j=energy_j,
+        low_j=energy_j * math.exp(-half),
+        high_j=energy_j * math.exp(half),
+        duration_s=float(weights @ [run.duration_s for run, _ in runs]),
+        requests=total("requests"),
+        rejected_requests=total("rejected_requests"),
+        preemptions=total("preemptions"),
+        energy=EnergyParts(**parts),
+        latency=LatencyParts(
+            ttft_s=latency.ttft_s,
+            tpot_s=latency.tpot_s,
+            itl_s=latency.itl_s,
+            e2e_s=latency.e2e_s,
+            relative_sd=seconds_sd,
+        ),
+        load=_load(runs, weights, server, energy_j),
+        measured_share=measured_share(runs, server, energy_j),
+        overload=_overload(largest, server) if sample.windows[0].requests.arrival_s is not None else None,
+    )
+
+
+def measured_share(runs: Sequence[tuple[Run, Window]], server: OpenServer, energy_j: float) -> float:
+    """Share of the energy in steps inside the range that was measured of this server."""
+    if server.measured is None:
+        return 0.0
+    inside = 0.0
+    for run, window in runs:
+        box = box_of(run.steps)
+        low, high = np.array(server.measured.low), np.array(server.measured.high)
+        within = ((box >= low * (1 - SLACK)) & (box <= high * (1 + SLACK))).all(axis=1)
+        inside += window.weight * float((run.step_energy_j * run.steps.count)[within].sum())
+    return inside / energy_j
+
+
+def facts_of(sample: Sample) -> TraceFacts:
+    """What was asked."""
+    first = sample.windows[0].requests
+    aside = sample.set_aside
+    return TraceFacts(
+        source=sample.source,
+        requests=sample.requests,
+        input_tokens=sample.input_tokens,
+        output_tokens=sample.output_tokens,
+        duration_s=sample.duration_s,
+        order_reason=first.order_reason,
+        set_aside=aside.failed + aside.without_input,
+        out_of_order=aside.out_of_order,
+        simulated_requests=sum(len(window.requests) for window in sample.windows),
+        lengths_from=first.lengths_from,
+    )
+
+
+def _load(
+    runs: Sequence[tuple[Run, Window]], weights: np.ndarray[Any, Any], server: OpenServer, energy_j: float
+) -> Load:
+    duration_s = float(weights @ [run.duration_s for run, _ in runs])
+    busy_s = float(weights @ [run.busy_s for run, _ in runs])
+    cost, gpus = server.cost, server.setup.tensor_parallel
+    flops = floor_s = decode_s = decodes = 0.0
+    for run, window in runs:
+        steps = run.steps
+        flops += window.weight * float(steps.count @ cost.work_of(steps)[0])
+        floor_s += window.weight * float(steps.count @ cost.floor_s(steps))
+        spans = steps.duration_s * (steps.decodes > 0)
+        decode_s, decodes = (
+            decode_s + window.weight * float(spans.sum()),
+            decodes + window.weight * float(spans @ steps.decodes),
+        )
+    replicas = runs[0][0].replicas
+    peak = server.gpu.peak_flops.get("fp8" if cost.server.work.dtype == "fp8" else "bfloat16", 0.0)
+    peak = peak or server.gpu.dense_flops("bfloat16")
+    blocks = getattr(getattr(server.config, "limits", None), "num_gpu_blocks", 0)
+    counts = [run.counts for run, _ in runs]
+    return Load(
+        power_w=energy_j / duration_s if duration_s else 0.0,
+        busy_share=busy_s / (duration_s * replicas) if duration_s else 0.0,
+        mean_batch=decodes / decode_s if decode_s else 0.0,
+        peak_waiting=max(one.peak_waiting for one in counts),
+        waiting_at_last_arrival=max(one.waiting_at_last_arrival for one in counts),
+        peak_kv_share=max(one.peak_kv_blocks for one in counts) / (blocks - 1) if blocks > 1 else 0.0,
+        hit_tokens=round(float(weights @ [one.hit_tokens for one in counts])),
+        mfu=flops / (peak * gpus * replicas * duration_s) if duration_s else 0.0,
+        roofline_share=floor_s / busy_s if busy_s else 0.0,
+    )
+
+
+def _overload(run: Run, server: OpenServer) -> str | None:
+    """At what rate, or with how many replicas, a load would hold that this server cannot keep up with."""
+    counts = run.counts
+    arrivals = run.requests.arrival_s
+    span_s = float(np.nanmax(arrivals) - np.nanmin(arrivals))
+    queue = counts.waiting_at_last_arrival
+    if not span_s or queue < FEWEST_QUEUED or queue < FULL * counts.peak_waiting:
+        return None
+    # The server was busy throughout, so what it finished a second is what it can.
+    share = span_s / run.duration_s
+    rate = counts.finished_requests / run.duration_s
+    more = math.ceil(server.spec.replicas / share)
+    return (
+        f"the queue grows to {queue:,} requests: this server finishes {rate:.3g} requests a second; {more} replicas "
+        "would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
+    )
+
+
+def _steps_of(runs: Sequence[tuple[Run, Window]]) -> Any:
+    """The steps of all windows, each entry counted by its window's weight."""
+    if len(runs) == 1:
+        return runs[0][0].steps
+    steps = [replace(run.steps, count=run.steps.count * window.weight) for run, window in runs]
+    return type(steps[0])(**{f.name: np.concatenate([getattr(one, f.name) for one in steps]) for f in fields(steps[0])})
+
+
+def _joined(runs: Sequence[Run]) -> Run:
+    """Runs as one, for the percentiles of all their requests."""
+
+    def join(parts: Sequence[Any]) -> Any:
+        return type(parts[0])(
+            **{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
+        )
+
+    return replace(runs[0], requests=join([run.requests for run in runs]), steps=join([run.steps for run in runs]))
+
+
+def _with(sample: Sample, windows: Sequence[Window]) -> Sample:
+    return replace(sample, windows=tuple(windows))
+
+
+def _bound(server: OpenServer) -> str:
+    """The part of the label that bounds sequences: it stands in the configuration."""
+    return "" if server.setup.max_sequences is None else f"-s{server.setup.max_sequences}"
+
+
+def _nothing(server: OpenServer) -> str:
+    longest = getattr(server.config, "max_model_len", None)
+    return (
+        f"not one request can be served: all are longer than {longest} tokens (--max-model-len), or than the KV cache. "
+        "Take more GPUs (--tensor-parallel-size) or a narrower format (--precision fp8)"
+    )

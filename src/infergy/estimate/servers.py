@@ -1,0 +1,221 @@
+"""Servers as they are asked for, resolved: engine options, step cost and what was measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from infergy.cost.fit import Fit, prior_fit
+from infergy.cost.model import Server, StepCost
+from infergy.cost.table import MeasuredServer, ServedBy, Table, is_table, make_table, read_table
+from infergy.cost.work import server_work
+from infergy.errors import DataError, UsageError
+from infergy.hardware import canonical_name, get_gpu, get_model, model_config
+from infergy.hardware.gpus import Gpu
+from infergy.records import ENGINES, EngineSetup
+from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, model_context, resolve
+from infergy.serving.run import Run
+from infergy.serving.simulate import RequestColumns, Router, simulate
+from infergy.serving.static import StaticConfig, serve_static
+
+DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
+SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
+IDLE_SHARE = 0.175
+"""Idle power of a GPU with a model loaded, over TDP, where it was not measured: 123 of 700 W on H200s and H100s."""
+STATIC_BATCH = 32
+"""Requests of a static batch under transformers, unless --max-num-seqs says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """A server as it is asked for.
+
+    Attributes:
+        engine: ``vllm`` or ``transformers``, and what is not at its default: ``vllm-fp8-tp2``.
+        precision: Of weights and matmuls; None is that of `engine`.
+        replicas: Servers of the same kind; `router` gives each request to one.
+        usage_context: Whose defaults: ``server`` (`vllm serve`) or ``llm`` (the `LLM` class).
+        version: Of vLLM.
+        options: In vLLM's words.
+    """
+
+    engine: str = "vllm"
+    model: str = DEFAULT_MODEL
+    gpu: str = DEFAULT_GPU
+    precision: str | None = None
+    replicas: int = 1
+    router: Router = "round_robin"
+    usage_context: UsageContext = "server"
+    version: str = "0.25"
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenServer:
+    """A server that can serve, in simulation.
+
+    Attributes:
+        spec: As it was asked for.
+        setup: Engine, model, precision and GPUs, as rows name them.
+        gpu: Kind of its GPUs.
+        cost: What its steps cost.
+        config: Its engine's options.
+        measured: The range of its measured steps; None if none was.
+        notes: What had to be assumed.
+    """
+
+    spec: ServerSpec
+    setup: EngineSetup
+    gpu: Gpu
+    cost: StepCost
+    config: EngineConfig | StaticConfig
+    measured: MeasuredServer | None
+    notes: tuple[str, ...]
+
+    def serve(self, requests: RequestColumns) -> Run:
+        """Serve requests in simulation."""
+        if isinstance(self.config, StaticConfig):
+            return serve_static(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
+        return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
+
+
+def open_server(spec: ServerSpec, table: Table) -> OpenServer:
+    """Resolve a server: what it costs a step, by what was measured, and the options that its engine runs with.
+
+    Raises:
+        UsageError: A name is unknown, the engine rejects an option, or the model does not fit.
+        DataError: A file of a model or GPU is not what it should be.
+    """
+    setup = setup_of(spec)
+    gpu, shape = get_gpu(spec.gpu), get_model(setup.model if setup.model == spec.model else spec.model)
+    if setup.dtype not in ("mxfp4",):
+        gpu.dense_flops("bfloat16" if setup.dtype == "fp8" else setup.dtype)
+    by = ServedBy(
+        engine=setup.engine,
+        model=canonical_name(spec.model),
+        dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
+        gpu=gpu.name,
+        gpus=setup.tensor_parallel,
+        has_graphs=_has_graphs(setup),
+    )
+    measured = table.find(by)
+    idle_w = table.idle_w(gpu.name)
+    notes = (
+        [] if idle_w is not None else [f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken"]
+    )
+    idle_w = (IDLE_SHARE * gpu.tdp_w if idle_w is None else idle_w) * by.gpus
+    server = Server(
+        engine=by.engine,
+        model=by.model,
+        work=server_work(shape, dtype=by.dtype, gpus=by.gpus),
+        gpu=gpu,
+        idle_w=idle_w,
+        is_api=setup.engine == "vllm" and spec.usage_context == "server",
+        seen=measured is not None,
+    )
+    config = _config(spec, setup, shape, gpu)
+    return OpenServer(
+        spec=spec,
+        setup=setup,
+        gpu=gpu,
+        cost=StepCost(server, fit_of(table, by.engine)),
+        config=config,
+        measured=measured,
+        notes=(*config.notes, *notes),
+    )
+
+
+def setup_of(spec: ServerSpec) -> EngineSetup:
+    """Engine, precision and GPUs that a spec's engine name and options stand for together.
+
+    Raises:
+        UsageError: The two contradict, or a part is unknown.
+    """
+    parts = EngineSetup.parse_label(spec.engine)
+    if parts["engine"] not in ENGINES:
+        raise UsageError.unknown("engine", parts["engine"], ENGINES)
+    if parts.get("speculation") is not None:
+        raise UsageError(f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…")
+    options = spec.options
+    given = {
+        "dtype": spec.precision,
+        "tensor_parallel": options.tensor_parallel_size if options.tensor_parallel_size > 1 else None,
+    }
+    for name, value in given.items():
+        if value is not None and parts.setdefault(name, value) != value:
+            option = "--precision" if name == "dtype" else "--tensor-parallel-size"
+            raise UsageError(f"--engine {spec.engine} and {option} {value} contradict: give one of them")
+    if options.enforce_eager and parts["engine"] == "vllm":
+        parts["cuda_graphs"] = False
+    return EngineSetup(
+        model=canonical_name(spec.model), **{key: value for key, value in parts.items() if value is not None}
+    )
+
+
+def fit_of(table: Table, engine: str) -> Fit:
+    """The fit of an engine; priors alone where nothing of it was measured."""
+    return table.fits[engine] if engine in table.fits else prior_fit(engine)
+
+
+def load_tables(paths: Sequence[str | Path] = ()) -> Table:
+    """The shipped table, with what a user's rows or tables add to it.
+
+    Raises:
+        DataError: A file is neither rows nor a table.
+    """
+    from infergy.estimate.build import entries_of_rows
+
+    table = shipped_table()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"{path}: no such file. Measure one: infergy measure quick -o {path}")
+        if is_table(path):
+            own = read_table(path, entries=True)
+            entries, environments = own.entries, own.environments
+        else:
+            entries, environments = entries_of_rows([path])
+        table = make_table(entries, {**table.environments, **environments}, prior=table)
+    return table
+
+
+@cache
+def shipped_table() -> Table:
+    """The header of the table inside the package."""
+    return read_table(SHIPPED_TABLE)
+
+
+def _has_graphs(setup: EngineSetup) -> bool:
+    return setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False
+
+
+def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> EngineConfig | StaticConfig:
+    options = replace(
+        spec.options,
+        tensor_parallel_size=setup.tensor_parallel,
+        enforce_eager=setup.cuda_graphs is False,
+        max_num_seqs=spec.options.max_num_seqs or setup.max_sequences,
+    )
+    context = model_context(_raw_config(spec.model))
+    if setup.engine == "transformers":
+        return StaticConfig(
+            max_num_seqs=options.max_num_seqs or STATIC_BATCH,
+            max_model_len=options.max_model_len or context,
+            has_graphs=setup.compiled,
+        )
+    return resolve(
+        shape,
+        gpu,
+        options,
+        dtype=setup.dtype,
+        version=spec.version,
+        usage_context=spec.usage_context,
+        context_tokens=context,
+    )
+
+
+def _raw_config(model: str) -> Mapping[str, Any]:
+    return model_config(model)

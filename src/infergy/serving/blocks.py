@@ -1,0 +1,199 @@
+"""The KV cache blocks of one engine: vLLM's block pool, kept as extents instead of single blocks.
+
+What a block holds is named by a *run* and its index in the sequence: a run is a stretch of a prompt that the same
+requests share, or the own tokens of one request. The free queue is in eviction order: blocks that hold nothing
+reusable first, then cached ones, least recently freed first, of one request from its last block to its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Extent:
+    """Blocks that hold the same stretch of a run, [first, end) by index in the sequence.
+
+    Attributes:
+        run: What they hold; None if nothing that can be found again.
+        users: Requests that use them; 0 stands in the free queue.
+        rest: The part that was split off behind these blocks.
+    """
+
+    __slots__ = ("after", "before", "end", "first", "rest", "run", "users")
+
+    def __init__(self, run: int | None, first: int, end: int, users: int) -> None:
+        self.run = run
+        self.first = first
+        self.end = end
+        self.users = users
+        self.rest: Extent | None = None
+        self.before: Extent = self
+        self.after: Extent = self
+
+
+class Hit(NamedTuple):
+    """Cached blocks [first, end) of a request, inside one extent."""
+
+    extent: Extent
+    first: int
+    end: int
+
+
+class BlockPool:
+    """Blocks that requests take, free and find again.
+
+    Attributes:
+        free: Blocks that can be taken.
+        blank: Of these, the first in the queue, which hold nothing that can be found again.
+    """
+
+    __slots__ = ("_cached", "_queue", "blank", "free")
+
+    def __init__(self, blocks: int) -> None:
+        self.free = self.blank = blocks
+        self._cached: dict[int, list[Extent]] = {}
+        self._queue = Extent(None, 0, 0, 0)  # the ring's anchor: `after` is evicted first
+
+    def take(self, count: int) -> None:
+        """Take `count` of the free blocks, evicting what the first in the queue hold."""
+        self.free -= count
+        if count <= self.blank:
+            self.blank -= count
+            return
+        count -= self.blank
+        self.blank = 0
+        while count > 0:
+            extent = self._queue.after
+            size = extent.end - extent.first
+            if size > count:
+                extent.end -= count
+                return
+            count -= size
+            self._unlink(extent)
+            self._forget(extent)
+
+    def find(self, path: Iterable[tuple[int, int]], limit: int) -> list[Hit]:
+        """The longest cached beginning of a sequence, in blocks up to `limit`; `path` is (run, its end) in order."""
+        hits: list[Hit] = []
+        position = 0
+        for run, run_end in path:
+            extents = self._cached.get(run)
+            if extents is None:
+                break
+            run_end = min(run_end, limit)
+            while position < run_end:
+                hit = _first_copy(extents, position, run_end)
+                if hit is None:
+                    return hits
+                hits.append(hit)
+                position = hit.end
+            if position >= limit:
+                break
+        return hits
+
+    def use(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Give cached blocks to one more request, out of the free queue; returns them as extents of their own."""
+        used = []
+        for extent, first, end in hits:
+            while extent.end <= first:  # split by an earlier hit
+                assert extent.rest is not None
+                extent = extent.rest
+            if extent.first < first:
+                extent = self._split(extent, first)
+            if extent.end > end:
+                self._split(extent, end)
+            if extent.users == 0:
+                self._unlink(extent)
+                self.free -= end - first
+            extent.users += 1
+            used.append(Hit(extent, first, end))
+        return used
+
+    def commit(self, held: list[Hit], run: int, first: int, end: int) -> None:
+        """Make the taken blocks [first, end) of a request known under a run; `held` is the request's and grows."""
+        extents = self._cached.setdefault(run, [])
+        if held and len(extents) == 1:
+            # Only a single copy may grow: of several, the one that was known first is found first, block by block.
+            last = held[-1].extent
+            if last is extents[0] and last.end == first and last.users == 1:
+                last.end = end
+                held[-1] = Hit(last, held[-1].first, end)
+                return
+        extent = Extent(run, first, end, 1)
+        extents.append(extent)
+        held.append(Hit(extent, first, end))
+
+    def release(self, held: Sequence[Hit]) -> None:
+        """End a request's use of known blocks; the last in the sequence are evicted first."""
+        for extent, _, end in reversed(held):
+            parts = [extent]
+            while parts[-1].end < end:
+                rest = parts[-1].rest
+                assert rest is not None
+                parts.append(rest)
+            for part in reversed(parts):
+                part.users -= 1
+                if part.users == 0:
+                    self.free += part.end - part.first
+                    self._link_last(part)
+
+    def discard(self, cached: int, blank: int) -> None:
+        """Free blocks whose content nobody can find again: `cached` go to the end of the queue, `blank` to its head."""
+        self.free += cached + blank
+        self.blank += blank
+        last = self._queue.before
+        if last is self._queue:
+            self.blank += cached
+        elif last.run is None:
+            last.end += cached
+        elif cached:
+            self._link_last(Extent(None, 0, cached, 0))
+
+    def forget_run(self, run: int) -> None:
+        """Forget a run that no request will look for again."""
+        for extent in self._cached.pop(run, ()):
+            extent.run = None
+
+    def _split(self, extent: Extent, at: int) -> Extent:
+        rest = Extent(extent.run, at, extent.end, extent.users)
+        extent.end = at
+        rest.rest, extent.rest = extent.rest, rest
+        if extent.run is not None:
+            extents = self._cached[extent.run]
+            extents.insert(extents.index(extent) + 1, rest)
+        if extent.users == 0:  # in the queue: what lies behind is evicted first
+            rest.before, rest.after = extent.before, extent
+            extent.before.after = rest
+            extent.before = rest
+        return rest
+
+    def _link_last(self, extent: Extent) -> None:
+        anchor = self._queue
+        extent.before, extent.after = anchor.before, anchor
+        anchor.before.after = extent
+        anchor.before = extent
+
+    @staticmethod
+    def _unlink(extent: Extent) -> None:
+        extent.before.after = extent.after
+        extent.after.before = extent.before
+
+    def _forget(self, extent: Extent) -> None:
+        if extent.run is None:
+            return
+        extents = self._cached[extent.run]
+        if len(extents) == 1:
+            del self._cached[extent.run]
+        else:
+            extents.remove(extent)
+
+
+def _first_copy(extents: list[Extent], position: int, end: int) -> Hit | None:
+    """The copy of the block at `position` that was known first, as far as it stays the first."""
+    for extent in extents:
+        if extent.first <= position < extent.end:
+            return Hit(extent, position, min(end, extent.end))
+        if position < extent.first < end:
+            end = extent.first
+    return None

@@ -1,0 +1,275 @@
+"""A run: what a server did with requests, step by step, and what became of each request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Steps:
+    """Steps of the engine; an entry is `count` consecutive steps of one batch. All columns are float64.
+
+    Attributes:
+        start_s: When the first of the steps began.
+        count: Steps.
+        decodes: Sequences that decode one token.
+        context: Tokens that they attend to, new ones included, summed over them; mean over the steps.
+        prefill_tokens: New prompt tokens.
+        prefill_pairs: Positions that these attend to, summed: n × c + n (n + 1) / 2 for n tokens behind c.
+        prefills: Sequences with prompt tokens in the step.
+        sampled: Sequences that sample a token.
+        padded: Tokens of the step after padding to a CUDA graph's size; those of the step where none fits.
+        kv_blocks: Blocks in use.
+        waiting: Requests in the queue.
+        step_s: Seconds of one step; mean over the steps.
+    """
+
+    start_s: Floats
+    count: Floats
+    decodes: Floats
+    context: Floats
+    prefill_tokens: Floats
+    prefill_pairs: Floats
+    prefills: Floats
+    sampled: Floats
+    padded: Floats
+    kv_blocks: Floats
+    waiting: Floats
+    step_s: Floats
+
+    def __len__(self) -> int:
+        return self.start_s.size
+
+    @property
+    def duration_s(self) -> Floats:
+        """Seconds of all steps of an entry."""
+        return self.count * self.step_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServedRequests:
+    """What became of each request; times are NaN where there is none.
+
+    Attributes:
+        arrival_s: When it came; NaN if it never did, because no answer to the request before it came.
+        first_token_s: End of the step that sampled its first token.
+        finished_s: End of the step that sampled its last token.
+        hit_tokens: Prompt tokens found in the prefix cache.
+        preemptions: How often it lost its blocks.
+        rejected: Longer than the context or than the whole cache: the engine rejects it.
+    """
+
+    input_tokens: Ints
+    output_tokens: Ints
+    arrival_s: Floats
+    first_token_s: Floats
+    finished_s: Floats
+    hit_tokens: Ints
+    preemptions: Ints
+    rejected: Booleans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Nearest rank."""
+
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Floats) -> Percentiles | None:
+        """Of values; None if there are none."""
+        if not values.size:
+            return None
+        ordered = np.sort(values)
+        ranks = (max(0, int(np.ceil(p * ordered.size - 1e-9)) - 1) for p in (0.5, 0.9, 0.99))
+        return cls(**{name: float(ordered[k]) for name, k in zip(("p50", "p90", "p99"), ranks, strict=True)})
+
+    @classmethod
+    def weighted(cls, values: Floats, weights: Floats) -> Percentiles | None:
+        """Of values that each stand for several."""
+        kept = weights > 0
+        if not kept.any():
+            return None
+        order = np.argsort(values[kept])
+        ordered, sums = values[kept][order], np.cumsum(weights[kept][order])
+        at = np.minimum(np.searchsorted(sums, np.array([0.5, 0.9, 0.99]) * sums[-1] * (1 - 1e-12)), ordered.size - 1)
+        return cls(p50=float(ordered[at[0]]), p90=float(ordered[at[1]]), p99=float(ordered[at[2]]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Latencies over requests; None where no request has one.
+
+    Attributes:
+        ttft_s: From arrival to the first token.
+        tpot_s: From the first token to the last, by token after the first; requests with at least 2 output tokens.
+        itl_s: Between two tokens of a request, over tokens: the time of a step, weighted by its decodes.
+        e2e_s: From arrival to the last token.
+    """
+
+    ttft_s: Percentiles | None
+    tpot_s: Percentiles | None
+    itl_s: Percentiles | None
+    e2e_s: Percentiles | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergySplit:
+    """Energy of a run by what the GPUs did; the four add up to `total_j`.
+
+    Attributes:
+        prefill_j: Steps that only prefill.
+        decode_j: Steps that only decode.
+        mixed_j: Steps with both.
+        idle_j: Waiting, of all replicas, between the first arrival and the last token.
+        recomputed_j: Of which for tokens computed again after a preemption: their share of the tokens of prefills.
+    """
+
+    prefill_j: float
+    decode_j: float
+    mixed_j: float
+    idle_j: float
+    recomputed_j: float
+
+    @property
+    def total_j(self) -> float:
+        """Of the run."""
+        return self.prefill_j + self.decode_j + self.mixed_j + self.idle_j
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCounts:
+    """What happened how often.
+
+    Attributes:
+        requests: Requests that were asked.
+        rejected_requests: Of these, rejected: longer than the context or than the cache.
+        finished_requests: Of these, answered.
+        preemptions: How often requests lost their blocks.
+        hit_tokens: Prompt tokens found in the prefix cache at a first admission.
+        recomputed_tokens: Tokens computed again after a preemption.
+        peak_waiting: Largest number of requests in the queues of all replicas, at the start of a step.
+        waiting_at_last_arrival: The same when the last request came: near the peak, the queue grows without limit.
+        peak_running: Largest batch of a step.
+        peak_kv_blocks: Most blocks of a replica in use.
+    """
+
+    requests: int
+    rejected_requests: int
+    finished_requests: int
+    preemptions: int
+    hit_tokens: int
+    recomputed_tokens: int
+    peak_waiting: int
+    waiting_at_last_arrival: int
+    peak_running: int
+    peak_kv_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Timeline:
+    """Means over equal parts of a run, summed over replicas.
+
+    Attributes:
+        edge_s: Bounds of the parts, one more than values.
+        power_w: Of all GPUs, idle ones included.
+        running: Sequences in a step.
+        waiting: Requests in the queue.
+        kv_blocks: Blocks in use.
+    """
+
+    edge_s: Floats
+    power_w: Floats
+    running: Floats
+    waiting: Floats
+    kv_blocks: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """A run from the first arrival to the last token.
+
+    Attributes:
+        start_s: The first arrival.
+        duration_s: Until the last token.
+        busy_s: Seconds of steps, summed over replicas.
+        replicas: Servers.
+        idle_w: Watts of a replica that waits.
+        step_energy_j: Energy of one step of each entry.
+    """
+
+    requests: ServedRequests
+    steps: Steps
+    step_energy_j: Floats
+    energy: EnergySplit
+    counts: RunCounts
+    start_s: float
+    duration_s: float
+    busy_s: float
+    replicas: int
+    idle_w: float
+
+    @property
+    def energy_j(self) -> float:
+        """Of all GPUs, idle included."""
+        return self.energy.total_j
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds without a step, summed over replicas."""
+        return self.replicas * self.duration_s - self.busy_s
+
+    def latency(self) -> Latency:
+        """Percentiles of the latencies."""
+        r = self.requests
+        done = np.isfinite(r.finished_s)
+        first, last = r.first_token_s[done] - r.arrival_s[done], r.finished_s[done] - r.arrival_s[done]
+        later = r.output_tokens[done] - 1
+        several = later > 0
+        return Latency(
+            ttft_s=Percentiles.of(first),
+            tpot_s=Percentiles.of((last - first)[several] / later[several]),
+            itl_s=Percentiles.weighted(self.steps.step_s, self.steps.count * self.steps.decodes),
+            e2e_s=Percentiles.of(last),
+        )
+
+    def timeline(self, parts: int = 200) -> Timeline:
+        """Power, batch, queue and cache over time."""
+        s, spans = self.steps, self.steps.duration_s
+        edges = np.linspace(self.start_s, self.start_s + self.duration_s, parts + 1)
+        width = max(self.duration_s / parts, 1e-300)
+        means = [
+            np.diff(_integral(s.start_s, spans, values, edges)) / width
+            for values in (
+                np.ones_like(spans),
+                self.step_energy_j / s.step_s,
+                s.decodes + s.prefills,
+                s.waiting,
+                s.kv_blocks,
+            )
+        ]
+        busy, active_w, running, waiting, blocks = means
+        power = active_w + self.idle_w * np.maximum(self.replicas - busy, 0)
+        return Timeline(edge_s=edges, power_w=power, running=running, waiting=waiting, kv_blocks=blocks)
+
+
+def _integral(start_s: Floats, span_s: Floats, values: Floats, at_s: Floats) -> Floats:
+    """The integral up to each of `at_s` of a sum of rectangles, which may overlap."""
+    total = np.zeros(at_s.size)
+    for sign, begin in ((1.0, start_s), (-1.0, start_s + span_s)):
+        order = np.argsort(begin, kind="stable")
+        ordered, heights = begin[order], values[order]
+        areas = np.r_[0.0, np.cumsum(heights * (ordered - at_s[0]))]
+        heights = np.r_[0.0, np.cumsum(heights)]
+        k = np.searchsorted(ordered, at_s)
+        total += sign * (heights[k] * (at_s - at_s[0]) - areas[k])
+    return total

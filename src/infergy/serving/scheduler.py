@@ -1,0 +1,420 @@
+"""The scheduler of vLLM V1, stepped without a clock or a cost.
+
+Rules: `vllm/v1/core/sched/scheduler.py`, `async_scheduler.py` and `vllm/v1/core/block_pool.py` of vLLM 0.25.0 and
+0.33.0, policy fcfs, one KV cache group of full attention, no speculation, no watermark. Steps are equal to those of the
+real classes (benchmarks/schedule_fidelity.py).
+
+Decoding requests are not visited one by one: all advance one token a step, so each is an offset to the step's number,
+its end a number in a heap, and the blocks that a step needs are a count by remainder. Requests are visited in their
+order only where that order matters: where blocks or the token budget do not suffice for all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from infergy.serving.blocks import BlockPool, Hit
+from infergy.serving.prefixes import Path
+
+ENDLESS = 1 << 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """What bounds a step, in vLLM's words; `num_gpu_blocks` includes the null block.
+
+    Attributes:
+        adaptive_threshold: 0.33: a long prompt's chunk is at least an equal share of the budget.
+        lone_threshold: 0.25: the threshold applies even where only one request exists.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    num_gpu_blocks: int
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    long_prefill_token_threshold: int = 0
+    async_scheduling: bool = True
+    lone_threshold: bool = True
+    adaptive_threshold: bool = False
+
+
+class Scheduler:
+    """vLLM's scheduler: `add` requests, `schedule` a step, `settle` the result of the step that ended.
+
+    Asynchronously a step's result is known one step later: `settle` after each `schedule` then ends the requests whose
+    last token the step before sampled. `steady` says how many steps may be taken at once by `repeat`.
+
+    Args:
+        inputs: Prompt tokens of each request.
+        outputs: Output tokens of each request, at least 1.
+        limits: What bounds a step.
+        paths: Shared beginning of the prompts (see prefixes.py); those of requests without one are missing.
+
+    Attributes:
+        waiting: Requests in the order of admission.
+        running: Requests in the order of admission; ended ones until their result is settled.
+        decodes: Requests that decode one token in the next step.
+        context: Their computed tokens, summed.
+        attended: Tokens that the last step's decodes attended to, summed, new ones included.
+        chunks: (request, tokens, computed before) of the last step's prefill chunks.
+        completed: Requests whose prompt the last step completed: it samples their next token.
+        ended: Requests whose last token the last step samples.
+        starved: Decoding requests that the last step left out, for want of budget.
+        hit_tokens: Tokens found in the prefix cache at a request's first admission; those without are missing.
+        preempted: How often a request was preempted; those that never were are missing.
+        recomputed_tokens: Tokens of preempted requests that were computed again.
+    """
+
+    __slots__ = (
+        "_asynchronous", "_block", "_blocked", "_caching", "_computed_before", "_ends", "_held", "_known", "_limits",
+        "_origin", "_partial", "_paths", "_remainders", "_results", "_seqs", "_size", "_threshold", "_totals",
+        "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted",
+        "recomputed_tokens", "running",
+        "starved", "tick", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        limits: SchedulerLimits,
+        paths: Mapping[int, Path] | None = None,
+    ) -> None:
+        self._limits = limits
+        self._block = limits.block_size
+        self._seqs = limits.max_num_seqs
+        self._caching = limits.enable_prefix_caching
+        self._asynchronous = limits.async_scheduling
+        self._paths: Mapping[int, Path] = (paths or {}) if self._caching else {}
+        self._size = len(inputs)
+        self._known = list(inputs)  # tokens known at the (latest) admission
+        self._totals = [a + b for a, b in zip(inputs, outputs, strict=True)]
+        self._origin = [0] * self._size  # tokens computed after step t: origin + t
+        self._partial: dict[int, int] = {}  # tokens computed of prompts that are not complete
+        self._held: dict[int, list[Hit]] = {}  # blocks known to others
+        self._computed_before: dict[int, int] = {}  # of preempted requests
+        self._remainders = [0] * self._block  # decodes by the step, modulo the block size, that needs a new block
+        self._ends: list[int] = []  # heap of last step * size + request
+        self._results: list[int] = []  # ended, result not settled
+        self._blocked = False  # the head of the queue must wait until a request ends
+        self._threshold = limits.long_prefill_token_threshold
+        self.pool = BlockPool(limits.num_gpu_blocks - 1)
+        self.waiting: deque[int] = deque()
+        self.running: dict[int, None] = {}
+        self.tick = self.decodes = self.context = self.attended = 0
+        self.chunks: list[tuple[int, int, int]] = []
+        self.completed: list[int] = []
+        self.ended: list[int] = []
+        self.starved: set[int] = set()
+        self.hit_tokens: dict[int, int] = {}
+        self.preempted: dict[int, int] = {}
+        self.recomputed_tokens = 0
+
+    def add(self, request: int) -> None:
+        """Queue a request."""
+        self.waiting.append(request)
+
+    def steady(self) -> int:
+        """Steps that only decode what runs now, until anything changes by itself; 0: the next one does more."""
+        decodes = self.decodes
+        if self._partial or not decodes or (self.waiting and not self._blocked):
+            return 0
+        steps = self._ends[0] // self._size - self.tick
+        if self._results and steps > 1 and (self.waiting or self._needed(steps) > self.pool.blank):
+            steps = 1  # what the ended ones free may be taken from the second step on
+        free = self.pool.free
+        if (steps // self._block + 1) * decodes > free and self._needed(steps) > free:
+            low, steps = 0, steps - 1
+            while low < steps:
+                middle = (low + steps + 1) // 2
+                low, steps = (middle, steps) if self._needed(middle) <= free else (low, middle - 1)
+        return steps
+
+    def repeat(self, steps: int) -> None:
+        """Take as many steps at once as `steady` allows, or fewer."""
+        needed = self._needed(steps)
+        if needed:
+            self.pool.take(needed)
+        self.tick += steps
+        self.context += steps * self.decodes
+        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
+        if self._ends[0] < (self.tick + 1) * self._size:
+            self._end_decodes()
+
+    def schedule(self) -> int:
+        """Schedule one step; returns its decodes. `chunks`, `completed`, `ended` say what else is in it."""
+        self.tick += 1
+        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
+        limits = self._limits
+        if limits.long_prefill_token_threshold:
+            self._set_threshold()
+        budget = limits.max_num_batched_tokens
+        decodes = self.decodes
+        needed = self._remainders[self.tick % self._block]
+        plan: list[tuple[int, int, int]] | None = []
+        if self._partial:
+            plan, blocks = self._plan_chunks(budget - decodes)
+            needed += blocks
+        preempted = False
+        if plan is None or needed > self.pool.free:
+            decodes, budget, preempted = self._schedule_in_order(budget)
+        else:
+            if needed:
+                self.pool.take(needed)
+            budget -= decodes
+            self.context += decodes
+            self.attended = self.context
+            for request, tokens, computed in plan:
+                budget -= tokens
+                self._advance(request, tokens, computed)
+        if self.waiting and not preempted and not self._blocked:
+            self._admit(budget)
+        if self._ends and self._ends[0] < (self.tick + 1) * self._size:
+            self._end_decodes()
+        for request in self.completed:
+            self._start_decoding(request)
+        return decodes
+
+    def settle(self) -> None:
+        """Take in the result of the step before (asynchronous) or of the last one: what ended is freed."""
+        results = self._results if self._asynchronous else self.ended
+        if results:
+            self._blocked = False
+            block, pool = self._block, self.pool
+            for request in results:
+                del self.running[request]
+                computed = self._totals[request] - 1
+                if not self._caching:
+                    pool.discard(0, -(-computed // block))
+                    continue
+                held = self._held.pop(request, None) if self._held else None
+                known = held[-1].end if held else 0
+                pool.discard(computed // block - known, 1 if computed % block else 0)
+                if held:
+                    pool.release(held)
+                if self._computed_before.pop(request, None) is not None:
+                    pool.forget_run(-1 - request)
+        if self._asynchronous:
+            self._results = self.ended
+
+    def scheduled(self) -> list[tuple[int, int]]:
+        """(request, tokens) of the last step in the order of scheduling; call before `settle`."""
+        chunks = {request: tokens for request, tokens, _ in self.chunks}
+        left_out = self.starved.union(self._partial, self._results)
+        return [
+            (request, chunks.get(request, 1))
+            for request in self.running
+            if request in chunks or request not in left_out
+        ]
+
+    def _set_threshold(self) -> None:
+        limits, existing = self._limits, len(self.running) + len(self.waiting)
+        self._threshold = limits.long_prefill_token_threshold if existing > 1 or limits.lone_threshold else 0
+        if self._threshold and limits.adaptive_threshold:
+            self._threshold = max(self._threshold, limits.max_num_batched_tokens // existing)
+
+    def _needed(self, steps: int) -> int:
+        """Blocks that the decodes take in the next steps."""
+        cycles, rest = divmod(steps, self._block)
+        needed = cycles * self.decodes
+        if rest:
+            first = (self.tick + 1) % self._block
+            needed += sum(self._remainders[first : first + rest])
+            if first + rest > self._block:
+                needed += sum(self._remainders[: first + rest - self._block])
+        return needed
+
+    def _plan_chunks(self, budget: int) -> tuple[list[tuple[int, int, int]] | None, int]:
+        """Chunks of the prompts under way, and their blocks; None where the order of requests decides."""
+        plan, blocks, block = [], 0, self._block
+        last = len(self._partial) == 1 and next(reversed(self.running)) in self._partial
+        for request, computed in self._partial.items():
+            tokens = self._known[request] - computed
+            if 0 < self._threshold < tokens:
+                tokens = self._threshold
+            if tokens > budget:
+                if not last or budget <= 0:
+                    return None, 0
+                tokens = budget
+            budget -= tokens
+            blocks += -(-(computed + tokens) // block) - -(-computed // block)
+            plan.append((request, tokens, computed))
+        return plan, blocks
+
+    def _advance(self, request: int, tokens: int, computed: int) -> None:
+        """Record a chunk whose blocks are taken; what others could share of it is known from now on."""
+        self.chunks.append((request, tokens, computed))
+        computed += tokens
+        path = self._paths.get(request) if self._paths else None
+        if path is not None:
+            self._commit(request, path, computed // self._block)
+        if computed == self._known[request]:
+            self._partial.pop(request, None)
+            self.completed.append(request)
+        else:
+            self._partial[request] = computed
+
+    def _commit(self, request: int, path: Path, full: int) -> None:
+        held = self._held.setdefault(request, [])
+        known = held[-1].end if held else 0
+        for run, end in path:
+            if known >= full:
+                break
+            if end > known:
+                self.pool.commit(held, run, known, min(end, full))
+                known = min(end, full)
+                self._blocked = False  # a longer prefix may now be found by who waits
+
+    def _start_decoding(self, request: int) -> None:
+        origin = self._known[request] - self.tick
+        self._origin[request] = origin
+        end = self._totals[request] - 1 - origin
+        if end == self.tick:
+            self.ended.append(request)
+            return
+        self.decodes += 1
+        self.context += self._known[request]
+        self._remainders[(1 - origin) % self._block] += 1
+        heappush(self._ends, end * self._size + request)
+
+    def _end_decodes(self) -> None:
+        limit, ends, size = (self.tick + 1) * self._size, self._ends, self._size
+        while ends and ends[0] < limit:
+            request = heappop(ends) % size
+            self.decodes -= 1
+            self.context -= self._totals[request] - 1
+            self._remainders[(1 - self._origin[request]) % self._block] -= 1
+            self.ended.append(request)
+
+    def _admit(self, budget: int) -> None:
+        """Admit from the head of the queue: nobody overtakes, and the whole known sequence must fit."""
+        block, pool, waiting = self._block, self.pool, self.waiting
+        while waiting and budget > 0:
+            if len(self.running) >= self._seqs:
+                self._blocked = True
+                return
+            request = waiting[0]
+            known = self._known[request]
+            needed = -(-known // block)
+            hits: list[Hit] = []
+            found = 0
+            again = self._computed_before.get(request) if self._computed_before else None
+            if self._caching and (again is not None or request in self._paths):
+                path = (*self._paths.get(request, ()), (-1 - request, ENDLESS))
+                hits = pool.find(path, (known - 1) // block)
+                if hits:
+                    found = hits[-1].end
+                    needed += sum(end - first for extent, first, end in hits if not extent.users) - found
+            if needed > pool.free:
+                self._blocked = True
+                return
+            waiting.popleft()
+            if hits:
+                self._held[request] = pool.use(hits)
+            computed = found * block
+            tokens = known - computed
+            if 0 < self._threshold < tokens:
+                tokens = self._threshold
+            tokens = min(tokens, budget)
+            budget -= tokens
+            pool.take(-(-(computed + tokens) // block) - found)
+            self.running[request] = None
+            if again is not None:
+                self.recomputed_tokens += max(0, again - computed)
+            elif computed:
+                self.hit_tokens[request] = computed
+            self._advance(request, tokens, computed)
+
+    def _schedule_in_order(self, budget: int) -> tuple[int, int, bool]:
+        """Visit the running requests one by one; returns decodes, the budget left, whether one was preempted."""
+        results, decodes, preempted, block = set(self._results), 0, False, self._block
+        self.attended = 0
+        for request in list(self.running):
+            if request not in self.running:
+                break  # preempted, and with it all behind it
+            if request in results:
+                continue
+            computed = self._partial.get(request)
+            decoding = computed is None
+            if budget <= 0:
+                if decoding:
+                    self.starved.add(request)
+                continue
+            if computed is None:
+                computed, tokens = self._origin[request] + self.tick - 1, 1
+            else:
+                tokens = self._known[request] - computed
+                if 0 < self._threshold < tokens:
+                    tokens = self._threshold
+                tokens = min(tokens, budget)
+            needed = -(-(computed + tokens) // block) - -(-computed // block)
+            while needed > self.pool.free:
+                preempted = True
+                if self._preempt_last() == request:
+                    break
+            if request not in self.running:
+                break
+            self.pool.take(needed)
+            budget -= tokens
+            if decoding:
+                decodes += 1
+                self.context += 1
+                self.attended += computed + 1
+            else:
+                self._advance(request, tokens, computed)
+        if self.starved:
+            self._delay(self.starved)
+        return decodes, budget, preempted
+
+    def _delay(self, requests: set[int]) -> None:
+        """Move decodes that this step leaves out by one step."""
+        for request in requests:
+            self._remainders[(1 - self._origin[request]) % self._block] -= 1
+            self._origin[request] -= 1
+            self._remainders[(1 - self._origin[request]) % self._block] += 1
+        size = self._size
+        self._ends = [end + size if end % size in requests else end for end in self._ends]
+        heapify(self._ends)
+
+    def _preempt_last(self) -> int:
+        """Take the blocks of the request that was admitted last, and queue it again, first."""
+        request, _ = self.running.popitem()
+        self.preempted[request] = self.preempted.get(request, 0) + 1
+        self._blocked = False
+        requeue, computed = True, self._partial.pop(request, -1)
+        cached = computed
+        if computed < 0:
+            if request in self._results:
+                self._results.remove(request)
+                requeue, computed = False, self._totals[request] - 1
+            else:
+                computed = self._origin[request] + self.tick - 1
+                self.decodes -= 1
+                self.context -= computed
+                self._remainders[(1 - self._origin[request]) % self._block] -= 1
+                self._ends.remove((self._totals[request] - 1 - self._origin[request]) * self._size + request)
+                heapify(self._ends)
+            # Asynchronously the last step's result is not in, and the block it may have filled not known yet.
+            cached = max(self._known[request], computed - 1) if self._asynchronous else computed
+            self._known[request] = computed + 1
+        self._free_preempted(request, computed, cached)
+        if requeue:
+            self._computed_before[request] = computed
+            self.waiting.appendleft(request)
+        return request
+
+    def _free_preempted(self, request: int, computed: int, cached: int) -> None:
+        blocks, full = -(-computed // self._block), cached // self._block
+        if not self._caching:
+            self.pool.discard(0, blocks)
+            return
+        held = self._held.pop(request, [])
+        known = held[-1].end if held else 0
+        if full > known:
+            self.pool.commit(held, -1 - request, known, full)
+        self.pool.release(held)
+        self.pool.discard(0, blocks - full)

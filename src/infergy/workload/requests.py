@@ -1,0 +1,302 @@
+"""Requests as columns: what a server is asked and when, from any trace, task or histogram.
+
+    Trace.requests ──▶ Requests ──▶ window (part of its time), slice (part of its order), take, all_at_once
+    histogram      ──▶ Requests, all at once
+
+An index is the same request in every column. Requests stand in order of arrival.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from infergy.errors import DataError, UsageError
+from infergy.workload.bins import BinCount, Histogram
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+    Number = TypeVar("Number", np.int64, np.float64)
+
+AT_ONCE = "all at once was asked for"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrefixBlocks:
+    """Hashes of the blocks that prompts consist of: equal hashes are equal blocks after equal prefixes.
+
+    Attributes:
+        ids: Hashes of all requests, one after the other.
+        offsets: Where the hashes of each request begin in `ids`, and at last their number; shape (requests + 1,).
+        block_tokens: Tokens of a block; the last block of a prompt may be shorter. Tokens of a prompt past its blocks
+            are shared with no other request.
+    """
+
+    ids: Integers
+    offsets: Integers
+    block_tokens: int
+
+    def of(self, request: int) -> Integers:
+        """The hashes of one request."""
+        return self.ids[self.offsets[request] : self.offsets[request + 1]]
+
+    def take(self, index: Integers) -> PrefixBlocks:
+        """The hashes of the requests at `index`, in its order."""
+        import numpy as np
+
+        counts = self.offsets[index + 1] - self.offsets[index]
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        # The k-th hash of a request lies k places after its first.
+        shift = np.repeat(self.offsets[index] - offsets[:-1], counts)
+        ids = self.ids[np.arange(offsets[-1]) + shift]
+        return PrefixBlocks(ids=ids, offsets=offsets, block_tokens=self.block_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """Rows of a log that are not among its requests, or not in its order.
+
+    Attributes:
+        failed: Rows with 0 output tokens, left out.
+        without_input: Rows with output and 0 input tokens, left out: engines reject an empty prompt.
+        out_of_order: Requests that arrived before the one above them in the log; all are sorted by arrival, ties in
+            the log's order.
+    """
+
+    failed: int = 0
+    without_input: int = 0
+    out_of_order: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Requests:
+    """Requests in order of arrival, as columns of equal length.
+
+    Attributes:
+        source: Name of the trace, or its path.
+        input_tokens: Whole prompts, cached tokens included; at least 1.
+        output_tokens: Generated tokens; at least 1.
+        arrival_s: Seconds after the first request of the trace, or after the start of the window; ascending. None if
+            unknown: all arrive at once, but for what `gap_s` says.
+        order_reason: Why `arrival_s` is None; None if it is known.
+        cached_tokens: Input tokens that the log reports as served by a prefix cache, 0 where it reports none; None if
+            it reports none at all.
+        prefix_blocks: Hashes of the prompts' blocks; None if the log has none.
+        after: Index of the previous request of the same session, less than the request's own; -1 if there is none, or
+            it is not among these. None if the log knows no sessions. Without `gap_s` it states the order alone.
+        gap_s: Seconds between the answer to `after` and this request, which then arrives at that time whatever
+            `arrival_s` says; 0 where `after` is -1. None if unknown.
+        set_aside: What was left out of the log.
+        lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
+    """
+
+    source: str
+    input_tokens: Integers
+    output_tokens: Integers
+    arrival_s: Floats | None = None
+    order_reason: str | None = None
+    cached_tokens: Integers | None = None
+    prefix_blocks: PrefixBlocks | None = None
+    after: Integers | None = None
+    gap_s: Floats | None = None
+    set_aside: SetAside = field(default_factory=SetAside)
+    lengths_from: str | None = None
+
+    def __post_init__(self) -> None:
+        wrong = _faults(self)
+        if wrong:
+            raise DataError(f"{self.source}: {'; '.join(wrong)}")
+
+    def __len__(self) -> int:
+        return len(self.input_tokens)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is known when requests arrive: at times of the log, or after the answers of their sessions."""
+        return self.arrival_s is not None or self.gap_s is not None
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the first arrival to the last; None if unknown."""
+        if self.arrival_s is None or not len(self):
+            return None
+        return float(self.arrival_s[-1] - self.arrival_s[0])
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Requests after the first, divided by the duration; None if unknown, or if all arrive at one instant."""
+        return (len(self) - 1) / self.duration_s if self.duration_s else None
+
+    def window(self, *, start_s: float = 0.0, duration_s: float | None = None, speed: float = 1.0) -> Requests:
+        """The requests that arrive in `duration_s` of wall time, `speed` times as fast, from `start_s` of the trace on.
+
+        The window ``[start_s, start_s + duration_s × speed)`` is in seconds after the first request of the trace.
+        Arrivals become seconds after the start of the window, divided by `speed`, as do gaps.
+
+        Args:
+            start_s: Where the window begins, in the trace's own time.
+            duration_s: Its length in wall time; None goes to the end of the trace.
+            speed: Trace seconds in one wall second.
+
+        Raises:
+            UsageError: No arrival times, no request in the window, or a time or speed out of range.
+        """
+        if not 0 < speed < math.inf:
+            raise UsageError(f"--speed {speed:g}: expected a positive factor, as 2 or 0.5")
+        if not 0 <= start_s < math.inf:
+            raise UsageError(f"--from {start_s:g}: expected a time of 0 s or later, as 10m")
+        if duration_s is not None and not 0 < duration_s < math.inf:
+            raise UsageError(f"--for {duration_s:g}: expected a positive time, as 75s")
+        if self.arrival_s is None:
+            raise UsageError(
+                f"{self.source}: --from, --for and --speed need arrival times: {self.order_reason}. Choose by order "
+                "instead: --first K --requests N"
+            )
+        end_s = math.inf if duration_s is None else start_s + duration_s * speed
+        first, last = self.arrival_s.searchsorted([start_s, end_s])
+        if first == last:
+            raise UsageError(
+                f"{self.source}: no request arrives from {start_s:g} s to {end_s:g} s; the last arrives at "
+                f"{self.arrival_s[-1]:g} s. Choose another part: --from TIME --for TIME"
+            )
+        part = self._part(int(first), int(last))
+        assert part.arrival_s is not None
+        gap_s = None if part.gap_s is None else part.gap_s / speed
+        return replace(part, arrival_s=(part.arrival_s - start_s) / speed, gap_s=gap_s)
+
+    def slice(self, first: int = 0, count: int | None = None) -> Requests:
+        """`count` requests in order of arrival, `first` of them skipped; the earliest arrives at 0 s.
+
+        Args:
+            first: How many are skipped.
+            count: How many are taken; None takes the rest.
+
+        Raises:
+            UsageError: There are fewer.
+        """
+        last = len(self) if count is None else first + count
+        if first < 0 or last > len(self) or first >= last:
+            wanted = f"{'the rest' if count is None else f'{count:,}'} from {first:,} on"
+            raise UsageError(
+                f"{self.source}: {len(self):,} requests, {wanted} asked for. Choose fewer: --first K --requests N"
+            )
+        part = self._part(first, last)
+        return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
+
+    def take(self, chosen: NDArray[np.bool_] | Integers) -> Requests:
+        """The requests that a mask or ascending indices choose; arrivals as they are.
+
+        What follows a request that is not chosen begins a session of its own.
+        """
+        import numpy as np
+
+        index = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
+
+        after, gap_s = None, _at(self.gap_s, index)
+        if self.after is not None:
+            # One more than the requests there are, so that -1 finds -1.
+            places = np.full(len(self) + 1, -1, dtype=np.int64)
+            places[index] = np.arange(len(index))
+            after = places[self.after[index]]
+            gap_s = None if gap_s is None else np.where(after < 0, 0.0, gap_s)
+        return replace(
+            self,
+            input_tokens=self.input_tokens[index],
+            output_tokens=self.output_tokens[index],
+            arrival_s=_at(self.arrival_s, index),
+            cached_tokens=_at(self.cached_tokens, index),
+            prefix_blocks=None if self.prefix_blocks is None else self.prefix_blocks.take(index),
+            after=after,
+            gap_s=gap_s,
+        )
+
+    def all_at_once(self, reason: str = AT_ONCE) -> Requests:
+        """The same requests, none waiting for another: no arrivals, no sessions."""
+        return replace(self, arrival_s=None, order_reason=reason, after=None, gap_s=None)
+
+    def _part(self, first: int, last: int) -> Requests:
+        import numpy as np
+
+        return self if (first, last) == (0, len(self)) else self.take(np.arange(first, last))
+
+
+def _at(column: NDArray[Number] | None, index: Integers) -> NDArray[Number] | None:
+    return None if column is None else column[index]
+
+
+def _faults(requests: Requests) -> list[str]:
+    """What is wrong with the columns, in words."""
+    import numpy as np
+
+    count = len(requests)
+    blocks = requests.prefix_blocks
+    columns = {
+        "output_tokens": requests.output_tokens,
+        "arrival_s": requests.arrival_s,
+        "cached_tokens": requests.cached_tokens,
+        "after": requests.after,
+        "gap_s": requests.gap_s,
+        "prefix_blocks": None if blocks is None else blocks.offsets[1:],
+    }
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    wrong = [
+        f"{name} has {length:,} values for {count:,} requests" for name, length in lengths.items() if length != count
+    ]
+    if wrong or not count:
+        return wrong
+    times, after, gap_s = requests.arrival_s, requests.after, requests.gap_s
+    if requests.input_tokens.min() < 1 or requests.output_tokens.min() < 1:
+        wrong.append("a request needs at least 1 input token and 1 output token")
+    if times is not None and not (times[0] >= 0 and times[-1] < math.inf and bool((times[1:] >= times[:-1]).all())):
+        wrong.append("arrival_s must ascend from 0 s or later, and be finite")
+    if after is not None and not bool(((after >= -1) & (after < np.arange(count))).all()):
+        wrong.append("after must be -1 or less than the request's own index")
+    if gap_s is not None and (after is None or not bool(((gap_s >= 0) & (gap_s < math.inf)).all())):
+        wrong.append("gap_s must be at least 0 s and finite, beside the column after")
+    return wrong
+
+
+def requests_of_histogram(histogram: Histogram, *, at_most: int | None = None) -> Requests:
+    """The requests of a histogram, all at once: each has the mean lengths of its bin, rounded so that sums are kept.
+
+    Requests of all bins are mixed evenly, since their order is unknown. Inputs are the uncached tokens, at least 1:
+    a histogram keeps no cached tokens by bin. Requests past the last edge are among them.
+
+    Args:
+        histogram: Counts over bins.
+        at_most: Keep about so many, each bin its share and at least one request; None keeps all.
+    """
+    import numpy as np
+
+    bins = [*histogram.counts, *(() if histogram.left_out is None else (histogram.left_out,))]
+    total = sum(count.requests for count in bins)
+    share = 1.0 if at_most is None or at_most >= total else at_most / total
+    columns = [list(column) for column in zip(*(_mean_lengths(count, share) for count in bins), strict=True)]
+    places, inputs, outputs = (np.concatenate(column) if column else np.zeros(0) for column in columns or ([], [], []))
+    order = np.argsort(places, kind="stable")
+    return Requests(
+        source=histogram.source,
+        input_tokens=np.maximum(inputs[order].astype(np.int64), 1),
+        output_tokens=outputs[order].astype(np.int64),
+        order_reason="a histogram keeps no arrivals",
+        set_aside=SetAside(failed=histogram.failed_requests),
+        lengths_from=histogram.lengths_from,
+    )
+
+
+def _mean_lengths(count: BinCount, share: float) -> Iterator[NDArray[np.float64] | Integers]:
+    """Places of a bin's requests between 0 and 1, evenly spread, and their lengths."""
+    import numpy as np
+
+    kept = count.requests if share == 1.0 else max(1, round(count.requests * share))
+    yield (np.arange(kept) + 0.5) / kept
+    for tokens in (count.input_tokens, count.output_tokens):
+        # The running sum of mean lengths, rounded: any part of the bin has the mean to within one token.
+        ends = np.arange(kept + 1) * (tokens / count.requests)
+        yield np.diff(np.rint(ends).astype(np.int64))

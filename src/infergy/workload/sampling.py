@@ -1,0 +1,366 @@
+"""Traces too long to simulate whole: windows drawn over their time, and how far sums over them may be off.
+
+    slots of equal length ──▶ strata of consecutive slots ──▶ two slots drawn from each ──▶ windows with weights
+
+Stratified random sampling without replacement (Cochran, Sampling Techniques, 1977, chapter 5). One pass finds the sums
+of all slots, so the standard error of a weighted sum over windows is known, not estimated. Memory is bounded by slots
+and by the requests drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from infergy.errors import UsageError
+from infergy.workload.bins import Histogram
+from infergy.workload.reading import ROW, arrivals_missing, build, collect, is_good, read_requests
+from infergy.workload.requests import Requests, SetAside, requests_of_histogram
+from infergy.workload.table import ARRIVAL_S
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from infergy.workload.table import Table
+
+    Integers = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+
+WHOLE_REQUESTS = 1_000_000
+"""A trace of so many requests is simulated whole."""
+
+SAMPLING_ERROR = 0.01
+"""Half-width of the 90 % interval of summed tokens, relative."""
+
+_NORMAL_90 = 1.6449
+_FEWEST_WINDOWS = 24
+_MORE = 1.2
+_NEARLY_ALL = 0.8
+_SLOTS = 256
+_SHORTEST_S, _LONGEST_S = 60.0, 600.0
+_SLOT = "slot"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Window:
+    """A part of a trace that stands for others.
+
+    Attributes:
+        requests: What arrives in it, in seconds after its start; may be empty.
+        start_s: Where it begins, in seconds after the first request of the trace; None if arrivals are unknown.
+        duration_s: Its length; None if arrivals are unknown.
+        weight: How many windows of the trace it stands for, itself included; at least 1.
+    """
+
+    requests: Requests
+    start_s: float | None
+    duration_s: float | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """Windows of a trace: a sum over the trace is the weighted sum over them.
+
+    Attributes:
+        source: Name of the trace, or its path.
+        windows: In order of time; a single one of weight 1 is the whole trace.
+        requests: Requests of the whole trace; `input_tokens` and `output_tokens` likewise.
+        duration_s: From the first arrival to the last; None if arrivals are unknown.
+        relative_se: Standard error of any weighted sum of input and output tokens, relative to it, at most; 0 if whole.
+            Of a histogram, the difference that rounding its bins' shares leaves.
+    """
+
+    source: str
+    windows: tuple[Window, ...]
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    duration_s: float | None
+    relative_se: float
+    set_aside: SetAside = field(default_factory=SetAside)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the trace is whole in one window."""
+        return len(self.windows) == 1 and self.windows[0].weight == 1
+
+
+def whole(requests: Requests) -> Sample:
+    """All requests in one window."""
+    window = Window(requests=requests, start_s=0.0, duration_s=requests.duration_s, weight=1.0)
+    if requests.arrival_s is None:
+        window = Window(requests=requests, start_s=None, duration_s=None, weight=1.0)
+    return Sample(
+        source=requests.source,
+        windows=(window,),
+        requests=len(requests),
+        input_tokens=int(requests.input_tokens.sum()),
+        output_tokens=int(requests.output_tokens.sum()),
+        duration_s=requests.duration_s,
+        relative_se=0.0,
+        set_aside=requests.set_aside,
+    )
+
+
+def sample_windows(
+    requests: Requests,
+    *,
+    seed: int = 0,
+    error: float = SAMPLING_ERROR,
+    window_s: float | None = None,
+    whole_requests: int = WHOLE_REQUESTS,
+) -> Sample:
+    """Windows of requests that are held: by time, or by order where arrivals are unknown.
+
+    Args:
+        requests: All of them; up to `whole_requests` are taken whole.
+        seed: Of the draw.
+        error: Half-width of the 90 % interval of summed tokens, relative, that is to be met.
+        window_s: Length of a window; None takes 1 / 256 of the trace, 60 to 600 s.
+        whole_requests: Above this many windows are drawn.
+
+    Raises:
+        UsageError: `error` or `window_s` is not positive.
+    """
+    _check(error, window_s)
+    if len(requests) <= whole_requests:
+        return whole(requests)
+    import numpy as np
+
+    slots = divide(len(requests), requests.duration_s, window_s)
+    if requests.arrival_s is None or not slots.is_timed:
+        place = np.arange(len(requests)) // int(slots.size)
+        first_s = 0.0
+    else:
+        first_s = float(requests.arrival_s[0])
+        place = ((requests.arrival_s - first_s) // slots.size).astype(np.int64)
+    lengths = requests.input_tokens, requests.output_tokens
+    sums = np.stack([np.bincount(place, column, slots.count) for column in lengths], axis=1).astype(np.float64)
+    draw = draw_slots(sums, error=error, seed=seed)
+    if draw is None:
+        return whole(requests)
+    bounds = np.searchsorted(place, np.stack((draw.slots, draw.slots + 1)))
+    parts = [requests.take(np.arange(first, last)) for first, last in bounds.T]
+    windows = slots.windows(parts, draw, first_s)
+    return replace(whole(requests), windows=windows, relative_se=draw.relative_se)
+
+
+def sample_table(
+    table: Table, *, lenient: bool, seed: int, error: float, whole_requests: int
+) -> tuple[tuple[Sample | None, int], int]:
+    """Windows of the rows that polars reads, of which only those drawn are held.
+
+    Args:
+        table: Built with its links.
+        lenient: See `Table.declared`.
+        seed: Of the draw.
+        error: As in `sample_windows`.
+        whole_requests: Up to so many requests are taken whole.
+
+    Returns:
+        The sample and the number of failed rows; and how many rows have tokens that cannot be read. The sample is None
+        if there are such rows, or no requests.
+
+    Raises:
+        DataError: Arrivals or gaps are missing in part, or gaps are negative.
+    """
+    import polars as pl
+
+    _check(error, None)
+    facts = table.collect(table.frame.select(rows=pl.len()))[0][0]
+    if facts["rows"] > whole_requests:
+        facts = _facts(table, lenient=lenient)
+        if facts["bad"]:
+            return (None, facts["failed"]), facts["bad"]
+        sample = _drawn(table, facts, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
+        if sample is not None:
+            return (sample, facts["failed"]), 0
+    (requests, failed), bad = read_requests(table, lenient=lenient)
+    return (None if requests is None else whole(requests), failed), bad
+
+
+def _drawn(
+    table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int, error: float, whole_requests: int
+) -> Sample | None:
+    """Windows of a table of known facts; None if all of it is to be taken."""
+    import numpy as np
+    import polars as pl
+
+    if facts["requests"] <= whole_requests:
+        return None
+    slots = divide(facts["requests"], facts.get("duration_s"))
+    rows = _placed(table, slots, facts, lenient=lenient)
+    sums = np.zeros((slots.count, 2))
+    for row in table.collect(rows.group_by(_SLOT).agg(pl.col("input_tokens", "output_tokens").sum()))[0]:
+        sums[row[_SLOT]] = row["input_tokens"], row["output_tokens"]
+    draw = draw_slots(sums, error=error, seed=seed)
+    if draw is None:
+        return None
+    kept = collect(table, rows.filter(pl.col(_SLOT).is_in(draw.slots.tolist())))
+    groups = kept.partition_by(_SLOT, as_dict=True, maintain_order=True)
+    groups_drawn = [groups.get((slot,), kept.clear()) for slot in draw.slots.tolist()]
+    origin_s = facts["first"] if slots.is_timed else None
+    parts = [build(table, group, arrivals=True, origin_s=origin_s) for group in groups_drawn]
+    return Sample(
+        source=table.source.name,
+        windows=slots.windows(parts, draw, 0.0),
+        requests=facts["requests"],
+        input_tokens=facts["input_tokens"],
+        output_tokens=facts["output_tokens"],
+        duration_s=facts.get("duration_s"),
+        relative_se=draw.relative_se,
+        set_aside=SetAside(
+            failed=facts["failed"], without_input=facts["without_input"], out_of_order=facts.get("out_of_order", 0)
+        ),
+    )
+
+
+def sample_histogram(histogram: Histogram, *, whole_requests: int = WHOLE_REQUESTS) -> Sample:
+    """The requests of a histogram; above `whole_requests` each bin's share, in one window that stands for the rest."""
+    requests = requests_of_histogram(histogram, at_most=whole_requests)
+    bins = [*histogram.counts, *(() if histogram.left_out is None else (histogram.left_out,))]
+    total = sum(count.requests for count in bins)
+    sample = whole(requests)
+    if total <= whole_requests:
+        return sample
+    weight = total / len(requests)
+    inputs, outputs = sum(count.input_tokens for count in bins), sum(count.output_tokens for count in bins)
+    errors = [
+        abs(weight * drawn - true) / max(true, 1)
+        for drawn, true in ((sample.input_tokens, inputs), (sample.output_tokens, outputs))
+    ]
+    return replace(
+        sample,
+        windows=(replace(sample.windows[0], weight=weight),),
+        requests=total,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        relative_se=max(errors),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """Parts of equal length that a trace is divided into.
+
+    Attributes:
+        count: How many; the last may be shorter.
+        size: Seconds of a slot, or its requests if not `is_timed`.
+        is_timed: Whether slots divide time; else they divide the order of requests.
+    """
+
+    count: int
+    size: float
+    is_timed: bool
+
+    def windows(self, parts: Sequence[Requests], draw: Draw, first_s: float) -> tuple[Window, ...]:
+        """The requests of the slots drawn as windows, their arrivals in seconds after the start of their slot."""
+        windows = []
+        for requests, slot, weight in zip(parts, draw.slots.tolist(), draw.weights.tolist(), strict=True):
+            start_s = slot * self.size if self.is_timed else None
+            if requests.arrival_s is not None and start_s is not None:
+                requests = replace(requests, arrival_s=(requests.arrival_s - first_s - start_s).clip(min=0.0))
+            duration_s = self.size if self.is_timed else None
+            windows.append(Window(requests=requests, start_s=start_s, duration_s=duration_s, weight=weight))
+        return tuple(windows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draw:
+    """Slots drawn, ascending, the number of slots that each stands for, and the standard error that this leaves."""
+
+    slots: Integers
+    weights: Floats
+    relative_se: float
+
+
+def divide(requests: int, duration_s: float | None, window_s: float | None = None) -> Slots:
+    """Slots of a trace: of time, or of its order where its duration is unknown or 0."""
+    if duration_s:
+        size = min(max(duration_s / _SLOTS, _SHORTEST_S), _LONGEST_S) if window_s is None else window_s
+        return Slots(count=int(duration_s // size) + 1, size=size, is_timed=True)
+    held = -(-requests // _SLOTS)
+    return Slots(count=-(-requests // held), size=held, is_timed=False)
+
+
+def draw_slots(sums: Floats, *, error: float, seed: int) -> Draw | None:
+    """Draw as few slots as keep the error of all columns' sums, two from each stratum of consecutive slots.
+
+    Args:
+        sums: What each slot holds, not negative; shape (slots, columns).
+        error: Half-width of the 90 % interval of the sum of a column, relative, that is to be met.
+        seed: Of the draw.
+
+    Returns:
+        None if nearly all slots would be drawn. The relative standard error is the largest of the columns, which no
+        positive combination of them exceeds.
+    """
+    import numpy as np
+
+    windows = _FEWEST_WINDOWS
+    while windows < _NEARLY_ALL * len(sums):
+        strata = np.array_split(np.arange(len(sums)), windows // 2)
+        relative_se = _relative_se([sums[stratum] for stratum in strata])
+        if _NORMAL_90 * relative_se <= error:
+            source = np.random.default_rng(seed)
+            pairs = [np.sort(source.choice(stratum, 2, replace=False)) for stratum in strata]
+            weights = np.repeat([len(stratum) / 2 for stratum in strata], 2)
+            return Draw(slots=np.concatenate(pairs), weights=weights, relative_se=relative_se)
+        windows = math.ceil(windows * _MORE / 2) * 2
+    return None
+
+
+def _relative_se(strata: Sequence[Floats]) -> float:
+    """Of the sums over all strata if two slots of each are drawn; the largest of the columns."""
+    variance = sum(len(s) * (len(s) - 2) / 2 * s.var(axis=0, ddof=1) for s in strata)
+    totals = sum(s.sum(axis=0) for s in strata)
+    return float(max(math.sqrt(v) / t if t else 0.0 for v, t in zip(variance, totals, strict=True)))
+
+
+def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
+    """Counts, sums and ends of the requests of a table, in one streaming pass."""
+    import polars as pl
+
+    with_output = (pl.col("output_tokens") > 0).fill_null(False)
+    served = with_output & (pl.col("input_tokens") > 0)
+    facts = {
+        "rows": pl.len(),
+        "bad": is_good().not_().sum(),
+        "failed": (pl.col("output_tokens") == 0).sum(),
+        "without_input": with_output.sum() - served.sum(),
+        "requests": served.sum(),
+        **{name: pl.col(name).filter(served).sum() for name in ("input_tokens", "output_tokens")},
+    }
+    if table.arrival is not None:
+        arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
+        facts |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
+        facts |= {"out_of_order": (arrival.diff() < 0).sum()}
+    (found,) = table.collect(table.declared(lenient=lenient).select(**facts))[0]
+    if found.get("timed") and not found["bad"]:
+        if found["timed"] < found["requests"]:
+            raise arrivals_missing(table, found["requests"] - found["timed"], found["requests"])
+        found["duration_s"] = found["last"] - found["first"]
+    return found
+
+
+def _placed(table: Table, slots: Slots, facts: Mapping[str, Any], *, lenient: bool) -> Any:
+    """The requests of a table with their slots, lazily."""
+    import polars as pl
+
+    rows = table.declared(lenient=lenient, links=True).with_row_index(ROW, offset=1)
+    rows = rows.filter(pl.col("output_tokens") > 0, pl.col("input_tokens") > 0)
+    if slots.is_timed:
+        place = ((pl.col(ARRIVAL_S) - facts["first"]) / slots.size).floor()
+        return rows.with_columns(place.cast(pl.Int64).alias(_SLOT))
+    return rows.with_row_index(_SLOT).with_columns(pl.col(_SLOT).cast(pl.Int64) // int(slots.size))
+
+
+def _check(error: float, window_s: float | None) -> None:
+    if not 0 < error < 1:
+        raise UsageError(f"a sampling error lies between 0 and 1, as 0.01; not {error:g}")
+    if window_s is not None and not 0 < window_s < math.inf:
+        raise UsageError(f"a window has a positive number of seconds, not {window_s:g}")

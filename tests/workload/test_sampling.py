@@ -1,0 +1,204 @@
+"""Windows drawn over a trace's time: their weighted sums are the trace's, as exactly as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infergy.errors import DataError, UsageError
+from infergy.workload import Requests, Sample, open_trace, sample_windows
+from infergy.workload.sampling import divide, draw_slots, sample_histogram
+
+Z_90 = 1.6449
+
+
+def long_trace(count: int, *, seed: int = 0, hours: float = 48.0) -> pl.DataFrame:
+    """Requests that come faster by day than by night, of lengths that vary from hour to hour."""
+    source = np.random.default_rng(seed)
+    times = np.sort(source.uniform(0, hours * 3600, 3 * count))
+    busy = source.uniform(size=len(times)) < 0.6 + 0.4 * np.sin(times / 86_400 * 2 * np.pi)
+    times = times[busy][:count]
+    scale = np.exp(source.normal(0, 0.3, int(hours) + 1))[(times // 3600).astype(int)]
+    inputs = np.ceil(source.lognormal(6, 1, len(times)) * scale)
+    outputs = np.ceil(source.lognormal(5, 1, len(times)))
+    return pl.DataFrame({"input_tokens": inputs, "output_tokens": outputs, "arrival_s": 1e6 + times})
+
+
+def sums_of(sample: Sample) -> tuple[float, float]:
+    inputs = sum(window.weight * window.requests.input_tokens.sum() for window in sample.windows)
+    outputs = sum(window.weight * window.requests.output_tokens.sum() for window in sample.windows)
+    return float(inputs), float(outputs)
+
+
+def test_a_trace_of_up_to_the_limit_is_whole() -> None:
+    sample = open_trace("azure-conv-2023").sample()
+    assert sample.is_whole
+    assert sample.relative_se == 0
+    assert len(sample.windows[0].requests) == sample.requests == 19_366
+    assert sample.duration_s == sample.windows[0].duration_s == sample.windows[0].requests.duration_s
+
+
+def test_a_longer_trace_is_sampled_and_knows_its_error() -> None:
+    frame = long_trace(60_000)
+    sample = open_trace(frame).sample(error=0.1, whole_requests=10_000)
+    assert not sample.is_whole
+    drawn = sum(len(window.requests) for window in sample.windows)
+    assert drawn < len(frame) / 2
+    assert Z_90 * sample.relative_se <= 0.1
+    assert (sample.requests, sample.input_tokens) == (len(frame), frame["input_tokens"].sum())
+    assert sample.output_tokens == frame["output_tokens"].sum()
+    inputs, outputs = sums_of(sample)
+    assert inputs == pytest.approx(sample.input_tokens, rel=4 * sample.relative_se)
+    assert outputs == pytest.approx(sample.output_tokens, rel=4 * sample.relative_se)
+
+
+def test_windows_hold_just_what_arrives_in_them() -> None:
+    frame = long_trace(20_000)
+    sample = open_trace(frame).sample(error=0.1, whole_requests=1000)
+    first_s = frame["arrival_s"].min()
+    for window in sample.windows:
+        assert window.start_s is not None
+        assert window.duration_s is not None
+        since = pl.col("arrival_s") - first_s - window.start_s
+        inside = frame.filter(since >= 0, since < window.duration_s)
+        assert window.requests.input_tokens.tolist() == inside["input_tokens"].cast(pl.Int64).to_list()
+        assert window.requests.arrival_s is not None
+        np.testing.assert_allclose(window.requests.arrival_s, inside.select(since).to_series(), atol=1e-6)
+
+
+def test_requests_that_are_held_and_those_that_are_scanned_are_sampled_alike(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    long_trace(20_000).sample(fraction=1.0, shuffle=True, seed=1).write_parquet(path)
+    options: dict[str, Any] = {"error": 0.1, "whole_requests": 1000, "seed": 3}
+    scanned = open_trace(path).sample(**options)
+    held = sample_windows(open_trace(path).requests(), **options)
+    assert scanned.set_aside.out_of_order == held.set_aside.out_of_order > 0
+    for one, other in zip(scanned.windows, held.windows, strict=True):
+        assert (one.start_s, one.duration_s, one.weight) == (other.start_s, other.duration_s, other.weight)
+        np.testing.assert_array_equal(one.requests.output_tokens, other.requests.output_tokens)
+        assert one.requests.arrival_s is not None
+        assert other.requests.arrival_s is not None
+        np.testing.assert_allclose(one.requests.arrival_s, other.requests.arrival_s, atol=1e-6)
+
+
+def test_the_stated_error_is_the_error_over_many_draws() -> None:
+    requests = open_trace(long_trace(20_000)).requests()
+    samples = [sample_windows(requests, error=0.05, whole_requests=1000, seed=seed) for seed in range(300)]
+    errors = np.array(
+        [[a / b - 1 for a, b in zip(sums_of(s), (s.input_tokens, s.output_tokens), strict=True)] for s in samples]
+    )
+    largest = np.sqrt((errors**2).mean(axis=0)).max()
+    assert largest == pytest.approx(samples[0].relative_se, rel=0.15)
+    assert abs(errors.mean(axis=0)).max() < 4 * largest / np.sqrt(len(samples))
+
+
+def test_a_draw_is_made_again_by_its_seed() -> None:
+    requests = open_trace(long_trace(20_000)).requests()
+    starts = [
+        [window.start_s for window in sample_windows(requests, error=0.1, whole_requests=1000, seed=seed).windows]
+        for seed in (1, 1, 2)
+    ]
+    assert starts[0] == starts[1] != starts[2]
+
+
+populations = st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=300).map(
+    lambda rows: np.array(rows)
+)
+
+
+@given(populations, st.floats(0.001, 0.5), st.integers(0, 99))
+def test_weights_stand_for_every_slot_and_each_slot_is_drawn_once(sums: Any, error: float, seed: int) -> None:
+    draw = draw_slots(sums, error=error, seed=seed)
+    if draw is None:
+        return
+    assert draw.weights.sum() == pytest.approx(len(sums))
+    assert (np.diff(draw.slots) > 0).all()
+    assert (draw.weights >= 1).all()
+    assert Z_90 * draw.relative_se <= error
+
+
+def test_equal_slots_leave_no_error() -> None:
+    draw = draw_slots(np.full((200, 2), 7.0), error=0.01, seed=0)
+    assert draw is not None
+    assert draw.relative_se == pytest.approx(0, abs=1e-9)
+
+
+def test_a_trace_that_varies_too_much_is_taken_whole() -> None:
+    sums = np.ones((100, 2))
+    sums[50] = 1e6
+    assert draw_slots(sums, error=0.01, seed=0) is None
+    times = np.concatenate((np.linspace(0, 6000, 200), np.full(5000, 3000.0)))
+    requests = Requests(
+        source="burst",
+        input_tokens=np.full(len(times), 9),
+        output_tokens=np.full(len(times), 9),
+        arrival_s=np.sort(times),
+    )
+    assert sample_windows(requests, whole_requests=1000).is_whole
+    frame = pl.DataFrame({"input_tokens": 9, "output_tokens": 9, "arrival_s": times})
+    assert open_trace(frame).sample(whole_requests=1000).is_whole
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_without_arrivals_windows_are_parts_of_the_order(held: bool) -> None:
+    frame = long_trace(20_000).drop("arrival_s")
+    trace = open_trace(frame)
+    options: dict[str, Any] = {"error": 0.1, "whole_requests": 1000}
+    sample = sample_windows(trace.requests(), **options) if held else trace.sample(**options)
+    assert not sample.is_whole
+    assert sample.duration_s is None
+    for window in sample.windows:
+        assert (window.start_s, window.duration_s, window.requests.arrival_s) == (None, None, None)
+        assert window.requests.order_reason
+    assert sums_of(sample)[0] == pytest.approx(sample.input_tokens, rel=4 * sample.relative_se)
+
+
+def test_a_histogram_of_too_many_requests_is_one_window_with_a_weight() -> None:
+    histogram = open_trace("azure-conv-2023").histogram()
+    assert sample_histogram(histogram).is_whole
+    sample = sample_histogram(histogram, whole_requests=2000)
+    (window,) = sample.windows
+    assert window.weight * len(window.requests) == pytest.approx(sample.requests) == pytest.approx(19_366)
+    inputs, outputs = sums_of(sample)
+    errors = abs(inputs / histogram.input_tokens - 1), abs(outputs / histogram.output_tokens - 1)
+    assert max(errors) == pytest.approx(sample.relative_se)
+    assert sample.relative_se < 0.02
+
+
+def test_a_log_too_long_to_hold_is_validated_as_any(tmp_path: Path) -> None:
+    frame = long_trace(3000).cast({"input_tokens": pl.Int64, "output_tokens": pl.Int64})
+    part = frame.with_columns(arrival_s=pl.when(pl.int_range(pl.len()) != 7).then(pl.col("arrival_s")))
+    with pytest.raises(DataError, match="missing in part: 1 of 3,000"):
+        open_trace(part).sample(whole_requests=1000)
+    wrong = frame.with_columns(input_tokens=pl.when(pl.int_range(pl.len()) != 7).then(pl.col("input_tokens")))
+    with pytest.raises(DataError, match="row 8: missing"):
+        open_trace(wrong).sample(whole_requests=1000)
+    with pytest.raises(DataError, match="none of 3,000 requests has output"):
+        open_trace(frame.with_columns(output_tokens=0)).sample(whole_requests=1000)
+    aside = frame.with_columns(
+        output_tokens=pl.when(pl.int_range(pl.len()) >= 5).then(pl.col("output_tokens")).otherwise(0)
+    )
+    assert open_trace(aside).sample(error=0.3, whole_requests=1000).set_aside.failed == 5
+
+
+@pytest.mark.parametrize("options", [{"error": 0.0}, {"error": 1.5}, {"window_s": 0.0}, {"window_s": float("nan")}])
+def test_an_error_or_a_window_that_cannot_be_is_rejected(options: dict[str, float]) -> None:
+    requests = open_trace("task:translation").requests()
+    with pytest.raises(UsageError):
+        sample_windows(requests, **options)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 10**8), st.one_of(st.none(), st.floats(0, 1e9)))
+def test_slots_cover_the_trace(requests: int, duration_s: float | None) -> None:
+    slots = divide(requests, duration_s)
+    if slots.is_timed:
+        assert duration_s is not None
+        assert (slots.count - 1) * slots.size <= duration_s < slots.count * slots.size
+    else:
+        assert (slots.count - 1) * slots.size < requests <= slots.count * slots.size
