@@ -1,19 +1,27 @@
-"""The physical model's constants for one GPU: a pure function of the file that `infergy calibrate` made.
+"""The step-cost model's constants for one GPU: a pure function of the file that `infergy calibrate` made.
 
-What they are beside the datasheet's, how certain, and on how many windows they rest; `infergy.energy.calibration_fit`
+What they are beside the datasheet's, how certain, and on how many windows they rest; `infergy.cost.calibration_fit`
 finds them.
+
+History of the schema:
+    1   first release
+    2   sd and prior_sd, which were spread and prior_sd; busy_share over idle power for base_share, byte_j for
+        byte_share
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from infergy.energy.calibration_fit import BEARS, DOUBT, SIGMAS_90, SMALL_SUM, Found, fit, is_used, prior_spread
-from infergy.energy.physics import BY_NAME, Constant, Physics
+import numpy as np
+
+from infergy.cost.calibration_fit import BEARS, DOUBT, SIGMAS_90, SMALL_SUM, Found, fit, is_used, prior_sd
+from infergy.cost.constants import BY_NAME, Constant, constants_of
+from infergy.cost.fit import Fit
 from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import SIMULATED_PREFIX, Gpu, find_gpu_by_driver_name, get_gpu
 from infergy.records.calibration import (
@@ -26,7 +34,9 @@ from infergy.records.calibration import (
     read_calibration_file,
 )
 
-CALIBRATION_SCHEMA = "infergy.calibration/1"
+CALIBRATION_SCHEMA = "infergy.calibration/2"
+ENGINES_DIFFER = 0.1
+"""Standard deviation of the logarithm of an engine's constant over that of plain kernels: our own estimate."""
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "calibrations"
 
 UNITS: Mapping[str, str] = {
@@ -34,8 +44,8 @@ UNITS: Mapping[str, str] = {
     "cache_efficiency": "of bandwidth",
     "compute_efficiency": "of peak",
     "layer_s": "s",
-    "base_share": "of TDP",
-    "byte_share": "of TDP",
+    "busy_share": "of TDP",
+    "byte_j": "J",
     "flop_share": "of TDP",
     "reduce_s": "s",
 }
@@ -46,24 +56,24 @@ class Calibrated:
     """One constant.
 
     Attributes:
-        name: As in `infergy.energy.physics.CONSTANTS`.
-        unit: ``s``, ``of TDP``, ``of bandwidth``, ``of peak``; ``ratio`` otherwise.
+        name: As in `infergy.cost.constants.CONSTANTS`.
+        unit: ``s``, ``J``, ``of TDP``, ``of bandwidth``, ``of peak``; ``ratio`` otherwise.
         prior: Its value from the datasheet alone.
-        prior_spread: Standard deviation of the prior's logarithm, for a GPU that nobody measured.
+        prior_sd: Standard deviation of the prior's logarithm, for a GPU that nobody measured.
         value: What the windows say, given the prior.
         low: 90 % of what the windows leave open lies above `low` and below `high`; not how engines' kernels differ.
-        spread: Standard deviation of its logarithm, likewise.
+        sd: Standard deviation of its logarithm, likewise.
         windows: How many bear on it; 0 leaves the prior.
     """
 
     name: str
     unit: str
     prior: float
-    prior_spread: float
+    prior_sd: float
     value: float
     low: float
     high: float
-    spread: float
+    sd: float
     windows: int
 
 
@@ -84,7 +94,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """The physical model's constants for one GPU.
+    """The step-cost model's constants for one GPU.
 
     Attributes:
         gpu: Name in the catalogue, or the file that describes it; `title` the vendor's.
@@ -112,24 +122,59 @@ class Calibration:
     notes: tuple[str, ...]
     schema: str = CALIBRATION_SCHEMA
 
+    @property
+    def measured(self) -> tuple[tuple[str, float, float], ...]:
+        """Constants on which windows bear: name, value, standard deviation of its logarithm."""
+        return tuple((c.name, c.value, c.sd) for c in self.constants if c.windows)
+
     def constants_of(self, gpu: Gpu) -> tuple[tuple[str, float, float], ...]:
-        """What windows say of this GPU's constants: name, value, standard deviation of its logarithm.
+        """`measured`, of this GPU.
 
         Raises:
             UsageError: `gpu` is another one.
         """
         refuse_other(self.driver_name, gpu)
-        return tuple((one.name, one.value, one.spread) for one in self.constants if one.windows)
+        return self.measured
 
-    def physics_of(self, gpu: Gpu) -> Physics:
-        """The physical model with this GPU's constants.
 
-        Raises:
-            UsageError: `gpu` is another one.
-        """
-        refuse_other(self.driver_name, gpu)
-        factors = {one.name: one.value / one.prior for one in self.constants}
-        return Physics(factors={gpu.name: factors})
+def narrow(fit: Fit, gpu: str, constants: Sequence[tuple[str, float, float]]) -> Fit:
+    """A fit, given what a calibration of one kind of GPU found.
+
+    Both are Gaussian in logarithms: the fit of what the constants are in all GPUs and how this one differs, the
+    calibration of their sum, with `ENGINES_DIFFER` more.
+
+    Args:
+        fit: Of rows of an engine, or its priors.
+        gpu: Kind of the calibrated GPU.
+        constants: Name, value, and standard deviation of its logarithm; what the engine has no constant for is ignored.
+    """
+    priors = constants_of(fit.engine)
+    known = [(priors[name], value, sd) for name, value, sd in constants if name in priors]
+    if not known:
+        return fit
+    sds = {c.name: c.sd for c, _, _ in known} | {f"{c.name}@{gpu}": c.gpu_sd for c, _, _ in known if c.gpu_sd}
+    added = [name for name in sds if name not in fit.names]
+    names = (*fit.names, *added)
+    mean = np.concatenate([fit.mean, np.zeros(len(added))])
+    covariance = np.zeros((len(names), len(names)))
+    covariance[: len(fit.names), : len(fit.names)] = fit.covariance
+    for name in added:
+        covariance[names.index(name), names.index(name)] = sds[name] ** 2
+    select = np.zeros((len(known), len(names)))
+    for row, (constant, _, _) in enumerate(known):
+        for name in {constant.name, f"{constant.name}@{gpu}"} & set(names):
+            select[row, names.index(name)] = 1.0
+    found = np.array([math.log(value / constant.value) for constant, value, _ in known])
+    noise = np.diag([sd**2 + ENGINES_DIFFER**2 for _, _, sd in known])
+    gain = np.linalg.solve(select @ covariance @ select.T + noise, select @ covariance).T
+    left = np.eye(len(names)) - gain @ select
+    # Joseph's form, which stays symmetric and positive.
+    return replace(
+        fit,
+        names=names,
+        mean=mean + gain @ (found - select @ mean),
+        covariance=left @ covariance @ left.T + gain @ noise @ gain.T,
+    )
 
 
 def shipped_calibrations() -> tuple[str, ...]:
@@ -182,7 +227,7 @@ def fit_calibration(windows: Sequence[CalibrationWindow], gpu: Gpu | None = None
 
     Raises:
         DataError: No window is whole.
-        MissingError: numpy or scipy is missing.
+        MissingError: scipy is missing.
         UsageError: As for `load_calibration`.
     """
     kept = latest(windows)
@@ -243,16 +288,16 @@ def _chip(driver: str, gpu: Gpu | None, name: str) -> Gpu:
 
 
 def _calibrated(constant: Constant, found: Found, windows: int) -> Calibrated:
-    value, spread = found.value, found.spread
+    value, sd = found.value, found.sd
     return Calibrated(
         name=constant.name,
         unit=UNITS.get(constant.name, "ratio"),
         prior=constant.value,
-        prior_spread=prior_spread(constant),
+        prior_sd=prior_sd(constant),
         value=value,
-        low=value * math.exp(-SIGMAS_90 * spread),
-        high=value * math.exp(SIGMAS_90 * spread),
-        spread=spread,
+        low=value * math.exp(-SIGMAS_90 * sd),
+        high=value * math.exp(SIGMAS_90 * sd),
+        sd=sd,
         windows=windows,
     )
 

@@ -1,11 +1,12 @@
-"""The likeliest constants of the physical model, given the windows of a calibration and the priors.
+"""The likeliest constants of the step-cost model, given the windows of a calibration and the priors.
 
-    minimise  Σ windows  ρ(log t model − log t) + ρ(log E model − log E)  +  Σ constants  (log value / prior)² / spread²
+    minimise  sum over windows  rho(log t model - log t) + rho(log E model - log E)
+              + sum over constants  (log value / prior)^2 / sd^2
 
-Times are those of `Physics.passes`, the stretch at the power limit included. Joules are base × t + e_byte × bytes +
-e_FLOP × FLOPs at the time that was measured: stretched or not, that holds. ρ is Cauchy's, so that a window that no
-constant explains pulls none far. A constant on which no window bears keeps its prior, and its prior's spread. The
-spreads found are those of the linearised model at the minimum (Gauss and Newton).
+A call of a window is a step of a server of one GPU: its bytes and FLOPs are those of matmuls, or of attention, and its
+kernels layers. Joules are those at the time that was measured: stretched at the power limit or not, that holds. rho is
+Cauchy's, so that a window that no constant explains pulls none far. A constant on which no window bears keeps its
+prior, and its prior's sd. The sds are those of the linearised model at the minimum (Gauss and Newton).
 """
 
 from __future__ import annotations
@@ -13,34 +14,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from infergy.energy.demand import Demand
-from infergy.energy.physics import BY_NAME, Chips, Constant, Physics
+import numpy as np
+
+from infergy.cost.constants import BY_NAME, LOADED_IDLE_SHARE, Constant
+from infergy.cost.fit import Column
+from infergy.cost.rates import NVLINK_4, columns_of, rates_of
+from infergy.cost.step import StepSums, added_j, free_s, stretched_s
+from infergy.cost.work import AttentionWork, ServerWork
 from infergy.errors import MissingError
 from infergy.hardware.gpus import Gpu
-from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, CalibrationWindow
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Column = np.ndarray[Any, np.dtype[np.float64]]
+from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, CalibrationWindow, Workload
 
 LAUNCHES_A_LAYER = 12.0
-"""Kernels of a layer, as the prior of `layer_s` has it: 10 to 14."""
+"""Kernels of a layer: 10 to 14."""
 
-TIME_SPREAD: Mapping[str, float] = {PRODUCT: 0.08, ATTENTION: 0.12, LAUNCH: 0.25, REDUCE: 0.15, COPY: math.inf}
+TIME_SD: Mapping[str, float] = {PRODUCT: 0.08, ATTENTION: 0.12, LAUNCH: 0.25, REDUCE: 0.15, COPY: math.inf}
 """Standard deviation of a window's seconds, in logarithm, about the model with the right constants. Kernels of one kind
 differ by some percent from size to size; that a layer is as twelve small additions is a convention. Our own estimate.
 How fast copies are is no constant of the model."""
 
-ENERGY_SPREAD: Mapping[str, float] = {PRODUCT: 0.06, ATTENTION: 0.06, LAUNCH: 0.06, COPY: 0.06, REDUCE: math.inf}
+ENERGY_SD: Mapping[str, float] = {PRODUCT: 0.06, ATTENTION: 0.06, LAUNCH: 0.06, COPY: 0.06, REDUCE: math.inf}
 """The same of its joules; what a link takes is no constant of the model."""
 
 DOUBT = 3.0
-"""By how much less a window counts that is flagged: its spread times this."""
+"""By how much less a window counts that is flagged: its sd times this."""
 
 SIGMAS_90 = 1.645
+SHIFT = 1e-4
+"""Of a constant's logarithm, for derivatives."""
+
+CALL = StepSums(decodes=1, context=1.0, prefill_tokens=0, prefill_pairs=0.0, prefills=0, sampled=0, padded=1)
+"""One call of a workload: one token at one position, in a CUDA graph."""
 
 TILE = 128
 FEWEST_TILES = 128
@@ -64,8 +69,8 @@ BEARS: Mapping[str, Callable[[CalibrationWindow], bool]] = {
     "cache_efficiency": _of(ATTENTION),
     "compute_efficiency": _of(PRODUCT),
     "layer_s": _any_of(LAUNCH, PRODUCT, ATTENTION),
-    "base_share": _any_of(LAUNCH, PRODUCT, ATTENTION, COPY),
-    "byte_share": lambda one: _any_of(COPY, PRODUCT, ATTENTION)(one) and one.workload.memory_bytes > 0,
+    "busy_share": _any_of(LAUNCH, PRODUCT, ATTENTION, COPY),
+    "byte_j": lambda one: _any_of(COPY, PRODUCT, ATTENTION)(one) and one.workload.memory_bytes > 0,
     "flop_share": _any_of(PRODUCT, ATTENTION),
     "fp8_bytes": _of(PRODUCT, "fp8"),
     "fp8_flops": _of(PRODUCT, "fp8"),
@@ -73,7 +78,7 @@ BEARS: Mapping[str, Callable[[CalibrationWindow], bool]] = {
     "fp8_flop_energy": _of(PRODUCT, "fp8"),
     "reduce_s": _of(REDUCE),
 }
-"""The constants that a calibration tells, and which windows bear on each."""
+"""The constants that a calibration finds, and which windows bear on each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +86,7 @@ class Found:
     """A constant's likeliest `value`, and the standard deviation of its logarithm."""
 
     value: float
-    spread: float
+    sd: float
 
 
 def is_used(one: CalibrationWindow) -> bool:
@@ -100,142 +105,131 @@ def is_used(one: CalibrationWindow) -> bool:
     return work.kind in (PRODUCT, ATTENTION) or (work.kind == COPY and work.memory_bytes > 0)
 
 
-def fit(used: Sequence[CalibrationWindow], chip: Gpu) -> Mapping[str, Found]:
+def fit(used: Sequence[CalibrationWindow], gpu: Gpu) -> Mapping[str, Found]:
     """The constants of `BEARS`, by name. Deterministic.
 
     Raises:
-        MissingError: numpy or scipy is missing.
+        MissingError: scipy is missing.
     """
     try:
-        import numpy as np
         from scipy.optimize import least_squares
     except ImportError as error:
         raise MissingError(
-            f"the constants need numpy and scipy ({error}): the windows are kept; copy the file to where infergy is "
+            f"the constants need scipy ({error}): the windows are kept; copy the file to where infergy is "
             "installed whole, and type infergy calibrate --show FILE"
         ) from error
-    problem = _Problem.of(used, chip)
+    problem = _Problem(used, gpu)
     names = tuple(BEARS)
-    priors = np.array([prior_spread(BY_NAME[name]) for name in names])
+    priors = np.array([prior_sd(BY_NAME[name]) for name in names])
 
     def residuals(theta: Column) -> Column:
-        off = problem.off(dict(zip(names, np.exp(theta), strict=True)))
+        """Of shape (k, windows' times and joules, and parameters)."""
+        off = problem.off({name: np.exp(theta[:, [index]]) for index, name in enumerate(names)})
         robust = np.sign(off) * np.sqrt(np.log1p(off**2 / 2) * 2)
-        return np.concatenate([robust, theta / priors])
+        return np.hstack([robust, theta / priors])
 
-    found = least_squares(residuals, np.zeros(len(names)), method="trf", x_scale=priors)
-    covariance = np.linalg.inv(found.jac.T @ found.jac)
+    def slopes(theta: Column) -> Column:
+        shifted = residuals(theta + np.vstack([np.zeros(len(names)), SHIFT * np.eye(len(names))]))
+        columns: Column = (shifted[1:] - shifted[0]).T / SHIFT
+        return columns
+
+    best = least_squares(
+        lambda theta: residuals(theta[None, :])[0], np.zeros(len(names)), jac=slopes, method="trf", x_scale=priors
+    )
+    covariance = np.linalg.inv(best.jac.T @ best.jac)
     return {
-        name: Found(value=BY_NAME[name].value * math.exp(theta), spread=min(prior, math.sqrt(variance)))
+        name: Found(value=BY_NAME[name].value * math.exp(theta), sd=min(prior, math.sqrt(variance)))
         for name, theta, variance, prior in zip(
-            names, found.x.tolist(), np.diag(covariance).tolist(), priors.tolist(), strict=True
+            names, best.x.tolist(), np.diag(covariance).tolist(), priors.tolist(), strict=True
         )
     }
 
 
-def prior_spread(constant: Constant) -> float:
-    """Of a GPU that nobody measured: what all GPUs share is not certain, and this one differs."""
-    return math.hypot(constant.spread, constant.differs)
+def prior_sd(constant: Constant) -> float:
+    """Of a kind of GPU that was never measured: what all GPUs share is uncertain, and this one differs."""
+    return math.hypot(constant.sd, constant.gpu_sd)
 
 
-@dataclass(frozen=True, slots=True)
 class _Problem:
-    """Windows as columns, the sums over GPUs apart."""
+    """Windows as columns, the all-reduces apart."""
 
-    demand: Demand
-    chips: Chips
-    call_s: Column
-    call_j: Column
-    time_spread: Column
-    energy_spread: Column
-    link_s: Column
-    sum_s: Column
-    sum_spread: Column
+    def __init__(self, used: Sequence[CalibrationWindow], gpu: Gpu) -> None:
+        on_one = [window for window in used if window.workload.kind != REDUCE]
+        reduced = [window for window in used if window.workload.kind == REDUCE]
+        self.gpu = gpu
+        self.works = [_work(window.workload) for window in on_one]
+        self.call_s = np.array([window.call_s for window in on_one])
+        self.call_j = np.array([(window.energy_j or 0.0) / max(1, window.calls) for window in on_one])
+        self.time_sd = np.array([TIME_SD[window.workload.kind] * _doubt(window) for window in on_one])
+        self.energy_sd = np.array([_energy_sd(window) * _doubt(window) for window in on_one])
+        link = NVLINK_4 if gpu.link is None else gpu.link.bandwidth
+        self.link_s = np.array([window.workload.link_bytes / link for window in reduced])
+        self.reduce_s = np.array([window.call_s for window in reduced])
+        self.reduce_sd = np.array([TIME_SD[REDUCE] * _doubt(window) for window in reduced])
 
-    @classmethod
-    def of(cls, used: Sequence[CalibrationWindow], chip: Gpu) -> _Problem:
-        import numpy as np
+    def off(self, factors: Mapping[str, Column]) -> Column:
+        """By how many sds the model is off: seconds of each window, joules of each, seconds of each all-reduce.
 
-        one_gpu = [one for one in used if one.workload.kind != REDUCE]
-        sums = [one for one in used if one.workload.kind == REDUCE]
-        link = Chips.of([chip], ["bfloat16"]).link[0]
-
-        def column(values: Sequence[float]) -> Column:
-            return np.array(values, dtype=float)
-
-        return cls(
-            demand=_demand(one_gpu),
-            chips=Chips.of([chip] * len(one_gpu), [one.workload.dtype for one in one_gpu]),
-            call_s=column([one.call_s for one in one_gpu]),
-            call_j=column([(one.energy_j or 0.0) / max(1, one.calls) for one in one_gpu]),
-            time_spread=column([TIME_SPREAD[one.workload.kind] * _doubt(one) for one in one_gpu]),
-            energy_spread=column([_energy_spread(one) * _doubt(one) for one in one_gpu]),
-            link_s=column([one.workload.link_bytes / link for one in sums]),
-            sum_s=column([one.call_s for one in sums]),
-            sum_spread=column([TIME_SPREAD[REDUCE] * _doubt(one) for one in sums]),
-        )
-
-    def off(self, factors: Mapping[str, float]) -> Column:
-        """By how many spreads the model is off: seconds of each window, joules of each, seconds of each sum."""
-        import numpy as np
-
-        # Bare kernels have no engine about them, and their operands came in fp8.
-        bare = {"step_s": 0.0, "fp8_layer_s": 0.0}
-        values = {name: BY_NAME[name].value * float(factor) for name, factor in factors.items()}
-        physics = Physics(values=values | bare)
-        chips, d = self.chips, self.demand
-        seconds = physics.passes(d, chips).seconds
-        is_fp8 = d.is_fp8 > 0
-        byte_j = values["byte_share"] * chips.tdp_w / (0.8 * chips.bandwidth)
-        flop_j = values["flop_share"] * chips.tdp_w / (0.6 * chips.base_peak)
-        flops = d.linear_flops * np.where(is_fp8, values["fp8_flops"] * values["fp8_flop_energy"], 1.0)
-        flops = flops + d.attention_flops
-        moved = d.weight_bytes * np.where(is_fp8, values["fp8_byte_energy"], 1.0) + d.cache_bytes
-        energy_j = values["base_share"] * chips.tdp_w * self.call_s + byte_j * moved + flop_j * flops
-        off_s = np.log(seconds / self.call_s) / self.time_spread
-        off_j = np.log(energy_j / self.call_j) / self.energy_spread
-        off_sums = np.log((values["reduce_s"] + self.link_s) / self.sum_s) / self.sum_spread
-        return np.concatenate([off_s, off_j, off_sums])
+        Args:
+            factors: By which constants differ from their priors, of shape (k, 1); the result has shape (k, residuals).
+        """
+        variants = len(next(iter(factors.values())))
+        values = {name: np.full((variants, 1), constant.value) for name, constant in BY_NAME.items()}
+        values |= {name: BY_NAME[name].value * factor for name, factor in factors.items()}
+        parts = []
+        if self.works:
+            # Bare kernels have no engine about them, and their operands came in fp8.
+            bare = {name: np.zeros((variants, 1)) for name in ("step_s", "fp8_layer_s")}
+            idle_w = LOADED_IDLE_SHARE * self.gpu.tdp_w
+            servers = [rates_of(work, self.gpu, values | bare, idle_w=idle_w) for work in self.works]
+            rates = columns_of(servers, np.arange(len(servers)))
+            added, free = added_j(rates, CALL), free_s(rates, CALL)
+            power = rates.power
+            seconds = stretched_s(power, added, free, power.limit_w, np.exp, np.maximum)
+            parts.append(np.log(seconds / self.call_s) / self.time_sd)
+            parts.append(np.log((added + power.base_w * self.call_s) / self.call_j) / self.energy_sd)
+        if len(self.reduce_s):
+            parts.append(np.log((values["reduce_s"] + self.link_s) / self.reduce_s) / self.reduce_sd)
+        return np.hstack(parts)
 
 
-def _demand(windows: Sequence[CalibrationWindow]) -> Demand:
-    """A call of each window as a forward pass of as many layers as it has launches."""
-    import numpy as np
-
-    def column(of: Callable[[CalibrationWindow], float]) -> Column:
-        return np.array([of(one) for one in windows], dtype=float)
-
-    none, one_each = np.zeros(len(windows)), np.ones(len(windows))
-    return Demand(
-        sequences=none,
-        weight_bytes=column(lambda one: 0.0 if one.workload.kind == ATTENTION else one.workload.memory_bytes),
-        expert_bytes=none,
-        cache_bytes=column(lambda one: one.workload.memory_bytes if one.workload.kind == ATTENTION else 0.0),
-        linear_flops=column(lambda one: 0.0 if one.workload.kind == ATTENTION else one.workload.flops),
-        attention_flops=column(lambda one: one.workload.flops if one.workload.kind == ATTENTION else 0.0),
-        expert_row_flops=none,
-        layers=column(lambda one: one.workload.launches / LAUNCHES_A_LAYER),
-        expert_layers=none,
-        state_layers=none,
-        expert_size_bytes=one_each,
-        experts_visited=one_each,
-        gpus=one_each,
-        reduced_bytes=none,
-        is_fp8=column(lambda one: float(one.workload.dtype == "fp8")),
-        is_block_scaled=none,
-        is_mxfp4=none,
-        is_dispatched=none,
-        is_replicated=none,
+def _work(workload: Workload) -> ServerWork:
+    """A call as the step `CALL` of a server of as many layers as it has launches."""
+    is_attention = workload.kind == ATTENTION
+    matmul = (0.0, 0.0) if is_attention else (workload.memory_bytes, workload.flops)
+    read, pairs = (workload.memory_bytes, workload.flops) if is_attention else (0.0, 0.0)
+    return ServerWork(
+        dtype=workload.dtype,
+        scaled_in_blocks=False,
+        gpus=1,
+        weight_bytes=matmul[0],
+        token_flops=matmul[1],
+        head_flops=0.0,
+        exchange_bytes=0.0,
+        vocabulary=0,
+        layers=workload.launches / LAUNCHES_A_LAYER,
+        state_layers=0.0,
+        attention=AttentionWork(
+            read_bytes=read,
+            window_read_bytes=0.0,
+            window_tokens=math.inf,
+            write_bytes=0.0,
+            state_bytes=0.0,
+            pair_flops=pairs,
+            window_pair_flops=0.0,
+            prefill_ratio=1.0,
+        ),
+        experts=None,
     )
 
 
-def _doubt(one: CalibrationWindow) -> float:
-    return DOUBT if one.doubts else 1.0
+def _doubt(window: CalibrationWindow) -> float:
+    return DOUBT if window.doubts else 1.0
 
 
-def _energy_spread(one: CalibrationWindow) -> float:
+def _energy_sd(window: CalibrationWindow) -> float:
     """Of the model, and of the counter's ticks."""
-    spread = ENERGY_SPREAD[one.workload.kind]
-    if not one.energy_j or one.low_j is None or one.high_j is None:
-        return spread
-    return math.hypot(spread, (one.high_j - one.low_j) / 2 / SIGMAS_90 / one.energy_j)
+    sd = ENERGY_SD[window.workload.kind]
+    if not window.energy_j or window.low_j is None or window.high_j is None:
+        return sd
+    return math.hypot(sd, (window.high_j - window.low_j) / 2 / SIGMAS_90 / window.energy_j)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped matmuls"
 CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE: a GPU's exchange is padded to 256 tokens; as many rows an expert is our guess"
+MEMORY = "1.05e-10 to 1.35e-10 on H100, H200 and B200 alike, whatever their TDP: our rows, and ML.ENERGY's"
 OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
 
@@ -62,7 +63,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("expert_read", 1.5, 0.4, "factor on the time of reading experts of 30 MB over dense weights"),
     _constant("expert_size", 0.25, 0.7, "exponent of that factor in 30 MB / size"),
     _constant("expert_rows", 32.0, 0.7, "rows that each visited expert computes beside its tokens'", TILES),
-    _constant("imbalance", 0.5, 0.5, "share of the standard deviation of visited experts by which the fullest GPU lags"),
+    _constant("imbalance", 0.5, 0.5, "sd of visited experts over GPUs by which the fullest one lags"),
     _constant("dispatch_s", 15e-6, 0.7, "s of sending tokens to their experts' GPU, a layer and two GPUs"),
     _constant("replica_rows", 256.0, 1.0, "more expert_rows where each GPU has requests of its own", CHUNKS),
     _constant("fp8_bytes", 1.2, 0.3, "factor on the time of reading fp8 weights over their bytes"),
@@ -74,7 +75,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("mxfp4_flops", 1.2, 0.4, "factor on matmuls of mxfp4: weights are widened"),
     _constant("mxfp4_layer_s", 20e-6, 0.7, "s more for a layer in mxfp4"),
     _constant("busy_share", 0.06, 0.5, "power of a busy GPU over an idle one, without its work, over TDP", OURS, 0.2),
-    _constant("byte_share", 0.6, 0.3, "power of reading at 0.8 of the bandwidth, over TDP", KERNELS, 0.15),
+    _constant("byte_j", 1.2e-10, 0.3, "J of reading a byte from memory", MEMORY, 0.15),
     _constant("flop_share", 0.8, 0.3, "power of bfloat16 matmuls at 0.6 of the peak, over TDP", KERNELS, 0.1),
     _constant("parallel_share", 0.1, 0.5, "power of a GPU that shares a model, beside that of one alone, over TDP"),
     _constant("attention_energy", 1.05, 0.2, "energy of an attention FLOP over one of a matmul"),

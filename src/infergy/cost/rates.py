@@ -121,57 +121,17 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         server: Whether an API server hands out each token as it comes.
     """
     c = constants
-    bandwidth, base_peak = gpu.memory_bandwidth * work.gpus, gpu.dense_flops("bfloat16") * work.gpus
-    is_fp8, is_mxfp4 = work.dtype == "fp8", work.dtype == "mxfp4"
-    # Narrow weights are computed with at their own width only where the GPU can; mxfp4 never is.
-    peak = gpu.peak_flops.get("fp8", base_peak / work.gpus) * work.gpus if is_fp8 else base_peak
-    narrow = c["fp8_bytes"] if is_fp8 else c["mxfp4_bytes"] if is_mxfp4 else 1.0
-    widened = c["fp8_flops"] if is_fp8 else c["mxfp4_flops"] if is_mxfp4 else 1.0
-    if work.scaled_in_blocks:
-        widened = widened * c["block_flops"]
-    byte_s = 1.0 / (c["weight_efficiency"] * bandwidth)
-    flop_s = widened / (c["compute_efficiency"] * peak)
-    tdp_w = gpu.tdp_w * work.gpus
-    byte_j = c["byte_share"] * tdp_w / (0.8 * bandwidth)
-    flop_j = c["flop_share"] * tdp_w / (0.6 * base_peak) * widened
-    weight_j, wide_flop_j = byte_j, c["flop_share"] * tdp_w / (0.6 * base_peak)
-    if is_fp8:
-        weight_j, flop_j = byte_j * c["fp8_byte_energy"], flop_j * c["fp8_flop_energy"]
-    if work.scaled_in_blocks:
-        weight_j = weight_j * c["block_byte_energy"]
-    read, rows, miss = _expert_factors(work, c, narrow)
-    experts = work.experts
-    routed, row_flops = (0.0, 0.0) if experts is None else (experts.routed_bytes, experts.row_flops * rows)
-    lag: Any = 0.0
-    if experts is not None and work.dispatched:
-        # Of n experts dropped on G GPUs the fullest has n / G + sqrt(2 n ln G / G), for large n (Raab and Steger 1998).
-        fullest = math.sqrt(2 * math.log(work.gpus) * work.gpus / experts.experts)
-        lag = c["imbalance"] * fullest * routed * read * byte_s
-    matmul_s = MatmulRates(
-        weight=work.weight_bytes * narrow * byte_s,
-        expert=routed * read * byte_s,
-        token=work.token_flops * flop_s,
-        head=work.head_flops * flop_s,
-        row=row_flops * flop_s,
-        miss=miss,
-        lag=lag,
-    )
-    matmul_j = MatmulRates(
-        weight=work.weight_bytes * weight_j,
-        expert=routed * read**0.5 * weight_j,
-        token=work.token_flops * flop_j,
-        head=work.head_flops * flop_j,
-        row=row_flops * flop_j,
-        miss=miss,
-    )
+    base_peak, tdp_w = gpu.dense_flops("bfloat16") * work.gpus, gpu.tdp_w * work.gpus
+    matmul_s, matmul_j = _matmul_rates(work, gpu, c)
     traffic = c.get("cache_traffic", 1.0)
-    cache_s = 1.0 / (c["cache_efficiency"] * bandwidth)
+    cache_s = 1.0 / (c["cache_efficiency"] * gpu.memory_bandwidth * work.gpus)
     pair_s = 1.0 / (c["attention_efficiency"] * base_peak)
+    pair_j = _flop_j(gpu, c) * c["attention_energy"]
     return Rates(
         matmul_s=matmul_s,
         matmul_j=matmul_j,
         attention_s=_attention_rates(work, cache_s, pair_s, traffic),
-        attention_j=_attention_rates(work, byte_j, wide_flop_j * c["attention_energy"], traffic),
+        attention_j=_attention_rates(work, c["byte_j"], pair_j, traffic),
         host=_host_rates(work, gpu, c, server=server),
         power=PowerRates(
             base_w=idle_w + (c["busy_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,
@@ -180,6 +140,48 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
             idle_w=idle_w,
         ),
     )
+
+
+def _flop_j(gpu: Gpu, c: Mapping[str, Any]) -> Any:
+    return c["flop_share"] * gpu.tdp_w / (0.6 * gpu.dense_flops("bfloat16"))
+
+
+def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[MatmulRates, MatmulRates]:
+    """Seconds, and joules."""
+    is_fp8, is_mxfp4 = work.dtype == "fp8", work.dtype == "mxfp4"
+    # Narrow weights are computed with at their own width only where the GPU can; mxfp4 never is.
+    base_peak = gpu.dense_flops("bfloat16")
+    peak = gpu.peak_flops.get("fp8", base_peak) if is_fp8 else base_peak
+    narrow = c["fp8_bytes"] if is_fp8 else c["mxfp4_bytes"] if is_mxfp4 else 1.0
+    widened = c["fp8_flops"] if is_fp8 else c["mxfp4_flops"] if is_mxfp4 else 1.0
+    if work.scaled_in_blocks:
+        widened = widened * c["block_flops"]
+    byte_s = 1.0 / (c["weight_efficiency"] * gpu.memory_bandwidth * work.gpus)
+    flop_s = widened / (c["compute_efficiency"] * peak * work.gpus)
+    byte_j = c["byte_j"] * (c["fp8_byte_energy"] if is_fp8 else 1.0)
+    byte_j = byte_j * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
+    flop_j = _flop_j(gpu, c) * widened * (c["fp8_flop_energy"] if is_fp8 else 1.0)
+    read, rows, miss = _expert_factors(work, c, narrow)
+    routed, row_flops, lag = 0.0, 0.0, 0.0
+    if work.experts is not None:
+        routed, row_flops = work.experts.routed_bytes, work.experts.row_flops * rows
+        if work.dispatched:
+            # Of n experts dropped on G GPUs the fullest has n / G + sqrt(2 n ln G / G), n large (Raab and Steger 1998).
+            fullest = math.sqrt(2 * math.log(work.gpus) * work.gpus / work.experts.experts)
+            lag = c["imbalance"] * fullest * routed * read * byte_s
+
+    def rates(weight: Any, expert: Any, flop: Any, lag: Any) -> MatmulRates:
+        return MatmulRates(
+            weight=work.weight_bytes * weight,
+            expert=routed * expert,
+            token=work.token_flops * flop,
+            head=work.head_flops * flop,
+            row=row_flops * flop,
+            miss=miss,
+            lag=lag,
+        )
+
+    return rates(narrow * byte_s, read * byte_s, flop_s, lag), rates(byte_j, read**0.5 * byte_j, flop_j, 0.0)
 
 
 def _expert_factors(work: ServerWork, c: Mapping[str, Any], narrow: Any) -> tuple[Any, Any, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,6 @@ INPUT_TOKENS: Mapping[str, float] = {
 questions with four answers; the code before and behind a gap), and what they miss a factor takes up."""
 
 ANY_INPUT_TOKENS = 500.0
-LARGEST_GRAPH = 512
-"""Tokens of the largest CUDA graph that vLLM captures by default."""
 WIDTH_OVER_DEPTH = 128
 STAND_IN_EXPERTS, STAND_IN_VISITED = 128, 8
 
@@ -39,6 +37,8 @@ STAND_IN_EXPERTS, STAND_IN_VISITED = 128, 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """The steps of the server of each row: some decode a batch, in the others prompts join it.
+
+    All are taken to replay CUDA graphs: the rows say nothing of the sizes that were captured.
 
     Attributes:
         servers: What serves, each once; `server` the index of a row's own.
@@ -85,7 +85,7 @@ class Steps:
             prefill_pairs=zeros,
             prefills=zeros,
             sampled=self.batch,
-            padded=self._padded(self.batch),
+            padded=self.batch,
         )
 
     def mixed(self, longer: Column | float = 1.0) -> tuple[Column, StepSums]:
@@ -100,7 +100,18 @@ class Steps:
             prefill_pairs=tokens * (inputs + 1) / 2,
             prefills=prompts,
             sampled=self.batch + prompts,
-            padded=self._padded(self.batch + tokens),
+            padded=self.batch + tokens,
+        )
+
+    def average(self) -> StepSums:
+        """The sums of the mean step, with prompts of the guessed length."""
+        tokens = self.requests * self.inputs
+        return replace(
+            self.decode(),
+            prefill_tokens=tokens,
+            prefill_pairs=tokens * (self.inputs + 1) / 2,
+            prefills=self.requests,
+            sampled=self.batch + self.requests,
         )
 
     def energy_j(self, constants: Callable[[str], Mapping[str, Any]], longer: Column | float = 1.0) -> Column:
@@ -115,11 +126,6 @@ class Steps:
         seconds = stretched_s(power, added, free, power.limit_w, np.exp, np.maximum)
         energy: Column = (added + power.base_w * seconds) / self.batch
         return energy
-
-    @staticmethod
-    def _padded(tokens: Column) -> Column:
-        """Tokens of the CUDA graph: as many as there are, or 0 past the largest graph."""
-        return tokens
 
 
 def steps_of(rows: Rows) -> Steps:
