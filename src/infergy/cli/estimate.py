@@ -1,377 +1,262 @@
-"""`infergy estimate`: what traces cost in joules under each engine."""
+"""`infergy estimate`: what traces draw on servers, as the requests arrive and all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.datasheet import is_measured, print_from_datasheet, read_calibration, refuse_with_datasheet
+from infergy.cli.groups import with_groups
+from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.trace_options import (
     BinsOption,
-    CachedColumnOption,
-    FormatOption,
-    InputColumnOption,
     InputEdgesOption,
     JsonOption,
-    OutputColumnOption,
     OutputEdgesOption,
-    RequestsOption,
-    SeedOption,
     SourcesArg,
-    TimeColumnOption,
-    TimeUnitOption,
-    TokenizerOption,
     bins_of,
-    columns_of,
     print_json,
     stdout_console,
-    task_of,
-)
-from infergy.energy.options import (
-    BASELINE,
-    CEILING,
-    DATASHEET,
-    DEFAULT_GPU,
-    DEFAULT_MODEL,
-    DENSE,
-    FRACTIONAL,
-    MAX_BATCH_S,
 )
 from infergy.errors import UsageError
-from infergy.records import DEFAULT_DTYPE
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import format_duration, format_number, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from infergy.energy.answer import Estimate, Provenance, SourceUse, TraceEstimate
+    from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
+    from infergy.serving.run import Percentiles
 
 WIDTH = 100
-UNKNOWN = "unknown"
-DRAWN = ("modelled", "interpolated", "extrapolated")
-"""How bins without a measured cell get their values: shares of an estimate."""
+RUNS, CEILING = "runs", "ceiling"
+NONE = "-"
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Model that was measured [default: that of --table, or llama-3.1-8b]"),
-]
-GpuOption = Annotated[
-    str | None, typer.Option("--gpu", "-g", help="GPU that was measured [default: that of --table, or h200]")
-]
-EngineOption = Annotated[
-    list[str] | None,
-    typer.Option("--engine", "-e", help="transformers, vllm, …; repeat for more [default: all that were measured]"),
-]
-TableOption = Annotated[
-    list[str] | None,
-    typer.Option("--table", "-t", help="Your own measurements (.jsonl), to count before the shipped ones; repeatable"),
-]
 MethodOption = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--method",
-        help="ceiling prices each request at the upper corner of its bin (arXiv 2504.17674), mean at the mean lengths "
-        "of its bin; by the measured cell, else by the physical model given all cells. table: ceiling, cells and "
-        "curves alone; physics: mean, the model alone; datasheet: where nothing was measured "
-        "[default: ceiling, or datasheet where nothing was]",
+        help="runs: requests served in simulation; ceiling: the binning of arXiv 2504.17674, its ideal and gap",
     ),
 ]
 IdealOption = Annotated[
     str,
     typer.Option(
         "--ideal",
-        help="dense: FLOPs at the dense peak and TDP; paper: at the vendor's headline peak; roofline: FLOPs or bytes",
+        help="Of --method ceiling: dense (FLOPs at the dense peak and TDP), paper (at the vendor's headline peak), "
+        "roofline (FLOPs or bytes)",
     ),
 ]
 RareOption = Annotated[
     str,
-    typer.Option("--rare", help="N requests cost N/B of a batch of B (fractional), or whole batches (whole)"),
+    typer.Option("--rare", help="Of --method ceiling: N requests cost N/B of a batch of B (fractional), or whole ones"),
 ]
-BaselineOption = Annotated[str, typer.Option("--baseline", help="Engine against which savings are told")]
-MaxBatchOption = Annotated[
-    float,
-    typer.Option("--max-batch-s", help="Of several measured batch sizes, the largest that took at most so long counts"),
-]
-SimulatedOption = Annotated[
-    bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
-]
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Say how each figure was obtained")]
 
 
-GpusOption = Annotated[
-    int, typer.Option("--gpus", help="By datasheet: GPUs that share the model; measured ones: --engine vllm-tp2")
-]
-PrecisionOption = Annotated[
-    str,
-    typer.Option("--precision", help="By datasheet: bfloat16, float16, fp8 or mxfp4; measured ones: --engine vllm-fp8"),
-]
-
-CalibrationOption = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration",
-        metavar="NAME|FILE",
-        help="The GPU's own constants for the physical model: shipped (h100-sxm), or made by infergy calibrate",
-    ),
-]
-
-
+@with_groups
 def estimate(
     sources: SourcesArg,
-    model: ModelOption = None,
-    gpu: GpuOption = None,
-    engine: EngineOption = None,
-    table: TableOption = None,
+    trace: TraceSelection,
+    servers: ServerSelection,
+    measured: MeasuredSelection,
+    method: MethodOption = RUNS,
+    ideal: IdealOption = "dense",
+    rare: RareOption = "fractional",
     bins: BinsOption = POWERS_OF_TWO,
     input_edges: InputEdgesOption = None,
     output_edges: OutputEdgesOption = None,
-    method: MethodOption = None,
-    ideal: IdealOption = DENSE,
-    rare: RareOption = FRACTIONAL,
-    baseline: BaselineOption = BASELINE,
-    max_batch_s: MaxBatchOption = MAX_BATCH_S,
-    gpus: GpusOption = 1,
-    precision: PrecisionOption = "bfloat16",
-    calibration: CalibrationOption = None,
-    allow_simulated: SimulatedOption = False,
-    format: FormatOption = None,  # noqa: A002 - the option's name
-    input_column: InputColumnOption = None,
-    output_column: OutputColumnOption = None,
-    time_column: TimeColumnOption = None,
-    cached_column: CachedColumnOption = None,
-    time_unit: TimeUnitOption = None,
-    requests: RequestsOption = None,
-    seed: SeedOption = None,
-    tokenizer: TokenizerOption = None,
+    explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the energy of request traces from measured tables, engine by engine, beside an ideal, or by datasheet.
+    """Estimate the energy and latencies of serving traces: as requests arrive, and all at once.
 
-    Example: infergy estimate azure-conv-2023
+    Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
-    from infergy.energy.estimate import estimate as run_estimate
-    from infergy.energy.load import load_table
-    from infergy.workload import open_requests
+    from infergy.estimates.estimate import estimate as run_estimate
 
-    edges = bins_of(bins, input_edges, output_edges)
-    columns = columns_of(input_column, output_column, time_column, cached_column, time_unit)
-    task = task_of(requests, seed, tokenizer)
-    traces = [open_requests(source, format=format, columns=columns, task=task) for source in sources]
-    tables = load_table(table or (), with_shipped=True, allow_simulated=allow_simulated)
-    is_other = gpus != 1 or precision != DEFAULT_DTYPE
-    if method is None and not table and not engine and (is_other or not is_measured(tables, model, gpu or DEFAULT_GPU)):
-        method = DATASHEET
-    if method == DATASHEET:
-        refuse_with_datasheet({"--table": table, "--engine": engine})
-        print_from_datasheet(
-            traces,
-            model=model or DEFAULT_MODEL,
-            gpu=gpu or DEFAULT_GPU,
-            gpus=gpus,
-            precision=precision,
-            bins=edges,
-            max_batch_s=max_batch_s,
-            as_json=as_json,
-            calibration=calibration,
-            allow_simulated=allow_simulated,
-        )
+    specs, table = servers.specs(), measured.load()
+    if method == CEILING:
+        from infergy.cli.paper_table import print_paper
+        from infergy.estimates.paper import estimate_paper
+
+        edges = bins_of(bins, input_edges, output_edges)
+        found = [
+            estimate_paper(trace.open(source), specs, table, bins=edges, ideal=ideal, rare=rare) for source in sources
+        ]
+        if as_json:
+            print_json(found)
+        else:
+            print_paper(found)
         return
-    if is_other:
-        raise UsageError("--gpus and --precision are for what nobody measured; measured: --engine vllm-tp2, vllm-fp8")
-    # Tables hold one GPU's rows, unless --gpu says whose.
-    known = None if calibration is None else read_calibration(calibration, gpu or DEFAULT_GPU, allow_simulated)
-    answers = [
-        run_estimate(
-            trace,
-            model=model,
-            gpu=gpu,
-            engines=engine or None,
-            tables=tables,
-            bins=edges,
-            method=method or CEILING,
-            ideal=ideal,
-            rare=rare,
-            baseline=baseline,
-            max_batch_s=max_batch_s,
-            calibration=known,
-        )
-        for trace in traces
-    ]
+    if method != RUNS:
+        raise UsageError.unknown("method", method, (RUNS, CEILING))
+    answers = [run_estimate(trace.open(source), specs, tables=table) for source in sources]
     if as_json:
         print_json(answers)
         return
+    for answer in answers:
+        _print(answer, explain=explain)
+
+
+def _print(answer: TraceEstimate, *, explain: bool) -> None:
     console = stdout_console()
     console.width = min(console.width, WIDTH)
-    for answer in answers:
-        _print(answer, console)
+    console.print(_head(answer.trace), markup=False, soft_wrap=True)
+    if len(answer.estimates) == 1:
+        (one,) = answer.estimates
+        console.print(_server(one), markup=False, soft_wrap=True)
+        console.print(_columns([("as it arrives", one.served), ("all at once", one.offline)]))
+        if one.served is None:
+            console.print(f"Served all at once: {one.served_reason}.", markup=False)
+    else:
+        shared = {_server(one, name=False) for one in answer.estimates}
+        if len(shared) == 1:
+            console.print(shared.pop(), markup=False, soft_wrap=True)
+        console.print(_columns([(one.engine, one.run) for one in answer.estimates], names=_names(answer.estimates)))
+    for line in _warnings(answer.estimates):
+        console.print(fill(line, console.width), markup=False)
+    if answer.paper is not None:
+        console.print(fill(_paper(answer), console.width), markup=False)
+    if explain:
+        for text in (*answer.notes, *(note for one in answer.estimates for note in _explained(one))):
+            console.print(fill(text, console.width, initial_indent="- ", subsequent_indent="  "), markup=False)
 
 
-def _print(answer: TraceEstimate, console: Console) -> None:
-    trace = answer.trace
-    console.print(
-        f"{trace.source}: {trace.requests:,} requests, {trace.input_tokens:,} input and "
-        f"{trace.output_tokens:,} output tokens",
-        markup=False,
-        soft_wrap=True,
+def _head(trace: TraceFacts) -> str:
+    rate = trace.rate_per_s
+    when = (
+        ""
+        if trace.duration_s is None or rate is None
+        else (f" in {format_duration(trace.duration_s)} ({format_number(rate)} a second)")
     )
-    if trace.lengths_from is not None:
-        console.print(fill(trace.lengths_from, console.width), markup=False, soft_wrap=True)
-    first = answer.estimates[0]
-    how = f"method {first.method}, {answer.bins.name} bins"
-    console.print(f"{first.model} on {_gpus(answer.estimates)}, {how}", markup=False)
-    console.print(_table(answer))
-    for text in _doubts(answer.estimates):
-        console.print(text, markup=False)
-    console.print(_ideal_line(answer), markup=False)
-    console.print("How each number was obtained", style="bold")
-    for text in (*answer.notes, *_provenance_lines(answer.estimates)):
-        # Not rich's wrapping: it would neither indent nor leave file names whole.
-        lines = fill(text, console.width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-        console.print(lines, markup=False, soft_wrap=True)
+    return (
+        f"{trace.source}: {trace.requests:,} requests{when}, {trace.input_tokens:,} input and "
+        f"{trace.output_tokens:,} output tokens"
+    )
 
 
-def _gpus(estimates: Sequence[Estimate]) -> str:
-    """The GPU by its title, and how many of them if all engines use as many."""
-    from infergy.hardware import find_gpu_by_driver_name
+def _server(one: ServerEstimate, *, name: bool = True) -> str:
+    from infergy.hardware import get_gpu
 
-    name = estimates[0].gpu
-    known = find_gpu_by_driver_name(name)
-    counts = {one.gpus for one in estimates}
-    count = f"{'one' if counts == {1} else counts.pop()} " if len(counts) == 1 else ""
-    return f"{count}{name if known is None else known.title}"
+    gpu = get_gpu(one.gpu).title
+    count = "one" if one.gpus == 1 else str(one.gpus)
+    engine = f", {one.engine}" if name else ""
+    if one.engine.startswith("vllm"):
+        options = (
+            f" {one.config['version']}, max_num_seqs {one.config['max_num_seqs']}, "
+            f"max_num_batched_tokens {one.config['max_num_batched_tokens']}"
+        )
+    else:
+        options = f", static batches of {one.config['max_num_seqs']}"
+    return f"{one.model}, {one.precision}, on {count} {gpu}{engine}{options if name else ''}"
 
 
-_Figure = Callable[["Estimate"], str]
+def _names(estimates: Sequence[ServerEstimate]) -> list[str]:
+    """What tells the servers apart."""
+    facts = [
+        (one.engine, one.model, one.gpu, one.precision, f"seqs {one.config.get('max_num_seqs')}") for one in estimates
+    ]
+    differ = [place for place in range(len(facts[0])) if len({fact[place] for fact in facts}) > 1]
+    return [" ".join(fact[place] for place in differ or [0]) for fact in facts]
 
 
-def _table(answer: TraceEstimate) -> Table:
+def _columns(runs: Sequence[tuple[str, RunEstimate | None]], names: Sequence[str] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for one in answer.estimates:
-        table.add_column(one.engine + (" (simulated)" if one.provenance.simulated else ""), justify="right")
-    drawn = {how for how in DRAWN if any(getattr(one, how) for one in answer.estimates)}
-    for name, figure in _figures(answer.baseline, drawn):
-        table.add_row(name, *[figure(one) for one in answer.estimates])
-    requests = answer.trace.requests
-    if any(one.priced_requests < requests for one in answer.estimates):
-        shares = [1 - one.priced_requests / requests for one in answer.estimates]
-        table.add_row("Requests without a price", *[format_percent(share) for share in shares])
+    known = [(label, run) for label, run in runs if run is not None]
+    for label in names or [label for label, _ in known]:
+        table.add_column(label, justify="right")
+    for name, figure in FIGURES:
+        table.add_row(name, *[figure(run) for _, run in known])
     return table
 
 
-def _figures(baseline: str, drawn: set[str]) -> list[tuple[str, _Figure]]:
-    """The rows of the table; of the ways in which values were drawn, those that any engine needs."""
-    return [
-        ("Energy", lambda e: _number(e.energy_wh, " Wh")),
-        ("", lambda e: _si(e.energy_j, "J")),
-        ("  90 %, as priced", _interval),
-        ("  low .. high", _bracket),
-        ("Energy a request", lambda e: _si(e.energy_per_request_j, "J")),
-        ("Energy an output token", lambda e: _si(e.energy_per_output_token_j, "J")),
-        ("GPU-hours", lambda e: _number(e.gpu_hours)),
-        ("Output tokens a second", lambda e: _number(e.output_tokens_per_s)),
-        ("All tokens a second", lambda e: _number(e.tokens_per_s)),
-        ("Mean power", lambda e: _number(e.power_w, " W")),
-        ("Gap to the ideal", lambda e: _percent(e.gap_to_ideal, signed=True)),
-        (f"Saving against {baseline}", lambda e: "-" if e.engine == baseline else _percent(e.saving_vs_baseline)),
-        ("Requests in measured bins", lambda e: format_percent(e.coverage)),
-        *[(f"  {how}", partial(_share, how)) for how in DRAWN if how in drawn],
-        ("Output tokens in measured bins", lambda e: format_percent(e.coverage_output_tokens)),
+def _interval(run: RunEstimate) -> str:
+    return f"{format_number(run.low_j / 3600)} .. {format_number(run.high_j / 3600)} Wh"
+
+
+def _per_day(run: RunEstimate) -> str:
+    if run.duration_s <= 0:
+        return NONE
+    day = run.energy_j / run.duration_s * 86400 / 3.6e6
+    return f"{format_number(day)} / {format_number(day * 30.4)} kWh"
+
+
+def _pair(percentiles: Percentiles | None) -> str:
+    return NONE if percentiles is None else f"{format_si(percentiles.p50, 's')} / {format_si(percentiles.p99, 's')}"
+
+
+def _request(run: RunEstimate) -> str:
+    energy_j = run.energy_per_request_j
+    return NONE if energy_j is None else format_si(energy_j, "J")
+
+
+FIGURES = (
+    ("Energy", lambda run: f"{format_number(run.energy_wh)} Wh"),
+    ("  90 % interval", _interval),
+    ("  per day / month at this load", _per_day),
+    ("Energy per request", _request),
+    ("Duration", lambda run: format_duration(run.duration_s)),
+    ("Mean power", lambda run: f"{format_number(run.load.power_w)} W"),
+    (
+        "GPU busy / mean batch",
+        lambda run: f"{format_percent(run.load.busy_share)} / {format_number(run.load.mean_batch)}",
+    ),
+    ("TTFT p50 / p99", lambda run: _pair(run.latency.ttft_s)),
+    ("TPOT p50 / p99", lambda run: _pair(run.latency.tpot_s)),
+)
+
+
+def _warnings(estimates: Sequence[ServerEstimate]) -> list[str]:
+    lines = []
+    for one in estimates:
+        for run in (one.served, one.offline):
+            if run is None:
+                continue
+            if run.overload:
+                lines.append(f"{one.engine}: {run.overload}.")
+            if run.rejected_requests and run is one.run:
+                lines.append(
+                    f"{one.engine}: {run.rejected_requests:,} of {run.requests:,} requests are longer than the context "
+                    "or the KV cache, and rejected."
+                )
+        if one.run.measured_share == 0:
+            lines.append(
+                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured: by datasheet and "
+                "what other servers showed. One measured cell sharpens it: infergy next."
+            )
+    return list(dict.fromkeys(lines))
+
+
+def _paper(answer: TraceEstimate) -> str:
+    paper = answer.paper
+    return (
+        f"The study's reference: ideal {format_number(paper.ideal.energy_j / 3600)} Wh; its binning "
+        f"{format_number(paper.energy_j / 3600)} Wh, gap {format_percent(paper.gap_to_ideal, signed=True)} "
+        "(--method ceiling)."
+    )
+
+
+def _explained(one: ServerEstimate) -> list[str]:
+    run = one.run
+    parts = ", ".join(
+        f"{name} {format_percent(getattr(run.energy, f'{name}_j') / run.energy_j)}"
+        for name in ("prefill", "decode", "mixed", "idle")
+    )
+    options = ", ".join(f"{name} {value}" for name, value in one.config.items())
+    lines = [
+        f"{one.engine}: energy by activity: {parts}; {format_percent(run.measured_share)} of it in steps inside the "
+        "measured range",
+        f"{one.engine}: {options}",
+        f"{one.engine}: {run.preemptions:,} preemptions, {run.load.hit_tokens:,} prompt tokens from the prefix cache, "
+        f"at most {run.load.peak_waiting:,} requests in the queue and {format_percent(run.load.peak_kv_share)} of the "
+        f"KV cache; MFU {format_percent(run.load.mfu)}, steps at {format_percent(run.load.roofline_share)} of the "
+        "roofline",
     ]
-
-
-def _share(how: str, one: Estimate) -> str:
-    return format_percent(getattr(one, how))
-
-
-def _interval(one: Estimate) -> str:
-    if one.interval_low_j is None:
-        return UNKNOWN
-    return f"{_si(one.interval_low_j, 'J')} .. {_si(one.interval_high_j, 'J')}"
-
-
-def _bracket(one: Estimate) -> str:
-    if one.low_j is None and one.high_j is None:
-        return UNKNOWN
-    return f"{_si(one.low_j, 'J')} .. {_si(one.high_j, 'J')}"
-
-
-def _number(value: float | None, unit: str = "") -> str:
-    return UNKNOWN if value is None else f"{format_number(value)}{unit}"
-
-
-def _si(value: float | None, unit: str) -> str:
-    return UNKNOWN if value is None else format_si(value, unit)
-
-
-def _percent(value: float | None, *, signed: bool = False) -> str:
-    return UNKNOWN if value is None else format_percent(value, signed=signed)
-
-
-def _doubts(estimates: Iterable[Estimate]) -> list[str]:
-    """Why figures are unknown; figures, and engines, with one reason share a line."""
-    engines: dict[str, list[str]] = {}
-    for one in estimates:
-        figures: dict[str, list[str]] = {}
-        named = (
-            ("energy", one.energy_reason),
-            ("90 %", one.interval_reason),
-            ("low", one.low_reason),
-            ("high", one.high_reason),
-            ("gap", one.gap_reason),
-            ("saving", one.saving_reason),
-        )
-        for name, reason in named:
-            if reason is not None:
-                figures.setdefault(reason, []).append(name)
-        for reason, names in figures.items():
-            engines.setdefault(f"{', '.join(names)} unknown: {reason}", []).append(one.engine)
-    return [f"{', '.join(labels)}: {text}" for text, labels in engines.items()]
-
-
-def _ideal_line(answer: TraceEstimate) -> str:
-    if answer.ideal is None:
-        return f"Ideal: unknown ({answer.ideal_reason})"
-    return f"Ideal: {format_si(answer.ideal.energy_j, 'J')}: {answer.ideal.basis}"
-
-
-def _provenance_lines(estimates: Iterable[Estimate]) -> list[str]:
-    lines = []
-    for one in estimates:
-        lines += [f"{one.engine}: {text}" for text in _source_lines(one.provenance)]
-        lines.append(f"{one.engine}: batch {_batches(one)}; {one.provenance.weights}")
-    return lines
-
-
-def _source_lines(provenance: Provenance) -> list[str]:
-    lines = []
-    for use in provenance.sources:
-        versions = ", ".join(f"{name} {version}" for name, version in use.packages.items()) or "versions unknown"
-        days = dict.fromkeys(stamp[:10] for stamp in (use.measured_from, use.measured_to))
-        lengths = "1 measured length" if use.lengths == 1 else f"{use.lengths} measured lengths"
-        lines.append(
-            f"{lengths} from {use.file}, {' to '.join(days)}, {', '.join(use.gpu_uuids)}{_limit(use)}, "
-            f"driver {use.driver or 'unknown'}, {versions}"
-        )
-    return lines
-
-
-def _limit(use: SourceUse) -> str:
-    limits = sorted({limit for limit in use.power_limits_w if limit is not None})
-    return "".join(f" at {limit:g} W" for limit in limits)
-
-
-def _batches(one: Estimate) -> str:
-    """The sizes of batches in the trace's bins, and how they were chosen."""
-    sizes = [b.batch for b in one.bins if b.batch is not None]
-    told = "; ".join(f"{choice.text}: {choice.lengths}" for choice in one.provenance.batch_choices)
-    between = " to ".join(f"{size}" for size in sorted({min(sizes), max(sizes)})) if sizes else UNKNOWN
-    return f"{between}, the largest in time at each length ({told})"
+    return [*lines, *(f"{one.engine}: {note}" for note in one.notes)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.cli.datasheet import read_calibration
-from infergy.cli.estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
+from infergy.cli.old_estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
 from infergy.cli.measure import fraction, gpu_here
 from infergy.cli.trace_options import BinsOption, FormatOption, JsonOption, print_json, seconds_of, stdout_console
 from infergy.energy.options import DEFAULT_GPU, DEFAULT_MODEL, MAX_SEQUENCES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.estimate import (
+from infergy.cli.old_estimate import (
     WIDTH,
     BaselineOption,
     GpuOption,

@@ -1,159 +1,212 @@
-"""`infergy replay`: what consecutive requests of a trace take, served as they are: foretold, and then measured."""
+"""`infergy replay`: very requests of a trace on a real engine, at their arrival times: predicted, then measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.datasheet import read_calibration
-from infergy.cli.estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
+from infergy.cli.groups import with_groups
 from infergy.cli.measure import MeterOption, gpu_here, measure_plan
-from infergy.cli.trace_options import JsonOption, print_json
-from infergy.energy.options import DEFAULT_GPU, DEFAULT_MODEL, MAX_SEQUENCES
+from infergy.cli.server_options import MeasuredSelection
+from infergy.cli.trace_options import (
+    AllAtOnceOption,
+    FirstOption,
+    ForOption,
+    FromOption,
+    JsonOption,
+    SpeedOption,
+    print_json,
+    seconds_of,
+    stdout_console,
+)
 from infergy.errors import UsageError
-from infergy.records.codec import to_json
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import format_duration, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.energy.replay import Replay
-    from infergy.records import Measurement, Plan
+    from infergy.estimates.replay import Replay
+    from infergy.records import Plan
 
-REQUESTS = 1000
+DEFAULT_GPU = "h200"
 
 
+@with_groups
 def replay(
-    source: Annotated[str, typer.Argument(metavar="TRACE", help="A shipped trace's name, or a file")],
-    requests: Annotated[int, typer.Option("--requests", min=2, help="How many, one after the other")] = REQUESTS,
-    first: Annotated[int, typer.Option("--first", min=0, help="How many of the trace come before them")] = 0,
-    engine: Annotated[str, typer.Option("--engine", "-e", help="vllm, vllm-fp8, vllm-eager, vllm-tp2 …")] = "vllm",
-    max_seqs: Annotated[
-        int, typer.Option("--max-seqs", min=1, help="Requests served at once, at most (vLLM's max_num_seqs)")
-    ] = MAX_SEQUENCES,
-    model: ModelOption = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else h200]")
+    source: Annotated[
+        str, typer.Argument(metavar="TRACE|PLAN|ROWS", help="A trace, a plan of replays, or rows that measured some")
+    ],
+    measured: MeasuredSelection,
+    start: FromOption = None,
+    duration: ForOption = None,
+    speed: SpeedOption = None,
+    requests: Annotated[int | None, typer.Option("--requests", min=2, help="How many, without --for")] = None,
+    first: FirstOption = None,
+    all_at_once: AllAtOnceOption = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", "-e", help="vllm-server, vllm, vllm-server-fp8; repeatable [default: vllm-server]"),
     ] = None,
-    table: TableOption = None,
-    calibration: CalibrationOption = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="Measure it into this store, then tell both")
+    max_num_seqs: Annotated[int | None, typer.Option("--max-num-seqs", min=1, help="Requests at once")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Leave out requests of more input and output tokens")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Name or config.json")] = "llama-3.1-8b",
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", "-g", help="GPU to predict for [default: the one here, else h200]")
     ] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Write the plan here, to measure it elsewhere")] = None,
-    rows: Annotated[Path | None, typer.Option("--rows", help="A store that holds it measured: tell both")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output-file", help="Measure it into this store, then print both")
+    ] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="With -o: serve it on the simulated GPU")] = False,
     meter: MeterOption = "nvml",
-    allow_simulated: SimulatedOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Foretell the joules of consecutive requests served all at once, mixed as they are; measure them with -o.
+    """Predict what a window of a trace takes on a real engine, and measure it with -o: energy and latencies.
 
-    Example: infergy replay azure-conv-2023 --requests 1000 --engine vllm
+    Example: infergy replay azure-conv-2023 --from 10m --for 75s --speed 3 -o replays.jsonl
     """
-    from infergy.energy.load import load_table
-    from infergy.energy.replay import held_against, predict_replay
-    from infergy.energy.values import server_for
+    from infergy.estimates.replay import compare_rows, predict
     from infergy.hardware import get_gpu
+    from infergy.records import Plan
     from infergy.records.store import read_store
 
-    if engine.partition("-")[0] == "transformers":
-        raise UsageError(
-            f"--engine {engine}: what is foretold is continuous batching, and transformers pads static batches; to "
-            "measure these: infergy study run tasks-mixed -o mine.jsonl"
-        )
-    chip = get_gpu(gpu or gpu_here() or DEFAULT_GPU).name
-    resolved = _plan(source, engine=f"{engine}-s{max_seqs}", model=model, gpu=chip, requests=requests, first=first)
-    (cell,) = resolved.cells
-    setup = cell.cell.setup
-    known = None if calibration is None else read_calibration(calibration, chip, allow_simulated)
-    server = server_for(setup, chip, known)
-    if server is None:
-        raise UsageError(f"{setup.label}: the physical model knows only transformers and vllm, and no speculation")
-    found = predict_replay(
-        source,
-        cell.lengths,
-        first=first,
-        setup=setup,
-        server=server,
-        gpu=chip,
-        table=load_table(table or (), with_shipped=True, allow_simulated=allow_simulated),
-    )
-    if plan is not None:
-        resolved.save(plan)
-        typer.echo(f"{plan}: there: python -m infergy.measure {plan} -o replay.jsonl", err=True)
-    if output is not None:
-        # What was foretold is told before it can be compared.
-        typer.echo(_foretold(found), err=True)
-        measure_plan(resolved, output, dry_run=False, simulate=simulate, meter=meter, retry_failed=False, as_json=False)
-        rows = output
-    if rows is not None:
-        row = _row_of(read_store(rows).rows, resolved, rows)
-        found = replace(found, measured=held_against(found, row))
-    if as_json:
-        print_json([found])
+    table = measured.load()
+    path = Path(source)
+    if path.suffix == ".jsonl" and path.exists():
+        rows = read_store(path).rows
+        kind = gpu or _gpu_of(rows)
+        found = compare_rows(rows, get_gpu(kind).name, table)
+        if not found:
+            raise UsageError(f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}")
     else:
-        _print(found, "" if known is None else " and a calibration")
+        kind = get_gpu(gpu or gpu_here() or DEFAULT_GPU).name
+        resolved = (
+            Plan.load(path)
+            if path.suffix == ".json"
+            else _plan(
+                source,
+                start=start,
+                duration=duration,
+                speed=speed,
+                requests=requests,
+                first=first,
+                all_at_once=all_at_once,
+                engines=engine or ["vllm-server"],
+                max_num_seqs=max_num_seqs,
+                max_tokens=max_tokens,
+                model=model,
+                gpu=kind,
+            )
+        )
+        found = [predict(cell, resolved.gpu or kind, table) for cell in resolved.cells]
+        if plan is not None:
+            resolved.save(plan)
+            typer.echo(
+                f"{plan}: on the machine with the GPU: python -m infergy.measure {plan} -o replays.jsonl", err=True
+            )
+        if output is not None:
+            for one in found:
+                typer.echo(f"predicted {one.cell}: {_energy(one)}", err=True)
+            measure_plan(
+                resolved, output, dry_run=False, simulate=simulate, meter=meter, retry_failed=False, as_json=False
+            )
+            ids = {cell.cell.id for cell in resolved.cells}
+            rows = [row for row in read_store(output).rows if row.cell_id in ids]
+            found = compare_rows(rows, kind, table) or found
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
 
 
-def _plan(source: str, *, engine: str, model: str | None, gpu: str, requests: int, first: int) -> Plan:
-    from infergy.measure.grid import make_plan, parse_grid
+def _plan(
+    source: str,
+    *,
+    start: str | None,
+    duration: str | None,
+    speed: float | None,
+    requests: int | None,
+    first: int | None,
+    all_at_once: bool,
+    engines: Sequence[str],
+    max_num_seqs: int | None,
+    max_tokens: int | None,
+    model: str,
+    gpu: str,
+) -> Plan:
+    from infergy.measure.replays import Replay as Asked
+    from infergy.measure.replays import plan_replays
     from infergy.records import EngineSetup
 
-    name = f"replay:{source}{f'+{first}' if first else ''}"
-    block: dict[str, Any] = {"input_tokens": [1], "output_tokens": [1], "batch": [requests], "arrivals": [name]}
-    grid = {
-        "name": f"replay-{Path(source).stem}",
-        "gpu": gpu,
-        "model": model or DEFAULT_MODEL,
-        "engines": [to_json(EngineSetup.parse_label(engine))],
-        "cells": [block],
+    asked = Asked(
+        source=source,
+        from_s=0.0 if start is None else seconds_of("--from", start),
+        for_s=None if duration is None else seconds_of("--for", duration),
+        speed=speed or 1.0,
+        timed=not all_at_once,
+        first=first or 0,
+        requests=requests,
+    )
+    setups = [EngineSetup(model=model, **{**EngineSetup.parse_label(one), **_bound(max_num_seqs)}) for one in engines]
+    return plan_replays([(setup, asked) for setup in setups], gpu=gpu, max_tokens=max_tokens)
+
+
+def _bound(max_num_seqs: int | None) -> dict[str, int]:
+    return {} if max_num_seqs is None else {"max_sequences": max_num_seqs}
+
+
+def _gpu_of(rows: Sequence[object]) -> str:
+    from infergy.hardware import catalogue_name
+    from infergy.records import Measurement
+
+    names = {
+        catalogue_name(row.environment.gpus[0].name)
+        for row in rows
+        if isinstance(row, Measurement) and row.environment.gpus
     }
-    return make_plan(parse_grid(grid, "infergy replay"))
+    if len(names) != 1:
+        raise UsageError(f"rows of several GPUs: {', '.join(sorted(names))}. Name one with --gpu")
+    return names.pop()
 
 
-def _row_of(rows: Sequence[Measurement], resolved: Plan, path: Path) -> Measurement:
-    wanted = resolved.cells[0].cell.id
-    found = [row for row in rows if row.cell_id == wanted and row.is_ok]
-    if not found:
-        raise UsageError(f"{path}: no measured row of {resolved.cells[0].cell}. Measure it: infergy replay … -o {path}")
-    return found[-1]
-
-
-def _foretold(found: Replay) -> str:
+def _energy(one: Replay) -> str:
+    run = one.predicted
     return (
-        f"foretold: {format_si(found.energy_j, 'J')}, 90 % {format_si(found.low_j, 'J')} .. "
-        f"{format_si(found.high_j, 'J')}, in {format_duration(found.duration_s)}"
+        f"{format_si(run.energy_j, 'J')} (90 % interval {format_si(run.low_j, 'J')} .. {format_si(run.high_j, 'J')}) "
+        f"in {format_duration(run.duration_s)}"
     )
 
 
-def _print(found: Replay, calibrated: str) -> None:
-    trace, measured = found.trace, found.measured
-    typer.echo(
-        f"{trace.source}: {trace.requests:,} requests from {found.first:,} on, {trace.input_tokens:,} input and "
-        f"{trace.output_tokens:,} output tokens, all at once"
-    )
-    typer.echo(
-        f"{found.model} on {found.gpu}, {found.engine}: {format_number(found.mean_batch)} run together on average"
-    )
-    typer.echo(f"  {_foretold(found)}")
-    if measured is None:
-        basis = f"{found.measured_cells} measured cells" if found.measured_cells else "the datasheet alone"
-        typer.echo(
-            fill(f"By the physical model given {basis}{calibrated} (docs/replay.md); not measured. To: -o FILE", WIDTH)
+def _print(found: Sequence[Replay]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    console = stdout_console()
+    for one in found:
+        console.print(
+            f"{one.cell}: {one.requests:,} requests, {one.input_tokens:,} input and {one.output_tokens:,} output "
+            "tokens",
+            markup=False,
+            soft_wrap=True,
         )
-        return
-    certain = (
-        ""
-        if measured.low_j is None or measured.high_j is None
-        else (f", 95 % {format_si(measured.low_j, 'J')} .. {format_si(measured.high_j, 'J')}")
-    )
-    where = " (simulated)" if measured.simulated else f" on {', '.join(measured.gpu_uuids)}"
-    typer.echo(
-        f"  measured: {format_si(measured.energy_j, 'J')}{certain}, in {format_duration(measured.duration_s)}{where}"
-    )
-    held = "inside" if measured.is_inside else "outside of"
-    typer.echo(f"  foretold over measured: {format_percent(measured.off, signed=True)}, {held} the interval")
+        if not one.compared:
+            console.print(f"  predicted: {_energy(one)}; not measured: -o FILE measures it", markup=False)
+            continue
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("")
+        for name in ("predicted", "measured", "error"):
+            table.add_column(name, justify="right")
+        for figure in one.compared:
+            unit = "J" if figure.name.endswith("_j") else "s"
+            table.add_row(
+                figure.name.replace("_s", "").replace("_j", ""),
+                format_si(figure.predicted, unit),
+                "-" if figure.measured is None else format_si(figure.measured, unit),
+                "-" if figure.error is None else format_percent(figure.error, signed=True),
+            )
+        console.print(table)
+        inside = "inside" if one.is_inside else "outside"
+        console.print(f"  measured energy {inside} the 90 % interval: {_energy(one)}", markup=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infergy.cli.estimate import GpuOption, ModelOption, SimulatedOption
+from infergy.cli.old_estimate import GpuOption, ModelOption, SimulatedOption
 from infergy.errors import MissingError, UsageError
 
 PAPER = "paper"

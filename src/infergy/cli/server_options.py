@@ -34,7 +34,7 @@ from infergy.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from infergy.cost.table import Table
-    from infergy.estimate.servers import ServerSpec
+    from infergy.estimates.servers import ServerSpec
     from infergy.workload.sampling import Sample
 
 ROUTERS = ("round_robin", "least_loaded")
@@ -66,7 +66,7 @@ class TraceSelection:
             UsageError: An option out of range.
             DataError: The source cannot be read.
         """
-        from infergy.estimate.estimate import sample_of
+        from infergy.estimates.estimate import sample_of
         from infergy.workload import open_requests
 
         chosen = (self.start, self.duration, self.speed, self.first, self.requests)
@@ -87,7 +87,7 @@ class ServerSelection:
 
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2, …; repeatable [default: vllm]"),
+        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]"),
     ] = None
     model: Annotated[
         list[str] | None,
@@ -175,7 +175,7 @@ class MeasuredSelection:
         Raises:
             DataError: A file is neither rows nor a table nor a calibration.
         """
-        from infergy.estimate.servers import load_tables
+        from infergy.estimates.servers import load_tables
 
         return load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
 
@@ -184,7 +184,7 @@ def _servers_of(path: Path) -> list[dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: {error}. Expected [[server]] tables with engine, model, gpu, max_num_seqs, …") from error
+        raise DataError(f"{path}: {error}. Expected [[server]] tables with engine, model, gpu, …") from error
     servers = content.get("server")
     if not isinstance(servers, list) or not servers or set(content) != {"server"}:
         raise DataError(f"{path}: expected [[server]] tables alone, at least one, with engine, model, gpu, …")
@@ -197,7 +197,7 @@ def _servers_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
-    from infergy.estimate.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec
+    from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec
     from infergy.serving.config import EngineOptions
 
     if values["router"] not in ROUTERS:

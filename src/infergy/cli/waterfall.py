@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.estimate import WIDTH, GpuOption, MaxBatchOption, ModelOption, SimulatedOption, TableOption
+from infergy.cli.old_estimate import WIDTH, GpuOption, MaxBatchOption, ModelOption, SimulatedOption, TableOption
 from infergy.cli.timeline import FORMATS, save_chart
 from infergy.cli.trace_options import FormatOption, JsonOption, print_json
 from infergy.energy.options import MAX_BATCH_S

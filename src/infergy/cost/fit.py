@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infergy.cost.constants import constants_of
 from infergy.cost.rates import Rates, rates_of
@@ -21,7 +22,7 @@ from infergy.cost.step import StepSums, added_j, free_s, stretched_s
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
-Column = np.ndarray[Any, np.dtype[np.float64]]
+Column = NDArray[np.float64]
 
 ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
 """Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
@@ -141,7 +142,7 @@ def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column,
     energy: Any = 0.0
     for entry in table:
         count = entry[:, 0]
-        s = StepSums(**dict(zip(StepSums.__dataclass_fields__, entry[:, 1:].T, strict=True)))
+        s = StepSums(*entry[:, 1:].T)
         live = count > 0
         one_s = np.where(live, free_s(rates, s), 1.0)
         added = np.where(live, added_j(rates, s), 0.0)
@@ -228,13 +229,17 @@ class _Problem:
         return values
 
 
-def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> Fit:
+def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[Fit, Column]:
     """The constants that explain the rows best, none far from its prior without reason; deterministic.
 
     Args:
         engine: Name of the engine that served all rows.
         rows: At least one.
         prior: What earlier rows said, in place of the priors of the datasheet.
+
+    Returns:
+        The fit, and what it leaves of the logarithms of each row's joules and seconds, its GPU's offset taken out; NaN
+        where arrivals set the time; shape (rows, 2).
     """
     problem = _Problem(engine, rows, prior)
     count = len(problem.names)
@@ -254,22 +259,24 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> Fit:
         theta = theta + step * min(1.0, 0.5 / max(largest, 1e-9))
         if largest < ENOUGH:
             break
-    left = np.abs(problem.measured - problem.model(theta[None, :count])[0] - problem.offsets @ theta[count:])
-    energy, seconds = left[: len(rows)], left[len(rows) :][[row.seconds is not None for row in rows]]
+    left = problem.measured - problem.model(theta[None, :count])[0] - problem.offsets @ theta[count:]
+    left = np.where(problem.weight > 0, left, np.nan).reshape(2, len(rows)).T
     kinds: dict[str, int] = {}
     for row in rows:
         kinds[row.gpu.name] = kinds.get(row.gpu.name, 0) + 1
-    return Fit(
+    found = Fit(
         engine=engine,
         names=problem.names,
         mean=theta[:count],
         covariance=np.linalg.inv(curvature)[:count, :count],
-        energy_sd=_sd(energy, ENERGY_ERROR),
-        time_sd=_sd(seconds, TIME_ERROR),
+        energy_sd=sd_of(left[:, 0], ENERGY_ERROR),
+        time_sd=sd_of(left[:, 1], TIME_ERROR),
         rows=kinds,
     )
+    return found, left
 
 
-def _sd(left: Column, least: float) -> float:
-    """Standard deviation of errors, from the one that 90 % of them do not exceed."""
-    return max(least, float(np.quantile(left, 0.9)) / 1.645) if len(left) else least
+def sd_of(left: Column, least: float) -> float:
+    """Standard deviation of errors, at least `least`, from the size that 90 % do not exceed; NaN is left out."""
+    known = np.abs(left[np.isfinite(left)])
+    return max(least, float(np.quantile(known, 0.9)) / 1.645) if len(known) else least

@@ -5,46 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from infergy.cost.fit import Column, Fit
 from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import Pace, StepSums, added_j, free_s
+from infergy.cost.steps import StepColumns, compress, sums_of
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
 SHIFT = 0.02
 """Of a constant's logarithm, for derivatives."""
-Z90 = 1.645
+STRETCHED = 1.05
+"""Logged over free seconds from which a step counts as held by the power limit."""
 UNSEEN_GPU_SD, UNSEEN_SERVER_SD = 0.10, 0.06
 """What energy errs by beside its constants' uncertainty where no row is of the kind of GPU, or of the model, precision
 and GPU count: our own estimates."""
-
-
-class StepColumns(Protocol):
-    """Entries of steps as columns of one length, as a run logs them.
-
-    Attributes:
-        count: Steps of an entry; the sums are of one step, in the mean.
-        seconds: Of one step, in the mean.
-    """
-
-    count: Column
-    seconds: Column
-    decodes: Column
-    context: Column
-    prefill_tokens: Column
-    prefill_pairs: Column
-    prefills: Column
-    sampled: Column
-    padded: Column
-
-
-def sums_of(steps: StepColumns) -> StepSums:
-    """The sums of each entry."""
-    return StepSums(**{name: getattr(steps, name) for name in StepSums.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +35,8 @@ class Server:
         gpu: Kind of its GPUs.
         idle_w: Watts of all GPUs, idle, with the model loaded.
         is_api: Whether an API server hands out each token, rather than a batch interface all at the end.
-        seen: Whether rows of this model, precision and GPU count on this kind of GPU were fitted.
+        errors: Standard deviations of the logarithms of what the fit leaves of energy and of time of its rows; None
+            where no row of this model, precision and GPU count on this kind of GPU was fitted.
     """
 
     engine: str
@@ -66,7 +45,7 @@ class Server:
     gpu: Gpu
     idle_w: float
     is_api: bool
-    seen: bool = False
+    errors: tuple[float, float] | None = None
 
 
 class StepCost:
@@ -83,9 +62,9 @@ class StepCost:
         self.server, self.fit = server, fit
         self.constants = fit.constants(server.gpu.name)
         self.rates = self._rates(self.constants)
-        # A batch interface takes requests in one call.
+        # A batch interface takes requests in one call, which vLLM's hands on one by one.
         self.intake_s = self.constants["intake_s"] if server.is_api else 0.0
-        self.intake_gap_s = self.constants["intake_gap_s"]
+        self.intake_gap_s = self.constants["intake_gap_s"] if server.engine == "vllm" else 0.0
         self.call_s = self.constants["call_s"]
         self.idle_w = server.idle_w
 
@@ -93,10 +72,9 @@ class StepCost:
         """A clock for one replica that has been idle."""
         return Pace(self.rates)
 
-    def energy_j(self, steps: StepColumns) -> Column:
-        """Joules of each entry, at its logged seconds."""
-        added = added_j(self.rates, sums_of(steps))
-        joules: Column = steps.count * (added + self.rates.power.base_w * steps.seconds)
+    def step_energy_j(self, steps: StepColumns) -> Column:
+        """Joules of one step of each entry, at its logged seconds."""
+        joules: Column = added_j(self.rates, sums_of(steps)) + self.rates.power.base_w * steps.step_s
         return joules
 
     def log_sd(self, steps: StepColumns, idle_j: float) -> tuple[float, float]:
@@ -109,19 +87,19 @@ class StepCost:
             idle_j: Joules of the run while nothing was served.
         """
         names, _, covariance = self.fit.logs(self.server.gpu.name)
-        sums, values = sums_of(steps), self.constants
+        values = self.constants
+        count, step_s, *columns = compress(steps).T
+        sums = StepSums(*columns)
+        stretched = step_s > free_s(self.rates, sums) * STRETCHED
 
         def totals(constants: Mapping[str, float]) -> tuple[float, float]:
             rates = self._rates(constants)
-            free = free_s(rates, sums)
-            added = added_j(rates, sums)
+            free, added = free_s(rates, sums), added_j(rates, sums)
             limited = added / (rates.power.limit_w - rates.power.base_w)
-            seconds = np.where(steps.seconds > stretched, np.maximum(free, limited), free)
-            return float(np.log(steps.count @ (added + rates.power.base_w * seconds) + idle_j)), float(
-                np.log(steps.count @ seconds)
-            )
+            seconds = np.where(stretched, np.maximum(free, limited), free)
+            energy = count @ (added + rates.power.base_w * seconds) + idle_j
+            return math.log(energy), math.log(count @ seconds)
 
-        stretched = free_s(self.rates, sums) * 1.05
         base = totals(values)
         slopes = np.array(
             [
@@ -135,10 +113,11 @@ class StepCost:
             ]
         )
         energy, seconds = (float(slope @ covariance @ slope) for slope in slopes.T)
+        left_j, left_s = self.server.errors or (self.fit.energy_sd, self.fit.time_sd)
         unseen = 0.0 if self.server.gpu.name in self.fit.rows else UNSEEN_GPU_SD**2
-        unseen += 0.0 if self.server.seen else UNSEEN_SERVER_SD**2
-        energy += self.fit.energy_sd**2 + self.fit.unit_energy_sd**2 + unseen
-        seconds += self.fit.time_sd**2 + self.fit.unit_time_sd**2 + unseen
+        unseen += UNSEEN_SERVER_SD**2 if self.server.errors is None else 0.0
+        energy += left_j**2 + self.fit.unit_energy_sd**2 + unseen
+        seconds += left_s**2 + self.fit.unit_time_sd**2 + unseen
         return math.sqrt(energy), math.sqrt(seconds)
 
     def floor_s(self, steps: StepColumns) -> Column:

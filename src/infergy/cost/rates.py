@@ -131,7 +131,7 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         matmul_s=matmul_s,
         matmul_j=matmul_j,
         attention_s=_attention_rates(work, cache_s, pair_s, traffic),
-        attention_j=_attention_rates(work, c["byte_j"], pair_j, traffic),
+        attention_j=_attention_rates(work, c["byte_j"] * c["cache_energy"], pair_j, traffic),
         host=_host_rates(work, gpu, c, server=server),
         power=PowerRates(
             base_w=idle_w + (c["busy_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.fit import Column, Fit, FitRow, fit
+from infergy.cost.fit import ENERGY_ERROR, TIME_ERROR, Column, Fit, FitRow, fit, sd_of
 from infergy.cost.work import server_work
 from infergy.errors import DataError
 from infergy.hardware import get_gpu, get_model
@@ -25,6 +25,7 @@ from infergy.hardware import get_gpu, get_model
 TABLE_SCHEMA = "infergy.table/1"
 DIGITS = 7
 """Significant digits of sums and constants in a table."""
+LIKE_ROWS = 6.0
 BOX = ("decodes", "context", "prefill_tokens", "prefill_pairs")
 """The sums of a step whose measured ranges a table keeps: sequences, positions of each, prompt tokens, positions of
 each."""
@@ -122,6 +123,8 @@ class MeasuredServer:
         rows: Measured cells and runs.
         low: Least value of each sum of `BOX`, over steps; `high` the largest.
         idle_w: Watts of one GPU, idle, with the model loaded: median over the rows.
+        energy_sd: Standard deviation of the logarithm of what the fit leaves of a row's energy.
+        time_sd: The same of its seconds.
     """
 
     served_by: ServedBy
@@ -129,6 +132,8 @@ class MeasuredServer:
     low: tuple[float, ...]
     high: tuple[float, ...]
     idle_w: float
+    energy_sd: float
+    time_sd: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,17 +187,21 @@ def make_table(
         environments: Of the entries, by id.
         prior: A table whose fits stand in place of the datasheet's priors, and whose servers count as measured too.
     """
-    engines = sorted({entry.served_by.engine for entry in entries})
     earlier = {} if prior is None else prior.fits
-    fits = {
-        engine: fit(engine, [e.fit_row() for e in entries if e.served_by.engine == engine], earlier.get(engine))
-        for engine in engines
-    }
+    fits: dict[str, Fit] = {}
+    left: dict[int, Column] = {}
+    for engine in sorted({entry.served_by.engine for entry in entries}):
+        own = [entry for entry in entries if entry.served_by.engine == engine]
+        fits[engine], errors = fit(engine, [entry.fit_row() for entry in own], earlier.get(engine))
+        left |= {id(entry): error for entry, error in zip(own, errors, strict=True)}
     servers = {entry.served_by: None for entry in entries}
-    measured = tuple(_measured(by, [e for e in entries if e.served_by == by]) for by in servers)
+    measured = []
+    for by in servers:
+        own = [entry for entry in entries if entry.served_by == by]
+        measured.append(_measured(by, own, np.array([left[id(entry)] for entry in own]), fits[by.engine]))
     return Table(
         fits={**earlier, **fits},
-        measured=measured + (() if prior is None else prior.measured),
+        measured=tuple(measured) + (() if prior is None else prior.measured),
         environments=environments,
         sources=tuple(dict.fromkeys(entry.origin.source for entry in entries)),
         entries=tuple(entries),
@@ -212,16 +221,25 @@ def box_of(steps: Any) -> Column:
     )
 
 
-def _measured(by: ServedBy, entries: Sequence[TableEntry]) -> MeasuredServer:
+def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, found: Fit) -> MeasuredServer:
     steps = np.vstack([entry.steps for entry in entries])
     decodes, context, tokens, pairs = steps[:, 1:5].T
     boxes = np.column_stack([decodes, context / np.maximum(decodes, 1), tokens, pairs / np.maximum(tokens, 1)])
+
+    def sd(column: int, least: float, of_all: float) -> float:
+        """Few rows say little of their own: those of the whole fit count for `LIKE_ROWS` of them."""
+        count = int(np.isfinite(left[:, column]).sum())
+        own = sd_of(left[:, column], least)
+        return float(np.sqrt((count * own**2 + LIKE_ROWS * of_all**2) / (count + LIKE_ROWS)))
+
     return MeasuredServer(
         served_by=by,
         rows=len(entries),
         low=tuple(boxes.min(axis=0).tolist()),
         high=tuple(boxes.max(axis=0).tolist()),
         idle_w=float(np.median([entry.idle_w / by.gpus for entry in entries])),
+        energy_sd=sd(0, ENERGY_ERROR, found.energy_sd),
+        time_sd=sd(1, TIME_ERROR, found.time_sd),
     )
 
 

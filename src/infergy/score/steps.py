@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,8 +106,7 @@ class Steps:
     def average(self) -> StepSums:
         """The sums of the mean step, with prompts of the guessed length."""
         tokens = self.requests * self.inputs
-        return replace(
-            self.decode(),
+        return self.decode()._replace(
             prefill_tokens=tokens,
             prefill_pairs=tokens * (self.inputs + 1) / 2,
             prefills=self.requests,

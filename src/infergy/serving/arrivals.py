@@ -5,28 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 Following = Mapping[int, Sequence[tuple[int, float]]]
 """By request, those that follow its answer, each with its gap in seconds."""
 
 
 class Arrivals:
-    """Requests on their way to a replica; the engine can see them `intake_s` after they come.
+    """Requests on their way to a replica; the engine can see them `intake_s` after they come, `gap_s` apart at least.
 
     Attributes:
         followed_s: When requests came that followed an answer.
         waiting: Requests that are known and not yet visible, those that follow an answer aside.
     """
 
-    __slots__ = ("_following", "_intake_s", "_later", "_next", "_rejected", "_requests", "_visible_s", "followed_s")
+    __slots__ = (
+        "_following",
+        "_gap_s",
+        "_intake_s",
+        "_later",
+        "_next",
+        "_rejected",
+        "_requests",
+        "_visible_s",
+        "followed_s",
+    )
 
-    def __init__(self, intake_s: float, following: Following, rejected: Sequence[bool]) -> None:
-        self._intake_s = intake_s
+    def __init__(self, intake_s: float, gap_s: float, following: Following, rejected: Sequence[bool]) -> None:
+        self._intake_s, self._gap_s = intake_s, gap_s
         self._following = following
         self._rejected = rejected
         self._visible_s: list[float] = []
@@ -42,12 +50,15 @@ class Arrivals:
     def add(self, request: int, arrival_s: float) -> None:
         """Let a request come, no earlier than those before it."""
         self._requests.append(request)
-        self._visible_s.append(arrival_s + self._intake_s)
+        visible_s = arrival_s + self._intake_s
+        self._visible_s.append(max(visible_s, self._visible_s[-1] + self._gap_s) if self._visible_s else visible_s)
 
     def add_all(self, requests: list[int], arrival_s: NDArray[np.float64]) -> None:
         """Let requests come, in order of their times."""
         self._requests += requests
-        self._visible_s += (arrival_s + self._intake_s).tolist()
+        # Each waits for its gap behind the one before it: a running maximum of what is left of the gaps.
+        gaps = self._gap_s * np.arange(len(requests))
+        self._visible_s += (np.maximum.accumulate(arrival_s + self._intake_s - gaps) + gaps).tolist()
 
     def take(self, now: float, accept: Callable[[int], None]) -> float:
         """Hand what is visible at `now` to `accept`; returns when the next becomes visible."""

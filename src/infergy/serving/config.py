@@ -236,8 +236,8 @@ def _longest(shape: ModelShape, wanted: int | None, blocks: int, options: Engine
         return wanted, ()
     if options.max_model_len is not None:
         raise UsageError(
-            f"--max-model-len {wanted} is more than the KV cache of {shape.name} keeps, {cached} tokens, and vLLM would "
-            f"not start: type --max-model-len {cached} or less, or more GPUs by --tensor-parallel-size"
+            f"--max-model-len {wanted} is more than the KV cache of {shape.name} keeps, {cached} tokens, and vLLM "
+            f"would not start: type --max-model-len {cached} or less, or more GPUs by --tensor-parallel-size"
         )
     return cached, (
         f"vLLM would not start with the context of {shape.name}, {wanted} tokens, since the KV cache keeps {cached}: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from math import ceil, inf
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from infergy.serving.arrivals import Arrivals
@@ -20,24 +20,11 @@ FIELDS = 11
 """Numbers of an entry of the log: start_s, count, decodes, context, prefill_tokens, prefill_pairs, prefills, sampled,
 kv_blocks, waiting, step_s."""
 
-GROWTH = 8
-SHORTEST_LIMIT = 32
-"""An entry may lengthen the contexts by an eighth of their sum, or by 32 tokens each: at the sharpest bend between a
-memory-bound and a compute-bound step its mean then errs by less than 0.05 %."""
 
+class Pace(Protocol):
+    """The clock of one replica; arguments are columns of `Steps`."""
 
-class StepCost(Protocol):
-    """What a step costs; its arguments are columns of `Steps`."""
-
-    @property
-    def idle_w(self) -> float:
-        """Watts of all GPUs of a replica that waits with the model loaded."""
-
-    @property
-    def intake_s(self) -> float:
-        """Seconds between a request's arrival and the moment when the scheduler can see it."""
-
-    def step_s(
+    def step(
         self,
         decodes: int,
         context: float,
@@ -49,8 +36,38 @@ class StepCost(Protocol):
     ) -> float:
         """Seconds of one step."""
 
-    def evaluate(self, steps: Steps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Seconds and joules of one step of each entry."""
+    def decode(
+        self, decodes: int, context: float, padded: int, most: int, until_s: float, ahead: int
+    ) -> tuple[int, float]:
+        """How many decode steps are alike, at most `most`, and their mean seconds; `context` is that of the first.
+
+        They stop `ahead` steps after the first that ends at or after `until_s` from now.
+        """
+
+    def idle(self, seconds: float) -> None:
+        """Nothing to do for so long."""
+
+
+class StepCost(Protocol):
+    """What a server's steps cost."""
+
+    @property
+    def idle_w(self) -> float:
+        """Watts of all GPUs of a replica that waits with the model loaded."""
+
+    @property
+    def intake_s(self) -> float:
+        """Seconds between a request's arrival and the moment when the scheduler can see it."""
+
+    @property
+    def intake_gap_s(self) -> float:
+        """Least seconds between two requests becoming visible."""
+
+    def start(self) -> Pace:
+        """A clock for one replica that was idle."""
+
+    def step_energy_j(self, steps: Steps) -> NDArray[np.float64]:
+        """Joules of one step of each entry, at its logged seconds."""
 
 
 class Server(Protocol):
@@ -87,7 +104,7 @@ class Replica:
     """
 
     __slots__ = (
-        "_asynchronous", "_blocks", "_busy", "_cost", "_finished_s", "_first_s", "_now", "_padded", "_skip",
+        "_asynchronous", "_blocks", "_busy", "_finished_s", "_first_s", "_now", "_pace", "_padded", "_skip",
         "arrivals", "log", "scheduler",
     )  # fmt: skip
 
@@ -106,7 +123,7 @@ class Replica:
         self.scheduler = scheduler
         self.arrivals = arrivals
         self.log = array("d")
-        self._cost = cost
+        self._pace = cost.start()
         self._padded = padded
         self._first_s, self._finished_s = first_s, finished_s
         self._asynchronous = asynchronous
@@ -157,31 +174,13 @@ class Replica:
 
     def _decode(self, limit: int, upcoming: float) -> None:
         """Steps that only decode, up to the next event or until what becomes visible at `upcoming` joins."""
-        scheduler, step_s, ahead = self.scheduler, self._cost.step_s, self._asynchronous
+        scheduler, ahead = self.scheduler, self._asynchronous
         decodes = scheduler.decodes
         context: float = scheduler.context + decodes
-        start = self._now if self._now > self._busy else self._busy
-        padded = self._padded[decodes] if decodes < len(self._padded) else decodes
-        steps = context // (GROWTH * decodes)
-        steps = SHORTEST_LIMIT if steps < SHORTEST_LIMIT else steps
-        steps = limit if limit < steps else steps
-        seconds = first = step_s(decodes, context, 0, 0, 0, decodes, padded)
-        if upcoming < inf:
-            fitting = ceil((upcoming - start) / first) + ahead
-            steps = fitting if fitting < steps else steps
-        if steps > 1:
-            mean = context + decodes * (steps - 1) / 2
-            seconds = step_s(decodes, mean, 0, 0, 0, decodes, padded)
-            if upcoming < inf:
-                fitting = ceil((upcoming - start) / seconds) + ahead
-                if fitting < steps:  # judged by the first step, the shortest, too many were to fit
-                    fitting = fitting if fitting > 1 else 1
-                    seconds = first + (seconds - first) * (fitting - 1) / (steps - 1)
-                    mean = context + decodes * (fitting - 1) / 2
-                    steps = fitting
-            context = mean
-        else:
-            steps = 1
+        start = self._begin()
+        padded = self._padded[decodes] if decodes < len(self._padded) else 0
+        steps, seconds = self._pace.decode(decodes, context, padded, limit, upcoming - start, ahead)
+        context += decodes * (steps - 1) / 2
         used, waiting = self._blocks - scheduler.pool.free, len(scheduler.waiting)
         scheduler.repeat(steps)
         self.log.extend((start, steps, decodes, context, 0, 0, 0, decodes, used, waiting, seconds))
@@ -192,8 +191,7 @@ class Replica:
         """One step, whatever is in it; one without tokens takes no time."""
         scheduler = self.scheduler
         decodes = scheduler.schedule()
-        start = self._now if self._now > self._busy else self._busy
-        end = start
+        end = start = self._begin()
         chunks = scheduler.chunks
         if decodes or chunks:
             tokens = pairs = 0
@@ -202,8 +200,8 @@ class Replica:
                 pairs += count * computed + count * (count + 1) // 2
             context, prefills, total = scheduler.attended, len(chunks), decodes + tokens
             sampled = decodes + len(scheduler.completed)
-            padded = self._padded[total] if total < len(self._padded) else total
-            seconds = self._cost.step_s(decodes, context, tokens, pairs, prefills, sampled, padded)
+            padded = self._padded[total] if total < len(self._padded) else 0
+            seconds = self._pace.step(decodes, context, tokens, pairs, prefills, sampled, padded)
             used, waiting = self._blocks - scheduler.pool.free, len(scheduler.waiting)
             self.log.extend((start, 1, decodes, context, tokens, pairs, prefills, sampled, used, waiting, seconds))
             end = start + seconds
@@ -213,3 +211,10 @@ class Replica:
         for request in scheduler.completed:
             if first_s[request] != first_s[request]:  # NaN: not a request that was preempted
                 first_s[request] = end
+
+    def _begin(self) -> float:
+        """When the next step begins: once it is planned, and the one before it has ended."""
+        if self._now <= self._busy:
+            return self._busy
+        self._pace.idle(self._now - self._busy)
+        return self._now

@@ -25,7 +25,7 @@ class Steps:
         prefill_pairs: Positions that these attend to, summed: n × c + n (n + 1) / 2 for n tokens behind c.
         prefills: Sequences with prompt tokens in the step.
         sampled: Sequences that sample a token.
-        padded: Tokens of the step after padding to a CUDA graph's size; those of the step where none fits.
+        padded: Tokens of the step after padding to a CUDA graph's size; 0 where none fits.
         kv_blocks: Blocks in use.
         waiting: Requests in the queue.
         step_s: Seconds of one step; mean over the steps.

@@ -103,7 +103,7 @@ def _servers(
     skip: bool,
 ) -> list[Server]:
     rejected = asked.rejected.tolist() if asked.following else ()
-    arrivals = [Arrivals(cost.intake_s, asked.following, rejected) for _ in range(replicas)]
+    arrivals = [Arrivals(cost.intake_s, cost.intake_gap_s, asked.following, rejected) for _ in range(replicas)]
     if isinstance(config, StaticConfig):
         return [StaticReplica(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
     limits, paths = config.limits, None
@@ -210,7 +210,7 @@ def _join(
         rejected=asked.rejected,
     )
     steps = _steps(servers, padded)
-    _, step_energy_j = cost.evaluate(steps)
+    step_energy_j = cost.step_energy_j(steps)
     start_s = float(np.nanmin(arrival_s)) if np.isfinite(arrival_s).any() else 0.0
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
     busy_s = float(steps.duration_s.sum())
@@ -248,7 +248,7 @@ def _steps(servers: Sequence[Server], padded: Sequence[int]) -> Steps:
         prefill_pairs=pairs,
         prefills=prefills,
         sampled=sampled,
-        padded=np.where(total < table.size, table[np.minimum(total, table.size - 1).astype(np.int64)], total),
+        padded=np.where(total < table.size, table[np.minimum(total, table.size - 1).astype(np.int64)], 0.0),
         kv_blocks=blocks,
         waiting=waiting,
         step_s=step_s,

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from infergy.errors import UsageError
 from infergy.serving.arrivals import Arrivals
-from infergy.serving.replica import GROWTH, SHORTEST_LIMIT, StepCost
+from infergy.serving.replica import StepCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +22,24 @@ class StaticConfig:
         max_num_seqs: Requests of a batch, at most.
         max_model_len: Longest request, prompt and answer together; None: not bounded.
         tensor_parallel_size: GPUs of a replica.
+        has_graphs: Whether decode steps are compiled and replay CUDA graphs.
+        notes: What had to be assumed, in sentences.
     """
 
     max_num_seqs: int
     max_model_len: int | None = None
     tensor_parallel_size: int = 1
+    has_graphs: bool = False
+    notes: tuple[str, ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """All options, by name."""
+        return {
+            "max_num_seqs": self.max_num_seqs,
+            "max_model_len": self.max_model_len,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "compiled": self.has_graphs,
+        }
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:
@@ -57,7 +71,8 @@ class StaticReplica:
         self.recomputed_tokens = 0
         self._inputs, self._outputs = inputs, outputs
         self._most = config.max_num_seqs
-        self._cost = cost
+        self._pace = cost.start()
+        self._has_graphs = config.has_graphs
         self._first_s, self._finished_s = first_s, finished_s
         self._waiting: deque[int] = deque()
         self._running: list[int] = []
@@ -77,6 +92,7 @@ class StaticReplica:
             if not self._waiting:
                 if upcoming >= until:
                     return
+                self._pace.idle(max(0.0, upcoming - self._now))
                 self._now = max(self._now, upcoming)
                 continue
             self._running = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
@@ -86,21 +102,21 @@ class StaticReplica:
         size = len(batch)
         longest = max(self._inputs[request] for request in batch)
         tokens, pairs = size * longest, size * longest * (longest + 1) // 2
-        self._log(1, 0, 0.0, tokens, pairs, size)
+        self._log(1, 0, 0.0, tokens, pairs, size, self._pace.step(0, 0.0, tokens, pairs, size, size, 0))
         for request in batch:
             self._first_s[request] = self._now
         left, seen = max(self._outputs[request] for request in batch) - 1, longest + 1
         while left > 0:
-            count = min(left, max(SHORTEST_LIMIT, seen // GROWTH))
-            self._log(count, size, size * (seen + (count - 1) / 2), 0, 0, size)
+            count, seconds = self._pace.decode(size, size * seen, size if self._has_graphs else 0, left, inf, 0)
+            self._log(count, size, size * (seen + (count - 1) / 2), 0, 0, size, seconds)
             left, seen = left - count, seen + count
         for request in batch:
             self._finished_s[request] = self._now
             self.arrivals.answer(request, self._now)
 
-    def _log(self, count: int, decodes: int, context: float, tokens: int, pairs: int, size: int) -> None:
-        prefills = 0 if decodes else size
-        seconds = self._cost.step_s(decodes, context, tokens, pairs, prefills, size, decodes + tokens)
-        waiting = len(self._waiting)
+    def _log(
+        self, count: int, decodes: int, context: float, tokens: int, pairs: int, size: int, seconds: float
+    ) -> None:
+        prefills, waiting = 0 if decodes else size, len(self._waiting)
         self.log.extend((self._now, count, decodes, context, tokens, pairs, prefills, size, 0, waiting, seconds))
         self._now += count * seconds

@@ -184,7 +184,7 @@ class TraceEstimate:
     """What a trace costs on each of the servers asked for.
 
     Attributes:
-        paper: The study's reference: the ideal, and its binning (`infergy.estimate.paper`); None where not asked for.
+        paper: The study's reference: the ideal, and its binning (`infergy.estimates.paper`); None where not asked for.
     """
 
     trace: TraceFacts

@@ -10,21 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.fit import Column, prior_fit
+from infergy.cost.fit import prior_fit
 from infergy.cost.model import Server, StepCost
+from infergy.cost.steps import compress
 from infergy.cost.table import Origin, ServedBy, TableEntry
 from infergy.cost.work import server_work
 from infergy.errors import DataError
 from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_model, model_names
-from infergy.records import GREEDY, Measurement, result_of
+from infergy.records import GREEDY, Measurement, PlannedCell, result_of
 from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 from infergy.serving.config import EngineConfig, EngineOptions, resolve
-from infergy.serving.run import Run, Steps
+from infergy.serving.run import Run
 from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig, serve_static
+from infergy.serving.static import StaticConfig
 from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
@@ -136,7 +137,7 @@ def _entry(row: Measurement, source: str, environment: str, energy_sd: float) ->
         idle_w=idle_w,
         idle_s=run.idle_s if is_timed else 0.0,
         calls=0 if is_timed or by.is_api else 1,
-        steps=compress(run.steps),
+        steps=compress(run.steps)[:, [0, *range(2, 9)]],
     )
 
 
@@ -154,26 +155,26 @@ def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
         is_api=by.is_api,
     )
     cost = StepCost(server, prior_fit(by.engine))
-    requests = requests_of_row(row)
+    requests = requests_of(row)
     if by.engine == "transformers":
         size = row.cell.setup.max_sequences or len(requests)
         config = StaticConfig(max_num_seqs=size, max_model_len=None, has_graphs=by.has_graphs)
-        return serve_static(requests, config, cost), idle_w
+        return simulate(requests, config, cost), idle_w
     return simulate(requests, config_of_row(row, by), cost), idle_w
 
 
-def requests_of_row(row: Measurement) -> Requests:
-    """The requests that a row served: batches of equal ones, or those of a replay."""
-    load = row.cell.load
-    lengths = row.lengths or (load.lengths,) * load.batch
+def requests_of(planned: PlannedCell | Measurement) -> Requests:
+    """The requests of a planned or measured cell, at their arrival times if it has any."""
+    load = planned.cell.load
+    lengths = planned.lengths or (load.lengths,) * load.batch
     inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
-    arrivals = np.array(row.arrival_s) if any(row.arrival_s) else None
+    timed = any(planned.arrival_s)
     return Requests(
-        source=str(row.cell),
+        source=str(planned.cell),
         input_tokens=inputs,
         output_tokens=outputs,
-        arrival_s=arrivals,
-        order_reason=None if arrivals is not None else "a batch",
+        arrival_s=np.array(planned.arrival_s) if timed else None,
+        order_reason=None if timed else "all at once",
     )
 
 
@@ -197,39 +198,6 @@ def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
         enforce_eager=not by.has_graphs,
     )
     return resolve(shape, gpu, options, dtype=by.dtype, usage_context="server" if by.is_api else "llm")
-
-
-def compress(steps: Steps, most: int = 160) -> Column:
-    """Entries of steps as rows of a table: at most so many, consecutive like ones joined at their means."""
-    table = np.column_stack(
-        [
-            steps.count,
-            steps.decodes,
-            steps.context,
-            steps.prefill_tokens,
-            steps.prefill_pairs,
-            steps.prefills,
-            steps.sampled,
-            steps.padded,
-        ]
-    )
-    if len(table) <= most:
-        return table
-    # A run of thousands of steps: like steps together, in the order of their kinds.
-    kinds = np.column_stack([table[:, 5] > 0, table[:, 7] > 0, _octave(table[:, 1]), _octave(table[:, 3])])
-    order = np.lexsort((table[:, 4], table[:, 2], *kinds.T[::-1]))
-    table, kinds = table[order], kinds[order]
-    begins = np.flatnonzero(np.r_[True, (np.diff(kinds, axis=0) != 0).any(axis=1)])
-    parts = [
-        part
-        for group in np.split(table, begins[1:])
-        for part in np.array_split(group, max(1, len(group) * most // len(table)))
-    ]
-    return np.vstack([np.r_[part[:, 0].sum(), np.average(part[:, 1:], axis=0, weights=part[:, 0])] for part in parts])
-
-
-def _octave(values: Column) -> Column:
-    return np.floor(2 * np.log2(np.maximum(values, 0.5)))
 
 
 def shipped_rows(folder: Path) -> Sequence[Path]:

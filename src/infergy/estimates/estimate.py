@@ -17,7 +17,7 @@ import numpy as np
 
 from infergy.cost.table import Table, box_of
 from infergy.errors import UsageError
-from infergy.estimate.results import (
+from infergy.estimates.results import (
     EnergyParts,
     LatencyParts,
     Load,
@@ -26,7 +26,7 @@ from infergy.estimate.results import (
     TraceEstimate,
     TraceFacts,
 )
-from infergy.estimate.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.run import Run
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, Window, whole

@@ -20,7 +20,7 @@ from infergy.records import ENGINES, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, model_context, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
-from infergy.serving.static import StaticConfig, serve_static
+from infergy.serving.static import StaticConfig
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
 SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
@@ -78,8 +78,6 @@ class OpenServer:
 
     def serve(self, requests: RequestColumns) -> Run:
         """Serve requests in simulation."""
-        if isinstance(self.config, StaticConfig):
-            return serve_static(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
         return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
 
 
@@ -115,7 +113,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         gpu=gpu,
         idle_w=idle_w,
         is_api=setup.engine == "vllm" and spec.usage_context == "server",
-        seen=measured is not None,
+        errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
     config = _config(spec, setup, shape, gpu)
     return OpenServer(
@@ -161,25 +159,49 @@ def fit_of(table: Table, engine: str) -> Fit:
     return table.fits[engine] if engine in table.fits else prior_fit(engine)
 
 
-def load_tables(paths: Sequence[str | Path] = ()) -> Table:
+def load_tables(
+    paths: Sequence[str | Path] = (), *, calibration: str | None = None, allow_simulated: bool = False
+) -> Table:
     """The shipped table, with what a user's rows or tables add to it.
 
-    Raises:
-        DataError: A file is neither rows nor a table.
-    """
-    from infergy.estimate.build import entries_of_rows
+    Args:
+        paths: Stores of rows, or tables.
+        calibration: Name or file of a calibration (`infergy calibrate`), which narrows the constants of its GPU.
+        allow_simulated: Whether rows of the simulated GPU may be used.
 
+    Raises:
+        DataError: A file is neither rows nor a table nor a calibration, or its rows are simulated.
+    """
     table = shipped_table()
     for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"{path}: no such file. Measure one: infergy measure quick -o {path}")
-        if is_table(path):
-            own = read_table(path, entries=True)
-            entries, environments = own.entries, own.environments
-        else:
-            entries, environments = entries_of_rows([path])
-        table = make_table(entries, {**table.environments, **environments}, prior=table)
-    return table
+        table = add_rows(table, path, allow_simulated=allow_simulated)
+    if calibration is None:
+        return table
+    from infergy.cost.calibration import load_calibration, narrow
+
+    found = load_calibration(calibration)
+    gpu = get_gpu(found.gpu)
+    constants = found.constants_of(gpu)
+    fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
+    return replace(table, fits=fits)
+
+
+def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Table:
+    """A table with what a store of rows, or another table, adds to it.
+
+    Raises:
+        DataError: The file is neither, or its rows are simulated.
+    """
+    from infergy.estimates.build import entries_of_rows
+
+    if not path.exists():
+        raise DataError(f"{path}: no such file. Measure one: infergy measure paper-bins -o {path}")
+    if is_table(path):
+        own = read_table(path, entries=True)
+        entries, environments = own.entries, own.environments
+    else:
+        entries, environments = entries_of_rows([path], allow_simulated=allow_simulated)
+    return make_table(entries, {**table.environments, **environments}, prior=table)
 
 
 @cache

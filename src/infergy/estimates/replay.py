@@ -1,0 +1,147 @@
+"""A run of very requests on a real engine: predicted, and compared with what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from infergy.cost.table import Table
+from infergy.estimates.build import requests_of
+from infergy.estimates.estimate import estimate_run
+from infergy.estimates.results import LatencyParts, RunEstimate
+from infergy.estimates.servers import ServerSpec, open_server
+from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
+from infergy.records.latency import Percentiles as MeasuredPercentiles
+from infergy.serving.config import EngineOptions
+from infergy.workload.sampling import whole
+
+REPLAY_SCHEMA = "infergy.replay/2"
+PERCENTILES = ("p50", "p90", "p99")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One figure of a replay, in SI units.
+
+    Attributes:
+        measured: None where the engine reported none.
+        error: Predicted over measured, less 1; None likewise.
+    """
+
+    name: str
+    predicted: float
+    measured: float | None
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A prediction of a run, and what was measured if it was.
+
+    Attributes:
+        cell: The run in words; `cell_id` its id in plans and rows.
+        requests: How many; `input_tokens` and `output_tokens` of all of them.
+        predicted: Energy with its interval, latencies, load.
+        compared: Figures beside what was measured; empty before it was.
+        is_inside: Whether the energy's interval contains what was measured; None before it was.
+        gpu_uuids: Of the GPUs that measured it.
+    """
+
+    cell: str
+    cell_id: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    predicted: RunEstimate
+    compared: tuple[Compared, ...] = ()
+    is_inside: bool | None = None
+    gpu_uuids: tuple[str, ...] = ()
+    simulated: bool = False
+    schema: str = REPLAY_SCHEMA
+
+
+def predict(planned: PlannedCell | Measurement, gpu: str, table: Table) -> Replay:
+    """What a planned or measured run takes, by its requests and its engine's own defaults alone.
+
+    Args:
+        planned: The requests' arrivals and lengths, and the engine.
+        gpu: Kind of GPU.
+        table: What was measured before.
+
+    Raises:
+        UsageError: The engine is not known, or the model does not fit.
+    """
+    requests = requests_of(planned)
+    server = open_server(spec_of(planned.cell.setup, gpu), table)
+    return Replay(
+        cell=str(planned.cell),
+        cell_id=planned.cell.id,
+        requests=len(requests),
+        input_tokens=int(requests.input_tokens.sum()),
+        output_tokens=int(requests.output_tokens.sum()),
+        predicted=estimate_run(whole(requests), server),
+    )
+
+
+def compare(predicted: Replay, row: Measurement) -> Replay:
+    """A prediction beside the row that measured it."""
+    result, run = result_of(row), predicted.predicted
+    figures: list[tuple[str, float, float | None]] = [
+        ("energy_j", run.energy_j, result.energy_j),
+        ("duration_s", run.duration_s, result.duration_s),
+    ]
+    if result.latency is not None:
+        measured: Mapping[str, MeasuredPercentiles | None] = {
+            "ttft_s": result.latency.first_token,
+            "tpot_s": result.latency.per_output_token,
+            "e2e_s": result.latency.end_to_end,
+        }
+        figures += [figure for name, known in measured.items() for figure in _latencies(name, run.latency, known)]
+    return replace(
+        predicted,
+        compared=tuple(
+            Compared(name=name, predicted=guess, measured=seen, error=None if not seen else guess / seen - 1)
+            for name, guess, seen in figures
+        ),
+        is_inside=run.low_j <= result.energy_j <= run.high_j,
+        gpu_uuids=tuple(gpu.uuid for gpu in row.environment.gpus),
+        simulated=row.simulated,
+    )
+
+
+def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Replay]:
+    """Each measured replay of a store beside its prediction, in the order of the store."""
+    return [
+        compare(predict(row, gpu, table), row) for row in rows if row.is_ok and row.cell.load.is_replay and row.lengths
+    ]
+
+
+def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
+    """The server that an engine set-up stands for, with its engine's defaults for what it leaves open."""
+    options = EngineOptions(
+        max_num_seqs=setup.max_sequences,
+        max_num_batched_tokens=setup.max_batched_tokens,
+        max_model_len=setup.max_model_len,
+        gpu_memory_utilization=setup.gpu_memory_utilization or 0.92,
+        # Repeated prompts must be paid for: measuring turns the cache off unless asked.
+        enable_prefix_caching=bool(setup.prefix_caching),
+        tensor_parallel_size=setup.tensor_parallel,
+        enforce_eager=setup.engine == "vllm" and setup.cuda_graphs is False,
+    )
+    return ServerSpec(
+        engine="transformers-compiled" if setup.compiled else setup.engine,
+        model=setup.model,
+        gpu=gpu,
+        precision=setup.dtype,
+        usage_context="server" if setup.usage_context == "server" else "llm",
+        options=options,
+    )
+
+
+def _latencies(
+    name: str, run: LatencyParts, known: MeasuredPercentiles | None
+) -> list[tuple[str, float, float | None]]:
+    guess = getattr(run, name)
+    if guess is None or known is None:
+        return []
+    return [(f"{name}_{p}", getattr(guess, p), getattr(known, f"{p}_s")) for p in PERCENTILES]
