@@ -85,7 +85,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[V
     module.SamplingParams = module.TokensPrompt = dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_WORKER_MULTIPROCESSING_METHOD"):
+    for name in ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_WORKER_MULTIPROC_METHOD"):
         # Set and undone here, so that what the engine sets does not outlive the test.
         monkeypatch.setenv(name, "")
     opened_ones: list[VllmSession] = []

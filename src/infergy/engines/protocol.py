@@ -8,9 +8,13 @@ from typing import Any, Protocol
 
 from infergy.engines.weights import LAWS
 from infergy.errors import EngineError, UsageError
-from infergy.records import ENGINES, FP8, GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records import ENGINES, FP8, GREEDY, SERVER, Arrivals, Decoding, EngineSetup
 from infergy.records.arrivals import REPLAY
+from infergy.records.latency import EngineCounts, EngineTimes
 from infergy.records.speculation import Drafts
+
+VLLM_OPTIONS = ("usage_context", "max_batched_tokens", "prefix_caching", "gpu_memory_utilization", "max_model_len")
+"""Fields of an engine set-up that are options of vLLM alone."""
 
 GPU_UUIDS = "gpu_uuids"
 """Among `Session.facts`: the UUIDs of the GPUs that the engine really uses, commas between; None if it cannot tell."""
@@ -56,6 +60,9 @@ class Completion:
         drafts: What a draft model proposed for all of them together; None without one, and where nobody tells.
         experts_touched: Mean share of a layer's routed experts that a decode step visits, 0 to 1; None of a dense
             model, where it was not asked for, and where the engine does not tell.
+        prepared_s: Seconds of `Session.run` before the first request's arrival, in which nothing was served.
+        engine_times: Stamps of the engine beside those of the client; None where there are none.
+        counts: Steps, preemptions and the like; None where the engine does not tell.
     """
 
     input_tokens: tuple[int, ...]
@@ -64,6 +71,9 @@ class Completion:
     finished_s: tuple[float, ...] | None = None
     drafts: Drafts | None = None
     experts_touched: float | None = None
+    prepared_s: float = 0.0
+    engine_times: EngineTimes | None = None
+    counts: EngineCounts | None = None
 
 
 class Session(Protocol):
@@ -163,7 +173,7 @@ def refuse_arrivals(arrivals: Arrivals | None, *, compiled: bool = False) -> Non
     Raises:
         UsageError: They were asked for; or a replay, for whose batches a compiled model would be compiled anew.
     """
-    if arrivals is not None and arrivals.law != REPLAY:
+    if arrivals is not None and (arrivals.law != REPLAY or arrivals.timed):
         raise UsageError(
             f"{arrivals.label}: this engine serves static batches, and no request can join one that runs; online "
             'serving is continuous batching: engine = "vllm"'
@@ -184,6 +194,31 @@ def refuse_compiled(setup: EngineSetup) -> None:
     if setup.compiled:
         raise UsageError(
             'compiled = true: vLLM compiles by itself unless cuda_graphs = false; this is for engine = "transformers"'
+        )
+
+
+def refuse_vllm_options(setup: EngineSetup) -> None:
+    """Reject options of vLLM, for an engine that lacks them.
+
+    Raises:
+        UsageError: One is set.
+    """
+    plain = EngineSetup(engine=setup.engine, model=setup.model)
+    for name in VLLM_OPTIONS:
+        if getattr(setup, name) != getattr(plain, name):
+            raise UsageError(f'{name} = {getattr(setup, name)}: this engine has no such option; engine = "vllm" has')
+
+
+def refuse_drafting_server(setup: EngineSetup) -> None:
+    """Reject a draft model beside vLLM's server engine, whose drafted tokens are not counted.
+
+    Raises:
+        UsageError: It was asked for.
+    """
+    if setup.usage_context == SERVER and setup.speculation is not None:
+        raise UsageError(
+            f"{setup.speculation.label} and usage_context = {SERVER!r}: drafted tokens are counted in vLLM's LLM class "
+            "only; leave out one of them"
         )
 
 

@@ -15,9 +15,11 @@ from infergy.engines.protocol import (
     refuse_arrivals,
     refuse_beams,
     refuse_compiled,
+    refuse_drafting_server,
     refuse_fp8,
     refuse_many,
     refuse_set_acceptance,
+    refuse_vllm_options,
 )
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, forecast, largest_batch
@@ -46,6 +48,7 @@ class SimulatedEngine:
             raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}")
         if setup.engine == "transformers":
             refuse_many(setup)
+            refuse_vllm_options(setup)
             refuse_fp8(setup)
             refuse_arrivals(arrivals, compiled=setup.compiled)
             refuse_set_acceptance(setup)
@@ -54,6 +57,7 @@ class SimulatedEngine:
             check_speculation(setup, decoding)
             refuse_beams(decoding)
             refuse_compiled(setup)
+            refuse_drafting_server(setup)
 
     def open(
         self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None

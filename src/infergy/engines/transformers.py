@@ -22,6 +22,7 @@ from infergy.engines.protocol import (
     refuse_fp8,
     refuse_many,
     refuse_set_acceptance,
+    refuse_vllm_options,
     tell_gpu,
 )
 from infergy.engines.weights import LAWS, draw_weights
@@ -49,6 +50,7 @@ class TransformersEngine:
                 'cuda_graphs = true: transformers has none of its own; compiled = true, or engine = "vllm", has'
             )
         refuse_many(setup)
+        refuse_vllm_options(setup)
         refuse_set_acceptance(setup)
         check_speculation(setup, decoding)
         refuse_fp8(setup)

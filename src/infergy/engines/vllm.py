@@ -10,24 +10,23 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from infergy.engines.config_files import config_folder
 from infergy.engines.protocol import (
     GPU_UUIDS,
     Completion,
     EngineOutOfMemoryError,
+    Session,
     Work,
     check_speculation,
     refuse_beams,
     refuse_compiled,
+    refuse_drafting_server,
     tell_gpu,
 )
-from infergy.engines.vllm_drafts import DraftCounts, draw_draft_weights, speculate, tell_speculation
+from infergy.engines.vllm_drafts import DraftCounts, draw_draft_weights, speculate
+from infergy.engines.vllm_options import choose_by, engine_options, join_uuids, resolved_options
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import EngineError, MissingError
-from infergy.records import DEFAULT_DTYPE, FP8, GREEDY, Arrivals, Decoding, EngineSetup
-
-ONLINE_FP8 = "fp8_per_tensor"
-"""Vllm quantises the matrices of a bfloat16 checkpoint while it loads them (vllm.config.quantization)."""
+from infergy.records import GREEDY, SERVER, Arrivals, Decoding, EngineSetup
 
 Times = tuple[float, ...] | None
 """Seconds of each request; None where nobody tells."""
@@ -44,17 +43,22 @@ class VllmEngine:
         check_speculation(setup, decoding)
         refuse_beams(decoding)
         refuse_compiled(setup)
+        refuse_drafting_server(setup)
         if importlib.util.find_spec("vllm") is None:
             raise MissingError("engine vllm is not installed: pip install 'infergy[vllm]'")
 
     def open(
         self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
-    ) -> VllmSession:
+    ) -> Session:
         """Load the model; random weights are drawn by infergy's laws in vLLM's workers, after loading."""
         # vLLM takes functions to its workers by pickle, which it refuses unless told; ours go to our own child only.
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         # A forked engine process would keep the pipe to our parent open after we have died.
-        os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        if setup.usage_context == SERVER:
+            from infergy.engines.vllm_server import open_server
+
+            return open_server(setup, engine_options(setup, config, seed), seed)
         from vllm import LLM
 
         is_random = setup.weights in LAWS
@@ -66,20 +70,7 @@ class VllmEngine:
                 "disable_log_stats": False,
             }
         try:
-            llm = LLM(
-                model=str(config_folder(config)) if is_random else setup.weights,
-                load_format="dummy" if is_random else "auto",
-                skip_tokenizer_init=True,
-                generation_config="vllm",
-                enable_prefix_caching=False,
-                dtype=DEFAULT_DTYPE if setup.dtype == FP8 else setup.dtype,
-                quantization=ONLINE_FP8 if setup.dtype == FP8 else None,
-                tensor_parallel_size=setup.tensor_parallel,
-                enforce_eager=setup.cuda_graphs is False,
-                seed=seed,
-                **({} if setup.max_sequences is None else {"max_num_seqs": setup.max_sequences}),
-                **drafting,
-            )
+            llm = LLM(**engine_options(setup, config, seed), **drafting)
             if is_random:
                 llm.apply_model(partial(draw_weights, law=setup.weights, seed=seed))
             if is_random and drafting:
@@ -132,24 +123,7 @@ class VllmSession:
     def facts(self) -> Mapping[str, str | None]:
         """The options as vLLM resolved them."""
         config = self._llm.llm_engine.vllm_config
-        return {
-            "dtype": str(config.model_config.dtype),
-            "max_model_len": str(config.model_config.max_model_len),
-            "max_num_seqs": str(config.scheduler_config.max_num_seqs),
-            "max_num_batched_tokens": str(config.scheduler_config.max_num_batched_tokens),
-            "gpu_memory_utilization": str(config.cache_config.gpu_memory_utilization),
-            "kv_cache_blocks": str(config.cache_config.num_gpu_blocks),
-            "kv_block_size": str(config.cache_config.block_size),
-            "prefix_caching": str(config.cache_config.enable_prefix_caching),
-            "enforce_eager": str(config.model_config.enforce_eager),
-            "cuda_graphs": str(config.compilation_config.cudagraph_mode),
-            "compilation": str(config.compilation_config.mode),
-            "batching": "continuous",
-            **tell_speculation(config),
-            GPU_UUIDS: self.gpu_uuids(),
-            **_quantization(config.model_config),
-            **_runner(config),
-        }
+        return {**resolved_options(config), GPU_UUIDS: self.gpu_uuids()}
 
     def gpu_uuids(self) -> str | None:
         """The GPU of each worker, in the order of their ranks; None unless all of them tell."""
@@ -157,28 +131,13 @@ class VllmSession:
         with suppress(Exception):
             # What workers raise comes as a bare Exception; a vLLM that does not answer measures all the same.
             told = self._llm.apply_model(tell_gpu)
-        uuids = [uuid for uuid in told if uuid is not None]
-        return ",".join(uuids) if uuids and len(uuids) == len(told) else None
+        return join_uuids(told)
 
     def close(self) -> None:
         """Stop vLLM's processes."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
-
-
-def _quantization(config: Any) -> dict[str, str | None]:
-    """What is quantised how; nothing where nothing is, as in rows from before there was any."""
-    return {} if config.quantization is None else {"quantization": str(config.quantization)}
-
-
-def _runner(config: Any) -> dict[str, str]:
-    """The first of vLLM's two model runners, where it falls back to it; nothing of the second, its default.
-
-    It falls back for a draft model and for most mixtures of experts (vLLM 0.25, `VllmConfig.use_v2_model_runner`), so
-    that a difference to a set-up without is in part one of runners.
-    """
-    return {"model_runner": "v1"} if getattr(config, "use_v2_model_runner", None) is False else {}
 
 
 def _keep_times(engine: Any) -> None:
@@ -191,17 +150,6 @@ def _keep_times(engine: Any) -> None:
     processor = getattr(engine, "output_processor", None)
     if processor is not None and hasattr(engine, "log_stats") and hasattr(processor, "log_stats"):
         engine.log_stats = processor.log_stats = True
-
-
-def choose_by(decoding: Decoding) -> dict[str, Any]:
-    """VLLM's sampling parameters of a decoding.
-
-    No seed for each request: the engine's own is set, and one for each would have every request sampled by itself.
-    """
-    if decoding.temperature is None:
-        return {"temperature": 0.0}
-    top_k = {} if decoding.top_k is None else {"top_k": decoding.top_k}
-    return {"temperature": decoding.temperature, "top_p": decoding.top_p, **top_k}
 
 
 def serve(

@@ -32,15 +32,14 @@ from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
 from infergy.measure.plausible import demand_plausible_window
 from infergy.measure.timeline import NOBODY, Witness
+from infergy.measure.warmup import WARMUP_OUTPUT_TOKENS, make_work, warm_up
 from infergy.meters import LATE_S, Meter, settle, sharp_tick
 from infergy.records import (
     END_VISIT,
-    GREEDY,
     START_VISIT,
     STATUS_FAILED,
     STATUS_OK,
     Batch,
-    Decoding,
     Failure,
     GpuState,
     Measurement,
@@ -55,9 +54,6 @@ from infergy.records.uncertainty import FEWEST_WINDOWS, Peer, is_certain, scatte
 from infergy.records.visits import number_visits
 from infergy.workload.arrivals import hash_times
 from infergy.workload.prompts import hash_prompts, make_prompts
-
-WARMUP_OUTPUT_TOKENS = 8
-"""Enough decode steps to load every kernel of a shape; the first batch at a new shape is the slow one."""
 
 SETTLE_S = 1.0
 """Wait before the idle window, so that the power of the last batch is not in it."""
@@ -99,7 +95,7 @@ def measure_cell(
     prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths)
     outputs = tuple(tokens for _, tokens in planned.lengths)
     work = make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
-    warmed = _warm_up(session, meter, planned, work, options)
+    warmed = warm_up(session, meter, planned, work, options)
     seen = _watch(session, meter, planned, work, options, loaded_idle, witness, is_watched=is_watched)
     rule = _Enough(planned, options, loaded_idle, peers, earlier)
 
@@ -131,7 +127,7 @@ def measure_cell(
         after=after,
         warmup_s=warmed.seconds,
         experts_touched=warmed.experts_touched,
-        result=derive(windows, loaded_idle),
+        result=derive(windows, loaded_idle, planned.lengths),
         interrupted=interrupted,
         timeline=seen.timeline,
         timeline_reason=seen.reason,
@@ -296,49 +292,6 @@ def measure_idle(meter: Meter, seconds: float) -> Window:
     )
 
 
-def make_work(
-    prompts: tuple[tuple[int, ...], ...],
-    output_tokens: int | tuple[int, ...],
-    decoding: Decoding = GREEDY,
-    arrival_s: tuple[float, ...] = (),
-) -> Work:
-    """All prompts, each to yield `output_tokens` (or its own of them), at once or at `arrival_s`, in seconds."""
-    count = len(prompts)
-    return Work(
-        prompts=prompts,
-        output_tokens=(output_tokens,) * count if isinstance(output_tokens, int) else output_tokens,
-        arrival_s=arrival_s or (0.0,) * count,
-        decoding=decoding,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Warmed:
-    """How long the warm-up took, and which share of the experts its decode steps visited if they were whole."""
-
-    seconds: float
-    experts_touched: float | None
-
-
-def _warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions) -> _Warmed:
-    """Run the cell's own shape with few output tokens, over part of the batch if all of it would take too long.
-
-    Online it is all at once too: what warms is the shape, and nobody waits for the gaps.
-
-    What is compiled is compiled for one batch and one length of the cache: its warm-up is the work itself.
-    """
-    begun_s = meter.clock.now_s()
-    if planned.cell.setup.compiled:
-        session.run(work)
-        return _Warmed(seconds=meter.clock.now_s() - begun_s, experts_touched=None)
-    output = min(planned.cell.load.output_tokens, WARMUP_OUTPUT_TOKENS)
-    share = min(1.0, options.warmup_s / planned.forecast_prefill_s) if planned.forecast_prefill_s > 0 else 1.0
-    count = max(1, int(len(work.prompts) * share))
-    done = session.run(replace(make_work(work.prompts[:count], output, work.decoding), count_experts=True))
-    is_whole = count == len(work.prompts) and not planned.cell.load.is_online
-    return _Warmed(seconds=meter.clock.now_s() - begun_s, experts_touched=done.experts_touched if is_whole else None)
-
-
 def _run_batches(session: Session, meter: Meter, work: Work, options: MeasureOptions) -> tuple[Batch, ...]:
     clock = meter.clock
     batches: list[Batch] = []
@@ -347,7 +300,7 @@ def _run_batches(session: Session, meter: Meter, work: Work, options: MeasureOpt
         start_s = clock.now_s()
         completion = session.run(work)
         end_s = clock.now_s()
-        batches.append(_count(work, completion, start_s, end_s))
+        batches.append(_count(work, completion, start_s + completion.prepared_s, end_s))
         is_long = end_s - start_s >= options.long_batch_s
         enough = is_long or len(batches) >= options.min_batches
         if enough and end_s - begun_s >= options.min_window_s:
@@ -374,16 +327,18 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
         finished_s=fmean(finished_s) if finished_s else None,
         times=_times(work, completion),
         drafts=completion.drafts,
+        counts=completion.counts,
     )
 
 
 def _times(work: Work, completion: Completion) -> RequestTimes | None:
-    """Those of each request where requests arrive one after the other: offline all of a batch are alike."""
+    """Those of each request where requests differ, in arrival or length: else all of a batch are alike."""
     first_s, finished_s = completion.first_token_s, completion.finished_s
-    if first_s is None or finished_s is None or not any(work.arrival_s):
+    is_alike = not any(work.arrival_s) and len(set(zip(map(len, work.prompts), work.output_tokens, strict=True))) == 1
+    if first_s is None or finished_s is None or is_alike:
         return None
     first, finished = (tuple(round(one, MICROSECOND_DIGITS) for one in times) for times in (first_s, finished_s))
-    return RequestTimes(first_token_s=first, finished_s=finished)
+    return RequestTimes(first_token_s=first, finished_s=finished, engine=completion.engine_times)
 
 
 def _blank(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, status: str) -> Measurement:

@@ -89,6 +89,11 @@ class EngineAxis(_Strict):
     compiled: bool = False
     speculation: SpeculationAxis | None = None
     max_sequences: PositiveInt | None = None
+    usage_context: Literal["llm", "server"] = "llm"
+    max_batched_tokens: PositiveInt | None = None
+    prefix_caching: bool = False
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_model_len: PositiveInt | None = None
 
     def setup(self, model: str) -> EngineSetup:
         """The set-up that serves `model`.
@@ -117,6 +122,7 @@ class CellAxes(_Strict):
         arrivals: When the requests come, a cell for each: ``offline`` (all at once), ``poisson4``, ``gamma4-b0.5``,
             ``trace:azure-conv-2023`` (`infergy.records.Arrivals`); but offline, `batch` is the requests of one run.
             ``replay:azure-conv-2023``: all at once, each with its own lengths, which stand in place of the given ones.
+            ``replay:azure-conv-2023@1x+600s/75s``: those of a window, whose number stands in place of `batch`.
         rate: Requests a second, the same as ``poissonRATE`` in `arrivals`, or as ``gammaRATE-bBURSTINESS`` with
             `burstiness`; with rates alone, nothing is served offline.
         paired: Whether each of them is also measured with one output token, at the same input and batch: its prefill

@@ -129,11 +129,14 @@ def refuse_assisted(setup: EngineSetup, load: Load) -> Iterator[str]:
 
 
 def refuse_length(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], load: Load) -> Iterator[str]:
-    """Why a request is too long for a set-up: vLLM takes none past the positions of the model.
+    """Why a request is too long for a set-up: vLLM takes none past the positions of the model, or past its option.
 
     Past those of a draft model it goes on without drafting (its `_input_fits_in_drafter`), and would be taken for what
     it is not.
     """
+    tokens = load.input_tokens + load.output_tokens
+    if setup.max_model_len is not None and tokens > setup.max_model_len:
+        yield f"{setup.label}: {tokens} input and output tokens are more than max_model_len = {setup.max_model_len}"
     for name in setup.models:
         yield from _refuse_positions(setup, name, models[name], load)
 

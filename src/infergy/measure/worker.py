@@ -21,9 +21,10 @@ from infergy.engines.protocol import GPU_UUIDS
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
 from infergy.hardware import ModelShape
-from infergy.measure.cell import failed_cell, failure_of, make_work, measure_cell, measure_idle
+from infergy.measure.cell import failed_cell, failure_of, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.timeline import NOBODY, Witness, open_witness
+from infergy.measure.warmup import make_work
 from infergy.meters import Meter, open_meter
 from infergy.meters.window import counter_period_s
 from infergy.records import END_VISIT, START_VISIT, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
@@ -80,7 +81,8 @@ def main() -> int:
             engine.check(setup)
             # Before the engine is loaded: it may fork.
             witness = open_witness(meter, job.meter, plan.options.timeline_s)
-            bare = measure_idle(meter, plan.options.idle_s)
+            bare_s = plan.options.idle_s if plan.options.bare_idle_s is None else plan.options.bare_idle_s
+            bare = measure_idle(meter, bare_s) if bare_s > 0 else None
             session = engine.open(setup, plan.models[setup.model], plan.options.seed, plan.draft_config(setup))
             surroundings, idle = wake(session, meter, engine, plan, setup)
         except InfergyError as error:

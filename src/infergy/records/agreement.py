@@ -20,8 +20,14 @@ from dataclasses import dataclass, replace
 from infergy.records.cell import RANDOM_WEIGHTS
 from infergy.records.measurement import Measurement
 
-VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"})
-"""What an engine reports that differs from one loading, or one chip, to the next; decoding is the load's now."""
+VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"}) | {
+    "async_scheduling",
+    "chunked_prefill",
+    "long_prefill_token_threshold",
+    "cuda_graph_sizes",
+}
+"""What an engine reports that differs from one loading, or one chip, to the next; decoding is the load's now. The four
+below follow from vLLM's version and the other options, and rows from before they were reported lack them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ poisson     gaps drawn from an exponential law
 gamma       gaps drawn from a gamma law, shape = burstiness, scale = 1 / (rate × burstiness): mean 1 / rate, coefficient
             of variation 1 / √burstiness; as `vllm bench serve --request-rate --burstiness` draws them
 trace       the times of a log, as they were or scaled to a rate
-replay      consecutive requests of a log, each with its own lengths, all at once
+replay      requests of a log, each with its own lengths: consecutive ones, or those of a window of time; all at once,
+            or at their own times (`timed`), which a speed compresses
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ POISSON, GAMMA, TRACE, REPLAY = "poisson", "gamma", "trace", "replay"
 
 NUMBER = r"(\d*\.?\d+)"
 ARRIVALS_LABEL = re.compile(
-    rf"poisson{NUMBER}|gamma{NUMBER}-b{NUMBER}|trace:(.+?)(?:@{NUMBER})?|replay:(.+?)(?:\+(\d+))?"
+    rf"poisson{NUMBER}|gamma{NUMBER}-b{NUMBER}|trace:(.+?)(?:@{NUMBER})?|"
+    rf"replay:(.+?)(?:@{NUMBER}x)?(?:\+(\d+)|\+{NUMBER}s/{NUMBER}s)?"
 )
 EXPECTED = (
-    "expected offline, poisson4, gamma4-b0.5, trace:azure-conv-2023, trace:azure-conv-2023@4 or replay:azure-conv-2023"
+    "expected offline, poisson4, gamma4-b0.5, trace:azure-conv-2023, trace:azure-conv-2023@4, replay:azure-conv-2023 "
+    "or replay:azure-conv-2023@1x+600s/75s"
 )
 
 
@@ -37,9 +40,14 @@ class Arrivals:
         rate_per_s: Requests a second, above 0; None for a trace at its own times, and for a replay.
         burstiness: Shape of the gamma law, above 0: below 1 more bursty than Poisson's, which is 1, above 1 more even.
         trace: Name of the trace; None for the other laws.
-        digest: Hash of the trace's times, of a replay of its lengths, so that two logs of one name are two loads; None
-            for the other laws, and until the log is read.
-        first: Of a replay, how many requests of the log come before it.
+        digest: Hash of the trace's times, of a replay of its lengths (and times, if it is timed), so that two logs of
+            one name are two loads; None for the other laws, and until the log is read.
+        first: Of a replay without a window, how many requests of the log come before it.
+        timed: Whether the requests of a replay arrive at their own times; else they are there all at once.
+        speed: By what the times of a timed replay are divided, above 0.
+        from_s: Where the window of a replay begins, in seconds after the first request of the log.
+        for_s: Seconds of serving over which the requests of the window arrive, above 0: `speed` times as many of the
+            log; None for a replay of so many consecutive requests.
     """
 
     law: str
@@ -48,6 +56,10 @@ class Arrivals:
     trace: str | None = None
     digest: str | None = None
     first: int = 0
+    timed: bool = False
+    speed: float = 1.0
+    from_s: float = 0.0
+    for_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.law not in (POISSON, GAMMA, TRACE, REPLAY):
@@ -59,7 +71,8 @@ class Arrivals:
         if self.first < 0 or (self.law != REPLAY and self.first):
             raise UsageError(f"{self.law} from request {self.first} on: only a replay begins there, at 0 or later")
         if self.law == REPLAY and self.rate_per_s is not None:
-            raise UsageError("a replay has all its requests at once, and no rate; for one: trace:NAME@4")
+            raise UsageError("a replay has the times of its log or none, and no rate; for one: trace:NAME@4")
+        self._check_window()
         if self.rate_per_s is None and self.law not in (TRACE, REPLAY):
             raise UsageError(f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four")
         if self.rate_per_s is not None and not 0 < self.rate_per_s < math.inf:
@@ -74,11 +87,36 @@ class Arrivals:
             # One law has one id: gamma of shape 1 is Poisson's.
             object.__setattr__(self, "law", POISSON)
 
+    def _check_window(self) -> None:
+        """Reject a window or a speed that cannot be.
+
+        Raises:
+            UsageError: It is not of a replay, or a number is out of its range.
+        """
+        if self.law != REPLAY and (self.timed or self.speed != 1 or self.from_s or self.for_s is not None):
+            raise UsageError(f"{self.law} arrivals with a window or a speed: only a replay has them")
+        if not (0 < self.speed < math.inf and (self.timed or self.speed == 1)):
+            raise UsageError(
+                f"speed {self.speed:g}: give more than 0, and 1 where all requests are there at once, so no times pass"
+            )
+        if self.for_s is None:
+            if self.from_s:
+                raise UsageError(f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s")
+            return
+        if self.first or not (0 <= self.from_s < math.inf and 0 < self.for_s < math.inf):
+            raise UsageError(
+                f"a replay from request {self.first} on, from {self.from_s:g} s on for {self.for_s:g} s: a window "
+                "begins at 0 s or later, lasts more than 0 s, and counts no requests: replay:NAME@1x+600s/75s"
+            )
+
     @property
     def label(self) -> str:
         """As `parse_label` reads it."""
         if self.law == REPLAY:
-            return f"{REPLAY}:{self.trace}{f'+{self.first}' if self.first else ''}"
+            speed = f"@{self.speed:g}x" if self.timed else ""
+            first = f"+{self.first}" if self.first else ""
+            window = "" if self.for_s is None else f"+{self.from_s:.12g}s/{self.for_s:.12g}s"
+            return f"{REPLAY}:{self.trace}{speed}{first}{window}"
         rate = "" if self.rate_per_s is None else f"{self.rate_per_s:g}"
         if self.law == TRACE:
             return f"{TRACE}:{self.trace}{rate and f'@{rate}'}"
@@ -96,9 +134,17 @@ class Arrivals:
         found = ARRIVALS_LABEL.fullmatch(label)
         if found is None:
             raise UsageError(f"arrivals {label!r} mean nothing; {EXPECTED}. Rates and burstiness are above 0")
-        poisson, gamma, burstiness, trace, rate, replay, first = found.groups()
+        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = found.groups()
         if replay is not None:
-            return cls(law=REPLAY, trace=replay, first=int(first or 0))
+            return cls(
+                law=REPLAY,
+                trace=replay,
+                first=int(first or 0),
+                timed=speed is not None,
+                speed=float(speed or 1),
+                from_s=float(from_s or 0),
+                for_s=None if for_s is None else float(for_s),
+            )
         if poisson is not None:
             return cls(law=POISSON, rate_per_s=float(poisson))
         if gamma is not None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,27 @@ ENGINES = tuple(GRAPHS_BY_DEFAULT)
 
 DEFAULT_DTYPE = "bfloat16"
 FP8 = "fp8"
+LLM_CLASS, SERVER = "llm", "server"
+"""How vLLM is used: its `LLM` class, or the engine of ``vllm serve``; each has defaults of its own."""
+
 DTYPES = (DEFAULT_DTYPE, "float16", FP8)
+
+
+PLAIN_PARTS: dict[str, tuple[str, Any]] = {
+    SERVER: ("usage_context", SERVER),
+    "eager": ("cuda_graphs", False),
+    "compiled": ("compiled", True),
+    "pc": ("prefix_caching", True),
+}
+NUMBERED_PARTS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "tp": ("tensor_parallel", int),
+    "s": ("max_sequences", int),
+    "bt": ("max_batched_tokens", int),
+    "len": ("max_model_len", int),
+    "mem": ("gpu_memory_utilization", float),
+}
+NUMBERED_PART = re.compile(r"((?:tp|s|bt|len)(?=\d+$)|mem)(\d*\.?\d+)")
+"""Parts of an engine's label, and the fields for which they stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +67,13 @@ class EngineSetup:
         speculation: The draft model that is loaded beside it, and how far it looks ahead; None without.
         max_sequences: Requests that it serves at once, at most: vLLM's `max_num_seqs`, under transformers the size of
             its static batches; None for vLLM's own default, and for all that transformers is given.
+        usage_context: ``llm``: vLLM's `LLM` class; ``server``: the engine that ``vllm serve`` runs, with its defaults.
+            The fields below are vLLM's options too; None stands for its own default.
+        max_batched_tokens: Tokens of a step, at most: `max_num_batched_tokens`.
+        prefix_caching: Whether prompts that begin alike share their cache; off by default, unlike vLLM's own, so that
+            repeated prompts are computed again.
+        gpu_memory_utilization: Share of the GPU's memory that it takes, above 0, at most 1.
+        max_model_len: Tokens of a request, at most.
     """
 
     engine: str
@@ -57,12 +85,23 @@ class EngineSetup:
     compiled: bool = False
     speculation: Speculation | None = None
     max_sequences: int | None = None
+    usage_context: str = LLM_CLASS
+    max_batched_tokens: int | None = None
+    prefix_caching: bool = False
+    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tensor_parallel < 1:
-            raise UsageError(f"tensor_parallel must be at least 1, not {self.tensor_parallel}")
-        if self.max_sequences is not None and self.max_sequences < 1:
-            raise UsageError(f"max_sequences must be at least 1, not {self.max_sequences}")
+        for name in ("tensor_parallel", "max_sequences", "max_batched_tokens", "max_model_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
+            raise UsageError(
+                f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization:g}"
+            )
+        if self.usage_context not in (LLM_CLASS, SERVER):
+            raise UsageError.unknown("usage context", self.usage_context, (LLM_CLASS, SERVER))
         if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
             # One set-up has one id, whether its default was written out or not.
             object.__setattr__(self, "cuda_graphs", None)
@@ -76,14 +115,21 @@ class EngineSetup:
     def label(self) -> str:
         """The engine and whatever is not at its default: ``vllm``, ``vllm-float16-tp2``.
 
-        Speculation stands last, since names of draft models hold dashes: ``vllm-eager-spec4:llama-3.2-1b:0.8``.
+        Options of vLLM follow: ``vllm-server-s16-bt2048-pc-mem0.9-len16384``. Speculation stands last, since names of
+        draft models hold dashes: ``vllm-eager-spec4:llama-3.2-1b:0.8``.
         """
+        server = "" if self.usage_context == LLM_CLASS else f"-{self.usage_context}"
         eager = "-eager" if self.cuda_graphs is False else "-compiled" if self.compiled else ""
         dtype = "" if self.dtype == DEFAULT_DTYPE else f"-{self.dtype}"
         parallel = "" if self.tensor_parallel == 1 else f"-tp{self.tensor_parallel}"
         bound = "" if self.max_sequences is None else f"-s{self.max_sequences}"
+        budget = "" if self.max_batched_tokens is None else f"-bt{self.max_batched_tokens}"
+        prefix = "-pc" if self.prefix_caching else ""
+        memory = "" if self.gpu_memory_utilization is None else f"-mem{self.gpu_memory_utilization:g}"
+        length = "" if self.max_model_len is None else f"-len{self.max_model_len}"
         speculation = "" if self.speculation is None else f"-{self.speculation.label}"
-        return f"{self.engine}{eager}{dtype}{parallel}{bound}{speculation}"
+        options = f"{bound}{budget}{prefix}{memory}{length}"
+        return f"{self.engine}{server}{eager}{dtype}{parallel}{options}{speculation}"
 
     @classmethod
     def parse_label(cls, label: str) -> dict[str, Any]:
@@ -96,21 +142,20 @@ class EngineSetup:
         engine, *parts = plain.split("-")
         fields: dict[str, Any] = {"engine": engine}
         for part in parts:
-            if part == "eager":
-                fields["cuda_graphs"] = False
-            elif part == "compiled":
-                fields["compiled"] = True
+            numbered = NUMBERED_PART.fullmatch(part)
+            if part in PLAIN_PARTS:
+                name, value = PLAIN_PARTS[part]
+                fields[name] = value
             elif part in DTYPES:
                 fields["dtype"] = part
-            elif part.startswith("tp") and part[2:].isdigit():
-                fields["tensor_parallel"] = int(part[2:])
-            elif part.startswith("s") and part[1:].isdigit():
-                fields["max_sequences"] = int(part[1:])
+            elif numbered is not None:
+                name, read = NUMBERED_PARTS[numbered[1]]
+                fields[name] = read(numbered[2])
             else:
                 raise UsageError.unknown(
                     f"part of the engine label {label!r}",
                     part,
-                    ("eager", "compiled", *DTYPES, "tp2", "spec4:llama-3.2-1b:0.8"),
+                    (*PLAIN_PARTS, *DTYPES, "tp2", "s16", "bt2048", "mem0.9", "len16384", "spec4:llama-3.2-1b:0.8"),
                     "A label is an engine and what is not at its default: vllm-eager-float16-tp2",
                 )
         if drafting:

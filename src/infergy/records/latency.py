@@ -22,12 +22,54 @@ class RequestTimes:
     """Of each request of a run, in the order of arrival, in seconds to the microsecond.
 
     Attributes:
-        first_token_s: From its own arrival to its first token.
+        first_token_s: From its own arrival to its first token, as its client sees it.
         finished_s: From its own arrival to its last token.
+        engine: What the engine's own clock says of the same, where it is known.
     """
 
     first_token_s: tuple[float, ...]
     finished_s: tuple[float, ...]
+    engine: EngineTimes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimes:
+    """Where the time of each request of a run passes, in seconds after its own arrival, to the microsecond.
+
+    Attributes:
+        submitted_s: When it was handed to the engine's front end: how late the client was.
+        queued_s: When the engine's scheduler got it.
+        scheduled_s: When it was first scheduled.
+        first_token_s: When its first token was there in the engine.
+        finished_s: When its last token was there in the engine.
+    """
+
+    submitted_s: tuple[float, ...]
+    queued_s: tuple[float, ...]
+    scheduled_s: tuple[float, ...]
+    first_token_s: tuple[float, ...]
+    finished_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounts:
+    """What an engine counted over a run.
+
+    Attributes:
+        steps: Steps that its scheduler reported.
+        preemptions: How often a request that ran was put back to wait.
+        cached_tokens: Prompt tokens that its prefix cache had, over all requests.
+        peak_running: Requests in progress, at most.
+        peak_waiting: Requests waiting to be scheduled, at most.
+        peak_cache_share: Share of the KV cache's blocks in use, at most, 0 to 1.
+    """
+
+    steps: int
+    preemptions: int
+    cached_tokens: int
+    peak_running: int
+    peak_waiting: int
+    peak_cache_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +141,13 @@ def mean_per_output_token_s(batches: Sequence[Batch]) -> float | None:
     return decode_s / tokens if tokens else None
 
 
-def find_latency(batches: Sequence[Batch]) -> Latency | None:
-    """Percentiles over all requests, whose outputs are alike; None offline, and if any batch does not tell."""
+def find_latency(batches: Sequence[Batch], outputs: Sequence[int] = ()) -> Latency | None:
+    """Percentiles over all requests; None offline, and if any batch does not tell.
+
+    Args:
+        batches: Runs of the same requests.
+        outputs: Output tokens of each request of a run; where empty, those of all requests are alike.
+    """
     first: list[float] = []
     finished: list[float] = []
     paces: list[float] = []
@@ -110,10 +157,9 @@ def find_latency(batches: Sequence[Batch]) -> Latency | None:
             return None
         first += times.first_token_s
         finished += times.finished_s
-        later_tokens = batch.output_tokens // batch.requests - 1
-        if later_tokens:
-            pairs = zip(times.first_token_s, times.finished_s, strict=True)
-            paces += [(last_s - first_s) / later_tokens for first_s, last_s in pairs]
+        made = outputs or (batch.output_tokens // batch.requests,) * batch.requests
+        trios = zip(times.first_token_s, times.finished_s, made, strict=True)
+        paces += [(last_s - first_s) / (tokens - 1) for first_s, last_s, tokens in trios if tokens > 1]
     if not first:
         return None
     return Latency(

@@ -221,8 +221,10 @@ class Result:
     tokens_per_round: float | None = None
 
 
-def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
+def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tuple[int, int]] = ()) -> Result:
     """The figures of a row from its raw facts; a pure function, so that old rows can be judged anew.
+
+    `lengths` are the input and output tokens of each request of a replay; empty where all are alike.
 
         open tick            last token       settled      close tick
             |....■■■■■■■■■|■■■■■■■■■|...........|............|
@@ -263,7 +265,7 @@ def derive(windows: Sequence[Window], loaded_idle: Window) -> Result:
         time_to_first_token_s=mean_first_token_s(batches),
         time_per_output_token_s=mean_per_output_token_s(batches),
         requests_per_s=sum(batch.requests for batch in batches) / busy_s,
-        latency=find_latency(batches),
+        latency=find_latency(batches, [tokens for _, tokens in lengths]),
         accepted_share=None if drafts is None else drafts.accepted_share,
         tokens_per_round=None if drafts is None else drafts.tokens_per_round,
     )
@@ -323,7 +325,7 @@ def result_of(row: Measurement) -> Result:
     """
     if not row.windows or row.loaded_idle is None:
         raise MeterError(f"cell {row.cell_id} ({row.cell}) holds no windows, and so no joules. Measure it again")
-    result = derive(row.windows, row.loaded_idle)
+    result = derive(row.windows, row.loaded_idle, row.lengths)
     if row.rescaled is None:
         return result
     factor = row.rescaled.factor

@@ -69,6 +69,7 @@ class MeasureOptions:
         long_batch_s: Above this many seconds, one batch is enough.
         warmup_s: Most seconds of warm-up before a window (one short batch runs in any case).
         idle_s: Seconds over which idle power is measured, bare and loaded, once for each set-up.
+        bare_idle_s: Seconds of the bare one, where that differs; 0 takes none.
         timeline_s: Time between two looks at instant power; 0 takes no timeline.
         repeats: Visits of each cell of the grid, each in a round of all cells in an order of its own; its windows are
             spread over them.
@@ -86,6 +87,7 @@ class MeasureOptions:
     hang_s: float = 600.0
     timeline_s: float = 0.02
     repeats: int = 1
+    bare_idle_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,7 +124,7 @@ def _join(visits: Sequence[Measurement]) -> Measurement:
         windows=windows,
         loaded_idle=first.loaded_idle,
         before=first.before,
-        result=derive(windows, first.loaded_idle),
+        result=derive(windows, first.loaded_idle, first.lengths),
         timeline=seen.timeline,
         timeline_reason=seen.timeline_reason,
         watched=seen.watched,

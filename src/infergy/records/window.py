@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from infergy.errors import MeterError
-from infergy.records.latency import RequestTimes
+from infergy.records.latency import EngineCounts, RequestTimes
 from infergy.records.speculation import Drafts
 
 
@@ -34,8 +34,10 @@ class Batch:
         first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
         last_first_token_s: The same of the request that waited longest.
         finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
-        times: Both of each request of an online run; None offline, and where the engine does not tell.
+        times: Both of each request of an online run or a replay; None of equal requests that are there all at once, and
+            where the engine does not tell.
         drafts: What a draft model proposed; None without one, and where the engine does not tell.
+        counts: Steps, preemptions and the like; None where the engine does not tell.
     """
 
     start_s: float
@@ -48,6 +50,7 @@ class Batch:
     finished_s: float | None = None
     times: RequestTimes | None = None
     drafts: Drafts | None = None
+    counts: EngineCounts | None = None
 
     @property
     def duration_s(self) -> float:

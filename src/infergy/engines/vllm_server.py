@@ -1,0 +1,296 @@
+"""The engine that ``vllm serve`` runs (vLLM 0.25's `AsyncLLM`), without HTTP and tokenizer.
+
+    arrival ──▶ submitted ──▶ queued ──▶ scheduled ──▶ first token ──▶ last token
+    client      front end     engine     engine        engine, client  engine, client
+
+The front end runs in this process, the engine in one of its own; both stamp by `time.monotonic`, on Linux one clock for
+all processes of a host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, tell_gpu
+from infergy.engines.vllm_options import choose_by, join_uuids, resolved_options
+from infergy.engines.weights import LAWS, draw_weights
+from infergy.errors import EngineError
+from infergy.records import SERVER, EngineSetup
+from infergy.records.latency import EngineCounts, EngineTimes
+
+T = TypeVar("T")
+MICROSECOND_DIGITS = 6
+ALIVE_S = 1.0
+"""How often a call that has not been answered looks whether the engine still lives."""
+
+
+class StepCounts:
+    """Sums what vLLM's scheduler reports of each step; one of the loggers of `AsyncLLM`'s statistics.
+
+    Its own loggers stay: they are a part of what a server does.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self._steps = self._preemptions = self._running = self._waiting = 0
+        self._cache_share = 0.0
+
+    def record(self, scheduler_stats: Any = None, iteration_stats: Any = None, **others: Any) -> None:
+        """Add a step: vLLM's `SchedulerStats` and `IterationStats`, each None where there are none."""
+        if scheduler_stats is not None:
+            self._steps += 1
+            self._running = max(self._running, scheduler_stats.num_running_reqs)
+            self._waiting = max(self._waiting, scheduler_stats.num_waiting_reqs)
+            self._cache_share = max(self._cache_share, scheduler_stats.kv_cache_usage)
+        if iteration_stats is not None:
+            self._preemptions += iteration_stats.num_preempted_reqs
+
+    def total(self, cached_tokens: int) -> EngineCounts:
+        """What was counted since `reset`."""
+        return EngineCounts(
+            steps=self._steps,
+            preemptions=self._preemptions,
+            cached_tokens=cached_tokens,
+            peak_running=self._running,
+            peak_waiting=self._waiting,
+            peak_cache_share=round(self._cache_share, MICROSECOND_DIGITS),
+        )
+
+    def log(self) -> None:
+        """Print nothing."""
+
+    def log_engine_initialized(self) -> None:
+        """Print nothing."""
+
+    def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+        """The engine is never put to sleep."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What came back of one request; instants by `time.monotonic`, 0 until known."""
+
+    submitted: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    stamps: Any = None
+
+
+def open_server(setup: EngineSetup, options: Mapping[str, Any], seed: int) -> VllmServerSession:
+    """Start vLLM's engine as ``vllm serve`` does, with the defaults of a server.
+
+    Raises:
+        EngineError: vLLM could not load the model.
+    """
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    loop = _new_loop()
+    counts = StepCounts()
+
+    async def start() -> Any:
+        engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**options),
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=[lambda config, index=0: counts],
+        )
+        if setup.weights in LAWS:
+            draw = partial(draw_weights, law=setup.weights, seed=seed)
+            await _alive(engine, engine.collective_rpc("apply_model", args=(draw,)))
+        return engine
+
+    try:
+        engine = loop.run_until_complete(start())
+    except (RuntimeError, ValueError, OSError) as error:
+        loop.close()
+        raise EngineError(f"vLLM could not load {setup.model}: {error}") from error
+    return VllmServerSession(engine, loop, counts)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of vLLM's server: uvloop's, where that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+class VllmServerSession:
+    """A running `AsyncLLM`; its event loop runs only while a method of this session does."""
+
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop, counts: StepCounts) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._counts = counts
+        self._ids = itertools.count()
+
+    def run(self, work: Work) -> Completion:
+        """Submit each request as it arrives, and stream its tokens as a server does until the last one."""
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        called_s = time.monotonic()
+        common = choose_by(work.decoding) | {"ignore_eos": True, "detokenize": False}
+        parameters = [
+            SamplingParams(**common, max_tokens=count, output_kind=RequestOutputKind.DELTA)
+            for count in work.output_tokens
+        ]
+        prompts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in work.prompts]
+        requests = list(zip(prompts, parameters, strict=True))
+        answers = [_Answer() for _ in requests]
+        try:
+            begun_s = self._do(lambda: self._serve(requests, work.arrival_s, answers))
+        except (RuntimeError, ValueError, EngineDeadError, EngineGenerateError) as error:
+            if "out of memory" in str(error).lower():
+                raise EngineOutOfMemoryError(str(error).split("\n")[0], is_usable=False) from error
+            raise EngineError(f"vLLM failed: {type(error).__name__}: {error}") from error
+        arrived_s = [begun_s + after_s for after_s in work.arrival_s]
+        return Completion(
+            input_tokens=tuple(answer.input_tokens for answer in answers),
+            output_tokens=tuple(answer.output_tokens for answer in answers),
+            first_token_s=_since(arrived_s, [answer.first_token for answer in answers]),
+            finished_s=_since(arrived_s, [answer.last_token for answer in answers]),
+            prepared_s=begun_s - called_s,
+            engine_times=_engine_times(arrived_s, answers),
+            counts=self._counts.total(sum(answer.cached_tokens for answer in answers)),
+        )
+
+    async def _serve(
+        self, requests: list[tuple[Any, Any]], arrival_s: tuple[float, ...], answers: list[_Answer]
+    ) -> float:
+        """Serve until all are finished; returns when the run began, by `time.monotonic`."""
+        if self._engine.vllm_config.cache_config.enable_prefix_caching:
+            # Prompts are drawn from one seed: what an earlier run left in the cache would be found again.
+            await _alive(self._engine, self._engine.reset_prefix_cache())
+        order = sorted(range(len(requests)), key=lambda place: arrival_s[place])
+        # As a server does after loading; else Python looks through all prompts again and again.
+        gc.collect()
+        gc.freeze()
+        self._counts.reset()
+        begun_s = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for place in order:
+                    # uvloop counts in whole milliseconds, and may wake up to one early.
+                    while (wait_s := begun_s + arrival_s[place] - time.monotonic()) > 0:
+                        await asyncio.sleep(wait_s)
+                    prompt, parameters = requests[place]
+                    tasks.create_task(self._stream(prompt, parameters, answers[place]))
+        except ExceptionGroup as group:
+            # Once the engine has died all requests fail alike.
+            raise group.exceptions[0] from group
+        finally:
+            gc.unfreeze()
+        return begun_s
+
+    async def _stream(self, prompt: Any, parameters: Any, answer: _Answer) -> None:
+        answer.submitted = time.monotonic()
+        output = None
+        async for output in self._engine.generate(prompt, parameters, f"infergy-{next(self._ids)}"):
+            now_s = time.monotonic()
+            answer.first_token = answer.first_token or now_s
+            answer.last_token = now_s
+            answer.output_tokens += len(output.outputs[0].token_ids)
+        if output is not None:
+            answer.input_tokens = len(output.prompt_token_ids)
+            answer.cached_tokens = output.num_cached_tokens or 0
+            answer.stamps = output.metrics
+
+    def facts(self) -> Mapping[str, str | None]:
+        """The options as vLLM resolved them."""
+        return {
+            **resolved_options(self._engine.vllm_config),
+            "usage_context": SERVER,
+            "event_loop": type(self._loop).__module__.partition(".")[0],
+            GPU_UUIDS: self.gpu_uuids(),
+        }
+
+    def gpu_uuids(self) -> str | None:
+        """The GPU of each worker, in the order of their ranks; None unless all of them tell."""
+        workers: list[str | None] = []
+        with suppress(Exception):
+            # What workers raise comes as a bare Exception; a vLLM that does not answer measures all the same.
+            call = self._engine.collective_rpc("apply_model", args=(tell_gpu,))
+            workers = self._do(lambda: _alive(self._engine, call))
+        return join_uuids(workers)
+
+    def close(self) -> None:
+        """Stop vLLM's processes."""
+        if self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        engine.shutdown()
+        # The front end's own tasks end by being cancelled, which needs the loop once more.
+        self._do(_cancel_others)
+        self._loop.close()
+
+    def _do(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine, and with it the front end, until it ends."""
+        return self._loop.run_until_complete(start())
+
+
+async def _alive(engine: Any, call: Coroutine[Any, Any, T]) -> T:
+    """The result of a call to the engine's process; vLLM's own would wait for ever for one that has died.
+
+    Raises:
+        RuntimeError: It has died.
+    """
+    task = asyncio.ensure_future(call)
+    while not (await asyncio.wait({task}, timeout=ALIVE_S))[0]:
+        if engine.errored:
+            task.cancel()
+            raise RuntimeError("the engine's process has died; its words stand in the log")
+    return task.result()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def _since(arrived_s: list[float], instants: list[float]) -> tuple[float, ...]:
+    return tuple(
+        round(instant - came_s, MICROSECOND_DIGITS) for came_s, instant in zip(arrived_s, instants, strict=True)
+    )
+
+
+def _engine_times(arrived_s: list[float], answers: list[_Answer]) -> EngineTimes | None:
+    """The engine's stamps; None unless each request has them all, in their order and of the client's clock."""
+    stamps = [answer.stamps for answer in answers]
+    names = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+    try:
+        queued, scheduled, first, last = ([float(getattr(stamp, name)) for stamp in stamps] for name in names)
+    except AttributeError:
+        return None
+    submitted = [answer.submitted for answer in answers]
+    seen = [answer.last_token for answer in answers]
+    stages = zip(submitted, queued, scheduled, first, last, seen, strict=True)
+    if not all(instants == tuple(sorted(instants)) for instants in stages):
+        return None
+    return EngineTimes(
+        submitted_s=_since(arrived_s, submitted),
+        queued_s=_since(arrived_s, queued),
+        scheduled_s=_since(arrived_s, scheduled),
+        first_token_s=_since(arrived_s, first),
+        finished_s=_since(arrived_s, last),
+    )
