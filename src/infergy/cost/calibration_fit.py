@@ -72,6 +72,7 @@ BEARS: Mapping[str, Callable[[CalibrationWindow], bool]] = {
     "busy_share": _any_of(LAUNCH, PRODUCT, ATTENTION, COPY),
     "byte_j": lambda one: _any_of(COPY, PRODUCT, ATTENTION)(one) and one.workload.memory_bytes > 0,
     "flop_share": _any_of(PRODUCT, ATTENTION),
+    "cache_energy": _of(ATTENTION),
     "fp8_bytes": _of(PRODUCT, "fp8"),
     "fp8_flops": _of(PRODUCT, "fp8"),
     "fp8_byte_energy": _of(PRODUCT, "fp8"),

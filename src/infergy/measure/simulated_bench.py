@@ -13,7 +13,7 @@ from infergy.hardware.gpus import Gpu
 from infergy.hardware.simulated_node import SimulatedNode
 from infergy.measure.bench import look_nowhere
 from infergy.measure.calibration_plan import Traits
-from infergy.records.calibration import COPY, LAUNCH, PRODUCT, REDUCE, Workload
+from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, Workload
 
 L2_BYTES = 60 * 2**20
 CORNER, LIMIT = 4.0, 16.0
@@ -41,6 +41,7 @@ class Truth:
     busy_share: float
     byte_j: float
     flop_share: float
+    cache_energy: float
     fp8_bytes: float
     fp8_flops: float
     fp8_byte_energy: float
@@ -63,6 +64,7 @@ class Truth:
             busy_share=draw(0.03, 0.18),
             byte_j=draw(0.7e-10, 1.2e-10),
             flop_share=draw(0.5, 1.0),
+            cache_energy=draw(0.9, 1.4),
             fp8_bytes=draw(0.9, 1.6),
             fp8_flops=draw(0.9, 1.6),
             fp8_byte_energy=draw(0.8, 1.5),
@@ -104,7 +106,8 @@ class SimulatedBench:
             call_s = truth.reduce_s + work.link_bytes / gpu.link.bandwidth
         base_w = (IDLE_SHARE + truth.busy_share) * gpu.tdp_w * work.gpus
         flop_j = truth.flop_share * gpu.tdp_w / (FLOP_SHARE_AT * gpu.peak_flops["bfloat16"])
-        added_j = truth.byte_j * work.memory_bytes * (truth.fp8_byte_energy if is_fp8 else 1.0)
+        more = truth.cache_energy if work.kind == ATTENTION else truth.fp8_byte_energy if is_fp8 else 1.0
+        added_j = truth.byte_j * work.memory_bytes * more
         computed = work.flops * (truth.fp8_flops * truth.fp8_flop_energy if is_fp8 else 1.0)
         added_j += flop_j * computed
         room_j = (LIMIT_SHARE * gpu.tdp_w * work.gpus - base_w) * call_s
