@@ -209,8 +209,8 @@ class Pace:
         read, write, pair, read_j, write_j = self._linear
         memory, flops = read * context + write * decodes, pair * context
         added += read_j * context + write_j * decodes
-        if self._window[0] is not None:
-            window, window_read, window_pair, window_j = self._window
+        window, window_read, window_pair, window_j = self._window
+        if window is not None:
             seen = min(context, decodes * window)
             memory, flops, added = memory + window_read * seen, flops + window_pair * seen, added + window_j * seen
         memory, flops = memory * memory, flops * flops
