@@ -32,7 +32,7 @@ CENTRE_SD = 0.002
 """Of the mean of the differences of GPUs of a kind."""
 HUBER = 1.5
 """Standard deviations past which a row's pull no longer grows."""
-ROUNDS, STEP, ENOUGH = 14, 0.01, 1e-3
+ROUNDS, STEP, ENOUGH, DAMPING = 40, 0.01, 0.02, 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -155,7 +155,7 @@ def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column,
     calls = np.array([row.calls for row in rows]) * call_s
     idle = np.array([row.idle_s * row.idle_w for row in rows])
     gaps = np.array([row.idle_s for row in rows])
-    return seconds + calls + gaps, energy + calls * power.base_w + idle
+    return np.atleast_1d(seconds + calls + gaps), np.atleast_1d(energy + calls * power.base_w + idle)
 
 
 class _Problem:
@@ -177,8 +177,9 @@ class _Problem:
             self._narrow(prior)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, row in enumerate(rows):
-            groups.setdefault((row.work, row.gpu.name, row.server, row.idle_w), []).append(index)
+            groups.setdefault((row.work, row.gpu.name, row.server), []).append(index)
         self.groups = list(groups.values())
+        self.concerned: dict[int, tuple[str, ...]] = {}
         timed = np.array([row.seconds is not None for row in rows])
         self.measured = np.concatenate(
             [np.log([row.energy_j for row in rows]), [np.log(row.seconds) if row.seconds else 0.0 for row in rows]]
@@ -207,25 +208,84 @@ class _Problem:
         self.prior_mean[own] = prior.mean[theirs]
         self.precision[np.ix_(own, own)] = np.linalg.inv(prior.covariance[np.ix_(theirs, theirs)])
 
-    def model(self, parameters: Column) -> Column:
-        """Logarithms of joules, then of seconds, of shape (k, 2 rows), for k vectors of constants' parameters."""
-        found = np.zeros((len(parameters), 2 * len(self.rows)))
-        for members in self.groups:
-            rows = [self.rows[index] for index in members]
-            values = self._values(parameters, rows[0].gpu.name)
-            rates = rates_of(rows[0].work, rows[0].gpu, values, idle_w=rows[0].idle_w, server=rows[0].server)
-            seconds, energy = run_rows(rows, rates, values["call_s"])
-            found[:, members] = np.log(energy)
-            found[:, len(self.rows) + np.array(members)] = np.log(seconds)
-        return found
+    def model(self, theta: Column) -> Column:
+        """Logarithms of joules of each row, then of seconds."""
+        return self._evaluate(theta, slopes=False)[0]
 
-    def _values(self, parameters: Column, kind: str) -> dict[str, Column]:
+    def _evaluate(self, theta: Column, *, slopes: bool) -> tuple[Column, Column]:
+        """Those logarithms, and their derivatives by the constants' parameters, of shape (2 rows, names)."""
+        logs, found = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
+        for number, members in enumerate(self.groups):
+            rows = [self.rows[index] for index in members]
+            kind, both = rows[0].gpu.name, np.r_[members, len(self.rows) + np.array(members)]
+            names = self._concerned(number) if slopes else ()
+            shifts = np.vstack([np.zeros(len(names)), STEP * np.eye(len(names))])
+            values: dict[str, Any] = self._values(theta, kind)
+            for place, name in enumerate(names):
+                values[name] = values[name] * np.exp(shifts[:, place])[:, None]
+            at = self._logs(rows, values)
+            logs[both] = at[0]
+            for name, slope in zip(names, (at[1:] - at[0]) / STEP, strict=True):
+                found[both, self.place[name]] = slope
+                if f"{name}@{kind}" in self.place:
+                    found[both, self.place[f"{name}@{kind}"]] = slope
+        return logs, found
+
+    def _concerned(self, number: int) -> tuple[str, ...]:
+        """The constants on which rows of a group depend: fp8's do not concern bfloat16."""
+        known = self.concerned.get(number)
+        if known is None:
+            rows = [self.rows[index] for index in self.groups[number]]
+            values: dict[str, Any] = {name: constant.value for name, constant in self.constants.items()}
+            at = self._logs(rows, values)
+            known = tuple(
+                name
+                for name, value in values.items()
+                if not np.array_equal(self._logs(rows, {**values, name: value * 1.1}), at)
+            )
+            self.concerned[number] = known
+        return known
+
+    @staticmethod
+    def _logs(rows: Sequence[FitRow], values: Mapping[str, Any]) -> Column:
+        """Logarithms of joules, then of seconds, of rows of one server; shape (variants, 2 rows)."""
+        first = rows[0]
+        idle_w = np.array([row.idle_w for row in rows])
+        rates = rates_of(first.work, first.gpu, values, idle_w=idle_w, server=first.server)
+        seconds, energy = run_rows(rows, rates, values["call_s"])
+        logs: Column = np.log(np.atleast_2d(np.concatenate([energy, seconds], axis=-1)))
+        return logs
+
+    def off(self, theta: Column) -> Column:
+        """By how many standard deviations the measured logarithms differ from the model's."""
+        count = len(self.names)
+        return (self.measured - self.model(theta[:count]) - self.offsets @ theta[count:]) * self.weight
+
+    def loss(self, theta: Column) -> float:
+        """Half of the negative log posterior, but for a constant; Huber's for the rows."""
+        size = np.abs(self.off(theta))
+        rows = np.where(size < HUBER, size**2, HUBER * (2 * size - HUBER))
+        away = theta - self.prior_mean
+        return float(rows.sum() + away @ self.precision @ away)
+
+    def linear(self, theta: Column) -> tuple[Column, Column]:
+        """The gradient of the log posterior and its curvature, with the model made linear at `theta`."""
+        count = len(self.names)
+        logs, found = self._evaluate(theta[:count], slopes=True)
+        slopes = np.hstack([found, self.offsets]) * self.weight[:, None]
+        off = (self.measured - logs - self.offsets @ theta[count:]) * self.weight
+        robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
+        pulled = (slopes * robust[:, None]).T
+        gradient: Column = pulled @ off - self.precision @ (theta - self.prior_mean)
+        return gradient, pulled @ slopes + self.precision
+
+    def _values(self, theta: Column, kind: str) -> dict[str, Any]:
         values = {}
         for name, constant in self.constants.items():
-            log = parameters[:, self.place[name]]
+            log = theta[self.place[name]]
             if f"{name}@{kind}" in self.place:
-                log = log + parameters[:, self.place[f"{name}@{kind}"]]
-            values[name] = constant.value * np.exp(log)[:, None]
+                log = log + theta[self.place[f"{name}@{kind}"]]
+            values[name] = constant.value * float(np.exp(log))
         return values
 
 
@@ -243,23 +303,23 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
     """
     problem = _Problem(engine, rows, prior)
     count = len(problem.names)
-    theta = problem.prior_mean.copy()
+    theta, damping = problem.prior_mean.copy(), DAMPING
+    loss = problem.loss(theta)
     for _ in range(ROUNDS):
-        shifts = np.vstack([np.zeros(count), STEP * np.eye(count)])
-        logs = problem.model(theta[:count] + shifts)
-        slopes = np.hstack([(logs[1:] - logs[0]).T / STEP, problem.offsets])
-        off = (problem.measured - logs[0] - problem.offsets @ theta[count:]) * problem.weight
-        robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
-        weighted = slopes * problem.weight[:, None]
-        curvature = (weighted * robust[:, None]).T @ weighted + problem.precision
-        step = np.linalg.solve(
-            curvature, (weighted * robust[:, None]).T @ off + problem.precision @ (problem.prior_mean - theta)
-        )
-        largest = float(np.abs(step).max())
-        theta = theta + step * min(1.0, 0.5 / max(largest, 1e-9))
-        if largest < ENOUGH:
+        gradient, curvature = problem.linear(theta)
+        while damping < 1e9:
+            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
+            tried = problem.loss(theta + step)
+            if tried < loss:
+                break
+            damping *= 8
+        else:
             break
-    left = problem.measured - problem.model(theta[None, :count])[0] - problem.offsets @ theta[count:]
+        gain, theta, loss, damping = loss - tried, theta + step, tried, damping / 8
+        if gain < ENOUGH:
+            break
+    _, curvature = problem.linear(theta)
+    left = problem.measured - problem.model(theta[:count]) - problem.offsets @ theta[count:]
     left = np.where(problem.weight > 0, left, np.nan).reshape(2, len(rows)).T
     kinds: dict[str, int] = {}
     for row in rows:
@@ -268,7 +328,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         engine=engine,
         names=problem.names,
         mean=theta[:count],
-        covariance=np.linalg.inv(curvature)[:count, :count],
+        covariance=np.asarray(np.linalg.inv(curvature)[:count, :count], dtype=float),
         energy_sd=sd_of(left[:, 0], ENERGY_ERROR),
         time_sd=sd_of(left[:, 1], TIME_ERROR),
         rows=kinds,

@@ -95,7 +95,7 @@ class PowerRates:
     base_w: Any
     limit_w: Any
     limiter_s: Any
-    idle_w: float
+    idle_w: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +110,14 @@ class Rates:
     power: PowerRates
 
 
-def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w: float, server: bool = False) -> Rates:
+def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w: Any, server: bool = False) -> Rates:
     """The rates of a server.
 
     Args:
         work: What its steps are made of.
         gpu: Its GPUs.
         constants: A value for each constant (`infergy.cost.constants`); columns of shape (k, 1) are k variants.
-        idle_w: Watts of all GPUs, idle, with the model loaded.
+        idle_w: Watts of all GPUs, idle, with the model loaded; one for each row where sums are columns of rows.
         server: Whether an API server hands out each token as it comes.
     """
     c = constants

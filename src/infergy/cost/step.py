@@ -20,10 +20,10 @@ import numpy as np
 
 from infergy.cost.rates import AttentionRates, MatmulRates, PowerRates, Rates
 
-STRETCH = 16
+STRETCH = 32
 """Exponent of the smooth corner between free and power-limited steps."""
-FREE = 0.7
-"""Share of the power limit below which a step is not stretched: by less than 0.02 %."""
+FREE = 0.8
+"""Share of the power limit below which a step is not stretched: by less than 0.01 %."""
 GROWTH, SHORTEST = 0.125, 32
 """An entry may lengthen the contexts by an eighth of their sum, or by 32 tokens each: at the sharpest bend between a
 memory-bound and a compute-bound step its mean then errs by less than 0.05 %."""
@@ -175,8 +175,9 @@ class Pace:
                 count = fitting if fitting < count else count - 1
                 count = 1 if count < 1 else count
                 added, seconds = cost(fixed, decodes, context + decodes * (count - 1) / 2)
-            if added > (self._limit_w - self._base_w) * seconds:
-                count = max(1, min(count, int(self._limiter_s / 8 / seconds)))
+            if added > (self._limit_w - self._base_w) * seconds * FREE:
+                # Near the limit what a step takes hangs on those just before it.
+                count = max(1, min(count, int(self._limiter_s / 16 / seconds)))
                 added, seconds = cost(fixed, decodes, context + decodes * (count - 1) / 2)
         else:
             count = 1
