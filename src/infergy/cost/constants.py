@@ -75,7 +75,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("mxfp4_flops", 1.2, 0.4, "factor on matmuls of mxfp4: weights are widened"),
     _constant("mxfp4_layer_s", 20e-6, 0.7, "s more for a layer in mxfp4"),
     _constant("busy_share", 0.15, 0.6, "power of a busy GPU over an idle one, without its work, over TDP", OURS, 0.3),
-    _constant("byte_j", 1.2e-10, 0.3, "J of reading a byte from memory", MEMORY, 0.15),
+    _constant("byte_j", 1.1e-10, 0.3, "J of reading a byte from memory", MEMORY, 0.15),
     _constant("flop_share", 0.8, 0.3, "power of bfloat16 matmuls at 0.6 of the peak, over TDP", KERNELS, 0.1),
     _constant("parallel_share", 0.1, 0.5, "power of a GPU that shares a model, beside that of one alone, over TDP"),
     _constant("attention_energy", 1.05, 0.2, "energy of an attention FLOP over one of a matmul"),
