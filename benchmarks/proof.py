@@ -16,7 +16,6 @@ import argparse
 from dataclasses import replace
 from statistics import fmean
 
-from infergy.measure.cell import make_work
 from infergy.measure.drawn import LOAD, STRATA, DrawnSession, Scenario, draw_scenarios
 from infergy.measure.proof import (
     Outcome,
@@ -26,6 +25,7 @@ from infergy.measure.proof import (
     draw_series_outcomes,
     prove,
 )
+from infergy.measure.warmup import make_work
 from infergy.records import MeasureOptions
 from infergy.workload.prompts import make_prompts
 

@@ -100,7 +100,9 @@ Opened = Callable[..., tuple[VllmSession, FakeLlm]]
 @pytest.fixture
 def opened(sessions: list[VllmSession]) -> Opened:
     def open_one(setup: EngineSetup = SETUP) -> tuple[VllmSession, FakeLlm]:
-        sessions.append(VllmEngine().open(setup, {"model_type": "big"}, 5, {"model_type": "small"}))
+        session = VllmEngine().open(setup, {"model_type": "big"}, 5, {"model_type": "small"})
+        assert isinstance(session, VllmSession)
+        sessions.append(session)
         return sessions[-1], FakeLlm.made
 
     return open_one

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from infergy.energy.load import load_table
-from infergy.engines.vllm import VllmEngine, choose_by
+from infergy.engines.vllm import VllmEngine
+from infergy.engines.vllm_options import choose_by
 from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu, get_model, model_config
 from infergy.measure.grid import parse_grid

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.errors import UsageError
-from infergy.records import GREEDY, Cell, Decoding, EngineSetup, Load
+from infergy.records import GREEDY, Arrivals, Cell, Decoding, EngineSetup, Load
 
 LOAD = Load(input_tokens=512, output_tokens=64, batch=8)
 
@@ -104,3 +104,61 @@ def test_a_decoding_that_means_nothing_is_refused(options: dict[str, Any], words
 def test_a_label_that_means_nothing_is_told(label: str) -> None:
     with pytest.raises(UsageError, match="means nothing; expected greedy, beam4, t0.8"):
         Decoding.parse_label(label)
+
+
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "usage_context": st.sampled_from(["llm", "server"]),
+        "max_sequences": st.integers(1, 4096),
+        "max_batched_tokens": st.integers(1, 65536),
+        "prefix_caching": st.booleans(),
+        "gpu_memory_utilization": st.integers(1, 100).map(lambda percent: percent / 100),
+        "max_model_len": st.integers(1, 1_000_000),
+        "dtype": st.sampled_from(["bfloat16", "float16", "fp8"]),
+        "tensor_parallel": st.integers(1, 8),
+        "cuda_graphs": st.just(False),
+    },
+)
+
+
+@given(OPTIONS)
+def test_a_label_keeps_all_options_of_vllm(options: dict[str, Any]) -> None:
+    setup = EngineSetup(engine="vllm", model="m", **options)
+    assert EngineSetup(model="m", **EngineSetup.parse_label(setup.label)) == setup
+
+
+@pytest.mark.parametrize(
+    ("label", "cell_id"),
+    [("vllm", "43a54e0dfbfc"), ("vllm-eager-fp8-tp2-s4", "8f46618dc477"), ("transformers-compiled", "b8abc32da64f")],
+)
+def test_ids_of_set_ups_without_the_options_of_a_server_are_as_before_there_were_any(label: str, cell_id: str) -> None:
+    assert EngineSetup(model="llama-3.1-8b", **EngineSetup.parse_label(label)).id == cell_id
+
+
+def test_the_id_of_a_replay_all_at_once_is_as_before_there_were_windows() -> None:
+    arrivals = Arrivals(law="replay", trace="azure-conv-2023", digest="0123456789ab")
+    setup = EngineSetup(engine="vllm", model="llama-3.1-8b", max_sequences=256)
+    cell = Cell(setup=setup, load=Load(input_tokens=7437, output_tokens=900, batch=1000, arrivals=arrivals))
+    assert cell.id == "fb336a1e9cb7"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("usage_context", "engine"),
+        ("max_batched_tokens", 0),
+        ("max_model_len", -1),
+        ("gpu_memory_utilization", 0.0),
+        ("gpu_memory_utilization", 1.5),
+    ],
+)
+def test_an_option_of_vllm_that_cannot_be_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=field.replace("usage_", "usage ")):
+        EngineSetup(engine="vllm", model="m", **{field: value})
+
+
+@pytest.mark.parametrize("part", ["s", "bt", "mem", "s1.5", "len0.5", "servers"])
+def test_a_part_of_a_label_without_its_number_is_refused(part: str) -> None:
+    with pytest.raises(UsageError, match="part of the engine label"):
+        EngineSetup.parse_label(f"vllm-{part}")

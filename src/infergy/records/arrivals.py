@@ -71,7 +71,9 @@ class Arrivals:
         if self.first < 0 or (self.law != REPLAY and self.first):
             raise UsageError(f"{self.law} from request {self.first} on: only a replay begins there, at 0 or later")
         if self.law == REPLAY and self.rate_per_s is not None:
-            raise UsageError("a replay has the times of its log or none, and no rate; for one: trace:NAME@4")
+            raise UsageError(
+                "a replay has all its requests at once or at the times of its log, and no rate; for one: trace:NAME@4"
+            )
         self._check_window()
         if self.rate_per_s is None and self.law not in (TRACE, REPLAY):
             raise UsageError(f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four")

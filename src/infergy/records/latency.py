@@ -177,13 +177,15 @@ def percentiles(values: Iterable[float]) -> Percentiles:
 
 
 def find_backlog(arrival_s: Sequence[float], runs: Sequence[RequestTimes]) -> Backlog | None:
-    """How many requests waited or ran halfway through the arrivals and at the last; None without runs.
+    """How many requests waited or ran halfway through the arrivals and at the last.
+
+    None without runs, and where all requests arrive at once.
 
     Args:
         arrival_s: When each request of a run arrived.
         runs: Runs of these requests.
     """
-    if not runs or len(arrival_s) < 2:
+    if not runs or len(arrival_s) < 2 or arrival_s[-1] <= arrival_s[0]:
         return None
     half = len(arrival_s) // 2
 

@@ -77,11 +77,11 @@ class Arrivals:
             accept(heappop(later)[1])
         return min(upcoming, later[0][0]) if later else upcoming
 
-    def answer(self, request: int, now: float) -> None:
-        """Let those come that follow an answer; a rejected one is answered when it comes."""
+    def answer(self, requests: Sequence[int], now: float) -> bool:
+        """Let those come that follow answers, if any; a rejected one is answered when it comes."""
         if not self._following:
-            return
-        answered = [(request, now)]
+            return False
+        answered = [(request, now) for request in requests]
         while answered:
             request, now = answered.pop()
             for follower, gap_s in self._following.get(request, ()):
@@ -90,3 +90,4 @@ class Arrivals:
                     answered.append((follower, arrival_s))
                 else:
                     heappush(self._later, (arrival_s + self._intake_s, follower))
+        return True

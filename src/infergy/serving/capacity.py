@@ -78,10 +78,6 @@ def _what_fits(shape: ModelShape, gpu: Gpu, options: EngineOptions, dtype: str, 
     size = next((k for k in sizes if fits(dtype, k)), None)
     if size is not None:
         ways.append(f"--tensor-parallel-size {size}")
-    smaller = [name for name in ("fp8",) if DTYPE_BYTES[name] < DTYPE_BYTES[dtype]]
-    precision = next(
-        (name for name in smaller if name in gpu.peak_flops and fits(name, options.tensor_parallel_size)), None
-    )
-    if precision is not None:
-        ways.append(f"--precision {precision}")
+    if DTYPE_BYTES[dtype] > DTYPE_BYTES["fp8"] and fits("fp8", options.tensor_parallel_size):
+        ways.append("--precision fp8")
     return f"{' or '.join(ways)} would" if ways else "no --tensor-parallel-size up to 16 and no --precision would"

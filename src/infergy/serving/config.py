@@ -13,7 +13,7 @@ from infergy.errors import UsageError
 from infergy.hardware.gpus import Gpu
 from infergy.hardware.shape import ModelShape
 from infergy.serving.capacity import kv_blocks
-from infergy.serving.scheduler import SchedulerLimits
+from infergy.serving.limits import SchedulerLimits
 
 UsageContext = Literal["server", "llm"]
 USAGE_CONTEXTS: tuple[UsageContext, ...] = ("server", "llm")
@@ -132,18 +132,10 @@ def resolve(
     _check(shape, options, context_tokens)
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
     notes = [] if "nvidia" in gpu.title.lower() else [_unknown_hardware(gpu, default_tokens, default_seqs)]
+    if shape.attention.window_tokens is not None or shape.mamba is not None:
+        notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
     wanted_len = options.max_model_len or context_tokens
-    seqs = options.max_num_seqs or default_seqs
-    tokens = options.max_num_batched_tokens or (
-        min(default_tokens, seqs * wanted_len) if wanted_len else default_tokens
-    )
-    if options.max_num_seqs is None:
-        seqs = min(seqs, tokens)
-    if tokens < seqs:
-        raise UsageError(
-            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, which vLLM rejects: "
-            f"type --max-num-batched-tokens {seqs} or more, or --max-num-seqs {tokens} or fewer"
-        )
+    tokens, seqs = _batch(options, default_tokens, default_seqs, wanted_len)
     blocks = options.num_gpu_blocks
     if blocks is None:
         blocks = kv_blocks(shape, gpu, options, dtype=dtype, tokens=tokens, server=usage_context == "server")
@@ -178,6 +170,20 @@ def batch_defaults(gpu: Gpu, version: str, usage_context: UsageContext) -> tuple
     if large and not (version != "0.25" and gpu.compute_capability == "12.1"):
         return (8192 if server else 16384), 1024
     return (2048 if server else 8192), 256
+
+
+def _batch(options: EngineOptions, tokens: int, seqs: int, longest: int | None) -> tuple[int, int]:
+    """Tokens and sequences of a step, of the options and vLLM's defaults `tokens` and `seqs`."""
+    seqs = options.max_num_seqs or seqs
+    tokens = options.max_num_batched_tokens or min(tokens, seqs * (longest or tokens))
+    if options.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    if tokens < seqs:
+        raise UsageError(
+            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, which vLLM rejects: "
+            f"type --max-num-batched-tokens {seqs} or more, or --max-num-seqs {tokens} or fewer"
+        )
+    return tokens, seqs
 
 
 def model_context(config: Mapping[str, Any]) -> int | None:
@@ -246,7 +252,7 @@ def _longest(shape: ModelShape, wanted: int | None, blocks: int, options: Engine
 
 
 def _graph_sizes(options: EngineOptions, gpu: Gpu, version: str, tokens: int, seqs: int) -> tuple[int, ...]:
-    """VLLM's `cudagraph_capture_sizes`: 1, 2, 4, eights below 256, then sixteens."""
+    """The `cudagraph_capture_sizes` of vLLM: 1, 2, 4, eights below 256, then sixteens."""
     if options.enforce_eager:
         return ()
     if options.cudagraph_capture_sizes is not None:

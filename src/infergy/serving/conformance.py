@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from infergy.serving.limits import SchedulerLimits
 from infergy.serving.prefixes import Path
-from infergy.serving.scheduler import Scheduler, SchedulerLimits
+from infergy.serving.scheduler import Scheduler
 
 Played = tuple[list[list[int]], list[list[int]], int]
 

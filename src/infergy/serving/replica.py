@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from math import inf
+from struct import Struct
 from typing import TYPE_CHECKING, Protocol
 
 from infergy.serving.arrivals import Arrivals
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from infergy.serving.run import Steps
 
-FIELDS = 11
-"""Numbers of an entry of the log: start_s, count, decodes, context, prefill_tokens, prefill_pairs, prefills, sampled,
-kv_blocks, waiting, step_s."""
+ENTRY = Struct("=diididiiiid")
+"""An entry of the log: start_s, count, decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, kv_blocks,
+waiting, step_s. Packed bytes: of several ways to note eleven numbers a hundred thousand times the fastest."""
 
 
 class Pace(Protocol):
@@ -74,7 +74,7 @@ class Server(Protocol):
     """What the router needs of a replica, and what it leaves behind."""
 
     arrivals: Arrivals
-    log: array[float]
+    log: bytearray
 
     @property
     def load(self) -> int:
@@ -122,7 +122,7 @@ class Replica:
     ) -> None:
         self.scheduler = scheduler
         self.arrivals = arrivals
-        self.log = array("d")
+        self.log = bytearray()
         self._pace = cost.start()
         self._padded = padded
         self._first_s, self._finished_s = first_s, finished_s
@@ -150,9 +150,12 @@ class Replica:
     def run(self, until: float = inf) -> None:
         """Advance to the first plan of a step at `until` or later, or until nothing is left to do."""
         scheduler, take, add = self.scheduler, self.arrivals.take, self.scheduler.add
-        running, waiting = scheduler.running, scheduler.waiting
+        running, waiting, finished_s = scheduler.running, scheduler.waiting, self._finished_s
+        upcoming = -inf
         while True:
-            upcoming = take(self._now, add)
+            if self._now >= upcoming:
+                upcoming = take(self._now, add)
+                bound = upcoming if upcoming < until else until
             if not (running or waiting):
                 if upcoming >= until:
                     return
@@ -162,28 +165,30 @@ class Replica:
                 return
             limit = scheduler.steady() if self._skip else 0
             if limit:
-                self._decode(limit, min(upcoming, until))
+                self._decode(limit, bound)
             else:
                 self._step()
             if scheduler.ended:
-                end = self._busy
                 for request in scheduler.ended:
-                    self._finished_s[request] = end
-                    self.arrivals.answer(request, end)
-            scheduler.settle()
+                    finished_s[request] = self._busy
+                if self.arrivals.answer(scheduler.ended, self._busy):
+                    upcoming = -inf
+                scheduler.settle()
+            elif scheduler.unsettled:
+                scheduler.settle()
 
     def _decode(self, limit: int, upcoming: float) -> None:
         """Steps that only decode, up to the next event or until what becomes visible at `upcoming` joins."""
         scheduler, ahead = self.scheduler, self._asynchronous
         decodes = scheduler.decodes
         context: float = scheduler.context + decodes
-        start = self._begin()
+        start = self._busy if self._now <= self._busy else self._begin()
         padded = self._padded[decodes] if decodes < len(self._padded) else 0
         steps, seconds = self._pace.decode(decodes, context, padded, limit, upcoming - start, ahead)
         context += decodes * (steps - 1) / 2
         used, waiting = self._blocks - scheduler.pool.free, len(scheduler.waiting)
         scheduler.repeat(steps)
-        self.log.extend((start, steps, decodes, context, 0, 0, 0, decodes, used, waiting, seconds))
+        self.log += ENTRY.pack(start, steps, decodes, context, 0, 0.0, 0, decodes, used, waiting, seconds)
         self._busy = end = start + steps * seconds
         self._now = end - seconds if ahead else end
 
@@ -191,7 +196,7 @@ class Replica:
         """One step, whatever is in it; one without tokens takes no time."""
         scheduler = self.scheduler
         decodes = scheduler.schedule()
-        end = start = self._begin()
+        end = start = self._busy if self._now <= self._busy else self._begin()
         chunks = scheduler.chunks
         if decodes or chunks:
             tokens = pairs = 0
@@ -203,7 +208,7 @@ class Replica:
             padded = self._padded[total] if total < len(self._padded) else 0
             seconds = self._pace.step(decodes, context, tokens, pairs, prefills, sampled, padded)
             used, waiting = self._blocks - scheduler.pool.free, len(scheduler.waiting)
-            self.log.extend((start, 1, decodes, context, tokens, pairs, prefills, sampled, used, waiting, seconds))
+            self.log += ENTRY.pack(start, 1, decodes, context, tokens, pairs, prefills, sampled, used, waiting, seconds)
             end = start + seconds
         self._busy = end
         self._now = start if self._asynchronous else end
@@ -213,8 +218,6 @@ class Replica:
                 first_s[request] = end
 
     def _begin(self) -> float:
-        """When the next step begins: once it is planned, and the one before it has ended."""
-        if self._now <= self._busy:
-            return self._busy
+        """When the next step begins after a pause: as soon as it is planned."""
         self._pace.idle(self._now - self._busy)
         return self._now

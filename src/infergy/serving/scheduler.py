@@ -12,34 +12,17 @@ order only where that order matters: where blocks or the token budget do not suf
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
 from heapq import heapify, heappop, heappush
 
 from infergy.serving.blocks import BlockPool, Hit
+from infergy.serving.limits import SchedulerLimits
 from infergy.serving.prefixes import Path
 
 ENDLESS = 1 << 60
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    """What bounds a step, in vLLM's words; `num_gpu_blocks` includes the null block.
-
-    Attributes:
-        adaptive_threshold: 0.33: a long prompt's chunk is at least an equal share of the budget.
-        lone_threshold: 0.25: the threshold applies even where only one request exists.
-    """
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    num_gpu_blocks: int
-    block_size: int = 16
-    enable_prefix_caching: bool = True
-    long_prefill_token_threshold: int = 0
-    async_scheduling: bool = True
-    lone_threshold: bool = True
-    adaptive_threshold: bool = False
+NOBODY: frozenset[int] = frozenset()
+NO_CHUNKS: list[tuple[int, int, int]] = []  # never filled: lists that are not made take no time
+NO_REQUESTS: list[int] = []
 
 
 class Scheduler:
@@ -69,14 +52,6 @@ class Scheduler:
         recomputed_tokens: Tokens of preempted requests that were computed again.
     """
 
-    __slots__ = (
-        "_asynchronous", "_block", "_blocked", "_caching", "_computed_before", "_ends", "_held", "_known", "_limits",
-        "_origin", "_partial", "_paths", "_remainders", "_results", "_seqs", "_size", "_threshold", "_totals",
-        "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted",
-        "recomputed_tokens", "running",
-        "starved", "tick", "waiting",
-    )  # fmt: skip
-
     def __init__(
         self,
         inputs: Sequence[int],
@@ -99,9 +74,11 @@ class Scheduler:
         self._computed_before: dict[int, int] = {}  # of preempted requests
         self._remainders = [0] * self._block  # decodes by the step, modulo the block size, that needs a new block
         self._ends: list[int] = []  # heap of last step * size + request
-        self._results: list[int] = []  # ended, result not settled
+        self.unsettled: list[int] = []  # ended, result not settled
         self._blocked = False  # the head of the queue must wait until a request ends
+        self._budget = limits.max_num_batched_tokens
         self._threshold = limits.long_prefill_token_threshold
+        self._bounded = self._threshold > 0
         self.pool = BlockPool(limits.num_gpu_blocks - 1)
         self.waiting: deque[int] = deque()
         self.running: dict[int, None] = {}
@@ -109,7 +86,7 @@ class Scheduler:
         self.chunks: list[tuple[int, int, int]] = []
         self.completed: list[int] = []
         self.ended: list[int] = []
-        self.starved: set[int] = set()
+        self.starved: Set[int] = NOBODY
         self.hit_tokens: dict[int, int] = {}
         self.preempted: dict[int, int] = {}
         self.recomputed_tokens = 0
@@ -124,10 +101,13 @@ class Scheduler:
         if self._partial or not decodes or (self.waiting and not self._blocked):
             return 0
         steps = self._ends[0] // self._size - self.tick
-        if self._results and steps > 1 and (self.waiting or self._needed(steps) > self.pool.blank):
-            steps = 1  # what the ended ones free may be taken from the second step on
+        most = (steps // self._block + 1) * decodes
+        if self.unsettled and steps > 1:
+            blank = self.pool.blank
+            if self.waiting or (most > blank and self._needed(steps) > blank):
+                steps = 1  # what the ended ones free may be taken from the second step on
         free = self.pool.free
-        if (steps // self._block + 1) * decodes > free and self._needed(steps) > free:
+        if most > free and self._needed(steps) > free:
             low, steps = 0, steps - 1
             while low < steps:
                 middle = (low + steps + 1) // 2
@@ -141,18 +121,18 @@ class Scheduler:
             self.pool.take(needed)
         self.tick += steps
         self.context += steps * self.decodes
-        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
+        self.chunks, self.completed, self.ended, self.starved = NO_CHUNKS, NO_REQUESTS, NO_REQUESTS, NOBODY
         if self._ends[0] < (self.tick + 1) * self._size:
+            self.ended = []
             self._end_decodes()
 
     def schedule(self) -> int:
         """Schedule one step; returns its decodes. `chunks`, `completed`, `ended` say what else is in it."""
         self.tick += 1
-        self.chunks, self.completed, self.ended, self.starved = [], [], [], set()
-        limits = self._limits
-        if limits.long_prefill_token_threshold:
+        self.chunks, self.completed, self.ended, self.starved = [], [], [], NOBODY
+        if self._bounded:
             self._set_threshold()
-        budget = limits.max_num_batched_tokens
+        budget = self._budget
         decodes = self.decodes
         needed = self._remainders[self.tick % self._block]
         plan: list[tuple[int, int, int]] | None = []
@@ -181,7 +161,7 @@ class Scheduler:
 
     def settle(self) -> None:
         """Take in the result of the step before (asynchronous) or of the last one: what ended is freed."""
-        results = self._results if self._asynchronous else self.ended
+        results = self.unsettled if self._asynchronous else self.ended
         if results:
             self._blocked = False
             block, pool = self._block, self.pool
@@ -199,12 +179,12 @@ class Scheduler:
                 if self._computed_before.pop(request, None) is not None:
                     pool.forget_run(-1 - request)
         if self._asynchronous:
-            self._results = self.ended
+            self.unsettled = self.ended
 
     def scheduled(self) -> list[tuple[int, int]]:
         """(request, tokens) of the last step in the order of scheduling; call before `settle`."""
         chunks = {request: tokens for request, tokens, _ in self.chunks}
-        left_out = self.starved.union(self._partial, self._results)
+        left_out = {*self.starved, *self._partial, *self.unsettled}
         return [
             (request, chunks.get(request, 1))
             for request in self.running
@@ -219,23 +199,18 @@ class Scheduler:
 
     def _needed(self, steps: int) -> int:
         """Blocks that the decodes take in the next steps."""
-        cycles, rest = divmod(steps, self._block)
-        needed = cycles * self.decodes
-        if rest:
-            first = (self.tick + 1) % self._block
-            needed += sum(self._remainders[first : first + rest])
-            if first + rest > self._block:
-                needed += sum(self._remainders[: first + rest - self._block])
-        return needed
+        block, remainders = self._block, self._remainders
+        first = (self.tick + 1) % block
+        last = first + steps % block
+        needed = steps // block * self.decodes + sum(remainders[first:last])
+        return needed + sum(remainders[: last - block]) if last > block else needed
 
     def _plan_chunks(self, budget: int) -> tuple[list[tuple[int, int, int]] | None, int]:
         """Chunks of the prompts under way, and their blocks; None where the order of requests decides."""
         plan, blocks, block = [], 0, self._block
         last = len(self._partial) == 1 and next(reversed(self.running)) in self._partial
         for request, computed in self._partial.items():
-            tokens = self._known[request] - computed
-            if 0 < self._threshold < tokens:
-                tokens = self._threshold
+            tokens = self._chunk(request, computed)
             if tokens > budget:
                 if not last or budget <= 0:
                     return None, 0
@@ -245,13 +220,17 @@ class Scheduler:
             plan.append((request, tokens, computed))
         return plan, blocks
 
+    def _chunk(self, request: int, computed: int) -> int:
+        """Tokens of a prompt's next chunk, were there budget for all."""
+        tokens = self._known[request] - computed
+        return self._threshold if 0 < self._threshold < tokens else tokens
+
     def _advance(self, request: int, tokens: int, computed: int) -> None:
         """Record a chunk whose blocks are taken; what others could share of it is known from now on."""
         self.chunks.append((request, tokens, computed))
         computed += tokens
-        path = self._paths.get(request) if self._paths else None
-        if path is not None:
-            self._commit(request, path, computed // self._block)
+        if self._paths and request in self._paths:
+            self._commit(request, self._paths[request], computed // self._block)
         if computed == self._known[request]:
             self._partial.pop(request, None)
             self.completed.append(request)
@@ -319,7 +298,8 @@ class Scheduler:
             tokens = known - computed
             if 0 < self._threshold < tokens:
                 tokens = self._threshold
-            tokens = min(tokens, budget)
+            if tokens > budget:
+                tokens = budget
             budget -= tokens
             pool.take(-(-(computed + tokens) // block) - found)
             self.running[request] = None
@@ -331,26 +311,23 @@ class Scheduler:
 
     def _schedule_in_order(self, budget: int) -> tuple[int, int, bool]:
         """Visit the running requests one by one; returns decodes, the budget left, whether one was preempted."""
-        results, decodes, preempted, block = set(self._results), 0, False, self._block
-        self.attended = 0
+        unsettled, decodes, preempted, block = set(self.unsettled), 0, False, self._block
+        self.attended, starved = 0, set[int]()
         for request in list(self.running):
             if request not in self.running:
                 break  # preempted, and with it all behind it
-            if request in results:
+            if request in unsettled:
                 continue
             computed = self._partial.get(request)
             decoding = computed is None
             if budget <= 0:
                 if decoding:
-                    self.starved.add(request)
+                    starved.add(request)
                 continue
             if computed is None:
                 computed, tokens = self._origin[request] + self.tick - 1, 1
             else:
-                tokens = self._known[request] - computed
-                if 0 < self._threshold < tokens:
-                    tokens = self._threshold
-                tokens = min(tokens, budget)
+                tokens = min(self._chunk(request, computed), budget)
             needed = -(-(computed + tokens) // block) - -(-computed // block)
             while needed > self.pool.free:
                 preempted = True
@@ -366,8 +343,9 @@ class Scheduler:
                 self.attended += computed + 1
             else:
                 self._advance(request, tokens, computed)
-        if self.starved:
-            self._delay(self.starved)
+        if starved:
+            self.starved = starved
+            self._delay(starved)
         return decodes, budget, preempted
 
     def _delay(self, requests: set[int]) -> None:
@@ -388,8 +366,8 @@ class Scheduler:
         requeue, computed = True, self._partial.pop(request, -1)
         cached = computed
         if computed < 0:
-            if request in self._results:
-                self._results.remove(request)
+            if request in self.unsettled:
+                self.unsettled.remove(request)
                 requeue, computed = False, self._totals[request] - 1
             else:
                 computed = self._origin[request] + self.tick - 1

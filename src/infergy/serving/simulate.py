@@ -5,22 +5,29 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infergy.errors import DataError, UsageError
 from infergy.serving.arrivals import Arrivals
 from infergy.serving.config import EngineConfig
 from infergy.serving.prefixes import PrefixBlocks, shared_paths
-from infergy.serving.replica import FIELDS, Replica, Server, StepCost
+from infergy.serving.replica import ENTRY, Replica, Server, StepCost
 from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests, Steps
 from infergy.serving.scheduler import Scheduler
 from infergy.serving.static import StaticConfig, StaticReplica
 
 Router = Literal["round_robin", "least_loaded"]
 ROUTERS: tuple[Router, ...] = ("round_robin", "least_loaded")
+
+COLUMNS = (
+    "start_s", "count", "decodes", "context", "prefill_tokens", "prefill_pairs", "prefills", "sampled", "kv_blocks",
+    "waiting", "step_s",
+)  # fmt: skip
+LAYOUT = np.dtype([(name, kind) for name, kind in zip(COLUMNS, ENTRY.format[1:], strict=True)])
 
 
 class RequestColumns(Protocol):
@@ -78,7 +85,7 @@ def simulate(
     if router not in ROUTERS:
         raise UsageError.unknown("router", router, ROUTERS)
     asked = _read(requests, config)
-    padded = [0] if isinstance(config, StaticConfig) else config.padded_sizes()
+    padded = config.padded_sizes()
     times = ([nan] * len(asked.inputs), [nan] * len(asked.inputs))
     collecting = gc.isenabled()
     gc.disable()  # it would visit the lists of a million requests again and again
@@ -88,7 +95,7 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    return _join(requests, asked, cost, servers, times, padded)
+    return _conclude(requests, asked, cost, times, _gather(asked, servers, padded))
 
 
 def _servers(
@@ -130,7 +137,7 @@ def _read(requests: RequestColumns, config: EngineConfig | StaticConfig) -> _Ask
         arrival_s = np.zeros(inputs.size)
     else:
         arrival_s = np.array(requests.arrival_s, dtype=np.float64)
-        wrong = np.flatnonzero(~(np.diff(arrival_s, prepend=0.0) >= 0))
+        wrong = np.flatnonzero(~((np.diff(arrival_s, prepend=0.0) >= 0) & (arrival_s < inf)))
         if wrong.size:
             raise DataError(
                 f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later"
@@ -183,76 +190,86 @@ def _route(servers: Sequence[Server], asked: _Asked, router: Router) -> None:
         server.run()
 
 
-def _join(
-    requests: RequestColumns,
-    asked: _Asked,
-    cost: StepCost,
-    servers: Sequence[Server],
-    times: tuple[list[float], list[float]],
-    padded: Sequence[int],
-) -> Run:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What the replicas leave behind."""
+
+    steps: Steps
+    replicas: int
+    hit_tokens: Ints
+    preemptions: Ints
+    recomputed_tokens: int
+
+
+def _gather(asked: _Asked, servers: list[Server], padded: Sequence[int]) -> _Outcome:
+    """Read what the replicas noted, and empty their list: with a million requests they keep hundreds of MiB."""
     size = len(asked.inputs)
-    arrival_s = asked.arrival_s
     hit_tokens, preemptions = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     for server in servers:
         for known, column in ((server.hit_tokens, hit_tokens), (server.preempted, preemptions)):
             column[list(known)] = list(known.values())
-        followers = list(server.arrivals.followed_s)
-        arrival_s[followers] = list(server.arrivals.followed_s.values())
+        followed_s = server.arrivals.followed_s
+        asked.arrival_s[list(followed_s)] = list(followed_s.values())
+    recomputed_tokens = sum(server.recomputed_tokens for server in servers)
+    logs = [np.frombuffer(server.log, dtype=LAYOUT) for server in servers]
+    servers.clear()
+    log = logs[0]
+    if len(logs) > 1:
+        log = np.concatenate(logs)
+        log = log[np.argsort(log["start_s"], kind="stable")]
+    return _Outcome(
+        steps=_steps(log, padded),
+        replicas=len(logs),
+        hit_tokens=hit_tokens,
+        preemptions=preemptions,
+        recomputed_tokens=recomputed_tokens,
+    )
+
+
+def _conclude(
+    requests: RequestColumns,
+    asked: _Asked,
+    cost: StepCost,
+    times: tuple[list[float], list[float]],
+    outcome: _Outcome,
+) -> Run:
+    arrival_s = asked.arrival_s
     served = ServedRequests(
         input_tokens=np.asarray(requests.input_tokens),
         output_tokens=np.asarray(requests.output_tokens),
         arrival_s=arrival_s,
         first_token_s=np.array(times[0]),
         finished_s=np.array(times[1]),
-        hit_tokens=hit_tokens,
-        preemptions=preemptions,
+        hit_tokens=outcome.hit_tokens,
+        preemptions=outcome.preemptions,
         rejected=asked.rejected,
     )
-    steps = _steps(servers, padded)
+    steps = outcome.steps
     step_energy_j = cost.step_energy_j(steps)
     start_s = float(np.nanmin(arrival_s)) if np.isfinite(arrival_s).any() else 0.0
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
     busy_s = float(steps.duration_s.sum())
-    idle_j = cost.idle_w * max(0.0, len(servers) * (end_s - start_s) - busy_s)
-    recomputed = sum(server.recomputed_tokens for server in servers)
+    idle_j = cost.idle_w * max(0.0, outcome.replicas * (end_s - start_s) - busy_s)
     return Run(
         requests=served,
         steps=steps,
         step_energy_j=step_energy_j,
-        energy=_split(steps, step_energy_j, idle_j, recomputed),
-        counts=_count(served, steps, recomputed),
+        energy=_split(steps, step_energy_j, idle_j, outcome.recomputed_tokens),
+        counts=_count(served, steps, outcome.recomputed_tokens),
         start_s=start_s,
         duration_s=end_s - start_s,
         busy_s=busy_s,
-        replicas=len(servers),
+        replicas=outcome.replicas,
         idle_w=cost.idle_w,
     )
 
 
-def _steps(servers: Sequence[Server], padded: Sequence[int]) -> Steps:
-    logs = [np.frombuffer(server.log).reshape(-1, FIELDS) for server in servers if server.log]
-    joined = np.concatenate(logs) if len(logs) > 1 else logs[0] if logs else np.empty((0, FIELDS))
-    if len(logs) > 1:
-        joined = joined[np.argsort(joined[:, 0], kind="stable")]
-    columns = np.ascontiguousarray(joined.T)
-    start, count, decodes, context, tokens, pairs, prefills, sampled, blocks, waiting, step_s = columns
-    total = decodes + tokens
+def _steps(log: NDArray[np.void], padded: Sequence[int]) -> Steps:
+    columns = {name: log[name].astype(np.float64) for name in LAYOUT.names or ()}
+    total = columns["decodes"] + columns["prefill_tokens"]
     table = np.asarray(padded, dtype=np.float64)
-    return Steps(
-        start_s=start,
-        count=count,
-        decodes=decodes,
-        context=context,
-        prefill_tokens=tokens,
-        prefill_pairs=pairs,
-        prefills=prefills,
-        sampled=sampled,
-        padded=np.where(total < table.size, table[np.minimum(total, table.size - 1).astype(np.int64)], 0.0),
-        kv_blocks=blocks,
-        waiting=waiting,
-        step_s=step_s,
-    )
+    fitting = table[np.minimum(total, table.size - 1).astype(np.int64)]
+    return Steps(**columns, padded=np.where(total < table.size, fitting, 0.0))
 
 
 def _split(steps: Steps, step_energy_j: Floats, idle_j: float, recomputed: int) -> EnergySplit:

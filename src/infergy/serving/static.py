@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from infergy.errors import UsageError
 from infergy.serving.arrivals import Arrivals
-from infergy.serving.replica import StepCost
+from infergy.serving.replica import ENTRY, StepCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +30,10 @@ class StaticConfig:
     tensor_parallel_size: int = 1
     has_graphs: bool = False
     notes: tuple[str, ...] = ()
+
+    def padded_sizes(self) -> list[int]:
+        """By tokens of a step, its tokens in a CUDA graph: a decode step's own, where there are graphs."""
+        return list(range(self.max_num_seqs + 1)) if self.has_graphs else [0]
 
     def options(self) -> dict[str, Any]:
         """All options, by name."""
@@ -65,7 +68,7 @@ class StaticReplica:
         finished_s: list[float],
     ) -> None:
         self.arrivals = arrivals
-        self.log = array("d")
+        self.log = bytearray()
         self.hit_tokens: dict[int, int] = {}
         self.preempted: dict[int, int] = {}
         self.recomputed_tokens = 0
@@ -112,11 +115,11 @@ class StaticReplica:
             left, seen = left - count, seen + count
         for request in batch:
             self._finished_s[request] = self._now
-            self.arrivals.answer(request, self._now)
+        self.arrivals.answer(batch, self._now)
 
     def _log(
         self, count: int, decodes: int, context: float, tokens: int, pairs: int, size: int, seconds: float
     ) -> None:
         prefills, waiting = 0 if decodes else size, len(self._waiting)
-        self.log.extend((self._now, count, decodes, context, tokens, pairs, prefills, size, 0, waiting, seconds))
+        self.log += ENTRY.pack(self._now, count, decodes, context, tokens, pairs, prefills, size, 0, waiting, seconds)
         self._now += count * seconds

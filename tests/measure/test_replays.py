@@ -1,0 +1,201 @@
+"""Windows of traces: from the trace to the plan, and from the plan to the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infergy.engines.simulated import SimulatedEngine
+from infergy.errors import DataError, UsageError
+from infergy.measure.replays import REPLAY_OPTIONS, Replay, plan_replays
+from infergy.measure.sweep import sweep
+from infergy.measure.warmup import WARMUP_REPLAY_TOKENS, WARMUP_REQUESTS, warm_up
+from infergy.records import EngineSetup, Measurement, Plan, result_of
+from infergy.records.latency import backlog_of, percentiles
+from infergy.records.store import read_store
+
+CONVERSATION, CODE = "azure-conv-2023", "azure-code-2023"
+
+
+def setup(label: str = "vllm-server") -> EngineSetup:
+    return EngineSetup(model="llama-3.1-8b", **EngineSetup.parse_label(label))
+
+
+def plan_of(*replays: Replay, label: str = "vllm-server") -> Plan:
+    return plan_replays([(setup(label), one) for one in replays], gpu="h200")
+
+
+@pytest.mark.parametrize(
+    ("source", "minute", "seconds", "requests", "inputs", "outputs"),
+    [
+        (CONVERSATION, 10, 75, 379, 489_047, 95_514),
+        (CODE, 3, 75, 531, 1_121_290, 14_293),
+        (CONVERSATION, 30, 45, 330, 435_820, 44_146),
+    ],
+)
+def test_windows_hold_the_requests_of_the_measured_reference_runs(
+    source: str, minute: int, seconds: int, requests: int, inputs: int, outputs: int
+) -> None:
+    (planned,) = plan_of(Replay(source=source, from_s=60 * minute, for_s=seconds)).cells
+    assert len(planned.arrival_s) == planned.cell.load.batch == requests
+    assert (sum(tokens for tokens, _ in planned.lengths), sum(tokens for _, tokens in planned.lengths)) == (
+        inputs,
+        outputs,
+    )
+    assert planned.arrival_s[0] == 0
+    assert planned.arrival_s[-1] < seconds
+    assert list(planned.arrival_s) == sorted(planned.arrival_s)
+
+
+def test_a_speed_takes_more_of_the_trace_into_the_same_seconds() -> None:
+    (slow,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=90)).cells
+    (fast,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=30, speed=3)).cells
+    assert fast.lengths == slow.lengths
+    assert fast.arrival_s == pytest.approx([time_s / 3 for time_s in slow.arrival_s], abs=2e-6)
+    assert fast.cell.id != slow.cell.id
+    (at_once,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=30, speed=3, timed=False)).cells
+    assert at_once.lengths == slow.lengths
+    assert set(at_once.arrival_s) == {0.0}
+    assert at_once.cell.label == "vllm-server-replay:azure-conv-2023+600s/90s"
+
+
+def test_consecutive_requests_may_keep_their_times() -> None:
+    at_once, timed = plan_of(
+        Replay(source=CONVERSATION, first=5, requests=20, timed=False),
+        Replay(source=CONVERSATION, first=5, requests=20),
+    ).cells
+    assert at_once.lengths == timed.lengths
+    assert timed.arrival_s[-1] > at_once.arrival_s[-1] == 0
+    assert (at_once.cell.load.arrivals, timed.cell.load.arrivals) != (None, None)
+
+
+def test_longer_requests_are_left_out_when_asked() -> None:
+    window = Replay(source=CONVERSATION, from_s=600, for_s=75)
+    (planned,) = plan_replays([(setup(), window)], gpu="h200", max_tokens=2000).cells
+    assert 0 < len(planned.lengths) < 379
+    assert max(map(sum, planned.lengths)) <= 2000
+
+
+def test_a_plan_groups_by_set_up_and_counts_visits() -> None:
+    window, other = (Replay(source=CODE, from_s=60 * minute, for_s=10) for minute in (3, 9.5))
+    plain, bound = setup(), setup("vllm-server-s16")
+    plan = plan_replays([(plain, window), (bound, other), (plain, other), (plain, window)], gpu="h200", name="mine")
+    assert [(one.cell.setup, one.visit) for one in plan.cells] == [
+        (plain, "grid"),
+        (plain, "grid"),
+        (plain, "grid-2"),
+        (bound, "grid"),
+    ]
+    assert plan.options == REPLAY_OPTIONS
+    assert list(plan.models) == ["llama-3.1-8b"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measurement, ...]:
+    path = tmp_path_factory.mktemp("replays") / "rows.jsonl"
+    window = Replay(source=CODE, from_s=180, for_s=10)
+    plan = plan_of(window, replace(window, timed=False), window)
+    plan.save(path.with_name("plan.json"))
+    list(sweep(Plan.load(path.with_name("plan.json")), path, simulate=True))
+    return read_store(path).rows
+
+
+def test_each_visit_is_one_run_of_one_window_without_timeline_or_bare_idle_power(rows: tuple[Measurement, ...]) -> None:
+    assert [row.visit for row in rows] == ["grid", "grid", "grid-2"]
+    for row in rows:
+        (window,) = row.windows
+        assert len(window.batches) == 1
+        assert not row.timeline
+        assert row.bare_idle is None
+        assert row.loaded_idle is not None
+        assert min(row.loaded_idle.duration_by_gpu_s.values()) >= REPLAY_OPTIONS.idle_s
+
+
+def test_a_row_keeps_each_requests_times_also_all_at_once(rows: tuple[Measurement, ...]) -> None:
+    for row in rows:
+        (batch,) = row.windows[0].batches
+        assert batch.times is not None
+        assert len(batch.times.first_token_s) == len(row.lengths) == batch.requests
+        ends = [came_s + took_s for came_s, took_s in zip(row.arrival_s, batch.times.finished_s, strict=True)]
+        assert batch.duration_s == pytest.approx(max(ends), abs=1e-5)
+    assert len(rows[0].to_json()["lengths"]) == rows[0].cell.load.batch
+
+
+def test_requests_that_are_there_at_once_do_not_fall_behind(rows: tuple[Measurement, ...]) -> None:
+    assert [backlog_of(row) is None for row in rows] == [False, True, False]
+
+
+def test_the_time_per_output_token_is_each_requests_own(rows: tuple[Measurement, ...]) -> None:
+    row = rows[0]
+    times = row.windows[0].batches[0].times
+    latency = result_of(row).latency
+    assert times is not None
+    assert latency is not None
+    trios = zip(times.first_token_s, times.finished_s, row.lengths, strict=True)
+    own = [(last_s - first_s) / (tokens - 1) for first_s, last_s, (_, tokens) in trios if tokens > 1]
+    assert latency.per_output_token == percentiles(own)
+    assert row.result is not None
+    assert row.result.latency == latency
+
+
+def test_a_warm_up_is_a_burst_of_the_replays_own_requests_that_trickles_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    (planned,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=75)).cells
+    seen = []
+
+    class Session:
+        def run(self, work: object) -> None:
+            seen.append(work)
+
+    class Meter:
+        class clock:  # noqa: N801 - an attribute of meters
+            @staticmethod
+            def now_s() -> float:
+                return 0.0
+
+    from infergy.engines import Work
+
+    prompts = tuple((1,) * inputs for inputs, _ in planned.lengths)
+    outputs = tuple(tokens for _, tokens in planned.lengths)
+    work = Work(prompts=prompts, output_tokens=outputs, arrival_s=planned.arrival_s)
+    warm_up(Session(), Meter(), planned, work, REPLAY_OPTIONS)  # type: ignore[arg-type]
+    (run,) = seen
+    assert isinstance(run, Work)
+    count = len(run.prompts)
+    assert WARMUP_REQUESTS / 2 < count <= WARMUP_REQUESTS + 1
+    assert len(run.output_tokens) == len(run.arrival_s) == count
+    assert max(run.output_tokens) == WARMUP_REPLAY_TOKENS
+    assert max(map(len, run.prompts)) == max(map(len, prompts))
+    assert run.arrival_s.count(0.0) == count - count // 2
+    assert list(run.arrival_s) == sorted(run.arrival_s)
+
+
+def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    window = Replay(source=CONVERSATION, from_s=600, for_s=75)
+    with pytest.raises(UsageError, match="static batches"):
+        plan_of(window, label="transformers")
+    with pytest.raises(UsageError, match="max_model_len = 1024"):
+        plan_of(window, label="vllm-server-len1024")
+    with pytest.raises(UsageError, match="--from 10m --for 75s"):
+        plan_of(Replay(source=CONVERSATION))
+    with pytest.raises(UsageError, match="--requests 1000"):
+        plan_of(replace(window, requests=10))
+    with pytest.raises(UsageError, match="no replay"):
+        plan_of()
+    with pytest.raises(DataError, match="another part of the trace"):
+        plan_of(Replay(source=CODE, from_s=720, for_s=50))
+    bare = tmp_path / "bare.csv"
+    bare.write_text("ContextTokens,GeneratedTokens\n10,5\n12,6\n")
+    with pytest.raises(DataError, match="no times of arrival"):
+        plan_of(Replay(source=str(bare), for_s=5))
+
+
+def test_options_of_vllm_are_refused_for_another_engine() -> None:
+    from infergy.hardware import get_gpu
+    from infergy.hardware.simulated_node import pretend_node
+
+    engine = SimulatedEngine(pretend_node(get_gpu("h200"), 1), get_gpu("h200"))
+    for part in ("server", "bt2048", "pc", "mem0.9", "len4096"):
+        with pytest.raises(UsageError, match='engine = "vllm" has'):
+            engine.check(setup(f"transformers-{part}"))
