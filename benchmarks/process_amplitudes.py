@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from infergy.score import residual
-from infergy.score.fit import fit_physics
+from infergy.score.fit import fit_served
 from infergy.score.rows import TEXT_TASKS, Rows, read_rows
 from infergy.score.splits import SPLITS
 
@@ -68,8 +68,8 @@ def main() -> None:
 def _folds(rows: Rows, energy_j: Any, split: str) -> list[Fold]:
     found = []
     for seen, left in SPLITS[split](rows):
-        physics = fit_physics(rows.take(seen), energy_j[seen])
-        found.append(Fold(seen, left, np.log(energy_j / physics.energy_j(rows))))
+        served = fit_served(rows.take(seen), energy_j[seen])
+        found.append(Fold(seen, left, np.log(energy_j / served.energy_j(rows))))
     return found
 
 

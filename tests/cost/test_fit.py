@@ -13,7 +13,7 @@ from infergy.cost.rates import rates_of
 from infergy.cost.work import server_work
 from infergy.hardware import get_gpu, get_model
 
-TRUTH = {"weight_efficiency": 0.72, "flop_share": 0.95, "step_s": 0.9e-3, "byte_share": 0.5}
+TRUTH = {"weight_efficiency": 0.72, "flop_share": 0.95, "step_s": 0.9e-3, "byte_j": 1e-10}
 
 
 def batch_steps(inputs: int, outputs: int, batch: int) -> np.ndarray:

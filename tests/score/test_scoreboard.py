@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.cli.schema import make_schema
-from infergy.energy.calibration import Calibrated, Calibration
-from infergy.energy.physics import BY_NAME, Physics
+from infergy.cost.calibration import Calibrated, Calibration
+from infergy.cost.constants import BY_NAME
 from infergy.errors import DataError, UsageError
 from infergy.report.scoreboard import points
 from infergy.score.board import ESTIMATORS, Score, score_all, score_new
-from infergy.score.fit import fit_physics
+from infergy.score.fit import fit_served
 from infergy.score.ours import Infergy, InfergyCalibrated, InfergyDatasheet, InfergyPhysics
 from infergy.score.residual import Residual
 from infergy.score.rivals import RIVALS, ecologits, flops_at_tdp, request_terms, vidur_power_w, wilkins_terms
@@ -187,8 +187,8 @@ def test_interpolation_says_nothing_of_what_was_not_measured() -> None:
 
 def test_constants_are_recovered_from_joules_made_by_them() -> None:
     some = ROWS.take(FEW)
-    truth = fit_physics(some, ENERGY_J[FEW])
-    again = fit_physics(some, truth.energy_j(some))
+    truth = fit_served(some, ENERGY_J[FEW])
+    again = fit_served(some, truth.energy_j(some))
     off = np.abs(again.energy_j(some) / truth.energy_j(some) - 1)
     # Priors pull a little where rows tell little.
     assert np.median(off) < 0.03
@@ -197,9 +197,9 @@ def test_constants_are_recovered_from_joules_made_by_them() -> None:
 
 def test_the_same_rows_are_fitted_once_and_others_anew() -> None:
     some, energy_j = ROWS.take(FEW[:12]), ENERGY_J[FEW[:12]]
-    first = fit_physics(some, energy_j)
-    assert fit_physics(ROWS.take(FEW[:12]), energy_j.copy()) is first
-    dearer = fit_physics(some, energy_j * 1.5)
+    first = fit_served(some, energy_j)
+    assert fit_served(ROWS.take(FEW[:12]), energy_j.copy()) is first
+    dearer = fit_served(some, energy_j * 1.5)
     assert (dearer.energy_j(some) > first.energy_j(some)).all()
 
 
@@ -225,11 +225,11 @@ def calibration_of(gpu: str, factors: dict[str, float]) -> Calibration:
             name=name,
             unit="ratio",
             prior=BY_NAME[name].value,
-            prior_spread=0.3,
+            prior_sd=0.3,
             value=BY_NAME[name].value * factor,
             low=0.0,
             high=1.0,
-            spread=0.01,
+            sd=0.01,
             windows=5,
         )
         for name, factor in factors.items()
@@ -251,10 +251,14 @@ def calibration_of(gpu: str, factors: dict[str, float]) -> Calibration:
 
 
 def test_a_calibration_tells_of_a_gpu_that_no_row_is_of_and_of_no_other() -> None:
-    """Joules made by the model, B200s drawing 1.5 times the base power and bytes costing 0.6 times what others' do."""
-    factors = {"base_share": 1.5, "byte_share": 0.6}
-    steps = steps_of(ROWS)
-    energy_j = Physics(factors={"b200": factors}).passes(steps.demand, steps.chips).energy_j / steps.batch
+    """Joules made by the model, B200s with three times the power of being busy, and 0.6 times the energy of a byte."""
+    factors = {"busy_share": 3.0, "byte_j": 0.6}
+
+    def constants(gpu: str) -> dict[str, float]:
+        own = factors if gpu == "b200" else {}
+        return {name: constant.value * own.get(name, 1.0) for name, constant in BY_NAME.items()}
+
+    energy_j = steps_of(ROWS).energy_j(constants)[0]
     seen = ROWS.gpu == "h100-sxm"
     rows, others = ROWS.take(np.flatnonzero(seen)), ROWS.take(np.flatnonzero(~seen))
     calibrated = InfergyCalibrated((calibration_of("b200", factors),)).fit(rows, energy_j[seen])

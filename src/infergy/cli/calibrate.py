@@ -1,4 +1,4 @@
-"""`infergy calibrate`: the physical model's constants for this GPU, in a few minutes and without a model."""
+"""`infergy calibrate`: the step-cost model's constants for this GPU, in a few minutes and without a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infergy.cli.trace_options import JsonOption, print_json, stdout_console
 from infergy.units import format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.energy.calibration import Calibrated, Calibration
+    from infergy.cost.calibration import Calibrated, Calibration
     from infergy.hardware.gpus import Gpu
 
 DEFAULT_FILE = Path("calibration.jsonl")
@@ -40,11 +40,11 @@ def calibrate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what this GPU takes for copies, products, attention and launches, and fit the physical model to it.
+    """Measure what this GPU takes for copies, products, attention and launches, and fit the step-cost model to it.
 
     Needs torch and a GPU that counts its energy, no model. Example: infergy calibrate -o h200.jsonl --budget 4m
     """
-    from infergy.energy.calibration import load_calibration
+    from infergy.cost.calibration import load_calibration
     from infergy.measure.calibrate import parse_budget, run_here
 
     chip = _chip(gpu)
@@ -71,7 +71,7 @@ def _refuse_unmeant(chip: Gpu | None, simulate: str | None) -> None:
     Raises:
         UsageError: The simulated GPU is another than `chip`, or there is none of that name.
     """
-    from infergy.energy.calibration import refuse_other
+    from infergy.cost.calibration import refuse_other
     from infergy.hardware.gpus import get_gpu
 
     if chip is not None and simulate is not None:
@@ -108,14 +108,14 @@ def _print(found: Calibration, path: Path | str) -> None:
 def _row(one: Calibrated) -> list[str]:
     figures = [_figure(one, value) for value in (one.prior, one.value)]
     if not one.windows:
-        return [one.name, figures[0], "as datasheet", format_percent(one.spread), "-", "0", _unit(one)]
+        return [one.name, figures[0], "as datasheet", format_percent(one.sd), "-", "0", _unit(one)]
     between = f"{_figure(one, one.low)} .. {_figure(one, one.high)}"
-    return [one.name, *figures, format_percent(one.spread), between, str(one.windows), _unit(one)]
+    return [one.name, *figures, format_percent(one.sd), between, str(one.windows), _unit(one)]
 
 
 def _figure(one: Calibrated, value: float) -> str:
-    return format_si(value, "s") if one.unit == "s" else format_number(value)
+    return format_si(value, one.unit) if one.unit in ("s", "J") else format_number(value)
 
 
 def _unit(one: Calibrated) -> str:
-    return "" if one.unit == "s" else one.unit
+    return "" if one.unit in ("s", "J") else one.unit

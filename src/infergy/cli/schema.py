@@ -95,7 +95,7 @@ def _record(name: str) -> tuple[type, str]:
 
         return (Histogram, HISTOGRAM_SCHEMA) if name == "histogram" else (TraceSummary, TRACE_SCHEMA)
     if name == "calibration":
-        from infergy.energy.calibration import CALIBRATION_SCHEMA, Calibration
+        from infergy.cost.calibration import CALIBRATION_SCHEMA, Calibration
 
         return Calibration, CALIBRATION_SCHEMA
     if name == "calibration-window":

@@ -116,7 +116,7 @@ def _calibrated(names: Sequence[str]) -> list[InfergyCalibrated]:
     Raises:
         UsageError: Two are of one kind of GPU.
     """
-    from infergy.energy.calibration import load_calibration
+    from infergy.cost.calibration import load_calibration
     from infergy.score.ours import InfergyCalibrated
 
     found = [load_calibration(name) for name in names]

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped matmuls"
+CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE: a GPU's exchange is padded to 256 tokens; as many rows an expert is our guess"
+MEMORY = "1.05e-10 to 1.35e-10 on H100, H200 and B200 alike, whatever their TDP: our rows, and ML.ENERGY's"
 OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
+
+LOADED_IDLE_SHARE = 0.175
+"""Power of an idle GPU with a model loaded, over its TDP, where no row measured it: 123 W of 700 on H200s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,9 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("expert_read", 1.5, 0.4, "factor on the time of reading experts of 30 MB over dense weights"),
     _constant("expert_size", 0.25, 0.7, "exponent of that factor in 30 MB / size"),
     _constant("expert_rows", 32.0, 0.7, "rows that each visited expert computes beside its tokens'", TILES),
+    _constant("imbalance", 0.5, 0.5, "sd of visited experts over GPUs by which the fullest one lags"),
+    _constant("dispatch_s", 15e-6, 0.7, "s of sending tokens to their experts' GPU, a layer and two GPUs"),
+    _constant("replica_rows", 256.0, 1.0, "more expert_rows where each GPU has requests of its own", CHUNKS),
     _constant("fp8_bytes", 1.2, 0.3, "factor on the time of reading fp8 weights over their bytes"),
     _constant("fp8_flops", 1.2, 0.3, "factor on the time of fp8 matmuls over their FLOPs"),
     _constant("fp8_layer_s", 10e-6, 0.7, "s more for a layer in fp8: activations are quantised"),
@@ -67,13 +75,14 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("mxfp4_flops", 1.2, 0.4, "factor on matmuls of mxfp4: weights are widened"),
     _constant("mxfp4_layer_s", 20e-6, 0.7, "s more for a layer in mxfp4"),
     _constant("busy_share", 0.15, 0.6, "power of a busy GPU over an idle one, without its work, over TDP", OURS, 0.3),
-    _constant("byte_share", 0.6, 0.3, "power of reading at 0.8 of the bandwidth, over TDP", KERNELS, 0.15),
+    _constant("byte_j", 1.1e-10, 0.3, "J of reading a byte from memory", MEMORY, 0.15),
     _constant("flop_share", 0.8, 0.3, "power of bfloat16 matmuls at 0.6 of the peak, over TDP", KERNELS, 0.1),
     _constant("parallel_share", 0.1, 0.5, "power of a GPU that shares a model, beside that of one alone, over TDP"),
     _constant("attention_energy", 1.05, 0.2, "energy of an attention FLOP over one of a matmul"),
     _constant("cache_energy", 1.2, 0.3, "energy of a byte of the KV cache over one of the weights"),
     _constant("fp8_byte_energy", 1.1, 0.25, "energy of a byte in fp8 over one in bfloat16"),
     _constant("fp8_flop_energy", 0.6, 0.25, "energy of a FLOP in fp8 over one in bfloat16", KERNELS),
+    _constant("block_byte_energy", 1.3, 0.3, "energy of a byte scaled in blocks over other fp8"),
     _constant("limit_share", 0.994, 0.002, "power at which a busy GPU is held, over its limit", KERNELS),
     _constant("limiter_s", 0.25, 0.01, "s over which the power limiter averages", ONLINE),
     _constant("call_s", 2.5e-3, 0.5, "s of the front end between two batches handed over at once"),
@@ -108,4 +117,4 @@ def values_of(engine: str, values: Mapping[str, float] | None = None) -> dict[st
     return {name: (values or {}).get(name, constant.value) for name, constant in constants_of(engine).items()}
 
 
-__all__ = ["BY_NAME", "CONSTANTS", "TRANSFORMERS", "Constant", "constants_of", "values_of"]
+__all__ = ["BY_NAME", "CONSTANTS", "LOADED_IDLE_SHARE", "TRANSFORMERS", "Constant", "constants_of", "values_of"]

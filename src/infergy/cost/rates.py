@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from infergy.hardware.gpus import Gpu
 REFERENCE_EXPERT_BYTES = 30e6
 NVLINK_4 = 450e9
 """Bytes/s in one direction, where the catalogue knows no link."""
+NO_WINDOW = 1e12
+"""Tokens; more than any context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,7 @@ class MatmulRates:
         weight: Of reading the weights that every step reads; `expert` of all routed experts.
         token: Of the FLOPs of one token; `head` of sampling one; `row` of the rows that experts compute beside tokens'.
         miss: Share of the experts that one token does not visit; 0 for a dense model.
+        lag: Of the fullest GPU, where experts are divided whole, at the square root of the share of them visited.
     """
 
     weight: Any
@@ -31,7 +35,8 @@ class MatmulRates:
     token: Any
     head: Any
     row: Any
-    miss: float
+    miss: Any
+    lag: Any = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,8 @@ class AttentionRates:
     """Seconds or joules of attention, on all GPUs of a server at once.
 
     Attributes:
-        read: Of a position that a decoding sequence reads; `window_read` in layers with a window of `window` tokens.
+        read: Of a position that a decoding sequence reads; `window_read` in layers with a window.
+        window: Tokens of that window; None where no layer has one.
         write: Of a token's keys and values; `state` of a sequence's recurrent state.
         pair: Of the FLOPs of a decoded token at one position; `window_pair` in layers with a window.
         ratio: FLOPs of a prompt's token over those of a decoded one.
@@ -47,12 +53,12 @@ class AttentionRates:
 
     read: Any
     window_read: Any
-    window: float
+    window: Any | None
     write: Any
     state: Any
     pair: Any
     window_pair: Any
-    ratio: float
+    ratio: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,49 +121,17 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         server: Whether an API server hands out each token as it comes.
     """
     c = constants
-    bandwidth, base_peak = gpu.memory_bandwidth * work.gpus, gpu.dense_flops("bfloat16") * work.gpus
-    is_fp8, is_mxfp4 = work.dtype == "fp8", work.dtype == "mxfp4"
-    # Narrow weights are computed with at their own width only where the GPU can; mxfp4 never is.
-    peak = gpu.peak_flops.get("fp8", base_peak / work.gpus) * work.gpus if is_fp8 else base_peak
-    narrow = c["fp8_bytes"] if is_fp8 else c["mxfp4_bytes"] if is_mxfp4 else 1.0
-    widened = c["fp8_flops"] if is_fp8 else c["mxfp4_flops"] if is_mxfp4 else 1.0
-    if work.scaled_in_blocks:
-        widened = widened * c["block_flops"]
-    byte_s = 1.0 / (c["weight_efficiency"] * bandwidth)
-    flop_s = widened / (c["compute_efficiency"] * peak)
-    tdp_w = gpu.tdp_w * work.gpus
-    byte_j = c["byte_share"] * tdp_w / (0.8 * bandwidth)
-    flop_j = c["flop_share"] * tdp_w / (0.6 * base_peak) * widened
-    weight_j, wide_flop_j = byte_j, c["flop_share"] * tdp_w / (0.6 * base_peak)
-    if is_fp8:
-        weight_j, flop_j = byte_j * c["fp8_byte_energy"], flop_j * c["fp8_flop_energy"]
-    read, rows, miss = _expert_factors(work, c, narrow)
-    experts = work.experts
-    routed, row_flops = (0.0, 0.0) if experts is None else (experts.routed_bytes, experts.row_flops * rows)
-    matmul_s = MatmulRates(
-        weight=work.weight_bytes * narrow * byte_s,
-        expert=routed * read * byte_s,
-        token=work.token_flops * flop_s,
-        head=work.head_flops * flop_s,
-        row=row_flops * flop_s,
-        miss=miss,
-    )
-    matmul_j = MatmulRates(
-        weight=work.weight_bytes * weight_j,
-        expert=routed * read**0.5 * weight_j,
-        token=work.token_flops * flop_j,
-        head=work.head_flops * flop_j,
-        row=row_flops * flop_j,
-        miss=miss,
-    )
+    base_peak, tdp_w = gpu.dense_flops("bfloat16") * work.gpus, gpu.tdp_w * work.gpus
+    matmul_s, matmul_j = _matmul_rates(work, gpu, c)
     traffic = c.get("cache_traffic", 1.0)
-    cache_s = 1.0 / (c["cache_efficiency"] * bandwidth)
+    cache_s = 1.0 / (c["cache_efficiency"] * gpu.memory_bandwidth * work.gpus)
     pair_s = 1.0 / (c["attention_efficiency"] * base_peak)
+    pair_j = _flop_j(gpu, c) * c["attention_energy"]
     return Rates(
         matmul_s=matmul_s,
         matmul_j=matmul_j,
         attention_s=_attention_rates(work, cache_s, pair_s, traffic),
-        attention_j=_attention_rates(work, byte_j * c["cache_energy"], wide_flop_j * c["attention_energy"], traffic),
+        attention_j=_attention_rates(work, c["byte_j"] * c["cache_energy"], pair_j, traffic),
         host=_host_rates(work, gpu, c, server=server),
         power=PowerRates(
             base_w=idle_w + (c["busy_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,
@@ -166,6 +140,48 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
             idle_w=idle_w,
         ),
     )
+
+
+def _flop_j(gpu: Gpu, c: Mapping[str, Any]) -> Any:
+    return c["flop_share"] * gpu.tdp_w / (0.6 * gpu.dense_flops("bfloat16"))
+
+
+def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[MatmulRates, MatmulRates]:
+    """Seconds, and joules."""
+    is_fp8, is_mxfp4 = work.dtype == "fp8", work.dtype == "mxfp4"
+    # Narrow weights are computed with at their own width only where the GPU can; mxfp4 never is.
+    base_peak = gpu.dense_flops("bfloat16")
+    peak = gpu.peak_flops.get("fp8", base_peak) if is_fp8 else base_peak
+    narrow = c["fp8_bytes"] if is_fp8 else c["mxfp4_bytes"] if is_mxfp4 else 1.0
+    widened = c["fp8_flops"] if is_fp8 else c["mxfp4_flops"] if is_mxfp4 else 1.0
+    if work.scaled_in_blocks:
+        widened = widened * c["block_flops"]
+    byte_s = 1.0 / (c["weight_efficiency"] * gpu.memory_bandwidth * work.gpus)
+    flop_s = widened / (c["compute_efficiency"] * peak * work.gpus)
+    byte_j = c["byte_j"] * (c["fp8_byte_energy"] if is_fp8 else 1.0)
+    byte_j = byte_j * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
+    flop_j = _flop_j(gpu, c) * widened * (c["fp8_flop_energy"] if is_fp8 else 1.0)
+    read, rows, miss = _expert_factors(work, c, narrow)
+    routed, row_flops, lag = 0.0, 0.0, 0.0
+    if work.experts is not None:
+        routed, row_flops = work.experts.routed_bytes, work.experts.row_flops * rows
+        if work.dispatched:
+            # Of n experts dropped on G GPUs the fullest has n / G + sqrt(2 n ln G / G), n large (Raab and Steger 1998).
+            fullest = math.sqrt(2 * math.log(work.gpus) * work.gpus / work.experts.experts)
+            lag = c["imbalance"] * fullest * routed * read * byte_s
+
+    def rates(weight: Any, expert: Any, flop: Any, lag: Any) -> MatmulRates:
+        return MatmulRates(
+            weight=work.weight_bytes * weight,
+            expert=routed * expert,
+            token=work.token_flops * flop,
+            head=work.head_flops * flop,
+            row=row_flops * flop,
+            miss=miss,
+            lag=lag,
+        )
+
+    return rates(narrow * byte_s, read * byte_s, flop_s, lag), rates(byte_j, read**0.5 * byte_j, flop_j, 0.0)
 
 
 def _expert_factors(work: ServerWork, c: Mapping[str, Any], narrow: Any) -> tuple[Any, Any, float]:
@@ -177,7 +193,8 @@ def _expert_factors(work: ServerWork, c: Mapping[str, Any], narrow: Any) -> tupl
     if not isinstance(grouping, np.ndarray):
         grouping = float(grouping)
     # Scales of blocks are read beside the experts, and take the place of the other formats' factor.
-    return grouping * (c["block_bytes"] if work.scaled_in_blocks else narrow), c["expert_rows"], 1.0 - experts.share
+    rows = c["expert_rows"] + c["replica_rows"] if work.replicated else c["expert_rows"]
+    return grouping * (c["block_bytes"] if work.scaled_in_blocks else narrow), rows, 1.0 - experts.share
 
 
 def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> AttentionRates:
@@ -185,7 +202,7 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
     return AttentionRates(
         read=a.read_bytes * byte * traffic,
         window_read=a.window_read_bytes * byte * traffic,
-        window=a.window_tokens,
+        window=a.window_tokens if a.window_tokens < math.inf else None,
         write=a.write_bytes * byte,
         state=a.state_bytes * byte,
         pair=a.pair_flops * flop,
@@ -202,6 +219,8 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
     exchange: Any = 0.0
     if work.gpus > 1:
         launch = launch + 2 * work.layers * c["reduce_s"] * (work.gpus / 2) ** c["reduce_growth"]
+        if work.dispatched:
+            launch = launch + expert_layers * c["dispatch_s"] * work.gpus / 2
         exchange = work.exchange_bytes / (NVLINK_4 if gpu.link is None else gpu.link.bandwidth)
     return HostRates(
         launch=launch,
@@ -213,3 +232,25 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
         sequence=c["sequence_s"] + work.vocabulary * c["logit_s"],
         prefill=c["prefill_s"],
     )
+
+
+def columns_of(rates: Sequence[Rates], rows: np.ndarray[Any, np.dtype[np.int64]]) -> Rates:
+    """Rates of several servers as columns of shape (k, rows).
+
+    Args:
+        rates: Of each server, from constants of one shape, (k, 1).
+        rows: For each row the index of its server.
+    """
+    columns: Rates = _joined(rates, rows)
+    return columns
+
+
+def _joined(parts: Sequence[Any], rows: Any) -> Any:
+    if is_dataclass(parts[0]):
+        kind: Any = type(parts[0])
+        return kind(**{f.name: _joined([getattr(part, f.name) for part in parts], rows) for f in fields(kind)})
+    if all(part is None for part in parts):
+        return None
+    # No window beside those of other servers: a finite one, since 0 decodes x infinity is no number.
+    values = [np.atleast_2d(NO_WINDOW if part is None else part) for part in parts]
+    return np.hstack(np.broadcast_arrays(*values))[:, rows]

@@ -51,9 +51,9 @@ class StepSums(NamedTuple):
 def matmul_cost(r: MatmulRates, s: StepSums) -> tuple[Any, Any]:
     """What memory and what arithmetic of a step's matmuls takes, in the unit of the rates."""
     tokens = s.decodes + s.prefill_tokens
-    visited = 1.0 - r.miss**tokens if r.miss else 0.0
+    visited = 1.0 - r.miss**tokens
     # A CUDA graph computes its padding too; a mixed batch is never smaller than its tokens.
-    return r.weight + r.expert * visited, r.token * (
+    return r.weight + r.expert * visited + r.lag * visited**0.5, r.token * (
         tokens + _padding(s, tokens)
     ) + r.head * s.sampled + r.row * visited
 
@@ -68,7 +68,7 @@ def attention_cost(r: AttentionRates, s: StepSums, least: Any = np.minimum) -> t
     tokens = s.decodes + s.prefill_tokens
     memory = r.read * s.context + r.write * tokens + r.state * (s.decodes + s.prefills)
     flops = r.pair * (s.context + r.ratio * s.prefill_pairs)
-    if r.window < math.inf:
+    if r.window is not None:
         seen, pairs = least(s.context, s.decodes * r.window), least(s.prefill_pairs, s.prefill_tokens * r.window)
         memory = memory + r.window_read * seen
         flops = flops + r.window_pair * (seen + r.ratio * pairs)
@@ -210,8 +210,8 @@ class Pace:
         read, write, pair, read_j, write_j = self._linear
         memory, flops = read * context + write * decodes, pair * context
         added += read_j * context + write_j * decodes
-        if self._window[0] < math.inf:
-            window, window_read, window_pair, window_j = self._window
+        window, window_read, window_pair, window_j = self._window
+        if window is not None:
             seen = min(context, decodes * window)
             memory, flops, added = memory + window_read * seen, flops + window_pair * seen, added + window_j * seen
         memory, flops = memory * memory, flops * flops

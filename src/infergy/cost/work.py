@@ -72,6 +72,8 @@ class ServerWork:
         vocabulary: Entries of a sequence's logits.
         layers: Layers of all kinds; `state_layers` those with a recurrent state.
         experts: None for a dense model.
+        dispatched: Whether experts are divided among GPUs whole (expert parallel), not each over all GPUs.
+        replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
     """
 
     dtype: str
@@ -86,10 +88,19 @@ class ServerWork:
     state_layers: float
     attention: AttentionWork
     experts: ExpertWork | None
+    dispatched: bool = False
+    replicated: bool = False
 
 
-def server_work(shape: ModelShape, *, dtype: str = "bfloat16", gpus: int = 1) -> ServerWork:
-    """The work of a model served in `dtype` on `gpus` GPUs.
+def server_work(
+    shape: ModelShape,
+    *,
+    dtype: str = "bfloat16",
+    gpus: int = 1,
+    dispatched: bool = False,
+    replicated: bool = False,
+) -> ServerWork:
+    """The work of a model served in `dtype` on `gpus` GPUs; `dispatched` and `replicated` as in `ServerWork`.
 
     Raises:
         UsageError: `dtype` is not known.
@@ -101,15 +112,17 @@ def server_work(shape: ModelShape, *, dtype: str = "bfloat16", gpus: int = 1) ->
         dtype=dtype,
         scaled_in_blocks=dtype == "fp8" and shape.scaled_in_blocks,
         gpus=gpus,
-        weight_bytes=shape.step_weight_bytes(0, dtype),
+        weight_bytes=shape.step_weight_bytes(0, dtype) * (gpus if replicated else 1),
         token_flops=2.0 * shape.matmul_parameters + state_flops,
         head_flops=2.0 * shape.vocabulary * shape.hidden,
         exchange_bytes=exchange,
         vocabulary=shape.vocabulary,
         layers=shape.layers,
         state_layers=0 if shape.mamba is None else shape.mamba.layers,
-        attention=_attention(shape, dtype, gpus),
-        experts=_experts(shape, dtype, gpus),
+        attention=_attention(shape, dtype, 1 if replicated else gpus),
+        experts=_experts(shape, dtype, 1 if dispatched else gpus),
+        dispatched=dispatched,
+        replicated=replicated,
     )
 
 
@@ -133,7 +146,7 @@ def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
     )
 
 
-def _experts(shape: ModelShape, dtype: str, gpus: int) -> ExpertWork | None:
+def _experts(shape: ModelShape, dtype: str, parts: int) -> ExpertWork | None:
     experts = shape.experts
     if experts is None:
         return None
@@ -143,6 +156,6 @@ def _experts(shape: ModelShape, dtype: str, gpus: int) -> ExpertWork | None:
         share=experts.experts_per_token / experts.experts,
         experts=experts.experts,
         layers=experts.layers,
-        expert_bytes=matmul * dtype_bytes(dtype) / gpus,
+        expert_bytes=matmul * dtype_bytes(dtype) / parts,
         row_flops=2.0 * matmul * experts.layers * experts.experts,
     )

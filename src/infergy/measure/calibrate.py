@@ -2,7 +2,7 @@
 
     idle   load warm-up |window| row   load warm-up |window| row   …   two GPUs: |window| row
 
-What follows from the windows is `infergy.energy.calibration`, which needs no GPU. `infergy calibrate` does both; where
+What follows from the windows is `infergy.cost.calibration`, which needs no GPU. `infergy calibrate` does both; where
 nothing can be installed, ``python -m infergy.measure.calibrate -o FILE`` measures with the standard library and torch.
 """
 

@@ -13,19 +13,19 @@ from infergy.hardware.gpus import Gpu
 from infergy.hardware.simulated_node import SimulatedNode
 from infergy.measure.bench import look_nowhere
 from infergy.measure.calibration_plan import Traits
-from infergy.records.calibration import COPY, LAUNCH, PRODUCT, REDUCE, Workload
+from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, Workload
 
 L2_BYTES = 60 * 2**20
-CORNER, LIMIT = 4.0, 8.0
-"""Of the roofline and of the power limit, as docs/physics.md has them."""
+CORNER, LIMIT = 4.0, 16.0
+"""Exponents of the roofline and of the power limit, as in `infergy.cost.step`."""
 
-USUAL_MEMORY_SHARE, USUAL_FLOP_SHARE = 0.8, 0.6
-"""At which shares of bandwidth and peak `byte_share` and `flop_share` are told."""
+IDLE_SHARE, LIMIT_SHARE, FLOP_SHARE_AT = 0.175, 0.994, 0.6
+"""Idle power with work loaded and power at the limit, over TDP; the share of the peak to which `flop_share` belongs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What the simulated GPU obeys; names and units as in docs/physics.md.
+    """What the simulated GPU obeys; names and units as in `infergy.cost.constants`.
 
     Attributes:
         launch_s: A twelfth of `layer_s`.
@@ -38,9 +38,10 @@ class Truth:
     cache_efficiency: float
     compute_efficiency: float
     launch_s: float
-    base_share: float
-    byte_share: float
+    busy_share: float
+    byte_j: float
     flop_share: float
+    cache_energy: float
     fp8_bytes: float
     fp8_flops: float
     fp8_byte_energy: float
@@ -58,11 +59,12 @@ class Truth:
         return cls(
             weight_efficiency=draw(0.65, 0.95),
             cache_efficiency=draw(0.5, 0.95),
-            compute_efficiency=draw(0.45, 0.85),
-            launch_s=draw(1.5e-6, 6e-6),
-            base_share=draw(0.18, 0.4),
-            byte_share=draw(0.3, 0.65),
+            compute_efficiency=draw(0.7, 0.88),
+            launch_s=draw(0.6e-6, 3e-6),
+            busy_share=draw(0.05, 0.19),
+            byte_j=draw(0.65e-10, 1.15e-10),
             flop_share=draw(0.5, 1.0),
+            cache_energy=draw(0.9, 1.4),
             fp8_bytes=draw(0.9, 1.6),
             fp8_flops=draw(0.9, 1.6),
             fp8_byte_energy=draw(0.8, 1.5),
@@ -102,13 +104,13 @@ class SimulatedBench:
             call_s += 2 * work.sizes[0] / truth.cached_bytes_per_s
         if work.kind == REDUCE:
             call_s = truth.reduce_s + work.link_bytes / gpu.link.bandwidth
-        base_w = truth.base_share * gpu.tdp_w * work.gpus
-        byte_j = truth.byte_share * gpu.tdp_w / (USUAL_MEMORY_SHARE * gpu.memory_bandwidth)
-        flop_j = truth.flop_share * gpu.tdp_w / (USUAL_FLOP_SHARE * gpu.peak_flops["bfloat16"])
-        added_j = byte_j * work.memory_bytes * (truth.fp8_byte_energy if is_fp8 else 1.0)
+        base_w = (IDLE_SHARE + truth.busy_share) * gpu.tdp_w * work.gpus
+        flop_j = truth.flop_share * gpu.tdp_w / (FLOP_SHARE_AT * gpu.peak_flops["bfloat16"])
+        more = truth.cache_energy if work.kind == ATTENTION else truth.fp8_byte_energy if is_fp8 else 1.0
+        added_j = truth.byte_j * work.memory_bytes * more
         computed = work.flops * (truth.fp8_flops * truth.fp8_flop_energy if is_fp8 else 1.0)
         added_j += flop_j * computed
-        room_j = (gpu.tdp_w * work.gpus - base_w) * call_s
+        room_j = (LIMIT_SHARE * gpu.tdp_w * work.gpus - base_w) * call_s
         call_s *= (1 + (added_j / room_j) ** LIMIT) ** (1 / LIMIT)
         return call_s, base_w + added_j / call_s
 

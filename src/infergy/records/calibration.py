@@ -1,7 +1,7 @@
 """What `infergy calibrate` keeps: a JSONL file, a line for each window of plain work on a GPU. Standard library only.
 
 No model runs in these windows, so that what a GPU moves and computes in each is known exactly. The constants of the
-physical model follow from this file alone: `infergy.energy.calibration`.
+physical model follow from this file alone: `infergy.cost.calibration`.
 """
 
 from __future__ import annotations

@@ -1,58 +1,55 @@
-"""Constants of the physical model from rows: the likeliest, given priors (`infergy.energy.physics.CONSTANTS`).
+"""The constants of the step-cost model from rows of served models: the likeliest, given priors.
 
-    minimise  Σ rows  w ρ(log predicted − log measured)  +  Σ constants  (log value / prior)² / spread²
+    minimise  sum over rows  w rho(log predicted - log measured)  +  sum over constants  (log value / prior)^2 / sd^2
 
-with ρ Cauchy's, so that a row that no constant explains pulls none far, and w less for a network with many rows.
+with rho Cauchy's, so that a row that no constant explains pulls none far, and w less for a network with many rows.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from infergy.energy.physics import CONSTANTS, Physics
+import numpy as np
+
+from infergy.cost.constants import BY_NAME
+from infergy.cost.fit import Fit
 from infergy.score.rows import Rows
-from infergy.score.steps import Steps, steps_of
+from infergy.score.steps import Column, Steps, steps_of
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Column = np.ndarray[Any, np.dtype[np.float64]]
-
-ROW_SPREAD = 0.12
+ROW_SD = 0.12
 """Standard deviation of a row's logarithm about a model with the right constants."""
-
 USUAL_ROWS = 30.0
-PROMPT_SPREAD = {"lm-arena-chat": 0.25, "gpqa": 0.4, "sourcegraph-fim": 0.5}
-ANY_PROMPT_SPREAD = 0.7
+PROMPT_SD = {"lm-arena-chat": 0.25, "gpqa": 0.4, "sourcegraph-fim": 0.5}
+ANY_PROMPT_SD = 0.7
 """Standard deviation of the logarithm of a task's prompt length about the guess; images and video are least known."""
-
 EVALUATIONS = 40
-CLOSE = 1e-4
+ENOUGH = 1e-4
 """Of the sum that is minimised: a step that gains a smaller share of it is the last."""
+SHIFT = 1e-4
+"""Of a parameter, for derivatives."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedPhysics:
-    """The physical model of a server: constants, and how many times longer a task's prompts are than guessed.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServedFit:
+    """The step-cost model of servers of the benchmark.
 
     Attributes:
-        physics: Constants for all GPUs, and for those that rows were of.
-        prompts: By task; 1 for others.
+        fit: The constants, of all GPUs and of those that rows were of.
+        prompts: How many times longer a task's prompts are than guessed; 1 for tasks not in it.
     """
 
-    physics: Physics
-    prompts: dict[str, float]
+    fit: Fit
+    prompts: Mapping[str, float]
 
-    def energy_j(self, rows: Rows, steps: Steps | None = None) -> Column:
-        """Joules an output token of each row."""
-        import numpy as np
-
-        steps = steps or steps_of(rows)
-        factor = np.array([self.prompts.get(str(task), 1.0) for task in rows.task])
-        return self.physics.passes(steps.with_prompts(factor), steps.chips).energy_j / steps.batch
+    def energy_j(self, rows: Rows) -> Column:
+        """Joules of an output token of each row."""
+        longer = np.array([self.prompts.get(str(task), 1.0) for task in rows.task])
+        energy: Column = steps_of(rows).energy_j(self.fit.constants, longer)[0]
+        return energy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +67,7 @@ class _Learnt:
         return isinstance(other, _Learnt) and other.content == self.content
 
 
-def fit_physics(rows: Rows, energy_j: Column) -> ServedPhysics:
+def fit_served(rows: Rows, energy_j: Column) -> ServedFit:
     """The constants that explain the rows best, none far from its prior without reason. Deterministic.
 
     A fit takes seconds, and two estimators of the scoreboard rest on the same one: the last ones are remembered.
@@ -80,37 +77,78 @@ def fit_physics(rows: Rows, energy_j: Column) -> ServedPhysics:
     return _fit(_Learnt(rows, energy_j, hashlib.sha256(text.encode()).digest()))
 
 
+class _Parameters:
+    """The fit's parameters: logarithms of constants, of GPUs' differences from them, and of prompts over the guess."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.steps: Steps = steps_of(rows)
+        self.tasks, self.task = np.unique(rows.task.astype(str), return_inverse=True)
+        gpus = sorted(set(map(str, rows.gpu)))
+        differences = [(c, gpu) for gpu in gpus for c in BY_NAME.values() if c.gpu_sd]
+        self.names = (*BY_NAME, *(f"{c.name}@{gpu}" for c, gpu in differences))
+        self.index = {name: index for index, name in enumerate(self.names)}
+        sd = [c.sd for c in BY_NAME.values()] + [c.gpu_sd for c, _ in differences]
+        self.sd = np.array(sd + [PROMPT_SD.get(str(task), ANY_PROMPT_SD) for task in self.tasks])
+
+    def logs(self, theta: Column) -> Column:
+        """Logarithms of joules of an output token, of shape (k, rows), for k vectors of parameters."""
+
+        def constants(gpu: str) -> dict[str, Any]:
+            values = {}
+            for name, constant in BY_NAME.items():
+                log = theta[:, self.index[name]]
+                if constant.gpu_sd:
+                    log = log + theta[:, self.index[f"{name}@{gpu}"]]
+                values[name] = constant.value * np.exp(log)[:, None]
+            return values
+
+        longer = np.exp(theta[:, len(self.names) :])[:, self.task]
+        logs: Column = np.log(self.steps.energy_j(constants, longer))
+        return logs
+
+
 @lru_cache(maxsize=32)
-def _fit(learnt: _Learnt) -> ServedPhysics:
-    import numpy as np
+def _fit(learnt: _Learnt) -> ServedFit:
     from scipy.optimize import least_squares
 
-    rows, energy_j = learnt.rows, learnt.energy_j
-    steps = steps_of(rows)
-    tasks = sorted(set(map(str, rows.task)))
-    gpus = sorted(set(map(str, rows.gpu)))
-    own = [(gpu, one) for gpu in gpus for one in CONSTANTS if one.differs]
-    spreads = [one.spread for one in CONSTANTS] + [one.differs for _, one in own]
-    spread = np.array(spreads + [PROMPT_SPREAD.get(task, ANY_PROMPT_SPREAD) for task in tasks])
-
-    def model(theta: Column) -> ServedPhysics:
-        factors = np.exp(theta)
-        common, differ = factors[: len(CONSTANTS)], factors[len(CONSTANTS) : len(CONSTANTS) + len(own)]
-        by_gpu: dict[str, dict[str, float]] = {gpu: {} for gpu in gpus}
-        for (gpu, one), factor in zip(own, differ, strict=True):
-            by_gpu[gpu][one.name] = float(factor)
-        values = {one.name: one.value * float(factor) for one, factor in zip(CONSTANTS, common, strict=True)}
-        prompts = dict(zip(tasks, map(float, factors[-len(tasks) :]), strict=True))
-        return ServedPhysics(physics=Physics(values=values, factors=by_gpu), prompts=prompts)
-
-    _, network, count = np.unique(rows.backbone.astype(str), return_inverse=True, return_counts=True)
-    weight = np.sqrt(np.maximum(1.0, count[network] / USUAL_ROWS) ** -0.25)
-    wanted = np.log(energy_j)
+    rows = learnt.rows
+    parameters = _Parameters(rows)
+    sd, count = parameters.sd, len(parameters.sd)
+    _, network, rows_of = np.unique(rows.backbone.astype(str), return_inverse=True, return_counts=True)
+    weight = np.sqrt(np.maximum(1.0, rows_of[network] / USUAL_ROWS) ** -0.25)
+    measured = np.log(learnt.energy_j)
 
     def residuals(theta: Column) -> Column:
-        off = (np.log(model(theta).energy_j(rows, steps)) - wanted) / ROW_SPREAD
+        """Of shape (k, rows + parameters)."""
+        off = (parameters.logs(theta) - measured) / ROW_SD
         robust = np.sign(off) * np.sqrt(np.log1p(off**2 / 2) * 2)
-        return np.concatenate([0.5 * weight * robust, theta / spread])
+        return np.hstack([0.5 * weight * robust, theta / sd])
 
-    found = least_squares(residuals, np.zeros(len(spread)), method="trf", ftol=CLOSE, max_nfev=EVALUATIONS)
-    return model(found.x)
+    def slopes(theta: Column) -> Column:
+        shifted = residuals(theta + np.vstack([np.zeros(count), SHIFT * np.eye(count)]))
+        columns: Column = (shifted[1:] - shifted[0]).T / SHIFT
+        return columns
+
+    best = least_squares(
+        lambda theta: residuals(theta[None, :])[0],
+        np.zeros(count),
+        jac=slopes,
+        method="trf",
+        ftol=ENOUGH,
+        max_nfev=EVALUATIONS,
+    )
+    constants = len(parameters.names)
+    covariance = np.linalg.inv(best.jac.T @ best.jac)[:constants, :constants]
+    gpus, rows_of_gpu = np.unique(rows.gpu.astype(str), return_counts=True)
+    return ServedFit(
+        fit=Fit(
+            engine="vllm",
+            names=parameters.names,
+            mean=best.x[:constants],
+            covariance=covariance,
+            energy_sd=ROW_SD,
+            time_sd=ROW_SD,
+            rows=dict(zip(gpus.tolist(), rows_of_gpu.tolist(), strict=True)),
+        ),
+        prompts=dict(zip(parameters.tasks.tolist(), np.exp(best.x[constants:]).tolist(), strict=True)),
+    )

@@ -3,7 +3,7 @@
 Rows that are alike err alike (C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning, MIT Press
 2006, chapter 2). Near measured rows the process follows them, far away it falls back to the physical model, and its
 standard deviation says how far away: one measurement helps, and none hurts. Amplitudes and lengths below were chosen
-once, on the shipped rows, for all splits, and are not fitted in a fold.
+once, on the shipped rows, for all splits (`benchmarks/process_amplitudes.py`), and are not fitted in a fold.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     Column = np.ndarray[Any, np.dtype[np.float64]]
 
-BATCH_OCTAVES, SERIES_OCTAVES, SIZE_OCTAVES, GPUS_OCTAVES = 4.5, 1.5, 1.5, 1.0
+BATCH_OCTAVES, SERIES_OCTAVES, SIZE_OCTAVES, GPUS_OCTAVES = 9.0, 1.5, 1.2, 0.8
 """Over how many doublings two rows are still alike."""
 
-EVERYWHERE, BATCH, ARCHITECTURE, SIZE, TASK, PRECISION, GPU = 0.1, 0.12, 0.06, 0.13, 0.15, 0.06, 0.08
-BACKBONE, SERIES, WITHIN_SERIES, NOISE = 0.05, 0.05, 0.06, 0.025
+EVERYWHERE, BATCH, ARCHITECTURE, SIZE, TASK, PRECISION, GPU = 0.1, 0.12, 0.05, 0.1, 0.19, 0.04, 0.08
+BACKBONE, SERIES, WITHIN_SERIES, NOISE = 0.03, 0.03, 0.075, 0.028
 """Standard deviations of the parts of the residual's logarithm, by what rows must have in common to share them."""
 
 COVERAGE = 0.9

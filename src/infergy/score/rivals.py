@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from infergy.cost.constants import BY_NAME
+from infergy.cost.step import attention_cost, matmul_cost
 from infergy.errors import MissingError
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.shape import DTYPE_BYTES
@@ -17,10 +21,7 @@ from infergy.score.protocol import Estimator, Fitted, Prediction
 from infergy.score.rows import Rows
 from infergy.score.steps import ANY_INPUT_TOKENS, INPUT_TOKENS, steps_of
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Column = np.ndarray[Any, np.dtype[np.float64]]
+Column = np.ndarray[Any, np.dtype[np.float64]]
 
 J_PER_WH = 3600.0
 BILLION = 1e9
@@ -34,6 +35,9 @@ VIDUR_IDLE_W = {"h100-sxm": 60.0, "b200": 140.0}
 """Vidur-Energy: P = idle + (max − idle) min(1, (MFU / 0.45)^0.7), 60 W idle for an H100; a B200's is assumed."""
 
 ANY_IDLE_SHARE = 0.1
+
+IDEAL = {name: 1.0 if name.endswith(("_efficiency", "_bytes", "_flops")) else 0.0 for name in BY_NAME}
+"""Constants with which steps take what bytes at the full bandwidth and FLOPs at the dense peak take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,35 +66,32 @@ class Published:
 
 def flops_at_tdp(rows: Rows) -> Column:
     """2 × active parameters FLOPs a token, at the dense peak of bfloat16 and at TDP (the study's ideal)."""
-    import numpy as np
-
     joules = np.array([gpu.tdp_w / gpu.dense_flops("bfloat16") for gpu in map(get_gpu, rows.gpu)])
     return np.asarray(2 * rows.active_parameters * joules)
 
 
 def _roofline_s(rows: Rows) -> Column:
     """Seconds of a step: bytes over bandwidth or FLOPs over peak, whichever take longer."""
-    import numpy as np
-
     steps = steps_of(rows)
-    demand, chips = steps.demand, steps.chips
-    moved = demand.weight_bytes + demand.expert_bytes + demand.cache_bytes
-    flops = demand.linear_flops + demand.attention_flops
-    return np.maximum(moved / chips.bandwidth, flops / chips.peak) / demand.gpus
+    rates, sums = steps.rates(lambda _: IDEAL), steps.average()
+    memory, flops = (
+        matmul + attention
+        for matmul, attention in zip(
+            matmul_cost(rates.matmul_s, sums), attention_cost(rates.attention_s, sums), strict=True
+        )
+    )
+    seconds: Column = np.maximum(memory, flops)[0]
+    return seconds
 
 
 def roofline_at_tdp(rows: Rows) -> Column:
     """Seconds of the roofline, at TDP."""
-    import numpy as np
-
     tdp_w = np.array([get_gpu(name).tdp_w for name in rows.gpu])
     return np.asarray(_roofline_s(rows) * tdp_w * rows.gpus / rows.batch)
 
 
 def ecologits(rows: Rows) -> Column:
     """Joules of the row's GPUs a token, at its own batch and number of GPUs, which EcoLogits itself would assume."""
-    import numpy as np
-
     active = rows.active_parameters / BILLION
     one_gpu_wh = ECOLOGITS_ALPHA * np.exp(ECOLOGITS_BETA * rows.batch) * active + ECOLOGITS_GAMMA
     return np.asarray(rows.gpus * one_gpu_wh * J_PER_WH)
@@ -98,8 +99,6 @@ def ecologits(rows: Rows) -> Column:
 
 def vidur_power_w(mfu: Column, idle_w: Any, full_w: Any) -> Column:
     """Power of a GPU at a share of its peak FLOP/s (Vidur-Energy)."""
-    import numpy as np
-
     return np.asarray(idle_w + (full_w - idle_w) * np.minimum(1.0, (mfu / VIDUR_SATURATION) ** VIDUR_EXPONENT))
 
 
@@ -113,16 +112,12 @@ class MfuPower:
 
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
         """How much longer than the roofline steps take, by the median row."""
-        import numpy as np
-
         factors = np.exp(np.linspace(0, np.log(20), 200))
         errors = [float(np.median(np.abs(np.log(self._energy_j(rows, factor) / energy_j)))) for factor in factors]
         best = float(factors[int(np.argmin(errors))])
         return _Formula(lambda others: self._energy_j(others, best))
 
     def _energy_j(self, rows: Rows, stretch: float) -> Column:
-        import numpy as np
-
         gpus = [get_gpu(name) for name in rows.gpu]
         full_w = np.array([gpu.tdp_w for gpu in gpus])
         idle_w = np.array([VIDUR_IDLE_W.get(gpu.name, ANY_IDLE_SHARE * gpu.tdp_w) for gpu in gpus])
@@ -150,7 +145,6 @@ class Linear:
 
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
         """Its constants, for each kind of GPU, and for all of them together where one was never seen."""
-        import numpy as np
         from scipy.optimize import least_squares
 
         def columns(others: Rows) -> Column:
@@ -172,23 +166,17 @@ class Linear:
 
 
 def _inputs(rows: Rows) -> Column:
-    import numpy as np
-
     return np.array([INPUT_TOKENS.get(str(task), ANY_INPUT_TOKENS) for task in rows.task])
 
 
 def wilkins_terms(rows: Rows) -> Column:
     """(a₀ n_in + a₁ n_out + a₂ n_in n_out) / n_out; where its authors find a₀ below 0, the fit here finds 0."""
-    import numpy as np
-
     inputs, outputs = _inputs(rows), rows.output_tokens
     return np.stack([inputs / outputs, np.ones_like(outputs), inputs], axis=1)
 
 
 def request_terms(rows: Rows) -> Column:
     """(a n_in² + b n_in + k) / n_out + c + d n_in + e n_out / 2."""
-    import numpy as np
-
     inputs, outputs = _inputs(rows), rows.output_tokens
     columns = [inputs**2 / outputs, inputs / outputs, 1 / outputs, np.ones_like(outputs), inputs, outputs / 2]
     return np.stack(columns, axis=1)
@@ -204,14 +192,10 @@ class PowerLaw:
 
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
         """Its five constants."""
-        import numpy as np
-
         constants = np.linalg.lstsq(self._terms(rows), np.log(energy_j), rcond=None)[0]
         return _Formula(lambda others: np.asarray(np.exp(self._terms(others) @ constants)))
 
     def _terms(self, rows: Rows) -> Column:
-        import numpy as np
-
         wide = np.array([DTYPE_BYTES.get(str(precision), 2.0) for precision in rows.precision])
         columns = (rows.active_parameters, rows.total_parameters * wide, rows.batch, rows.gpus)
         return np.stack([np.ones(len(rows)), *(np.log(column) for column in columns)], axis=1)
@@ -227,8 +211,6 @@ class Interpolation:
 
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
         """The points."""
-        import numpy as np
-
         points: dict[str, list[tuple[float, float]]] = {}
         for key, batch, joules in zip(_series(rows), rows.batch, energy_j, strict=True):
             points.setdefault(key, []).append((float(np.log(batch)), float(np.log(joules))))
@@ -260,8 +242,6 @@ class Boosting:
 
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
         """Its trees."""
-        import numpy as np
-
         try:
             from sklearn.ensemble import HistGradientBoostingRegressor
             from threadpoolctl import threadpool_limits

@@ -1,22 +1,23 @@
-"""Rows as forward passes: the steady state of a server, whose steps decode a batch and prefill what joins it."""
+"""Rows as steps: the steady state of a server, whose steps decode a batch and prefill what joins it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from infergy.energy.demand import Demand, copies_of_cache, decode_demand, join
-from infergy.energy.physics import Chips
-from infergy.hardware.gpus import get_gpu
+import numpy as np
+
+from infergy.cost.constants import LOADED_IDLE_SHARE
+from infergy.cost.rates import Rates, columns_of, rates_of
+from infergy.cost.step import StepSums, added_j, free_s, stretched_s
+from infergy.cost.work import ServerWork, server_work
+from infergy.hardware.gpus import Gpu, get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape
-from infergy.hardware.shape import ModelShape, cache_bytes
+from infergy.hardware.shape import ModelShape
 from infergy.score.rows import Rows
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Column = np.ndarray[Any, np.dtype[np.float64]]
+Column = np.ndarray[Any, np.dtype[Any]]
 
 INPUT_TOKENS: Mapping[str, float] = {
     "lm-arena-chat": 250.0,
@@ -35,123 +36,130 @@ STAND_IN_EXPERTS, STAND_IN_VISITED = 128, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """One step of the server of each row.
+    """The steps of the server of each row: some decode a batch, in the others prompts join it.
+
+    All are taken to replay CUDA graphs: the rows say nothing of the sizes that were captured.
 
     Attributes:
-        decode: What its decoding asks, prompts of the guessed length behind it.
-        chips: Of whom.
-        batch: Output tokens that it yields.
-        requests: Requests that end in it, and so begin: batch over output length.
+        servers: What serves, each once; `server` the index of a row's own.
+        batch: Sequences that decode.
+        requests: Requests that end in a step, and so begin: batch over output length.
         inputs: Guessed length of prompts; `outputs` mean length of answers.
-        token_flops: FLOPs of a prompt's token in all matrices but the output head's.
-        pair_flops: FLOPs of a token of a prompt looking at one position in one layer, and `step_pair_flops` of an
-            output token.
-        value_bytes: What a token leaves in one layer's KV cache, on all GPUs together.
-        layers: Layers that look at all positions; `window_layers` at the last `window` of them.
     """
 
-    decode: Demand
-    chips: Chips
+    servers: tuple[tuple[ServerWork, Gpu], ...]
+    server: Column
     batch: Column
     requests: Column
     inputs: Column
     outputs: Column
-    token_flops: Column
-    pair_flops: Column
-    step_pair_flops: Column
-    value_bytes: Column
-    layers: Column
-    window_layers: Column
-    window: Column
 
-    @property
-    def demand(self) -> Demand:
-        """All that a step asks, with prompts of the guessed lengths."""
-        return self.with_prompts(1.0)
+    def rates(self, constants: Callable[[str], Mapping[str, Any]]) -> Rates:
+        """Rates as columns, a row each.
 
-    def with_prompts(self, longer: Column | float) -> Demand:
-        """All that a step asks, where prompts are so many times longer than guessed.
-
-        Prefills ride along: their tokens are multiplied with the weights that decoding has read, of experts too, though
-        they visit more of them.
+        Args:
+            constants: Values of the constants on a kind of GPU, by name: numbers, or columns of shape (k, 1).
         """
-        import numpy as np
-
-        inputs = self.inputs * longer
-        guessed, context = (length + self.outputs / 2 for length in (self.inputs, inputs))
-        more = self.batch * (self._seen(context) - self._seen(guessed))
-        inside = np.minimum(inputs, self.window)
-        pairs = self.layers * inputs**2 / 2 + self.window_layers * inside * (inputs - inside / 2)
-        looking = self.requests * pairs * self.pair_flops
-        tokens = self.requests * inputs
-        decode = self.decode
-        return replace(
-            decode,
-            cache_bytes=decode.cache_bytes + more * self.value_bytes,
-            linear_flops=decode.linear_flops + tokens * self.token_flops,
-            attention_flops=decode.attention_flops + more * self.step_pair_flops + looking,
-            reduced_bytes=decode.reduced_bytes * (1 + tokens / self.batch),
+        known = {name: constants(name) for name in {gpu.name for _, gpu in self.servers}}
+        return columns_of(
+            [
+                rates_of(
+                    work,
+                    gpu,
+                    known[gpu.name],
+                    idle_w=LOADED_IDLE_SHARE * gpu.tdp_w * work.gpus,
+                    server=True,
+                )
+                for work, gpu in self.servers
+            ],
+            self.server,
         )
 
-    def _seen(self, context: Column) -> Column:
-        """Positions that one token looks at, over all layers; chunks are taken for windows."""
-        import numpy as np
+    def decode(self, longer: Column | float = 1.0) -> StepSums:
+        """The sums of a step that decodes alone, where prompts are so many times longer than guessed."""
+        zeros = np.zeros(len(self.batch))
+        return StepSums(
+            decodes=self.batch,
+            context=self.batch * (self.inputs * longer + self.outputs / 2),
+            prefill_tokens=zeros,
+            prefill_pairs=zeros,
+            prefills=zeros,
+            sampled=self.batch,
+            padded=self.batch,
+        )
 
-        return np.asarray(self.layers * context + self.window_layers * np.minimum(context, self.window))
+    def mixed(self, longer: Column | float = 1.0) -> tuple[Column, StepSums]:
+        """The share of steps that prompts join, and the sums of one of them."""
+        share = np.minimum(1.0, self.requests)
+        prompts, inputs = self.requests / share, self.inputs * longer
+        tokens = prompts * inputs
+        return share, StepSums(
+            decodes=self.batch,
+            context=self.batch * (inputs + self.outputs / 2),
+            prefill_tokens=tokens,
+            prefill_pairs=tokens * (inputs + 1) / 2,
+            prefills=prompts,
+            sampled=self.batch + prompts,
+            padded=self.batch + tokens,
+        )
+
+    def average(self) -> StepSums:
+        """The sums of the mean step, with prompts of the guessed length."""
+        tokens = self.requests * self.inputs
+        return self.decode()._replace(
+            prefill_tokens=tokens,
+            prefill_pairs=tokens * (self.inputs + 1) / 2,
+            prefills=self.requests,
+            sampled=self.batch + self.requests,
+        )
+
+    def energy_j(self, constants: Callable[[str], Mapping[str, Any]], longer: Column | float = 1.0) -> Column:
+        """Joules of an output token of each row, of shape (k, rows)."""
+        rates = self.rates(constants)
+        sums = self.decode(longer)
+        share, mixed = self.mixed(longer)
+        added = (1 - share) * added_j(rates, sums) + share * added_j(rates, mixed)
+        free = (1 - share) * free_s(rates, sums) + share * free_s(rates, mixed)
+        power = rates.power
+        # The limiter averages over many steps of one load: its average stands at the limit if power is at it at all.
+        seconds = stretched_s(power, added, free, power.limit_w, np.exp, np.maximum)
+        energy: Column = (added + power.base_w * seconds) / self.batch
+        return energy
 
 
 def steps_of(rows: Rows) -> Steps:
-    """The step of each row, in their order."""
-    import numpy as np
-
-    inputs = np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task])
-    shapes = [shape or stand_in(rows, place) for place, shape in enumerate(rows.shapes)]
-    attention = [shape.attention for shape in shapes]
-    wide = [cache_bytes(str(kind)) for kind in rows.precision]
-    copies = [float(copies_of_cache(shape, gpus)) for shape, gpus in zip(shapes, rows.gpus, strict=True)]
-    attending = np.array([float(shape.attending_layers) for shape in shapes])
-    windowed = np.array([float(one.window_layers) for one in attention])
-    kinds = list(zip(rows.model, rows.precision, rows.expert_parallel > 1, rows.data_parallel > 1, strict=True))
-    places: dict[Any, list[int]] = {}
-    for place, kind in enumerate(kinds):
-        places.setdefault(kind, []).append(place)
-    parts, order = [], []
-    for (_, precision, is_dispatched, is_replicated), group in places.items():
-        at = np.array(group)
-        part = decode_demand(
-            shapes[group[0]],
-            rows.batch[at],
-            inputs[at] + rows.output_tokens[at] / 2,
-            dtype=str(precision),
-            gpus=rows.gpus[at],
-            is_dispatched=bool(is_dispatched),
-            is_replicated=bool(is_replicated),
+    """The steps of each row, in their order."""
+    kinds = list(
+        zip(
+            rows.model,
+            rows.precision,
+            rows.gpu,
+            map(int, rows.gpus),
+            rows.expert_parallel > 1,
+            rows.data_parallel > 1,
+            strict=True,
         )
-        parts.append(part)
-        order.append(at)
-    back = np.argsort(np.concatenate(order))
+    )
+    index: dict[Any, int] = {}
+    servers: list[tuple[ServerWork, Gpu]] = []
+    for row, kind in enumerate(kinds):
+        if kind in index:
+            continue
+        index[kind] = len(servers)
+        _, precision, gpu, gpus, dispatched, replicated = kind
+        shape = rows.shapes[row] or stand_in(rows, row)
+        work = server_work(
+            shape, dtype=str(precision), gpus=gpus, dispatched=bool(dispatched), replicated=bool(replicated)
+        )
+        servers.append((work, get_gpu(gpu)))
     return Steps(
-        decode=join(parts).take(back),
-        chips=Chips.of([get_gpu(name) for name in rows.gpu], [str(precision) for precision in rows.precision]),
+        servers=tuple(servers),
+        server=np.array([index[kind] for kind in kinds]),
         batch=rows.batch,
         requests=rows.batch / rows.output_tokens,
-        inputs=inputs,
+        inputs=np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task]),
         outputs=rows.output_tokens,
-        token_flops=np.array([float(_token_flops(shape)) for shape in shapes]),
-        pair_flops=np.array([float(one.pair_flops()) for one in attention]),
-        step_pair_flops=np.array([float(one.pair_flops(absorbed=True)) for one in attention]),
-        value_bytes=np.array([float(one.cached_values) for one in attention])
-        * np.array(wide)
-        * np.where(rows.data_parallel > 1, 1.0, np.array(copies)),
-        layers=attending - windowed,
-        window_layers=windowed,
-        window=np.array([float(one.window_tokens or np.inf) for one in attention]),
     )
-
-
-def _token_flops(shape: ModelShape) -> int:
-    """Of one more token of a prompt, but for what it looks at."""
-    return shape.prefill_flops(2) - shape.prefill_flops(1) - shape.attention_flops(2, 2, absorbed=False)
 
 
 def stand_in(rows: Rows, place: int) -> ModelShape:

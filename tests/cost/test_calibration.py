@@ -11,18 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from infergy.energy.calibration import (
+from infergy.cost.calibration import (
     Calibration,
     find_calibration,
     fit_calibration,
     load_calibration,
+    narrow,
     shipped_calibrations,
 )
-from infergy.energy.calibration_fit import BEARS, is_used
-from infergy.energy.datasheet import estimate_from_datasheet
-from infergy.energy.demand import decode_demand, prefill_demand
-from infergy.energy.physics import BY_NAME, Chips, Physics
+from infergy.cost.calibration_fit import BEARS, is_used
+from infergy.cost.constants import BY_NAME, LOADED_IDLE_SHARE, values_of
+from infergy.cost.fit import Column, Fit, prior_fit
+from infergy.cost.rates import Rates, rates_of
+from infergy.cost.step import StepSums, added_j, free_s, stretched_s
+from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.hardware.models import get_model
@@ -33,8 +38,11 @@ from infergy.records import GpuState
 from infergy.records.calibration import LAUNCH, CalibrationWindow, read_calibration_file
 
 SEEDS = range(8)
+IDLE_W = LOADED_IDLE_SHARE * 700
 NOT_APART = ("fp8_flops", "fp8_flop_energy")
 """At the power limit seconds follow from joules: what fp8 products take tells the product of the two."""
+LEFT_OPEN = (*NOT_APART, "compute_efficiency")
+"""And matmuls are at the limit, so that how fast they would be without it is not to be seen."""
 
 
 @cache
@@ -66,12 +74,13 @@ def rms(values: Sequence[float]) -> float:
     return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
-@pytest.mark.parametrize("name", sorted(set(BEARS) - set(NOT_APART)))
+@pytest.mark.parametrize("name", sorted(set(BEARS) - set(LEFT_OPEN)))
 def test_each_constant_that_a_gpu_obeys_is_found_again(name: str) -> None:
     prior = rms([math.log(BY_NAME[name].value / truth_of(seed)[name]) for seed in SEEDS])
     found = rms([off(fit_calibration(windows(seed)), seed)[name] for seed in SEEDS])
     assert found < prior / 2.5
-    assert found < 0.1
+    # What a busy GPU takes beside idle power and work is the least part of its power.
+    assert found < (0.16 if name == "busy_share" else 0.12)
 
 
 def test_a_product_too_small_for_all_multiprocessors_tells_nothing_of_launches(
@@ -85,12 +94,12 @@ def test_a_product_too_small_for_all_multiprocessors_tells_nothing_of_launches(
     slower = replace(small, duration_s=3 * small.duration_s)
     assert fit_calibration((*shipped, slower)).constants == fit_calibration(shipped).constants
     layer_s = {one.name: one.value for one in fit_calibration(shipped).constants}["layer_s"]
-    assert layer_s == pytest.approx(23.6e-6, rel=0.01)
+    assert layer_s == pytest.approx(15.9e-6, rel=0.01)
     (launch,) = (one for one in shipped if one.workload.kind == LAUNCH and one.workload.in_graph)
     assert 12 * launch.call_s == pytest.approx(15.5e-6, rel=0.01)
-    monkeypatch.setattr("infergy.energy.calibration_fit.FEWEST_TILES", 0)
+    monkeypatch.setattr("infergy.cost.calibration_fit.FEWEST_TILES", 0)
     with_it = {one.name: one.value for one in fit_calibration(shipped).constants}["layer_s"]
-    assert with_it == pytest.approx(33.4e-6, rel=0.01)
+    assert with_it == pytest.approx(18.3e-6, rel=0.01)
 
 
 def test_a_string_names_what_ships_and_a_path_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,44 +123,150 @@ def test_where_fp8_throttles_its_flops_times_their_joules_are_found() -> None:
     assert rms(both) < 0.05
 
 
-def test_the_spreads_hold_where_windows_scatter_as_they_are_taken_to() -> None:
+def test_the_sds_hold_where_windows_scatter_as_they_are_taken_to() -> None:
     scores = []
     for seed in SEEDS:
         found = fit_calibration(windows(seed, scatter=0.07))
-        spreads = {one.name: one.spread for one in found.constants}
-        scores += [value / spreads[name] for name, value in off(found, seed).items() if name not in NOT_APART]
+        sds = {one.name: one.sd for one in found.constants}
+        scores += [value / sds[name] for name, value in off(found, seed).items() if name not in NOT_APART]
     assert 0.4 < rms(scores) < 1.4
 
 
-def test_a_calibrated_estimate_is_nearer_to_the_gpu_than_the_datasheets() -> None:
-    chips, shape = Chips.of([get_gpu("h200")], ["bfloat16"]), get_model("llama-3.1-8b")
-    batch = np.array([1.0, 8.0, 64.0])
-    passes = (decode_demand(shape, batch, 2048 * np.ones(3)), prefill_demand(shape, batch, 512 * np.ones(3)))
+def test_a_calibrated_step_is_nearer_to_the_gpu_than_the_datasheets() -> None:
+    gpu, work = get_gpu("h200"), server_work(get_model("llama-3.1-8b"))
+    steps = (
+        decode_sums(batch=np.array([1.0, 8.0, 64.0]), context=2048.0),
+        prefill_sums(prompts=np.array([1.0, 8.0, 16.0]), tokens=512.0),
+    )
     for seed in SEEDS:
-        found = fit_calibration(windows(seed)).physics_of(get_gpu("h200"))
-        for demand in passes:
-            true, prior, mine = (
-                one.passes(demand, chips) for one in (Physics(values=truth_of(seed)), Physics(), found)
+        found = {one.name: one.value for one in fit_calibration(windows(seed)).constants}
+        for sums in steps:
+            (true_s, true_j), prior, mine = (
+                costs(rates_of(work, gpu, values_of("vllm", values), idle_w=IDLE_W), sums)
+                for values in (truth_of(seed), {}, found)
             )
-            for name in ("seconds", "energy_j"):
-                wrong, right = (np.abs(getattr(one, name) / getattr(true, name) - 1).max() for one in (prior, mine))
-                assert right < max(0.03, wrong / 3)
+            for true, wrong, right in zip((true_s, true_j), prior, mine, strict=True):
+                assert np.abs(right / true - 1).max() < max(0.03, np.abs(wrong / true - 1).max() / 3)
 
 
-@pytest.mark.parametrize("name", sorted(set(BEARS) - {"base_share"}))
+def decode_sums(batch: Column, context: float) -> StepSums:
+    none = 0 * batch
+    return StepSums(
+        decodes=batch,
+        context=batch * context,
+        prefill_tokens=none,
+        prefill_pairs=none,
+        prefills=none,
+        sampled=batch,
+        padded=batch,
+    )
+
+
+def prefill_sums(prompts: Column, tokens: float) -> StepSums:
+    none = 0 * prompts
+    return StepSums(
+        decodes=none,
+        context=none,
+        prefill_tokens=prompts * tokens,
+        prefill_pairs=prompts * tokens * (tokens + 1) / 2,
+        prefills=prompts,
+        sampled=prompts,
+        padded=prompts * tokens,
+    )
+
+
+def costs(rates: Rates, sums: StepSums) -> tuple[Column, Column]:
+    added, power = added_j(rates, sums), rates.power
+    seconds = stretched_s(power, added, free_s(rates, sums), power.limit_w, np.exp, np.maximum)
+    return seconds, added + power.base_w * seconds
+
+
+NAMES = tuple(BY_NAME)
+FINDINGS = st.lists(
+    st.tuples(st.sampled_from((*NAMES, "a constant of another model")), st.floats(0.3, 3.0), st.floats(0.01, 1.0)),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda finding: finding[0],
+).map(
+    lambda findings: [
+        (name, BY_NAME[name].value * factor if name in BY_NAME else factor, sd) for name, factor, sd in findings
+    ]
+)
+
+
+def a_fit(seed: int) -> Fit:
+    """Of some constants, and of the differences of one kind of GPU, correlated."""
+    draw = np.random.default_rng(seed)
+    names = (*draw.choice(NAMES, 12, replace=False).tolist(), "byte_j@h100-sxm", "layer_s@h100-sxm")
+    roots = draw.normal(scale=0.1, size=(len(names), len(names)))
+    return Fit(
+        engine="vllm",
+        names=names,
+        mean=draw.normal(scale=0.2, size=len(names)),
+        covariance=roots @ roots.T + 1e-4 * np.eye(len(names)),
+        energy_sd=0.02,
+        time_sd=0.02,
+    )
+
+
+@given(st.integers(0, 50), FINDINGS, st.sampled_from(["h100-sxm", "b200"]))
+@settings(deadline=None)
+def test_a_calibration_narrows_a_fit(seed: int, findings: list[tuple[str, float, float]], gpu: str) -> None:
+    fit = a_fit(seed)
+    narrowed = narrow(fit, gpu, findings)
+    eigenvalues = np.linalg.eigvalsh(narrowed.covariance)
+    assert eigenvalues.min() > 0
+    for kind in (gpu, "h200"):
+        before, after = (np.diag(one.logs(kind)[2]) for one in (fit, narrowed))
+        assert (after <= before + 1e-9).all()
+    # Its findings pull the constants they are of towards them, none of them further.
+    if len(findings) == 1 and findings[0][0] in BY_NAME:
+        name, value, _ = findings[0]
+        low, high = sorted((fit.constants(gpu)[name], value))
+        assert low * (1 - 1e-9) <= narrowed.constants(gpu)[name] <= high * (1 + 1e-9)
+
+
+@given(st.integers(0, 50), FINDINGS)
+@settings(deadline=None)
+def test_findings_one_after_the_other_say_what_all_say_at_once(
+    seed: int, findings: list[tuple[str, float, float]]
+) -> None:
+    at_once = narrow(a_fit(seed), "b200", findings)
+    in_turn = a_fit(seed)
+    for finding in reversed(findings):
+        in_turn = narrow(in_turn, "b200", [finding])
+    for kind in ("b200", "h200"):
+        (_, mean, covariance), (_, other, others) = (one.logs(kind) for one in (at_once, in_turn))
+        assert mean == pytest.approx(other, abs=1e-8)
+        assert covariance == pytest.approx(others, abs=1e-8)
+
+
+def test_a_certain_finding_stands_within_what_engines_differ_by() -> None:
+    fit = prior_fit("vllm")
+    narrowed = narrow(fit, "h200", [("eager_layer_s", 1e-3, 1e-6), ("unheard_of", 1.0, 0.1)])
+    names, logs, covariance = narrowed.logs("h200")
+    place = names.index("eager_layer_s")
+    c = BY_NAME["eager_layer_s"]
+    prior = c.sd**2 + c.gpu_sd**2
+    assert logs[place] == pytest.approx(math.log(1e-3 / c.value) * prior / (prior + 0.01), rel=1e-6)
+    assert covariance[place, place] == pytest.approx(prior * 0.01 / (prior + 0.01), rel=1e-6)
+    assert narrow(fit, "h200", [("unheard_of", 1.0, 0.1)]) is fit
+
+
+@pytest.mark.parametrize("name", sorted(set(BEARS) - {"busy_share"}))
 def test_without_a_window_that_bears_on_it_a_constant_keeps_its_prior(name: str) -> None:
     found = fit_calibration([one for one in windows(1) if not BEARS[name](one)])
     (constant,) = (one for one in found.constants if one.name == name)
     assert constant.windows == 0
     assert constant.value == pytest.approx(constant.prior, rel=1e-3)
-    assert constant.spread == pytest.approx(constant.prior_spread, rel=1e-3)
+    assert constant.sd == pytest.approx(constant.prior_sd, rel=1e-3)
 
 
 def test_more_windows_leave_less_open() -> None:
     few, all_of_them = fit_calibration(windows(2)[:8]), fit_calibration(windows(2))
-    spreads = [{one.name: one.spread for one in found.constants} for found in (few, all_of_them)]
-    assert all(spreads[1][name] <= spreads[0][name] * 1.05 for name in BEARS)
-    assert spreads[1]["weight_efficiency"] < spreads[0]["weight_efficiency"] / 1.2
+    sds = [{one.name: one.sd for one in found.constants} for found in (few, all_of_them)]
+    assert all(sds[1][name] <= sds[0][name] * 1.05 for name in BEARS)
+    assert sds[1]["weight_efficiency"] < sds[0]["weight_efficiency"] / 1.2
 
 
 def test_the_order_of_windows_does_not_matter() -> None:
@@ -204,7 +319,7 @@ def test_only_windows_of_one_known_gpu_make_a_calibration() -> None:
     with pytest.raises(UsageError, match="is of NVIDIA H200 SXM 141GB, not of NVIDIA B200 SXM 180GB: give --gpu h200"):
         fit_calibration(windows(0), get_gpu("b200"))
     with pytest.raises(UsageError, match="is of NVIDIA H200 SXM 141GB, not of"):
-        fit_calibration(windows(0)).physics_of(get_gpu("b200"))
+        fit_calibration(windows(0)).constants_of(get_gpu("b200"))
 
 
 def test_a_gpu_that_is_not_in_the_catalogue_is_described_by_a_file(tmp_path: Path) -> None:
@@ -234,18 +349,6 @@ def test_a_limit_below_the_datasheets_is_told() -> None:
 
     found = fit_calibration([capped(one) for one in windows(0)])
     assert any("power limit of 500 W, not the 700 W" in note for note in found.notes)
-
-
-def test_an_estimate_says_on_which_chip_it_was_calibrated() -> None:
-    found = fit_calibration(windows(0))
-    plain = estimate_from_datasheet("azure-code-2023", model="llama-3.1-8b", gpu="h200")
-    mine = estimate_from_datasheet("azure-code-2023", model="llama-3.1-8b", gpu="h200", calibration=found)
-    assert mine.energy_j != plain.energy_j
-    assert "CALIBRATED on GPU-simulated-0" in mine.basis
-    assert "SIMULATED" in mine.basis
-    assert "DATASHEET" in plain.basis
-    with pytest.raises(UsageError, match="not of NVIDIA B200"):
-        estimate_from_datasheet("azure-code-2023", model="llama-3.1-8b", gpu="b200", calibration=found)
 
 
 def test_a_missing_or_foreign_file_says_what_to_type(tmp_path: Path) -> None:
