@@ -77,6 +77,37 @@ class StepCost:
         joules: Column = added_j(self.rates, sums_of(steps)) + self.rates.power.base_w * steps.step_s
         return joules
 
+    def log_slopes(self, steps: StepColumns, idle_j: float) -> Column:
+        """Derivatives of the logarithms of a run's energy, and of its steps' seconds in total, by those of constants.
+
+        The run's schedule is kept, and its idle power.
+
+        Args:
+            steps: The entries of the run.
+            idle_j: Joules of the run while nothing was served.
+
+        Returns:
+            Shape (constants, 2), constants in the order of `infergy.cost.constants.constants_of`.
+        """
+        values = self.constants
+        count, step_s, *columns = compress(steps).T
+        sums = StepSums(*columns)
+        stretched = step_s > free_s(self.rates, sums) * STRETCHED
+
+        def totals(constants: Mapping[str, float]) -> Column:
+            rates = self._rates(constants)
+            free, added = free_s(rates, sums), added_j(rates, sums)
+            limited = added / (rates.power.limit_w - rates.power.base_w)
+            seconds = np.where(stretched, np.maximum(free, limited), free)
+            energy = count @ (added + rates.power.base_w * seconds) + idle_j
+            return np.log(np.array([energy, count @ seconds]))
+
+        base = totals(values)
+        names, _, _ = self.fit.logs(self.server.gpu.name)
+        shifted = [totals({**values, name: values[name] * math.exp(SHIFT)}) for name in names]
+        slopes: Column = (np.array(shifted) - base) / SHIFT
+        return slopes
+
     def log_sd(self, steps: StepColumns, idle_j: float) -> tuple[float, float]:
         """Standard deviations of the logarithms of a run's energy, and of its steps' seconds in total.
 
@@ -86,39 +117,28 @@ class StepCost:
             steps: The entries of the run.
             idle_j: Joules of the run while nothing was served.
         """
-        names, _, covariance = self.fit.logs(self.server.gpu.name)
-        values = self.constants
-        count, step_s, *columns = compress(steps).T
-        sums = StepSums(*columns)
-        stretched = step_s > free_s(self.rates, sums) * STRETCHED
-
-        def totals(constants: Mapping[str, float]) -> tuple[float, float]:
-            rates = self._rates(constants)
-            free, added = free_s(rates, sums), added_j(rates, sums)
-            limited = added / (rates.power.limit_w - rates.power.base_w)
-            seconds = np.where(stretched, np.maximum(free, limited), free)
-            energy = count @ (added + rates.power.base_w * seconds) + idle_j
-            return math.log(energy), math.log(count @ seconds)
-
-        base = totals(values)
-        slopes = np.array(
-            [
-                [
-                    (shifted - start) / SHIFT
-                    for shifted, start in zip(
-                        totals({**values, name: values[name] * math.exp(SHIFT)}), base, strict=True
-                    )
-                ]
-                for name in names
-            ]
-        )
-        energy, seconds = (float(slope @ covariance @ slope) for slope in slopes.T)
-        left_j, left_s = self.server.errors or (self.fit.energy_sd, self.fit.time_sd)
-        unseen = 0.0 if self.server.gpu.name in self.fit.rows else UNSEEN_GPU_SD**2
-        unseen += UNSEEN_SERVER_SD**2 if self.server.errors is None else 0.0
+        _, _, covariance = self.fit.logs(self.server.gpu.name)
+        energy, seconds = (float(slope @ covariance @ slope) for slope in self.log_slopes(steps, idle_j).T)
+        left_j, left_s = self.errors
+        unseen = self.unseen_gpu_variance + self.unseen_server_variance
         energy += left_j**2 + self.fit.unit_energy_sd**2 + unseen
         seconds += left_s**2 + self.fit.unit_time_sd**2 + unseen
         return math.sqrt(energy), math.sqrt(seconds)
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """Standard deviations of the logarithms of what the fit leaves of energy and of time."""
+        return self.server.errors or (self.fit.energy_sd, self.fit.time_sd)
+
+    @property
+    def unseen_gpu_variance(self) -> float:
+        """Of the logarithm of energy, where no row is of the kind of GPU; else 0."""
+        return 0.0 if self.server.gpu.name in self.fit.rows else UNSEEN_GPU_SD**2
+
+    @property
+    def unseen_server_variance(self) -> float:
+        """Of the logarithm of energy, where no row is of the model, precision and GPU count; else 0."""
+        return 0.0 if self.server.errors is not None else UNSEEN_SERVER_SD**2
 
     def floor_s(self, steps: StepColumns) -> Column:
         """Least seconds of a step of each entry: its bytes at full bandwidth, or its FLOPs at the dense peak."""
