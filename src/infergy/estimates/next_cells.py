@@ -129,7 +129,7 @@ class _Question:
         self.estimate = estimate_server(sample, server, offline=False, runs=runs)
         cost = server.cost
         self.slope = cost.log_slopes(steps_of(runs), self.estimate.run.energy.idle_j)[:, 0]
-        self.least = cost.fit.energy_sd**2 + cost.fit.unit_energy_sd**2
+        self.least = cost.errors[0] ** 2 + cost.fit.unit_energy_sd**2
         self.sample_variance = sample.relative_se**2
         self.is_seen = cost.unseen_server_variance == 0.0
         self.is_loaded = False
@@ -155,7 +155,7 @@ class _Knowledge:
         self.covariance = np.zeros((size + 2, size + 2))
         self.covariance[:size, :size] = covariance
         self.covariance[size, size], self.covariance[size + 1, size + 1] = fit.unit_energy_sd**2, fit.unit_time_sd**2
-        self.noise = np.diag([fit.energy_sd**2 + LEAST_SD**2, fit.time_sd**2 + LEAST_SD**2])
+        self.noise = np.diag([error**2 + LEAST_SD**2 for error in server.cost.errors])
         self.unseen_gpu = server.cost.unseen_gpu_variance
 
     def variance(self, slope: Column) -> float:
