@@ -13,7 +13,6 @@ differ. What it adds for a server or a kind of GPU of which nothing was measured
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -27,7 +26,8 @@ from infergy.errors import UsageError
 from infergy.estimates.build import LEAST_SD
 from infergy.estimates.estimate import Z90, Runs, estimate_server, facts_of, sample_of, serve_sample, steps_of
 from infergy.estimates.results import ServerEstimate, TraceFacts
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server
+from infergy.records import DEFAULT_DTYPE
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample
 
@@ -298,11 +298,12 @@ def cell_choices(sample: Sample, server: OpenServer) -> list[CellChoice]:
 
 def measuring_spec(server: OpenServer) -> ServerSpec:
     """The server that measures cells: the batch interface of the same engine, not bounded by what it serves with."""
-    spec = server.spec
-    is_static = server.setup.engine == "transformers"
+    spec, setup = server.spec, loaded_setup(server.setup)
+    is_static = setup.engine == "transformers"
     return replace(
         spec,
-        engine=re.sub(r"-s\d+", "", spec.engine),
+        engine=replace(setup, dtype=DEFAULT_DTYPE, tensor_parallel=1).label,
+        precision=setup.dtype,
         replicas=1,
         usage_context="llm",
         options=replace(
@@ -310,6 +311,7 @@ def measuring_spec(server: OpenServer) -> ServerSpec:
             max_num_seqs=max(BATCHES) if is_static else None,
             max_num_batched_tokens=None,
             num_gpu_blocks=None,
+            tensor_parallel_size=setup.tensor_parallel,
         ),
     )
 

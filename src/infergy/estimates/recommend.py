@@ -19,7 +19,7 @@ from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.estimate import Z90, estimate_server, facts_of, sample_of, serve_sample, steps_of
 from infergy.estimates.results import ServerEstimate, TraceFacts
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server, setup_of
+from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server, setup_of
 from infergy.hardware import get_gpu
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
@@ -238,7 +238,7 @@ def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:
 def label_of(server: OpenServer) -> str:
     """The engine, and the options that are not at its default: ``vllm-fp8 max-num-seqs=16``."""
     options, plain = server.spec.options, EngineOptions()
-    label = replace(server.setup, max_sequences=None).label
+    label = loaded_setup(server.setup).label
     given = {"max_num_seqs": options.max_num_seqs or server.setup.max_sequences}
     if server.setup.engine == "vllm":
         given |= {name: getattr(options, name) for name in ("max_num_batched_tokens", "long_prefill_token_threshold")}
@@ -287,7 +287,7 @@ def _wanted(spec: ServerSpec) -> str:
 
 def _identity(server: OpenServer) -> tuple[Any, ...]:
     """What makes two servers one: all that they run with."""
-    spec, setup = server.spec, replace(server.setup, max_sequences=None)
+    spec, setup = server.spec, loaded_setup(server.setup)
     return setup, tuple(server.config.options().items()), spec.replicas, spec.router
 
 

@@ -154,6 +154,18 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     )
 
 
+def loaded_setup(setup: EngineSetup) -> EngineSetup:
+    """What of a set-up is a matter of engine, precision and GPUs, without the options of its scheduler."""
+    return EngineSetup(
+        engine=setup.engine,
+        model=setup.model,
+        dtype=setup.dtype,
+        cuda_graphs=setup.cuda_graphs,
+        tensor_parallel=setup.tensor_parallel,
+        compiled=setup.compiled,
+    )
+
+
 def fit_of(table: Table, engine: str) -> Fit:
     """The fit of an engine; priors alone where nothing of it was measured."""
     return table.fits[engine] if engine in table.fits else prior_fit(engine)
