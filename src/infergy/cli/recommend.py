@@ -116,8 +116,9 @@ def _answer(found: Recommendation) -> Iterator[str]:
         yield f"Recommended: {chosen.label}. It saves {_saving(chosen)} of the energy."
     else:
         yield f"Recommended: {chosen.label}, since {found.present} does not serve this load ({_broken(present)})."
+        verb = "saves" if chosen.saving >= 0 else "takes more energy: it saves"
         certain = "" if chosen.is_significant else ", no significant difference"
-        yield f"It {'saves' if chosen.saving >= 0 else 'costs more: it saves'} {_saving(chosen)} of the energy{certain}."
+        yield f"It {verb} {_saving(chosen)} of the energy{certain}."
     yield f"  {' '.join(chosen.command)}"
 
 

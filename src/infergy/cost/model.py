@@ -100,7 +100,8 @@ class StepCost:
             limited = added / (rates.power.limit_w - rates.power.base_w)
             seconds = np.where(stretched, np.maximum(free, limited), free)
             energy = count @ (added + rates.power.base_w * seconds) + idle_j
-            return np.log(np.array([energy, count @ seconds]))
+            logs: Column = np.log(np.array([energy, count @ seconds]))
+            return logs
 
         base = totals(values)
         names, _, _ = self.fit.logs(self.server.gpu.name)

@@ -230,7 +230,7 @@ def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:
         for dtype, changes in product(formats, ({}, *({"max_num_seqs": size} for size in SEQUENCES), FEWER_TOKENS))
     ]
     others = [spec("vllm", enforce_eager=True), spec("vllm", size=2 * gpus)]
-    if gpus == 1:
+    if gpus == 1 and setup.dtype != FP8:
         others.append(spec("transformers", max_num_seqs=STATIC))
     return (*batching, *others)
 
