@@ -219,6 +219,17 @@ class _State:
         question = self.questions[option.question]
         question.is_seen = question.is_loaded = True
 
+    def outlook(self, index: int, before: float) -> ServerOutlook:
+        """What is known of a question, of which the half-width was `before` at first."""
+        question = self.questions[index]
+        return ServerOutlook(
+            estimate=question.estimate,
+            measured=0 if question.server.measured is None else question.server.measured.rows,
+            half_width=before,
+            half_width_after=self.half_width(index),
+            half_width_least=_half_width(question.least + question.sample_variance),
+        )
+
 
 def choose_next(
     source: Any,
@@ -263,16 +274,7 @@ def choose_next(
         trace=facts_of(sample),
         budget_s=budget_s,
         target=target,
-        servers=tuple(
-            ServerOutlook(
-                estimate=question.estimate,
-                measured=0 if question.server.measured is None else question.server.measured.rows,
-                half_width=before[index],
-                half_width_after=state.half_width(index),
-                half_width_least=_half_width(question.least + question.sample_variance),
-            )
-            for index, question in enumerate(state.questions)
-        ),
+        servers=tuple(state.outlook(index, half_width) for index, half_width in enumerate(before)),
         cells=tuple(cells),
         cost_s=sum(cell.cost_s for cell in cells),
         stopped=stopped,

@@ -178,20 +178,10 @@ def recommend(
     specs = default_candidates(present) if candidates is None else tuple(candidates)
     if len({(spec.model, spec.gpu) for spec in (present, *specs)}) > 1:
         raise UsageError("configurations are compared on one model and one kind of GPU: give one --model and one --gpu")
-    servers: dict[str, OpenServer] = {label_of(server): server for server in (open_server(present, table),)}
+    servers, left_out = _open(present, specs, table, keep_outputs=keep_outputs)
+    if left_out and candidates is not None:
+        raise next(iter(left_out.values()))
     now = next(iter(servers))
-    left_out: dict[str, str] = {}
-    for spec in specs:
-        try:
-            server = open_server(spec, table)
-        except UsageError as error:
-            if candidates is not None:
-                raise
-            left_out[_wanted(spec)] = str(error)
-            continue
-        is_known = any(_identity(server) == _identity(other) for other in servers.values())
-        if not is_known and not (keep_outputs and server.setup.dtype != servers[now].setup.dtype):
-            servers[label_of(server)] = server
     served = [_serve(sample, server, label, limits) for label, server in servers.items()]
     ranked = _rank(served, served[0])
     chosen, reason = _choose(ranked, now)
@@ -202,7 +192,7 @@ def recommend(
         recommended=None if chosen is None else chosen.label,
         reason=reason,
         configurations=ranked,
-        left_out=left_out,
+        left_out={label: str(error) for label, error in left_out.items()},
         notes=tuple(_notes(ranked, limits)),
     )
 
@@ -275,6 +265,24 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')} {value}"] if value != getattr(plain, name) else []
     return (*words, *([] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]))
+
+
+def _open(
+    present: ServerSpec, specs: Sequence[ServerSpec], table: Table, *, keep_outputs: bool
+) -> tuple[dict[str, OpenServer], dict[str, UsageError]]:
+    """Servers by label, the present one first and none twice, and why others cannot be opened."""
+    now = open_server(present, table)
+    servers, left_out = {label_of(now): now}, dict[str, UsageError]()
+    for spec in specs:
+        try:
+            server = open_server(spec, table)
+        except UsageError as error:
+            left_out[_wanted(spec)] = error
+            continue
+        is_known = any(_identity(server) == _identity(other) for other in servers.values())
+        if not is_known and not (keep_outputs and server.setup.dtype != now.setup.dtype):
+            servers[label_of(server)] = server
+    return servers, left_out
 
 
 def _wanted(spec: ServerSpec) -> str:
