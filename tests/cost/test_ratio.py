@@ -27,7 +27,7 @@ SPECS = {
 def costed(spec: ServerSpec, seed: int = 0) -> CostedRun:
     server = open_server(spec, shipped_table())
     run = server.serve(some_requests(20, seed=seed))
-    return CostedRun.of(server.cost, run.steps, run.energy.idle_j)
+    return CostedRun.of(server.cost, run.steps, run.energy.idle_j, 0.0)
 
 
 @settings(max_examples=15)

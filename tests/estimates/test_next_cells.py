@@ -9,7 +9,7 @@ import pytest
 
 from infergy.cost.fit import FitRow, fit
 from infergy.errors import UsageError
-from infergy.estimates.estimate import Z90, sample_of, serve_sample, steps_of
+from infergy.estimates.estimate import Z90, open_share, sample_of, serve_sample, steps_of
 from infergy.estimates.next_cells import (
     BATCHES,
     WINDOW_S,
@@ -79,7 +79,8 @@ def test_a_fit_to_the_cells_is_at_least_as_certain_as_expected() -> None:
     prior = server.cost.fit
     after = fit(prior.engine, rows, prior)[0]
     runs = serve_sample(sample_of(REQUESTS), server)
-    slope = server.cost.log_slopes(steps_of(runs), 0.0)[:, 0]
+    idle_j = found.servers[0].estimate.run.energy.idle_j
+    slope = server.cost.log_slopes(steps_of(runs), idle_j, open_share(runs))[:, 0]
 
     def sd(covariance: np.ndarray) -> float:
         return math.sqrt(slope @ covariance @ slope)

@@ -11,15 +11,14 @@ import numpy as np
 
 from infergy.cost.fit import Column, Fit
 from infergy.cost.rates import Rates, rates_of
-from infergy.cost.step import Pace, StepSums, added_j, free_s
-from infergy.cost.steps import StepColumns, compress, sums_of
+from infergy.cost.slopes import RunSums
+from infergy.cost.step import Pace, added_j
+from infergy.cost.steps import StepColumns, sums_of
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
 SHIFT = 0.02
 """Of a constant's logarithm, for derivatives."""
-STRETCHED = 1.05
-"""Logged over free seconds from which a step counts as held by the power limit."""
 UNSEEN_GPU_SD, UNSEEN_SERVER_SD = 0.10, 0.06
 """What energy errs by beside its constants' uncertainty where no row is of the kind of GPU, or of the model, precision
 and GPU count: our own estimates."""
@@ -77,39 +76,25 @@ class StepCost:
         joules: Column = added_j(self.rates, sums_of(steps)) + self.rates.power.base_w * steps.step_s
         return joules
 
-    def log_slopes(self, steps: StepColumns, idle_j: float) -> Column:
+    def log_slopes(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> Column:
         """Derivatives of the logarithms of a run's energy, and of its steps' seconds in total, by those of constants.
-
-        The run's schedule is kept, and its idle power.
 
         Args:
             steps: The entries of the run.
             idle_j: Joules of the run while nothing was served.
+            open_share: Share of the time in which requests still arrive and none waits (`infergy.cost.slopes`).
 
         Returns:
             Shape (constants, 2), constants in the order of `infergy.cost.constants.constants_of`.
         """
         values = self.constants
-        count, step_s, *columns = compress(steps).T
-        sums = StepSums(*columns)
-        stretched = step_s > free_s(self.rates, sums) * STRETCHED
-
-        def totals(constants: Mapping[str, float]) -> Column:
-            rates = self._rates(constants)
-            free, added = free_s(rates, sums), added_j(rates, sums)
-            limited = added / (rates.power.limit_w - rates.power.base_w)
-            seconds = np.where(stretched, np.maximum(free, limited), free)
-            energy = count @ (added + rates.power.base_w * seconds) + idle_j
-            logs: Column = np.log(np.array([energy, count @ seconds]))
-            return logs
-
-        base = totals(values)
+        run = RunSums.of(steps, self.rates, idle_j, open_share)
         names, _, _ = self.fit.logs(self.server.gpu.name)
-        shifted = [totals({**values, name: values[name] * math.exp(SHIFT)}) for name in names]
-        slopes: Column = (np.array(shifted) - base) / SHIFT
+        shifted = [run.log_totals(self._rates({**values, name: values[name] * math.exp(SHIFT)})) for name in names]
+        slopes: Column = (np.array(shifted) - run.log_totals(self.rates)) / SHIFT
         return slopes
 
-    def log_sd(self, steps: StepColumns, idle_j: float) -> tuple[float, float]:
+    def log_sd(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> tuple[float, float]:
         """Standard deviations of the logarithms of a run's energy, and of its steps' seconds in total.
 
         Constants, the model's own error, and how single GPUs differ; idle power is taken for known.
@@ -117,9 +102,10 @@ class StepCost:
         Args:
             steps: The entries of the run.
             idle_j: Joules of the run while nothing was served.
+            open_share: Share of the time in which requests still arrive and none waits.
         """
         _, _, covariance = self.fit.logs(self.server.gpu.name)
-        energy, seconds = (float(slope @ covariance @ slope) for slope in self.log_slopes(steps, idle_j).T)
+        energy, seconds = (float(slope @ covariance @ slope) for slope in self.log_slopes(steps, idle_j, open_share).T)
         left_j, left_s = self.errors
         unseen = self.unseen_gpu_variance + self.unseen_server_variance
         energy += left_j**2 + self.fit.unit_energy_sd**2 + unseen

@@ -28,9 +28,9 @@ class CostedRun(NamedTuple):
     slopes: Column
 
     @classmethod
-    def of(cls, cost: StepCost, steps: StepColumns, idle_j: float) -> CostedRun:
-        """A run and its derivatives."""
-        return cls(cost, steps, idle_j, cost.log_slopes(steps, idle_j)[:, 0])
+    def of(cls, cost: StepCost, steps: StepColumns, idle_j: float, open_share: float) -> CostedRun:
+        """A run and its derivatives (`StepCost.log_slopes`)."""
+        return cls(cost, steps, idle_j, cost.log_slopes(steps, idle_j, open_share)[:, 0])
 
 
 def log_ratio_sd(first: CostedRun, second: CostedRun) -> float:

@@ -150,7 +150,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
         for name in ("prefill_j", "decode_j", "mixed_j", "idle_j", "recomputed_j")
     }
     energy_j = sum(parts[name] for name in ("prefill_j", "decode_j", "mixed_j", "idle_j"))
-    energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), parts["idle_j"])
+    energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), parts["idle_j"], open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
     counts = [run.counts for run, _ in runs]
@@ -262,6 +262,19 @@ def _overload(run: Run, server: OpenServer) -> str | None:
         f"the queue grows to {queue:,} requests: this server finishes {rate:.3g} requests a second; {more} replicas "
         "would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
     )
+
+
+def open_share(runs: Runs) -> float:
+    """Share of the time in which requests still arrive and none waits: where it is 1, arrivals set a run's length."""
+    open_s = 0.0
+    for run, window in runs:
+        arrivals, steps = run.requests.arrival_s, run.steps
+        if not len(steps):
+            continue
+        span_s = float(np.nanmax(arrivals) - np.nanmin(arrivals))
+        open_s += window.weight * span_s * float(steps.duration_s @ (steps.waiting == 0) / steps.duration_s.sum())
+    total_s = sum(window.weight * run.duration_s for run, window in runs)
+    return min(1.0, open_s / total_s) if total_s else 0.0
 
 
 def steps_of(runs: Runs) -> Any:

@@ -24,7 +24,16 @@ from infergy.cost.fit import Column
 from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.build import LEAST_SD
-from infergy.estimates.estimate import Z90, Runs, estimate_server, facts_of, sample_of, serve_sample, steps_of
+from infergy.estimates.estimate import (
+    Z90,
+    Runs,
+    estimate_server,
+    facts_of,
+    open_share,
+    sample_of,
+    serve_sample,
+    steps_of,
+)
 from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server
 from infergy.records import DEFAULT_DTYPE
@@ -128,7 +137,8 @@ class _Question:
         self.server = server
         self.estimate = estimate_server(sample, server, offline=False, runs=runs)
         cost = server.cost
-        self.slope = cost.log_slopes(steps_of(runs), self.estimate.run.energy.idle_j)[:, 0]
+        idle_j = self.estimate.run.energy.idle_j
+        self.slope = cost.log_slopes(steps_of(runs), idle_j, open_share(runs))[:, 0]
         self.least = cost.errors[0] ** 2 + cost.fit.unit_energy_sd**2
         self.sample_variance = sample.relative_se**2
         self.is_seen = cost.unseen_server_variance == 0.0

@@ -17,7 +17,7 @@ from typing import Any
 from infergy.cost.ratio import CostedRun, log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import UsageError
-from infergy.estimates.estimate import Z90, estimate_server, facts_of, sample_of, serve_sample, steps_of
+from infergy.estimates.estimate import Z90, estimate_server, facts_of, open_share, sample_of, serve_sample, steps_of
 from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server, setup_of
 from infergy.hardware import get_gpu
@@ -302,7 +302,7 @@ def _identity(server: OpenServer) -> tuple[Any, ...]:
 def _serve(sample: Any, server: OpenServer, label: str, limits: Limits) -> _Served:
     runs = serve_sample(sample, server)
     estimate = estimate_server(sample, server, offline=False, runs=runs)
-    run = CostedRun.of(server.cost, steps_of(runs), estimate.run.energy.idle_j)
+    run = CostedRun.of(server.cost, steps_of(runs), estimate.run.energy.idle_j, open_share(runs))
     return _Served(server, label, estimate, run, limits.excess(estimate))
 
 
