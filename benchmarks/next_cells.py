@@ -101,8 +101,10 @@ def _print(name: str, follows: Sequence[Sequence[Step]]) -> None:
         half = sorted(step.half_width for step in steps)[middle]
         error = sorted((step.error for step in steps), key=abs)[middle]
         words.append(f"±{half:.1%} ({error:+.1%})")
-    inside = sum(-step.half_width <= step.error <= step.half_width for steps in follows for step in steps)
-    print(f"  {name:21s} {'  '.join(words)}   {inside} of {sum(map(len, follows))} inside", flush=True)
+    # Without a cell all series have one estimate.
+    measured = [step for steps in follows for step in steps[1:]]
+    inside = sum(-step.half_width <= step.error <= step.half_width for step in measured)
+    print(f"  {name:21s} {'  '.join(words)}   {inside} of {len(measured)} inside", flush=True)
 
 
 if __name__ == "__main__":
