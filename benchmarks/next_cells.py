@@ -1,116 +1,110 @@
-"""How many cells a trace's joules take to be certain: chosen by `infergy next`, by request count, and all of them.
+"""How few cells narrow the interval of a trace's energy: chosen by `infergy next`, and in random order.
 
     python benchmarks/next_cells.py
 
-Nothing measured is known at first, only the datasheet. The bins are those of the shipped traces whose lengths were
-measured (both orders choose among the same ones), so that after each cell the model's total can be held against the
-measured total, and its interval with it. All seconds count the same here: a cell is a cell. Without a model, what the
-bins of most requests leave unpriced must itself be within the bound.
+Nothing measured is known at first, only datasheets. The cells are the shipped ones of one H200 and engine. After each
+cell the constants are fitted again to what has been measured so far, and the trace is estimated: the half-width of its
+90 % interval, and its distance from the estimate by all shipped rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from random import Random
 
-import numpy as np
+from infergy.cost.table import Table, TableEntry, make_table, read_table
+from infergy.estimates.estimate import estimate_run, sample_of
+from infergy.estimates.next_cells import CellChoice, choose_next
+from infergy.estimates.servers import SHIPPED_TABLE, ServerSpec, open_server
+from infergy.workload.sampling import Sample
 
-import infergy
-from infergy.energy.answer import TraceFacts
-from infergy.energy.load import load_table
-from infergy.energy.next_cells import Candidate, Subject, choose_next
-from infergy.energy.posterior import Posterior
-from infergy.energy.table import TableCell
-from infergy.energy.values import server_of
-
-WANTED = (0.1, 0.05, 0.03, 0.02, 0.015)
+TRACES = ("azure-conv-2023", "azure-code-2023")
+ENGINES = ("vllm", "transformers")
+GPU, MODEL, CELLS, SHUFFLES = "h200", "llama-3.1-8b", 6, 3
+NOTHING = Table(fits={}, measured=(), environments={}, sources=())
+Cells = Mapping[CellChoice, TableEntry]
+Choose = Callable[[Table, Sequence[CellChoice]], CellChoice | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The total after so many cells."""
+    """The estimate after so many cells: half-width and error relative to that by all rows."""
 
     half_width: float
     error: float
 
 
 def main() -> None:
-    """Print cells needed, and how far the total then was off."""
-    table = load_table(with_shipped=True)
-    print(
-        "cells until 90 % of the joules are within …; how far off the total then was; all steps within their interval"
-    )
-    for trace in ("azure-conv-2023", "azure-code-2023"):
-        answer = infergy.estimate(trace, tables=table)
-        for one in answer.estimates:
-            setup = table.find("h200", "llama-3.1-8b", one.engine)
-            server, counted = server_of(setup), setup.by_length()
-            if server is None:
-                continue
-            make = partial(Posterior, server)
-            bins = [(counted[b.input_tokens, b.output_tokens], b.requests) for b in one.bins if b.how == "measured"]
-            cells, requests = [cell for cell, _ in bins], [count for _, count in bins]
-            by_count = [cells[place] for place in np.argsort(-np.array(requests), kind="stable")]
-            chosen = _chosen(make, cells, requests, answer.trace)
-            print(f"\n{trace}, {one.engine}: {len(cells)} bins; all of them are {len(cells)} cells")
-            for name, order in (("infergy next", chosen), ("by request count", by_count)):
-                steps = _follow(make, order, cells, requests)
-                needed = [next((n for n, step in enumerate(steps) if step.half_width <= w), None) for w in WANTED]
-                told = [
-                    f"±{w:.1%}: {'-' if n is None else f'{n:2d} ({steps[n].error:+.1%})'}"
-                    for w, n in zip(WANTED, needed, strict=True)
-                ]
-                inside = sum(abs(np.log1p(step.error)) <= np.log1p(step.half_width) for step in steps)
-                print(f"  {name:21s} {'   '.join(told)}   {inside} of {len(steps)}")
-            missing = 1 - np.cumsum([0.0, *_joules(by_count, cells, requests)])
-            told = [f"±{w:.1%}: {int(np.argmax(missing <= w)):2d}         " for w in WANTED]
-            print(f"  {'by count, no model':21s} {'   '.join(told)}")
+    """Print interval and error after each cell."""
+    full = read_table(SHIPPED_TABLE, entries=True)
+    for trace in TRACES:
+        sample = sample_of(trace)
+        for engine in ENGINES:
+            cells = _cells(full, engine)
+            spec = ServerSpec(engine=engine, model=MODEL, gpu=GPU)
+            wanted_j = estimate_run(sample, open_server(spec, full)).energy_j
+            print(f"\n{trace}, {engine}: {len(cells)} cells; half-width (error) after 0, 1, … cells")
+            _print("infergy next", [_follow(sample, spec, cells, wanted_j, _next(sample, spec))])
+            orders = [_shuffled(cells, seed) for seed in range(SHUFFLES)]
+            _print("random order, median", [_follow(sample, spec, cells, wanted_j, order) for order in orders])
 
 
-def _chosen(
-    make: Callable[[list[TableCell]], Posterior], cells: list[TableCell], requests: list[int], trace: TraceFacts
-) -> list[TableCell]:
-    """The order in which cells are chosen, the values of those before known each time."""
-    left = dict(zip(map(_key, cells), cells, strict=True))
-    known: list[TableCell] = []
-    while left:
-        candidates = tuple(
-            Candidate(input_tokens=c.input_tokens, output_tokens=c.output_tokens, batch=c.batch, requests=n, cost_s=1.0)
-            for c, n in zip(cells, requests, strict=True)
-        )
-        subject = Subject(engine="x", posterior=make(known), candidates=candidates, load_s=0.0)
-        found = choose_next(trace, [subject], model="", gpu="", budget_s=len(cells), target=1e-9)
-        following = next(one for one in found.cells if (one.input_tokens, one.output_tokens, one.batch) in left)
-        known.append(left.pop((following.input_tokens, following.output_tokens, following.batch)))
-    return known
+def _cells(full: Table, engine: str) -> Cells:
+    """Measured batches of equal requests of one H200."""
+    found: dict[CellChoice, TableEntry] = {}
+    for entry in full.entries:
+        by, words = entry.served_by, re.search(r"(\d+)→(\d+)", entry.origin.cell.replace(",", ""))
+        is_plain = (by.engine, by.model, by.gpu, by.dtype, by.gpus) == (engine, MODEL, GPU, "bfloat16", 1)
+        if words is None or not is_plain or entry.idle_s or entry.duration_s is None or by.is_api:
+            continue
+        choice = CellChoice(input_tokens=int(words[1]), output_tokens=int(words[2]), batch=entry.requests)
+        found.setdefault(choice, entry)
+    return found
 
 
-def _joules(order: list[TableCell], cells: list[TableCell], requests: list[int]) -> list[float]:
-    """Shares of the trace's joules in the bins of `order`: without a model those of the others are not known."""
-    joules = {_key(cell): cell.energy_j * count for cell, count in zip(cells, requests, strict=True)}
-    return [joules[_key(cell)] / sum(joules.values()) for cell in order]
+def _next(sample: Sample, spec: ServerSpec) -> Choose:
+    def choose(table: Table, left: Sequence[CellChoice]) -> CellChoice | None:
+        found = choose_next(sample, spec, table, budget_s=1e5, target=1e-6, choices=[left])
+        if not found.cells:
+            return None
+        cell = found.cells[0]
+        return CellChoice(input_tokens=cell.input_tokens, output_tokens=cell.output_tokens, batch=cell.batch)
+
+    return choose
 
 
-def _follow(
-    make: Callable[[list[TableCell]], Posterior], order: list[TableCell], cells: list[TableCell], requests: list[int]
-) -> list[Step]:
-    places = np.array([_key(cell) for cell in cells], dtype=float)
-    weights = np.array(requests, dtype=float)
-    truth = float(weights @ np.array([cell.energy_j for cell in cells]))
-    steps = []
-    for count in range(len(order) + 1):
-        posterior = make(order[:count])
-        energy_j = weights * posterior.at(places).energy_j
-        share = energy_j / energy_j.sum()
-        variance = share @ posterior.covariance(places)[: len(cells), : len(cells)] @ share
-        half = float(np.expm1(posterior.half_width * np.sqrt(max(0.0, variance))))
-        steps.append(Step(half, float(energy_j.sum() / truth - 1)))
-    return steps
+def _shuffled(cells: Cells, seed: int) -> Choose:
+    order = sorted(cells, key=str)
+    Random(seed).shuffle(order)
+    return lambda _, left: next(choice for choice in order if choice in left)
 
 
-def _key(cell: TableCell) -> tuple[int, int, int]:
-    return cell.input_tokens, cell.output_tokens, cell.batch
+def _follow(sample: Sample, spec: ServerSpec, cells: Cells, wanted_j: float, choose: Choose) -> list[Step]:
+    table, left, known, steps = NOTHING, list(cells), list[TableEntry](), list[Step]()
+    while True:
+        run = estimate_run(sample, open_server(spec, table))
+        steps.append(Step(run.high_j / run.energy_j - 1, run.energy_j / wanted_j - 1))
+        choice = choose(table, left)
+        if choice is None or len(known) == CELLS:
+            return steps
+        left.remove(choice)
+        known.append(cells[choice])
+        table = make_table(known, {})
+
+
+def _print(name: str, follows: Sequence[Sequence[Step]]) -> None:
+    middle = len(follows) // 2
+    words = []
+    for steps in zip(*follows, strict=True):
+        half = sorted(step.half_width for step in steps)[middle]
+        error = sorted((step.error for step in steps), key=abs)[middle]
+        words.append(f"±{half:.1%} ({error:+.1%})")
+    # Without a cell all series have one estimate.
+    measured = [step for steps in follows for step in steps[1:]]
+    inside = sum(-step.half_width <= step.error <= step.half_width for step in measured)
+    print(f"  {name:21s} {'  '.join(words)}   {inside} of {len(measured)} inside", flush=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
         ("histogram", ("bins", "task:generation")),
         ("studies", ("study", "list")),
         ("histogram", ("bins", "azure-code-2023")),
-        ("next", ("next", "azure-code-2023", "--own", "--gpu", "h200")),
+        ("next", ("next", "azure-code-2023", "--requests", "50", "--gpu", "a100-80gb-sxm")),
+        ("recommendation", ("recommend", "azure-code-2023", "--requests", "50", "--tpot-p99", "20ms")),
+        ("waterfall", ("waterfall", "azure-code-2023", "--requests", "50", "--all-at-once")),
         ("histogram", ("bins", "azure-code-2023", "--bins", "paper")),
     ],
 )

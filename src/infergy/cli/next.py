@@ -1,94 +1,73 @@
-"""`infergy next`: which cells to measure next, so that a trace's joules become certain soonest."""
+"""`infergy next`: which cells to measure next, so that the energy of a trace is known better soonest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.datasheet import read_calibration
-from infergy.cli.old_estimate import WIDTH, CalibrationOption, ModelOption, SimulatedOption, TableOption
+from infergy.cli.estimate import WIDTH
+from infergy.cli.groups import with_groups
 from infergy.cli.measure import fraction, gpu_here
-from infergy.cli.trace_options import BinsOption, FormatOption, JsonOption, print_json, seconds_of, stdout_console
-from infergy.energy.options import DEFAULT_GPU, DEFAULT_MODEL, MAX_SEQUENCES
+from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
+from infergy.cli.trace_options import JsonOption, print_json, seconds_of, stdout_console
 from infergy.errors import UsageError
-from infergy.records.codec import to_json
 from infergy.units import format_duration, format_percent, format_si
-from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
-    from infergy.energy.calibration import Calibration
-    from infergy.energy.next_cells import NextCells, Subject
-    from infergy.energy.table import EnergyTable, TableCell
-    from infergy.records import EngineSetup, Plan, PlannedCell
-    from infergy.workload.bins import BinCount, Histogram
+    from infergy.estimates.next_cells import CellChoice, NextCell, NextCells
+    from infergy.estimates.servers import OpenServer
+    from infergy.measure.grid import Grid
+    from infergy.records import Plan
+    from infergy.workload.sampling import Sample
 
-DEFAULT_ENGINE = "vllm"
-BATCH_S = 10.0
-"""Seconds of forecast GPU work that a batch may take, as in the shipped grid."""
+STOPPED = {
+    "target_reached": "every interval is within the target",
+    "budget_spent": "the budget takes no further cell",
+    "nothing_helps": "no further cell would narrow an interval by much",
+}
 
 
+@with_groups
 def next_cells(
     source: Annotated[str, typer.Argument(metavar="TRACE", help="A shipped trace's name, or a file")],
-    budget: Annotated[str, typer.Option("--budget", help="GPU time to spend, by forecast: 90s, 5m, 1h")] = "5m",
+    trace: TraceSelection,
+    servers: ServerSelection,
+    measured: MeasuredSelection,
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="GPU time to spend: 90s, 5m, 1h")] = "5m",
     target: Annotated[
-        str, typer.Option("--target", help="Enough once 90 % of the trace's joules are this certain")
-    ] = "1%",
-    model: ModelOption = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else h200]")
-    ] = None,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", "-e", help="vllm, transformers, vllm-fp8 …; of several, what tells them apart"),
-    ] = None,
-    table: TableOption = None,
-    alone: Annotated[
-        bool, typer.Option("--own", help="Know only what --table holds, not the shipped rows, which are of other chips")
-    ] = False,
-    calibration: CalibrationOption = None,
-    bins: BinsOption = POWERS_OF_TWO,
+        str, typer.Option("--target", help="Enough once half the 90 % interval of the energy is within this share")
+    ] = "5%",
     output: Annotated[Path | None, typer.Option("-o", "--output-file", help="Write the plan here, to measure")] = None,
-    allow_simulated: SimulatedOption = False,
-    format: FormatOption = None,  # noqa: A002 - the option's name
     as_json: JsonOption = False,
 ) -> None:
-    """Choose the cells whose measurement makes a trace's joules certain soonest, the most useful first.
+    """Choose the cells whose measurement narrows the interval of a trace's energy soonest, the most useful first.
 
     Example: infergy next azure-code-2023 --engine vllm-fp8 --budget 5m -o next.json
     """
-    from infergy.energy.estimate import facts_of, histogram_of
-    from infergy.energy.load import load_table
-    from infergy.energy.next_cells import choose_next
-    from infergy.hardware import get_gpu
-    from infergy.workload import open_requests
+    from infergy.estimates.next_cells import choose_next
+    from infergy.estimates.servers import open_server
 
     budget_s, enough = seconds_of("--budget", budget), fraction("--target", target)
-    if not (budget_s > 0 and 0 < enough < 1):
-        raise UsageError(f"--budget {budget} --target {target}: both must be above 0, and the target a share like 1%")
-    histogram = histogram_of(open_requests(source, format=format), bins)
-    facts = facts_of(histogram)
-    if not histogram.counts:
-        raise UsageError(f"{facts.source}: no request with output, so nothing to measure for")
-    chip = get_gpu(gpu or gpu_here() or DEFAULT_GPU).name
-    known = load_table(table or (), with_shipped=not alone, allow_simulated=allow_simulated)
-    candidates = [_Candidates(label, model or DEFAULT_MODEL, chip, histogram) for label in engine or [DEFAULT_ENGINE]]
-    unserved = min(one.unserved for one in candidates)
-    calibrated = None if calibration is None else read_calibration(calibration, chip, allow_simulated)
+    if servers.gpu is None and servers.compare is None:
+        here = gpu_here()
+        servers = servers if here is None else replace(servers, gpu=[here])
+    specs, table, sample = servers.specs(), measured.load(), trace.open(source)
+    opened = [open_server(spec, table) for spec in specs]
     found = choose_next(
-        facts,
-        [one.subject(known, calibrated) for one in candidates],
-        model=candidates[0].setup.model,
-        gpu=chip,
+        sample,
+        specs,
+        table,
         budget_s=budget_s,
         target=enough,
-        unserved_requests=unserved,
+        choices=[_measurable(sample, server) for server in opened],
     )
     if output is not None and found.cells:
-        _plan_of(found, candidates).save(output)
+        _plan_of(found, opened).save(output)
         typer.echo(f"{output}: {len(found.cells)} cells. Next: infergy measure {output} -o mine.jsonl", err=True)
     if as_json:
         print_json([found])
@@ -96,129 +75,95 @@ def next_cells(
         _print(found)
 
 
-class _Candidates:
-    """The bins of a trace as cells of one engine set-up."""
+def _measurable(sample: Sample, server: OpenServer) -> list[CellChoice]:
+    """The cells that can be planned."""
+    from infergy.estimates.next_cells import cell_choices
+    from infergy.measure.grid import make_plan
 
-    def __init__(self, label: str, model: str, gpu: str, histogram: Histogram) -> None:
-        from infergy.hardware.models import canonical_name
-        from infergy.records import EngineSetup
-
-        self.label, self.gpu = label, gpu
-        self.unserved = 0
-        self.plan: Plan | None = None
-        self.planned: list[tuple[BinCount, PlannedCell]] = []
-        reason = "no bin"
-        for count in histogram.counts:
-            try:
-                plan = _plan_bin(label, model, gpu, count)
-            except UsageError as error:
-                self.unserved += count.requests
-                reason = str(error)
-                continue
-            self.plan = self.plan or plan
-            self.planned.append((count, plan.cells[0]))
-        if self.plan is None:
-            raise UsageError(f"{label} can serve no bin of this trace: {reason}")
-        self.setup: EngineSetup = EngineSetup(model=canonical_name(model), **EngineSetup.parse_label(label))
-
-    def subject(self, table: EnergyTable, calibration: Calibration | None) -> Subject:
-        """What is known of the set-up, and what could be."""
-        from infergy.energy.next_cells import Candidate, Subject
-        from infergy.energy.posterior import Posterior
-        from infergy.energy.values import server_for
-        from infergy.measure.forecast import cell_s, setup_s
-
-        assert self.plan is not None
-        server = server_for(self.setup, self.gpu, calibration)
-        if server is None:
-            raise UsageError(f"{self.label}: the physical model knows only transformers and vllm, and no speculation")
-        options = self.plan.options
-        return Subject(
-            engine=self.label,
-            posterior=Posterior(server, self._known(table)),
-            candidates=tuple(
-                Candidate(
-                    input_tokens=planned.cell.load.input_tokens,
-                    output_tokens=planned.cell.load.output_tokens,
-                    batch=planned.cell.load.batch,
-                    requests=count.requests,
-                    cost_s=cell_s(planned, options),
-                )
-                for count, planned in self.planned
-            ),
-            load_s=setup_s(self.setup, options),
-        )
-
-    def _known(self, table: EnergyTable) -> tuple[TableCell, ...]:
+    kept, reason = [], ""
+    for choice in cell_choices(sample, server):
         try:
-            return table.find(self.gpu, self.setup.model, self.label).cells
-        except UsageError:
-            # Nothing is measured yet: the datasheet's priors are where to begin.
-            return ()
+            make_plan(_grid(server, choice))
+        except UsageError as error:
+            reason = str(error)
+            continue
+        kept.append(choice)
+    if not kept:
+        raise UsageError(f"{server.setup.label}: no cell like this trace can be measured: {reason}")
+    return kept
 
 
-def _plan_bin(label: str, model: str, gpu: str, count: BinCount) -> Plan:
-    from infergy.measure.grid import make_plan, parse_grid
-    from infergy.records import EngineSetup
+def _grid(server: OpenServer, cell: CellChoice | NextCell) -> Grid:
+    """A grid of one cell, in the order in which it is asked for."""
+    from infergy.estimates.servers import loaded_setup
+    from infergy.measure.grid import parse_grid
 
-    block: dict[str, Any] = {"max_batch": MAX_SEQUENCES, "max_batch_s": BATCH_S}
-    block |= {"input_tokens": [count.bin.input_tokens], "output_tokens": [count.bin.output_tokens]}
-    engine = to_json(EngineSetup.parse_label(label))
-    grid = {"name": "next", "gpu": gpu, "model": model, "engines": [engine], "cells": [block]}
-    return make_plan(parse_grid(grid, "infergy next"))
-
-
-def _plan_of(found: NextCells, candidates: list[_Candidates]) -> Plan:
-    """The chosen cells, the most useful of each engine first."""
-    from dataclasses import replace
-
-    known = {
-        (one.label, planned.cell.load.input_tokens, planned.cell.load.output_tokens): planned
-        for one in candidates
-        for _, planned in one.planned
+    setup = loaded_setup(server.setup)
+    engine: dict[str, Any] = {
+        name: getattr(setup, name) for name in ("engine", "dtype", "cuda_graphs", "tensor_parallel", "compiled")
     }
-    cells = [known[one.engine, one.input_tokens, one.output_tokens] for one in found.cells]
-    plans = [one.plan for one in candidates if one.plan is not None]
-    models = {name: config for plan in plans for name, config in plan.models.items()}
-    ordered = sorted(cells, key=lambda planned: [plan.cells[0].cell.setup for plan in plans].index(planned.cell.setup))
-    return replace(plans[0], cells=tuple(ordered), models=models)
+    block = {
+        "input_tokens": [cell.input_tokens],
+        "output_tokens": [cell.output_tokens],
+        "batch": [cell.batch],
+    }
+    content = {
+        "name": "next",
+        "gpu": server.spec.gpu,
+        "model": server.spec.model,
+        "engines": [engine],
+        "cells": [block],
+        "options": {"shuffle": False, "anchors": 0},
+    }
+    return parse_grid(content, "infergy next")
+
+
+def _plan_of(found: NextCells, servers: Sequence[OpenServer]) -> Plan:
+    """The chosen cells, each engine's most useful first."""
+    from infergy.measure.grid import make_plan
+
+    return make_plan(*(_grid(servers[cell.server], cell) for cell in found.cells))
 
 
 def _print(found: NextCells) -> None:
-    from rich import box
-    from rich.table import Table
-
     console = stdout_console()
-    console.print(
-        f"{found.trace.source}: {found.trace.requests:,} requests; {found.model} on {found.gpu}", markup=False
-    )
-    for one in found.engines:
+    console.width = min(console.width, WIDTH)
+    console.print(f"{found.trace.source}: {found.trace.requests:,} requests", markup=False)
+    for server in found.servers:
+        one = server.estimate
         console.print(
-            f"{one.engine}: {format_si(one.energy_j, 'J')}, 90 % within ± {format_percent(one.half_width)} by "
-            f"{one.measured} measured cells; with the cells below ± {format_percent(one.half_width_after)}",
+            f"{one.engine}, {one.model} on {one.gpu}: {format_si(server.energy_j, 'J')} ± "
+            f"{format_percent(server.half_width)} (90 %), by {server.measured} measured rows of it; with the cells "
+            f"below ± {format_percent(server.half_width_after)}, at best ± {format_percent(server.half_width_least)}",
             markup=False,
             soft_wrap=True,
         )
     if found.cells:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("Engine", "Input", "Output", "Batch", "Requests", "Takes", "Then ±"):
-            table.add_column(name, justify="left" if name == "Engine" else "right", no_wrap=True)
-        for row in _rows(found):
-            table.add_row(*row)
-        console.print(table)
+        console.print(_table(found))
     console.print(
         fill(
-            f"{len(found.cells)} cells, about {format_duration(found.cost_s)} by forecast, loading included; "
-            f"{found.stopped}",
-            WIDTH,
+            f"{len(found.cells)} cells, about {format_duration(found.cost_s)}, loading included; "
+            f"{STOPPED[found.stopped]}",
+            console.width,
         ),
         markup=False,
     )
-    if found.unserved_requests:
-        console.print(f"{found.unserved_requests:,} requests are too long, or too large for the memory", markup=False)
+
+
+def _table(found: NextCells) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("Engine", "Input", "Output", "Batch", "Batch takes", "Measuring", "Then ±"):
+        table.add_column(name, justify="left" if name == "Engine" else "right", no_wrap=True)
+    for row in _rows(found):
+        table.add_row(*row)
+    return table
 
 
 def _rows(found: NextCells) -> Iterator[tuple[str, ...]]:
     for one in found.cells:
-        lengths = (f"{one.input_tokens:,}", f"{one.output_tokens:,}", f"{one.batch}", f"{one.requests:,}")
-        yield one.engine, *lengths, format_duration(one.cost_s), format_percent(one.half_width)
+        lengths = (f"{one.input_tokens:,}", f"{one.output_tokens:,}", f"{one.batch}")
+        times = (format_duration(one.batch_s), format_duration(one.cost_s))
+        yield one.engine, *lengths, *times, format_percent(one.half_width)

@@ -1,78 +1,77 @@
-"""`infergy recommend`: which measured configuration serves a trace with the fewest joules, and what to type for it."""
+"""`infergy recommend`: which configuration serves a trace with the least energy, and what to type for it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.old_estimate import (
-    WIDTH,
-    BaselineOption,
-    GpuOption,
-    MaxBatchOption,
-    ModelOption,
-    SimulatedOption,
-    TableOption,
-)
-from infergy.cli.trace_options import FormatOption, JsonOption, print_json, seconds_of, stdout_console
-from infergy.energy.options import BASELINE, MAX_BATCH_S
+from infergy.cli.estimate import WIDTH
+from infergy.cli.groups import with_groups
+from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
+from infergy.cli.trace_options import JsonOption, print_json, seconds_of, stdout_console
 from infergy.errors import UsageError
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import format_percent, format_si
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infergy.energy.recommend import Configuration, Recommendation
+    from infergy.estimates.recommend import Configuration, Recommendation
+
+BROKEN = {
+    "ttft_p99_s": "TTFT p99 over limit",
+    "tpot_p50_s": "TPOT p50 over limit",
+    "tpot_p99_s": "TPOT p99 over limit",
+    "e2e_p99_s": "E2E p99 over limit",
+    "rejected_requests": "rejects more requests",
+    "overload": "queue grows without limit",
+}
+NONE = "-"
 
 
+def _limit(option: str, meaning: str) -> typer.models.OptionInfo:
+    option_info: typer.models.OptionInfo = typer.Option(option, metavar="TIME", help=f"Limit on {meaning}: 50ms, 0.05s")
+    return option_info
+
+
+@with_groups
 def recommend(
     source: Annotated[str, typer.Argument(metavar="TRACE", help="A shipped trace's name, or a file")],
-    model: ModelOption = None,
-    gpu: GpuOption = None,
-    table: TableOption = None,
-    present: Annotated[
-        str | None, typer.Option("--present", help="The configuration that serves now, as vllm-eager")
-    ] = None,
-    tpot: Annotated[str | None, typer.Option("--tpot", help="Bound on the time per output token: 50ms, 0.05s")] = None,
-    ttft: Annotated[str | None, typer.Option("--ttft", hidden=True)] = None,
+    trace: TraceSelection,
+    servers: ServerSelection,
+    measured: MeasuredSelection,
+    ttft_p99: Annotated[str | None, _limit("--ttft-p99", "the time to first token, 99 % of requests")] = None,
+    tpot_p50: Annotated[str | None, _limit("--tpot-p50", "the time per output token, half of the requests")] = None,
+    tpot_p99: Annotated[str | None, _limit("--tpot-p99", "the time per output token, 99 % of requests")] = None,
+    e2e_p99: Annotated[str | None, _limit("--e2e-p99", "the time to the last token, 99 % of requests")] = None,
     keep_outputs: Annotated[
-        bool, typer.Option("--keep-outputs", help="Leave out what changes the model's answers, such as precision.")
+        bool, typer.Option("--keep-outputs", help="Leave out what changes the model's answers: another precision")
     ] = False,
-    baseline: BaselineOption = BASELINE,
-    max_batch_s: MaxBatchOption = MAX_BATCH_S,
-    allow_simulated: SimulatedOption = False,
-    format: FormatOption = None,  # noqa: A002 - the option's name
     as_json: JsonOption = False,
 ) -> None:
-    """Rank every measured configuration for a trace by its joules, and say what to change, and by how much.
+    """Rank configurations by the energy of serving a trace within limits on latency.
 
-    Example: infergy recommend azure-conv-2023 --tpot 100ms --present transformers
+    The server options are those of the present configuration. Several servers (repeated options, or --compare) are
+    ranked as they are, the first of them the present one.
+
+    Example: infergy recommend azure-conv-2023 --tpot-p99 50ms
     """
-    from infergy.energy.estimate import PriceOptions
-    from infergy.energy.recommend import recommend as rank
-    from infergy.workload import open_requests
+    from infergy.estimates.recommend import Limits
+    from infergy.estimates.recommend import recommend as rank
 
-    if ttft is not None:
-        raise UsageError(
-            f"--ttft {ttft}: cells are batches that are all there at once, so their time to first token is mostly "
-            "queueing, and no bound for a server. Bound the time per output token: --tpot 50ms"
-        )
-    options = PriceOptions(
-        model=model,
-        gpu=gpu,
-        tables=tuple(table or ()),
-        allow_simulated=allow_simulated,
-        baseline=baseline,
-        max_batch_s=max_batch_s,
+    given = {"--ttft-p99": ttft_p99, "--tpot-p50": tpot_p50, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99}
+    limits = Limits(
+        **{
+            option[2:].replace("-", "_") + "_s": _seconds(option, text)
+            for option, text in given.items()
+            if text is not None
+        }
     )
+    present, *others = servers.specs()
     found = rank(
-        open_requests(source, format=format),
-        options,
-        tpot_s=None if tpot is None else seconds_of("--tpot", tpot),
-        present=present,
-        keep_outputs=keep_outputs,
+        trace.open(source), others or None, measured.load(), present=present, limits=limits, keep_outputs=keep_outputs
     )
     if as_json:
         print_json([found])
@@ -80,42 +79,47 @@ def recommend(
         _print(found)
 
 
+def _seconds(option: str, text: str) -> float:
+    """A time with its unit."""
+    if text.strip()[-1:].isdigit():
+        raise UsageError(f"{option} {text}: give the unit too: {option} {text}ms or {option} {text}s")
+    return seconds_of(option, text)
+
+
 def _print(found: Recommendation) -> None:
     console = stdout_console()
-    console.width = min(console.width, WIDTH)
-    trace = found.trace
+    first = found.configurations[0].estimate
+    how = "as it arrives" if first.served is not None else "all at once"
     console.print(
-        f"{trace.source}: {trace.requests:,} requests; {found.model} on {found.gpu}; saves against {found.baseline}",
+        f"{found.trace.source}: {found.trace.requests:,} requests {how}; {first.model} on {first.gpu}; savings against "
+        f"{found.present}",
         markup=False,
         soft_wrap=True,
     )
-    if trace.lengths_from is not None:
-        console.print(fill(trace.lengths_from, console.width), markup=False, soft_wrap=True)
+    for line in _answer(found):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_table(found))
-    if found.steps:
-        console.print(f"From {found.present or found.baseline}, step by step", style="bold")
-        for step in found.steps:
-            share = step.change_j / (step.energy_j - step.change_j)
-            doubt = "" if step.is_significant else ", no significant difference"
-            console.print(
-                f"  {step.change}: {format_si(step.energy_j, 'J')} ({format_percent(share, signed=True)}{doubt})",
-                markup=False,
-            )
-    console.print(_heading(found), style="bold")
-    console.print(f"  {' '.join(found.best.options)}", markup=False, soft_wrap=True)
-    for text in found.notes:
-        lines = fill(text, console.width, initial_indent="- ", subsequent_indent="  ")
-        console.print(lines, markup=False, soft_wrap=True)
+    for text in (*found.notes, *(f"{label} is left out: {reason}" for label, reason in found.left_out.items())):
+        lines = fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        console.print(lines, markup=False)
 
 
-def _heading(found: Recommendation) -> str:
-    """What to type, and whether it keeps the bound."""
-    from infergy.energy.recommend import ENOUGH
-
-    within = found.best.within_bound
-    if within is None or within >= ENOUGH:
-        return "To type"
-    return f"To type, though it keeps the bound for {format_percent(within)} of the requests only"
+def _answer(found: Recommendation) -> Iterator[str]:
+    if found.recommended is None:
+        nearest = found.configurations[0]
+        yield f"No configuration keeps the limits. Nearest: {nearest.label} ({_broken(nearest)})."
+        return
+    chosen, present = found.of(found.recommended), found.of(found.present)
+    if found.reason == "present_is_best":
+        yield f"Keep {found.present}: no configuration within the limits saves energy significantly."
+    elif found.reason == "saves":
+        yield f"Recommended: {chosen.label}. It saves {_saving(chosen)} of the energy."
+    else:
+        yield f"Recommended: {chosen.label}, since {found.present} does not serve this load ({_broken(present)})."
+        verb = "saves" if chosen.saving >= 0 else "takes more energy: it saves"
+        certain = "" if chosen.is_significant else ", no significant difference"
+        yield f"It {verb} {_saving(chosen)} of the energy{certain}."
+    yield f"  {' '.join(chosen.command)}"
 
 
 def _table(found: Recommendation) -> Table:
@@ -124,33 +128,34 @@ def _table(found: Recommendation) -> Table:
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column("Configuration", no_wrap=True)
-    names = ["Energy", "± own", "Saves", *(["Now"] if found.present else []), "GPU-h", "Batch", "takes"]
-    names += ["In bound"] if found.tpot_s is not None else []
-    names += ["Priced"] if _is_partial(found) else []
-    for name in names:
+    for name in ("Energy", "Saves (90 %)", "TTFT p99", "TPOT p99"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("")
     for one in found.configurations:
-        grid.add_row(*_row(one, found))
+        is_present = one.label == found.present
+        latency = one.estimate.run.latency
+        grid.add_row(
+            one.label,
+            format_si(one.energy_j, "J"),
+            "present" if is_present else _saving(one),
+            *(NONE if time is None else format_si(time.p99, "s") for time in (latency.ttft_s, latency.tpot_s)),
+            _remarks(one, is_present=is_present),
+        )
     return grid
 
 
-def _row(one: Configuration, found: Recommendation) -> list[str]:
-    cap = "any s" if one.max_batch_s is None else f"≤ {one.max_batch_s:g} s"
-    cells = [f"{one.engine} {cap}", format_si(one.energy_j, "J"), format_percent(one.own_error), _share(one.saving)]
-    cells += [_share(one.saving_vs_present)] if found.present else []
-    cells += [format_number(one.gpu_hours), f"≤ {one.largest_batch}", f"≤ {format_duration(one.longest_batch_s)}"]
-    cells += [_share(one.within_bound)] if found.tpot_s is not None else []
-    cells += [format_percent(one.priced_share)] if _is_partial(found) else []
-    remarks = [] if one is found.best or not one.like_best else ["no significant difference from the first"]
-    remarks += [f"changes outputs: {one.changes_outputs}"] if one.changes_outputs else []
-    return [*cells, "; ".join(remarks)]
+def _saving(one: Configuration) -> str:
+    """A share with its interval."""
+    low, high = (format_percent(share).removesuffix(" %") for share in (one.saving_low, one.saving_high))
+    return f"{format_percent(one.saving)} ({low} .. {high})"
 
 
-def _is_partial(found: Recommendation) -> bool:
-    """Whether some requests have no price under some configuration."""
-    return any(one.priced_share < 1 for one in found.configurations)
+def _broken(one: Configuration) -> str:
+    return ", ".join(BROKEN[name] for name in one.breaks)
 
 
-def _share(share: float | None) -> str:
-    return "unknown" if share is None else format_percent(share)
+def _remarks(one: Configuration, *, is_present: bool) -> str:
+    remarks = [_broken(one)] if one.breaks else []
+    remarks += [one.changes_outputs] if one.changes_outputs else []
+    remarks += [] if is_present or one.is_significant else ["no significant difference"]
+    return "; ".join(remarks)

@@ -127,7 +127,7 @@ def _record(name: str) -> tuple[type, str]:
 
         return MeterBehaviour, BEHAVIOUR_SCHEMA
     if name == "next":
-        from infergy.energy.next_cells import NEXT_SCHEMA, NextCells
+        from infergy.estimates.next_cells import NEXT_SCHEMA, NextCells
 
         return NextCells, NEXT_SCHEMA
     if name == "window":
@@ -139,7 +139,7 @@ def _record(name: str) -> tuple[type, str]:
 
         return PhaseReport, PHASES_SCHEMA
     if name == "recommendation":
-        from infergy.energy.recommend import RECOMMENDATION_SCHEMA, Recommendation
+        from infergy.estimates.recommend import RECOMMENDATION_SCHEMA, Recommendation
 
         return Recommendation, RECOMMENDATION_SCHEMA
     if name == "replay":
@@ -151,9 +151,9 @@ def _record(name: str) -> tuple[type, str]:
 
         return Score, SCOREBOARD_SCHEMA
     if name == "waterfall":
-        from infergy.energy.waterfall import WATERFALL_SCHEMA, Waterfall
+        from infergy.estimates.breakdown import WATERFALL_SCHEMA, Breakdown
 
-        return Waterfall, WATERFALL_SCHEMA
+        return Breakdown, WATERFALL_SCHEMA
     if name == "timeline":
         from infergy.report.timeline import TIMELINE_SCHEMA, Picture
 

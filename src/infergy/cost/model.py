@@ -11,15 +11,14 @@ import numpy as np
 
 from infergy.cost.fit import Column, Fit
 from infergy.cost.rates import Rates, rates_of
-from infergy.cost.step import Pace, StepSums, added_j, free_s
-from infergy.cost.steps import StepColumns, compress, sums_of
+from infergy.cost.slopes import RunSums
+from infergy.cost.step import Pace, added_j
+from infergy.cost.steps import StepColumns, sums_of
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
 SHIFT = 0.02
 """Of a constant's logarithm, for derivatives."""
-STRETCHED = 1.05
-"""Logged over free seconds from which a step counts as held by the power limit."""
 UNSEEN_GPU_SD, UNSEEN_SERVER_SD = 0.10, 0.06
 """What energy errs by beside its constants' uncertainty where no row is of the kind of GPU, or of the model, precision
 and GPU count: our own estimates."""
@@ -77,7 +76,25 @@ class StepCost:
         joules: Column = added_j(self.rates, sums_of(steps)) + self.rates.power.base_w * steps.step_s
         return joules
 
-    def log_sd(self, steps: StepColumns, idle_j: float) -> tuple[float, float]:
+    def log_slopes(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> Column:
+        """Derivatives of the logarithms of a run's energy, and of its steps' seconds in total, by those of constants.
+
+        Args:
+            steps: The entries of the run.
+            idle_j: Joules of the run while nothing was served.
+            open_share: Share of the time in which requests still arrive and none waits (`infergy.cost.slopes`).
+
+        Returns:
+            Shape (constants, 2), constants in the order of `infergy.cost.constants.constants_of`.
+        """
+        values = self.constants
+        run = RunSums.of(steps, self.rates, idle_j, open_share)
+        names, _, _ = self.fit.logs(self.server.gpu.name)
+        shifted = [run.log_totals(self._rates({**values, name: values[name] * math.exp(SHIFT)})) for name in names]
+        slopes: Column = (np.array(shifted) - run.log_totals(self.rates)) / SHIFT
+        return slopes
+
+    def log_sd(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> tuple[float, float]:
         """Standard deviations of the logarithms of a run's energy, and of its steps' seconds in total.
 
         Constants, the model's own error, and how single GPUs differ; idle power is taken for known.
@@ -85,40 +102,30 @@ class StepCost:
         Args:
             steps: The entries of the run.
             idle_j: Joules of the run while nothing was served.
+            open_share: Share of the time in which requests still arrive and none waits.
         """
-        names, _, covariance = self.fit.logs(self.server.gpu.name)
-        values = self.constants
-        count, step_s, *columns = compress(steps).T
-        sums = StepSums(*columns)
-        stretched = step_s > free_s(self.rates, sums) * STRETCHED
-
-        def totals(constants: Mapping[str, float]) -> tuple[float, float]:
-            rates = self._rates(constants)
-            free, added = free_s(rates, sums), added_j(rates, sums)
-            limited = added / (rates.power.limit_w - rates.power.base_w)
-            seconds = np.where(stretched, np.maximum(free, limited), free)
-            energy = count @ (added + rates.power.base_w * seconds) + idle_j
-            return math.log(energy), math.log(count @ seconds)
-
-        base = totals(values)
-        slopes = np.array(
-            [
-                [
-                    (shifted - start) / SHIFT
-                    for shifted, start in zip(
-                        totals({**values, name: values[name] * math.exp(SHIFT)}), base, strict=True
-                    )
-                ]
-                for name in names
-            ]
-        )
-        energy, seconds = (float(slope @ covariance @ slope) for slope in slopes.T)
-        left_j, left_s = self.server.errors or (self.fit.energy_sd, self.fit.time_sd)
-        unseen = 0.0 if self.server.gpu.name in self.fit.rows else UNSEEN_GPU_SD**2
-        unseen += UNSEEN_SERVER_SD**2 if self.server.errors is None else 0.0
+        _, _, covariance = self.fit.logs(self.server.gpu.name)
+        energy, seconds = (float(slope @ covariance @ slope) for slope in self.log_slopes(steps, idle_j, open_share).T)
+        left_j, left_s = self.errors
+        unseen = self.unseen_gpu_variance + self.unseen_server_variance
         energy += left_j**2 + self.fit.unit_energy_sd**2 + unseen
         seconds += left_s**2 + self.fit.unit_time_sd**2 + unseen
         return math.sqrt(energy), math.sqrt(seconds)
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """Standard deviations of the logarithms of what the fit leaves of energy and of time."""
+        return self.server.errors or (self.fit.energy_sd, self.fit.time_sd)
+
+    @property
+    def unseen_gpu_variance(self) -> float:
+        """Of the logarithm of energy, where no row is of the kind of GPU; else 0."""
+        return 0.0 if self.server.gpu.name in self.fit.rows else UNSEEN_GPU_SD**2
+
+    @property
+    def unseen_server_variance(self) -> float:
+        """Of the logarithm of energy, where no row is of the model, precision and GPU count; else 0."""
+        return 0.0 if self.server.errors is not None else UNSEEN_SERVER_SD**2
 
     def floor_s(self, steps: StepColumns) -> Column:
         """Least seconds of a step of each entry: its bytes at full bandwidth, or its FLOPs at the dense peak."""

@@ -31,6 +31,8 @@ from infergy.serving.run import Run
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, Window, whole
 
+Runs = Sequence[tuple[Run, Window]]
+
 Z90 = 1.645
 SLACK = 1e-6
 """Of the measured range: sums are means over entries."""
@@ -82,18 +84,16 @@ def sample_of(source: Any) -> Sample:
     return whole(requests_of_histogram(opened)) if isinstance(opened, Histogram) else opened.sample()
 
 
-def estimate_server(sample: Sample, server: OpenServer, *, offline: bool = True) -> ServerEstimate:
-    """What a trace draws on one server."""
+def estimate_server(
+    sample: Sample, server: OpenServer, *, offline: bool = True, runs: Runs | None = None
+) -> ServerEstimate:
+    """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known."""
     requests = sample.windows[0].requests
-    timed = all(window.requests.is_timed for window in sample.windows)
-    served = estimate_run(sample, server) if timed else None
-    at_once = [
-        Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
-        for window in sample.windows
-    ]
+    timed = is_timed(sample)
+    served = estimate_run(sample, server, runs) if timed else None
     together = None
     if offline or not timed:
-        together = estimate_run(_with(sample, at_once), server)
+        together = estimate_run(all_at_once(sample), server, None if timed else runs)
     return ServerEstimate(
         engine=server.setup.label.removesuffix(_bound(server)),
         model=server.cost.server.model,
@@ -109,9 +109,39 @@ def estimate_server(sample: Sample, server: OpenServer, *, offline: bool = True)
     )
 
 
-def estimate_run(sample: Sample, server: OpenServer) -> RunEstimate:
-    """Energy, latencies and load of serving a sample's windows, each by itself, weighted."""
-    runs = [(server.serve(window.requests), window) for window in sample.windows]
+def is_timed(sample: Sample) -> bool:
+    """Whether the requests of all windows have arrival times."""
+    return all(window.requests.is_timed for window in sample.windows)
+
+
+def all_at_once(sample: Sample) -> Sample:
+    """The same requests without arrivals."""
+    windows = (
+        Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
+        for window in sample.windows
+    )
+    return replace(sample, windows=tuple(windows))
+
+
+def serve_sample(sample: Sample, server: OpenServer) -> Runs:
+    """The runs that estimates are read from: as requests arrive, or all at once where arrivals are not known."""
+    asked = sample if is_timed(sample) else all_at_once(sample)
+    return tuple((server.serve(window.requests), window) for window in asked.windows)
+
+
+def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -> RunEstimate:
+    """Energy, latencies and load of serving a sample's windows, each by itself, weighted.
+
+    Args:
+        sample: The requests.
+        server: What serves them.
+        runs: Their runs, where those are known.
+
+    Raises:
+        UsageError: Not one request can be served.
+    """
+    if runs is None:
+        runs = tuple((server.serve(window.requests), window) for window in sample.windows)
     weights = np.array([window.weight for _, window in runs])
     if not sum(len(run.steps) for run, _ in runs):
         raise UsageError(f"{sample.source}: {_nothing(server)}")
@@ -120,7 +150,7 @@ def estimate_run(sample: Sample, server: OpenServer) -> RunEstimate:
         for name in ("prefill_j", "decode_j", "mixed_j", "idle_j", "recomputed_j")
     }
     energy_j = sum(parts[name] for name in ("prefill_j", "decode_j", "mixed_j", "idle_j"))
-    energy_sd, seconds_sd = server.cost.log_sd(_steps_of(runs), parts["idle_j"])
+    energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), parts["idle_j"], open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
     counts = [run.counts for run, _ in runs]
@@ -234,7 +264,20 @@ def _overload(run: Run, server: OpenServer) -> str | None:
     )
 
 
-def _steps_of(runs: Sequence[tuple[Run, Window]]) -> Any:
+def open_share(runs: Runs) -> float:
+    """Share of the time in which requests still arrive and none waits: where it is 1, arrivals set a run's length."""
+    open_s = 0.0
+    for run, window in runs:
+        arrivals, steps = run.requests.arrival_s, run.steps
+        if not len(steps):
+            continue
+        span_s = float(np.nanmax(arrivals) - np.nanmin(arrivals))
+        open_s += window.weight * span_s * float(steps.duration_s @ (steps.waiting == 0) / steps.duration_s.sum())
+    total_s = sum(window.weight * run.duration_s for run, window in runs)
+    return min(1.0, open_s / total_s) if total_s else 0.0
+
+
+def steps_of(runs: Runs) -> Any:
     """The steps of all windows, each entry counted by its window's weight."""
     if len(runs) == 1:
         return runs[0][0].steps
@@ -251,10 +294,6 @@ def _joined(runs: Sequence[Run]) -> Run:
         )
 
     return replace(runs[0], requests=join([run.requests for run in runs]), steps=join([run.steps for run in runs]))
-
-
-def _with(sample: Sample, windows: Sequence[Window]) -> Sample:
-    return replace(sample, windows=tuple(windows))
 
 
 def _bound(server: OpenServer) -> str:

@@ -162,6 +162,18 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     )
 
 
+def loaded_setup(setup: EngineSetup) -> EngineSetup:
+    """What of a set-up is a matter of engine, precision and GPUs, without the options of its scheduler."""
+    return EngineSetup(
+        engine=setup.engine,
+        model=setup.model,
+        dtype=setup.dtype,
+        cuda_graphs=setup.cuda_graphs,
+        tensor_parallel=setup.tensor_parallel,
+        compiled=setup.compiled,
+    )
+
+
 def load_tables(
     paths: Sequence[str | Path] = (), *, calibration: str | None = None, allow_simulated: bool = False
 ) -> Table:

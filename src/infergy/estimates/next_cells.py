@@ -1,0 +1,385 @@
+"""Which cells to measure next: those that narrow the interval of a trace's energy most for each second of GPU time.
+
+The energy of a run is uncertain by the constants of the step-cost model, which have a covariance. A measured cell, a
+batch of equal requests, observes its own energy and seconds: near the fit both are linear in the constants' logarithms,
+so what a cell would leave of the covariance is known before it is measured (Kalman's update). Cells are taken one after
+the other, each the one that takes most variance off the logarithm of the run's energy a second, given those before it
+(greedy; A. Krause, A. Singh, C. Guestrin, JMLR 9, 2008, study how near that comes to the best set).
+
+What no cell takes off stays in the interval, as `estimate` has it: the model's own error, and how single GPUs of a kind
+differ. What it adds for a server or a kind of GPU of which nothing was measured is gone with the first cell of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from infergy.cost.fit import Column
+from infergy.cost.table import Table
+from infergy.errors import UsageError
+from infergy.estimates.build import LEAST_SD
+from infergy.estimates.estimate import (
+    Z90,
+    Runs,
+    estimate_server,
+    facts_of,
+    open_share,
+    sample_of,
+    serve_sample,
+    steps_of,
+)
+from infergy.estimates.results import ServerEstimate, TraceFacts
+from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server
+from infergy.records import DEFAULT_DTYPE
+from infergy.workload.requests import Requests
+from infergy.workload.sampling import Sample
+
+NEXT_SCHEMA = "infergy.next/2"
+"""History: 1 bins of a trace; 2 batches of equal requests, chosen for the run that `estimate` reports."""
+
+BATCHES = (1, 8, 32, 128, 256)
+PERCENTILES = (25, 75, 99)
+"""Of the trace's lengths, rounded up to powers of two: lengths of cells."""
+LOAD_S = {"vllm": 100.0, "transformers": 20.0}
+"""Seconds until an engine with an 8B model is loaded, as seen on an H200."""
+WINDOW_S, BATCHES_OF_CELL = 15.0, 3
+"""Seconds of measuring a cell, at least, and batches of one."""
+LEAST_GAIN = 0.02
+"""Share of the variance that a cell must take off."""
+TARGET_REACHED, BUDGET_SPENT, NOTHING_HELPS = "target_reached", "budget_spent", "nothing_helps"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellChoice:
+    """A batch of equal requests that could be measured under a server's engine."""
+
+    input_tokens: int
+    output_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextCell:
+    """A cell to measure.
+
+    Attributes:
+        server: Index of its server in `NextCells.servers`; `engine` the label of its engine.
+        batch_s: Estimated seconds of a batch.
+        cost_s: Seconds of measuring it, those of loading its engine in it if it is the engine's first.
+        half_width: Half the width of the 90 % interval of its server's energy once it and all before it are measured,
+            relative.
+    """
+
+    server: int
+    engine: str
+    input_tokens: int
+    output_tokens: int
+    batch: int
+    batch_s: float
+    cost_s: float
+    half_width: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOutlook:
+    """What is known of a server's energy for the trace.
+
+    Attributes:
+        estimate: What the run draws: the same as `infergy.estimate` reports.
+        measured: Rows of this model, precision and GPUs that are measured already.
+        half_width: Half the width of the 90 % interval now, relative; `half_width_after` with the chosen cells;
+            `half_width_least` what no cell can narrow.
+    """
+
+    estimate: ServerEstimate
+    measured: int
+    half_width: float
+    half_width_after: float
+    half_width_least: float
+
+    @property
+    def energy_j(self) -> float:
+        """Of the run."""
+        return self.estimate.run.energy_j
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextCells:
+    """What to measure next.
+
+    Attributes:
+        target: Half-width of an interval that is enough, relative.
+        cells: The most useful first.
+        cost_s: Seconds of measuring all of them.
+        stopped: Why there are no more: ``target_reached``, ``budget_spent`` or ``nothing_helps``.
+    """
+
+    trace: TraceFacts
+    budget_s: float
+    target: float
+    servers: tuple[ServerOutlook, ...]
+    cells: tuple[NextCell, ...]
+    cost_s: float
+    stopped: str
+    schema: str = NEXT_SCHEMA
+
+
+class _Question:
+    """The energy of a trace's run on one server, and how uncertain it is."""
+
+    def __init__(self, sample: Sample, server: OpenServer, runs: Runs) -> None:
+        self.server = server
+        self.estimate = estimate_server(sample, server, offline=False, runs=runs)
+        cost = server.cost
+        idle_j = self.estimate.run.energy.idle_j
+        self.slope = cost.log_slopes(steps_of(runs), idle_j, open_share(runs))[:, 0]
+        self.least = cost.errors[0] ** 2 + cost.fit.unit_energy_sd**2
+        self.sample_variance = sample.relative_se**2
+        self.is_seen = cost.unseen_server_variance == 0.0
+        self.is_loaded = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A cell that could be measured: `slopes` of its energy and seconds, of shape (constants, 2)."""
+
+    question: int
+    choice: CellChoice
+    batch_s: float
+    slopes: Column
+
+
+class _Knowledge:
+    """Constants of one engine on one kind of GPU, and the offsets of the GPU that will measure, as cells are added."""
+
+    def __init__(self, server: OpenServer) -> None:
+        fit = server.cost.fit
+        _, _, covariance = fit.logs(server.gpu.name)
+        size = len(covariance)
+        self.covariance = np.zeros((size + 2, size + 2))
+        self.covariance[:size, :size] = covariance
+        self.covariance[size, size], self.covariance[size + 1, size + 1] = fit.unit_energy_sd**2, fit.unit_time_sd**2
+        self.noise = np.diag([error**2 + LEAST_SD**2 for error in server.cost.errors])
+        self.unseen_gpu = server.cost.unseen_gpu_variance
+
+    def variance(self, slope: Column) -> float:
+        """Of what depends on the constants alone."""
+        size = len(slope)
+        return float(slope @ self.covariance[:size, :size] @ slope)
+
+    def gain(self, slopes: Column, questions: Sequence[Column]) -> float:
+        """By how much measuring a cell would lower the sum of the questions' variances."""
+        reach, inverse = self._reach(slopes)
+        return sum(float((slope @ reach[:-2]) @ inverse @ (slope @ reach[:-2])) for slope in questions)
+
+    def measure(self, slopes: Column) -> None:
+        """Take a cell for measured."""
+        reach, inverse = self._reach(slopes)
+        self.covariance = self.covariance - reach @ inverse @ reach.T
+        self.unseen_gpu = 0.0
+
+    def _reach(self, slopes: Column) -> tuple[Column, Column]:
+        """Covariance of all with a cell's energy and seconds, and the inverse of those two's own."""
+        observed = np.vstack([slopes, np.eye(2)])
+        reach = self.covariance @ observed
+        return reach, np.asarray(np.linalg.inv(observed.T @ reach + self.noise))
+
+
+class _State:
+    """All questions, and what is known of the engines."""
+
+    def __init__(self, questions: Sequence[_Question]) -> None:
+        self.questions = questions
+        self.keys = [question.server.setup.engine for question in questions]
+        self.known = {key: _Knowledge(one.server) for key, one in zip(self.keys, questions, strict=True)}
+
+    def half_width(self, index: int) -> float:
+        """Half the width of the 90 % interval of a question, relative."""
+        question, known = self.questions[index], self.known[self.keys[index]]
+        unseen = known.unseen_gpu + (0.0 if question.is_seen else question.server.cost.unseen_server_variance)
+        return _half_width(known.variance(question.slope) + question.least + unseen + question.sample_variance)
+
+    def cost_s(self, option: _Option) -> float:
+        """Seconds of measuring a cell next."""
+        question = self.questions[option.question]
+        load_s = 0.0 if question.is_loaded else LOAD_S.get(question.server.setup.engine, max(LOAD_S.values()))
+        return load_s + max(WINDOW_S, BATCHES_OF_CELL * option.batch_s)
+
+    def share(self, option: _Option) -> tuple[float, float]:
+        """Variance that a cell takes off, as a share of what there is of its engine, and in all."""
+        key = self.keys[option.question]
+        known, question = self.known[key], self.questions[option.question]
+        slopes = [one.slope for one, other in zip(self.questions, self.keys, strict=True) if other == key]
+        gain = known.gain(option.slopes, slopes) + known.unseen_gpu * len(slopes)
+        gain += 0.0 if question.is_seen else question.server.cost.unseen_server_variance
+        total = sum(
+            math.log1p(self.half_width(index)) ** 2 / Z90**2 for index, other in enumerate(self.keys) if other == key
+        )
+        return gain / total, gain
+
+    def measure(self, option: _Option) -> None:
+        """Take a cell for measured."""
+        self.known[self.keys[option.question]].measure(option.slopes)
+        question = self.questions[option.question]
+        question.is_seen = question.is_loaded = True
+
+    def outlook(self, index: int, before: float) -> ServerOutlook:
+        """What is known of a question, of which the half-width was `before` at first."""
+        question = self.questions[index]
+        return ServerOutlook(
+            estimate=question.estimate,
+            measured=0 if question.server.measured is None else question.server.measured.rows,
+            half_width=before,
+            half_width_after=self.half_width(index),
+            half_width_least=_half_width(question.least + question.sample_variance),
+        )
+
+
+def choose_next(
+    source: Any,
+    servers: ServerSpec | Sequence[ServerSpec] = ServerSpec(),  # noqa: B008 - frozen
+    table: Table | None = None,
+    *,
+    budget_s: float = 300.0,
+    target: float = 0.05,
+    choices: Sequence[Sequence[CellChoice]] | None = None,
+) -> NextCells:
+    """The cells to measure next.
+
+    Args:
+        source: What `infergy.estimates.estimate.sample_of` takes.
+        servers: What serves; of several the sum of the variances is cut.
+        table: What was measured; None: the shipped table.
+        budget_s: Seconds of GPU time, loading included; above 0.
+        target: No further cell of a server once half the width of its interval is within this share; above 0.
+        choices: Cells that can be measured, of each server; None: `cell_choices`.
+
+    Raises:
+        UsageError: A value out of range, a name is unknown, servers of several kinds of GPU or models, or one cannot
+            serve the trace.
+    """
+    if not (budget_s > 0 and 0 < target < 1):
+        raise UsageError(f"--budget {budget_s:g}s and --target {target:g} must be above 0, the target a share like 5%")
+    sample, table = sample_of(source), load_tables() if table is None else table
+    opened = [open_server(spec, table) for spec in ([servers] if isinstance(servers, ServerSpec) else servers)]
+    if len({server.gpu.name for server in opened}) != 1:
+        raise UsageError("cells are chosen for one kind of GPU: give one --gpu")
+    state = _State([_Question(sample, server, serve_sample(sample, server)) for server in opened])
+    if choices is None:
+        choices = [cell_choices(sample, server) for server in opened]
+    options = [
+        option
+        for index, (server, own) in enumerate(zip(opened, choices, strict=True))
+        for option in _options(index, open_server(measuring_spec(server), table), own)
+    ]
+    before = [state.half_width(index) for index in range(len(opened))]
+    cells, stopped = _greedy(state, options, budget_s, target)
+    return NextCells(
+        trace=facts_of(sample),
+        budget_s=budget_s,
+        target=target,
+        servers=tuple(state.outlook(index, half_width) for index, half_width in enumerate(before)),
+        cells=tuple(cells),
+        cost_s=sum(cell.cost_s for cell in cells),
+        stopped=stopped,
+    )
+
+
+def cell_choices(sample: Sample, server: OpenServer) -> list[CellChoice]:
+    """Batches of equal requests with lengths like the trace's, as many as the server runs at once."""
+    requests = [window.requests for window in sample.windows]
+    most = server.config.options()["max_num_seqs"]
+    inputs, outputs = (
+        sorted({2 ** math.ceil(math.log2(max(1, value))) for value in np.percentile(column, PERCENTILES)})
+        for column in (
+            np.concatenate([one.input_tokens for one in requests]),
+            np.concatenate([one.output_tokens for one in requests]),
+        )
+    )
+    return [
+        CellChoice(input_tokens=input_tokens, output_tokens=output_tokens, batch=batch)
+        for input_tokens, output_tokens, batch in product(inputs, outputs, [size for size in BATCHES if size <= most])
+    ]
+
+
+def measuring_spec(server: OpenServer) -> ServerSpec:
+    """The server that measures cells: the batch interface of the same engine, not bounded by what it serves with."""
+    spec, setup = server.spec, loaded_setup(server.setup)
+    is_static = setup.engine == "transformers"
+    return replace(
+        spec,
+        engine=replace(setup, dtype=DEFAULT_DTYPE, tensor_parallel=1).label,
+        precision=setup.dtype,
+        replicas=1,
+        usage_context="llm",
+        options=replace(
+            spec.options,
+            max_num_seqs=max(BATCHES) if is_static else None,
+            max_num_batched_tokens=None,
+            num_gpu_blocks=None,
+            tensor_parallel_size=setup.tensor_parallel,
+        ),
+    )
+
+
+def _options(index: int, server: OpenServer, choices: Sequence[CellChoice]) -> Iterator[_Option]:
+    """The cells that a server can serve as one batch, with their derivatives."""
+    for choice in choices:
+        equal = np.full(choice.batch, choice.input_tokens), np.full(choice.batch, choice.output_tokens)
+        run = server.serve(
+            Requests(source="cell", input_tokens=equal[0], output_tokens=equal[1], order_reason="a batch")
+        )
+        if run.counts.rejected_requests or run.counts.preemptions or run.counts.peak_running < choice.batch:
+            continue
+        yield _Option(index, choice, run.duration_s, server.cost.log_slopes(run.steps, 0.0))
+
+
+def _greedy(state: _State, options: list[_Option], budget_s: float, target: float) -> tuple[list[NextCell], str]:
+    cells: list[NextCell] = []
+    spent_s = 0.0
+    while True:
+        still_open = {index for index in range(len(state.questions)) if state.half_width(index) > target}
+        if not still_open:
+            return cells, TARGET_REACHED
+        useful = [
+            (gain / state.cost_s(option), option)
+            for option in options
+            if option.question in still_open
+            for share, gain in (state.share(option),)
+            if share >= LEAST_GAIN
+        ]
+        if not useful:
+            return cells, NOTHING_HELPS
+        affordable = [pair for pair in useful if spent_s + state.cost_s(pair[1]) <= budget_s]
+        if not affordable:
+            return cells, BUDGET_SPENT
+        _, best = max(affordable, key=lambda pair: pair[0])
+        cost_s = state.cost_s(best)
+        state.measure(best)
+        options.remove(best)
+        spent_s += cost_s
+        cells.append(_next_cell(state, best, cost_s))
+
+
+def _next_cell(state: _State, option: _Option, cost_s: float) -> NextCell:
+    choice = option.choice
+    return NextCell(
+        server=option.question,
+        engine=state.questions[option.question].estimate.engine,
+        input_tokens=choice.input_tokens,
+        output_tokens=choice.output_tokens,
+        batch=choice.batch,
+        batch_s=option.batch_s,
+        cost_s=cost_s,
+        half_width=state.half_width(option.question),
+    )
+
+
+def _half_width(variance: float) -> float:
+    return math.expm1(Z90 * math.sqrt(max(0.0, variance)))

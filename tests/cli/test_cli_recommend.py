@@ -1,0 +1,79 @@
+"""`infergy recommend` and `infergy waterfall` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.errors import UsageError
+
+runner = CliRunner()
+TRACE = ("azure-code-2023", "--requests", "60")
+
+
+def run(*arguments: str) -> str:
+    done = runner.invoke(app, list(arguments))
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_first_lines_are_what_to_type() -> None:
+    lines = run("recommend", *TRACE, "-e", "vllm-eager").splitlines()
+    assert "savings against vllm-eager" in lines[0]
+    assert lines[1].startswith(("Recommended: ", "Keep "))
+    assert lines[2].startswith("  vllm serve MODEL")
+
+
+def test_several_servers_are_ranked_as_they_are() -> None:
+    found = json.loads(run("recommend", *TRACE, "-e", "transformers", "-e", "vllm", "--json"))
+    assert found["schema"] == "infergy.recommendation/2"
+    assert {one["label"] for one in found["configurations"]} == {"vllm", "transformers"}
+    assert found["present"] == "transformers"
+    assert found["recommended"] == "vllm"
+
+
+def test_it_says_so_where_nothing_keeps_the_limits() -> None:
+    assert "No configuration keeps the limits" in run(
+        "recommend", *TRACE, "--tpot-p99", "1ms", "-e", "vllm", "-e", "vllm-fp8"
+    )
+    found = json.loads(run("recommend", *TRACE, "--ttft-p99", "1ms", "-e", "vllm", "-e", "vllm-fp8", "--json"))
+    assert found["recommended"] is None
+    assert all("ttft_p99_s" in one["breaks"] for one in found["configurations"])
+
+
+@pytest.mark.parametrize("option", ["--tpot-p99", "--ttft-p99", "--tpot-p50", "--e2e-p99"])
+def test_a_limit_without_a_unit_is_rejected_with_what_to_type(option: str) -> None:
+    done = runner.invoke(app, ["recommend", *TRACE, option, "50"])
+    assert isinstance(done.exception, UsageError)
+    assert f"{option} 50ms or {option} 50s" in str(done.exception)
+    done = runner.invoke(app, ["recommend", *TRACE, option, "soon"])
+    assert isinstance(done.exception, UsageError)
+
+
+def test_a_breakdown_is_printed_as_bars_that_add_up() -> None:
+    text = run("waterfall", *TRACE, "-e", "transformers", "--explain")
+    assert text.count("idle") >= 3
+    found = json.loads(run("waterfall", *TRACE, "-e", "transformers", "--json"))
+    assert found["schema"] == "infergy.waterfall/2"
+    for name in ("by_time", "by_source", "by_activity"):
+        assert sum(part["energy_j"] for part in found[name]) == pytest.approx(found["energy_j"])
+    estimated = json.loads(run("estimate", *TRACE, "-e", "transformers", "--json"))["estimates"][0]
+    assert found["energy_j"] == estimated["served"]["energy_j"]
+
+
+def test_a_breakdown_is_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "waterfall.svg"
+    run("waterfall", *TRACE, "-o", str(picture))
+    drawn = picture.read_text(encoding="utf-8")
+    assert "arithmetic" in drawn
+    assert "energy of the run" in drawn
+
+
+def test_a_picture_has_a_known_format_and_one_server(tmp_path: Path) -> None:
+    for arguments in (["-o", "x.gif"], ["-o", str(tmp_path / "x.svg"), "-e", "vllm", "-e", "transformers"]):
+        done = runner.invoke(app, ["waterfall", *TRACE, *arguments])
+        assert isinstance(done.exception, UsageError)
