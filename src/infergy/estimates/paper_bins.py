@@ -204,8 +204,16 @@ def _count(sample: Sample, bins: str | Bins) -> Histogram:
     ]
     past = np.ones(shape, dtype=bool)
     past[:-1, :-1] = False
-    outside = _sums([column * past for column in sums], np.s_[:])
-    longest_bin = Bin(input_tokens=int(inputs.max()), output_tokens=int(outputs.max()), input_floor=0, output_floor=0)
+    outside = past.ravel()[position]
+    left_out = None
+    if outside.any():
+        longest_past = Bin(
+            input_tokens=int(inputs[outside].max()),
+            output_tokens=int(outputs[outside].max()),
+            input_floor=0,
+            output_floor=0,
+        )
+        left_out = BinCount(bin=longest_past, **_sums(sums, past))
     cached = sum(
         weight * float(requests.cached_tokens.sum())
         for requests, weight in windows
@@ -215,7 +223,7 @@ def _count(sample: Sample, bins: str | Bins) -> Histogram:
         source=sample.source,
         bins=bins,
         counts=tuple(counts),
-        left_out=BinCount(bin=longest_bin, **outside) if outside["requests"] else None,
+        left_out=left_out,
         failed_requests=sample.set_aside.failed,
         cached_input_tokens=round(cached),
         lengths_from=windows[0][0].lengths_from,
