@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from infergy.cost.ratio import log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import InfergyError, UsageError
 from infergy.estimates.ideal import DENSE, IDEALS, PAPER_IDEAL, ROOFLINE, Ideal, flops_ideal, roofline_ideal
@@ -36,7 +37,7 @@ class Comparison:
         ideal_energy_j: Of the same bins; None where no bin is served. `ideal_basis` says how it was computed.
         gap_to_ideal: (energy − ideal) / ideal.
         saving_vs_baseline: 1 − energy over that of the baseline; None with `saving_reason`.
-        saving_low: Lower end of its 90 % interval, by the uncertainty of both engines' cost; `saving_high` the upper.
+        saving_low: Lower end of its 90 % interval, by what is uncertain of their ratio; `saving_high` the upper.
     """
 
     ideal_energy_j: float | None
@@ -291,6 +292,5 @@ def _saving(own: ServedBins, bases: _Bases) -> tuple[tuple[float | None, float |
     ):
         return (None, None, None), f"{bases.engine} serves other bins"
     left = own.energy_j / base.energy_j
-    # What the GPU itself adds to both would cancel; that it does not here widens the interval.
-    half = Z90 * math.hypot(own.log_sd(), base.log_sd())
+    half = Z90 * log_ratio_sd(own.costed(), base.costed())
     return (1 - left, 1 - left * math.exp(half), 1 - left * math.exp(-half)), None

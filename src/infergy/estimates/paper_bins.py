@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from infergy.cost.ratio import CostedRun
 from infergy.errors import UsageError
 from infergy.estimates.servers import OpenServer
 from infergy.hardware import get_model
@@ -130,8 +131,8 @@ class ServedBins:
         counts = zip(histogram.counts, self.bins, strict=True)
         return replace(histogram, counts=tuple(count for count, entry in counts if entry.batch))
 
-    def log_sd(self) -> float:
-        """Standard deviation of the logarithm of the energy, by the cost of steps alone."""
+    def costed(self) -> CostedRun:
+        """All bins as one run, for the uncertainty of their sum."""
         parts, idle_j = [], 0.0
         for entry in self.bins:
             batch = self.batch(entry.input_tokens, entry.output_tokens)
@@ -140,7 +141,7 @@ class ServedBins:
                 parts.append(replace(batch.run.steps, count=batch.run.steps.count * times))
                 idle_j += batch.run.energy.idle_j * times
         joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
-        return self.server.cost.log_sd(type(parts[0])(**joined), idle_j)[0]
+        return CostedRun.of(self.server.cost, type(parts[0])(**joined), idle_j)
 
     def _serve(self, input_tokens: int, output_tokens: int) -> _Batch | None:
         size = batch_limit(self.server, input_tokens, output_tokens)

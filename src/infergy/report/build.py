@@ -12,9 +12,10 @@ from infergy.errors import UsageError
 from infergy.estimates.build import shipped_rows
 from infergy.estimates.estimate import estimate, sample_of
 from infergy.estimates.paper import estimate_paper
+from infergy.estimates.recommend import recommend
 from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
-from infergy.hardware import catalogue_name
-from infergy.records import ENGINES, Cell, Measurement
+from infergy.hardware import catalogue_name, get_gpu
+from infergy.records import ENGINES, FP8, Cell, Measurement
 from infergy.records.agreement import MUST, SHOULD, key_of
 from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
@@ -23,6 +24,7 @@ from infergy.report.ours import Evidence, Law, gpu_title, load_claims
 from infergy.report.parts import phases_of
 from infergy.report.points import MIXED_RULES, REFUSE, SPLIT, Point, failures_of, points_of, read_stores
 from infergy.report.studies import STUDIES, Study
+from infergy.serving.config import EngineOptions
 
 if TYPE_CHECKING:
     from infergy.energy.phases import SetupPhases
@@ -233,7 +235,18 @@ def _weigh(
         evidence,
         estimates={trace: estimate(sample, specs, tables=table) for trace, sample in samples.items()},
         papers={trace: estimate_paper(sample, specs, table) for trace, sample in samples.items()},
+        rankings={
+            trace: recommend(sample, _candidates(*chosen), table, present=ServerSpec(model=chosen[0], gpu=chosen[1]))
+            for trace, sample in samples.items()
+        },
     )
+
+
+def _candidates(model: str, gpu: str) -> list[ServerSpec]:
+    """A few, for a page: `infergy recommend` ranks more."""
+    engines = ["vllm-eager", "transformers", *(["vllm-fp8"] if FP8 in get_gpu(gpu).peak_flops else [])]
+    fewer = ServerSpec(model=model, gpu=gpu, options=EngineOptions(max_num_seqs=16))
+    return [fewer, *(ServerSpec(engine=engine, model=model, gpu=gpu) for engine in engines)]
 
 
 def _only(option: str, asked: str | None, measured: set[str], default: str, files: Sequence[Path]) -> str:
