@@ -50,7 +50,7 @@ def opened(spec: ServerSpec) -> OpenServer:
 
 
 def paper(source: object, *specs: ServerSpec, **options: str) -> PaperEstimate:
-    return estimate_paper(source, specs or (TRANSFORMERS, VLLM), shipped_table(), **options)  # type: ignore[arg-type]
+    return estimate_paper(source, specs or (TRANSFORMERS, VLLM), shipped_table(), **options)
 
 
 def only(source: object, spec: ServerSpec, **options: str) -> PaperServer:

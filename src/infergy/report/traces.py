@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 AS_IT_ARRIVES, ALL_AT_ONCE = "as it arrives", "all at once"
 SERVED_HEAD = (
-    "Trace", "Engine", "Served", "Energy", "J a request", "90 % interval", "Duration", "Mean power", "TTFT p50",
+    "Trace", "Engine", "Served", "Energy", "J per request", "90 % interval", "Duration", "Mean power", "TTFT p50",
     "TPOT p50", "Steps in measured range",
 )  # fmt: skip
 PAPER_HEAD = (
-    "Trace", "Engine", "J in all", "J a request", "bins' floors .. whole batches", "Gap to ideal", "Saving",
+    "Trace", "Engine", "J in all", "J per request", "bins' floors .. whole batches", "Gap to ideal", "Saving",
     "90 % of the saving",
 )  # fmt: skip
-SERVED_AXIS = "energy, J a request; thin line: 90 % interval"
-PAPER_AXIS = "energy, J a request; thin line: bins' floors to whole batches; upright stroke: the ideal"
+SERVED_AXIS = "energy, J per request; thin line: 90 % interval"
+PAPER_AXIS = "energy, J per request; thin line: bins' floors to whole batches; upright stroke: the ideal"
 
 
 def draw_traces(evidence: Evidence) -> Iterator[Figure]:
@@ -40,7 +40,9 @@ def draw_traces(evidence: Evidence) -> Iterator[Figure]:
 
 def _draw_served(estimates: list[TraceEstimate], evidence: Evidence) -> Figure:
     server = estimates[0].estimates[0]
-    title = f"{server.model} on {gpu_title(server.gpu)}: energy a request of traces, served as they arrive and at once"
+    title = (
+        f"{server.model} on {gpu_title(server.gpu)}: energy per request of traces, served as they arrive and at once"
+    )
     runs = [
         (estimate.trace.source, server, how, run)
         for estimate in estimates
@@ -81,7 +83,7 @@ def _run_bar(trace: str, server: ServerEstimate, how: str, run: RunEstimate) -> 
         "low": run.low_j / requests,
         "high": run.high_j / requests,
         "ideal": None,
-        "energy": f"{format_si(run.energy_j, 'J')}, {format_si(run.energy_j / requests, 'J')} a request",
+        "energy": f"{format_si(run.energy_j, 'J')}, {format_si(run.energy_j / requests, 'J')} per request",
         "bracket": _interval(run),
         "gap to ideal": "see the study's method",
     }
@@ -110,7 +112,7 @@ def _interval(run: RunEstimate) -> str:
 
 def _draw_paper(papers: list[PaperEstimate], evidence: Evidence) -> Figure:
     servers = papers[0].servers
-    title = f"{servers[0].model} on {gpu_title(servers[0].gpu)}: energy a request of traces by the study's bins"
+    title = f"{servers[0].model} on {gpu_title(servers[0].gpu)}: energy per request of traces by the study's bins"
     ideals = dict.fromkeys(server.compared.ideal_basis for server in servers if server.compared.ideal_basis)
     values = [value for paper in papers for server in paper.servers for value in _paper_bar(paper, server)]
     return Figure(
@@ -138,7 +140,7 @@ def _paper_bar(paper: PaperEstimate, server: PaperServer) -> Iterator[dict[str, 
         "low": None if server.low_j is None else server.low_j / requests,
         "high": None if server.high_j is None else server.high_j / requests,
         "ideal": None if ideal_j is None else ideal_j / requests,
-        "energy": f"{format_si(server.energy_j, 'J')}, {format_si(server.energy_j / requests, 'J')} a request",
+        "energy": f"{format_si(server.energy_j, 'J')}, {format_si(server.energy_j / requests, 'J')} per request",
         "bracket": _bracket(server),
         "gap to ideal": _percent(compared.gap_to_ideal, signed=True),
     }
