@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from infergy.cli.old_estimate import GpuOption, ModelOption, SimulatedOption
 from infergy.errors import MissingError, UsageError
 
 PAPER = "paper"
@@ -30,9 +29,15 @@ def report(
             "[default: refuse; paper: split]",
         ),
     ] = None,
-    model: ModelOption = None,
-    gpu: GpuOption = None,
-    allow_simulated: SimulatedOption = False,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Of the estimated traces [default: the one that was measured]")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", "-g", help="Of the estimated traces [default: the one that was measured]")
+    ] = None,
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
+    ] = False,
 ) -> None:
     """Write one page that needs no network, the same as Markdown, and each figure as PNG and SVG.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infergy.energy.ideal import Ideal
+from infergy.estimates.ideal import Ideal
 from infergy.energy.price import BinEnergy
 from infergy.energy.surface import SurfaceErrors
 from infergy.errors import UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from infergy.energy.ideal import Ideal, flops_ideal, roofline_ideal
+from infergy.estimates.ideal import Ideal, flops_ideal, roofline_ideal
 from infergy.energy.options import AT_CORNERS, PAPER, ROOFLINE
 from infergy.energy.price import mean_lengths
 from infergy.energy.values import Values

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infergy.energy.load import load_table, shipped_tables
 from infergy.errors import UsageError
-from infergy.hardware import catalogue_name
-from infergy.records import Cell
+from infergy.estimates.build import shipped_rows
+from infergy.estimates.estimate import estimate, sample_of
+from infergy.estimates.paper import estimate_paper
+from infergy.estimates.recommend import recommend
+from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
+from infergy.hardware import catalogue_name, get_gpu
+from infergy.records import ENGINES, FP8, Cell, Measurement
 from infergy.records.agreement import MUST, SHOULD, key_of
 from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
 from infergy.report.gaps import find_gaps
 from infergy.report.ours import Evidence, Law, gpu_title, load_claims
 from infergy.report.parts import phases_of
-from infergy.report.points import MIXED_RULES, REFUSE, SPLIT, Point, read_points
+from infergy.report.points import MIXED_RULES, REFUSE, SPLIT, Point, failures_of, points_of, read_stores
 from infergy.report.studies import STUDIES, Study
+from infergy.serving.config import EngineOptions
 
 if TYPE_CHECKING:
-    from infergy.energy.answer import TraceEstimate
     from infergy.energy.phases import SetupPhases
-    from infergy.energy.recommend import Recommendation
-    from infergy.energy.table import EnergyTable
 
 PAPER = "paper"
 """The source that stands for all that ships."""
 
-REPLICATES = "replicates"
+SHIPPED_ROWS = Path(str(resources.files("infergy"))) / "data" / "tables"
 ENVIRONMENT_HEAD = ("Set-up", "Rows", "GPU", "Chip", "Limit", "Driver", "Packages", "Weights", "Measured")
 FLAGS_HEAD = ("Flag", "Rows", "For example", "What to do")
 
@@ -104,24 +107,23 @@ def build_report(
         traces: Traces to estimate from these; without files, the shipped ones.
         mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None refuses a user's and splits
             the shipped ones, whose environments are known.
-        model: For which the traces are estimated; None as for `infergy.estimate`.
+        model: For which the traces are estimated; None: the default if it was measured, else the only one that was.
         gpu: On which; None likewise.
         allow_simulated: Whether rows of a simulated GPU may be drawn.
-        planned: Tells the cells of the shipped grids by name, for a GPU of the catalogue: then each study says which of
+        planned: The cells of the shipped grids by name, for a GPU of the catalogue: then each study says which of
             its cells have no row.
 
     Raises:
-        UsageError: An option is unknown, environments are mixed, or a trace cannot be priced.
+        UsageError: An option is unknown, environments are mixed, or a trace cannot be estimated.
         DataError: A file is not what it should be.
     """
     if mixed is not None and mixed not in MIXED_RULES:
         raise UsageError.unknown("rule for mixed environments", mixed, MIXED_RULES, "Give one with --mixed")
-    own = [path for path in shipped_tables() if path.parent.name != REPLICATES]
-    points = read_points(files or own, allow_simulated=allow_simulated)
-    source, claims = load_claims()
+    stores = read_stores(files or shipped_stores())
+    source, _ = load_claims()
     if not files:
-        traces = tuple(traces) or tuple(dict.fromkeys(claim.ours.trace for claim in claims if claim.ours.trace))
-    evidence = _weigh(points, files, traces, model=model, gpu=gpu, allow_simulated=allow_simulated)
+        traces = tuple(traces) or traces_of_claims()
+    evidence = _weigh(stores, files, traces, model=model, gpu=gpu, allow_simulated=allow_simulated)
     rule = mixed or (REFUSE if files else SPLIT)
     compared = compare_claims(evidence)
     # What ships is of several kinds of GPU, whose lines would hide each other; a user's are drawn beside each other.
@@ -140,7 +142,7 @@ def build_report(
         source=names or "the tables that ship with infergy",
         paper=source,
         sections=_unique(sections),
-        simulated=any(point.row.simulated for point in points),
+        simulated=any(row.simulated for rows in stores.values() for row in rows),
     )
 
 
@@ -152,18 +154,16 @@ def _by_gpu(evidence: Evidence) -> list[Evidence]:
 
 def _on(kind: str, evidence: Evidence) -> Evidence:
     """What the evidence holds of one kind of GPU, by the driver's name."""
-    estimates = {
-        trace: answer
-        for trace, answer in evidence.estimates.items()
-        if gpu_title(answer.estimates[0].gpu) == gpu_title(kind)
-    }
+    name = catalogue_name(kind)
+    papers = {trace: paper for trace, paper in evidence.papers.items() if paper.servers[0].gpu == name}
     return replace(
         evidence,
         points=[point for point in evidence.points if _kind(point) == kind],
         online=[point for point in evidence.online if _kind(point) == kind],
         replays=[point for point in evidence.replays if _kind(point) == kind],
-        estimates=estimates,
-        rankings={trace: ranking for trace, ranking in evidence.rankings.items() if trace in estimates},
+        papers=papers,
+        estimates={trace: estimate for trace, estimate in evidence.estimates.items() if trace in papers},
+        rankings={trace: ranking for trace, ranking in evidence.rankings.items() if trace in papers},
     )
 
 
@@ -186,15 +186,24 @@ def _kind(point: Point) -> str:
 
 
 def shipped_evidence() -> Evidence:
-    """What ships, weighed: what docs/claims.md stands on."""
-    own = [path for path in shipped_tables() if path.parent.name != REPLICATES]
+    """What ships: what docs/claims.md states."""
+    return _weigh(read_stores(shipped_stores()), (), traces_of_claims(), model=None, gpu=None, allow_simulated=False)
+
+
+def shipped_stores() -> tuple[Path, ...]:
+    """The files of rows that ship but for replicates, the default GPU's first."""
+    own = (path for path in shipped_rows(SHIPPED_ROWS) if path.parent == SHIPPED_ROWS)
+    return tuple(sorted(own, key=lambda path: (not path.name.startswith(f"{DEFAULT_GPU}-"), path.name)))
+
+
+def traces_of_claims() -> tuple[str, ...]:
+    """The traces that claims are of."""
     _, claims = load_claims()
-    traces = tuple(dict.fromkeys(claim.ours.trace for claim in claims if claim.ours.trace))
-    return _weigh(read_points(own), (), traces, model=None, gpu=None, allow_simulated=False)
+    return tuple(dict.fromkeys(claim.ours.trace for claim in claims if claim.ours.trace))
 
 
 def _weigh(
-    points: Sequence[Point],
+    stores: Mapping[Path, Sequence[Measurement]],
     files: Sequence[Path],
     traces: Iterable[str],
     *,
@@ -202,34 +211,56 @@ def _weigh(
     gpu: str | None,
     allow_simulated: bool,
 ) -> Evidence:
-    estimates: dict[str, TraceEstimate] = {}
-    rankings: dict[str, Recommendation] = {}
-    table: EnergyTable | None = None
-    for trace in traces:
-        from infergy.energy.estimate import PriceOptions, estimate
-        from infergy.energy.recommend import recommend
-
-        if table is None:
-            table = load_table(files, with_shipped=not files, allow_simulated=allow_simulated)
-        estimates[trace] = estimate(trace, model=model, gpu=gpu, tables=table)
-        rankings[trace] = recommend(trace, PriceOptions(model=model, gpu=gpu, tables=table))
+    points = points_of(stores, allow_simulated=allow_simulated)
     offline = [point for point in points if not point.row.cell.load.is_online]
-    # A replay has no rate; of a trace, what it took stands beside its forecast: infergy replay --rows.
-    online = [one for one in points if one.row.cell.load.is_online and not one.row.cell.load.is_replay]
-    replays = [one for one in points if one.row.cell.load.is_replay]
-    laws = _laws(offline)
-    failed: dict[str, dict[str, str]] = {}
-    for row in () if table is None else table.failed:
-        failed.setdefault(row.gpu, {})[row.cell_id] = row.reason.partition(":")[0]
-    return Evidence(
+    evidence = Evidence(
         points=offline,
-        estimates=estimates,
-        rankings=rankings,
-        laws=laws,
-        online=online,
-        replays=replays,
-        failed=failed,
+        laws=_laws(offline),
+        # A replay has no rate; what it took is compared with its prediction by infergy replay --rows.
+        online=[one for one in points if one.row.cell.load.is_online and not one.row.cell.load.is_replay],
+        replays=[one for one in points if one.row.cell.load.is_replay],
+        failed=failures_of(stores),
     )
+    traces = list(traces)
+    if not traces:
+        return evidence
+    table = load_tables(files, allow_simulated=allow_simulated)
+    chosen = (
+        _only("model", model, {point.model for point in points}, DEFAULT_MODEL, files),
+        _only("gpu", gpu, {catalogue_name(_kind(point)) for point in points}, DEFAULT_GPU, files),
+    )
+    specs = [ServerSpec(engine=engine, model=chosen[0], gpu=chosen[1]) for engine in ENGINES]
+    samples = {trace: sample_of(trace) for trace in traces}
+    return replace(
+        evidence,
+        estimates={trace: estimate(sample, specs, tables=table) for trace, sample in samples.items()},
+        papers={trace: estimate_paper(sample, specs, table) for trace, sample in samples.items()},
+        rankings={
+            trace: recommend(sample, _candidates(*chosen), table, present=ServerSpec(model=chosen[0], gpu=chosen[1]))
+            for trace, sample in samples.items()
+        },
+    )
+
+
+def _candidates(model: str, gpu: str) -> list[ServerSpec]:
+    """A few, for a page: `infergy recommend` ranks more."""
+    engines = ["vllm-eager", "transformers", *(["vllm-fp8"] if FP8 in get_gpu(gpu).peak_flops else [])]
+    fewer = ServerSpec(model=model, gpu=gpu, options=EngineOptions(max_num_seqs=16))
+    return [fewer, *(ServerSpec(engine=engine, model=model, gpu=gpu) for engine in engines)]
+
+
+def _only(option: str, asked: str | None, measured: set[str], default: str, files: Sequence[Path]) -> str:
+    """What was asked for, else the default if it was measured, else the only one that was.
+
+    Raises:
+        UsageError: Several were measured, and the default is not among them.
+    """
+    if asked is not None or default in measured or not measured:
+        return asked or default
+    if len(measured) > 1:
+        names = ", ".join(sorted(measured))
+        raise UsageError(f"{', '.join(map(str, files))}: rows of several: {names}. Name one with --{option}")
+    return next(iter(measured))
 
 
 def _laws(points: Sequence[Point]) -> dict[str, Law]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from infergy.report.markdown import escape, table_lines
 from infergy.report.ours import NOT_MEASURED, Claim, Evidence, Ours, find_ours, load_claims, ratio_text
 from infergy.units import format_percent
 
 HEAD = ("Claim", "Paper", "on", "Ours", "Interval", "on", "Ours / paper")
+FINDINGS_HEAD = ("Claim", "Paper", "Ours", "Why")
 SAVING = "saving"
 
 
@@ -78,6 +80,10 @@ def claims_page(compared: Sequence[Compared]) -> str:
         f"{measured} of {len(compared)} claims have a figure of ours, the others say why not. This page is what "
         "`infergy report paper` shows, study by study.",
         "",
+        "Gaps and savings of traces are by the study's method: each request at the upper corner of its bin, in the "
+        "largest batches that memory and the engine allow, by the step-cost model fitted to all rows. What serving a "
+        "trace as it arrives draws is another question: `infergy estimate`.",
+        "",
         "Different hardware, models and engine versions stand side by side: a ratio far from 1 is a finding about "
         "these, not an error of either. The study's Azure traces are of 2024, ours of 2023, which are smaller. Its "
         "ideal takes the vendor's headline peak, ours the dense one.",
@@ -91,7 +97,28 @@ def claims_page(compared: Sequence[Compared]) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def with_figures(page: str, compared: Iterable[Compared]) -> str:
+    """docs/findings.md with the figures of the claims, which its tables name; what else stands there is kept."""
+    cells = {escape(claim.cells[0]): claim.cells for claim in compared}
+    lines = []
+    for line in page.splitlines():
+        parts = line.split(" | ")
+        name = parts[0].removeprefix("| ")
+        if line.startswith("| ") and name in cells and len(parts) == len(FINDINGS_HEAD):
+            line = " | ".join((parts[0], escape(cells[name][1]), escape(cells[name][3]), parts[3]))
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def write_pages(folder: Path) -> None:
+    """Write the figures of the shipped rows and table into docs/claims.md and docs/findings.md."""
     from infergy.report.build import shipped_evidence
 
-    print(claims_page(compare_claims(shipped_evidence())), end="")
+    compared = compare_claims(shipped_evidence())
+    (folder / "claims.md").write_text(claims_page(compared), encoding="utf-8")
+    findings_path = folder / "findings.md"
+    findings_path.write_text(with_figures(findings_path.read_text(encoding="utf-8"), compared), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pages(Path("docs"))

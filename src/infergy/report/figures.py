@@ -263,11 +263,11 @@ def draw_shares(
     )
 
 
-def draw_bars(values: Sequence[Mapping[str, object]]) -> Any:
+def draw_bars(values: Sequence[Mapping[str, object]], x_title: str) -> Any:
     """Traces by engine: a bar of joules a request, its bracket, and the ideal as an upright line.
 
     Values hold ``trace``, ``series`` (the engine), ``joules``, ``low``, ``high`` and ``ideal``, all joules a
-    request, the last three None where unknown.
+    request, the last three None where unknown; `x_title` says what the lines are.
     """
     import altair
 
@@ -278,7 +278,6 @@ def draw_bars(values: Sequence[Mapping[str, object]]) -> Any:
         yOffset=altair.YOffset("series:N", sort=names),
         tooltip=tooltips(("trace", "series", "energy", "bracket", "gap to ideal")),
     )
-    x_title = "energy, J a request; thin line: low to high; upright stroke: the ideal"
     x_axis = altair.Axis(tickCount=8)
     bars = base.mark_bar().encode(x=altair.X("joules:Q", title=x_title, axis=x_axis), color=colour_of(names))
     brackets = base.transform_filter("isValid(datum.low)").mark_rule(color=INK, strokeWidth=1.5)

@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from infergy.energy.answer import TraceEstimate
-from infergy.energy.recommend import Recommendation
 from infergy.errors import DataError
 from infergy.report.changes import ENERGY, changes
 from infergy.report.points import Point
 from infergy.units import format_number, format_percent
+
+if TYPE_CHECKING:
+    from infergy.estimates.paper import PaperEstimate
+    from infergy.estimates.recommend import Recommendation
+    from infergy.estimates.results import TraceEstimate
 
 NOT_MEASURED = "not measured yet"
 REVERSED = "reversed"
@@ -100,19 +103,20 @@ class Ours:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What claims are held against.
+    """What claims are compared with.
 
     Attributes:
         points: Cells measured offline.
         online: Cells whose requests arrived one after the other.
         replays: Cells whose requests had lengths of their own, all there at once.
-        estimates: Of traces, by name; `rankings` likewise.
+        estimates: Of traces served, by name; `papers` by the study's method; `rankings` of configurations.
         laws: Of prefill and decode by set-up label: rows, median and worst residual.
-        failed: Why, in a word, cells in the table of the traces have no number, by name of the GPU and id.
+        failed: Why, in a word, cells have no number, by name of the GPU and id.
     """
 
     points: Sequence[Point]
     estimates: Mapping[str, TraceEstimate] = field(default_factory=dict)
+    papers: Mapping[str, PaperEstimate] = field(default_factory=dict)
     rankings: Mapping[str, Recommendation] = field(default_factory=dict)
     laws: Mapping[str, Law] = field(default_factory=dict)
     online: Sequence[Point] = ()
@@ -189,39 +193,29 @@ def _find(recipe: Recipe, evidence: Evidence) -> Ours:
 
 
 def _of_trace(recipe: Recipe, evidence: Evidence) -> Ours:
-    answer = evidence.estimates.get(recipe.trace)
-    if answer is None:
+    paper = evidence.papers.get(recipe.trace)
+    if paper is None:
         return Ours(basis=f"no estimate of {recipe.trace} here")
-    found = next((one for one in answer.estimates if one.engine == recipe.engine), None)
-    if found is None:
-        return Ours(basis=f"no row of {recipe.engine}")
+    server = next((server for server in paper.servers if server.engine == recipe.engine), None)
+    if server is None:
+        return Ours(basis=f"no estimate of {recipe.engine}")
+    compared, hardware = server.compared, gpu_title(server.gpu)
     if recipe.kind == "gap":
-        if found.gap_to_ideal is None or found.ideal_energy_j is None:
-            return Ours(basis=found.gap_reason or "the gap is unknown")
-        low, high = (None if one is None else one / found.ideal_energy_j - 1 for one in (found.low_j, found.high_j))
+        ideal_j = compared.ideal_energy_j
+        if ideal_j is None:
+            return Ours(basis="no bin of the trace fits the server")
+        low, high = (None if end_j is None else end_j / ideal_j - 1 for end_j in (server.low_j, server.high_j))
         basis = "all requests at the floor of their bins .. whole batches at the ceiling"
-        return Ours(value=found.gap_to_ideal, low=low, high=high, hardware=gpu_title(found.gpu), basis=basis)
-    if found.saving_vs_baseline is None or answer.baseline != recipe.baseline:
-        return Ours(basis=found.saving_reason or f"no row of {recipe.baseline}")
-    half = _saving_error(recipe, evidence.rankings.get(recipe.trace))
-    left = 1 - found.saving_vs_baseline
+        return Ours(value=compared.gap_to_ideal, low=low, high=high, hardware=hardware, basis=basis)
+    if compared.saving_vs_baseline is None or paper.baseline != recipe.baseline:
+        return Ours(basis=compared.saving_reason or f"no estimate of {recipe.baseline}")
     return Ours(
-        value=found.saving_vs_baseline,
-        low=None if half is None else 1 - left * (1 + half),
-        high=None if half is None else 1 - left * (1 - half),
-        hardware=gpu_title(found.gpu),
-        basis="by what is not common to both engines, see docs/recommend.md",
+        value=compared.saving_vs_baseline,
+        low=compared.saving_low,
+        high=compared.saving_high,
+        hardware=hardware,
+        basis="90 % interval of both engines' cost models",
     )
-
-
-def _saving_error(recipe: Recipe, ranking: Recommendation | None) -> float | None:
-    """Relative error of the ratio of two engines: both engines' own errors, which are independent."""
-    if ranking is None:
-        return None
-    own = {one.engine: one.own_error for one in reversed(ranking.configurations) if one.max_batch_s is not None}
-    wanted = [own.get(name) for name in (recipe.engine, recipe.baseline)]
-    known = [error for error in wanted if error is not None]
-    return math.hypot(*known) if len(known) == len(wanted) else None
 
 
 def gpu_title(name: str) -> str:

@@ -1,93 +1,26 @@
-"""Figures that are not sweeps of rows: traces beside their ideal, shares of decode, laws of weights."""
+"""Figures that are not sweeps of rows: shares of decode, weight initialisations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from infergy.energy.answer import Estimate, TraceEstimate
 from infergy.energy.phases import CellPhases, PhaseEnergy, SetupPhases, find_phases
 from infergy.errors import DataError
 from infergy.records import RANDOM_WEIGHTS, Measurement
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.report.changes import Change, changes
-from infergy.report.figures import Figure, draw_bars, draw_shares, finish, interval_of, told
-from infergy.report.ours import Evidence, gpu_title
+from infergy.report.figures import Figure, draw_shares, interval_of, told
+from infergy.report.ours import Evidence
 from infergy.report.points import Point
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import format_percent, format_si
 
 UNKNOWN = "unknown"
 FEWEST_OUTPUTS = 5
 """Outputs at one input from which on the share of decode is drawn as a line."""
 
-TRACE_HEAD = ("Trace", "Engine", "J in all", "J a request", "low .. high", "Gap to ideal", "Saving", "In measured bins")
 PHASE_HEAD = ("Cell", "Engine", "Prefill, J a batch", "Decode, J a batch", "Decode's share", "By")
 WEIGHTS_HEAD = ("Cell", "Weights", "Change", "95 % interval")
-
-
-def draw_traces(evidence: Evidence) -> Iterator[Figure]:
-    """Joules of traces under each engine, with brackets and ideals; nothing without estimates."""
-    answers = [answer for answer in evidence.estimates.values() if answer.trace.requests]
-    values = [value for answer in answers for one in answer.estimates for value in _bar(answer, one)]
-    if not values:
-        return
-    first = answers[0].estimates[0]
-    used = {row for answer in answers for one in answer.estimates for row in one.provenance.rows}
-    title = f"{first.model} on {gpu_title(first.gpu)}: energy a request of request traces"
-    yield Figure(
-        name="traces",
-        title=title,
-        note="Brackets: from every request at the floor of its bin to whole batches at its ceiling, with the errors of "
-        f"measuring and interpolating. The ideal is {_basis(answers)}.",
-        spec=finish(draw_bars(values), title),
-        head=TRACE_HEAD,
-        table=tuple(_trace_row(answer, one) for answer in answers for one in answer.estimates),
-        points=tuple(point for point in evidence.points if point.row.cell_id in used),
-    )
-
-
-def _basis(answers: Sequence[TraceEstimate]) -> str:
-    return next((answer.ideal.basis for answer in answers if answer.ideal is not None), "unknown")
-
-
-def _bar(answer: TraceEstimate, one: Estimate) -> Iterator[dict[str, object]]:
-    requests = one.priced_requests
-    if one.energy_j is None or not requests:
-        return
-    yield {
-        "trace": answer.trace.source,
-        "series": one.engine,
-        "joules": one.energy_j / requests,
-        "low": None if one.low_j is None or one.high_j is None else one.low_j / requests,
-        "high": None if one.low_j is None or one.high_j is None else one.high_j / requests,
-        "ideal": None if one.ideal_energy_j is None else one.ideal_energy_j / requests,
-        "energy": f"{format_si(one.energy_j, 'J')}, {format_si(one.energy_j / requests, 'J')} a request",
-        "bracket": _bracket(one),
-        "gap to ideal": _percent(one.gap_to_ideal, signed=True),
-    }
-
-
-def _trace_row(answer: TraceEstimate, one: Estimate) -> tuple[str, ...]:
-    return (
-        answer.trace.source,
-        one.engine,
-        UNKNOWN if one.energy_j is None else format_si(one.energy_j, "J"),
-        UNKNOWN if one.energy_per_request_j is None else format_number(one.energy_per_request_j),
-        _bracket(one),
-        _percent(one.gap_to_ideal, signed=True),
-        "-" if one.engine == answer.baseline else _percent(one.saving_vs_baseline),
-        _percent(one.coverage),
-    )
-
-
-def _bracket(one: Estimate) -> str:
-    if one.low_j is None or one.high_j is None:
-        return UNKNOWN
-    return f"{format_si(one.low_j, 'J')} .. {format_si(one.high_j, 'J')}"
-
-
-def _percent(value: float | None, *, signed: bool = False) -> str:
-    return UNKNOWN if value is None else format_percent(value, signed=signed)
 
 
 def phases_of(points: Sequence[Point]) -> tuple[SetupPhases, ...]:

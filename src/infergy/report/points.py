@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infergy.errors import DataError, MeterError, UsageError
+from infergy.hardware import catalogue_name
 from infergy.records import Measurement, result_of
 from infergy.records.agreement import BESIDE, IDENTITY, MUST, Fact, differences
 from infergy.records.check import check_rows
@@ -80,11 +81,39 @@ def read_points(files: Iterable[Path], *, allow_simulated: bool = False) -> tupl
     Raises:
         DataError: A file is no store, holds nothing measured, or holds simulated rows that were not asked for.
     """
-    return tuple(point for path in files for point in _of_file(path, allow_simulated=allow_simulated))
+    stores = read_stores(files)
+    return points_of(stores, allow_simulated=allow_simulated)
 
 
-def _of_file(path: Path, *, allow_simulated: bool) -> Iterable[Point]:
-    rows = read_store(path).rows
+def read_stores(files: Iterable[Path]) -> dict[Path, tuple[Measurement, ...]]:
+    """All rows of stores.
+
+    Raises:
+        DataError: A file is no store.
+    """
+    return {path: tuple(read_store(path).rows) for path in files}
+
+
+def points_of(stores: Mapping[Path, Sequence[Measurement]], *, allow_simulated: bool = False) -> tuple[Point, ...]:
+    """As `read_points`, of rows that are read."""
+    return tuple(
+        point for path, rows in stores.items() for point in _of_rows(path, rows, allow_simulated=allow_simulated)
+    )
+
+
+def failures_of(stores: Mapping[Path, Sequence[Measurement]]) -> dict[str, dict[str, str]]:
+    """Codes of failures by GPU and cell id, of cells that no row of the same store made good."""
+    failures: dict[str, dict[str, str]] = {}
+    for rows in stores.values():
+        done = {row.cell_id for row in rows if row.is_ok}
+        for row in rows:
+            if not row.is_ok and row.cell_id not in done and row.environment.gpus:
+                code = "unknown" if row.failure is None else row.failure.code
+                failures.setdefault(catalogue_name(row.environment.gpus[0].name), {})[row.cell_id] = code
+    return failures
+
+
+def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) -> Iterable[Point]:
     if not allow_simulated:
         for row in rows:
             if row.simulated:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from infergy.energy.options import DEFAULT_MODEL, MAX_BATCH_S
+from infergy.estimates.servers import DEFAULT_MODEL
 from infergy.records import DEFAULT_DTYPE, GREEDY, EngineSetup, Load
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.plan import GIVEN
@@ -16,9 +16,13 @@ from infergy.report.figures import ENERGY_TITLE, TABLE_HEAD, Figure, draw_sweep,
 from infergy.report.mixed import draw_mixed
 from infergy.report.online import draw_online
 from infergy.report.ours import Evidence
-from infergy.report.parts import draw_phases, draw_traces, draw_weights
+from infergy.report.parts import draw_phases, draw_weights
 from infergy.report.points import Point, name_series
+from infergy.report.traces import draw_traces
 from infergy.workload.tasks import tasks
+
+LONGEST_BATCH_S = 20.0
+"""A line of largest batches takes only those that end within this time, the limit of the shipped grids."""
 
 FEWEST = 3
 """Values along an axis from which on a line is drawn."""
@@ -28,7 +32,7 @@ SEQUENCES = (("input", "output", "input length"), ("output", "input", "output le
 
 BATCHES_NOTE = (
     "Each point is the largest batch measured at its lengths whose requests had their answers within "
-    f"{MAX_BATCH_S:g} s, so batches differ along a line: hover, or see the table."
+    f"{LONGEST_BATCH_S:g} s, so batches differ along a line: hover, or see the table."
 )
 INTERVALS_NOTE = (
     "Upright lines: 95 % intervals, where they are longer than the marks. Hollow marks: interval unknown, or down to 0."
@@ -222,7 +226,7 @@ def _in_time(points: Iterable[Point]) -> list[Point]:
         groups.setdefault(key, []).append(point)
     kept = []
     for group in groups.values():
-        timely = [point for point in group if point.duration_s <= MAX_BATCH_S]
+        timely = [point for point in group if point.duration_s <= LONGEST_BATCH_S]
         choose = max if timely else min
         batch = choose(point.batch for point in timely or group)
         # All repetitions of it: what another chip took shows.

@@ -16,6 +16,10 @@ from infergy.hardware import Gpu, ModelShape
 from infergy.units import format_si
 from infergy.workload.bins import Bin, Histogram
 
+DENSE, PAPER_IDEAL, ROOFLINE = "dense", "paper", "roofline"
+IDEALS = (DENSE, PAPER_IDEAL, ROOFLINE)
+"""`flops_ideal` at the dense peak, at the vendor's headline, or `roofline_ideal`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ideal:

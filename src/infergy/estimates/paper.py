@@ -1,0 +1,296 @@
+"""The study's method (arXiv 2504.17674, section 2): requests are counted into bins, each served at its upper corner.
+
+    E_total = sum over bins of  N / B × E_batch
+
+E_batch is the energy of B equal requests served all at once; B is the largest batch that memory and the engine allow.
+Arrivals and the order of requests do not enter; `infergy.estimates.estimate` serves the requests themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infergy.cost.ratio import log_ratio_sd
+from infergy.cost.table import Table
+from infergy.errors import InfergyError, UsageError
+from infergy.estimates.ideal import DENSE, IDEALS, PAPER_IDEAL, ROOFLINE, Ideal, flops_ideal, roofline_ideal
+from infergy.estimates.paper_bins import FRACTIONAL, RARE_RULES, BinEnergy, ServedBins, histogram_of
+from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.hardware import get_model
+from infergy.serving.config import EngineOptions
+from infergy.workload.bins import POWERS_OF_TWO, Bin, Bins, Histogram
+
+PAPER_SCHEMA = "infergy.paper/1"
+BASELINE = "transformers"
+"""The unoptimised engine of the study: PyTorch, not compiled."""
+Z90 = 1.645
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """An energy compared with the ideal and with the baseline.
+
+    Attributes:
+        ideal_energy_j: Of the same bins; None where no bin is served. `ideal_basis` says how it was computed.
+        gap_to_ideal: (energy − ideal) / ideal.
+        saving_vs_baseline: 1 − energy over that of the baseline; None with `saving_reason`.
+        saving_low: Lower end of its 90 % interval, by what is uncertain of their ratio; `saving_high` the upper.
+    """
+
+    ideal_energy_j: float | None
+    ideal_basis: str | None
+    gap_to_ideal: float | None
+    saving_vs_baseline: float | None
+    saving_low: float | None
+    saving_high: float | None
+    saving_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperServer:
+    """A trace's bins on one server.
+
+    Attributes:
+        engine: With what is not at its default: ``vllm-eager``.
+        gpus: GPUs of a replica.
+        energy_j: Sum over bins; None if no bin is served.
+        low_j: Each request at the floor of its bin. A bracket of the binning, not an interval; `high_j` likewise.
+        high_j: Whole batches at the upper corner.
+        duration_s: Seconds of one replica.
+        unserved_requests: In bins whose corner exceeds the context or the memory; in no sum, the ideal included.
+        bins: Those that hold a request, ascending.
+    """
+
+    engine: str
+    model: str
+    gpu: str
+    gpus: int
+    precision: str
+    energy_j: float | None
+    low_j: float | None
+    high_j: float | None
+    duration_s: float | None
+    unserved_requests: int
+    compared: Comparison
+    bins: tuple[BinEnergy, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperEstimate:
+    """What a trace draws on servers by the study's method.
+
+    Attributes:
+        requests: All of the trace; `left_out_requests` of them lie past the last bin and are in no sum.
+        bins: The grid.
+        ideal: ``dense``, ``paper`` or ``roofline``.
+        rare: ``fractional``: N / B batches; ``whole``: rounded up.
+        baseline: The engine that savings refer to.
+    """
+
+    source: str
+    requests: int
+    left_out_requests: int
+    bins: Bins
+    ideal: str
+    rare: str
+    baseline: str
+    servers: tuple[PaperServer, ...]
+    schema: str = PAPER_SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperReference:
+    """The study's reference for one server, beside the estimate of a trace.
+
+    Attributes:
+        bins: Name of the grid; `requests` in it.
+        left_out_requests: Past the last bin, or in bins that the server cannot serve.
+        ideal_energy_j: FLOPs of the bins' upper corners at the dense peak and TDP; None where no bin is served.
+        energy_j: By the study's method; None likewise.
+    """
+
+    bins: str
+    requests: int
+    left_out_requests: int
+    ideal_energy_j: float | None
+    ideal_basis: str | None
+    energy_j: float | None
+    gap_to_ideal: float | None
+
+
+def estimate_paper(
+    source: Any,
+    servers: ServerSpec | Sequence[ServerSpec],
+    table: Table | None = None,
+    *,
+    bins: str | Bins = POWERS_OF_TWO,
+    ideal: str = DENSE,
+    rare: str = FRACTIONAL,
+    baseline: str = BASELINE,
+) -> PaperEstimate:
+    """Estimate what a trace draws by the study's method.
+
+    Args:
+        source: A histogram, which brings its own bins; requests, a sample, a trace, or what `infergy.open_trace` takes.
+        servers: Their replicas do not matter: batches follow each other.
+        table: None takes the shipped table.
+        bins: ``powers-of-two``, which leaves no request out, ``paper``, or edges.
+        ideal: ``dense`` (FLOPs at the dense bfloat16 peak), ``paper`` (at the vendor's headline), or ``roofline``.
+        rare: ``fractional``: N / B of a batch; ``whole``: batches are whole.
+        baseline: Engine that savings refer to; it is served too where it is not among `servers`.
+
+    Raises:
+        UsageError: A name or an option is unknown, a model does not fit, or the GPU has no figure of this ideal.
+        DataError: The trace is not what it should be.
+    """
+    for name, value, known in (("ideal", ideal, IDEALS), ("rare", rare, RARE_RULES)):
+        if value not in known:
+            raise UsageError.unknown(name, value, known, f"Give one with --{name}")
+    histogram = histogram_of(source, bins)
+    table = load_tables() if table is None else table
+    specs = [servers] if isinstance(servers, ServerSpec) else servers
+    served = [ServedBins(open_server(spec, table), histogram, rare) for spec in specs]
+    bases = _Bases(served, histogram, table, baseline, rare)
+    left_out = histogram.left_out.requests if histogram.left_out else 0
+    return PaperEstimate(
+        source=histogram.source,
+        requests=histogram.requests + left_out,
+        left_out_requests=left_out,
+        bins=histogram.bins,
+        ideal=ideal,
+        rare=rare,
+        baseline=baseline,
+        servers=tuple(_result(own, served, histogram, ideal, bases) for own in served),
+    )
+
+
+def paper_reference(source: Any, server: OpenServer) -> PaperReference:
+    """The ideal and the energy by the study's method of a trace, in powers of two, on one server.
+
+    Args:
+        source: As for `estimate_paper`.
+        server: What serves its bins.
+
+    Raises:
+        DataError: The trace is not what it should be.
+    """
+    histogram = histogram_of(source, POWERS_OF_TWO)
+    own = ServedBins(server, histogram, FRACTIONAL, brackets=False)
+    reference = _ideal(own, [own], histogram, DENSE)
+    out = histogram.left_out.requests if histogram.left_out else 0
+    return PaperReference(
+        bins=histogram.bins.name,
+        requests=histogram.requests + out,
+        left_out_requests=out + own.unserved_requests,
+        ideal_energy_j=None if reference is None else reference.energy_j,
+        ideal_basis=None if reference is None else reference.basis,
+        energy_j=own.energy_j,
+        gap_to_ideal=_gap(own.energy_j, reference),
+    )
+
+
+class _Bases:
+    """The baseline of each server: that of its model and GPUs, opened where it was not asked for."""
+
+    def __init__(
+        self, served: Sequence[ServedBins], histogram: Histogram, table: Table, engine: str, rare: str
+    ) -> None:
+        self.engine = engine
+        self._histogram, self._table, self._rare = histogram, table, rare
+        self._known: dict[tuple[str, str, int], ServedBins | str] = {}
+        for own in served:
+            if own.server.setup.label.split("-tp")[0] == engine:
+                self._known.setdefault(_hardware(own), own)
+
+    def of(self, own: ServedBins) -> ServedBins | str:
+        """The baseline; or why there is none."""
+        key = _hardware(own)
+        if key not in self._known:
+            spec, gpus = own.server.spec, own.server.setup.tensor_parallel
+            options = EngineOptions(tensor_parallel_size=gpus)
+            try:
+                server = open_server(replace(spec, engine=self.engine, precision=None, options=options), self._table)
+                self._known[key] = ServedBins(server, self._histogram, self._rare, brackets=False)
+            except InfergyError as error:
+                self._known[key] = str(error)
+        return self._known[key]
+
+
+def _hardware(own: ServedBins) -> tuple[str, str, int]:
+    return own.server.setup.model, own.server.gpu.name, own.server.setup.tensor_parallel
+
+
+def _result(
+    own: ServedBins, served: Sequence[ServedBins], histogram: Histogram, ideal: str, bases: _Bases
+) -> PaperServer:
+    setup, reference = own.server.setup, _ideal(own, served, histogram, ideal)
+    saving, reason = _saving(own, bases)
+    return PaperServer(
+        engine=setup.label,
+        model=setup.model,
+        gpu=own.server.gpu.name,
+        gpus=setup.tensor_parallel,
+        precision=setup.dtype,
+        energy_j=own.energy_j,
+        low_j=own.low_j,
+        high_j=own.high_j,
+        duration_s=own.duration_s,
+        unserved_requests=own.unserved_requests,
+        compared=Comparison(
+            ideal_energy_j=None if reference is None else reference.energy_j,
+            ideal_basis=None if reference is None else reference.basis,
+            gap_to_ideal=_gap(own.energy_j, reference),
+            saving_vs_baseline=saving[0],
+            saving_low=saving[1],
+            saving_high=saving[2],
+            saving_reason=reason,
+        ),
+        bins=own.bins,
+    )
+
+
+def _ideal(own: ServedBins, served: Iterable[ServedBins], histogram: Histogram, kind: str) -> Ideal | None:
+    """The ideal of the bins that the server can serve; batches of a roofline are the largest of any engine."""
+    work = own.served(histogram)
+    if not work.counts:
+        return None
+    shape, gpu = get_model(own.server.spec.model), own.server.gpu
+    if kind == ROOFLINE:
+        like = [other for other in served if _hardware(other)[:2] == _hardware(own)[:2]]
+        reference = roofline_ideal(work, shape, gpu, _largest_of(like))
+    else:
+        reference = flops_ideal(work, shape, gpu, headline=kind == PAPER_IDEAL)
+    return replace(reference, basis=f"{reference.basis}, at the upper corners of the bins")
+
+
+def _largest_of(served: Sequence[ServedBins]) -> Callable[[Bin], int]:
+    def batch_of(corner: Bin) -> int:
+        batches = [own.batch(corner.input_tokens, corner.output_tokens) for own in served]
+        return max((batch.size for batch in batches if batch is not None), default=1)
+
+    return batch_of
+
+
+def _gap(energy_j: float | None, ideal: Ideal | None) -> float | None:
+    return None if energy_j is None or ideal is None else energy_j / ideal.energy_j - 1
+
+
+def _saving(own: ServedBins, bases: _Bases) -> tuple[tuple[float | None, float | None, float | None], str | None]:
+    """The saving with its 90 % interval, or why there is none."""
+    base = bases.of(own)
+    if base is own:
+        return (None, None, None), "it is the baseline"
+    if isinstance(base, str):
+        return (None, None, None), f"no baseline: {base}"
+    if (
+        own.energy_j is None
+        or base.energy_j is None
+        or [bool(b.batch) for b in own.bins] != [bool(b.batch) for b in base.bins]
+    ):
+        return (None, None, None), f"{bases.engine} serves other bins"
+    left = own.energy_j / base.energy_j
+    half = Z90 * log_ratio_sd(own.costed(), base.costed())
+    return (1 - left, 1 - left * math.exp(half), 1 - left * math.exp(-half)), None

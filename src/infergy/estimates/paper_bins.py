@@ -1,0 +1,240 @@
+"""A trace's bins on one server: a batch of equal requests for each, the largest that memory and the engine allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from infergy.cost.ratio import CostedRun
+from infergy.errors import UsageError
+from infergy.estimates.servers import OpenServer
+from infergy.hardware import get_model
+from infergy.hardware.memory import largest_batch
+from infergy.serving.config import EngineConfig
+from infergy.serving.run import Run
+from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bin, BinCount, Bins, Histogram
+from infergy.workload.requests import Requests
+from infergy.workload.sampling import Sample, whole
+
+FRACTIONAL, WHOLE = "fractional", "whole"
+RARE_RULES = (FRACTIONAL, WHOLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinEnergy:
+    """The requests of one bin on one server.
+
+    Attributes:
+        input_tokens: Upper corner of the bin; `output_tokens` likewise.
+        requests: Requests in the bin.
+        batch: Requests served at once; 0 if not one fits the context or the memory, and the rest is None.
+        energy_j: Of all requests of the bin, at its upper corner.
+        low_j: The same at the bin's floor; `high_j` at the corner in whole batches.
+        duration_s: Seconds of the server, one batch after the other.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    requests: int
+    batch: int
+    energy_j: float | None
+    low_j: float | None
+    high_j: float | None
+    duration_s: float | None
+
+
+def histogram_of(source: Any, bins: str | Bins) -> Histogram:
+    """The bins of a trace; a histogram brings its own.
+
+    Raises:
+        UsageError: There are no bins of that name.
+        DataError: The trace is not what it should be.
+    """
+    if isinstance(bins, str) and bins not in BIN_NAMES:
+        raise UsageError.unknown("bins", bins, BIN_NAMES, "Give one with --bins")
+    from infergy.workload import Trace, open_requests
+
+    if isinstance(source, (Requests, Sample)):
+        return _count(whole(source) if isinstance(source, Requests) else source, bins)
+    opened = source if isinstance(source, (Trace, Histogram)) else open_requests(source)
+    if isinstance(opened, Histogram):
+        return opened
+    return opened.histogram(bins if isinstance(bins, Bins) else None if bins == POWERS_OF_TWO else Bins.paper())
+
+
+def batch_limit(server: OpenServer, input_tokens: int, output_tokens: int) -> int:
+    """The largest batch of equal requests that a server serves at once; 0 if not one fits its context or memory.
+
+    vLLM's is bounded by its blocks and `max_num_seqs`. transformers has no bound of its own but memory, unless
+    `max_num_seqs` is asked for.
+    """
+    config, total = server.config, input_tokens + output_tokens
+    if config.max_model_len is not None and total > config.max_model_len:
+        return 0
+    if isinstance(config, EngineConfig):
+        # The last token is sampled, not kept; one block is the null block.
+        blocks = -(-(total - 1) // config.limits.block_size)
+        return min(config.limits.max_num_seqs, (config.limits.num_gpu_blocks - 1) // max(1, blocks))
+    fits = largest_batch(
+        get_model(server.spec.model),
+        server.gpu,
+        input_tokens,
+        output_tokens,
+        engine=server.setup.engine,
+        dtype=server.setup.dtype,
+        tensor_parallel=server.setup.tensor_parallel,
+    ).batch
+    asked = server.spec.options.max_num_seqs or server.setup.max_sequences
+    return fits if asked is None else min(fits, asked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """A batch of equal requests, served all at once."""
+
+    size: int
+    run: Run
+
+
+class ServedBins:
+    """The bins of a histogram on one server; each batch is simulated once.
+
+    Without `brackets` their lower and upper ends are None.
+    """
+
+    def __init__(self, server: OpenServer, histogram: Histogram, rare: str, *, brackets: bool = True) -> None:
+        self.server = server
+        self._batches: dict[tuple[int, int], _Batch | None] = {}
+        self.bins = tuple(self._bin(count, rare, brackets=brackets) for count in histogram.counts)
+        known = [entry for entry in self.bins if entry.batch]
+        self.unserved_requests = sum(entry.requests for entry in self.bins) - sum(entry.requests for entry in known)
+        self.energy_j, self.low_j, self.high_j, self.duration_s = (
+            sum(getattr(entry, name) for entry in known)
+            if known and (brackets or name in ("energy_j", "duration_s"))
+            else None
+            for name in ("energy_j", "low_j", "high_j", "duration_s")
+        )
+
+    def batch(self, input_tokens: int, output_tokens: int) -> _Batch | None:
+        """The largest batch of such requests; None if not one fits."""
+        lengths = input_tokens, output_tokens
+        if lengths not in self._batches:
+            self._batches[lengths] = self._serve(*lengths)
+        return self._batches[lengths]
+
+    def served(self, histogram: Histogram) -> Histogram:
+        """The bins that can be served."""
+        counts = zip(histogram.counts, self.bins, strict=True)
+        return replace(histogram, counts=tuple(count for count, entry in counts if entry.batch))
+
+    def costed(self) -> CostedRun:
+        """All bins as one run, for the uncertainty of their sum."""
+        parts, idle_j = [], 0.0
+        for entry in self.bins:
+            batch = self.batch(entry.input_tokens, entry.output_tokens)
+            if batch is not None:
+                times = entry.requests / batch.size
+                parts.append(replace(batch.run.steps, count=batch.run.steps.count * times))
+                idle_j += batch.run.energy.idle_j * times
+        joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
+        return CostedRun.of(self.server.cost, type(parts[0])(**joined), idle_j)
+
+    def _serve(self, input_tokens: int, output_tokens: int) -> _Batch | None:
+        size = batch_limit(self.server, input_tokens, output_tokens)
+        if size < 1:
+            return None
+        requests = Requests(
+            source="batch",
+            input_tokens=np.full(size, input_tokens),
+            output_tokens=np.full(size, output_tokens),
+            order_reason="a batch",
+        )
+        server, config = self.server, self.server.config
+        if not isinstance(config, EngineConfig):
+            config = replace(config, max_num_seqs=size)
+        alone = replace(server, config=config, spec=replace(server.spec, replicas=1))
+        return _Batch(size=size, run=alone.serve(requests))
+
+    def _bin(self, count: BinCount, rare: str, *, brackets: bool) -> BinEnergy:
+        corner, requests = count.bin, count.requests
+        lengths = {"input_tokens": corner.input_tokens, "output_tokens": corner.output_tokens}
+        batch = self.batch(**lengths)
+        if batch is None:
+            return BinEnergy(
+                **lengths, requests=requests, batch=0, energy_j=None, low_j=None, high_j=None, duration_s=None
+            )
+        whole_batches = math.ceil(requests / batch.size)
+        batches = whole_batches if rare == WHOLE else requests / batch.size
+        energy_j, low_j = batches * batch.run.energy_j, None
+        if brackets:
+            floor = self.batch(max(1, corner.input_floor), max(1, corner.output_floor))
+            assert floor is not None  # shorter than the corner
+            low_j = min(energy_j, requests / floor.size * floor.run.energy_j)
+        return BinEnergy(
+            **lengths,
+            requests=requests,
+            batch=batch.size,
+            energy_j=energy_j,
+            low_j=low_j,
+            high_j=whole_batches * batch.run.energy_j if brackets else None,
+            duration_s=batches * batch.run.duration_s,
+        )
+
+
+def _count(sample: Sample, bins: str | Bins) -> Histogram:
+    """Count the requests of a sample by output and by the input that costs prefill; windows by their weight."""
+    windows = [(window.requests, window.weight) for window in sample.windows if len(window.requests)]
+    inputs = np.concatenate([_uncached(requests) for requests, _ in windows])
+    outputs = np.concatenate([requests.output_tokens for requests, _ in windows])
+    weights = np.concatenate([np.full(len(requests), weight) for requests, weight in windows])
+    if isinstance(bins, str):
+        longest = int(inputs.max()), int(outputs.max())
+        bins = Bins.powers_of_two(*longest) if bins == POWERS_OF_TWO else Bins.paper()
+    shape = len(bins.input_edges) + 1, len(bins.output_edges) + 1
+    position = np.searchsorted(bins.input_edges, inputs) * shape[1] + np.searchsorted(bins.output_edges, outputs)
+    sums = [
+        np.bincount(position, weights * column, minlength=shape[0] * shape[1]).reshape(shape).round().astype(int)
+        for column in (np.ones(len(position)), inputs, outputs)
+    ]
+    counts = [
+        BinCount(bin=bins.at(i, o), **_sums(sums, np.s_[i, o])) for i, o in np.argwhere(sums[0][:-1, :-1] > 0).tolist()
+    ]
+    past = np.ones(shape, dtype=bool)
+    past[:-1, :-1] = False
+    outside = past.ravel()[position]
+    left_out = None
+    if outside.any():
+        longest_past = Bin(
+            input_tokens=int(inputs[outside].max()),
+            output_tokens=int(outputs[outside].max()),
+            input_floor=0,
+            output_floor=0,
+        )
+        left_out = BinCount(bin=longest_past, **_sums(sums, past))
+    cached = sum(
+        weight * float(requests.cached_tokens.sum())
+        for requests, weight in windows
+        if requests.cached_tokens is not None
+    )
+    return Histogram(
+        source=sample.source,
+        bins=bins,
+        counts=tuple(counts),
+        left_out=left_out,
+        failed_requests=sample.set_aside.failed,
+        cached_input_tokens=round(cached),
+        lengths_from=windows[0][0].lengths_from,
+    )
+
+
+def _sums(columns: Sequence[Any], at: Any) -> dict[str, int]:
+    names = ("requests", "input_tokens", "output_tokens")
+    return {name: int(column[at].sum()) for name, column in zip(names, columns, strict=True)}
+
+
+def _uncached(requests: Requests) -> Any:
+    return requests.input_tokens if requests.cached_tokens is None else requests.input_tokens - requests.cached_tokens
