@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from infergy.energy.load import shipped_table
+from infergy.records.shipped import shipped_store
 from infergy.measure.forecast import EDGE_S, watch_s
 from infergy.records import Measurement, MeasureOptions
 from infergy.records.store import read_store
@@ -94,7 +94,7 @@ def show(name: str, rows: list[Measurement], found: list[Uncertainty | None]) ->
 
 
 def main() -> None:
-    rows = [row for row in read_store(shipped_table()).rows if row.is_ok]
+    rows = [row for row in read_store(shipped_store()).rows if row.is_ok]
     every: list[Measurement] = []
     intervals: list[Uncertainty | None] = []
     for engine in sorted({row.cell.setup.engine for row in rows}):

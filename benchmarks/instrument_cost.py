@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from infergy.energy.compare import compare
+from infergy.quality.compare import compare
 from infergy.measure.block import window
 from infergy.measure.sweep import sweep
 from infergy.meters import Meter, open_meter

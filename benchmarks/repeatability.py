@@ -31,7 +31,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
-from infergy.energy.compare import Ratio, compare
+from infergy.quality.compare import Ratio, compare
 from infergy.records import Measurement, result_of
 from infergy.records.check import check_rows
 from infergy.records.flags import TARGET

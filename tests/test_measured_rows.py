@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import infergy
 from infergy.cli import app
-from infergy.energy.compare import compare
-from infergy.energy.phases import find_phases
+from infergy.quality.compare import compare
+from infergy.quality.phases import find_phases
 from infergy.records import Measurement, derive, result_of
 from infergy.records.check import check_rows
 from infergy.records.store import read_store

@@ -3,7 +3,7 @@
     import infergy
 
     answer = infergy.estimate("azure-conv-2023")
-    print(answer.of("vllm").energy_wh)
+    print(answer.of("vllm").served.energy_wh)
 
 Names below are loaded when first used: importing the package reads no data library.
 """
@@ -13,10 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infergy.energy.answer import Estimate, TraceEstimate
-    from infergy.energy.estimate import estimate
-    from infergy.energy.load import load_table
-    from infergy.energy.table import EnergyTable
     from infergy.errors import (
         DataError,
         EngineError,
@@ -25,19 +21,22 @@ if TYPE_CHECKING:
         MissingError,
         UsageError,
     )
+    from infergy.estimates.estimate import estimate
+    from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate
+    from infergy.estimates.servers import ServerSpec, load_tables
     from infergy.hardware import Gpu, ModelShape, get_gpu, get_model
     from infergy.measure.block import BlockEnergy, window
     from infergy.records import Measurement, Plan
-    from infergy.workload import Bins, Columns, Histogram, Trace, open_trace
+    from infergy.serving.config import EngineOptions
+    from infergy.workload import Bins, Columns, Histogram, Requests, Trace, open_trace
 
 __all__ = [
     "Bins",
     "BlockEnergy",
     "Columns",
     "DataError",
-    "EnergyTable",
     "EngineError",
-    "Estimate",
+    "EngineOptions",
     "Gpu",
     "Histogram",
     "InfergyError",
@@ -46,6 +45,10 @@ __all__ = [
     "MissingError",
     "ModelShape",
     "Plan",
+    "Requests",
+    "RunEstimate",
+    "ServerEstimate",
+    "ServerSpec",
     "Trace",
     "TraceEstimate",
     "UsageError",
@@ -53,7 +56,7 @@ __all__ = [
     "estimate",
     "get_gpu",
     "get_model",
-    "load_table",
+    "load_tables",
     "open_trace",
     "window",
 ]
@@ -61,10 +64,6 @@ __all__ = [
 __version__: str
 
 _HOMES = {
-    "infergy.energy.answer": ("Estimate", "TraceEstimate"),
-    "infergy.energy.estimate": ("estimate",),
-    "infergy.energy.load": ("load_table",),
-    "infergy.energy.table": ("EnergyTable",),
     "infergy.errors": (
         "DataError",
         "EngineError",
@@ -73,10 +72,14 @@ _HOMES = {
         "MissingError",
         "UsageError",
     ),
+    "infergy.estimates.estimate": ("estimate",),
+    "infergy.estimates.results": ("RunEstimate", "ServerEstimate", "TraceEstimate"),
+    "infergy.estimates.servers": ("ServerSpec", "load_tables"),
     "infergy.hardware": ("Gpu", "ModelShape", "get_gpu", "get_model"),
     "infergy.measure.block": ("BlockEnergy", "window"),
     "infergy.records": ("Measurement", "Plan"),
-    "infergy.workload": ("Bins", "Columns", "Histogram", "Trace", "open_trace"),
+    "infergy.serving.config": ("EngineOptions",),
+    "infergy.workload": ("Bins", "Columns", "Histogram", "Requests", "Trace", "open_trace"),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import shipped_tables
+from infergy.records.shipped import shipped_rows
 from infergy.errors import DataError
 from known_tables import rows_of, write_store
 from rows import build_row
@@ -86,7 +86,7 @@ def test_cells_of_which_both_files_hold_the_same_row_are_left_out_and_told(store
 
 def test_of_h100s_four_cells_of_a_process_are_those_of_the_table() -> None:
     process = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h100-vllm-process-1.jsonl")
-    table = next(str(path) for path in shipped_tables() if path.stem == "h100-sxm-llama-3.1-8b")
+    table = next(str(path) for path in shipped_rows() if path.stem == "h100-sxm-llama-3.1-8b")
     code, text, _ = run(table, process)
     assert code == 0
     assert "mean of 6 cells" in text
@@ -97,7 +97,7 @@ def test_of_h100s_four_cells_of_a_process_are_those_of_the_table() -> None:
 
 def test_two_real_chips_differ_by_less_than_the_intervals_of_most_cells() -> None:
     mine, theirs = (
-        next(str(path) for path in shipped_tables() if path.stem == name)
+        next(str(path) for path in shipped_rows() if path.stem == name)
         for name in ("h200-llama-3.1-8b", "h200-llama-3.1-8b-2")
     )
     code, text, _ = run(mine, theirs)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import shipped_table
+from infergy.records.shipped import shipped_store
 from infergy.errors import DataError, UsageError
 from infergy.measure.anchors import choose_anchors, plan_anchors
 from infergy.records import GpuIdentity, result_of
@@ -26,7 +26,7 @@ def run(*arguments: str) -> str:
 
 
 def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
-    rows = read_store(shipped_table()).rows
+    rows = read_store(shipped_store()).rows
     plan = plan_anchors(rows, "vllm")
     seconds = [planned.forecast_batch_s for planned in plan.cells]
     assert len(seconds) == 3
@@ -39,7 +39,7 @@ def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
 
 def test_an_engine_that_the_table_lacks_gives_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean vllm"):
-        plan_anchors(read_store(shipped_table()).rows, "vlm")
+        plan_anchors(read_store(shipped_store()).rows, "vlm")
 
 
 def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_kept(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_k
     assert len(read_store(kept).rows) == 3
 
 
-def test_rows_of_another_h200_tell_how_far_it_lies_from_the_shipped_table(tmp_path: Path) -> None:
+def test_rows_of_another_h200_tell_how_far_it_lies_from_the_shipped_store(tmp_path: Path) -> None:
     rows = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h200-vllm-watched.jsonl")
     found = json.loads(run("--rows", rows, "--json"))
     percent = [round(100 * (found["overall"][end] - 1), 1) for end in ("value", "low", "high")]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.energy.load import load_table
-from infergy.energy.phases import find_phases
+from infergy.quality.phases import find_phases
 from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.measure.anchors import plan_again, plan_anchors

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infergy.energy.phases import find_phases
+from infergy.quality.phases import find_phases
 from infergy.engines import Completion, Work
 from infergy.measure.cell import _count
 from infergy.measure.grid import make_plan, parse_grid

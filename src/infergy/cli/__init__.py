@@ -25,6 +25,7 @@ from infergy.cli.report import report
 from infergy.cli.schema import schema
 from infergy.cli.scoreboard import scoreboard
 from infergy.cli.study import study
+from infergy.cli.table import table
 from infergy.cli.timeline import timeline
 from infergy.cli.trace import trace
 from infergy.cli.verify import verify
@@ -52,6 +53,7 @@ for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KN
     app.command()(verb)
 app.command("next")(next_cells)
 app.add_typer(study, name="study")
+app.add_typer(table, name="table")
 app.command(VERB, hidden=True)(measure_command)
 
 

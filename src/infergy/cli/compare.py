@@ -11,7 +11,7 @@ from infergy.cli.trace_options import JsonOption, print_json, stdout_console
 from infergy.units import format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.energy.compare import Comparison, Ratio
+    from infergy.quality.compare import Comparison, Ratio
 
 EXIT_WORSE = 5
 
@@ -33,7 +33,7 @@ def compare(
     Example: infergy compare before.jsonl after.jsonl --fail-if-worse 3%
     """
     from infergy.cli.measure import fraction
-    from infergy.energy.compare import compare as run_compare
+    from infergy.quality.compare import compare as run_compare
     from infergy.records.store import read_store
 
     limit = None if fail_if_worse is None else 1 + fraction("--fail-if-worse", fail_if_worse)

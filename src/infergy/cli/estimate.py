@@ -82,7 +82,7 @@ def estimate(
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper
 
-        edges = bins_of(bins, input_edges, output_edges)
+        edges = bins_of(bins, input_edges, output_edges) or POWERS_OF_TWO
         found = [
             estimate_paper(trace.open(source), specs, table, bins=edges, ideal=ideal, rare=rare) for source in sources
         ]
@@ -236,10 +236,11 @@ def _warnings(estimates: Sequence[ServerEstimate]) -> list[str]:
 
 def _paper(answer: TraceEstimate) -> str:
     paper = answer.paper
+    if paper is None or paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
+        return "The study's reference: no bin of the trace can be served."
     return (
-        f"The study's reference: ideal {format_number(paper.ideal.energy_j / 3600)} Wh; its binning "
-        f"{format_number(paper.energy_j / 3600)} Wh, gap {format_percent(paper.gap_to_ideal, signed=True)} "
-        "(--method ceiling)."
+        f"The study's reference (arXiv 2504.17674): ideal {format_number(paper.ideal_energy_j / 3600)} Wh; by its bins "
+        f"{format_number(paper.energy_j / 3600)} Wh, {format_percent(paper.gap_to_ideal, signed=True)} over the ideal."
     )
 
 

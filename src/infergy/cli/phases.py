@@ -12,7 +12,7 @@ from infergy.cli.trace_options import JsonOption, print_json, stdout_console
 from infergy.units import format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.energy.phases import CellPhases, Joules, PhaseEnergy, PhaseFit, SetupPhases
+    from infergy.quality.phases import CellPhases, Joules, PhaseEnergy, PhaseFit, SetupPhases
 
 
 def phases(
@@ -28,11 +28,11 @@ def phases(
 
     Example: infergy phases mine.jsonl --engine vllm
     """
-    from infergy.energy.load import shipped_table
-    from infergy.energy.phases import find_phases
+    from infergy.quality.phases import find_phases
+    from infergy.records.shipped import shipped_store
     from infergy.records.store import read_store
 
-    path = table or shipped_table()
+    path = table or shipped_store()
     report = find_phases(read_store(path).rows, file=str(path if table else path.name), label=engine)
     if as_json:
         print_json([report])

@@ -114,7 +114,7 @@ def replay(
                 resolved, output, dry_run=False, simulate=simulate, meter=meter, retry_failed=False, as_json=False
             )
             ids = {cell.cell.id for cell in resolved.cells}
-            rows = [row for row in read_store(output).rows if row.cell_id in ids]
+            rows = tuple(row for row in read_store(output).rows if row.cell_id in ids)
             found = compare_rows(rows, kind, table) or found
     if as_json:
         print_json(found)

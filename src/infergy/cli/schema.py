@@ -16,7 +16,6 @@ NAMES = (
     "calibration-window",
     "check",
     "comparison",
-    "datasheet",
     "doctor",
     "estimate",
     "grid",
@@ -25,6 +24,7 @@ NAMES = (
     "merge",
     "meter",
     "next",
+    "paper",
     "phases",
     "plan",
     "recommendation",
@@ -107,13 +107,9 @@ def _record(name: str) -> tuple[type, str]:
 
         return Checked, CHECK_SCHEMA
     if name == "comparison":
-        from infergy.energy.compare import COMPARISON_SCHEMA, Comparison
+        from infergy.quality.compare import COMPARISON_SCHEMA, Comparison
 
         return Comparison, COMPARISON_SCHEMA
-    if name == "datasheet":
-        from infergy.energy.datasheet import DATASHEET_SCHEMA, DatasheetEstimate
-
-        return DatasheetEstimate, DATASHEET_SCHEMA
     if name == "doctor":
         from infergy.measure.doctor import DOCTOR_SCHEMA, Diagnosis
 
@@ -134,8 +130,12 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.measure.block import BLOCK_SCHEMA, BlockEnergy
 
         return BlockEnergy, BLOCK_SCHEMA
+    if name == "paper":
+        from infergy.estimates.paper import PAPER_SCHEMA, PaperEstimate
+
+        return PaperEstimate, PAPER_SCHEMA
     if name == "phases":
-        from infergy.energy.phases import PHASES_SCHEMA, PhaseReport
+        from infergy.quality.phases import PHASES_SCHEMA, PhaseReport
 
         return PhaseReport, PHASES_SCHEMA
     if name == "recommendation":
@@ -143,7 +143,7 @@ def _record(name: str) -> tuple[type, str]:
 
         return Recommendation, RECOMMENDATION_SCHEMA
     if name == "replay":
-        from infergy.energy.replay import REPLAY_SCHEMA, Replay
+        from infergy.estimates.replay import REPLAY_SCHEMA, Replay
 
         return Replay, REPLAY_SCHEMA
     if name == "scoreboard":
@@ -163,7 +163,7 @@ def _record(name: str) -> tuple[type, str]:
 
         return StudyList, STUDIES_SCHEMA
     if name == "estimate":
-        from infergy.energy.answer import ESTIMATE_SCHEMA, TraceEstimate
+        from infergy.estimates.results import ESTIMATE_SCHEMA, TraceEstimate
 
         return TraceEstimate, ESTIMATE_SCHEMA
     from infergy.records import PLAN_SCHEMA, SCHEMA, Measurement, Plan

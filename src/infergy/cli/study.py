@@ -85,14 +85,16 @@ UNMEASURED = "Figure 7, lengths before and after binning, needs no measuring: in
 
 def _measured() -> Mapping[str, frozenset[str]]:
     """Ids of the cells that have a row in a shipped table, by GPU."""
-    from infergy.energy.load import load_table
+    from infergy.hardware import catalogue_name
+    from infergy.records.shipped import shipped_rows
+    from infergy.records.store import read_store
 
-    table = load_table(with_shipped=True)
     cells: dict[str, frozenset[str]] = {}
-    for setup in table.setups:
-        cells[setup.gpu] = cells.get(setup.gpu, frozenset()) | {cell.cell_id for cell in setup.cells}
-    for gpu, cell_id in table.online:
-        cells[gpu] = cells.get(gpu, frozenset()) | {cell_id}
+    for path in shipped_rows():
+        for row in read_store(path).rows:
+            if row.is_ok and row.environment.gpus:
+                gpu = catalogue_name(row.environment.gpus[0].name)
+                cells[gpu] = cells.get(gpu, frozenset()) | {row.cell_id}
     return cells
 
 

@@ -49,15 +49,15 @@ def verify(
     Example: infergy verify mine.jsonl --engine vllm --rescale here.jsonl
     """
     from infergy.cli.compare import print_comparison
-    from infergy.energy.compare import compare
-    from infergy.energy.load import shipped_table
+    from infergy.quality.compare import compare
+    from infergy.records.shipped import shipped_store
     from infergy.records.store import read_store
 
     if rescale is not None and rescale.exists():
         raise UsageError(f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl")
     if rows is not None and output is not None:
         raise UsageError(f"--rows {rows} is measured already, so there is nothing to write to {output}: leave out -o")
-    stored = read_store(table or shipped_table(_gpu(rows, simulate=simulate))).rows
+    stored = read_store(table or shipped_store(_gpu(rows, simulate=simulate))).rows
     path = rows or _measure(stored, engine, output, meter=meter, simulate=simulate)
     measured = read_store(path).rows
     wanted = {row.cell_id for row in measured}
@@ -109,7 +109,7 @@ def _rescale(
     stored: Sequence[Measurement], measured: Sequence[Measurement], path: Path, *, force: bool, as_json: bool
 ) -> None:
     """Write the rescaled table, and say what is in it and how to use it."""
-    from infergy.energy.rescale import rescale
+    from infergy.quality.rescale import rescale
     from infergy.records.store import create_store
 
     made = rescale(stored, measured, force=force)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +200,3 @@ def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
         enforce_eager=not by.has_graphs,
     )
     return resolve(shape, gpu, options, dtype=by.dtype, usage_context="server" if by.is_api else "llm")
-
-
-def shipped_rows(folder: Path) -> Sequence[Path]:
-    """The files of rows inside the package, in a fixed order."""
-    return (*sorted(folder.glob("*.jsonl")), *sorted(folder.glob("replicates/*.jsonl")))

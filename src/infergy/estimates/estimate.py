@@ -17,6 +17,7 @@ import numpy as np
 
 from infergy.cost.table import Table, box_of
 from infergy.errors import UsageError
+from infergy.estimates.paper import paper_reference
 from infergy.estimates.results import (
     EnergyParts,
     LatencyParts,
@@ -47,6 +48,7 @@ def estimate(
     *,
     tables: Table | str | Path | Sequence[str | Path] = (),
     offline: bool = True,
+    paper: bool = True,
 ) -> TraceEstimate:
     """Estimate what a trace draws on each of the servers: served as it arrives, and all at once.
 
@@ -55,6 +57,7 @@ def estimate(
         servers: Engine, model, GPU, precision, options.
         tables: A user's measured rows or tables, which sharpen the shipped one; or a loaded table, which counts alone.
         offline: Whether the requests are also served all at once, for comparison.
+        paper: Whether the study's reference is given too, for the first server.
 
     Raises:
         UsageError: A name or an option is unknown, the engine rejects an option, or a model does not fit.
@@ -65,10 +68,11 @@ def estimate(
         tables if isinstance(tables, Table) else load_tables([tables] if isinstance(tables, (str, Path)) else tables)
     )
     specs = [servers] if isinstance(servers, ServerSpec) else servers
+    opened = [open_server(spec, table) for spec in specs]
     return TraceEstimate(
         trace=facts_of(sample),
-        estimates=tuple(estimate_server(sample, open_server(spec, table), offline=offline) for spec in specs),
-        paper=None,
+        estimates=tuple(estimate_server(sample, server, offline=offline) for server in opened),
+        paper=paper_reference(sample, opened[0]) if paper else None,
     )
 
 

@@ -141,7 +141,7 @@ class ServedBins:
                 parts.append(replace(batch.run.steps, count=batch.run.steps.count * times))
                 idle_j += batch.run.energy.idle_j * times
         joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
-        return CostedRun.of(self.server.cost, type(parts[0])(**joined), idle_j)
+        return CostedRun.of(self.server.cost, type(parts[0])(**joined), idle_j, 0.0)
 
     def _serve(self, input_tokens: int, output_tokens: int) -> _Batch | None:
         size = batch_limit(self.server, input_tokens, output_tokens)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import UsageError
+from infergy.estimates.paper import PaperReference
 from infergy.serving.run import Percentiles
 
 ESTIMATE_SCHEMA = "infergy.estimate/2"
@@ -189,7 +190,7 @@ class TraceEstimate:
 
     trace: TraceFacts
     estimates: tuple[ServerEstimate, ...]
-    paper: Any
+    paper: PaperReference | None
     notes: tuple[str, ...] = ()
     schema: str = ESTIMATE_SCHEMA
 

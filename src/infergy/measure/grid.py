@@ -126,7 +126,7 @@ class CellAxes(_Strict):
         rate: Requests a second, the same as ``poissonRATE`` in `arrivals`, or as ``gammaRATE-bBURSTINESS`` with
             `burstiness`; with rates alone, nothing is served offline.
         paired: Whether each of them is also measured with one output token, at the same input and batch: its prefill
-            alone, from which `infergy.energy.phases` tells the phases apart.
+            alone, from which `infergy.quality.phases` tells the phases apart.
     """
 
     input_tokens: list[PositiveInt] = Field(min_length=1)

@@ -79,7 +79,7 @@ CODES = (
     "environment",
     "negative-phase",
 )
-"""All codes; last those of `infergy.records.unlike`, and that of `infergy.energy.phases`."""
+"""All codes; last those of `infergy.records.unlike`, and that of `infergy.quality.phases`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

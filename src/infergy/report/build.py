@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
-from infergy.estimates.build import shipped_rows
 from infergy.estimates.estimate import estimate, sample_of
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.recommend import recommend
@@ -17,6 +15,7 @@ from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, lo
 from infergy.hardware import catalogue_name, get_gpu
 from infergy.records import ENGINES, FP8, Cell, Measurement
 from infergy.records.agreement import MUST, SHOULD, key_of
+from infergy.records.shipped import SHIPPED_ROWS, shipped_rows
 from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
 from infergy.report.gaps import find_gaps
@@ -27,12 +26,11 @@ from infergy.report.studies import STUDIES, Study
 from infergy.serving.config import EngineOptions
 
 if TYPE_CHECKING:
-    from infergy.energy.phases import SetupPhases
+    from infergy.quality.phases import SetupPhases
 
 PAPER = "paper"
 """The source that stands for all that ships."""
 
-SHIPPED_ROWS = Path(str(resources.files("infergy"))) / "data" / "tables"
 ENVIRONMENT_HEAD = ("Set-up", "Rows", "GPU", "Chip", "Limit", "Driver", "Packages", "Weights", "Measured")
 FLAGS_HEAD = ("Flag", "Rows", "For example", "What to do")
 
@@ -192,7 +190,7 @@ def shipped_evidence() -> Evidence:
 
 def shipped_stores() -> tuple[Path, ...]:
     """The files of rows that ship but for replicates, the default GPU's first."""
-    own = (path for path in shipped_rows(SHIPPED_ROWS) if path.parent == SHIPPED_ROWS)
+    own = (path for path in shipped_rows() if path.parent == SHIPPED_ROWS)
     return tuple(sorted(own, key=lambda path: (not path.name.startswith(f"{DEFAULT_GPU}-"), path.name)))
 
 

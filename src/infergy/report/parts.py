@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from infergy.energy.phases import CellPhases, PhaseEnergy, SetupPhases, find_phases
 from infergy.errors import DataError
+from infergy.quality.phases import CellPhases, PhaseEnergy, SetupPhases, find_phases
 from infergy.records import RANDOM_WEIGHTS, Measurement
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.report.changes import Change, changes

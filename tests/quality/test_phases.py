@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infergy.energy.load import shipped_table
-from infergy.energy.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
-from infergy.energy.phases import CellPhases, Joules, SetupPhases, find_phases
+from infergy.records.shipped import shipped_store
+from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
+from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.engines.simulated import SimulatedEngine
 from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu, get_model, model_config
@@ -347,7 +347,7 @@ def test_intervals_of_pairs_hold_the_true_phases_of_the_simulated_gpu_nineteen_t
 
 def test_the_shipped_table_is_explained_and_agrees_with_what_its_hardware_should_take() -> None:
     """The cost model splits a batch into steps, the regression into two phases: both must agree."""
-    rows = read_store(shipped_table()).rows
+    rows = read_store(shipped_store()).rows
     setup = next(one for one in find_phases(rows, label="vllm").setups if one.fit is not None)
     assert setup.fit is not None
     assert setup.fit.rows == 45

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from infergy.energy.compare import compare
+from infergy.quality.compare import compare
 from infergy.energy.estimate import estimate
 from infergy.energy.load import load_table
-from infergy.energy.phases import find_phases
-from infergy.energy.rescale import rescale
+from infergy.quality.phases import find_phases
+from infergy.quality.rescale import rescale
 from infergy.errors import DataError
 from infergy.records import Failure, GpuIdentity, Measurement, Result, derive, result_of
 from infergy.records.check import check_rows

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from infergy.energy.compare import compare
 from infergy.errors import DataError
+from infergy.quality.compare import compare
 from infergy.records import EngineSetup, Measurement, Rescaled, result_of
 from infergy.records.agreement import SAME_KIND, differences
 

@@ -2,7 +2,7 @@
 
 by pair   a cell and another of the same set-up, input and batch with one output token: the second one's joules are
           those of prefill (and of the first token, which comes out of it), the difference those of decode
-by fit    the law of `infergy.energy.phase_law` over all cells of the set-up
+by fit    the law of `infergy.quality.phase_law` over all cells of the set-up
 
 The interval of a difference adds the variances of both cells, Student's with Welch and Satterthwaite's degrees of
 freedom. A negative figure is kept, and flagged: it says that the method does not hold there.
@@ -14,7 +14,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from infergy.energy.phase_law import (
+from infergy.errors import DataError, UsageError
+from infergy.quality.phase_law import (
     DECODE,
     FEWEST_ROWS,
     PREFILL,
@@ -25,7 +26,6 @@ from infergy.energy.phase_law import (
     describe_residuals,
     fit_law,
 )
-from infergy.errors import DataError, UsageError
 from infergy.records import Load, Measurement, Result, result_of
 from infergy.records.agreement import pool_key
 from infergy.records.flags import Flag

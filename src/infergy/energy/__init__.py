@@ -1,1 +1,0 @@
-"""Joules of a workload: the table of measurements, the surface over it, the ideal, the estimate."""
