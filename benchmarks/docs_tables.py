@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+import runpy
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import replays
 
 from infergy.cost.constants import BY_NAME, TRANSFORMERS, Constant
 from infergy.cost.fit import Fit
@@ -27,15 +26,16 @@ KINDS = ("h200", "h100-sxm")
 def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
     """Tables by page and name; they stand between ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
     table = table or shipped_table()
-    runs = replays.load()
+    replays = runpy.run_path(str(Path(__file__).with_name("replays.py")))
+    runs = replays["load"]()
     return {
         ("cost.md", "constants of vllm"): constants_table(BY_NAME.values(), table.fits["vllm"]),
         ("cost.md", "constants of transformers"): constants_table(TRANSFORMERS, table.fits["transformers"]),
         ("cost.md", "errors by server"): errors_table(table),
-        ("replay.md", "replays"): replays.runs_table(runs),
-        ("replay.md", "summary"): replays.summary_table(runs),
-        ("replay.md", "repeats"): replays.repeats_table(runs),
-        ("replay.md", "intake"): replays.intake_table(runs),
+        ("replay.md", "replays"): replays["runs_table"](runs),
+        ("replay.md", "summary"): replays["summary_table"](runs),
+        ("replay.md", "repeats"): replays["repeats_table"](runs),
+        ("replay.md", "intake"): replays["intake_table"](runs),
     }
 
 

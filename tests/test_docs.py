@@ -19,8 +19,7 @@ OF_VLLM = {"--request-rate", "--burstiness", "--enforce-eager"}
 
 
 @pytest.fixture
-def docs_tables(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def docs_tables() -> Mapping[str, Any]:
     return runpy.run_path(str(BENCHMARKS / "docs_tables.py"))
 
 
@@ -36,8 +35,7 @@ def test_a_table_without_a_place_in_its_page_is_an_error(docs_tables: Mapping[st
         docs_tables["insert"]("# A page", "constants of vllm", "| a |")
 
 
-def test_each_measured_replay_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_each_measured_replay_was_predicted() -> None:
     replays = runpy.run_path(str(BENCHMARKS / "replays.py"))
     runs = replays["load"]()
     assert len(runs) == 18
