@@ -3,14 +3,16 @@
 Usage: python benchmarks/docs_tables.py [--write]
 
 docs/cost.md: constants of infergy.cost.constants and what src/infergy/data/table.jsonl makes of them; errors that its
-fits leave, server by server. docs/replay.md: the tables of benchmarks/replays.py.
+fits leave, server by server. docs/replay.md: the tables of benchmarks/replays.py. Both, and docs/estimates.md: what commands print.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +23,11 @@ from infergy.cost.table import Table, shipped_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 KINDS = ("h200", "h100-sxm")
+COMMANDS = (
+    ("estimates.md", "infergy estimate azure-conv-2023"),
+    ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
+    ("replay.md", "infergy replay azure-conv-2023 --from 10m --for 75s --speed 3"),
+)
 
 
 def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
@@ -35,8 +42,18 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("replay.md", "replays"): replays["runs_table"](runs),
         ("replay.md", "summary"): replays["summary_table"](runs),
         ("replay.md", "repeats"): replays["repeats_table"](runs),
+        ("replay.md", "second round"): replays["round_table"](2),
+        **{(page, command): output_of(command) for page, command in COMMANDS},
         ("replay.md", "intake"): replays["intake_table"](runs),
     }
+
+
+def output_of(command: str) -> str:
+    """A command and what it prints, as a block of code."""
+    arguments = [sys.executable, "-m", *command.split()]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "126"})
+    lines = [f"$ {command}", *(line.rstrip() for line in run.stdout.rstrip().splitlines())]
+    return "\n".join(["```", *lines, "```"])
 
 
 def constants_table(constants: Iterable[Constant], fit: Fit) -> str:
@@ -79,7 +96,7 @@ def insert(page: str, name: str, table: str) -> str:
     Raises:
         ValueError: The page has no such place.
     """
-    place = re.compile(f"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+    place = re.compile(f"(?<=<!-- {re.escape(name)} -->\n).*?(?=<!-- end of {re.escape(name)} -->)", re.DOTALL)
     if not place.search(page):
         raise ValueError(f"no place for the table: <!-- {name} --> and <!-- end of {name} -->")
     return place.sub(lambda _: f"{table}\n", page)

@@ -3,8 +3,8 @@
 Usage: python benchmarks/replays.py [--again [INTAKE_MS]]
 
 With --again, what the table that ships now says of the same runs, after the fact, with another time of intake if given.
-Predictions: benchmarks/replays/h200-1-predictions.json, committed before the first run, as they were; nothing is fitted
-again. Rows: src/infergy/data/tables/h200-llama-3.1-8b_replays.jsonl.
+Predictions: benchmarks/replays/h200-N-predictions.json of round N, committed before its first run, as they were; nothing
+is fitted again. Rows: src/infergy/data/tables/h200-llama-3.1-8b_replays*.jsonl.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from infergy.records.latency import percentiles
 from infergy.records.shipped import shipped_rows
 from infergy.records.store import read_store
 
-PREDICTIONS = Path(__file__).parent / "replays" / "h200-1-predictions.json"
-ROWS = "h200-llama-3.1-8b_replays.jsonl"
+PREDICTIONS = Path(__file__).parent / "replays"
+ROWS = "h200-llama-3.1-8b_replays"
 LATENCIES = {"ttft_s": "first_token", "tpot_s": "per_output_token", "e2e_s": "end_to_end"}
 FIGURES = ("energy", "duration", *(f"{name[:-2].upper()} {p}" for name in LATENCIES for p in ("p50", "p99")))
 WANTED = {"energy": 0.015, "TTFT p50": 0.08, "TTFT p99": 0.08, "TPOT p50": 0.03, "TPOT p99": 0.05, "E2E p99": 0.04}
@@ -65,11 +65,17 @@ class Compared:
         return tuple(guess / seen - 1 for guess, seen in zip(self.predicted, self.measured, strict=True))
 
 
-def load() -> list[Compared]:
-    """The runs in the order in which they were measured."""
-    rows = {path.name: path for path in shipped_rows()}
-    predictions = {one["cell_id"]: one for one in json.loads(PREDICTIONS.read_text(encoding="utf-8"))["traces"]}
-    return [_compare(row, predictions[row.cell_id]["predicted"]) for row in read_store(rows[ROWS]).rows]
+def predictions(number: int) -> dict[str, dict[str, Any]]:
+    """What a round predicted, by id of the cell."""
+    text = (PREDICTIONS / f"h200-{number}-predictions.json").read_text(encoding="utf-8")
+    return {one["cell_id"]: one for one in json.loads(text)["traces"]}
+
+
+def load(number: int = 1) -> list[Compared]:
+    """The runs of a round in the order in which they were measured."""
+    predicted = predictions(number)
+    rows = [row for path in shipped_rows() if path.name.startswith(ROWS) for row in read_store(path).rows]
+    return [_compare(row, predicted[row.cell_id]["predicted"]) for row in rows if row.cell_id in predicted]
 
 
 def _compare(row: Measurement, predicted: dict[str, Any]) -> Compared:
@@ -197,10 +203,35 @@ def intake_table(runs: Sequence[Compared]) -> str:
     return table(header, rows)
 
 
+def round_table(number: int) -> str:
+    """A later round: its runs, or what it predicts while none is measured."""
+    runs = load(number)
+    if runs:
+        return f"{runs_table(runs)}\n\n{summary_table(runs)}"
+    header = [
+        "cell",
+        "requests",
+        "predicted kJ",
+        "90 % interval",
+        "duration s",
+        "TTFT p50 ms",
+        "TPOT p50 ms",
+        "measured",
+    ]
+    rows = []
+    for one in predictions(number).values():
+        run = one["predicted"]
+        kilojoules = [f"{run[name] / 1e3:.2f}" for name in ("energy_j", "low_j", "high_j")]
+        latencies = [f"{1e3 * run['latency'][name]['p50']:.1f}" for name in ("ttft_s", "tpot_s")]
+        figures = [kilojoules[0], " .. ".join(kilojoules[1:]), f"{run['duration_s']:.1f}", *latencies]
+        rows.append([one["cell"].partition(" ")[0], f"{one['requests']:,}", *figures, "not yet"])
+    return table(header, rows)
+
+
 def report() -> str:
     """All tables, as docs/replay.md has them."""
     runs = load()
-    return "\n\n".join([runs_table(runs), summary_table(runs), repeats_table(runs), intake_table(runs)])
+    return "\n\n".join([runs_table(runs), summary_table(runs), repeats_table(runs), intake_table(runs), round_table(2)])
 
 
 def again_table(runs: Sequence[Compared], intake_s: float | None = None) -> str:
