@@ -4,7 +4,8 @@ Usage: python benchmarks/replays.py [--again [INTAKE_MS]]
 
 With --again, what the table that ships now says of the same runs, after the fact, with another time of intake if given.
 Predictions: benchmarks/replays/h200-N-predictions.json of round N, committed before its first run, as they were; nothing
-is fitted again. Rows: src/infergy/data/tables/h200-llama-3.1-8b_replays*.jsonl.
+is fitted again. Rows: round 1 in src/infergy/data/tables/h200-llama-3.1-8b_replays.jsonl, which the table that ships is
+fitted to; round 2 in benchmarks/replays/h200-2-rows.jsonl, which it is not.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def predictions(number: int) -> dict[str, dict[str, Any]]:
 def load(number: int = 1) -> list[Compared]:
     """The runs of a round in the order in which they were measured."""
     predicted = predictions(number)
-    rows = [row for path in shipped_rows() if path.name.startswith(ROWS) for row in read_store(path).rows]
+    paths = [path for path in shipped_rows() if path.name.startswith(ROWS)]
+    paths += [path for path in [PREDICTIONS / f"h200-{number}-rows.jsonl"] if path.exists()]
+    rows = [row for path in paths for row in read_store(path).rows]
     return [_compare(row, predicted[row.cell_id]["predicted"]) for row in rows if row.cell_id in predicted]
 
 
@@ -146,6 +149,7 @@ def summary_table(runs: Sequence[Compared]) -> str:
     rows = [
         [name, *(f"{100 * of(abs(run.errors[place]) for run in part):.1f}" for place in range(len(FIGURES)))]
         for name, part, of in groups
+        if part
     ]
     asked = {name: f"{100 * most:g}" for name, most in WANTED.items()}
     asked["energy"] += f"; worst {100 * WORST_ENERGY:g}"
@@ -204,28 +208,9 @@ def intake_table(runs: Sequence[Compared]) -> str:
 
 
 def round_table(number: int) -> str:
-    """A later round: its runs, or what it predicts while none is measured."""
+    """A later round: its runs and their errors."""
     runs = load(number)
-    if runs:
-        return f"{runs_table(runs)}\n\n{summary_table(runs)}"
-    header = [
-        "cell",
-        "requests",
-        "predicted kJ",
-        "90 % interval",
-        "duration s",
-        "TTFT p50 ms",
-        "TPOT p50 ms",
-        "measured",
-    ]
-    rows = []
-    for one in predictions(number).values():
-        run = one["predicted"]
-        kilojoules = [f"{run[name] / 1e3:.2f}" for name in ("energy_j", "low_j", "high_j")]
-        latencies = [f"{1e3 * run['latency'][name]['p50']:.1f}" for name in ("ttft_s", "tpot_s")]
-        figures = [kilojoules[0], " .. ".join(kilojoules[1:]), f"{run['duration_s']:.1f}", *latencies]
-        rows.append([one["cell"].partition(" ")[0], f"{one['requests']:,}", *figures, "not yet"])
-    return table(header, rows)
+    return f"{runs_table(runs)}\n\n{summary_table(runs)}"
 
 
 def report() -> str:
