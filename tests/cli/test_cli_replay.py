@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from infergy.energy.load import load_table
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import load_table
 from infergy.errors import DataError, UsageError
 from infergy.records.store import read_store
 from infergy.workload.arrivals import hash_lengths, trace_lengths

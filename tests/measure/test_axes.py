@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-
 from infergy.energy.load import load_table
+
 from infergy.engines.vllm import VllmEngine
 from infergy.engines.vllm_options import choose_by
 from infergy.errors import DataError, UsageError

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from infergy.energy.load import load_table
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import load_table
-from infergy.quality.phases import find_phases
 from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.measure.anchors import plan_again, plan_anchors
 from infergy.measure.forecast import total_j
 from infergy.measure.studies import size_of
 from infergy.measure.sweep import sweep
+from infergy.quality.phases import find_phases
 from infergy.records import Measurement, MeasureOptions, Plan, result_of
 from infergy.records.flags import find_flags
 from infergy.records.store import read_store

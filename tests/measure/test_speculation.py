@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from infergy.energy.load import load_table
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import load_table
 from infergy.errors import DataError, UsageError
 from infergy.measure.grid import parse_grid
 from infergy.measure.sweep import sweep

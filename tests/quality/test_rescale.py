@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from infergy.quality.compare import compare
 from infergy.energy.estimate import estimate
 from infergy.energy.load import load_table
+
+from infergy.errors import DataError
+from infergy.quality.compare import compare
 from infergy.quality.phases import find_phases
 from infergy.quality.rescale import rescale
-from infergy.errors import DataError
 from infergy.records import Failure, GpuIdentity, Measurement, Result, derive, result_of
 from infergy.records.check import check_rows
 from infergy.records.idle import net_energy_j

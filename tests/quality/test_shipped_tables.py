@@ -10,10 +10,10 @@ from statistics import median
 from typing import Any
 
 import pytest
-
 from infergy.energy.estimate import estimate
 from infergy.energy.load import SHIPPED as TABLES
 from infergy.energy.load import load_table, shipped_table, shipped_tables
+
 from infergy.measure.grid import make_plan, parse_grid, read_grid, read_toml, shrink
 from infergy.measure.studies import study_names, study_path
 from infergy.records import RANDOM_WEIGHTS, Load, Measurement, Result, derive

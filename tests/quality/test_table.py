@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from infergy.energy.load import load_table, shipped_tables
+
 from infergy.errors import DataError, UsageError
 from infergy.records import STATUS_FAILED, Failure, Measurement
 from infergy.records.cell import EngineSetup
