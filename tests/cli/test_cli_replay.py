@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from infergy.energy.load import load_table
 from typer.testing import CliRunner
 
 from infergy.cli import app
