@@ -13,7 +13,7 @@ import pytest
 
 from infergy.cost.table import TableEntry
 from infergy.errors import DataError
-from infergy.estimates.build import LEAST_SD, entries_of_rows
+from infergy.estimates.build import LEAST_SD, build_table, entries_of_rows
 from infergy.estimates.servers import load_tables, shipped_table
 from infergy.records import GREEDY, STATUS_FAILED, Decoding, Failure, Measurement, Window
 from infergy.records.rescaled import Rescaled
@@ -23,7 +23,7 @@ from rows import UUID, build_row, spread_over
 
 
 def entries_of(folder: Path, rows: Iterable[Measurement], **options: Any) -> tuple[TableEntry, ...]:
-    return entries_of_rows([write_store(folder / "rows.jsonl", rows)], **options)[0]
+    return entries_of_rows([write_store(folder / "rows.jsonl", rows)], {}, **options)[0]
 
 
 def with_cell(row: Measurement, *, decoding: Decoding = GREEDY, **setup: Any) -> Measurement:
@@ -52,14 +52,14 @@ def test_energy_and_seconds_are_computed_from_the_raw_facts(tmp_path: Path) -> N
 
 def test_the_steps_of_an_entry_are_those_of_its_requests(tmp_path: Path) -> None:
     (entry,) = entries_of(tmp_path, [build_row(input_tokens=512, output_tokens=64, batch=8)])
-    count, decodes, _, prefill_tokens = entry.steps[:, :4].T
+    count, _, decodes, _, prefill_tokens = entry.steps[:, :5].T
     assert count @ prefill_tokens == pytest.approx(8 * 512)
     assert count @ decodes == pytest.approx(8 * 63), "the prefill yields the first token"
 
 
 def test_an_entry_names_its_origin_and_environment(tmp_path: Path) -> None:
     row = build_row()
-    ((entry,), environments) = entries_of_rows([write_store(tmp_path / "mine.jsonl", [row])])
+    ((entry,), environments) = entries_of_rows([write_store(tmp_path / "mine.jsonl", [row])], {})
     origin = entry.origin
     assert (origin.source, origin.cell_id, origin.unit, origin.simulated) == ("mine.jsonl", row.cell_id, UUID, False)
     assert environments[origin.environment]["driver"] == "1"
@@ -74,7 +74,7 @@ def test_gpus_that_share_a_model_are_one_entry(tmp_path: Path) -> None:
 
 def test_environments_in_one_file_stay_apart(tmp_path: Path) -> None:
     path = write_store(tmp_path / "a.jsonl", [build_row(), with_environment(build_row(input_tokens=1024), driver="2")])
-    entries, environments = entries_of_rows([path])
+    entries, environments = entries_of_rows([path], {})
     assert [environments[entry.origin.environment]["driver"] for entry in entries] == ["1", "2"]
 
 
@@ -123,7 +123,7 @@ def test_simulated_rows_need_the_option_that_allows_them(tmp_path: Path) -> None
     path = write_store(tmp_path / "rows.jsonl", [build_row(input_tokens=64), row])
     with pytest.raises(DataError, match=rf"rows\.jsonl, cell {row.cell_id} .*--allow-simulated"):
         load_tables([path])
-    entries, _ = entries_of_rows([path], allow_simulated=True)
+    entries, _ = entries_of_rows([path], {}, allow_simulated=True)
     assert [entry.origin.simulated for entry in entries] == [False, True]
     assert {entry.served_by.gpu for entry in entries} == {"h200"}
 
@@ -131,7 +131,7 @@ def test_simulated_rows_need_the_option_that_allows_them(tmp_path: Path) -> None
 def test_a_torn_last_line_leaves_the_others(tmp_path: Path) -> None:
     path = write_store(tmp_path / "torn.jsonl", rows_of(inputs=[32]))
     path.write_text(path.read_text()[:-40])
-    assert len(entries_of_rows([path])[0]) == len(rows_of(inputs=[32])) - 1
+    assert len(entries_of_rows([path], {})[0]) == len(rows_of(inputs=[32])) - 1
 
 
 def test_damage_before_the_last_line_is_an_error_that_names_the_line(tmp_path: Path) -> None:
@@ -161,10 +161,10 @@ def test_a_foreign_or_empty_file_is_an_error_that_names_it(tmp_path: Path, conte
 def test_an_empty_file_among_others_is_an_error_too(tmp_path: Path) -> None:
     empty = write_store(tmp_path / "empty.jsonl", [])
     with pytest.raises(DataError, match=r"empty\.jsonl"):
-        entries_of_rows([write_store(tmp_path / "rows.jsonl", [build_row()]), empty])
+        entries_of_rows([write_store(tmp_path / "rows.jsonl", [build_row()]), empty], {})
 
 
-@pytest.mark.parametrize("read", [load_tables, entries_of_rows])
+@pytest.mark.parametrize("read", [load_tables, build_table])
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, read: Any) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         read([tmp_path / "none.jsonl"])
@@ -173,7 +173,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path, read: Any) -> 
 def test_a_compressed_store_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(build_row().to_json()).encode() + b"\n"))
-    assert len(entries_of_rows([path])[0]) == 1
+    assert len(entries_of_rows([path], {})[0]) == 1
     (entry,) = (one for one in load_tables([path]).entries)
     assert entry.origin.source == "rows.jsonl.gz"
 

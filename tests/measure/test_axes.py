@@ -58,7 +58,7 @@ def test_rows_of_a_sweep_name_their_decoding_and_only_greedy_ones_enter_a_table(
     assert [row.cell.load.decoding for row in rows] == [Decoding(), Decoding(beams=4), Decoding(temperature=0.8)]
     labels = ["transformers", "transformers-beam4", "transformers-t0.8"]
     assert [row.cell.label for row in rows] == labels
-    entries, _ = entries_of_rows([tmp_path / "rows.jsonl"], allow_simulated=True)
+    entries, _ = entries_of_rows([tmp_path / "rows.jsonl"], {}, allow_simulated=True)
     assert [entry.origin.cell_id for entry in entries] == [rows[0].cell_id]
     joules = {row.cell.label: result_of(row).energy_per_request_j for row in rows}
     # Four sequences share the reading of the weights.

@@ -128,7 +128,7 @@ def test_an_engine_that_falls_behind_is_flagged_and_one_that_keeps_up_is_not(tmp
 def test_online_rows_enter_a_table_as_whole_runs_and_phases_leave_them_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     stored = measured(tiny_plan(engines=VLLM, cells=[BLOCK | {"arrivals": ["offline", "poisson16"]}]), path)
-    entries, _ = entries_of_rows([path], allow_simulated=True)
+    entries, _ = entries_of_rows([path], {}, allow_simulated=True)
     by_cell = {entry.origin.cell_id: entry for entry in entries}
     assert set(by_cell) == {row.cell_id for row in stored}
     for row in stored:

@@ -182,7 +182,7 @@ def test_drafting_saves_joules_for_one_request_more_so_with_more_accepted_and_en
     drafted, less = "vllm-spec4:llama-3.2-1b:0.8", "vllm-spec4:llama-3.2-1b:0.6"
     assert joules[drafted, 1] < joules[less, 1] < joules["vllm", 1]
     assert joules[drafted, 128] < joules[less, 128]
-    entries, _ = entries_of_rows([path], allow_simulated=True)
+    entries, _ = entries_of_rows([path], {}, allow_simulated=True)
     assert {entry.origin.cell_id for entry in entries} == {rows["vllm", batch].cell_id for batch in (1, 128)}
 
 

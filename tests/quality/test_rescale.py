@@ -106,7 +106,7 @@ def test_an_entry_of_a_table_takes_the_scaled_energy_and_its_uncertainty(tmp_pat
     made = rescale(rows_of(), here(1.10))
     _, mark = made.factors[0]
     plain, scaled = (
-        entries_of_rows([write_store(tmp_path / name, rows)])[0]
+        entries_of_rows([write_store(tmp_path / name, rows)], {})[0]
         for name, rows in (("plain.jsonl", rows_of()), ("rescaled.jsonl", made.rows))
     )
     for was, now in zip(plain, scaled, strict=True):

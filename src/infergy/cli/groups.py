@@ -6,7 +6,6 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from functools import wraps
 from typing import Any
 
 
@@ -35,7 +34,6 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
                 )
             )
 
-    @wraps(command)
     def run(**values: Any) -> None:
         made = {
             name: group(**{field.name: values.pop(field.name) for field in fields(group)})
@@ -43,8 +41,8 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, **made)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    # typer reads annotations of the function itself where it finds them.
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    # typer reads the annotations of the function itself where it finds them.
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del run.__wrapped__
+    vars(run)["__signature__"] = inspect.Signature(parameters)
     return run

@@ -29,12 +29,12 @@ def build(
 
     Example: infergy table build mine.jsonl -o mine-table.jsonl
     """
-    from infergy.cost.table import make_table, write_table
-    from infergy.estimates.build import entries_of_rows
+    from infergy.cost.table import write_table
+    from infergy.estimates.build import build_table
     from infergy.estimates.servers import shipped_table
 
-    entries, environments = entries_of_rows(rows, allow_simulated=allow_simulated)
-    found = make_table(entries, environments, prior=None if alone else shipped_table())
+    found = build_table(rows, None if alone else shipped_table(), allow_simulated=allow_simulated)
+    entries = found.entries
     write_table(found, output)
     if as_json:
         print_json(

@@ -20,7 +20,7 @@ import numpy as np
 from infergy.cost.constants import BY_NAME, LOADED_IDLE_SHARE, Constant
 from infergy.cost.fit import Column
 from infergy.cost.rates import NVLINK_4, columns_of, rates_of
-from infergy.cost.step import StepSums, added_j, free_s, stretched_s
+from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.cost.work import AttentionWork, ServerWork
 from infergy.errors import MissingError
 from infergy.hardware.gpus import Gpu
@@ -188,7 +188,8 @@ class _Problem:
             power = rates.power
             seconds = stretched_s(power, added, free, power.limit_w, np.exp, np.maximum)
             parts.append(np.log(seconds / self.call_s) / self.time_sd)
-            parts.append(np.log((added + power.base_w * self.call_s) / self.call_j) / self.energy_sd)
+            worked = slowed_j(power, added, free, seconds)
+            parts.append(np.log((worked + power.base_w * self.call_s) / self.call_j) / self.energy_sd)
         if len(self.reduce_s):
             parts.append(np.log((values["reduce_s"] + self.link_s) / self.reduce_s) / self.reduce_sd)
         return np.hstack(parts)

@@ -9,6 +9,7 @@ KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (v
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped matmuls"
 CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE: a GPU's exchange is padded to 256 tokens; as many rows an expert is our guess"
 MEMORY = "1.05e-10 to 1.35e-10 on H100, H200 and B200 alike, whatever their TDP: our rows, and ML.ENERGY's"
+VOLTAGE = "energy of a switch grows with the voltage squared, which falls with the clock; H200 replays (docs/replay.md)"
 OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
 
@@ -43,12 +44,12 @@ def _constant(name: str, value: float, sd: float, meaning: str, source: str = OU
 CONSTANTS: tuple[Constant, ...] = (
     _constant("weight_efficiency", 0.8, 0.1, "share of the bandwidth at which weights are read", KERNELS, 0.1),
     _constant("cache_efficiency", 0.8, 0.2, "share of the bandwidth at which the KV cache is read", KERNELS, 0.1),
-    _constant("compute_efficiency", 0.79, 0.03, "share of the dense peak of matmuls, unthrottled", ONLINE, 0.05),
+    _constant("compute_efficiency", 0.72, 0.01, "share of the dense peak of matmuls, unthrottled", ONLINE, 0.02),
     _constant("attention_efficiency", 0.55, 0.3, "share of bfloat16's dense peak that attention reaches", OURS, 0.1),
     _constant("layer_s", 15e-6, 0.5, "s a layer beside bytes and FLOPs, inside a CUDA graph", OURS, 0.15),
     _constant("eager_layer_s", 420e-6, 0.35, "s of host time a layer without a CUDA graph", ONLINE, 0.2),
     _constant("piecewise_layer_s", 250e-6, 0.35, "s of host time a layer, piecewise CUDA graphs", ONLINE, 0.2),
-    _constant("mixed_layer_s", 190e-6, 0.1, "s more of host time a layer where prompts join decodes", ONLINE),
+    _constant("mixed_layer_s", 190e-6, 0.05, "s more of host time a layer where prompts join decodes", ONLINE),
     _constant("expert_layer_s", 40e-6, 0.6, "s more for a layer with experts: routing, sorting, grouped matmuls"),
     _constant("state_layer_s", 130e-6, 0.6, "s more for a layer with a Mamba-2 state"),
     _constant("reduce_s", 10e-6, 0.5, "s of an all-reduce among two GPUs", "one-shot all-reduce: 8 to 12 us", 0.1),
@@ -56,7 +57,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("sequence_s", 10e-6, 0.5, "s of output for a sequence in a step", OURS, 0.1),
     _constant("logit_s", 5e-11, 0.7, "s of sampling for each entry of the vocabulary and sequence"),
     _constant("step_s", 0.6e-3, 0.5, "s of a step beside its layers", "schedulers of vLLM: 0.2 to 1 ms", 0.2),
-    _constant("server_step_s", 0.35e-3, 0.3, "s more of a step whose tokens an API server hands out", ONLINE),
+    _constant("server_step_s", 0.35e-3, 0.05, "s more of a step whose tokens an API server hands out", ONLINE),
     _constant("intake_s", 12e-3, 0.3, "s from a request's arrival until the scheduler can see it", ONLINE),
     _constant("intake_gap_s", 0.3e-3, 0.3, "s between two requests that arrive at once", ONLINE),
     _constant("prefill_s", 0.2e-3, 0.6, "s for each prompt, or chunk of one, in a step", OURS, 0.1),
@@ -79,6 +80,9 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("flop_share", 0.8, 0.3, "power of bfloat16 matmuls at 0.6 of the peak, over TDP", KERNELS, 0.1),
     _constant("parallel_share", 0.1, 0.5, "power of a GPU that shares a model, beside that of one alone, over TDP"),
     _constant("attention_energy", 1.05, 0.2, "energy of an attention FLOP over one of a matmul"),
+    _constant(
+        "slowing", 1.5, 0.03, "exponent by which work takes less energy as the power limit slows its clocks", VOLTAGE
+    ),
     _constant("cache_energy", 1.2, 0.3, "energy of a byte of the KV cache over one of the weights"),
     _constant("fp8_byte_energy", 1.1, 0.25, "energy of a byte in fp8 over one in bfloat16"),
     _constant("fp8_flop_energy", 0.6, 0.25, "energy of a FLOP in fp8 over one in bfloat16", KERNELS),

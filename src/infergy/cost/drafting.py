@@ -15,7 +15,7 @@ import numpy as np
 
 from infergy.cost.fit import Column
 from infergy.cost.model import StepCost
-from infergy.cost.step import Pace, added_j
+from infergy.cost.step import Pace, added_j, free_s, slowed_j
 from infergy.cost.steps import StepColumns, sums_of
 
 
@@ -42,10 +42,14 @@ class DraftedCost:
     def step_energy_j(self, steps: StepColumns) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
         sums = sums_of(steps)
-        target_j, draft_j = (added_j(cost.rates, sums) for cost in (self.target, self.draft))
-        round_j = (target_j + self.look_ahead * draft_j) / self.tokens_per_round
-        added: Column = np.where(steps.prefills > 0, target_j + draft_j, round_j)
-        joules: Column = added + self.rates.power.base_w * steps.step_s
+        rates = (self.target.rates, self.draft.rates)
+        target_j, draft_j = (added_j(one, sums) for one in rates)
+        target_s, draft_s = (free_s(one, sums) for one in rates)
+        is_prefill, ahead, tokens = steps.prefills > 0, self.look_ahead, self.tokens_per_round
+        added = np.where(is_prefill, target_j + draft_j, (target_j + ahead * draft_j) / tokens)
+        free = np.where(is_prefill, target_s + draft_s, (target_s + ahead * draft_s) / tokens)
+        power, seconds = self.rates.power, steps.step_s
+        joules: Column = slowed_j(power, added, np.minimum(free, seconds), seconds) + power.base_w * seconds
         return joules
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from infergy.cost.constants import constants_of
 from infergy.cost.rates import Rates, rates_of
-from infergy.cost.step import StepSums, added_j, free_s, stretched_s
+from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
@@ -42,11 +42,12 @@ class FitRow:
     Attributes:
         work: The server; `gpu` its kind of GPU.
         server: Whether an API server served it.
-        steps: One row an entry of steps: count, then the sums of `infergy.cost.step.StepSums`, in order.
+        steps: One row an entry of steps: count, seconds of one, then the sums of `infergy.cost.step.StepSums`.
         calls: Times that requests were handed over; `idle_s` seconds with nothing to serve.
         idle_w: Watts of all GPUs, idle, with the model loaded.
         energy_j: Measured; `energy_sd` the standard deviation of its logarithm.
-        seconds: Measured; None where arrivals set the time.
+        seconds: Measured; None where arrivals set the time: then steps take the seconds that they were simulated to,
+            since slower ones would be fewer.
         unit: Which GPUs measured it.
     """
 
@@ -132,23 +133,27 @@ def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column,
     Steps are taken in order, all rows at once, so that the power limiter's average is that of each row.
     """
     longest = max(len(row.steps) for row in rows)
-    table = np.zeros((longest, len(rows), 8))
+    table = np.zeros((longest, len(rows), 9))
     for place, row in enumerate(rows):
         table[: len(row.steps), place] = row.steps
     power = rates.power
+    is_given = np.array([row.seconds is None for row in rows])
     measured_w = [row.energy_j / row.seconds if row.seconds else row.idle_w for row in rows]
     mean_w: Any = np.minimum(np.array(measured_w), power.limit_w)
     seconds: Any = 0.0
     energy: Any = 0.0
     for entry in table:
         count = entry[:, 0]
-        s = StepSums(*entry[:, 1:].T)
+        s = StepSums(*entry[:, 2:].T)
         live = count > 0
         one_s = np.where(live, free_s(rates, s), 1.0)
         added = np.where(live, added_j(rates, s), 0.0)
-        took = stretched_s(power, added * count, one_s * np.maximum(count, 1.0), mean_w, np.exp, np.maximum)
+        free = one_s * np.maximum(count, 1.0)
+        took = stretched_s(power, added * count, free, mean_w, np.exp, np.maximum)
+        took = np.where(is_given & live, entry[:, 1] * count, took)
+        worked = slowed_j(power, added * count, np.minimum(free, took), np.where(live, took, 1.0))
         took = np.where(live, took, 0.0)
-        joules = added * count + power.base_w * took
+        joules = worked + power.base_w * took
         watts = np.where(live, joules / np.where(live, took, 1.0), mean_w)
         mean_w = watts + (mean_w - watts) * np.exp(-took / power.limiter_s)
         seconds, energy = seconds + took, energy + joules

@@ -12,7 +12,7 @@ import numpy as np
 from infergy.cost.fit import Column, Fit
 from infergy.cost.rates import Rates, rates_of
 from infergy.cost.slopes import RunSums
-from infergy.cost.step import Pace, added_j
+from infergy.cost.step import Pace, added_j, free_s, slowed_j
 from infergy.cost.steps import StepColumns, sums_of
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
@@ -73,7 +73,9 @@ class StepCost:
 
     def step_energy_j(self, steps: StepColumns) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
-        joules: Column = added_j(self.rates, sums_of(steps)) + self.rates.power.base_w * steps.step_s
+        sums, power = sums_of(steps), self.rates.power
+        free = np.minimum(free_s(self.rates, sums), steps.step_s)
+        joules: Column = slowed_j(power, added_j(self.rates, sums), free, steps.step_s) + power.base_w * steps.step_s
         return joules
 
     def log_slopes(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> Column:

@@ -89,12 +89,14 @@ class PowerRates:
     Attributes:
         base_w: While busy, beside bytes and FLOPs.
         limit_w: What the limiter holds on average over `limiter_s`.
+        slowing: Exponent by which work takes less energy as its clocks are slowed.
         idle_w: With the model loaded and nothing to do.
     """
 
     base_w: Any
     limit_w: Any
     limiter_s: Any
+    slowing: Any
     idle_w: Any
 
 
@@ -137,6 +139,7 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
             base_w=idle_w + (c["busy_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,
             limit_w=c["limit_share"] * tdp_w,
             limiter_s=c["limiter_s"],
+            slowing=c["slowing"],
             idle_w=idle_w,
         ),
     )

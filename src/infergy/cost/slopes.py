@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from infergy.cost.fit import Column
 from infergy.cost.rates import Rates
-from infergy.cost.step import StepSums, added_j, free_s
+from infergy.cost.step import StepSums, added_j, free_s, slowed_j
 from infergy.cost.steps import StepColumns, compress
 
 STRETCHED = 1.05
@@ -50,7 +50,7 @@ class RunSums:
         count, step_s, *columns = compress(steps).T
         sums = StepSums(*columns)
         stretched = step_s > free_s(rates, sums) * STRETCHED
-        busy_s = float(count @ _step_s(rates, sums, stretched, added_j(rates, sums)))
+        busy_s = float(count @ _steps(rates, sums, stretched)[0])
         idle_s = idle_j / rates.power.idle_w if rates.power.idle_w else 0.0
         return cls(
             count=count,
@@ -64,9 +64,7 @@ class RunSums:
 
     def log_totals(self, rates: Rates) -> Column:
         """Logarithms of the energy at other rates, and of the seconds of the same steps."""
-        added = added_j(rates, self.sums)
-        seconds = _step_s(rates, self.sums, self.stretched, added)
-        joules = added + rates.power.base_w * seconds
+        seconds, joules = _steps(rates, self.sums, self.stretched)
         busy_s = float(self.count @ seconds)
         energy_j = float(self.count @ joules) + self.idle_j
         # Busy periods that begin at random leave exp(-a) of the time idle: longer ones by da take a exp(-a) da of it.
@@ -90,18 +88,19 @@ class RunSums:
             larger = sums._replace(
                 decodes=sums.decodes / share, context=sums.context / share, sampled=sums.sampled / share
             )
-            added = added_j(rates, larger)
-            seconds = _step_s(rates, larger, stretched, added)
-            return float(share * count @ seconds), float(share * count @ (added + rates.power.base_w * seconds))
+            seconds, joules = _steps(rates, larger, stretched)
+            return float(share * count @ seconds), float(share * count @ joules)
 
         seconds, joules = totals(1.0)
         fewer_s, fewer_j = totals(SHRUNK)
         return (joules - fewer_j) / (fewer_s - seconds) * less_s if fewer_s < seconds else 0.0
 
 
-def _step_s(rates: Rates, sums: StepSums, stretched: NDArray[np.bool_], added: Column) -> Column:
-    """Seconds of a step: at the power limit where the run was held by it."""
-    free: Column = free_s(rates, sums)
-    limited = added / (rates.power.limit_w - rates.power.base_w)
-    seconds: Column = np.where(stretched, np.maximum(free, limited), free)
-    return seconds
+def _steps(rates: Rates, sums: StepSums, stretched: NDArray[np.bool_]) -> tuple[Column, Column]:
+    """Seconds and joules of a step: at the power limit where the run was held by it."""
+    free, added, power = free_s(rates, sums), added_j(rates, sums), rates.power
+    over = added / ((power.limit_w - power.base_w) * free)
+    limited = free * np.maximum(over, 1.0) ** (1.0 / (1.0 + power.slowing))
+    seconds: Column = np.where(stretched, limited, free)
+    joules: Column = slowed_j(power, added, free, seconds) + power.base_w * seconds
+    return seconds, joules

@@ -4,7 +4,7 @@
     attention = roofline of KV cache / (eta_kv x bandwidth) and FLOPs / (eta_a x peak)
     gpu       = (matmul + attention) / GPUs + layers x launch + all-reduces
     t         = max(gpu, layers x host) + step + sequences x host + prompts x host        host: 0 inside a CUDA graph
-    E         = base x t + e_byte x bytes + e_FLOP x FLOPs
+    E         = base x t + (e_byte x bytes + e_FLOP x FLOPs) x (t at full clocks / t)^slowing
 
 Each roofline and the maximum have a smooth corner, (a^4 + b^4)^(1/4). The power limiter averages over some 0.2 s: a
 step is stretched, at base power, so that this average stays under the limit. So a prefill after light decoding runs at
@@ -111,7 +111,13 @@ def stretched_s(power: PowerRates, added: Any, seconds: Any, mean_w: Any, exp: A
     fade = exp(-seconds / power.limiter_s)
     allowed = most(power.limit_w, (power.limit_w - mean_w * fade) / (1.0 - fade + 1e-12))
     over = added / ((allowed - power.base_w) * seconds)
-    return seconds * (1.0 + over**STRETCH) ** (1.0 / STRETCH)
+    # Slower clocks run at a lower voltage: power falls by more than time grows.
+    return seconds * (1.0 + over**STRETCH) ** (1.0 / (STRETCH * (1.0 + power.slowing)))
+
+
+def slowed_j(power: PowerRates, added: Any, free: Any, seconds: Any) -> Any:
+    """Joules beside base power of work that takes `seconds` in place of `free` ones: at least as many."""
+    return added * (free / seconds) ** power.slowing
 
 
 class Pace:
@@ -190,7 +196,9 @@ class Pace:
 
     def _take(self, added: float, seconds: float) -> float:
         if added > (self._limit_w - self._base_w) * seconds * FREE:
-            seconds = stretched_s(self.rates.power, added, seconds, self.mean_w, math.exp, max)
+            free = seconds
+            seconds = stretched_s(self.rates.power, added, free, self.mean_w, math.exp, max)
+            added = slowed_j(self.rates.power, added, free, seconds)
         watts = added / seconds + self._base_w
         self.mean_w = watts + (self.mean_w - watts) * math.exp(-seconds / self._limiter_s)
         return seconds

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -86,7 +86,7 @@ class TableEntry:
         idle_w: Watts of all GPUs, idle, with the model loaded.
         idle_s: Seconds with nothing to serve.
         calls: Times that requests were handed over.
-        steps: An entry of steps a row: count, then the sums of `infergy.cost.step.StepSums`.
+        steps: An entry of steps a row: count, seconds of one, then the sums of `infergy.cost.step.StepSums`.
     """
 
     served_by: ServedBy
@@ -208,15 +208,17 @@ def make_table(
         own = [entry for entry in entries if entry.served_by.engine == engine]
         fits[engine], errors = fit(engine, [entry.fit_row() for entry in own], earlier.get(engine))
         left |= {id(entry): error for entry, error in zip(own, errors, strict=True)}
-    servers = {entry.served_by: None for entry in entries}
+    # A batch interface and an API server run the same steps.
+    kinds = {id(entry): replace(entry.served_by, is_api=False) for entry in entries}
+    servers = dict.fromkeys(kinds.values())
     measured = []
     for by in servers:
-        own = [entry for entry in entries if entry.served_by == by]
+        own = [entry for entry in entries if kinds[id(entry)] == by]
         measured.append(_measured(by, own, np.array([left[id(entry)] for entry in own]), fits[by.engine]))
     return Table(
         fits={**earlier, **fits},
         measured=tuple(measured) + (() if prior is None else prior.measured),
-        environments=environments,
+        environments={**({} if prior is None else prior.environments), **environments},
         sources=tuple(dict.fromkeys(entry.origin.source for entry in entries)),
         entries=tuple(entries),
     )
@@ -237,7 +239,7 @@ def box_of(steps: Any) -> Column:
 
 def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, found: Fit) -> MeasuredServer:
     steps = np.vstack([entry.steps for entry in entries])
-    decodes, context, tokens, pairs = steps[:, 1:5].T
+    decodes, context, tokens, pairs = steps[:, 2:6].T
     boxes = np.column_stack([decodes, context / np.maximum(decodes, 1), tokens, pairs / np.maximum(tokens, 1)])
 
     def sd(column: int, least: float, of_all: float) -> float:

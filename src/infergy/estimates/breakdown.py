@@ -18,7 +18,7 @@ import numpy as np
 
 from infergy.cost.fit import Column
 from infergy.cost.model import StepCost
-from infergy.cost.step import StepSums, attention_cost, free_s, matmul_cost, roofline
+from infergy.cost.step import StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j
 from infergy.cost.steps import StepColumns, sums_of
 from infergy.cost.table import Table
 from infergy.estimates.estimate import estimate_server, facts_of, sample_of, serve_sample, steps_of
@@ -209,15 +209,17 @@ def _by_time(seconds: dict[str, Column], useful: float, steps: _Steps, parts: En
 
 def _by_source(columns: StepColumns, cost: StepCost, steps: _Steps, parts: EnergyParts) -> tuple[Part, ...]:
     s, rates = sums_of(columns), cost.rates
-    memory, arithmetic = matmul_cost(rates.matmul_j, s)
-    cache, attention = attention_cost(rates.attention_j, s)
+    # Clocks that the power limit slows take less energy for the same work.
+    slowed = slowed_j(rates.power, 1.0, np.minimum(free_s(rates, s), columns.step_s), columns.step_s)
+    memory, arithmetic = (slowed * part for part in matmul_cost(rates.matmul_j, s))
+    cache, attention = (slowed * part for part in attention_cost(rates.attention_j, s))
     tokens = s.decodes + s.prefill_tokens
     visited = 1.0 - rates.matmul_j.miss**tokens if rates.matmul_j.miss else 0.0 * tokens
-    rows = rates.matmul_j.row * visited
+    rows = slowed * rates.matmul_j.row * visited
     sources = {
         "base power": rates.power.base_w * columns.step_s,
-        "weights": rates.matmul_j.weight + 0.0 * tokens,
-        "experts": memory - rates.matmul_j.weight + rows,
+        "weights": slowed * rates.matmul_j.weight,
+        "experts": memory - slowed * rates.matmul_j.weight + rows,
         "KV cache": cache,
         "matmul FLOPs": arithmetic - rows,
         "attention FLOPs": attention,

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.fit import prior_fit
+from infergy.cost.fit import Fit, prior_fit
 from infergy.cost.model import Server, StepCost
 from infergy.cost.steps import compress
-from infergy.cost.table import Origin, ServedBy, TableEntry
+from infergy.cost.table import Origin, ServedBy, Table, TableEntry, make_table
 from infergy.cost.work import server_work
 from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_model, model_names
@@ -38,10 +38,31 @@ GPU_SCOPE = "gpu-board"
 """Scope of a meter that has a counter for each GPU."""
 
 
+def build_table(paths: Iterable[Path], prior: Table | None = None, *, allow_simulated: bool = False) -> Table:
+    """The table of stores of rows.
+
+    Args:
+        paths: The stores.
+        prior: What earlier rows showed; None takes the datasheet's priors, and then builds twice: the steps of runs
+            under arrivals hang on what steps take.
+        allow_simulated: Whether rows of the simulated GPU may be used.
+
+    Raises:
+        DataError: As for `entries_of_rows`.
+    """
+    files = tuple(paths)
+    fits = {} if prior is None else prior.fits
+    for _ in range(2 if prior is None else 1):
+        entries, environments = entries_of_rows(files, fits, allow_simulated=allow_simulated)
+        table = make_table(entries, environments, prior)
+        fits = table.fits
+    return table
+
+
 def entries_of_rows(
-    paths: Iterable[Path], *, allow_simulated: bool = False
+    paths: Iterable[Path], fits: Mapping[str, Fit], *, allow_simulated: bool = False
 ) -> tuple[tuple[TableEntry, ...], dict[str, Mapping[str, Any]]]:
-    """Entries of stores of rows, and their environments by id.
+    """Entries of stores of rows, their steps by the constants of `fits`, and their environments by id.
 
     Failed rows, speculation, beams, sampling and static batches that transformers compiled are left out: the cost model
     does not know them.
@@ -58,7 +79,8 @@ def entries_of_rows(
             environment = environment_of(row)
             identity = environment_id(environment)
             environments[identity] = environment
-            entries.append(_entry(row, path.name, identity, _energy_sd(row, uncertainty)))
+            fit = fits.get(row.cell.setup.engine) or prior_fit(row.cell.setup.engine)
+            entries.append(_entry(row, path.name, identity, _energy_sd(row, uncertainty), fit))
     if not entries:
         raise DataError(
             f"{', '.join(map(str, files)) or 'no file'}: no row that can be used; expected measured rows of vllm or "
@@ -166,10 +188,10 @@ def _is_usable(row: Measurement) -> bool:
     )
 
 
-def _entry(row: Measurement, source: str, environment: str, energy_sd: float) -> TableEntry:
+def _entry(row: Measurement, source: str, environment: str, energy_sd: float, fit: Fit) -> TableEntry:
     by, result = served_by(row), result_of(row)
     is_timed = any(row.arrival_s)
-    run, idle_w = simulate_row(row, by)
+    run, idle_w = simulate_row(row, by, fit)
     return TableEntry(
         served_by=by,
         origin=Origin(
@@ -189,11 +211,11 @@ def _entry(row: Measurement, source: str, environment: str, energy_sd: float) ->
         idle_w=idle_w,
         idle_s=run.idle_s if is_timed else 0.0,
         calls=0 if is_timed or by.is_api else 1,
-        steps=compress(run.steps, ENTRIES)[:, [0, *range(2, 9)]],
+        steps=compress(run.steps, ENTRIES),
     )
 
 
-def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
+def simulate_row(row: Measurement, by: ServedBy, fit: Fit) -> tuple[Run, float]:
     """The run that a row's engine makes, by its recorded options, and the idle watts of its GPUs."""
     gpu, shape = find_gpu_by_driver_name(by.gpu), get_model(by.model)
     assert gpu is not None
@@ -206,7 +228,7 @@ def simulate_row(row: Measurement, by: ServedBy) -> tuple[Run, float]:
         idle_w=idle_w,
         is_api=by.is_api,
     )
-    cost = StepCost(server, prior_fit(by.engine))
+    cost = StepCost(server, fit)
     requests = requests_of(row)
     if by.engine == "transformers":
         size = row.cell.setup.max_sequences or len(requests)

@@ -207,16 +207,14 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
     Raises:
         DataError: The file is neither, or its rows are simulated.
     """
-    from infergy.estimates.build import entries_of_rows
+    from infergy.estimates.build import build_table
 
     if not path.exists():
         raise DataError(f"{path}: no such file. Measure one: infergy measure paper-bins -o {path}")
-    if is_table(path):
-        own = read_table(path, entries=True)
-        entries, environments = own.entries, own.environments
-    else:
-        entries, environments = entries_of_rows([path], allow_simulated=allow_simulated)
-    return make_table(entries, {**table.environments, **environments}, prior=table)
+    if not is_table(path):
+        return build_table([path], table, allow_simulated=allow_simulated)
+    own = read_table(path, entries=True)
+    return make_table(own.entries, own.environments, prior=table)
 
 
 def _has_graphs(setup: EngineSetup) -> bool:

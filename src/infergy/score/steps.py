@@ -10,7 +10,7 @@ import numpy as np
 
 from infergy.cost.constants import LOADED_IDLE_SHARE
 from infergy.cost.rates import Rates, columns_of, rates_of
-from infergy.cost.step import StepSums, added_j, free_s, stretched_s
+from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.cost.work import ServerWork, server_work
 from infergy.hardware.gpus import Gpu, get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape
@@ -123,7 +123,7 @@ class Steps:
         power = rates.power
         # The limiter averages over many steps of one load: its average stands at the limit if power is at it at all.
         seconds = stretched_s(power, added, free, power.limit_w, np.exp, np.maximum)
-        energy: Column = (added + power.base_w * seconds) / self.batch
+        energy: Column = (slowed_j(power, added, free, seconds) + power.base_w * seconds) / self.batch
         return energy
 
 
