@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from infergy.records.shipped import shipped_store
 from infergy.measure.forecast import EDGE_S, watch_s
 from infergy.records import Measurement, MeasureOptions
+from infergy.records.shipped import shipped_store
 from infergy.records.store import read_store
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 from infergy.units import format_duration

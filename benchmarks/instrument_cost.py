@@ -23,11 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from infergy.quality.compare import compare
 from infergy.measure.block import window
 from infergy.measure.sweep import sweep
 from infergy.meters import Meter, open_meter
 from infergy.meters.simulated import SteadyMeter
+from infergy.quality.compare import compare
 from infergy.records import Measurement, Plan
 from infergy.records.store import read_store
 from infergy.units import format_si

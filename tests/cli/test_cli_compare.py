@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.records.shipped import shipped_rows
 from infergy.errors import DataError
+from infergy.records.shipped import shipped_rows
 from known_tables import rows_of, write_store
 from rows import build_row
 

@@ -1,4 +1,4 @@
-"""`infergy replay` from the command line: foretold, measured, held against each other."""
+"""`infergy replay` from the command line: predicted, measured, compared."""
 
 from __future__ import annotations
 
@@ -10,39 +10,43 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import load_table
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records.store import read_store
 from infergy.workload.arrivals import hash_lengths, trace_lengths
 
 runner = CliRunner()
-FEW = ("replay", "azure-code-2023", "--requests", "40", "--gpu", "h200")
+FEW = ("replay", "azure-code-2023", "--requests", "40", "--all-at-once", "--gpu", "h200")
+TIMED = ("replay", "azure-code-2023", "--from", "3m", "--for", "10s", "--gpu", "h200")
 
 
-def told(*arguments: str) -> dict[str, Any]:
+def printed(*arguments: str) -> dict[str, Any]:
     done = runner.invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_it_is_foretold_measured_and_held_against_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [FEW, TIMED], ids=["all at once", "timed"])
+def test_it_is_predicted_measured_and_compared(tmp_path: Path, asked: tuple[str, ...]) -> None:
     store = tmp_path / "replay.jsonl"
-    before = told(*FEW)
-    assert before["measured"] is None
-    after = told(*FEW, "--simulate", "-o", str(store))
-    measured = after.pop("measured")
-    assert {**after, "measured": None} == before, "measuring must not move what was foretold"
-    assert measured["simulated"] is True
-    assert measured["off"] == pytest.approx(before["energy_j"] / measured["energy_j"] - 1)
-    assert measured["is_inside"] == (before["low_j"] <= measured["energy_j"] <= before["high_j"])
-    assert told(*FEW, "--rows", str(store))["measured"] == measured
+    before = printed(*asked)
+    assert (before["compared"], before["is_inside"], before["gpu_uuids"]) == ([], None, [])
+    after = printed(*asked, "--simulate", "-o", str(store))
+    assert after["predicted"] == before["predicted"], "measuring must not move the prediction"
+    assert after["simulated"] is True
+    figures = {one["name"]: one for one in after["compared"]}
+    assert {"energy_j", "duration_s", "ttft_s_p50", "tpot_s_p99", "e2e_s_p99"} <= set(figures)
+    for one in figures.values():
+        assert one["error"] == pytest.approx(one["predicted"] / one["measured"] - 1)
+    energy, run = figures["energy_j"], before["predicted"]
+    assert after["is_inside"] == (run["low_j"] <= energy["measured"] <= run["high_j"])
+    assert printed("replay", str(store)) == after, "rows are compared again as they were when they were measured"
 
 
-def test_each_request_has_its_own_lengths_and_the_row_holds_them(tmp_path: Path) -> None:
+def test_each_request_keeps_its_lengths_in_the_plan_and_in_the_row(tmp_path: Path) -> None:
     store, plan = tmp_path / "replay.jsonl", tmp_path / "plan.json"
     wanted = trace_lengths("azure-code-2023", 7, 40)
-    runner.invoke(app, [*FEW, "--first", "7", "--plan", str(plan)])
+    assert runner.invoke(app, [*FEW, "--first", "7", "--plan", str(plan)]).exit_code == 0
     done = runner.invoke(app, ["measure", str(plan), "--simulate", "-o", str(store)])
     assert done.exit_code == 0, done.output
     (row,) = read_store(store).rows
@@ -52,30 +56,37 @@ def test_each_request_has_its_own_lengths_and_the_row_holds_them(tmp_path: Path)
     batch = row.windows[0].batches[0]
     assert (batch.requests, batch.input_tokens) == (40, sum(i for i, _ in wanted))
     assert batch.output_tokens == sum(o for _, o in wanted)
-    # It is no cell of a table: its requests are not alike.
-    table = load_table(store, allow_simulated=True)
-    assert table.setups == ()
-    assert any("replayed" in note.text for note in table.notes)
+    assert printed("replay", str(plan))["predicted"] == printed("replay", str(store))["predicted"]
 
 
 def test_the_first_requests_are_passed_by() -> None:
     whole = trace_lengths("azure-conv-2023", 0, 20)
     assert trace_lengths("azure-conv-2023", 5, 15) == whole[5:]
-    assert told(*FEW, "--first", "3")["trace"]["input_tokens"] == sum(
-        i for i, _ in trace_lengths("azure-code-2023", 3, 40)
-    )
+    assert printed(*FEW, "--first", "3")["input_tokens"] == sum(i for i, _ in trace_lengths("azure-code-2023", 3, 40))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (["--requests", "9000"], DataError, "8819 requests from 0 on, 9000 are asked for"),
-        (["--engine", "transformers"], UsageError, "infergy study run tasks-mixed"),
-        (["--rows", "nothing.jsonl"], DataError, "nothing.jsonl"),
-        (["--engine", "vllm-spec4:llama-3.2-1b:0.8"], UsageError, "spec4"),
+        (["azure-code-2023", "--requests", "9000"], DataError, ["azure-code-2023", "8819"]),
+        (["azure-code-2023", "--requests", "9000", "--all-at-once"], DataError, ["8819", "9000"]),
+        (["azure-code-2023", "--requests", "40", "--engine", "transformers"], UsageError, ["transformers"]),
+        (["azure-code-2023", "--requests", "40", "--engine", "vllm-spec4:llama-3.2-1b:0.8"], UsageError, ["spec4"]),
+        (["azure-code-2023", "--from", "5h", "--for", "10s"], InfergyError, ["azure-code-2023"]),
+        (["azure-code-2023", "--for", "often"], UsageError, ["--for", "often"]),
+        (["nothing.jsonl", "--requests", "40"], DataError, ["nothing.jsonl"]),
     ],
 )
-def test_what_cannot_be_replayed_is_refused_in_words(arguments: list[str], error: type[Exception], words: str) -> None:
-    done = runner.invoke(app, ["replay", "azure-code-2023", *arguments])
+def test_what_cannot_be_replayed_is_rejected(arguments: list[str], error: type[Exception], words: list[str]) -> None:
+    done = runner.invoke(app, ["replay", *arguments, "--gpu", "h200"])
     assert isinstance(done.exception, error), done.output
-    assert words in str(done.exception)
+    assert all(word in str(done.exception) for word in words)
+
+
+def test_rows_without_a_replay_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    store = tmp_path / "cells.jsonl"
+    asked = ["measure", "--engine", "vllm", "--input", "64", "--output", "8", "--batch", "2", "--simulate"]
+    assert runner.invoke(app, [*asked, "-o", str(store)]).exit_code == 0
+    done = runner.invoke(app, ["replay", str(store)])
+    assert isinstance(done.exception, UsageError)
+    assert str(store) in str(done.exception)

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.records.shipped import shipped_store
 from infergy.errors import DataError, UsageError
 from infergy.measure.anchors import choose_anchors, plan_anchors
 from infergy.records import GpuIdentity, result_of
+from infergy.records.shipped import shipped_store
 from infergy.records.store import read_store
 from known_tables import rows_of, with_environment, write_store
 

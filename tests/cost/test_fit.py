@@ -27,11 +27,15 @@ def make_row(inputs: int, outputs: int, batch: int, *, unit: str = "GPU-a", offs
              constants: dict[str, float] | None = None) -> FitRow:  # fmt: skip
     work = server_work(get_model("llama-3.1-8b"))
     values = values_of("vllm", constants or TRUTH)
-    blank = {"work": work, "gpu": get_gpu(gpu), "server": False, "calls": 1, "idle_s": 0.0, "idle_w": 123.0}
     found_s, found_j = None, 1.0
     for _ in range(3):  # a row's limiter begins at its own mean power
         row = FitRow(
-            **blank,
+            work=work,
+            gpu=get_gpu(gpu),
+            server=False,
+            calls=1,
+            idle_s=0.0,
+            idle_w=123.0,
             steps=batch_steps(inputs, outputs, batch),
             energy_j=found_j,
             energy_sd=0.004,

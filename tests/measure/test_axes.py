@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from infergy.energy.load import load_table
 from infergy.engines.vllm import VllmEngine
 from infergy.engines.vllm_options import choose_by
 from infergy.errors import DataError, UsageError
+from infergy.estimates.build import entries_of_rows
 from infergy.hardware import get_gpu, get_model, model_config
 from infergy.measure.grid import parse_grid
 from infergy.measure.sweep import sweep
-from infergy.records import Decoding, EngineSetup, Measurement
+from infergy.records import Decoding, EngineSetup, Measurement, result_of
 from infergy.records.store import read_store
 from measure.test_measure import tiny_plan
 
@@ -51,15 +51,16 @@ def test_beams_leave_room_for_fewer_requests_and_are_forecast_as_many_sequences(
     assert planned[8, 4] == pytest.approx(planned[32, 1])
 
 
-def test_rows_of_a_sweep_tell_their_decoding_and_never_stand_in_one_table(tmp_path: Path) -> None:
+def test_rows_of_a_sweep_name_their_decoding_and_only_greedy_ones_enter_a_table(tmp_path: Path) -> None:
     plan = tiny_plan(engines=[{"engine": "transformers"}], cells=SAMPLED)
     list(sweep(plan, tmp_path / "rows.jsonl", simulate=True))
     rows = read_store(tmp_path / "rows.jsonl").rows
     assert [row.cell.load.decoding for row in rows] == [Decoding(), Decoding(beams=4), Decoding(temperature=0.8)]
-    table = load_table(tmp_path / "rows.jsonl", allow_simulated=True)
     labels = ["transformers", "transformers-beam4", "transformers-t0.8"]
-    assert sorted(setup.label for setup in table.setups) == labels
-    joules = {setup.label: setup.cells[0].energy_j for setup in table.setups}
+    assert [row.cell.label for row in rows] == labels
+    entries, _ = entries_of_rows([tmp_path / "rows.jsonl"], {}, allow_simulated=True)
+    assert [entry.origin.cell_id for entry in entries] == [rows[0].cell_id]
+    joules = {row.cell.label: result_of(row).energy_per_request_j for row in rows}
     # Four sequences share the reading of the weights.
     assert joules["transformers-beam4"] > 1.2 * joules["transformers"]
 

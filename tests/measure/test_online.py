@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import load_table
-from infergy.quality.phases import find_phases
 from infergy.errors import DataError, UsageError
+from infergy.estimates.build import entries_of_rows
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.measure.anchors import plan_again, plan_anchors
 from infergy.measure.forecast import total_j
 from infergy.measure.studies import size_of
 from infergy.measure.sweep import sweep
+from infergy.quality.phases import find_phases
 from infergy.records import Measurement, MeasureOptions, Plan, result_of
 from infergy.records.flags import find_flags
 from infergy.records.store import read_store
@@ -125,13 +125,17 @@ def test_an_engine_that_falls_behind_is_flagged_and_one_that_keeps_up_is_not(tmp
     assert "lower rate" in flag.cure
 
 
-def test_estimates_and_phases_leave_online_rows_out_and_say_how_many(tmp_path: Path) -> None:
+def test_online_rows_enter_a_table_as_whole_runs_and_phases_leave_them_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     stored = measured(tiny_plan(engines=VLLM, cells=[BLOCK | {"arrivals": ["offline", "poisson16"]}]), path)
-    table = load_table(path, allow_simulated=True)
-    assert [(setup.label, len(setup.cells)) for setup in table.setups] == [("vllm", 1)]
-    assert "1 rows served online or replayed are left out" in table.notes[0].text
-    assert [cell_id for _, cell_id in table.online] == [row.cell_id for row in stored if row.cell.load.is_online]
+    entries, _ = entries_of_rows([path], {}, allow_simulated=True)
+    by_cell = {entry.origin.cell_id: entry for entry in entries}
+    assert set(by_cell) == {row.cell_id for row in stored}
+    for row in stored:
+        entry = by_cell[row.cell_id]
+        assert entry.energy_j == pytest.approx(result_of(row).energy_j)
+        # Arrivals set the time of an online run, so it has nothing to say of the seconds of a step.
+        assert (entry.duration_s is None) == (entry.calls == 0) == row.cell.load.is_online
     (phases,) = find_phases(stored).setups
     assert [cell.cell_id for cell in phases.cells] == [row.cell_id for row in stored if not row.cell.load.is_online]
 

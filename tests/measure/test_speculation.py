@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.energy.load import load_table
 from infergy.errors import DataError, UsageError
+from infergy.estimates.build import entries_of_rows
 from infergy.measure.grid import parse_grid
 from infergy.measure.sweep import sweep
 from infergy.records import EngineSetup, Measurement, Plan, derive
@@ -173,7 +173,7 @@ def test_rows_keep_what_was_drafted_and_their_figures_follow_from_it(tmp_path: P
     assert rows["vllm", 128].windows[0].batches[0].drafts is None
 
 
-def test_drafting_saves_joules_for_one_request_more_so_with_more_accepted_and_never_shares_a_table(
+def test_drafting_saves_joules_for_one_request_more_so_with_more_accepted_and_enters_no_table(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "rows.jsonl"
@@ -182,7 +182,8 @@ def test_drafting_saves_joules_for_one_request_more_so_with_more_accepted_and_ne
     drafted, less = "vllm-spec4:llama-3.2-1b:0.8", "vllm-spec4:llama-3.2-1b:0.6"
     assert joules[drafted, 1] < joules[less, 1] < joules["vllm", 1]
     assert joules[drafted, 128] < joules[less, 128]
-    assert sorted(one.label for one in load_table(path, allow_simulated=True).setups) == ["vllm", less, drafted]
+    entries, _ = entries_of_rows([path], {}, allow_simulated=True)
+    assert {entry.origin.cell_id for entry in entries} == {rows["vllm", batch].cell_id for batch in (1, 128)}
 
 
 def test_rows_from_before_there_were_drafts_are_still_read(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from infergy.quality.phases import find_phases
 from infergy.engines import Completion, Work
 from infergy.measure.cell import _count
 from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.sweep import sweep
+from infergy.quality.phases import find_phases
 from infergy.records import Plan
 from infergy.records.store import read_store
 from simulated_truth import truth_of

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from scipy.stats import ttest_1samp
 
-from infergy.quality.compare import Ratio, compare
 from infergy.errors import DataError
+from infergy.quality.compare import Ratio, compare
 from infergy.records import GpuIdentity, Measurement, Tick
 from known_tables import power_law, rows_of, with_environment
 from rows import UUID, build_row

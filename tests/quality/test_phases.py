@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infergy.records.shipped import shipped_store
-from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
-from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.engines.simulated import SimulatedEngine
 from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu, get_model, model_config
@@ -21,7 +18,10 @@ from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.predict import forecast_load
 from infergy.meters.simulated import SimulatedMeter
+from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
+from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
+from infergy.records.shipped import shipped_store
 from infergy.records.store import read_store
 from rows import build_row
 from simulated_truth import truth_of

@@ -11,19 +11,18 @@ from typing import Any
 
 import pytest
 
+from infergy.errors import DataError
+from infergy.estimates.build import entries_of_rows
 from infergy.quality.compare import compare
-from infergy.energy.estimate import estimate
-from infergy.energy.load import load_table
 from infergy.quality.phases import find_phases
 from infergy.quality.rescale import rescale
-from infergy.errors import DataError
 from infergy.records import Failure, GpuIdentity, Measurement, Result, derive, result_of
 from infergy.records.check import check_rows
 from infergy.records.idle import net_energy_j
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
-from known_tables import histogram_of, power_law, rows_of, two_engines, with_environment, write_store
-from rows import UUID, build_row
+from known_tables import power_law, rows_of, two_engines, with_environment, write_store
+from rows import build_row
 
 HERE = GpuIdentity(uuid="GPU-here", name="NVIDIA H200")
 ANCHORS = (32, 128, 512)
@@ -103,37 +102,18 @@ def test_the_interval_of_the_factor_widens_that_of_each_row_around_the_scaled_jo
         assert (now.low_j + now.high_j) / (was.low_j + was.high_j) == pytest.approx(mark.factor)
 
 
-def test_an_estimate_takes_the_scaled_joules_and_carries_the_interval(tmp_path: Path) -> None:
+def test_an_entry_of_a_table_takes_the_scaled_energy_and_its_uncertainty(tmp_path: Path) -> None:
     made = rescale(rows_of(), here(1.10))
     _, mark = made.factors[0]
-    requests = histogram_of([(512, 64)] * 32)
     plain, scaled = (
-        estimate(requests, tables=load_table([write_store(tmp_path / name, rows)]))
+        entries_of_rows([write_store(tmp_path / name, rows)], {})[0]
         for name, rows in (("plain.jsonl", rows_of()), ("rescaled.jsonl", made.rows))
     )
-    was, now = plain.of("vllm"), scaled.of("vllm")
-    assert was.energy_j is not None
-    assert was.high_j is not None
-    assert was.low_j is not None
-    assert now.energy_j == pytest.approx(was.energy_j * mark.factor)
-    assert now.high_j is not None
-    assert now.low_j is not None
-    # Linear in the doubt, of which a part was there before.
-    assert now.high_j / was.high_j > mark.factor * (1 + mark.half_width / 2)
-    assert now.low_j / was.low_j < mark.factor * (1 - mark.half_width / 2)
-    (note,) = (note for note in scaled.notes if "RESCALED" in note)
-    assert f"were measured on {UUID}, then scaled {mark}, found by 3 of its cells" in note
-    assert now.provenance.sources[0].rescaled == mark
-    assert not any("RESCALED" in note for note in plain.notes)
-    assert was.provenance.sources[0].rescaled is None
-
-
-def test_a_row_whose_spread_nothing_tells_has_the_doubt_of_its_factor(tmp_path: Path) -> None:
-    table = [*rows_of(inputs=ANCHORS, outputs=[8]), build_row(input_tokens=9, batches=1, duration_s=10.0, idle_w=900.0)]
-    made = rescale(table, here(1.10))
-    lonely = [row for row in made.rows if row.cell.load.input_tokens == 9]
-    (cell,) = load_table([write_store(tmp_path / "one.jsonl", lonely)]).setups[0].cells
-    assert cell.doubt >= made.factors[0][1].half_width
+    for was, now in zip(plain, scaled, strict=True):
+        assert now.energy_j == pytest.approx(was.energy_j * mark.factor)
+        assert now.duration_s == was.duration_s
+        assert now.energy_sd >= mark.half_width / 1.96
+        assert now.energy_sd > was.energy_sd
 
 
 def test_against_the_gpu_it_stands_for_a_rescaled_table_does_not_differ() -> None:
@@ -150,12 +130,6 @@ def test_check_flags_each_rescaled_row() -> None:
         (flag,) = (flag for flag in row.flags if flag.code == "rescaled")
         assert "then scaled × 1.1000 (" in flag.reason
     assert not any(flag.code == "rescaled" for row in check_rows(rows_of(), target=0.9) for flag in row.flags)
-
-
-def test_rescaled_rows_and_others_of_a_set_up_do_not_stand_in_one_table(tmp_path: Path) -> None:
-    mixed = [*rescale(rows_of(inputs=ANCHORS), here(1.10)).rows, *rows_of(inputs=[2048])]
-    with pytest.raises(DataError, match="two environments: rescaling"):
-        load_table([write_store(tmp_path / "mixed.jsonl", mixed)])
 
 
 def test_each_set_up_has_its_own_factor_and_those_not_measured_again_are_left_out() -> None:

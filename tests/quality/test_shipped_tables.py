@@ -11,19 +11,18 @@ from typing import Any
 
 import pytest
 
-from infergy.energy.estimate import estimate
-from infergy.energy.load import SHIPPED as TABLES
-from infergy.energy.load import load_table, shipped_table, shipped_tables
 from infergy.measure.grid import make_plan, parse_grid, read_grid, read_toml, shrink
 from infergy.measure.studies import study_names, study_path
 from infergy.records import RANDOM_WEIGHTS, Load, Measurement, Result, derive
 from infergy.records.codec import to_json
 from infergy.records.plan import GIVEN
+from infergy.records.shipped import SHIPPED_ROWS as TABLES
+from infergy.records.shipped import shipped_rows, shipped_store
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 
-EVERY = shipped_tables()
+EVERY = shipped_rows()
 
 
 def table(name: str) -> Path:
@@ -74,7 +73,7 @@ def test_rows_are_real_and_each_says_random_weights(path: Path) -> None:
 def test_figures_follow_from_raw_facts(path: Path) -> None:
     for row in finished(path):
         assert row.loaded_idle is not None
-        derived = derive(row.windows, row.loaded_idle)
+        derived = derive(row.windows, row.loaded_idle, row.lengths)
         # Rows from before watts were told by GPU, or requests a second, lack them.
         older = replace(derived, requests_per_s=None)
         assert rounded(row.result) in map(rounded, (derived, older, replace(older, power_by_gpu_w={})))
@@ -147,9 +146,11 @@ def test_both_engines_were_given_the_same_tokens() -> None:
 
 
 def test_both_engines_cover_the_same_lengths() -> None:
-    table = load_table([SHIPPED])
-    one, other = (table.find("h200", "llama-3.1-8b", label).by_length() for label in ("transformers", "vllm"))
-    assert one.keys() == other.keys()
+    one, other = (
+        {row.cell.load.lengths for row in rows_in(SHIPPED) if row.cell.label == label}
+        for label in ("transformers", "vllm")
+    )
+    assert one == other
     assert len(one) == 38
 
 
@@ -404,35 +405,6 @@ def test_padding_takes_several_times_the_joules() -> None:
         assert padded.energy_j / packed.energy_j == pytest.approx(ratio, abs=0.06)
 
 
-def test_an_estimate_of_h100s_prices_full_batches_not_those_that_an_axis_was_measured_at() -> None:
-    """Long inputs were measured one request at a time, at 2 to 6 times the joules of a full batch."""
-    table = load_table(with_shipped=True)
-    found = {
-        gpu: estimate("azure-code-2023", gpu=gpu, engines=["vllm"], tables=table).estimates[0]
-        for gpu in ("h200", "h100-sxm")
-    }
-    mine, theirs = found["h100-sxm"], found["h200"]
-    # docs/measurements.md says so.
-    assert [round((one.energy_j or 0.0) / 1e3) for one in (mine, theirs)] == [487, 475]
-    # That of 8192→512: the next larger one that was measured, 48, takes 23 s.
-    assert min(one.batch or 0 for one in mine.bins if one.requests) == 8
-
-
-def test_rows_of_one_gpu_change_nothing_of_what_is_told_of_another() -> None:
-    table = load_table(with_shipped=True)
-    told = estimate("azure-code-2023", tables=table)
-    assert {one.gpu for one in told.estimates} == {"h200"}
-    assert not any("h100" in note or "failed" in note for note in told.notes)
-    other = estimate("azure-code-2023", gpu="h100-sxm", tables=table)
-    assert not any("h200" in note for note in other.notes)
-    assert "failed, and so without a value: transformers llama-3.1-8b 4096→64 × 64 (out_of_memory)" in other.notes
-    # docs/measurements.md tells both savings.
-    assert [one.engine for one in other.estimates] == ["transformers", "vllm"]
-    assert other.estimates[1].saving_vs_baseline == pytest.approx(0.30, abs=0.005)
-    conversation = estimate("azure-conv-2023", gpu="h100-sxm", tables=table)
-    assert conversation.estimates[1].saving_vs_baseline == pytest.approx(0.56, abs=0.005)
-
-
 def test_the_table_of_a_gpu_is_its_first_and_that_of_one_without_the_defaults() -> None:
-    assert shipped_table() == shipped_table("h200") == shipped_table("l4") == SHIPPED
-    assert shipped_table("h100-sxm") == H100
+    assert shipped_store() == shipped_store("h200") == shipped_store("l4") == SHIPPED
+    assert shipped_store("h100-sxm") == H100

@@ -27,7 +27,10 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
             default = field.default if field.default_factory is MISSING else field.default_factory()
             parameters.append(
                 inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotations[field.name]
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if default is MISSING else default,
+                    annotation=annotations[field.name],
                 )
             )
 

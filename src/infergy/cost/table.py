@@ -286,13 +286,16 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
             rest = tuple(_entries(file, path)) if entries else ()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}. Build a table: infergy table build ROWS.jsonl -o TABLE.jsonl") from error
-    return Table(
-        fits={one["engine"]: _fit_of(one) for one in header["fits"]},
-        measured=tuple(_server_of(one) for one in header["measured"]),
-        environments=header["environments"],
-        sources=tuple(header["sources"]),
-        entries=rest,
-    )
+    try:
+        return Table(
+            fits={one["engine"]: _fit_of(one) for one in header["fits"]},
+            measured=tuple(_server_of(one) for one in header["measured"]),
+            environments=header["environments"],
+            sources=tuple(header["sources"]),
+            entries=rest,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} line 1: no header of a table ({error}). Build it again") from error
 
 
 def is_table(path: Path) -> bool:

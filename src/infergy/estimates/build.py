@@ -15,12 +15,12 @@ from infergy.cost.model import Server, StepCost
 from infergy.cost.steps import compress
 from infergy.cost.table import Origin, ServedBy, Table, TableEntry, make_table
 from infergy.cost.work import server_work
-from infergy.errors import DataError
+from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_model, model_names
 from infergy.records import GREEDY, Measurement, PlannedCell, result_of
 from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
-from infergy.records.uncertainty import find_uncertainties
+from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
 from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run
@@ -34,6 +34,8 @@ LEAST_SD = 0.004
 ENTRIES = 40
 """Of steps, of a table's entry, at most some more: sums over them are those of all steps within 0.3 %."""
 SERVED = ("vllm", "transformers")
+GPU_SCOPE = "gpu-board"
+"""Scope of a meter that has a counter for each GPU."""
 
 
 def build_table(paths: Iterable[Path], prior: Table | None = None, *, allow_simulated: bool = False) -> Table:
@@ -46,7 +48,7 @@ def build_table(paths: Iterable[Path], prior: Table | None = None, *, allow_simu
         allow_simulated: Whether rows of the simulated GPU may be used.
 
     Raises:
-        DataError: A file is missing or damaged, or no row in it can be used.
+        DataError: As for `entries_of_rows`.
     """
     files = tuple(paths)
     fits = {} if prior is None else prior.fits
@@ -66,30 +68,78 @@ def entries_of_rows(
     does not know them.
 
     Raises:
-        DataError: A file is missing or damaged, or no row in it can be used.
+        DataError: A file is missing, damaged or empty, its rows are simulated, or no row of all files can be used.
     """
+    files = tuple(paths)
     entries: list[TableEntry] = []
     environments: dict[str, Mapping[str, Any]] = {}
-    for path in paths:
-        rows = [row for row in read_store(path).rows if row.is_ok]
-        if any(row.simulated for row in rows) and not allow_simulated:
-            raise DataError(
-                f"{path}: rows of the simulated GPU say nothing about real ones. To use them all the same: "
-                "--allow-simulated"
-            )
-        usable = [row for row in rows if _is_usable(row)]
-        joined = join_visits(usable)
+    for path in files:
+        joined = join_visits(_usable_rows(path, allow_simulated=allow_simulated))
         for row, uncertainty in zip(joined, find_uncertainties(joined), strict=True):
             environment = environment_of(row)
             identity = environment_id(environment)
             environments[identity] = environment
-            energy_j = result_of(row).energy_j
-            half = 0.0 if uncertainty is None else (uncertainty.high_j - uncertainty.low_j) / 2 / energy_j
             fit = fits.get(row.cell.setup.engine) or prior_fit(row.cell.setup.engine)
-            entries.append(_entry(row, path.name, identity, max(LEAST_SD, half / 1.96), fit))
+            entries.append(_entry(row, path.name, identity, _energy_sd(row, uncertainty), fit))
     if not entries:
-        raise DataError("no row that can be used: measured rows of vllm or transformers, greedy, without speculation")
+        raise DataError(
+            f"{', '.join(map(str, files)) or 'no file'}: no row that can be used; expected measured rows of vllm or "
+            "transformers, greedy, without speculation. Make some: infergy measure GRID.toml -o FILE.jsonl"
+        )
     return tuple(entries), environments
+
+
+def _usable_rows(path: Path, *, allow_simulated: bool) -> list[Measurement]:
+    """Rows of a store that the cost model knows, each checked."""
+    stored = read_store(path).rows
+    if not stored:
+        raise DataError(f"{path}: no measurement in it. Make one: infergy measure GRID.toml -o FILE.jsonl")
+    rows = [row for row in stored if row.is_ok]
+    simulated = next((row for row in rows if row.simulated), None)
+    if simulated is not None and not allow_simulated:
+        raise DataError(
+            f"{path}, cell {simulated.cell_id} ({simulated.cell}): rows of the simulated GPU say nothing about real "
+            "ones. To use them all the same: --allow-simulated"
+        )
+    usable = [row for row in rows if _is_usable(row)]
+    for row in usable:
+        _check_row(row, f"{path}, cell {row.cell_id} ({row.cell})")
+    return usable
+
+
+def _check_row(row: Measurement, where: str) -> None:
+    """Reject a row whose raw facts give no energy.
+
+    Raises:
+        DataError: Windows are missing, still or of other GPUs than the cell's, or the energy is not above zero.
+    """
+    remedy = "Remove the row and measure the cell again"
+    if not row.windows or row.loaded_idle is None:
+        raise DataError(f"{where}: status is ok, but its windows or its loaded-idle window are missing. {remedy}")
+    uuids = set(row.windows[0].open)
+    edges = [edge for window in row.windows for edge in (window.open, window.close)]
+    if any(set(edge) != uuids for edge in edges) or not uuids <= set(row.loaded_idle.open):
+        raise DataError(f"{where}: the edges of its windows are not of the same GPUs. {remedy}")
+    wanted = row.cell.setup.tensor_parallel
+    if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
+        raise DataError(f"{where}: counters of {len(uuids)} GPUs, expected tensor_parallel = {wanted}. {remedy}")
+    try:
+        result = result_of(row)
+    except MeterError as error:
+        raise DataError(f"{where}: {error}") from error
+    except ZeroDivisionError as error:
+        raise DataError(f"{where}: a window, or all of its batches, last zero seconds. {remedy}") from error
+    if not result.energy_j > 0:
+        raise DataError(f"{where}: {result.energy_j:g} J a batch, expected more than 0. {remedy}")
+
+
+def _energy_sd(row: Measurement, uncertainty: Uncertainty | None) -> float:
+    """Standard deviation of the logarithm of a row's energy; of its rescaling alone where no other part is known."""
+    if uncertainty is None:
+        half_width = 0.0 if row.rescaled is None else row.rescaled.half_width
+    else:
+        half_width = (uncertainty.high_j - uncertainty.low_j) / 2 / result_of(row).energy_j
+    return max(LEAST_SD, half_width / 1.96)
 
 
 def environment_of(row: Measurement) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.cost.table import Table
+from infergy.errors import UsageError
 from infergy.estimates.build import requests_of
 from infergy.estimates.estimate import estimate_run
 from infergy.estimates.results import LatencyParts, RunEstimate
@@ -117,7 +118,13 @@ def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Re
 
 
 def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
-    """The server that an engine set-up stands for, with its engine's defaults for what it leaves open."""
+    """The server that an engine set-up stands for, with its engine's defaults for what it leaves open.
+
+    Raises:
+        UsageError: A draft model speculates.
+    """
+    if setup.speculation is not None:
+        raise UsageError(f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…")
     options = EngineOptions(
         max_num_seqs=setup.max_sequences,
         max_num_batched_tokens=setup.max_batched_tokens,

@@ -14,6 +14,7 @@ from typing import Any
 
 from infergy.errors import UsageError
 from infergy.hardware import ModelShape, canonical_name, get_gpu, model_config
+from infergy.hardware.draft import find_draft
 from infergy.measure.online import Run, plan_online, resolve_arrivals
 from infergy.measure.refusals import Refusals, refuse_length, refuse_setup
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load, MeasureOptions, Plan, PlannedCell, grid_visit
@@ -106,7 +107,9 @@ def plan_replays(
     for given, replay in asked:
         setup = replace(given, model=canonical_name(given.model))
         models.setdefault(setup.model, model_config(given.model))
-        shape = ModelShape.from_config(models[setup.model], name=setup.model)
+        if setup.speculation is not None:
+            models.setdefault(setup.speculation.draft, model_config(setup.speculation.draft))
+        shape, draft = ModelShape.from_config(models[setup.model], name=setup.model), find_draft(setup, models)
         if replay not in runs:
             load = Load(
                 input_tokens=1,
@@ -119,7 +122,7 @@ def plan_replays(
         refusals.add(refuse_setup(setup, shape, [GREEDY], [run.load.arrivals]))
         refusals.add(refuse_length(setup, models, run.load))
         with refusals.kept():
-            planned = plan_online(setup, run, GIVEN, shape, device)
+            planned = plan_online(setup, run, GIVEN, shape, device, draft)
             visits[planned.cell.id] += 1
             cells.append(replace(planned, visit=grid_visit(visits[planned.cell.id])))
     refusals.tell()

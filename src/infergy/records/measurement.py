@@ -158,6 +158,11 @@ def _demand_joules(row: Measurement, place: str) -> None:
     seen = () if row.watched is None else (row.watched,)
     try:
         for window in (*row.windows, *seen):
+            if window.open.keys() != window.close.keys():
+                raise DataError(
+                    f"{place}: the edges of a window are of different GPUs. The line is damaged: remove it, and "
+                    f"measure {row.cell_id} ({row.cell}) again"
+                )
             _ = window.energy_by_gpu_j, window.tail_power_by_gpu_w
     except MeterError as error:
         raise DataError(
