@@ -3,7 +3,7 @@
 Usage: python benchmarks/docs_tables.py [--write]
 
 docs/cost.md: constants of infergy.cost.constants and what src/infergy/data/table.jsonl makes of them; errors that its
-fits leave, server by server. docs/replay.md: the tables of benchmarks/replays.py. Both, and docs/estimates.md: what commands print.
+fits leave, server by server. docs/replay.md and README.md: the tables of benchmarks/replays.py. Both, and docs/estimates.md: what commands print.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from infergy.cost.table import Table, shipped_table
 DOCS = Path(__file__).parents[1] / "docs"
 KINDS = ("h200", "h100-sxm")
 COMMANDS = (
+    ("../README.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
     ("replay.md", "infergy replay azure-conv-2023 --from 10m --for 75s --speed 3"),
@@ -39,6 +40,7 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("cost.md", "constants of vllm"): constants_table(BY_NAME.values(), table.fits["vllm"]),
         ("cost.md", "constants of transformers"): constants_table(TRANSFORMERS, table.fits["transformers"]),
         ("cost.md", "errors by server"): errors_table(table),
+        ("../README.md", "replays in short"): replays["short_table"](),
         ("replay.md", "replays"): replays["runs_table"](runs),
         ("replay.md", "summary"): replays["summary_table"](runs),
         ("replay.md", "repeats"): replays["repeats_table"](runs),

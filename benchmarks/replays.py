@@ -136,6 +136,23 @@ def runs_table(runs: Sequence[Compared]) -> str:
     return table(header, rows)
 
 
+def short_table() -> str:
+    """Each run in bf16 with a server's defaults, once: energy and the tail of latencies."""
+    runs = {(number, run.name): run for number in (2, 1) for run in load(number) if "," not in run.name}
+    rows = [
+        [
+            run.name,
+            f"{run.row.cell.load.batch:,}",
+            f"{run.predicted[0] / 1e3:.1f}",
+            f"{run.measured[0] / 1e3:.1f}",
+            *(f"{signed(run.errors[FIGURES.index(name)])} %" for name in ("energy", "TPOT p99", "E2E p99")),
+        ]
+        for run in runs.values()
+    ]
+    header = ["trace", "requests", "predicted, kJ", "measured, kJ", "energy", "TPOT p99", "E2E p99"]
+    return table(header, rows)
+
+
 def summary_table(runs: Sequence[Compared]) -> str:
     """Median and worst size of the errors of each figure, of all runs and of parts of them, and what is asked for."""
     online = [run for run in runs if "at once" not in run.name]

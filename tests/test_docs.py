@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "online", "replay", "serving")]
-PAGES += [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
 OF_BENCHMARKS = {"--again", "--million", "--write"}
 OF_VLLM = {"--request-rate", "--burstiness", "--enforce-eager"}
 
