@@ -43,6 +43,7 @@ format: $(VENV)/lint.stamp ## Format the code
 
 bench: $(VENV)/test.stamp ## Speed and memory, beside the alternatives (writes 1.4 GB to a temporary folder)
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/gpu_seconds.py
 	$(BIN)/python benchmarks/proof.py
 	$(BIN)/python benchmarks/repeatability.py
