@@ -89,7 +89,7 @@ def _seconds(option: str, text: str) -> float:
 def _print(found: Recommendation) -> None:
     console = stdout_console()
     first = found.configurations[0].estimate
-    how = "as it arrives" if first.served is not None else "all at once"
+    how = "as they arrive" if first.served is not None else "all at once"
     console.print(
         f"{found.trace.source}: {found.trace.requests:,} requests {how}; {first.model} on {first.gpu}; savings against "
         f"{found.present}",
@@ -120,6 +120,9 @@ def _answer(found: Recommendation) -> Iterator[str]:
         certain = "" if chosen.is_significant else ", no significant difference"
         yield f"It {verb} {_saving(chosen)} of the energy{certain}."
     yield f"  {' '.join(chosen.command)}"
+    if not chosen.estimate.run.measured_share:
+        replay = f"infergy replay {found.trace.source} -e {chosen.estimate.engine} -o replay.jsonl"
+        yield f"No run of it was measured on {chosen.estimate.gpu}; measure it first: {replay}"
 
 
 def _table(found: Recommendation) -> Table:
@@ -158,4 +161,5 @@ def _remarks(one: Configuration, *, is_present: bool) -> str:
     remarks = [_broken(one)] if one.breaks else []
     remarks += [one.changes_outputs] if one.changes_outputs else []
     remarks += [] if is_present or one.is_significant else ["no significant difference"]
+    remarks += [] if one.estimate.run.measured_share else ["not measured on this GPU"]
     return "; ".join(remarks)

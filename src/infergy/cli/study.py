@@ -73,9 +73,8 @@ def list_studies(
             console.print(f"{one.name}: no quick grid: {one.quick_reason}", markup=False, soft_wrap=True)
     console.print(UNMEASURED, markup=False, soft_wrap=True)
     typer.echo(
-        "Measured: cells with a row in the shipped tables of that GPU. Forecasts are rough: a roofline that was within "
-        "14 % of the joules of a batch on one H200, unchecked elsewhere. Run one: infergy study run NAME --quick -o "
-        "mine.jsonl",
+        "Measured: cells with a row in the shipped tables of that GPU. Time and energy are forecasts of the model that "
+        "estimates use. Run one: infergy study run NAME --quick -o mine.jsonl",
         err=True,
     )
 

@@ -70,7 +70,7 @@ def _chart(found: Breakdown) -> Any:
 
 def _print(found: Breakdown, *, explain: bool) -> None:
     one = found.estimate
-    how = "as it arrives" if one.served is not None else "all at once"
+    how = "as they arrive" if one.served is not None else "all at once"
     typer.echo(
         f"{found.trace.source}: {found.trace.requests:,} requests {how}; {one.engine}, {one.model} on {one.gpu}: "
         f"{format_si(found.energy_j, 'J')}"

@@ -35,6 +35,9 @@ from infergy.workload.sampling import Sample, Window, whole
 Runs = Sequence[tuple[Run, Window]]
 
 Z90 = 1.645
+LATENCY_SD = {"ttft_sd": 0.12, "tpot_sd": 0.05, "e2e_sd": 0.04}
+"""Beside that of the time of steps: what 21 replays differed by from predictions made before them (docs/replay.md). TTFT
+has the largest, because the intake of requests differs from host to host."""
 SLACK = 1e-6
 """Of the measured range: sums are means over entries."""
 FULL = 0.98
@@ -177,7 +180,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
             tpot_s=latency.tpot_s,
             itl_s=latency.itl_s,
             e2e_s=latency.e2e_s,
-            relative_sd=seconds_sd,
+            **{name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()},
         ),
         load=_load(runs, weights, server, energy_j),
         measured_share=measured_share(runs, server, energy_j),

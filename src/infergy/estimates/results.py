@@ -75,14 +75,16 @@ class LatencyParts:
         tpot_s: From the first token to the last, by token after the first.
         itl_s: Between two tokens, over tokens.
         e2e_s: From arrival to the last token.
-        relative_sd: Standard deviation of the logarithm of a step's seconds, in total: how far all of them may be off.
+        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` (`itl_s` too) and `e2e_sd` likewise.
     """
 
     ttft_s: Percentiles | None
     tpot_s: Percentiles | None
     itl_s: Percentiles | None
     e2e_s: Percentiles | None
-    relative_sd: float
+    ttft_sd: float
+    tpot_sd: float
+    e2e_sd: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

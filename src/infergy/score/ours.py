@@ -27,7 +27,7 @@ class Infergy:
 
     name: str = "infergy"
     title: str = "infergy: physics, fitted, and a Gaussian process"
-    source: str = "docs/physics.md"
+    source: str = "docs/cost.md"
 
     def fit(self, rows: Rows, energy_j: Column) -> _Fitted:
         """Constants by `fit_served`, then the process over what they leave."""
@@ -41,7 +41,7 @@ class InfergyPhysics:
 
     name: str = "infergy-physics"
     title: str = "infergy: physics, fitted"
-    source: str = "docs/physics.md"
+    source: str = "docs/cost.md"
 
     def fit(self, rows: Rows, energy_j: Column) -> _Fitted:
         """Constants by `fit_served`."""
@@ -54,7 +54,7 @@ class InfergyDatasheet:
 
     name: str = "infergy-datasheet"
     title: str = "infergy: physics, datasheet only"
-    source: str = "docs/physics.md"
+    source: str = "docs/cost.md"
 
     def fit(self, rows: Rows, energy_j: Column) -> _Fitted:
         """Nothing."""
