@@ -16,7 +16,7 @@ from infergy.measure.calibration_plan import Traits
 from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, Workload
 
 L2_BYTES = 60 * 2**20
-CORNER, LIMIT, SLOWING = 4.0, 16.0, 1.5
+CORNER, LIMIT, SLOWING = 4.0, 32.0, 1.5
 """Exponents of the roofline, of the power limit and of what slowed clocks save, as in `infergy.cost.step`."""
 
 IDLE_SHARE, LIMIT_SHARE, FLOP_SHARE_AT = 0.175, 0.994, 0.6
