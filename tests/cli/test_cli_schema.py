@@ -63,7 +63,7 @@ def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
     ("name", "arguments"),
     [
         ("estimate", ("estimate", "azure-code-2023")),
-        ("estimate", ("estimate", "azure-code-2023", "--bins", "paper", "--method", "mean", "--ideal", "roofline")),
+        ("paper", ("estimate", "azure-code-2023", "--bins", "paper", "--method", "ceiling", "--ideal", "roofline")),
         ("trace", ("trace", "azure-code-2023")),
         ("trace", ("trace", "task:imdb", "--batch", "8")),
         ("estimate", ("estimate", "task:translation")),

@@ -18,8 +18,8 @@ TRUTH = {"weight_efficiency": 0.72, "flop_share": 0.95, "step_s": 0.9e-3, "byte_
 
 def batch_steps(inputs: int, outputs: int, batch: int) -> np.ndarray:
     tokens = inputs * batch
-    prefill = [1, 0, 0, tokens, batch * inputs * (inputs + 1) / 2, batch, batch, 0 if tokens > 512 else tokens]
-    decode = [outputs - 1, batch, batch * (inputs + outputs / 2), 0, 0, 0, batch, batch]
+    prefill = [1, 0, 0, 0, tokens, batch * inputs * (inputs + 1) / 2, batch, batch, 0 if tokens > 512 else tokens]
+    decode = [outputs - 1, 0, batch, batch * (inputs + outputs / 2), 0, 0, 0, batch, batch]
     return np.array([prefill, decode], dtype=float)
 
 
@@ -27,7 +27,7 @@ def make_row(inputs: int, outputs: int, batch: int, *, unit: str = "GPU-a", offs
              constants: dict[str, float] | None = None) -> FitRow:  # fmt: skip
     work = server_work(get_model("llama-3.1-8b"))
     values = values_of("vllm", constants or TRUTH)
-    found_s, found_j = None, 1.0
+    found_s, found_j = 1.0, 1.0
     for _ in range(3):  # a row's limiter begins at its own mean power
         row = FitRow(
             work=work,

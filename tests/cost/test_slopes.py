@@ -17,7 +17,7 @@ from infergy.workload.requests import Requests
 from served import some_requests
 
 SHIFT = 0.05
-CONSTANTS = ("busy_share", "byte_share", "flop_share", "weight_efficiency", "step_s", "eager_layer_s")
+CONSTANTS = ("busy_share", "byte_j", "flop_share", "weight_efficiency", "step_s", "eager_layer_s")
 
 
 def again(server: OpenServer, requests: Requests, constant: str, shift: float) -> float:

@@ -14,7 +14,7 @@ from infergy.cost.constants import values_of
 from infergy.cost.fit import prior_fit
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import Rates, rates_of
-from infergy.cost.step import Pace, StepSums, added_j, free_s, roofline
+from infergy.cost.step import Pace, StepSums, added_j, free_s, roofline, slowed_j
 from infergy.cost.steps import compress
 from infergy.cost.work import server_work
 from infergy.hardware import get_gpu, get_model
@@ -105,7 +105,8 @@ def test_the_power_limit_holds_on_average_but_lets_a_short_prefill_pass() -> Non
     for _ in range(40):
         s = StepSums(0, 0.0, 8192, 8192 * 8193 / 2, 8, 8, 0)
         seconds = sustained.step(*s)
-        energy_j, total_s = energy_j + added_j(r, s, min) + r.power.base_w * seconds, total_s + seconds
+        worked_j = slowed_j(r.power, added_j(r, s, min), free_s(r, s, min), seconds)
+        energy_j, total_s = energy_j + worked_j + r.power.base_w * seconds, total_s + seconds
     assert energy_j / total_s < 1.02 * r.power.limit_w
     assert sustained.mean_w <= r.power.limit_w * 1.001
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infergy.cost.table import TableEntry
@@ -244,3 +245,13 @@ def test_a_users_rows_count_beside_the_shipped_ones(tmp_path: Path) -> None:
     assert set(mine.environments) > set(shipped.environments)
     assert set(mine.fits) == set(shipped.fits)
     assert load_tables() is shipped
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_a_calibration_widens_no_constant_of_its_gpu(engine: str) -> None:
+    """Intervals of energies may still grow: the constants move too."""
+    plain, calibrated = (
+        table.fits[engine].logs("h100-sxm")[2] for table in (load_tables(), load_tables(calibration="h100-sxm"))
+    )
+    assert np.linalg.eigvalsh(plain - calibrated).min() > -1e-9
+    assert np.trace(calibrated) < np.trace(plain)

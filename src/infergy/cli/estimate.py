@@ -105,6 +105,8 @@ def _print(answer: TraceEstimate, *, explain: bool) -> None:
     console = stdout_console()
     console.width = min(console.width, WIDTH)
     console.print(_head(answer.trace), markup=False, soft_wrap=True)
+    if answer.trace.lengths_from is not None:
+        console.print(fill(answer.trace.lengths_from, console.width), markup=False)
     if len(answer.estimates) == 1:
         (one,) = answer.estimates
         console.print(_server(one), markup=False, soft_wrap=True)

@@ -119,15 +119,17 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
     asked = sum(window.weight * asked_flops(run, server.cost) for run, window in runs)
     flops, _ = server.cost.work_of(steps)
     useful = min(1.0, asked / float(flops @ steps.count))
+    facts = facts_of(sample)
+    notes = estimate.notes if estimate.served is not None else (f"all at once: {estimate.served_reason}",)
     return Breakdown(
-        trace=facts_of(sample),
+        trace=facts,
         estimate=estimate,
         energy_j=estimate.run.energy_j,
         ideal_j=asked / _peak_flops(server.cost) * server.gpu.tdp_w * server.cost.server.work.gpus,
         by_time=_by_time(time_parts(server.cost, steps), useful, counted, parts),
         by_source=_by_source(steps, server.cost, counted, parts),
         by_activity=_by_activity(parts),
-        notes=estimate.notes if estimate.served is not None else (f"all at once: {estimate.served_reason}",),
+        notes=notes if facts.lengths_from is None else (*notes, facts.lengths_from),
     )
 
 

@@ -23,6 +23,7 @@ from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loade
 from infergy.hardware import get_gpu
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
+from infergy.workload.sampling import Sample
 
 RECOMMENDATION_SCHEMA = "infergy.recommendation/2"
 """History: 1 measured batches, their bins summed; 2 runs, served as requests arrive."""
@@ -193,7 +194,7 @@ def recommend(
         reason=reason,
         configurations=ranked,
         left_out={label: str(error) for label, error in left_out.items()},
-        notes=tuple(_notes(ranked, limits)),
+        notes=tuple(_notes(ranked, limits, sample)),
     )
 
 
@@ -351,7 +352,10 @@ def _choose(ranked: Sequence[Configuration], now: str) -> tuple[Configuration | 
     return (saving[0], "saves") if saving else (present, "present_is_best")
 
 
-def _notes(ranked: Sequence[Configuration], limits: Limits) -> Iterator[str]:
+def _notes(ranked: Sequence[Configuration], limits: Limits, sample: Sample) -> Iterator[str]:
+    lengths_from = sample.windows[0].requests.lengths_from
+    if lengths_from is not None:
+        yield lengths_from
     if ranked[0].estimate.served is None:
         yield f"all at once: {ranked[0].estimate.served_reason}; TTFT and E2E are waiting in the queue"
     elif not limits.given():

@@ -195,6 +195,11 @@ def load_tables(
     from infergy.cost.calibration import load_calibration, narrow
 
     found = load_calibration(calibration)
+    if found.simulated and not allow_simulated:
+        raise DataError(
+            f"{calibration}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
+            "--allow-simulated"
+        )
     gpu = get_gpu(found.gpu)
     constants = found.constants_of(gpu)
     fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}

@@ -16,8 +16,8 @@ from infergy.measure.calibration_plan import Traits
 from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, Workload
 
 L2_BYTES = 60 * 2**20
-CORNER, LIMIT = 4.0, 16.0
-"""Exponents of the roofline and of the power limit, as in `infergy.cost.step`."""
+CORNER, LIMIT, SLOWING = 4.0, 32.0, 1.5
+"""Exponents of the roofline, of the power limit and of what slowed clocks save, as in `infergy.cost.step`."""
 
 IDLE_SHARE, LIMIT_SHARE, FLOP_SHARE_AT = 0.175, 0.994, 0.6
 """Idle power with work loaded and power at the limit, over TDP; the share of the peak to which `flop_share` belongs."""
@@ -111,8 +111,9 @@ class SimulatedBench:
         computed = work.flops * (truth.fp8_flops * truth.fp8_flop_energy if is_fp8 else 1.0)
         added_j += flop_j * computed
         room_j = (LIMIT_SHARE * gpu.tdp_w * work.gpus - base_w) * call_s
-        call_s *= (1 + (added_j / room_j) ** LIMIT) ** (1 / LIMIT)
-        return call_s, base_w + added_j / call_s
+        slower = (1 + (added_j / room_j) ** LIMIT) ** (1 / (LIMIT * (1 + SLOWING)))
+        call_s *= slower
+        return call_s, base_w + added_j * slower**-SLOWING / call_s
 
     def close(self) -> None:
         """Nothing is held."""
