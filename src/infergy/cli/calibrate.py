@@ -102,7 +102,7 @@ def _print(found: Calibration, path: Path | str) -> None:
         typer.echo(f"{figure.name}: {format_si(figure.value, figure.unit)} ({figure.window})")
     for note in found.notes:
         typer.echo(fill(note, WIDTH, initial_indent="- ", subsequent_indent="  "))
-    _tell(f"to use it: infergy estimate LOG --method datasheet --gpu {found.gpu} --model MODEL --calibration {path}")
+    _tell(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")
 
 
 def _row(one: Calibrated) -> list[str]:

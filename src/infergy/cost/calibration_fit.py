@@ -37,6 +37,9 @@ How fast copies are is no constant of the model."""
 ENERGY_SD: Mapping[str, float] = {PRODUCT: 0.06, ATTENTION: 0.06, LAUNCH: 0.06, COPY: 0.06, REDUCE: math.inf}
 """The same of its joules; what a link takes is no constant of the model."""
 
+PLAIN_SD: Mapping[str, float] = {"compute_efficiency": 0.15}
+"""Of a prior that knows an engine's kernels better than the plain ones of a window: our own estimate."""
+
 DOUBT = 3.0
 """By how much less a window counts that is flagged: its sd times this."""
 
@@ -148,7 +151,7 @@ def fit(used: Sequence[CalibrationWindow], gpu: Gpu) -> Mapping[str, Found]:
 
 def prior_sd(constant: Constant) -> float:
     """Of a kind of GPU that was never measured: what all GPUs share is uncertain, and this one differs."""
-    return math.hypot(constant.sd, constant.gpu_sd)
+    return math.hypot(PLAIN_SD.get(constant.name, constant.sd), constant.gpu_sd)
 
 
 class _Problem:
