@@ -143,13 +143,14 @@ def test_a_calibrated_step_is_nearer_to_the_gpu_than_the_datasheets() -> None:
     )
     for seed in SEEDS:
         found = {one.name: one.value for one in fit_calibration(windows(seed)).constants}
-        for sums in steps:
+        # How much a prefill saves at the power limit rests on `compute_efficiency`, which windows leave open.
+        for sums, nearest in zip(steps, (0.03, 0.06), strict=True):
             (true_s, true_j), prior, mine = (
                 costs(rates_of(work, gpu, values_of("vllm", values), idle_w=IDLE_W), sums)
                 for values in (truth_of(seed), {}, found)
             )
             for true, wrong, right in zip((true_s, true_j), prior, mine, strict=True):
-                assert np.abs(right / true - 1).max() < max(0.035, np.abs(wrong / true - 1).max() / 3)
+                assert np.abs(right / true - 1).max() < max(nearest, np.abs(wrong / true - 1).max() / 3)
 
 
 def decode_sums(batch: Column, context: float) -> StepSums:

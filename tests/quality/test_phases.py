@@ -368,9 +368,9 @@ def test_the_shipped_table_is_explained_and_agrees_with_what_its_hardware_should
             for output in (cell.output_tokens, 1)
         )
         assert cell.fit is not None
-        assert cell.fit.prefill.value_j == pytest.approx(prefill_j, rel=0.07)
+        assert cell.fit.prefill.value_j == pytest.approx(prefill_j, rel=0.12)
         assert cell.fit.decode.value_j == pytest.approx(
-            whole_j - prefill_j, rel=0.2 if cell.output_tokens < 16 else 0.05
+            whole_j - prefill_j, rel=0.3 if cell.output_tokens < 16 else 0.08
         )
 
 

@@ -28,6 +28,6 @@ def test_a_grid_that_is_measured_has_no_line() -> None:
 
 def test_studies_tell_their_cells_and_replays_have_no_lengths_to_tell() -> None:
     cells = study_cells("h100-sxm")
-    assert len(cells["paper-bins"]) == 132
+    assert len(cells["paper-bins"]) == 134
     lines = list(find_gaps("tasks-mixed", "a GPU", cells["tasks-mixed"], (), {}))
     assert {line[-1] for line in lines} == {"× 256, 1,024"}
