@@ -118,12 +118,12 @@ def _print(answer: TraceEstimate, *, explain: bool) -> None:
         if len(shared) == 1:
             console.print(shared.pop(), markup=False, soft_wrap=True)
         console.print(_columns([(one.engine, one.run) for one in answer.estimates], names=_names(answer.estimates)))
-    for line in _warnings(answer.estimates):
+    for line in (*answer.notes, *_warnings(answer.estimates)):
         console.print(fill(line, console.width), markup=False)
     if answer.paper is not None:
         console.print(fill(_paper(answer), console.width), markup=False)
     if explain:
-        for text in (*answer.notes, *(note for one in answer.estimates for note in _explained(one))):
+        for text in (note for one in answer.estimates for note in _explained(one)):
             console.print(fill(text, console.width, initial_indent="- ", subsequent_indent="  "), markup=False)
 
 

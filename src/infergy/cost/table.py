@@ -149,6 +149,7 @@ class Table:
         environments: Host, driver and packages, by id.
         sources: Files of rows.
         entries: Empty where only the header was read.
+        notes: What to say with each answer that rests on it; not part of the file.
     """
 
     fits: Mapping[str, Fit]
@@ -156,6 +157,7 @@ class Table:
     environments: Mapping[str, Mapping[str, Any]]
     sources: tuple[str, ...]
     entries: tuple[TableEntry, ...] = ()
+    notes: tuple[str, ...] = ()
     schema: str = field(default=TABLE_SCHEMA)
 
     def find(self, served_by: ServedBy) -> MeasuredServer | None:

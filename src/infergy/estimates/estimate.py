@@ -36,8 +36,8 @@ Runs = Sequence[tuple[Run, Window]]
 
 Z90 = 1.645
 LATENCY_SD = {"ttft_sd": 0.12, "tpot_sd": 0.05, "e2e_sd": 0.04}
-"""Beside that of the time of steps: what 21 replays differed by from predictions made before them (docs/replay.md). TTFT
-has the largest, because the intake of requests differs from host to host."""
+"""Beside that of the time of steps: what 21 replays differed by from predictions made before them (docs/replay.md).
+TTFT has the largest, because the intake of requests differs from host to host."""
 SLACK = 1e-6
 """Of the measured range: sums are means over entries."""
 FULL = 0.98
@@ -76,6 +76,7 @@ def estimate(
         trace=facts_of(sample),
         estimates=tuple(estimate_server(sample, server, offline=offline) for server in opened),
         paper=paper_reference(sample, opened[0]) if paper else None,
+        notes=table.notes,
     )
 
 

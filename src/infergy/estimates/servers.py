@@ -8,26 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from infergy.cost.model import Server, StepCost
-from infergy.cost.table import (
-    SHIPPED_TABLE as SHIPPED_TABLE,
-)
-from infergy.cost.table import (
-    MeasuredServer,
-    ServedBy,
-    Table,
-    fit_of,
-    is_table,
-    make_table,
-    read_table,
-)
-from infergy.cost.table import (
-    shipped_table as shipped_table,
-)
+from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
+from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table, make_table, read_table
+from infergy.cost.table import shipped_table as shipped_table
 from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records import ENGINES, EngineSetup
+from infergy.records.store import read_store
 from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, model_context, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
@@ -131,7 +120,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         cost=StepCost(server, fit_of(table, by.engine)),
         config=config,
         measured=measured,
-        notes=(*config.notes, *notes),
+        notes=(*config.notes, *notes, *table.notes),
     )
 
 
@@ -187,9 +176,14 @@ def load_tables(
     Raises:
         DataError: A file is neither rows nor a table nor a calibration, or its rows are simulated.
     """
-    table = shipped_table()
+    table, notes = shipped_table(), []
     for path in map(Path, paths):
         table = add_rows(table, path, allow_simulated=allow_simulated)
+        if any(one.origin.simulated for one in table.entries):
+            notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
+        if not is_table(path) and read_store(path).torn is not None:
+            notes.append(f"{path}: its last line is half-written and left out")
+    table = replace(table, notes=tuple(notes))
     if calibration is None:
         return table
     from infergy.cost.calibration import load_calibration, narrow
@@ -203,7 +197,10 @@ def load_tables(
     gpu = get_gpu(found.gpu)
     constants = found.constants_of(gpu)
     fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
-    return replace(table, fits=fits)
+    if found.simulated:
+        notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
+    notes.append(f"constants of {gpu.name} are narrowed by the {found.windows} windows of {calibration}")
+    return replace(table, fits=fits, notes=tuple(notes))
 
 
 def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Table:

@@ -161,8 +161,9 @@ class Requests:
         end_s = math.inf if duration_s is None else start_s + duration_s * speed
         first, last = self.arrival_s.searchsorted([start_s, end_s])
         if first == last:
+            until = "on" if math.isinf(end_s) else f"to {end_s:g} s"
             raise UsageError(
-                f"{self.source}: no request arrives from {start_s:g} s to {end_s:g} s; the last arrives at "
+                f"{self.source}: no request arrives from {start_s:g} s {until}; the last arrives at "
                 f"{self.arrival_s[-1]:g} s. Choose another part: --from TIME --for TIME"
             )
         part = self._part(int(first), int(last))

@@ -1,0 +1,125 @@
+"""`infergy estimate`: what it prints, its JSON contract, and what it says of input that cannot be served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from infergy.cli import app
+from infergy.errors import UsageError
+
+SHORT = ("azure-conv-2023", "--from", "10m", "--for", "20s")
+RUN_KEYS = {"energy_j", "low_j", "high_j", "duration_s", "requests", "rejected_requests", "preemptions", "energy"}
+RUN_KEYS |= {"latency", "measured_share"}
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["estimate", *arguments])
+
+
+def answer(*arguments: str) -> dict[str, Any]:
+    done = invoke(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def log(tmp_path: Path, *lines: str) -> str:
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_the_json_has_each_server_as_requests_arrive_and_all_at_once() -> None:
+    found = answer(*SHORT)
+    (one,) = found["estimates"]
+    assert {"engine", "model", "gpu", "gpus", "precision", "config", "served", "offline"} <= set(one)
+    assert (one["engine"], one["model"], one["gpu"], one["gpus"]) == ("vllm", "llama-3.1-8b", "h200", 1)
+    assert one["precision"] == "bfloat16"
+    assert (one["config"]["max_num_seqs"], one["config"]["max_num_batched_tokens"]) == (1024, 8192)
+    for run in (one["served"], one["offline"]):
+        assert set(run) >= RUN_KEYS
+        assert run["low_j"] < run["energy_j"] < run["high_j"]
+        parts = [run["energy"][name] for name in ("prefill_j", "decode_j", "mixed_j", "idle_j")]
+        assert sum(parts) == pytest.approx(run["energy_j"])
+        for name in ("ttft_s", "tpot_s", "e2e_s"):
+            times = run["latency"][name]
+            assert 0 < times["p50"] <= times["p90"] <= times["p99"]
+    assert one["served"]["energy_j"] > 2 * one["offline"]["energy_j"]
+    assert one["served"]["latency"]["ttft_s"]["p50"] < one["offline"]["latency"]["ttft_s"]["p50"]
+    assert found["paper"]["ideal_energy_j"] < found["paper"]["energy_j"]
+
+
+def test_a_trace_without_arrivals_is_served_all_at_once_and_the_answer_says_so(tmp_path: Path) -> None:
+    source = log(tmp_path, "prompt,answer", "100,10", "200,20")
+    columns = ("--input-column", "prompt", "--output-column", "answer")
+    (one,) = answer(source, *columns)["estimates"]
+    assert one["served"] is None
+    assert "no column of arrivals" in one["served_reason"]
+    assert one["offline"]["requests"] == 2
+    assert one["served_reason"] in " ".join(invoke(source, *columns).stdout.split())
+
+
+def test_requests_longer_than_the_context_are_rejected_and_counted(tmp_path: Path) -> None:
+    source = log(tmp_path, "prompt,answer", "100,10", "140000,20")
+    (one,) = answer(source, "--input-column", "prompt", "--output-column", "answer")["estimates"]
+    assert one["offline"]["rejected_requests"] == 1
+    assert "1 of 2 requests" in invoke(source, "--input-column", "prompt", "--output-column", "answer").stdout
+
+
+def test_a_load_that_a_server_cannot_keep_up_with_is_told_with_what_would() -> None:
+    done = invoke("azure-conv-2023", "--for", "60s", "--speed", "20")
+    assert done.exit_code == 0
+    assert "replicas" in done.stdout
+
+
+def test_servers_of_repeated_options_stand_side_by_side() -> None:
+    found = answer(*SHORT, "-e", "vllm", "-e", "transformers", "--precision", "bfloat16", "--precision", "fp8")
+    names = [(one["engine"], one["precision"]) for one in found["estimates"]]
+    assert ("vllm", "bfloat16") in names
+    assert ("vllm-fp8", "fp8") in names
+    by = {name: one["offline"]["energy_j"] for name, one in zip(names, found["estimates"], strict=True)}
+    assert by["vllm-fp8", "fp8"] < by["vllm", "bfloat16"] < by["transformers", "bfloat16"]
+
+
+def test_servers_come_from_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "servers.toml"
+    path.write_text('[[server]]\ngpu = "h200"\n\n[[server]]\ngpu = "h200"\nmax-num-seqs = 16\n')
+    found = answer(*SHORT, "--compare", str(path))
+    assert [one["config"]["max_num_seqs"] for one in found["estimates"]] == [1024, 16]
+
+
+def test_a_model_that_does_not_fit_is_told_what_would() -> None:
+    done = invoke(*SHORT, "--model", "llama-3.1-70b")
+    assert isinstance(done.exception, UsageError)
+    assert "--tensor-parallel-size 2 or --precision fp8 would" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--max-num-seqs", "64", "--max-num-batched-tokens", "32"), "type --max-num-batched-tokens 64 or more"),
+        (("--gpu-memory-utilization", "1.5"), "type a share above 0, up to 1"),
+        (("--from", "2h"), "Choose another part: --from TIME --for TIME"),
+        (("--speed", "0"), "expected a positive factor"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: str) -> None:
+    done = invoke("azure-conv-2023", "--requests", "10", *options)
+    assert isinstance(done.exception, UsageError)
+    assert words in str(done.exception)
+
+
+def test_a_calibration_of_a_simulated_gpu_or_a_real_one_is_named_in_the_answer() -> None:
+    done = invoke(*SHORT, "-g", "h100-sxm", "--calibration", "h100-sxm")
+    assert "constants of h100-sxm are narrowed by the 31 windows of h100-sxm" in done.stdout
+
+
+def test_explain_adds_options_and_activities() -> None:
+    done = invoke(*SHORT, "--explain")
+    for words in ("energy by activity", "max_num_seqs 1024", "preemptions"):
+        assert words in done.stdout
