@@ -3,7 +3,7 @@
 Usage: python benchmarks/docs_tables.py [--write]
 
 docs/cost.md: constants of infergy.cost.constants and what src/infergy/data/table.jsonl makes of them; errors that its
-fits leave, server by server. docs/replay.md and README.md: the tables of benchmarks/replays.py. Both, and docs/estimates.md: what commands print.
+fits leave, server by server. docs/replay.md and README.md: the tables of benchmarks/replays.py. These, docs/estimates.md, docs/recommend.md and docs/waterfall.md: what commands print.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ COMMANDS = (
     ("../README.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
+    ("recommend.md", "infergy recommend azure-conv-2023 --tpot-p99 20ms --keep-outputs"),
+    ("waterfall.md", "infergy waterfall azure-conv-2023"),
     ("replay.md", "infergy replay azure-conv-2023 --from 10m --for 75s --speed 3"),
 )
 
