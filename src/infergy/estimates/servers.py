@@ -183,9 +183,8 @@ def load_tables(
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
             notes.append(f"{path}: its last line is half-written and left out")
-    table = replace(table, notes=tuple(notes))
     if calibration is None:
-        return table
+        return replace(table, notes=tuple(notes)) if notes else table
     from infergy.cost.calibration import load_calibration, narrow
 
     found = load_calibration(calibration)
