@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from infergy.cli import app
-from infergy.errors import UsageError
+from infergy.errors import InfergyError, UsageError
 
 SHORT = ("azure-conv-2023", "--from", "10m", "--for", "20s")
 RUN_KEYS = {"energy_j", "low_j", "high_j", "duration_s", "requests", "rejected_requests", "preemptions", "energy"}
@@ -112,6 +112,52 @@ def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: 
     done = invoke("azure-conv-2023", "--requests", "10", *options)
     assert isinstance(done.exception, UsageError)
     assert words in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("vllm-version = 0.25", "server 1, vllm-version = 0.25: expected text in quotes"),
+        ('max-num-seqs = "many"', "expected a whole number"),
+        ('enable-prefix-caching = "no"', "expected true or false"),
+        ("gpu = 3", "expected text in quotes, or a list of such"),
+        ("replica = 2", "replica"),
+    ],
+)
+def test_servers_of_a_file_are_checked(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "servers.toml"
+    path.write_text(f"[[server]]\n{line}\n")
+    done = invoke(*SHORT, "--compare", str(path))
+    assert isinstance(done.exception, InfergyError)
+    assert words in str(done.exception)
+
+
+def test_cached_tokens_of_a_log_cost_no_prefill(tmp_path: Path) -> None:
+    source = log(tmp_path, "arrived,input_tokens,output_tokens,hit", *(f"{k}.0,8000,5,7900" for k in range(5)))
+    plain, cached = (
+        answer(source, "--time-column", "arrived", *more)["estimates"][0]["offline"]
+        for more in ((), ("--cached-column", "hit"))
+    )
+    assert cached["energy_j"] < 0.3 * plain["energy_j"]
+
+
+def test_transformers_must_fit_too() -> None:
+    done = invoke(*SHORT, "-e", "transformers", "-g", "l4", "-m", "llama-3.1-70b")
+    assert isinstance(done.exception, UsageError)
+    assert "does not fit" in str(done.exception)
+
+
+def test_options_of_the_studys_method_are_refused_without_it() -> None:
+    done = invoke(*SHORT, "--bins", "paper")
+    assert isinstance(done.exception, UsageError)
+    assert "--method ceiling" in str(done.exception)
+
+
+def test_requests_left_out_are_counted(tmp_path: Path) -> None:
+    source = log(tmp_path, "arrived,input_tokens,output_tokens", "0.0,10,5", "1.0,10,5", "0.5,10,5", "2.0,10,0")
+    done = invoke(source, "--time-column", "arrived")
+    assert "Requests without input or output tokens, left out: 1." in done.stdout
+    assert "Requests out of order, sorted by arrival: 1." in done.stdout
 
 
 def test_a_calibration_of_a_simulated_gpu_or_a_real_one_is_named_in_the_answer() -> None:

@@ -116,6 +116,16 @@ def test_what_changes_outputs_is_labelled_or_left_out() -> None:
     assert {one.label for one in kept.configurations} == set(wanted)
 
 
+def test_servers_that_differ_in_router_or_context_alone_are_told_apart() -> None:
+    specs = [
+        ServerSpec(),
+        ServerSpec(usage_context="llm"),
+        ServerSpec(replicas=2),
+        ServerSpec(replicas=2, router="least_loaded"),
+    ]
+    assert len({label_of(open_server(spec, shipped_table())) for spec in specs}) == 4
+
+
 def test_a_candidate_that_cannot_serve_is_left_out_with_its_reason() -> None:
     # 14 attention heads: two GPUs share them, four cannot.
     present = ServerSpec(model="qwen2.5-0.5b", options=EngineOptions(tensor_parallel_size=2))

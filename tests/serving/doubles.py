@@ -30,6 +30,7 @@ class Columns:
     output_tokens: Ints
     arrival_s: Floats | None = None
     prefix_blocks: Hashes | None = None
+    cached_tokens: Ints | None = None
     after: Ints | None = None
     gap_s: Floats | None = None
 
@@ -129,6 +130,7 @@ def ask(
     after: list[int] | None = None,
     gap_s: list[float] | None = None,
     prefix_blocks: Hashes | None = None,
+    cached: list[int] | None = None,
 ) -> Columns:
     return Columns(
         input_tokens=np.array([a for a, _ in lengths], dtype=np.int64),
@@ -137,6 +139,7 @@ def ask(
         after=None if after is None else np.array(after, dtype=np.int64),
         gap_s=None if gap_s is None else np.array(gap_s, dtype=np.float64),
         prefix_blocks=prefix_blocks,
+        cached_tokens=None if cached is None else np.array(cached, dtype=np.int64),
     )
 
 

@@ -152,6 +152,19 @@ def test_prefixes_are_found_and_counted() -> None:
     assert without.counts.hit_tokens == 0
 
 
+def test_tokens_that_a_log_reports_as_cached_are_not_computed_but_held_in_whole_blocks() -> None:
+    lengths = [(64, 2), (64, 2), (64, 2)]
+    plain = simulate(ask(lengths), engine(), STEP)
+    run = simulate(ask(lengths, cached=[0, 40, 64]), engine(), STEP)
+    assert run.requests.hit_tokens.tolist() == [0, 32, 48]
+    assert run.steps.count @ run.steps.prefill_tokens == 3 * 64 - 80
+    assert run.counts.peak_kv_blocks == plain.counts.peak_kv_blocks
+    single = simulate(ask(lengths, cached=[0, 40, 64]), engine(), STEP, skip=False)
+    assert single.energy_j == pytest.approx(run.energy_j)
+    without = simulate(ask(lengths, cached=[0, 40, 64]), engine(enable_prefix_caching=False), STEP)
+    assert without.energy_j == pytest.approx(plain.energy_j)
+
+
 def test_preemptions_waste_energy() -> None:
     run = simulate(ask([(60, 60), (60, 60)]), engine(num_gpu_blocks=12, enable_prefix_caching=False), STEP)
     assert run.counts.preemptions == 1

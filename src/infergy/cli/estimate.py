@@ -93,6 +93,10 @@ def estimate(
         return
     if method != RUNS:
         raise UsageError.unknown("method", method, (RUNS, CEILING))
+    if (ideal, rare, bins, input_edges, output_edges) != ("dense", "fractional", POWERS_OF_TWO, None, None):
+        raise UsageError(
+            "--ideal, --rare, --bins and edges of bins are options of the study's method: --method ceiling"
+        )
     answers = [run_estimate(trace.open(source), specs, tables=table) for source in sources]
     if as_json:
         print_json(answers)
@@ -118,7 +122,7 @@ def _print(answer: TraceEstimate, *, explain: bool) -> None:
         if len(shared) == 1:
             console.print(shared.pop(), markup=False, soft_wrap=True)
         console.print(_columns([(one.engine, one.run) for one in answer.estimates], names=_names(answer.estimates)))
-    for line in (*answer.notes, *_warnings(answer.estimates)):
+    for line in (*_left_out(answer.trace), *answer.notes, *_warnings(answer.estimates)):
         console.print(fill(line, console.width), markup=False)
     if answer.paper is not None:
         console.print(fill(_paper(answer), console.width), markup=False)
@@ -158,11 +162,14 @@ def _server(one: ServerEstimate, *, name: bool = True) -> str:
 
 def _names(estimates: Sequence[ServerEstimate]) -> list[str]:
     """What tells the servers apart."""
-    facts = [
-        (one.engine, one.model, one.gpu, one.precision, f"seqs {one.config.get('max_num_seqs')}") for one in estimates
-    ]
-    differ = [place for place in range(len(facts[0])) if len({fact[place] for fact in facts}) > 1]
-    return [" ".join(fact[place] for place in differ or [0]) for fact in facts]
+    facts = [[one.engine, one.model, one.gpu, one.precision] for one in estimates]
+    if len({tuple(own) for own in facts}) < len(facts):
+        for name in estimates[0].config:
+            if name != "num_gpu_blocks" and len({str(one.config.get(name)) for one in estimates}) > 1:
+                for own, one in zip(facts, estimates, strict=True):
+                    own.append(f"{name} {one.config.get(name)}")
+    differ = [place for place in range(len(facts[0])) if len({own[place] for own in facts}) > 1]
+    return [" ".join(own[place] for place in differ or [0]) for own in facts]
 
 
 def _columns(runs: Sequence[tuple[str, RunEstimate | None]], names: Sequence[str] = ()) -> Table:
@@ -213,6 +220,15 @@ FIGURES = (
     ("TTFT p50 / p99", lambda run: _pair(run.latency.ttft_s)),
     ("TPOT p50 / p99", lambda run: _pair(run.latency.tpot_s)),
 )
+
+
+def _left_out(trace: TraceFacts) -> list[str]:
+    lines = []
+    if trace.set_aside:
+        lines.append(f"Requests without input or output tokens, left out: {trace.set_aside:,}.")
+    if trace.out_of_order:
+        lines.append(f"Requests out of order, sorted by arrival: {trace.out_of_order:,}.")
+    return lines
 
 
 def _warnings(estimates: Sequence[ServerEstimate]) -> list[str]:

@@ -75,7 +75,8 @@ def replay(
 
     table = measured.load()
     path = Path(source)
-    if path.suffix == ".jsonl" and path.exists():
+    kind_of_file = _kind_of(path)
+    if kind_of_file == "rows":
         rows = read_store(path).rows
         kind = gpu or _gpu_of(rows)
         found = compare_rows(rows, get_gpu(kind).name, table)
@@ -85,7 +86,7 @@ def replay(
         kind = get_gpu(gpu or gpu_here() or DEFAULT_GPU).name
         resolved = (
             Plan.load(path)
-            if path.suffix == ".json"
+            if kind_of_file == "plan"
             else _plan(
                 source,
                 start=start,
@@ -145,13 +146,24 @@ def _plan(
         source=source,
         from_s=0.0 if start is None else seconds_of("--from", start),
         for_s=None if duration is None else seconds_of("--for", duration),
-        speed=speed or 1.0,
+        speed=1.0 if speed is None else speed,
         timed=not all_at_once,
         first=first or 0,
         requests=requests,
     )
     setups = [EngineSetup(model=model, **{**EngineSetup.parse_label(one), **_bound(max_num_seqs)}) for one in engines]
     return plan_replays([(setup, asked) for setup in setups], gpu=gpu, max_tokens=max_tokens)
+
+
+def _kind_of(path: Path) -> str:
+    """``rows``, ``plan`` or ``trace``, by the first line and the names in it."""
+    if path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return "trace"
+    with path.open(encoding="utf-8", errors="replace") as file:
+        begin = file.read(4096)
+    if path.suffix == ".json":
+        return "plan" if '"cells"' in begin or '"schema"' in begin else "trace"
+    return "rows" if '"cell_id"' in begin else "trace"
 
 
 def _bound(max_num_seqs: int | None) -> dict[str, int]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -180,6 +181,24 @@ class MeasuredSelection:
         return load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
 
 
+KINDS_OF_VALUE = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text in quotes",
+    list[str]: "text in quotes, or a list of such",
+}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value of a TOML file can stand for an option of a type."""
+    if kind == list[str]:
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
 def _servers_of(path: Path) -> list[dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -189,10 +208,16 @@ def _servers_of(path: Path) -> list[dict[str, Any]]:
     if not isinstance(servers, list) or not servers or set(content) != {"server"}:
         raise DataError(f"{path}: expected [[server]] tables alone, at least one, with engine, model, gpu, …")
     known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
-    for server in servers:
-        for name in server:
+    types = get_type_hints(ServerSelection)
+    for number, server in enumerate(servers, start=1):
+        for name, value in server.items():
             if name.replace("-", "_") not in known:
                 raise UsageError.unknown(f"option in {path}", name, known)
+            wanted = {one for one in get_args(types[name.replace("-", "_")]) if one is not NoneType}
+            wanted = wanted or {types[name.replace("-", "_")]}
+            if not any(_is_of(value, one) for one in wanted):
+                kinds = " or ".join(sorted(KINDS_OF_VALUE[one] for one in wanted))
+                raise DataError(f"{path}: server {number}, {name} = {value!r}: expected {kinds}")
     return [{name.replace("-", "_"): value for name, value in server.items()} for server in servers]
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from infergy.estimates.breakdown import Breakdown, Part
 
 COLUMNS = 36
+RESIDUE = 1e-6
+"""Share below which a part is what rounding leaves."""
 BLOCK, GAP = "█", " "
 
 
@@ -92,7 +94,7 @@ def _print(found: Breakdown, *, explain: bool) -> None:
 def _bars(parts: Sequence[Part], energy_j: float, width: int) -> None:
     begin_j = 0.0
     for part in parts:
-        if not part.energy_j:
+        if part.energy_j < RESIDUE * energy_j:
             continue
         begin, end = (round(joules / energy_j * COLUMNS) for joules in (begin_j, begin_j + part.energy_j))
         # The smallest part is seen too.

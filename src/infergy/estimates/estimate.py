@@ -313,5 +313,6 @@ def _nothing(server: OpenServer) -> str:
     longest = getattr(server.config, "max_model_len", None)
     return (
         f"not one request can be served: all are longer than {longest} tokens (--max-model-len), or than the KV cache. "
-        "Take more GPUs (--tensor-parallel-size) or a narrower format (--precision fp8)"
+        "Raise that option or --num-gpu-blocks where you gave them; else take more GPUs (--tensor-parallel-size) or a "
+        "narrower format (--precision fp8)"
     )

@@ -240,6 +240,12 @@ def label_of(server: OpenServer) -> str:
         words.append("no-prefix-caching")
     if server.spec.replicas > 1:
         words.append(f"replicas={server.spec.replicas}")
+    standard = ServerSpec()
+    words += [
+        f"{name.replace('_', '-')}={getattr(server.spec, name)}"
+        for name in ("router", "usage_context", "version")
+        if getattr(server.spec, name) != getattr(standard, name)
+    ]
     return " ".join([label, *words])
 
 

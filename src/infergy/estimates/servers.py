@@ -21,6 +21,7 @@ from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, mo
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
 from infergy.serving.static import StaticConfig
+from infergy.units import format_bytes
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
 STATIC_BATCH = 32
@@ -231,6 +232,12 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
     )
     context = model_context(_raw_config(spec.model))
     if setup.engine == "transformers":
+        need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes
+        if need > have:
+            raise UsageError(
+                f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
+                f"{format_bytes(have)}; choose a larger GPU (-g) or a smaller model (-m)"
+            )
         return StaticConfig(
             max_num_seqs=options.max_num_seqs or STATIC_BATCH,
             max_model_len=options.max_model_len or context,

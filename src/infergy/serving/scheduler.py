@@ -58,6 +58,7 @@ class Scheduler:
         outputs: Sequence[int],
         limits: SchedulerLimits,
         paths: Mapping[int, Path] | None = None,
+        cached: Mapping[int, int] | None = None,
     ) -> None:
         self._limits = limits
         self._block = limits.block_size
@@ -65,7 +66,7 @@ class Scheduler:
         self._caching = limits.enable_prefix_caching
         self._asynchronous = limits.async_scheduling
         self._paths: Mapping[int, Path] = (paths or {}) if self._caching else {}
-        self._size = len(inputs)
+        self._cached, self._size = (cached or {}) if self._caching else {}, len(inputs)
         self._known = list(inputs)  # tokens known at the (latest) admission
         self._totals = [a + b for a, b in zip(inputs, outputs, strict=True)]
         self._origin = [0] * self._size  # tokens computed after step t: origin + t
@@ -288,13 +289,14 @@ class Scheduler:
                 if hits:
                     found = hits[-1].end
                     needed += sum(end - first for extent, first, end in hits if not extent.users) - found
+            logged = 0 if again is not None else min(self._cached.get(request, 0), known - 1) // block  # nobody else's
             if needed > pool.free:
                 self._blocked = True
                 return
             waiting.popleft()
             if hits:
                 self._held[request] = pool.use(hits)
-            computed = found * block
+            computed = (found + logged) * block
             tokens = known - computed
             if 0 < self._threshold < tokens:
                 tokens = self._threshold

@@ -43,6 +43,8 @@ class RequestColumns(Protocol):
     @property
     def arrival_s(self) -> Floats | None: ...  # noqa: D102
     @property
+    def cached_tokens(self) -> Ints | None: ...  # noqa: D102
+    @property
     def prefix_blocks(self) -> PrefixBlocks | None: ...  # noqa: D102
     @property
     def after(self) -> Ints | None: ...  # noqa: D102
@@ -113,12 +115,15 @@ def _servers(
     arrivals = [Arrivals(cost.intake_s, cost.intake_gap_s, asked.following, rejected) for _ in range(replicas)]
     if isinstance(config, StaticConfig):
         return [StaticReplica(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
-    limits, paths = config.limits, None
+    limits, paths, cached = config.limits, None, None
     if requests.prefix_blocks is not None and limits.enable_prefix_caching:
         paths = shared_paths(requests.prefix_blocks, requests.input_tokens, limits.block_size)
+    elif requests.cached_tokens is not None:
+        hits = np.flatnonzero(requests.cached_tokens)
+        cached = dict(zip(hits.tolist(), requests.cached_tokens[hits].tolist(), strict=True))
     return [
         Replica(
-            Scheduler(asked.inputs, asked.outputs, limits, paths),
+            Scheduler(asked.inputs, asked.outputs, limits, paths, cached),
             cost,
             padded,
             own,
