@@ -35,7 +35,7 @@ class Scheduler:
         inputs: Prompt tokens of each request.
         outputs: Output tokens of each request, at least 1.
         limits: What bounds a step.
-        paths: Shared beginning of prompts (prefixes.py); `cached`: tokens that a log says were hits. Others are missing.
+        paths: Shared beginning of prompts (prefixes.py); `cached`: tokens that a log says were hits. Others missing.
 
     Attributes:
         waiting: Requests in the order of admission.
