@@ -245,4 +245,5 @@ def test_a_spark_connect_server_counts_and_an_estimate_goes_on_from_its_histogra
     (tmp_path / "lake.json").write_text(counted.stdout)
     told = run_infergy("estimate", str(tmp_path / "lake.json"), "--json")
     assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout)["trace"]["input_tokens"] == here.input_tokens + here.cached_input_tokens
+    # A histogram keeps no cached tokens by bin: those that are left are at least 1 a request.
+    assert json.loads(told.stdout)["trace"]["input_tokens"] == pytest.approx(here.input_tokens, rel=1e-3)
