@@ -368,9 +368,9 @@ def test_the_shipped_table_is_explained_and_agrees_with_what_its_hardware_should
             for output in (cell.output_tokens, 1)
         )
         assert cell.fit is not None
-        assert cell.fit.prefill.value_j == pytest.approx(prefill_j, rel=0.12)
+        assert cell.fit.prefill.value_j == pytest.approx(prefill_j, rel=0.12 if cell.input_tokens < 64 else 0.07)
         # Of a few tokens after long prompts decode is a small part, and hardly to be seen.
-        assert cell.fit.decode.value_j == pytest.approx(whole_j - prefill_j, rel=0.05, abs=0.08 * whole_j)
+        assert cell.fit.decode.value_j == pytest.approx(whole_j - prefill_j, rel=0.05, abs=0.07 * whole_j)
 
 
 def test_rows_without_a_measured_cell_and_unknown_set_ups_are_told() -> None:

@@ -161,7 +161,7 @@ def _server(one: ServerEstimate, *, name: bool = True) -> str:
 
 
 def _names(estimates: Sequence[ServerEstimate]) -> list[str]:
-    """What tells the servers apart."""
+    """Labels by which the servers differ."""
     facts = [[one.engine, one.model, one.gpu, one.precision] for one in estimates]
     if len({tuple(own) for own in facts}) < len(facts):
         for name in estimates[0].config:
