@@ -14,6 +14,7 @@ from infergy.cli.command import VERB, measure_command, route
 from infergy.cli.compare import compare
 from infergy.cli.doctor import doctor
 from infergy.cli.estimate import estimate
+from infergy.cli.failure import run, show
 from infergy.cli.hardware import gpus, models
 from infergy.cli.measure import grid, measure, plan
 from infergy.cli.merge import merge
@@ -73,10 +74,11 @@ def version_or_help(
 
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback."""
+    arguments = route(sys.argv[1:])
     try:
-        app(route(sys.argv[1:]))
+        run(app, arguments)
     except InfergyError as error:
-        typer.echo(f"error: {error}", err=True)
+        show(error, arguments)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _tell_interrupted()

@@ -17,6 +17,7 @@ NAMES = (
     "check",
     "comparison",
     "doctor",
+    "error",
     "estimate",
     "grid",
     "histogram",
@@ -114,6 +115,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.measure.doctor import DOCTOR_SCHEMA, Diagnosis
 
         return Diagnosis, DOCTOR_SCHEMA
+    if name == "error":
+        from infergy.cli.failure import ERROR_SCHEMA, ErrorReport
+
+        return ErrorReport, ERROR_SCHEMA
     if name == "merge":
         from infergy.records.merge import MERGE_SCHEMA, Merged
 

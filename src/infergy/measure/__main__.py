@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = Plan.load(options.plan)
         if options.simulate and options.meter != NVML:
-            raise UsageError(f"--simulate brings its own meter; leave out --meter {options.meter}")
+            raise UsageError.conflict(
+                {"--simulate": True, "--meter": options.meter}, "leave out --meter, for simulated GPUs have their own"
+            )
         events = sweep(
             plan,
             options.output_file,

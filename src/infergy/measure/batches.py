@@ -73,7 +73,12 @@ def choose_batch(
     if fits < 1:
         raise UsageError(
             f"{setup.label}: not one request of {load.input_tokens} input and {load.output_tokens} output tokens fits "
-            f"{gpu.title}: {limit.reason}"
+            f"{gpu.title}: {limit.reason}",
+            code="does-not-fit",
+            model=setup.model,
+            gpu=gpu.name,
+            setup=setup.label,
+            reason=limit.reason,
         )
     batch, reason = fits, "largest that fits the memory"
     if max_batch is not None and batch > max_batch:

@@ -82,7 +82,10 @@ def total_j(plan: Plan) -> float:
         for planned in cells:
             if planned.forecast_batch_j is None:
                 raise UsageError(
-                    f"{plan.name}: a release made it that did not forecast energy; make it again: infergy plan"
+                    f"{plan.name}: a release made it that did not forecast energy; make it again: infergy plan",
+                    code="plan-incomplete",
+                    plan=plan.name,
+                    missing="energy",
                 )
             busy_s, windows = _work(planned, plan.options)
             waiting_s += windows * EDGE_S

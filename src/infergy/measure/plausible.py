@@ -51,13 +51,21 @@ def demand_plausible_power(
             raise MeterError(
                 f"the energy counter of {uuid} tells a mean power of {power_w:.4g} W, expected at most "
                 f"{MOST_OF_LIMIT:g} times its limit of {most_w:g} W: it jumped. "
-                "Measure again; if it stays, see how it follows a load: infergy doctor --meter"
+                "Measure again; if it stays, see how it follows a load: infergy doctor --meter",
+                code="counter-wrong",
+                uuid=uuid,
+                power_w=power_w,
+                expected=f"at most {MOST_OF_LIMIT * most_w:g} W",
             )
         if power_w < least_w:
             raise MeterError(
                 f"the energy counter of {uuid} tells a mean power of {power_w:.4g} W while it worked, "
                 f"{idle_w[uuid]:.4g} W when idle: it began again or stood still for a part of the window. "
-                "Measure again; if it stays, see how it follows a load: infergy doctor --meter"
+                "Measure again; if it stays, see how it follows a load: infergy doctor --meter",
+                code="counter-wrong",
+                uuid=uuid,
+                power_w=power_w,
+                expected=f"at least {idle_w[uuid]:g} W, as idle",
             )
 
 
@@ -71,5 +79,7 @@ def _demand_order(window: Window) -> None:
         if later_s < earlier_s:
             raise MeterError(
                 f"the clock went back by {earlier_s - later_s:.3f} s within a window; expected one that only grows. "
-                "Measure again; if it stays, see whether this machine is paused or moved while it runs"
+                "Measure again; if it stays, see whether this machine is paused or moved while it runs",
+                code="clock-wrong",
+                back_s=earlier_s - later_s,
             )

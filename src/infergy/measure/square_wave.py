@@ -134,7 +134,10 @@ class _Watcher:
         elif before_s - self._tick_s > TIMEOUT_S:
             raise MeterError(
                 f"the energy counter of {self._uuid} did not move in {TIMEOUT_S:g} s; expected a tick every 0.02 to "
-                "1 s. Look: infergy doctor"
+                "1 s. Look: infergy doctor",
+                code="counter-stuck",
+                uuid=self._uuid,
+                waited_s=TIMEOUT_S,
             )
         self._last_s = before_s
         if now_s - self._asked_s >= POWER_EVERY_S:
@@ -237,7 +240,10 @@ def _agreement(load: str, half_period_s: float | None, watched: _Watched) -> Agr
     if len(inside) < 2:
         raise MeterError(
             f"the energy counter moved {len(inside)} times under the load {load!r}; expected a tick every 0.02 to 1 s. "
-            "Look: infergy doctor"
+            "Look: infergy doctor",
+            code="counter-stuck",
+            load=load,
+            ticks=len(inside),
         )
     first, last = inside[0], inside[-1]
     seconds = last.time_s - first.time_s

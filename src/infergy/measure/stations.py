@@ -24,7 +24,7 @@ def stations_here() -> tuple[Station, Station | str]:
     # Not imported yet: torch may wake the GPU, whose idle power is measured first.
     if find_spec("torch") is None:
         meter.close()
-        raise MissingError("the work of a calibration needs torch: pip install torch (no model, no engine)")
+        raise MissingError.package("a calibration", "torch", "pip install torch", "No model, no engine is needed")
 
     def open_torch() -> Bench:
         from infergy.measure.torch_bench import TorchBench

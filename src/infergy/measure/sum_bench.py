@@ -64,7 +64,9 @@ class SumBench:
     def load(self, work: Workload) -> SumWork:
         """Allocate the buffers and add them up for the first time."""
         if work.kind != REDUCE:
-            raise EngineError(f"{work.name}: several GPUs have sums to do only")
+            raise EngineError(
+                f"{work.name}: several GPUs have sums to do only", code="not-supported", workload=work.name
+            )
         how = self.ask(("load", work.sizes[0]), ANSWER_S)
         seconds = max(float(one) for one in self.ask(("run", PROBED), ANSWER_S))
         return SumWork(self, str(how[0]), max(1e-7, seconds / PROBED))
@@ -72,7 +74,7 @@ class SumBench:
     def ask(self, order: tuple[str, int], patience_s: float, look: Callable[[], None] = look_nowhere) -> list[Any]:
         """Give all the same order and wait for all answers."""
         if self._reason is not None:
-            raise EngineError(self._reason)
+            raise EngineError(self._reason, code="engine-failed", reason=self._reason)
         try:
             for pipe in self._pipes:
                 pipe.send(order)
@@ -120,7 +122,7 @@ class SumBench:
     def _broken(self, why: str) -> EngineError:
         """From now on nothing is asked: who waits for a lost partner answers nothing."""
         self._reason = f"sums over GPUs: {why}"
-        return EngineError(self._reason)
+        return EngineError(self._reason, code="engine-failed", reason=self._reason)
 
 
 class SumWork:

@@ -229,7 +229,10 @@ def check_same_gpus(meter: Meter, told: str | None) -> None:
     if sorted(used) != sorted(metered):
         raise MeterError(
             f"the engine runs on {', '.join(used)}, but {', '.join(metered)} was metered: these joules would be "
-            "another GPU's. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)"
+            "another GPU's. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)",
+            code="other-gpu",
+            found=used,
+            expected=metered,
         )
 
 

@@ -46,7 +46,9 @@ def open_boards() -> Iterator[tuple[Board, ...]]:
             boards = tuple(_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
         except nvml.NVMLError as error:
             raise MissingError(
-                f"NVML starts, but a GPU cannot be opened: {error}. Look at: nvidia-smi; ls -l /dev/nvidia*"
+                f"NVML starts, but a GPU cannot be opened: {error}. Look at: nvidia-smi; ls -l /dev/nvidia*",
+                code="nvml-unavailable",
+                reason=str(error),
             ) from error
         yield boards
     finally:

@@ -96,7 +96,10 @@ def next_tick(meter: Meter) -> Edge:
             stuck = ", ".join(uuid for uuid in start_j if uuid not in ticks)
             raise MeterError(
                 f"the energy counter of {stuck} did not move in {TIMEOUT_S:g} s; expected a tick every 0.02 to 1 s. "
-                "Look whether the GPU counts energy at all: nvidia-smi --query-gpu=name,power.draw --format=csv"
+                "Look whether the GPU counts energy at all: nvidia-smi --query-gpu=name,power.draw --format=csv",
+                code="counter-stuck",
+                uuid=stuck,
+                waited_s=TIMEOUT_S,
             )
 
 
@@ -106,7 +109,10 @@ def _demand_all(meter: Meter, energy_j: Mapping[str, float]) -> None:
     if gone:
         raise MeterError(
             f"the energy counter of {', '.join(gone)} vanished: meter {meter.name} no longer reads it. "
-            "See whether the GPU is still there (nvidia-smi -L), and measure again"
+            "See whether the GPU is still there (nvidia-smi -L), and measure again",
+            code="counter-unreadable",
+            uuid=", ".join(gone),
+            reason="vanished",
         )
 
 

@@ -139,9 +139,9 @@ def read_calibration_file(path: Path) -> tuple[CalibrationWindow, ...]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Measure one: infergy calibrate -o {path}") from error
+        raise DataError.not_found(path, f"Measure one: infergy calibrate -o {path}") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError.not_readable(path, error) from error
     return _windows(path, content)[0]
 
 
@@ -158,10 +158,17 @@ def _windows(path: Path, content: bytes) -> tuple[tuple[CalibrationWindow, ...],
         try:
             data = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{place}: not JSON ({error}). Remove the line to use the rest") from error
+            raise DataError.bad_syntax(path, "JSON", error, "Remove the line to use the rest", number) from error
         tag = data.get("schema") if isinstance(data, Mapping) else None
         if tag != CALIBRATION_WINDOW_SCHEMA:
-            raise DataError(f"{place}: no window of a calibration: schema {tag!r}, not {CALIBRATION_WINDOW_SCHEMA!r}")
+            raise DataError(
+                f"{place}: no window of a calibration: schema {tag!r}, not {CALIBRATION_WINDOW_SCHEMA!r}",
+                code="wrong-schema",
+                path=str(path),
+                line=number,
+                found=tag,
+                expected=CALIBRATION_WINDOW_SCHEMA,
+            )
         found.append(from_json(CalibrationWindow, data, place))
     return tuple(found), end
 
@@ -180,14 +187,18 @@ class CalibrationFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+")
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
+            raise UsageError.not_writable(path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.windows, end = _windows(path, path.read_bytes())
             self._file.truncate(end)
         except BlockingIOError as error:
             self._file.close()
-            raise UsageError(f"{path}: another calibration writes to it. Wait, or name another with -o") from error
+            raise UsageError(
+                f"{path}: another calibration writes to it. Wait, or name another with -o",
+                code="file-locked",
+                path=str(path),
+            ) from error
         except DataError:
             self._file.close()
             raise

@@ -97,7 +97,11 @@ def join(stores: Iterable[tuple[str, Sequence[Measurement]]]) -> list[Measuremen
             if known != line:
                 raise DataError(
                     f"{other} and {name} tell the row of {row.cell} ({row.key}, measured {row.measured_utc}) "
-                    "differently: one of them was changed. Remove it from one file, then merge again"
+                    "differently: one of them was changed. Remove it from one file, then merge again",
+                    code="rows-differ",
+                    files=[str(other), str(name)],
+                    cell=row.key,
+                    measured_utc=row.measured_utc,
                 )
     return [row for _, _, row in sorted(found.values(), key=lambda one: (one[2].measured_utc, one[2].key, one[1]))]
 
@@ -117,7 +121,12 @@ def refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]
         if was != now:
             raise UsageError(
                 f"{first[0]} and {other[0]} cannot be one store: {fact.name} {was} against {now}. "
-                "Merge each kind into a file of its own; infergy compare takes several"
+                "Merge each kind into a file of its own; infergy compare takes several",
+                code="environments-differ",
+                files=[str(first[0]), str(other[0])],
+                fact=fact.name,
+                was=was,
+                now=now,
             )
 
 
@@ -131,7 +140,7 @@ def _replace(path: Path, rows: Iterable[Measurement]) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file") from error
+        raise UsageError.not_writable(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -131,6 +131,10 @@ def _between(uuid: str, earlier: Tick, later: Tick) -> float:
     if not (energy_j > 0 and seconds > 0 and math.isfinite(energy_j)):
         raise MeterError(
             f"the energy counter of {uuid} moved by {energy_j} J in {seconds:.3f} s; expected more than 0 of both. "
-            "Measure again; if it stays, this GPU's counter cannot be used"
+            "Measure again; if it stays, this GPU's counter cannot be used",
+            code="counter-stuck",
+            uuid=uuid,
+            energy_j=energy_j,
+            duration_s=seconds,
         )
     return energy_j

@@ -153,7 +153,12 @@ def _claim(data: Mapping[str, Any]) -> Claim:
     try:
         return Claim(**{**data, "ours": Recipe(**data["ours"])})
     except (KeyError, TypeError) as error:
-        raise DataError(f"claims.toml: {data.get('claim', 'a claim')}: {error}") from error
+        raise DataError(
+            f"claims.toml: {data.get('claim', 'a claim')}: {error}",
+            code="bad-claim",
+            claim=data.get("claim"),
+            reason=str(error),
+        ) from error
 
 
 def find_ours(claim: Claim, evidence: Evidence) -> Ours:

@@ -119,11 +119,18 @@ def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) 
             if row.simulated:
                 raise DataError(
                     f"{path}, cell {row.cell_id} ({row.cell}): simulated, and so no evidence about real hardware. "
-                    "To draw it all the same: --allow-simulated"
+                    "To draw it all the same: --allow-simulated",
+                    code="simulated-rows",
+                    path=str(path),
+                    cell=row.cell_id,
                 )
     measured = [row for row in rows if row.is_ok and row.windows and row.loaded_idle is not None]
     if not measured:
-        raise DataError(f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl")
+        raise DataError(
+            f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl",
+            code="no-rows",
+            path=str(path),
+        )
     try:
         flags: dict[str, dict[Flag, None]] = {}
         for row, each in zip(measured, check_rows(measured, target=CERTAIN), strict=True):
@@ -133,7 +140,9 @@ def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) 
         for row, interval in zip(joined, find_uncertainties(joined), strict=True):
             last[row.cell_id] = _point(row, interval, tuple(flags[row.cell_id]))
     except (MeterError, ZeroDivisionError) as error:
-        raise DataError(f"{path}: {error}. See: infergy check {path}") from error
+        raise DataError(
+            f"{path}: {error}. See: infergy check {path}", code="bad-row", place=str(path), reason=str(error)
+        ) from error
     return last.values()
 
 
@@ -171,7 +180,9 @@ def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str
     if mixed == REFUSE:
         raise UsageError(
             f'the figure "{title}" would hold rows of two environments: {found}. Draw them as series of their own '
-            "with --mixed split, or name files of one environment"
+            "with --mixed split, or name files of one environment",
+            code="environments-differ",
+            figure=title,
         )
     common = _varying(points, BESIDE)
     series = []
