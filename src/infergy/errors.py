@@ -31,10 +31,12 @@ class InfergyError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    default_code: ClassVar[str] = "failed"
+    """Where none is given, by meters and engines of other packages: infergy itself always gives one."""
 
-    def __init__(self, message: str, *, code: str = "unspecified", **fields: Any) -> None:
+    def __init__(self, message: str, *, code: str | None = None, **fields: Any) -> None:
         super().__init__(message)
-        self.code = code
+        self.code = code or self.default_code
         self.fields = fields
 
     def __reduce__(self) -> tuple[Callable[..., InfergyError], tuple[str]]:
@@ -64,6 +66,7 @@ class UsageError(InfergyError):
     """An option, a name or a grid that cannot be meant."""
 
     exit_code = 2
+    default_code = "usage"
 
     @classmethod
     def bad_value(cls, option: str, value: object, expected: str, **fields: Any) -> Self:
@@ -95,6 +98,7 @@ class DataError(InfergyError):
     """A file whose content is not what it should be."""
 
     exit_code = 2
+    default_code = "bad-data"
 
     @classmethod
     def not_found(cls, path: Path, hint: str) -> Self:
@@ -137,6 +141,7 @@ class MissingError(InfergyError):
     """Something that must be installed or present is not."""
 
     exit_code = 3
+    default_code = "missing"
 
     @classmethod
     def package(cls, needed_by: str, package: str, install: str, hint: str = "") -> Self:
@@ -149,16 +154,20 @@ class MeterError(InfergyError):
     """The instrument answered wrongly."""
 
     exit_code = 3
+    default_code = "meter-failed"
 
 
 class GpuLostError(MeterError):
     """A GPU fell off the bus or must be reset: it answers nothing any more, in no process."""
+
+    default_code = "gpu-lost"
 
 
 class EngineError(InfergyError):
     """An engine could not do the work it was given."""
 
     exit_code = 4
+    default_code = "engine-failed"
 
 
 def _assign(option: str, value: object) -> str:

@@ -22,6 +22,7 @@ from infergy.measure.studies import describe_study, size_of, study_names, study_
 from infergy.records import Plan
 from infergy.records.store import read_store
 from measure.test_measure import tiny_plan
+from raising import raises
 
 FIGURES = [
     "Figure 1",
@@ -149,7 +150,7 @@ def test_the_list_is_for_another_gpu_where_nothing_is_measured_and_less_fits() -
     assert {one["gpu"] for one in studies} == {get_gpu("a6000").name}
     assert all(one["full"]["measured"] == 0 for one in studies if one["full"])
     assert any(one["full"] for one in studies)
-    with pytest.raises(UsageError, match="unknown GPU"):
+    with raises("unknown-gpu", name="h2000"):
         CliRunner().invoke(app, ["study", "list", "--gpu", "h2000"], catch_exceptions=False)
 
 
@@ -312,18 +313,18 @@ def test_impossible_combinations_are_told_all_at_once() -> None:
 
 def test_requests_too_long_for_the_model_or_the_gpu_are_told_all_at_once() -> None:
     cells = [{"input_tokens": [1024, 4096], "output_tokens": [2048]}]
-    with pytest.raises(UsageError) as error:
+    with raises("grid-rejected") as error:
         tiny_plan(engines=[{"engine": "vllm"}], cells=cells, model="olmo-1b")
-    assert "for 2 reasons" in str(error.value)
-    assert str(error.value).count("are more than the 2048 positions of olmo-1b") == 2
+    told = [(reason["code"], reason["fields"]) for reason in error.value.fields["reasons"]]
+    assert told == [("too-long", {"tokens": tokens + 2048, "limit": 2048}) for tokens in (1024, 4096)]
     big = [{"input_tokens": [512, 1024], "output_tokens": [64]}]
-    with pytest.raises(UsageError, match="for 4 reasons") as error:
+    with raises("grid-rejected") as error:
         tiny_plan(cells=big, model="llama-3.1-70b", gpu="a6000")
-    assert str(error.value).count("not one request of") == 4
+    assert [reason["code"] for reason in error.value.fields["reasons"]] == ["does-not-fit"] * 4
 
 
 def test_one_reason_alone_is_told_as_it_is() -> None:
-    with pytest.raises(UsageError, match=r"^unknown model"):
+    with raises("unknown-model", name="lama"):
         tiny_plan(model="lama")
     assert tiny_plan(engines=[{"engine": "transformers"}], model="olmo-1b", cells=[
         {"input_tokens": [2048], "output_tokens": [64], "batch": [1]}

@@ -58,7 +58,7 @@ def make_schema(name: str) -> dict[str, Any]:
         UsageError: There is no such format.
     """
     if name not in NAMES:
-        raise UsageError.unknown("schema", name, NAMES)
+        raise UsageError.unknown("schema", name, NAMES, code="unknown-name")
     if name == "grid":
         from infergy.measure.grid import Grid
 

@@ -23,8 +23,10 @@ GPU_UUIDS = "gpu_uuids"
 class EngineOutOfMemoryError(EngineError):
     """The work does not fit; the session can go on with smaller work if `is_usable`."""
 
-    def __init__(self, message: str, *, is_usable: bool, code: str = "out-of-memory", **fields: Any) -> None:
-        super().__init__(message, code=code, is_usable=is_usable, **fields)
+    default_code = "out-of-memory"
+
+    def __init__(self, message: str, *, is_usable: bool, **fields: Any) -> None:
+        super().__init__(message, is_usable=is_usable, **fields)
         self.is_usable = is_usable
 
 

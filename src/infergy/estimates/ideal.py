@@ -59,7 +59,10 @@ def flops_ideal(
     elif gpu.headline_flops is None:
         raise UsageError(
             f"{gpu.title} has no headline peak to set beside the study's: {gpu.headline_basis}. "
-            "Take the dense peak: --ideal dense"
+            "Take the dense peak: --ideal dense",
+            code="not-supported",
+            gpu=gpu.name,
+            option="--ideal",
         )
     else:
         peak, kind = gpu.headline_flops, f"the vendor's headline, {gpu.headline_basis}"
@@ -95,7 +98,10 @@ def roofline_ideal(
         if batch < 1:
             raise UsageError(
                 f"a batch of {batch} requests for {count.bin.input_tokens}→{count.bin.output_tokens}: "
-                "not one fits; take a GPU with more memory, or more GPUs"
+                "not one fits; take a GPU with more memory, or more GPUs",
+                code="does-not-fit",
+                batch=batch,
+                lengths=[count.bin.input_tokens, count.bin.output_tokens],
             )
         duration_s += count.requests / batch * _batch_s(shape, gpu, count.bin, batch, peak, dtype)
     basis = (

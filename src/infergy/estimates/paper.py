@@ -148,7 +148,9 @@ def estimate_paper(
     """
     for name, value, known in (("ideal", ideal, IDEALS), ("rare", rare, RARE_RULES)):
         if value not in known:
-            raise UsageError.unknown(name, value, known, f"Give one with --{name}")
+            raise UsageError.unknown(
+                name, value, known, f"Give one with --{name}", code="unknown-name", option=f"--{name}"
+            )
     histogram = histogram_of(source, bins)
     table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers

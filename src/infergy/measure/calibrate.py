@@ -280,7 +280,8 @@ class _Run:
         if self._failures >= MOST_FAILURES or (is_meter and self._failures > 1):
             self._file.append(failed)
             kind = MeterError if is_meter else EngineError
-            raise kind(f"{self._failures} workloads in a row failed, the last one by this: {reason}")
+            words = f"{self._failures} workloads in a row failed, the last one by this: {reason}"
+            raise kind(words, code="calibration-failed", failures=self._failures, reason=reason)
         return failed
 
     def _record(self, found: CalibrationWindow) -> CalibrationEvent:

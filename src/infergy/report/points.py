@@ -9,7 +9,7 @@ from pathlib import Path
 from infergy.errors import DataError, MeterError, UsageError
 from infergy.hardware import catalogue_name
 from infergy.records import Measurement, result_of
-from infergy.records.agreement import BESIDE, IDENTITY, MUST, Fact, differences
+from infergy.records.agreement import BESIDE, IDENTITY, MUST, Difference, Fact, differences
 from infergy.records.check import check_rows
 from infergy.records.flags import Flag
 from infergy.records.store import read_store
@@ -183,6 +183,9 @@ def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str
             "with --mixed split, or name files of one environment",
             code="environments-differ",
             figure=title,
+            fact=found.fact,
+            was=found.was,
+            now=found.now,
         )
     common = _varying(points, BESIDE)
     series = []
@@ -194,14 +197,14 @@ def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str
     return series
 
 
-def _first_difference(points: Sequence[Point]) -> str | None:
-    """What the first two points that must not be mixed tell differently, in words."""
+def _first_difference(points: Sequence[Point]) -> Difference | None:
+    """What the first two points that must not be mixed tell differently."""
     first_of: dict[object, Point] = {}
     for point in points:
         peers = first_of.setdefault((point.row.cell.setup, point.row.environment.weights), point)
         found = differences(peers.row, point.row, (*IDENTITY, *MUST)) or differences(points[0].row, point.row, BESIDE)
         if found:
-            return str(found[0])
+            return found[0]
     return None
 
 
