@@ -88,7 +88,11 @@ def test_a_missing_number_is_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "fields"),
     [
-        ({"layer": 3}, "unknown-field", {"place": "mine", "key": "layer", "nearest": ["layers"]}),
+        (
+            {"layer": 3},
+            "unknown-field",
+            {"place": "mine", "key": "layer", "nearest": ["layers", "mlp_layers", "window_layers"]},
+        ),
         ({"layers": 0}, "bad-field", {"key": "layers", "value": 0}),
         ({"layers": 2.5}, "bad-field", {"key": "layers", "value": 2.5}),
         ({"layers": True}, "bad-field", {"key": "layers", "value": True}),

@@ -66,7 +66,7 @@ def test_a_missing_figure_is_named(tmp_path: Path, key: str) -> None:
             "peak_flops",
             "{ bfloat16 = 1e15, bf16 = 1e15 }",
             "unknown-field",
-            {"key": "peak_flops.bf16", "nearest": ["bfloat16"]},
+            {"key": "bf16", "nearest": ["bfloat16", "float16"]},
         ),
         ("link", "450e9", "bad-field", {"key": "link"}),
         ("link", '{ kind = "NVLink 4", bandwidth = 450 }', "bad-field", {"key": "link.bandwidth", "value": 450}),

@@ -126,7 +126,7 @@ def test_mxfp4_stores_the_experts_alone_in_four_bits() -> None:
 
 
 def test_an_unknown_dtype_is_named_with_the_nearest() -> None:
-    with raises("unknown-name", kind="dtype", name="bf16", nearest=["bfloat16"]):
+    with raises("unknown-name", kind="dtype", name="bf16", nearest=["bfloat16", "float16"]):
         LLAMA.weight_bytes("bf16")
 
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused_before_anything_runs() -> None:
         tiny_plan(engines=[*VLLM, {"engine": "transformers"}], cells=[BLOCK | {"rate": [4], "decoding": ["beam4"]}])
     lacks = [(reason["fields"]["engine"], reason["fields"]["value"]) for reason in error.value.fields["reasons"]]
     assert lacks == [("vllm", "beam4"), ("transformers", "poisson4")]
-    with raises("options-conflict", options={"arrivals": "poisson4", "batch": "auto"}):
+    with raises("options-conflict", options={"arrivals": "poisson4", "batch": "largest"}):
         tiny_plan(engines=VLLM, cells=[{key: BLOCK[key] for key in ("input_tokens", "output_tokens")} | {"rate": [4]}])
     with raises("options-conflict", options={"arrivals": "poisson4", "paired": True}):
         tiny_plan(engines=VLLM, cells=[BLOCK | {"rate": [4], "paired": True}])

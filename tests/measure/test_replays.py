@@ -14,7 +14,7 @@ from infergy.measure.warmup import WARMUP_REPLAY_TOKENS, WARMUP_REQUESTS, warm_u
 from infergy.records import EngineSetup, Measurement, Plan, result_of
 from infergy.records.latency import backlog_of, percentiles
 from infergy.records.store import read_store
-from raising import raises
+from raising import raises, rejects
 
 CONVERSATION, CODE = "azure-conv-2023", "azure-code-2023"
 
@@ -173,7 +173,7 @@ def test_a_warm_up_is_a_burst_of_the_replays_own_requests_that_trickles_out(monk
 
 def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -> None:
     window = Replay(source=CONVERSATION, from_s=600, for_s=75)
-    with raises("engine-lacks", engine="transformers", option="arrivals"):
+    with rejects("engine-lacks", engine="transformers", option="arrivals"):
         plan_of(window, label="transformers")
     with raises("too-long", limit=1024):
         plan_of(window, label="vllm-server-len1024")

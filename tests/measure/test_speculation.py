@@ -18,7 +18,7 @@ from infergy.records import EngineSetup, Measurement, Plan, derive
 from infergy.records.speculation import Drafts, Speculation, sum_drafts, tokens_per_round
 from infergy.records.store import read_store
 from measure.test_measure import tiny_plan
-from raising import keys_of, raises
+from raising import keys_of, raises, rejects
 
 DRAFT = {"draft": "llama-3.2-1b", "look_ahead": 4, "acceptance": 0.8}
 SPEC = "spec4:llama-3.2-1b:0.8"
@@ -85,7 +85,7 @@ def test_set_ups_without_a_draft_keep_their_ids_and_others_differ_by_each_of_its
 def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(
     change: dict[str, Any], code: str, fields: dict[str, Any]
 ) -> None:
-    with raises(code, **fields):
+    with rejects(code, **fields):
         plan_of(DRAFT | change)
 
 
@@ -108,7 +108,7 @@ def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(
 def test_what_no_engine_drafts_for_is_refused_with_its_reason(
     change: dict[str, Any], code: str, fields: dict[str, Any]
 ) -> None:
-    with raises(code, **fields):
+    with rejects(code, **fields):
         plan_of(DRAFT, **change)
 
 

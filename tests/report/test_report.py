@@ -394,7 +394,7 @@ def test_of_a_users_rows_a_trace_is_estimated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["paper", "mine.jsonl"], "options-conflict"),
+        (["paper", "mine.jsonl"], "bad-usage"),
         (["nowhere.jsonl"], "file-not-found"),
     ],
 )

@@ -82,9 +82,7 @@ def measure_command(
 def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
     """Refuse before anything runs what would fail after it."""
     if simulate and meter != "nvml":
-        raise UsageError.conflict(
-            {"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter"
-        )
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter")
     if output is not None:
         try:
             output.open("a", encoding="utf-8").close()
@@ -121,12 +119,8 @@ def _run(command: Sequence[str], stdout: Any) -> int:
                 code = process.wait()
                 return 128 - code if code < 0 else code
     except OSError as error:
-        raise UsageError(
-            f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments",
-            code="command-not-run",
-            command=command[0],
-            reason=error.strerror,
-        ) from error
+        message = f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments"
+        raise UsageError(message, code="command-not-run", command=command[0], reason=error.strerror) from error
     finally:
         signal.signal(signal.SIGTERM, kept)
 

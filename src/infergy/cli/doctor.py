@@ -51,12 +51,8 @@ def doctor(
 def _check(output: Path, *, meter: bool) -> None:
     """Refuse before the GPU is loaded what would fail after it."""
     if not meter:
-        raise UsageError(
-            f"-o {output} keeps what --meter finds: infergy doctor --meter -o {output}",
-            code="option-missing",
-            option="--meter",
-            needed_by=["-o"],
-        )
+        message = f"-o {output} keeps what --meter finds: infergy doctor --meter -o {output}"
+        raise UsageError(message, code="option-missing", option="--meter", needed_by=["-o"])
     is_new = not output.exists()
     try:
         output.open("a", encoding="utf-8").close()

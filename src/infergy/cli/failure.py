@@ -16,7 +16,7 @@ from infergy.records.codec import to_json
 ERROR_SCHEMA = "infergy.error/1"
 
 # typer's own base of all that is wrong with a command line, which it does not export.
-PARSING_ERRORS = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+PARSING_ERRORS: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

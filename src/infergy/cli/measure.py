@@ -227,15 +227,10 @@ def measure_plan(
         _print_plan(resolved, as_json=as_json)
         return
     if output is None:
-        raise UsageError(
-            "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)",
-            code="option-missing",
-            option="-o",
-        )
+        message = "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)"
+        raise UsageError(message, code="option-missing", option="-o")
     if simulate and meter != "nvml":
-        raise UsageError.conflict(
-            {"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter"
-        )
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter")
     failed = run_sweep(
         resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json, ray=ray
     )
@@ -282,21 +277,14 @@ def resolve(sources: str | Sequence[str] | None, **asked: Any) -> Plan:
     names = [sources] if isinstance(sources, str) else list(sources or ())
     plans = [name for name in names if name.endswith(".json")]
     if plans and len(names) > 1:
-        raise UsageError(
-            f"{plans[0]} is a plan, already resolved: it stands alone. Name the grids that it came from",
-            code="plan-is-resolved",
-            plan=plans[0],
-        )
+        message = f"{plans[0]} is a plan, already resolved: it stands alone. Name the grids that it came from"
+        raise UsageError(message, code="plan-is-resolved", plan=plans[0])
     if plans:
         from infergy.records import Plan
 
         if given:
-            raise UsageError(
-                f"{plans[0]} is a plan, already resolved; give these to its grid instead: {', '.join(given)}",
-                code="plan-is-resolved",
-                plan=plans[0],
-                options=list(given),
-            )
+            message = f"{plans[0]} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
+            raise UsageError(message, code="plan-is-resolved", plan=plans[0], options=list(given))
         return Plan.load(_existing(plans[0]))
 
     from infergy.measure.grid import make_plan
@@ -311,12 +299,11 @@ def _grid(source: str | None, given: dict[str, Any]) -> Grid:
     data: dict[str, Any]
     if source is None:
         if not {"input", "output", "engines"} <= given.keys():
-            raise UsageError(
+            message = (
                 "nothing to measure: name a grid (infergy measure paper-bins -o FILE), or give --engine, --input and "
-                "--output",
-                code="option-missing",
-                option="--engine",
+                "--output"
             )
+            raise UsageError(message, code="option-missing", option="--engine")
         data = {"name": "command-line", "gpu": "h200", "model": "llama-3.1-8b", "cells": [{}]}
     else:
         data = read_toml(_existing(source) if source.endswith(".toml") else study_path(source))

@@ -44,9 +44,8 @@ def report(
     Example: infergy report paper -o infergy-report
     """
     if PAPER in sources and len(sources) > 1:
-        raise UsageError(
-            "paper stands for all that ships, alone: infergy report paper, or infergy report FILE …", code="bad-usage"
-        )
+        message = "paper stands for all that ships, alone: infergy report paper, or infergy report FILE …"
+        raise UsageError(message, code="bad-usage")
     try:
         from infergy.measure.studies import study_cells
         from infergy.report.build import build_report

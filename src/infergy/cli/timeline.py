@@ -57,12 +57,8 @@ def _choose(rows: tuple[Measurement, ...], cell: str | None, file: Path) -> Meas
         chosen = [row for row in measured if row.key.startswith(cell) or cell in str(row.cell)]
     if not chosen:
         names = "; ".join(f"{row.key} {row.cell}" for row in measured[:5]) or "none"
-        raise UsageError(
-            f"{file} has no measured cell {cell or ''!r}; there are {len(measured)}: {names} …",
-            code="no-rows",
-            path=str(file),
-            cell=cell,
-        )
+        message = f"{file} has no measured cell {cell or ''!r}; there are {len(measured)}: {names} …"
+        raise UsageError(message, code="no-rows", path=str(file), cell=cell)
     return chosen[0]
 
 

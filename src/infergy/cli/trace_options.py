@@ -144,11 +144,8 @@ def bins_of(name: str, input_edges: str | None, output_edges: str | None) -> Bin
         return base
     if base is None and (input_edges is None or output_edges is None):
         missing = "--input-edges" if input_edges is None else "--output-edges"
-        raise UsageError(
-            f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis",
-            code="option-missing",
-            option=missing,
-        )
+        message = f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis"
+        raise UsageError(message, code="option-missing", option=missing)
     given = [None if text is None else tuple(edges_of(text)) for text in (input_edges, output_edges)]
     return Bins(
         name="custom",

@@ -54,11 +54,8 @@ def verify(
     from infergy.records.store import read_store
 
     if rescale is not None and rescale.exists():
-        raise UsageError(
-            f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl",
-            code="file-exists",
-            path=str(rescale),
-        )
+        message = f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl"
+        raise UsageError(message, code="file-exists", path=str(rescale))
     if rows is not None and output is not None:
         raise UsageError.conflict(
             {"--rows": rows, "-o": output}, "the rows are measured already, so there is nothing to write: leave out -o"

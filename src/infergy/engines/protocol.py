@@ -296,26 +296,22 @@ def check_speculation(setup: EngineSetup, decoding: Decoding) -> None:
             "one of the two is random, and they would agree on nothing; give weights for both, or for neither",
         )
     if is_random and one.acceptance is None:
-        raise UsageError(
+        message = (
             f"{one.label}: random weights accept next to nothing that another model drafts, and say nothing of real "
-            f"ones; set it: acceptance = 0.8, or --engine {setup.engine}-spec{one.look_ahead}:{one.draft}:0.8",
-            code="option-missing",
-            option="acceptance",
-            speculation=one.label,
+            f"ones; set it: acceptance = 0.8, or --engine {setup.engine}-spec{one.look_ahead}:{one.draft}:0.8"
         )
+        raise UsageError(message, code="option-missing", option="acceptance", speculation=one.label)
     if not is_random and one.acceptance is not None:
         raise UsageError.conflict(
             {"speculation": one.label, "weights": setup.weights},
             f"the acceptance of real weights is measured, not set; write spec{one.look_ahead}:{one.draft}:measured",
         )
     if not is_random and one.weights is None:
-        raise UsageError(
+        message = (
             f"{one.label}: the model's weights are {setup.weights}, those of its draft are missing; add to the grid's "
-            'speculation: weights = "FOLDER or hub name"',
-            code="option-missing",
-            option="speculation.weights",
-            speculation=one.label,
+            'speculation: weights = "FOLDER or hub name"'
         )
+        raise UsageError(message, code="option-missing", option="speculation.weights", speculation=one.label)
 
 
 def refuse_many(setup: EngineSetup) -> None:

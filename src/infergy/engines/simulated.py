@@ -52,12 +52,8 @@ class SimulatedEngine:
     def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what these simulated GPUs, or the engine itself, cannot play."""
         if setup.tensor_parallel != self._count:
-            raise UsageError(
-                f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}",
-                code="gpu-missing",
-                wanted=setup.tensor_parallel,
-                found=self._count,
-            )
+            message = f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}"
+            raise UsageError(message, code="gpu-missing", wanted=setup.tensor_parallel, found=self._count)
         if setup.engine == "transformers":
             refuse_many(setup)
             refuse_vllm_options(setup)

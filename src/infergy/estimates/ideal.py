@@ -57,13 +57,11 @@ def flops_ideal(
     if not headline:
         peak, kind = gpu.dense_flops(dtype), f"dense {dtype}"
     elif gpu.headline_flops is None:
-        raise UsageError(
+        message = (
             f"{gpu.title} has no headline peak to set beside the study's: {gpu.headline_basis}. "
-            "Take the dense peak: --ideal dense",
-            code="not-supported",
-            gpu=gpu.name,
-            option="--ideal",
+            "Take the dense peak: --ideal dense"
         )
+        raise UsageError(message, code="not-supported", gpu=gpu.name, option="--ideal")
     else:
         peak, kind = gpu.headline_flops, f"the vendor's headline, {gpu.headline_basis}"
     flops = sum(

@@ -180,10 +180,8 @@ def recommend(
     table = load_tables() if table is None else table
     specs = default_candidates(present) if candidates is None else tuple(candidates)
     if len({(spec.model, spec.gpu) for spec in (present, *specs)}) > 1:
-        raise UsageError(
-            "configurations are compared on one model and one kind of GPU: give one --model and one --gpu",
-            code="several-gpus",
-        )
+        message = "configurations are compared on one model and one kind of GPU: give one --model and one --gpu"
+        raise UsageError(message, code="several-gpus")
     servers, left_out = _open(present, specs, table, keep_outputs=keep_outputs)
     if left_out and candidates is not None:
         raise next(iter(left_out.values()))

@@ -82,8 +82,9 @@ class Config:
             raise DataError.bad_field(self.name, "layer_types", kinds, f"a list of {layers}")
         unknown = sorted(set(map(str, kinds)) - {SLIDING, "full_attention"})
         if unknown:
+            message = f"{self.name}: attention {', '.join(unknown)} is not known; known: {SLIDING}, full_attention"
             raise UsageError(
-                f"{self.name}: attention {', '.join(unknown)} is not known; known: {SLIDING}, full_attention",
+                message,
                 code="unknown-architecture",
                 place=self.name,
                 key="layer_types",

@@ -151,13 +151,8 @@ def read_deepseek_v3(config: Config) -> ModelShape:
     rank = None if config.data.get("q_lora_rank") is None else config.integer("q_lora_rank")
     hidden, layers = config.integer("hidden_size"), config.integer("num_hidden_layers")
     if bias:
-        raise UsageError(
-            f"{config.name}: deepseek_v3 with attention_bias is not known; no published model has it",
-            code="unknown-architecture",
-            place=config.name,
-            key="attention_bias",
-            value=True,
-        )
+        message = f"{config.name}: deepseek_v3 with attention_bias is not known; no published model has it"
+        raise UsageError(message, code="unknown-architecture", place=config.name, key="attention_bias", value=True)
     attention = AttentionShape(
         heads=heads,
         kv_heads=heads,
@@ -254,8 +249,9 @@ def _nemotron_experts(config: Config, layers: int) -> ExpertShape | None:
     if not layers:
         return None
     if config.data.get("moe_latent_size") is not None:
+        message = f"{config.name}: experts of nemotron_h behind a latent (moe_latent_size) are not known"
         raise UsageError(
-            f"{config.name}: experts of nemotron_h behind a latent (moe_latent_size) are not known",
+            message,
             code="unknown-architecture",
             place=config.name,
             key="moe_latent_size",

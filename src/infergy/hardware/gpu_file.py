@@ -86,7 +86,7 @@ def _peaks(path: Path, peaks: object) -> dict[str, float]:
         raise DataError.missing_field(path, ["peak_flops.bfloat16"], "a table, as { bfloat16 = 989.5e12 }")
     for dtype in peaks:
         if dtype not in DTYPES:
-            raise DataError.unknown_field(path, f"peak_flops.{dtype}", DTYPES)
+            raise DataError.unknown_field(f"{path}: peak_flops", dtype, DTYPES)
     return {dtype: _flops(path, f"peak_flops.{dtype}", value) for dtype, value in peaks.items()}
 
 

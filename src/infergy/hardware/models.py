@@ -41,12 +41,8 @@ def model_config(name_or_path: str) -> dict[str, Any]:
     else:
         shipped = shape_of_id(name_or_path)
         if shipped is not None:
-            raise UsageError(
-                f"{name_or_path} goes by the shape of {shipped.name} here: type {shipped.name}",
-                code="unknown-model",
-                name=name_or_path,
-                nearest=[shipped.name],
-            )
+            message = f"{name_or_path} goes by the shape of {shipped.name} here: type {shipped.name}"
+            raise UsageError(message, code="unknown-model", name=name_or_path, nearest=[shipped.name])
         hint = "Or give the path of a config.json, or numbers by hand: docs/models.md"
         raise UsageError.unknown("model", name_or_path, model_names(), hint, code="unknown-model")
     try:
@@ -54,12 +50,8 @@ def model_config(name_or_path: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError.bad_syntax(path, "JSON", error, "Expected the config.json of a Hugging Face model") from error
     if not isinstance(config, dict):
-        raise DataError(
-            f"{path}: expected a JSON object, the config.json of a Hugging Face model",
-            code="bad-syntax",
-            path=str(path),
-            format="JSON object",
-        )
+        message = f"{path}: expected a JSON object, the config.json of a Hugging Face model"
+        raise DataError(message, code="bad-syntax", path=str(path), format="JSON object")
     return config
 
 

@@ -86,11 +86,8 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: flo
             planned += [replace(one, visit=visit) for one in group]
     names = {gpu.name for row in by_id.values() for gpu in row.environment.gpus}
     if len(names) != 1:
-        raise UsageError(
-            f"the rows are of {', '.join(sorted(names)) or 'no GPU'}; a plan is for one kind. Split them",
-            code="several-gpus",
-            gpus=sorted(names),
-        )
+        message = f"the rows are of {', '.join(sorted(names)) or 'no GPU'}; a plan is for one kind. Split them"
+        raise UsageError(message, code="several-gpus", gpus=sorted(names))
     return Plan(
         name="again",
         gpu=get_gpu(catalogue_name(names.pop())).name,

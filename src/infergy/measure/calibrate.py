@@ -114,13 +114,12 @@ def _refuse_others(file: CalibrationFile, meter: Meter) -> None:
     for one in file.windows:
         there = one.environment.gpus[0]
         if there.uuid not in here:
-            raise UsageError(
+            message = (
                 f"{file.path} holds windows of {there.name} {there.uuid}, and this is {meter.gpus[0].name} "
-                f"{meter.gpus[0].uuid}. Name another file with -o",
-                code="other-gpu",
-                path=str(file.path),
-                found=there.uuid,
-                expected=meter.gpus[0].uuid,
+                f"{meter.gpus[0].uuid}. Name another file with -o"
+            )
+            raise UsageError(
+                message, code="other-gpu", path=str(file.path), found=there.uuid, expected=meter.gpus[0].uuid
             )
 
 
@@ -222,12 +221,8 @@ class _Run:
                 calls = loaded.run(self._window_s, lambda: during.extend(meter.states()))
         except RuntimeError as error:
             # What CUDA reports late, of whatever call.
-            raise EngineError(
-                f"{work.name}: {(str(error).splitlines() or ['failed'])[0]}",
-                code="engine-failed",
-                workload=work.name,
-                reason=type(error).__name__,
-            ) from error
+            message = f"{work.name}: {(str(error).splitlines() or ['failed'])[0]}"
+            raise EngineError(message, code="engine-failed", workload=work.name, reason=type(error).__name__) from error
         found = measured.result
         return CalibrationWindow(
             workload=work,

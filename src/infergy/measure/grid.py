@@ -259,12 +259,8 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
         UsageError: It has none.
     """
     if "quick" not in data:
-        raise UsageError(
-            f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it",
-            code="options-conflict",
-            options=["--quick"],
-            place=place,
-        )
+        message = f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it"
+        raise UsageError(message, code="options-conflict", options=["--quick"], place=place)
     return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
 
 
@@ -281,12 +277,8 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
     """
     for grid in others:
         if grid.options != first.options:
-            raise UsageError(
-                f"{first.name} and {grid.name} have other [options]: measure them one after the other",
-                code="options-conflict",
-                options=["[options]"],
-                grids=[first.name, grid.name],
-            )
+            message = f"{first.name} and {grid.name} have other [options]: measure them one after the other"
+            raise UsageError(message, code="options-conflict", options=["[options]"], grids=[first.name, grid.name])
     gpus: set[str] = set()
     configs: dict[str, Mapping[str, Any]] = {}
     setups: dict[EngineSetup, dict[str, PlannedCell]] = {}
@@ -296,21 +288,14 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
         gpus.add(gpu.name)
         for name in models.keys() & configs.keys():
             if models[name] != configs[name]:
-                raise UsageError(
-                    f"two models go by the name {name} in these grids: measure them one after the other",
-                    code="options-conflict",
-                    options=["models"],
-                    model=name,
-                )
+                message = f"two models go by the name {name} in these grids: measure them one after the other"
+                raise UsageError(message, code="options-conflict", options=["models"], model=name)
         configs |= models
         for setup, cells in found.items():
             _merge(setups.setdefault(setup, {}), cells.values())
     if len(gpus) > 1:
-        raise UsageError(
-            f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}",
-            code="several-gpus",
-            gpus=sorted(gpus),
-        )
+        message = f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}"
+        raise UsageError(message, code="several-gpus", gpus=sorted(gpus))
     return Plan(
         name=" + ".join(dict.fromkeys(grid.name for grid in grids)),
         gpu=gpus.pop(),
@@ -325,12 +310,8 @@ def _resolve(
 ) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
     """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
     if grid.needs:
-        raise UsageError(
-            f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list",
-            code="not-supported",
-            study=grid.name,
-            needs=list(grid.needs),
-        )
+        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
+        raise UsageError(message, code="not-supported", study=grid.name, needs=list(grid.needs))
     refusals = Refusals(grid.name)
     setups, shapes, gpu, configs = _resolve_names(grid, refusals)
     found: dict[EngineSetup, dict[str, PlannedCell]] = {}

@@ -41,12 +41,8 @@ def torch_on(uuid: str) -> Any:
     properties = torch.cuda.get_device_properties(0)
     found = str(getattr(properties, "uuid", ""))
     if found and found not in uuid:
-        raise MissingError(
-            f"torch's first GPU is {found}, the metered one {uuid}: type CUDA_VISIBLE_DEVICES={uuid} before it",
-            code="other-gpu",
-            found=found,
-            expected=uuid,
-        )
+        message = f"torch's first GPU is {found}, the metered one {uuid}: type CUDA_VISIBLE_DEVICES={uuid} before it"
+        raise MissingError(message, code="other-gpu", found=found, expected=uuid)
     return torch
 
 
@@ -84,12 +80,8 @@ class TorchLoad:
             torch.cuda.synchronize()
         except RuntimeError as error:
             # Out of memory is one of them.
-            raise MissingError(
-                f"a load does not start on {uuid}: {error}. What runs there: nvidia-smi",
-                code="load-failed",
-                uuid=uuid,
-                reason=str(error),
-            ) from error
+            message = f"a load does not start on {uuid}: {error}. What runs there: nvidia-smi"
+            raise MissingError(message, code="load-failed", uuid=uuid, reason=str(error)) from error
         self._events: deque[Any] = deque()
         self._level = OFF
         self._lock = threading.Lock()

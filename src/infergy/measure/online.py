@@ -110,11 +110,8 @@ def timed_requests(
     source = str(arrivals.trace)
     frame = open_trace(source).frame
     if "arrival_s" not in frame.collect_schema().names():
-        raise DataError(
-            f"{source}: it has no times of arrival, and so no window. Choose by number: --requests 1000",
-            code="no-arrivals",
-            trace=source,
-        )
+        message = f"{source}: it has no times of arrival, and so no window. Choose by number: --requests 1000"
+        raise DataError(message, code="no-arrivals", trace=source)
     columns = ("arrival_s", "input_tokens", "output_tokens")
     asked = polars.col("output_tokens") > 0, polars.col("input_tokens") > 0, polars.col("arrival_s").is_not_null()
     rows = frame.filter(*asked).select(*columns).sort("arrival_s", maintain_order=True).collect()
@@ -126,13 +123,9 @@ def timed_requests(
     if max_tokens is not None:
         rows = rows.filter(polars.col("input_tokens") + polars.col("output_tokens") <= max_tokens)
     if len(rows) < FEWEST_ARRIVALS or (arrivals.for_s is None and max_tokens is None and len(rows) < count):
+        message = f"{source}: {len(rows)} requests for {arrivals.label}. Choose another part of the trace"
         raise DataError(
-            f"{source}: {len(rows)} requests for {arrivals.label}. Choose another part of the trace",
-            code="too-few-requests",
-            trace=source,
-            found=len(rows),
-            expected=count,
-            arrivals=arrivals.label,
+            message, code="too-few-requests", trace=source, found=len(rows), expected=count, arrivals=arrivals.label
         )
     first_s = rows["arrival_s"][0]
     times = (round((time_s - first_s) / arrivals.speed, MICROSECOND_DIGITS) for time_s in rows["arrival_s"])
@@ -178,13 +171,8 @@ def plan_online(
     lengths = run.lengths or (load.lengths,) * load.batch
     if memory_fault(setup, shape, gpu, lengths, draft, together=False) is not None:
         least = "a static batch" if setup.engine == "transformers" else "one of its requests"
-        raise UsageError(
-            f"{cell}: not {least} fits {gpu.title}",
-            code="does-not-fit",
-            model=setup.model,
-            gpu=gpu.name,
-            setup=setup.label,
-        )
+        message = f"{cell}: not {least} fits {gpu.title}"
+        raise UsageError(message, code="does-not-fit", model=setup.model, gpu=gpu.name, setup=setup.label)
     cost = forecast_run(setup, shape, gpu, lengths, run.arrival_s, draft)
     return PlannedCell(
         cell=cell,

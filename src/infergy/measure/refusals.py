@@ -44,8 +44,9 @@ class Refusals:
             raise next(iter(self._kept.values()))
         if self._kept:
             lines = "".join(f"\n  - {reason}" for reason in self._kept)
+            message = f"{self._name} cannot be measured, for {len(self._kept)} reasons:{lines}"
             raise UsageError(
-                f"{self._name} cannot be measured, for {len(self._kept)} reasons:{lines}",
+                message,
                 code="grid-rejected",
                 grid=self._name,
                 reasons=[{"code": one.code, "message": str(one), "fields": one.fields} for one in self._kept.values()],

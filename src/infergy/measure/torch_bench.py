@@ -88,12 +88,8 @@ class TorchBench:
                 raise EngineOutOfMemoryError(
                     f"{work.name}: out of memory", is_usable=True, workload=work.name
                 ) from error
-            raise EngineError(
-                f"{work.name}: {str(error).splitlines()[0]}",
-                code="engine-failed",
-                workload=work.name,
-                reason=type(error).__name__,
-            ) from error
+            message = f"{work.name}: {str(error).splitlines()[0]}"
+            raise EngineError(message, code="engine-failed", workload=work.name, reason=type(error).__name__) from error
 
     def free(self) -> None:
         """Give cached memory back."""
@@ -118,12 +114,8 @@ class TorchBench:
             a, b = (self._random(work.sizes[0]) for _ in range(2))
             # Each addition waits for the one before.
             return "add", [lambda: self.torch.add(a, b, alpha=1e-6, out=a)]
-        raise EngineError(
-            f"{work.name}: torch on one GPU has no work of kind {work.kind}",
-            code="not-supported",
-            workload=work.name,
-            kind=work.kind,
-        )
+        message = f"{work.name}: torch on one GPU has no work of kind {work.kind}"
+        raise EngineError(message, code="not-supported", workload=work.name, kind=work.kind)
 
     def _random(self, *shape: int) -> Any:
         return self.torch.randn(*shape, device=self.device, dtype=self.torch.bfloat16)
@@ -167,12 +159,8 @@ class TorchBench:
             if best is None or seconds < best[0]:
                 best = (seconds, name, attend)
         if best is None:
-            raise EngineError(
-                f"{work.name}: no kernel of torch does it ({'; '.join(reasons)})",
-                code="not-supported",
-                workload=work.name,
-                reasons=reasons,
-            )
+            message = f"{work.name}: no kernel of torch does it ({'; '.join(reasons)})"
+            raise EngineError(message, code="not-supported", workload=work.name, reasons=reasons)
         _, name, attend = best
         return f"scaled_dot_product_attention, {name}", [
             lambda cache=cache: attend(*cache)  # type: ignore[misc]

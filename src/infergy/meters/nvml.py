@@ -61,11 +61,8 @@ class NvmlMeter:
             meter.read()
         except nvml.NVMLError as error:
             nvml.nvmlShutdown()
-            raise MissingError(
-                f"NVML starts, but does not tell its GPUs: {error}. Look at: nvidia-smi",
-                code="nvml-unavailable",
-                reason=str(error),
-            ) from error
+            message = f"NVML starts, but does not tell its GPUs: {error}. Look at: nvidia-smi"
+            raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
         except BaseException:
             nvml.nvmlShutdown()
             raise
@@ -76,13 +73,11 @@ class NvmlMeter:
         by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
         chosen = visible_uuids(list(by_uuid), os.environ)[:count]
         if len(chosen) < (count or 1):
-            raise MissingError(
+            message = (
                 f"{count or 1} GPUs are wanted, {len(chosen)} are visible "
-                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}",
-                code="gpu-missing",
-                wanted=count or 1,
-                found=len(chosen),
+                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
             )
+            raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
         handles = {uuid: by_uuid[uuid] for uuid in chosen}
         for uuid, handle in handles.items():
             _refuse_unmeterable(nvml, uuid, handle)
@@ -208,12 +203,11 @@ def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]
         if not entry or entry == "-1":
             break
         if entry.startswith("MIG-"):
-            raise UsageError(
+            message = (
                 f"CUDA_VISIBLE_DEVICES names the MIG slice {entry}: the counter covers the whole board and cannot be "
-                "split. Measure on a GPU without MIG",
-                code="mig",
-                gpu=entry,
+                "split. Measure on a GPU without MIG"
             )
+            raise UsageError(message, code="mig", gpu=entry)
         found = [uuid for uuid in uuids if uuid.startswith(entry)]
         if entry.isdigit() and int(entry) < len(uuids):
             found = [uuids[int(entry)]]
@@ -264,12 +258,11 @@ def _refuse_unmeterable(nvml: Any, uuid: str, handle: Any) -> None:
         )
     mode = ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     if mode:
-        raise UsageError(
+        message = (
             f"{uuid} is cut into MIG slices: its counter covers the whole board and cannot be split. "
-            "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES",
-            code="mig",
-            gpu=uuid,
+            "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
         )
+        raise UsageError(message, code="mig", gpu=uuid)
 
 
 def is_lost(nvml: Any, error: Exception) -> bool:
@@ -296,20 +289,13 @@ def load_nvml() -> Any:
     except ImportError as error:
         raise MissingError.package("meter nvml", "nvidia-ml-py", "pip install nvidia-ml-py", SIMULATE_HINT) from error
     if not hasattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons"):
-        raise MissingError(
-            "the installed pynvml is too old or unofficial: pip uninstall pynvml; pip install -U nvidia-ml-py",
-            code="package-unusable",
-            package="pynvml",
-            install="pip install -U nvidia-ml-py",
-        )
+        message = "the installed pynvml is too old or unofficial: pip uninstall pynvml; pip install -U nvidia-ml-py"
+        raise MissingError(message, code="package-unusable", package="pynvml", install="pip install -U nvidia-ml-py")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise MissingError(
-            f"NVML does not start: {error}. Is there an NVIDIA GPU and driver? {SIMULATE_HINT}",
-            code="nvml-unavailable",
-            reason=str(error),
-        ) from error
+        message = f"NVML does not start: {error}. Is there an NVIDIA GPU and driver? {SIMULATE_HINT}"
+        raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
     return pynvml
 
 

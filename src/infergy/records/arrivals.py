@@ -77,12 +77,8 @@ class Arrivals:
             )
         self._check_window()
         if self.rate_per_s is None and self.law not in (TRACE, REPLAY):
-            raise UsageError(
-                f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four",
-                code="option-missing",
-                option="rate_per_s",
-                law=self.law,
-            )
+            message = f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four"
+            raise UsageError(message, code="option-missing", option="rate_per_s", law=self.law)
         if self.rate_per_s is not None and not 0 < self.rate_per_s < math.inf:
             raise UsageError.bad_value(
                 "rate_per_s", self.rate_per_s, "more than 0 a second, or offline for all at once"
@@ -111,12 +107,8 @@ class Arrivals:
             )
         if self.for_s is None:
             if self.from_s:
-                raise UsageError(
-                    f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s",
-                    code="option-missing",
-                    option="for_s",
-                    from_s=self.from_s,
-                )
+                message = f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s"
+                raise UsageError(message, code="option-missing", option="for_s", from_s=self.from_s)
             return
         if self.first or not (0 <= self.from_s < math.inf and 0 < self.for_s < math.inf):
             raise UsageError.bad_value(

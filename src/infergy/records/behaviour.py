@@ -135,11 +135,6 @@ class MeterBehaviour:
             raise DataError.not_readable(path, error, f"Make it: infergy doctor --meter -o {path}") from error
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema != BEHAVIOUR_SCHEMA:
-            raise DataError(
-                f"{path}: schema {schema!r}; expected {BEHAVIOUR_SCHEMA!r}: infergy doctor --meter -o FILE",
-                code="wrong-schema",
-                path=str(path),
-                found=schema,
-                expected=BEHAVIOUR_SCHEMA,
-            )
+            message = f"{path}: schema {schema!r}; expected {BEHAVIOUR_SCHEMA!r}: infergy doctor --meter -o FILE"
+            raise DataError(message, code="wrong-schema", path=str(path), found=schema, expected=BEHAVIOUR_SCHEMA)
         return from_json(cls, content, str(path))

@@ -161,13 +161,9 @@ def _windows(path: Path, content: bytes) -> tuple[tuple[CalibrationWindow, ...],
             raise DataError.bad_syntax(path, "JSON", error, "Remove the line to use the rest", number) from error
         tag = data.get("schema") if isinstance(data, Mapping) else None
         if tag != CALIBRATION_WINDOW_SCHEMA:
+            message = f"{place}: no window of a calibration: schema {tag!r}, not {CALIBRATION_WINDOW_SCHEMA!r}"
             raise DataError(
-                f"{place}: no window of a calibration: schema {tag!r}, not {CALIBRATION_WINDOW_SCHEMA!r}",
-                code="wrong-schema",
-                path=str(path),
-                line=number,
-                found=tag,
-                expected=CALIBRATION_WINDOW_SCHEMA,
+                message, code="wrong-schema", path=str(path), line=number, found=tag, expected=CALIBRATION_WINDOW_SCHEMA
             )
         found.append(from_json(CalibrationWindow, data, place))
     return tuple(found), end
@@ -194,11 +190,8 @@ class CalibrationFile:
             self._file.truncate(end)
         except BlockingIOError as error:
             self._file.close()
-            raise UsageError(
-                f"{path}: another calibration writes to it. Wait, or name another with -o",
-                code="file-locked",
-                path=str(path),
-            ) from error
+            message = f"{path}: another calibration writes to it. Wait, or name another with -o"
+            raise UsageError(message, code="file-locked", path=str(path)) from error
         except DataError:
             self._file.close()
             raise

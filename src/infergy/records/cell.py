@@ -189,12 +189,8 @@ class Decoding:
             raise UsageError.bad_value("beams", self.beams, "at least 1")
         if self.temperature is None:
             if self.top_p != 1.0 or self.top_k is not None:
-                raise UsageError(
-                    "top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none",
-                    code="option-missing",
-                    option="temperature",
-                    needed_by=["top_p", "top_k"],
-                )
+                message = "top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none"
+                raise UsageError(message, code="option-missing", option="temperature", needed_by=["top_p", "top_k"])
             return
         if self.beams > 1:
             raise UsageError.conflict(

@@ -43,8 +43,9 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
     try:
         return typing.cast(T, _reader(typing.cast(Any, cls))(data))
     except _MisfitError as error:
+        message = f"{place or cls.__name__}{''.join(reversed(error.path))}: {error}"
         raise DataError(
-            f"{place or cls.__name__}{''.join(reversed(error.path))}: {error}",
+            message,
             code="bad-row",
             place=place or cls.__name__,
             key="".join(reversed(error.path)).lstrip("."),

@@ -95,9 +95,12 @@ def join(stores: Iterable[tuple[str, Sequence[Measurement]]]) -> list[Measuremen
             line = encode_row(row)
             other, known, _ = found.setdefault(_identity(row), (name, line, row))
             if known != line:
-                raise DataError(
+                message = (
                     f"{other} and {name} tell the row of {row.cell} ({row.key}, measured {row.measured_utc}) "
-                    "differently: one of them was changed. Remove it from one file, then merge again",
+                    "differently: one of them was changed. Remove it from one file, then merge again"
+                )
+                raise DataError(
+                    message,
                     code="rows-differ",
                     files=[str(other), str(name)],
                     cell=row.key,
@@ -119,9 +122,12 @@ def refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]
     for fact in (SCOPE, *(fact for fact in IDENTITY if fact is not WEIGHTS)):
         was, now = fact.of(first[1]), fact.of(other[1])
         if was != now:
-            raise UsageError(
+            message = (
                 f"{first[0]} and {other[0]} cannot be one store: {fact.name} {was} against {now}. "
-                "Merge each kind into a file of its own; infergy compare takes several",
+                "Merge each kind into a file of its own; infergy compare takes several"
+            )
+            raise UsageError(
+                message,
                 code="environments-differ",
                 files=[str(first[0]), str(other[0])],
                 fact=fact.name,

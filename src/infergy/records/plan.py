@@ -146,11 +146,9 @@ class Plan:
                 path, "JSON", error, f"Make a plan with: infergy plan GRID.toml -o {path}"
             ) from error
         if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
-            raise DataError(
+            message = (
                 f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). '
-                f"Make one with: infergy plan GRID.toml -o {path}",
-                code="wrong-schema",
-                path=str(path),
-                expected=PLAN_SCHEMA,
+                f"Make one with: infergy plan GRID.toml -o {path}"
             )
+            raise DataError(message, code="wrong-schema", path=str(path), expected=PLAN_SCHEMA)
         return from_json(cls, data, str(path))

@@ -80,9 +80,8 @@ def create_store(path: Path, rows: Iterable[Measurement]) -> None:
         # Unlike a rename, a link never replaces a file that came to be meanwhile.
         os.link(draft, path)
     except FileExistsError as error:
-        raise UsageError(
-            f"{path}: there is such a file already. Name a new one", code="file-exists", path=str(path)
-        ) from error
+        message = f"{path}: there is such a file already. Name a new one"
+        raise UsageError(message, code="file-exists", path=str(path)) from error
     except OSError as error:
         raise UsageError.not_writable(path, error) from error
     finally:
@@ -102,12 +101,8 @@ class StoreWriter:
 
     def __init__(self, path: Path, *, lock: bool = True) -> None:
         if path.suffix == ".gz":
-            raise UsageError(
-                f"{path}: rows are appended one by one, which gzip does not allow. Write to a .jsonl file",
-                code="file-not-writable",
-                path=str(path),
-                reason="gzip",
-            )
+            message = f"{path}: rows are appended one by one, which gzip does not allow. Write to a .jsonl file"
+            raise UsageError(message, code="file-not-writable", path=str(path), reason="gzip")
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,11 +151,8 @@ class StoreWriter:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(
-                f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o",
-                code="file-locked",
-                path=str(self.path),
-            ) from error
+            message = f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
+            raise UsageError(message, code="file-locked", path=str(self.path)) from error
 
     def _ends_well(self) -> bool:
         size = os.fstat(self._file.fileno()).st_size

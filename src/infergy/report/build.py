@@ -264,12 +264,8 @@ def _only(option: str, asked: str | None, measured: set[str], default: str, file
         return asked or default
     if len(measured) > 1:
         names = ", ".join(sorted(measured))
-        raise UsageError(
-            f"{', '.join(map(str, files))}: rows of several: {names}. Name one with --{option}",
-            code="option-missing",
-            option=f"--{option}",
-            files=[str(file) for file in files],
-        )
+        message = f"{', '.join(map(str, files))}: rows of several: {names}. Name one with --{option}"
+        raise UsageError(message, code="option-missing", option=f"--{option}", files=[str(file) for file in files])
     return next(iter(measured))
 
 

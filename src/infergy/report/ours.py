@@ -153,12 +153,8 @@ def _claim(data: Mapping[str, Any]) -> Claim:
     try:
         return Claim(**{**data, "ours": Recipe(**data["ours"])})
     except (KeyError, TypeError) as error:
-        raise DataError(
-            f"claims.toml: {data.get('claim', 'a claim')}: {error}",
-            code="bad-claim",
-            claim=data.get("claim"),
-            reason=str(error),
-        ) from error
+        message = f"claims.toml: {data.get('claim', 'a claim')}: {error}"
+        raise DataError(message, code="bad-claim", claim=data.get("claim"), reason=str(error)) from error
 
 
 def find_ours(claim: Claim, evidence: Evidence) -> Ours:

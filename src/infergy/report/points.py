@@ -117,20 +117,15 @@ def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) 
     if not allow_simulated:
         for row in rows:
             if row.simulated:
-                raise DataError(
+                message = (
                     f"{path}, cell {row.cell_id} ({row.cell}): simulated, and so no evidence about real hardware. "
-                    "To draw it all the same: --allow-simulated",
-                    code="simulated-rows",
-                    path=str(path),
-                    cell=row.cell_id,
+                    "To draw it all the same: --allow-simulated"
                 )
+                raise DataError(message, code="simulated-rows", path=str(path), cell=row.cell_id)
     measured = [row for row in rows if row.is_ok and row.windows and row.loaded_idle is not None]
     if not measured:
-        raise DataError(
-            f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl",
-            code="no-rows",
-            path=str(path),
-        )
+        message = f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
+        raise DataError(message, code="no-rows", path=str(path))
     try:
         flags: dict[str, dict[Flag, None]] = {}
         for row, each in zip(measured, check_rows(measured, target=CERTAIN), strict=True):
@@ -140,9 +135,8 @@ def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) 
         for row, interval in zip(joined, find_uncertainties(joined), strict=True):
             last[row.cell_id] = _point(row, interval, tuple(flags[row.cell_id]))
     except (MeterError, ZeroDivisionError) as error:
-        raise DataError(
-            f"{path}: {error}. See: infergy check {path}", code="bad-row", place=str(path), reason=str(error)
-        ) from error
+        message = f"{path}: {error}. See: infergy check {path}"
+        raise DataError(message, code="bad-row", place=str(path), reason=str(error)) from error
     return last.values()
 
 
@@ -178,14 +172,12 @@ def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str
     if found is None:
         return bases
     if mixed == REFUSE:
-        raise UsageError(
+        message = (
             f'the figure "{title}" would hold rows of two environments: {found}. Draw them as series of their own '
-            "with --mixed split, or name files of one environment",
-            code="environments-differ",
-            figure=title,
-            fact=found.fact,
-            was=found.was,
-            now=found.now,
+            "with --mixed split, or name files of one environment"
+        )
+        raise UsageError(
+            message, code="environments-differ", figure=title, fact=found.fact, was=found.was, now=found.now
         )
     common = _varying(points, BESIDE)
     series = []

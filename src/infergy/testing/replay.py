@@ -67,13 +67,8 @@ class ReplayMeter:
         try:
             head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             if head["schema"] != RECORDING:
-                raise DataError(
-                    f"{path}: schema {head['schema']!r}; expected {RECORDING!r}",
-                    code="wrong-schema",
-                    path=str(path),
-                    found=head["schema"],
-                    expected=RECORDING,
-                )
+                message = f"{path}: schema {head['schema']!r}; expected {RECORDING!r}"
+                raise DataError(message, code="wrong-schema", path=str(path), found=head["schema"], expected=RECORDING)
             gpus = tuple(from_json(GpuIdentity, gpu) for gpu in head["gpus"])
             readings = [(line["time_s"], line["energy_j"]) for line in lines]
         except (KeyError, TypeError, ValueError) as error:
@@ -182,34 +177,20 @@ def record(meter: Meter, path: Path, seconds: float) -> None:
 
 def _check(readings: list[tuple[float, dict[str, float]]]) -> None:
     if len(readings) < 2:
-        raise DataError(
-            f"a replay needs at least 2 readings, not {len(readings)}: joules are a difference of two",
-            code="bad-recording",
-            readings=len(readings),
-        )
+        message = f"a replay needs at least 2 readings, not {len(readings)}: joules are a difference of two"
+        raise DataError(message, code="bad-recording", readings=len(readings))
     uuids = set(readings[0][1])
     last_s = -math.inf
     for number, (time_s, energy_j) in enumerate(readings, 1):
         if not math.isfinite(time_s) or time_s <= last_s:
-            raise DataError(
-                f"reading {number} is at {time_s} s, the one before at {last_s} s; expected later ones",
-                code="bad-recording",
-                reading=number,
-                time_s=time_s,
-            )
+            message = f"reading {number} is at {time_s} s, the one before at {last_s} s; expected later ones"
+            raise DataError(message, code="bad-recording", reading=number, time_s=time_s)
         if set(energy_j) != uuids or not uuids:
+            message = f"reading {number} is of {sorted(energy_j)}, the first of {sorted(uuids)}; expected the same"
             raise DataError(
-                f"reading {number} is of {sorted(energy_j)}, the first of {sorted(uuids)}; expected the same",
-                code="bad-recording",
-                reading=number,
-                uuids=sorted(energy_j),
-                expected=sorted(uuids),
+                message, code="bad-recording", reading=number, uuids=sorted(energy_j), expected=sorted(uuids)
             )
         if not all(isinstance(joules, int | float) and math.isfinite(joules) for joules in energy_j.values()):
-            raise DataError(
-                f"reading {number} holds {energy_j}; expected finite joules",
-                code="bad-recording",
-                reading=number,
-                energy_j=energy_j,
-            )
+            message = f"reading {number} holds {energy_j}; expected finite joules"
+            raise DataError(message, code="bad-recording", reading=number, energy_j=energy_j)
         last_s = time_s
