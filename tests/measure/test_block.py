@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infergy
-from infergy.errors import MeterError, MissingError
+from infergy.errors import MeterError
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.block import window
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
@@ -216,7 +216,7 @@ def test_a_sync_that_fails_harms_nobody(gpu: SimulatedGpu) -> None:
 
 def test_without_nvml_entering_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(MissingError, match="nvidia-ml-py|NVML"), window():
+    with raises("package-missing", package="nvidia-ml-py"), window():
         pytest.fail("the block must not run")
 
 

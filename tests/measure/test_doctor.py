@@ -342,7 +342,7 @@ def test_a_board_that_may_not_be_opened_is_told_not_raised(nvml: BoardNvml, monk
 
 @pytest.mark.parametrize(
     ("visible", "words"),
-    [("", "leaves no GPU visible"), ("7", "is no GPU here"), ("MIG-1", "MIG slice")],
+    [("", "leaves no GPU visible"), ("7", "expected a GPU of this machine"), ("MIG-1", "MIG slice")],
 )
 def test_pitfalls_of_cuda_visible_devices_are_told(
     nvml: BoardNvml, monkeypatch: pytest.MonkeyPatch, visible: str, words: str
@@ -474,7 +474,7 @@ def test_the_load_keeps_a_short_queue_full_and_stops_when_told(monkeypatch: pyte
     [
         (None, "package-missing", {"package": "torch"}),
         (FakeTorch(available=False), "package-missing", {"package": "torch with CUDA"}),
-        (FakeTorch(uuid="bbbb-2"), "other-gpu", {"expected": "GPU-aaaa-1"}),
+        (FakeTorch(uuid="bbbb-2"), "gpus-differ", {"expected": "GPU-aaaa-1"}),
     ],
 )
 def test_a_load_that_cannot_run_on_the_metered_gpu_says_so(

@@ -108,7 +108,7 @@ def test_more_gpus_take_larger_batches_and_the_simulated_engine_holds_them_to_it
 @pytest.mark.parametrize(
     ("engine", "count", "code", "fields"),
     [
-        ("vllm", 3, "gpu-missing", {"wanted": 3, "found": 2}),
+        ("vllm", 3, "bad-value", {"option": "tensor_parallel", "value": 3}),
         ("transformers", 2, "engine-lacks", {"option": "tensor_parallel", "value": 2}),
     ],
 )
@@ -418,7 +418,7 @@ def test_an_engine_on_the_metered_gpus_or_one_that_does_not_tell_is_measured(tol
 
 @pytest.mark.parametrize("told", [CHIPS[0], f"{CHIPS[0]},GPU-3333", f"{CHIPS[0]},{CHIPS[0]}"])
 def test_an_engine_on_other_gpus_than_the_metered_ones_is_refused(told: str) -> None:
-    with raises("other-gpu", found=told.split(",")):
+    with raises("gpus-differ", found=told.split(",")):
         settle_on(ChipMeter(*CHIPS), told)
 
 

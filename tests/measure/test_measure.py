@@ -741,7 +741,7 @@ def test_a_store_of_another_gpu_or_of_pretended_joules_is_not_taken_for_measured
     store = tmp_path / "rows.jsonl"
     list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), store, simulate=True))
     before = store.read_bytes()
-    with raises("other-gpu", found="simulated NVIDIA H200 SXM 141GB", expected="simulated NVIDIA H100 SXM 80GB"):
+    with raises("other-gpu", found="simulated NVIDIA H200 SXM 141GB", expected="simulated NVIDIA H100 80GB SXM"):
         list(sweep(tiny_plan(gpu="h100-sxm", engines=[{"engine": "vllm"}]), store, simulate=True))
     assert store.read_bytes() == before
 

@@ -52,8 +52,7 @@ class SimulatedEngine:
     def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what these simulated GPUs, or the engine itself, cannot play."""
         if setup.tensor_parallel != self._count:
-            message = f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}"
-            raise UsageError(message, code="gpu-missing", wanted=setup.tensor_parallel, found=self._count)
+            raise UsageError.bad_value("tensor_parallel", setup.tensor_parallel, f"{self._count}, the simulated GPUs")
         if setup.engine == "transformers":
             refuse_many(setup)
             refuse_vllm_options(setup)

@@ -204,7 +204,7 @@ class _Bases:
         self._histogram, self._table, self._rare = histogram, table, rare
         self._known: dict[tuple[str, str, int], ServedBins | str] = {}
         for own in served:
-            if own.server.setup.label.split("-tp")[0] == engine:
+            if replace(own.server.setup, tensor_parallel=1).label == engine:
                 self._known.setdefault(_hardware(own), own)
 
     def of(self, own: ServedBins) -> ServedBins | str:

@@ -42,7 +42,7 @@ def torch_on(uuid: str) -> Any:
     found = str(getattr(properties, "uuid", ""))
     if found and found not in uuid:
         message = f"torch's first GPU is {found}, the metered one {uuid}: type CUDA_VISIBLE_DEVICES={uuid} before it"
-        raise MissingError(message, code="other-gpu", found=found, expected=uuid)
+        raise MissingError(message, code="gpus-differ", found=found, expected=uuid)
     return torch
 
 
@@ -81,7 +81,7 @@ class TorchLoad:
         except RuntimeError as error:
             # Out of memory is one of them.
             message = f"a load does not start on {uuid}: {error}. What runs there: nvidia-smi"
-            raise MissingError(message, code="load-failed", uuid=uuid, reason=str(error)) from error
+            raise MissingError(message, code="gpu-busy", uuid=uuid, reason=str(error)) from error
         self._events: deque[Any] = deque()
         self._level = OFF
         self._lock = threading.Lock()

@@ -38,7 +38,7 @@ def _pair_here() -> Station | str:
     try:
         meter = NvmlMeter.open(2)
     except MissingError as error:
-        return str(error).split(". ")[0]
+        return str(error)
     names = {gpu.name for gpu in meter.gpus}
     if len(names) > 1:
         meter.close()

@@ -65,7 +65,7 @@ class SumBench:
         """Allocate the buffers and add them up for the first time."""
         if work.kind != REDUCE:
             message = f"{work.name}: several GPUs have sums to do only"
-            raise EngineError(message, code="not-supported", workload=work.name)
+            raise EngineError(message, code="no-kernel", workload=work.name)
         how = self.ask(("load", work.sizes[0]), ANSWER_S)
         seconds = max(float(one) for one in self.ask(("run", PROBED), ANSWER_S))
         return SumWork(self, str(how[0]), max(1e-7, seconds / PROBED))

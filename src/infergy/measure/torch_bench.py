@@ -115,7 +115,7 @@ class TorchBench:
             # Each addition waits for the one before.
             return "add", [lambda: self.torch.add(a, b, alpha=1e-6, out=a)]
         message = f"{work.name}: torch on one GPU has no work of kind {work.kind}"
-        raise EngineError(message, code="not-supported", workload=work.name, kind=work.kind)
+        raise EngineError(message, code="no-kernel", workload=work.name, kind=work.kind)
 
     def _random(self, *shape: int) -> Any:
         return self.torch.randn(*shape, device=self.device, dtype=self.torch.bfloat16)
@@ -160,7 +160,7 @@ class TorchBench:
                 best = (seconds, name, attend)
         if best is None:
             message = f"{work.name}: no kernel of torch does it ({'; '.join(reasons)})"
-            raise EngineError(message, code="not-supported", workload=work.name, reasons=reasons)
+            raise EngineError(message, code="no-kernel", workload=work.name, reasons=reasons)
         _, name, attend = best
         return f"scaled_dot_product_attention, {name}", [
             lambda cache=cache: attend(*cache)  # type: ignore[misc]

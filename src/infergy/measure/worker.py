@@ -231,7 +231,7 @@ def check_same_gpus(meter: Meter, told: str | None) -> None:
             f"the engine runs on {', '.join(used)}, but {', '.join(metered)} was metered: these joules would be "
             "another GPU's. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)"
         )
-        raise MeterError(message, code="other-gpu", found=used, expected=metered)
+        raise MeterError(message, code="gpus-differ", found=used, expected=metered)
 
 
 def _lost_words(meter: Meter) -> str:

@@ -344,7 +344,7 @@ def result_of(row: Measurement) -> Result:
     """
     if not row.windows or row.loaded_idle is None:
         message = f"cell {row.cell_id} ({row.cell}) holds no windows, and so no joules. Measure it again"
-        raise MeterError(message, code="no-rows", cell=row.cell_id)
+        raise MeterError(message, code="no-window", cell=row.cell_id)
     result = derive(row.windows, row.loaded_idle, row.lengths)
     if row.rescaled is None:
         return result
