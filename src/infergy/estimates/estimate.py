@@ -152,7 +152,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
         runs = tuple((server.serve(window.requests), window) for window in sample.windows)
     weights = np.array([window.weight for _, window in runs])
     if not sum(len(run.steps) for run, _ in runs):
-        raise UsageError(f"{sample.source}: {_nothing(server)}")
+        raise UsageError(f"{sample.source}: {_nothing(server)}", code="does-not-fit", trace=sample.source)
     parts = {
         name: float(weights @ [getattr(run.energy, name) for run, _ in runs])
         for name in ("prefill_j", "decode_j", "mixed_j", "idle_j", "recomputed_j")

@@ -187,26 +187,14 @@ def _check_times(cells: Iterable[PlannedCell]) -> None:
                 "Make it again with: infergy plan"
             )
             raise DataError(
-                message,
-                code="plan-incomplete",
-                cell=planned.cell.id,
-                missing="lengths",
-                found=len(planned.lengths),
-                expected=load.batch,
+                message, code="plan-incomplete", cell=planned.cell.id, missing="lengths", found=len(planned.lengths)
             )
         if told != (load.batch if load.is_online else 0):
             message = (
                 f"the plan holds {told} times of arrival for {planned.cell}, which has {load.batch} requests. "
                 "Make it again with: infergy plan"
             )
-            raise DataError(
-                message,
-                code="plan-incomplete",
-                cell=planned.cell.id,
-                missing="arrival_s",
-                found=told,
-                expected=load.batch,
-            )
+            raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing="arrival_s", found=told)
 
 
 def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
