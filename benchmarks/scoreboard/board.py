@@ -153,7 +153,9 @@ def group_errors(
     places = of_tasks(rows, held_out, tasks)
     groups: dict[tuple[str, ...], list[int]] = {}
     for place in places[np.isfinite(prediction.energy_j[places])]:
-        groups.setdefault(tuple(str(getattr(rows, name)[place]) for name in columns), []).append(place)
+        groups.setdefault(tuple(f"{getattr(rows, name)[place]}".removesuffix(".0") for name in columns), []).append(
+            place
+        )
     errors = {group: prediction.energy_j[among] / energy_j[among] - 1 for group, among in sorted(groups.items())}
     return [
         GroupError(

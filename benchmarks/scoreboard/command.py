@@ -32,7 +32,6 @@ from scoreboard.board import (
 )
 from scoreboard.figure import FORMATS, draw_scoreboard, save_chart
 from scoreboard.ours import InfergyCalibrated
-from scoreboard.protocol import Estimator
 from scoreboard.rows import Rows, read_rows
 from scoreboard.splits import SPLITS
 
@@ -111,13 +110,14 @@ def run(options: argparse.Namespace) -> None:
     known, energy_j = read_rows()
     splits = options.split or tuple(SPLITS)
     if options.by:
-        ours = ESTIMATORS[0]
         errors = [
             error
             for split in splits
-            for error in group_errors(ours, known, energy_j, split=split, columns=options.by, tasks=options.tasks)
+            for error in group_errors(
+                ESTIMATORS[0], known, energy_j, split=split, columns=options.by, tasks=options.tasks
+            )
         ]
-        _print_json(errors) if options.json else print_groups(errors, ours, options.by, options.tasks)
+        _print_json(errors) if options.json else print_groups(errors, options.by, options.tasks)
         return
     calibrated = _calibrated(options.calibration)
     estimators = (*ESTIMATORS, *calibrated)
@@ -210,11 +210,11 @@ def print_scores(scores: Sequence[Score]) -> None:
     print("|predicted / measured - 1| of the energy per output token, all GPUs. docs/scoreboard.md")
 
 
-def print_groups(errors: Sequence[GroupError], estimator: Estimator, columns: Sequence[str], tasks: str) -> None:
+def print_groups(errors: Sequence[GroupError], columns: Sequence[str], tasks: str) -> None:
     """A table for each split, the smallest median error first."""
     for split in dict.fromkeys(error.split for error in errors):
         table = _table(
-            f"{TITLES[split]}; {tasks} tasks; {estimator.title}",
+            f"{TITLES[split]}; {tasks} tasks",
             columns,
             ["rows", "median", "p90", "median error", "lowest", "highest"],
         )
@@ -222,7 +222,7 @@ def print_groups(errors: Sequence[GroupError], estimator: Estimator, columns: Se
             signed = (f"{value:+.0%}" for value in (error.median_error, error.lowest_error, error.highest_error))
             table.add_row(*error.group, str(error.rows), f"{error.median_ape:.1%}", f"{error.p90_ape:.1%}", *signed)
         Console().print(table)
-    print("predicted / measured - 1 of the energy per output token, all GPUs; median and p90 without sign")
+    print("predicted / measured - 1 of the energy per output token by infergy; median and p90 of absolute values")
 
 
 def _order(score: Score) -> float:

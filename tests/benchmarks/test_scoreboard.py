@@ -311,13 +311,6 @@ def test_options_that_cannot_be_meant_are_rejected(
     assert re.search(f"^error: .*{words}", capsys.readouterr().err)
 
 
-def test_the_retired_verb_names_the_command_that_replaces_it() -> None:
-    for words in (["scoreboard"], ["scoreboard", "--rows", "mine.csv"], ["scoreboard", "--help"]):
-        answer = CliRunner().invoke(app, words)
-        assert isinstance(answer.exception, UsageError)
-        assert "python benchmarks/scoreboard" in str(answer.exception)
-
-
 def test_a_model_without_attention_has_joules_too() -> None:
     """A state alone: no cache to divide by its layers."""
     rows = rows_where(backbone="nemotron-nano-12b-v2").take([0])

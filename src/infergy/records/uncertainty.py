@@ -60,8 +60,8 @@ ENOUGH_DEGREES = 8.0
 MANY_DEGREES = 810_000
 
 LOG_T = (0.672926, 1.21025, 0.70707, 0.16956, -0.31966, 0.10196)
-"""Coefficients of log t by powers of 1 / degrees of freedom, where t is the 97.5 % quantile of Student's distribution: a fit
-to `scipy.special.stdtrit`, within 0.002 % from 1 degree on. A node that measures has no scipy."""
+"""Coefficients of log t by powers of 1 / degrees of freedom, where t is the 97.5 % quantile of Student's distribution:
+a fit to `scipy.special.stdtrit`, within 0.002 % from 1 degree on. A node that measures has no scipy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
