@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import click
 from typer.core import TyperGroup
 
 from infergy.errors import UsageError
@@ -17,9 +17,7 @@ RETIRED: Mapping[str, str] = {
 class Verbs(TyperGroup):
     """The verbs of infergy; a retired one is an error that names its successor."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb of a command line.
 
         Raises:
