@@ -24,8 +24,8 @@ from infergy.cost.fit import Fit, prior_fit, run_rows
 from infergy.cost.rates import rates_of
 from infergy.cost.table import Table, TableEntry, read_table
 from infergy.estimates.servers import SHIPPED_TABLE
-from infergy.score.ours import InfergyCalibrated, InfergyPhysics
-from infergy.score.rows import TEXT_TASKS, read_rows
+from scoreboard.ours import InfergyCalibrated, InfergyPhysics
+from scoreboard.rows import TEXT_TASKS, read_rows
 
 WIDTH = 40
 BATCHES = (1, 16, 64, 256, 10_000)

@@ -2,7 +2,7 @@
 
     python benchmarks/process_amplitudes.py
 
-The amplitudes and lengths in `infergy.score.residual` were chosen once, on all shipped rows, so that the held-out network
+The amplitudes and lengths in `scoreboard.residual` were chosen once, on all shipped rows, so that the held-out network
 of the scoreboard is not wholly unseen. Here they are chosen anew, from amplitudes that are all alike, on each half of the
 networks, three times, by the likelihood (Student's, four degrees of freedom) of rows whose network or batch is left out
 of that half, and score the other half. Some minutes on one core.
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from infergy.score import residual
-from infergy.score.fit import fit_served
-from infergy.score.rows import TEXT_TASKS, Rows, read_rows
-from infergy.score.splits import SPLITS
+from scoreboard import residual
+from scoreboard.fit import fit_served
+from scoreboard.rows import TEXT_TASKS, Rows, read_rows
+from scoreboard.splits import SPLITS
 
 AMPLITUDES = (
     *("EVERYWHERE", "BATCH", "ARCHITECTURE", "SIZE", "TASK", "PRECISION", "GPU", "BACKBONE", "SERIES", "WITHIN_SERIES"),

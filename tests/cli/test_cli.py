@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from infergy.cli.retired import RETIRED
+
 
 def infergy(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -109,6 +111,15 @@ def test_a_dry_run_prints_the_plan_and_measures_nothing() -> None:
     done = infergy("measure", "paper-bins", "--dry-run")
     assert done.returncode == 0
     assert "134 cells in 140 visits, about" in done.stdout
+
+
+@pytest.mark.parametrize("verb", RETIRED)
+def test_a_verb_that_left_is_an_error_with_what_to_type_instead(verb: str) -> None:
+    for words in ((verb,), (verb, "--rows", "mine.csv"), (verb, "--help")):
+        done = infergy(*words)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert RETIRED[verb] in done.stderr
 
 
 def test_help_names_every_verb() -> None:

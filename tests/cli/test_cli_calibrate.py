@@ -106,7 +106,6 @@ def test_a_shipped_calibration_goes_by_its_name_and_concerns_its_gpu_alone() -> 
         (*ESTIMATE, "--gpu", "h100-sxm", "--calibration", "h100"),
         ("next", "azure-code-2023", "--gpu", "h100-sxm", "--calibration", "h100"),
         ("replay", "azure-code-2023", "--gpu", "h100-sxm", "--calibration", "h100"),
-        ("scoreboard", "--split", "gpu", "--calibration", "h100"),
         ("calibrate", "--show", "h100"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +113,11 @@ def test_a_pipe_is_told_before_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "zipped"), [("log.jsonl", False), ("log.jsonl.gz", True)])
-def test_a_half_written_line_is_left_out_by_what_is_told_to_type(tmp_path: Path, name: str, zipped: bool) -> None:
+def test_a_half_written_line_is_reported_by_its_number(tmp_path: Path, name: str, zipped: bool) -> None:
     text = (MOONCAKE_LINE * 400 + '{"input_length": 1, "ou').encode()
     message = histogram_error(tmp_path / name, gzip.compress(text) if zipped else text)
-    subprocess.run(["sh", "-c", message.split("To leave it out: ")[1]], cwd=tmp_path, check=True)
-    assert open_trace(tmp_path / "trace.jsonl").histogram().requests == 400
+    assert "line 401 is not JSON" in message
+    assert "Expected one JSON object per line" in message
 
 
 @pytest.mark.parametrize("number", ["9" * 39, "9" * 5000, "1e400", "NaN", "-Infinity"])
@@ -144,7 +143,7 @@ def test_cached_tokens_are_shown_from_the_column_that_reports_them(tmp_path: Pat
         (b"\x1f\x8b but no more", "cannot be read"),
         (b'[{"input_length": 1}]', "jq -c"),
         (b'{"input_length": 1, "outp', "line 1 is not JSON"),
-        (b'{\n"input_length": 1,\n"output_length": 2\n}\n', "jq -c ."),
+        (b'{\n"input_length": 1,\n"output_length": 2\n}\n', "one JSON object per line"),
         (MOONCAKE_LINE.encode() + b"[1]\n", "line 2 is not a JSON object"),
         (b'{"a":' * 100_000, "line 1 is not JSON"),
         (MOONCAKE_LINE.encode() * 400 + b'{"input_length": 1, "ou', "line 401 is not JSON"),

@@ -23,8 +23,8 @@ from infergy.cli.phases import phases
 from infergy.cli.recommend import recommend
 from infergy.cli.replay import replay
 from infergy.cli.report import report
+from infergy.cli.retired import Verbs
 from infergy.cli.schema import schema
-from infergy.cli.scoreboard import scoreboard
 from infergy.cli.study import study
 from infergy.cli.table import table
 from infergy.cli.timeline import timeline
@@ -38,6 +38,7 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="infergy",
+    cls=Verbs,
     help="What LLM inference costs in joules: measured, modelled from a request trace, and reduced.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,7 +50,7 @@ app = typer.Typer(
 )
 
 MEASURED = (measure, replay, calibrate, merge, check, compare, verify, phases, timeline)
-KNOWN = (plan, grid, gpus, models, scoreboard, schema, doctor)
+KNOWN = (plan, grid, gpus, models, schema, doctor)
 for verb in (estimate, recommend, waterfall, report, trace, bins, *MEASURED, *KNOWN):
     app.command()(verb)
 app.command("next")(next_cells)

@@ -30,7 +30,6 @@ NAMES = (
     "plan",
     "recommendation",
     "replay",
-    "scoreboard",
     "studies",
     "timeline",
     "trace",
@@ -151,10 +150,6 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.estimates.replay import REPLAY_SCHEMA, Replay
 
         return Replay, REPLAY_SCHEMA
-    if name == "scoreboard":
-        from infergy.score.board import SCOREBOARD_SCHEMA, Score
-
-        return Score, SCOREBOARD_SCHEMA
     if name == "waterfall":
         from infergy.estimates.breakdown import WATERFALL_SCHEMA, Breakdown
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import time
@@ -18,9 +17,6 @@ from infergy.version import VERSION
 AUTO = "auto"
 
 REACH_S = 5.0
-PREFACE, NO_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How a client begins to speak HTTP/2; a frame's fourth byte is its type."""
-
 PROBE_S = 600.0
 """Longest wait for all nodes to say what is installed there: a first task starts Python there and imports Ray."""
 
@@ -122,23 +118,23 @@ def _find_head() -> str | None:
 
 
 def _reach(address: str) -> None:
-    """Ask whether a cluster's head listens: Ray itself tries for minutes.
+    """Connect to a cluster's head once, as `ray health-check` does; `ray.init` tries twenty times 40 s.
 
-    Whoever speaks HTTP/2, as gRPC does, answers its preface with a frame of settings (RFC 9113, section 3.4).
+    Raises:
+        MissingError: Nothing listens there, or no head of a cluster.
+        UsageError: The address is none of a cluster.
     """
+    from ray._raylet import GcsClient
+    from ray.exceptions import RpcError
+
     found = re.fullmatch(r"([^:/]+|\[[0-9a-fA-F:.]+\]):(\d+)", address)
     if found is None:
         raise UsageError(f"--ray takes auto or HOST:PORT of the cluster's head, like 10.0.0.1:6379; not {address!r}")
     try:
-        with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=REACH_S) as there:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-                return
-            there.sendall(PREFACE + NO_SETTINGS)
-            answer = there.recv(len(NO_SETTINGS))
-    except (OSError, OverflowError) as error:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=REACH_S).close()
+        GcsClient(address=address)
+    except (OSError, OverflowError, RpcError) as error:
         raise MissingError(f"no Ray cluster at {address}: {error}. {START}") from error
-    if answer[3:4] != NO_SETTINGS[3:4]:
-        raise MissingError(f"no Ray cluster at {address}: what listens there is no head of one. {START}")
 
 
 def find_nodes(needs: Sequence[Mapping[str, float]]) -> list[Mapping[str, Any]]:

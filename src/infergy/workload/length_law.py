@@ -1,4 +1,4 @@
-"""Lengths of which only moments are published, as a law to draw from: a log-normal, truncated. Standard library only.
+"""Lengths of which only moments are published, as a law to draw from: a log-normal, truncated.
 
     P(n) ∝ Φ((ln(n + ½) − µ) / σ) − Φ((ln(n − ½) − µ) / σ)        n = 1 … longest
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -19,9 +20,7 @@ from itertools import accumulate, pairwise
 from infergy.errors import UsageError
 
 _CLOSE = 1e-9
-_MOST_STEPS = 200
-_NUDGE = 1e-6
-_SMALLEST_STEP = 1e-9
+_TOLERANCE = 1e-15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,55 +67,31 @@ class LengthLaw:
 def fit_lengths(mean: float, std: float, longest: int) -> LengthLaw:
     """The law whose mean and standard deviation, in tokens, are those given; none above `longest`.
 
-    Newton's method from the moments of the log-normal that is not cut; a step that makes it worse is halved.
-
     Raises:
         UsageError: No such law has these moments.
     """
+    from scipy.optimize import least_squares
+
     if not (1 < mean < longest and std > 0):
         raise UsageError(f"no lengths of 1 to {longest} tokens have the moments {mean:g} ± {std:g}")
+    # From the moments of the log-normal that is not cut.
     variance = math.log1p((std / mean) ** 2)
-    place = (math.log(mean) - variance / 2, math.log(variance) / 2)
-    off = _off(place, mean, std, longest)
-    for _ in range(_MOST_STEPS):
-        if math.hypot(*off) < _CLOSE:
-            return _law(place, longest)
-        step, share = _newton_step(place, off, mean, std, longest), 1.0
-        while share > _SMALLEST_STEP:
-            tried = place[0] + share * step[0], place[1] + share * step[1]
-            then = _off(tried, mean, std, longest)
-            if math.hypot(*then) < math.hypot(*off):
-                place, off = tried, then
-                break
-            share /= 2
-        else:
-            break
-    raise UsageError(f"no log-normal cut to 1 to {longest} tokens has the moments {mean:g} ± {std:g}")
+    start = (math.log(mean) - variance / 2, math.log(variance) / 2)
+    solution = least_squares(_off, start, args=(mean, std, longest), ftol=_TOLERANCE, xtol=_TOLERANCE, gtol=_TOLERANCE)
+    if math.hypot(*solution.fun) > _CLOSE:
+        raise UsageError(f"no log-normal cut to 1 to {longest} tokens has the moments {mean:g} ± {std:g}")
+    return _law(solution.x, longest)
 
 
-def _law(place: tuple[float, float], longest: int) -> LengthLaw:
+def _law(place: Sequence[float], longest: int) -> LengthLaw:
     # Further out a law is a point or flat to the last digit, and the exponential overflows.
-    return LengthLaw(mu=place[0], sigma=math.exp(min(20.0, max(-20.0, place[1]))), longest=longest)
+    return LengthLaw(mu=float(place[0]), sigma=math.exp(min(20.0, max(-20.0, place[1]))), longest=longest)
 
 
-def _off(place: tuple[float, float], mean: float, std: float, longest: int) -> tuple[float, float]:
+def _off(place: Sequence[float], mean: float, std: float, longest: int) -> tuple[float, float]:
     """How far the moments at (µ, ln σ) are off, as fractions of those wanted."""
     found = _law(place, longest).moments()
     return found[0] / mean - 1, found[1] / std - 1
-
-
-def _newton_step(
-    place: tuple[float, float], off: tuple[float, float], mean: float, std: float, longest: int
-) -> tuple[float, float]:
-    """The step in (µ, ln σ) that would bring both moments home if they were straight lines."""
-    by_mu = _off((place[0] + _NUDGE, place[1]), mean, std, longest)
-    by_sigma = _off((place[0], place[1] + _NUDGE), mean, std, longest)
-    a, c = ((by_mu[k] - off[k]) / _NUDGE for k in range(2))
-    b, d = ((by_sigma[k] - off[k]) / _NUDGE for k in range(2))
-    determinant = a * d - b * c
-    if determinant == 0:
-        return 0.0, 0.0
-    return (b * off[1] - d * off[0]) / determinant, (c * off[0] - a * off[1]) / determinant
 
 
 @cache

@@ -173,10 +173,10 @@ def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -
     if first is None:
         raise DataError(f"{name}: the file is empty. {_NAMES_OF_TRACES}")
     if first.lstrip().startswith("["):
-        raise DataError(f"{name}: one JSON list. Write one record a line: jq -c '.[]' {path} > trace.jsonl")
+        raise DataError(f"{name}: one JSON list. Expected one JSON object per line (jq -c '.[]' converts it)")
     if first.lstrip().startswith("{"):
         text.seek(0)
-        records = _first_records(text, path, name)
+        records = _first_records(text, name)
         fields = tuple(dict.fromkeys(itertools.chain.from_iterable(map(_record_paths, records))))
         flat = frozenset(itertools.chain.from_iterable(records))
         return Source(name=name, kind=JSONL, fields=fields, path=path, flat=flat, about=about)
@@ -186,13 +186,13 @@ def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -
     return Source(name=name, kind=CSV, fields=fields, flat=flat, path=path, separator=separator, about=about)
 
 
-def _first_records(lines: Iterable[str], path: Path, name: str) -> list[Mapping[str, Any]]:
+def _first_records(lines: Iterable[str], name: str) -> list[Mapping[str, Any]]:
     """Where the log breaks later is the reader's to tell."""
     records: list[Mapping[str, Any]] = []
     for number, line in itertools.islice(_filled(lines), _PEEKED_RECORDS):
         record, fault = _record(line)
         if fault:
-            raise DataError(f"{name}: {_told(path, number, fault)}")
+            raise DataError(f"{name}: {_describe_fault(number, fault)}")
         records.append(record)
     return records
 
@@ -220,12 +220,8 @@ def _number(text: str) -> float:
     return float(text)
 
 
-def _told(path: Path, number: int, fault: str) -> str:
-    """What is wrong with a line of a JSONL file, and what to type."""
-    if number == 1:
-        return f"line 1 is {fault}. A JSONL trace holds one record a line: jq -c . {path} > trace.jsonl"
-    reader = f"sed {number}d {path}" if not _is_gzip(path) else f"zcat {path} | sed {number}d"
-    return f"line {number} is {fault}. To leave it out: {reader} > trace.jsonl"
+def _describe_fault(number: int, fault: str) -> str:
+    return f"line {number} is {fault}. Expected one JSON object per line; repair or remove that line"
 
 
 def _is_gzip(path: Path) -> bool:
@@ -242,13 +238,13 @@ def _record_paths(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def broken_record(source: Source) -> str:
-    """Where a JSONL file stops being one, and how to leave that line out; empty if nowhere, or not to be unpacked."""
+    """The first line of a JSONL file that is no record, and why; empty if none, or if the file cannot be unpacked."""
     assert source.path is not None
     opener: Any = gzip.open if _is_gzip(source.path) else open
     try:
         with opener(source.path, "rb") as lines:
             faults = ((number, _record(line)[1]) for number, line in _filled(lines))
-            return next((_told(source.path, number, fault) for number, fault in faults if fault), "")
+            return next((_describe_fault(number, fault) for number, fault in faults if fault), "")
     except (OSError, EOFError, zlib.error):
         return ""
 

@@ -1,4 +1,4 @@
-"""Ours: the step-cost model with its constants fitted, and what it leaves by a Gaussian process."""
+"""Ours: the step-cost model with its constants fitted, and a Gaussian process over its residuals."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy as np
 
 from infergy.cost.calibration import Calibration, narrow
 from infergy.cost.fit import prior_fit
-from infergy.score.fit import ServedFit, fit_served
-from infergy.score.protocol import Prediction
-from infergy.score.residual import Residual
-from infergy.score.rows import Rows
+from scoreboard.fit import ServedFit, fit_served
+from scoreboard.protocol import Prediction
+from scoreboard.residual import Residual
+from scoreboard.rows import Rows
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
 
 HALF_WIDTH = 0.62
-"""Of log J: 90 % of the 690 shipped rows are at most so far from the datasheet's figure."""
+"""Of log energy: 90 % of the 690 rows are within it of the estimate from the datasheet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Infergy:
-    """Physics with fitted constants, and the residual of rows that are alike."""
+    """Physics with fitted constants, and the residual of similar rows."""
 
     name: str = "infergy"
     title: str = "infergy: physics, fitted, and a Gaussian process"
     source: str = "docs/cost.md"
 
     def fit(self, rows: Rows, energy_j: Column) -> _Fitted:
-        """Constants by `fit_served`, then the process over what they leave."""
+        """Constants by `fit_served`, then the process over the residuals."""
         served = fit_served(rows, energy_j)
         return _Fitted(served=served, residual=Residual(rows, np.log(energy_j / served.energy_j(rows))))
 
@@ -63,10 +63,10 @@ class InfergyDatasheet:
 
 @dataclass(frozen=True, slots=True)
 class InfergyCalibrated:
-    """Physics fitted to rows of other GPUs, and a calibration of the GPU at hand; silent of GPUs without one.
+    """Physics fitted to rows of other GPUs, and a calibration of the GPU at hand; NaN for GPUs without one.
 
-    What rows say of all GPUs and what plain kernels say of this one are two accounts of a constant. Each counts by how
-    certain it is: the one by how far GPUs differ, the other by its windows and by how far engines' kernels differ.
+    Rows of other GPUs and plain kernels of this one are two estimates of a constant, weighted by their variances: the one
+    by how GPUs differ, the other by its windows and by how engines' kernels differ.
 
     Args:
         calibrations: Of different kinds of GPU (`infergy.cost.calibration.load_calibration`).
@@ -78,7 +78,7 @@ class InfergyCalibrated:
     source: str = "docs/calibration.md"
 
     def fit(self, rows: Rows, energy_j: Column) -> _Calibrated:
-        """Constants by `fit_served`; those of GPUs that no row is of by their calibration too."""
+        """Constants by `fit_served`; those of GPUs without rows by their calibration too."""
         served = fit_served(rows, energy_j)
         seen = set(map(str, rows.gpu))
         return _Calibrated(
@@ -95,12 +95,12 @@ class InfergyCalibrated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Calibrated:
-    """Attributes: `of_gpu` what is known of each GPU that was calibrated and of which no row was seen."""
+    """Attributes: `of_gpu` the fit of each GPU that was calibrated and of which no row was seen."""
 
     of_gpu: Mapping[str, _Fitted]
 
     def predict(self, rows: Rows) -> Prediction:
-        """Joules of an output token; NaN for other GPUs."""
+        """Energy per output token; NaN for other GPUs."""
         energy_j, low_j, high_j = (np.full(len(rows), np.nan) for _ in range(3))
         for gpu, fitted in self.of_gpu.items():
             of_gpu = np.flatnonzero(rows.gpu == gpu)
@@ -120,7 +120,7 @@ class _Fitted:
     residual: Residual | None
 
     def predict(self, rows: Rows) -> Prediction:
-        """Joules of an output token; without the process, with the interval of estimates by datasheet."""
+        """Energy per output token; without the process, with the interval of estimates from the datasheet."""
         energy_j = self.served.energy_j(rows)
         if self.residual is None:
             half = np.full(len(rows), HALF_WIDTH)

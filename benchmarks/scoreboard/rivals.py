@@ -1,7 +1,7 @@
-"""Published ways to estimate joules, from their published forms, fitted under the same folds as ours.
+"""Published estimators of energy, from their published forms, fitted in the same folds as ours.
 
-Where a form needs the length of prompts, which the rows do not tell, `infergy.score.steps.INPUT_TOKENS` stands in. What
-has free constants and none published for these GPUs is fitted; what is published with its constants is not touched.
+Where a form needs the length of prompts, which the rows lack, `scoreboard.steps.INPUT_TOKENS` is assumed. Free constants
+that are not published for these GPUs are fitted; published constants are used as they are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from infergy.cost.step import attention_cost, matmul_cost
 from infergy.errors import MissingError
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.shape import DTYPE_BYTES
-from infergy.score.protocol import Estimator, Fitted, Prediction
-from infergy.score.rows import Rows
-from infergy.score.steps import ANY_INPUT_TOKENS, INPUT_TOKENS, steps_of
+from scoreboard.protocol import Estimator, Fitted, Prediction
+from scoreboard.rows import Rows
+from scoreboard.steps import ANY_INPUT_TOKENS, INPUT_TOKENS, steps_of
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -37,12 +37,12 @@ VIDUR_IDLE_W = {"h100-sxm": 60.0, "b200": 140.0}
 ANY_IDLE_SHARE = 0.1
 
 IDEAL = {name: 1.0 if name.endswith(("_efficiency", "_bytes", "_flops")) else 0.0 for name in BY_NAME}
-"""Constants with which steps take what bytes at the full bandwidth and FLOPs at the dense peak take."""
+"""Constants of steps at the full memory bandwidth and the dense peak."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Formula:
-    """What needs nothing but the row."""
+    """An estimator that reads the row alone."""
 
     of: Callable[[Rows], Column]
 
@@ -91,7 +91,7 @@ def roofline_at_tdp(rows: Rows) -> Column:
 
 
 def ecologits(rows: Rows) -> Column:
-    """Joules of the row's GPUs a token, at its own batch and number of GPUs, which EcoLogits itself would assume."""
+    """Energy of the row's GPUs per token, at its own batch and number of GPUs, which EcoLogits itself would assume."""
     active = rows.active_parameters / BILLION
     one_gpu_wh = ECOLOGITS_ALPHA * np.exp(ECOLOGITS_BETA * rows.batch) * active + ECOLOGITS_GAMMA
     return np.asarray(rows.gpus * one_gpu_wh * J_PER_WH)
@@ -104,14 +104,14 @@ def vidur_power_w(mfu: Column, idle_w: Any, full_w: Any) -> Column:
 
 @dataclass(frozen=True, slots=True)
 class MfuPower:
-    """The power curve of Vidur-Energy on the time of a roofline, which is stretched by one fitted factor."""
+    """The power curve of Vidur-Energy on the time of a roofline, multiplied by one fitted factor."""
 
     name: str = "mfu-power"
     title: str = "power by FLOP utilisation (Vidur-Energy)"
     source: str = "Vidur-Energy: idle and full power, MFU^0.7, saturation at 0.45"
 
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
-        """How much longer than the roofline steps take, by the median row."""
+        """The ratio of step time to the roofline, by the median row."""
         factors = np.exp(np.linspace(0, np.log(20), 200))
         errors = [float(np.median(np.abs(np.log(self._energy_j(rows, factor) / energy_j)))) for factor in factors]
         best = float(factors[int(np.argmin(errors))])
@@ -129,13 +129,13 @@ class MfuPower:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A form that is linear in its constants, fitted by least squares of log J, none below 0; per GPU.
+    """A form that is linear in its constants, fitted by least squares of log energy, none below 0; per GPU.
 
-    Published for one model at one batch, its constants stand here for J of a billion active parameters, each the sum of
-    a share over the batch and one that is not: the least that lets it tell of other models and batches.
+    Published for one model at one batch, its constants are here J per billion active parameters, each the sum of a part
+    divided by the batch and one that is not: the least that lets it predict other models and batches.
 
     Attributes:
-        terms: Rows to columns, one a constant.
+        terms: Rows to columns, one per constant.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Linear:
     terms: Callable[[Rows], Column]
 
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
-        """Its constants, for each kind of GPU, and for all of them together where one was never seen."""
+        """Its constants, for each kind of GPU, and for all of them together for a GPU without rows."""
         from scipy.optimize import least_squares
 
         def columns(others: Rows) -> Column:
@@ -184,7 +184,7 @@ def request_terms(rows: Rows) -> Column:
 
 @dataclass(frozen=True, slots=True)
 class PowerLaw:
-    """log J linear in the logarithms of active parameters, bytes of weights, batch and GPUs."""
+    """log energy linear in the logarithms of active parameters, bytes of weights, batch and GPUs."""
 
     name: str = "power-law"
     title: str = "power law of parameters, batch and GPUs"
@@ -203,7 +203,7 @@ class PowerLaw:
 
 @dataclass(frozen=True, slots=True)
 class Interpolation:
-    """A straight line in log J over log batch between the nearest measured batches of a series; nothing elsewhere."""
+    """A straight line in log energy over log batch between the nearest measured batches of a series; nothing elsewhere."""
 
     name: str = "interpolation"
     title: str = "log-log interpolation over batch"
@@ -212,12 +212,12 @@ class Interpolation:
     def fit(self, rows: Rows, energy_j: Column) -> Fitted:
         """The points."""
         points: dict[str, list[tuple[float, float]]] = {}
-        for key, batch, joules in zip(_series(rows), rows.batch, energy_j, strict=True):
+        for key, batch, joules in zip(rows.series(), rows.batch, energy_j, strict=True):
             points.setdefault(key, []).append((float(np.log(batch)), float(np.log(joules))))
 
         def predict(others: Rows) -> Column:
             found = []
-            for key, batch in zip(_series(others), others.batch, strict=True):
+            for key, batch in zip(others.series(), others.batch, strict=True):
                 known = sorted(points.get(key, []))
                 x = [at for at, _ in known]
                 inside = bool(x) and x[0] <= np.log(batch) <= x[-1]
@@ -225,11 +225,6 @@ class Interpolation:
             return np.array(found)
 
         return _Formula(predict)
-
-
-def _series(rows: Rows) -> list[str]:
-    parts = (rows.model, rows.task, rows.gpu, rows.precision, rows.gpus, rows.tensor_parallel, rows.expert_parallel)
-    return ["|".join(map(str, key)) for key in zip(*parts, rows.data_parallel, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +241,7 @@ class Boosting:
             from sklearn.ensemble import HistGradientBoostingRegressor
             from threadpoolctl import threadpool_limits
         except ImportError as error:
-            raise MissingError("gradient boosting needs scikit-learn: pip install 'infergy[score]'") from error
+            raise MissingError("gradient boosting needs scikit-learn: pip install scikit-learn") from error
 
         names = sorted({*rows.task, *rows.gpu, *rows.precision, *rows.architecture})
 

@@ -9,8 +9,8 @@ import pytest
 
 from infergy.errors import MeterError
 from infergy.hardware.simulated import Sensors
-from infergy.measure.drawn import STRATA, draw, draw_scenarios
-from infergy.measure.proof import (
+from infergy.records import MeasureOptions
+from proof import (
     Outcome,
     draw_outcomes,
     draw_rounds_outcomes,
@@ -18,7 +18,7 @@ from infergy.measure.proof import (
     measure_scenario,
     prove,
 )
-from infergy.records import MeasureOptions
+from random_gpus import STRATA, draw, draw_scenarios
 
 RUNS = 1000
 OPTIONS = MeasureOptions()

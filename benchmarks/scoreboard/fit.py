@@ -1,8 +1,8 @@
-"""The constants of the step-cost model from rows of served models: the likeliest, given priors.
+"""The constants of the step-cost model from rows of served models: the most probable, given priors.
 
     minimise  sum over rows  w rho(log predicted - log measured)  +  sum over constants  (log value / prior)^2 / sd^2
 
-with rho Cauchy's, so that a row that no constant explains pulls none far, and w less for a network with many rows.
+with Cauchy's rho, which limits the influence of a row that no constant explains, and w smaller for a model with many rows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from infergy.cost.constants import BY_NAME
 from infergy.cost.fit import Fit
-from infergy.score.rows import Rows
-from infergy.score.steps import Column, Steps, steps_of
+from scoreboard.rows import Rows
+from scoreboard.steps import Column, Steps, steps_of
 
 ROW_SD = 0.12
 """Standard deviation of a row's logarithm about a model with the right constants."""
@@ -28,9 +28,9 @@ ANY_PROMPT_SD = 0.7
 """Standard deviation of the logarithm of a task's prompt length about the guess; images and video are least known."""
 EVALUATIONS = 40
 ENOUGH = 1e-4
-"""Of the sum that is minimised: a step that gains a smaller share of it is the last."""
+"""Relative change of the objective below which the fit ends."""
 SHIFT = 1e-4
-"""Of a parameter, for derivatives."""
+"""Change of a parameter for finite differences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,22 +39,22 @@ class ServedFit:
 
     Attributes:
         fit: The constants, of all GPUs and of those that rows were of.
-        prompts: How many times longer a task's prompts are than guessed; 1 for tasks not in it.
+        prompts: Length of a task's prompts over the guess; 1 for tasks not in it.
     """
 
     fit: Fit
     prompts: Mapping[str, float]
 
     def energy_j(self, rows: Rows) -> Column:
-        """Joules of an output token of each row."""
+        """Energy per output token of each row, in J."""
         longer = np.array([self.prompts.get(str(task), 1.0) for task in rows.task])
         energy: Column = steps_of(rows).energy_j(self.fit.constants, longer)[0]
         return energy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Learnt:
-    """Rows and their joules, the same as others of equal content."""
+class _Training:
+    """Rows and their energy, hashed by content."""
 
     rows: Rows
     energy_j: Column
@@ -64,17 +64,17 @@ class _Learnt:
         return hash(self.content)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Learnt) and other.content == self.content
+        return isinstance(other, _Training) and other.content == self.content
 
 
 def fit_served(rows: Rows, energy_j: Column) -> ServedFit:
-    """The constants that explain the rows best, none far from its prior without reason. Deterministic.
+    """The most probable constants. Deterministic.
 
-    A fit takes seconds, and two estimators of the scoreboard rest on the same one: the last ones are remembered.
+    A fit takes seconds and two estimators use the same one: the last ones are cached.
     """
     columns = [getattr(rows, name).tolist() for name in Rows.__dataclass_fields__ if name != "shapes"]
     text = repr((columns, rows.shapes, energy_j.tolist()))
-    return _fit(_Learnt(rows, energy_j, hashlib.sha256(text.encode()).digest()))
+    return _fit(_Training(rows, energy_j, hashlib.sha256(text.encode()).digest()))
 
 
 class _Parameters:
@@ -91,7 +91,7 @@ class _Parameters:
         self.sd = np.array(sd + [PROMPT_SD.get(str(task), ANY_PROMPT_SD) for task in self.tasks])
 
     def logs(self, theta: Column) -> Column:
-        """Logarithms of joules of an output token, of shape (k, rows), for k vectors of parameters."""
+        """Logarithms of energy per output token, of shape (k, rows), for k vectors of parameters."""
 
         def constants(gpu: str) -> dict[str, Any]:
             values = {}
@@ -108,15 +108,15 @@ class _Parameters:
 
 
 @lru_cache(maxsize=32)
-def _fit(learnt: _Learnt) -> ServedFit:
+def _fit(training: _Training) -> ServedFit:
     from scipy.optimize import least_squares
 
-    rows = learnt.rows
+    rows = training.rows
     parameters = _Parameters(rows)
     sd, count = parameters.sd, len(parameters.sd)
-    _, network, rows_of = np.unique(rows.backbone.astype(str), return_inverse=True, return_counts=True)
-    weight = np.sqrt(np.maximum(1.0, rows_of[network] / USUAL_ROWS) ** -0.25)
-    measured = np.log(learnt.energy_j)
+    _, model, rows_of = np.unique(rows.backbone.astype(str), return_inverse=True, return_counts=True)
+    weight = np.sqrt(np.maximum(1.0, rows_of[model] / USUAL_ROWS) ** -0.25)
+    measured = np.log(training.energy_j)
 
     def residuals(theta: Column) -> Column:
         """Of shape (k, rows + parameters)."""

@@ -13,7 +13,7 @@ import pytest
 from infergy.cost.calibration import find_calibration, load_calibration
 from infergy.records.calibration import read_calibration_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECOND = ROOT / "benchmarks" / "rows" / "h100-calibration-2.jsonl"
 
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from infergy.score.board import Score
+from infergy.errors import MissingError, UsageError
 from infergy.units import format_percent
+from scoreboard.board import Score
 
-WIDTH, STEP_HEIGHT, ROOM = 520, 22, 40
+FORMATS = (".html", ".svg", ".png")
+WIDTH, STEP_HEIGHT, PADDING = 520, 22, 40
 MEDIAN, TAIL = "median, and its 90 % interval", "90th percentile"
 COLOURS = {MEDIAN: "#0072B2", TAIL: "#E69F00"}
-"""Okabe and Ito's, which colour-blind readers tell apart."""
+"""Okabe and Ito's palette, which colour-blind readers distinguish."""
 
 
 def points(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Two points an estimator, the best median first, errors in percent; none of those that say nothing."""
+    """Two points per estimator, the smallest median first, errors in percent; none of those without predictions."""
     drawn = []
     for score in sorted(scores, key=lambda score: score.median_ape or 0.0):
         for kind, value in ((MEDIAN, score.median_ape), (TAIL, score.p90_ape)):
             if value is None:
                 continue
             point: dict[str, Any] = {"estimator": score.title, "kind": kind, "error": value * 100}
-            point["told"] = format_percent(value)
+            point["label"] = format_percent(value)
             if kind == MEDIAN and score.median_low is not None and score.median_high is not None:
                 point |= {"low": score.median_low * 100, "high": score.median_high * 100}
             drawn.append(point)
@@ -30,15 +33,37 @@ def points(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def draw_scoreboard(scores: Sequence[Score], titles: Mapping[str, str]) -> Any:
-    """One panel a split, one below the other on one logarithmic axis, as an `altair.VConcatChart`."""
-    import altair
+    """One panel for each split, one below the other on one logarithmic axis, as an `altair.VConcatChart`.
 
+    Raises:
+        MissingError: altair is not installed.
+    """
+    try:
+        import altair
+    except ImportError as error:
+        raise MissingError(f"drawing needs altair: pip install 'infergy[report]' ({error})") from error
     panels = []
     for split in dict.fromkeys(score.split for score in scores):
         own = [score for score in scores if score.split == split]
         panels.append(_panel(own, f"{titles[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks"))
     # A browser's letters may be wider than those by which the figure was laid out.
-    return altair.vconcat(*panels, padding=ROOM).resolve_scale(x="shared")
+    return altair.vconcat(*panels, padding=PADDING).resolve_scale(x="shared")
+
+
+def save_chart(chart: Any, path: Path) -> None:
+    """Write a chart in the format of the file's name.
+
+    Raises:
+        MissingError: vl-convert-python is not installed.
+        UsageError: The file cannot be written.
+    """
+    try:
+        # A page contains its scripts: it opens without a network.
+        chart.save(str(path), **({"inline": True} if path.suffix == ".html" else {"scale_factor": 2}))
+    except ImportError as error:
+        raise MissingError(f"drawing needs vl-convert-python: pip install 'infergy[report]' ({error})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
 
 
 def _panel(scores: Sequence[Score], title: str) -> Any:
@@ -49,10 +74,10 @@ def _panel(scores: Sequence[Score], title: str) -> Any:
     names = list(dict.fromkeys(point["estimator"] for point in values))
     base = altair.Chart(inline(values=values)).encode(
         y=altair.Y("estimator:N", sort=names, title=None, axis=altair.Axis(labelLimit=300)),
-        tooltip=[altair.Tooltip("estimator:N"), altair.Tooltip("kind:N"), altair.Tooltip("told:N")],
+        tooltip=[altair.Tooltip("estimator:N"), altair.Tooltip("kind:N"), altair.Tooltip("label:N")],
     )
     scale = altair.Scale(type="log")
-    axis = altair.Axis(format="~g", title="error of joules an output token, % (logarithmic)")
+    axis = altair.Axis(format="~g", title="error of the energy per output token, % (logarithmic)")
     whiskers = base.transform_filter("isValid(datum.low)").mark_rule(color=COLOURS[MEDIAN], strokeWidth=2)
     whiskers = whiskers.encode(x=altair.X("low:Q", scale=scale, axis=axis), x2="high:Q")
     dots = base.mark_point(filled=True, size=60, opacity=1).encode(

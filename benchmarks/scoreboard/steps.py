@@ -15,7 +15,7 @@ from infergy.cost.work import ServerWork, server_work
 from infergy.hardware.gpus import Gpu, get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape
 from infergy.hardware.shape import ModelShape
-from infergy.score.rows import Rows
+from scoreboard.rows import Rows
 
 Column = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,8 +26,8 @@ INPUT_TOKENS: Mapping[str, float] = {
     "image-chat": 900.0,
     "video-chat": 4000.0,
 }
-"""Length of a task's prompts. The benchmark's tables do not tell: guesses by what its data sets are (turns of a chat;
-questions with four answers; the code before and behind a gap), and what they miss a factor takes up."""
+"""Length of a task's prompts: guesses by the benchmark's data sets (turns of a chat; questions with four answers; code
+around a gap), corrected by a fitted factor."""
 
 ANY_INPUT_TOKENS = 500.0
 WIDTH_OVER_DEPTH = 128
@@ -114,7 +114,7 @@ class Steps:
         )
 
     def energy_j(self, constants: Callable[[str], Mapping[str, Any]], longer: Column | float = 1.0) -> Column:
-        """Joules of an output token of each row, of shape (k, rows)."""
+        """Energy per output token of each row, of shape (k, rows)."""
         rates = self.rates(constants)
         sums = self.decode(longer)
         share, mixed = self.mixed(longer)

@@ -1,26 +1,25 @@
-"""What the physical model leaves: a Gaussian process over the logarithm of measured over predicted joules.
+"""What the physical model leaves: a Gaussian process over the logarithm of measured over predicted energy.
 
-Rows that are alike err alike (C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning, MIT Press
+Similar rows have similar errors (C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning, MIT Press
 2006, chapter 2). Near measured rows the process follows them, far away it falls back to the physical model, and its
-standard deviation says how far away: one measurement helps, and none hurts. Amplitudes and lengths below were chosen
-once, on the shipped rows, for all splits (`benchmarks/process_amplitudes.py`), and are not fitted in a fold.
+standard deviation grows with the distance. Amplitudes and lengths below were chosen
+once, on all rows of the benchmark, for all splits (`benchmarks/process_amplitudes.py`), and are not fitted in a fold.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from infergy.hardware.shape import DTYPE_BYTES
-from infergy.score.rows import Rows
+from scoreboard.rows import Rows
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Column = np.ndarray[Any, np.dtype[np.float64]]
+Column = np.ndarray[Any, np.dtype[np.float64]]
 
 BATCH_OCTAVES, SERIES_OCTAVES, SIZE_OCTAVES, GPUS_OCTAVES = 9.0, 1.5, 1.2, 0.8
-"""Over how many doublings two rows are still alike."""
+"""Length scales of the covariance, in doublings."""
 
 EVERYWHERE, BATCH, ARCHITECTURE, SIZE, TASK, PRECISION, GPU = 0.1, 0.12, 0.05, 0.1, 0.19, 0.04, 0.08
 BACKBONE, SERIES, WITHIN_SERIES, NOISE = 0.03, 0.03, 0.075, 0.028
@@ -31,7 +30,7 @@ COVERAGE = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Places:
-    """Where rows lie: octaves, and names that are equal or not."""
+    """Coordinates of rows: logarithms to base 2, and names that are equal or not."""
 
     batch: Column
     active: Column
@@ -41,13 +40,9 @@ class _Places:
 
     @classmethod
     def of(cls, rows: Rows) -> _Places:
-        import numpy as np
-
         wide = np.array([DTYPE_BYTES.get(str(precision), 2.0) for precision in rows.precision])
         task_gpu = np.array([f"{task} {gpu}" for task, gpu in zip(rows.task, rows.gpu, strict=True)])
         kind = np.array([f"{one} {other}" for one, other in zip(rows.precision, rows.architecture, strict=True)])
-        parts = (rows.model, rows.task, rows.gpu, rows.precision, rows.gpus, rows.tensor_parallel, rows.data_parallel)
-        series = np.array(["|".join(map(str, key)) for key in zip(*parts, rows.expert_parallel, strict=True)])
         return cls(
             batch=np.log2(rows.batch),
             active=np.log2(rows.active_parameters),
@@ -59,13 +54,12 @@ class _Places:
                 "gpu": rows.gpu.astype(str),
                 "architecture": rows.architecture.astype(str),
                 "backbone": rows.backbone.astype(str),
-                "series": series,
+                "series": np.array(rows.series()),
             },
         )
 
     def covariance(self, other: _Places) -> Column:
         """Between all of these and all of the others, without noise."""
-        import numpy as np
 
         def near(one: Column, two: Column, octaves: float) -> Column:
             return np.asarray(np.exp(-0.5 * ((one[:, None] - two[None, :]) / octaves) ** 2))
@@ -100,36 +94,32 @@ class Residual:
     """The process, given the residuals of some rows.
 
     Attributes:
-        inside: By how many standard deviations 90 % of left-out rows lie off, their network known; `outside` with all
-            rows of their network left out. At least the normal distribution's 1.645.
+        inside: Standard deviations that 90 % of left-out rows are within, their model known; `outside` with all rows of
+            their model left out. At least the normal distribution's 1.645.
     """
 
     def __init__(self, rows: Rows, residual: Column) -> None:
-        import numpy as np
-
         self._places = _Places.of(rows)
         self._backbones = set(map(str, rows.backbone))
         self._gpus = set(map(str, rows.gpu))
         covariance = self._places.covariance(self._places) + NOISE**2 * np.eye(len(rows))
         self._inverse = np.linalg.inv(covariance)
         self._pull = self._inverse @ residual
-        # Of a row left out (Rasmussen and Williams, section 5.4.2), and of all rows of a network at once.
+        # Of a row left out (Rasmussen and Williams, section 5.4.2), and of all rows of a model at once.
         variance = 1 / np.diag(self._inverse)
         self.inside = _quantile(self._pull * variance / np.sqrt(variance))
         groups = [np.flatnonzero(rows.backbone == name) for name in sorted(self._backbones)]
         off = []
         for group in groups:
-            spread = np.linalg.inv(self._inverse[np.ix_(group, group)])
-            off.append(spread @ self._pull[group] / np.sqrt(np.diag(spread)))
+            covariance = np.linalg.inv(self._inverse[np.ix_(group, group)])
+            off.append(covariance @ self._pull[group] / np.sqrt(np.diag(covariance)))
         self.outside = _quantile(np.concatenate(off)) if len(groups) > 1 else self.inside
 
     def at(self, rows: Rows) -> tuple[Column, Column]:
         """The expected logarithm at each row, and half the width of its 90 % interval.
 
-        On a GPU that no row was of nothing is carried over, since errors of one GPU say little of another's.
+        It is 0 on a GPU without rows, since errors of one GPU say little about another's.
         """
-        import numpy as np
-
         places = _Places.of(rows)
         known_gpu = np.array([str(gpu) in self._gpus for gpu in rows.gpu])
         known = np.array([str(name) in self._backbones for name in rows.backbone]) & known_gpu
@@ -142,6 +132,4 @@ class Residual:
 
 
 def _quantile(standardised: Column) -> float:
-    import numpy as np
-
     return float(max(1.645, np.quantile(np.abs(standardised), COVERAGE)))

@@ -1,4 +1,4 @@
-"""GPUs, counters and loads drawn at random, whose true joules are known. Standard library only."""
+"""GPUs, counters and loads drawn at random, whose true energy is known. Standard library only."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def draw(
         rng: Where it is drawn from.
         noise: Range of `Scenario.noise`.
         batch_s: Range of `Scenario.batch_s`.
-        delay_s: The counter tells joules up to so late.
+        delay_s: Longest delay of the counter, in s.
         share: It looks at this share of each of its periods at least.
     """
     seconds, period_s = _log_uniform(rng, *batch_s), _log_uniform(rng, 0.01, 0.1)

@@ -1,4 +1,4 @@
-"""The scoreboard: rows, splits, rivals against what their authors published, and that ours is scored as they are."""
+"""The scoreboard: rows, splits, published estimators against figures of their authors, and scores."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.schema import make_schema
 from infergy.cost.calibration import Calibrated, Calibration
 from infergy.cost.constants import BY_NAME
 from infergy.errors import DataError, UsageError
-from infergy.report.scoreboard import points
-from infergy.score.board import ESTIMATORS, Score, score_all, score_new
-from infergy.score.fit import fit_served
-from infergy.score.ours import Infergy, InfergyCalibrated, InfergyDatasheet, InfergyPhysics
-from infergy.score.residual import Residual
-from infergy.score.rivals import RIVALS, ecologits, flops_at_tdp, request_terms, vidur_power_w, wilkins_terms
-from infergy.score.rows import Rows, backbone_of, find_shape, read_rows
-from infergy.score.splits import SPLITS
-from infergy.score.steps import stand_in, steps_of
+from scoreboard.board import ESTIMATORS, Score, group_errors, score_all, score_new
+from scoreboard.command import main, parse, run
+from scoreboard.figure import points
+from scoreboard.fit import fit_served
+from scoreboard.ours import Infergy, InfergyCalibrated, InfergyDatasheet, InfergyPhysics
+from scoreboard.residual import Residual
+from scoreboard.rivals import RIVALS, ecologits, flops_at_tdp, request_terms, vidur_power_w, wilkins_terms
+from scoreboard.rows import Rows, backbone_of, find_shape, read_rows
+from scoreboard.splits import SPLITS
+from scoreboard.steps import stand_in, steps_of
 
 ROWS, ENERGY_J = read_rows()
+CSV = Path(__file__).parents[2] / "benchmarks/scoreboard/mlenergy_v3.csv"
 FEW = np.flatnonzero((ROWS.backbone == "llama-3-8b") | (ROWS.backbone == "qwen3-32b"))
 
 
@@ -83,7 +83,7 @@ def test_no_row_is_predicted_by_what_has_seen_it() -> None:
             column = {"backbone": ROWS.backbone, "gpu": ROWS.gpu}.get(name)
             if column is not None:
                 assert not set(column[train]) & set(column[test])
-    series = ROWS.series()
+    series = np.array(ROWS.series())
     tested = np.concatenate([test for _, test in SPLITS["batch"](ROWS)])
     for one in np.unique(series):
         places = np.flatnonzero(series == one)
@@ -92,7 +92,7 @@ def test_no_row_is_predicted_by_what_has_seen_it() -> None:
 
 
 def test_a_held_out_batch_keeps_both_its_neighbours() -> None:
-    series = ROWS.series()
+    series = np.array(ROWS.series())
     tested = 0
     for train, test in SPLITS["batch"](ROWS):
         for one in np.unique(series[test]):
@@ -274,29 +274,41 @@ def test_a_calibration_tells_of_a_gpu_that_no_row_is_of_and_of_no_other() -> Non
     assert np.isnan(everything.predict(others).energy_j).all()
 
 
-def test_two_calibrations_of_one_kind_of_gpu_are_refused(tmp_path: Path) -> None:
-    one, other = (tmp_path / name for name in ("one.jsonl", "other.jsonl"))
-    for path in (one, other):
-        CliRunner().invoke(app, ["calibrate", "--simulate", "h200", "--budget", "20s", "-o", str(path)])
-    words = ["scoreboard", "--split", "gpu", "--calibration", str(one), "--calibration", str(other)]
-    found = CliRunner().invoke(app, words)
-    assert isinstance(found.exception, UsageError)
-    assert "another one is of NVIDIA H200" in str(found.exception)
+def simulated_calibration(path: Path) -> str:
+    CliRunner().invoke(app, ["calibrate", "--simulate", "h200", "--budget", "20s", "-o", str(path)])
+    return str(path)
+
+
+def test_two_calibrations_of_one_kind_of_gpu_are_rejected(tmp_path: Path) -> None:
+    one, other = (simulated_calibration(tmp_path / name) for name in ("one.jsonl", "other.jsonl"))
+    with pytest.raises(UsageError, match="another one is of NVIDIA H200"):
+        run(parse(["--split", "gpu", "--calibration", one, "--calibration", other]))
+
+
+def test_a_calibration_of_a_gpu_without_rows_is_rejected(tmp_path: Path) -> None:
+    path = simulated_calibration(tmp_path / "h200.jsonl")
+    with pytest.raises(UsageError, match=r"of NVIDIA H200.*no row of it is among .*; GPUs that are: b200, h100-sxm"):
+        run(parse(["--split", "gpu", "--calibration", path]))
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "words"),
     [
-        (["--split", "gpu"], r"of NVIDIA H200.*no row of it is among the shipped rows; GPUs that are: b200, h100-sxm"),
-        (["--split", "batch"], "take --split gpu too"),
+        (["--calibration", "h100-sxm", "--split", "batch"], "add --split gpu"),
+        (["--rows", "mine.csv", "--split", "batch"], "leave them out with --rows"),
+        (["--by", "backbone", "-o", "board.svg"], "leave out --calibration and -o"),
+        (["--by", "backbone,gpus,tasks"], "unknown column 'tasks'; did you mean task"),
+        (["--configs", "no/such/folder"], "no such folder"),
+        (["-o", "board.txt"], r"must end in one of .*\.svg"),
     ],
 )
-def test_a_calibration_that_would_say_nothing_is_refused(tmp_path: Path, words: list[str], told: str) -> None:
-    path = tmp_path / "h200.jsonl"
-    CliRunner().invoke(app, ["calibrate", "--simulate", "h200", "--budget", "20s", "-o", str(path)])
-    found = CliRunner().invoke(app, ["scoreboard", *words, "--calibration", str(path)])
-    assert isinstance(found.exception, UsageError)
-    assert re.search(told, str(found.exception))
+def test_options_that_cannot_be_meant_are_rejected(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse(arguments)
+    assert main(arguments) == 2
+    assert re.search(f"^error: .*{words}", capsys.readouterr().err)
 
 
 def test_a_model_without_attention_has_joules_too() -> None:
@@ -340,7 +352,7 @@ def test_nine_in_ten_rows_are_as_near_to_the_datasheet_as_its_range_says() -> No
 
 
 def test_a_users_rows_are_scored_by_estimators_fitted_to_the_shipped_ones(tmp_path: Path) -> None:
-    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv")).head(6)
+    frame = pl.read_csv(CSV).head(6)
     mine = tmp_path / "mine.csv"
     frame.with_columns(pl.lit("me/unheard-of").alias("model_id")).write_csv(mine)
     rows, energy_j = read_rows(mine)
@@ -357,8 +369,8 @@ def test_a_users_rows_are_scored_by_estimators_fitted_to_the_shipped_ones(tmp_pa
     (tmp_path / "configs" / "me__unheard-of.json").write_text('{"model_type": "unknown"}')
     told: list[str] = []
     assert read_rows(mine, tmp_path / "configs", told.append)[0].shapes == (None,) * 6
-    assert "passed by" in told[0]
-    assert "a usual shape with as many parameters stands in" in told[1]
+    assert "skipped" in told[0]
+    assert "a usual shape with as many parameters is assumed" in told[1]
 
 
 @pytest.mark.parametrize("place", ["me/Unheard-Of/config.json", "me--unheard-of.json", "Unheard_Of/config.json"])
@@ -389,11 +401,11 @@ def test_a_configuration_is_found_by_the_models_name(tmp_path: Path, place: str)
             lambda frame: frame.with_columns(pl.lit(None, pl.String).alias("task")),
             "row 1: task is None; expected a name",
         ),
-        (lambda frame: frame.head(0), "no rows; expected a measured configuration a line"),
+        (lambda frame: frame.head(0), "no rows; expected a measured configuration per line"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, change: object, words: str) -> None:
-    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv")).head(3)
+    frame = pl.read_csv(CSV).head(3)
     mine = tmp_path / "mine.csv"
     change(frame).write_csv(mine)  # type: ignore[operator]
     with pytest.raises(DataError, match=words):
@@ -401,33 +413,38 @@ def test_bad_rows_are_named(tmp_path: Path, change: object, words: str) -> None:
 
 
 def test_a_gpu_outside_the_catalogue_is_named(tmp_path: Path) -> None:
-    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv")).head(3)
+    frame = pl.read_csv(CSV).head(3)
     mine = tmp_path / "mine.csv"
     frame.with_columns(pl.lit("H101").alias("gpu_model")).write_csv(mine)
     with pytest.raises(UsageError, match="H101"):
         read_rows(mine)
 
 
-def test_the_verb_prints_a_list_for_programs_and_a_table_for_people(tmp_path: Path) -> None:
-    frame = pl.read_csv(str(Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv"))
+def test_the_command_prints_a_list_for_programs_and_a_table_for_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = tmp_path / "mine.csv"
-    frame.filter(pl.col("model_id") == "google/gemma-3-27b-it").write_csv(mine)
-    done = CliRunner().invoke(app, ["scoreboard", "--rows", str(mine), "--json"])
-    assert done.exit_code == 0, done.output
-    printed = json.loads(done.stdout)
+    pl.read_csv(CSV).filter(pl.col("model_id") == "google/gemma-3-27b-it").write_csv(mine)
+    assert main(["--rows", str(mine), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
     assert {"estimator", "split", "rows", "median_ape", "p90_ape", "coverage_90"} <= printed[0].keys()
-    for one in printed:
-        Draft202012Validator(make_schema("scoreboard")).validate(one)
-    told = CliRunner().invoke(app, ["scoreboard", "--rows", str(mine)])
-    assert "Your rows" in told.stdout
-    for arguments, words in (
-        (["--split", "batches"], "unknown split 'batches'; did you mean batch"),
-        (["--rows", str(mine), "--split", "batch"], "Leave one of them out"),
-        (["--configs", str(tmp_path / "none")], "no such folder"),
-    ):
-        refused = CliRunner().invoke(app, ["scoreboard", *arguments])
-        assert refused.exit_code != 0
-        assert words in str(refused.exception)
+    assert main(["--rows", str(mine)]) == 0
+    assert "Your rows" in capsys.readouterr().out
+
+
+def test_errors_of_groups_are_those_of_their_held_out_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    some, energy_j = ROWS.take(FEW), ENERGY_J[FEW]
+    errors = group_errors(InfergyPhysics(), some, energy_j, split="backbone", columns=["backbone", "gpu"])
+    assert [error.group for error in errors] == [
+        (backbone, gpu) for backbone in ("llama-3-8b", "qwen3-32b") for gpu in ("b200", "h100-sxm")
+    ]
+    (score,) = score_all(some, energy_j, splits=["backbone"], estimators=[InfergyPhysics()])
+    assert sum(error.rows for error in errors) == score.rows
+    for error in errors:
+        assert error.lowest_error <= error.median_error <= error.highest_error
+    assert main(["--by", "gpu", "--split", "gpu", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [(one["group"], one["rows"]) for one in printed] == [(["b200"], 228), (["h100-sxm"], 202)]
 
 
 def few_scores() -> list[Score]:
@@ -447,23 +464,23 @@ def test_the_figure_shows_who_says_something_best_first() -> None:
         assert "low" not in tail
 
 
-def test_the_figure_is_written_in_the_format_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infergy.score.board.score_all", lambda *_, **__: few_scores())
+def test_the_figure_is_written_in_the_format_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("scoreboard.command.score_all", lambda *_, **__: few_scores())
     for ending, begin in ((".svg", b"<svg"), (".png", b"\x89PNG")):
         file = tmp_path / f"board{ending}"
-        answer = CliRunner().invoke(app, ["scoreboard", "-o", str(file)])
-        assert answer.exit_code == 0, answer.output
+        assert main(["-o", str(file)]) == 0
         assert file.read_bytes().startswith(begin)
-        assert answer.stdout == ""
+        assert capsys.readouterr().out == ""
     assert b"EcoLogits, frozen" in (tmp_path / "board.svg").read_bytes()
-    refused = CliRunner().invoke(app, ["scoreboard", "-o", str(tmp_path / "board.txt")])
-    assert isinstance(refused.exception, UsageError)
-    assert ".svg" in str(refused.exception)
 
 
-def test_rows_of_networks_that_were_fitted_to_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infergy.score.board.score_new", lambda *_, **__: few_scores())
-    shipped = Path(__file__).parents[2] / "src/infergy/data/scoreboard/mlenergy_v3.csv"
-    answer = CliRunner().invoke(app, ["scoreboard", "--rows", str(shipped), "--json"])
-    assert "690 of 690 rows are of networks among the shipped rows" in answer.stderr
-    assert {one["estimator"] for one in json.loads(answer.stdout)} == {"power-law", "ecologits", "interpolation"}
+def test_rows_of_models_that_were_fitted_to_are_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("scoreboard.command.score_new", lambda *_, **__: few_scores())
+    assert main(["--rows", str(CSV), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "690 of 690 rows are of models in the benchmark" in printed.err
+    assert {one["estimator"] for one in json.loads(printed.out)} == {"power-law", "ecologits", "interpolation"}

@@ -1,6 +1,6 @@
-"""Rows of served models: what was asked, not what it took. What estimators may read, and the joules apart.
+"""Rows of served models: what estimators may read, and the measured energy apart.
 
-The shipped rows are of the ML.ENERGY benchmark v3 (Chung et al., NeurIPS Datasets and Benchmarks 2025; Apache-2.0):
+The rows of `mlenergy_v3.csv` are of the ML.ENERGY benchmark v3 (Chung et al., NeurIPS Datasets and Benchmarks 2025; Apache-2.0):
 28 models on H100 and B200 under vLLM, without its columns of power, throughput and latency.
 """
 
@@ -11,19 +11,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import find_gpu_by_driver_name, get_gpu
 from infergy.hardware.models import get_model, shape_of_id
 from infergy.hardware.shape import DTYPE_BYTES, ModelShape
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Column = np.ndarray[Any, Any]
+Column = np.ndarray[Any, Any]
 
 ENERGY = "energy_per_token_joules"
 TEXT_TASKS = ("lm-arena-chat", "gpqa", "sourcegraph-fim")
@@ -50,10 +48,10 @@ class Rows:
         architecture: ``Dense Transformer``, ``MoE`` or ``Mamba-Transformer Hybrid``.
         gpu: Name in the catalogue.
         precision: ``bfloat16``, ``fp8`` or ``mxfp4``, of the weights.
-        gpus: GPUs of the server; `tensor_parallel`, `expert_parallel` and `data_parallel` as it was told.
-        max_num_seqs: Bound on sequences served at once; `batch` their mean.
+        gpus: GPUs of the server; `tensor_parallel`, `expert_parallel` and `data_parallel` as configured.
+        max_num_seqs: Limit of sequences served at once; `batch` their mean.
         output_tokens: Mean length of the answers.
-        total_parameters: As published; `active_parameters` those that a token visits.
+        total_parameters: As published; `active_parameters` those that a token uses.
         shapes: Of the models; None where only parameters are known.
     """
 
@@ -82,19 +80,16 @@ class Rows:
         columns = {name: getattr(self, name)[places] for name in self.__dataclass_fields__ if name != "shapes"}
         return Rows(**columns, shapes=tuple(self.shapes[int(place)] for place in places))
 
-    def series(self) -> Column:
-        """Which rows differ by batch alone: a number for each row."""
-        import numpy as np
-
+    def series(self) -> list[str]:
+        """A name for each row, equal where rows differ by batch alone."""
         names = (self.task, self.model, self.gpu, self.precision, self.gpus, self.tensor_parallel, self.expert_parallel)
-        keys = ["|".join(map(str, key)) for key in zip(*names, self.data_parallel, strict=True)]
-        return np.unique(keys, return_inverse=True)[1]
+        return ["|".join(map(str, key)) for key in zip(*names, self.data_parallel, strict=True)]
 
 
 def backbone_of(model_id: str) -> str:
     """One name for all variants of one network: owner, purpose, modality, format and date are left out.
 
-    ``Qwen/Qwen3-VL-8B-Instruct`` and ``Qwen/Qwen3-8B`` are ``qwen3-8b``: to have measured one is to know the other.
+    ``Qwen/Qwen3-VL-8B-Instruct`` and ``Qwen/Qwen3-8B`` are ``qwen3-8b``: a black box that has seen one knows the other.
     """
     name = model_id.rpartition("/")[2].lower()
     # A distilled network is its student's, whatever the teacher is called.
@@ -110,23 +105,22 @@ def backbone_of(model_id: str) -> str:
 
 
 def read_rows(
-    path: Path | None = None, configs: Path | None = None, tell: Callable[[str], None] = lambda _: None
+    path: Path | None = None, configs: Path | None = None, warn: Callable[[str], None] = lambda _: None
 ) -> tuple[Rows, Any]:
-    """Rows, and their joules an output token.
+    """Rows, and their energy per output token in J.
 
     Args:
-        path: A CSV with the columns of the shipped one; None for that.
-        configs: A folder with the `config.json` of models (`find_shape`), which stands before what ships.
-        tell: Called with what cannot be used, and with models of which only parameters are known.
+        path: A CSV with the columns of `mlenergy_v3.csv`; None for that.
+        configs: A folder with the `config.json` of models (`find_shape`), preferred to those that infergy ships.
+        warn: Called with files that cannot be used, and with models of which only parameters are known.
 
     Raises:
-        DataError: A column is missing, or a value is not what it should be; the row is named.
+        DataError: A column is missing, or a value is invalid; the row is named.
         UsageError: A GPU is not in the catalogue.
     """
-    import numpy as np
     import polars as pl
 
-    source = resources.files("infergy") / "data" / "scoreboard" / "mlenergy_v3.csv" if path is None else path
+    source = path or Path(__file__).with_name("mlenergy_v3.csv")
     try:
         frame = pl.read_csv(str(source), infer_schema_length=None)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -136,7 +130,7 @@ def read_rows(
         columns = ", ".join((*WORDS, *COUNTS, *NUMBERS, ENERGY))
         raise DataError(f"{source}: no column {', '.join(missing)}; expected the columns {columns}")
     if not len(frame):
-        raise DataError(f"{source}: no rows; expected a measured configuration a line below the header")
+        raise DataError(f"{source}: no rows; expected a measured configuration per line below the header")
     for name in WORDS:
         _check_words(frame[name].cast(pl.String).to_list(), name, str(source))
     for name in (*COUNTS, *NUMBERS, ENERGY):
@@ -144,9 +138,9 @@ def read_rows(
         _check_numbers(values.to_list(), frame[name].to_list(), name, str(source))
         frame = frame.with_columns(values.alias(name))
     models = frame["model_id"].to_list()
-    shapes = {model: find_shape(model, configs, tell) for model in dict.fromkeys(models)}
+    shapes = {model: find_shape(model, configs, warn) for model in dict.fromkeys(models)}
     for model in (model for model, shape in shapes.items() if shape is None):
-        tell(f"{model}: no configuration; a usual shape with as many parameters stands in (--configs FOLDER)")
+        warn(f"{model}: no configuration; a usual shape with as many parameters is assumed (--configs FOLDER)")
     rows = Rows(
         task=frame["task"].to_numpy(),
         model=frame["model_id"].to_numpy(),
@@ -196,13 +190,13 @@ def gpu_name(name: str) -> str:
 
 
 def find_shape(
-    model_id: str, configs: Path | None = None, tell: Callable[[str], None] = lambda _: None
+    model_id: str, configs: Path | None = None, warn: Callable[[str], None] = lambda _: None
 ) -> ModelShape | None:
-    """The shape of a model of the hub: from `configs` if it lies there, else the shipped one; None if neither.
+    """The shape of a model of the hub: from `configs` if it is there, else the shipped one; None if neither.
 
     A file in `configs` is a model's if its path there, less ``config.json``, is the model's name with or without its
-    owner, whatever stands between words: ``Qwen/Qwen3-8B/config.json``, ``Qwen__Qwen3-8B.json``, ``qwen3-8b.json``.
-    What is there and cannot be read is told and passed by.
+    owner, in any spelling of word separators: ``Qwen/Qwen3-8B/config.json``, ``Qwen__Qwen3-8B.json``, ``qwen3-8b.json``.
+    A file that cannot be read is skipped with a warning.
     """
     if configs is not None:
         names = {_letters(model_id), _letters(model_id.rpartition("/")[2])}
@@ -212,7 +206,7 @@ def find_shape(
                 try:
                     return get_model(str(path))
                 except (UsageError, DataError) as error:
-                    tell(f"{path}: passed by: {error}")
+                    warn(f"{path}: skipped: {error}")
     try:
         return shape_of_id(model_id)
     except (UsageError, DataError):

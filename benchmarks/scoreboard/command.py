@@ -1,0 +1,239 @@
+"""`python benchmarks/scoreboard`: the error of estimators of energy, ours and the published ones, on the same rows.
+
+Each of 690 measured rows of served models is predicted by an estimator that has not seen it; a minute or two, no GPU.
+docs/scoreboard.md explains what is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from infergy.cost.calibration import load_calibration
+from infergy.errors import InfergyError, UsageError
+from scoreboard.board import (
+    ESTIMATORS,
+    NEW_ROWS,
+    TASKS,
+    TEXT,
+    GroupError,
+    Score,
+    group_errors,
+    score_all,
+    score_new,
+)
+from scoreboard.figure import FORMATS, draw_scoreboard, save_chart
+from scoreboard.ours import InfergyCalibrated
+from scoreboard.rows import Rows, read_rows
+from scoreboard.splits import SPLITS
+
+TITLES = {
+    "batch": "Held-out batch: inner points of each series",
+    "backbone": "Held-out model: all variants of one network left out",
+    "gpu": "Held-out GPU: all rows of one kind left out",
+    NEW_ROWS: "Your rows, by estimators fitted to the rows of the benchmark",
+}
+COLUMNS = tuple(name for name in Rows.__dataclass_fields__ if name != "shapes")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        run(parse(arguments))
+    except InfergyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, validated.
+
+    Raises:
+        UsageError: Options contradict each other, or one names what is not there.
+    """
+    parser = argparse.ArgumentParser("python benchmarks/scoreboard", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("--rows", type=Path, help="score your own rows (.csv with the columns of mlenergy_v3.csv)")
+    parser.add_argument("--configs", type=Path, help="folder with the config.json of models that infergy does not ship")
+    parser.add_argument(
+        "--split", action="append", choices=tuple(SPLITS), help="repeat for several [default: all three]"
+    )
+    parser.add_argument(
+        "--calibration",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="predict a held-out GPU with its own constants: shipped (h100-sxm), or from infergy calibrate; repeatable",
+    )
+    parser.add_argument("--tasks", choices=TASKS, default=TEXT, help="tasks of the rows that are scored")
+    parser.add_argument(
+        "--by",
+        type=lambda text: tuple(text.split(",")),
+        metavar="COLUMN[,COLUMN…]",
+        help="errors of infergy's estimator for each group of held-out rows, such as backbone or gpu,precision",
+    )
+    parser.add_argument("-o", "--output-file", type=Path, help=f"write a figure: {', '.join(FORMATS)}")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    options = parser.parse_args(arguments)
+    if options.output_file is not None and options.output_file.suffix not in FORMATS:
+        raise UsageError(f"-o {options.output_file}: the name must end in one of {', '.join(FORMATS)}")
+    if options.rows is not None and (options.split or options.by):
+        raise UsageError("--split and --by divide the rows of the benchmark; leave them out with --rows")
+    if options.by and (options.calibration or options.output_file):
+        raise UsageError("--by prints groups of rows of one estimator; leave out --calibration and -o")
+    for name in options.by or ():
+        if name not in COLUMNS:
+            raise UsageError.unknown("column", name, COLUMNS, "Give some with --by")
+    if options.configs is not None and not options.configs.is_dir():
+        raise UsageError(
+            f"--configs {options.configs}: no such folder. Expected one with OWNER/NAME/config.json or NAME.json in it"
+        )
+    if options.calibration and options.rows is None and "gpu" not in (options.split or SPLITS):
+        raise UsageError("--calibration predicts a held-out GPU: add --split gpu, or leave out --calibration")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score what the options ask for, and print or draw it.
+
+    Raises:
+        UsageError: A calibration is of no GPU that is predicted.
+    """
+    known, energy_j = read_rows()
+    splits = options.split or tuple(SPLITS)
+    if options.by:
+        errors = [
+            error
+            for split in splits
+            for error in group_errors(
+                ESTIMATORS[0], known, energy_j, split=split, columns=options.by, tasks=options.tasks
+            )
+        ]
+        _print_json(errors) if options.json else print_groups(errors, options.by, options.tasks)
+        return
+    calibrated = _calibrated(options.calibration)
+    estimators = (*ESTIMATORS, *calibrated)
+    if options.rows is None:
+        _reject_absent(calibrated, set(known.gpu), "among the rows of the benchmark")
+        scores = score_all(
+            known, energy_j, splits=splits, tasks=options.tasks, estimators=estimators, progress=_report_progress
+        )
+    else:
+        new, new_energy_j = read_rows(options.rows, options.configs, _warn)
+        gpus = set(new.gpu) - set(known.gpu)
+        _reject_absent(calibrated, gpus, f"in {options.rows} and not among those of the benchmark")
+        seen = sum(name in set(known.backbone) for name in new.backbone)
+        if seen:
+            _warn(f"{seen} of {len(new)} rows are of models in the benchmark: fitted estimators have seen those")
+        scores = score_new(known, energy_j, new, new_energy_j, estimators=estimators, progress=_report_progress)
+    if options.output_file is not None:
+        save_chart(draw_scoreboard(scores, TITLES), options.output_file)
+    if options.json:
+        _print_json(scores)
+    elif options.output_file is None:
+        print_scores(scores)
+
+
+def _calibrated(names: Sequence[str]) -> list[InfergyCalibrated]:
+    """The estimator that takes calibrations, if there are some.
+
+    Raises:
+        UsageError: Two are of one kind of GPU.
+    """
+    calibrations = [load_calibration(name) for name in names]
+    kinds = [calibration.gpu for calibration in calibrations]
+    for name, calibration in zip(names, calibrations, strict=True):
+        if kinds.count(calibration.gpu) > 1:
+            raise UsageError(
+                f"--calibration {name}: another one is of {calibration.title} too. Give one of each kind of GPU"
+            )
+        if calibration.simulated:
+            _warn(f"{name} is SIMULATED: its score says nothing about real hardware")
+    return [InfergyCalibrated(tuple(calibrations))] if calibrations else []
+
+
+def _reject_absent(calibrated: Sequence[InfergyCalibrated], gpus: set[str], where: str) -> None:
+    """Before anything is fitted: no row would be predicted with the calibration of a GPU that no row is of.
+
+    Raises:
+        UsageError: A calibrated GPU is not among `gpus`.
+    """
+    for calibration in (calibration for estimator in calibrated for calibration in estimator.calibrations):
+        if calibration.gpu not in gpus:
+            there = ", ".join(sorted(gpus)) or "none"
+            raise UsageError(f"--calibration of {calibration.title}: no row of it is {where}; GPUs that are: {there}")
+
+
+def _warn(what: str) -> None:
+    print(f"warning: {what}", file=sys.stderr)
+
+
+def _report_progress(what: str) -> None:
+    print(f"  {what} …", file=sys.stderr)
+
+
+def _print_json(results: Sequence[Score] | Sequence[GroupError]) -> None:
+    print(json.dumps([asdict(result) for result in results], indent=1, allow_nan=False))
+
+
+def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right")
+    return table
+
+
+def print_scores(scores: Sequence[Score]) -> None:
+    """A table for each split, the smallest median error first."""
+    for split in dict.fromkeys(score.split for score in scores):
+        own = sorted((score for score in scores if score.split == split), key=_order)
+        table = _table(
+            f"{TITLES[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks",
+            ["Estimator"],
+            ["median", "90 % bootstrap interval", "p90", "90 % coverage", "rows"],
+        )
+        for score in own:
+            table.add_row(score.title, *_cells(score))
+        Console().print(table)
+    for score in {score.estimator: score for score in scores if score.missing}.values():
+        print(f"{score.title}: {score.missing}")
+    print("|predicted / measured - 1| of the energy per output token, all GPUs. docs/scoreboard.md")
+
+
+def print_groups(errors: Sequence[GroupError], columns: Sequence[str], tasks: str) -> None:
+    """A table for each split, the smallest median error first."""
+    for split in dict.fromkeys(error.split for error in errors):
+        table = _table(
+            f"{TITLES[split]}; {tasks} tasks",
+            columns,
+            ["rows", "median", "p90", "median error", "lowest", "highest"],
+        )
+        for error in sorted((error for error in errors if error.split == split), key=lambda error: error.median_ape):
+            signed = (f"{value:+.0%}" for value in (error.median_error, error.lowest_error, error.highest_error))
+            table.add_row(*error.group, str(error.rows), f"{error.median_ape:.1%}", f"{error.p90_ape:.1%}", *signed)
+        Console().print(table)
+    print("predicted / measured - 1 of the energy per output token by infergy; median and p90 of absolute values")
+
+
+def _order(score: Score) -> float:
+    return float("inf") if score.median_ape is None else score.median_ape
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    if score.median_ape is None or score.p90_ape is None:
+        return "-", "-", "-", "-", "0"
+    coverage = "-" if score.coverage_90 is None else f"{score.coverage_90:.0%}"
+    interval = "-"
+    if score.median_low is not None and score.median_high is not None:
+        interval = f"{score.median_low:.1%} .. {score.median_high:.1%}"
+    return f"{score.median_ape:.1%}", interval, f"{score.p90_ape:.1%}", coverage, str(score.rows)

@@ -1,1 +1,0 @@
-"""How estimators of energy compare: rows, splits, rivals, scores."""
