@@ -94,8 +94,9 @@ def estimate(
     if method != RUNS:
         raise UsageError.unknown("method", method, (RUNS, CEILING), code="unknown-name", option="--method")
     if (ideal, rare, bins, input_edges, output_edges) != ("dense", "fractional", POWERS_OF_TWO, None, None):
+        message = "--ideal, --rare, --bins and edges of bins are options of the study's method: --method ceiling"
         raise UsageError(
-            "--ideal, --rare, --bins and edges of bins are options of the study's method: --method ceiling",
+            message,
             code="option-missing",
             option="--method ceiling",
             needed_by=["--ideal", "--rare", "--bins", "--input-edges", "--output-edges"],
