@@ -1,0 +1,360 @@
+"""Figures as Vega-Lite charts, in colours and shapes that colour-blind readers can tell apart.
+
+Ink is ``currentColor``, so that a page's own colours apply, in light, dark and print; `for_file` sets it for a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infergy.report.points import Interval, Point
+from infergy.units import format_number, format_si
+
+WIDTH, HEIGHT, BAR_HEIGHT, ROW_HEIGHT = 640, 340, 22, 20
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999999")
+"""Okabe and Ito's, those first that contrast with white and with black, and two of Tol's."""
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 4], [10, 4], [4, 4], [12, 2])
+INK, FILE_INK, FILE_PAPER = "currentColor", "#222222", "#FFFFFF"
+GRID = "#88888855"
+MARGIN = 1.15
+"""How far an axis extends past the data, as a factor."""
+
+FEWEST_TICKS = 4
+FEWEST_ON_LINE = 3
+"""Values along the axis from which on marks are joined by a line."""
+
+LINEAR_BELOW = 8
+"""Highest over lowest value below which dots have a linear axis from 0, so that lengths are energies."""
+
+AXES = {
+    "input": "input tokens per request",
+    "output": "output tokens per request",
+    "batch": "batch: requests at once",
+    "rate": "arrival rate, requests per second",
+}
+ENERGY_TITLE = "energy, J per request"
+UNKNOWN = "unknown"
+INTERVALS_NOTE = (
+    "Thin lines: 95 % intervals, where they are longer than the marks. Hollow marks: interval unknown, or down to 0."
+)
+TABLE_HEAD = ("Cell", "Series", "J per request", "95 % interval", "s per batch", "W", "GPU", "Flags")
+
+Values = Sequence[Mapping[str, object]]
+"""What a chart draws: ``series``, ``joules``, ``low``, ``high`` (None where unknown), what a hover shows, and where."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure and its table.
+
+    Attributes:
+        name: Of its files, without a suffix.
+        note: Text below it.
+        spec: Vega-Lite.
+        head: Titles of the table's columns.
+        points: The rows behind it.
+        gpu: The GPU of all of them, in a report with figures of several; else empty.
+    """
+
+    name: str
+    title: str
+    note: str
+    spec: Mapping[str, Any]
+    head: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...]
+    points: tuple[Point, ...]
+    gpu: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title, and the GPU if several are in the report."""
+        return f"{self.title}, on {self.gpu}" if self.gpu else self.title
+
+
+def make_figure(
+    name: str,
+    title: str,
+    note: str,
+    chart: Any,
+    head: tuple[str, ...],
+    table: Iterable[tuple[str, ...]],
+    points: Iterable[Point],
+) -> Figure:
+    """A figure of an altair chart, with its title for screen readers."""
+    # Validation takes most of a figure's time; tests do it.
+    spec = {**chart.to_dict(validate=False), "description": title, "background": "transparent", "config": _config(INK)}
+    return Figure(name=name, title=title, note=note, spec=spec, head=head, table=tuple(table), points=tuple(points))
+
+
+def points_figure(
+    name: str,
+    title: str,
+    note: str,
+    chart: Any,
+    points: Sequence[Point],
+    series: Sequence[str],
+    more: Callable[[Point], tuple[str, ...]] = lambda _: (),
+    more_head: tuple[str, ...] = (),
+) -> Figure:
+    """A figure of measured points, its table under `TABLE_HEAD` and `more` columns."""
+    table = (
+        (
+            str(point.row.cell),
+            label,
+            format_number(point.energy_j),
+            point.interval_text,
+            format_number(point.duration_s),
+            format_number(point.power_w),
+            point.gpu,
+            point.flag_codes,
+            *more(point),
+        )
+        for point, label in zip(points, series, strict=True)
+    )
+    return make_figure(name, title, note, chart, (*TABLE_HEAD, *more_head), table, points)
+
+
+def point_value(point: Point, series: str, **where: object) -> dict[str, object]:
+    """A point as a chart draws it."""
+    value = f"{format_si(point.energy_j, 'J')} per request"
+    ends = mark(point.energy_j, point.interval_j)
+    return {"series": series, **where, **ends, **hover(point, value, point.interval_text)}
+
+
+def mark(energy_j: float, interval: Interval | None) -> dict[str, float | None]:
+    """A value with its interval, left out where its lower end cannot be on a logarithmic axis."""
+    low, high = interval if interval is not None and interval[0] > 0 else (None, None)
+    return {"joules": energy_j, "low": low, "high": high}
+
+
+def hover(point: Point, value: str, interval: str) -> dict[str, str]:
+    """What a hover shows of a point."""
+    return {
+        "cell": str(point.row.cell),
+        "value": value,
+        "interval": interval,
+        "batch takes": format_si(point.duration_s, "s"),
+        "power": f"{format_number(point.power_w)} W",
+        "flags": point.flag_codes,
+    }
+
+
+def axis_value(point: Point, axis: str) -> float:
+    """Where a point is along one of `AXES`; the rate is that of the arrival times of its run."""
+    arrival_s = point.row.arrival_s
+    if axis == "rate":
+        return (len(arrival_s) - 1) / arrival_s[-1] if arrival_s and arrival_s[-1] > 0 else math.inf
+    return {"input": point.load.input_tokens, "output": point.load.output_tokens, "batch": point.batch}[axis]
+
+
+def sweep_chart(
+    points: Sequence[Point], series: Sequence[str], x: str, lines: str | None = None, levels: Values = ()
+) -> Any:
+    """Energy per request over one of `AXES`; `lines` names another, by which lines are dashed."""
+    values = [
+        point_value(point, label, x=axis_value(point, x), line="" if lines is None else f"{axis_value(point, lines):,}")
+        for point, label in zip(points, series, strict=True)
+    ]
+    return line_chart(values, AXES[x], ENERGY_TITLE, None if lines is None else AXES[lines], levels=levels)
+
+
+def line_chart(
+    values: Values,
+    x_title: str,
+    y_title: str,
+    line_title: str | None = None,
+    *,
+    is_share: bool = False,
+    levels: Values = (),
+) -> Any:
+    """Marks with intervals along ``x``, joined by a line for each series and ``line``.
+
+    Axes are logarithmic; with `is_share` the y axis is linear, in percent. Dashed `levels` extend over the whole x axis.
+    """
+    import altair
+
+    names = _distinct((*values, *levels), "series")
+    if is_share:
+        y_scale, y_axis = altair.Scale(type="linear"), altair.Axis(format="~%")
+    else:
+        y_scale, y_axis = _log_axis((*values, *levels))
+    x_axis = altair.Axis(values=_ticks([float(str(value["x"])) for value in values]), format=",~g", labelOverlap=True)
+    x_scale = altair.Scale(type="log", base=2, nice=False, padding=12)
+    x = altair.X("x:Q", title=x_title, scale=x_scale, axis=x_axis)
+    base = inline(values).encode(x=x, color=_colour(names), detail="line:N")
+    order = sorted(_distinct(values, "line"), key=lambda text: int(text.replace(",", "") or 0))
+    dashes = altair.StrokeDash(
+        "line:N",
+        sort=order,
+        scale=altair.Scale(domain=order, range=[list(dash) for dash in DASHES[: len(order)]]),
+        legend=None if line_title is None else altair.Legend(title=line_title, columns=6, symbolSize=900),
+    )
+    # A line connects means of repetitions; one between two marks far apart would suggest to know what is between.
+    mean = altair.Y("mean(joules):Q", title=y_title, scale=y_scale, axis=y_axis)
+    joined = (
+        base.transform_joinaggregate(values_on_line="distinct(x)", groupby=["series", "line"])
+        .transform_filter(f"datum.values_on_line >= {FEWEST_ON_LINE}")
+        .mark_line(strokeWidth=1.75)
+        .encode(y=mean, strokeDash=dashes)
+    )
+    layers = [joined, *_marks(base, values, names, "y", title=y_title, scale=y_scale, axis=y_axis)]
+    if levels:
+        level = inline(levels).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
+        level = level.encode(y=altair.Y("joules:Q", scale=y_scale), color=_colour(names), tooltip=_tooltip())
+        layers = [level, *layers]
+    return altair.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def dot_chart(values: Values, x_title: str) -> Any:
+    """A mark with its interval for each ``place`` and series, where places have no order along an axis."""
+    import altair
+
+    names, places = _distinct(values, "series"), _distinct(values, "place")
+    lowest, highest = _ends(values)
+    if highest < lowest * LINEAR_BELOW:
+        scale = altair.Scale(type="linear", domain=[0, highest * MARGIN], nice=False)
+        axis = altair.Axis(format="~s", tickCount=8)
+    else:
+        scale, axis = _log_axis(values)
+    y = altair.Y("place:N", sort=places, title=None, axis=altair.Axis(labelLimit=340, grid=True))
+    base = inline(values).encode(y=y, color=_colour(names))
+    if len({(value["place"], value["series"]) for value in values}) > len(places):
+        base = base.encode(yOffset=altair.YOffset("series:N", sort=names, scale=altair.Scale(paddingOuter=0.3)))
+    height = ROW_HEIGHT * len(places) * max(2, len(names)) + ROW_HEIGHT
+    layers = _marks(base, values, names, "x", title=x_title, scale=scale, axis=axis)
+    return altair.layer(*layers).properties(width=WIDTH, height=height)
+
+
+def bar_chart(values: Values, x_title: str) -> Any:
+    """A bar for each ``trace`` and series, its bracket, and ``ideal`` as an upright stroke; None where unknown."""
+    import altair
+
+    names, traces = _distinct(values, "series"), _distinct(values, "trace")
+    base = inline(values).encode(
+        y=altair.Y("trace:N", sort=traces, title=None, axis=altair.Axis(labelLimit=220)),
+        yOffset=altair.YOffset("series:N", sort=names),
+        tooltip=_tooltip("trace", "series", "energy", "bracket", "gap to ideal"),
+    )
+    layers = [
+        base.mark_bar().encode(
+            x=altair.X("joules:Q", title=x_title, axis=altair.Axis(tickCount=8)), color=_colour(names)
+        )
+    ]
+    if any(value["low"] is not None for value in values):
+        brackets = base.transform_filter("isValid(datum.low)").mark_rule(color=INK, strokeWidth=1.5)
+        layers.append(brackets.encode(x=altair.X("low:Q", title=x_title), x2="high:Q"))
+    if any(value["ideal"] is not None for value in values):
+        ideals = base.transform_filter("isValid(datum.ideal)")
+        ideals = ideals.mark_tick(color=INK, thickness=3, opacity=1, size=BAR_HEIGHT)
+        layers.append(ideals.encode(x=altair.X("ideal:Q", title=x_title)))
+    height = (BAR_HEIGHT + 8) * len(names) * len(traces) + 20
+    return altair.layer(*layers).properties(width=WIDTH, height=height)
+
+
+def inline(values: Values) -> Any:
+    """A chart without marks, its data in the chart itself."""
+    import altair
+
+    data: Any = altair.Data
+    return altair.Chart(data(values=[dict(value) for value in values]))
+
+
+def _marks(base: Any, values: Values, names: Sequence[str], direction: str, **options: Any) -> Iterator[Any]:
+    """Intervals along x or y, and marks: hollow where the interval is unknown, so that they do not look certain."""
+    import altair
+
+    channel = altair.X if direction == "x" else altair.Y
+    known = dict.fromkeys(value["low"] is not None for value in values)
+    if True in known:
+        rules = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5)
+        yield rules.encode(**{direction: channel("low:Q", **options), f"{direction}2": "high:Q"})
+    # The next round of colours has other shapes.
+    shapes = [SHAPES[(number + number // len(COLOURS)) % len(SHAPES)] for number in range(len(names))]
+    scale = altair.Scale(domain=list(names), range=shapes)
+    for is_known in known:
+        marks = base.transform_filter(f"isValid(datum.low) == {str(is_known).lower()}")
+        yield marks.mark_point(filled=is_known, size=55, opacity=1).encode(
+            **{direction: channel("joules:Q", **options)},
+            shape=altair.Shape("series:N", sort=list(names), scale=scale, title=None),
+            tooltip=_tooltip(),
+        )
+
+
+def _colour(names: Sequence[str]) -> Any:
+    import altair
+
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
+    return altair.Color("series:N", sort=list(names), scale=altair.Scale(domain=list(names), range=colours), title=None)
+
+
+def _tooltip(*fields: str) -> Any:
+    import altair
+
+    fields = fields or ("cell", "series", "value", "interval", "batch takes", "power", "flags")
+    return [altair.Tooltip(f"{field}:N") for field in fields]
+
+
+def _distinct(values: Values, field: str) -> list[str]:
+    return list(dict.fromkeys(str(value[field]) for value in values))
+
+
+def _ends(values: Values) -> tuple[float, float]:
+    """The least and the largest value, intervals included."""
+    known = [float(str(value[end])) for value in values for end in ("joules", "low", "high") if value[end] is not None]
+    return min(known), max(known)
+
+
+def _log_axis(values: Values) -> tuple[Any, Any]:
+    """Scale and axis, labelled at 1 of each decade, or at more steps where that gives too few ticks."""
+    import altair
+
+    low, high = _ends(values)
+    low, high = low / MARGIN, high * MARGIN
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= FEWEST_TICKS:
+            break
+    return altair.Scale(type="log", domain=[low, high], nice=False), altair.Axis(format="~s", values=ticks)
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Where an axis of lengths, batches or rates is labelled: powers of two, if there are enough, else all values."""
+    every = sorted(set(values))
+    even = [value for value in every if value >= 1 and math.log2(value).is_integer()]
+    return even if len(even) >= FEWEST_TICKS else every
+
+
+def for_file(figure: Figure) -> dict[str, Any]:
+    """The figure's chart for a file by itself: on white, with its title."""
+    title = {"text": figure.title, "anchor": "start", "color": FILE_INK, "fontSize": 14}
+    if figure.gpu:
+        title |= {"subtitle": figure.gpu, "subtitleColor": FILE_INK, "subtitleFontSize": 12}
+    spec = _with_file_ink(dict(figure.spec))
+    return {**spec, "background": FILE_PAPER, "config": _config(FILE_INK), "title": title, "padding": 12}
+
+
+def _with_file_ink(value: Any) -> Any:
+    if isinstance(value, dict):
+        # A name among the data may be any string, that of the ink too.
+        return {key: item if key in ("values", "datasets") else _with_file_ink(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_file_ink(item) for item in value]
+    return FILE_INK if value == INK else value
+
+
+def _config(ink: str) -> dict[str, Any]:
+    words = {"labelColor": ink, "titleColor": ink}
+    return {
+        "font": "system-ui, -apple-system, 'DejaVu Sans', Arial, sans-serif",
+        "axis": {**words, "gridColor": GRID, "domainColor": ink, "tickColor": ink, "labelFontSize": 12},
+        "legend": {**words, "labelLimit": 420, "labelFontSize": 12, "orient": "bottom", "columns": 2},
+        "header": words,
+        "view": {"stroke": None},
+    }

@@ -1,0 +1,148 @@
+"""What figures are drawn from and claims are compared with: measured cells, and estimates of traces from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from infergy.errors import DataError, UsageError
+from infergy.estimates.estimate import estimate, sample_of
+from infergy.estimates.paper import PaperEstimate, estimate_paper
+from infergy.estimates.recommend import Recommendation, recommend
+from infergy.estimates.results import TraceEstimate
+from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
+from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_gpu
+from infergy.quality.phases import SetupPhases, find_phases
+from infergy.records import ENGINES, FP8, Measurement
+from infergy.records.agreement import IDENTITY, MUST, key_of
+from infergy.records.shipped import SHIPPED_ROWS, shipped_rows
+from infergy.report.points import Point, failures_of, points_of, read_stores
+from infergy.serving.config import EngineOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Measured cells and estimates of traces.
+
+    Attributes:
+        points: Cells measured offline.
+        online: Cells whose requests arrived one after the other.
+        replays: Cells of requests from a log, each with lengths of its own.
+        phases: Prefill and decode of `points`, by engine config and environment.
+        failed: Codes of the failures of cells without a row, by name of the GPU and cell id.
+        estimates: By name of the trace.
+        papers: By the study's method.
+        rankings: Of configurations.
+    """
+
+    points: Sequence[Point]
+    online: Sequence[Point] = ()
+    replays: Sequence[Point] = ()
+    phases: Sequence[SetupPhases] = ()
+    failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    estimates: Mapping[str, TraceEstimate] = field(default_factory=dict)
+    papers: Mapping[str, PaperEstimate] = field(default_factory=dict)
+    rankings: Mapping[str, Recommendation] = field(default_factory=dict)
+
+    @property
+    def all_points(self) -> tuple[Point, ...]:
+        """All measured cells."""
+        return (*self.points, *self.online, *self.replays)
+
+    def by_gpu(self) -> list[Evidence]:
+        """The evidence of each kind of GPU, that with estimates of traces first."""
+        kinds = dict.fromkeys(point.gpu_kind for point in self.all_points)
+        return sorted((self._of_gpu(kind) for kind in kinds), key=lambda part: not part.estimates)
+
+    def _of_gpu(self, kind: str) -> Evidence:
+        name = catalogue_name(kind)
+        traces = [trace for trace, paper in self.papers.items() if paper.servers[0].gpu == name]
+        return Evidence(
+            points=[point for point in self.points if point.gpu_kind == kind],
+            online=[point for point in self.online if point.gpu_kind == kind],
+            replays=[point for point in self.replays if point.gpu_kind == kind],
+            phases=[setup for setup in self.phases if setup.gpu.split(" + ")[0] == kind],
+            failed=self.failed,
+            estimates={trace: self.estimates[trace] for trace in traces},
+            papers={trace: self.papers[trace] for trace in traces},
+            rankings={trace: self.rankings[trace] for trace in traces},
+        )
+
+
+def load_evidence(
+    files: Sequence[Path] = (),
+    traces: Iterable[str] = (),
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    allow_simulated: bool = False,
+) -> Evidence:
+    """The evidence of stores of measurements; without any, of the rows that ship but for replicates.
+
+    Args:
+        files: Stores.
+        traces: Traces to estimate from these.
+        model: For which the traces are estimated; None: the default if it was measured, else the only one that was.
+        gpu: On which; None: likewise.
+        allow_simulated: Whether rows of a simulated GPU are accepted.
+    """
+    stores = read_stores(files or [path for path in shipped_rows() if path.parent == SHIPPED_ROWS])
+    points = points_of(stores, allow_simulated=allow_simulated)
+    offline = [point for point in points if not point.load.is_online]
+    evidence = Evidence(
+        points=offline,
+        online=[point for point in points if point.load.is_online and not point.load.is_replay],
+        replays=[point for point in points if point.load.is_replay],
+        phases=tuple(_phases(offline)),
+        failed=failures_of(stores),
+    )
+    samples = {trace: sample_of(trace) for trace in traces}
+    if not samples:
+        return evidence
+    table = load_tables(files, allow_simulated=allow_simulated)
+    model = _choose("model", model, {point.model for point in points}, DEFAULT_MODEL, files)
+    gpu = _choose("gpu", gpu, {catalogue_name(point.gpu_kind) for point in points}, DEFAULT_GPU, files)
+    servers = [ServerSpec(engine=engine, model=model, gpu=gpu) for engine in ENGINES]
+    present = ServerSpec(model=model, gpu=gpu)
+    # A few for a page: `infergy recommend` ranks more.
+    engines = ["vllm-eager", "transformers", *(["vllm-fp8"] if FP8 in get_gpu(gpu).peak_flops else [])]
+    candidates = [replace(present, options=EngineOptions(max_num_seqs=16))]
+    candidates += [ServerSpec(engine=engine, model=model, gpu=gpu) for engine in engines]
+    return replace(
+        evidence,
+        estimates={trace: estimate(sample, servers, tables=table) for trace, sample in samples.items()},
+        papers={trace: estimate_paper(sample, servers, table) for trace, sample in samples.items()},
+        rankings={trace: recommend(sample, candidates, table, present=present) for trace, sample in samples.items()},
+    )
+
+
+def _phases(points: Iterable[Point]) -> Iterator[SetupPhases]:
+    groups: dict[object, list[Measurement]] = {}
+    for point in points:
+        groups.setdefault(key_of(point.row, (*IDENTITY, *MUST)), []).append(point.row)
+    for rows in groups.values():
+        # Rescaled rows have no phases.
+        with suppress(DataError):
+            yield from find_phases(rows).setups
+
+
+def _choose(option: str, asked: str | None, measured: set[str], default: str, files: Sequence[Path]) -> str:
+    """What was asked for, else the default if it was measured, else the only one that was.
+
+    Raises:
+        UsageError: Several were measured, and the default is not among them.
+    """
+    if asked is not None or default in measured or not measured:
+        return asked or default
+    if len(measured) > 1:
+        message = f"{', '.join(map(str, files))}: rows of {', '.join(sorted(measured))}. Choose one with --{option}"
+        raise UsageError(message, code="option-missing", option=f"--{option}", files=[str(file) for file in files])
+    return next(iter(measured))
+
+
+def gpu_title(name: str) -> str:
+    """The vendor's name of a GPU that the catalogue knows; others unchanged."""
+    gpu = find_gpu_by_driver_name(name)
+    return name if gpu is None else gpu.title

@@ -1,0 +1,232 @@
+"""Figures of phases, weight initialisations, arrival rates and tasks of mixed lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from infergy.quality.phases import CellPhases, PhaseEnergy, SetupPhases
+from infergy.records import RANDOM_WEIGHTS, Arrivals, result_of
+from infergy.records.arrivals import TRACE
+from infergy.report.charts import (
+    ENERGY_TITLE,
+    INTERVALS_NOTE,
+    UNKNOWN,
+    Figure,
+    axis_value,
+    dot_chart,
+    hover,
+    line_chart,
+    make_figure,
+    mark,
+    point_value,
+    points_figure,
+    sweep_chart,
+)
+from infergy.report.evidence import Evidence
+from infergy.report.our_values import changes, interval_text
+from infergy.report.points import Interval, Point, name_series
+from infergy.units import format_number, format_percent, format_si
+from infergy.workload.padding import find_padding
+from infergy.workload.tasks import PREFIX, find_task, is_task
+
+FEWEST_OUTPUTS = 5
+"""Output lengths at one input length from which on the share of decode is drawn as a line."""
+
+PHASE_HEAD = ("Cell", "Engine", "Prefill, J per batch", "Decode, J per batch", "Decode's share", "By")
+WEIGHTS_HEAD = ("Cell", "Weights", "Change", "95 % interval")
+ONLINE_HEAD = ("Requests/s offered", "Requests/s reached", "TTFT, p50 / p99", "End to end, p50 / p99")
+ONLINE_NOTE = (
+    "A run lasts from its first arrival to its last token, idle energy included. Dashed: the same requests all at once. "
+    "Thin lines: 95 % intervals at these arrival times; hollow marks: unknown."
+)
+PHASES_NOTE = (
+    "By paired cells of one output token where these were measured, else by a regression over all cells of the engine "
+    "(docs/phases.md). Batches are the largest measured, which differ along a line. Thin lines: bounds from the "
+    "intervals of both phases; hollow marks: unknown."
+)
+MIXED_NOTE = (
+    "Prompt lengths are drawn by the published moments of each task (docs/tasks.md). transformers pads those of a "
+    f"static batch to the longest, see the table; vLLM pads nothing. -s32: up to 32 requests at once. {INTERVALS_NOTE}"
+)
+
+
+def draw_phases(evidence: Evidence) -> Iterator[Figure]:
+    """Decode's share of the energy over output lengths, of a single model and environment."""
+    by_id = {point.row.cell_id: point for point in evidence.points}
+    found = [
+        (setup, cell, energy, by_id[cell.cell_id])
+        for setup in evidence.phases
+        for cell in _largest_batches(setup)
+        if (energy := cell.pair or cell.fit) is not None and cell.cell_id in by_id
+    ]
+    labels = {setup.label for setup, *_ in found}
+    models = {setup.model for setup, *_ in found}
+    if len(models) != 1 or len({(setup.label, setup.gpu, setup.weights) for setup, *_ in found}) != len(labels):
+        return
+    values = [_share_value(*each) for each in found]
+    titles = ("output tokens per request", "decode / (prefill + decode), energy", "input tokens per request")
+    table = [
+        (
+            cell.cell,
+            setup.label,
+            format_si(energy.prefill.value_j, "J"),
+            format_si(energy.decode.value_j, "J"),
+            format_percent(energy.decode_share),
+            "pair" if cell.pair is not None else "fit",
+        )
+        for setup, cell, energy, _ in found
+    ]
+    title = f"{models.pop()}: decode's share of the energy by output length"
+    chart = line_chart(values, *titles, is_share=True)
+    yield make_figure("phases", title, PHASES_NOTE, chart, PHASE_HEAD, table, [point for *_, point in found])
+
+
+def _largest_batches(setup: SetupPhases) -> Iterator[CellPhases]:
+    """The largest batch of each length, at input lengths with many output lengths."""
+    best: dict[tuple[int, int], CellPhases] = {}
+    for cell in setup.cells:
+        lengths = (cell.input_tokens, cell.output_tokens)
+        if cell.output_tokens > 1 and (lengths not in best or best[lengths].batch < cell.batch):
+            best[lengths] = cell
+    inputs = [tokens for tokens, _ in best]
+    return (cell for (tokens, _), cell in sorted(best.items()) if inputs.count(tokens) >= FEWEST_OUTPUTS)
+
+
+def _share_value(setup: SetupPhases, cell: CellPhases, energy: PhaseEnergy, point: Point) -> dict[str, object]:
+    prefill, decode = energy.prefill, energy.decode
+    bounds: Interval | None = None
+    if (
+        prefill.low_j is not None
+        and prefill.high_j is not None
+        and decode.low_j is not None
+        and decode.high_j is not None
+    ):
+        least, most = max(0.0, decode.low_j), max(0.0, decode.high_j)
+        bounds = (least / (least + prefill.high_j), most / (most + max(0.0, prefill.low_j)))
+    value = f"{format_percent(energy.decode_share)}: {format_si(decode.value_j, 'J')} of decode per batch"
+    return {
+        "series": setup.label,
+        "x": cell.output_tokens,
+        "line": f"{cell.input_tokens:,}",
+        **mark(energy.decode_share, bounds),
+        **hover(point, value, UNKNOWN if bounds is None else interval_text(bounds, signed=False)),
+    }
+
+
+def draw_weights(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
+    """Energy with other weights compared with infergy's default random ones, over batches, engine by engine."""
+    usual = [point for point in evidence.points if point.setup.weights == RANDOM_WEIGHTS]
+    others = [point for point in evidence.points if point.setup.weights != RANDOM_WEIGHTS]
+    for label, model in dict.fromkeys((point.label, point.model) for point in others):
+        own = [point for point in usual if (point.label, point.model) == (label, model)]
+        values, table, points = [], [], []
+        for point in others:
+            for change in changes(own, [point]) if (point.label, point.model) == (label, model) else ():
+                percent = format_percent(change.value, signed=True)
+                interval = UNKNOWN if change.interval is None else interval_text(change.interval)
+                low, high = change.interval or (None, None)
+                values.append(
+                    {"series": point.setup.weights, "x": point.batch, "line": "", "joules": change.value}
+                    | {"low": low, "high": high, **hover(point, percent, interval)}
+                )
+                table.append((str(point.row.cell), point.setup.weights, percent, interval))
+                points.append(point)
+        if values:
+            yield make_figure(
+                f"weights-{label}",
+                f"{label} {model}: energy per request with other weights, relative to N(0, 0.02)",
+                "Thin lines: 95 % intervals of both cells together; one that contains 0 shows no difference. "
+                "Hollow marks: interval unknown.",
+                line_chart(values, "batch: requests at once", "change of energy per request", is_share=True),
+                WEIGHTS_HEAD,
+                table,
+                points,
+            )
+
+
+def draw_online(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    """Energy per request over the arrival rate, and that of offline serving, for each model and lengths."""
+    groups: dict[tuple[str, tuple[int, int]], list[Point]] = {}
+    for point in evidence.online:
+        if math.isfinite(axis_value(point, "rate")):
+            groups.setdefault((point.model, point.lengths), []).append(point)
+    for number, ((model, lengths), online) in enumerate(groups.items(), 1):
+        online.sort(
+            key=lambda point: (point.setup.label, point.batch, _online_series(point), axis_value(point, "rate"))
+        )
+        wanted = {(point.gpu, point.setup, replace(point.load, arrivals=None)) for point in online}
+        offline = [point for point in evidence.points if (point.gpu, point.setup, point.load) in wanted]
+        points = [*online, *offline]
+        title = f"{model}: energy per request by arrival rate, {lengths[0]:,} tokens in, {lengths[1]:,} out"
+        series = name_series(points, [_online_series(point) for point in points], title=title, mixed=mixed)
+        levels = [point_value(point, label) for point, label in zip(offline, series[len(online) :], strict=True)]
+        chart = sweep_chart(online, series[: len(online)], "rate", levels=levels)
+        name = "online" if number == 1 else f"online-{number}"
+        yield points_figure(name, title, ONLINE_NOTE, chart, points, series, _online_cells, ONLINE_HEAD)
+
+
+def _online_series(point: Point) -> str:
+    """Engine config, arrival process and number of requests."""
+    return f"{_offline_label(point)}, {point.batch} requests, {_arrivals(point.load.arrivals)}"
+
+
+def _arrivals(arrivals: Arrivals | None) -> str:
+    if arrivals is None:
+        return "offline"
+    if arrivals.law == TRACE:
+        return f"times of {arrivals.trace}"
+    return arrivals.law if arrivals.burstiness == 1 else f"{arrivals.law}, burstiness {arrivals.burstiness:g}"
+
+
+def _online_cells(point: Point) -> tuple[str, ...]:
+    """A point under `ONLINE_HEAD`."""
+    result, is_online = result_of(point.row), point.load.is_online
+    latency = result.latency
+    # Offline, a latency is mostly the wait in the queue.
+    waits = ("unknown" if is_online else "-",) * 2
+    if latency is not None:
+        waits = tuple(
+            f"{format_si(ends.p50_s, 's')} / {format_si(ends.p99_s, 's')}"
+            for ends in (latency.first_token, latency.end_to_end)
+        )
+    return (
+        format_number(axis_value(point, "rate")) if is_online else "all at once",
+        UNKNOWN if result.requests_per_s is None else format_number(result.requests_per_s),
+        *waits,
+    )
+
+
+def draw_mixed_tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
+    """Energy of tasks whose prompts have lengths of their own, padded or not, for each model."""
+    asked = [point for point in evidence.replays if is_task(_task(point))]
+    for number, model in enumerate(dict.fromkeys(point.model for point in asked), 1):
+        points = [point for point in asked if point.model == model]
+        points.sort(key=lambda point: (_task(point), _offline_label(point), point.batch))
+        title = f"{model}: energy per request by task, prompts of mixed lengths"
+        series = name_series(points, [_offline_label(point) for point in points], title=title, mixed=mixed)
+        values = [
+            point_value(point, label, place=f"{find_task(_task(point)).title}, {point.batch:,} requests")
+            for point, label in zip(points, series, strict=True)
+        ]
+        name = "tasks-mixed" if number == 1 else f"tasks-mixed-{number}"
+        chart = dot_chart(values, ENERGY_TITLE)
+        yield points_figure(name, title, MIXED_NOTE, chart, points, series, _padding, ("Padding",))
+
+
+def _task(point: Point) -> str:
+    return PREFIX if point.load.arrivals is None else str(point.load.arrivals.trace)
+
+
+def _offline_label(point: Point) -> str:
+    return replace(point.row.cell, load=replace(point.load, arrivals=None)).label
+
+
+def _padding(point: Point) -> tuple[str, ...]:
+    """Share of the prompt tokens computed that are padding."""
+    if point.setup.engine != "transformers":
+        return ("none",)
+    lengths = [tokens for tokens, _ in point.row.lengths]
+    padding = find_padding(lengths, point.setup.max_sequences or len(lengths), by_arrival=True)
+    return (format_percent(padding.waste),)
