@@ -23,7 +23,6 @@ from infergy.measure.studies import study_names, study_path
 from infergy.measure.sweep import sweep as sweep_plan
 from infergy.records import ENGINES, Measurement, Plan
 from infergy.records.store import create_store
-from infergy.report.charts import for_file
 from infergy.report.claims import Claim, Compared, claims_page, find_ours, judge, load_claims, shipped_claims
 from infergy.report.evidence import Evidence
 from infergy.report.our_values import OurValue
@@ -228,12 +227,12 @@ def test_figures_have_logarithmic_axes_units_intervals_and_tell_their_cell(paper
     text = json.dumps(figure.spec)
     assert '"type": "log"' in text
     assert '"base": 2' in text
-    for words in ("energy, J per request", "input tokens per request", '"field": "cell"', '"field": "interval"'):
+    for words in ("energy, J per request", "input tokens per request", '"title": "Cell"', '"title": "95 % interval"'):
         assert words in text
     values = [value for data in figure.spec["datasets"].values() for value in data] if "datasets" in figure.spec else []
     values = values or _inline(figure.spec)
     assert len(values) >= len(figure.points) > 40
-    assert all(value["low"] < value["joules"] < value["high"] for value in values if value["low"] is not None)
+    assert all(value["low"] < value["value"] < value["high"] for value in values if value["low"] is not None)
     assert any(value["low"] is not None for value in values)
 
 
@@ -249,7 +248,7 @@ def test_a_point_without_an_interval_is_drawn_hollow(tmp_path: Path) -> None:
     lonely = with_setup(build_row(output_tokens=8, batches=1, duration_s=20.0), engine="vllm")
     (figure,) = build_report([store(tmp_path, [lonely, *sweep()[1:]])]).figures
     hollow = {
-        value["cell"]: not layer["mark"]["filled"]
+        value["cell0"]: not layer["mark"]["filled"]
         for layer in figure.spec["layer"]
         if layer["mark"]["type"] == "point"
         for value in _inline(figure.spec)
@@ -259,12 +258,12 @@ def test_a_point_without_an_interval_is_drawn_hollow(tmp_path: Path) -> None:
 
 
 def test_a_file_for_itself_has_ink_of_its_own_and_rows_keep_their_words(tmp_path: Path) -> None:
-    rows = sweep(model="currentColor")
-    (figure, *_) = build_report([store(tmp_path, rows)]).figures
-    spec = for_file(figure)
-    assert spec["config"]["axis"]["labelColor"] != "currentColor"
-    assert figure.spec["config"]["axis"]["labelColor"] == "currentColor"
-    assert "currentColor" in json.dumps(_inline(spec) or spec["datasets"])
+    built = build_report([store(tmp_path, sweep(model="currentColor"))])
+    assert built.figures[0].spec["config"]["axis"]["labelColor"] == "currentColor"
+    write_report(built, tmp_path / "out")
+    svg = (tmp_path / "out" / "sequences-output-currentcolor.svg").read_text(encoding="utf-8")
+    assert not re.search('(fill|stroke)="currentColor"', svg)
+    assert "currentColor: energy per request by output length" in svg
 
 
 def test_claims_in_the_documentation_are_those_that_ship() -> None:

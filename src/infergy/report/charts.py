@@ -6,12 +6,12 @@ Ink is ``currentColor``, so that a page's own colours apply, in light, dark and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from infergy.report.points import Interval, Point
-from infergy.units import format_number, format_si
+from infergy.units import format_number
 
 WIDTH, HEIGHT, BAR_HEIGHT, ROW_HEIGHT = 640, 340, 22, 20
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999999")
@@ -19,8 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 4], [10, 4], [4, 4], [12, 2])
-INK, FILE_INK, FILE_PAPER = "currentColor", "#222222", "#FFFFFF"
-GRID = "#88888855"
+INK, FILE_INK = "currentColor", "#222222"
 MARGIN = 1.15
 """How far an axis extends past the data, as a factor."""
 
@@ -44,8 +43,24 @@ INTERVALS_NOTE = (
 )
 TABLE_HEAD = ("Cell", "Series", "J per request", "95 % interval", "s per batch", "W", "GPU", "Flags")
 
-Values = Sequence[Mapping[str, object]]
-"""What a chart draws: ``series``, ``joules``, ``low``, ``high`` (None where unknown), what a hover shows, and where."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """One mark of a chart, and its row of the figure's table, which a hover shows.
+
+    Attributes:
+        value: None draws nothing.
+        interval: None where unknown.
+        where: ``x`` and ``line``, ``place``, or ``trace`` and ``ideal``, by the kind of chart.
+        points: The measured cells behind it.
+    """
+
+    series: str
+    value: float | None
+    interval: Interval | None
+    cells: tuple[str, ...]
+    where: Mapping[str, object] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,72 +91,31 @@ class Figure:
         return f"{self.title}, on {self.gpu}" if self.gpu else self.title
 
 
-def make_figure(
-    name: str,
-    title: str,
-    note: str,
-    chart: Any,
-    head: tuple[str, ...],
-    table: Iterable[tuple[str, ...]],
-    points: Iterable[Point],
-) -> Figure:
+def make_figure(name: str, title: str, note: str, chart: Any, head: tuple[str, ...], marks: Sequence[Mark]) -> Figure:
     """A figure of an altair chart, with its title for screen readers."""
     # Validation takes most of a figure's time; tests do it.
     spec = {**chart.to_dict(validate=False), "description": title, "background": "transparent", "config": _config(INK)}
-    return Figure(name=name, title=title, note=note, spec=spec, head=head, table=tuple(table), points=tuple(points))
+    points = {id(point): point for mark in marks for point in mark.points}
+    table = tuple(mark.cells for mark in marks)
+    return Figure(name=name, title=title, note=note, spec=spec, head=head, table=table, points=tuple(points.values()))
 
 
-def points_figure(
-    name: str,
-    title: str,
-    note: str,
-    chart: Any,
-    points: Sequence[Point],
-    series: Sequence[str],
-    more: Callable[[Point], tuple[str, ...]] = lambda _: (),
-    more_head: tuple[str, ...] = (),
-) -> Figure:
-    """A figure of measured points, its table under `TABLE_HEAD` and `more` columns."""
-    table = (
-        (
-            str(point.row.cell),
-            label,
-            format_number(point.energy_j),
-            point.interval_text,
-            format_number(point.duration_s),
-            format_number(point.power_w),
-            point.gpu,
-            point.flag_codes,
-            *more(point),
-        )
-        for point, label in zip(points, series, strict=True)
+def point_mark(point: Point, series: str, more: tuple[str, ...] = (), **where: object) -> Mark:
+    """The energy per request of a measured cell, its row under `TABLE_HEAD` and `more`."""
+    cells = (
+        str(point.row.cell),
+        series,
+        format_number(point.energy_j),
+        point.interval_text,
+        format_number(point.duration_s),
+        format_number(point.power_w),
+        point.gpu,
+        point.flag_codes,
+        *more,
     )
-    return make_figure(name, title, note, chart, (*TABLE_HEAD, *more_head), table, points)
-
-
-def point_value(point: Point, series: str, **where: object) -> dict[str, object]:
-    """A point as a chart draws it."""
-    value = f"{format_si(point.energy_j, 'J')} per request"
-    ends = mark(point.energy_j, point.interval_j)
-    return {"series": series, **where, **ends, **hover(point, value, point.interval_text)}
-
-
-def mark(energy_j: float, interval: Interval | None) -> dict[str, float | None]:
-    """A value with its interval, left out where its lower end cannot be on a logarithmic axis."""
-    low, high = interval if interval is not None and interval[0] > 0 else (None, None)
-    return {"joules": energy_j, "low": low, "high": high}
-
-
-def hover(point: Point, value: str, interval: str) -> dict[str, str]:
-    """What a hover shows of a point."""
-    return {
-        "cell": str(point.row.cell),
-        "value": value,
-        "interval": interval,
-        "batch takes": format_si(point.duration_s, "s"),
-        "power": f"{format_number(point.power_w)} W",
-        "flags": point.flag_codes,
-    }
+    return Mark(
+        series=series, value=point.energy_j, interval=point.interval_j, cells=cells, where=where, points=(point,)
+    )
 
 
 def axis_value(point: Point, axis: str) -> float:
@@ -152,42 +126,46 @@ def axis_value(point: Point, axis: str) -> float:
     return {"input": point.load.input_tokens, "output": point.load.output_tokens, "batch": point.batch}[axis]
 
 
-def sweep_chart(
-    points: Sequence[Point], series: Sequence[str], x: str, lines: str | None = None, levels: Values = ()
-) -> Any:
+def sweep_figure(
+    name: str, title: str, note: str, points: Sequence[Point], series: Sequence[str], x: str, lines: str | None = None
+) -> Figure:
     """Energy per request over one of `AXES`; `lines` names another, by which lines are dashed."""
-    values = [
-        point_value(point, label, x=axis_value(point, x), line="" if lines is None else f"{axis_value(point, lines):,}")
+    marks = [
+        point_mark(point, label, x=axis_value(point, x), line=f"{axis_value(point, lines):,}" if lines else "")
         for point, label in zip(points, series, strict=True)
     ]
-    return line_chart(values, AXES[x], ENERGY_TITLE, None if lines is None else AXES[lines], levels=levels)
+    chart = line_chart(marks, TABLE_HEAD, AXES[x], ENERGY_TITLE, AXES[lines] if lines else None)
+    return make_figure(name, title, note, chart, TABLE_HEAD, marks)
 
 
 def line_chart(
-    values: Values,
+    marks: Sequence[Mark],
+    head: Sequence[str],
     x_title: str,
     y_title: str,
     line_title: str | None = None,
     *,
     is_share: bool = False,
-    levels: Values = (),
+    levels: Sequence[Mark] = (),
 ) -> Any:
     """Marks with intervals along ``x``, joined by a line for each series and ``line``.
 
-    Axes are logarithmic; with `is_share` the y axis is linear, in percent. Dashed `levels` extend over the whole x axis.
+    Axes are logarithmic; with `is_share` the y axis is linear, in percent. Dashed `levels` extend over all of x.
     """
     import altair
 
-    names = _distinct((*values, *levels), "series")
+    names = _distinct(mark.series for mark in (*marks, *levels))
     if is_share:
         y_scale, y_axis = altair.Scale(type="linear"), altair.Axis(format="~%")
     else:
-        y_scale, y_axis = _log_axis((*values, *levels))
-    x_axis = altair.Axis(values=_ticks([float(str(value["x"])) for value in values]), format=",~g", labelOverlap=True)
+        y_scale, y_axis = _log_axis((*marks, *levels))
+    ticks = _ticks([float(str(mark.where["x"])) for mark in marks])
+    x_axis = altair.Axis(values=ticks, format=",~g", labelOverlap=True)
     x_scale = altair.Scale(type="log", base=2, nice=False, padding=12)
     x = altair.X("x:Q", title=x_title, scale=x_scale, axis=x_axis)
+    values = _values(marks, is_log=not is_share)
     base = inline(values).encode(x=x, color=_colour(names), detail="line:N")
-    order = sorted(_distinct(values, "line"), key=lambda text: int(text.replace(",", "") or 0))
+    order = sorted(_distinct(mark.where["line"] for mark in marks), key=lambda text: int(text.replace(",", "") or 0))
     dashes = altair.StrokeDash(
         "line:N",
         sort=order,
@@ -195,60 +173,58 @@ def line_chart(
         legend=None if line_title is None else altair.Legend(title=line_title, columns=6, symbolSize=900),
     )
     # A line connects means of repetitions; one between two marks far apart would suggest to know what is between.
-    mean = altair.Y("mean(joules):Q", title=y_title, scale=y_scale, axis=y_axis)
+    mean = altair.Y("mean(value):Q", title=y_title, scale=y_scale, axis=y_axis)
     joined = (
         base.transform_joinaggregate(values_on_line="distinct(x)", groupby=["series", "line"])
         .transform_filter(f"datum.values_on_line >= {FEWEST_ON_LINE}")
         .mark_line(strokeWidth=1.75)
         .encode(y=mean, strokeDash=dashes)
     )
-    layers = [joined, *_marks(base, values, names, "y", title=y_title, scale=y_scale, axis=y_axis)]
+    layers = [joined, *_layers(base, values, names, head, "y", title=y_title, scale=y_scale, axis=y_axis)]
     if levels:
-        level = inline(levels).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
-        level = level.encode(y=altair.Y("joules:Q", scale=y_scale), color=_colour(names), tooltip=_tooltip())
-        layers = [level, *layers]
+        level = inline(_values(levels)).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
+        y = altair.Y("value:Q", scale=y_scale)
+        layers = [level.encode(y=y, color=_colour(names), tooltip=_tooltip(head)), *layers]
     return altair.layer(*layers).properties(width=WIDTH, height=HEIGHT)
 
 
-def dot_chart(values: Values, x_title: str) -> Any:
+def dot_chart(marks: Sequence[Mark], head: Sequence[str], x_title: str) -> Any:
     """A mark with its interval for each ``place`` and series, where places have no order along an axis."""
     import altair
 
-    names, places = _distinct(values, "series"), _distinct(values, "place")
-    lowest, highest = _ends(values)
+    names, places = _distinct(mark.series for mark in marks), _distinct(mark.where["place"] for mark in marks)
+    lowest, highest = _ends(marks)
     if highest < lowest * LINEAR_BELOW:
         scale = altair.Scale(type="linear", domain=[0, highest * MARGIN], nice=False)
         axis = altair.Axis(format="~s", tickCount=8)
     else:
-        scale, axis = _log_axis(values)
+        scale, axis = _log_axis(marks)
+    values = _values(marks)
     y = altair.Y("place:N", sort=places, title=None, axis=altair.Axis(labelLimit=340, grid=True))
     base = inline(values).encode(y=y, color=_colour(names))
-    if len({(value["place"], value["series"]) for value in values}) > len(places):
+    if len({(mark.where["place"], mark.series) for mark in marks}) > len(places):
         base = base.encode(yOffset=altair.YOffset("series:N", sort=names, scale=altair.Scale(paddingOuter=0.3)))
     height = ROW_HEIGHT * len(places) * max(2, len(names)) + ROW_HEIGHT
-    layers = _marks(base, values, names, "x", title=x_title, scale=scale, axis=axis)
+    layers = _layers(base, values, names, head, "x", title=x_title, scale=scale, axis=axis)
     return altair.layer(*layers).properties(width=WIDTH, height=height)
 
 
-def bar_chart(values: Values, x_title: str) -> Any:
-    """A bar for each ``trace`` and series, its bracket, and ``ideal`` as an upright stroke; None where unknown."""
+def bar_chart(marks: Sequence[Mark], head: Sequence[str], x_title: str) -> Any:
+    """A bar for each ``trace`` and series, its interval, and ``ideal`` as an upright stroke, where known."""
     import altair
 
-    names, traces = _distinct(values, "series"), _distinct(values, "trace")
-    base = inline(values).encode(
+    names, traces = _distinct(mark.series for mark in marks), _distinct(mark.where["trace"] for mark in marks)
+    base = inline(_values(marks)).encode(
         y=altair.Y("trace:N", sort=traces, title=None, axis=altair.Axis(labelLimit=220)),
         yOffset=altair.YOffset("series:N", sort=names),
-        tooltip=_tooltip("trace", "series", "energy", "bracket", "gap to ideal"),
+        tooltip=_tooltip(head),
     )
-    layers = [
-        base.mark_bar().encode(
-            x=altair.X("joules:Q", title=x_title, axis=altair.Axis(tickCount=8)), color=_colour(names)
-        )
-    ]
-    if any(value["low"] is not None for value in values):
-        brackets = base.transform_filter("isValid(datum.low)").mark_rule(color=INK, strokeWidth=1.5)
-        layers.append(brackets.encode(x=altair.X("low:Q", title=x_title), x2="high:Q"))
-    if any(value["ideal"] is not None for value in values):
+    x = altair.X("value:Q", title=x_title, axis=altair.Axis(tickCount=8))
+    layers = [base.mark_bar().encode(x=x, color=_colour(names))]
+    if any(mark.interval for mark in marks):
+        rules = base.transform_filter("isValid(datum.low)").mark_rule(color=INK, strokeWidth=1.5)
+        layers.append(rules.encode(x=altair.X("low:Q", title=x_title), x2="high:Q"))
+    if any(mark.where.get("ideal") for mark in marks):
         ideals = base.transform_filter("isValid(datum.ideal)")
         ideals = ideals.mark_tick(color=INK, thickness=3, opacity=1, size=BAR_HEIGHT)
         layers.append(ideals.encode(x=altair.X("ideal:Q", title=x_title)))
@@ -256,7 +232,7 @@ def bar_chart(values: Values, x_title: str) -> Any:
     return altair.layer(*layers).properties(width=WIDTH, height=height)
 
 
-def inline(values: Values) -> Any:
+def inline(values: Iterable[Mapping[str, object]]) -> Any:
     """A chart without marks, its data in the chart itself."""
     import altair
 
@@ -264,7 +240,26 @@ def inline(values: Values) -> Any:
     return altair.Chart(data(values=[dict(value) for value in values]))
 
 
-def _marks(base: Any, values: Values, names: Sequence[str], direction: str, **options: Any) -> Iterator[Any]:
+def _values(marks: Iterable[Mark], *, is_log: bool = True) -> list[dict[str, object]]:
+    """Marks as a chart's data; an interval down to 0 cannot be on a logarithmic axis."""
+    values = []
+    for mark in marks:
+        if mark.value is None:
+            continue
+        low, high = mark.interval if mark.interval and not (is_log and mark.interval[0] <= 0) else (None, None)
+        row = {f"cell{number}": cell for number, cell in enumerate(mark.cells)}
+        values.append({"series": mark.series, "value": mark.value, "low": low, "high": high, **mark.where, **row})
+    return values
+
+
+def _layers(
+    base: Any,
+    values: Sequence[Mapping[str, object]],
+    names: list[str],
+    head: Sequence[str],
+    direction: str,
+    **options: Any,
+) -> Iterator[Any]:
     """Intervals along x or y, and marks: hollow where the interval is unknown, so that they do not look certain."""
     import altair
 
@@ -275,45 +270,44 @@ def _marks(base: Any, values: Values, names: Sequence[str], direction: str, **op
         yield rules.encode(**{direction: channel("low:Q", **options), f"{direction}2": "high:Q"})
     # The next round of colours has other shapes.
     shapes = [SHAPES[(number + number // len(COLOURS)) % len(SHAPES)] for number in range(len(names))]
-    scale = altair.Scale(domain=list(names), range=shapes)
+    scale = altair.Scale(domain=names, range=shapes)
     for is_known in known:
         marks = base.transform_filter(f"isValid(datum.low) == {str(is_known).lower()}")
         yield marks.mark_point(filled=is_known, size=55, opacity=1).encode(
-            **{direction: channel("joules:Q", **options)},
-            shape=altair.Shape("series:N", sort=list(names), scale=scale, title=None),
-            tooltip=_tooltip(),
+            **{direction: channel("value:Q", **options)},
+            shape=altair.Shape("series:N", sort=names, scale=scale, title=None),
+            tooltip=_tooltip(head),
         )
 
 
-def _colour(names: Sequence[str]) -> Any:
+def _colour(names: list[str]) -> Any:
     import altair
 
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
-    return altair.Color("series:N", sort=list(names), scale=altair.Scale(domain=list(names), range=colours), title=None)
+    return altair.Color("series:N", sort=names, scale=altair.Scale(domain=names, range=colours), title=None)
 
 
-def _tooltip(*fields: str) -> Any:
+def _tooltip(head: Iterable[str]) -> Any:
     import altair
 
-    fields = fields or ("cell", "series", "value", "interval", "batch takes", "power", "flags")
-    return [altair.Tooltip(f"{field}:N") for field in fields]
+    return [altair.Tooltip(f"cell{number}:N", title=title) for number, title in enumerate(head)]
 
 
-def _distinct(values: Values, field: str) -> list[str]:
-    return list(dict.fromkeys(str(value[field]) for value in values))
+def _distinct(names: Iterable[object]) -> list[str]:
+    return list(dict.fromkeys(map(str, names)))
 
 
-def _ends(values: Values) -> tuple[float, float]:
-    """The least and the largest value, intervals included."""
-    known = [float(str(value[end])) for value in values for end in ("joules", "low", "high") if value[end] is not None]
+def _ends(marks: Iterable[Mark]) -> tuple[float, float]:
+    """The least and the largest value, intervals included that can be on a logarithmic axis."""
+    known = [end for mark in marks for end in (mark.value, *(mark.interval or ())) if end is not None and end > 0]
     return min(known), max(known)
 
 
-def _log_axis(values: Values) -> tuple[Any, Any]:
+def _log_axis(marks: Iterable[Mark]) -> tuple[Any, Any]:
     """Scale and axis, labelled at 1 of each decade, or at more steps where that gives too few ticks."""
     import altair
 
-    low, high = _ends(values)
+    low, high = _ends(marks)
     low, high = low / MARGIN, high * MARGIN
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
@@ -336,24 +330,14 @@ def for_file(figure: Figure) -> dict[str, Any]:
     title = {"text": figure.title, "anchor": "start", "color": FILE_INK, "fontSize": 14}
     if figure.gpu:
         title |= {"subtitle": figure.gpu, "subtitleColor": FILE_INK, "subtitleFontSize": 12}
-    spec = _with_file_ink(dict(figure.spec))
-    return {**spec, "background": FILE_PAPER, "config": _config(FILE_INK), "title": title, "padding": 12}
-
-
-def _with_file_ink(value: Any) -> Any:
-    if isinstance(value, dict):
-        # A name among the data may be any string, that of the ink too.
-        return {key: item if key in ("values", "datasets") else _with_file_ink(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_file_ink(item) for item in value]
-    return FILE_INK if value == INK else value
+    return {**figure.spec, "background": "#FFFFFF", "config": _config(FILE_INK), "title": title, "padding": 12}
 
 
 def _config(ink: str) -> dict[str, Any]:
     words = {"labelColor": ink, "titleColor": ink}
     return {
         "font": "system-ui, -apple-system, 'DejaVu Sans', Arial, sans-serif",
-        "axis": {**words, "gridColor": GRID, "domainColor": ink, "tickColor": ink, "labelFontSize": 12},
+        "axis": {**words, "gridColor": "#88888855", "domainColor": ink, "tickColor": ink, "labelFontSize": 12},
         "legend": {**words, "labelLimit": 420, "labelFontSize": 12, "orient": "bottom", "columns": 2},
         "header": words,
         "view": {"stroke": None},

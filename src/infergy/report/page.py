@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 from infergy.errors import UsageError
 from infergy.hardware import catalogue_name
 from infergy.records import Cell
-from infergy.report.charts import Figure, for_file
+from infergy.report.charts import FILE_INK, INK, Figure, for_file
 from infergy.report.claims import (
     FINDINGS_TITLE,
     HEAD,
@@ -195,8 +196,10 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     import vl_convert
 
     version = _vega_lite()
-    specs = {figure.name: for_file(figure) for figure in report.figures}
-    pictures = {name: vl_convert.vegalite_to_svg(spec, vl_version=version) for name, spec in specs.items()}
+    pictures = {}
+    for figure in report.figures:
+        svg = vl_convert.vegalite_to_svg(for_file(figure), vl_version=version)
+        pictures[figure.name] = re.sub(f'(fill|stroke)="{INK}"', rf'\1="{FILE_INK}"', svg)
     files: dict[str, bytes] = {
         PAGE: page_html(report, pictures).encode(),
         MARKDOWN: page_markdown(report).encode(),

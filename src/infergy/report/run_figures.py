@@ -10,23 +10,22 @@ from infergy.quality.phases import CellPhases, PhaseEnergy, SetupPhases
 from infergy.records import RANDOM_WEIGHTS, Arrivals, result_of
 from infergy.records.arrivals import TRACE
 from infergy.report.charts import (
+    AXES,
     ENERGY_TITLE,
     INTERVALS_NOTE,
+    TABLE_HEAD,
     UNKNOWN,
     Figure,
+    Mark,
     axis_value,
     dot_chart,
-    hover,
     line_chart,
     make_figure,
-    mark,
-    point_value,
-    points_figure,
-    sweep_chart,
+    point_mark,
 )
 from infergy.report.evidence import Evidence
-from infergy.report.our_values import changes, interval_text
-from infergy.report.points import Interval, Point, name_series
+from infergy.report.our_values import Change, changes, interval_text
+from infergy.report.points import Interval, Point, as_interval, name_series
 from infergy.units import format_number, format_percent, format_si
 from infergy.workload.padding import find_padding
 from infergy.workload.tasks import PREFIX, find_task, is_task
@@ -34,18 +33,23 @@ from infergy.workload.tasks import PREFIX, find_task, is_task
 FEWEST_OUTPUTS = 5
 """Output lengths at one input length from which on the share of decode is drawn as a line."""
 
-PHASE_HEAD = ("Cell", "Engine", "Prefill, J per batch", "Decode, J per batch", "Decode's share", "By")
+PHASE_HEAD = ("Cell", "Engine", "Prefill, J per batch", "Decode, J per batch", "Decode's share", "Bounds", "By")
 WEIGHTS_HEAD = ("Cell", "Weights", "Change", "95 % interval")
-ONLINE_HEAD = ("Requests/s offered", "Requests/s reached", "TTFT, p50 / p99", "End to end, p50 / p99")
+WEIGHTS_NOTE = (
+    "Thin lines: 95 % intervals of both cells together; one that contains 0 shows no difference. "
+    "Hollow marks: interval unknown."
+)
+ONLINE_HEAD = (*TABLE_HEAD, "Requests/s offered", "Requests/s reached", "TTFT, p50 / p99", "End to end, p50 / p99")
 ONLINE_NOTE = (
-    "A run lasts from its first arrival to its last token, idle energy included. Dashed: the same requests all at once. "
-    "Thin lines: 95 % intervals at these arrival times; hollow marks: unknown."
+    "A run lasts from its first arrival to its last token, idle energy included. Dashed: the same requests all at "
+    "once. Thin lines: 95 % intervals at these arrival times; hollow marks: unknown."
 )
 PHASES_NOTE = (
     "By paired cells of one output token where these were measured, else by a regression over all cells of the engine "
     "(docs/phases.md). Batches are the largest measured, which differ along a line. Thin lines: bounds from the "
     "intervals of both phases; hollow marks: unknown."
 )
+MIXED_HEAD = (*TABLE_HEAD, "Padding")
 MIXED_NOTE = (
     "Prompt lengths are drawn by the published moments of each task (docs/tasks.md). transformers pads those of a "
     f"static batch to the longest, see the table; vLLM pads nothing. -s32: up to 32 requests at once. {INTERVALS_NOTE}"
@@ -65,22 +69,11 @@ def draw_phases(evidence: Evidence) -> Iterator[Figure]:
     models = {setup.model for setup, *_ in found}
     if len(models) != 1 or len({(setup.label, setup.gpu, setup.weights) for setup, *_ in found}) != len(labels):
         return
-    values = [_share_value(*each) for each in found]
-    titles = ("output tokens per request", "decode / (prefill + decode), energy", "input tokens per request")
-    table = [
-        (
-            cell.cell,
-            setup.label,
-            format_si(energy.prefill.value_j, "J"),
-            format_si(energy.decode.value_j, "J"),
-            format_percent(energy.decode_share),
-            "pair" if cell.pair is not None else "fit",
-        )
-        for setup, cell, energy, _ in found
-    ]
+    marks = [_share_mark(*each) for each in found]
     title = f"{models.pop()}: decode's share of the energy by output length"
-    chart = line_chart(values, *titles, is_share=True)
-    yield make_figure("phases", title, PHASES_NOTE, chart, PHASE_HEAD, table, [point for *_, point in found])
+    y_title = "decode / (prefill + decode), energy"
+    chart = line_chart(marks, PHASE_HEAD, AXES["output"], y_title, AXES["input"], is_share=True)
+    yield make_figure("phases", title, PHASES_NOTE, chart, PHASE_HEAD, marks)
 
 
 def _largest_batches(setup: SetupPhases) -> Iterator[CellPhases]:
@@ -94,56 +87,55 @@ def _largest_batches(setup: SetupPhases) -> Iterator[CellPhases]:
     return (cell for (tokens, _), cell in sorted(best.items()) if inputs.count(tokens) >= FEWEST_OUTPUTS)
 
 
-def _share_value(setup: SetupPhases, cell: CellPhases, energy: PhaseEnergy, point: Point) -> dict[str, object]:
-    prefill, decode = energy.prefill, energy.decode
+def _share_mark(setup: SetupPhases, cell: CellPhases, energy: PhaseEnergy, point: Point) -> Mark:
+    prefill = as_interval(energy.prefill.low_j, energy.prefill.high_j)
+    decode = as_interval(energy.decode.low_j, energy.decode.high_j)
     bounds: Interval | None = None
-    if (
-        prefill.low_j is not None
-        and prefill.high_j is not None
-        and decode.low_j is not None
-        and decode.high_j is not None
-    ):
-        least, most = max(0.0, decode.low_j), max(0.0, decode.high_j)
-        bounds = (least / (least + prefill.high_j), most / (most + max(0.0, prefill.low_j)))
-    value = f"{format_percent(energy.decode_share)}: {format_si(decode.value_j, 'J')} of decode per batch"
-    return {
-        "series": setup.label,
-        "x": cell.output_tokens,
-        "line": f"{cell.input_tokens:,}",
-        **mark(energy.decode_share, bounds),
-        **hover(point, value, UNKNOWN if bounds is None else interval_text(bounds, signed=False)),
-    }
+    if prefill is not None and decode is not None:
+        least, most = max(0.0, decode[0]), max(0.0, decode[1])
+        bounds = (least / (least + prefill[1]), most / (most + max(0.0, prefill[0])))
+    cells = (
+        cell.cell,
+        setup.label,
+        format_si(energy.prefill.value_j, "J"),
+        format_si(energy.decode.value_j, "J"),
+        format_percent(energy.decode_share),
+        UNKNOWN if bounds is None else interval_text(bounds, signed=False),
+        "pair" if cell.pair is not None else "fit",
+    )
+    where = {"x": cell.output_tokens, "line": f"{cell.input_tokens:,}"}
+    return Mark(
+        series=setup.label, value=energy.decode_share, interval=bounds, cells=cells, where=where, points=(point,)
+    )
 
 
 def draw_weights(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
     """Energy with other weights compared with infergy's default random ones, over batches, engine by engine."""
     usual = [point for point in evidence.points if point.setup.weights == RANDOM_WEIGHTS]
-    others = [point for point in evidence.points if point.setup.weights != RANDOM_WEIGHTS]
-    for label, model in dict.fromkeys((point.label, point.model) for point in others):
+    others: dict[tuple[str, str], list[Point]] = {}
+    for point in evidence.points:
+        if point.setup.weights != RANDOM_WEIGHTS:
+            others.setdefault((point.label, point.model), []).append(point)
+    for (label, model), points in others.items():
         own = [point for point in usual if (point.label, point.model) == (label, model)]
-        values, table, points = [], [], []
-        for point in others:
-            for change in changes(own, [point]) if (point.label, point.model) == (label, model) else ():
-                percent = format_percent(change.value, signed=True)
-                interval = UNKNOWN if change.interval is None else interval_text(change.interval)
-                low, high = change.interval or (None, None)
-                values.append(
-                    {"series": point.setup.weights, "x": point.batch, "line": "", "joules": change.value}
-                    | {"low": low, "high": high, **hover(point, percent, interval)}
-                )
-                table.append((str(point.row.cell), point.setup.weights, percent, interval))
-                points.append(point)
-        if values:
-            yield make_figure(
-                f"weights-{label}",
-                f"{label} {model}: energy per request with other weights, relative to N(0, 0.02)",
-                "Thin lines: 95 % intervals of both cells together; one that contains 0 shows no difference. "
-                "Hollow marks: interval unknown.",
-                line_chart(values, "batch: requests at once", "change of energy per request", is_share=True),
-                WEIGHTS_HEAD,
-                table,
-                points,
-            )
+        marks = [_weights_mark(point, change) for point in points for change in changes(own, [point])]
+        if marks:
+            title = f"{label} {model}: energy per request with other weights, relative to N(0, 0.02)"
+            chart = line_chart(marks, WEIGHTS_HEAD, AXES["batch"], "change of energy per request", is_share=True)
+            yield make_figure(f"weights-{label}", title, WEIGHTS_NOTE, chart, WEIGHTS_HEAD, marks)
+
+
+def _weights_mark(point: Point, change: Change) -> Mark:
+    weights = point.setup.weights
+    interval = UNKNOWN if change.interval is None else interval_text(change.interval)
+    return Mark(
+        series=weights,
+        value=change.value,
+        interval=change.interval,
+        cells=(str(point.row.cell), weights, format_percent(change.value, signed=True), interval),
+        where={"x": point.batch, "line": ""},
+        points=(point,),
+    )
 
 
 def draw_online(evidence: Evidence, mixed: str) -> Iterator[Figure]:
@@ -161,10 +153,14 @@ def draw_online(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         points = [*online, *offline]
         title = f"{model}: energy per request by arrival rate, {lengths[0]:,} tokens in, {lengths[1]:,} out"
         series = name_series(points, [_online_series(point) for point in points], title=title, mixed=mixed)
-        levels = [point_value(point, label) for point, label in zip(offline, series[len(online) :], strict=True)]
-        chart = sweep_chart(online, series[: len(online)], "rate", levels=levels)
+        marks = [
+            point_mark(point, label, _online_cells(point), x=axis_value(point, "rate"), line="")
+            for point, label in zip(points, series, strict=True)
+        ]
+        marks, levels = marks[: len(online)], marks[len(online) :]
+        chart = line_chart(marks, ONLINE_HEAD, AXES["rate"], ENERGY_TITLE, levels=levels)
         name = "online" if number == 1 else f"online-{number}"
-        yield points_figure(name, title, ONLINE_NOTE, chart, points, series, _online_cells, ONLINE_HEAD)
+        yield make_figure(name, title, ONLINE_NOTE, chart, ONLINE_HEAD, [*marks, *levels])
 
 
 def _online_series(point: Point) -> str:
@@ -181,16 +177,14 @@ def _arrivals(arrivals: Arrivals | None) -> str:
 
 
 def _online_cells(point: Point) -> tuple[str, ...]:
-    """A point under `ONLINE_HEAD`."""
+    """What `ONLINE_HEAD` adds to `TABLE_HEAD`."""
     result, is_online = result_of(point.row), point.load.is_online
     latency = result.latency
     # Offline, a latency is mostly the wait in the queue.
-    waits = ("unknown" if is_online else "-",) * 2
+    waits = [UNKNOWN if is_online else "-"] * 2
     if latency is not None:
-        waits = tuple(
-            f"{format_si(ends.p50_s, 's')} / {format_si(ends.p99_s, 's')}"
-            for ends in (latency.first_token, latency.end_to_end)
-        )
+        ends = (latency.first_token, latency.end_to_end)
+        waits = [f"{format_si(each.p50_s, 's')} / {format_si(each.p99_s, 's')}" for each in ends]
     return (
         format_number(axis_value(point, "rate")) if is_online else "all at once",
         UNKNOWN if result.requests_per_s is None else format_number(result.requests_per_s),
@@ -206,13 +200,14 @@ def draw_mixed_tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         points.sort(key=lambda point: (_task(point), _offline_label(point), point.batch))
         title = f"{model}: energy per request by task, prompts of mixed lengths"
         series = name_series(points, [_offline_label(point) for point in points], title=title, mixed=mixed)
-        values = [
-            point_value(point, label, place=f"{find_task(_task(point)).title}, {point.batch:,} requests")
+        marks = [
+            point_mark(
+                point, label, _padding(point), place=f"{find_task(_task(point)).title}, {point.batch:,} requests"
+            )
             for point, label in zip(points, series, strict=True)
         ]
         name = "tasks-mixed" if number == 1 else f"tasks-mixed-{number}"
-        chart = dot_chart(values, ENERGY_TITLE)
-        yield points_figure(name, title, MIXED_NOTE, chart, points, series, _padding, ("Padding",))
+        yield make_figure(name, title, MIXED_NOTE, dot_chart(marks, MIXED_HEAD, ENERGY_TITLE), MIXED_HEAD, marks)
 
 
 def _task(point: Point) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from infergy.estimates.servers import DEFAULT_MODEL
 from infergy.records import DEFAULT_DTYPE, GREEDY
@@ -13,11 +14,12 @@ from infergy.report.charts import (
     ENERGY_TITLE,
     FEWEST_ON_LINE,
     INTERVALS_NOTE,
+    TABLE_HEAD,
     Figure,
     dot_chart,
-    point_value,
-    points_figure,
-    sweep_chart,
+    make_figure,
+    point_mark,
+    sweep_figure,
 )
 from infergy.report.evidence import Evidence
 from infergy.report.points import Point, name_series
@@ -34,48 +36,43 @@ BATCHES_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
+class Study(NamedTuple):
     """One study.
 
     Attributes:
         name: As its claims name it.
         paper: Where the paper has it; empty if it is infergy's own.
-        grids: The shipped grids that it draws (`infergy study list`).
         draw: Its figures from evidence and a rule for mixed environments; nothing where there are no rows.
-        needs_trace: Whether it also needs the estimate of a trace.
+        grids: The shipped grids that it draws (`infergy study list`).
     """
 
     name: str
     title: str
-    paper: str = ""
-    grids: tuple[str, ...] = ()
-    draw: Callable[[Evidence, str], Iterable[Figure]] = field(repr=False)
-    needs_trace: bool = False
+    paper: str
+    draw: Callable[[Evidence, str], Iterable[Figure]]
+    grids: tuple[str, ...]
 
     @property
     def measure(self) -> str:
         """The commands that measure its cells."""
         run = f"infergy study run {', '.join(self.grids or ('paper-bins',))}"
-        return f"{run}, then infergy report FILE --trace TRACE" if self.needs_trace else run
+        return f"{run}, then infergy report FILE --trace TRACE" if self.name in ("traces", "advice") else run
 
 
 def _sequences(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     for model, points in _by_model(evidence.points):
-        for x, axis in (("input", 0), ("output", 1)):
+        for axis, (x, other) in enumerate((("input", "output"), ("output", "input"))):
             title = f"{model}: energy per request by {x} length"
             largest = _lines_of_largest(points, axis)
             if largest:
                 series = name_series(largest, [point.label for point in largest], title=title, mixed=mixed)
-                chart = sweep_chart(largest, series, x, lines="output" if x == "input" else "input")
-                yield points_figure(_file(f"sequences-{x}", model), title, BATCHES_NOTE, chart, largest, series)
+                yield sweep_figure(_file(f"sequences-{x}", model), title, BATCHES_NOTE, largest, series, x, other)
             fixed = _lines_of_fixed(points, axis)
             if not {id(point) for point in fixed} <= {id(point) for point in largest}:
-                tokens, side = fixed[0].lengths[1 - axis], "in" if axis else "out"
-                title += f" at fixed batches, {tokens:,} tokens {side}"
+                title += f" at fixed batches, {fixed[0].lengths[1 - axis]:,} tokens {'in' if axis else 'out'}"
                 series = name_series(fixed, [point.label for point in fixed], title=title, mixed=mixed)
-                chart = sweep_chart(fixed, series, x, lines="batch")
-                yield points_figure(_file(f"sequences-{x}-batch", model), title, INTERVALS_NOTE, chart, fixed, series)
+                name = _file(f"sequences-{x}-batch", model)
+                yield sweep_figure(name, title, INTERVALS_NOTE, fixed, series, x, "batch")
     yield from draw_phases(evidence)
 
 
@@ -188,10 +185,8 @@ def _tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
 def _dots(
     name: str, title: str, note: str, points: Sequence[Point], series: Sequence[str], places: Sequence[str]
 ) -> Figure:
-    values = [
-        point_value(point, label, place=place) for point, label, place in zip(points, series, places, strict=True)
-    ]
-    return points_figure(name, title, note, dot_chart(values, ENERGY_TITLE), points, series)
+    marks = [point_mark(point, label, place=place) for point, label, place in zip(points, series, places, strict=True)]
+    return make_figure(name, title, note, dot_chart(marks, TABLE_HEAD, ENERGY_TITLE), TABLE_HEAD, marks)
 
 
 def _batches(
@@ -213,8 +208,7 @@ def _batches(
     names = [f"{point.label} {point.model}" if with_model else point.label for point in best]
     series = name_series(best, names, title=title, mixed=mixed)
     if has_line:
-        chart = sweep_chart(best, series, "batch")
-        yield points_figure(_file(name, model), title, INTERVALS_NOTE, chart, best, series)
+        yield sweep_figure(_file(name, model), title, INTERVALS_NOTE, best, series, "batch")
     else:
         places = [f"batch of {point.batch:,}" for point in best]
         yield _dots(_file(name, model), title, INTERVALS_NOTE, best, series, places)
@@ -268,57 +262,18 @@ _precision = _comparison(
 )
 
 STUDIES = (
-    Study(
-        name="traces",
-        title="Request traces: energy, gap to an ideal, and saving",
-        paper="Figure 1, Table 4",
-        grids=("paper-bins",),
-        draw=draw_traces,
-        needs_trace=True,
-    ),
-    Study(
-        name="sequences",
-        title="Input and output length, prefill and decode",
-        paper="Figures 2, 10, 11",
-        grids=("input-lengths", "output-lengths", "batches"),
-        draw=_sequences,
-    ),
-    Study(
-        name="decoding",
-        title="Decoding: beams, sampling, speculation",
-        paper="Figure 3",
-        grids=("decoding", "decoding-vllm", "speculative"),
-        draw=_decoding,
-    ),
-    Study(
-        name="mixture-of-experts",
-        title="Mixture of experts against dense",
-        paper="Figure 4",
-        grids=("mixture-of-experts",),
-        draw=_experts,
-    ),
-    Study(
-        name="engines",
-        title="Engines, compiling and graphs",
-        paper="Figure 5",
-        grids=("engines",),
-        draw=_engines,
-    ),
-    Study(
-        name="tensor-parallel",
-        title="Tensor parallel",
-        paper="Figure 6",
-        grids=("tensor-parallel", "tensor-parallel-4"),
-        draw=_tensor_parallel,
-    ),
-    Study(name="tasks", title="Tasks", paper="Figure 8", grids=("tasks", "tasks-mixed"), draw=_tasks),
-    Study(name="online", title="Online against offline serving", paper="Figure 9", grids=("online",), draw=draw_online),
-    Study(name="precision", title="Arithmetic in 16 and 8 bits", grids=("precision",), draw=_precision),
-    Study(
-        name="weights",
-        title="Effect of the weight initialisation on energy",
-        grids=("weights-law",),
-        draw=draw_weights,
-    ),
-    Study(name="advice", title="Which configuration to choose", draw=draw_advice, needs_trace=True),
-)
+    Study("traces", "Request traces: energy, gap to an ideal, and saving", "Figure 1, Table 4", draw_traces,
+          ("paper-bins",)),
+    Study("sequences", "Input and output length, prefill and decode", "Figures 2, 10, 11", _sequences,
+          ("input-lengths", "output-lengths", "batches")),
+    Study("decoding", "Decoding: beams, sampling, speculation", "Figure 3", _decoding,
+          ("decoding", "decoding-vllm", "speculative")),
+    Study("mixture-of-experts", "Mixture of experts against dense", "Figure 4", _experts, ("mixture-of-experts",)),
+    Study("engines", "Engines, compiling and graphs", "Figure 5", _engines, ("engines",)),
+    Study("tensor-parallel", "Tensor parallel", "Figure 6", _tensor_parallel, ("tensor-parallel", "tensor-parallel-4")),
+    Study("tasks", "Tasks", "Figure 8", _tasks, ("tasks", "tasks-mixed")),
+    Study("online", "Online against offline serving", "Figure 9", draw_online, ("online",)),
+    Study("precision", "Arithmetic in 16 and 8 bits", "", _precision, ("precision",)),
+    Study("weights", "Effect of the weight initialisation on energy", "", draw_weights, ("weights-law",)),
+    Study("advice", "Which configuration to choose", "", draw_advice, ()),
+)  # fmt: skip

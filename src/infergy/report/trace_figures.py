@@ -10,7 +10,7 @@ from infergy.estimates.paper import PaperEstimate, PaperServer
 from infergy.estimates.recommend import Configuration, Recommendation
 from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate
 from infergy.hardware import catalogue_name
-from infergy.report.charts import UNKNOWN, Figure, bar_chart, dot_chart, inline, make_figure, mark
+from infergy.report.charts import UNKNOWN, Figure, Mark, bar_chart, dot_chart, inline, make_figure
 from infergy.report.evidence import Evidence, gpu_title
 from infergy.report.our_values import interval_text
 from infergy.report.points import Interval, Point, as_interval
@@ -30,46 +30,42 @@ ADVICE_HEAD = (
 BATCHING = {"transformers": "padded static batches of up to {}", "vllm": "up to {} sequences at once"}
 
 
-def _served(estimate: TraceEstimate) -> Iterator[tuple[str, ServerEstimate, str, RunEstimate]]:
-    for server in estimate.estimates:
-        for how, run in (("as it arrives", server.served), ("all at once", server.offline)):
-            if run is not None:
-                yield estimate.trace.source, server, how, run
-
-
 def draw_traces(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
     """Energy of traces with each engine: served in simulation, and by the study's method."""
-    runs = [run for estimate in evidence.estimates.values() for run in _served(estimate)]
+    runs = [
+        _served_mark(evidence, estimate.trace.source, server, how, run)
+        for estimate in evidence.estimates.values()
+        for server in estimate.estimates
+        for how, run in (("as it arrives", server.served), ("all at once", server.offline))
+        if run is not None
+    ]
     if runs:
-        server = runs[0][1]
+        server = next(iter(evidence.estimates.values())).estimates[0]
         yield make_figure(
             "traces-served",
             f"{server.model} on {gpu_title(server.gpu)}: energy per request of traces, served as they arrive and at "
             "once",
             "Requests pass the engine's scheduler in simulation; idle energy until the last token is included. "
             + " ".join(_limits(evidence.estimates.values())),
-            bar_chart([_served_bar(*run) for run in runs], "energy, J per request; thin line: 90 % interval"),
+            bar_chart(runs, SERVED_HEAD, "energy, J per request; thin line: 90 % interval"),
             SERVED_HEAD,
-            [_served_row(*run) for run in runs],
-            _points_of(evidence, [server for _, server, _, _ in runs]),
+            runs,
         )
     bins = [(paper, server) for paper in evidence.papers.values() for server in paper.servers]
     if any(server.energy_j for _, server in bins):
-        server = bins[0][1]
-        ideals = dict.fromkeys(each.compared.ideal_basis for _, each in bins if each.compared.ideal_basis)
+        first = bins[0][1]
+        ideals = dict.fromkeys(server.compared.ideal_basis for _, server in bins if server.compared.ideal_basis)
+        marks = [_paper_mark(evidence, paper, server) for paper, server in bins]
+        axis = "energy, J per request; thin line: bins' floors to whole batches; upright stroke: the ideal"
         yield make_figure(
             "traces",
-            f"{server.model} on {gpu_title(server.gpu)}: energy per request of traces by the study's bins",
+            f"{first.model} on {gpu_title(first.gpu)}: energy per request of traces by the study's bins",
             "Each request at the upper corner of its bin, in the largest batches that memory and the engine allow: "
             "the method of the study. Brackets: from every request at the floor of its bin to whole batches at "
             f"its corner. The ideal is {'; '.join(ideals) or UNKNOWN}.",
-            bar_chart(
-                [bar for each in bins for bar in _paper_bar(*each)],
-                "energy, J per request; thin line: bins' floors to whole batches; upright stroke: the ideal",
-            ),
+            bar_chart(marks, PAPER_HEAD, axis),
             PAPER_HEAD,
-            [_paper_row(*each) for each in bins],
-            _points_of(evidence, [server for _, server in bins]),
+            marks,
         )
 
 
@@ -83,101 +79,80 @@ def _limits(estimates: Iterable[TraceEstimate]) -> Iterator[str]:
             yield f"{trace}, {server.engine}: {server.served.overload}."
 
 
-def _served_bar(trace: str, server: ServerEstimate, how: str, run: RunEstimate) -> dict[str, object]:
-    requests = run.requests - run.rejected_requests
-    return {
-        "trace": trace,
-        "series": f"{server.engine}, {how}",
-        "joules": run.energy_j / requests,
-        "low": run.low_j / requests,
-        "high": run.high_j / requests,
-        "ideal": None,
-        "energy": f"{format_si(run.energy_j, 'J')}, {format_si(run.energy_j / requests, 'J')} per request",
-        "bracket": _joules((run.low_j, run.high_j)),
-        "gap to ideal": "see the study's method",
-    }
-
-
-def _served_row(trace: str, server: ServerEstimate, how: str, run: RunEstimate) -> tuple[str, ...]:
-    latency = run.latency
-    return (
+def _served_mark(evidence: Evidence, trace: str, server: ServerEstimate, how: str, run: RunEstimate) -> Mark:
+    requests, ttft_s, tpot_s = run.requests - run.rejected_requests, run.latency.ttft_s, run.latency.tpot_s
+    cells = (
         trace,
         server.engine,
         how,
         format_si(run.energy_j, "J"),
-        UNKNOWN if run.energy_per_request_j is None else format_number(run.energy_per_request_j),
+        format_number(run.energy_j / requests),
         _joules((run.low_j, run.high_j)),
         format_duration(run.duration_s),
         f"{format_number(run.load.power_w)} W",
-        UNKNOWN if latency.ttft_s is None else format_si(latency.ttft_s.p50, "s"),
-        UNKNOWN if latency.tpot_s is None else format_si(latency.tpot_s.p50, "s"),
+        UNKNOWN if ttft_s is None else format_si(ttft_s.p50, "s"),
+        UNKNOWN if tpot_s is None else format_si(tpot_s.p50, "s"),
         format_percent(run.measured_share),
+    )
+    return Mark(
+        series=f"{server.engine}, {how}",
+        value=run.energy_j / requests,
+        interval=(run.low_j / requests, run.high_j / requests),
+        cells=cells,
+        where={"trace": trace},
+        points=_points_of(evidence, server),
     )
 
 
-def _paper_bar(paper: PaperEstimate, server: PaperServer) -> Iterator[dict[str, object]]:
-    if server.energy_j is None:
-        return
-    requests = _requests(server)
-    joules = {"low": server.low_j, "high": server.high_j, "ideal": server.compared.ideal_energy_j}
-    yield {
-        "trace": paper.source,
-        "series": server.engine,
-        "joules": server.energy_j / requests,
-        **{name: None if value is None else value / requests for name, value in joules.items()},
-        "energy": f"{format_si(server.energy_j, 'J')}, {format_si(server.energy_j / requests, 'J')} per request",
-        "bracket": _joules(as_interval(server.low_j, server.high_j)),
-        "gap to ideal": _percent(server.compared.gap_to_ideal, signed=True),
-    }
-
-
-def _paper_row(paper: PaperEstimate, server: PaperServer) -> tuple[str, ...]:
+def _paper_mark(evidence: Evidence, paper: PaperEstimate, server: PaperServer) -> Mark:
     compared = server.compared
-    saving = as_interval(compared.saving_low, compared.saving_high)
-    return (
+    requests = sum(entry.requests for entry in server.bins if entry.batch)
+    bracket, saving = as_interval(server.low_j, server.high_j), as_interval(compared.saving_low, compared.saving_high)
+    energy_j = None if server.energy_j is None else server.energy_j / requests
+    cells = (
         paper.source,
         server.engine,
         UNKNOWN if server.energy_j is None else format_si(server.energy_j, "J"),
-        UNKNOWN if server.energy_j is None else format_number(server.energy_j / _requests(server)),
-        _joules(as_interval(server.low_j, server.high_j)),
+        UNKNOWN if energy_j is None else format_number(energy_j),
+        UNKNOWN if bracket is None else _joules(bracket),
         _percent(compared.gap_to_ideal, signed=True),
         "-" if server.engine == paper.baseline else _percent(compared.saving_vs_baseline),
         "-" if saving is None else interval_text(saving, signed=False),
     )
+    return Mark(
+        series=server.engine,
+        value=energy_j,
+        interval=None if bracket is None else (bracket[0] / requests, bracket[1] / requests),
+        cells=cells,
+        where={"trace": paper.source, "ideal": compared.ideal_energy_j and compared.ideal_energy_j / requests},
+        points=_points_of(evidence, server),
+    )
 
 
-def _requests(server: PaperServer) -> int:
-    return sum(entry.requests for entry in server.bins if entry.batch)
-
-
-def _joules(interval: Interval | None) -> str:
-    return UNKNOWN if interval is None else " .. ".join(format_si(end_j, "J") for end_j in interval)
+def _joules(interval: Interval) -> str:
+    return " .. ".join(format_si(end_j, "J") for end_j in interval)
 
 
 def _percent(value: float | None, *, signed: bool = False) -> str:
     return UNKNOWN if value is None else format_percent(value, signed=signed)
 
 
-def _points_of(evidence: Evidence, servers: Iterable[ServerEstimate | PaperServer]) -> list[Point]:
-    """The measured cells of these servers."""
-    kinds = {(server.engine, server.model, server.gpu) for server in servers}
-    return [point for point in evidence.points if (point.label, point.model, catalogue_name(point.gpu_kind)) in kinds]
+def _points_of(evidence: Evidence, server: ServerEstimate | PaperServer) -> tuple[Point, ...]:
+    """The measured cells of a server."""
+    kind = (server.engine, server.model, server.gpu)
+    return tuple(
+        point for point in evidence.points if (point.label, point.model, catalogue_name(point.gpu_kind)) == kind
+    )
 
 
 def draw_advice(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
     """Configurations ranked for each trace, and the command of the recommended one."""
     for number, (trace, ranking) in enumerate(evidence.rankings.items(), 1):
         server = ranking.configurations[0].estimate
-        engines = {configuration.estimate.engine for configuration in ranking.configurations}
-        yield make_figure(
-            f"advice-{number}",
-            f"{trace}: energy of {server.model} on {gpu_title(server.gpu)} by configuration",
-            _advice_note(ranking),
-            dot_chart([_advice_value(each, ranking) for each in ranking.configurations], "energy of the trace, J"),
-            ADVICE_HEAD,
-            [_advice_row(each, ranking) for each in ranking.configurations],
-            [point for point in evidence.points if point.label in engines and point.model == server.model],
-        )
+        title = f"{trace}: energy of {server.model} on {gpu_title(server.gpu)} by configuration"
+        marks = [_advice_mark(evidence, configuration, ranking.present) for configuration in ranking.configurations]
+        chart = dot_chart(marks, ADVICE_HEAD, "energy of the trace, J")
+        yield make_figure(f"advice-{number}", title, _advice_note(ranking), chart, ADVICE_HEAD, marks)
 
 
 def _advice_note(ranking: Recommendation) -> str:
@@ -193,45 +168,33 @@ def _advice_note(ranking: Recommendation) -> str:
     )
 
 
-def _advice_value(configuration: Configuration, ranking: Recommendation) -> dict[str, object]:
-    run = configuration.estimate.run
-    return {
-        "place": configuration.label,
-        "series": configuration.estimate.engine,
-        **mark(configuration.energy_j, (configuration.low_j, configuration.high_j)),
-        "cell": configuration.label,
-        "value": format_si(configuration.energy_j, "J"),
-        "interval": _joules((configuration.low_j, configuration.high_j)),
-        "batch takes": format_si(run.duration_s, "s"),
-        "power": f"{run.load.power_w:.0f} W",
-        "flags": _remarks(configuration, ranking) or "none",
-    }
-
-
-def _remarks(configuration: Configuration, ranking: Recommendation) -> str:
+def _advice_mark(evidence: Evidence, configuration: Configuration, present: str) -> Mark:
+    run, is_present = configuration.estimate.run, configuration.label == present
     remarks = [limit.replace("_", " ") for limit in configuration.breaks]
-    if configuration.label == ranking.present:
+    if is_present:
         remarks.append("present")
     elif not configuration.is_significant:
         remarks.append("no significant difference from the present one")
     if configuration.changes_outputs:
         remarks.append(f"changes outputs: {configuration.changes_outputs}")
-    return "; ".join(remarks)
-
-
-def _advice_row(configuration: Configuration, ranking: Recommendation) -> tuple[str, ...]:
-    ttft_s = configuration.estimate.run.latency.ttft_s
-    is_present = configuration.label == ranking.present
-    saving = (configuration.saving_low, configuration.saving_high)
-    return (
+    interval, saving = (run.low_j, run.high_j), (configuration.saving_low, configuration.saving_high)
+    cells = (
         configuration.label,
-        format_si(configuration.energy_j, "J"),
-        _joules((configuration.low_j, configuration.high_j)),
+        format_si(run.energy_j, "J"),
+        _joules(interval),
         "-" if is_present else format_percent(configuration.saving),
         "-" if is_present else interval_text(saving, signed=False),
-        UNKNOWN if ttft_s is None else format_si(ttft_s.p50, "s"),
-        _remarks(configuration, ranking) or "-",
+        UNKNOWN if run.latency.ttft_s is None else format_si(run.latency.ttft_s.p50, "s"),
+        "; ".join(remarks) or "-",
         " ".join(configuration.command),
+    )
+    return Mark(
+        series=configuration.estimate.engine,
+        value=run.energy_j,
+        interval=interval,
+        cells=cells,
+        where={"place": configuration.label},
+        points=_points_of(evidence, configuration.estimate),
     )
 
 
@@ -259,9 +222,10 @@ def draw_waterfall(found: Breakdown) -> Any:
     import altair
 
     values = list(waterfall_bars(found))
+    steps = [str(value["step"]) for value in values]
     kinds = [kind for kind in WATERFALL_COLOURS if any(value["kind"] == kind for value in values)]
     base = inline(values).encode(
-        y=altair.Y("step:N", sort=[value["step"] for value in values], title=None, axis=altair.Axis(labelLimit=300)),
+        y=altair.Y("step:N", sort=steps, title=None, axis=altair.Axis(labelLimit=300)),
         tooltip=[altair.Tooltip("step:N"), altair.Tooltip("energy:N"), altair.Tooltip("what:N")],
     )
     colours = altair.Scale(domain=kinds, range=[WATERFALL_COLOURS[kind] for kind in kinds])
