@@ -6,11 +6,11 @@ Ink is ``currentColor``, so that a page's own colours apply, in light, dark and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infergy.report.points import Interval, Point
+from infergy.report.points import Interval, Point, name_series
 from infergy.units import format_number
 
 WIDTH, HEIGHT, BAR_HEIGHT, ROW_HEIGHT = 640, 340, 22, 20
@@ -69,11 +69,8 @@ class Figure:
 
     Attributes:
         name: Of its files, without a suffix.
-        note: Text below it.
         spec: Vega-Lite.
-        head: Titles of the table's columns.
-        points: The rows behind it.
-        gpu: The GPU of all of them, in a report with figures of several; else empty.
+        gpu: The GPU of all its points, in a report with figures of several; else empty.
     """
 
     name: str
@@ -91,8 +88,8 @@ class Figure:
         return f"{self.title}, on {self.gpu}" if self.gpu else self.title
 
 
-def make_figure(name: str, title: str, note: str, chart: Any, head: tuple[str, ...], marks: Sequence[Mark]) -> Figure:
-    """A figure of an altair chart, with its title for screen readers."""
+def make_figure(name: str, title: str, note: str, head: tuple[str, ...], marks: Sequence[Mark], chart: Any) -> Figure:
+    """A figure of an altair chart of marks, with its title for screen readers."""
     # Validation takes most of a figure's time; tests do it.
     spec = {**chart.to_dict(validate=False), "description": title, "background": "transparent", "config": _config(INK)}
     points = {id(point): point for mark in marks for point in mark.points}
@@ -100,42 +97,77 @@ def make_figure(name: str, title: str, note: str, chart: Any, head: tuple[str, .
     return Figure(name=name, title=title, note=note, spec=spec, head=head, table=table, points=tuple(points.values()))
 
 
-def point_mark(point: Point, series: str, more: tuple[str, ...] = (), **where: object) -> Mark:
-    """The energy per request of a measured cell, its row under `TABLE_HEAD` and `more`."""
-    cells = (
-        str(point.row.cell),
-        series,
-        format_number(point.energy_j),
-        point.interval_text,
-        format_number(point.duration_s),
-        format_number(point.power_w),
-        point.gpu,
-        point.flag_codes,
-        *more,
-    )
-    return Mark(
-        series=series, value=point.energy_j, interval=point.interval_j, cells=cells, where=where, points=(point,)
-    )
-
-
-def axis_value(point: Point, axis: str) -> float:
-    """Where a point is along one of `AXES`; the rate is that of the arrival times of its run."""
-    arrival_s = point.row.arrival_s
-    if axis == "rate":
-        return (len(arrival_s) - 1) / arrival_s[-1] if arrival_s and arrival_s[-1] > 0 else math.inf
-    return {"input": point.load.input_tokens, "output": point.load.output_tokens, "batch": point.batch}[axis]
+def measured_figure(
+    name: str,
+    title: str,
+    note: str,
+    points: Sequence[Point],
+    mixed: str,
+    where: Callable[[Point], Mapping[str, object]],
+    chart: Callable[[Sequence[Mark], tuple[str, ...]], Any],
+    *,
+    label: Callable[[Point], str] = lambda point: point.label,
+    more_head: tuple[str, ...] = (),
+    more: Callable[[Point], tuple[str, ...]] = lambda _: (),
+) -> Figure:
+    """Energy per request of measured cells: `label` names a cell's series, `more` fills columns after `TABLE_HEAD`."""
+    series = name_series(points, [label(point) for point in points], title=title, mixed=mixed)
+    marks = [
+        Mark(
+            series=name,
+            value=point.energy_j,
+            interval=point.interval_j,
+            cells=(
+                str(point.row.cell),
+                name,
+                format_number(point.energy_j),
+                point.interval_text,
+                format_number(point.duration_s),
+                format_number(point.power_w),
+                point.gpu,
+                ", ".join(flag.code for flag in point.flags) or "none",
+                *more(point),
+            ),
+            where=where(point),
+            points=(point,),
+        )
+        for point, name in zip(points, series, strict=True)
+    ]
+    head = (*TABLE_HEAD, *more_head)
+    return make_figure(name, title, note, head, marks, chart(marks, head))
 
 
 def sweep_figure(
-    name: str, title: str, note: str, points: Sequence[Point], series: Sequence[str], x: str, lines: str | None = None
+    name: str, title: str, note: str, points: Sequence[Point], mixed: str, x: str, lines: str | None = None, **more: Any
 ) -> Figure:
     """Energy per request over one of `AXES`; `lines` names another, by which lines are dashed."""
-    marks = [
-        point_mark(point, label, x=axis_value(point, x), line=f"{axis_value(point, lines):,}" if lines else "")
-        for point, label in zip(points, series, strict=True)
-    ]
-    chart = line_chart(marks, TABLE_HEAD, AXES[x], ENERGY_TITLE, AXES[lines] if lines else None)
-    return make_figure(name, title, note, chart, TABLE_HEAD, marks)
+
+    def where(point: Point) -> dict[str, object]:
+        return {"x": axis_value(point, x), "line": f"{axis_value(point, lines):,}" if lines else ""}
+
+    def chart(marks: Sequence[Mark], head: Sequence[str]) -> Any:
+        return line_chart(marks, head, AXES[x], ENERGY_TITLE, AXES[lines] if lines else None)
+
+    return measured_figure(name, title, note, points, mixed, where, chart, **more)
+
+
+def dot_figure(
+    name: str, title: str, note: str, points: Sequence[Point], mixed: str, place: Callable[[Point], str], **more: Any
+) -> Figure:
+    """Energy per request at places without an order."""
+
+    def chart(marks: Sequence[Mark], head: Sequence[str]) -> Any:
+        return dot_chart(marks, head, ENERGY_TITLE)
+
+    return measured_figure(name, title, note, points, mixed, lambda point: {"place": place(point)}, chart, **more)
+
+
+def axis_value(point: Point, axis: str) -> float:
+    """Where a point is along one of `AXES`; the rate is that of the arrival times of its run, offline infinite."""
+    if axis == "rate":
+        arrival_s = point.row.arrival_s
+        return (len(arrival_s) - 1) / arrival_s[-1] if arrival_s and arrival_s[-1] > 0 else math.inf
+    return {"input": point.load.input_tokens, "output": point.load.output_tokens, "batch": point.batch}[axis]
 
 
 def line_chart(
@@ -146,19 +178,20 @@ def line_chart(
     line_title: str | None = None,
     *,
     is_share: bool = False,
-    levels: Sequence[Mark] = (),
 ) -> Any:
     """Marks with intervals along ``x``, joined by a line for each series and ``line``.
 
-    Axes are logarithmic; with `is_share` the y axis is linear, in percent. Dashed `levels` extend over all of x.
+    Axes are logarithmic; with `is_share` the y axis is linear, in percent. A mark at infinity is a dashed level.
     """
     import altair
 
-    names = _distinct(mark.series for mark in (*marks, *levels))
+    names = _distinct(mark.series for mark in marks)
     if is_share:
         y_scale, y_axis = altair.Scale(type="linear"), altair.Axis(format="~%")
     else:
-        y_scale, y_axis = _log_axis((*marks, *levels))
+        y_scale, y_axis = _log_axis(marks)
+    levels = _values(mark for mark in marks if mark.where["x"] == math.inf)
+    marks = [mark for mark in marks if mark.where["x"] != math.inf]
     ticks = _ticks([float(str(mark.where["x"])) for mark in marks])
     x_axis = altair.Axis(values=ticks, format=",~g", labelOverlap=True)
     x_scale = altair.Scale(type="log", base=2, nice=False, padding=12)
@@ -182,7 +215,7 @@ def line_chart(
     )
     layers = [joined, *_layers(base, values, names, head, "y", title=y_title, scale=y_scale, axis=y_axis)]
     if levels:
-        level = inline(_values(levels)).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
+        level = inline(levels).mark_rule(strokeWidth=1.75, strokeDash=[6, 3])
         y = altair.Y("value:Q", scale=y_scale)
         layers = [level.encode(y=y, color=_colour(names), tooltip=_tooltip(head)), *layers]
     return altair.layer(*layers).properties(width=WIDTH, height=HEIGHT)

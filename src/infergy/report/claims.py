@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -14,12 +14,11 @@ from typing import Any
 
 from infergy.report.evidence import Evidence, load_evidence
 from infergy.report.our_values import KINDS, REVERSED, OurValue, interval_text
-from infergy.report.tables import escape, table_lines
+from infergy.report.tables import escape
 from infergy.units import format_number, format_percent
 
 HEAD = ("Claim", "Paper", "on", "Ours", "Interval", "on", "Ours / paper")
 NOT_MEASURED = "not measured yet"
-FINDINGS_TITLE = "Findings: where our values contradict the paper's"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,47 +128,17 @@ def judge(claim: Claim, ours: OurValue) -> OurValue:
     return replace(ours, method="; ".join(filter(None, (ours.method, claim.caveat))), finding=finding)
 
 
-def findings(compared: Iterable[Compared]) -> tuple[str, ...]:
-    """Where our values contradict the paper's, a sentence each."""
-    return tuple(each.finding for each in compared if each.finding is not None)
-
-
-def claims_page(compared: Sequence[Compared]) -> str:
-    """docs/claims.md: the table of claims with our values."""
-    source, _ = load_claims()
-    measured = sum(each.ours.is_measured for each in compared)
-    lines = [
-        "# The study's claims compared with our values",
-        "",
-        f"Claims: {source}. Our values follow from the tables that ship with infergy "
-        f"([measurements.md](measurements.md)): {measured} of {len(compared)} claims have one, the others say why not. "
-        "`infergy report paper` shows the same, study by study.",
-        "",
-        "Gaps and savings of traces are by the study's method: each request at the upper corner of its bin, in the "
-        "largest batches that memory and the engine allow, by the step-cost model fitted to all rows. For the energy "
-        "of serving a trace as it arrives, see `infergy estimate`.",
-        "",
-        "Hardware, models and engine versions differ: a ratio far from 1 is a finding about these, not an error of "
-        "either. The study's Azure traces are of 2024, ours of 2023, which are smaller. Its ideal takes the vendor's "
-        "headline peak, ours the dense one.",
-        "",
-        *table_lines(HEAD, [each.cells for each in compared]),
-        "",
-        f"## {FINDINGS_TITLE}",
-        "",
-        *(f"- {escape(text)}" for text in findings(compared)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def update_findings(page: str, compared: Iterable[Compared]) -> str:
-    """docs/findings.md with the values of the claims in its tables; all other text is kept."""
-    cells = {escape(each.cells[0]): each.cells for each in compared}
+def update_page(page: str, compared: Iterable[Compared]) -> str:
+    """docs/claims.md or docs/findings.md with the values of the claims in its tables; all other text is kept."""
+    known = {escape(each.cells[0]): [escape(cell) for cell in each.cells] for each in compared}
     lines = []
     for line in page.splitlines():
-        claim, *rest = line.removeprefix("| ").split(" | ")
-        if claim in cells and len(rest) == 3:
-            line = f"| {' | '.join((claim, escape(cells[claim][1]), escape(cells[claim][3]), rest[2]))}"
+        claim, *rest = line.removeprefix("| ").removesuffix(" |").split(" | ")
+        cells = known.get(claim, [])
+        if cells and len(rest) == len(HEAD) - 1:
+            line = f"| {' | '.join(cells)} |"
+        elif cells and len(rest) == 3:
+            line = f"| {claim} | {cells[1]} | {cells[3]} | {rest[-1]} |"
         lines.append(line)
     return "\n".join(lines) + "\n"
 
@@ -179,12 +148,7 @@ def shipped_claims() -> tuple[Compared, ...]:
     return compare_claims(load_evidence(traces=claimed_traces()))
 
 
-def _write_pages(folder: Path) -> None:
-    compared = shipped_claims()
-    (folder / "claims.md").write_text(claims_page(compared), encoding="utf-8")
-    path = folder / "findings.md"
-    path.write_text(update_findings(path.read_text(encoding="utf-8"), compared), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    _write_pages(Path("docs"))
+    shown = shipped_claims()
+    for document in (Path("docs/claims.md"), Path("docs/findings.md")):
+        document.write_text(update_page(document.read_text(encoding="utf-8"), shown), encoding="utf-8")

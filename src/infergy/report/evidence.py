@@ -15,10 +15,11 @@ from infergy.estimates.results import TraceEstimate
 from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
 from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_gpu
 from infergy.quality.phases import SetupPhases, find_phases
-from infergy.records import ENGINES, FP8, Measurement
+from infergy.records import ENGINES, FP8
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.shipped import SHIPPED_ROWS, shipped_rows
-from infergy.report.points import Point, failures_of, points_of, read_stores
+from infergy.records.store import read_store
+from infergy.report.points import Point, failures_of, group_by, points_of
 from infergy.serving.config import EngineOptions
 
 
@@ -88,7 +89,8 @@ def load_evidence(
         gpu: On which; None: likewise.
         allow_simulated: Whether rows of a simulated GPU are accepted.
     """
-    stores = read_stores(files or [path for path in shipped_rows() if path.parent == SHIPPED_ROWS])
+    paths = files or [path for path in shipped_rows() if path.parent == SHIPPED_ROWS]
+    stores = {path: read_store(path).rows for path in paths}
     points = points_of(stores, allow_simulated=allow_simulated)
     offline = [point for point in points if not point.load.is_online]
     evidence = Evidence(
@@ -119,13 +121,11 @@ def load_evidence(
 
 
 def _phases(points: Iterable[Point]) -> Iterator[SetupPhases]:
-    groups: dict[object, list[Measurement]] = {}
-    for point in points:
-        groups.setdefault(key_of(point.row, (*IDENTITY, *MUST)), []).append(point.row)
-    for rows in groups.values():
+    rows = (point.row for point in points)
+    for group in group_by(rows, lambda row: key_of(row, (*IDENTITY, *MUST))).values():
         # Rescaled rows have no phases.
         with suppress(DataError):
-            yield from find_phases(rows).setups
+            yield from find_phases(group).setups
 
 
 def _choose(option: str, asked: str | None, measured: set[str], default: str, files: Sequence[Path]) -> str:

@@ -11,10 +11,10 @@ from statistics import fmean
 
 from infergy.estimates.paper import PaperServer
 from infergy.quality.phases import SetupPhases
-from infergy.records import EngineSetup, Load
+from infergy.records import Load
 from infergy.records.agreement import ONE_CHANGE, key_of
 from infergy.report.evidence import Evidence, gpu_title
-from infergy.report.points import Interval, Point, as_interval
+from infergy.report.points import Interval, Point, as_interval, group_by
 from infergy.units import format_number, format_percent
 
 ENERGY, LATENCY = "energy", "latency"
@@ -80,16 +80,14 @@ def changes(before: Iterable[Point], after: Iterable[Point], quantity: str = ENE
     Each cell of `after` counts once. Of several measurements of a cell, the pair of the same GPUs counts, else, and of
     several such, the two that were measured soonest after one another: most likely on one host.
     """
-    loads: dict[tuple[object, Load], list[Point]] = {}
-    for point in before:
-        loads.setdefault((key_of(point.row, ONE_CHANGE), replace(point.load, arrivals=None)), []).append(point)
-    cells: dict[tuple[object, Load, str], list[Point]] = {}
-    for point in after:
-        key = (key_of(point.row, ONE_CHANGE), replace(point.load, arrivals=None))
-        if key in loads:
-            cells.setdefault((*key, point.row.cell_id), []).append(point)
-    pairs = (min(product(loads[key, load], points), key=_distance) for (key, load, _), points in cells.items())
+    loads = group_by(before, _load_key)
+    cells = group_by(after, lambda point: (_load_key(point), point.row.cell_id))
+    pairs = (min(product(loads[key], points), key=_distance) for (key, _), points in cells.items() if key in loads)
     return [_change(first, second, quantity) for first, second in pairs]
+
+
+def _load_key(point: Point) -> tuple[object, Load]:
+    return key_of(point.row, ONE_CHANGE), replace(point.load, arrivals=None)
 
 
 def _distance(pair: tuple[Point, Point]) -> tuple[bool, timedelta]:
@@ -235,27 +233,22 @@ def change(
     most_batch: float = math.inf,
     pick: str = MEAN,
 ) -> OurValue:
-    """Energy (or time) of cells of one engine config over those of another under the same load, less 1.
+    """Energy (or latency) of cells of one engine config over those of another under the same load, less 1.
 
-    Args:
-        evidence: What was measured.
-        label: Of the config.
-        against: Of the config that it is compared with.
-        model: None compares each model with itself.
-        against_model: None is `model`.
-        quantity: ``energy`` or ``latency``.
-        batch: Only cells of that batch.
-        most_batch: Only cells of at most that batch.
-        pick: Which of several loads counts: ``least``, ``most`` or ``mean`` (geometric, of the ratios).
+    Without a model, each is compared with itself. Of several loads, `pick` takes the ``least``, the ``most`` or the
+    geometric ``mean`` of the ratios.
     """
     other = against_model or model
     points = [point for point in evidence.points if batch in (None, point.batch) and point.batch <= most_batch]
-    before = _grouped(points, against, other)
-    after = _grouped(points, label, model)
+    before, after = (
+        group_by((point for point in points if point.label == name), lambda point: (point.model, point.setup.weights))
+        for name in (against, label)
+    )
     found = [
         each
         for (name, weights), cells in sorted(after.items())
-        for each in changes(before.get((name if model is None else str(other), weights), ()), cells, quantity)
+        if model in (None, name)
+        for each in changes(before.get((other or name, weights), ()), cells, quantity)
     ]
     if not found:
         names = (" ".join(filter(None, pair)) for pair in ((label, model), (against, other)))
@@ -269,15 +262,6 @@ def change(
             method=f"geometric mean of {len(found)} cells; the lowest .. the highest of them",
         )
     return _extreme(found, max if pick == MOST else min, "cells")
-
-
-def _grouped(points: Iterable[Point], label: str, model: str | None) -> dict[tuple[str, str], list[Point]]:
-    """Cells of an engine config by model and weight initialisation."""
-    groups: dict[tuple[str, str], list[Point]] = {}
-    for point in points:
-        if point.label == label and model in (None, point.model):
-            groups.setdefault((point.model, point.setup.weights), []).append(point)
-    return groups
 
 
 def _extreme(found: Sequence[Change], choose: Callable[..., Change], cells: str) -> OurValue:
@@ -295,15 +279,9 @@ def _extreme(found: Sequence[Change], choose: Callable[..., Change], cells: str)
 
 def online(evidence: Evidence, *, label: str) -> OurValue:
     """The least energy at any arrival rate over that of the same requests all at once, less 1."""
-    cells: dict[EngineSetup, list[Point]] = {}
-    for point in evidence.online:
-        if point.setup.label == label:
-            cells.setdefault(point.setup, []).append(point)
-    found = [
-        each
-        for setup, points in cells.items()
-        for each in changes([point for point in evidence.points if point.setup == setup], points)
-    ]
+    offline = group_by(evidence.points, lambda point: point.setup)
+    cells = group_by((point for point in evidence.online if point.setup.label == label), lambda point: point.setup)
+    found = [each for setup, points in cells.items() for each in changes(offline.get(setup, ()), points)]
     if not found:
         return OurValue(method=f"no requests were measured both online and offline with {label}")
     return _extreme(found, min, "online cells")

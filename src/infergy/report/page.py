@@ -15,22 +15,14 @@ from infergy.errors import UsageError
 from infergy.hardware import catalogue_name
 from infergy.records import Cell
 from infergy.report.charts import FILE_INK, INK, Figure, for_file
-from infergy.report.claims import (
-    FINDINGS_TITLE,
-    HEAD,
-    NOT_MEASURED,
-    Compared,
-    claimed_traces,
-    compare_claims,
-    findings,
-    load_claims,
-)
+from infergy.report.claims import HEAD, NOT_MEASURED, Compared, claimed_traces, compare_claims, load_claims
 from infergy.report.evidence import Evidence, gpu_title, load_evidence
 from infergy.report.points import MIXED_RULES, REFUSE, SPLIT
 from infergy.report.studies import STUDIES, Study
-from infergy.report.tables import Table, environment_table, escape, find_gaps, flags_table, gaps_table, table_lines
+from infergy.report.tables import GAPS_HEAD, Table, environment_table, escape, find_gaps, flags_table, table_lines
 
 PAGE, MARKDOWN = "index.html", "report.md"
+FINDINGS_TITLE = "Findings: where our values contradict the paper's"
 SIMULATED_NOTE = "SIMULATED rows are among these: they say nothing about real hardware."
 PNG_SCALE = 2.0
 
@@ -69,7 +61,8 @@ class Report:
     @property
     def findings(self) -> tuple[str, ...]:
         """Where our values contradict the paper's, a sentence each."""
-        return findings(compared for section in self.sections for compared in section.claims)
+        compared = (each for section in self.sections for each in section.claims)
+        return tuple(each.finding for each in compared if each.finding is not None)
 
     @property
     def missing(self) -> list[Study]:
@@ -90,23 +83,22 @@ def build_report(
     """A report on stores of measurements; without any, on all that ships, compared with the paper.
 
     Args:
-        files: A user's own stores.
-        traces: Traces to estimate from these; without files, the shipped ones.
+        files: As the others, see `load_evidence`.
+        traces: Without files, by default those of the claims.
+        model: Of the estimates.
+        gpu: Of the estimates.
+        allow_simulated: Whether rows of a simulated GPU are accepted.
         mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None refuses a user's and splits
             the shipped ones, whose environments are known.
-        model: For which the traces are estimated; None: the default if it was measured, else the only one that was.
-        gpu: On which; None: likewise.
-        allow_simulated: Whether rows of a simulated GPU may be drawn.
-        planned: The cells of the shipped grids by name, for a GPU of the catalogue: then each study lists those of
-            its cells that have no row.
+        planned: The cells of the shipped grids by name, for a GPU of the catalogue, to list those without a row.
 
     Raises:
         UsageError: An option is unknown, environments are mixed, or a trace cannot be estimated.
         DataError: A file is not what it should be.
     """
     if mixed is not None and mixed not in MIXED_RULES:
-        where = {"code": "unknown-name", "option": "--mixed"}
-        raise UsageError.unknown("rule for mixed environments", mixed, MIXED_RULES, "Give one with --mixed", **where)
+        what, how = "rule for mixed environments", "Give one with --mixed"
+        raise UsageError.unknown(what, mixed, MIXED_RULES, how, code="unknown-name", option="--mixed")
     if not files:
         traces = tuple(traces) or claimed_traces()
     evidence = load_evidence(files, traces, model=model, gpu=gpu, allow_simulated=allow_simulated)
@@ -117,7 +109,8 @@ def build_report(
     gaps = None if planned is None else _gaps(parts, planned)
     source, _ = load_claims()
     names = ", ".join(path.name for path in files)
-    figures = _unique({study.name: list(_draw(study, parts, rule)) for study in STUDIES})
+    used: Counter[str] = Counter()
+    figures = {study.name: tuple(_draw(study, parts, rule, used)) for study in STUDIES}
     return Report(
         title=f"Energy of {names}" if files else "Energy of LLM inference, compared with the paper",
         source=names or "the tables that ship with infergy",
@@ -127,29 +120,16 @@ def build_report(
     )
 
 
-def _draw(study: Study, parts: Sequence[Evidence], rule: str) -> Iterator[Figure]:
-    """Its figures of each part; where there are several, each says of which GPU it is."""
+def _draw(study: Study, parts: Sequence[Evidence], rule: str, names: Counter[str]) -> Iterator[Figure]:
+    """Its figures of each part, each with a name of its own for its files, and its GPU where there are several."""
     for number, part in enumerate(parts):
         for figure in study.draw(part, rule):
-            if len(parts) == 1 or not figure.points:
-                yield figure
-                continue
-            kind = figure.points[0].gpu_kind
-            name = f"{figure.name}-{catalogue_name(kind)}" if number else figure.name
+            kind = next((point.gpu_kind for point in figure.points), "")
             title = gpu_title(kind)
-            yield replace(figure, name=name, gpu="" if title in figure.title else title)
-
-
-def _unique(figures: Mapping[str, Iterable[Figure]]) -> dict[str, tuple[Figure, ...]]:
-    """Each figure with a name of its own, since names are those of files."""
-    seen: Counter[str] = Counter()
-    found: dict[str, tuple[Figure, ...]] = {}
-    for study, drawn in figures.items():
-        for figure in drawn:
-            seen[figure.name] += 1
-            name = figure.name if seen[figure.name] == 1 else f"{figure.name}-{seen[figure.name]}"
-            found[study] = (*found.get(study, ()), replace(figure, name=name))
-    return {study: found.get(study, ()) for study in figures}
+            name = f"{figure.name}-{catalogue_name(kind)}" if number and kind else figure.name
+            names[name] += 1
+            name = name if names[name] == 1 else f"{name}-{names[name]}"
+            yield replace(figure, name=name, gpu="" if len(parts) == 1 or title in figure.title else title)
 
 
 def _section(
@@ -165,7 +145,9 @@ def _section(
         rows = tuple(each.cells for each in claims)
         tables.append(Table(title="The paper's claims and our values", head=HEAD, rows=rows))
     if gaps is not None and study.grids:
-        tables.append(gaps_table(gap for grid in study.grids for gap in gaps[grid]))
+        rows = tuple(gap for grid in study.grids for gap in gaps[grid])
+        note = "" if rows else "Every cell of its grids is measured."
+        tables.append(Table(title="Not measured yet", head=GAPS_HEAD, rows=rows, note=note))
     if points:
         tables += [environment_table(points), flags_table(points)]
     return Section(study=study, figures=figures, claims=claims, tables=tuple(tables))

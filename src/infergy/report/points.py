@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from infergy.errors import DataError, MeterError, UsageError
 from infergy.hardware import catalogue_name
@@ -20,8 +21,18 @@ from infergy.units import format_percent, format_si
 SPLIT, REFUSE = "split", "refuse"
 MIXED_RULES = (SPLIT, REFUSE)
 
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 Interval = tuple[float, float]
 """Lower and upper end."""
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by key, in their order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def as_interval(low: float | None, high: float | None) -> Interval | None:
@@ -89,11 +100,6 @@ class Point:
         return f"{count} × {self.gpu_kind}" if count > 1 else self.gpu_kind
 
     @property
-    def flag_codes(self) -> str:
-        """Codes of its flags."""
-        return ", ".join(flag.code for flag in self.flags) or "none"
-
-    @property
     def interval_text(self) -> str:
         """The interval, and its half-width relative to the energy."""
         if self.interval_j is None:
@@ -103,18 +109,9 @@ class Point:
         return f"{format_si(low_j, 'J')} .. {format_si(high_j, 'J')} (± {format_percent(half)})"
 
 
-def read_stores(files: Iterable[Path]) -> dict[Path, tuple[Measurement, ...]]:
-    """All rows of stores.
-
-    Raises:
-        DataError: A file is no store.
-    """
-    return {path: tuple(read_store(path).rows) for path in files}
-
-
 def read_points(files: Iterable[Path], *, allow_simulated: bool = False) -> list[Point]:
     """As `points_of`, from files."""
-    return points_of(read_stores(files), allow_simulated=allow_simulated)
+    return points_of({path: read_store(path).rows for path in files}, allow_simulated=allow_simulated)
 
 
 def points_of(stores: Mapping[Path, Sequence[Measurement]], *, allow_simulated: bool = False) -> list[Point]:
@@ -181,13 +178,7 @@ def failures_of(stores: Mapping[Path, Sequence[Measurement]]) -> dict[str, dict[
 
 
 def name_series(points: Sequence[Point], names: Sequence[str], *, title: str, mixed: str) -> list[str]:
-    """The series of each point: its name, and where environments are mixed the facts that differ.
-
-    Args:
-        points: Points of one figure.
-        names: Name of each point's series.
-        title: Of the figure, for the message.
-        mixed: ``split`` or ``refuse``.
+    """The series of each point of a figure: its name, and where environments are mixed the facts that differ.
 
     Raises:
         UsageError: The rows come from environments that must not be compared, and `mixed` is ``refuse``.

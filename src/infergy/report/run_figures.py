@@ -11,21 +11,19 @@ from infergy.records import RANDOM_WEIGHTS, Arrivals, result_of
 from infergy.records.arrivals import TRACE
 from infergy.report.charts import (
     AXES,
-    ENERGY_TITLE,
     INTERVALS_NOTE,
-    TABLE_HEAD,
     UNKNOWN,
     Figure,
     Mark,
     axis_value,
-    dot_chart,
+    dot_figure,
     line_chart,
     make_figure,
-    point_mark,
+    sweep_figure,
 )
 from infergy.report.evidence import Evidence
 from infergy.report.our_values import Change, changes, interval_text
-from infergy.report.points import Interval, Point, as_interval, name_series
+from infergy.report.points import Interval, Point, as_interval, group_by
 from infergy.units import format_number, format_percent, format_si
 from infergy.workload.padding import find_padding
 from infergy.workload.tasks import PREFIX, find_task, is_task
@@ -39,7 +37,7 @@ WEIGHTS_NOTE = (
     "Thin lines: 95 % intervals of both cells together; one that contains 0 shows no difference. "
     "Hollow marks: interval unknown."
 )
-ONLINE_HEAD = (*TABLE_HEAD, "Requests/s offered", "Requests/s reached", "TTFT, p50 / p99", "End to end, p50 / p99")
+ONLINE_HEAD = ("Requests/s offered", "Requests/s reached", "TTFT, p50 / p99", "End to end, p50 / p99")
 ONLINE_NOTE = (
     "A run lasts from its first arrival to its last token, idle energy included. Dashed: the same requests all at "
     "once. Thin lines: 95 % intervals at these arrival times; hollow marks: unknown."
@@ -49,7 +47,6 @@ PHASES_NOTE = (
     "(docs/phases.md). Batches are the largest measured, which differ along a line. Thin lines: bounds from the "
     "intervals of both phases; hollow marks: unknown."
 )
-MIXED_HEAD = (*TABLE_HEAD, "Padding")
 MIXED_NOTE = (
     "Prompt lengths are drawn by the published moments of each task (docs/tasks.md). transformers pads those of a "
     f"static batch to the longest, see the table; vLLM pads nothing. -s32: up to 32 requests at once. {INTERVALS_NOTE}"
@@ -73,7 +70,7 @@ def draw_phases(evidence: Evidence) -> Iterator[Figure]:
     title = f"{models.pop()}: decode's share of the energy by output length"
     y_title = "decode / (prefill + decode), energy"
     chart = line_chart(marks, PHASE_HEAD, AXES["output"], y_title, AXES["input"], is_share=True)
-    yield make_figure("phases", title, PHASES_NOTE, chart, PHASE_HEAD, marks)
+    yield make_figure("phases", title, PHASES_NOTE, PHASE_HEAD, marks, chart)
 
 
 def _largest_batches(setup: SetupPhases) -> Iterator[CellPhases]:
@@ -104,25 +101,21 @@ def _share_mark(setup: SetupPhases, cell: CellPhases, energy: PhaseEnergy, point
         "pair" if cell.pair is not None else "fit",
     )
     where = {"x": cell.output_tokens, "line": f"{cell.input_tokens:,}"}
-    return Mark(
-        series=setup.label, value=energy.decode_share, interval=bounds, cells=cells, where=where, points=(point,)
-    )
+    share = energy.decode_share
+    return Mark(series=setup.label, value=share, interval=bounds, cells=cells, where=where, points=(point,))
 
 
 def draw_weights(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
     """Energy with other weights compared with infergy's default random ones, over batches, engine by engine."""
-    usual = [point for point in evidence.points if point.setup.weights == RANDOM_WEIGHTS]
-    others: dict[tuple[str, str], list[Point]] = {}
-    for point in evidence.points:
-        if point.setup.weights != RANDOM_WEIGHTS:
-            others.setdefault((point.label, point.model), []).append(point)
-    for (label, model), points in others.items():
-        own = [point for point in usual if (point.label, point.model) == (label, model)]
-        marks = [_weights_mark(point, change) for point in points for change in changes(own, [point])]
+    groups = group_by(evidence.points, lambda point: (point.label, point.model))
+    for (label, model), points in sorted(groups.items()):
+        usual = [point for point in points if point.setup.weights == RANDOM_WEIGHTS]
+        others = [point for point in points if point.setup.weights != RANDOM_WEIGHTS]
+        marks = [_weights_mark(point, change) for point in others for change in changes(usual, [point])]
         if marks:
             title = f"{label} {model}: energy per request with other weights, relative to N(0, 0.02)"
             chart = line_chart(marks, WEIGHTS_HEAD, AXES["batch"], "change of energy per request", is_share=True)
-            yield make_figure(f"weights-{label}", title, WEIGHTS_NOTE, chart, WEIGHTS_HEAD, marks)
+            yield make_figure(f"weights-{label}", title, WEIGHTS_NOTE, WEIGHTS_HEAD, marks, chart)
 
 
 def _weights_mark(point: Point, change: Change) -> Mark:
@@ -140,27 +133,17 @@ def _weights_mark(point: Point, change: Change) -> Mark:
 
 def draw_online(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     """Energy per request over the arrival rate, and that of offline serving, for each model and lengths."""
-    groups: dict[tuple[str, tuple[int, int]], list[Point]] = {}
-    for point in evidence.online:
-        if math.isfinite(axis_value(point, "rate")):
-            groups.setdefault((point.model, point.lengths), []).append(point)
-    for number, ((model, lengths), online) in enumerate(groups.items(), 1):
-        online.sort(
-            key=lambda point: (point.setup.label, point.batch, _online_series(point), axis_value(point, "rate"))
-        )
+    timed = [point for point in evidence.online if math.isfinite(axis_value(point, "rate"))]
+    timed.sort(key=lambda point: (point.setup.label, point.batch, _online_series(point), axis_value(point, "rate")))
+    for (model, lengths), online in group_by(timed, lambda point: (point.model, point.lengths)).items():
         wanted = {(point.gpu, point.setup, replace(point.load, arrivals=None)) for point in online}
         offline = [point for point in evidence.points if (point.gpu, point.setup, point.load) in wanted]
-        points = [*online, *offline]
         title = f"{model}: energy per request by arrival rate, {lengths[0]:,} tokens in, {lengths[1]:,} out"
-        series = name_series(points, [_online_series(point) for point in points], title=title, mixed=mixed)
-        marks = [
-            point_mark(point, label, _online_cells(point), x=axis_value(point, "rate"), line="")
-            for point, label in zip(points, series, strict=True)
-        ]
-        marks, levels = marks[: len(online)], marks[len(online) :]
-        chart = line_chart(marks, ONLINE_HEAD, AXES["rate"], ENERGY_TITLE, levels=levels)
-        name = "online" if number == 1 else f"online-{number}"
-        yield make_figure(name, title, ONLINE_NOTE, chart, ONLINE_HEAD, [*marks, *levels])
+        points = [*online, *offline]
+        yield sweep_figure(
+            "online", title, ONLINE_NOTE, points, mixed, "rate",
+            label=_online_series, more_head=ONLINE_HEAD, more=_online_cells,
+        )  # fmt: skip
 
 
 def _online_series(point: Point) -> str:
@@ -177,7 +160,7 @@ def _arrivals(arrivals: Arrivals | None) -> str:
 
 
 def _online_cells(point: Point) -> tuple[str, ...]:
-    """What `ONLINE_HEAD` adds to `TABLE_HEAD`."""
+    """A point under `ONLINE_HEAD`."""
     result, is_online = result_of(point.row), point.load.is_online
     latency = result.latency
     # Offline, a latency is mostly the wait in the queue.
@@ -195,23 +178,21 @@ def _online_cells(point: Point) -> tuple[str, ...]:
 def draw_mixed_tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     """Energy of tasks whose prompts have lengths of their own, padded or not, for each model."""
     asked = [point for point in evidence.replays if is_task(_task(point))]
-    for number, model in enumerate(dict.fromkeys(point.model for point in asked), 1):
-        points = [point for point in asked if point.model == model]
-        points.sort(key=lambda point: (_task(point), _offline_label(point), point.batch))
+    asked.sort(key=lambda point: (_task(point), _offline_label(point), point.batch))
+    for model, points in group_by(asked, lambda point: point.model).items():
         title = f"{model}: energy per request by task, prompts of mixed lengths"
-        series = name_series(points, [_offline_label(point) for point in points], title=title, mixed=mixed)
-        marks = [
-            point_mark(
-                point, label, _padding(point), place=f"{find_task(_task(point)).title}, {point.batch:,} requests"
-            )
-            for point, label in zip(points, series, strict=True)
-        ]
-        name = "tasks-mixed" if number == 1 else f"tasks-mixed-{number}"
-        yield make_figure(name, title, MIXED_NOTE, dot_chart(marks, MIXED_HEAD, ENERGY_TITLE), MIXED_HEAD, marks)
+        yield dot_figure(
+            "tasks-mixed", title, MIXED_NOTE, points, mixed, _task_title,
+            label=_offline_label, more_head=("Padding",), more=_padding,
+        )  # fmt: skip
 
 
 def _task(point: Point) -> str:
     return PREFIX if point.load.arrivals is None else str(point.load.arrivals.trace)
+
+
+def _task_title(point: Point) -> str:
+    return f"{find_task(_task(point)).title}, {point.batch:,} requests"
 
 
 def _offline_label(point: Point) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,19 +11,9 @@ from infergy.estimates.servers import DEFAULT_MODEL
 from infergy.records import DEFAULT_DTYPE, GREEDY
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.plan import GIVEN
-from infergy.report.charts import (
-    ENERGY_TITLE,
-    FEWEST_ON_LINE,
-    INTERVALS_NOTE,
-    TABLE_HEAD,
-    Figure,
-    dot_chart,
-    make_figure,
-    point_mark,
-    sweep_figure,
-)
+from infergy.report.charts import FEWEST_ON_LINE, INTERVALS_NOTE, Figure, dot_figure, sweep_figure
 from infergy.report.evidence import Evidence
-from infergy.report.points import Point, name_series
+from infergy.report.points import Point, group_by
 from infergy.report.run_figures import draw_mixed_tasks, draw_online, draw_phases, draw_weights
 from infergy.report.trace_figures import draw_advice, draw_traces
 from infergy.workload.tasks import tasks
@@ -65,39 +56,32 @@ def _sequences(evidence: Evidence, mixed: str) -> Iterator[Figure]:
             title = f"{model}: energy per request by {x} length"
             largest = _lines_of_largest(points, axis)
             if largest:
-                series = name_series(largest, [point.label for point in largest], title=title, mixed=mixed)
-                yield sweep_figure(_file(f"sequences-{x}", model), title, BATCHES_NOTE, largest, series, x, other)
+                yield sweep_figure(_file(f"sequences-{x}", model), title, BATCHES_NOTE, largest, mixed, x, other)
             fixed = _lines_of_fixed(points, axis)
             if not {id(point) for point in fixed} <= {id(point) for point in largest}:
                 title += f" at fixed batches, {fixed[0].lengths[1 - axis]:,} tokens {'in' if axis else 'out'}"
-                series = name_series(fixed, [point.label for point in fixed], title=title, mixed=mixed)
                 name = _file(f"sequences-{x}-batch", model)
-                yield sweep_figure(name, title, INTERVALS_NOTE, fixed, series, x, "batch")
+                yield sweep_figure(name, title, INTERVALS_NOTE, fixed, mixed, x, "batch")
     yield from draw_phases(evidence)
 
 
 def _lines_of_fixed(points: Sequence[Point], axis: int) -> list[Point]:
     """Lines of one batch each along `axis` (0 input, 1 output), at the other length with most such points."""
-    sweeps: dict[int, dict[tuple[str, int], list[Point]]] = {}
-    for point in filter(_is_plain, points):
-        sweeps.setdefault(point.lengths[1 - axis], {}).setdefault((point.label, point.batch), []).append(point)
-    kept: list[Point] = []
-    for lines in sweeps.values():
-        long = [line for line in lines.values() if len({point.lengths for point in line}) >= FEWEST_ON_LINE]
-        kept = max(kept, [point for line in long for point in line], key=len)
+    lines = group_by(filter(_is_plain, points), lambda point: (point.lengths[1 - axis], point.label, point.batch))
+    long = [line for line in lines.values() if len({point.lengths for point in line}) >= FEWEST_ON_LINE]
+    sweeps = group_by((point for line in long for point in line), lambda point: point.lengths[1 - axis])
+    kept = max(sweeps.values(), key=len, default=[])
     return sorted(kept, key=lambda point: (point.label, point.batch, point.lengths))
 
 
 def _lines_of_largest(points: Sequence[Point], axis: int) -> list[Point]:
     """Lines of largest batches along `axis` of at least `FEWEST_ON_LINE` values, in the order of drawing."""
-    tried: dict[tuple[str, tuple[int, int]], set[int]] = {}
-    for point in points:
-        tried.setdefault((point.label, point.lengths), set()).add(point.batch)
-    lines = _lines(_largest_in_time(points), axis)
+    batches = Counter((label, lengths) for label, lengths, _ in {(p.label, p.lengths, p.batch) for p in points})
+    lines = group_by(_largest_in_time(points), lambda point: (point.label, point.lengths[1 - axis]))
     for key, line in lines.items():
         if len({point.batch for point in line}) > 1:
             # Not chosen as the largest, and the only batch at its lengths: asked for by another study.
-            line = [p for p in line if p.row.batch_choice != GIVEN or len(tried[p.label, p.lengths]) > 1]
+            line = [p for p in line if p.row.batch_choice != GIVEN or batches[p.label, p.lengths] > 1]
         # A GPU that fits a larger batch of longer requests fits it of these too: the same.
         lines[key] = [
             point
@@ -116,19 +100,11 @@ def _lines_of_largest(points: Sequence[Point], axis: int) -> list[Point]:
     return sorted(kept, key=lambda point: (point.label, point.lengths[1 - axis], point.lengths[axis]))
 
 
-def _lines(points: Iterable[Point], axis: int) -> dict[tuple[str, int], list[Point]]:
-    lines: dict[tuple[str, int], list[Point]] = {}
-    for point in points:
-        lines.setdefault((point.label, point.lengths[1 - axis]), []).append(point)
-    return lines
-
-
 def _largest_in_time(points: Iterable[Point]) -> Iterator[Point]:
     """Of the batches at one length of one engine config, the largest in time; where none was, the smallest."""
-    groups: dict[object, list[Point]] = {}
-    for point in points:
-        key = (key_of(point.row, (*IDENTITY, *MUST)), point.setup, point.label, point.lengths)
-        groups.setdefault(key, []).append(point)
+    groups = group_by(
+        points, lambda point: (key_of(point.row, (*IDENTITY, *MUST)), point.setup, point.label, point.lengths)
+    )
     for group in groups.values():
         timely = [point.batch for point in group if point.duration_s <= LONGEST_BATCH_S]
         batch = max(timely) if timely else min(point.batch for point in group)
@@ -167,6 +143,7 @@ def _experts(evidence: Evidence, mixed: str) -> Iterator[Figure]:
 def _tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
     """Cells as long as tasks, at the batch at which most were measured."""
     titles = {(round(task.mean), task.output_tokens): task.title for task in tasks().values()}
+    places = {lengths: f"{title}: {lengths[0]} in, {lengths[1]} out" for lengths, title in titles.items()}
     for model, points in _by_model(evidence.points):
         asked = [point for point in points if point.lengths in titles and _is_single(point)]
         batches = [point.batch for point in asked]
@@ -175,49 +152,34 @@ def _tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         if len({point.lengths for point in kept}) > 1:
             kept.sort(key=lambda point: (list(titles).index(point.lengths), point.label))
             title = f"{model}: energy per request by task, {kept[0].batch} requests at once"
-            series = name_series(kept, [point.label for point in kept], title=title, mixed=mixed)
-            places = [f"{titles[point.lengths]}: {point.lengths[0]} in, {point.lengths[1]} out" for point in kept]
             note = f"Every prompt has the mean length of its task, so that nothing is padded. {INTERVALS_NOTE}"
-            yield _dots(_file("tasks", model), title, note, kept, series, places)
+            yield dot_figure(_file("tasks", model), title, note, kept, mixed, lambda point: places[point.lengths])
     yield from draw_mixed_tasks(evidence, mixed)
-
-
-def _dots(
-    name: str, title: str, note: str, points: Sequence[Point], series: Sequence[str], places: Sequence[str]
-) -> Figure:
-    marks = [point_mark(point, label, place=place) for point, label, place in zip(points, series, places, strict=True)]
-    return make_figure(name, title, note, dot_chart(marks, TABLE_HEAD, ENERGY_TITLE), TABLE_HEAD, marks)
 
 
 def _batches(
     points: Sequence[Point], name: str, title: str, model: str, mixed: str, *, with_model: bool = False
 ) -> Iterator[Figure]:
     """Energy over batches, at the lengths with most cells of several series; dots where batches are few."""
-    by_lengths: dict[tuple[int, int], list[Point]] = {}
-    for point in sorted(points, key=lambda point: point.lengths):
-        by_lengths.setdefault(point.lengths, []).append(point)
-    best: list[Point] = []
-    for here in by_lengths.values():
-        if len({(point.label, point.model if with_model else "") for point in here}) > 1:
-            best = max(best, here, key=len)
-    if not best:
+    lengths = group_by(sorted(points, key=lambda point: point.lengths), lambda point: point.lengths).values()
+    several = [here for here in lengths if len({(p.label, p.model if with_model else "") for p in here}) > 1]
+    if not several:
         return
+    best = max(several, key=len)
     has_line = len({point.batch for point in best}) >= FEWEST_ON_LINE
     best.sort(key=lambda point: (0 if has_line else point.batch, point.model, point.label, point.batch))
     title += f", {best[0].lengths[0]:,} tokens in, {best[0].lengths[1]:,} out"
-    names = [f"{point.label} {point.model}" if with_model else point.label for point in best]
-    series = name_series(best, names, title=title, mixed=mixed)
+    label: Callable[[Point], str] = (lambda p: f"{p.label} {p.model}") if with_model else (lambda p: p.label)
+    name = _file(name, model)
     if has_line:
-        yield sweep_figure(_file(name, model), title, INTERVALS_NOTE, best, series, "batch")
+        yield sweep_figure(name, title, INTERVALS_NOTE, best, mixed, "batch", label=label)
     else:
-        places = [f"batch of {point.batch:,}" for point in best]
-        yield _dots(_file(name, model), title, INTERVALS_NOTE, best, series, places)
+        yield dot_figure(name, title, INTERVALS_NOTE, best, mixed, lambda p: f"batch of {p.batch:,}", label=label)
 
 
 def _by_model(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
     """The cells of each model, with its most frequent weight initialisation."""
-    for model in dict.fromkeys(point.model for point in points):
-        own = [point for point in points if point.model == model]
+    for model, own in group_by(points, lambda point: point.model).items():
         weights = [point.setup.weights for point in own]
         usual = max(dict.fromkeys(weights), key=weights.count)
         yield model, [point for point in own if point.setup.weights == usual]

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from infergy.records import RANDOM_WEIGHTS, Cell
-from infergy.records.agreement import MUST, SHOULD, key_of
-from infergy.report.points import Point
+from infergy.records.agreement import MUST, SHOULD, WEIGHTS, key_of
+from infergy.report.points import Point, group_by
 
 ENVIRONMENT_HEAD = (
     "Engine config", "Rows", "GPU", "GPU UUID", "Limit", "Driver", "Packages", "Weights", "Measured",
@@ -45,10 +45,7 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[
 
 def environment_table(points: Iterable[Point]) -> Table:
     """A line for each environment of each engine config."""
-    groups: dict[object, list[Point]] = {}
-    for point in points:
-        key = (point.label, point.model, point.row.environment.weights, key_of(point.row, (*MUST, *SHOULD)))
-        groups.setdefault(key, []).append(point)
+    groups = group_by(points, lambda point: (point.label, point.model, key_of(point.row, (WEIGHTS, *MUST, *SHOULD))))
     return Table(title="Environment", head=ENVIRONMENT_HEAD, rows=tuple(map(_environment, groups.values())))
 
 
@@ -81,11 +78,9 @@ def flags_table(points: Iterable[Point]) -> Table:
     return Table(title="Flags", head=FLAGS_HEAD, rows=rows, note=note)
 
 
-def gaps_table(rows: Iterable[tuple[str, ...]]) -> Table:
-    """What `find_gaps` found in all grids of a study."""
-    rows = tuple(rows)
-    note = "" if rows else "Every cell of its grids is measured."
-    return Table(title="Not measured yet", head=GAPS_HEAD, rows=rows, note=note)
+def _config_name(cell: Cell) -> str:
+    weights = "" if cell.setup.weights == RANDOM_WEIGHTS else f", weights {cell.setup.weights}"
+    return f"{cell.label} {cell.setup.model}{weights}"
 
 
 def find_gaps(
@@ -100,11 +95,7 @@ def find_gaps(
         measured: Ids of cells that have a row.
         failed: Codes of the failures of other cells, by id.
     """
-    configs: dict[str, list[Cell]] = {}
-    for cell in cells:
-        weights = "" if cell.setup.weights == RANDOM_WEIGHTS else f", weights {cell.setup.weights}"
-        configs.setdefault(f"{cell.label} {cell.setup.model}{weights}", []).append(cell)
-    for name, asked in sorted(configs.items()):
+    for name, asked in sorted(group_by(cells, _config_name).items()):
         missing = [cell for cell in asked if cell.id not in measured]
         missing.sort(key=lambda cell: (cell.load.input_tokens, cell.load.output_tokens, cell.load.batch))
         # By lengths, the batches of each: ``512→64 × 1, 8``; a replay has no common lengths.

@@ -47,9 +47,9 @@ def draw_traces(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
             "once",
             "Requests pass the engine's scheduler in simulation; idle energy until the last token is included. "
             + " ".join(_limits(evidence.estimates.values())),
-            bar_chart(runs, SERVED_HEAD, "energy, J per request; thin line: 90 % interval"),
             SERVED_HEAD,
             runs,
+            bar_chart(runs, SERVED_HEAD, "energy, J per request; thin line: 90 % interval"),
         )
     bins = [(paper, server) for paper in evidence.papers.values() for server in paper.servers]
     if any(server.energy_j for _, server in bins):
@@ -63,9 +63,9 @@ def draw_traces(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
             "Each request at the upper corner of its bin, in the largest batches that memory and the engine allow: "
             "the method of the study. Brackets: from every request at the floor of its bin to whole batches at "
             f"its corner. The ideal is {'; '.join(ideals) or UNKNOWN}.",
-            bar_chart(marks, PAPER_HEAD, axis),
             PAPER_HEAD,
             marks,
+            bar_chart(marks, PAPER_HEAD, axis),
         )
 
 
@@ -152,7 +152,7 @@ def draw_advice(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
         title = f"{trace}: energy of {server.model} on {gpu_title(server.gpu)} by configuration"
         marks = [_advice_mark(evidence, configuration, ranking.present) for configuration in ranking.configurations]
         chart = dot_chart(marks, ADVICE_HEAD, "energy of the trace, J")
-        yield make_figure(f"advice-{number}", title, _advice_note(ranking), chart, ADVICE_HEAD, marks)
+        yield make_figure(f"advice-{number}", title, _advice_note(ranking), ADVICE_HEAD, marks, chart)
 
 
 def _advice_note(ranking: Recommendation) -> str:
