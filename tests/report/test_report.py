@@ -283,7 +283,7 @@ def test_a_change_is_of_the_same_load_and_its_interval_holds_both(tmp_path: Path
     later = find_ours(claim(kind="change", label="vllm-eager", against="vllm", quantity="latency"), evidence)
     assert later.value == pytest.approx(-0.25)
     assert later.interval is None
-    nothing = find_ours(claim(kind="change", label="vllm-eager", against="vllm", batch=8), evidence)
+    nothing = find_ours(claim(kind="change", label="vllm-eager", against="vllm", least_batch=8), evidence)
     assert not nothing.is_measured
     assert "vllm-eager" in nothing.method
 

@@ -198,20 +198,13 @@ def line_chart(
     x = altair.X("x:Q", title=x_title, scale=x_scale, axis=x_axis)
     values = _values(marks, is_log=not is_share)
     base = inline(values).encode(x=x, color=_colour(names), detail="line:N")
-    order = sorted(_distinct(mark.where["line"] for mark in marks), key=lambda text: int(text.replace(",", "") or 0))
-    dashes = altair.StrokeDash(
-        "line:N",
-        sort=order,
-        scale=altair.Scale(domain=order, range=[list(dash) for dash in DASHES[: len(order)]]),
-        legend=None if line_title is None else altair.Legend(title=line_title, columns=6, symbolSize=900),
-    )
     # A line connects means of repetitions; one between two marks far apart would suggest to know what is between.
     mean = altair.Y("mean(value):Q", title=y_title, scale=y_scale, axis=y_axis)
     joined = (
         base.transform_joinaggregate(values_on_line="distinct(x)", groupby=["series", "line"])
         .transform_filter(f"datum.values_on_line >= {FEWEST_ON_LINE}")
         .mark_line(strokeWidth=1.75)
-        .encode(y=mean, strokeDash=dashes)
+        .encode(y=mean, strokeDash=_dashes(marks, line_title))
     )
     layers = [joined, *_layers(base, values, names, head, "y", title=y_title, scale=y_scale, axis=y_axis)]
     if levels:
@@ -219,6 +212,15 @@ def line_chart(
         y = altair.Y("value:Q", scale=y_scale)
         layers = [level.encode(y=y, color=_colour(names), tooltip=_tooltip(head)), *layers]
     return altair.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def _dashes(marks: Sequence[Mark], title: str | None) -> Any:
+    import altair
+
+    order = sorted(_distinct(mark.where["line"] for mark in marks), key=lambda text: int(text.replace(",", "") or 0))
+    scale = altair.Scale(domain=order, range=[list(dash) for dash in DASHES[: len(order)]])
+    legend = None if title is None else altair.Legend(title=title, columns=6, symbolSize=900)
+    return altair.StrokeDash("line:N", sort=order, scale=scale, legend=legend)
 
 
 def dot_chart(marks: Sequence[Mark], head: Sequence[str], x_title: str) -> Any:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from infergy.cost.table import Table
 from infergy.errors import DataError, UsageError
 from infergy.estimates.estimate import estimate, sample_of
 from infergy.estimates.paper import PaperEstimate, estimate_paper
@@ -21,6 +22,7 @@ from infergy.records.shipped import SHIPPED_ROWS, shipped_rows
 from infergy.records.store import read_store
 from infergy.report.points import Point, failures_of, group_by, points_of
 from infergy.serving.config import EngineOptions
+from infergy.workload.sampling import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +54,26 @@ class Evidence:
         """All measured cells."""
         return (*self.points, *self.online, *self.replays)
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether any cell is of a simulated GPU."""
+        return any(point.row.simulated for point in self.all_points)
+
     def by_gpu(self) -> list[Evidence]:
         """The evidence of each kind of GPU, that with estimates of traces first."""
         kinds = dict.fromkeys(point.gpu_kind for point in self.all_points)
         return sorted((self._of_gpu(kind) for kind in kinds), key=lambda part: not part.estimates)
 
     def _of_gpu(self, kind: str) -> Evidence:
-        name = catalogue_name(kind)
-        traces = [trace for trace, paper in self.papers.items() if paper.servers[0].gpu == name]
-        return Evidence(
-            points=[point for point in self.points if point.gpu_kind == kind],
-            online=[point for point in self.online if point.gpu_kind == kind],
-            replays=[point for point in self.replays if point.gpu_kind == kind],
-            phases=[setup for setup in self.phases if setup.gpu.split(" + ")[0] == kind],
-            failed=self.failed,
-            estimates={trace: self.estimates[trace] for trace in traces},
-            papers={trace: self.papers[trace] for trace in traces},
-            rankings={trace: self.rankings[trace] for trace in traces},
+        points, online, replays = (
+            [point for point in points if point.gpu_kind == kind] for points in (self.points, self.online, self.replays)
         )
+        phases = [setup for setup in self.phases if setup.gpu.split(" + ")[0] == kind]
+        part = Evidence(points=points, online=online, replays=replays, phases=phases, failed=self.failed)
+        # All traces are estimated on one kind of GPU.
+        if all(paper.servers[0].gpu != catalogue_name(kind) for paper in self.papers.values()):
+            return part
+        return replace(part, estimates=self.estimates, papers=self.papers, rankings=self.rankings)
 
 
 def load_evidence(
@@ -92,20 +96,19 @@ def load_evidence(
     paths = files or [path for path in shipped_rows() if path.parent == SHIPPED_ROWS]
     stores = {path: read_store(path).rows for path in paths}
     points = points_of(stores, allow_simulated=allow_simulated)
-    offline = [point for point in points if not point.load.is_online]
-    evidence = Evidence(
-        points=offline,
-        online=[point for point in points if point.load.is_online and not point.load.is_replay],
-        replays=[point for point in points if point.load.is_replay],
-        phases=tuple(_phases(offline)),
-        failed=failures_of(stores),
-    )
+    groups = group_by(points, lambda point: (point.load.is_online, point.load.is_replay))
+    offline, online, replays = (groups.get(kind, []) for kind in ((False, False), (True, False), (True, True)))
+    phases, failed = tuple(_phases(offline)), failures_of(stores)
+    evidence = Evidence(points=offline, online=online, replays=replays, phases=phases, failed=failed)
     samples = {trace: sample_of(trace) for trace in traces}
     if not samples:
         return evidence
-    table = load_tables(files, allow_simulated=allow_simulated)
     model = _choose("model", model, {point.model for point in points}, DEFAULT_MODEL, files)
     gpu = _choose("gpu", gpu, {catalogue_name(point.gpu_kind) for point in points}, DEFAULT_GPU, files)
+    return _with_estimates(evidence, samples, load_tables(files, allow_simulated=allow_simulated), model, gpu)
+
+
+def _with_estimates(evidence: Evidence, samples: Mapping[str, Sample], table: Table, model: str, gpu: str) -> Evidence:
     servers = [ServerSpec(engine=engine, model=model, gpu=gpu) for engine in ENGINES]
     present = ServerSpec(model=model, gpu=gpu)
     # A few for a page: `infergy recommend` ranks more.

@@ -229,7 +229,7 @@ def change(
     model: str | None = None,
     against_model: str | None = None,
     quantity: str = ENERGY,
-    batch: int | None = None,
+    least_batch: int = 1,
     most_batch: float = math.inf,
     pick: str = MEAN,
 ) -> OurValue:
@@ -239,29 +239,28 @@ def change(
     geometric ``mean`` of the ratios.
     """
     other = against_model or model
-    points = [point for point in evidence.points if batch in (None, point.batch) and point.batch <= most_batch]
-    before, after = (
-        group_by((point for point in points if point.label == name), lambda point: (point.model, point.setup.weights))
-        for name in (against, label)
-    )
-    found = [
-        each
-        for (name, weights), cells in sorted(after.items())
-        if model in (None, name)
-        for each in changes(before.get((other or name, weights), ()), cells, quantity)
-    ]
+    points = [point for point in evidence.points if least_batch <= point.batch <= most_batch]
+    groups = group_by(points, lambda point: (point.label, point.model, point.setup.weights))
+    found: list[Change] = []
+    for (engine, name, weights), cells in sorted(groups.items()):
+        if engine == label and model in (None, name):
+            found += changes(groups.get((against, other or name, weights), ()), cells, quantity)
     if not found:
-        names = (" ".join(filter(None, pair)) for pair in ((label, model), (against, other)))
+        names = map(" ".join, (filter(None, (label, model)), filter(None, (against, other))))
         return OurValue(method=f"no load was measured with both {' and '.join(names)}")
     if pick == MEAN and len(found) > 1:
-        values = [each.value for each in found]
-        return OurValue(
-            value=math.exp(fmean(math.log1p(value) for value in values)) - 1,
-            interval=(min(values), max(values)),
-            hardware=", ".join(dict.fromkeys(each.gpu for each in found)),
-            method=f"geometric mean of {len(found)} cells; the lowest .. the highest of them",
-        )
+        return _mean(found)
     return _extreme(found, max if pick == MOST else min, "cells")
+
+
+def _mean(found: Sequence[Change]) -> OurValue:
+    values = [each.value for each in found]
+    return OurValue(
+        value=math.exp(fmean(math.log1p(value) for value in values)) - 1,
+        interval=(min(values), max(values)),
+        hardware=", ".join(dict.fromkeys(each.gpu for each in found)),
+        method=f"geometric mean of {len(found)} cells; the lowest .. the highest of them",
+    )
 
 
 def _extreme(found: Sequence[Change], choose: Callable[..., Change], cells: str) -> OurValue:

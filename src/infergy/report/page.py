@@ -19,7 +19,7 @@ from infergy.report.claims import HEAD, NOT_MEASURED, Compared, claimed_traces, 
 from infergy.report.evidence import Evidence, gpu_title, load_evidence
 from infergy.report.points import MIXED_RULES, REFUSE, SPLIT
 from infergy.report.studies import STUDIES, Study
-from infergy.report.tables import GAPS_HEAD, Table, environment_table, escape, find_gaps, flags_table, table_lines
+from infergy.report.tables import Table, environment_table, escape, find_gaps, flags_table, gaps_table, table_lines
 
 PAGE, MARKDOWN = "index.html", "report.md"
 FINDINGS_TITLE = "Findings: where our values contradict the paper's"
@@ -96,17 +96,16 @@ def build_report(
         UsageError: An option is unknown, environments are mixed, or a trace cannot be estimated.
         DataError: A file is not what it should be.
     """
-    if mixed is not None and mixed not in MIXED_RULES:
-        what, how = "rule for mixed environments", "Give one with --mixed"
-        raise UsageError.unknown(what, mixed, MIXED_RULES, how, code="unknown-name", option="--mixed")
-    if not files:
-        traces = tuple(traces) or claimed_traces()
-    evidence = load_evidence(files, traces, model=model, gpu=gpu, allow_simulated=allow_simulated)
     rule = mixed or (REFUSE if files else SPLIT)
+    if rule not in MIXED_RULES:
+        what, how = "rule for mixed environments", "Give one with --mixed"
+        raise UsageError.unknown(what, rule, MIXED_RULES, how, code="unknown-name", option="--mixed")
+    default = () if files else claimed_traces()
+    evidence = load_evidence(files, traces or default, model=model, gpu=gpu, allow_simulated=allow_simulated)
     compared = compare_claims(evidence)
     # The shipped rows are of several kinds of GPU, in figures of their own; a user's are drawn in one figure.
     parts = [evidence] if files else evidence.by_gpu()
-    gaps = None if planned is None else _gaps(parts, planned)
+    gaps = _gaps(parts, planned) if planned else {}
     source, _ = load_claims()
     names = ", ".join(path.name for path in files)
     used: Counter[str] = Counter()
@@ -116,7 +115,7 @@ def build_report(
         source=names or "the tables that ship with infergy",
         paper=source,
         sections=tuple(_section(study, figures[study.name], compared, gaps) for study in STUDIES),
-        simulated=any(point.row.simulated for point in evidence.all_points),
+        simulated=evidence.is_simulated,
     )
 
 
@@ -136,7 +135,7 @@ def _section(
     study: Study,
     figures: tuple[Figure, ...],
     compared: Iterable[Compared],
-    gaps: Mapping[str, Sequence[tuple[str, ...]]] | None,
+    gaps: Mapping[str, Sequence[tuple[str, ...]]],
 ) -> Section:
     claims = tuple(each for each in compared if each.claim.study == study.name)
     points = {id(point): point for figure in figures for point in figure.points}.values()
@@ -144,10 +143,8 @@ def _section(
     if claims:
         rows = tuple(each.cells for each in claims)
         tables.append(Table(title="The paper's claims and our values", head=HEAD, rows=rows))
-    if gaps is not None and study.grids:
-        rows = tuple(gap for grid in study.grids for gap in gaps[grid])
-        note = "" if rows else "Every cell of its grids is measured."
-        tables.append(Table(title="Not measured yet", head=GAPS_HEAD, rows=rows, note=note))
+    if gaps and study.grids:
+        tables.append(gaps_table(gap for grid in study.grids for gap in gaps[grid]))
     if points:
         tables += [environment_table(points), flags_table(points)]
     return Section(study=study, figures=figures, claims=claims, tables=tuple(tables))

@@ -124,6 +124,24 @@ def describe(row: Measurement, number: int) -> str:
     return f"{row.cell}, {window}: {energy} per batch; counter against timeline {ratios or 'unknown'}"
 
 
+def _bands(spans: Sequence[Span], seconds: Any) -> Any:
+    """What ran, as coloured bands."""
+    import altair
+
+    phases = [phase for phase in PHASE_COLOURS if any(span.phase == phase for span in spans)]
+    colours = altair.Scale(domain=phases, range=[PHASE_COLOURS[phase] for phase in phases])
+    values = [{"phase": span.phase, "start": span.start_s, "end": span.end_s} for span in spans]
+    return (
+        inline(values)
+        .mark_rect(opacity=0.3)
+        .encode(
+            x=altair.X("start:Q", scale=seconds, title="seconds since the window opened"),
+            x2="end:Q",
+            color=altair.Color("phase:N", scale=colours, legend=altair.Legend(title="what ran")),
+        )
+    )
+
+
 def draw_chart(row: Measurement, number: int) -> Any:
     """The picture as an `altair.LayerChart`.
 
@@ -137,18 +155,6 @@ def draw_chart(row: Measurement, number: int) -> Any:
     names = {uuid: f"GPU {index}" if len(shown.power_w) > 1 else "power" for index, uuid in enumerate(shown.power_w)}
     colours = altair.Scale(domain=list(names.values()), range=list(GPU_COLOURS[: len(names)]))
     seconds = altair.Scale(domain=[0, shown.seconds], nice=False)
-    phases = sorted({span.phase for span in shown.spans}, key=list(PHASE_COLOURS).index)
-    phase_colours = altair.Scale(domain=phases, range=[PHASE_COLOURS[phase] for phase in phases])
-    spans = [{"phase": span.phase, "start": span.start_s, "end": span.end_s} for span in shown.spans]
-    bands = (
-        inline(spans)
-        .mark_rect(opacity=0.3)
-        .encode(
-            x=altair.X("start:Q", scale=seconds, title="seconds since the window opened"),
-            x2="end:Q",
-            color=altair.Color("phase:N", scale=phase_colours, legend=altair.Legend(title="what ran")),
-        )
-    )
     steps = [(names[uuid], *step) for uuid, steps in shown.power_w.items() for step in steps]
     lines = inline([{"gpu": name, "time": time_s, "watts": watts} for name, time_s, watts in steps])
     lines = lines.mark_line(interpolate="step-after", strokeWidth=1.5).encode(
@@ -166,7 +172,7 @@ def draw_chart(row: Measurement, number: int) -> Any:
     labels = labels.encode(x=time, y=altair.value(0), text="edge:N")
     subtitle = "dotted: mean power by the counter"
     title = altair.TitleParams(describe(row, number), subtitle=subtitle, anchor="start", fontSize=12)
-    chart = altair.layer(bands, rules, labels, means, lines).resolve_scale(color="independent")
+    chart = altair.layer(_bands(shown.spans, seconds), rules, labels, means, lines).resolve_scale(color="independent")
     return chart.properties(width=760, height=280, title=title)
 
 
@@ -182,15 +188,18 @@ def draw_text(row: Measurement, number: int, columns: int = COLUMNS) -> str:
     highest_w = max(watts for steps in shown.power_w.values() for _, watts in steps) or 1.0
     lines = [describe(row, number)]
     for uuid, steps in shown.power_w.items():
-        means_w = [_mean_w(steps, start_s, end_s) for start_s, end_s in pairwise(edges_s)]
-        bars = "".join(BARS[min(len(BARS) - 1, math.floor(watts / highest_w * len(BARS)))] for watts in means_w)
+        shares = [_mean_w(steps, start_s, end_s) / highest_w for start_s, end_s in pairwise(edges_s)]
+        bars = "".join(BARS[min(len(BARS) - 1, math.floor(share * len(BARS)))] for share in shares)
         name = f" {uuid}" if len(shown.power_w) > 1 else ""
         mean_w = f"; counter {format_number(shown.mean_w[uuid])} W" if uuid in shown.mean_w else ""
         lines.append(f"{bars} to {format_number(highest_w)} W{mean_w}{name}")
-    middles_s = [(start_s + end_s) / 2 for start_s, end_s in pairwise(edges_s)]
-    ran = [next((span.phase for span in shown.spans if span.start_s <= at_s < span.end_s), None) for at_s in middles_s]
-    lines.append("".join(MARKS[phase] for phase in ran) + f" {shown.seconds:.2f} s; P prefill, d decode, . idle")
+    marks = "".join(_mark(shown.spans, (start_s + end_s) / 2) for start_s, end_s in pairwise(edges_s))
+    lines.append(f"{marks} {shown.seconds:.2f} s; P prefill, d decode, . idle")
     return "\n".join(lines)
+
+
+def _mark(spans: Sequence[Span], at_s: float) -> str:
+    return MARKS[next((span.phase for span in spans if span.start_s <= at_s < span.end_s), None)]
 
 
 def _mean_w(steps: Sequence[tuple[float, float]], start_s: float, end_s: float) -> float:

@@ -55,22 +55,25 @@ MIXED_NOTE = (
 
 def draw_phases(evidence: Evidence) -> Iterator[Figure]:
     """Decode's share of the energy over output lengths, of a single model and environment."""
-    by_id = {point.row.cell_id: point for point in evidence.points}
-    found = [
-        (setup, cell, energy, by_id[cell.cell_id])
-        for setup in evidence.phases
-        for cell in _largest_batches(setup)
-        if (energy := cell.pair or cell.fit) is not None and cell.cell_id in by_id
-    ]
-    labels = {setup.label for setup, *_ in found}
-    models = {setup.model for setup, *_ in found}
-    if len(models) != 1 or len({(setup.label, setup.gpu, setup.weights) for setup, *_ in found}) != len(labels):
+    found = list(_phase_cells(evidence))
+    configs = {(setup.model, setup.label, setup.gpu, setup.weights) for setup, *_ in found}
+    models, labels = {config[0] for config in configs}, {config[1] for config in configs}
+    if len(models) != 1 or len(configs) != len(labels):
         return
     marks = [_share_mark(*each) for each in found]
     title = f"{models.pop()}: decode's share of the energy by output length"
     y_title = "decode / (prefill + decode), energy"
     chart = line_chart(marks, PHASE_HEAD, AXES["output"], y_title, AXES["input"], is_share=True)
     yield make_figure("phases", title, PHASES_NOTE, PHASE_HEAD, marks, chart)
+
+
+def _phase_cells(evidence: Evidence) -> Iterator[tuple[SetupPhases, CellPhases, PhaseEnergy, Point]]:
+    points = {point.row.cell_id: point for point in evidence.points}
+    for setup in evidence.phases:
+        for cell in _largest_batches(setup):
+            energy = cell.pair or cell.fit
+            if energy is not None and cell.cell_id in points:
+                yield setup, cell, energy, points[cell.cell_id]
 
 
 def _largest_batches(setup: SetupPhases) -> Iterator[CellPhases]:

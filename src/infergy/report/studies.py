@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -77,27 +77,28 @@ def _lines_of_fixed(points: Sequence[Point], axis: int) -> list[Point]:
 def _lines_of_largest(points: Sequence[Point], axis: int) -> list[Point]:
     """Lines of largest batches along `axis` of at least `FEWEST_ON_LINE` values, in the order of drawing."""
     batches = Counter((label, lengths) for label, lengths, _ in {(p.label, p.lengths, p.batch) for p in points})
-    lines = group_by(_largest_in_time(points), lambda point: (point.label, point.lengths[1 - axis]))
-    for key, line in lines.items():
-        if len({point.batch for point in line}) > 1:
-            # Not chosen as the largest, and the only batch at its lengths: asked for by another study.
-            line = [p for p in line if p.row.batch_choice != GIVEN or batches[p.label, p.lengths] > 1]
-        # A GPU that fits a larger batch of longer requests fits it of these too: the same.
-        lines[key] = [
-            point
-            for point in line
-            if all(other.batch <= point.batch for other in line if other.lengths[axis] > point.lengths[axis])
-        ]
-    counts = {key: len({point.lengths[axis] for point in line}) for key, line in lines.items()}
+    lines = group_by(_largest_in_time(points), lambda point: (point.label, point.lengths[1 - axis])).values()
+    kept = [_without_dents(line, axis, batches) for line in lines]
+    counts = [len({point.lengths[axis] for point in line}) for line in kept]
     # An axis of many lengths at few of the other is that sweep; a full grid of both would be drawn twice.
-    most = max(counts.values(), default=0)
-    kept = [
+    fewest = max(FEWEST_ON_LINE, max(counts, default=0) // 2 + 1)
+    drawn = [point for line, count in zip(kept, counts, strict=True) if count >= fewest for point in line]
+    return sorted(drawn, key=lambda point: (point.label, point.lengths[1 - axis], point.lengths[axis]))
+
+
+def _without_dents(line: Sequence[Point], axis: int, batches: Mapping[tuple[str, tuple[int, int]], int]) -> list[Point]:
+    """A line without cells of another study, which were not asked for as the largest batch.
+
+    That is, the only batch at its lengths that was not chosen as the largest, and one that is smaller than that of
+    longer requests, as a GPU that fits a batch of these fits it of shorter ones too.
+    """
+    if len({point.batch for point in line}) > 1:
+        line = [p for p in line if p.row.batch_choice != GIVEN or batches[p.label, p.lengths] > 1]
+    return [
         point
-        for key, line in lines.items()
-        if counts[key] >= FEWEST_ON_LINE and counts[key] * 2 > most
         for point in line
+        if all(other.batch <= point.batch for other in line if other.lengths[axis] > point.lengths[axis])
     ]
-    return sorted(kept, key=lambda point: (point.label, point.lengths[1 - axis], point.lengths[axis]))
 
 
 def _largest_in_time(points: Iterable[Point]) -> Iterator[Point]:

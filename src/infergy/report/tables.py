@@ -78,6 +78,13 @@ def flags_table(points: Iterable[Point]) -> Table:
     return Table(title="Flags", head=FLAGS_HEAD, rows=rows, note=note)
 
 
+def gaps_table(gaps: Iterable[tuple[str, ...]]) -> Table:
+    """What `find_gaps` found in all grids of a study."""
+    rows = tuple(gaps)
+    note = "" if rows else "Every cell of its grids is measured."
+    return Table(title="Not measured yet", head=GAPS_HEAD, rows=rows, note=note)
+
+
 def _config_name(cell: Cell) -> str:
     weights = "" if cell.setup.weights == RANDOM_WEIGHTS else f", weights {cell.setup.weights}"
     return f"{cell.label} {cell.setup.model}{weights}"

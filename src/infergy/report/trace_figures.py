@@ -32,6 +32,11 @@ BATCHING = {"transformers": "padded static batches of up to {}", "vllm": "up to 
 
 def draw_traces(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
     """Energy of traces with each engine: served in simulation, and by the study's method."""
+    yield from _draw_served(evidence)
+    yield from _draw_paper(evidence)
+
+
+def _draw_served(evidence: Evidence) -> Iterator[Figure]:
     runs = [
         _served_mark(evidence, estimate.trace.source, server, how, run)
         for estimate in evidence.estimates.values()
@@ -51,6 +56,9 @@ def draw_traces(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
             runs,
             bar_chart(runs, SERVED_HEAD, "energy, J per request; thin line: 90 % interval"),
         )
+
+
+def _draw_paper(evidence: Evidence) -> Iterator[Figure]:
     bins = [(paper, server) for paper in evidence.papers.values() for server in paper.servers]
     if any(server.energy_j for _, server in bins):
         first = bins[0][1]
