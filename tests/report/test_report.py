@@ -412,6 +412,7 @@ def test_each_figure_is_of_the_schema_which_is_not_checked_while_a_page_is_made(
 
     for figure in paper.figures:
         altair.Chart.from_dict(dict(figure.spec), validate=True)
+        json.dumps(figure.spec, allow_nan=False)
     broken = {**figure.spec, "width": "wide and high"}
     with pytest.raises(Exception, match="'wide and high' is not"):
         altair.LayerChart.from_dict(broken, validate=True)

@@ -283,7 +283,9 @@ def _values(marks: Iterable[Mark], *, is_log: bool = True) -> list[dict[str, obj
             continue
         low, high = mark.interval if mark.interval and not (is_log and mark.interval[0] <= 0) else (None, None)
         row = {f"cell{number}": cell for number, cell in enumerate(mark.cells)}
-        values.append({"series": mark.series, "value": mark.value, "low": low, "high": high, **mark.where, **row})
+        # JSON has no infinity.
+        where = {name: value for name, value in mark.where.items() if value != math.inf}
+        values.append({"series": mark.series, "value": mark.value, "low": low, "high": high, **where, **row})
     return values
 
 
