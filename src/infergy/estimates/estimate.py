@@ -103,7 +103,7 @@ def estimate_server(
     if offline or not timed:
         together = estimate_run(all_at_once(sample), server, None if timed else runs)
     return ServerEstimate(
-        engine=server.setup.label.removesuffix(_bound(server)),
+        engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
         gpu=server.gpu.name,
         gpus=server.setup.tensor_parallel * server.spec.replicas,
@@ -302,11 +302,6 @@ def _joined(runs: Sequence[Run]) -> Run:
         )
 
     return replace(runs[0], requests=join([run.requests for run in runs]), steps=join([run.steps for run in runs]))
-
-
-def _bound(server: OpenServer) -> str:
-    """The part of the label that bounds sequences: it stands in the configuration."""
-    return "" if server.setup.max_sequences is None else f"-s{server.setup.max_sequences}"
 
 
 def _nothing(server: OpenServer) -> str:
