@@ -24,17 +24,6 @@ KINDS: Mapping[str, type[InfergyError]] = {
     for base in InfergyError.__subclasses__()
     for kind in (base, *base.__subclasses__(), HangError, WrongTokensError, EngineOutOfMemoryError)
 }
-MAKERS = (
-    "bad_value",
-    "conflict",
-    "engine_lacks",
-    "not_writable",
-    "not_found",
-    "not_readable",
-    "bad_syntax",
-    "bad_field",
-)
-MAKERS += ("missing_field", "unknown_field", "package")
 WITHOUT = ("workload", "serving", "cost/table.py", "estimates/servers.py", "cli/replay.py", "cli/server_options.py")
 """Where errors have no codes yet."""
 
