@@ -82,7 +82,7 @@ def measure_command(
 def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
     """Refuse before anything runs what would fail after it."""
     if simulate and meter != "nvml":
-        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter")
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
     if output is not None:
         try:
             output.open("a", encoding="utf-8").close()

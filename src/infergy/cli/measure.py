@@ -230,7 +230,7 @@ def measure_plan(
         message = "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)"
         raise UsageError(message, code="option-missing", option="-o")
     if simulate and meter != "nvml":
-        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter")
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
     failed = run_sweep(
         resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json, ray=ray
     )
