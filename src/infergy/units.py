@@ -80,6 +80,13 @@ def format_bytes(count: float) -> str:
     return f"{format_number(count)} TiB"
 
 
+def count_of(number: float, noun: str) -> str:
+    """A count with its noun: ``1 request``, ``2,000 requests``, ``2 batches``."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
 def format_percent(fraction: float, *, signed: bool = False) -> str:
     """A fraction as a percentage with one decimal: ``format_percent(0.3758)`` is ``37.6 %``."""
     return f"{fraction * 100:{'+' if signed else ''}.1f} %"

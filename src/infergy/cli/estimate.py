@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.groups import with_groups
+from infergy.cli.notes import run_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.trace_options import (
     BinsOption,
@@ -21,7 +22,7 @@ from infergy.cli.trace_options import (
     stdout_console,
 )
 from infergy.errors import UsageError
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import count_of, format_duration, format_number, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _print(answer: TraceEstimate, *, explain: bool) -> None:
         if len(shared) == 1:
             console.print(shared.pop(), markup=False, soft_wrap=True)
         console.print(_columns([(one.engine, one.run) for one in answer.estimates], names=_names(answer.estimates)))
-    for line in (*_left_out(answer.trace), *answer.notes, *_warnings(answer.estimates)):
+    for line in (*trace_notes(answer.trace), *answer.notes, *run_notes(answer.estimates)):
         console.print(fill(line, console.width), markup=False)
     if answer.paper is not None:
         console.print(fill(_paper(answer), console.width), markup=False)
@@ -139,7 +140,7 @@ def _head(trace: TraceFacts) -> str:
         else (f" in {format_duration(trace.duration_s)} ({format_number(rate)} a second)")
     )
     return (
-        f"{trace.source}: {trace.requests:,} requests{when}, {trace.input_tokens:,} input and "
+        f"{trace.source}: {count_of(trace.requests, 'request')}{when}, {trace.input_tokens:,} input and "
         f"{trace.output_tokens:,} output tokens"
     )
 
@@ -220,36 +221,6 @@ FIGURES = (
     ("TTFT p50 / p99", lambda run: _pair(run.latency.ttft_s)),
     ("TPOT p50 / p99", lambda run: _pair(run.latency.tpot_s)),
 )
-
-
-def _left_out(trace: TraceFacts) -> list[str]:
-    lines = []
-    if trace.set_aside:
-        lines.append(f"Requests without input or output tokens, left out: {trace.set_aside:,}.")
-    if trace.out_of_order:
-        lines.append(f"Requests out of order, sorted by arrival: {trace.out_of_order:,}.")
-    return lines
-
-
-def _warnings(estimates: Sequence[ServerEstimate]) -> list[str]:
-    lines = []
-    for one in estimates:
-        for run in (one.served, one.offline):
-            if run is None:
-                continue
-            if run.overload:
-                lines.append(f"{one.engine}: {run.overload}.")
-            if run.rejected_requests and run is one.run:
-                lines.append(
-                    f"{one.engine}: {run.rejected_requests:,} of {run.requests:,} requests are longer than the context "
-                    "or the KV cache, and rejected."
-                )
-        if one.run.measured_share == 0:
-            lines.append(
-                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured: by datasheet and "
-                "what other servers showed. One measured cell sharpens it: infergy next."
-            )
-    return list(dict.fromkeys(lines))
 
 
 def _paper(answer: TraceEstimate) -> str:

@@ -215,6 +215,8 @@ def facts_of(sample: Sample) -> TraceFacts:
         order_reason=first.order_reason,
         set_aside=aside.failed + aside.without_input,
         out_of_order=aside.out_of_order,
+        without_session=aside.without_session,
+        without_blocks=aside.without_blocks,
         simulated_requests=sum(len(window.requests) for window in sample.windows),
         lengths_from=first.lengths_from,
     )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from infergy.workload.faults import arrivals_beyond, is_beyond
 from infergy.workload.padding import Padding
-from infergy.workload.table import LONGEST_TOKENS, Table
+from infergy.workload.table import ARRIVAL_S, LONGEST_TOKENS, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
 
@@ -132,6 +133,8 @@ def gather(table: Table, *, lenient: bool) -> Lengths:
     if table.arrival is not None:
         arrival = x.when(served).then(x.col(table.arrival))
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
+    if table.arrival == ARRIVAL_S:
+        facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
     by_input, by_output, (found,) = table.collect(
         rows.filter(served).group_by("input_tokens").agg(x.len().alias("n")),
         rows.group_by("output_tokens").agg(x.len().alias("n")),
@@ -140,6 +143,8 @@ def gather(table: Table, *, lenient: bool) -> Lengths:
     bad = int(found["rows"]) - int(found["good"] or 0)
     if bad:
         return Lengths(input=(), output=(), bad=bad, facts=found)
+    if found.get("beyond"):
+        raise arrivals_beyond(table)
     return Lengths(
         input=[(int(row["input_tokens"]), int(row["n"])) for row in by_input],
         output=[(int(row["output_tokens"]), int(row["n"])) for row in by_output],
