@@ -80,11 +80,11 @@ def format_bytes(count: float) -> str:
     return f"{format_number(count)} TiB"
 
 
-def count_of(number: float, noun: str) -> str:
-    """A count with its noun: ``1 request``, ``2,000 requests``, ``2 batches``."""
+def count_of(number: int, noun: str) -> str:
+    """A count with its noun: ``1 request``, ``2,000 requests``, ``2 entries``."""
     if number == 1:
         return f"1 {noun}"
-    return f"{number:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+    return f"{number:,} {noun.removesuffix('y')}ies" if noun.endswith("ry") else f"{number:,} {noun}s"
 
 
 def format_percent(fraction: float, *, signed: bool = False) -> str:

@@ -45,4 +45,5 @@ def test_next_speaks_of_cells_only_where_there_are_some(tmp_path: Path) -> None:
     path.write_text("input_tokens,output_tokens\n100,10\n", encoding="utf-8")
     done = runner.invoke(app, ["next", str(path), "-g", "h200", "--target", "50%"])
     assert done.exit_code == 0, done.output
-    assert "cells" not in done.stdout
+    assert "the cells below" not in done.stdout
+    assert "0 cells" not in done.stdout

@@ -69,7 +69,7 @@ def test_the_first_requests_are_passed_by() -> None:
     ("arguments", "error", "words"),
     [
         (["azure-code-2023", "--requests", "9000"], DataError, ["azure-code-2023", "8819"]),
-        (["azure-code-2023", "--requests", "9000", "--all-at-once"], DataError, ["8819", "9000"]),
+        (["azure-code-2023", "--requests", "9000", "--all-at-once"], DataError, ["8,819", "9000"]),
         (["azure-code-2023", "--requests", "40", "--engine", "transformers"], UsageError, ["transformers"]),
         (["azure-code-2023", "--requests", "40", "--engine", "vllm-spec4:llama-3.2-1b:0.8"], UsageError, ["spec4"]),
         (["azure-code-2023", "--from", "5h", "--for", "10s"], InfergyError, ["azure-code-2023"]),

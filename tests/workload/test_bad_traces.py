@@ -236,7 +236,9 @@ def test_hashes_that_are_no_numbers_are_named_by_their_row(tmp_path: Path, hashe
     path, table = tmp_path / "log.jsonl", tmp_path / "log.csv"
     path.write_text(BLOCKS * 2 + BLOCKS.replace("[1, 2]", hashes), encoding="utf-8")
     quoted = hashes.replace('"', '""')
-    table.write_text(f'timestamp,input_length,output_length,hash_ids\n0,1,1,"[1]"\n1,1,1,"{quoted}"\n', encoding="utf-8")
+    table.write_text(
+        f'timestamp,input_length,output_length,hash_ids\n0,1,1,"[1]"\n1,1,1,"{quoted}"\n', encoding="utf-8"
+    )
     for source, row in ((path, "row 3"), (table, "row 2")):
         with pytest.raises(DataError) as told:
             open_trace(source).requests()

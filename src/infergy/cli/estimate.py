@@ -141,7 +141,7 @@ def _head(trace: TraceFacts) -> str:
     )
     return (
         f"{trace.source}: {count_of(trace.requests, 'request')}{when}, {trace.input_tokens:,} input and "
-        f"{trace.output_tokens:,} output tokens"
+        f"{count_of(trace.output_tokens, 'output token')}"
     )
 
 
@@ -245,8 +245,8 @@ def _explained(one: ServerEstimate) -> list[str]:
         "measured range",
         f"{one.engine}: {options}",
         f"{one.engine}: {run.preemptions:,} preemptions, {run.load.hit_tokens:,} prompt tokens from the prefix cache, "
-        f"at most {run.load.peak_waiting:,} requests in the queue and {format_percent(run.load.peak_kv_share)} of the "
-        f"KV cache; MFU {format_percent(run.load.mfu)}, steps at {format_percent(run.load.roofline_share)} of the "
-        "roofline",
+        f"at most {count_of(run.load.peak_waiting, 'request')} in the queue and "
+        f"{format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, steps at "
+        f"{format_percent(run.load.roofline_share)} of the roofline",
     ]
     return [*lines, *(f"{one.engine}: {note}" for note in one.notes)]

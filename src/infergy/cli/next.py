@@ -69,7 +69,9 @@ def next_cells(
     )
     if output is not None and found.cells:
         _plan_of(found, opened).save(output)
-        typer.echo(f"{output}: {count_of(len(found.cells), 'cell')}. Next: infergy measure {output} -o mine.jsonl", err=True)
+        typer.echo(
+            f"{output}: {count_of(len(found.cells), 'cell')}. Next: infergy measure {output} -o mine.jsonl", err=True
+        )
     if as_json:
         print_json([found])
     else:
@@ -135,8 +137,8 @@ def _print(found: NextCells) -> None:
         after = f"with the cells below ± {format_percent(server.half_width_after)}, " if found.cells else ""
         console.print(
             f"{one.engine}, {one.model} on {one.gpu}: {format_si(server.energy_j, 'J')} ± "
-            f"{format_percent(server.half_width)} (90 %), by {count_of(server.measured, 'measured row')} of it; {after}at "
-            f"best ± {format_percent(server.half_width_least)}",
+            f"{format_percent(server.half_width)} (90 %), by {count_of(server.measured, 'measured row')} of it; "
+            f"{after}at best ± {format_percent(server.half_width_least)}",
             markup=False,
             soft_wrap=True,
         )

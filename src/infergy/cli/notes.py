@@ -29,8 +29,8 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
         if run.rejected_requests:
             verb = "is" if run.rejected_requests == 1 else "are"
             sentence = (
-                f"{run.rejected_requests:,} of {count_of(run.requests, 'request')} {verb} longer than the context or the "
-                "KV cache, and rejected."
+                f"{run.rejected_requests:,} of {count_of(run.requests, 'request')} {verb} longer than the context or "
+                "the KV cache, and rejected."
             )
             alike.setdefault(sentence, []).append(label)
     is_common = len(runs) > 1 and any(len(labels) == len(runs) for labels in alike.values())

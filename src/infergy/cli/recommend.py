@@ -92,8 +92,8 @@ def _print(found: Recommendation) -> None:
     first = found.configurations[0].estimate
     how = "as they arrive" if first.served is not None else "all at once"
     console.print(
-        f"{found.trace.source}: {count_of(found.trace.requests, 'request')} {how}; {first.model} on {first.gpu}; savings against "
-        f"{found.present}",
+        f"{found.trace.source}: {count_of(found.trace.requests, 'request')} {how}; {first.model} on {first.gpu}; "
+        f"savings against {found.present}",
         markup=False,
         soft_wrap=True,
     )

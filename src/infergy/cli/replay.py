@@ -23,7 +23,7 @@ from infergy.cli.trace_options import (
     stdout_console,
 )
 from infergy.errors import UsageError
-from infergy.units import format_duration, format_percent, format_si
+from infergy.units import count_of, format_duration, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.replay import Replay
@@ -199,8 +199,8 @@ def _print(found: Sequence[Replay]) -> None:
     console = stdout_console()
     for one in found:
         console.print(
-            f"{one.cell}: {one.requests:,} requests, {one.input_tokens:,} input and {one.output_tokens:,} output "
-            "tokens",
+            f"{one.cell}: {count_of(one.requests, 'request')}, {one.input_tokens:,} input and "
+            f"{count_of(one.output_tokens, 'output token')}",
             markup=False,
             soft_wrap=True,
         )

@@ -11,6 +11,7 @@ import typer
 from infergy.cli.timeline import FORMATS, save_chart
 from infergy.cli.trace_options import JsonOption, stdout_console
 from infergy.errors import MissingError, UsageError
+from infergy.units import count_of
 
 if TYPE_CHECKING:
     from infergy.score.board import Score
@@ -133,7 +134,10 @@ def _warn_of_known(known: Rows, new: Rows) -> None:
     """Say how many rows are no test of an unseen network."""
     seen = sum(name in set(known.backbone) for name in new.backbone)
     if seen:
-        _warn(f"{seen} of {len(new)} rows are of networks among the shipped rows: whatever is fitted has seen those")
+        _warn(
+            f"{seen} of {count_of(len(new), 'row')} are of networks among the shipped rows: whatever is fitted has "
+            "seen those"
+        )
 
 
 def _chart(scores: Sequence[Score]) -> Any:
@@ -160,7 +164,7 @@ def print_scores(scores: Sequence[Score]) -> None:
 
     for split in dict.fromkeys(score.split for score in scores):
         own = sorted((score for score in scores if score.split == split), key=_order)
-        title = f"{WORDS[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks"
+        title = f"{WORDS[split]}; {count_of(own[0].of_rows, 'row')}, {count_of(own[0].tasks, 'task')}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("Estimator", no_wrap=True)
         for name in ("median", "90 % of networks drawn again", "p90", "90 % interval holds", "rows"):

@@ -29,6 +29,7 @@ from infergy.estimates.results import (
 )
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.run import Run
+from infergy.units import count_of
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, Window, whole
 
@@ -269,8 +270,8 @@ def _overload(run: Run, server: OpenServer) -> str | None:
     rate = counts.finished_requests / run.duration_s
     more = math.ceil(server.spec.replicas / share)
     return (
-        f"the queue grows to {queue:,} requests: this server finishes {rate:.3g} requests a second; {more} replicas "
-        "would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
+        f"the queue grows to {count_of(queue, 'request')}: this server finishes {rate:.3g} requests a second; {more} "
+        "replicas would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
     )
 
 

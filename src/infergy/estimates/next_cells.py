@@ -303,8 +303,10 @@ def cell_choices(sample: Sample, server: OpenServer) -> list[CellChoice]:
     lengths = np.stack([np.concatenate([getattr(one, name) for one in requests]) for name in LENGTHS])
     served = lengths[:, lengths.sum(axis=0) <= (server.config.max_model_len or math.inf)]
     if not served.size:
-        raise UsageError(f"{sample.source}: every request is longer than the {server.config.max_model_len:,} tokens of a "
-                         "request (--max-model-len)")
+        raise UsageError(
+            f"{sample.source}: every request is longer than the {server.config.max_model_len:,} tokens of a "
+            "request (--max-model-len)"
+        )
     inputs, outputs = (
         sorted({2 ** math.ceil(math.log2(max(1, value))) for value in np.percentile(column, PERCENTILES)})
         for column in served

@@ -21,7 +21,7 @@ from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, mo
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
 from infergy.serving.static import StaticConfig
-from infergy.units import format_bytes
+from infergy.units import count_of, format_bytes
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
 STATIC_BATCH = 32
@@ -199,7 +199,7 @@ def load_tables(
     fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
     if found.simulated:
         notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
-    notes.append(f"constants of {gpu.name} are narrowed by the {found.windows} windows of {calibration}")
+    notes.append(f"constants of {gpu.name} are narrowed by the {count_of(found.windows, 'window')} of {calibration}")
     return replace(table, fits=fits, notes=tuple(notes))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infergy.score.board import Score
-from infergy.units import format_percent
+from infergy.units import count_of, format_percent
 
 WIDTH, STEP_HEIGHT, ROOM = 520, 22, 40
 MEDIAN, TAIL = "median, and its 90 % interval", "90th percentile"
@@ -36,7 +36,9 @@ def draw_scoreboard(scores: Sequence[Score], titles: Mapping[str, str]) -> Any:
     panels = []
     for split in dict.fromkeys(score.split for score in scores):
         own = [score for score in scores if score.split == split]
-        panels.append(_panel(own, f"{titles[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks"))
+        panels.append(
+            _panel(own, f"{titles[split]}; {count_of(own[0].of_rows, 'row')}, {count_of(own[0].tasks, 'task')}")
+        )
     # A browser's letters may be wider than those by which the figure was laid out.
     return altair.vconcat(*panels, padding=ROOM).resolve_scale(x="shared")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from infergy.errors import DataError
+from infergy.units import count_of
 from infergy.workload.table import ARRIVAL_S, LATEST_ARRIVAL_S, LONGEST_TOKENS, Table
 
 _SHOWN_ROWS = 3
@@ -42,8 +43,8 @@ def arrivals_beyond(table: Table) -> DataError:
     shown = ", ".join(f"row {row['row']}: {row[ARRIVAL_S]:g} s" for row in first if "row" in row)
     return DataError(
         f"{table.source.name}: arrivals in {' or '.join(map(repr, table.layout.time))} are more than "
-        f"{LATEST_ARRIVAL_S:,} s from 0, past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name the "
-        "unit of the column: --time-unit ms (us, ns), or another column: --time-column NAME"
+        f"{LATEST_ARRIVAL_S:,} s from 0, past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name "
+        "the unit of the column: --time-unit ms (us, ns), or another column: --time-column NAME"
     )
 
 
@@ -81,8 +82,10 @@ def _part(table: Table, axis: str, count: int, rows: int, first: list[dict[str, 
         "cached": " or ".join(map(repr, layout.cached)),
     }
     shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
-    wanted = "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
-    return f"{count:,} of {rows:,} rows: {axis} tokens in column {names[axis]} are not {wanted} ({shown})"
+    wanted = (
+        "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
+    )
+    return f"{count:,} of {count_of(rows, 'row')}: {axis} tokens in column {names[axis]} are not {wanted} ({shown})"
 
 
 def _shown(axis: str, row: dict[str, Any]) -> str:

@@ -41,8 +41,8 @@ def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tupl
         return (None, failed), bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
         raise DataError(
-            f"{table.source.name}: none of {len(rows) - failed:,} requests with output has input tokens in column "
-            f"{table.layout.input!r}. Name another column: --input-column NAME"
+            f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
+            f"column {table.layout.input!r}. Name another column: --input-column NAME"
         )
     return (build(table, rows, arrivals=arrivals), failed), 0
 
@@ -159,7 +159,7 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
 def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
     """The error for a log in which some requests have an arrival and others have none."""
     return DataError(
-        f"{table.source.name}: arrivals missing in part: {untimed:,} of {requests:,} requests have none in "
+        f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
         f"{_times(table)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct these rows, "
         "name another column: --time-column NAME, or serve all at once: --all-at-once"
     )
@@ -210,9 +210,9 @@ def _gaps(table: Table, served: pl.DataFrame, after: Any) -> Any:
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
         raise DataError(
-            f"{table.source.name}: {len(wrong):,} of {len(served):,} requests have no gap of at least 0 s after the "
-            f"previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve all at once: "
-            "--all-at-once"
+            f"{table.source.name}: {len(wrong):,} of {count_of(len(served), 'request')} have no gap of at least 0 s "
+            f"after the previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve all at "
+            "once: --all-at-once"
         )
     return gaps.zip_with(follows, pl.Series([0.0])).to_numpy()
 
@@ -232,8 +232,9 @@ def _check_blocks(table: Table, served: pl.DataFrame) -> None:
     wrong = served.filter(ids.list.len() != ids.list.drop_nulls().list.len())
     if len(wrong):
         raise DataError(
-            f"{table.source.name}: hashes of blocks in {table.layout.blocks.path!r} of {count_of(len(wrong), 'request')}"
-            f" are not whole numbers of 64 bits ({_numbers(wrong)}). Correct them, or remove the column"
+            f"{table.source.name}: hashes of blocks in {table.layout.blocks.path!r} of "
+            f"{count_of(len(wrong), 'request')} are not whole numbers of 64 bits ({_numbers(wrong)}). Correct them, or "
+            "remove the column"
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from infergy.errors import DataError, UsageError
+from infergy.units import count_of
 from infergy.workload.bins import BinCount, Histogram
 
 if TYPE_CHECKING:
@@ -189,7 +190,8 @@ class Requests:
         if first < 0 or last > len(self) or first >= last:
             wanted = f"{'the rest' if count is None else f'{count:,}'} from {first:,} on"
             raise UsageError(
-                f"{self.source}: {len(self):,} requests, {wanted} asked for. Choose fewer: --first K --requests N"
+                f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --first K "
+                "--requests N"
             )
         part = self._part(first, last)
         return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
@@ -251,7 +253,9 @@ def _faults(requests: Requests) -> list[str]:
     }
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     wrong = [
-        f"{name} has {length:,} values for {count:,} requests" for name, length in lengths.items() if length != count
+        f"{name} has {length:,} values for {count_of(count, 'request')}"
+        for name, length in lengths.items()
+        if length != count
     ]
     if wrong or not count:
         return wrong

@@ -214,9 +214,7 @@ def _drawn(
         output_tokens=facts["output_tokens"],
         duration_s=facts.get("duration_s"),
         relative_se=draw.relative_se,
-        set_aside=SetAside(
-            **{field.name: facts[field.name] for field in fields(SetAside) if field.name in facts}
-        ),
+        set_aside=SetAside(**{field.name: facts[field.name] for field in fields(SetAside) if field.name in facts}),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from infergy.units import count_of
 from infergy.workload.faults import arrivals_beyond, is_beyond
 from infergy.workload.padding import Padding
 from infergy.workload.table import ARRIVAL_S, LONGEST_TOKENS, Table
@@ -208,7 +209,7 @@ def _duration(table: Table, lengths: Lengths) -> tuple[float | None, str | None]
     untimed = lengths.requests - int(lengths.facts["timed"])
     if untimed:
         wanted = "numbers or text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "numbers or datetimes"
-        found = f"{untimed:,} of {lengths.requests:,} requests have no arrival in {names}"
+        found = f"{untimed:,} of {count_of(lengths.requests, 'request')} have no arrival in {names}"
         return None, f"{found}; wanted {wanted}, or another column: --time-column NAME"
     span = lengths.facts["last"] - lengths.facts["first"]
     duration_s = float(span.total_seconds() if isinstance(span, timedelta) else span)

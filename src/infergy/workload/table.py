@@ -317,7 +317,7 @@ def _instants(x: Any, column: Any) -> list[Any]:
 
 
 def _numbers_of(x: Any, column: Any) -> Any:
-    """Lists of whole numbers of text such as ``[1, 2]``; null where it is no list, and in place of what is no number."""
+    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
     is_list = column.str.contains(r"^\s*\[.*\]\s*$")
     texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
     # An empty list splits into one empty text.

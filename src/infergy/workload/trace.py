@@ -219,8 +219,8 @@ class Trace:
             return
         if failed:
             raise DataError(
-                f"{self.source}: none of {failed:,} requests has output tokens in column {self.layout.output!r}. "
-                "Name another column: --output-column NAME"
+                f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
+                f"{self.layout.output!r}. Name another column: --output-column NAME"
             )
         raise DataError(f"{self.source}: the trace holds no requests, only a header or nothing at all")
 
