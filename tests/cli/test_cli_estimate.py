@@ -78,7 +78,7 @@ def test_a_load_that_a_server_cannot_keep_up_with_is_told_with_what_would() -> N
 
 
 def test_servers_of_repeated_options_stand_side_by_side() -> None:
-    found = answer(*SHORT, "-e", "vllm", "-e", "transformers", "--precision", "bfloat16", "--precision", "fp8")
+    found = answer(*SHORT, "-e", "vllm", "-e", "vllm-fp8", "-e", "transformers")
     names = [(one["engine"], one["precision"]) for one in found["estimates"]]
     assert ("vllm", "bfloat16") in names
     assert ("vllm-fp8", "fp8") in names
