@@ -36,6 +36,8 @@ def build(
     found = build_table(rows, None if alone else shipped_table(), allow_simulated=allow_simulated)
     entries = found.entries
     write_table(found, output)
+    if found.repeated:
+        typer.echo(f"{count_of(found.repeated, 'row')} known already or given twice, which counts once", err=True)
     if as_json:
         print_json(
             [{"output": str(output), "entries": len(entries), "fits": {k: f.rows for k, f in found.fits.items()}}]

@@ -225,6 +225,8 @@ def load_tables(
     table, notes = shipped_table(), []
     for path in map(Path, paths):
         table = add_rows(table, path, allow_simulated=allow_simulated)
+        if table.repeated:
+            notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
         if any(one.origin.simulated for one in table.entries):
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
