@@ -56,6 +56,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {rest:02d} min"
 
 
+def format_latency(seconds: float) -> str:
+    """Seconds with an SI prefix below a minute, as a duration from there on: ``7.50 ms``, ``2 h 05 min``."""
+    return format_si(seconds, "s") if seconds < 60 else format_duration(seconds)
+
+
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 

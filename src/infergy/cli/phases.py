@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json, stdout_console
-from infergy.units import count_of, format_number, format_percent, format_si
+from infergy.units import count_of, format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.quality.phases import CellPhases, Joules, PhaseEnergy, PhaseFit, SetupPhases
@@ -99,7 +99,7 @@ def _joules(joules: Joules) -> str:
 
 
 def _seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else format_si(seconds, "s")
+    return "-" if seconds is None else format_latency(seconds)
 
 
 def _notes(setup: SetupPhases) -> list[str]:

@@ -14,7 +14,7 @@ from infergy.cli.notes import rejected_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.trace_options import JsonOption, print_json, seconds_of, stdout_console
 from infergy.errors import UsageError
-from infergy.units import count_of, format_percent, format_si
+from infergy.units import count_of, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -144,7 +144,7 @@ def _table(found: Recommendation) -> Table:
             one.label,
             format_si(one.energy_j, "J"),
             "present" if is_present else _saving(one),
-            *(NONE if time is None else format_si(time.p99, "s") for time in (latency.ttft_s, latency.tpot_s)),
+            *(NONE if time is None else format_latency(time.p99) for time in (latency.ttft_s, latency.tpot_s)),
             _remarks(one, is_present=is_present),
         )
     return grid
