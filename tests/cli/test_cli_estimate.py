@@ -215,8 +215,11 @@ def test_of_many_servers_it_is_said_how_requests_arrive(tmp_path: Path) -> None:
 
 
 def test_long_latencies_are_durations() -> None:
-    run = SimpleNamespace(latency=SimpleNamespace(ttft_s=Percentiles(p50=7550.0, p90=7550.0, p99=59.5), tpot_s=None))
-    shown = dict(FIGURES)["TTFT p50 / p99"](run)
+    run: Any = SimpleNamespace(
+        latency=SimpleNamespace(ttft_s=Percentiles(p50=7550.0, p90=7550.0, p99=59.5), tpot_s=None)
+    )
+    figures: dict[str, Any] = dict(FIGURES)
+    shown = figures["TTFT p50 / p99"](run)
     assert shown == "2 h 06 min / 59.5 s"
 
 

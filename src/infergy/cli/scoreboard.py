@@ -164,7 +164,7 @@ def print_scores(scores: Sequence[Score]) -> None:
 
     for split in dict.fromkeys(score.split for score in scores):
         own = sorted((score for score in scores if score.split == split), key=_order)
-        title = f"{WORDS[split]}; {count_of(own[0].of_rows, 'row')}, {count_of(own[0].tasks, 'task')}"
+        title = f"{WORDS[split]}; {count_of(own[0].of_rows, 'row')}, {own[0].tasks} tasks"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("Estimator", no_wrap=True)
         for name in ("median", "90 % of networks drawn again", "p90", "90 % interval holds", "rows"):

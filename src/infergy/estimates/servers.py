@@ -279,30 +279,7 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
     )
     context = model_context(_raw_config(spec.model))
     if setup.engine == "transformers":
-        plain = EngineOptions()
-        given = (own.name for own in fields(options) if getattr(options, own.name) != getattr(plain, own.name))
-        reject_vllm_options(spec.engine, given)
-        check_context(shape, options.max_model_len, context)
-        need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
-        if need > have:
-            raise UsageError(
-                f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
-                f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
-            )
-        longest, notes = options.max_model_len or context, ()
-        if context is None:
-            # A request alone must leave room for its own keys and values.
-            per_token = shape.kv_bytes_per_token()
-            kept = int((have - need) // per_token) if per_token else LONGEST_TOKENS
-            longest = min(longest or kept, kept)
-            notes = (f"the longest context of {shape.name} is not known: the memory bounds it, {longest:,} tokens",)
-        return StaticConfig(
-            max_num_seqs=options.max_num_seqs or STATIC_BATCH,
-            max_model_len=longest,
-            tensor_parallel_size=setup.tensor_parallel,
-            has_graphs=setup.compiled,
-            notes=notes,
-        )
+        return _static_config(spec.engine, options, setup, shape, gpu, context)
     return resolve(
         shape,
         gpu,
@@ -311,6 +288,36 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
         version=spec.version,
         usage_context=spec.usage_context,
         context_tokens=context,
+    )
+
+
+def _static_config(
+    engine: str, options: EngineOptions, setup: EngineSetup, shape: Any, gpu: Gpu, context: int | None
+) -> StaticConfig:
+    plain = EngineOptions()
+    reject_vllm_options(
+        engine, (own.name for own in fields(options) if getattr(options, own.name) != getattr(plain, own.name))
+    )
+    check_context(shape, options.max_model_len, context)
+    need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
+    if need > have:
+        raise UsageError(
+            f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
+            f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
+        )
+    longest, notes = options.max_model_len or context, []
+    if context is None:
+        # A request alone must leave room for its own keys and values.
+        per_token = shape.kv_bytes_per_token()
+        kept = int((have - need) // per_token) if per_token else LONGEST_TOKENS
+        longest = min(longest or kept, kept)
+        notes.append(f"the longest context of {shape.name} is not known: the memory bounds it, {longest:,} tokens")
+    return StaticConfig(
+        max_num_seqs=options.max_num_seqs or STATIC_BATCH,
+        max_model_len=longest,
+        tensor_parallel_size=setup.tensor_parallel,
+        has_graphs=setup.compiled,
+        notes=tuple(notes),
     )
 
 

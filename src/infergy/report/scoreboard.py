@@ -36,9 +36,7 @@ def draw_scoreboard(scores: Sequence[Score], titles: Mapping[str, str]) -> Any:
     panels = []
     for split in dict.fromkeys(score.split for score in scores):
         own = [score for score in scores if score.split == split]
-        panels.append(
-            _panel(own, f"{titles[split]}; {count_of(own[0].of_rows, 'row')}, {count_of(own[0].tasks, 'task')}")
-        )
+        panels.append(_panel(own, f"{titles[split]}; {count_of(own[0].of_rows, 'row')}, {own[0].tasks} tasks"))
     # A browser's letters may be wider than those by which the figure was laid out.
     return altair.vconcat(*panels, padding=ROOM).resolve_scale(x="shared")
 
