@@ -175,19 +175,8 @@ class Table:
 
     def find(self, served_by: ServedBy) -> MeasuredServer | None:
         """What was measured of a server, under a batch interface or behind an API; None if nothing."""
-        wanted = (
-            served_by.engine,
-            served_by.model,
-            served_by.dtype,
-            served_by.gpu,
-            served_by.gpus,
-            served_by.has_graphs,
-        )
-        for one in self.measured:
-            by = one.served_by
-            if (by.engine, by.model, by.dtype, by.gpu, by.gpus, by.has_graphs) == wanted:
-                return one
-        return None
+        wanted = replace(served_by, is_api=False)
+        return next((one for one in self.measured if replace(one.served_by, is_api=False) == wanted), None)
 
     def idle_w(self, gpu: str) -> float | None:
         """Watts of one GPU of a kind, idle, with a model loaded: median over its servers; None if never measured."""
