@@ -86,11 +86,26 @@ def main() -> None:
         # typer takes an interruption for an exit of this status, and says nothing.
         if end.code == EXIT_INTERRUPTED:
             _tell_interrupted()
+        if _has_reader_left(end):
+            sys.exit(0)
         raise
+
+
+def _has_reader_left(end: SystemExit) -> bool:
+    """Whether a command ended because nobody reads its output any more (``infergy … | head``).
+
+    Rich and click, which write, make an exit of status 1 of a broken pipe; what is still buffered finds it here.
+    """
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output has left (``infergy … | head``); keep Python from complaining at exit.
+        is_broken = not end.code
+    else:
+        is_broken = isinstance(end.__context__, BrokenPipeError)
+    if is_broken:
+        # Python must not write the rest of its buffer at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    return is_broken
 
 
 def _tell_interrupted() -> None:

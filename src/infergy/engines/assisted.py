@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from infergy.errors import UsageError
 from infergy.records.speculation import Drafts, Speculation
+from infergy.units import count_of
 
 ONE_AT_A_TIME = 1
 
@@ -49,7 +50,8 @@ def refuse_batch(speculation: Speculation, requests: int) -> None:
     """
     if requests > ONE_AT_A_TIME:
         raise UsageError(
-            f"{speculation.label} and {requests} requests at once: transformers assists one request at a time; "
+            f"{speculation.label} and {count_of(requests, 'request')} at once: transformers assists one request at a "
+            "time; "
             'batch = 1, or engine = "vllm"'
         )
 

@@ -26,6 +26,7 @@ from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate
 from infergy.serving.static import StaticConfig
+from infergy.units import count_of
 from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
@@ -122,7 +123,9 @@ def _check_row(row: Measurement, where: str) -> None:
         raise DataError(f"{where}: the edges of its windows are not of the same GPUs. {remedy}")
     wanted = row.cell.setup.tensor_parallel
     if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
-        raise DataError(f"{where}: counters of {len(uuids)} GPUs, expected tensor_parallel = {wanted}. {remedy}")
+        raise DataError(
+            f"{where}: counters of {count_of(len(uuids), 'GPU')}, expected tensor_parallel = {wanted}. {remedy}"
+        )
     try:
         result = result_of(row)
     except MeterError as error:

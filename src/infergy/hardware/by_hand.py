@@ -25,6 +25,7 @@ from infergy.errors import DataError, UsageError
 from infergy.hardware.layers import AttentionShape, ExpertShape
 from infergy.hardware.mamba import MambaShape
 from infergy.hardware.shape import ModelShape
+from infergy.units import count_of
 
 BY_HAND = "by hand"
 """The architecture of such a model."""
@@ -154,8 +155,8 @@ def _check_layers(shape: ModelShape) -> None:
         raise DataError(f"{shape.name}: with a table [mamba] say how many layers have attention: attention_layers")
     if not shape.intermediate and shape.dense_layers:
         raise DataError(
-            f"{shape.name}: intermediate is 0, but {shape.dense_layers} layers have a dense MLP; give its width, or "
-            "mlp_layers = 0"
+            f"{shape.name}: intermediate is 0, but {count_of(shape.dense_layers, 'layer')} have a dense MLP; give its "
+            "width, or mlp_layers = 0"
         )
 
 

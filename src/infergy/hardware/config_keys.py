@@ -13,6 +13,7 @@ from typing import Any
 from infergy.errors import DataError, UsageError
 from infergy.hardware.layers import AttentionShape
 from infergy.hardware.shape import ModelShape
+from infergy.units import count_of
 
 SLIDING = "sliding_attention"
 
@@ -81,7 +82,9 @@ class Config:
         if kinds is None:
             return None
         if not isinstance(kinds, list) or len(kinds) != layers:
-            raise DataError(f"{self.name}: layer_types must name the attention of each of the {layers} layers")
+            raise DataError(
+                f"{self.name}: layer_types must name the attention of each of the {count_of(layers, 'layer')}"
+            )
         unknown = sorted(set(map(str, kinds)) - {SLIDING, "full_attention"})
         if unknown:
             raise UsageError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infergy.errors import DataError
+from infergy.units import count_of
 from infergy.workload.bins import Bins, Histogram
 from infergy.workload.counting import count_groups, fold
 from infergy.workload.faults import explain
@@ -31,7 +32,7 @@ from infergy.workload.sampling import (
     sample_table,
     sample_windows,
 )
-from infergy.workload.sources import FRAME, JSONL, Source, find
+from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
 from infergy.workload.summary import TraceSummary, gather, read_prompts, summarise
 from infergy.workload.table import Table, build_table
 from infergy.workload.tasks import TaskOptions
@@ -218,8 +219,8 @@ class Trace:
             return
         if failed:
             raise DataError(
-                f"{self.source}: none of {failed:,} requests has output tokens in column {self.layout.output!r}. "
-                "Name another column: --output-column NAME"
+                f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
+                f"{self.layout.output!r}. Name another column: --output-column NAME"
             )
         raise DataError(f"{self.source}: the trace holds no requests, only a header or nothing at all")
 
@@ -251,6 +252,12 @@ def open_trace(
     found = find(source, task)
     found = found if name is None else replace(found, name=name)
     layout = settle(found.fields, source=found.name, records=found.kind == JSONL, wanted=format, columns=columns)
+    twice = [path for path in (*layout.paths, *layout.link_paths) if found.fields.count(path) > 1]
+    if found.kind == CSV and twice:
+        raise DataError(
+            f"{found.name}: {count_of(found.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the header; "
+            "which of them counts is not known. Rename or remove the others"
+        )
     trace = Trace(origin=found, layout=layout)
     trace._table()
     return trace
