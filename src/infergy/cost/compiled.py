@@ -7,26 +7,30 @@ server. What is compiled has neither, and comes from the formula that numpy colu
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+PRODUCT, TRUTHS = "{} * {}", ("{} > {}", "{} == {}", "{} & {}")
+
 
 class Symbol:
-    """A number that is not known yet; what is computed from it becomes a line of Python.
+    """A number that is not known yet; what is computed from it is Python text. Zeros and ones leave no trace.
 
     Attributes:
-        name: Of its variable.
+        name: Unique in its notes.
+        form: Template of the text, of the operands; empty for an argument.
         is_late: Whether it hangs on an argument of the inner function.
         is_positive: Whether it is known to be above zero.
-        root: What it is the square of, if it is one.
     """
 
-    __slots__ = ("is_late", "is_positive", "name", "notes", "root")
+    __slots__ = ("form", "is_late", "is_positive", "name", "notes", "operands")
     __array_ufunc__ = None  # numpy's numbers leave the operation to us
 
-    def __init__(self, name: str, notes: Notes, *, is_late: bool = False, is_positive: bool = False) -> None:
-        self.name, self.notes, self.is_late, self.is_positive = name, notes, is_late, is_positive
-        self.root: Symbol | None = None
+    def __init__(self, notes: Notes, name: str, form: str = "", *operands: Any) -> None:
+        self.notes, self.name, self.form, self.operands = notes, name, form, operands
+        self.is_late = any(isinstance(operand, Symbol) and operand.is_late for operand in operands)
+        self.is_positive = False
 
     def __add__(self, other: Any) -> Any:
         return self if _is(other, 0) else self.notes.add("{} + {}", self, other)
@@ -43,26 +47,25 @@ class Symbol:
     def __mul__(self, other: Any) -> Any:
         if _is(other, 0):
             return 0.0
-        return self if _is(other, 1) else self.notes.add("{} * {}", self, other)
+        if _is(other, 1):
+            return self
+        if self.form in TRUTHS:
+            return self.notes.add("{1} if {0} else 0.0", self, other)
+        return other * self if _is_truth(other) else self.notes.add(PRODUCT, self, other)
 
-    def __rmul__(self, other: Any) -> Any:
-        if _is(other, 0):
-            return 0.0
-        return self if _is(other, 1) else self.notes.add("{} * {}", other, self)
+    __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
         return self.notes.add("{} / {}", self, other)
 
-    def __rtruediv__(self, other: Any) -> Any:
-        return self.notes.add("{} / {}", other, self)
-
     def __pow__(self, other: Any) -> Any:
-        if _is(other, 0.25) and self.root is not None and self.root.root is not None:
-            return self.root.root  # of a roofline whose other side is zero
+        square = self.operands[0] if self.is_square and _is(other, 0.25) else None
+        if square is not None and square.is_square:
+            return square.operands[0]  # one side of a roofline whose other side is zero
         return self.notes.add("{} ** {}", self, other)
 
     def __rpow__(self, other: Any) -> Any:
-        return 0.0 if _is(other, 0) else self.notes.add("{} ** {}", other, self)  # exponents are tokens, at least one
+        return 0.0 if _is(other, 0) else self.notes.add("{} ** {}", other, self)  # exponents are tokens, one at least
 
     def __neg__(self) -> Any:
         return self.notes.add("-{}", self)
@@ -86,6 +89,11 @@ class Symbol:
         """Its exponential."""
         return self.notes.add("exp({})", self)
 
+    @property
+    def is_square(self) -> bool:
+        """Whether it is a symbol times itself."""
+        return self.form == PRODUCT and self.operands[0] is self.operands[1]
+
 
 def least(a: Any, b: Any) -> Any:
     """The smaller of two numbers or symbols."""
@@ -99,23 +107,49 @@ def most(a: Any, b: Any) -> Any:
 
 
 class Notes:
-    """The lines of a function and of the one inside it; equal operations share a line."""
+    """All symbols of a formula: equal operations are one symbol."""
 
     def __init__(self) -> None:
-        self.lines: tuple[list[str], list[str]] = ([], [])
         self._known: dict[str, Symbol] = {}
 
     def add(self, form: str, *operands: Any) -> Symbol:
         """The symbol of an operation."""
-        text = form.format(*(_text(operand) for operand in operands))
-        symbol = self._known.get(text)
+        key = form.format(*(operand.name if isinstance(operand, Symbol) else repr(operand) for operand in operands))
+        symbol = self._known.get(key)
         if symbol is None:
-            is_late = any(isinstance(operand, Symbol) and operand.is_late for operand in operands)
-            symbol = self._known[text] = Symbol(f"t{len(self._known)}", self, is_late=is_late)
-            if form == "{} * {}" and operands[0] is operands[1]:
-                symbol.root = operands[0]
-            self.lines[is_late].append(f"{symbol.name} = {text}")
+            symbol = self._known[key] = Symbol(self, f"t{len(self._known)}", form, *operands)
         return symbol
+
+
+class _Text:
+    """Python that computes symbols: lines of a function and of the one inside it, for what is used more than once."""
+
+    def __init__(self, results: Sequence[Any]) -> None:
+        self.lines: tuple[list[str], list[str]] = ([], [])
+        self._uses: Counter[str] = Counter()
+        self._written: set[str] = set()
+        for result in results:
+            self._count(result, 1)
+
+    def _count(self, value: Any, uses: int) -> None:
+        if isinstance(value, Symbol):
+            is_first = value.name not in self._uses
+            self._uses[value.name] += uses
+            for k, operand in enumerate(value.operands if is_first else ()):
+                self._count(operand, max(1, value.form.count(f"{{{k}}}")))
+
+    def of(self, value: Any, *, is_late: bool) -> str:
+        """An expression of a value inside the inner function, or outside it."""
+        if not isinstance(value, Symbol):
+            return repr(value) if type(value) is int else repr(float(value))
+        if not value.form or value.name in self._written:
+            return value.name
+        text = value.form.format(*(self.of(operand, is_late=value.is_late) for operand in value.operands))
+        if self._uses[value.name] == 1 and value.is_late == is_late:
+            return f"({text})"
+        self.lines[value.is_late].append(f"{value.name} = {text}")
+        self._written.add(value.name)
+        return value.name
 
 
 def compile_formula(
@@ -130,22 +164,26 @@ def compile_formula(
         positive: Whether all arguments are above zero.
     """
     notes = Notes()
-    symbols = [Symbol(name, notes, is_late=name in late, is_positive=positive) for name in (*arguments, *late)]
-    results = f"return {', '.join(_text(result) for result in formula(*symbols))}"
-    early, inner = notes.lines
+    symbols = [Symbol(notes, name) for name in (*arguments, *late)]
+    for symbol in symbols:
+        symbol.is_late, symbol.is_positive = symbol.name in late, positive
+    results = formula(*symbols)
+    text = _Text(results)
+    last = f"return {', '.join(text.of(result, is_late=bool(late)) for result in results)}"
+    early, inner = text.lines
     if late:
-        body = [*early, f"def inner({', '.join(late)}):", *(f" {line}" for line in (*inner, results)), "return inner"]
+        body = [*early, f"def inner({', '.join(late)}):", *(f" {line}" for line in (*inner, last)), "return inner"]
     else:
-        body = [*early, results]
+        body = [*early, last]
     names: dict[str, Any] = {"exp": math.exp, "inf": math.inf}
     exec("\n ".join([f"def outer({', '.join(arguments)}):", *body]), names)
     function: Callable[..., Any] = names["outer"]
     return function
 
 
-def _text(value: Any) -> str:
-    return value.name if isinstance(value, Symbol) else f"({float(value)!r})"
-
-
 def _is(value: Any, number: float) -> bool:
     return not isinstance(value, Symbol) and bool(value == number)
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, Symbol) and value.form in TRUTHS
