@@ -314,37 +314,36 @@ class Scheduler:
     def _schedule_in_order(self, budget: int) -> tuple[int, int, bool]:
         """Visit the running requests one by one; returns decodes, the budget left, whether one was preempted."""
         unsettled, decodes, preempted, block = set(self.unsettled), 0, False, self._block
-        self.attended, starved = 0, set[int]()
+        partial, origin, before, pool = self._partial, self._origin, self.tick - 1, self.pool
+        attended, starved = 0, set[int]()
         for request in list(self.running):
-            if request not in self.running:
-                break  # preempted, and with it all behind it
+            if preempted and request not in self.running:
+                break  # and with it all behind it
             if request in unsettled:
                 continue
-            computed = self._partial.get(request)
-            decoding = computed is None
+            decoding = request not in partial
             if budget <= 0:
                 if decoding:
                     starved.add(request)
                 continue
-            if computed is None:
-                computed, tokens = self._origin[request] + self.tick - 1, 1
-            else:
-                tokens = min(self._chunk(request, computed), budget)
+            computed = origin[request] + before if decoding else partial[request]
+            tokens = 1 if decoding else min(self._chunk(request, computed), budget)
             needed = -(-(computed + tokens) // block) - -(-computed // block)
-            while needed > self.pool.free:
-                preempted = True
-                if self._preempt_last() == request:
+            if needed:
+                while needed > pool.free:
+                    preempted = True
+                    if self._preempt_last() == request:
+                        break
+                if preempted and request not in self.running:
                     break
-            if request not in self.running:
-                break
-            self.pool.take(needed)
+                pool.take(needed)
             budget -= tokens
             if decoding:
                 decodes += 1
-                self.context += 1
-                self.attended += computed + 1
+                attended += computed + 1
             else:
                 self._advance(request, tokens, computed)
+        self.attended, self.context = attended, self.context + decodes
         if starved:
             self.starved = starved
             self._delay(starved)
