@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from infergy.errors import InfergyError
 from infergy.version import VERSION
 
 EXIT_INTERRUPTED = 130
+GARBAGE = 50_000
+"""New objects after which cycles of them are looked for: modules and numbers have few, and looking takes time."""
 SUMMARY = "What LLM inference costs in joules: measured, modelled from a request trace, and reduced."
 COMMAND = "measure-command"
 """What `infergy measure … -- COMMAND` becomes; not in the help."""
@@ -79,6 +82,7 @@ def _version_or_help(
 
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback."""
+    gc.set_threshold(GARBAGE)
     try:
         arguments = route(sys.argv[1:])
         make_app(arguments[0] if arguments and arguments[0] in VERBS else None)(arguments)
