@@ -15,7 +15,7 @@ from infergy.errors import InfergyError
 from infergy.version import VERSION
 
 EXIT_INTERRUPTED = 130
-GARBAGE = 50_000
+GARBAGE = 300_000
 """New objects after which cycles of them are looked for: modules and numbers have few, and looking takes time."""
 SUMMARY = "What LLM inference costs in joules: measured, modelled from a request trace, and reduced."
 COMMAND = "measure-command"

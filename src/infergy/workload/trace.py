@@ -13,14 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from infergy.errors import DataError
 from infergy.workload.bins import Bins, Histogram
-from infergy.workload.counting import count_groups, fold
-from infergy.workload.faults import explain
 from infergy.workload.formats import Columns, Layout, settle
-from infergy.workload.padding import Padding, find_padding
 from infergy.workload.reading import read_requests
 from infergy.workload.requests import Requests, requests_of_histogram
 from infergy.workload.sampling import (
@@ -32,9 +29,12 @@ from infergy.workload.sampling import (
     sample_windows,
 )
 from infergy.workload.sources import FRAME, JSONL, Source, find
-from infergy.workload.summary import TraceSummary, gather, read_prompts, summarise
 from infergy.workload.table import Table, build_table
 from infergy.workload.tasks import TaskOptions
+
+if TYPE_CHECKING:
+    from infergy.workload.padding import Padding
+    from infergy.workload.summary import TraceSummary
 
 
 class _Counted(Protocol):
@@ -104,6 +104,7 @@ class Trace:
         Raises:
             DataError: No requests, no request with output, or tokens that cannot be meant.
         """
+        from infergy.workload.counting import count_groups, fold
 
         def count(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return count_groups(table, bins, lenient=lenient)
@@ -118,6 +119,8 @@ class Trace:
         Raises:
             DataError: No requests, no request with output, or tokens that cannot be meant.
         """
+        from infergy.workload.summary import gather, summarise
+
         table = self._table()
 
         def count(table: Table, *, lenient: bool) -> tuple[Any, int]:
@@ -137,6 +140,8 @@ class Trace:
             UsageError: `batch` is no size of a batch.
             DataError: No requests, no request with output, or tokens that cannot be meant.
         """
+        from infergy.workload.padding import find_padding
+        from infergy.workload.summary import read_prompts
 
         def gather_prompts(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return read_prompts(table, lenient=lenient)
@@ -210,6 +215,8 @@ class Trace:
         if bad and table.is_polars:
             result, bad = count(table, lenient=True)
         if bad:
+            from infergy.workload.faults import explain
+
             raise explain(table)
         return result
 
