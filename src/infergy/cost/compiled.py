@@ -29,7 +29,7 @@ class Symbol:
 
     def __init__(self, notes: Notes, name: str, form: str = "", *operands: Any) -> None:
         self.notes, self.name, self.form, self.operands = notes, name, form, operands
-        self.is_late = any(isinstance(operand, Symbol) and operand.is_late for operand in operands)
+        self.is_late: bool = any(isinstance(operand, Symbol) and operand.is_late for operand in operands)
         self.is_positive = False
 
     def __add__(self, other: Any) -> Any:
