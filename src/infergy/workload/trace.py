@@ -27,6 +27,7 @@ from infergy.workload.sampling import (
     sample_histogram,
     sample_table,
     sample_windows,
+    whole,
 )
 from infergy.workload.sources import FRAME, JSONL, Source, find
 from infergy.workload.table import Table, build_table
@@ -167,6 +168,8 @@ class Trace:
         """
         if self.origin.is_spark:
             return requests_of_histogram(self.histogram())
+        if arrivals and self._has_columns:
+            return self._read_columns()
 
         def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return read_requests(table, lenient=lenient, arrivals=arrivals)
@@ -195,6 +198,8 @@ class Trace:
             return sample_histogram(self.histogram(), whole_requests=whole_requests)
         if self.origin.kind == FRAME:
             return sample_windows(self.requests(), seed=seed, error=error, whole_requests=whole_requests)
+        if self._has_columns and 0 < error < 1 and len(requests := self._read_columns()) <= whole_requests:
+            return whole(requests)
 
         def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return sample_table(table, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
@@ -204,6 +209,27 @@ class Trace:
         self._require(0 if sample is None else sample.requests, failed)
         assert sample is not None
         return sample
+
+    @property
+    def _has_columns(self) -> bool:
+        """Whether its requests ship as columns too: a shipped trace, of which no other columns are named."""
+        if "columns" not in self.origin.about:
+            return False
+        return self.layout == settle(self.origin.fields, source=self.source, records=False, wanted=None, columns=None)
+
+    def _read_columns(self) -> Requests:
+        """Its requests without polars, which takes longer to import than they to be served."""
+        import numpy as np
+
+        assert self.origin.path is not None
+        with np.load(self.origin.path.with_name(self.origin.about["columns"])) as columns:
+            return Requests(
+                source=self.source,
+                input_tokens=columns["input_tokens"].astype(np.int64),
+                output_tokens=columns["output_tokens"].astype(np.int64),
+                arrival_s=columns["arrival_s"],
+                order_reason=None,
+            )
 
     def _table(self, *, links: bool = False) -> Table:
         return build_table(self.origin, self.layout, links=links and self.origin.kind != FRAME)
@@ -259,5 +285,6 @@ def open_trace(
     found = found if name is None else replace(found, name=name)
     layout = settle(found.fields, source=found.name, records=found.kind == JSONL, wanted=format, columns=columns)
     trace = Trace(origin=found, layout=layout)
-    trace._table()
+    if not trace._has_columns:
+        trace._table()
     return trace
