@@ -170,7 +170,7 @@ def compile_steps(rates: Rates) -> Compiled:
 class Pace:
     """The clock of one server: what each step takes, given the power of those before it."""
 
-    __slots__ = ("_base_w", "_compiled", "_decode", "_free_w", "_idle_w", "_last_s", "_limiter_s", "_step", "mean_w")
+    __slots__ = ("_base_w", "_compiled", "_decode", "_free_w", "_idle_w", "_limiter_s", "_step", "mean_w")
 
     def __init__(self, rates: Rates) -> None:
         power = rates.power
@@ -180,7 +180,6 @@ class Pace:
         self._compiled = compile_steps(rates)
         self._step = self._compiled.step
         self._decode: dict[int, DecodeCost] = {}
-        self._last_s = 0.01  # of a decode step
 
     def step(
         self,
@@ -212,24 +211,17 @@ class Pace:
         if cost is None:
             known = self._compiled
             cost = self._decode[decodes] = known.graphed(decodes, padded) if padded else known.eager(decodes)
-        longest = int(GROWTH * context / decodes)
-        longest = SHORTEST if longest < SHORTEST else longest
-        count = longest = most if most < longest else longest
-        if until_s < math.inf:  # as many as if they took what the last ones did
-            count = math.ceil(until_s / self._last_s) + ahead
-            count = longest if longest < count else count if count > 1 else 1
-        added, seconds = cost(context + decodes * (count - 1) / 2)
+        count = int(GROWTH * context / decodes)
+        count = SHORTEST if count < SHORTEST else count
+        count = most if most < count else count
         if until_s < math.inf:
+            count = max(1, min(count, math.ceil(until_s / cost(context)[1]) + ahead))
+        added, seconds = cost(context + decodes * (count - 1) / 2)
+        while count > 1 and (count - 1 - ahead) * seconds >= until_s:
+            # Steps grow longer with the context: at their mean fewer reach the event.
             fitting = math.ceil(until_s / seconds) + ahead
-            if fitting != count and (fitting < count or count < longest):
-                count = longest if longest < fitting else fitting if fitting > 1 else 1
-                added, seconds = cost(context + decodes * (count - 1) / 2)
-                while count > 1 and (count - 1 - ahead) * seconds >= until_s:
-                    # Steps grow longer with the context: of more of them fewer reach the event.
-                    fitting = math.ceil(until_s / seconds) + ahead
-                    count = fitting if 0 < fitting < count else count - 1
-                    added, seconds = cost(context + decodes * (count - 1) / 2)
-        self._last_s = seconds
+            count = fitting if 0 < fitting < count else count - 1
+            added, seconds = cost(context + decodes * (count - 1) / 2)
         if count > 1 and added > self._free_w * seconds:
             # Near the limit what a step takes hangs on those just before it.
             count = max(1, min(count, int(self._limiter_s / 16 / seconds)))

@@ -54,10 +54,10 @@ class Scheduler:
     """
 
     __slots__ = (
-        "_asynchronous", "_block", "_blocked", "_cached", "_caching", "_computed_before", "_ends",
-        "_held", "_known", "_limits", "_origin", "_partial", "_paths", "_remainders", "_size", "_threshold",
-        "_totals", "attended", "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted",
-        "recomputed_tokens", "running", "starved", "tick", "unsettled", "waiting",
+        "_asynchronous", "_block", "_blocked", "_cached", "_caching", "_computed_before", "_ends", "_held", "_known",
+        "_limits", "_origin", "_partial", "_paths", "_remainders", "_size", "_threshold", "_totals", "attended",
+        "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted", "recomputed_tokens",
+        "running", "starved", "tick", "unsettled", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -68,10 +68,8 @@ class Scheduler:
         paths: Mapping[int, Path] | None = None,
         cached: Mapping[int, int] | None = None,
     ) -> None:
-        self._limits = limits
-        self._block = limits.block_size
-        self._caching = limits.enable_prefix_caching
-        self._asynchronous = limits.async_scheduling
+        self._limits, self._block = limits, limits.block_size
+        self._caching, self._asynchronous = limits.enable_prefix_caching, limits.async_scheduling
         self._paths: Mapping[int, Path] = (paths or {}) if self._caching else {}
         self._cached, self._size = (cached or {}) if self._caching else {}, len(inputs)
         self._known = list(inputs)  # tokens known at the (latest) admission
@@ -88,14 +86,13 @@ class Scheduler:
         self.pool = BlockPool(limits.num_gpu_blocks - 1)
         self.waiting: deque[int] = deque()
         self.running: dict[int, None] = {}
-        self.tick = self.decodes = self.context = self.attended = 0
+        self.tick = self.decodes = self.context = self.attended = self.recomputed_tokens = 0
         self.chunks: list[tuple[int, int, int]] = []
         self.completed: list[int] = []
         self.ended: list[int] = []
         self.starved: Set[int] = NOBODY
         self.hit_tokens: dict[int, int] = {}
         self.preempted: dict[int, int] = {}
-        self.recomputed_tokens = 0
 
     def add(self, request: int) -> None:
         """Queue a request."""
@@ -317,8 +314,8 @@ class Scheduler:
         partial, origin, before, pool = self._partial, self._origin, self.tick - 1, self.pool
         attended, starved = 0, set[int]()
         for request in list(self.running):
-            if preempted and request not in self.running:
-                break  # and with it all behind it
+            if request not in self.running:
+                break  # preempted, and with it all behind it
             if request in unsettled:
                 continue
             decoding = request not in partial
@@ -326,15 +323,18 @@ class Scheduler:
                 if decoding:
                     starved.add(request)
                 continue
-            computed = origin[request] + before if decoding else partial[request]
-            tokens = 1 if decoding else min(self._chunk(request, computed), budget)
+            if decoding:
+                computed, tokens = origin[request] + before, 1
+            else:
+                computed = partial[request]
+                tokens = min(self._chunk(request, computed), budget)
             needed = -(-(computed + tokens) // block) - -(-computed // block)
             if needed:
                 while needed > pool.free:
                     preempted = True
                     if self._preempt_last() == request:
                         break
-                if preempted and request not in self.running:
+                if request not in self.running:
                     break
                 pool.take(needed)
             budget -= tokens
@@ -344,13 +344,14 @@ class Scheduler:
             else:
                 self._advance(request, tokens, computed)
         self.attended, self.context = attended, self.context + decodes
-        if starved:
-            self.starved = starved
-            self._delay(starved)
+        self.starved = starved
+        self._delay(starved)
         return decodes, budget, preempted
 
     def _delay(self, requests: set[int]) -> None:
         """Move decodes that this step leaves out by one step."""
+        if not requests:
+            return
         for request in requests:
             self._remainders[(1 - self._origin[request]) % self._block] -= 1
             self._origin[request] -= 1
