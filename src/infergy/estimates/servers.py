@@ -16,7 +16,6 @@ from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
-from infergy.records.store import read_store
 from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, check_context, model_context, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
@@ -224,6 +223,8 @@ def load_tables(
     """
     table, notes = shipped_table(), []
     for path in map(Path, paths):
+        from infergy.records.store import read_store
+
         table = add_rows(table, path, allow_simulated=allow_simulated)
         if table.repeated:
             notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
