@@ -14,8 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
-from infergy.cli import app, command
-from infergy.cli.command import route
+from infergy.cli import app, command, route
 from infergy.cli.schema import make_schema
 from infergy.hardware import get_gpu
 from infergy.hardware.simulated_node import pretend_node

@@ -29,6 +29,7 @@ from infergy.estimates.results import (
 )
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.run import Run
+from infergy.units import count_of
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, Window, whole
 
@@ -215,6 +216,8 @@ def facts_of(sample: Sample) -> TraceFacts:
         order_reason=first.order_reason,
         set_aside=aside.failed + aside.without_input,
         out_of_order=aside.out_of_order,
+        without_session=aside.without_session,
+        without_blocks=aside.without_blocks,
         simulated_requests=sum(len(window.requests) for window in sample.windows),
         lengths_from=first.lengths_from,
     )
@@ -267,8 +270,8 @@ def _overload(run: Run, server: OpenServer) -> str | None:
     rate = counts.finished_requests / run.duration_s
     more = math.ceil(server.spec.replicas / share)
     return (
-        f"the queue grows to {queue:,} requests: this server finishes {rate:.3g} requests a second; {more} replicas "
-        "would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
+        f"the queue grows to {count_of(queue, 'request')}: this server finishes {rate:.3g} requests a second; {more} "
+        "replicas would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
     )
 
 

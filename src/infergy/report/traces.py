@@ -10,7 +10,7 @@ from infergy.records import EngineSetup
 from infergy.report.figures import Figure, draw_bars, finish
 from infergy.report.ours import Evidence, gpu_title
 from infergy.report.points import Point
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import format_duration, format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.paper import PaperEstimate, PaperServer
@@ -101,8 +101,8 @@ def _run_row(trace: str, server: ServerEstimate, how: str, run: RunEstimate) -> 
         _interval(run),
         format_duration(run.duration_s),
         f"{format_number(run.load.power_w)} W",
-        UNKNOWN if latency.ttft_s is None else format_si(latency.ttft_s.p50, "s"),
-        UNKNOWN if latency.tpot_s is None else format_si(latency.tpot_s.p50, "s"),
+        UNKNOWN if latency.ttft_s is None else format_latency(latency.ttft_s.p50),
+        UNKNOWN if latency.tpot_s is None else format_latency(latency.tpot_s.p50),
         format_percent(run.measured_share),
     )
 
