@@ -57,11 +57,16 @@ def trace_times(source: str, count: int, arrivals: Arrivals) -> tuple[float, ...
 
     frame = open_trace(source).frame
     if "arrival_s" not in frame.collect_schema().names():
-        raise DataError(f"{source}: it tells no times of arrival. Give a rate instead: poisson4")
+        message = f"{source}: it tells no times of arrival. Give a rate instead: poisson4"
+        raise DataError(message, code="no-arrivals", trace=source)
     times = frame.select(polars.col("arrival_s").drop_nulls().sort()).collect()["arrival_s"].head(count).to_list()
     if len(times) < count:
         raise DataError(
-            f"{source}: it tells {len(times)} times of arrival, {count} are asked for. Give a smaller batch"
+            f"{source}: it tells {len(times)} times of arrival, {count} are asked for. Give a smaller batch",
+            code="too-few-requests",
+            trace=source,
+            found=len(times),
+            expected=count,
         )
     return _scaled(tuple(time_s - times[0] for time_s in times), arrivals)
 
@@ -82,7 +87,11 @@ def trace_lengths(source: str, first: int, count: int) -> tuple[tuple[int, int],
     found = rows.select("input_tokens", "output_tokens").slice(first, count).collect().rows()
     if len(found) < count:
         raise DataError(
-            f"{source}: {count_of(len(found), 'request')} from {first} on, {count} are asked for. Ask for fewer"
+            f"{source}: {count_of(len(found), 'request')} from {first} on, {count} are asked for. Ask for fewer",
+            code="too-few-requests",
+            trace=source,
+            found=len(found),
+            expected=count,
         )
     return tuple((int(inputs), int(outputs)) for inputs, outputs in found)
 
@@ -102,7 +111,10 @@ def _scaled(times: Sequence[float], arrivals: Arrivals) -> tuple[float, ...]:
         if not times[-1] > 0:
             raise DataError(
                 f"{arrivals.label}: all {count_of(len(times), 'request')} arrive at one instant; no rate can be made "
-                "of it"
+                "of it",
+                code="bad-trace",
+                trace=arrivals.trace,
+                reason="one instant",
             )
         factor = (len(times) - 1) / arrivals.rate_per_s / times[-1]
     return tuple(round(time_s * factor * MICROSECONDS_PER_SECOND) / MICROSECONDS_PER_SECOND for time_s in times)

@@ -46,10 +46,14 @@ def scan_url(url: str) -> Any:
     scheme = found[1].lower() if found else ""
     if scheme not in SCHEMES:
         raise UsageError(
-            f"{url}: nothing reads {scheme}://. Parquet is read from {', '.join(f'{s}://' for s in SCHEMES)}"
+            f"{url}: nothing reads {scheme}://. Parquet is read from {', '.join(f'{s}://' for s in SCHEMES)}",
+            code="not-supported",
+            path=url,
+            schemes=list(SCHEMES),
         )
     if urlsplit(url).path.lower().endswith(_TEXT):
-        raise UsageError(f"{url}: of what lies behind a URL only Parquet is read. Fetch the file first, then name it")
+        message = f"{url}: of what lies behind a URL only Parquet is read. Fetch the file first, then name it"
+        raise UsageError(message, code="not-supported", path=url)
     import polars as pl
 
     try:
@@ -59,6 +63,9 @@ def scan_url(url: str) -> Any:
         told = " ".join(str(error).split())
         told = told if len(told) <= _TOLD else f"{told[:_TOLD]} …"
         raise DataError(
-            f"{url}: cannot be opened: {told}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}"
+            f"{url}: cannot be opened: {told}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}",
+            code="file-not-readable",
+            path=url,
+            reason=told,
         ) from error
     return frame

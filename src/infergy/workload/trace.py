@@ -253,9 +253,13 @@ class Trace:
         if failed:
             raise DataError(
                 f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
-                f"{self.layout.output!r}. Name another column: --output-column NAME"
+                f"{self.layout.output!r}. Name another column: --output-column NAME",
+                code="no-requests",
+                trace=self.source,
+                column=self.layout.output,
             )
-        raise DataError(f"{self.source}: the trace holds no requests, only a header or nothing at all")
+        message = f"{self.source}: the trace holds no requests, only a header or nothing at all"
+        raise DataError(message, code="no-requests", trace=self.source)
 
 
 def open_trace(
@@ -289,7 +293,10 @@ def open_trace(
     if found.kind == CSV and twice:
         raise DataError(
             f"{found.name}: {count_of(found.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the header; "
-            "which of them counts is not known. Rename or remove the others"
+            "which of them counts is not known. Rename or remove the others",
+            code="bad-column",
+            trace=found.name,
+            column=twice[0],
         )
     trace = Trace(origin=found, layout=layout)
     if not trace._has_columns:
