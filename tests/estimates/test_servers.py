@@ -155,7 +155,7 @@ def test_a_step_of_too_many_tokens_is_named_as_the_cause() -> None:
 
 
 def test_the_studys_method_rejects_replicas() -> None:
-    with pytest.raises(UsageError, match="--replicas"):
+    with raises("options-conflict", options={"--method": "ceiling", "--replicas": 2}):
         estimate_paper(some_requests(5), ServerSpec(replicas=2), shipped_table())
 
 

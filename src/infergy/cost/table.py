@@ -301,14 +301,11 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
         ) from error
     named = tuple(header.get("entries", [one.origin.identity for one in rest]))
     if entries and named != tuple(one.origin.identity for one in rest):
-        raise DataError(
+        message = (
             f"{path}: its header names {count_of(len(named), 'entry')}, and {len(rest):,} follow or others: the file "
-            "was cut or edited. Copy it again, or build it again: infergy table build ROWS.jsonl -o TABLE.jsonl",
-            code="table-cut",
-            path=str(path),
-            expected=len(named),
-            found=len(rest),
+            "was cut or edited. Copy it again, or build it again: infergy table build ROWS.jsonl -o TABLE.jsonl"
         )
+        raise DataError(message, code="table-cut", path=str(path), expected=len(named), found=len(rest))
     try:
         return Table(
             fits={one["engine"]: _fit_of(one) for one in header["fits"]},
@@ -338,12 +335,10 @@ def _header(line: str, path: Path) -> dict[str, Any]:
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("schema") not in READABLE:
-        raise DataError(
-            f'{path}: no energy table of schema "{TABLE_SCHEMA}". Build one: infergy table build ROWS.jsonl -o {path}',
-            code="wrong-schema",
-            path=str(path),
-            expected=TABLE_SCHEMA,
+        message = (
+            f'{path}: no energy table of schema "{TABLE_SCHEMA}". Build one: infergy table build ROWS.jsonl -o {path}'
         )
+        raise DataError(message, code="wrong-schema", path=str(path), expected=TABLE_SCHEMA)
     return header
 
 

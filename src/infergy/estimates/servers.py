@@ -160,13 +160,12 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     if parts.get("dtype", DEFAULT_DTYPE) not in PRECISIONS:
         raise UsageError.bad_value("--precision", parts["dtype"], f"one of {', '.join(PRECISIONS)}")
     if parts["engine"] == "transformers" and parts.get("dtype") in (FP8, "mxfp4"):
-        raise UsageError(
+        message = (
             f"--engine {spec.engine} in {parts['dtype']}: transformers serves bfloat16 and float16. Other engines in "
-            f"it: -e transformers -e vllm-{FP8}",
-            code="engine-lacks",
-            engine="transformers",
-            option="--precision",
-            value=parts["dtype"],
+            f"it: -e transformers -e vllm-{FP8}"
+        )
+        raise UsageError(
+            message, code="engine-lacks", engine="transformers", option="--precision", value=parts["dtype"]
         )
     if options.enforce_eager and parts["engine"] == "vllm":
         parts["cuda_graphs"] = False
@@ -183,13 +182,11 @@ def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
     """
     options = [f"--{name.replace('_', '-')}" for name in names if name not in ANY_ENGINE]
     if options and engine.partition("-")[0] == "transformers":
-        raise UsageError(
+        message = (
             f"--engine {engine}: {', '.join(options)} {'is an option' if len(options) == 1 else 'are options'} of vLLM "
-            "alone. Leave out what the engine lacks; servers with options of their own: --compare FILE.toml",
-            code="engine-lacks",
-            engine=engine,
-            option=options[0],
+            "alone. Leave out what the engine lacks; servers with options of their own: --compare FILE.toml"
         )
+        raise UsageError(message, code="engine-lacks", engine=engine, option=options[0])
 
 
 def weights_only_note(gpu: Gpu, dtype: str) -> str | None:
@@ -248,12 +245,11 @@ def load_tables(
 
     found = load_calibration(calibration)
     if found.simulated and not allow_simulated:
-        raise DataError(
+        message = (
             f"{calibration}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
-            "--allow-simulated",
-            code="simulated-rows",
-            path=str(calibration),
+            "--allow-simulated"
         )
+        raise DataError(message, code="simulated-rows", path=str(calibration))
     gpu = get_gpu(found.gpu)
     constants = found.constants_of(gpu)
     fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
@@ -314,13 +310,11 @@ def _static_config(
     check_context(shape, options.max_model_len, context)
     need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
     if need > have:
-        raise UsageError(
+        message = (
             f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
-            f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)",
-            code="does-not-fit",
-            model=shape.name,
-            gpu=gpu.name,
+            f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
         )
+        raise UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name)
     longest, notes = options.max_model_len or context, []
     if context is None:
         # A request alone must leave room for its own keys and values.

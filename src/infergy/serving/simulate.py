@@ -144,12 +144,8 @@ def _read(requests: RequestColumns, config: EngineConfig | StaticConfig) -> _Ask
         arrival_s = np.array(requests.arrival_s, dtype=np.float64)
         wrong = np.flatnonzero(~((np.diff(arrival_s, prepend=0.0) >= 0) & (arrival_s < inf)))
         if wrong.size:
-            raise DataError(
-                f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later",
-                code="bad-trace",
-                request=int(wrong[0]),
-                time_s=float(arrival_s[wrong[0]]),
-            )
+            message = f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later"
+            raise DataError(message, code="bad-trace", request=int(wrong[0]), time_s=float(arrival_s[wrong[0]]))
     following: dict[int, list[tuple[int, float]]] = {}
     if requests.after is not None and requests.gap_s is not None:
         followers = np.flatnonzero(requests.after >= 0)

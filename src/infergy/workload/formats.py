@@ -262,13 +262,8 @@ def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
         if path is not None and path not in fields:
             near = difflib.get_close_matches(path, list(fields), n=3, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}? " if near else ""
-            raise DataError(
-                f"{source}: no column {path!r}; {hint}found: {_shown(fields)}. Name another: --{axis}-column NAME",
-                code="no-column",
-                trace=source,
-                column=path,
-                option=f"--{axis}-column",
-            )
+            message = f"{source}: no column {path!r}; {hint}found: {_shown(fields)}. Name another: --{axis}-column NAME"
+            raise DataError(message, code="no-column", trace=source, column=path, option=f"--{axis}-column")
 
 
 def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> str:

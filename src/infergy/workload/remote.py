@@ -45,12 +45,8 @@ def scan_url(url: str) -> Any:
     found = _URL.match(url)
     scheme = found[1].lower() if found else ""
     if scheme not in SCHEMES:
-        raise UsageError(
-            f"{url}: nothing reads {scheme}://. Parquet is read from {', '.join(f'{s}://' for s in SCHEMES)}",
-            code="not-supported",
-            path=url,
-            schemes=list(SCHEMES),
-        )
+        message = f"{url}: nothing reads {scheme}://. Parquet is read from {', '.join(f'{s}://' for s in SCHEMES)}"
+        raise UsageError(message, code="not-supported", path=url, schemes=list(SCHEMES))
     if urlsplit(url).path.lower().endswith(_TEXT):
         message = f"{url}: of what lies behind a URL only Parquet is read. Fetch the file first, then name it"
         raise UsageError(message, code="not-supported", path=url)
@@ -62,10 +58,6 @@ def scan_url(url: str) -> Any:
     except (pl.exceptions.PolarsError, OSError) as error:
         told = " ".join(str(error).split())
         told = told if len(told) <= _TOLD else f"{told[:_TOLD]} …"
-        raise DataError(
-            f"{url}: cannot be opened: {told}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}",
-            code="file-not-readable",
-            path=url,
-            reason=told,
-        ) from error
+        message = f"{url}: cannot be opened: {told}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}"
+        raise DataError(message, code="file-not-readable", path=url, reason=told) from error
     return frame

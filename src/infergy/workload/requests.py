@@ -159,25 +159,20 @@ class Requests:
         if duration_s is not None and not 0 < duration_s < math.inf:
             raise UsageError.bad_value("--for", duration_s, "a positive time, as 75s")
         if self.arrival_s is None:
-            raise UsageError(
+            message = (
                 f"{self.source}: --from, --for and --speed need arrival times: {self.order_reason}. Choose by order "
-                "instead: --first K --requests N",
-                code="no-arrivals",
-                trace=self.source,
-                reason=self.order_reason,
+                "instead: --first K --requests N"
             )
+            raise UsageError(message, code="no-arrivals", trace=self.source, reason=self.order_reason)
         end_s = math.inf if duration_s is None else start_s + duration_s * speed
         first, last = self.arrival_s.searchsorted([start_s, end_s])
         if first == last:
             until = "on" if math.isinf(end_s) else f"to {end_s:g} s"
-            raise UsageError(
+            message = (
                 f"{self.source}: no request arrives from {start_s:g} s {until}; the last arrives at "
-                f"{self.arrival_s[-1]:g} s. Choose another part: --from TIME --for TIME",
-                code="no-requests",
-                trace=self.source,
-                from_s=start_s,
-                for_s=duration_s,
+                f"{self.arrival_s[-1]:g} s. Choose another part: --from TIME --for TIME"
             )
+            raise UsageError(message, code="no-requests", trace=self.source, from_s=start_s, for_s=duration_s)
         part = self._part(int(first), int(last))
         assert part.arrival_s is not None
         gap_s = None if part.gap_s is None else part.gap_s / speed
@@ -196,14 +191,12 @@ class Requests:
         last = len(self) if count is None else first + count
         if first < 0 or last > len(self) or first >= last:
             wanted = f"{'the rest' if count is None else f'{count:,}'} from {first:,} on"
-            raise UsageError(
+            message = (
                 f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --first K "
-                "--requests N",
-                code="too-few-requests",
-                trace=self.source,
-                found=len(self),
-                first=first,
-                expected=count,
+                "--requests N"
+            )
+            raise UsageError(
+                message, code="too-few-requests", trace=self.source, found=len(self), first=first, expected=count
             )
         part = self._part(first, last)
         return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])

@@ -80,12 +80,11 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
     if is_task(source):
         return _make(source, task or TaskOptions())
     if task is not None:
-        raise UsageError(
+        message = (
             f"{source if isinstance(source, (str, Path)) else 'a frame'}: its requests are its own; --requests, --seed "
-            f"and --tokenizer are for tasks, such as {PREFIX}translation",
-            code="option-not-applicable",
-            options=["--requests", "--seed", "--tokenizer"],
+            f"and --tokenizer are for tasks, such as {PREFIX}translation"
         )
+        raise UsageError(message, code="option-not-applicable", options=["--requests", "--seed", "--tokenizer"])
     if isinstance(source, str) and source in shipped_traces():
         about = shipped_traces()[source]
         path = Path(str(resources.files("infergy") / "data" / "traces" / about["file"]))
@@ -120,12 +119,11 @@ def _adopt(held: Any) -> Source:
     try:
         frame = nw.from_native(nw.to_native(held, pass_through=True))
     except TypeError as error:
-        raise UsageError(
+        message = (
             f"cannot take a {type(held).__name__} for a trace: expected a name, a path, or a polars, pandas, "
-            "Arrow, DuckDB, Ibis, Dask or Spark frame",
-            code="not-supported",
-            type=type(held).__name__,
-        ) from error
+            "Arrow, DuckDB, Ibis, Dask or Spark frame"
+        )
+        raise UsageError(message, code="not-supported", type=type(held).__name__) from error
     library = frame.implementation.value
     schema = frame.collect_schema()
     is_polars = frame.implementation.is_polars()

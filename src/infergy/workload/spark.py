@@ -96,12 +96,11 @@ def _session(where: str) -> Any:
     except (PySparkException, RuntimeError, ImportError) as error:
         told = words_of(error)
         if "JAVA_GATEWAY" in str(error) or "Java" in told or "UnsupportedClassVersion" in str(error):
-            raise MissingError(
+            message = (
                 f"Spark could not start Java ({told}). It needs Java 17 or 21: "
-                "apt-get install openjdk-17-jre-headless, or set JAVA_HOME",
-                code="spark-unavailable",
-                server=where,
-            ) from error
+                "apt-get install openjdk-17-jre-headless, or set JAVA_HOME"
+            )
+            raise MissingError(message, code="spark-unavailable", server=where) from error
         raise MissingError(f"no Spark session at {where}: {told}", code="spark-unavailable", server=where) from error
     return session
 
@@ -118,11 +117,8 @@ def _answers(where: str) -> None:
         socket.create_connection((host, port), PATIENCE_S).close()
     except OSError as error:
         start = "start-connect-server.sh" if where.startswith(CONNECT) else "start-master.sh"
-        raise MissingError(
-            f"--spark {where}: nobody answers at {host}:{port} ({error}). Is the server running ({start})?",
-            code="spark-unavailable",
-            server=where,
-        ) from error
+        message = f"--spark {where}: nobody answers at {host}:{port} ({error}). Is the server running ({start})?"
+        raise MissingError(message, code="spark-unavailable", server=where) from error
 
 
 def _tables(session: Any) -> str:

@@ -150,11 +150,8 @@ class Table:
         try:
             return query.collect() if isinstance(query, nw.LazyFrame) else query
         except NotImplementedError as error:
-            raise UsageError(
-                f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file",
-                code="spark-failed",
-                trace=self.source.name,
-            ) from error
+            message = f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
+            raise UsageError(message, code="spark-failed", trace=self.source.name) from error
         except of_spark as error:
             message = f"{self.source.name}: Spark cannot read it to its end: {words_of(error)}"
             raise DataError(message, code="spark-failed", trace=self.source.name) from error
@@ -310,14 +307,11 @@ def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types
     for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
         for path in paths:
             if kinds[path] not in good:
-                raise DataError(
+                message = (
                     f"{source.name}: column {path!r} holds {types[path]}, wanted whole numbers of tokens. "
-                    f"Convert it, or name another: --{axis}-column NAME",
-                    code="bad-column",
-                    trace=source.name,
-                    column=path,
-                    found=types[path],
+                    f"Convert it, or name another: --{axis}-column NAME"
                 )
+                raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
 
 
 def _instants(x: Any, column: Any) -> list[Any]:

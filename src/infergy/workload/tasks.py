@@ -175,12 +175,11 @@ def _real_lengths(task: Task, options: TaskOptions, tokenizer: str) -> TaskLengt
         told = str(error).strip().split("\n")[0] or type(error).__name__
         raise _OutOfReachError(f"the real texts of {task.dataset} could not be read: {told}") from error
     if len(lengths) < options.requests:
+        message = (
+            f"{task.dataset} {task.split} holds {len(lengths):,} texts, not {options.requests:,}: fewer --requests"
+        )
         raise UsageError(
-            f"{task.dataset} {task.split} holds {len(lengths):,} texts, not {options.requests:,}: fewer --requests",
-            code="too-few-requests",
-            trace=task.dataset,
-            found=len(lengths),
-            expected=options.requests,
+            message, code="too-few-requests", trace=task.dataset, found=len(lengths), expected=options.requests
         )
     place = " ".join(part for part in (task.dataset, task.config, task.split) if part)
     return TaskLengths(
