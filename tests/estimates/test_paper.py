@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infergy.cli.paper_table import print_paper
-from infergy.errors import UsageError
 from infergy.estimates.estimate import sample_of
 from infergy.estimates.paper import PaperEstimate, PaperServer, estimate_paper, paper_reference
 from infergy.estimates.paper_bins import BinEnergy, batch_limit, histogram_of
@@ -23,6 +22,7 @@ from infergy.workload import open_trace
 from infergy.workload.bins import BinCount, Bins, Histogram
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Window
+from raising import raises
 
 TRANSFORMERS, VLLM = ServerSpec(engine="transformers"), ServerSpec()
 TRACE = "azure-code-2023"
@@ -201,7 +201,7 @@ def test_the_reference_of_an_estimate_is_the_same_estimate(code: PaperEstimate) 
 
 @pytest.mark.parametrize("option", ["bins", "ideal", "rare"])
 def test_unknown_names_are_rejected(option: str) -> None:
-    with pytest.raises(UsageError, match=f"--{option}"):
+    with raises("unknown-name", option=f"--{option}", name="papre"):
         paper(TRACE, VLLM, **{option: "papre"})
 
 

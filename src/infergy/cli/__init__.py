@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from infergy.cli.failure import run, show
 from infergy.cli.retired import Verbs
 from infergy.errors import InfergyError
 from infergy.version import VERSION
@@ -85,11 +86,11 @@ def _version_or_help(
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback."""
     gc.set_threshold(GARBAGE)
+    arguments = route(sys.argv[1:])
     try:
-        arguments = route(sys.argv[1:])
-        make_app(arguments[0] if arguments and arguments[0] in VERBS else None)(arguments)
+        run(make_app(arguments[0] if arguments and arguments[0] in VERBS else None), arguments)
     except InfergyError as error:
-        typer.echo(f"error: {error}", err=True)
+        show(error, arguments)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _tell_interrupted()

@@ -72,12 +72,12 @@ def measure_command(
 def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
     """Refuse before anything runs what would fail after it."""
     if simulate and meter != "nvml":
-        raise UsageError(f"--simulate brings its own meter; leave out --meter {meter}")
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
     if output is not None:
         try:
             output.open("a", encoding="utf-8").close()
         except OSError as error:
-            raise UsageError(f"{output}: cannot be written ({error.strerror}). Name another file with -o") from error
+            raise UsageError.not_writable(output, error) from error
 
 
 def _simulated(gpus: int) -> Any:
@@ -109,7 +109,8 @@ def _run(command: Sequence[str], stdout: Any) -> int:
                 code = process.wait()
                 return 128 - code if code < 0 else code
     except OSError as error:
-        raise UsageError(f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments") from error
+        message = f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments"
+        raise UsageError(message, code="command-not-run", command=command[0], reason=error.strerror) from error
     finally:
         signal.signal(signal.SIGTERM, kept)
 

@@ -96,10 +96,14 @@ def estimate(
             print_paper(found)
         return
     if method != RUNS:
-        raise UsageError.unknown("method", method, (RUNS, CEILING))
+        raise UsageError.unknown("method", method, (RUNS, CEILING), code="unknown-name", option="--method")
     if (ideal, rare, bins, input_edges, output_edges) != ("dense", "fractional", POWERS_OF_TWO, None, None):
+        message = "--ideal, --rare, --bins and edges of bins are options of the study's method: --method ceiling"
         raise UsageError(
-            "--ideal, --rare, --bins and edges of bins are options of the study's method: --method ceiling"
+            message,
+            code="option-missing",
+            option="--method ceiling",
+            needed_by=["--ideal", "--rare", "--bins", "--input-edges", "--output-edges"],
         )
     answers = [run_estimate(trace.open(source), specs, tables=table) for source in sources]
     if as_json:
@@ -158,7 +162,7 @@ def _server(one: ServerEstimate, *, name: bool = True) -> str:
     gpu = get_gpu(one.gpu).title
     count = "one" if one.gpus == 1 else str(one.gpus)
     engine = f", {one.engine}" if name else ""
-    if one.engine.startswith("vllm"):
+    if "version" in one.config:
         options = (
             f" {one.config['version']}, max_num_seqs {one.config['max_num_seqs']}, "
             f"max_num_batched_tokens {one.config['max_num_batched_tokens']}"

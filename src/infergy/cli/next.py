@@ -92,7 +92,8 @@ def _measurable(sample: Sample, server: OpenServer) -> list[CellChoice]:
             continue
         kept.append(choice)
     if not kept:
-        raise UsageError(f"{server.setup.label}: no cell like this trace can be measured: {reason}")
+        message = f"{server.setup.label}: no cell like this trace can be measured: {reason}"
+        raise UsageError(message, code="not-supported", server=server.setup.label, reason=reason)
     return kept
 
 

@@ -83,7 +83,7 @@ def recommend(
 def _seconds(option: str, text: str) -> float:
     """A time with its unit."""
     if text.strip()[-1:].isdigit():
-        raise UsageError(f"{option} {text}: give the unit too: {option} {text}ms or {option} {text}s")
+        raise UsageError.bad_value(option, text, f"a time with its unit, as {option} {text}ms or {option} {text}s")
     return seconds_of(option, text)
 
 

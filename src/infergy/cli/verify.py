@@ -54,9 +54,12 @@ def verify(
     from infergy.records.store import read_store
 
     if rescale is not None and rescale.exists():
-        raise UsageError(f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl")
+        message = f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl"
+        raise UsageError(message, code="file-exists", path=str(rescale))
     if rows is not None and output is not None:
-        raise UsageError(f"--rows {rows} is measured already, so there is nothing to write to {output}: leave out -o")
+        raise UsageError.conflict(
+            {"--rows": rows, "-o": output}, "the rows are measured already, so there is nothing to write: leave out -o"
+        )
     stored = read_store(table or shipped_store(_gpu(rows, simulate=simulate))).rows
     path = rows or _measure(stored, engine, output, meter=meter, simulate=simulate)
     measured = read_store(path).rows

@@ -46,10 +46,10 @@ def waterfall(
     from infergy.estimates.breakdown import break_down
 
     if output is not None and output.suffix not in FORMATS:
-        raise UsageError(f"-o {output}: the name must end in one of {', '.join(FORMATS)}")
+        raise UsageError.bad_value("-o", str(output), f"a name that ends in one of {', '.join(FORMATS)}")
     specs = servers.specs()
     if output is not None and len(specs) > 1:
-        raise UsageError(f"-o {output}: a picture is of one server; {len(specs)} were given")
+        raise UsageError.bad_value("-o", str(output), f"one server, of which a picture is, not {len(specs)}")
     sample, table = trace.open(source), measured.load()
     found = [break_down(sample, spec, table) for spec in specs]
     if output is not None:
@@ -68,7 +68,7 @@ def _chart(found: Breakdown) -> Any:
     try:
         return draw_waterfall(found)
     except ImportError as error:
-        raise MissingError(f"drawing needs altair: pip install 'infergy[report]' ({error})") from error
+        raise MissingError.package("drawing", "altair", "pip install 'infergy[report]'", str(error)) from error
 
 
 def _print(found: Breakdown, *, explain: bool) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from infergy.errors import UsageError
 from infergy.records.speculation import Drafts, Speculation
-from infergy.units import count_of
 
 ONE_AT_A_TIME = 1
 
@@ -49,10 +48,11 @@ def refuse_batch(speculation: Speculation, requests: int) -> None:
         UsageError: There are more.
     """
     if requests > ONE_AT_A_TIME:
-        raise UsageError(
-            f"{speculation.label} and {count_of(requests, 'request')} at once: transformers assists one request at a "
-            "time; "
-            'batch = 1, or engine = "vllm"'
+        raise UsageError.engine_lacks(
+            "transformers",
+            "batch",
+            requests,
+            f'with {speculation.label} transformers assists one request at a time; batch = 1, or engine = "vllm"',
         )
 
 

@@ -104,7 +104,7 @@ def estimate_server(
     if offline or not timed:
         together = estimate_run(all_at_once(sample), server, None if timed else runs)
     return ServerEstimate(
-        engine=server.setup.label.removesuffix(_bound(server)),
+        engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
         gpu=server.gpu.name,
         gpus=server.setup.tensor_parallel * server.spec.replicas,
@@ -153,7 +153,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
         runs = tuple((server.serve(window.requests), window) for window in sample.windows)
     weights = np.array([window.weight for _, window in runs])
     if not sum(len(run.steps) for run, _ in runs):
-        raise UsageError(f"{sample.source}: {_nothing(server)}")
+        raise UsageError(f"{sample.source}: {_nothing(server)}", code="does-not-fit", trace=sample.source)
     parts = {
         name: float(weights @ [getattr(run.energy, name) for run, _ in runs])
         for name in ("prefill_j", "decode_j", "mixed_j", "idle_j", "recomputed_j")
@@ -305,11 +305,6 @@ def _joined(runs: Sequence[Run]) -> Run:
         )
 
     return replace(runs[0], requests=join([run.requests for run in runs]), steps=join([run.steps for run in runs]))
-
-
-def _bound(server: OpenServer) -> str:
-    """The part of the label that bounds sequences: it stands in the configuration."""
-    return "" if server.setup.max_sequences is None else f"-s{server.setup.max_sequences}"
 
 
 def _nothing(server: OpenServer) -> str:

@@ -266,11 +266,13 @@ def choose_next(
             serve the trace.
     """
     if not (budget_s > 0 and 0 < target < 1):
-        raise UsageError(f"--budget {budget_s:g}s and --target {target:g} must be above 0, the target a share like 5%")
+        raise UsageError.bad_value(
+            "--budget and --target", [budget_s, target], "times and shares above 0, as --budget 5m --target 5%"
+        )
     sample, table = sample_of(source), load_tables() if table is None else table
     opened = [open_server(spec, table) for spec in ([servers] if isinstance(servers, ServerSpec) else servers)]
     if len({server.gpu.name for server in opened}) != 1:
-        raise UsageError("cells are chosen for one kind of GPU: give one --gpu")
+        raise UsageError("cells are chosen for one kind of GPU: give one --gpu", code="several-gpus", option="--gpu")
     state = _State([_Question(sample, server, serve_sample(sample, server)) for server in opened])
     if choices is None:
         choices = [cell_choices(sample, server) for server in opened]

@@ -148,7 +148,9 @@ def estimate_paper(
     """
     for name, value, known in (("ideal", ideal, IDEALS), ("rare", rare, RARE_RULES)):
         if value not in known:
-            raise UsageError.unknown(name, value, known, f"Give one with --{name}")
+            raise UsageError.unknown(
+                name, value, known, f"Give one with --{name}", code="unknown-name", option=f"--{name}"
+            )
     histogram = histogram_of(source, bins)
     table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers
@@ -207,7 +209,7 @@ class _Bases:
         self._histogram, self._table, self._rare = histogram, table, rare
         self._known: dict[tuple[str, str, int], ServedBins | str] = {}
         for own in served:
-            if own.server.setup.label.split("-tp")[0] == engine:
+            if replace(own.server.setup, tensor_parallel=1).label == engine:
                 self._known.setdefault(_hardware(own), own)
 
     def of(self, own: ServedBins) -> ServedBins | str:

@@ -47,7 +47,7 @@ class Limits:
         for name, limit_s in self.given():
             if not 0 < limit_s < math.inf:
                 option = "--" + name.removesuffix("_s").replace("_", "-")
-                raise UsageError(f"{option} is {limit_s:g} s: type a time above 0, as {option} 50ms")
+                raise UsageError.bad_value(option, limit_s, f"a time above 0, as {option} 50ms")
 
     def given(self) -> list[tuple[str, float]]:
         """Names and seconds of those that are set."""
@@ -139,7 +139,9 @@ class Recommendation:
         for configuration in self.configurations:
             if configuration.label == label:
                 return configuration
-        raise UsageError.unknown("configuration", label, [known.label for known in self.configurations])
+        raise UsageError.unknown(
+            "configuration", label, [known.label for known in self.configurations], code="unknown-name"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ def recommend(
     table = load_tables() if table is None else table
     specs = default_candidates(present) if candidates is None else tuple(candidates)
     if len({(spec.model, spec.gpu) for spec in (present, *specs)}) > 1:
-        raise UsageError("configurations are compared on one model and one kind of GPU: give one --model and one --gpu")
+        message = "configurations are compared on one model and one kind of GPU: give one --model and one --gpu"
+        raise UsageError(message, code="several-gpus")
     servers, left_out = _open(present, specs, table, keep_outputs=keep_outputs)
     if left_out and candidates is not None:
         raise next(iter(left_out.values()))

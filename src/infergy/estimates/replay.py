@@ -124,7 +124,8 @@ def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
         UsageError: A draft model speculates.
     """
     if setup.speculation is not None:
-        raise UsageError(f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…")
+        message = f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…"
+        raise UsageError(message, code="not-supported", server=setup.label, reason="speculation")
     options = EngineOptions(
         max_num_seqs=setup.max_sequences,
         max_num_batched_tokens=setup.max_batched_tokens,

@@ -210,4 +210,6 @@ class TraceEstimate:
         for one in self.estimates:
             if one.engine == engine:
                 return one
-        raise UsageError.unknown("estimated engine", engine, [one.engine for one in self.estimates])
+        raise UsageError.unknown(
+            "estimated engine", engine, [one.engine for one in self.estimates], code="unknown-name"
+        )

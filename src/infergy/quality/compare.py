@@ -106,14 +106,16 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     if not common:
         raise DataError(
             "the two files have no measured cell in common: engine, model, weights, lengths and batch must be the "
-            "same. To measure the cells of another file again: infergy measure GRID.toml -o NEW.jsonl"
+            "same. To measure the cells of another file again: infergy measure GRID.toml -o NEW.jsonl",
+            code="no-common-cells",
         )
     pairs = [pair for pair in common if not _is_same(*pair)]
     if not pairs:
-        raise DataError(
-            f"of each of the {count_of(len(common), 'cell')} that the two files share they hold the very same row, "
-            "which tells nothing. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
+        message = (
+            f"of each of the {len(common)} cells that the two files share they hold the very same row, which tells "
+            "nothing. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
         )
+        raise DataError(message, code="same-rows", cells=len(common))
     cells = tuple(_compare_cell(*pair) for pair in pairs)
     return Comparison(
         cells=cells,

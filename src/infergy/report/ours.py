@@ -63,6 +63,7 @@ class Claim:
         paper: The paper's value, a fraction; None where it tells a shape, not a number.
         hardware: Where the paper measured it.
         ours: How ours is found.
+        signed: Whether its number is shown with its sign: a change is, a saving is not.
         caveat: What a reader of ours must know, where it was measured; empty if nothing.
     """
 
@@ -71,6 +72,7 @@ class Claim:
     hardware: str
     ours: Recipe
     paper: float | None = None
+    signed: bool = True
     caveat: str = ""
 
 
@@ -153,7 +155,8 @@ def _claim(data: Mapping[str, Any]) -> Claim:
     try:
         return Claim(**{**data, "ours": Recipe(**data["ours"])})
     except (KeyError, TypeError) as error:
-        raise DataError(f"claims.toml: {data.get('claim', 'a claim')}: {error}") from error
+        message = f"claims.toml: {data.get('claim', 'a claim')}: {error}"
+        raise DataError(message, code="bad-claim", claim=data.get("claim"), reason=str(error)) from error
 
 
 def find_ours(claim: Claim, evidence: Evidence) -> Ours:

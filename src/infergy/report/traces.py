@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from infergy.hardware import catalogue_name
+from infergy.records import EngineSetup
 from infergy.report.figures import Figure, draw_bars, finish
 from infergy.report.ours import Evidence, gpu_title
 from infergy.report.points import Point
@@ -68,7 +69,7 @@ def _limits(estimates: Iterable[TraceEstimate]) -> Iterator[str]:
     kinds = {server.engine: server.config.get("max_num_seqs") for _, server in servers}
     batching = {"transformers": "padded static batches of up to {}", "vllm": "up to {} sequences at once"}
     for engine, most in kinds.items():
-        yield f"{engine}: {batching[engine.partition('-')[0]].format(most)}."
+        yield f"{engine}: {batching[EngineSetup.parse_label(engine)['engine']].format(most)}."
     for trace, server in servers:
         if server.served is not None and server.served.overload is not None:
             yield f"{trace}, {server.engine}: {server.served.overload}."
