@@ -15,7 +15,7 @@ from infergy.records import Load
 from infergy.records.agreement import ONE_CHANGE, key_of
 from infergy.report.evidence import Evidence, gpu_title
 from infergy.report.points import Interval, Point, as_interval, group_by
-from infergy.units import format_number, format_percent
+from infergy.units import count_of, format_number, format_percent
 
 ENERGY, LATENCY = "energy", "latency"
 REVERSED = "reversed"
@@ -164,10 +164,11 @@ def regression(evidence: Evidence, *, label: str) -> OurValue:
     if setup is None or setup.fit is None:
         return OurValue(method=f"no regression was fitted to rows of {label}")
     fit = setup.fit
+    worst = format_percent(fit.worst_residual, signed=True)
     return OurValue(
         text=f"linear but for attention: median residual {format_percent(fit.median_residual)}",
         hardware=setup.gpu,
-        method=f"worst of {fit.rows} cells {format_percent(fit.worst_residual, signed=True)} (docs/phases.md)",
+        method=f"worst of {count_of(fit.rows, 'cell')} {worst} (docs/phases.md)",
     )
 
 
@@ -250,7 +251,7 @@ def change(
         return OurValue(method=f"no load was measured with both {' and '.join(names)}")
     if pick == MEAN and len(found) > 1:
         return _mean(found)
-    return _extreme(found, max if pick == MOST else min, "cells")
+    return _extreme(found, max if pick == MOST else min, "cell")
 
 
 def _mean(found: Sequence[Change]) -> OurValue:
@@ -263,7 +264,7 @@ def _mean(found: Sequence[Change]) -> OurValue:
     )
 
 
-def _extreme(found: Sequence[Change], choose: Callable[..., Change], cells: str) -> OurValue:
+def _extreme(found: Sequence[Change], choose: Callable[..., Change], noun: str) -> OurValue:
     """The least or largest change, and that of each other kind of GPU."""
     of_gpu = {
         gpu: choose((each for each in found if each.gpu == gpu), key=lambda each: each.value)
@@ -271,7 +272,7 @@ def _extreme(found: Sequence[Change], choose: Callable[..., Change], cells: str)
     }
     chosen = choose(of_gpu.values(), key=lambda each: each.value)
     others = "".join(f"; {each} on {gpu}" for gpu, each in of_gpu.items() if each is not chosen)
-    count = f", of {len(found)} {cells}" if len(found) > 1 else ""
+    count = f", of {count_of(len(found), noun)}" if len(found) > 1 else ""
     method = f"{chosen.method}{count}{others}"
     return OurValue(value=chosen.value, interval=chosen.interval, hardware=chosen.gpu, method=method)
 
@@ -283,7 +284,7 @@ def online(evidence: Evidence, *, label: str) -> OurValue:
     found = [each for setup, points in cells.items() for each in changes(offline.get(setup, ()), points)]
     if not found:
         return OurValue(method=f"no requests were measured both online and offline with {label}")
-    return _extreme(found, min, "online cells")
+    return _extreme(found, min, "online cell")
 
 
 KINDS: dict[str, Callable[..., OurValue]] = {

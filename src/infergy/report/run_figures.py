@@ -24,7 +24,7 @@ from infergy.report.charts import (
 from infergy.report.evidence import Evidence
 from infergy.report.our_values import Change, changes, interval_text
 from infergy.report.points import Interval, Point, as_interval, group_by
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import count_of, format_number, format_percent, format_si
 from infergy.workload.padding import find_padding
 from infergy.workload.tasks import PREFIX, find_task, is_task
 
@@ -151,7 +151,7 @@ def draw_online(evidence: Evidence, mixed: str) -> Iterator[Figure]:
 
 def _online_series(point: Point) -> str:
     """Engine config, arrival process and number of requests."""
-    return f"{_offline_label(point)}, {point.batch} requests, {_arrivals(point.load.arrivals)}"
+    return f"{_offline_label(point)}, {count_of(point.batch, 'request')}, {_arrivals(point.load.arrivals)}"
 
 
 def _arrivals(arrivals: Arrivals | None) -> str:
@@ -195,7 +195,7 @@ def _task(point: Point) -> str:
 
 
 def _task_title(point: Point) -> str:
-    return f"{find_task(_task(point)).title}, {point.batch:,} requests"
+    return f"{find_task(_task(point)).title}, {count_of(point.batch, 'request')}"
 
 
 def _offline_label(point: Point) -> str:

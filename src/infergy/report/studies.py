@@ -16,6 +16,7 @@ from infergy.report.evidence import Evidence
 from infergy.report.points import Point, group_by
 from infergy.report.run_figures import draw_mixed_tasks, draw_online, draw_phases, draw_weights
 from infergy.report.trace_figures import draw_advice, draw_traces
+from infergy.units import count_of
 from infergy.workload.tasks import tasks
 
 LONGEST_BATCH_S = 20.0
@@ -152,7 +153,7 @@ def _tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         # A cell of another study may happen to be as long as one task.
         if len({point.lengths for point in kept}) > 1:
             kept.sort(key=lambda point: (list(titles).index(point.lengths), point.label))
-            title = f"{model}: energy per request by task, {kept[0].batch} requests at once"
+            title = f"{model}: energy per request by task, {count_of(kept[0].batch, 'request')} at once"
             note = f"Every prompt has the mean length of its task, so that nothing is padded. {INTERVALS_NOTE}"
             yield dot_figure(_file("tasks", model), title, note, kept, mixed, lambda point: places[point.lengths])
     yield from draw_mixed_tasks(evidence, mixed)

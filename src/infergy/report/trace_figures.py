@@ -10,11 +10,12 @@ from infergy.estimates.paper import PaperEstimate, PaperServer
 from infergy.estimates.recommend import Configuration, Recommendation
 from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate
 from infergy.hardware import catalogue_name
+from infergy.records import EngineSetup
 from infergy.report.charts import UNKNOWN, Figure, Mark, bar_chart, dot_chart, inline, make_figure
 from infergy.report.evidence import Evidence, gpu_title
 from infergy.report.our_values import interval_text
 from infergy.report.points import Interval, Point, as_interval
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import format_duration, format_latency, format_number, format_percent, format_si
 
 SERVED_HEAD = (
     "Trace", "Engine", "Served", "Energy", "J per request", "90 % interval", "Duration", "Mean power", "TTFT p50",
@@ -81,7 +82,7 @@ def _limits(estimates: Iterable[TraceEstimate]) -> Iterator[str]:
     """Batching of each engine, and which servers are overloaded by a trace."""
     servers = [(estimate.trace.source, server) for estimate in estimates for server in estimate.estimates]
     for engine, most in {server.engine: server.config.get("max_num_seqs") for _, server in servers}.items():
-        yield f"{engine}: {BATCHING[engine.partition('-')[0]].format(most)}."
+        yield f"{engine}: {BATCHING[EngineSetup.parse_label(engine)['engine']].format(most)}."
     for trace, server in servers:
         if server.served is not None and server.served.overload is not None:
             yield f"{trace}, {server.engine}: {server.served.overload}."
@@ -98,8 +99,8 @@ def _served_mark(evidence: Evidence, trace: str, server: ServerEstimate, how: st
         _joules((run.low_j, run.high_j)),
         format_duration(run.duration_s),
         f"{format_number(run.load.power_w)} W",
-        UNKNOWN if ttft_s is None else format_si(ttft_s.p50, "s"),
-        UNKNOWN if tpot_s is None else format_si(tpot_s.p50, "s"),
+        UNKNOWN if ttft_s is None else format_latency(ttft_s.p50),
+        UNKNOWN if tpot_s is None else format_latency(tpot_s.p50),
         format_percent(run.measured_share),
     )
     return Mark(
@@ -192,7 +193,7 @@ def _advice_mark(evidence: Evidence, configuration: Configuration, present: str)
         _joules(interval),
         "-" if is_present else format_percent(configuration.saving),
         "-" if is_present else interval_text(saving, signed=False),
-        UNKNOWN if run.latency.ttft_s is None else format_si(run.latency.ttft_s.p50, "s"),
+        UNKNOWN if run.latency.ttft_s is None else format_latency(run.latency.ttft_s.p50),
         "; ".join(remarks) or "-",
         " ".join(configuration.command),
     )
