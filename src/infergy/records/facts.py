@@ -69,27 +69,18 @@ def find_facts(row: Measurement, differs: tuple[str, ...] = ()) -> RowFacts | No
         for state in row.after
         if state.temperature_c is not None and (was := before.get(state.uuid)) is not None
     ]
+    idle = row.loaded_idle
+    energy_j = [] if idle is None else [batch_energy_j([window], idle) for window in row.windows]
     return RowFacts(
         windows=len(row.windows),
         shortest_window_s=min(window.busy_s for window in row.windows),
         batch_time_drift=_drift(seconds),
-        energy_drift=energy_drift(row),
+        energy_drift=_drift(energy_j),
         first_batch_ratio=seconds[0] / median(seconds[1:]) if len(seconds) > 2 else None,
         temperature_change_c=max(changes, key=abs, default=None),
         rescaled=None if row.rescaled is None else str(row.rescaled),
         differs=differs,
     )
-
-
-def energy_drift(row: Measurement) -> float | None:
-    """Mean energy per batch of the last half of the windows over that of the first, less 1; None of few windows.
-
-    Raises:
-        MeterError: A counter stood still.
-    """
-    if row.loaded_idle is None or len(row.windows) < FEWEST_FOR_DRIFT:
-        return None
-    return _drift([batch_energy_j([window], row.loaded_idle) for window in row.windows])
 
 
 def _drift(values: Sequence[float]) -> float | None:

@@ -10,20 +10,15 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from infergy.records.environment import GpuState
-from infergy.records.facts import energy_drift
 from infergy.records.measurement import Measurement, derive
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 from infergy.units import format_percent
 
-FEWEST_WINDOWS = 3
-"""Windows from which on a wide interval reports the host; that of fewer is wide because little is known, and is right."""
-
-WIDE = 0.03
-"""Half-width from which on repeated windows differ more than their interval allows for."""
-
-ENERGY_DRIFT = 0.02
-"""How far the mean energy per batch of the last half of the windows may differ from that of the first."""
+FEWEST_WINDOWS, WIDE = 3, 0.02
+"""Windows and half-width from which on windows differ by more than their interval allows for: it is the target of
+measuring, which a steady cell reaches. The interval of fewer windows is wide because little is known, and contains
+replicates."""
 
 HARMFUL_SLOWDOWNS = frozenset(
     {"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sync_boost"}
@@ -51,7 +46,7 @@ at most: longer batches differ by enough."""
 
 CODES = {
     "uncertain": "the 95 % interval is unknown or wider than --target",
-    "unsteady": "windows differ or drift: in a replicate the energy often lies outside the interval",
+    "unsteady": "repeated windows differ: one replicate in five lies outside the interval",
     "interrupted": "the engine or the counter failed: fewer windows than planned",
     "slowed": "clocks were lowered by heat, hardware or a power brake",
     "other-process": "another process ran on the GPU: its energy is counted too",
@@ -121,21 +116,16 @@ def _uncertain(uncertainty: Uncertainty | None, target: float | None) -> Flag | 
 
 def _unsteady(row: Measurement, uncertainty: Uncertainty | None) -> Flag | None:
     count = len(row.windows)
-    if uncertainty is None or count < FEWEST_WINDOWS:
+    if uncertainty is None or count < FEWEST_WINDOWS or uncertainty.half_width <= WIDE:
         return None
-    cure = "look for other work on the host (small batches wait for the CPU), then measure the cell again"
     half = uncertainty.half_width
-    if half > WIDE:
-        reason = f"95 % interval ±{format_percent(half)} after {count} windows (limit ±{format_percent(WIDE)})"
-        return Flag(code="unsteady", reason=reason, cure=cure, value=half, limit=WIDE)
-    drift = energy_drift(row)
-    if drift is None or abs(drift) <= ENERGY_DRIFT:
-        return None
-    reason = (
-        f"energy per batch drifted {format_percent(drift, signed=True)} from the first half of {count} windows to the "
-        f"last (limit ±{format_percent(ENERGY_DRIFT)})"
+    return Flag(
+        code="unsteady",
+        reason=f"95 % interval ±{format_percent(half)} after {count} windows (limit ±{format_percent(WIDE)})",
+        cure="look for other work on the host (small batches wait for the CPU), then measure the cell again",
+        value=half,
+        limit=WIDE,
     )
-    return Flag(code="unsteady", reason=reason, cure=cure, value=drift, limit=ENERGY_DRIFT)
 
 
 def _interrupted(row: Measurement) -> Flag | None:
@@ -233,7 +223,7 @@ def _disagree(row: Measurement) -> Flag | None:
         if abs(ratio - 1) > most:
             return Flag(
                 code="disagree",
-                reason=f"the energy counter of {name_gpu(row, uuid)} differs by {format_percent(ratio - 1, signed=True)} "
+                reason=f"energy counter of {name_gpu(row, uuid)} differs by {format_percent(ratio - 1, signed=True)} "
                 f"from sampled power over {where} (limit ±{format_percent(most)}){_beat(row)}",
                 cure="test the meter: infergy doctor --meter; then measure the cell again",
                 value=ratio - 1,

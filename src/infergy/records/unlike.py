@@ -86,8 +86,8 @@ def _find_drift(rows: Sequence[Measurement]) -> dict[tuple[str, tuple[str, ...]]
         if abs(change) > DRIFT:
             found[place] = Flag(
                 code="drift",
-                reason=f"energy of this control cell changed by {format_percent(change, signed=True)} from the start of "
-                f"its engine config to the end (limit ±{format_percent(DRIFT)})",
+                reason=f"energy of this control cell changed by {format_percent(change, signed=True)} from the start "
+                f"of its engine config to the end (limit ±{format_percent(DRIFT)})",
                 cure="measure the engine config again on a quiet machine; until then its rows differ by as much",
                 value=change,
                 limit=DRIFT,
