@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json
-from infergy.units import format_percent, format_si
+from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.records.check import Checked, CheckedFile, CheckedRow
@@ -71,23 +71,22 @@ def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | No
         return
     measured = [row for file in files for row in read_store(file).rows]
     plan_again(measured, cells, target=MeasureOptions().target if target is None else target).save(path)
-    typer.echo(
-        f"{path}: {len(cells)} cells and their control cells. Measure them: infergy measure {path} -o NEW.jsonl",
-        err=True,
-    )
+    count = count_of(len(cells), "cell")
+    typer.echo(f"{path}: {count} and their control cells. Measure: infergy measure {path} -o NEW.jsonl", err=True)
 
 
 def _print_summary(checked: CheckedFile, *, show_rows: bool) -> None:
     from infergy.records.flags import CODES
 
     flags = [flag for row in checked.rows for flag in row.flags]
-    counts, failed = Counter(flag.code for flag in flags), sum(row.failure is not None for row in checked.rows)
-    flagged = sum(bool(row.flags) for row in checked.rows)
-    typer.echo(f"{checked.file}: {len(checked.rows)} rows, {flagged} flagged{f', {failed} failed' if failed else ''}")
+    counts = Counter(flag.code for flag in flags)
+    flagged, failed = sum(bool(row.flags) for row in checked.rows), sum(bool(row.failure) for row in checked.rows)
+    failures = f", {failed} failed" if failed else ""
+    typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} flagged{failures}")
     for code, meaning in CODES.items():
         if counts[code]:
             fix = next(flag.cure for flag in flags if flag.code == code)
-            typer.echo(f"  {code}, {counts[code]} {'row' if counts[code] == 1 else 'rows'}: {meaning}. Fix: {fix}")
+            typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {meaning}. Fix: {fix}")
     if show_rows:
         for row in checked.rows:
             _print_row(row)
@@ -104,10 +103,9 @@ def _print_row(row: CheckedRow) -> None:
     if row.serving is not None:
         typer.echo(f"  {row.serving}")
     if row.backlog is not None:
-        state = "grew" if row.backlog.grows else "did not grow"
+        state, counts = "grew" if row.backlog.grows else "did not grow", (row.backlog.halfway, row.backlog.at_end)
         typer.echo(
-            f"  backlog {state}: {row.backlog.halfway:.0f} requests halfway through the arrivals, "
-            f"{row.backlog.at_end:.0f} at the last"
+            "  backlog {}: {:.0f} requests halfway through the arrivals, {:.0f} at the last".format(state, *counts)
         )
     for flag in row.flags:
         typer.echo(f"  {flag.code}: {flag.reason}; {flag.cure}")

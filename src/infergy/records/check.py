@@ -93,7 +93,7 @@ def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> t
         groups.setdefault((row.cell.setup, row.environment.weights), []).append(place)
     for places in groups.values():
         group = [rows[place] for place in places]
-        for place, row, unlike in zip(places, group, find_unlike(group), strict=True):
+        for place, row, (unlike, differs) in zip(places, group, find_unlike(group), strict=True):
             uncertainty = intervals[place]
             failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
             result = result_of(row) if row.windows and row.loaded_idle is not None else None
@@ -104,8 +104,8 @@ def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> t
                 net_energy_j=net_energy_j(row),
                 idle=find_idle_power(row),
                 uncertainty=uncertainty,
-                flags=(*find_flags(row, uncertainty, target=target), *unlike.flags),
-                facts=find_facts(row, unlike.differs),
+                flags=(*find_flags(row, uncertainty, target=target), *unlike),
+                facts=find_facts(row, differs),
                 failure=failure,
                 timeline_ratio=ratio(row),
                 requests_per_s=None if result is None else result.requests_per_s,

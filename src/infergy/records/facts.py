@@ -40,18 +40,14 @@ class RowFacts:
     differs: tuple[str, ...]
 
     def __str__(self) -> str:
+        drifts = {"batch time drift": self.batch_time_drift, "energy drift": self.energy_drift}
         parts = [f"windows {self.windows}, shortest {format_si(self.shortest_window_s, 's')}"]
-        if self.batch_time_drift is not None:
-            parts.append(f"batch time drift {format_percent(self.batch_time_drift, signed=True)}")
-        if self.energy_drift is not None:
-            parts.append(f"energy drift {format_percent(self.energy_drift, signed=True)}")
+        parts += [f"{name} {format_percent(drift, signed=True)}" for name, drift in drifts.items() if drift is not None]
         if self.first_batch_ratio is not None:
             parts.append(f"first batch × {self.first_batch_ratio:.2f}")
         if self.temperature_change_c is not None:
             parts.append(f"temperature {self.temperature_change_c:+g} °C")
-        if self.rescaled is not None:
-            parts.append(f"rescaled {self.rescaled}")
-        return ", ".join((*parts, *self.differs))
+        return ", ".join((*parts, *([f"rescaled {self.rescaled}"] if self.rescaled else []), *self.differs))
 
 
 def find_facts(row: Measurement, differs: tuple[str, ...] = ()) -> RowFacts | None:
@@ -62,14 +58,13 @@ def find_facts(row: Measurement, differs: tuple[str, ...] = ()) -> RowFacts | No
     """
     if not row.windows:
         return None
-    seconds = [batch.duration_s for window in row.windows for batch in window.batches]
+    idle, seconds = row.loaded_idle, [batch.duration_s for window in row.windows for batch in window.batches]
     before = {state.uuid: state.temperature_c for state in row.before}
     changes = [
         state.temperature_c - was
         for state in row.after
         if state.temperature_c is not None and (was := before.get(state.uuid)) is not None
     ]
-    idle = row.loaded_idle
     energy_j = [] if idle is None else [batch_energy_j([window], idle) for window in row.windows]
     return RowFacts(
         windows=len(row.windows),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from infergy.records.environment import GpuState
-from infergy.records.measurement import Measurement, derive
+from infergy.records.measurement import Measurement
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 from infergy.units import format_percent
@@ -35,10 +35,6 @@ LOOKING_ERRORS = 2.0
 """How many standard errors of a sensor that samples part of the time the two may differ by, if that is more. They are
 taken as if it sampled at random: its samples are evenly spaced, and of 170 sampled windows of H100 and H200 the median
 was 0.35 of them off."""
-
-WATCHED_DISAGREEMENT = 0.25
-"""How far energy and power of a window may both differ, to one side, from those of the sampled one, which sampling
-slowed by up to 12 %."""
 
 BEAT, MOST_BEATS = 0.05, 4
 """How near to a whole number of periods of the sensor a batch must last to be sampled at the same part, and of how many
@@ -229,7 +225,7 @@ def _disagree(row: Measurement) -> Flag | None:
                 value=ratio - 1,
                 limit=most,
             )
-    return _lost(row)
+    return None
 
 
 def _beat(row: Measurement) -> str:
@@ -240,31 +236,3 @@ def _beat(row: Measurement) -> str:
     if period_s is None or not 1 - BEAT <= times <= MOST_BEATS + BEAT or abs(times - round(times)) > BEAT:
         return ""
     return f"; batches of {fmean(batches):.3g} s last a multiple of its period of {period_s:.3g} s"
-
-
-def _lost(row: Measurement) -> Flag | None:
-    """A window without samples, far from the one with: its counter may have been reset.
-
-    Energy that a counter loses or adds changes its mean power by the same share. A slower host changes the two in
-    opposite directions: more energy per batch, less power.
-    """
-    if row.watched is None or row.loaded_idle is None:
-        return None
-    seen = row.watched.batches[0]
-    was = derive([row.watched], row.loaded_idle)
-    for number, window in enumerate(row.windows, 1):
-        if (window.batches[0].requests, window.batches[0].output_tokens) != (seen.requests, seen.output_tokens):
-            return None
-        now = derive([window], row.loaded_idle)
-        joules, watts = now.energy_j / was.energy_j - 1, now.power_w / was.power_w - 1
-        if joules * watts > 0 and min(abs(joules), abs(watts)) > WATCHED_DISAGREEMENT:
-            return Flag(
-                code="disagree",
-                reason=f"window {number} differs from the sampled window by {format_percent(joules, signed=True)} in "
-                f"energy per batch and {format_percent(watts, signed=True)} in power (limit "
-                f"±{format_percent(WATCHED_DISAGREEMENT)})",
-                cure="measure the cell again; if it stays, test the meter: infergy doctor --meter",
-                value=joules,
-                limit=WATCHED_DISAGREEMENT,
-            )
-    return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from infergy.records.agreement import MUST, SHOULD, differences, key_of
@@ -28,38 +27,26 @@ POWER_CAP = "sw_power_cap"
 compared there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unlike:
-    """How a row differs from the others of its engine config.
-
-    Attributes:
-        flags: ``drift``, ``clocks``, ``environment``.
-        differs: GPU, meter, CPU or system, where they differ from most rows: rows of several GPUs differ by about 2 %
-            (docs/measurements.md), and none of them is the wrong one.
-    """
-
-    flags: tuple[Flag, ...] = ()
-    differs: tuple[str, ...] = ()
-
-
-def find_unlike(rows: Sequence[Measurement]) -> list[Unlike]:
+def find_unlike(rows: Sequence[Measurement]) -> list[tuple[tuple[Flag, ...], tuple[str, ...]]]:
     """How each row of one engine config differs from the others, in their order; nothing of failed rows.
+
+    Returns:
+        Flags, and GPU, meter, CPU or system where they differ from most rows: GPUs of a kind differ by about 2 %
+        (docs/measurements.md), and none of them is the wrong one.
 
     Raises:
         MeterError: A counter stood still.
     """
     measured = [row for row in rows if row.windows and row.loaded_idle is not None]
-    drifted = _find_drift(measured)
-    usual = _usual_environment(measured)
-    clocks = _usual_clocks(measured)
-    found: list[Unlike] = []
+    drifted, usual, clocks = _find_drift(measured), _usual_environment(measured), _usual_clocks(measured)
+    found: list[tuple[tuple[Flag, ...], tuple[str, ...]]] = []
     for row in rows:
         if usual is None or not row.windows or row.loaded_idle is None:
-            found.append(Unlike())
+            found.append(((), ()))
             continue
         flags = (drifted.get(_place(row)), _clocks(row, *clocks), _environment(row, usual))
-        differs = tuple(str(difference) for difference in differences(usual, row, SHOULD))
-        found.append(Unlike(flags=tuple(flag for flag in flags if flag is not None), differs=differs))
+        differs = tuple(map(str, differences(usual, row, SHOULD)))
+        found.append((tuple(flag for flag in flags if flag is not None), differs))
     return found
 
 
