@@ -116,12 +116,6 @@ def _energy(row: CheckedRow) -> str:
     if row.energy_j is None:
         return "no energy"
     half = "(interval unknown)" if row.uncertainty is None else f"± {format_percent(row.uncertainty.half_width)}"
-    return f"{format_si(row.energy_j, 'J')} {half} per {'run' if row.serving else 'batch'}{_by_gpu(row)}"
-
-
-def _by_gpu(row: CheckedRow) -> str:
-    """Energy of each of several GPUs, in the engine's order."""
-    if len(row.energy_by_gpu_j) <= 1:
-        return ""
-    energy = [f"GPU {index} {format_si(energy_j, 'J')}" for index, energy_j in enumerate(row.energy_by_gpu_j.values())]
-    return f": {', '.join(energy)}"
+    gpus = [f"GPU {index} {format_si(energy_j, 'J')}" for index, energy_j in enumerate(row.energy_by_gpu_j.values())]
+    by_gpu = f": {', '.join(gpus)}" if len(gpus) > 1 else ""
+    return f"{format_si(row.energy_j, 'J')} {half} per {'run' if row.serving else 'batch'}{by_gpu}"

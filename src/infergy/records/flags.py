@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from infergy.records.environment import GpuState
-from infergy.records.measurement import Measurement
+from infergy.records.measurement import Measurement, derive
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 from infergy.units import format_percent
@@ -35,6 +35,11 @@ LOOKING_ERRORS = 2.0
 """How many standard errors of a sensor that samples part of the time the two may differ by, if that is more. They are
 taken as if it sampled at random: its samples are evenly spaced, and of 170 sampled windows of H100 and H200 the median
 was 0.35 of them off."""
+
+LOST = 0.25
+"""How far energy and power of a window may both differ, to one side, from the sampled one's: sampling slows by 12 %."""
+
+METER_FIX = "test the meter (infergy doctor --meter), then measure the cell again"
 
 BEAT, MOST_BEATS = 0.05, 4
 """How near to a whole number of periods of the sensor a batch must last to be sampled at the same part, and of how many
@@ -217,15 +222,12 @@ def _disagree(row: Measurement) -> Flag | None:
             ratios.append((f"window {number}", uuid, ratio, max(WINDOW_DISAGREEMENT, LOOKING_ERRORS * error)))
     for where, uuid, ratio, most in ratios:
         if abs(ratio - 1) > most:
-            return Flag(
-                code="disagree",
-                reason=f"energy counter of {name_gpu(row, uuid)} differs by {format_percent(ratio - 1, signed=True)} "
-                f"from sampled power over {where} (limit ±{format_percent(most)}){_beat(row)}",
-                cure="test the meter: infergy doctor --meter; then measure the cell again",
-                value=ratio - 1,
-                limit=most,
+            reason = (
+                f"energy counter of {name_gpu(row, uuid)} differs by {format_percent(ratio - 1, signed=True)} from "
+                f"sampled power over {where} (limit ±{format_percent(most)}){_beat(row)}"
             )
-    return None
+            return Flag(code="disagree", reason=reason, cure=METER_FIX, value=ratio - 1, limit=most)
+    return _lost(row)
 
 
 def _beat(row: Measurement) -> str:
@@ -236,3 +238,25 @@ def _beat(row: Measurement) -> str:
     if period_s is None or not 1 - BEAT <= times <= MOST_BEATS + BEAT or abs(times - round(times)) > BEAT:
         return ""
     return f"; batches of {fmean(batches):.3g} s last a multiple of its period of {period_s:.3g} s"
+
+
+def _lost(row: Measurement) -> Flag | None:
+    """A window without samples, far from the one with: its counter may have lost energy.
+
+    Energy that is lost or added changes power by the same share; a slow host raises energy per batch and lowers power.
+    """
+    if row.watched is None or row.loaded_idle is None:
+        return None
+    seen, was = row.watched.batches[0], derive([row.watched], row.loaded_idle)
+    for number, window in enumerate(row.windows, 1):
+        if (window.batches[0].requests, window.batches[0].output_tokens) != (seen.requests, seen.output_tokens):
+            return None
+        now = derive([window], row.loaded_idle)
+        energy, power = now.energy_j / was.energy_j - 1, now.power_w / was.power_w - 1
+        if energy * power > 0 and min(abs(energy), abs(power)) > LOST:
+            change = (
+                f"{format_percent(energy, signed=True)} energy per batch, {format_percent(power, signed=True)} power"
+            )
+            reason = f"window {number} against the sampled one: {change} (limit ±{format_percent(LOST)})"
+            return Flag(code="disagree", reason=reason, cure=METER_FIX, value=energy, limit=LOST)
+    return None

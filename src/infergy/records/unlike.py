@@ -126,16 +126,13 @@ def _clocks(row: Measurement, sm_hz: float | None, memory_hz: float | None) -> F
     for name, clocks, usual_hz in (("SM", _sm_clocks, sm_hz), ("memory", _memory_clocks, memory_hz)):
         for state, hz in clocks(row):
             if usual_hz is not None and abs(hz / usual_hz - 1) > CLOCKS:
+                megahertz, usual_mhz = hz / HERTZ_PER_MEGAHERTZ, usual_hz / HERTZ_PER_MEGAHERTZ
                 return Flag(
                     code="clocks",
-                    reason=f"{name} clock of {name_gpu(row, state.uuid)} {_megahertz(hz)}, median of its engine config "
-                    f"{_megahertz(usual_hz)} (limit ±{format_percent(CLOCKS)})",
+                    reason=f"{name} clock of {name_gpu(row, state.uuid)} {megahertz:.0f} MHz, median of its engine "
+                    f"config {usual_mhz:.0f} MHz (limit ±{format_percent(CLOCKS)})",
                     cure="find what set it (nvidia-smi -q -d CLOCK), then measure the cell again",
                     value=hz / usual_hz - 1,
                     limit=CLOCKS,
                 )
     return None
-
-
-def _megahertz(hertz: float) -> str:
-    return f"{hertz / HERTZ_PER_MEGAHERTZ:.0f} MHz"
