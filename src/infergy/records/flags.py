@@ -132,10 +132,9 @@ def _unsteady(row: Measurement, uncertainty: Uncertainty | None) -> Flag | None:
 def _interrupted(row: Measurement) -> Flag | None:
     if row.interrupted is None:
         return None
+    reason = f"stopped after {len(row.windows)} windows: {row.interrupted.code}: {row.interrupted.message}"
     return Flag(
-        code="interrupted",
-        reason=f"stopped after {len(row.windows)} windows: {row.interrupted.code}: {row.interrupted.message}",
-        cure="remove the cause, then measure the cell again into another file",
+        code="interrupted", reason=reason, cure="remove the cause, then measure the cell again into another file"
     )
 
 
@@ -156,13 +155,9 @@ def _crowded(row: Measurement) -> Flag | None:
     crowded = [f"{count} processes on {name_gpu(row, uuid)}" for uuid, count in most.items() if count > 1]
     if not crowded:
         return None
-    return Flag(
-        code="other-process",
-        reason=f"{'; '.join(crowded)}, expected one",
-        cure="end the others (nvidia-smi lists them), then measure the cell again",
-        value=max(most.values()),
-        limit=1,
-    )
+    cure = "end the others (nvidia-smi lists them), then measure the cell again"
+    reason = f"{'; '.join(crowded)}, expected one"
+    return Flag(code="other-process", reason=reason, cure=cure, value=max(most.values()), limit=1)
 
 
 def _states_by_gpu(row: Measurement) -> dict[str, list[GpuState]]:
