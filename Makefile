@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The first release that installs dependency groups.
+PIP_WITH_GROUPS := pip>=25.1
 # Progress of a package installer is noise here; its errors are not.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
@@ -12,7 +14,7 @@ help: ## List the targets
 
 $(VENV)/run.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "pip>=25.1" # the first that reads dependency groups
+	$(PIP) "$(PIP_WITH_GROUPS)"
 	$(PIP) -e .
 	@touch $@
 

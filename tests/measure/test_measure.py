@@ -544,7 +544,7 @@ def measured(store: Path) -> list[str]:
     return [row.cell_id for row in read_store(store).rows if row.is_ok]
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("call", [1, *(pytest.param(call, marks=pytest.mark.slow) for call in (2, 3, 4))])
 def test_a_child_killed_in_any_call_to_its_store_loses_the_cell_in_progress_at_most(tmp_path: Path, call: int) -> None:
     """Two rows, each a write and a sync. What it had written by half is set aside by its parent, who goes on."""
     plan, cells = two_cells(tmp_path)
@@ -558,7 +558,7 @@ def test_a_child_killed_in_any_call_to_its_store_loses_the_cell_in_progress_at_m
     assert sorted(measured(store)) == sorted(cells)
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("call", [1, *(pytest.param(call, marks=pytest.mark.slow) for call in (2, 3, 4, 5, 6))])
 def test_a_sweep_killed_in_any_call_to_its_store_goes_on_by_the_same_command(tmp_path: Path, call: int) -> None:
     """Its child has died in mid-line: it writes that aside, syncs, truncates, syncs, writes a failed row, syncs."""
     plan, cells = two_cells(tmp_path)
