@@ -19,6 +19,7 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # Deadlines and the health check of slow data go by the wall clock, and machines that run tests are shared and slow.
 settings.register_profile("infergy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("infergy")
+pytest.register_assert_rewrite("raising")
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_traces_and_bins_speak_json(tmp_path: Path) -> None:
         (["measure"], 2, "nothing to measure"),
         (["measure", "paper-bins"], 2, "-o FILE.jsonl"),
         (["measure", "missing.toml"], 2, "no such file"),
-        (["measure", "--engine", "vllm", "--input", "a", "--output", "8"], 2, "--input takes whole numbers"),
+        (["measure", "--engine", "vllm", "--input", "a", "--output", "8"], 2, "--input is 'a'; expected whole numbers"),
         (["trace", "nowhere.csv"], 2, "unknown trace"),
         (["measure", "--engine", "vllm-egaer", "--input", "8", "--output", "8"], 2, "did you mean eager"),
         (["measure", "paper-bins", "--min-window", "inf", "--dry-run"], 2, "min_window_s"),

@@ -12,8 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from infergy.cli.hardware import gpus, models
-from infergy.errors import UsageError
 from infergy.hardware import get_model, gpu_names, model_config, model_names
+from raising import raises
 
 app = typer.Typer()
 app.command()(gpus)
@@ -105,9 +105,16 @@ def test_a_configuration_of_the_users_is_read(tmp_path: Path) -> None:
     assert run_json("models", str(path))["layers"] == 2
 
 
-@pytest.mark.parametrize("arguments", [("gpus", "h300"), ("models", "lama"), ("models", "qwen3-8b", "--gpu", "h20")])
-def test_an_unknown_name_is_a_usage_error(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match="unknown"):
+@pytest.mark.parametrize(
+    ("arguments", "code", "name"),
+    [
+        (("gpus", "h300"), "unknown-gpu", "h300"),
+        (("models", "lama"), "unknown-model", "lama"),
+        (("models", "qwen3-8b", "--gpu", "h20"), "unknown-gpu", "h20"),
+    ],
+)
+def test_an_unknown_name_is_a_usage_error(arguments: tuple[str, ...], code: str, name: str) -> None:
+    with raises(code, name=name):
         run(*arguments)
 
 

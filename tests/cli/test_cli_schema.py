@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.cli.schema import NAMES, make_schema
+from raising import raises
 
 DATA = Path(str(resources.files("infergy"))) / "data"
 
@@ -89,7 +90,6 @@ def test_a_file_of_another_format_or_version_does_not_pass(name: str) -> None:
 
 
 def test_an_unknown_format_gives_the_nearest() -> None:
-    from infergy.errors import UsageError
 
-    with pytest.raises(UsageError, match="did you mean estimate"):
+    with raises("unknown-name", kind="schema", name="estimates"):
         make_schema("estimates")

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from infergy.cli.bins import bins
 from infergy.cli.trace import trace
 from infergy.cli.trace_options import bins_of, columns_of
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError
 from infergy.workload import Bins, open_trace
+from raising import raises
 
 app = typer.Typer()
 app.command()(trace)
@@ -106,16 +107,16 @@ def test_edges_of_one_axis_go_with_the_papers_on_the_other() -> None:
     found = bins_of("paper", "100,200", None)
     assert found is not None
     assert (found.input_edges, found.output_edges) == ((100, 200), Bins.paper().output_edges)
-    with pytest.raises(UsageError, match="--output-edges"):
+    with raises("option-missing", option="--output-edges"):
         bins_of("powers-of-two", "100,200", None)
-    with pytest.raises(UsageError, match="--input-edges"):
+    with raises("option-missing", option="--input-edges"):
         bins_of("powers-of-two", None, "100")
 
 
 def test_unknown_bins_and_time_units_are_told_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="did you mean powers-of-two"):
+    with raises("unknown-name", option="--bins", nearest=["powers-of-two"]):
         bins_of("powers-of-2", None, None)
-    with pytest.raises(UsageError, match="time unit 'minutes'"):
+    with raises("unknown-name", option="--time-unit", name="minutes"):
         columns_of(None, None, "when", None, "minutes")
 
 

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, UsageError
 from infergy.measure.anchors import choose_anchors, plan_anchors
 from infergy.records import GpuIdentity, result_of
 from infergy.records.shipped import shipped_store
 from infergy.records.store import read_store
 from known_tables import rows_of, with_environment, write_store
+from raising import raises
 
 
 def run(*arguments: str) -> str:
@@ -38,7 +38,7 @@ def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
 
 
 def test_an_engine_that_the_table_lacks_gives_the_nearest() -> None:
-    with pytest.raises(UsageError, match="did you mean vllm"):
+    with raises("unknown-name", name="vlm", nearest=["vllm"]):
         plan_anchors(read_store(shipped_store()).rows, "vlm")
 
 
@@ -136,17 +136,17 @@ def test_measuring_and_rescaling_are_one_command_too(off: Path, tmp_path: Path) 
 def test_what_may_not_be_rescaled_leaves_no_file(off: Path, tmp_path: Path) -> None:
     kept, out = tmp_path / "kept.jsonl", tmp_path / "out.jsonl"
     run(str(off), "--simulate", "-o", str(kept))
-    with pytest.raises(DataError, match="do not differ significantly"):
+    with raises("no-difference"):
         run(str(tmp_path / "mine.jsonl"), "--rows", str(kept), "--rescale", str(out))
-    with pytest.raises(DataError, match="GPU .* here, NVIDIA H200 in cell"):
+    with raises("environments-differ", fact="GPU"):
         run("--simulate", "-o", str(tmp_path / "more.jsonl"), "--rescale", str(out))
     assert not out.exists()
     run(str(tmp_path / "mine.jsonl"), "--rows", str(kept), "--rescale", str(out), "--force")
     before = out.read_bytes()
-    with pytest.raises(UsageError, match="there is such a file already"):
+    with raises("file-exists", path=out):
         run(str(off), "--rows", str(kept), "--rescale", str(out))
     assert out.read_bytes() == before
-    with pytest.raises(UsageError, match="leave out -o"):
+    with raises("options-conflict", options={"--rows": kept, "-o": kept}):
         run(str(off), "--rows", str(kept), "-o", str(kept))
 
 

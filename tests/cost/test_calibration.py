@@ -28,7 +28,6 @@ from infergy.cost.fit import Column, Fit, prior_fit
 from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, stretched_s
 from infergy.cost.work import server_work
-from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.hardware.models import get_model
 from infergy.measure.calibrate import calibrate
@@ -36,6 +35,7 @@ from infergy.measure.simulated_bench import Truth
 from infergy.measure.stations import simulated_stations
 from infergy.records import GpuState
 from infergy.records.calibration import LAUNCH, CalibrationWindow, read_calibration_file
+from raising import raises
 
 SEEDS = range(8)
 IDLE_W = LOADED_IDLE_SHARE * 700
@@ -110,7 +110,7 @@ def test_a_string_names_what_ships_and_a_path_a_file(tmp_path: Path, monkeypatch
     assert find_calibration("mine.jsonl") == Path("mine.jsonl")
     (tmp_path / "mine").write_text("")
     assert find_calibration("mine") == Path("mine")
-    with pytest.raises(UsageError, match="unknown calibration 'h200'; shipped: h100-sxm"):
+    with raises("unknown-calibration", name="h200", known=["h100-sxm"]):
         find_calibration("h200")
     for name in shipped_calibrations():
         found = load_calibration(name)
@@ -316,13 +316,13 @@ def test_what_is_measured_beside_the_constants_is_told() -> None:
 
 
 def test_only_windows_of_one_known_gpu_make_a_calibration() -> None:
-    with pytest.raises(UsageError, match="windows of several GPUs"):
+    with raises("several-gpus"):
         fit_calibration([*windows(0), *windows(0, gpu="b200")])
-    with pytest.raises(DataError, match="no whole window"):
+    with raises("no-rows"):
         fit_calibration([])
-    with pytest.raises(UsageError, match="is of NVIDIA H200 SXM 141GB, not of NVIDIA B200 SXM 180GB: give --gpu h200"):
+    with raises("other-gpu", expected="b200"):
         fit_calibration(windows(0), get_gpu("b200"))
-    with pytest.raises(UsageError, match="is of NVIDIA H200 SXM 141GB, not of"):
+    with raises("other-gpu"):
         fit_calibration(windows(0)).constants_of(get_gpu("b200"))
 
 
@@ -332,7 +332,7 @@ def test_a_gpu_that_is_not_in_the_catalogue_is_described_by_a_file(tmp_path: Pat
         return replace(one, environment=replace(one.environment, gpus=gpus))
 
     mine = [renamed(one) for one in windows(0)]
-    with pytest.raises(UsageError, match='a TOML file with title = "NVIDIA Unheard"'):
+    with raises("unknown-gpu", name="NVIDIA Unheard"):
         fit_calibration(mine)
     text = (
         "peak_flops = { bfloat16 = 989.5e12, fp8 = 1979e12 }\nmemory_bytes = 150_000_000_000\n"
@@ -342,7 +342,7 @@ def test_a_gpu_that_is_not_in_the_catalogue_is_described_by_a_file(tmp_path: Pat
     found = fit_calibration(mine, get_gpu(str(tmp_path / "mine.toml")))
     assert [one.value for one in found.constants] == [one.value for one in fit_calibration(windows(0)).constants]
     (tmp_path / "other.toml").write_text(f'title = "Another"\n{text}')
-    with pytest.raises(UsageError, match="not of Another"):
+    with raises("other-gpu"):
         fit_calibration(mine, get_gpu(str(tmp_path / "other.toml")))
 
 
@@ -356,8 +356,13 @@ def test_a_limit_below_the_datasheets_is_told() -> None:
 
 
 def test_a_missing_or_foreign_file_says_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="infergy calibrate -o"):
+    with raises("file-not-found", path=tmp_path / "none.jsonl"):
         load_calibration(tmp_path / "none.jsonl")
     (tmp_path / "rows.jsonl").write_text('{"schema": "infergy.measurement/4"}\n')
-    with pytest.raises(DataError, match="line 1: no window of a calibration"):
+    with raises("wrong-schema", line=1, found="infergy.measurement/4"):
         load_calibration(tmp_path / "rows.jsonl")
+
+
+def test_how_kernels_of_old_windows_were_launched_is_read_from_their_words() -> None:
+    found = {one.how: one.in_graph for one in read_calibration_file(find_calibration("h100-sxm"))}
+    assert (found["idle"], found["mm, in a CUDA graph"], found["add, one by one"]) == (None, True, False)

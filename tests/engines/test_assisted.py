@@ -11,9 +11,9 @@ import pytest
 from engines.test_transformers_engine import TINY, keep_tokens, work
 from infergy.engines import find_engine
 from infergy.engines.protocol import Session
-from infergy.errors import UsageError
 from infergy.records import Decoding, EngineSetup
 from infergy.records.speculation import Speculation
+from raising import raises
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -105,7 +105,7 @@ def test_sampling_is_assisted_too(folders: tuple[str, str]) -> None:
 
 def test_several_requests_are_refused_and_the_session_goes_on(folders: tuple[str, str]) -> None:
     session = opened(*folders)
-    with pytest.raises(UsageError, match="one request at a time"):
+    with raises("engine-lacks", option="batch", value=2):
         session.run(work(batch=2, length=9, output=4))
     assert session.run(work(batch=1, length=9, output=4)).output_tokens == (4,)
     session.close()
@@ -115,9 +115,9 @@ def test_random_weights_beams_and_compiling_are_refused_with_a_draft() -> None:
     engine = find_engine("transformers")
     real = Speculation(draft="tiny", look_ahead=4, weights="d")
     setup = EngineSetup(engine="transformers", model="tiny", weights="m", speculation=real)
-    with pytest.raises(UsageError, match="random ones agree on nothing"):
+    with raises("engine-lacks", option="speculation"):
         engine.check(replace(setup, weights="random", speculation=replace(real, weights=None, acceptance=0.8)))
-    with pytest.raises(UsageError, match="no engine drafts for beams"):
+    with raises("options-conflict", options={"decoding": "beam2", "speculation": real.label}):
         engine.check(setup, Decoding(beams=2))
-    with pytest.raises(UsageError, match="has no draft model"):
+    with raises("options-conflict", options={"compiled": True, "speculation": real.label}):
         engine.check(replace(setup, compiled=True))

@@ -17,9 +17,9 @@ import pytest
 from infergy.engines import Work
 from infergy.engines.vllm import VllmEngine, VllmSession
 from infergy.engines.vllm_drafts import draw_draft_weights
-from infergy.errors import UsageError
 from infergy.records import EngineSetup
 from infergy.records.speculation import Drafts, Speculation
+from raising import raises
 
 SETUP = EngineSetup(
     engine="vllm",
@@ -179,7 +179,7 @@ def test_the_drafts_weights_are_drawn_by_our_law_in_either_of_vllms_runners(
 
 def test_vllm_refuses_a_draft_whose_acceptance_is_neither_set_nor_measured_before_it_is_looked_for() -> None:
     unset = EngineSetup(engine="vllm", model="big", speculation=Speculation(draft="small", look_ahead=3))
-    with pytest.raises(UsageError, match=r"set it: acceptance = 0\.8"):
+    with raises("option-missing", option="acceptance"):
         VllmEngine().check(unset)
 
 

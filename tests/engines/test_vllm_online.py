@@ -11,7 +11,7 @@ import pytest
 
 from infergy.engines import Completion, Work
 from infergy.engines.vllm import VllmSession
-from infergy.errors import EngineError
+from raising import raises
 
 STEP_S = 0.25
 
@@ -148,5 +148,5 @@ def test_nothing_spins_while_nothing_is_in_flight(clock: Clock) -> None:
 
 
 def test_a_request_that_vllm_refuses_ends_the_session_by_its_reason(clock: Clock) -> None:
-    with pytest.raises(EngineError, match="vLLM failed: the prompt is too long"):
+    with raises("engine-failed", reason="the prompt is too long"):
         run(FakeLlm(FakeEngine(clock), fail_at=1), work(0.0, 0.01))

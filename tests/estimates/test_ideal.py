@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.errors import UsageError
 from infergy.estimates.ideal import Ideal, flops_ideal, roofline_ideal
 from infergy.hardware import get_gpu, get_model
 from infergy.workload.bins import Bin, BinCount, Bins, Histogram
+from raising import raises
 
 LLAMA, H200 = get_model("llama-3.1-8b"), get_gpu("h200")
 INPUTS = (32, 128, 512, 2048)
@@ -61,7 +61,7 @@ def test_the_dense_peak_is_the_default_and_counts_no_masked_attention() -> None:
 
 
 def test_a_gpu_whose_headline_is_dense_has_no_paper_ideal() -> None:
-    with pytest.raises(UsageError, match=r"A100 80GB SXM has no headline .*--ideal dense"):
+    with raises("not-supported", gpu="a100-80gb-sxm", option="--ideal"):
         flops_ideal(histogram({(0, 0): 1}), LLAMA, get_gpu("a100-80gb-sxm"), headline=True)
 
 
@@ -87,7 +87,7 @@ def test_a_greater_batch_reads_the_weights_less_often() -> None:
 
 
 def test_a_batch_of_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="batch of 0 requests for 32→8"):
+    with raises("does-not-fit", batch=0, lengths=[32, 8]):
         roofline_ideal(histogram({(0, 0): 1}), LLAMA, H200, always(0))
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.errors import UsageError
 from infergy.estimates.recommend import Limits, command_of, default_candidates, label_of, recommend
 from infergy.estimates.servers import ServerSpec, open_server, shipped_table
 from infergy.serving.config import EngineOptions
+from raising import raises
 from served import some_requests
 
 REQUESTS = some_requests(40)
@@ -169,10 +169,10 @@ def test_who_rejects_more_is_not_recommended() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_limit_must_be_a_time(limit: float) -> None:
-    with pytest.raises(UsageError, match="--tpot-p99"):
+    with raises("bad-value", option="--tpot-p99"):
         Limits(tpot_p99_s=limit)
 
 
 def test_configurations_are_of_one_model_and_kind_of_gpu() -> None:
-    with pytest.raises(UsageError, match="one --gpu"):
+    with raises("several-gpus"):
         recommend(REQUESTS, [ServerSpec(gpu="h100-sxm")], shipped_table())

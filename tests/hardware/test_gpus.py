@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from infergy.errors import UsageError
 from infergy.hardware import find_gpu_by_driver_name, get_gpu, gpu_names
+from raising import raises
 
 DRIVER_NAMES = {
     "NVIDIA RTX A6000": "rtx-a6000",
@@ -45,7 +45,7 @@ def test_case_does_not_matter() -> None:
 
 
 def test_an_unknown_gpu_is_answered_with_the_nearest_and_the_next_command() -> None:
-    with pytest.raises(UsageError, match=r"'h20'; did you mean .*h200.*infergy gpus"):
+    with raises("unknown-gpu", name="h20", nearest=["h200", "b200"]):
         get_gpu("h20")
 
 
@@ -82,5 +82,5 @@ def test_the_h200_shows_the_memory_its_driver_shows() -> None:
 
 
 def test_a_dtype_without_tensor_cores_is_refused() -> None:
-    with pytest.raises(UsageError, match="unknown dtype of NVIDIA A100 80GB SXM 'fp8'"):
+    with raises("unknown-name", gpu="a100-80gb-sxm", name="fp8"):
         get_gpu("a100-80gb-sxm").dense_flops("fp8")

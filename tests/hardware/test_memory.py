@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.errors import UsageError
 from infergy.hardware import get_gpu, get_model, largest_batch
 from infergy.hardware.memory import BLOCK_TOKENS, CHUNK_TOKENS, RESERVE_BYTES, activation_values_per_token
+from raising import raises
 
 LLAMA, H200 = get_model("llama-3.1-8b"), get_gpu("h200")
 ENGINES = st.sampled_from(["transformers", "vllm"])
@@ -79,7 +79,7 @@ def test_less_of_the_memory_takes_fewer() -> None:
 
 
 def test_an_unknown_engine_is_named() -> None:
-    with pytest.raises(UsageError, match="unknown engine 'vlm'; did you mean vllm"):
+    with raises("unknown-engine", name="vlm", nearest=["vllm"]):
         largest_batch(LLAMA, H200, 512, 64, engine="vlm")
 
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from infergy.errors import UsageError
 from infergy.hardware import get_model, model_names, shape_of_id
 from infergy.hardware.models import id_rules
+from raising import raises
 
 BENCHMARKED = {
     # The models of the ML.ENERGY benchmark's rows, by the names that stand there.
@@ -118,7 +118,5 @@ def test_every_rule_leads_to_a_shipped_model_and_none_hides_another() -> None:
 
 
 def test_a_hubs_name_in_place_of_a_shipped_one_is_answered_with_that() -> None:
-    with pytest.raises(
-        UsageError, match="Qwen/Qwen3-VL-8B-Instruct goes by the shape of qwen3-vl-8b here: type qwen3-vl-8b"
-    ):
+    with raises("unknown-model", name="Qwen/Qwen3-VL-8B-Instruct", nearest=["qwen3-vl-8b"]):
         get_model("Qwen/Qwen3-VL-8B-Instruct")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infergy.errors import DataError, UsageError
 from infergy.hardware import get_model, model_config, model_names
+from raising import raises
 
 
 def test_case_does_not_matter_and_the_name_is_the_catalogues() -> None:
@@ -25,22 +25,24 @@ def test_a_file_and_its_folder_are_the_same_model(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"unknown model 'llama-3.1-8'; did you mean llama-3.1-.*config.json"):
+    with raises("unknown-model", name="llama-3.1-8"):
         get_model("llama-3.1-8")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.json: no such file"):
+    with raises("file-not-found", path=tmp_path / "none.json"):
         get_model(str(tmp_path / "none.json"))
-    with pytest.raises(DataError, match=r"config\.json: no such file"):
+    with raises("file-not-found", path=tmp_path / "config.json"):
         get_model(str(tmp_path))
 
 
-@pytest.mark.parametrize(("content", "error"), [(b"{", "not JSON"), (b"[]", "JSON object"), (b"\xff\xfe{", "read")])
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: bytes, error: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"{", "bad-syntax"), (b"[]", "bad-syntax"), (b"\xff\xfe{", "file-not-readable")]
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"bad\.json.*{error}"):
+    with raises(code, path=path):
         get_model(str(path))
 
 

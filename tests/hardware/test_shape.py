@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.errors import UsageError
 from infergy.hardware import ModelShape, get_model
 from infergy.hardware.layers import attended_tokens, chunked_tokens
+from raising import raises
 
 LLAMA = get_model("llama-3.1-8b")
 WINDOWED = get_model("gpt-oss-20b")
@@ -126,7 +126,7 @@ def test_mxfp4_stores_the_experts_alone_in_four_bits() -> None:
 
 
 def test_an_unknown_dtype_is_named_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="unknown dtype 'bf16'; did you mean bfloat16"):
+    with raises("unknown-name", kind="dtype", name="bf16", nearest=["bfloat16", "float16"]):
         LLAMA.weight_bytes("bf16")
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from infergy.engines.vllm import VllmEngine
 from infergy.engines.vllm_options import choose_by
-from infergy.errors import DataError, UsageError
 from infergy.estimates.build import entries_of_rows
 from infergy.hardware import get_gpu, get_model, model_config
 from infergy.measure.grid import parse_grid
@@ -19,6 +18,7 @@ from infergy.measure.sweep import sweep
 from infergy.records import Decoding, EngineSetup, Measurement, result_of
 from infergy.records.store import read_store
 from measure.test_measure import tiny_plan
+from raising import keys_of, raises
 
 SAMPLED = [{"input_tokens": [64], "output_tokens": [8], "batch": [4], "decoding": ["greedy", "beam4", "t0.8"]}]
 
@@ -35,8 +35,9 @@ def test_each_decoding_is_a_cell_of_its_own_and_greedy_keeps_its_id() -> None:
 
 def test_a_decoding_that_means_nothing_is_told_with_its_place() -> None:
     grid = {"name": "g", "gpu": "h200", "model": "llama-3.1-8b", "engines": [{"engine": "vllm"}]}
-    with pytest.raises(DataError, match=r"cells\.0\.decoding\.1: .*means nothing; expected greedy, beam4"):
+    with raises("bad-grid", place="g") as error:
         parse_grid(grid | {"cells": [{"input_tokens": [1], "output_tokens": [1], "decoding": ["greedy", "hot"]}]}, "g")
+    assert keys_of(error.value) == ["cells.0.decoding.1"]
 
 
 def test_beams_leave_room_for_fewer_requests_and_are_forecast_as_many_sequences() -> None:
@@ -66,24 +67,24 @@ def test_rows_of_a_sweep_name_their_decoding_and_only_greedy_ones_enter_a_table(
 
 
 @pytest.mark.parametrize(
-    ("engine", "cell", "words"),
+    ("engine", "cell", "fields"),
     [
-        ({"engine": "vllm"}, {"decoding": ["beam4"]}, 'engine = "transformers" has beams'),
-        ({"engine": "vllm", "compiled": True}, {}, 'is for engine = "transformers"'),
-        ({"engine": "transformers", "dtype": "fp8"}, {}, 'engine = "vllm" multiplies in fp8'),
+        ({"engine": "vllm"}, {"decoding": ["beam4"]}, {"engine": "vllm", "option": "decoding"}),
+        ({"engine": "vllm", "compiled": True}, {}, {"engine": "vllm", "option": "compiled"}),
+        ({"engine": "transformers", "dtype": "fp8"}, {}, {"engine": "transformers", "option": "dtype"}),
     ],
 )
 def test_what_an_engine_lacks_is_refused_before_anything_runs(
-    engine: dict[str, object], cell: dict[str, object], words: str, tmp_path: Path
+    engine: dict[str, object], cell: dict[str, object], fields: dict[str, object], tmp_path: Path
 ) -> None:
     cells = [{"input_tokens": [64], "output_tokens": [8], "batch": [4], **cell}]
-    with pytest.raises(UsageError, match=words):
+    with raises("engine-lacks", **fields):
         list(sweep(tiny_plan(engines=[engine], cells=cells), tmp_path / "rows.jsonl", simulate=True))
     assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_vllm_refuses_beams_before_it_is_looked_for() -> None:
-    with pytest.raises(UsageError, match="beam4"):
+    with raises("engine-lacks", engine="vllm", option="decoding", value="beam4"):
         VllmEngine().check(EngineSetup(engine="vllm", model="m"), Decoding(beams=4))
 
 
@@ -138,7 +139,7 @@ def test_fp8_moves_and_multiplies_less_than_sixteen_bits_but_keeps_the_cache(tmp
 
 
 def test_a_gpu_without_fp8_is_refused_before_anything_runs() -> None:
-    with pytest.raises(UsageError, match="unknown dtype of NVIDIA A100 80GB SXM 'fp8'"):
+    with raises("unknown-name", gpu="a100-80gb-sxm", name="fp8"):
         tiny_plan(gpu="a100-80gb-sxm", engines=[{"engine": "vllm", "dtype": "fp8"}])
 
 
@@ -203,8 +204,9 @@ def test_a_grid_may_hold_several_models_each_with_its_own_shape(tmp_path: Path) 
 
 def test_an_unknown_model_of_one_engine_is_told_with_all_other_reasons() -> None:
     engines = [{"engine": "vllm", "model": "olmo-2b"}, {"engine": "vllm", "compiled": True}]
-    with pytest.raises(UsageError, match=r"2 reasons:\n(.|\n)*olmo-2b(.|\n)*is for engine"):
+    with raises("grid-rejected") as error:
         tiny_plan(engines=engines)
+    assert [reason["code"] for reason in error.value.fields["reasons"]] == ["unknown-model", "engine-lacks"]
 
 
 def test_rows_of_a_mixture_tell_which_share_of_experts_a_step_visits_where_the_engine_does(tmp_path: Path) -> None:

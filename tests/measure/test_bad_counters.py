@@ -20,6 +20,7 @@ from infergy.meters.simulated import SimulatedMeter
 from infergy.records import GpuIdentity, GpuState, Measurement
 from infergy.records.check import check_rows
 from measure.test_measure import LoggedSession, surroundings_of, tiny_plan
+from raising import raises
 
 TRUE_J = 850.0
 """A batch of 1.7 s at 500 W."""
@@ -163,5 +164,5 @@ def test_a_clock_that_goes_back_between_batches_is_told() -> None:
     first, second = row.windows[0].batches
     back = replace(second, start_s=first.end_s - 0.5, end_s=first.end_s + 1.2)
     assert row.loaded_idle is not None
-    with pytest.raises(MeterError, match=r"the clock went back by 0.500 s within a window"):
+    with raises("clock-wrong"):
         demand_plausible_window(replace(row.windows[0], batches=(first, back)), row.loaded_idle, row.environment.gpus)

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infergy
-from infergy.errors import MeterError, MissingError, UsageError
+from infergy.errors import MeterError
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.block import window
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState
+from raising import raises
 from stalls import POINTS, STEADY_W, StoppedMeter
 
 IDLE_W = 120.0
@@ -173,7 +174,7 @@ def test_what_the_block_raises_comes_through_and_its_joules_are_known(gpu: Simul
 
 
 def test_before_its_end_a_window_has_no_joules(gpu: SimulatedGpu) -> None:
-    with window(meter=SimulatedMeter(gpu)) as w, pytest.raises(UsageError, match="still open"):
+    with window(meter=SimulatedMeter(gpu)) as w, raises("window-open"):
         _ = w.energy_j
 
 
@@ -215,7 +216,7 @@ def test_a_sync_that_fails_harms_nobody(gpu: SimulatedGpu) -> None:
 
 def test_without_nvml_entering_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(MissingError, match="nvidia-ml-py|NVML"), window():
+    with raises("package-missing", package="nvidia-ml-py"), window():
         pytest.fail("the block must not run")
 
 

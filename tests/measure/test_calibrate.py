@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from infergy.cli.schema import make_schema
 from infergy.engines import EngineOutOfMemoryError
-from infergy.errors import DataError, EngineError, GpuLostError, MeterError, UsageError
+from infergy.errors import EngineError, GpuLostError, MeterError
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.measure.calibrate import CalibrationEvent, Station, calibrate
@@ -22,6 +22,7 @@ from infergy.measure.stations import simulated_stations
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import GpuState
 from infergy.records.calibration import ATTENTION, COPY, PRODUCT, Workload, read_calibration_file
+from raising import raises
 
 H200 = Traits(memory_bytes=150_000_000_000, l2_bytes=60 * 2**20, has_fp8=True)
 NO_PAIR = "one GPU is visible"
@@ -129,7 +130,7 @@ def test_a_small_budget_has_the_most_telling_windows_and_names_the_rest(tmp_path
 
 
 def test_a_budget_for_nothing_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Give --budget 3m"):
+    with raises("bad-value", option="--budget", value=5):
         run(tmp_path / "h200.jsonl", station(), budget_s=5)
     assert list(tmp_path.iterdir()) == []
 
@@ -160,25 +161,25 @@ def test_work_that_fails_is_told_in_the_file_and_tried_again_by_the_next_call(tm
 
 
 def test_several_failures_in_a_row_end_it_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="3 workloads in a row failed, the last one by this: CUDA is gone"):
+    with raises("calibration-failed", failures=3, reason="CUDA is gone"):
         run(tmp_path / "h200.jsonl", station({"": EngineError("CUDA is gone")}))
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "code", "fields"),
     [
-        (MeterError("did not move in 3 s"), "2 workloads in a row failed"),
-        (GpuLostError("fell off the bus"), "fell off"),
+        (MeterError("did not move in 3 s"), "calibration-failed", {"failures": 2}),
+        (GpuLostError("fell off the bus"), "gpu-lost", {}),
     ],
 )
 def test_a_counter_that_stalls_and_a_lost_gpu_end_it_and_keep_what_was_measured(
-    tmp_path: Path, error: Exception, words: str
+    tmp_path: Path, error: Exception, code: str, fields: dict[str, object]
 ) -> None:
     path = tmp_path / "h200.jsonl"
     node = pretend_node(get_gpu("h200"), 1)
     # Three looks a window: before, in the midst, after.
     broken = Station(meter=BrokenMeter(node, error, after=12), open_bench=lambda: BrokenBench(node, {}))
-    with pytest.raises(type(error), match=words):
+    with raises(code, **fields):
         run(path, broken)
     assert len([one for one in read_calibration_file(path) if one.is_whole]) == 4
 
@@ -188,10 +189,10 @@ def test_a_file_of_another_chip_or_of_something_else_is_refused(tmp_path: Path) 
     run(path, station(), budget_s=20)
     other = station()
     other.meter.gpus = (replace(other.meter.gpus[0], uuid="GPU-other"),)
-    with pytest.raises(UsageError, match="GPU-simulated-0, and this is .* GPU-other. Name another file"):
+    with raises("other-gpu", path=path, found="GPU-simulated-0", expected="GPU-other"):
         run(path, other)
     path.write_text("hello\n")
-    with pytest.raises(DataError, match="line 1: not JSON"):
+    with raises("bad-syntax", path=path, line=1):
         run(path, station())
     assert path.read_text() == "hello\n"
 
@@ -200,7 +201,7 @@ def test_two_calibrations_do_not_share_a_file(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
     first = calibrate(station(), NO_PAIR, path, budget_s=600)
     next(first)
-    with pytest.raises(UsageError, match="another calibration writes to it"):
+    with raises("file-locked", path=path):
         run(path, station())
 
 

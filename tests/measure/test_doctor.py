@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.errors import DataError, MeterError, MissingError
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.doctor import diagnose, diagnose_simulated, simulated_gpu
 from infergy.measure.loads import FEED_S, QUEUED, SimulatedLoad, TorchLoad
@@ -23,6 +22,7 @@ from infergy.meters.simulated import SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState, Tick
 from infergy.records.behaviour import MeterBehaviour
 from meters.test_nvml import FakeNvml, FakeNvmlError
+from raising import raises
 from waiting import wait_until
 
 IDLE_W, FULL_W = 120.0, 700.0
@@ -196,7 +196,7 @@ class FrozenMeter(SimulatedMeter):
 def test_a_counter_that_stands_still_is_an_error_and_the_load_is_taken_off() -> None:
     gpu = simulated_gpu()
     load = SimulatedLoad(gpu, FULL_W)
-    with pytest.raises(MeterError, match="did not move in 3 s"):
+    with raises("counter-stuck", waited_s=3.0):
         measure_behaviour(FrozenMeter(gpu), load)
     assert gpu.load_w == gpu.idle_w
 
@@ -229,10 +229,10 @@ def test_what_is_kept_reads_back_and_another_file_is_told(tmp_path: Path) -> Non
     found.save(path)
     assert MeterBehaviour.load_file(path) == found
     path.write_text('{"schema": "infergy.meter/0"}')
-    with pytest.raises(DataError, match=r"expected 'infergy.meter/1'"):
+    with raises("wrong-schema", path=path, found="infergy.meter/0", expected="infergy.meter/1"):
         MeterBehaviour.load_file(path)
     path.write_text("not JSON")
-    with pytest.raises(DataError, match="infergy doctor --meter -o"):
+    with raises("file-not-readable", path=path):
         MeterBehaviour.load_file(path)
 
 
@@ -347,7 +347,7 @@ def test_a_board_that_may_not_be_opened_is_told_not_raised(nvml: BoardNvml, monk
 
 @pytest.mark.parametrize(
     ("visible", "words"),
-    [("", "leaves no GPU visible"), ("7", "is no GPU here"), ("MIG-1", "MIG slice")],
+    [("", "leaves no GPU visible"), ("7", "expected a GPU of this machine"), ("MIG-1", "MIG slice")],
 )
 def test_pitfalls_of_cuda_visible_devices_are_told(
     nvml: BoardNvml, monkeypatch: pytest.MonkeyPatch, visible: str, words: str
@@ -475,17 +475,17 @@ def test_the_load_keeps_a_short_queue_full_and_stops_when_told(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("torch", "words"),
+    ("torch", "code", "fields"),
     [
-        (None, "needs torch: pip install torch"),
-        (FakeTorch(available=False), "sees no GPU"),
-        (FakeTorch(uuid="bbbb-2"), "CUDA_VISIBLE_DEVICES=GPU-aaaa-1"),
+        (None, "package-missing", {"package": "torch"}),
+        (FakeTorch(available=False), "package-missing", {"package": "torch with CUDA"}),
+        (FakeTorch(uuid="bbbb-2"), "gpus-differ", {"expected": "GPU-aaaa-1"}),
     ],
 )
 def test_a_load_that_cannot_run_on_the_metered_gpu_says_so(
-    monkeypatch: pytest.MonkeyPatch, torch: FakeTorch | None, words: str
+    monkeypatch: pytest.MonkeyPatch, torch: FakeTorch | None, code: str, fields: dict[str, object]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    with pytest.raises(MissingError, match=words):
+    with raises(code, **fields):
         TorchLoad("GPU-aaaa-1")

@@ -20,7 +20,7 @@ import pytest
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.simulated import SimulatedEngine
-from infergy.errors import DataError, EngineError, UsageError
+from infergy.errors import EngineError
 from infergy.hardware import get_gpu, model_config
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
@@ -43,6 +43,7 @@ from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Peer, Spread
 from infergy.records.visits import join_visits
+from raising import keys_of, raises
 from simulated_truth import truth_of
 from waiting import is_running, wait_until
 
@@ -276,7 +277,7 @@ def test_like_cells_that_agree_save_windows(gpu: SimulatedGpu, surroundings: Sur
 
 
 def test_lost_tokens_are_a_failure_not_a_number(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
-    with pytest.raises(WrongTokensError, match="asked for 256 input and 32 output tokens.*got 256 and 28"):
+    with raises("wrong-tokens", expected=[256, 32], found=[256, 28]):
         measure(gpu, surroundings, seconds=1.0, power_w=300.0, lost=1)
 
 
@@ -322,7 +323,7 @@ def test_a_simulated_sweep_recovers_the_energy_of_the_simulated_gpu(tmp_path: Pa
 
 
 def test_an_engine_that_is_missing_is_told_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean transformers"):
+    with raises("unknown-engine", name="transformer", nearest=["transformers"]):
         list(sweep(tiny_plan(engines=[{"engine": "transformer"}]), tmp_path / "rows.jsonl"))
     assert not (tmp_path / "rows.jsonl").exists()
 
@@ -617,12 +618,12 @@ def test_a_plan_for_another_gpu_is_refused_and_told_which_one_is_here(
         return SimulatedEngine(device, get_gpu("h200")), PretendedMeter(device)
 
     monkeypatch.setattr("infergy.measure.sweep.open_pair", open_pair)
-    with pytest.raises(UsageError, match="Plan for it: --gpu a100-80gb-sxm") if is_refused else nullcontext():
+    with raises("other-gpu", found="a100-80gb-sxm", expected="h200") if is_refused else nullcontext():
         check_plan(tiny_plan(), simulate=False)
 
 
 def test_a_plan_without_its_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no configuration of llama-3.1-8b"):
+    with raises("plan-incomplete", missing="llama-3.1-8b"):
         list(sweep(replace(tiny_plan(), models={}), tmp_path / "rows.jsonl", simulate=True))
     assert not (tmp_path / "rows.jsonl").exists()
 
@@ -636,7 +637,7 @@ def test_a_model_told_by_hand_is_played_but_no_engine_is_asked_to_load_it(tmp_pa
     rows = read_store(tmp_path / "rows.jsonl").rows
     assert rows
     assert all(row.failure is None and row.cell.setup.model == "mine" for row in rows)
-    with pytest.raises(UsageError, match="mine is told by hand, in numbers that no engine loads.*--simulate"):
+    with raises("not-supported", model="mine"):
         check_plan(plan, simulate=False)
 
 
@@ -663,10 +664,12 @@ def test_a_model_has_one_name_and_a_default_written_out_one_id() -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
 def test_times_of_a_grid_are_finite_and_positive(seconds: float) -> None:
-    with pytest.raises(DataError, match="max_batch_s"):
+    with raises("bad-grid") as error:
         tiny_plan(cells=[{"input_tokens": [8], "output_tokens": [8], "max_batch_s": seconds}])
-    with pytest.raises(DataError, match="min_window_s"):
+    assert keys_of(error.value) == ["cells.0.max_batch_s"]
+    with raises("bad-grid") as error:
         tiny_plan(options={"min_window_s": seconds})
+    assert keys_of(error.value) == ["options.min_window_s"]
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
@@ -739,9 +742,7 @@ def test_a_store_of_another_gpu_or_of_pretended_joules_is_not_taken_for_measured
     store = tmp_path / "rows.jsonl"
     list(sweep(tiny_plan(engines=[{"engine": "vllm"}]), store, simulate=True))
     before = store.read_bytes()
-    with pytest.raises(
-        UsageError, match=r"holds rows of simulated NVIDIA H200.*\(simulated\), here is simulated NVIDIA H100"
-    ):
+    with raises("other-gpu", found="simulated NVIDIA H200 SXM 141GB", expected="simulated NVIDIA H100 80GB SXM"):
         list(sweep(tiny_plan(gpu="h100-sxm", engines=[{"engine": "vllm"}]), store, simulate=True))
     assert store.read_bytes() == before
 

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, UsageError
 from infergy.estimates.build import entries_of_rows
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.measure.anchors import plan_again, plan_anchors
@@ -23,6 +22,7 @@ from infergy.records.flags import find_flags
 from infergy.records.store import read_store
 from infergy.workload.arrivals import draw_times, hash_times
 from measure.test_measure import tiny_plan
+from raising import keys_of, raises
 
 VLLM = [{"engine": "vllm"}]
 BLOCK: dict[str, Any] = {"input_tokens": [512], "output_tokens": [64], "batch": [32]}
@@ -158,36 +158,34 @@ def test_the_forecast_of_an_online_cell_is_its_arrivals_and_the_tail() -> None:
 
 
 def test_what_cannot_be_is_refused_before_anything_runs() -> None:
-    with pytest.raises(
-        UsageError, match="transformers: poisson4: this engine serves static batches.*continuous"
-    ) as one:
+    with raises("engine-lacks", engine="transformers", option="arrivals", value="poisson4"):
         tiny_plan(engines=[{"engine": "transformers"}], cells=[BLOCK | {"rate": [4]}])
-    assert 'engine = "vllm"' in str(one.value)
-    with pytest.raises(UsageError) as error:
+    with raises("grid-rejected") as error:
         tiny_plan(engines=[*VLLM, {"engine": "transformers"}], cells=[BLOCK | {"rate": [4], "decoding": ["beam4"]}])
-    assert "vllm: beam4" in str(error.value)
-    assert "transformers: poisson4" in str(error.value)
-    with pytest.raises(UsageError, match="the batch is the number of requests of a run; give numbers"):
+    lacks = [(reason["fields"]["engine"], reason["fields"]["value"]) for reason in error.value.fields["reasons"]]
+    assert lacks == [("vllm", "beam4"), ("transformers", "poisson4")]
+    with raises("options-conflict", options={"arrivals": "poisson4", "batch": "largest"}):
         tiny_plan(engines=VLLM, cells=[{key: BLOCK[key] for key in ("input_tokens", "output_tokens")} | {"rate": [4]}])
-    with pytest.raises(UsageError, match="prefill and decode of many requests overlap"):
+    with raises("options-conflict", options={"arrivals": "poisson4", "paired": True}):
         tiny_plan(engines=VLLM, cells=[BLOCK | {"rate": [4], "paired": True}])
-    with pytest.raises(UsageError, match="1 requests by poisson4: arrivals need a run of 2 or more"):
+    with raises("bad-value", option="batch", value=1, arrivals="poisson4"):
         tiny_plan(engines=VLLM, cells=[BLOCK | {"rate": [4], "batch": [1]}])
 
 
 @pytest.mark.parametrize(
     ("axes", "place"),
     [
-        ({"rate": [0]}, r"cells\.0\.rate\.0"),
-        ({"rate": [-1.0]}, r"cells\.0\.rate\.0"),
-        ({"rate": [4], "burstiness": 0}, r"cells\.0\.burstiness"),
-        ({"arrivals": ["poisson0"]}, r"cells\.0\.arrivals\.0"),
-        ({"arrivals": ["offline", "often"]}, r"cells\.0\.arrivals\.1: .*mean nothing; expected offline, poisson4"),
+        ({"rate": [0]}, "cells.0.rate.0"),
+        ({"rate": [-1.0]}, "cells.0.rate.0"),
+        ({"rate": [4], "burstiness": 0}, "cells.0.burstiness"),
+        ({"arrivals": ["poisson0"]}, "cells.0.arrivals.0"),
+        ({"arrivals": ["offline", "often"]}, "cells.0.arrivals.1"),
     ],
 )
 def test_rates_that_mean_nothing_are_told_with_their_place(axes: dict[str, Any], place: str) -> None:
-    with pytest.raises(DataError, match=place):
+    with raises("bad-grid") as error:
         tiny_plan(engines=VLLM, cells=[BLOCK | axes])
+    assert keys_of(error.value) == [place]
 
 
 def test_a_plan_without_its_times_is_refused(tmp_path: Path) -> None:
@@ -196,7 +194,7 @@ def test_a_plan_without_its_times_is_refused(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "plan.json").read_text())
     data["cells"][0]["arrival_s"] = data["cells"][0]["arrival_s"][:5]
     (tmp_path / "plan.json").write_text(json.dumps(data))
-    with pytest.raises(DataError, match="holds 5 times of arrival for vllm-poisson4"):
+    with raises("plan-incomplete", missing="arrival_s", found=5):
         measured(Plan.load(tmp_path / "plan.json"), tmp_path / "rows.jsonl")
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from infergy.engines.simulated import SimulatedEngine
-from infergy.errors import DataError, UsageError
 from infergy.measure.replays import REPLAY_OPTIONS, Replay, plan_replays
 from infergy.measure.sweep import sweep
 from infergy.measure.warmup import WARMUP_REPLAY_TOKENS, WARMUP_REQUESTS, warm_up
 from infergy.records import EngineSetup, Measurement, Plan, result_of
 from infergy.records.latency import backlog_of, percentiles
 from infergy.records.store import read_store
+from raising import raises, rejects
 
 CONVERSATION, CODE = "azure-conv-2023", "azure-code-2023"
 
@@ -173,21 +173,21 @@ def test_a_warm_up_is_a_burst_of_the_replays_own_requests_that_trickles_out(monk
 
 def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -> None:
     window = Replay(source=CONVERSATION, from_s=600, for_s=75)
-    with pytest.raises(UsageError, match="static batches"):
+    with rejects("engine-lacks", engine="transformers", option="arrivals"):
         plan_of(window, label="transformers")
-    with pytest.raises(UsageError, match="max_model_len = 1024"):
+    with raises("too-long", limit=1024):
         plan_of(window, label="vllm-server-len1024")
-    with pytest.raises(UsageError, match="--from 10m --for 75s"):
+    with raises("option-missing", option="--for"):
         plan_of(Replay(source=CONVERSATION))
-    with pytest.raises(UsageError, match="--requests 1000"):
+    with raises("option-missing", alternatives=["--requests"]):
         plan_of(replace(window, requests=10))
-    with pytest.raises(UsageError, match="no replay"):
+    with raises("option-missing", option="replays"):
         plan_of()
-    with pytest.raises(DataError, match="another part of the trace"):
+    with raises("too-few-requests", trace=CODE):
         plan_of(Replay(source=CODE, from_s=720, for_s=50))
     bare = tmp_path / "bare.csv"
     bare.write_text("ContextTokens,GeneratedTokens\n10,5\n12,6\n")
-    with pytest.raises(DataError, match="no times of arrival"):
+    with raises("no-arrivals", trace=str(bare)):
         plan_of(Replay(source=str(bare), for_s=5))
 
 
@@ -197,5 +197,5 @@ def test_options_of_vllm_are_refused_for_another_engine() -> None:
 
     engine = SimulatedEngine(pretend_node(get_gpu("h200"), 1), get_gpu("h200"))
     for part in ("server", "bt2048", "pc", "mem0.9", "len4096"):
-        with pytest.raises(UsageError, match='engine = "vllm" has'):
+        with raises("engine-lacks", engine="transformers"):
             engine.check(setup(f"transformers-{part}"))

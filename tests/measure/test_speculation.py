@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, UsageError
 from infergy.estimates.build import entries_of_rows
 from infergy.measure.grid import parse_grid
 from infergy.measure.sweep import sweep
@@ -19,8 +18,10 @@ from infergy.records import EngineSetup, Measurement, Plan, derive
 from infergy.records.speculation import Drafts, Speculation, sum_drafts, tokens_per_round
 from infergy.records.store import read_store
 from measure.test_measure import tiny_plan
+from raising import keys_of, raises, rejects
 
 DRAFT = {"draft": "llama-3.2-1b", "look_ahead": 4, "acceptance": 0.8}
+SPEC = "spec4:llama-3.2-1b:0.8"
 CELLS = [{"input_tokens": [512], "output_tokens": [64], "batch": [1, 128]}]
 
 
@@ -51,7 +52,7 @@ def test_a_label_parses_to_what_it_stands_for_whatever_the_name_of_the_draft(spe
 
 @pytest.mark.parametrize("label", ["vllm-spec:llama:0.8", "vllm-spec4:", "vllm-spec4:m:often", "vllm-spec4:m:0.8:x"])
 def test_a_label_of_speculation_that_means_nothing_is_told_with_one_that_does(label: str) -> None:
-    with pytest.raises(UsageError, match=r"spec4:llama-3\.2-1b:0\.8"):
+    with raises("bad-value", option="speculation"):
         EngineSetup.parse_label(label)
 
 
@@ -64,38 +65,50 @@ def test_set_ups_without_a_draft_keep_their_ids_and_others_differ_by_each_of_its
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "code", "fields"),
     [
-        ({"look_ahead": 0}, "look_ahead must be at least 1"),
-        ({"acceptance": 1.2}, "acceptance is a probability, 0 to 1, not 1.2"),
-        ({"acceptance": -0.1}, "acceptance is a probability"),
-        ({"acceptance": float("nan")}, "acceptance is a probability"),
-        ({"acceptance": None}, r"set it: acceptance = 0\.8, or --engine vllm-spec4:llama-3\.2-1b:0\.8"),
-        ({"draft": "qwen3-8b"}, "drafts from 151936 tokens, llama-3.1-8b has 128256"),
-        ({"draft": "llama-3.2-9b"}, "unknown model 'llama-3.2-9b'"),
-        ({"draft": "llama-3.1-8b"}, "cannot draft for itself"),
-        ({"weights": "some/draft"}, "the model's are random"),
+        ({"look_ahead": 0}, "bad-value", {"option": "look_ahead", "value": 0}),
+        ({"acceptance": 1.2}, "bad-value", {"option": "acceptance", "value": 1.2}),
+        ({"acceptance": -0.1}, "bad-value", {"option": "acceptance"}),
+        ({"acceptance": float("nan")}, "bad-value", {"option": "acceptance"}),
+        ({"acceptance": None}, "option-missing", {"option": "acceptance"}),
+        ({"draft": "qwen3-8b"}, "wrong-draft", {"draft": "qwen3-8b"}),
+        ({"draft": "llama-3.2-9b"}, "unknown-model", {"name": "llama-3.2-9b"}),
+        ({"draft": "llama-3.1-8b"}, "wrong-draft", {"draft": "llama-3.1-8b", "model": "llama-3.1-8b"}),
+        (
+            {"weights": "some/draft"},
+            "options-conflict",
+            {"options": {"weights": "random", "speculation.weights": "some/draft"}},
+        ),
     ],
 )
-def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_a_draft_that_cannot_be_right_is_refused_before_anything_runs(
+    change: dict[str, Any], code: str, fields: dict[str, Any]
+) -> None:
+    with rejects(code, **fields):
         plan_of(DRAFT | change)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "code", "fields"),
     [
-        ({"weights": "me/llama"}, "with real weights the acceptance is measured, not set"),
-        ({"compiled": True}, "what is compiled has no draft model"),
-        ({"dtype": "fp8"}, "a draft beside a quantised model"),
-        ({"cells": [CELLS[0] | {"decoding": ["beam4"]}]}, "no engine drafts for beams"),
-        ({"engine": "transformers"}, 'random ones agree on nothing; .*engine = "vllm", whose acceptance can be set'),
-        ({"tensor_parallel": 3}, "does not divide the 32 attention heads of llama-3.2-1b"),
-        ({"cells": [{"input_tokens": [131072], "output_tokens": [8]}]}, "131072 positions of llama-3.2-1b"),
+        ({"weights": "me/llama"}, "options-conflict", {"options": {"speculation": SPEC, "weights": "me/llama"}}),
+        ({"compiled": True}, "options-conflict", {"options": {"compiled": True, "speculation": SPEC}}),
+        ({"dtype": "fp8"}, "options-conflict", {"options": {"dtype": "fp8", "speculation": SPEC}}),
+        (
+            {"cells": [CELLS[0] | {"decoding": ["beam4"]}]},
+            "options-conflict",
+            {"options": {"decoding": "beam4", "speculation": SPEC}},
+        ),
+        ({"engine": "transformers"}, "engine-lacks", {"engine": "transformers", "option": "speculation"}),
+        ({"tensor_parallel": 3}, "bad-value", {"option": "tensor_parallel", "value": 3}),
+        ({"cells": [{"input_tokens": [131072], "output_tokens": [8]}]}, "too-long", {"limit": 131072}),
     ],
 )
-def test_what_no_engine_drafts_for_is_refused_with_its_reason(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_what_no_engine_drafts_for_is_refused_with_its_reason(
+    change: dict[str, Any], code: str, fields: dict[str, Any]
+) -> None:
+    with rejects(code, **fields):
         plan_of(DRAFT, **change)
 
 
@@ -106,7 +119,7 @@ def test_transformers_assists_one_request_and_is_refused_more_before_anything_ru
     one = [CELLS[0] | {"batch": [1]}]
     (planned,) = plan_of(REAL, engine="transformers", weights="me/model", cells=one).cells
     assert planned.cell.setup.label == "transformers-spec4:llama-3.2-1b:measured"
-    with pytest.raises(UsageError, match='128 requests at once: transformers assists one request.*engine = "vllm"'):
+    with raises("engine-lacks", engine="transformers", option="batch", value=128):
         plan_of(REAL, engine="transformers", weights="me/model")
 
 
@@ -124,14 +137,15 @@ def test_real_weights_of_both_leave_the_acceptance_to_be_measured() -> None:
     real = {"draft": "llama-3.2-1b", "look_ahead": 4, "weights": "me/draft"}
     (setup,) = plan_of(real, weights="me/model").by_setup()
     assert setup.label == "vllm-spec4:llama-3.2-1b:measured"
-    with pytest.raises(UsageError, match="those of its draft are missing"):
+    with raises("option-missing", option="speculation.weights"):
         plan_of(real | {"weights": None}, weights="me/model")
 
 
 def test_a_key_that_means_nothing_is_told_with_its_place() -> None:
     engines = [{"engine": "vllm", "speculation": DRAFT | {"lookahead": 4}}]
-    with pytest.raises(DataError, match=r"engines\.0\.speculation\.lookahead"):
+    with raises("bad-grid", place="g") as error:
         parse_grid({"name": "g", "gpu": "h200", "model": "llama-3.1-8b", "engines": engines, "cells": CELLS}, "g")
+    assert keys_of(error.value) == ["engines.0.speculation.lookahead"]
 
 
 def test_a_plan_carries_both_configurations_and_one_without_the_drafts_is_refused(tmp_path: Path) -> None:
@@ -140,14 +154,14 @@ def test_a_plan_carries_both_configurations_and_one_without_the_drafts_is_refuse
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     without = replace(plan, models={"llama-3.1-8b": plan.models["llama-3.1-8b"]})
-    with pytest.raises(DataError, match=r"the plan holds no configuration of llama-3\.2-1b"):
+    with raises("plan-incomplete", missing="llama-3.2-1b"):
         list(sweep(without, tmp_path / "rows.jsonl", simulate=True))
 
 
 def test_a_plan_whose_draft_has_another_vocabulary_is_refused(tmp_path: Path) -> None:
     plan = plan_of(DRAFT)
     other = {**plan.models["llama-3.2-1b"], "vocab_size": 32000}
-    with pytest.raises(UsageError, match="drafts from 32000 tokens"):
+    with raises("wrong-draft", draft="llama-3.2-1b", model="llama-3.1-8b"):
         list(sweep(replace(plan, models={**plan.models, "llama-3.2-1b": other}), tmp_path / "r.jsonl", simulate=True))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from infergy.errors import MeterError, MissingError, UsageError
 from infergy.meters import Power
 from infergy.meters.nvml import NvmlMeter, visible_uuids
+from raising import raises
 
 UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
 
@@ -33,12 +33,12 @@ def test_cuda_visible_devices_is_honoured_in_its_order(visible: str | None, expe
 
 @pytest.mark.parametrize("visible", ["7", "GPU-", "GPU-zz", "one"])
 def test_an_entry_that_names_no_gpu_is_refused_with_those_there_are(visible: str) -> None:
-    with pytest.raises(UsageError, match=r"is no GPU here; there are 0 \(GPU-aaaa-1\)"):
+    with raises("bad-value", option="CUDA_VISIBLE_DEVICES", value=visible):
         visible_uuids(UUIDS, {"CUDA_VISIBLE_DEVICES": visible})
 
 
 def test_a_mig_slice_is_refused_because_its_energy_cannot_be_told_apart() -> None:
-    with pytest.raises(UsageError, match="MIG"):
+    with raises("mig", gpu="MIG-1234"):
         visible_uuids(UUIDS, {"CUDA_VISIBLE_DEVICES": "MIG-1234"})
 
 
@@ -145,23 +145,23 @@ def test_a_power_field_that_does_not_answer_is_none(nvml: FakeNvml) -> None:
 
 def test_a_gpu_without_a_counter_is_named(nvml: FakeNvml) -> None:
     nvml.has_counter = False
-    with pytest.raises(MissingError, match="NVIDIA Test has no energy counter"):
+    with raises("counter-missing", gpu="NVIDIA Test"):
         NvmlMeter.open(1)
 
 
 def test_a_counter_that_vanishes_after_it_has_counted_is_the_instruments_fault(nvml: FakeNvml) -> None:
     meter = NvmlMeter.open(1)
     nvml.has_counter = False
-    with pytest.raises(MeterError, match=r"could not read the energy counter of GPU 0 \(GPU-aaaa-1\): Not Supported"):
+    with raises("counter-unreadable", index=0, uuid="GPU-aaaa-1"):
         meter.read()
 
 
 def test_too_few_gpus_say_how_many_are_visible(nvml: FakeNvml) -> None:
-    with pytest.raises(MissingError, match=r"2 GPUs are wanted, 1 are visible"):
+    with raises("gpu-missing", wanted=2, found=1):
         NvmlMeter.open(2)
 
 
 def test_without_nvml_the_message_says_what_to_install_and_how_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(MissingError, match=r"pip install nvidia-ml-py.*--simulate"):
+    with raises("package-missing", package="nvidia-ml-py"):
         NvmlMeter.open(1)

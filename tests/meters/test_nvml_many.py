@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from infergy.errors import GpuLostError, MeterError, MissingError, UsageError
+from infergy.errors import GpuLostError
 from infergy.measure.cell import measure_idle
 from infergy.meters import Power
 from infergy.meters.nvml import NvmlMeter
 from infergy.testing import FakeClock
 from meters.test_nvml import FakeNvml, FakeNvmlError
+from raising import raises
 
 WATTS = {"GPU-aaaa-1": 100.0, "GPU-bbbb-2": 210.0, "GPU-cccc-3": 330.0, "GPU-cddd-4": 470.0}
 
@@ -109,31 +110,31 @@ def test_exactly_the_first_gpus_that_the_engine_sees_are_counted(
 
 
 @pytest.mark.parametrize(
-    ("visible", "error", "words"),
+    ("visible", "code", "fields"),
     [
-        ("", MissingError, "2 GPUs are wanted, 0 are visible"),
-        ("-1", MissingError, "2 GPUs are wanted, 0 are visible"),
-        ("2", MissingError, "2 GPUs are wanted, 1 are visible"),
-        ("1,1", UsageError, "names GPU-bbbb-2 twice"),
-        ("GPU-b,GPU-bbbb", UsageError, "names GPU-bbbb-2 twice"),
-        ("0,GPU-b", UsageError, "mixes indexes and UUIDs.*Give one kind: GPU-aaaa-1,GPU-bbbb-2"),
-        ("GPU-c", UsageError, "is no GPU here"),
-        ("0,4", UsageError, "is no GPU here"),
-        ("0,MIG-1", UsageError, "MIG slice"),
+        ("", "gpu-missing", {"wanted": 2, "found": 0}),
+        ("-1", "gpu-missing", {"wanted": 2, "found": 0}),
+        ("2", "gpu-missing", {"wanted": 2, "found": 1}),
+        ("1,1", "bad-value", {"value": "1,1"}),
+        ("GPU-b,GPU-bbbb", "bad-value", {"value": "GPU-b,GPU-bbbb"}),
+        ("0,GPU-b", "bad-value", {"value": "0,GPU-b"}),
+        ("GPU-c", "bad-value", {"value": "GPU-c"}),
+        ("0,4", "bad-value", {"value": "4"}),
+        ("0,MIG-1", "mig", {"gpu": "MIG-1"}),
     ],
 )
 def test_what_cuda_would_see_otherwise_is_refused(
-    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch, visible: str, error: type[Exception], words: str
+    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch, visible: str, code: str, fields: dict[str, object]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(error, match=words):
+    with raises(code, **fields):
         NvmlMeter.open(2)
     assert nvml.started == 0
 
 
 def test_a_board_cut_into_slices_is_refused_and_others_are_not(nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml.mig = {"GPU-bbbb-2"}
-    with pytest.raises(UsageError, match="GPU-bbbb-2 is cut into MIG slices"):
+    with raises("mig", gpu="GPU-bbbb-2"):
         NvmlMeter.open(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
     assert [gpu.uuid for gpu in NvmlMeter.open(2).gpus] == ["GPU-aaaa-1", "GPU-cccc-3"]
@@ -142,7 +143,7 @@ def test_a_board_cut_into_slices_is_refused_and_others_are_not(nvml: NodeNvml, m
 def test_a_counter_that_fails_is_named(nvml: NodeNvml) -> None:
     meter = open_meter(nvml, 3)
     nvml.failing["GPU-bbbb-2"] = FakeNvmlError("Timeout")
-    with pytest.raises(MeterError, match=r"energy counter of GPU 1 \(GPU-bbbb-2\): Timeout") as told:
+    with raises("counter-unreadable", index=1, uuid="GPU-bbbb-2", reason="Timeout") as told:
         meter.read()
     assert not isinstance(told.value, GpuLostError)
 
@@ -152,9 +153,9 @@ def test_a_lost_gpu_is_named_and_those_that_do_not_need_it_are_metered(
 ) -> None:
     meter = open_meter(nvml, 3)
     nvml.failing["GPU-bbbb-2"] = FakeGpuIsLostError("GPU is lost")
-    with pytest.raises(GpuLostError, match=r"GPU 1 \(GPU-bbbb-2\) is lost: GPU is lost.*Xid"):
+    with raises("gpu-lost", index=1, uuid="GPU-bbbb-2", reason="GPU is lost"):
         meter.read()
-    with pytest.raises(GpuLostError, match="GPU 1 .* is lost"):
+    with raises("gpu-lost", index=1):
         NvmlMeter.open(2)
     assert [gpu.uuid for gpu in NvmlMeter.open(1).gpus] == ["GPU-aaaa-1"]
     # The index of a GPU is its place on the bus, whether those before it answer or not.

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from infergy.errors import MeterError, MissingError
 from infergy.meters import Meter, open_meter
 from infergy.testing import METER_RULES, FakeClock, check_meter
 from installed import install_infergy
 from powercap import PowercapClock
+from raising import raises
 
 SCOPES = {"zeus-gpu": "gpu-board", "zeus-cpu": "cpu-package", "zeus-dram": "dram", "zeus-soc-gpu": "soc-gpu"}
 POWERS_W = {"zeus-gpu": 512.0, "zeus-cpu": 90.0, "zeus-dram": 7.0, "zeus-soc-gpu": 3.0}
@@ -136,31 +136,31 @@ def test_a_zone_that_covers_the_packages_once_more_is_no_package(zeus: Any) -> N
 def test_a_counter_that_falls_is_an_error_and_never_a_negative_joule(zeus: Any) -> None:
     meter = open_meter("zeus-cpu", 1)
     zeus.clock = FakeClock(-5.0)
-    with pytest.raises(MeterError, match=r"counter of cpu-package-0 fell from 1000\.0 J to 550\.0 J.*--retry-failed"):
+    with raises("counter-wrong", uuid="cpu-package-0", was_j=1000.0, now_j=550.0):
         meter.read()
 
 
 def test_what_is_missing_is_told_with_what_to_do(zeus: Any, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"3 GPUs are wanted \(tensor_parallel\), zeus sees 2"):
+    with raises("gpu-missing", wanted=3, found=2):
         open_meter("zeus-gpu", 3)
     zeus.has_counter = False
-    with pytest.raises(MissingError, match=r"AMD Instinct MI300X \(GPU 0\) has no energy counter"):
+    with raises("counter-missing", gpu="AMD Instinct MI300X", index=0):
         open_meter("zeus-gpu", 1)
     zeus.has_dram = False
-    with pytest.raises(MissingError, match=r"CPU package 0 does not count the energy of its DRAM; --meter zeus-cpu"):
+    with raises("counter-missing", package=0, part="DRAM"):
         open_meter("zeus-dram", 1)
-    with pytest.raises(MissingError, match="a system on a chip has one"):
+    with raises("gpu-missing", wanted=2, found=1):
         open_meter("zeus-soc-gpu", 2)
     zeus.rapl_dir = str(tmp_path / "nowhere")
-    with pytest.raises(MissingError, match="names no CPU package; look at: cat"):
+    with raises("counter-missing", path=tmp_path / "nowhere"):
         open_meter("zeus-cpu", 1)
     zeus.finds = False
-    with pytest.raises(MissingError, match="zeus finds nothing for meter zeus-gpu: NVML and AMDSMI unavailable"):
+    with raises("counter-missing", meter="zeus-gpu"):
         open_meter("zeus-gpu", 1)
 
 
 @pytest.mark.parametrize("name", SCOPES)
 def test_without_zeus_the_extra_is_named(site: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "zeus", None)
-    with pytest.raises(MissingError, match=rf"meter {name} needs zeus: pip install 'infergy\[zeus\]'"):
+    with raises("package-missing", package="zeus", install="pip install 'infergy[zeus]'"):
         open_meter(name, 1)

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 from scipy.stats import ttest_1samp
 
-from infergy.errors import DataError
 from infergy.quality.compare import Ratio, compare
 from infergy.records import GpuIdentity, Measurement, Tick
 from known_tables import power_law, rows_of, with_environment
+from raising import raises
 from rows import UUID, build_row
 
 
@@ -120,14 +120,14 @@ def test_what_differs_in_the_environments_is_told() -> None:
 def test_cells_that_were_served_other_token_ids_are_told() -> None:
     a = replace(build_row(), prompt_sha256="aa")
     b = replace(build_row(energy_j=1010.0), prompt_sha256="bb", seed=7)
-    assert compare([a], [b]).differences == (f"token ids of 1 of 1 cells: seed {a.seed} against 7",)
+    assert compare([a], [b]).differences == (f"token ids of 1 of 1 cell: seed {a.seed} against 7",)
     assert not compare([a], [replace(b, prompt_sha256="aa")]).differences
     # Rows from before it was told say nothing.
     assert not compare([a], [replace(b, prompt_sha256=None)]).differences
 
 
 def test_nothing_in_common_is_an_error_that_says_what_must_agree() -> None:
-    with pytest.raises(DataError, match="no measured cell in common: engine, model, weights, lengths and batch"):
+    with raises("no-common-cells"):
         compare(rows_of(inputs=[32]), rows_of(inputs=[128]))
 
 
@@ -147,5 +147,5 @@ def test_a_cell_of_which_both_hold_the_same_row_tells_nothing_and_is_left_out() 
 
 def test_where_both_hold_the_same_rows_only_an_error_says_so() -> None:
     rows = rows_of(power_law, inputs=[32, 128], outputs=[8])
-    with pytest.raises(DataError, match="of each of the 2 cells that the two files share they hold the very same row"):
+    with raises("same-rows", cells=2):
         compare(rows, [*rows, *rows_of(inputs=[512], outputs=[8])])

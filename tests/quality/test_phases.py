@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from infergy.engines.simulated import SimulatedEngine
-from infergy.errors import DataError, UsageError
 from infergy.hardware import get_gpu, get_model, model_config
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import measure_cell, measure_idle
@@ -23,6 +22,7 @@ from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
 from infergy.records.shipped import shipped_store
 from infergy.records.store import read_store
+from raising import raises
 from rows import build_row
 from simulated_truth import truth_of
 
@@ -375,9 +375,9 @@ def test_the_shipped_table_is_explained_and_agrees_with_what_its_hardware_should
 
 
 def test_rows_without_a_measured_cell_and_unknown_set_ups_are_told() -> None:
-    with pytest.raises(DataError, match="mine.jsonl: no measured cell. Make some with: infergy measure"):
+    with raises("no-rows", path="mine.jsonl"):
         find_phases([], file="mine.jsonl")
-    with pytest.raises(UsageError, match="unknown engine of the table 'vlm'; did you mean vllm"):
+    with raises("unknown-name", kind="engine of the table", name="vlm", nearest=["vllm"]):
         find_phases([build_row()], label="vlm")
 
 

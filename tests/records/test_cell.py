@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.errors import UsageError
 from infergy.records import GREEDY, Arrivals, Cell, Decoding, EngineSetup, Load
+from raising import raises
 
 LOAD = Load(input_tokens=512, output_tokens=64, batch=8)
 
@@ -34,7 +34,7 @@ def test_the_label_tells_eager_from_graphs() -> None:
 @pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "batch"])
 def test_a_load_of_nothing_is_refused(field: str) -> None:
     values: dict[str, Any] = {"input_tokens": 1, "output_tokens": 1, "batch": 1} | {field: 0}
-    with pytest.raises(UsageError, match=f"{field} must be at least 1"):
+    with raises("bad-value", option=field, value=0, expected="at least 1"):
         Load(**values)
 
 
@@ -54,7 +54,7 @@ def test_a_bound_on_sequences_is_in_the_label_and_leaves_other_ids_alone() -> No
     assert setup.label == "vllm-s256"
     assert EngineSetup(model="m", **EngineSetup.parse_label(setup.label)) == setup
     assert setup.id != EngineSetup(engine="vllm", model="m").id
-    with pytest.raises(UsageError, match="max_sequences must be at least 1"):
+    with raises("bad-value", option="max_sequences", value=0, expected="at least 1"):
         EngineSetup(engine="vllm", model="m", max_sequences=0)
 
 
@@ -84,25 +84,25 @@ def test_greedy_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code", "fields"),
     [
-        ({"beams": 0}, "beams must be at least 1, not 0"),
-        ({"top_p": 0.9}, "give a temperature too"),
-        ({"top_k": 5}, "give a temperature too"),
-        ({"beams": 2, "temperature": 1.0}, "samples nothing"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"temperature": 1.0, "top_p": 1.5}, "at most 1"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k at least 1"),
+        ({"beams": 0}, "bad-value", {"option": "beams", "value": 0}),
+        ({"top_p": 0.9}, "option-missing", {"option": "temperature"}),
+        ({"top_k": 5}, "option-missing", {"option": "temperature"}),
+        ({"beams": 2, "temperature": 1.0}, "options-conflict", {"options": {"beams": 2, "temperature": 1.0}}),
+        ({"temperature": 0.0}, "bad-value", {"value": [0.0, 1.0, None]}),
+        ({"temperature": 1.0, "top_p": 1.5}, "bad-value", {"value": [1.0, 1.5, None]}),
+        ({"temperature": 1.0, "top_k": 0}, "bad-value", {"value": [1.0, 1.0, 0]}),
     ],
 )
-def test_a_decoding_that_means_nothing_is_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_a_decoding_that_means_nothing_is_refused(options: dict[str, Any], code: str, fields: dict[str, Any]) -> None:
+    with raises(code, **fields):
         Decoding(**options)
 
 
 @pytest.mark.parametrize("label", ["beams4", "t", "0.8", "t0.8-k", "greedy4", "", "t1.2.3"])
 def test_a_label_that_means_nothing_is_told(label: str) -> None:
-    with pytest.raises(UsageError, match="means nothing; expected greedy, beam4, t0.8"):
+    with raises("bad-value", option="decoding", value=label):
         Decoding.parse_label(label)
 
 
@@ -154,11 +154,14 @@ def test_the_id_of_a_replay_all_at_once_is_as_before_there_were_windows() -> Non
     ],
 )
 def test_an_option_of_vllm_that_cannot_be_is_refused(field: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=field.replace("usage_", "usage ")):
+    with raises(
+        "unknown-name" if field == "usage_context" else "bad-value",
+        **({"name": value} if field == "usage_context" else {"option": field, "value": value}),
+    ):
         EngineSetup(engine="vllm", model="m", **{field: value})
 
 
 @pytest.mark.parametrize("part", ["s", "bt", "mem", "s1.5", "len0.5", "servers"])
 def test_a_part_of_a_label_without_its_number_is_refused(part: str) -> None:
-    with pytest.raises(UsageError, match="part of the engine label"):
+    with raises("unknown-name", name=part, label=f"vllm-{part}"):
         EngineSetup.parse_label(f"vllm-{part}")

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.cli.schema import make_schema
-from infergy.errors import DataError, UsageError
 from infergy.records import Measurement
 from infergy.records.merge import join, merge
 from infergy.records.store import StoreWriter, read_store
 from known_tables import write_store
+from raising import raises
 from rows import build_row
 
 
@@ -94,11 +94,11 @@ def test_every_row_is_kept_once_by_time_and_inputs_are_left_alone(tmp_path: Path
 
 def test_one_row_told_in_two_ways_is_refused_and_nothing_is_written(tmp_path: Path, stores: list[Path]) -> None:
     changed = write_store(tmp_path / "d.jsonl", [replace(row_at(5, input_tokens=64), seed=99)])
-    with pytest.raises(DataError, match=r"a\.jsonl and .*d\.jsonl tell the row of .* differently"):
+    with raises("rows-differ", files=[stores[0], tmp_path / "d.jsonl"]):
         merge(tmp_path / "out.jsonl", [*stores, changed])
     assert not (tmp_path / "out.jsonl").exists()
     old = stores[0].read_bytes()
-    with pytest.raises(DataError, match="differently"):
+    with raises("rows-differ"):
         merge(stores[0], [changed])
     assert stores[0].read_bytes() == old
 
@@ -111,7 +111,7 @@ def test_joules_of_another_scope_or_of_no_real_gpu_are_refused(tmp_path: Path, s
     ):
         path = tmp_path / f"{told}.jsonl"
         write_store(path, [other])
-        with pytest.raises(UsageError, match=f"cannot be one store: {told}"):
+        with raises("environments-differ", fact=told):
             merge(tmp_path / "out.jsonl", [*stores, path])
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -126,7 +126,7 @@ def test_a_half_written_line_is_told_and_left_where_it_is(tmp_path: Path, stores
 
 
 def test_a_store_that_a_sweep_writes_to_is_left_alone(tmp_path: Path, stores: list[Path]) -> None:
-    with StoreWriter(tmp_path / "out.jsonl"), pytest.raises(UsageError, match="another sweep is writing"):
+    with StoreWriter(tmp_path / "out.jsonl"), raises("file-locked", path=tmp_path / "out.jsonl"):
         merge(tmp_path / "out.jsonl", stores)
 
 

@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.errors import DataError, UsageError
 from infergy.records import Measurement
 from infergy.records.store import StoreWriter, read_store
+from raising import raises
 from rows import build_row
 
 Row = Callable[..., Measurement]
@@ -53,25 +52,25 @@ def test_cut_anywhere_a_store_keeps_every_whole_row_and_sets_the_rest_aside(shar
 
 
 def test_two_sweeps_cannot_hold_one_store(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path / "s.jsonl"), pytest.raises(UsageError, match="another sweep is writing"):
+    with StoreWriter(tmp_path / "s.jsonl"), raises("file-locked", path=tmp_path / "s.jsonl"):
         StoreWriter(tmp_path / "s.jsonl")
 
 
 def test_damage_before_the_last_line_is_told_with_its_line(tmp_path: Path, row: Row) -> None:
     good = json.dumps(row().to_json())
     (tmp_path / "s.jsonl").write_text(f"{good}\n{{half\n{good}\n")
-    with pytest.raises(DataError, match=r"s\.jsonl line 2: not JSON"):
+    with raises("bad-syntax", path=tmp_path / "s.jsonl", line=2, form="JSON"):
         read_store(tmp_path / "s.jsonl")
 
 
 def test_a_foreign_file_is_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     path.write_text('{"my": "notes"}\n')
-    with pytest.raises(DataError, match="not an infergy measurement"):
+    with raises("wrong-schema", place=f"{path} line 1", found=None):
         StoreWriter(path)
     assert path.read_text() == '{"my": "notes"}\n'
 
 
 def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="infergy measure"):
+    with raises("file-not-found", path=tmp_path / "none.jsonl"):
         read_store(tmp_path / "none.jsonl")

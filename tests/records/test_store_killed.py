@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from infergy.errors import UsageError
 from infergy.records.store import StoreWriter, create_store, read_store
+from raising import raises
 from rows import build_row
 
 SRC, TESTS = str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])
@@ -147,9 +147,9 @@ def test_a_store_made_at_once_replaces_none_and_leaves_no_draft(tmp_path: Path, 
     made = read_store(rows).rows
     create_store(tmp_path / "new.jsonl", made[:1])
     before = (tmp_path / "new.jsonl").read_bytes()
-    with pytest.raises(UsageError, match="there is such a file already"):
+    with raises("file-exists", path=tmp_path / "new.jsonl"):
         create_store(tmp_path / "new.jsonl", made)
-    with pytest.raises(UsageError, match="cannot be written"):
+    with raises("file-not-writable", path=tmp_path / "none" / "new.jsonl"):
         create_store(tmp_path / "none" / "new.jsonl", made)
     assert (tmp_path / "new.jsonl").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.jsonl", "wanted.jsonl"]

@@ -16,7 +16,6 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, UsageError
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.servers import ServerSpec
 from infergy.measure.grid import make_plan, parse_grid, read_toml, shrink
@@ -34,6 +33,7 @@ from infergy.report.points import Point, read_points
 from infergy.report.studies import STUDIES
 from infergy.units import format_number, format_percent
 from measure.test_measure import SRC
+from raising import raises
 from rows import build_row
 
 ROOT = Path(__file__).parents[2]
@@ -320,12 +320,12 @@ def test_mixed_environments_are_refused_with_the_reason_or_split_by_the_users_wo
     rows = sweep()
     other = [dataclasses.replace(r, environment=dataclasses.replace(r.environment, driver="2")) for r in sweep()]
     files = [store(tmp_path, rows, "a.jsonl"), store(tmp_path, other, "b.jsonl")]
-    with pytest.raises(UsageError, match=r"two environments: driver: 1 against 2.*--mixed split"):
+    with raises("environments-differ", fact="driver", was="1", now="2"):
         build_report(files)
     (figure,) = [one for one in build_report(files, mixed="split").figures if one.name == "sequences-output"]
     assert {row[1] for row in figure.table} == {"vllm; driver 1", "vllm; driver 2"}
     assert len(figure.table) == 2 * len(OUTPUTS)
-    with pytest.raises(UsageError, match="unknown rule for mixed environments 'spilt'; did you mean split"):
+    with raises("unknown-name", name="spilt", nearest=["split"]):
         build_report(files, mixed="spilt")
 
 
@@ -339,7 +339,7 @@ def test_boards_of_another_kind_beside_each_other_are_refused(tmp_path: Path) ->
         for row in sweep(cuda_graphs=False)
     ]
     files = [store(tmp_path, sweep(), "a.jsonl"), store(tmp_path, other, "b.jsonl")]
-    with pytest.raises(UsageError, match=r"GPU: NVIDIA H200 against NVIDIA A100"):
+    with raises("environments-differ", fact="GPU", was="NVIDIA H200", now="NVIDIA A100"):
         build_report(files)
 
 
@@ -362,7 +362,7 @@ def test_markdown_shows_text_as_it_is() -> None:
 
 def test_simulated_rows_are_refused_or_said_in_the_page(tmp_path: Path) -> None:
     path = store(tmp_path, [dataclasses.replace(row, simulated=True) for row in sweep()])
-    with pytest.raises(DataError, match="no evidence about real hardware.*--allow-simulated"):
+    with raises("simulated-rows", path=path):
         build_report([path])
     write_report(build_report([path], allow_simulated=True), tmp_path / "out")
     for name in ("index.html", "report.md"):
@@ -388,21 +388,21 @@ def test_of_a_users_rows_a_trace_is_estimated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code"),
     [
-        (["paper", "mine.jsonl"], "paper stands for all that ships, alone"),
-        (["nowhere.jsonl"], "no such file"),
+        (["paper", "mine.jsonl"], "bad-usage"),
+        (["nowhere.jsonl"], "file-not-found"),
     ],
 )
-def test_what_cannot_be_reported_is_told(arguments: list[str], words: str, tmp_path: Path) -> None:
-    with pytest.raises((UsageError, DataError), match=words):
+def test_what_cannot_be_reported_is_told(arguments: list[str], code: str, tmp_path: Path) -> None:
+    with raises(code):
         CliRunner().invoke(app, ["report", *arguments, "-o", str(tmp_path / "out")], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be written.*-o"):
+    with raises("file-not-writable", path=tmp_path / "file"):
         write_report(build_report([store(tmp_path, [build_row()])]), tmp_path / "file")
 
 

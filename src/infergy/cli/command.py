@@ -19,17 +19,7 @@ from infergy.units import format_duration, format_number, format_si
 if TYPE_CHECKING:
     from infergy.measure.block import BlockEnergy
 
-VERB = "measure-command"
-"""What `infergy measure … -- COMMAND` becomes; not shown in the help, where `infergy measure` tells of it."""
-
 DEFAULT_IDLE_S = 2.0
-
-
-def route(arguments: Sequence[str]) -> list[str]:
-    """The command line with ``measure … -- COMMAND`` sent to the verb that runs commands."""
-    if arguments[:1] == ["measure"] and "--" in arguments:
-        return [VERB, *arguments[1:]]
-    return list(arguments)
 
 
 def measure_command(
@@ -82,12 +72,12 @@ def measure_command(
 def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
     """Refuse before anything runs what would fail after it."""
     if simulate and meter != "nvml":
-        raise UsageError(f"--simulate brings its own meter; leave out --meter {meter}")
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
     if output is not None:
         try:
             output.open("a", encoding="utf-8").close()
         except OSError as error:
-            raise UsageError(f"{output}: cannot be written ({error.strerror}). Name another file with -o") from error
+            raise UsageError.not_writable(output, error) from error
 
 
 def _simulated(gpus: int) -> Any:
@@ -119,7 +109,8 @@ def _run(command: Sequence[str], stdout: Any) -> int:
                 code = process.wait()
                 return 128 - code if code < 0 else code
     except OSError as error:
-        raise UsageError(f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments") from error
+        message = f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments"
+        raise UsageError(message, code="command-not-run", command=command[0], reason=error.strerror) from error
     finally:
         signal.signal(signal.SIGTERM, kept)
 

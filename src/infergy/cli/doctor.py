@@ -51,14 +51,15 @@ def doctor(
 def _check(output: Path, *, meter: bool) -> None:
     """Refuse before the GPU is loaded what would fail after it."""
     if not meter:
-        raise UsageError(f"-o {output} keeps what --meter finds: infergy doctor --meter -o {output}")
+        message = f"-o {output} keeps what --meter finds: infergy doctor --meter -o {output}"
+        raise UsageError(message, code="option-missing", option="--meter", needed_by=["-o"])
     is_new = not output.exists()
     try:
         output.open("a", encoding="utf-8").close()
         if is_new:
             output.unlink()
     except OSError as error:
-        raise UsageError(f"{output}: cannot be written ({error.strerror}). Name another file with -o") from error
+        raise UsageError.not_writable(output, error) from error
 
 
 def _simulated(with_behaviour: bool) -> Diagnosis:

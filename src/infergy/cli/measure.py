@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.cli.progress import run_sweep
-from infergy.errors import InfergyError, UsageError
+from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records import GRID_VISIT, EngineSetup
 from infergy.records.codec import to_json
-from infergy.units import format_duration
+from infergy.units import count_of, format_duration
 
 if TYPE_CHECKING:
     from infergy.measure.grid import Grid
@@ -227,14 +227,15 @@ def measure_plan(
         _print_plan(resolved, as_json=as_json)
         return
     if output is None:
-        raise UsageError("measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)")
+        message = "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)"
+        raise UsageError(message, code="option-missing", option="-o")
     if simulate and meter != "nvml":
-        raise UsageError(f"--simulate brings its own meter; leave out --meter {meter}")
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
     failed = run_sweep(
         resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json, ray=ray
     )
     if failed:
-        typer.echo(f"{failed} cells failed; their rows say why. Try them again: --retry-failed", err=True)
+        typer.echo(f"{count_of(failed, 'cell')} failed; their rows say why. Try them again: --retry-failed", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -276,14 +277,14 @@ def resolve(sources: str | Sequence[str] | None, **asked: Any) -> Plan:
     names = [sources] if isinstance(sources, str) else list(sources or ())
     plans = [name for name in names if name.endswith(".json")]
     if plans and len(names) > 1:
-        raise UsageError(f"{plans[0]} is a plan, already resolved: it stands alone. Name the grids that it came from")
+        message = f"{plans[0]} is a plan, already resolved: it stands alone. Name the grids that it came from"
+        raise UsageError(message, code="plan-is-resolved", plan=plans[0])
     if plans:
         from infergy.records import Plan
 
         if given:
-            raise UsageError(
-                f"{plans[0]} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
-            )
+            message = f"{plans[0]} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
+            raise UsageError(message, code="plan-is-resolved", plan=plans[0], options=list(given))
         return Plan.load(_existing(plans[0]))
 
     from infergy.measure.grid import make_plan
@@ -298,10 +299,11 @@ def _grid(source: str | None, given: dict[str, Any]) -> Grid:
     data: dict[str, Any]
     if source is None:
         if not {"input", "output", "engines"} <= given.keys():
-            raise UsageError(
+            message = (
                 "nothing to measure: name a grid (infergy measure paper-bins -o FILE), or give --engine, --input and "
                 "--output"
             )
+            raise UsageError(message, code="option-missing", option="--engine")
         data = {"name": "command-line", "gpu": "h200", "model": "llama-3.1-8b", "cells": [{}]}
     else:
         data = read_toml(_existing(source) if source.endswith(".toml") else study_path(source))
@@ -338,7 +340,7 @@ def _integers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"{option} takes whole numbers with commas between, like 512,2048; not {text!r}") from error
+        raise UsageError.bad_value(option, text, "whole numbers with commas between, as 512,2048") from error
 
 
 def fraction(option: str, text: str) -> float:
@@ -346,20 +348,22 @@ def fraction(option: str, text: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
-        raise UsageError(f"{option} takes a share like 2% or 0.02, not {text!r}") from error
+        raise UsageError.bad_value(option, text, "a share, as 2% or 0.02") from error
 
 
 def _existing(source: str) -> Path:
     path = Path(source)
     if not path.exists():
-        raise UsageError(f"{source}: no such file. A shipped study: infergy measure paper-bins -o FILE.jsonl")
+        raise DataError.not_found(Path(source), "A shipped study: infergy measure paper-bins -o FILE.jsonl")
     return path
 
 
 def _count(resolved: Plan) -> str:
     """How many cells, and how many visits of them, if there are more."""
     cells = len({planned.cell.id for planned in resolved.cells})
-    return f"{cells} cells" + (f" in {len(resolved.cells)} visits" if len(resolved.cells) > cells else "")
+    return count_of(cells, "cell") + (
+        f" in {count_of(len(resolved.cells), 'visit')}" if len(resolved.cells) > cells else ""
+    )
 
 
 def _forecast(resolved: Plan) -> str:

@@ -44,7 +44,8 @@ def report(
     Example: infergy report paper -o infergy-report
     """
     if PAPER in sources and len(sources) > 1:
-        raise UsageError("paper stands for all that ships, alone: infergy report paper, or infergy report FILE …")
+        message = "paper stands for all that ships, alone: infergy report paper, or infergy report FILE …"
+        raise UsageError(message, code="bad-usage")
     try:
         from infergy.measure.studies import study_cells
         from infergy.report.build import build_report
@@ -61,7 +62,9 @@ def report(
         )
         paths = write_report(built, output)
     except ImportError as error:
-        raise MissingError(f"drawing needs altair and vl-convert: pip install 'infergy[report]' ({error})") from error
+        raise MissingError.package(
+            "drawing", "altair and vl-convert", "pip install 'infergy[report]'", str(error)
+        ) from error
     for path in paths:
         typer.echo(str(path))
     if built.missing:

@@ -24,5 +24,6 @@ class Verbs(TyperGroup):
             UsageError: It is retired.
         """
         if args[0] in RETIRED:
-            raise UsageError(f"infergy {args[0]} is no longer a command. Type: {RETIRED[args[0]]}")
+            message = f"infergy {args[0]} is no longer a command. Type: {RETIRED[args[0]]}"
+            raise UsageError(message, code="retired-command", command=args[0], instead=RETIRED[args[0]])
         return super().resolve_command(ctx, args)

@@ -17,6 +17,7 @@ NAMES = (
     "check",
     "comparison",
     "doctor",
+    "error",
     "estimate",
     "grid",
     "histogram",
@@ -56,7 +57,7 @@ def make_schema(name: str) -> dict[str, Any]:
         UsageError: There is no such format.
     """
     if name not in NAMES:
-        raise UsageError.unknown("schema", name, NAMES)
+        raise UsageError.unknown("schema", name, NAMES, code="unknown-name")
     if name == "grid":
         from infergy.measure.grid import Grid
 
@@ -113,6 +114,10 @@ def _record(name: str) -> tuple[type, str]:
         from infergy.measure.doctor import DOCTOR_SCHEMA, Diagnosis
 
         return Diagnosis, DOCTOR_SCHEMA
+    if name == "error":
+        from infergy.cli.failure import ERROR_SCHEMA, ErrorReport
+
+        return ErrorReport, ERROR_SCHEMA
     if name == "merge":
         from infergy.records.merge import MERGE_SCHEMA, Merged
 

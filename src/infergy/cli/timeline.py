@@ -34,7 +34,7 @@ def timeline(
     from infergy.records.store import read_store
 
     if output is not None and output.suffix not in FORMATS:
-        raise UsageError(f"-o {output}: the name must end in one of {', '.join(FORMATS)}")
+        raise UsageError.bad_value("-o", str(output), f"a name that ends in one of {', '.join(FORMATS)}")
     row = _choose(read_store(file).rows, cell, file)
     if output is not None:
         save_chart(_chart(row, window), output)
@@ -57,7 +57,8 @@ def _choose(rows: tuple[Measurement, ...], cell: str | None, file: Path) -> Meas
         chosen = [row for row in measured if row.key.startswith(cell) or cell in str(row.cell)]
     if not chosen:
         names = "; ".join(f"{row.key} {row.cell}" for row in measured[:5]) or "none"
-        raise UsageError(f"{file} has no measured cell {cell or ''!r}; there are {len(measured)}: {names} …")
+        message = f"{file} has no measured cell {cell or ''!r}; there are {len(measured)}: {names} …"
+        raise UsageError(message, code="no-rows", path=str(file), cell=cell)
     return chosen[0]
 
 
@@ -67,7 +68,7 @@ def _chart(row: Measurement, window: int) -> Any:
     try:
         return draw_chart(row, window)
     except ImportError as error:
-        raise MissingError(f"drawing needs altair: pip install 'infergy[report]' ({error})") from error
+        raise MissingError.package("drawing", "altair", "pip install 'infergy[report]'", str(error)) from error
 
 
 def save_chart(chart: Any, path: Path) -> None:
@@ -84,6 +85,8 @@ def save_chart(chart: Any, path: Path) -> None:
         else:
             chart.save(str(path), scale_factor=2)
     except ImportError as error:
-        raise MissingError(f"drawing needs vl-convert-python: pip install 'infergy[report]' ({error})") from error
+        raise MissingError.package(
+            "drawing", "vl-convert-python", "pip install 'infergy[report]'", str(error)
+        ) from error
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
+        raise UsageError.not_writable(path, error) from error

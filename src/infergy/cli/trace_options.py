@@ -107,7 +107,7 @@ def columns_of(
         UsageError: No such time unit.
     """
     if time_unit is not None and time_unit not in _UNITS_S:
-        raise UsageError.unknown("time unit", time_unit, _UNITS_S)
+        raise UsageError.unknown("time unit", time_unit, _UNITS_S, code="unknown-name", option="--time-unit")
     columns = Columns(
         input=input_column,
         output=output_column,
@@ -136,13 +136,16 @@ def bins_of(name: str, input_edges: str | None, output_edges: str | None) -> Bin
         UsageError: No bins of that name, edges that cannot be, or edges of one axis alone.
     """
     if name not in BIN_NAMES:
-        raise UsageError.unknown("bins", name, BIN_NAMES, "Your own: --input-edges and --output-edges")
+        raise UsageError.unknown(
+            "bins", name, BIN_NAMES, "Your own: --input-edges and --output-edges", code="unknown-name", option="--bins"
+        )
     base = Bins.paper() if name == PAPER else None
     if input_edges is None and output_edges is None:
         return base
     if base is None and (input_edges is None or output_edges is None):
         missing = "--input-edges" if input_edges is None else "--output-edges"
-        raise UsageError(f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis")
+        message = f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis"
+        raise UsageError(message, code="option-missing", option=missing)
     given = [None if text is None else tuple(edges_of(text)) for text in (input_edges, output_edges)]
     return Bins(
         name="custom",
@@ -180,7 +183,7 @@ def seconds_of(option: str, text: str) -> float:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise UsageError(f"{option} {text}: expected a time, as 50ms, 0.05s or 5m") from error
+        raise UsageError.bad_value(option, text, "a time, as 50ms, 0.05s or 5m") from error
 
 
 def open_requests_options(

@@ -11,11 +11,12 @@ import typer
 
 from infergy.cli.estimate import WIDTH
 from infergy.cli.groups import with_groups
+from infergy.cli.notes import run_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.timeline import FORMATS, save_chart
 from infergy.cli.trace_options import JsonOption, print_json
 from infergy.errors import MissingError, UsageError
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import count_of, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.breakdown import Breakdown, Part
@@ -45,10 +46,10 @@ def waterfall(
     from infergy.estimates.breakdown import break_down
 
     if output is not None and output.suffix not in FORMATS:
-        raise UsageError(f"-o {output}: the name must end in one of {', '.join(FORMATS)}")
+        raise UsageError.bad_value("-o", str(output), f"a name that ends in one of {', '.join(FORMATS)}")
     specs = servers.specs()
     if output is not None and len(specs) > 1:
-        raise UsageError(f"-o {output}: a picture is of one server; {len(specs)} were given")
+        raise UsageError.bad_value("-o", str(output), f"one server, of which a picture is, not {len(specs)}")
     sample, table = trace.open(source), measured.load()
     found = [break_down(sample, spec, table) for spec in specs]
     if output is not None:
@@ -67,15 +68,15 @@ def _chart(found: Breakdown) -> Any:
     try:
         return draw_waterfall(found)
     except ImportError as error:
-        raise MissingError(f"drawing needs altair: pip install 'infergy[report]' ({error})") from error
+        raise MissingError.package("drawing", "altair", "pip install 'infergy[report]'", str(error)) from error
 
 
 def _print(found: Breakdown, *, explain: bool) -> None:
     one = found.estimate
     how = "as they arrive" if one.served is not None else "all at once"
     typer.echo(
-        f"{found.trace.source}: {found.trace.requests:,} requests {how}; {one.engine}, {one.model} on {one.gpu}: "
-        f"{format_si(found.energy_j, 'J')}"
+        f"{found.trace.source}: {count_of(found.trace.requests, 'request')} {how}; {one.engine}, {one.model} on "
+        f"{one.gpu}: {format_si(found.energy_j, 'J')}"
     )
     typer.echo(
         f"FLOPs of the requests at the dense peak and TDP: {format_si(found.ideal_j, 'J')}; the run takes "
@@ -87,7 +88,12 @@ def _print(found: Breakdown, *, explain: bool) -> None:
         typer.echo(f"{title}:")
         _bars(parts, found.energy_j, width)
     known = {part.name: part.meaning for parts in titles.values() for part in parts} if explain else {}
-    for text in (*(f"{name}: {meaning}" for name, meaning in known.items()), *found.notes):
+    for text in (
+        *(f"{name}: {meaning}" for name, meaning in known.items()),
+        *found.notes,
+        *trace_notes(found.trace),
+        *run_notes([one]),
+    ):
         typer.echo(fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
 
 

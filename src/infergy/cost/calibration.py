@@ -196,10 +196,11 @@ def find_calibration(name: str | Path) -> Path:
         return SHIPPED / f"{name}.jsonl"
     if path.is_file():
         return path
-    raise UsageError(
+    message = (
         f"unknown calibration {name!r}; shipped: {', '.join(shipped)}. Make a file on a GPU of yours, which takes "
         f"minutes: infergy calibrate -o {name or 'gpu'}.jsonl; then --calibration {name or 'gpu'}.jsonl"
     )
+    raise UsageError(message, code="unknown-calibration", name=name, known=list(shipped))
 
 
 def load_calibration(name: str | Path, gpu: Gpu | None = None) -> Calibration:
@@ -233,10 +234,12 @@ def fit_calibration(windows: Sequence[CalibrationWindow], gpu: Gpu | None = None
     kept = latest(windows)
     whole = [one for one in kept if one.is_whole]
     if not whole:
-        raise DataError(f"{name}: no whole window. Measure some: infergy calibrate -o {name}")
+        message = f"{name}: no whole window. Measure some: infergy calibrate -o {name}"
+        raise DataError(message, code="no-rows", path=str(name))
     drivers = {one.environment.gpus[0].name for one in windows if one.is_whole}
     if len(drivers) > 1:
-        raise UsageError(f"{name}: windows of several GPUs ({', '.join(sorted(drivers))}): give each a file of its own")
+        message = f"{name}: windows of several GPUs ({', '.join(sorted(drivers))}): give each a file of its own"
+        raise UsageError(message, code="several-gpus", place=str(name), gpus=sorted(drivers))
     (driver,) = drivers
     chip = _chip(driver, gpu, name)
     used = [one for one in whole if is_used(one)]
@@ -271,7 +274,8 @@ def refuse_other(driver_name: str, gpu: Gpu) -> None:
         return
     known = find_gpu_by_driver_name(name)
     cure = f'describe it in a TOML file with title = "{name}"' if known is None else f"give --gpu {known.name}"
-    raise UsageError(f"the calibration is of {name}, not of {gpu.title}: {cure}, or calibrate here: infergy calibrate")
+    message = f"the calibration is of {name}, not of {gpu.title}: {cure}, or calibrate here: infergy calibrate"
+    raise UsageError(message, code="other-gpu", found=name, expected=gpu.name)
 
 
 def _chip(driver: str, gpu: Gpu | None, name: str) -> Gpu:
@@ -280,10 +284,11 @@ def _chip(driver: str, gpu: Gpu | None, name: str) -> Gpu:
         return gpu
     found = find_gpu_by_driver_name(driver.removeprefix(SIMULATED_PREFIX))
     if found is None:
-        raise UsageError(
+        message = (
             f"{name}: {driver} is not in the catalogue: describe it in a TOML file with title = "
             f'"{driver}" (docs/models.md), and give it with --gpu mine.toml'
         )
+        raise UsageError(message, code="unknown-gpu", place=str(name), name=driver)
     return get_gpu(found.name)
 
 
@@ -338,8 +343,6 @@ def _notes(kept: Sequence[CalibrationWindow], chip: Gpu) -> list[str]:
         for limit in sorted(limits)
         if abs(limit / chip.tdp_w - 1) > 0.02
     ]
-    eager = [
-        one.workload.name for one in kept if one.is_whole and one.workload.in_graph and "one by one" in (one.how or "")
-    ]
+    eager = [one.workload.name for one in kept if one.is_whole and one.workload.in_graph and one.in_graph is False]
     notes += [f"{name}: no CUDA graph could be had: the host's speed is in its time" for name in eager]
     return notes

@@ -118,10 +118,8 @@ def fit(used: Sequence[CalibrationWindow], gpu: Gpu) -> Mapping[str, Found]:
     try:
         from scipy.optimize import least_squares
     except ImportError as error:
-        raise MissingError(
-            f"the constants need scipy ({error}): the windows are kept; copy the file to where infergy is "
-            "installed whole, and type infergy calibrate --show FILE"
-        ) from error
+        hint = "The windows are kept: copy the file to a whole installation, and type infergy calibrate --show FILE"
+        raise MissingError.package("the fit of constants", "scipy", "pip install scipy", hint) from error
     problem = _Problem(used, gpu)
     names = tuple(BEARS)
     priors = np.array([prior_sd(BY_NAME[name]) for name in names])

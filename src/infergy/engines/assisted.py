@@ -48,9 +48,11 @@ def refuse_batch(speculation: Speculation, requests: int) -> None:
         UsageError: There are more.
     """
     if requests > ONE_AT_A_TIME:
-        raise UsageError(
-            f"{speculation.label} and {requests} requests at once: transformers assists one request at a time; "
-            'batch = 1, or engine = "vllm"'
+        raise UsageError.engine_lacks(
+            "transformers",
+            "batch",
+            requests,
+            f'with {speculation.label} transformers assists one request at a time; batch = 1, or engine = "vllm"',
         )
 
 

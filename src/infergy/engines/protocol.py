@@ -23,8 +23,10 @@ GPU_UUIDS = "gpu_uuids"
 class EngineOutOfMemoryError(EngineError):
     """The work does not fit; the session can go on with smaller work if `is_usable`."""
 
-    def __init__(self, message: str, *, is_usable: bool) -> None:
-        super().__init__(message)
+    default_code = "out-of-memory"
+
+    def __init__(self, message: str, *, is_usable: bool, **fields: Any) -> None:
+        super().__init__(message, is_usable=is_usable, **fields)
         self.is_usable = is_usable
 
 
@@ -159,9 +161,11 @@ def refuse_beams(decoding: Decoding) -> None:
         UsageError: It was asked for.
     """
     if decoding.beams > 1:
-        raise UsageError(
-            f"{decoding.label}: vLLM searches beams from outside its engine and with a tokenizer, which a model built "
-            'from its configuration lacks; engine = "transformers" has beams'
+        raise UsageError.engine_lacks(
+            "vllm",
+            "decoding",
+            decoding.label,
+            'beam search of vLLM needs a tokenizer, which models here lack; engine = "transformers" has beams',
         )
 
 
@@ -174,14 +178,16 @@ def refuse_arrivals(arrivals: Arrivals | None, *, compiled: bool = False) -> Non
         UsageError: They were asked for; or a replay, for whose batches a compiled model would be compiled anew.
     """
     if arrivals is not None and (arrivals.law != REPLAY or arrivals.timed):
-        raise UsageError(
-            f"{arrivals.label}: this engine serves static batches, and no request can join one that runs; online "
-            'serving is continuous batching: engine = "vllm"'
+        raise UsageError.engine_lacks(
+            "transformers",
+            "arrivals",
+            arrivals.label,
+            'this engine serves static batches, which no request can join; engine = "vllm" serves online',
         )
     if arrivals is not None and compiled:
-        raise UsageError(
-            f"{arrivals.label} and compiled = true: each batch has lengths of its own, for which it would be compiled "
-            "anew; leave out one of them"
+        raise UsageError.conflict(
+            {"arrivals": arrivals.label, "compiled": True},
+            "each batch has lengths of its own, for which it would be compiled anew; leave out one of them",
         )
 
 
@@ -192,8 +198,11 @@ def refuse_compiled(setup: EngineSetup) -> None:
         UsageError: It was asked for.
     """
     if setup.compiled:
-        raise UsageError(
-            'compiled = true: vLLM compiles by itself unless cuda_graphs = false; this is for engine = "transformers"'
+        raise UsageError.engine_lacks(
+            "vllm",
+            "compiled",
+            True,
+            'vLLM compiles by itself unless cuda_graphs = false; this is for engine = "transformers"',
         )
 
 
@@ -206,7 +215,9 @@ def refuse_vllm_options(setup: EngineSetup) -> None:
     plain = EngineSetup(engine=setup.engine, model=setup.model)
     for name in VLLM_OPTIONS:
         if getattr(setup, name) != getattr(plain, name):
-            raise UsageError(f'{name} = {getattr(setup, name)}: this engine has no such option; engine = "vllm" has')
+            raise UsageError.engine_lacks(
+                "transformers", name, getattr(setup, name), 'this engine has no such option; engine = "vllm" has'
+            )
 
 
 def refuse_drafting_server(setup: EngineSetup) -> None:
@@ -216,9 +227,9 @@ def refuse_drafting_server(setup: EngineSetup) -> None:
         UsageError: It was asked for.
     """
     if setup.usage_context == SERVER and setup.speculation is not None:
-        raise UsageError(
-            f"{setup.speculation.label} and usage_context = {SERVER!r}: drafted tokens are counted in vLLM's LLM class "
-            "only; leave out one of them"
+        raise UsageError.conflict(
+            {"speculation": setup.speculation.label, "usage_context": SERVER},
+            "drafted tokens are counted in vLLM's LLM class only; leave out one of them",
         )
 
 
@@ -229,9 +240,11 @@ def refuse_fp8(setup: EngineSetup) -> None:
         UsageError: It was asked for.
     """
     if setup.dtype == FP8:
-        raise UsageError(
-            'dtype = "fp8": transformers quantises to fp8 for GPUs by packages of their own, and dequantises before it '
-            'multiplies in most of them; engine = "vllm" multiplies in fp8'
+        raise UsageError.engine_lacks(
+            "transformers",
+            "dtype",
+            "fp8",
+            'transformers mostly dequantises fp8 before it multiplies; engine = "vllm" multiplies in fp8',
         )
 
 
@@ -242,9 +255,11 @@ def refuse_set_acceptance(setup: EngineSetup) -> None:
         UsageError: It was asked for.
     """
     if setup.speculation is not None and setup.weights in LAWS:
-        raise UsageError(
-            f"{setup.speculation.label}: transformers takes what its models say, and random ones agree on nothing; "
-            'give real weights to both, or engine = "vllm", whose acceptance can be set'
+        raise UsageError.engine_lacks(
+            "transformers",
+            "speculation",
+            setup.speculation.label,
+            'random models agree on nothing; give real weights to both, or set the acceptance, as engine = "vllm" can',
         )
 
 
@@ -262,34 +277,41 @@ def check_speculation(setup: EngineSetup, decoding: Decoding) -> None:
     if one is None:
         return
     if decoding.beams > 1:
-        raise UsageError(f"{decoding.label} and {one.label}: no engine drafts for beams; leave out one of the two")
+        raise UsageError.conflict(
+            {"decoding": decoding.label, "speculation": one.label},
+            "no engine drafts for beams; leave out one of the two",
+        )
     if setup.compiled:
-        raise UsageError(f"compiled = true and {one.label}: what is compiled has no draft model; leave out one of them")
+        raise UsageError.conflict(
+            {"compiled": True, "speculation": one.label}, "what is compiled has no draft model; leave out one of them"
+        )
     is_random = setup.weights in LAWS
     if setup.dtype == FP8:
-        raise UsageError(
-            f'dtype = "fp8" and {one.label}: a draft beside a quantised model was not built; leave out one'
+        raise UsageError.conflict(
+            {"dtype": "fp8", "speculation": one.label}, "a draft beside a quantised model was not built; leave out one"
         )
     if is_random and one.weights is not None:
-        raise UsageError(
-            f"{one.label}: the draft's weights are {one.weights}, the model's are random, and they would agree on "
-            "nothing; give weights for both, or for neither"
+        raise UsageError.conflict(
+            {"weights": setup.weights, "speculation.weights": one.weights},
+            "one of the two is random, and they would agree on nothing; give weights for both, or for neither",
         )
     if is_random and one.acceptance is None:
-        raise UsageError(
+        message = (
             f"{one.label}: random weights accept next to nothing that another model drafts, and say nothing of real "
             f"ones; set it: acceptance = 0.8, or --engine {setup.engine}-spec{one.look_ahead}:{one.draft}:0.8"
         )
+        raise UsageError(message, code="option-missing", option="acceptance", speculation=one.label)
     if not is_random and one.acceptance is not None:
-        raise UsageError(
-            f"{one.label}: with real weights the acceptance is measured, not set; leave it out, or write "
-            f"spec{one.look_ahead}:{one.draft}:measured"
+        raise UsageError.conflict(
+            {"speculation": one.label, "weights": setup.weights},
+            f"the acceptance of real weights is measured, not set; write spec{one.look_ahead}:{one.draft}:measured",
         )
     if not is_random and one.weights is None:
-        raise UsageError(
+        message = (
             f"{one.label}: the model's weights are {setup.weights}, those of its draft are missing; add to the grid's "
             'speculation: weights = "FOLDER or hub name"'
         )
+        raise UsageError(message, code="option-missing", option="speculation.weights", speculation=one.label)
 
 
 def refuse_many(setup: EngineSetup) -> None:
@@ -299,7 +321,9 @@ def refuse_many(setup: EngineSetup) -> None:
         UsageError: `tensor_parallel` is not 1.
     """
     if setup.tensor_parallel != 1:
-        raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: this engine runs on one GPU; vllm on many")
+        raise UsageError.engine_lacks(
+            "transformers", "tensor_parallel", setup.tensor_parallel, "this engine runs on one GPU; vllm on many"
+        )
 
 
 def find_engine(name: str) -> Engine:
@@ -316,4 +340,4 @@ def find_engine(name: str) -> Engine:
         from infergy.engines.vllm import VllmEngine
 
         return VllmEngine()
-    raise UsageError.unknown("engine", name, ENGINES)
+    raise UsageError.unknown("engine", name, ENGINES, code="unknown-engine")

@@ -52,7 +52,7 @@ class SimulatedEngine:
     def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Refuse what these simulated GPUs, or the engine itself, cannot play."""
         if setup.tensor_parallel != self._count:
-            raise UsageError(f"tensor_parallel = {setup.tensor_parallel}: of simulated GPUs there are {self._count}")
+            raise UsageError.bad_value("tensor_parallel", setup.tensor_parallel, f"{self._count}, the simulated GPUs")
         if setup.engine == "transformers":
             refuse_many(setup)
             refuse_vllm_options(setup)
@@ -139,8 +139,11 @@ class SimulatedSession:
         is_batch = len(set(lengths)) == 1 and not is_bound and not any(work.arrival_s)
         if not is_batch:
             if setup.engine == "transformers" and any(work.arrival_s):
-                raise UsageError(
-                    "transformers serves static batches, which nothing can join; vllm serves later requests"
+                raise UsageError.engine_lacks(
+                    "transformers",
+                    "arrivals",
+                    "timed",
+                    "transformers serves static batches, which nothing can join; vllm serves later requests",
                 )
             refuse_beams(work.decoding)
         elif setup.engine == "transformers" and setup.speculation is not None:

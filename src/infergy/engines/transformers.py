@@ -44,10 +44,15 @@ class TransformersEngine:
         """Refuse what transformers lacks."""
         refuse_arrivals(arrivals, compiled=setup.compiled)
         if setup.compiled and decoding.beams > 1:
-            raise UsageError(f"compiled = true and {decoding.label}: a static KV cache does not follow beams")
+            raise UsageError.conflict(
+                {"compiled": True, "decoding": decoding.label}, "a static KV cache does not follow beams"
+            )
         if setup.cuda_graphs:
-            raise UsageError(
-                'cuda_graphs = true: transformers has none of its own; compiled = true, or engine = "vllm", has'
+            raise UsageError.engine_lacks(
+                "transformers",
+                "cuda_graphs",
+                True,
+                'transformers has none of its own; compiled = true, or engine = "vllm", has',
             )
         refuse_many(setup)
         refuse_vllm_options(setup)
@@ -57,7 +62,7 @@ class TransformersEngine:
         # Real weights are placed on the GPU by accelerate.
         for package in ("torch", "transformers", *(() if setup.weights in LAWS else ("accelerate",))):
             if importlib.util.find_spec(package) is None:
-                raise MissingError(f"engine transformers needs {package}: pip install 'infergy[transformers]'")
+                raise MissingError.package("engine transformers", package, "pip install 'infergy[transformers]'")
 
     def open(
         self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
@@ -138,7 +143,12 @@ class TransformersSession:
         done; neither is counted.
         """
         if any(work.arrival_s):
-            raise UsageError("transformers serves static batches, which nothing can join; vllm serves later requests")
+            raise UsageError.engine_lacks(
+                "transformers",
+                "arrivals",
+                "timed",
+                "transformers serves static batches, which nothing can join; vllm serves later requests",
+            )
         size = min(self._most or len(work.prompts), len(work.prompts))
         if self._speculation is not None:
             refuse_batch(self._speculation, size)

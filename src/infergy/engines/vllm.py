@@ -45,7 +45,7 @@ class VllmEngine:
         refuse_compiled(setup)
         refuse_drafting_server(setup)
         if importlib.util.find_spec("vllm") is None:
-            raise MissingError("engine vllm is not installed: pip install 'infergy[vllm]'")
+            raise MissingError.package("engine vllm", "vllm", "pip install 'infergy[vllm]'")
 
     def open(
         self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
@@ -76,7 +76,10 @@ class VllmEngine:
             if is_random and drafting:
                 llm.collective_rpc(partial(draw_draft_weights, law=setup.weights, seed=seed))
         except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"vLLM could not load {setup.model}: {error}") from error
+            message = f"vLLM could not load {setup.model}: {error}"
+            raise EngineError(
+                message, code="load-failed", engine="vllm", model=setup.model, reason=str(error)
+            ) from error
         return VllmSession(llm, is_drafting=bool(drafting))
 
 
@@ -109,7 +112,8 @@ class VllmSession:
         except (RuntimeError, ValueError) as error:
             if "out of memory" in str(error).lower():
                 raise EngineOutOfMemoryError(str(error).split("\n")[0], is_usable=False) from error
-            raise EngineError(f"vLLM failed: {error}") from error
+            message = f"vLLM failed: {error}"
+            raise EngineError(message, code="engine-failed", engine="vllm", reason=str(error)) from error
         ended_s = time.monotonic()
         first_s, finished_s = token_times(answers, [begun_s + after_s for after_s in work.arrival_s], ended_s)
         return Completion(

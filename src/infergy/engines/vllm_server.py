@@ -118,7 +118,8 @@ def open_server(setup: EngineSetup, options: Mapping[str, Any], seed: int) -> Vl
         engine = loop.run_until_complete(start())
     except (RuntimeError, ValueError, OSError) as error:
         loop.close()
-        raise EngineError(f"vLLM could not load {setup.model}: {error}") from error
+        message = f"vLLM could not load {setup.model}: {error}"
+        raise EngineError(message, code="load-failed", engine="vllm", model=setup.model, reason=str(error)) from error
     return VllmServerSession(engine, loop, counts)
 
 
@@ -161,7 +162,8 @@ class VllmServerSession:
         except (RuntimeError, ValueError, EngineDeadError, EngineGenerateError) as error:
             if "out of memory" in str(error).lower():
                 raise EngineOutOfMemoryError(str(error).split("\n")[0], is_usable=False) from error
-            raise EngineError(f"vLLM failed: {type(error).__name__}: {error}") from error
+            message = f"vLLM failed: {type(error).__name__}: {error}"
+            raise EngineError(message, code="engine-failed", engine="vllm", reason=str(error)) from error
         arrived_s = [begun_s + after_s for after_s in work.arrival_s]
         return Completion(
             input_tokens=tuple(answer.input_tokens for answer in answers),

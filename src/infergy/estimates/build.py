@@ -82,10 +82,11 @@ def entries_of_rows(
             fit = fits.get(row.cell.setup.engine) or prior_fit(row.cell.setup.engine)
             entries.append(_entry(row, path.name, identity, _energy_sd(row, uncertainty), fit))
     if not entries:
-        raise DataError(
+        message = (
             f"{', '.join(map(str, files)) or 'no file'}: no row that can be used; expected measured rows of vllm or "
             "transformers, greedy, without speculation. Make some: infergy measure GRID.toml -o FILE.jsonl"
         )
+        raise DataError(message, code="no-rows", files=list(map(str, files)))
     return tuple(entries), environments
 
 
@@ -93,14 +94,16 @@ def _usable_rows(path: Path, *, allow_simulated: bool) -> list[Measurement]:
     """Rows of a store that the cost model knows, each checked."""
     stored = read_store(path).rows
     if not stored:
-        raise DataError(f"{path}: no measurement in it. Make one: infergy measure GRID.toml -o FILE.jsonl")
+        message = f"{path}: no measurement in it. Make one: infergy measure GRID.toml -o FILE.jsonl"
+        raise DataError(message, code="no-rows", path=str(path))
     rows = [row for row in stored if row.is_ok]
     simulated = next((row for row in rows if row.simulated), None)
     if simulated is not None and not allow_simulated:
-        raise DataError(
+        message = (
             f"{path}, cell {simulated.cell_id} ({simulated.cell}): rows of the simulated GPU say nothing about real "
             "ones. To use them all the same: --allow-simulated"
         )
+        raise DataError(message, code="simulated-rows", path=str(path), cell=simulated.cell_id)
     usable = [row for row in rows if _is_usable(row)]
     for row in usable:
         _check_row(row, f"{path}, cell {row.cell_id} ({row.cell})")
@@ -115,22 +118,27 @@ def _check_row(row: Measurement, where: str) -> None:
     """
     remedy = "Remove the row and measure the cell again"
     if not row.windows or row.loaded_idle is None:
-        raise DataError(f"{where}: status is ok, but its windows or its loaded-idle window are missing. {remedy}")
+        message = f"{where}: status is ok, but its windows or its loaded-idle window are missing. {remedy}"
+        raise DataError(message, code="bad-row", place=where, reason="windows missing")
     uuids = set(row.windows[0].open)
     edges = [edge for window in row.windows for edge in (window.open, window.close)]
     if any(set(edge) != uuids for edge in edges) or not uuids <= set(row.loaded_idle.open):
-        raise DataError(f"{where}: the edges of its windows are not of the same GPUs. {remedy}")
+        message = f"{where}: the edges of its windows are not of the same GPUs. {remedy}"
+        raise DataError(message, code="bad-row", place=where, reason="different GPUs")
     wanted = row.cell.setup.tensor_parallel
     if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
-        raise DataError(f"{where}: counters of {len(uuids)} GPUs, expected tensor_parallel = {wanted}. {remedy}")
+        message = f"{where}: counters of {len(uuids)} GPUs, expected tensor_parallel = {wanted}. {remedy}"
+        raise DataError(message, code="bad-row", place=where, reason="tensor_parallel")
     try:
         result = result_of(row)
     except MeterError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{where}: {error}", code="bad-row", place=where, reason=error.code) from error
     except ZeroDivisionError as error:
-        raise DataError(f"{where}: a window, or all of its batches, last zero seconds. {remedy}") from error
+        message = f"{where}: a window, or all of its batches, last zero seconds. {remedy}"
+        raise DataError(message, code="bad-row", place=where, reason="zero seconds") from error
     if not result.energy_j > 0:
-        raise DataError(f"{where}: {result.energy_j:g} J a batch, expected more than 0. {remedy}")
+        message = f"{where}: {result.energy_j:g} J a batch, expected more than 0. {remedy}"
+        raise DataError(message, code="bad-row", place=where, reason="zero energy")
 
 
 def _energy_sd(row: Measurement, uncertainty: Uncertainty | None) -> float:

@@ -57,10 +57,11 @@ def flops_ideal(
     if not headline:
         peak, kind = gpu.dense_flops(dtype), f"dense {dtype}"
     elif gpu.headline_flops is None:
-        raise UsageError(
+        message = (
             f"{gpu.title} has no headline peak to set beside the study's: {gpu.headline_basis}. "
             "Take the dense peak: --ideal dense"
         )
+        raise UsageError(message, code="not-supported", gpu=gpu.name, option="--ideal")
     else:
         peak, kind = gpu.headline_flops, f"the vendor's headline, {gpu.headline_basis}"
     flops = sum(
@@ -95,7 +96,10 @@ def roofline_ideal(
         if batch < 1:
             raise UsageError(
                 f"a batch of {batch} requests for {count.bin.input_tokens}→{count.bin.output_tokens}: "
-                "not one fits; take a GPU with more memory, or more GPUs"
+                "not one fits; take a GPU with more memory, or more GPUs",
+                code="does-not-fit",
+                batch=batch,
+                lengths=[count.bin.input_tokens, count.bin.output_tokens],
             )
         duration_s += count.requests / batch * _batch_s(shape, gpu, count.bin, batch, peak, dtype)
     basis = (

@@ -44,6 +44,7 @@ NEXT_SCHEMA = "infergy.next/2"
 """History: 1 bins of a trace; 2 batches of equal requests, chosen for the run that `estimate` reports."""
 
 BATCHES = (1, 8, 32, 128, 256)
+LENGTHS = ("input_tokens", "output_tokens")
 PERCENTILES = (25, 75, 99)
 """Of the trace's lengths, rounded up to powers of two: lengths of cells."""
 LOAD_S = {"vllm": 100.0, "transformers": 20.0}
@@ -265,11 +266,13 @@ def choose_next(
             serve the trace.
     """
     if not (budget_s > 0 and 0 < target < 1):
-        raise UsageError(f"--budget {budget_s:g}s and --target {target:g} must be above 0, the target a share like 5%")
+        raise UsageError.bad_value(
+            "--budget and --target", [budget_s, target], "times and shares above 0, as --budget 5m --target 5%"
+        )
     sample, table = sample_of(source), load_tables() if table is None else table
     opened = [open_server(spec, table) for spec in ([servers] if isinstance(servers, ServerSpec) else servers)]
     if len({server.gpu.name for server in opened}) != 1:
-        raise UsageError("cells are chosen for one kind of GPU: give one --gpu")
+        raise UsageError("cells are chosen for one kind of GPU: give one --gpu", code="several-gpus", option="--gpu")
     state = _State([_Question(sample, server, serve_sample(sample, server)) for server in opened])
     if choices is None:
         choices = [cell_choices(sample, server) for server in opened]
@@ -292,15 +295,23 @@ def choose_next(
 
 
 def cell_choices(sample: Sample, server: OpenServer) -> list[CellChoice]:
-    """Batches of equal requests with lengths like the trace's, as many as the server runs at once."""
+    """Batches of equal requests with lengths like those that the server serves, as many as it runs at once.
+
+    Raises:
+        UsageError: It rejects every request.
+    """
     requests = [window.requests for window in sample.windows]
     most = server.config.options()["max_num_seqs"]
+    lengths = np.stack([np.concatenate([getattr(one, name) for one in requests]) for name in LENGTHS])
+    served = lengths[:, lengths.sum(axis=0) <= (server.config.max_model_len or math.inf)]
+    if not served.size:
+        raise UsageError(
+            f"{sample.source}: every request is longer than the {server.config.max_model_len:,} tokens of a "
+            "request (--max-model-len)"
+        )
     inputs, outputs = (
         sorted({2 ** math.ceil(math.log2(max(1, value))) for value in np.percentile(column, PERCENTILES)})
-        for column in (
-            np.concatenate([one.input_tokens for one in requests]),
-            np.concatenate([one.output_tokens for one in requests]),
-        )
+        for column in served
     )
     return [
         CellChoice(input_tokens=input_tokens, output_tokens=output_tokens, batch=batch)

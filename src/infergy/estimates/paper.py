@@ -135,7 +135,7 @@ def estimate_paper(
 
     Args:
         source: A histogram, which brings its own bins; requests, a sample, a trace, or what `infergy.open_trace` takes.
-        servers: Their replicas do not matter: batches follow each other.
+        servers: One of each: the method knows no replicas.
         table: None takes the shipped table.
         bins: ``powers-of-two``, which leaves no request out, ``paper``, or edges.
         ideal: ``dense`` (FLOPs at the dense bfloat16 peak), ``paper`` (at the vendor's headline), or ``roofline``.
@@ -148,10 +148,17 @@ def estimate_paper(
     """
     for name, value, known in (("ideal", ideal, IDEALS), ("rare", rare, RARE_RULES)):
         if value not in known:
-            raise UsageError.unknown(name, value, known, f"Give one with --{name}")
+            raise UsageError.unknown(
+                name, value, known, f"Give one with --{name}", code="unknown-name", option=f"--{name}"
+            )
     histogram = histogram_of(source, bins)
     table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers
+    if any(spec.replicas > 1 for spec in specs):
+        raise UsageError(
+            "--replicas: the study's method serves one batch after the other on one server; leave it out, or serve the "
+            "requests in simulation: --method runs"
+        )
     served = [ServedBins(open_server(spec, table), histogram, rare) for spec in specs]
     bases = _Bases(served, histogram, table, baseline, rare)
     left_out = histogram.left_out.requests if histogram.left_out else 0
@@ -202,7 +209,7 @@ class _Bases:
         self._histogram, self._table, self._rare = histogram, table, rare
         self._known: dict[tuple[str, str, int], ServedBins | str] = {}
         for own in served:
-            if own.server.setup.label.split("-tp")[0] == engine:
+            if replace(own.server.setup, tensor_parallel=1).label == engine:
                 self._known.setdefault(_hardware(own), own)
 
     def of(self, own: ServedBins) -> ServedBins | str:

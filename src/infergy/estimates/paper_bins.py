@@ -55,7 +55,7 @@ def histogram_of(source: Any, bins: str | Bins) -> Histogram:
         DataError: The trace is not what it should be.
     """
     if isinstance(bins, str) and bins not in BIN_NAMES:
-        raise UsageError.unknown("bins", bins, BIN_NAMES, "Give one with --bins")
+        raise UsageError.unknown("bins", bins, BIN_NAMES, "Give one with --bins", code="unknown-name", option="--bins")
     from infergy.workload import Trace, open_requests
 
     if isinstance(source, (Requests, Sample)):

@@ -47,7 +47,7 @@ class Limits:
         for name, limit_s in self.given():
             if not 0 < limit_s < math.inf:
                 option = "--" + name.removesuffix("_s").replace("_", "-")
-                raise UsageError(f"{option} is {limit_s:g} s: type a time above 0, as {option} 50ms")
+                raise UsageError.bad_value(option, limit_s, f"a time above 0, as {option} 50ms")
 
     def given(self) -> list[tuple[str, float]]:
         """Names and seconds of those that are set."""
@@ -139,7 +139,9 @@ class Recommendation:
         for configuration in self.configurations:
             if configuration.label == label:
                 return configuration
-        raise UsageError.unknown("configuration", label, [known.label for known in self.configurations])
+        raise UsageError.unknown(
+            "configuration", label, [known.label for known in self.configurations], code="unknown-name"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ def recommend(
     table = load_tables() if table is None else table
     specs = default_candidates(present) if candidates is None else tuple(candidates)
     if len({(spec.model, spec.gpu) for spec in (present, *specs)}) > 1:
-        raise UsageError("configurations are compared on one model and one kind of GPU: give one --model and one --gpu")
+        message = "configurations are compared on one model and one kind of GPU: give one --model and one --gpu"
+        raise UsageError(message, code="several-gpus")
     servers, left_out = _open(present, specs, table, keep_outputs=keep_outputs)
     if left_out and candidates is not None:
         raise next(iter(left_out.values()))
@@ -222,7 +225,8 @@ def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:
     ]
     others = [spec("vllm", enforce_eager=True), spec("vllm", size=2 * gpus)]
     if gpus == 1 and setup.dtype != FP8:
-        others.append(spec("transformers", max_num_seqs=STATIC))
+        static = EngineOptions(max_num_seqs=STATIC, max_model_len=options.max_model_len)
+        others.append(replace(spec("transformers"), options=static))
     return (*batching, *others)
 
 
@@ -271,7 +275,22 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
     ):
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')} {value}"] if value != getattr(plain, name) else []
-    return (*words, *([] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]))
+    words += [] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]
+    return (*words, *_replicas_of(server))
+
+
+def _replicas_of(server: OpenServer) -> list[str]:
+    """What to type for several servers.
+
+    vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
+    request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
+    """
+    count, router = server.spec.replicas, server.spec.router
+    if count == 1:
+        return []
+    if router == "least_loaded" and server.cost.server.work.experts is None:
+        return [f"--data-parallel-size {count}"]
+    return [f"# {count} such servers behind a router, {router}"]
 
 
 def _open(

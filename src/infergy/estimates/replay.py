@@ -124,14 +124,15 @@ def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
         UsageError: A draft model speculates.
     """
     if setup.speculation is not None:
-        raise UsageError(f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…")
+        message = f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…"
+        raise UsageError(message, code="not-supported", server=setup.label, reason="speculation")
     options = EngineOptions(
         max_num_seqs=setup.max_sequences,
         max_num_batched_tokens=setup.max_batched_tokens,
         max_model_len=setup.max_model_len,
         gpu_memory_utilization=setup.gpu_memory_utilization or 0.92,
         # Repeated prompts must be paid for: measuring turns the cache off unless asked.
-        enable_prefix_caching=bool(setup.prefix_caching),
+        enable_prefix_caching=bool(setup.prefix_caching) or setup.engine == "transformers",
         tensor_parallel_size=setup.tensor_parallel,
         enforce_eager=setup.engine == "vllm" and setup.cuda_graphs is False,
     )

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError
 from infergy.hardware.layers import AttentionShape, ExpertShape
 from infergy.hardware.mamba import MambaShape
 from infergy.hardware.shape import ModelShape
@@ -88,9 +88,9 @@ def read_by_hand(config: Mapping[str, Any], *, name: str) -> ModelShape:
     layers, heads = own["layers"], own["heads"]
     kv_heads = own.get("kv_heads", heads)
     if heads % kv_heads:
-        raise DataError(f"{name}: {heads} heads do not share {kv_heads} kv_heads evenly")
+        raise DataError.bad_field(name, "kv_heads", kv_heads, f"a divisor of heads ({heads})")
     if "head_dim" not in own and own["hidden"] % heads:
-        raise DataError(f"{name}: no head_dim, and hidden ({own['hidden']}) is no multiple of heads ({heads})")
+        raise DataError.bad_field(name, "hidden", own["hidden"], f"a multiple of heads ({heads}), or head_dim")
     head_dim = own.get("head_dim", own["hidden"] // heads)
     shape = ModelShape(
         name=name,
@@ -138,47 +138,48 @@ def _check_layers(shape: ModelShape) -> None:
     if shape.experts is not None:
         parts["experts.layers"] = shape.experts.layers
         if shape.experts.experts_per_token > shape.experts.experts:
-            raise DataError(
-                f"{shape.name}: experts.per_token is {shape.experts.experts_per_token}, "
-                f"more than experts.count ({shape.experts.experts})"
+            raise DataError.bad_field(
+                shape.name,
+                "experts.per_token",
+                shape.experts.experts_per_token,
+                f"at most experts.count ({shape.experts.experts})",
             )
     for key, count in parts.items():
         if count > shape.layers:
-            raise DataError(f"{shape.name}: {key} is {count}, more than layers ({shape.layers})")
+            raise DataError.bad_field(shape.name, key, count, f"at most layers ({shape.layers})")
     if shape.attention.window_layers > shape.attending_layers:
-        raise DataError(
-            f"{shape.name}: window_layers is {shape.attention.window_layers}, "
-            f"more than the layers with attention ({shape.attending_layers})"
+        raise DataError.bad_field(
+            shape.name,
+            "window_layers",
+            shape.attention.window_layers,
+            f"at most the layers with attention ({shape.attending_layers})",
         )
     if shape.mamba is not None and shape.attention_layers is None:
-        raise DataError(f"{shape.name}: with a table [mamba] say how many layers have attention: attention_layers")
+        raise DataError.missing_field(shape.name, ["attention_layers"], "which a table [mamba] needs")
     if not shape.intermediate and shape.dense_layers:
-        raise DataError(
-            f"{shape.name}: intermediate is 0, but {shape.dense_layers} layers have a dense MLP; give its width, or "
-            "mlp_layers = 0"
-        )
+        raise DataError.bad_field(shape.name, "intermediate", 0, "above 0, or mlp_layers = 0")
 
 
 def _checked(table: object, title: str, name: str) -> dict[str, Any]:
     """The table `title`, each key known and of its kind, none missing."""
     where = f"{name}: [{title}]" if title else name
     if not isinstance(table, Mapping):
-        raise DataError(f"{where} must be a table of numbers: docs/models.md")
+        raise DataError.bad_field(where, title, str(table), "a table")
     known = TABLES[title]
     for key in table:
         if key not in known:
-            raise DataError(f"{where}: {UsageError.unknown('key', str(key), known)} docs/models.md tells what each is")
+            raise DataError.unknown_field(where, str(key), known, "docs/models.md says what each is")
     missing = [key for key, needed in known.items() if needed and key not in table]
     if missing:
-        raise DataError(f"{where} lacks {_join(missing)}: whole numbers; docs/models.md tells what each is")
+        raise DataError.missing_field(where, missing, "whole numbers; docs/models.md says what each is")
     for key, value in table.items():
         if key in SWITCHES:
             if not isinstance(value, bool):
-                raise DataError(f"{where}: {key} is {value!r}; expected true or false")
+                raise DataError.bad_field(where, key, value, "true or false")
         elif key not in TABLES:
             least = 0 if key in MAY_BE_NONE else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DataError(f"{where}: {key} is {value!r}; expected a whole number of at least {least}")
+                raise DataError.bad_field(where, key, value, f"a whole number of at least {least}")
     return dict(table)
 
 

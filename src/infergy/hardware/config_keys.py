@@ -32,7 +32,7 @@ class Config:
         if value is None:
             raise self._missing(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError(f"{self.name}: {key} is {value!r}; expected a whole number of at least 1")
+            raise DataError.bad_field(self.name, key, value, "a whole number of at least 1")
         return value
 
     def count(self, key: str) -> int:
@@ -45,7 +45,7 @@ class Config:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise DataError(f"{self.name}: {key} is {value!r}; expected true or false")
+            raise DataError.bad_field(self.name, key, value, "true or false")
         return value
 
     def listed(self, key: str, default: Sequence[Any]) -> Sequence[Any]:
@@ -54,7 +54,7 @@ class Config:
         if value is None:
             return default
         if not isinstance(value, list):
-            raise DataError(f"{self.name}: {key} is {value!r}; expected a list")
+            raise DataError.bad_field(self.name, key, value, "a list")
         return value
 
     def inside(self, key: str) -> Config:
@@ -70,10 +70,8 @@ class Config:
         return Config(data=value, name=f"{self.name} {key}") if isinstance(value, Mapping) else None
 
     def _missing(self, key: str) -> DataError:
-        return DataError(
-            f"{self.name}: the configuration has no {key!r} (needed for model_type "
-            f"{self.data.get('model_type')!r}); take config.json whole from the model's page on the hub"
-        )
+        hint = "take config.json whole from the model's page on the hub"
+        return DataError.missing_field(self.name, [key], f"model_type {self.data.get('model_type')!r} needs it; {hint}")
 
     def kinds(self, layers: int) -> list[str] | None:
         """The attention of each layer, if `layer_types` tells."""
@@ -81,11 +79,17 @@ class Config:
         if kinds is None:
             return None
         if not isinstance(kinds, list) or len(kinds) != layers:
-            raise DataError(f"{self.name}: layer_types must name the attention of each of the {layers} layers")
+            raise DataError.bad_field(self.name, "layer_types", kinds, f"a list of {layers}")
         unknown = sorted(set(map(str, kinds)) - {SLIDING, "full_attention"})
         if unknown:
+            message = f"{self.name}: attention {', '.join(unknown)} is not known; known: {SLIDING}, full_attention"
             raise UsageError(
-                f"{self.name}: attention {', '.join(unknown)} is not known; known: {SLIDING}, full_attention"
+                message,
+                code="unknown-architecture",
+                place=self.name,
+                key="layer_types",
+                value=unknown,
+                known=[SLIDING, "full_attention"],
             )
         return kinds
 
@@ -130,7 +134,9 @@ def attention_shape(
     kv_heads = config.integer("num_key_value_heads", default_kv_heads or heads)
     head_dim = config.integer("head_dim", default_head_dim or config.integer("hidden_size") // heads)
     if heads % kv_heads:
-        raise DataError(f"{config.name}: {heads} attention heads do not share {kv_heads} key-value heads evenly")
+        raise DataError.bad_field(
+            config.name, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})"
+        )
     return AttentionShape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=head_dim, **others)
 
 

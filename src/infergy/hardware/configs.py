@@ -31,9 +31,17 @@ def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
         return read_by_hand(config, name=name)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise DataError(f"{name}: no 'model_type': not the config.json of a Hugging Face model. {HOW_BY_HAND}")
+        raise DataError.missing_field(name, ["model_type"], HOW_BY_HAND)
     if model_type not in READERS:
-        raise UsageError.unknown(f"architecture (model_type of {name})", model_type, READERS, HOW_BY_HAND)
+        raise UsageError.unknown(
+            f"architecture (model_type of {name})",
+            model_type,
+            READERS,
+            HOW_BY_HAND,
+            code="unknown-architecture",
+            place=name,
+            key="model_type",
+        )
     shape = READERS[model_type](Config(data=config, name=name))
     return dataclasses.replace(shape, scaled_in_blocks=True) if _is_scaled_in_blocks(config) else shape
 

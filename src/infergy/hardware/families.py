@@ -151,7 +151,8 @@ def read_deepseek_v3(config: Config) -> ModelShape:
     rank = None if config.data.get("q_lora_rank") is None else config.integer("q_lora_rank")
     hidden, layers = config.integer("hidden_size"), config.integer("num_hidden_layers")
     if bias:
-        raise UsageError(f"{config.name}: deepseek_v3 with attention_bias is not known; no published model has it")
+        message = f"{config.name}: deepseek_v3 with attention_bias is not known; no published model has it"
+        raise UsageError(message, code="unknown-architecture", place=config.name, key="attention_bias", value=True)
     attention = AttentionShape(
         heads=heads,
         kv_heads=heads,
@@ -215,9 +216,8 @@ def read_nemotron_h(config: Config) -> ModelShape:
     layers, pattern = config.integer("num_hidden_layers"), config.data.get("hybrid_override_pattern")
     if not isinstance(pattern, str) or len(pattern) != layers or not set(pattern) <= set(NEMOTRON_LAYERS):
         kinds = ", ".join(f"{sign} ({kind})" for sign, kind in NEMOTRON_LAYERS.items())
-        raise DataError(
-            f"{config.name}: hybrid_override_pattern is {pattern!r}; expected a sign for each of the {layers} layers: "
-            f"{kinds}"
+        raise DataError.bad_field(
+            config.name, "hybrid_override_pattern", pattern, f"a sign for each of the {layers} layers: {kinds}"
         )
     bias = config.flag("use_bias", False)
     mamba = MambaShape(
@@ -249,7 +249,14 @@ def _nemotron_experts(config: Config, layers: int) -> ExpertShape | None:
     if not layers:
         return None
     if config.data.get("moe_latent_size") is not None:
-        raise UsageError(f"{config.name}: experts of nemotron_h behind a latent (moe_latent_size) are not known")
+        message = f"{config.name}: experts of nemotron_h behind a latent (moe_latent_size) are not known"
+        raise UsageError(
+            message,
+            code="unknown-architecture",
+            place=config.name,
+            key="moe_latent_size",
+            value=config.data["moe_latent_size"],
+        )
     routed = config.integer("n_routed_experts")
     shared = config.integer("moe_shared_expert_intermediate_size") if config.count("n_shared_experts") else 0
     return ExpertShape(

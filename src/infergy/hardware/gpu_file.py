@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError
 from infergy.hardware.gpus import Gpu, Link
 
 FIGURES: Mapping[str, tuple[float, str]] = {
@@ -41,13 +41,17 @@ def read_gpu_file(path: Path) -> Gpu:
     known = (*FIGURES, *WORDS, *OTHERS)
     for key in facts:
         if key not in known:
-            raise DataError(f"{path}: {UsageError.unknown('key', key, known)} docs/models.md tells what each is")
+            raise DataError.unknown_field(path, key, known, "docs/models.md says what each is")
     missing = [repr(key) for key in (*FIGURES, "peak_flops", "link") if key not in facts]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; docs/models.md shows a whole file")
+        raise DataError.missing_field(
+            path,
+            [key for key in (*FIGURES, "peak_flops", "link") if key not in facts],
+            "docs/models.md shows a whole file",
+        )
     for key in WORDS:
         if not isinstance(facts.get(key, ""), str):
-            raise DataError(f"{path}: {key} is {facts[key]!r}; expected text in quotes")
+            raise DataError.bad_field(path, key, facts[key], "text in quotes")
     figures = {key: _figure(path, key, facts[key], *rule) for key, rule in FIGURES.items()}
     headline = facts.get("headline_flops")
     return Gpu(
@@ -70,25 +74,25 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. The GPUs of the catalogue: infergy gpus") from error
+        raise DataError.not_found(path, "The GPUs of the catalogue: infergy gpus") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError.not_readable(path, error) from error
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path}: not TOML ({error}). docs/models.md shows how to describe a GPU") from error
+        raise DataError.bad_syntax(path, "TOML", error, "docs/models.md shows how to describe a GPU") from error
 
 
 def _peaks(path: Path, peaks: object) -> dict[str, float]:
     if not isinstance(peaks, Mapping) or "bfloat16" not in peaks:
-        raise DataError(f"{path}: peak_flops must be a table with bfloat16 at least: {{ bfloat16 = 989.5e12 }}")
+        raise DataError.missing_field(path, ["peak_flops.bfloat16"], "a table, as { bfloat16 = 989.5e12 }")
     for dtype in peaks:
         if dtype not in DTYPES:
-            raise DataError(f"{path}: peak_flops: {UsageError.unknown('dtype', dtype, DTYPES)}")
+            raise DataError.unknown_field(f"{path}: peak_flops", dtype, DTYPES)
     return {dtype: _flops(path, f"peak_flops.{dtype}", value) for dtype, value in peaks.items()}
 
 
 def _link(path: Path, link: object) -> Link:
     if not isinstance(link, Mapping) or set(link) != {"kind", "bandwidth"} or not isinstance(link["kind"], str):
-        raise DataError(f'{path}: link must be a table: {{ kind = "PCIe 4.0 x16", bandwidth = 31.5e9 }}')
+        raise DataError.bad_field(path, "link", link, "a table of kind and bandwidth")
     unit = "bytes a second in one direction: PCIe 4.0 x16 has 31.5e9"
     return Link(kind=link["kind"], bandwidth=_figure(path, "link.bandwidth", link["bandwidth"], LEAST_LINK, unit))
 
@@ -99,5 +103,5 @@ def _flops(path: Path, key: str, value: object) -> float:
 
 def _figure(path: Path, key: str, value: object, least: float, unit: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-        raise DataError(f"{path}: {key} is {value!r}; expected a number of at least {least:g} ({unit})")
+        raise DataError.bad_field(path, key, value, f"a number of at least {least:g} ({unit})")
     return float(value)

@@ -72,8 +72,14 @@ class Gpu:
             UsageError: The GPU has no arithmetic of that dtype.
         """
         if dtype not in self.peak_flops:
-            raise UsageError.unknown(f"dtype of {self.title}", dtype, self.peak_flops)
+            raise UsageError.unknown(
+                f"dtype of {self.title}", dtype, self.peak_flops, code="unknown-name", gpu=self.name
+            )
         return self.peak_flops[dtype]
+
+    def has_units(self, dtype: str) -> bool:
+        """Whether its tensor cores know a dtype."""
+        return dtype in self.peak_flops
 
 
 def _read_gpu(name: str, facts: Mapping[str, Any]) -> Gpu:
@@ -113,7 +119,7 @@ def get_gpu(name: str) -> Gpu:
     gpu = find_gpu_by_driver_name(name)
     if gpu is None:
         hint = "All of them: infergy gpus. Or describe yours in a small TOML file: docs/models.md"
-        raise UsageError.unknown("GPU", name, gpu_names(), hint)
+        raise UsageError.unknown("GPU", name, gpu_names(), hint, code="unknown-gpu")
     return gpu
 
 

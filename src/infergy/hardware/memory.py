@@ -89,7 +89,7 @@ def largest_batch(
         UsageError: Engine or dtype is not known.
     """
     if engine not in ENGINES:
-        raise UsageError.unknown("engine", engine, ENGINES)
+        raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
     memory = gpu.memory_bytes * memory_fraction * tensor_parallel
     weights = shape.weight_bytes(dtype)
     fixed = weights + RESERVE_BYTES * tensor_parallel

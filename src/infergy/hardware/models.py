@@ -41,15 +41,17 @@ def model_config(name_or_path: str) -> dict[str, Any]:
     else:
         shipped = shape_of_id(name_or_path)
         if shipped is not None:
-            raise UsageError(f"{name_or_path} goes by the shape of {shipped.name} here: type {shipped.name}")
+            message = f"{name_or_path} goes by the shape of {shipped.name} here: type {shipped.name}"
+            raise UsageError(message, code="unknown-model", name=name_or_path, nearest=[shipped.name])
         hint = "Or give the path of a config.json, or numbers by hand: docs/models.md"
-        raise UsageError.unknown("model", name_or_path, model_names(), hint)
+        raise UsageError.unknown("model", name_or_path, model_names(), hint, code="unknown-model")
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error}). Expected the config.json of a Hugging Face model") from error
+        raise DataError.bad_syntax(path, "JSON", error, "Expected the config.json of a Hugging Face model") from error
     if not isinstance(config, dict):
-        raise DataError(f"{path}: expected a JSON object, the config.json of a Hugging Face model")
+        message = f"{path}: expected a JSON object, the config.json of a Hugging Face model"
+        raise DataError(message, code="bad-syntax", path=str(path), format="JSON object")
     return config
 
 
@@ -117,13 +119,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_read(path))
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path}: not TOML ({error}). Expected the numbers of a model: docs/models.md") from error
+        raise DataError.bad_syntax(path, "TOML", error, "Expected the numbers of a model: docs/models.md") from error
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. The shipped models: infergy models") from error
+        raise DataError.not_found(path, "The shipped models: infergy models") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError.not_readable(path, error) from error

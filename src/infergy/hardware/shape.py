@@ -36,7 +36,7 @@ def dtype_bytes(dtype: str) -> float:
         UsageError: `dtype` is not in `DTYPE_BYTES`.
     """
     if dtype not in DTYPE_BYTES:
-        raise UsageError.unknown("dtype", dtype, DTYPE_BYTES)
+        raise UsageError.unknown("dtype", dtype, DTYPE_BYTES, code="unknown-name")
     return DTYPE_BYTES[dtype]
 
 

@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = Plan.load(options.plan)
         if options.simulate and options.meter != NVML:
-            raise UsageError(f"--simulate brings its own meter; leave out --meter {options.meter}")
+            raise UsageError.conflict(
+                {"--simulate": True, "--meter": options.meter}, "leave out --meter, for one is simulated"
+            )
         events = sweep(
             plan,
             options.output_file,

@@ -48,7 +48,7 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
     chosen = [row for row in measured if row.cell.label == label]
     if not chosen:
         labels = sorted({row.cell.label for row in measured})
-        raise UsageError.unknown("engine of the table", label, labels, "Name one with --engine")
+        raise UsageError.unknown("engine of the table", label, labels, "Name one with --engine", code="unknown-name")
     first = chosen[0]
     # Of several kinds of weights the first one's rows are a set-up of their own.
     alike = [row for row in chosen if row.cell.setup == first.cell.setup]
@@ -86,7 +86,8 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: flo
             planned += [replace(one, visit=visit) for one in group]
     names = {gpu.name for row in by_id.values() for gpu in row.environment.gpus}
     if len(names) != 1:
-        raise UsageError(f"the rows are of {', '.join(sorted(names)) or 'no GPU'}; a plan is for one kind. Split them")
+        message = f"the rows are of {', '.join(sorted(names)) or 'no GPU'}; a plan is for one kind. Split them"
+        raise UsageError(message, code="several-gpus", gpus=sorted(names))
     return Plan(
         name="again",
         gpu=get_gpu(catalogue_name(names.pop())).name,

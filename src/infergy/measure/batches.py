@@ -71,9 +71,12 @@ def choose_batch(
     # Each beam is a sequence of its own.
     fits = limit.batch // load.decoding.beams
     if fits < 1:
-        raise UsageError(
+        message = (
             f"{setup.label}: not one request of {load.input_tokens} input and {load.output_tokens} output tokens fits "
             f"{gpu.title}: {limit.reason}"
+        )
+        raise UsageError(
+            message, code="does-not-fit", model=setup.model, gpu=gpu.name, setup=setup.label, reason=limit.reason
         )
     batch, reason = fits, "largest that fits the memory"
     if max_batch is not None and batch > max_batch:

@@ -173,7 +173,8 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             UsageError: The block has not ended.
         """
         if self._result is None:
-            raise UsageError("the window is still open: its joules are known when the with block has ended")
+            message = "the window is still open: its joules are known when the with block has ended"
+            raise UsageError(message, code="window-open")
         return self._result
 
     @property
@@ -274,10 +275,11 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
     # The tail's own stamps also say how long it was, and so what it drew.
     tail_late_s, shortest_s = max(settled.uncertainty_s, closed.uncertainty_s), min(tail_s.values())
     if tail_late_s >= shortest_s:
-        raise MeterError(
+        message = (
             f"ticks of the counter were stamped up to {tail_late_s:.2g} s late, over a tail of {shortest_s:.2g} s: "
             "this machine was too busy to read it. Leave it a core, and repeat the block"
         )
+        raise MeterError(message, code="machine-busy", late_s=tail_late_s, tail_s=shortest_s)
     by_gpu = {uuid: used_j[uuid] - waits_s[uuid] * tail_w[uuid] for uuid in used_j}
     most_w = {uuid: tail_w[uuid] / (1 - tail_late_s / tail_s[uuid]) for uuid in used_j}
     doubt_j = sum(

@@ -99,9 +99,10 @@ def calibrate(
         EngineError: Several workloads in a row failed; the message has the last reason.
     """
     if budget_s < LEAST_BUDGET_S:
-        raise UsageError(
-            f"--budget {budget_s:g}s: three windows take {LEAST_BUDGET_S:g} s, all of them about 3 minutes. "
-            "Give --budget 3m"
+        raise UsageError.bad_value(
+            "--budget",
+            budget_s,
+            f"at least {LEAST_BUDGET_S:g} s for three windows; all take about 3 minutes: --budget 3m",
         )
     with CalibrationFile(path) as file:
         _refuse_others(file, single.meter)
@@ -113,9 +114,12 @@ def _refuse_others(file: CalibrationFile, meter: Meter) -> None:
     for one in file.windows:
         there = one.environment.gpus[0]
         if there.uuid not in here:
-            raise UsageError(
+            message = (
                 f"{file.path} holds windows of {there.name} {there.uuid}, and this is {meter.gpus[0].name} "
                 f"{meter.gpus[0].uuid}. Name another file with -o"
+            )
+            raise UsageError(
+                message, code="other-gpu", path=str(file.path), found=there.uuid, expected=meter.gpus[0].uuid
             )
 
 
@@ -217,7 +221,8 @@ class _Run:
                 calls = loaded.run(self._window_s, lambda: during.extend(meter.states()))
         except RuntimeError as error:
             # What CUDA reports late, of whatever call.
-            raise EngineError(f"{work.name}: {(str(error).splitlines() or ['failed'])[0]}") from error
+            message = f"{work.name}: {(str(error).splitlines() or ['failed'])[0]}"
+            raise EngineError(message, code="engine-failed", workload=work.name, reason=type(error).__name__) from error
         found = measured.result
         return CalibrationWindow(
             workload=work,
@@ -234,6 +239,7 @@ class _Run:
             during=tuple(during),
             after=found.after,
             how=loaded.how,
+            in_graph=loaded.in_graph,
             reason=found.reason,
         )
 
@@ -270,7 +276,8 @@ class _Run:
         if self._failures >= MOST_FAILURES or (is_meter and self._failures > 1):
             self._file.append(failed)
             kind = MeterError if is_meter else EngineError
-            raise kind(f"{self._failures} workloads in a row failed, the last one by this: {reason}")
+            words = f"{self._failures} workloads in a row failed, the last one by this: {reason}"
+            raise kind(words, code="calibration-failed", failures=self._failures, reason=reason)
         return failed
 
     def _record(self, found: CalibrationWindow) -> CalibrationEvent:
@@ -284,6 +291,7 @@ class _Rest:
     """Nothing to do."""
 
     how = "idle"
+    in_graph: bool | None = None
 
     def __init__(self, meter: Meter) -> None:
         self._clock = meter.clock
@@ -339,7 +347,7 @@ def parse_budget(text: str) -> float:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise UsageError(f"--budget takes seconds, minutes or hours: 90s, 3m, 1h; found {text!r}") from error
+        raise UsageError.bad_value("--budget", text, "a time, as 90s, 3m or 1h") from error
 
 
 def run_here(path: Path, *, budget_s: float, simulate: str | None, tell: Callable[[str], None]) -> None:

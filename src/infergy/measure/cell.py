@@ -313,7 +313,10 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
         raise WrongTokensError(
             f"asked for {sum(asked)} input and {sum(work.output_tokens)} output tokens in {len(asked)} requests, "
             f"got {sum(completion.input_tokens)} and {sum(completion.output_tokens)} "
-            f"in {len(completion.output_tokens)}: energy per token would be wrong"
+            f"in {len(completion.output_tokens)}: energy per token would be wrong",
+            code="wrong-tokens",
+            expected=[sum(asked), sum(work.output_tokens)],
+            found=[sum(completion.input_tokens), sum(completion.output_tokens)],
         )
     first_s, finished_s = completion.first_token_s, completion.finished_s
     return Batch(

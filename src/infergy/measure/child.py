@@ -100,7 +100,8 @@ class Child:
         rest = b""
         while True:
             if not select.select([self.pipe], [], [], self.patience_s)[0]:
-                raise HangError(f"told nothing for {format_duration(self.patience_s)} and was ended; see {self.log}")
+                message = f"told nothing for {format_duration(self.patience_s)} and was ended; see {self.log}"
+                raise HangError(message, code="engine-hung", log=str(self.log), waited_s=self.patience_s)
             chunk = os.read(self.pipe, READ_BYTES)
             if not chunk:
                 return
@@ -121,7 +122,8 @@ class Child:
         try:
             return self.process.wait(END_S)
         except subprocess.TimeoutExpired as error:
-            raise HangError(f"did not end within {END_S:g} s after its last cell; see {self.log}") from error
+            message = f"did not end within {END_S:g} s after its last cell; see {self.log}"
+            raise HangError(message, code="engine-hung", log=str(self.log), waited_s=END_S) from error
 
     def kill(self) -> None:
         """End the child and all that it has started, if anything of it is left; may be called twice."""

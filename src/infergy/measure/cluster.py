@@ -127,7 +127,9 @@ class _Run:
             told = ", ".join(f"{count} of {label}" for label, count in left.items())
             raise EngineError(
                 f"no row for these cells, for no node was left that told of its GPUs: {told}. "
-                "Add nodes (ray start --address=HEAD:6379) and run the same command again"
+                "Add nodes (ray start --address=HEAD:6379) and run the same command again",
+                code="nodes-lost",
+                cells=left,
             )
 
     def _start(self, job: _Job) -> None:
@@ -158,7 +160,8 @@ class _Run:
         except StopIteration:
             job.stream = None
             if job.todo:
-                raise EngineError(f"{job.setup.label}: its task on {job.host} ended before its cells") from None
+                message = f"{job.setup.label}: its task on {job.host} ended before its cells"
+                raise EngineError(message, code="engine-died", setup=job.setup.label, host=job.host) from None
             return
         except RayTaskError:
             raise
@@ -178,7 +181,7 @@ class _Run:
             job.surroundings = Surroundings(environment=environment, vocabulary=0, is_simulated=self._simulate)
         elif kind == "refused":
             told: type[InfergyError] = getattr(errors, event["error"], EngineError)
-            raise told(f"{job.host}: {event['reason']}")
+            raise told(f"{job.host}: {event['reason']}", code=event["code"], **event["fields"])
         elif kind == "row" and planned is not None:
             yield self._keep(job, planned, Measurement.from_json(event["row"], "node"))
         elif kind in ("loading", "ready", "begin"):

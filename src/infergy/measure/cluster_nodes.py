@@ -80,7 +80,7 @@ def connect(address: str) -> Iterator[None]:
     try:
         import ray
     except ImportError as error:
-        raise MissingError("--ray needs Ray. Install it: pip install 'infergy[ray]'") from error
+        raise MissingError.package("--ray", "ray", "pip install 'infergy[ray]'") from error
     head = _find_head() if address == AUTO else address
     if head is not None:
         _reach(head)
@@ -89,8 +89,10 @@ def connect(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         words = " ".join(str(error).split())
         if "ersion mismatch" in words:
-            raise MissingError(f"the cluster at {address} is of another version: {words}") from error
-        raise MissingError(f"no Ray cluster at {head or address}: {words:.300}. {START}") from error
+            message = f"the cluster at {address} is of another version: {words}"
+            raise MissingError(message, code="versions-differ", address=address) from error
+        message = f"no Ray cluster at {head or address}: {words:.300}. {START}"
+        raise MissingError(message, code="ray-unavailable", address=head or address) from error
     try:
         yield
     finally:
@@ -113,7 +115,9 @@ def _find_head() -> str | None:
         return str(get_ray_address_from_environment(AUTO, None))
     except ConnectionError as error:
         raise MissingError(
-            f"no Ray cluster runs on this machine. {START}. Or name the head of one: --ray HOST:6379"
+            f"no Ray cluster runs on this machine. {START}. Or name the head of one: --ray HOST:6379",
+            code="ray-unavailable",
+            address=AUTO,
         ) from error
 
 
@@ -129,12 +133,13 @@ def _reach(address: str) -> None:
 
     found = re.fullmatch(r"([^:/]+|\[[0-9a-fA-F:.]+\]):(\d+)", address)
     if found is None:
-        raise UsageError(f"--ray takes auto or HOST:PORT of the cluster's head, like 10.0.0.1:6379; not {address!r}")
+        raise UsageError.bad_value("--ray", address, "auto or HOST:PORT of the cluster's head, as 10.0.0.1:6379")
     try:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=REACH_S).close()
         GcsClient(address=address)
     except (OSError, OverflowError, RpcError) as error:
-        raise MissingError(f"no Ray cluster at {address}: {error}. {START}") from error
+        message = f"no Ray cluster at {address}: {error}. {START}"
+        raise MissingError(message, code="ray-unavailable", address=address) from error
 
 
 def find_nodes(needs: Sequence[Mapping[str, float]]) -> list[Mapping[str, Any]]:
@@ -150,7 +155,7 @@ def find_nodes(needs: Sequence[Mapping[str, float]]) -> list[Mapping[str, Any]]:
     for one in needs:
         able = [node for node in alive if all(node["Resources"].get(name, 0.0) >= one[name] for name in one)]
         if not able:
-            raise MissingError(_lacking(one, alive))
+            raise MissingError(_lacking(one, alive), code="gpu-missing", wanted=dict(one))
         useful |= {node["NodeID"]: node for node in able}
     return list(useful.values())
 
@@ -198,7 +203,7 @@ def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 # Who has just come is not known to all of Ray yet, and who has just gone still is to some.
                 if isinstance(error, RayTaskError) or time.monotonic() > begun + SETTLE_S:
                     reason = f"{name} of the cluster does not run tasks: {error!s:.300}. See: ray status"
-                    raise MissingError(reason) from error
+                    raise MissingError(reason, code="node-silent", node=name) from error
                 time.sleep(AGAIN_S)
                 again = _ask(asked[answer])
                 asked[again] = asked[answer]
@@ -207,7 +212,8 @@ def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             refuse_versions(name, there)
         names = ", ".join(sorted(str(asked[answer]["NodeName"]) for answer in waiting))
         if waiting and time.monotonic() > begun + PROBE_S:
-            raise MissingError(f"{names} of the cluster did not answer within {PROBE_S:.0f} s. See: ray status")
+            message = f"{names} of the cluster did not answer within {PROBE_S:.0f} s. See: ray status"
+            raise MissingError(message, code="node-silent", node=names)
         if waiting and not ready:
             yield names
 
@@ -254,9 +260,10 @@ def refuse_versions(name: str, there: tuple[str | None, str, str]) -> None:
     import ray
 
     if there[0] is None:
-        raise MissingError(f"infergy is missing on {name}. On it: pip install 'infergy[ray]=={VERSION}'")
+        raise MissingError.package(name, "infergy", f"pip install 'infergy[ray]=={VERSION}'")
     here = (VERSION, platform.python_version(), ray.__version__)
     names = ("infergy", "Python", "Ray")
     told = ", ".join(f"{n} {t} against {h}" for n, t, h in zip(names, there, here, strict=True) if t != h)
     if told:
-        raise MissingError(f"{name} has other versions than this machine: {told}. Install the same on both")
+        message = f"{name} has other versions than this machine: {told}. Install the same on both"
+        raise MissingError(message, code="versions-differ", node=name, found=list(there), expected=list(here))

@@ -238,7 +238,12 @@ def _nvml_found(found: _Nvidia) -> MeterFound:
     meter.close()
     broken = [gpu for gpu in found.gpus if gpu.is_visible and not gpu.has_counter]
     if broken:
-        raise MeterError(broken[0].reason or f"the counter of {broken[0].gpu.uuid} does not answer")
+        raise MeterError(
+            broken[0].reason or f"the counter of {broken[0].gpu.uuid} does not answer",
+            code="counter-unreadable",
+            uuid=broken[0].gpu.uuid,
+            reason=broken[0].reason,
+        )
     return MeterFound(name="nvml", package="infergy", is_usable=True, scope=meter.scope)
 
 

@@ -227,11 +227,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. An example: infergy grid paper-bins") from error
+        raise DataError.not_found(path, "An example: infergy grid paper-bins") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError.not_readable(path, error) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not TOML ({error}). An example: infergy grid paper-bins") from error
+        raise DataError.bad_syntax(path, "TOML", error, "An example: infergy grid paper-bins") from error
 
 
 def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
@@ -245,7 +245,10 @@ def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or 'grid'}: {item['msg']}" for item in error.errors()]
         raise DataError(
-            f"{place}: not a grid:\n" + "\n".join(lines) + "\nAn example of a grid: infergy grid paper-bins"
+            f"{place}: not a grid:\n" + "\n".join(lines) + "\nAn example of a grid: infergy grid paper-bins",
+            code="bad-grid",
+            place=place,
+            problems=[{"key": ".".join(map(str, item["loc"])), "reason": item["msg"]} for item in error.errors()],
         ) from error
 
 
@@ -256,7 +259,8 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
         UsageError: It has none.
     """
     if "quick" not in data:
-        raise UsageError(f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it")
+        message = f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it"
+        raise UsageError(message, code="missing-field", place=place, keys=["quick"])
     return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
 
 
@@ -273,7 +277,8 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
     """
     for grid in others:
         if grid.options != first.options:
-            raise UsageError(f"{first.name} and {grid.name} have other [options]: measure them one after the other")
+            message = f"{first.name} and {grid.name} have other [options]: measure them one after the other"
+            raise UsageError(message, code="grids-differ", grids=[first.name, grid.name])
     gpus: set[str] = set()
     configs: dict[str, Mapping[str, Any]] = {}
     setups: dict[EngineSetup, dict[str, PlannedCell]] = {}
@@ -283,12 +288,14 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
         gpus.add(gpu.name)
         for name in models.keys() & configs.keys():
             if models[name] != configs[name]:
-                raise UsageError(f"two models go by the name {name} in these grids: measure them one after the other")
+                message = f"two models go by the name {name} in these grids: measure them one after the other"
+                raise UsageError(message, code="grids-differ", model=name)
         configs |= models
         for setup, cells in found.items():
             _merge(setups.setdefault(setup, {}), cells.values())
     if len(gpus) > 1:
-        raise UsageError(f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}")
+        message = f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}"
+        raise UsageError(message, code="several-gpus", gpus=sorted(gpus))
     return Plan(
         name=" + ".join(dict.fromkeys(grid.name for grid in grids)),
         gpu=gpus.pop(),
@@ -303,9 +310,8 @@ def _resolve(
 ) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
     """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
     if grid.needs:
-        raise UsageError(
-            f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
-        )
+        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
+        raise UsageError(message, code="not-supported", study=grid.name, needs=list(grid.needs))
     refusals = Refusals(grid.name)
     setups, shapes, gpu, configs = _resolve_names(grid, refusals)
     found: dict[EngineSetup, dict[str, PlannedCell]] = {}

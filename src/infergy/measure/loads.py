@@ -33,15 +33,16 @@ def torch_on(uuid: str) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingError(f"a load on the GPU needs torch: pip install torch ({error})") from error
+        raise MissingError.package("a load on the GPU", "torch", "pip install torch", str(error)) from error
     if not torch.cuda.is_available():
-        raise MissingError("a load on the GPU needs torch with CUDA; the installed one sees no GPU: pip install torch")
+        raise MissingError.package(
+            "a load on the GPU", "torch with CUDA", "pip install torch", "The installed one sees no GPU"
+        )
     properties = torch.cuda.get_device_properties(0)
     found = str(getattr(properties, "uuid", ""))
     if found and found not in uuid:
-        raise MissingError(
-            f"torch's first GPU is {found}, the metered one {uuid}: type CUDA_VISIBLE_DEVICES={uuid} before the command"
-        )
+        message = f"torch's first GPU is {found}, the metered one {uuid}: type CUDA_VISIBLE_DEVICES={uuid} before it"
+        raise MissingError(message, code="gpus-differ", found=found, expected=uuid)
     return torch
 
 
@@ -79,7 +80,8 @@ class TorchLoad:
             torch.cuda.synchronize()
         except RuntimeError as error:
             # Out of memory is one of them.
-            raise MissingError(f"a load does not start on {uuid}: {error}. What runs there: nvidia-smi") from error
+            message = f"a load does not start on {uuid}: {error}. What runs there: nvidia-smi"
+            raise MissingError(message, code="gpu-busy", uuid=uuid, reason=str(error)) from error
         self._events: deque[Any] = deque()
         self._level = OFF
         self._lock = threading.Lock()

@@ -25,7 +25,7 @@ from infergy.records.store import create_store
 
 def pack(event: dict[str, Any]) -> bytes:
     """An event on its way to the driver; compressed, rows are small enough for Ray to keep them with their reader."""
-    return zlib.compress(json.dumps(event).encode(), 1)
+    return zlib.compress(json.dumps(event, default=str).encode(), 1)
 
 
 def unpack(content: bytes) -> dict[str, Any]:
@@ -74,9 +74,11 @@ def measure_here(
                     }
                 )
     except InfergyError as error:
-        yield pack({"kind": "refused", "error": type(error).__name__, "reason": str(error)})
+        known = {"reason": str(error), "code": error.code, "fields": error.fields}
+        yield pack({"kind": "refused", "error": type(error).__name__} | known)
     except OSError as error:
-        yield pack({"kind": "refused", "error": EngineError.__name__, "reason": f"its disk: {error}"})
+        known = {"reason": f"its disk: {error}", "code": "engine-failed", "fields": {"reason": str(error)}}
+        yield pack({"kind": "refused", "error": EngineError.__name__} | known)
 
 
 def anchors_missing(

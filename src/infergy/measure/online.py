@@ -110,7 +110,8 @@ def timed_requests(
     source = str(arrivals.trace)
     frame = open_trace(source).frame
     if "arrival_s" not in frame.collect_schema().names():
-        raise DataError(f"{source}: it has no times of arrival, and so no window. Choose by number: --requests 1000")
+        message = f"{source}: it has no times of arrival, and so no window. Choose by number: --requests 1000"
+        raise DataError(message, code="no-arrivals", trace=source)
     columns = ("arrival_s", "input_tokens", "output_tokens")
     asked = polars.col("output_tokens") > 0, polars.col("input_tokens") > 0, polars.col("arrival_s").is_not_null()
     rows = frame.filter(*asked).select(*columns).sort("arrival_s", maintain_order=True).collect()
@@ -122,7 +123,10 @@ def timed_requests(
     if max_tokens is not None:
         rows = rows.filter(polars.col("input_tokens") + polars.col("output_tokens") <= max_tokens)
     if len(rows) < FEWEST_ARRIVALS or (arrivals.for_s is None and max_tokens is None and len(rows) < count):
-        raise DataError(f"{source}: {len(rows)} requests for {arrivals.label}. Choose another part of the trace")
+        message = f"{source}: {len(rows)} requests for {arrivals.label}. Choose another part of the trace"
+        raise DataError(
+            message, code="too-few-requests", trace=source, found=len(rows), expected=count, arrivals=arrivals.label
+        )
     first_s = rows["arrival_s"][0]
     times = (round((time_s - first_s) / arrivals.speed, MICROSECOND_DIGITS) for time_s in rows["arrival_s"])
     return tuple(times), tuple(rows.select("input_tokens", "output_tokens").rows())
@@ -138,11 +142,14 @@ def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) ->
         # The window says how many; what stands here until it is read is replaced.
         return [FEWEST_ARRIVALS]
     if isinstance(batch, str):
-        raise UsageError(
-            f"{arrivals.label} and batch = {batch!r}: online the batch is the number of requests of a run; give numbers"
+        raise UsageError.conflict(
+            {"arrivals": arrivals.label, "batch": batch},
+            "online the batch is the number of requests of a run; give numbers",
         )
     if paired:
-        raise UsageError(f"{arrivals.label} and paired = true: online, prefill and decode of many requests overlap")
+        raise UsageError.conflict(
+            {"arrivals": arrivals.label, "paired": True}, "online, prefill and decode of many requests overlap"
+        )
     return batch
 
 
@@ -164,7 +171,8 @@ def plan_online(
     lengths = run.lengths or (load.lengths,) * load.batch
     if memory_fault(setup, shape, gpu, lengths, draft, together=False) is not None:
         least = "a static batch" if setup.engine == "transformers" else "one of its requests"
-        raise UsageError(f"{cell}: not {least} fits {gpu.title}")
+        message = f"{cell}: not {least} fits {gpu.title}"
+        raise UsageError(message, code="does-not-fit", model=setup.model, gpu=gpu.name, setup=setup.label)
     cost = forecast_run(setup, shape, gpu, lengths, run.arrival_s, draft)
     return PlannedCell(
         cell=cell,

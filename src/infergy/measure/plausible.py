@@ -48,17 +48,19 @@ def demand_plausible_power(
     for uuid, power_w in power_by_gpu_w.items():
         most_w, least_w = limit_w.get(uuid), LEAST_OF_IDLE * idle_w.get(uuid, 0.0)
         if most_w is not None and power_w > MOST_OF_LIMIT * most_w:
-            raise MeterError(
+            message = (
                 f"the energy counter of {uuid} tells a mean power of {power_w:.4g} W, expected at most "
                 f"{MOST_OF_LIMIT:g} times its limit of {most_w:g} W: it jumped. "
                 "Measure again; if it stays, see how it follows a load: infergy doctor --meter"
             )
+            raise MeterError(message, code="counter-wrong", uuid=uuid, power_w=power_w)
         if power_w < least_w:
-            raise MeterError(
+            message = (
                 f"the energy counter of {uuid} tells a mean power of {power_w:.4g} W while it worked, "
                 f"{idle_w[uuid]:.4g} W when idle: it began again or stood still for a part of the window. "
                 "Measure again; if it stays, see how it follows a load: infergy doctor --meter"
             )
+            raise MeterError(message, code="counter-wrong", uuid=uuid, power_w=power_w)
 
 
 def _demand_order(window: Window) -> None:
@@ -69,7 +71,8 @@ def _demand_order(window: Window) -> None:
     stamps_s += [min(tick.time_s for tick in edge.values()) for edge in (window.settled, window.close) if edge]
     for earlier_s, later_s in pairwise(stamps_s):
         if later_s < earlier_s:
-            raise MeterError(
+            message = (
                 f"the clock went back by {earlier_s - later_s:.3f} s within a window; expected one that only grows. "
                 "Measure again; if it stays, see whether this machine is paused or moved while it runs"
             )
+            raise MeterError(message, code="clock-wrong", back_s=earlier_s - later_s)

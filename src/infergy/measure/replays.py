@@ -57,8 +57,9 @@ class Replay:
             UsageError: Neither a window nor a number of requests, or both.
         """
         if (self.for_s is None) == (self.requests is None):
+            message = f"{self.source}: give a window (--from 10m --for 75s) or a number of requests (--requests 1000)"
             raise UsageError(
-                f"{self.source}: give a window of time (--from 10m --for 75s) or a number of requests (--requests 1000)"
+                message, code="option-missing", option="--for", alternatives=["--requests"], trace=self.source
             )
         # All at once no time passes: what the speed decides is how much of the trace the window spans.
         for_s = None if self.for_s is None else self.for_s * (1.0 if self.timed else self.speed)
@@ -127,7 +128,7 @@ def plan_replays(
             cells.append(replace(planned, visit=grid_visit(visits[planned.cell.id])))
     refusals.tell()
     if not cells:
-        raise UsageError(f"{name}: no replay was asked for")
+        raise UsageError(f"{name}: no replay was asked for", code="option-missing", option="replays", plan=name)
     ordered = [
         planned
         for group in Plan(name=name, gpu=gpu, cells=tuple(cells), models={}).by_setup().values()

@@ -27,7 +27,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     index, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= index <= count:
-        raise UsageError(f"--shard takes a part of how many, from 1/5 to 5/5; not {text!r}")
+        raise UsageError.bad_value("--shard", text, "a part of how many, as 1/5 to 5/5")
     return index, count
 
 
@@ -42,7 +42,9 @@ def shard(plan: Plan, index: int, count: int) -> Plan:
     """
     pieces = _pieces(plan, count)
     if len(pieces) < count:
-        raise UsageError(f"{plan.name} can be divided into {len(pieces)} parts at most: --shard 1/{len(pieces)}")
+        raise UsageError.bad_value(
+            "--shard", f"{index}/{count}", f"at most {len(pieces)} parts: --shard 1/{len(pieces)}"
+        )
     parts = _spread({place: _seconds(piece, plan) for place, piece in enumerate(pieces)}, count)
     mine = {planned.key for place in parts[index - 1] for planned in pieces[place]}
     # Anchors of a divided set-up are in several pieces under the same keys, and in this part because of one of them.

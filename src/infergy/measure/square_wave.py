@@ -132,10 +132,11 @@ class _Watcher:
             self.watched.gap_s = max(self.watched.gap_s, now_s - self._last_s)
             self._last_j, self._tick_s = energy_j, now_s
         elif before_s - self._tick_s > TIMEOUT_S:
-            raise MeterError(
+            message = (
                 f"the energy counter of {self._uuid} did not move in {TIMEOUT_S:g} s; expected a tick every 0.02 to "
                 "1 s. Look: infergy doctor"
             )
+            raise MeterError(message, code="counter-stuck", uuid=self._uuid, waited_s=TIMEOUT_S)
         self._last_s = before_s
         if now_s - self._asked_s >= POWER_EVERY_S:
             power = powers_of(self._meter)[self._uuid]
@@ -235,10 +236,11 @@ def _agreement(load: str, half_period_s: float | None, watched: _Watched) -> Agr
     # The samples must reach over both ends.
     inside = [t for t in ticks if instant and instant[0][0] <= t.time_s <= instant[-1][0]] or ticks
     if len(inside) < 2:
-        raise MeterError(
+        message = (
             f"the energy counter moved {len(inside)} times under the load {load!r}; expected a tick every 0.02 to 1 s. "
             "Look: infergy doctor"
         )
+        raise MeterError(message, code="counter-stuck", load=load, ticks=len(inside))
     first, last = inside[0], inside[-1]
     seconds = last.time_s - first.time_s
     counter_w = (last.energy_j - first.energy_j) / seconds

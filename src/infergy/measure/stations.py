@@ -24,7 +24,7 @@ def stations_here() -> tuple[Station, Station | str]:
     # Not imported yet: torch may wake the GPU, whose idle power is measured first.
     if find_spec("torch") is None:
         meter.close()
-        raise MissingError("the work of a calibration needs torch: pip install torch (no model, no engine)")
+        raise MissingError.package("a calibration", "torch", "pip install torch", "No model, no engine is needed")
 
     def open_torch() -> Bench:
         from infergy.measure.torch_bench import TorchBench
@@ -38,7 +38,7 @@ def _pair_here() -> Station | str:
     try:
         meter = NvmlMeter.open(2)
     except MissingError as error:
-        return str(error).split(". ")[0]
+        return str(error)
     names = {gpu.name for gpu in meter.gpus}
     if len(names) > 1:
         meter.close()

@@ -83,7 +83,7 @@ def study_path(name: str) -> Path:
     """
     if name not in study_names():
         hint = "A file of your own: give its path, ending in .toml or .json"
-        raise UsageError.unknown("study", name, study_names(), hint)
+        raise UsageError.unknown("study", name, study_names(), hint, code="unknown-name")
     return _folder() / f"{name}.toml"
 
 

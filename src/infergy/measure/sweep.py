@@ -111,7 +111,8 @@ def sweep(
                     yield event
                 left = [planned for planned in todo if planned.key not in finished]
                 if len(left) == len(todo):
-                    raise EngineError(f"{setup.label}: its process ended before any cell. See {log_path(store.path)}")
+                    message = f"{setup.label}: its process ended before any cell. See {log_path(store.path)}"
+                    raise EngineError(message, code="engine-died", setup=setup.label, log=str(log_path(store.path)))
                 todo = left
 
 
@@ -140,15 +141,17 @@ def check_contents(plan: Plan, *, simulate: bool) -> None:
     for setup, cells in plan.by_setup().items():
         for name in setup.models:
             if name not in plan.models:
-                raise DataError(f"the plan holds no configuration of {name}. Make it again with: infergy plan")
+                message = f"the plan holds no configuration of {name}. Make it again with: infergy plan"
+                raise DataError(message, code="plan-incomplete", plan=plan.name, missing=name)
             shape = ModelShape.from_config(plan.models[name], name=name)
             if shape.architecture == BY_HAND and not simulate:
-                raise UsageError(
+                message = (
                     f"{name} is told by hand, in numbers that no engine loads. Measure it with its config.json, or "
                     "pretend: --simulate"
                 )
-        for reason in refuse_draft(setup, plan.models):
-            raise UsageError(reason)
+                raise UsageError(message, code="not-supported", model=name, reason="described by hand")
+        for error in refuse_draft(setup, plan.models):
+            raise error
         _check_times(cells)
 
 
@@ -167,9 +170,10 @@ def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surro
         found[setup] = Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
         # A GPU that the catalogue lacks is measured with another's batches: its rows say so by its own name.
         if not simulate and here is not None and here.name != plan.gpu:
-            raise UsageError(
-                f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: --gpu {here.name}"
+            message = (
+                f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: -g {here.name}"
             )
+            raise UsageError(message, code="other-gpu", found=here.name, expected=plan.gpu)
     return found
 
 
@@ -178,25 +182,30 @@ def _check_times(cells: Iterable[PlannedCell]) -> None:
     for planned in cells:
         load, told = planned.cell.load, len(planned.arrival_s)
         if len(planned.lengths) != (load.batch if load.is_replay else 0):
-            raise DataError(
+            message = (
                 f"the plan holds {len(planned.lengths)} lengths for {planned.cell}, which has {load.batch} requests. "
                 "Make it again with: infergy plan"
             )
-        if told != (load.batch if load.is_online else 0):
             raise DataError(
+                message, code="plan-incomplete", cell=planned.cell.id, missing="lengths", found=len(planned.lengths)
+            )
+        if told != (load.batch if load.is_online else 0):
+            message = (
                 f"the plan holds {told} times of arrival for {planned.cell}, which has {load.batch} requests. "
                 "Make it again with: infergy plan"
             )
+            raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing="arrival_s", found=told)
 
 
 def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
     """One store, one scope."""
     others = {(row.environment.meter, SCOPE.of(row)) for row in store.rows if SCOPE.of(row) != scope}
     for meter, other in sorted(others):
-        raise UsageError(
+        message = (
             f"{store.path} holds joules of the {other}, read by {meter}; here the joules are of the {scope}. "
             "Write them to a file of their own: -o OTHER.jsonl"
         )
+        raise UsageError(message, code="environments-differ", path=str(store.path), fact="scope", was=other, now=scope)
 
 
 def _refuse_other_gpu(store: StoreWriter, here: Surroundings) -> None:
@@ -210,9 +219,8 @@ def _refuse_other_gpu(store: StoreWriter, here: Surroundings) -> None:
         theirs = (name(row.environment.gpus), row.simulated)
         if theirs != ours:
             told, found = (f"{gpu}{' (simulated)' if simulated else ''}" for gpu, simulated in (theirs, ours))
-            raise UsageError(
-                f"{store.path} holds rows of {told}, here is {found}. Write them to a file of their own: -o OTHER.jsonl"
-            )
+            message = f"{store.path} holds rows of {told}, here is {found}. Write to a file of its own: -o OTHER.jsonl"
+            raise UsageError(message, code="other-gpu", path=str(store.path), found=theirs[0], expected=ours[0])
 
 
 def _run_child(

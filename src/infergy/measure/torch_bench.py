@@ -85,8 +85,11 @@ class TorchBench:
             self.free()
             # OutOfMemoryError is a RuntimeError; cuBLAS has an error of its own for it.
             if isinstance(error, self.torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):
-                raise EngineOutOfMemoryError(f"{work.name}: out of memory", is_usable=True) from error
-            raise EngineError(f"{work.name}: {str(error).splitlines()[0]}") from error
+                raise EngineOutOfMemoryError(
+                    f"{work.name}: out of memory", is_usable=True, workload=work.name
+                ) from error
+            message = f"{work.name}: {str(error).splitlines()[0]}"
+            raise EngineError(message, code="engine-failed", workload=work.name, reason=type(error).__name__) from error
 
     def free(self) -> None:
         """Give cached memory back."""
@@ -111,7 +114,8 @@ class TorchBench:
             a, b = (self._random(work.sizes[0]) for _ in range(2))
             # Each addition waits for the one before.
             return "add", [lambda: self.torch.add(a, b, alpha=1e-6, out=a)]
-        raise EngineError(f"{work.name}: torch on one GPU has no work of kind {work.kind}")
+        message = f"{work.name}: torch on one GPU has no work of kind {work.kind}"
+        raise EngineError(message, code="no-kernel", workload=work.name, kind=work.kind)
 
     def _random(self, *shape: int) -> Any:
         return self.torch.randn(*shape, device=self.device, dtype=self.torch.bfloat16)
@@ -155,7 +159,8 @@ class TorchBench:
             if best is None or seconds < best[0]:
                 best = (seconds, name, attend)
         if best is None:
-            raise EngineError(f"{work.name}: no kernel of torch does it ({'; '.join(reasons)})")
+            message = f"{work.name}: no kernel of torch does it ({'; '.join(reasons)})"
+            raise EngineError(message, code="no-kernel", workload=work.name, reasons=reasons)
         _, name, attend = best
         return f"scaled_dot_product_attention, {name}", [
             lambda cache=cache: attend(*cache)  # type: ignore[misc]
@@ -207,7 +212,8 @@ class TorchWork:
         call_s = max(1e-7, bench._probe(calls))
         self._in_step = self._whole_rounds(min(MOST_CALLS, GRAPH_S / call_s))
         self._graph = self._capture() if work.in_graph and bench.has_gpu else None
-        self.how = f"{how}, {'in a CUDA graph' if self._graph is not None else 'one by one'}"
+        self.in_graph: bool | None = self._graph is not None
+        self.how = f"{how}, {'in a CUDA graph' if self.in_graph else 'one by one'}"
         self._steps = 1
         step_s = max(1e-6, self._step_s())
         self._steps = max(1, round(CHUNK_S / step_s))

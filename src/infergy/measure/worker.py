@@ -227,10 +227,11 @@ def check_same_gpus(meter: Meter, told: str | None) -> None:
         return
     used = [NVIDIA_UUID + uuid.strip().removeprefix(NVIDIA_UUID) for uuid in told.split(",")]
     if sorted(used) != sorted(metered):
-        raise MeterError(
+        message = (
             f"the engine runs on {', '.join(used)}, but {', '.join(metered)} was metered: these joules would be "
             "another GPU's. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)"
         )
+        raise MeterError(message, code="gpus-differ", found=used, expected=metered)
 
 
 def _lost_words(meter: Meter) -> str:

@@ -61,7 +61,8 @@ class NvmlMeter:
             meter.read()
         except nvml.NVMLError as error:
             nvml.nvmlShutdown()
-            raise MissingError(f"NVML starts, but does not tell its GPUs: {error}. Look at: nvidia-smi") from error
+            message = f"NVML starts, but does not tell its GPUs: {error}. Look at: nvidia-smi"
+            raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
         except BaseException:
             nvml.nvmlShutdown()
             raise
@@ -72,10 +73,11 @@ class NvmlMeter:
         by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
         chosen = visible_uuids(list(by_uuid), os.environ)[:count]
         if len(chosen) < (count or 1):
-            raise MissingError(
+            message = (
                 f"{count or 1} GPUs are wanted, {len(chosen)} are visible "
                 f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
             )
+            raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
         handles = {uuid: by_uuid[uuid] for uuid in chosen}
         for uuid, handle in handles.items():
             _refuse_unmeterable(nvml, uuid, handle)
@@ -98,12 +100,27 @@ class NvmlMeter:
         """Why a counter could not be read, with the GPU that did not answer."""
         # One that has counted before has vanished: no property of the GPU, but a fault in mid-measurement.
         if isinstance(error, self._nvml.NVMLError_NotSupported) and not self._has_counted:
-            return MissingError(f"{gpu.name} has no energy counter; NVIDIA GPUs have one since Volta")
+            return MissingError(
+                f"{gpu.name} has no energy counter; NVIDIA GPUs have one since Volta",
+                code="counter-missing",
+                gpu=gpu.name,
+                uuid=gpu.uuid,
+            )
         if is_lost(self._nvml, error):
-            return GpuLostError(_lost_words(self.gpus.index(gpu), gpu.uuid, error))
+            return GpuLostError(
+                _lost_words(self.gpus.index(gpu), gpu.uuid, error),
+                code="gpu-lost",
+                index=self.gpus.index(gpu),
+                uuid=gpu.uuid,
+                reason=str(error),
+            )
         return MeterError(
             f"NVML could not read the energy counter of GPU {self.gpus.index(gpu)} ({gpu.uuid}): {error}. "
-            "Look at: nvidia-smi -q"
+            "Look at: nvidia-smi -q",
+            code="counter-unreadable",
+            index=self.gpus.index(gpu),
+            uuid=gpu.uuid,
+            reason=str(error),
         )
 
     def states(self) -> tuple[GpuState, ...]:
@@ -186,25 +203,29 @@ def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]
         if not entry or entry == "-1":
             break
         if entry.startswith("MIG-"):
-            raise UsageError(
+            message = (
                 f"CUDA_VISIBLE_DEVICES names the MIG slice {entry}: the counter covers the whole board and cannot be "
                 "split. Measure on a GPU without MIG"
             )
+            raise UsageError(message, code="mig", gpu=entry)
         found = [uuid for uuid in uuids if uuid.startswith(entry)]
         if entry.isdigit() and int(entry) < len(uuids):
             found = [uuids[int(entry)]]
         if len(found) != 1:
-            raise UsageError(
-                f"CUDA_VISIBLE_DEVICES names {entry!r}, which is no GPU here; there are "
-                f"{', '.join(f'{i} ({uuid})' for i, uuid in enumerate(uuids))}"
+            raise UsageError.bad_value(
+                "CUDA_VISIBLE_DEVICES",
+                entry,
+                "a GPU of this machine: " + ", ".join(f"{i} ({uuid})" for i, uuid in enumerate(uuids)),
             )
         if found[0] in chosen:
-            raise UsageError(f"CUDA_VISIBLE_DEVICES={wanted} names {found[0]} twice: CUDA then shows no GPU at all")
+            raise UsageError.bad_value(
+                "CUDA_VISIBLE_DEVICES", wanted, f"{found[0]} once: CUDA shows no GPU at all if it stands twice"
+            )
         kinds.add(entry.isdigit())
         if len(kinds) > 1:
-            raise UsageError(
-                f"CUDA_VISIBLE_DEVICES={wanted} mixes indexes and UUIDs: CUDA stops at the first of the other kind. "
-                f"Give one kind: {','.join([*chosen, found[0]])}"
+            kind = ",".join([*chosen, found[0]])
+            raise UsageError.bad_value(
+                "CUDA_VISIBLE_DEVICES", wanted, f"one kind, for CUDA stops at the first of the other: {kind}"
             )
         chosen.append(found[0])
     return chosen
@@ -228,13 +249,20 @@ def _find_board(nvml: Any, index: int) -> tuple[str, Any]:
 def _refuse_unmeterable(nvml: Any, uuid: str, handle: Any) -> None:
     """Refuse a GPU that is lost, or cut into slices that one counter covers together."""
     if uuid.startswith(LOST):
-        raise GpuLostError(_lost_words(int(uuid.removeprefix(LOST)), "no UUID told", handle))
+        raise GpuLostError(
+            _lost_words(int(uuid.removeprefix(LOST)), "no UUID told", handle),
+            code="gpu-lost",
+            index=int(uuid.removeprefix(LOST)),
+            uuid=None,
+            reason=str(handle),
+        )
     mode = ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     if mode:
-        raise UsageError(
+        message = (
             f"{uuid} is cut into MIG slices: its counter covers the whole board and cannot be split. "
             "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
         )
+        raise UsageError(message, code="mig", gpu=uuid)
 
 
 def is_lost(nvml: Any, error: Exception) -> bool:
@@ -259,17 +287,15 @@ def load_nvml() -> Any:
     try:
         import pynvml
     except ImportError as error:
-        raise MissingError(f"the nvml meter needs nvidia-ml-py: pip install nvidia-ml-py. {SIMULATE_HINT}") from error
+        raise MissingError.package("meter nvml", "nvidia-ml-py", "pip install nvidia-ml-py", SIMULATE_HINT) from error
     if not hasattr(pynvml, "nvmlDeviceGetCurrentClocksEventReasons"):
-        raise MissingError(
-            "the installed pynvml is too old or unofficial: pip uninstall pynvml; pip install -U nvidia-ml-py"
-        )
+        message = "the installed pynvml is too old or unofficial: pip uninstall pynvml; pip install -U nvidia-ml-py"
+        raise MissingError(message, code="package-unusable", package="pynvml", install="pip install -U nvidia-ml-py")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise MissingError(
-            f"NVML does not start: {error}. Is there an NVIDIA GPU and driver? {SIMULATE_HINT}"
-        ) from error
+        message = f"NVML does not start: {error}. Is there an NVIDIA GPU and driver? {SIMULATE_HINT}"
+        raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
     return pynvml
 
 

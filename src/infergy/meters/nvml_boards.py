@@ -45,9 +45,8 @@ def open_boards() -> Iterator[tuple[Board, ...]]:
         try:
             boards = tuple(_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
         except nvml.NVMLError as error:
-            raise MissingError(
-                f"NVML starts, but a GPU cannot be opened: {error}. Look at: nvidia-smi; ls -l /dev/nvidia*"
-            ) from error
+            message = f"NVML starts, but a GPU cannot be opened: {error}. Look at: nvidia-smi; ls -l /dev/nvidia*"
+            raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
         yield boards
     finally:
         nvml.nvmlShutdown()

@@ -45,18 +45,27 @@ class MeterPlugin:
             MeterError: It cannot be loaded, or has no ``open``; the message names the plug-in and its package.
         """
         if self.problem is not None:
-            raise MeterError(f"{self}: {self.problem}")
+            message = f"{self}: {self.problem}"
+            raise MeterError(message, code="bad-plugin", meter=self.name, package=self.package, reason=self.problem)
         entry = metadata.EntryPoint(name=self.name, value=self.target or "", group=GROUP)
         try:
             found = entry.load()
         except Exception as error:
             # A foreign module may raise anything while it is imported.
-            raise MeterError(
+            message = (
                 f"{self} cannot be loaded from {self.target}: {type(error).__name__}: {error}. "
                 f"Repair or remove it: pip install -U {self.package}"
+            )
+            raise MeterError(
+                message,
+                code="bad-plugin",
+                meter=self.name,
+                package=self.package,
+                reason=f"{type(error).__name__}: {error}",
             ) from error
         if not callable(getattr(found, "open", None)):
-            raise MeterError(f"{self}: {self.target} has no open(count); a meter is a class that has")
+            message = f"{self}: {self.target} has no open(count); a meter is a class that has"
+            raise MeterError(message, code="bad-plugin", meter=self.name, package=self.package, reason="no open(count)")
         return found
 
     def __str__(self) -> str:
@@ -92,10 +101,11 @@ def open_plugin(name: str, count: int) -> Meter:
     if not chosen:
         unreadable = [f"{plugin}: {plugin.problem}." for plugin in plugins if plugin.problem]
         known = {*METERS, *(plugin.name for plugin in plugins if not plugin.problem)}
-        raise UsageError.unknown("meter", name, known, " ".join(unreadable))
+        raise UsageError.unknown("meter", name, known, " ".join(unreadable), code="unknown-name")
     if len(chosen) > 1:
         packages = " and ".join(plugin.package for plugin in chosen)
-        raise UsageError(f"two packages offer a meter {name!r}: {packages}. Uninstall all but one")
+        message = f"two packages offer a meter {name!r}: {packages}. Uninstall all but one"
+        raise UsageError(message, code="several-plugins", meter=name, packages=[plugin.package for plugin in chosen])
     (plugin,) = chosen
     opener = plugin.load().open
     try:
@@ -104,10 +114,18 @@ def open_plugin(name: str, count: int) -> Meter:
         raise
     except Exception as error:
         # It was written by others and may raise anything.
-        raise MeterError(f"{plugin} does not open: {type(error).__name__}: {error}") from error
+        message = f"{plugin} does not open: {type(error).__name__}: {error}"
+        raise MeterError(
+            message,
+            code="bad-plugin",
+            meter=plugin.name,
+            package=plugin.package,
+            reason=f"{type(error).__name__}: {error}",
+        ) from error
     lacks = [part for part in PARTS if not hasattr(meter, part)]
     if lacks:
-        raise MeterError(f"{plugin} is no meter: it lacks {', '.join(lacks)}. Check it: infergy.testing.check_meter")
+        message = f"{plugin} is no meter: it lacks {', '.join(lacks)}. Check it: infergy.testing.check_meter"
+        raise MeterError(message, code="bad-plugin", meter=plugin.name, package=plugin.package, lacks=lacks)
     return _PluginMeter(meter, plugin)
 
 
@@ -148,9 +166,16 @@ class _PluginMeter:
         except InfergyError:
             raise
         except Exception as error:
-            raise MeterError(
+            message = (
                 f"{self._plugin} failed in {what}(): {type(error).__name__}: {error}. "
                 "Check it: infergy.testing.check_meter"
+            )
+            raise MeterError(
+                message,
+                code="meter-failed",
+                meter=self._plugin.name,
+                package=self._plugin.package,
+                reason=f"{type(error).__name__}: {error}",
             ) from error
 
 

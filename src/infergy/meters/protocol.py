@@ -134,7 +134,8 @@ def open_meter(name: str, gpus: int | None, *, simulated: Callable[[], Meter] | 
     if name == "simulated" and simulated is not None:
         return simulated()
     if name == "simulated":
-        raise UsageError("the simulated meter needs the simulated GPU that it shares with an engine: --simulate")
+        message = "the simulated meter needs the simulated GPU that it shares with an engine: --simulate"
+        raise UsageError(message, code="option-missing", option="--simulate", meter=name)
     return open_plugin(name, 1 if gpus is None else gpus)
 
 

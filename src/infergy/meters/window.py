@@ -94,20 +94,22 @@ def next_tick(meter: Meter) -> Edge:
         # Between the two reads at the least: that we were stopped is not the counter's fault.
         if asked_s - begun_s > TIMEOUT_S:
             stuck = ", ".join(uuid for uuid in start_j if uuid not in ticks)
-            raise MeterError(
+            message = (
                 f"the energy counter of {stuck} did not move in {TIMEOUT_S:g} s; expected a tick every 0.02 to 1 s. "
                 "Look whether the GPU counts energy at all: nvidia-smi --query-gpu=name,power.draw --format=csv"
             )
+            raise MeterError(message, code="counter-stuck", uuid=stuck, waited_s=TIMEOUT_S)
 
 
 def _demand_all(meter: Meter, energy_j: Mapping[str, float]) -> None:
     """Refuse to go on without a GPU: the joules of the others would pass for those of all."""
     gone = [gpu.uuid for gpu in meter.gpus if gpu.uuid not in energy_j]
     if gone:
-        raise MeterError(
+        message = (
             f"the energy counter of {', '.join(gone)} vanished: meter {meter.name} no longer reads it. "
             "See whether the GPU is still there (nvidia-smi -L), and measure again"
         )
+        raise MeterError(message, code="counter-unreadable", uuid=", ".join(gone), reason="vanished")
 
 
 def settle(meter: Meter, end_s: float) -> tuple[Edge, Edge]:

@@ -55,12 +55,16 @@ class _ZeusMeter:
             try:
                 now_j[uuid] = read_mj() * JOULES_PER_MILLIJOULE
             except (_zeus_error(), OSError, queue.Empty) as error:
-                raise MeterError(f"zeus could not read {uuid}: {type(error).__name__}: {error}") from error
-            if now_j[uuid] < self._last_j.get(uuid, 0.0):
+                message = f"zeus could not read {uuid}: {type(error).__name__}: {error}"
                 raise MeterError(
+                    message, code="counter-unreadable", uuid=uuid, reason=f"{type(error).__name__}: {error}"
+                ) from error
+            if now_j[uuid] < self._last_j.get(uuid, 0.0):
+                message = (
                     f"the counter of {uuid} fell from {self._last_j[uuid]} J to {now_j[uuid]} J: it overflowed or was "
                     "reset. Measure this cell again: --retry-failed"
                 )
+                raise MeterError(message, code="counter-wrong", uuid=uuid, was_j=self._last_j[uuid], now_j=now_j[uuid])
         self._last_j = now_j
         return dict(now_j)
 
@@ -95,14 +99,16 @@ class ZeusGpuMeter(_ZeusMeter):
         """
         device = _find(cls.name, "get_gpus")
         if len(device) < count:
-            raise MissingError(f"{count} GPUs are wanted (tensor_parallel), zeus sees {len(device)}")
+            message = f"{count} GPUs are wanted (tensor_parallel), zeus sees {len(device)}"
+            raise MissingError(message, code="gpu-missing", wanted=count, found=len(device))
         indices = {f"zeus-gpu-{device.gpus[i].gpu_index}": i for i in range(count)}
         for i in indices.values():
             if not device.supports_get_total_energy_consumption(i):
-                raise MissingError(
+                message = (
                     f"{device.get_name(i)} (GPU {i}) has no energy counter that agrees with its power, says zeus; "
                     "of a dual-die board, the even-numbered GPU counts for both"
                 )
+                raise MissingError(message, code="counter-missing", gpu=device.get_name(i), index=i)
         identities = (
             GpuIdentity(
                 uuid=uuid,
@@ -167,9 +173,8 @@ class ZeusDramMeter(_ZeusMeter):
         packages = _packages(cls.name)
         for i, cpu in packages.items():
             if not cpu.supports_get_dram_energy_consumption():
-                raise MissingError(
-                    f"CPU package {i} does not count the energy of its DRAM; --meter zeus-cpu counts its own"
-                )
+                message = f"CPU package {i} does not count the energy of its DRAM; --meter zeus-cpu counts its own"
+                raise MissingError(message, code="counter-missing", package=i, part="DRAM")
         meter = cls(
             {f"dram-{i}": partial(_field_mj, cpu, "dram_mj") for i, cpu in packages.items()},
             tuple(GpuIdentity(uuid=f"dram-{i}", name="DRAM of an Intel CPU package") for i in packages),
@@ -192,12 +197,14 @@ class ZeusSocGpuMeter(_ZeusMeter):
             MissingError: zeus or such a chip is missing, or more than one GPU is wanted.
         """
         if count != 1:
-            raise MissingError(f"{count} GPUs are wanted (tensor_parallel); a system on a chip has one")
+            message = f"{count} GPUs are wanted (tensor_parallel); a system on a chip has one"
+            raise MissingError(message, code="gpu-missing", wanted=count, found=1)
         soc = _find(cls.name, "get_soc")
         told = soc.get_available_metrics()
         field = next((field for field in SOC_GPU_FIELDS if field in told), None)
         if field is None:
-            raise MissingError(f"zeus tells no energy of the GPU of this {type(soc).__name__}")
+            message = f"zeus tells no energy of the GPU of this {type(soc).__name__}"
+            raise MissingError(message, code="counter-missing", gpu=type(soc).__name__)
         identity = GpuIdentity(uuid="soc-gpu-0", name=f"{type(soc).__name__} GPU")
         return cls({identity.uuid: partial(_field_mj, soc, field)}, (identity,))
 
@@ -212,7 +219,8 @@ def _packages(meter: str) -> dict[int, Any]:
     device = _find(meter, "get_cpus")
     found = {cpu.cpu_index: cpu for cpu in device.cpus if _zone(device.rapl_dir, cpu.cpu_index).startswith("package")}
     if not found:
-        raise MissingError(f"{device.rapl_dir} names no CPU package; look at: cat {device.rapl_dir}/intel-rapl:0/name")
+        message = f"{device.rapl_dir} names no CPU package; look at: cat {device.rapl_dir}/intel-rapl:0/name"
+        raise MissingError(message, code="counter-missing", path=str(device.rapl_dir))
     return found
 
 
@@ -229,13 +237,14 @@ def _find(meter: str, finder: str) -> Any:
     try:
         import zeus.device
     except ImportError as error:
-        raise MissingError(f"meter {meter} needs zeus: pip install 'infergy[zeus]' ({error})") from error
+        raise MissingError.package(f"meter {meter}", "zeus", "pip install 'infergy[zeus]'", str(error)) from error
     try:
         return getattr(zeus.device, finder)()
     except (_zeus_error(), OSError) as error:
-        raise MissingError(
+        message = (
             f"zeus finds nothing for meter {meter}: {error} (What it needs: https://ml.energy/zeus/getting_started)"
-        ) from error
+        )
+        raise MissingError(message, code="counter-missing", meter=meter, reason=str(error)) from error
 
 
 def _zeus_error() -> type[Exception]:

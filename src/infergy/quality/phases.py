@@ -31,6 +31,7 @@ from infergy.records.agreement import pool_key
 from infergy.records.flags import Flag
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 from infergy.records.visits import join_visits
+from infergy.units import count_of
 
 PHASES_SCHEMA = "infergy.phases/1"
 
@@ -212,17 +213,19 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
             last[_group(row), row.cell_id] = row
     if not last:
         # Those served online are not for this.
-        raise DataError(
-            f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
-        )
+        message = f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
+        raise DataError(message, code="no-rows", path=file)
     if any(row.rescaled for row in last.values()):
-        raise DataError(
+        message = (
             f"{file or 'the rows'}: rescaled, and what the factor's interval does to a difference of cells is not told "
             "apart. Ask of the table as it was measured"
         )
+        raise DataError(message, code="rescaled", path=file)
     labels = sorted({row.cell.label for row in last.values()})
     if label is not None and label not in labels:
-        raise UsageError.unknown("engine of the table", label, labels, "Name one with --engine")
+        raise UsageError.unknown(
+            "engine of the table", label, labels, "Name one with --engine", code="unknown-name", path=file
+        )
     groups: dict[object, list[Measurement]] = {}
     for (key, _), row in last.items():
         if label in (None, row.cell.label):
@@ -251,7 +254,7 @@ def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
         fit=None if law is None else _describe(law, observed, [str(one.row.cell) for one in judged]),
         fit_missing=None
         if law is not None
-        else f"{len(observed)} cells; {len(TERMS)} terms need {FEWEST_ROWS} or more: measure more of them",
+        else f"{count_of(len(observed), 'cell')}; {len(TERMS)} terms need {FEWEST_ROWS} or more: measure more of them",
     )
 
 

@@ -48,11 +48,13 @@ def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, fo
     if any(row.rescaled for row in (*table, *measured)):
         raise DataError(
             "the table is rescaled already: a factor of a factor has no known interval. Rescale the table that was "
-            "measured: infergy verify MEASURED.jsonl --rescale OUT.jsonl"
+            "measured: infergy verify MEASURED.jsonl --rescale OUT.jsonl",
+            code="rescaled",
         )
     again = [row for row in measured if row.windows and row.cell_id in {one.cell_id for one in table}]
     if not again:
-        raise DataError("the rows measured again hold no cell of the table. Measure some: infergy verify TABLE")
+        message = "the rows measured again hold no cell of the table. Measure some: infergy verify TABLE"
+        raise DataError(message, code="no-common-cells")
     marks = {setup: _mark(setup, table, again, force=force) for setup in dict.fromkeys(row.cell.setup for row in again)}
     kept = tuple(
         _scaled(row, marks[row.cell.setup]) if row.windows else row for row in table if row.cell.setup in marks
@@ -69,25 +71,36 @@ def _mark(
     new = [row for row in measured if row.cell.setup == setup]
     for row in (*old, *new):
         for found in differences(new[0], row, SAME_KIND):
-            raise DataError(
+            message = (
                 f"{name}: {found.fact} {found.was or 'unknown'} here, {found.now or 'unknown'} in cell {row.cell_id}: "
                 "a few cells tell nothing of the others across these. Measure the whole table here: "
                 "infergy measure GRID.toml -o MINE.jsonl"
+            )
+            raise DataError(
+                message,
+                code="environments-differ",
+                setup=name,
+                fact=found.fact,
+                was=found.was,
+                now=found.now,
+                cell=row.cell_id,
             )
     _only_chips(f"{name} in the table", old)
     wanted = {row.cell_id for row in new}
     compared = compare([row for row in old if row.cell_id in wanted], new)
     ratio = compared.overall
     if ratio.low is None or ratio.high is None:
-        raise DataError(
+        message = (
             f"{name}: the rows' spread is unknown, and so the factor's interval. Measure more of its cells again: "
             "infergy verify TABLE"
         )
+        raise DataError(message, code="too-few-rows", setup=name)
     if not (ratio.is_significant or force):
-        raise DataError(
+        message = (
             f"{name}: this GPU and the table do not differ significantly (× {ratio.low:.4f} .. "
             f"{ratio.high:.4f}), so there is nothing to rescale: use the table as it is, or add --force"
         )
+        raise DataError(message, code="no-difference", setup=name, ratio=ratio.value, low=ratio.low, high=ratio.high)
     # Of the mean of n anchors the interval is t s / √n; a cell that was not measured again scatters as one anchor does:
     # t s √(1 + 1 / n), √(n + 1) times as wide (a prediction interval, in logs).
     wider = math.sqrt(len(compared.cells) + 1)
@@ -108,7 +121,10 @@ def _only_chips(what: str, rows: Iterable[Measurement]) -> tuple[str, ...]:
     chips = {tuple(gpu.uuid for gpu in row.environment.gpus): row for row in rows}
     if len(chips) > 1:
         one, other, *_ = (f"{', '.join(uuids)} (cell {row.cell_id})" for uuids, row in chips.items())
-        raise DataError(f"{what}: rows of several chips, {one} and {other}. Put those of each into a file of their own")
+        message = f"{what}: rows of several chips, {one} and {other}. Put those of each into a file of their own"
+        raise DataError(
+            message, code="several-gpus", place=what, gpus=sorted(uuid for uuids in chips for uuid in uuids)
+        )
     return next(iter(chips))
 
 

@@ -26,8 +26,8 @@ ARRIVALS_LABEL = re.compile(
     rf"replay:(.+?)(?:@{NUMBER}x)?(?:\+(\d+)|\+{NUMBER}s/{NUMBER}s)?"
 )
 EXPECTED = (
-    "expected offline, poisson4, gamma4-b0.5, trace:azure-conv-2023, trace:azure-conv-2023@4, replay:azure-conv-2023 "
-    "or replay:azure-conv-2023@1x+600s/75s"
+    "offline, poisson4, gamma4-b0.5, trace:azure-conv-2023, trace:azure-conv-2023@4, replay:azure-conv-2023 or "
+    "replay:azure-conv-2023@1x+600s/75s, rates and burstiness above 0"
 )
 
 
@@ -63,27 +63,29 @@ class Arrivals:
 
     def __post_init__(self) -> None:
         if self.law not in (POISSON, GAMMA, TRACE, REPLAY):
-            raise UsageError.unknown("law of arrivals", self.law, (POISSON, GAMMA, TRACE, REPLAY))
+            raise UsageError.unknown("law of arrivals", self.law, (POISSON, GAMMA, TRACE, REPLAY), code="unknown-name")
         if (self.trace is None) == (self.law in (TRACE, REPLAY)):
-            raise UsageError(
-                f"arrivals by {self.law} and trace {self.trace}: a trace goes with the laws trace and replay only"
+            raise UsageError.conflict(
+                {"law": self.law, "trace": self.trace}, "a trace goes with the laws trace and replay only"
             )
         if self.first < 0 or (self.law != REPLAY and self.first):
-            raise UsageError(f"{self.law} from request {self.first} on: only a replay begins there, at 0 or later")
+            raise UsageError.bad_value("first", self.first, "0, or in a replay more", law=self.law)
         if self.law == REPLAY and self.rate_per_s is not None:
-            raise UsageError(
-                "a replay has all its requests at once or at the times of its log, and no rate; for one: trace:NAME@4"
+            raise UsageError.conflict(
+                {"law": self.law, "rate_per_s": self.rate_per_s},
+                "a replay has its requests at once or at the times of its log; a rate: trace:NAME@4",
             )
         self._check_window()
         if self.rate_per_s is None and self.law not in (TRACE, REPLAY):
-            raise UsageError(f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four")
+            message = f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four"
+            raise UsageError(message, code="option-missing", option="rate_per_s", law=self.law)
         if self.rate_per_s is not None and not 0 < self.rate_per_s < math.inf:
-            raise UsageError(
-                f"a rate of {self.rate_per_s:g} requests a second: give more than 0, or offline for all at once"
+            raise UsageError.bad_value(
+                "rate_per_s", self.rate_per_s, "more than 0 a second, or offline for all at once"
             )
         if not 0 < self.burstiness < math.inf or (self.burstiness != 1 and self.law != GAMMA):
-            raise UsageError(
-                f"burstiness {self.burstiness:g} of {self.law} arrivals: give more than 0, and gamma for any but 1"
+            raise UsageError.bad_value(
+                "burstiness", self.burstiness, "more than 0, and 1 unless the law is gamma", law=self.law
             )
         if self.law == GAMMA and self.burstiness == 1:
             # One law has one id: gamma of shape 1 is Poisson's.
@@ -96,19 +98,24 @@ class Arrivals:
             UsageError: It is not of a replay, or a number is out of its range.
         """
         if self.law != REPLAY and (self.timed or self.speed != 1 or self.from_s or self.for_s is not None):
-            raise UsageError(f"{self.law} arrivals with a window or a speed: only a replay has them")
+            raise UsageError.conflict(
+                {"law": self.law, "speed": self.speed, "for_s": self.for_s}, "only a replay has a window or a speed"
+            )
         if not (0 < self.speed < math.inf and (self.timed or self.speed == 1)):
-            raise UsageError(
-                f"speed {self.speed:g}: give more than 0, and 1 where all requests are there at once, so no times pass"
+            raise UsageError.bad_value(
+                "speed", self.speed, "more than 0, and 1 where all requests are there at once, so no times pass"
             )
         if self.for_s is None:
             if self.from_s:
-                raise UsageError(f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s")
+                message = f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s"
+                raise UsageError(message, code="option-missing", option="for_s", from_s=self.from_s)
             return
         if self.first or not (0 <= self.from_s < math.inf and 0 < self.for_s < math.inf):
-            raise UsageError(
-                f"a replay from request {self.first} on, from {self.from_s:g} s on for {self.for_s:g} s: a window "
-                "begins at 0 s or later, lasts more than 0 s, and counts no requests: replay:NAME@1x+600s/75s"
+            raise UsageError.bad_value(
+                "window",
+                [self.from_s, self.for_s],
+                "0 s or later, more than 0 s, and no first request: replay:NAME@1x+600s/75s",
+                first=self.first,
             )
 
     @property
@@ -135,7 +142,7 @@ class Arrivals:
             return None
         found = ARRIVALS_LABEL.fullmatch(label)
         if found is None:
-            raise UsageError(f"arrivals {label!r} mean nothing; {EXPECTED}. Rates and burstiness are above 0")
+            raise UsageError.bad_value("arrivals", label, EXPECTED)
         poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = found.groups()
         if replay is not None:
             return cls(

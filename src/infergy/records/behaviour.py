@@ -120,7 +120,7 @@ class MeterBehaviour:
         try:
             path.write_text(json.dumps(to_json(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
+            raise UsageError.not_writable(path, error) from error
 
     @classmethod
     def load_file(cls, path: Path) -> MeterBehaviour:
@@ -132,8 +132,9 @@ class MeterBehaviour:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}). Make it: infergy doctor --meter -o {path}") from error
+            raise DataError.not_readable(path, error, f"Make it: infergy doctor --meter -o {path}") from error
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema != BEHAVIOUR_SCHEMA:
-            raise DataError(f"{path}: schema {schema!r}; expected {BEHAVIOUR_SCHEMA!r}: infergy doctor --meter -o FILE")
+            message = f"{path}: schema {schema!r}; expected {BEHAVIOUR_SCHEMA!r}: infergy doctor --meter -o FILE"
+            raise DataError(message, code="wrong-schema", path=str(path), found=schema, expected=BEHAVIOUR_SCHEMA)
         return from_json(cls, content, str(path))

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +22,8 @@ from infergy.records.flags import HARMFUL_SLOWDOWNS
 CALIBRATION_WINDOW_SCHEMA = "infergy.calibration-window/1"
 
 IDLE, COPY, PRODUCT, ATTENTION, LAUNCH, REDUCE = KINDS = ("idle", "copy", "product", "attention", "launch", "reduce")
+
+WORDS_OF_LAUNCH = {"in a CUDA graph": True, "one by one": False}
 
 FEWEST_S = 2.5
 """Below, the edges of a window weigh: an H200's counter ticks each 0.1 s."""
@@ -74,6 +76,7 @@ class CalibrationWindow:
         energy_by_gpu_j: By UUID.
         before: State of each GPU before the work; `during` in the midst of it; `after` likewise.
         how: Which kernels did the work, and whether a CUDA graph launched them, in words.
+        in_graph: Whether a CUDA graph launched them; None where nothing was launched, or only `how` of an old row says.
         reason: Why there is no window; None if there is one.
     """
 
@@ -91,6 +94,7 @@ class CalibrationWindow:
     during: tuple[GpuState, ...] = ()
     after: tuple[GpuState, ...] = ()
     how: str | None = None
+    in_graph: bool | None = None
     reason: str | None = None
     schema: str = CALIBRATION_WINDOW_SCHEMA
 
@@ -139,9 +143,9 @@ def read_calibration_file(path: Path) -> tuple[CalibrationWindow, ...]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Measure one: infergy calibrate -o {path}") from error
+        raise DataError.not_found(path, f"Measure one: infergy calibrate -o {path}") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError.not_readable(path, error) from error
     return _windows(path, content)[0]
 
 
@@ -158,11 +162,18 @@ def _windows(path: Path, content: bytes) -> tuple[tuple[CalibrationWindow, ...],
         try:
             data = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{place}: not JSON ({error}). Remove the line to use the rest") from error
+            raise DataError.bad_syntax(path, "JSON", error, "Remove the line to use the rest", number) from error
         tag = data.get("schema") if isinstance(data, Mapping) else None
         if tag != CALIBRATION_WINDOW_SCHEMA:
-            raise DataError(f"{place}: no window of a calibration: schema {tag!r}, not {CALIBRATION_WINDOW_SCHEMA!r}")
-        found.append(from_json(CalibrationWindow, data, place))
+            message = f"{place}: no window of a calibration: schema {tag!r}, not {CALIBRATION_WINDOW_SCHEMA!r}"
+            raise DataError(
+                message, code="wrong-schema", path=str(path), line=number, found=tag, expected=CALIBRATION_WINDOW_SCHEMA
+            )
+        window = from_json(CalibrationWindow, data, place)
+        if window.in_graph is None and window.how is not None and window.calls:
+            # Rows from before the field say it in words only.
+            window = replace(window, in_graph=WORDS_OF_LAUNCH.get(window.how.rpartition(", ")[2]))
+        found.append(window)
     return tuple(found), end
 
 
@@ -180,14 +191,15 @@ class CalibrationFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+")
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
+            raise UsageError.not_writable(path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.windows, end = _windows(path, path.read_bytes())
             self._file.truncate(end)
         except BlockingIOError as error:
             self._file.close()
-            raise UsageError(f"{path}: another calibration writes to it. Wait, or name another with -o") from error
+            message = f"{path}: another calibration writes to it. Wait, or name another with -o"
+            raise UsageError(message, code="file-locked", path=str(path)) from error
         except DataError:
             self._file.close()
             raise

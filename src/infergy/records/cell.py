@@ -95,13 +95,11 @@ class EngineSetup:
         for name in ("tensor_parallel", "max_sequences", "max_batched_tokens", "max_model_len"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
+                raise UsageError.bad_value(name, value, "at least 1")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
-            raise UsageError(
-                f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization:g}"
-            )
+            raise UsageError.bad_value("gpu_memory_utilization", self.gpu_memory_utilization, "above 0 and at most 1")
         if self.usage_context not in (LLM_CLASS, SERVER):
-            raise UsageError.unknown("usage context", self.usage_context, (LLM_CLASS, SERVER))
+            raise UsageError.unknown("usage context", self.usage_context, (LLM_CLASS, SERVER), code="unknown-name")
         if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
             # One set-up has one id, whether its default was written out or not.
             object.__setattr__(self, "cuda_graphs", None)
@@ -157,6 +155,8 @@ class EngineSetup:
                     part,
                     (*PLAIN_PARTS, *DTYPES, "tp2", "s16", "bt2048", "mem0.9", "len16384", "spec4:llama-3.2-1b:0.8"),
                     "A label is an engine and what is not at its default: vllm-eager-float16-tp2",
+                    code="unknown-name",
+                    label=label,
                 )
         if drafting:
             fields["speculation"] = Speculation.parse_label(drafting[0])
@@ -186,17 +186,21 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.beams < 1:
-            raise UsageError(f"beams must be at least 1, not {self.beams}")
+            raise UsageError.bad_value("beams", self.beams, "at least 1")
         if self.temperature is None:
             if self.top_p != 1.0 or self.top_k is not None:
-                raise UsageError("top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none")
+                message = "top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none"
+                raise UsageError(message, code="option-missing", option="temperature", needed_by=["top_p", "top_k"])
             return
         if self.beams > 1:
-            raise UsageError(f"{self.beams} beams and temperature {self.temperature:g}: a beam search samples nothing")
+            raise UsageError.conflict(
+                {"beams": self.beams, "temperature": self.temperature}, "a beam search samples nothing"
+            )
         if not (self.temperature > 0 and 0 < self.top_p <= 1 and (self.top_k is None or self.top_k >= 1)):
-            raise UsageError(
-                f"temperature must be above 0, top_p above 0 and at most 1, top_k at least 1; found "
-                f"{self.temperature:g}, {self.top_p:g} and {self.top_k}"
+            raise UsageError.bad_value(
+                "sampling",
+                [self.temperature, self.top_p, self.top_k],
+                "temperature above 0, top_p above 0 and at most 1, top_k at least 1",
             )
 
     @property
@@ -218,7 +222,7 @@ class Decoding:
         """
         found = DECODING_LABEL.fullmatch(label)
         if found is None:
-            raise UsageError(f"decoding {label!r} means nothing; expected greedy, beam4, t0.8 or t0.8-p0.95-k50")
+            raise UsageError.bad_value("decoding", label, "greedy, beam4, t0.8 or t0.8-p0.95-k50")
         beams, temperature, top_p, top_k = found.groups()
         return cls(
             beams=int(beams or 1),
@@ -255,11 +259,9 @@ class Load:
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens", "batch"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UsageError.bad_value(name, getattr(self, name), "at least 1")
         if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
-            raise UsageError(
-                f"{self.batch} requests by {self.arrivals.label}: arrivals need a run of {FEWEST_ARRIVALS} or more"
-            )
+            raise UsageError.bad_value("batch", self.batch, f"at least {FEWEST_ARRIVALS}", arrivals=self.arrivals.label)
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -43,7 +43,14 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
     try:
         return typing.cast(T, _reader(typing.cast(Any, cls))(data))
     except _MisfitError as error:
-        raise DataError(f"{place or cls.__name__}{''.join(reversed(error.path))}: {error}") from None
+        message = f"{place or cls.__name__}{''.join(reversed(error.path))}: {error}"
+        raise DataError(
+            message,
+            code="bad-row",
+            place=place or cls.__name__,
+            key="".join(reversed(error.path)).lstrip("."),
+            reason=str(error),
+        ) from None
 
 
 class _MisfitError(Exception):

@@ -135,20 +135,29 @@ class Measurement:
             DataError: Not a row of a schema this release reads, or a field is missing or wrong.
         """
         if not isinstance(data, Mapping) or not str(data.get("schema", "")).startswith("infergy.measurement/"):
-            raise DataError(
+            message = (
                 f'{place}: not an infergy measurement (no "schema": "{SCHEMA}"). '
                 "Tables are made by: infergy measure GRID.toml -o FILE.jsonl"
+            )
+            raise DataError(
+                message,
+                code="wrong-schema",
+                place=place,
+                found=data.get("schema") if isinstance(data, Mapping) else None,
+                expected=SCHEMA,
             )
         if data["schema"] == FIRST_SCHEMA:
             data = _from_first(data)
         if data["schema"] != SCHEMA:
-            raise DataError(
+            message = (
                 f"{place}: schema {data['schema']!r} is newer than this release reads ({SCHEMA}). "
                 "Upgrade: pip install -U infergy"
             )
+            raise DataError(message, code="newer-schema", place=place, found=data["schema"], expected=SCHEMA)
         row = from_json(cls, data, place)
         if row.is_ok and not (row.windows and all(window.batches for window in row.windows)):
-            raise DataError(f"{place}: status is ok, but the row holds no window, or one without batches")
+            message = f"{place}: status is ok, but the row holds no window, or one without batches"
+            raise DataError(message, code="bad-row", place=place, key="windows", reason="missing")
         _demand_joules(row, place)
         return row
 
@@ -159,14 +168,18 @@ def _demand_joules(row: Measurement, place: str) -> None:
     try:
         for window in (*row.windows, *seen):
             if window.open.keys() != window.close.keys():
-                raise DataError(
+                message = (
                     f"{place}: the edges of a window are of different GPUs. The line is damaged: remove it, and "
                     f"measure {row.cell_id} ({row.cell}) again"
                 )
+                raise DataError(
+                    message, code="bad-row", place=place, key="windows", reason="different GPUs", cell=row.cell_id
+                )
             _ = window.energy_by_gpu_j, window.tail_power_by_gpu_w
     except MeterError as error:
+        message = f"{place}: {error}. The line is damaged: take it out, and measure {row.cell_id} ({row.cell}) again"
         raise DataError(
-            f"{place}: {error}. The line is damaged: take it out, and measure {row.cell_id} ({row.cell}) again"
+            message, code="bad-row", place=place, key="windows", reason=error.code, cell=row.cell_id
         ) from error
 
 
@@ -250,7 +263,8 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     batches = [batch for window in windows for batch in window.batches]
     busy_s = sum(batch.duration_s for batch in batches)
     if busy_s <= 0:
-        raise MeterError(f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again")
+        message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
+        raise MeterError(message, code="clock-wrong", busy_s=busy_s)
     told = _joules_of(windows, loaded_idle)
     energy_j = told.energy_j
     drafts = sum_drafts(batch.drafts for batch in batches)
@@ -329,7 +343,8 @@ def result_of(row: Measurement) -> Result:
         MeterError: A counter or a clock stood still or ran backwards, or the row holds no windows.
     """
     if not row.windows or row.loaded_idle is None:
-        raise MeterError(f"cell {row.cell_id} ({row.cell}) holds no windows, and so no joules. Measure it again")
+        message = f"cell {row.cell_id} ({row.cell}) holds no windows, and so no joules. Measure it again"
+        raise MeterError(message, code="no-window", cell=row.cell_id)
     result = derive(row.windows, row.loaded_idle, row.lengths)
     if row.rescaled is None:
         return result

@@ -95,9 +95,16 @@ def join(stores: Iterable[tuple[str, Sequence[Measurement]]]) -> list[Measuremen
             line = encode_row(row)
             other, known, _ = found.setdefault(_identity(row), (name, line, row))
             if known != line:
-                raise DataError(
+                message = (
                     f"{other} and {name} tell the row of {row.cell} ({row.key}, measured {row.measured_utc}) "
                     "differently: one of them was changed. Remove it from one file, then merge again"
+                )
+                raise DataError(
+                    message,
+                    code="rows-differ",
+                    files=[str(other), str(name)],
+                    cell=row.key,
+                    measured_utc=row.measured_utc,
                 )
     return [row for _, _, row in sorted(found.values(), key=lambda one: (one[2].measured_utc, one[2].key, one[1]))]
 
@@ -115,9 +122,17 @@ def refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]
     for fact in (SCOPE, *(fact for fact in IDENTITY if fact is not WEIGHTS)):
         was, now = fact.of(first[1]), fact.of(other[1])
         if was != now:
-            raise UsageError(
+            message = (
                 f"{first[0]} and {other[0]} cannot be one store: {fact.name} {was} against {now}. "
                 "Merge each kind into a file of its own; infergy compare takes several"
+            )
+            raise UsageError(
+                message,
+                code="environments-differ",
+                files=[str(first[0]), str(other[0])],
+                fact=fact.name,
+                was=was,
+                now=now,
             )
 
 
@@ -131,7 +146,7 @@ def _replace(path: Path, rows: Iterable[Measurement]) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file") from error
+        raise UsageError.not_writable(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
 

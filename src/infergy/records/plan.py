@@ -128,7 +128,7 @@ class Plan:
         try:
             path.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
+            raise UsageError.not_writable(path, error) from error
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -140,14 +140,15 @@ class Plan:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+            raise DataError.not_readable(path, error) from error
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}: not JSON ({error}). Make a plan with: infergy plan GRID.toml -o {path}"
+            raise DataError.bad_syntax(
+                path, "JSON", error, f"Make a plan with: infergy plan GRID.toml -o {path}"
             ) from error
         if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
-            raise DataError(
+            message = (
                 f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). '
                 f"Make one with: infergy plan GRID.toml -o {path}"
             )
+            raise DataError(message, code="wrong-schema", path=str(path), expected=PLAN_SCHEMA)
         return from_json(cls, data, str(path))

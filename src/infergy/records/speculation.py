@@ -38,11 +38,11 @@ class Speculation:
 
     def __post_init__(self) -> None:
         if not self.draft or ":" in self.draft:
-            raise UsageError(f"draft = {self.draft!r}: expected the name of a model, without a colon: infergy models")
+            raise UsageError.bad_value("draft", self.draft, "the name of a model, without a colon: infergy models")
         if self.look_ahead < 1:
-            raise UsageError(f"look_ahead must be at least 1 drafted token, not {self.look_ahead}")
+            raise UsageError.bad_value("look_ahead", self.look_ahead, "at least 1")
         if self.acceptance is not None and not 0 <= self.acceptance <= 1:
-            raise UsageError(f"acceptance is a probability, 0 to 1, not {self.acceptance:g}")
+            raise UsageError.bad_value("acceptance", self.acceptance, "0 to 1")
 
     @property
     def label(self) -> str:
@@ -65,9 +65,8 @@ class Speculation:
             is_set = acceptance not in (None, MEASURED_ACCEPTANCE)
             return cls(draft=draft, look_ahead=int(look_ahead), acceptance=float(acceptance) if is_set else None)
         except ValueError:
-            raise UsageError(
-                f"speculation {label!r} means nothing; expected look-ahead, draft model and acceptance: "
-                "spec4:llama-3.2-1b:0.8, or with real weights spec4:llama-3.2-1b:measured"
+            raise UsageError.bad_value(
+                "speculation", label, "spec4:llama-3.2-1b:0.8, or with real weights spec4:llama-3.2-1b:measured"
             ) from None
 
     def __str__(self) -> str:

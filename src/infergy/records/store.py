@@ -43,9 +43,9 @@ def read_store(path: Path) -> StoreContents:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Measure one with: infergy measure GRID.toml -o {path}") from error
+        raise DataError.not_found(path, f"Measure one with: infergy measure GRID.toml -o {path}") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError.not_readable(path, error) from error
     rows: list[Measurement] = []
     end = 0
     lines = content.split(b"\n")
@@ -57,9 +57,8 @@ def read_store(path: Path) -> StoreContents:
             except (ValueError, RecursionError) as error:
                 if is_last:
                     return StoreContents(rows=tuple(rows), torn=line, end_bytes=end)
-                raise DataError(
-                    f"{path} line {number}: not JSON ({error}). A store holds one measurement a line; "
-                    "remove the line to use the rest"
+                raise DataError.bad_syntax(
+                    path, "JSON", error, "A store holds one measurement a line; remove the line to use the rest", number
                 ) from error
             rows.append(row)
         end += len(line) + (0 if is_last else 1)
@@ -81,9 +80,10 @@ def create_store(path: Path, rows: Iterable[Measurement]) -> None:
         # Unlike a rename, a link never replaces a file that came to be meanwhile.
         os.link(draft, path)
     except FileExistsError as error:
-        raise UsageError(f"{path}: there is such a file already. Name a new one") from error
+        message = f"{path}: there is such a file already. Name a new one"
+        raise UsageError(message, code="file-exists", path=str(path)) from error
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file") from error
+        raise UsageError.not_writable(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -101,13 +101,14 @@ class StoreWriter:
 
     def __init__(self, path: Path, *, lock: bool = True) -> None:
         if path.suffix == ".gz":
-            raise UsageError(f"{path}: rows are appended one by one, which gzip does not allow. Write to a .jsonl file")
+            message = f"{path}: rows are appended one by one, which gzip does not allow. Write to a .jsonl file"
+            raise UsageError(message, code="file-not-writable", path=str(path), reason="gzip")
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+")
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
+            raise UsageError.not_writable(path, error) from error
         try:
             if lock:
                 self._lock()
@@ -150,9 +151,8 @@ class StoreWriter:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(
-                f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
-            ) from error
+            message = f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
+            raise UsageError(message, code="file-locked", path=str(self.path)) from error
 
     def _ends_well(self) -> bool:
         size = os.fstat(self._file.fileno()).st_size

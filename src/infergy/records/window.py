@@ -129,8 +129,9 @@ def _between(uuid: str, earlier: Tick, later: Tick) -> float:
     energy_j, seconds = later.energy_j - earlier.energy_j, later.time_s - earlier.time_s
     # Not a number is more than nothing in no comparison.
     if not (energy_j > 0 and seconds > 0 and math.isfinite(energy_j)):
-        raise MeterError(
+        message = (
             f"the energy counter of {uuid} moved by {energy_j} J in {seconds:.3f} s; expected more than 0 of both. "
             "Measure again; if it stays, this GPU's counter cannot be used"
         )
+        raise MeterError(message, code="counter-stuck", uuid=uuid, energy_j=energy_j, duration_s=seconds)
     return energy_j

@@ -116,7 +116,14 @@ def build_report(
         DataError: A file is not what it should be.
     """
     if mixed is not None and mixed not in MIXED_RULES:
-        raise UsageError.unknown("rule for mixed environments", mixed, MIXED_RULES, "Give one with --mixed")
+        raise UsageError.unknown(
+            "rule for mixed environments",
+            mixed,
+            MIXED_RULES,
+            "Give one with --mixed",
+            code="unknown-name",
+            option="--mixed",
+        )
     stores = read_stores(files or shipped_stores())
     source, _ = load_claims()
     if not files:
@@ -257,7 +264,8 @@ def _only(option: str, asked: str | None, measured: set[str], default: str, file
         return asked or default
     if len(measured) > 1:
         names = ", ".join(sorted(measured))
-        raise UsageError(f"{', '.join(map(str, files))}: rows of several: {names}. Name one with --{option}")
+        message = f"{', '.join(map(str, files))}: rows of several: {names}. Name one with --{option}"
+        raise UsageError(message, code="option-missing", option=f"--{option}", files=[str(file) for file in files])
     return next(iter(measured))
 
 

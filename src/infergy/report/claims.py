@@ -12,7 +12,6 @@ from infergy.units import format_percent
 
 HEAD = ("Claim", "Paper", "on", "Ours", "Interval", "on", "Ours / paper")
 FINDINGS_HEAD = ("Claim", "Paper", "Ours", "Why")
-SAVING = "saving"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ def _percent(claim: Claim) -> str:
 
 
 def _signed(claim: Claim, value: float) -> str:
-    return format_percent(value, signed=claim.ours.kind != SAVING and "saved" not in claim.claim)
+    return format_percent(value, signed=claim.signed)
 
 
 def compare_claims(evidence: Evidence) -> tuple[Compared, ...]:

@@ -44,7 +44,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
             data = content.encode() if isinstance(content, str) else content
             (folder / name).write_bytes(data)
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}). Name another folder with -o") from error
+        raise UsageError.not_writable(folder, error, "folder") from error
     return tuple(folder / name for name in files)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from infergy.errors import DataError, MeterError, UsageError
 from infergy.hardware import catalogue_name
 from infergy.records import Measurement, result_of
-from infergy.records.agreement import BESIDE, IDENTITY, MUST, Fact, differences
+from infergy.records.agreement import BESIDE, IDENTITY, MUST, Difference, Fact, differences
 from infergy.records.check import check_rows
 from infergy.records.flags import Flag
 from infergy.records.store import read_store
@@ -117,13 +117,15 @@ def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) 
     if not allow_simulated:
         for row in rows:
             if row.simulated:
-                raise DataError(
+                message = (
                     f"{path}, cell {row.cell_id} ({row.cell}): simulated, and so no evidence about real hardware. "
                     "To draw it all the same: --allow-simulated"
                 )
+                raise DataError(message, code="simulated-rows", path=str(path), cell=row.cell_id)
     measured = [row for row in rows if row.is_ok and row.windows and row.loaded_idle is not None]
     if not measured:
-        raise DataError(f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl")
+        message = f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
+        raise DataError(message, code="no-rows", path=str(path))
     try:
         flags: dict[str, dict[Flag, None]] = {}
         for row, each in zip(measured, check_rows(measured, target=CERTAIN), strict=True):
@@ -133,7 +135,8 @@ def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) 
         for row, interval in zip(joined, find_uncertainties(joined), strict=True):
             last[row.cell_id] = _point(row, interval, tuple(flags[row.cell_id]))
     except (MeterError, ZeroDivisionError) as error:
-        raise DataError(f"{path}: {error}. See: infergy check {path}") from error
+        message = f"{path}: {error}. See: infergy check {path}"
+        raise DataError(message, code="bad-row", place=str(path), reason=str(error)) from error
     return last.values()
 
 
@@ -169,9 +172,12 @@ def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str
     if found is None:
         return bases
     if mixed == REFUSE:
-        raise UsageError(
+        message = (
             f'the figure "{title}" would hold rows of two environments: {found}. Draw them as series of their own '
             "with --mixed split, or name files of one environment"
+        )
+        raise UsageError(
+            message, code="environments-differ", figure=title, fact=found.fact, was=found.was, now=found.now
         )
     common = _varying(points, BESIDE)
     series = []
@@ -183,14 +189,14 @@ def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str
     return series
 
 
-def _first_difference(points: Sequence[Point]) -> str | None:
-    """What the first two points that must not be mixed tell differently, in words."""
+def _first_difference(points: Sequence[Point]) -> Difference | None:
+    """What the first two points that must not be mixed tell differently."""
     first_of: dict[object, Point] = {}
     for point in points:
         peers = first_of.setdefault((point.row.cell.setup, point.row.environment.weights), point)
         found = differences(peers.row, point.row, (*IDENTITY, *MUST)) or differences(points[0].row, point.row, BESIDE)
         if found:
-            return str(found[0])
+            return found[0]
     return None
 
 

@@ -70,10 +70,11 @@ def picture(row: Measurement, number: int) -> Picture:
     """
     if not row.timeline:
         reason = row.timeline_reason or "it is from before there were any"
-        raise UsageError(f"{row.cell} has no timeline: {reason}. Measure it with: infergy measure … --timeline 0.02")
+        message = f"{row.cell} has no timeline: {reason}. Measure it with: infergy measure … --timeline 0.02"
+        raise UsageError(message, code="no-timeline", cell=row.cell_id, reason=reason)
     seen = row.seen_windows
     if not 1 <= number <= len(seen):
-        raise UsageError(f"--window {number}: of {row.cell} {len(seen)} was seen; give 1 to {len(seen)}")
+        raise UsageError.bad_value("--window", number, f"1 to {len(seen)}")
     window = seen[number - 1]
     first = next(iter(window.open))
     zero_s = window.open[first].time_s

@@ -67,13 +67,17 @@ class ReplayMeter:
         try:
             head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             if head["schema"] != RECORDING:
-                raise DataError(f"{path}: schema {head['schema']!r}; expected {RECORDING!r}")
+                message = f"{path}: schema {head['schema']!r}; expected {RECORDING!r}"
+                raise DataError(message, code="wrong-schema", path=str(path), found=head["schema"], expected=RECORDING)
             gpus = tuple(from_json(GpuIdentity, gpu) for gpu in head["gpus"])
             readings = [(line["time_s"], line["energy_j"]) for line in lines]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path} is no recording of a meter ({type(error).__name__}: {error}); "
-                "make one with infergy.testing.record"
+                "make one with infergy.testing.record",
+                code="bad-recording",
+                path=str(path),
+                reason=f"{type(error).__name__}: {error}",
             ) from error
         return cls(readings, scope=head["scope"], gpus=gpus, facts=head["facts"], clock=clock)
 
@@ -87,7 +91,10 @@ class ReplayMeter:
         if not self._times_s[0] <= now_s <= self._times_s[-1]:
             raise MeterError(
                 f"the recording holds {self._times_s[0]:g} to {self._times_s[-1]:g} s, the clock is at {now_s:g} s; "
-                "record for longer, or sleep less"
+                "record for longer, or sleep less",
+                code="recording-ended",
+                now_s=now_s,
+                expected=[self._times_s[0], self._times_s[-1]],
             )
         return dict(self._readings[bisect.bisect_right(self._times_s, now_s) - 1][1])
 
@@ -170,16 +177,20 @@ def record(meter: Meter, path: Path, seconds: float) -> None:
 
 def _check(readings: list[tuple[float, dict[str, float]]]) -> None:
     if len(readings) < 2:
-        raise DataError(f"a replay needs at least 2 readings, not {len(readings)}: joules are a difference of two")
+        message = f"a replay needs at least 2 readings, not {len(readings)}: joules are a difference of two"
+        raise DataError(message, code="bad-recording", readings=len(readings))
     uuids = set(readings[0][1])
     last_s = -math.inf
     for number, (time_s, energy_j) in enumerate(readings, 1):
         if not math.isfinite(time_s) or time_s <= last_s:
-            raise DataError(f"reading {number} is at {time_s} s, the one before at {last_s} s; expected later ones")
+            message = f"reading {number} is at {time_s} s, the one before at {last_s} s; expected later ones"
+            raise DataError(message, code="bad-recording", reading=number, time_s=time_s)
         if set(energy_j) != uuids or not uuids:
+            message = f"reading {number} is of {sorted(energy_j)}, the first of {sorted(uuids)}; expected the same"
             raise DataError(
-                f"reading {number} is of {sorted(energy_j)}, the first of {sorted(uuids)}; expected the same"
+                message, code="bad-recording", reading=number, uuids=sorted(energy_j), expected=sorted(uuids)
             )
         if not all(isinstance(joules, int | float) and math.isfinite(joules) for joules in energy_j.values()):
-            raise DataError(f"reading {number} holds {energy_j}; expected finite joules")
+            message = f"reading {number} holds {energy_j}; expected finite joules"
+            raise DataError(message, code="bad-recording", reading=number, energy_j=energy_j)
         last_s = time_s
