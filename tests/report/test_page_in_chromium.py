@@ -84,6 +84,7 @@ def test_a_pages_errors_would_be_seen(tmp_path: Path) -> None:
     assert drawn(dom) == {"none": 0}
 
 
+@pytest.mark.slow
 def test_each_figure_of_the_paper_draws_its_marks_and_the_console_is_clean(paper: Report, tmp_path: Path) -> None:
     check_page(paper, tmp_path)
 
