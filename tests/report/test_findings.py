@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from infergy.report.claims import Compared
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 
 
+@pytest.mark.slow
 def test_each_claim_is_told_once_and_with_the_figures_of_the_rows(shipped_claims: Sequence[Compared]) -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]

@@ -264,6 +264,7 @@ def test_a_file_for_itself_has_ink_of_its_own_and_rows_keep_their_words(tmp_path
     assert "currentColor" in json.dumps(_inline(spec) or spec["datasets"])
 
 
+@pytest.mark.slow
 def test_claims_in_the_documentation_are_those_that_ship(shipped_claims: Sequence[Compared]) -> None:
     made = claims_page(shipped_claims)
     assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8") == made, (
@@ -413,6 +414,7 @@ def test_a_store_without_enough_for_a_figure_still_has_a_page(tmp_path: Path) ->
     assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8").count("Not measured yet.") == len(STUDIES)
 
 
+@pytest.mark.slow
 def test_each_figure_is_of_the_schema_which_is_not_checked_while_a_page_is_made(paper: Report) -> None:
     import altair
 
