@@ -326,6 +326,7 @@ def measure_pair(seed: int, load: Load) -> CellPhases:
     return cell_of(only(rows), load.output_tokens)
 
 
+@pytest.mark.slow
 def test_intervals_of_pairs_hold_the_true_phases_of_the_simulated_gpu_nineteen_times_in_twenty() -> None:
     load = Load(input_tokens=4096, output_tokens=64, batch=8)
     truth = truth_of(4096, 64, 8)

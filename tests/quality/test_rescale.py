@@ -221,6 +221,7 @@ def test_rows_of_other_cells_are_refused() -> None:
         rescale(rows_of(inputs=[2048]), here(1.10))
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_a_cell_that_was_not_measured_again() -> None:
     """Three anchors whose ratios scatter: another cell's lies in the interval 19 times in 20, their mean's narrower one
     would hold it 16 times only."""
