@@ -60,11 +60,6 @@ def points(*rows: Measurement, tmp_path: Path) -> list[Point]:
     return read_points([store(tmp_path, rows)])
 
 
-@pytest.fixture(scope="module")
-def paper() -> Report:
-    return build_report()
-
-
 def test_every_study_of_the_paper_is_in_the_page_and_what_is_not_measured_is_named(paper: Report) -> None:
     told = {section.study.paper for section in paper.sections if section.study.paper}
     assert told == {"Figure 1, Table 4", "Figures 2, 10, 11", *(f"Figure {number}" for number in (3, 4, 5, 6, 8, 9))}
@@ -189,6 +184,7 @@ def test_prefill_is_told_by_requests_alone_where_short_and_long_ones_were_measur
     assert not few.is_measured
 
 
+@pytest.mark.slow
 def test_the_paper_is_written_as_page_markdown_and_pictures(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", "paper", "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
@@ -407,6 +403,7 @@ def test_a_store_without_enough_for_a_figure_still_has_a_page(tmp_path: Path) ->
     assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8").count("Not measured yet.") == len(STUDIES)
 
 
+@pytest.mark.slow
 def test_each_figure_is_of_the_schema_which_is_not_checked_while_a_page_is_made(paper: Report) -> None:
     import altair
 
@@ -421,7 +418,7 @@ def test_each_figure_is_of_the_schema_which_is_not_checked_while_a_page_is_made(
 def test_without_altair_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "altair.py").write_text("raise ImportError('blocked')\n")
     done = subprocess.run(
-        [sys.executable, "-m", "infergy", "report", "paper", "-o", str(tmp_path / "out")],
+        [sys.executable, "-m", "infergy", "report", str(store(tmp_path, sweep())), "-o", str(tmp_path / "out")],
         env={"PYTHONPATH": f"{tmp_path}:{SRC}", "PATH": ""},
         capture_output=True,
         text=True,

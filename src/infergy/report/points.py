@@ -12,7 +12,7 @@ from infergy.hardware import catalogue_name
 from infergy.records import EngineSetup, Load, Measurement, result_of
 from infergy.records.agreement import BESIDE, IDENTITY, MUST, Difference, Fact, differences
 from infergy.records.check import check_rows
-from infergy.records.flags import TARGET, Flag
+from infergy.records.flags import Flag
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
@@ -143,7 +143,7 @@ def points_of(stores: Mapping[Path, Sequence[Measurement]], *, allow_simulated: 
 
 def _points_of_rows(rows: Sequence[Measurement]) -> Iterable[Point]:
     flags: dict[str, dict[Flag, None]] = {}
-    for row, checked in zip(rows, check_rows(rows, target=TARGET), strict=True):
+    for row, checked in zip(rows, check_rows(rows), strict=True):
         flags.setdefault(row.cell_id, {}).update(dict.fromkeys(checked.flags))
     joined = join_visits(rows)
     points: dict[str, Point] = {}
