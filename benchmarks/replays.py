@@ -240,7 +240,9 @@ def round_table(number: int) -> str:
 def report() -> str:
     """All tables, as docs/replay.md has them."""
     runs = load()
-    return "\n\n".join([runs_table(runs), summary_table(runs), repeats_table(runs), intake_table(runs), *map(round_table, LATER)])
+    return "\n\n".join(
+        [runs_table(runs), summary_table(runs), repeats_table(runs), intake_table(runs), *map(round_table, LATER)]
+    )
 
 
 def again_table(runs: Sequence[Compared], intake_s: float | None = None) -> str:

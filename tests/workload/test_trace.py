@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.errors import DataError
 from infergy.workload import Bin, Bins, Columns, Histogram, open_trace, shipped_traces
+from raising import raises
 
 Requests = list[tuple[int, int]]
 requests = st.lists(st.tuples(st.integers(0, 70_000), st.integers(0, 5_000)), min_size=1, max_size=60).filter(
@@ -340,10 +341,10 @@ def test_a_frame_is_described_alike_by_whichever_library_holds_it(held: Any) -> 
 
 def test_a_frame_with_bad_tokens_is_refused_whichever_library_holds_it(held: Any) -> None:
     rows = pl.DataFrame({"input_tokens": [5.0, 7.5, None, -1.0], "output_tokens": [1, 1, 1, 1]})
-    with pytest.raises(DataError, match=r"3 of 4 rows: input tokens.*7\.5.*missing.*-1") as told:
+    with raises("bad-trace", rows={"input": 3}) as told:
         open_trace(held(rows)).histogram()
-    assert "--input-column" in str(told.value)
-    with pytest.raises(DataError, match=r"3 of 4 rows"):
+    assert re.search(r"3 of 4 rows: input tokens.*7\.5.*missing.*-1.*--input-column", str(told.value))
+    with raises("bad-trace", rows={"input": 3}):
         open_trace(held(rows)).describe()
 
 
@@ -386,6 +387,21 @@ def test_a_shipped_trace_holds_every_byte_of_the_published_one(name: str) -> Non
     published = rows.with_columns(pl.col("TIMESTAMP").dt.strftime("%Y-%m-%d %H:%M:%S%.9f").str.head(27))
     text = published.write_csv(line_terminator="\r\n").removesuffix("\r\n")
     assert hashlib.sha256(text.encode()).hexdigest() == about["original_sha256"]
+
+
+@pytest.mark.parametrize("name", sorted(shipped_traces()))
+def test_the_columns_of_a_shipped_trace_are_its_requests(name: str) -> None:
+    about = shipped_traces()[name]
+    path = resources.files("infergy") / "data" / "traces" / about["file"]
+    assert about["fields"].split() == list(pl.read_parquet_schema(str(path)))
+    shipped, read = open_trace(name).requests(), open_trace(str(path)).requests()
+    assert (shipped.source, shipped.set_aside, shipped.order_reason) == (name, read.set_aside, read.order_reason)
+    for column in ("input_tokens", "output_tokens", "arrival_s"):
+        ours, theirs = getattr(shipped, column), getattr(read, column)
+        assert ours.dtype == theirs.dtype
+        assert ours.tolist() == theirs.tolist()
+    assert (read.cached_tokens, read.prefix_blocks, read.after, read.lengths_from) == (None, None, None, None)
+    assert open_trace(name).sample().windows[0].requests.output_tokens.tolist() == read.output_tokens.tolist()
 
 
 def test_the_shipped_conversation_trace_has_the_published_size() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,20 @@ from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
-from infergy.records import ENGINES, EngineSetup
-from infergy.records.store import read_store
-from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, model_context, resolve
+from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
+from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, check_context, model_context, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
 from infergy.serving.static import StaticConfig
-from infergy.units import format_bytes
+from infergy.units import count_of, format_bytes
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
+PRECISIONS = (DEFAULT_DTYPE, "float16", FP8, "mxfp4")
+"""Formats that servers are simulated in: those that were measured, or that measured networks have."""
+LONGEST_TOKENS = 2**20
+"""Of a request to a model that states no context and keeps no keys and values."""
+ANY_ENGINE = ("max_num_seqs", "max_model_len", "tensor_parallel_size", "enforce_eager")
+"""Options that not only vLLM has."""
 STATIC_BATCH = 32
 """Requests of a static batch under transformers, unless --max-num-seqs says otherwise."""
 
@@ -88,8 +93,12 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
     """
     setup = setup_of(spec)
     gpu, shape = get_gpu(spec.gpu), get_model(setup.model if setup.model == spec.model else spec.model)
-    if setup.dtype not in ("mxfp4",):
-        gpu.dense_flops("bfloat16" if setup.dtype == "fp8" else setup.dtype)
+    if setup.dtype == "mxfp4" and shape.experts is None:
+        raise UsageError.bad_value(
+            "--precision", "mxfp4", f"bfloat16: mxfp4 is a format of experts' matrices, and {shape.name} has none"
+        )
+    if setup.dtype == "float16":
+        gpu.dense_flops(setup.dtype)
     by = ServedBy(
         engine=setup.engine,
         model=canonical_name(spec.model),
@@ -114,6 +123,8 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
     config = _config(spec, setup, shape, gpu)
+    narrow = weights_only_note(gpu, setup.dtype)
+    notes += [] if narrow is None else [narrow]
     return OpenServer(
         spec=spec,
         setup=setup,
@@ -133,9 +144,10 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     """
     parts = EngineSetup.parse_label(spec.engine)
     if parts["engine"] not in ENGINES:
-        raise UsageError.unknown("engine", parts["engine"], ENGINES)
+        raise UsageError.unknown("engine", parts["engine"], ENGINES, code="unknown-engine")
     if parts.get("speculation") is not None:
-        raise UsageError(f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…")
+        message = f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…"
+        raise UsageError(message, code="not-supported", engine=spec.engine, reason="speculation")
     options = spec.options
     given = {
         "dtype": spec.precision,
@@ -144,11 +156,50 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     for name, value in given.items():
         if value is not None and parts.setdefault(name, value) != value:
             option = "--precision" if name == "dtype" else "--tensor-parallel-size"
-            raise UsageError(f"--engine {spec.engine} and {option} {value} contradict: give one of them")
+            raise UsageError.conflict({"--engine": spec.engine, option: value}, "they contradict: give one of them")
+    if parts.get("dtype", DEFAULT_DTYPE) not in PRECISIONS:
+        raise UsageError.bad_value("--precision", parts["dtype"], f"one of {', '.join(PRECISIONS)}")
+    if parts["engine"] == "transformers" and parts.get("dtype") in (FP8, "mxfp4"):
+        message = (
+            f"--engine {spec.engine} in {parts['dtype']}: transformers serves bfloat16 and float16. Other engines in "
+            f"it: -e transformers -e vllm-{FP8}"
+        )
+        raise UsageError(
+            message, code="engine-lacks", engine="transformers", option="--precision", value=parts["dtype"]
+        )
     if options.enforce_eager and parts["engine"] == "vllm":
         parts["cuda_graphs"] = False
     return EngineSetup(
         model=canonical_name(spec.model), **{key: value for key, value in parts.items() if value is not None}
+    )
+
+
+def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
+    """Reject options of vLLM, by their names in Python, that are given to an engine which has none of them.
+
+    Raises:
+        UsageError: There are any.
+    """
+    options = [f"--{name.replace('_', '-')}" for name in names if name not in ANY_ENGINE]
+    if options and engine.partition("-")[0] == "transformers":
+        message = (
+            f"--engine {engine}: {', '.join(options)} {'is an option' if len(options) == 1 else 'are options'} of vLLM "
+            "alone. Leave out what the engine lacks; servers with options of their own: --compare FILE.toml"
+        )
+        raise UsageError(message, code="engine-lacks", engine=engine, option=options[0])
+
+
+def weights_only_note(gpu: Gpu, dtype: str) -> str | None:
+    """What vLLM does with fp8 weights on a GPU that does not compute in fp8; None where it does, or for other formats.
+
+    vLLM's docs, features/quantization: below compute capability 8.9 fp8 models run "as weight-only W8A16, utilizing
+    FP8 Marlin".
+    """
+    if dtype != FP8 or gpu.has_units(FP8):
+        return None
+    return (
+        f"{gpu.title} has no FP8 arithmetic: vLLM keeps the weights in fp8 there and computes in 16 bits (W8A16), and "
+        "so does this estimate"
     )
 
 
@@ -179,7 +230,11 @@ def load_tables(
     """
     table, notes = shipped_table(), []
     for path in map(Path, paths):
+        from infergy.records.store import read_store
+
         table = add_rows(table, path, allow_simulated=allow_simulated)
+        if table.repeated:
+            notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
         if any(one.origin.simulated for one in table.entries):
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
@@ -190,16 +245,17 @@ def load_tables(
 
     found = load_calibration(calibration)
     if found.simulated and not allow_simulated:
-        raise DataError(
+        message = (
             f"{calibration}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
             "--allow-simulated"
         )
+        raise DataError(message, code="simulated-rows", path=str(calibration))
     gpu = get_gpu(found.gpu)
     constants = found.constants_of(gpu)
     fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
     if found.simulated:
         notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
-    notes.append(f"constants of {gpu.name} are narrowed by the {found.windows} windows of {calibration}")
+    notes.append(f"constants of {gpu.name} are narrowed by the {count_of(found.windows, 'window')} of {calibration}")
     return replace(table, fits=fits, notes=tuple(notes))
 
 
@@ -212,7 +268,7 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
     from infergy.estimates.build import build_table
 
     if not path.exists():
-        raise DataError(f"{path}: no such file. Measure one: infergy measure paper-bins -o {path}")
+        raise DataError.not_found(path, f"Measure one: infergy measure paper-bins -o {path}")
     if not is_table(path):
         return build_table([path], table, allow_simulated=allow_simulated)
     own = read_table(path, entries=True)
@@ -232,17 +288,7 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
     )
     context = model_context(_raw_config(spec.model))
     if setup.engine == "transformers":
-        need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes
-        if need > have:
-            raise UsageError(
-                f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
-                f"{format_bytes(have)}; choose a larger GPU (-g) or a smaller model (-m)"
-            )
-        return StaticConfig(
-            max_num_seqs=options.max_num_seqs or STATIC_BATCH,
-            max_model_len=options.max_model_len or context,
-            has_graphs=setup.compiled,
-        )
+        return _static_config(spec.engine, options, setup, shape, gpu, context)
     return resolve(
         shape,
         gpu,
@@ -251,6 +297,37 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
         version=spec.version,
         usage_context=spec.usage_context,
         context_tokens=context,
+    )
+
+
+def _static_config(
+    engine: str, options: EngineOptions, setup: EngineSetup, shape: Any, gpu: Gpu, context: int | None
+) -> StaticConfig:
+    plain = EngineOptions()
+    reject_vllm_options(
+        engine, (own.name for own in fields(options) if getattr(options, own.name) != getattr(plain, own.name))
+    )
+    check_context(shape, options.max_model_len, context)
+    need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
+    if need > have:
+        message = (
+            f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
+            f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
+        )
+        raise UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name)
+    longest, notes = options.max_model_len or context, []
+    if context is None:
+        # A request alone must leave room for its own keys and values.
+        per_token = shape.kv_bytes_per_token()
+        kept = int((have - need) // per_token) if per_token else LONGEST_TOKENS
+        longest = min(longest or kept, kept)
+        notes.append(f"the longest context of {shape.name} is not known: the memory bounds it, {longest:,} tokens")
+    return StaticConfig(
+        max_num_seqs=options.max_num_seqs or STATIC_BATCH,
+        max_model_len=longest,
+        tensor_parallel_size=setup.tensor_parallel,
+        has_graphs=setup.compiled,
+        notes=tuple(notes),
     )
 
 

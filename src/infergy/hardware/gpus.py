@@ -77,6 +77,10 @@ class Gpu:
             )
         return self.peak_flops[dtype]
 
+    def has_units(self, dtype: str) -> bool:
+        """Whether its tensor cores know a dtype."""
+        return dtype in self.peak_flops
+
 
 def _read_gpu(name: str, facts: Mapping[str, Any]) -> Gpu:
     return Gpu(

@@ -177,6 +177,7 @@ def _measure(work: Workload, loaded: Any, meter: Meter, environment: Environment
         during=tuple(during),
         after=found.after,
         how=loaded.how,
+        in_graph=loaded.in_graph,
         reason=found.reason,
     )
 
@@ -204,7 +205,7 @@ def _append(file: CalibrationFile, measured: CalibrationWindow) -> CalibrationEv
 class _Rest:
     """No work."""
 
-    how = "idle"
+    how, in_graph = "idle", None
 
     def __init__(self, meter: Meter) -> None:
         self._clock = meter.clock

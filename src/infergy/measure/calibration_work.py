@@ -257,7 +257,7 @@ class SimulatedBench:
 class SimulatedWork:
     """Time that passes at some power; `run` and `close` are those of `infergy.measure.torch_bench.TorchWork`."""
 
-    how = "simulated"
+    how, in_graph = "simulated", None
 
     def __init__(self, node: SimulatedNode, call_s: float, power_w: float) -> None:
         self._node, self._call_s, self._power_w = node, call_s, power_w

@@ -233,11 +233,10 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The grid `data` with the engines and cells of its quick grid.
 
     Raises:
-        UsageError: It has none.
+        DataError: It has none.
     """
     if "quick" not in data:
-        message = f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it"
-        raise UsageError(message, code="options-conflict", options=["--quick"], place=place)
+        raise DataError.missing_field(place, ["quick"], "leave out --quick, or add [[quick.cells]] to it")
     return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
 
 
@@ -258,13 +257,13 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
     for grid in (first, *others):
         if grid.options != first.options:
             message = f"{first.name} and {grid.name} have other [options]: measure them one after the other"
-            raise UsageError(message, code="options-conflict", options=["[options]"], grids=[first.name, grid.name])
+            raise UsageError(message, code="grids-differ", grids=[first.name, grid.name])
         gpu, models, cells_of = _resolve(grid)
         gpus.add(gpu.name)
         for name in models.keys() & configs.keys():
             if models[name] != configs[name]:
                 message = f"two models go by the name {name} in these grids: measure them one after the other"
-                raise UsageError(message, code="options-conflict", options=["models"], model=name)
+                raise UsageError(message, code="grids-differ", model=name)
         configs |= models
         for setup, cells in cells_of.items():
             for planned in cells.values():

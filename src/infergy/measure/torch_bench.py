@@ -151,7 +151,7 @@ class TorchBench:
 
 
 class TorchWork:
-    """Calls in a graph, or one by one; `how` says which kernels and which of the two."""
+    """Calls in a graph, or one by one; `how` says which kernels."""
 
     def __init__(self, bench: TorchBench, work: Workload, how: str, calls: list[Call]) -> None:
         self._bench, self._calls = bench, calls
@@ -161,7 +161,8 @@ class TorchWork:
         # Each copy of the operands has its turn equally often.
         self._in_step = len(calls) * max(1, round(min(MOST_CALLS, GRAPH_S / call_s) / len(calls)))
         self._graph = self._capture() if work.in_graph and bench.has_gpu else None
-        self.how = f"{how}, {'in a CUDA graph' if self._graph is not None else 'one by one'}"
+        self.in_graph = self._graph is not None
+        self.how = f"{how}, {'in a CUDA graph' if self.in_graph else 'one by one'}"
         self._step()
         self._steps = max(1, round(CHUNK_S / max(1e-6, self._seconds(self._step))))
 

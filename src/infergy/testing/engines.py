@@ -19,6 +19,7 @@ from infergy.errors import MissingError, UsageError
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load
 from infergy.records.arrivals import POISSON
 from infergy.testing.rules import calling, demand, run_rules
+from infergy.units import count_of
 from infergy.workload.prompts import make_prompts
 
 SHAPES = ((1, 9, 1), (3, 5, 4), (2, 16, 9), (3, 5, 4))
@@ -137,8 +138,8 @@ def _times_are_told_or_none(trial: EngineTrial) -> None:
         times = getattr(completion, name)
         demand(
             times is None or (isinstance(times, tuple) and len(times) == len(work.prompts)),
-            f"{name} is {times!r}; expected a time for each of {len(work.prompts)} requests, or None where it does "
-            "not tell",
+            f"{name} is {times!r}; expected a time for each of {count_of(len(work.prompts), 'request')}, or None where "
+            "it does not tell",
         )
         for seconds in times or ():
             demand(

@@ -37,6 +37,8 @@ ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
 # A request of more tokens than this is a broken log; it also keeps 64-bit sums exact for 2^31 of the longest.
 LONGEST_TOKENS = 2**32
+# Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from.
+LATEST_ARRIVAL_S = 7_258_118_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +150,11 @@ class Table:
         try:
             return query.collect() if isinstance(query, nw.LazyFrame) else query
         except NotImplementedError as error:
-            raise UsageError(
-                f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
-            ) from error
+            message = f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
+            raise UsageError(message, code="spark-failed", trace=self.source.name) from error
         except of_spark as error:
-            raise DataError(f"{self.source.name}: Spark cannot read it to its end: {words_of(error)}") from error
+            message = f"{self.source.name}: Spark cannot read it to its end: {words_of(error)}"
+            raise DataError(message, code="spark-failed", trace=self.source.name) from error
 
     def _unreadable(self, error: Exception) -> InfergyError:
         told = broken_record(self.source) if self.source.kind == JSONL else ""
@@ -161,7 +163,12 @@ class Table:
                 f"{first_line(error).rstrip('.')}. Every row must be UTF-8, close its quotes, "
                 "and have as many fields as the header"
             )
-        return DataError(f"{self.source.name}: cannot be read to its end: {told or first_line(error)}")
+        return DataError(
+            f"{self.source.name}: cannot be read to its end: {told or first_line(error)}",
+            code="file-not-readable",
+            path=self.source.name,
+            reason=told or first_line(error),
+        )
 
     def _column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
@@ -192,12 +199,13 @@ class Table:
         if blocks is not None:
             ids = self._column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
-                ids = ids.str.json_decode(x.List(x.Int64))
+                ids = _numbers_of(x, ids)
             columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
         if sessions is not None:
-            columns.append(self._column(sessions.id).cast(x.String).alias("session"))
-            if sessions.parent is not None:
-                columns.append(self._column(sessions.parent).cast(x.String).alias("parent"))
+            for name, path in (("session", sessions.id), ("parent", sessions.parent)):
+                if path is not None:
+                    text = self._column(path).cast(x.String)
+                    columns.append(x.when(text != "").then(text).alias(name))
             if sessions.gap is not None:
                 columns.append(self._column(sessions.gap).cast(x.Float64, strict=False).alias("gap_s"))
         return columns
@@ -299,10 +307,11 @@ def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types
     for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
         for path in paths:
             if kinds[path] not in good:
-                raise DataError(
+                message = (
                     f"{source.name}: column {path!r} holds {types[path]}, wanted whole numbers of tokens. "
                     f"Convert it, or name another: --{axis}-column NAME"
                 )
+                raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
 
 
 def _instants(x: Any, column: Any) -> list[Any]:
@@ -311,6 +320,14 @@ def _instants(x: Any, column: Any) -> list[Any]:
     zoned = spaced.str.strptime(x.Datetime("us", "UTC"), "%Y-%m-%d %H:%M:%S%.f%#z", strict=False)
     plain = spaced.str.strptime(x.Datetime("us"), "%Y-%m-%d %H:%M:%S%.f", strict=False)
     return [instant.dt.timestamp("us").cast(x.Float64) / 1e6 for instant in (plain, zoned)]
+
+
+def _numbers_of(x: Any, column: Any) -> Any:
+    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
+    is_list = column.str.contains(r"^\s*\[.*\]\s*$")
+    texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
+    # An empty list splits into one empty text.
+    return x.when(is_list).then(x.when(column.str.contains(r"\w")).then(texts.cast(x.List(x.Int64), strict=False)))
 
 
 def _coalesce(x: Any, columns: list[Any]) -> Any:
