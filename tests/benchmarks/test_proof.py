@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from infergy.errors import MeterError
-from infergy.hardware.simulated import Sensors
+from infergy.meters.simulated import Sensors
 from infergy.records import MeasureOptions
 from proof import (
     Outcome,

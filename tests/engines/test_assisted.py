@@ -10,7 +10,7 @@ import pytest
 
 from engines.test_transformers_engine import TINY, keep_tokens, work
 from infergy.engines import find_engine
-from infergy.engines.protocol import Session
+from infergy.engines.engine import Session
 from infergy.records import Decoding, EngineSetup
 from infergy.records.speculation import Speculation
 from raising import raises

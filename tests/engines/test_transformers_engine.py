@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infergy.engines import find_engine
-from infergy.engines.protocol import Work
+from infergy.engines.engine import Work
 from infergy.engines.weights import draw_weights
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 from raising import raises

@@ -16,7 +16,7 @@ import pytest
 
 from infergy.engines import Work
 from infergy.engines.vllm import VllmEngine, VllmSession
-from infergy.engines.vllm_drafts import draw_draft_weights
+from infergy.engines.vllm_options import draw_draft_weights
 from infergy.records import EngineSetup
 from infergy.records.speculation import Drafts, Speculation
 from raising import raises
@@ -171,7 +171,7 @@ def test_the_drafts_weights_are_drawn_by_our_law_in_either_of_vllms_runners(
         drawn.append((model, law, seed))
         return 1
 
-    monkeypatch.setattr("infergy.engines.vllm_drafts.draw_weights", note)
+    monkeypatch.setattr("infergy.engines.vllm_options.draw_weights", note)
     draft = object()
     second(SimpleNamespace(model_runner=SimpleNamespace(**{name: SimpleNamespace(model=draft)})))
     assert drawn == [(draft, "random", 5)]

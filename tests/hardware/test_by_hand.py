@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware import ModelShape, canonical_name, get_model
+from infergy.hardware import ModelShape, canonical_name, get_model, read_shape
 from raising import raises
 
 LLAMA: dict[str, Any] = {
@@ -47,7 +47,7 @@ QWEN: dict[str, Any] = {
 def read(numbers: dict[str, Any], **changes: Any) -> ModelShape:
     """The shape that `numbers` tell with `changes`; None removes a key."""
     changed = {key: value for key, value in (numbers | changes).items() if value is not None}
-    return ModelShape.from_config(changed, name="mine")
+    return read_shape(changed, name="mine")
 
 
 @pytest.mark.parametrize(

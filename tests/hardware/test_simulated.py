@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.meters import Power, powers_of
-from infergy.meters.simulated import SimulatedMeter, SteadyMeter
+from infergy.meters.simulated import CounterSensor, Sensors, SimulatedGpu, SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity
 
 IDLE_W, FULL_W = 120.0, 700.0
@@ -21,7 +20,7 @@ def test_by_default_the_fields_show_the_truth_and_the_average_its_last_second() 
 
 
 def test_a_part_time_counter_is_right_under_a_steady_load_and_wrong_under_one_that_it_misses() -> None:
-    sensors = Sensors(counter_share=0.25)
+    sensors = Sensors(counter=CounterSensor(share=0.25))
     gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="x"), idle_w=IDLE_W, phase_s=0.1, sensors=sensors)
     gpu.sleep(1.0005)
     assert gpu.counter_j == pytest.approx(1.0 * IDLE_W, abs=0.002)
@@ -43,7 +42,7 @@ def test_work_that_goes_on_by_itself_draws_its_power_while_time_passes() -> None
 
 
 def test_a_late_counter_in_coarse_steps_shows_the_past_in_whole_steps() -> None:
-    sensors = Sensors(counter_delay_s=0.03, counter_step_j=2.5)
+    sensors = Sensors(counter=CounterSensor(delay_s=0.03, step_j=2.5))
     gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="x"), idle_w=IDLE_W, phase_s=0.1, sensors=sensors)
     gpu.sleep(0.9995)
     gpu.advance(0.0015, FULL_W)

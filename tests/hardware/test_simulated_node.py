@@ -7,10 +7,8 @@ from itertools import pairwise
 import pytest
 
 from infergy.hardware import get_gpu
-from infergy.hardware.simulated import SimulatedGpu
-from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.meters import next_tick
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import GpuIdentity
 
 

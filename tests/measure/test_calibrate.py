@@ -14,12 +14,11 @@ from infergy.cli.schema import make_schema
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError
 from infergy.hardware.gpus import get_gpu
-from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.measure.calibrate import CalibrationEvent, Station, calibrate
 from infergy.measure.calibration_plan import Traits, make_works, needed_bytes, shrink, sum_works
 from infergy.measure.simulated_bench import SimulatedBench, SimulatedWork, Truth
 from infergy.measure.stations import simulated_stations
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import GpuState
 from infergy.records.calibration import ATTENTION, COPY, PRODUCT, Workload, read_calibration_file
 from raising import raises

@@ -18,13 +18,12 @@ import pytest
 
 from infergy.engines import Completion, Work
 from infergy.errors import MeterError
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure import cell
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.sweep import sweep
 from infergy.measure.timeline import LOOK, WAIT, Blind, Sampler, SimulatedWitness, moments, open_witness
 from infergy.meters import Meter, Power, open_meter
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu, SimulatedMeter
 from infergy.records import GpuIdentity, Measurement, MeasureOptions
 from infergy.records.store import read_store
 from infergy.records.timeline import PowerTimeline, ratio
@@ -36,7 +35,7 @@ POWER = Power(instant_w=250.0, average_w=None)
 
 STEADY = """
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedGpu
 from infergy.errors import MeterError
 from infergy.meters import Power
 from infergy.records import GpuIdentity, Measurement, MeasureOptions
@@ -208,7 +207,7 @@ def gpu() -> SimulatedGpu:
 
 
 def test_a_simulated_sensor_shows_what_it_showed_at_each_look() -> None:
-    sensors = Sensors(power_period_s=0.1, power_delay_s=0.05, power_gain=1.1)
+    sensors = Sensors(power=PowerSensor(period_s=0.1, delay_s=0.05, gain=1.1))
     gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0, phase_s=0.0, sensors=sensors)
     witness = SimulatedWitness(SimulatedMeter(gpu), 0.02)
     witness.begin()

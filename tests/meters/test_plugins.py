@@ -12,7 +12,7 @@ from infergy.cli import app
 from infergy.measure.block import window
 from infergy.measure.sweep import sweep
 from infergy.meters import open_meter
-from infergy.meters.plugins import find_plugins
+from infergy.meters.registry import find_plugins
 from infergy.meters.simulated import SimulatedMeter
 from infergy.testing import METER_RULES, check_meter
 from installed import install
@@ -21,7 +21,7 @@ from raising import raises, seen
 
 GOOD = """
 from infergy.errors import MissingError
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedGpu
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import GpuIdentity
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import measure_idle
 from infergy.meters import next_tick
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
 from infergy.records import GpuIdentity
 from infergy.testing import METER_RULES, FakeClock, RecordingMeter, ReplayMeter, check_meter, record
 from raising import raises

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, largest_batch
-from infergy.hardware.draft import Draft
+from infergy.hardware.models import Draft
 from infergy.measure.predict import GpuWork, forecast_load
 from infergy.records import Cell, EngineSetup, Load, PlannedCell
 

@@ -23,7 +23,7 @@ from infergy.measure.block import window
 from infergy.measure.calibration_plan import idle_work, make_works, shrink, sum_works
 from infergy.measure.environment import gather
 from infergy.meters import Meter
-from infergy.meters.window import counter_period_s
+from infergy.meters.ticks import counter_period_s
 from infergy.records import Environment, GpuState
 from infergy.records.calibration import IDLE, CalibrationFile, CalibrationWindow, Workload
 from infergy.units import format_duration, format_number, format_si, parse_duration

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config
-from infergy.hardware.draft import Draft, find_draft
+from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
+from infergy.hardware.models import Draft, find_draft
 from infergy.measure.anchors import ANCHORS, choose_anchors
 from infergy.measure.batches import BatchChoice, choose_batch, plan_cell
 from infergy.measure.online import online_sizes, plan_online, resolve_arrivals
@@ -374,7 +374,7 @@ def _resolve_names(
         with refusals.kept():
             name = canonical_name(model)
             configs[name] = model_config(model)
-            shapes[name] = ModelShape.from_config(configs[name], name=name)
+            shapes[name] = read_shape(configs[name], name=name)
     setups = [replace(setup, model=canonical_name(setup.model)) for setup in setups]
     for one in filter(None, (axis.speculation for axis in grid.engines)):
         with refusals.kept():

@@ -9,8 +9,8 @@ from collections import deque
 from typing import Any
 
 from infergy.errors import MissingError
-from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.square_wave import FULL, OFF
+from infergy.meters.simulated import SimulatedGpu
 
 SIZE = 8192
 """Side of the square matrices: a product takes 1 to 10 ms, and no cache holds them."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infergy.errors import DataError, UsageError
 from infergy.hardware import Gpu, ModelShape
-from infergy.hardware.draft import Draft
+from infergy.hardware.models import Draft
 from infergy.measure.predict import forecast_run
 from infergy.records import Arrivals, Cell, EngineSetup, Load, PlannedCell
 from infergy.records.arrivals import REPLAY, TRACE

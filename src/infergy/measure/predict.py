@@ -15,7 +15,7 @@ from infergy.cost.model import StepCost
 from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table
 from infergy.hardware import Gpu, ModelShape
-from infergy.hardware.draft import Draft
+from infergy.hardware.models import Draft
 from infergy.records import SERVER, EngineSetup, Load
 from infergy.serving.setups import Lengths, cost_of_setup, serve_setup
 

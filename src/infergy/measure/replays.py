@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.hardware import ModelShape, canonical_name, get_gpu, model_config
-from infergy.hardware.draft import find_draft
+from infergy.hardware import canonical_name, get_gpu, model_config, read_shape
+from infergy.hardware.models import find_draft
 from infergy.measure.online import Run, plan_online, resolve_arrivals
 from infergy.measure.refusals import Refusals, refuse_length, refuse_setup
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load, MeasureOptions, Plan, PlannedCell, grid_visit
@@ -110,7 +110,7 @@ def plan_replays(
         models.setdefault(setup.model, model_config(given.model))
         if setup.speculation is not None:
             models.setdefault(setup.speculation.draft, model_config(setup.speculation.draft))
-        shape, draft = ModelShape.from_config(models[setup.model], name=setup.model), find_draft(setup, models)
+        shape, draft = read_shape(models[setup.model], name=setup.model), find_draft(setup, models)
         if replay not in runs:
             load = Load(
                 input_tokens=1,

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infergy.hardware.gpus import Gpu
-from infergy.hardware.simulated_node import SimulatedNode
 from infergy.measure.bench import look_nowhere
 from infergy.measure.calibration_plan import Traits
+from infergy.meters.simulated import SimulatedNode
 from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, Workload
 
 L2_BYTES = 60 * 2**20

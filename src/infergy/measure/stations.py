@@ -6,12 +6,11 @@ from importlib.util import find_spec
 
 from infergy.errors import MissingError
 from infergy.hardware.gpus import get_gpu
-from infergy.hardware.simulated_node import pretend_node
 from infergy.measure.bench import Bench
 from infergy.measure.calibrate import Station
 from infergy.measure.simulated_bench import SimulatedBench, Truth
 from infergy.meters.nvml import NvmlMeter
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedMeter, pretend_node
 
 
 def stations_here() -> tuple[Station, Station | str]:
