@@ -212,7 +212,7 @@ def test_beams_over_a_static_cache_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [("cuda_graphs", True), ("tensor_parallel", 2)])
-def test_what_it_lacks_is_refused_before_loading(option: str, value: object) -> None:
+def test_what_it_lacks_is_refused_before_loading(option: str, value: Any) -> None:
     with raises("engine-lacks", engine="transformers", option=option):
         find_engine("transformers").check(EngineSetup(engine="transformers", model="tiny", **{option: value}))
 

@@ -113,12 +113,16 @@ class VllmSession:
         )
 
     def facts(self) -> Mapping[str, str | None]:
-        """The options as vLLM resolved them, and the GPU of each worker in the order of their ranks."""
+        """The options as vLLM resolved them."""
+        return {**resolved_options(self._llm.llm_engine.vllm_config), GPU_UUIDS: self.gpu_uuids()}
+
+    def gpu_uuids(self) -> str | None:
+        """The GPU of each worker, in the order of their ranks; None unless all are known."""
         uuids: list[str | None] = []
         with suppress(Exception):
             # Errors of workers come as a bare Exception; a vLLM that does not answer can be measured all the same.
             uuids = self._llm.apply_model(gpu_uuid_of)
-        return {**resolved_options(self._llm.llm_engine.vllm_config), GPU_UUIDS: join_uuids(uuids)}
+        return join_uuids(uuids)
 
     def close(self) -> None:
         """Stop vLLM's processes."""

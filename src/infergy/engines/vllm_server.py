@@ -203,18 +203,22 @@ class VllmServerSession:
             answer.stamps = output.metrics
 
     def facts(self) -> Mapping[str, str | None]:
-        """The options as vLLM resolved them, and the GPU of each worker in the order of their ranks."""
+        """The options as vLLM resolved them."""
+        return {
+            **resolved_options(self._engine.vllm_config),
+            "usage_context": SERVER,
+            "event_loop": type(self._loop).__module__.partition(".")[0],
+            GPU_UUIDS: self.gpu_uuids(),
+        }
+
+    def gpu_uuids(self) -> str | None:
+        """The GPU of each worker, in the order of their ranks; None unless all are known."""
         uuids: list[str | None] = []
         with suppress(Exception):
             # Errors of workers come as a bare Exception; a vLLM that does not answer can be measured all the same.
             call = self._engine.collective_rpc("apply_model", args=(gpu_uuid_of,))
             uuids = self._loop.run_until_complete(_alive(self._engine, call))
-        return {
-            **resolved_options(self._engine.vllm_config),
-            "usage_context": SERVER,
-            "event_loop": type(self._loop).__module__.partition(".")[0],
-            GPU_UUIDS: join_uuids(uuids),
-        }
+        return join_uuids(uuids)
 
     def close(self) -> None:
         """Stop vLLM's processes."""

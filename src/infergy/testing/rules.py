@@ -47,9 +47,10 @@ def demand(condition: bool, sentence: str) -> None:
 @contextmanager
 def calling(what: str, *allowed: type[Exception]) -> Iterator[None]:
     """Break the current rule if the body raises other than `allowed` errors; `what` names the call, as ``close()``."""
+    passed: tuple[type[Exception], ...] = (BreachError, MissingError, *allowed)
     try:
         yield
-    except (BreachError, MissingError, *allowed):
+    except passed:
         raise
     except Exception as error:
         # The checked object was written by others and may raise anything.
