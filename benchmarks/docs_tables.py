@@ -47,6 +47,8 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("replay.md", "summary"): replays["summary_table"](runs),
         ("replay.md", "repeats"): replays["repeats_table"](runs),
         ("replay.md", "second round"): replays["round_table"](2),
+        ("replay.md", "third round"): replays["round_table"](3),
+        ("replay.md", "third intake"): replays["intake_table"](replays["load"](3)),
         **{(page, command): output_of(command) for page, command in COMMANDS},
         ("replay.md", "intake"): replays["intake_table"](runs),
     }

@@ -145,8 +145,7 @@ def runs_table(runs: Sequence[Compared]) -> str:
 
 
 def short_table() -> str:
-    """Each run in bf16 with a server's defaults, once: energy and the tail of latencies."""
-    runs = {(number, run.name): run for number in (2, 1) for run in load(number) if "," not in run.name}
+    """Each run of the last round: energy and the tail of latencies."""
     rows = [
         [
             run.name,
@@ -155,7 +154,7 @@ def short_table() -> str:
             f"{run.measured[0] / 1e3:.1f}",
             *(f"{signed(run.errors[FIGURES.index(name)])} %" for name in ("energy", "TPOT p99", "E2E p99")),
         ]
-        for run in runs.values()
+        for run in load(LATER[-1])
     ]
     header = ["trace", "requests", "predicted, kJ", "measured, kJ", "energy", "TPOT p99", "E2E p99"]
     return table(header, rows)
@@ -241,7 +240,9 @@ def round_table(number: int) -> str:
 def report() -> str:
     """All tables, as docs/replay.md has them."""
     runs = load()
-    return "\n\n".join([runs_table(runs), summary_table(runs), repeats_table(runs), intake_table(runs), *map(round_table, LATER)])
+    return "\n\n".join(
+        [runs_table(runs), summary_table(runs), repeats_table(runs), intake_table(runs), *map(round_table, LATER)]
+    )
 
 
 def again_table(runs: Sequence[Compared], intake_s: float | None = None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import MissingError, UsageError
-from infergy.units import format_percent
+from infergy.units import count_of, format_percent
 from scoreboard.board import Score
 
 FORMATS = (".html", ".svg", ".png")
@@ -45,7 +45,7 @@ def draw_scoreboard(scores: Sequence[Score], titles: Mapping[str, str]) -> Any:
     panels = []
     for split in dict.fromkeys(score.split for score in scores):
         own = [score for score in scores if score.split == split]
-        panels.append(_panel(own, f"{titles[split]}; {own[0].of_rows} rows, {own[0].tasks} tasks"))
+        panels.append(_panel(own, f"{titles[split]}; {count_of(own[0].of_rows, 'row')}, {own[0].tasks} tasks"))
     # A browser's letters may be wider than those by which the figure was laid out.
     return altair.vconcat(*panels, padding=PADDING).resolve_scale(x="shared")
 

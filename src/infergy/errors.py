@@ -101,7 +101,7 @@ class DataError(InfergyError):
     default_code = "bad-data"
 
     @classmethod
-    def not_found(cls, path: Path, hint: str) -> Self:
+    def not_found(cls, path: Path | str, hint: str) -> Self:
         """A file that is not there; `hint` says where one comes from."""
         return cls(f"{path}: no such file. {hint}", code="file-not-found", path=str(path))
 

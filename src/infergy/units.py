@@ -56,6 +56,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {rest:02d} min"
 
 
+def format_latency(seconds: float) -> str:
+    """Seconds with an SI prefix below a minute, as a duration from there on: ``7.50 ms``, ``2 h 05 min``."""
+    return format_si(seconds, "s") if seconds < 60 else format_duration(seconds)
+
+
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -78,6 +83,13 @@ def format_bytes(count: float) -> str:
             return f"{format_number(count)} {unit}"
         count /= 1024
     return f"{format_number(count)} TiB"
+
+
+def count_of(number: int, noun: str) -> str:
+    """A count with its noun: ``1 request``, ``2,000 requests``, ``2 entries``."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun.removesuffix('y')}ies" if noun.endswith("ry") else f"{number:,} {noun}s"
 
 
 def format_percent(fraction: float, *, signed: bool = False) -> str:

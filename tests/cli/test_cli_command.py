@@ -14,8 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
-from infergy.cli import app, command
-from infergy.cli.command import route
+from infergy.cli import app, command, route
 from infergy.cli.schema import make_schema
 from infergy.hardware import get_gpu
 from infergy.meters.simulated import SimulatedMeter, pretend_node
@@ -129,7 +128,7 @@ def test_a_signal_that_comes_while_the_program_starts_ends_it_too(monkeypatch: p
     [
         (["--simulate", "--", "no-such-program"], "cannot run 'no-such-program'"),
         (["--simulate", "-o", "/proc/x", "--", "true"], "cannot be written"),
-        (["--simulate", "--meter", "zeus-gpu", "--", "true"], "leave out --meter zeus-gpu"),
+        (["--simulate", "--meter", "zeus-gpu", "--", "true"], "--simulate and --meter zeus-gpu: leave out --meter"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_runs(arguments: list[str], words: str) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from infergy.cli import app
+from infergy.cli.estimate import FIGURES, WIDTH
 from infergy.errors import InfergyError, UsageError
+from infergy.serving.run import Percentiles
 
 SHORT = ("azure-conv-2023", "--from", "10m", "--for", "20s")
 RUN_KEYS = {"energy_j", "low_j", "high_j", "duration_s", "requests", "rejected_requests", "preemptions", "energy"}
@@ -78,7 +83,7 @@ def test_a_load_that_a_server_cannot_keep_up_with_is_told_with_what_would() -> N
 
 
 def test_servers_of_repeated_options_stand_side_by_side() -> None:
-    found = answer(*SHORT, "-e", "vllm", "-e", "transformers", "--precision", "bfloat16", "--precision", "fp8")
+    found = answer(*SHORT, "-e", "vllm", "-e", "vllm-fp8", "-e", "transformers")
     names = [(one["engine"], one["precision"]) for one in found["estimates"]]
     assert ("vllm", "bfloat16") in names
     assert ("vllm-fp8", "fp8") in names
@@ -169,3 +174,64 @@ def test_explain_adds_options_and_activities() -> None:
     done = invoke(*SHORT, "--explain")
     for words in ("energy by activity", "max_num_seqs 1024", "preemptions"):
         assert words in done.stdout
+
+
+SERVERS = """
+[[server]]
+[[server]]
+engine = "vllm-fp8"
+[[server]]
+max-num-seqs = 16
+max-num-batched-tokens = 2048
+[[server]]
+engine = "transformers"
+[[server]]
+gpu = "h100-sxm"
+replicas = 2
+[[server]]
+engine = "vllm-fp8"
+gpu = "b200"
+"""
+
+
+def test_no_name_of_many_servers_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "servers.toml"
+    path.write_text(SERVERS, encoding="utf-8")
+    text = invoke(*SHORT, "--compare", str(path)).stdout
+    assert "…" not in text
+    # Options stand only where servers differ in nothing else.
+    assert text.count("max_num_seqs") == 2
+    assert text.count("max_num_batched_tokens 2048") == 1
+    assert text.count("replicas 2") == 1
+    assert "None" not in text
+    assert all(len(line) <= WIDTH for line in text.splitlines())
+
+
+def test_of_many_servers_it_is_said_how_requests_arrive(tmp_path: Path) -> None:
+    servers = ("-e", "vllm", "-e", "vllm-fp8")
+    assert "As it arrives:" in invoke(*SHORT, *servers).stdout
+    untimed = invoke(log(tmp_path, "input_tokens,output_tokens", "100,10"), *servers).stdout
+    assert "All at once: no column of arrivals" in untimed
+
+
+def test_long_latencies_are_durations() -> None:
+    run: Any = SimpleNamespace(
+        latency=SimpleNamespace(ttft_s=Percentiles(p50=7550.0, p90=7550.0, p99=59.5), tpot_s=None)
+    )
+    figures: dict[str, Any] = dict(FIGURES)
+    shown = figures["TTFT p50 / p99"](run)
+    assert shown == "2 h 06 min / 59.5 s"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("estimate", "azure-code-2023", "--requests", "20"), ("gpus",), ("schema", "measurement"), ("-h",)]
+)
+def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "infergy", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (0, b"")

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, InfergyError, UsageError
+from infergy.errors import DataError, UsageError
+from infergy.records import Plan
 from infergy.records.store import read_store
 from infergy.workload.arrivals import hash_lengths, trace_lengths
 
@@ -68,11 +69,15 @@ def test_the_first_requests_are_passed_by() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (["azure-code-2023", "--requests", "9000"], DataError, ["azure-code-2023", "8819"]),
-        (["azure-code-2023", "--requests", "9000", "--all-at-once"], DataError, ["8819", "9000"]),
+        (["azure-code-2023", "--requests", "9000"], UsageError, ["azure-code-2023", "8,819"]),
+        (["azure-code-2023", "--requests", "9000", "--all-at-once"], UsageError, ["8,819", "9,000"]),
         (["azure-code-2023", "--requests", "40", "--engine", "transformers"], UsageError, ["transformers"]),
         (["azure-code-2023", "--requests", "40", "--engine", "vllm-spec4:llama-3.2-1b:0.8"], UsageError, ["spec4"]),
-        (["azure-code-2023", "--from", "5h", "--for", "10s"], InfergyError, ["azure-code-2023"]),
+        (["azure-code-2023", "--from", "5h", "--for", "10s"], UsageError, ["azure-code-2023", "--from", "3435.95"]),
+        (["azure-code-2023", "--from", "5h"], UsageError, ["azure-code-2023", "--from", "3435.95"]),
+        (["azure-code-2023", "--for", "0"], UsageError, ["--for 0"]),
+        (["azure-code-2023", "--requests", "40", "--input-column", "no"], DataError, ["'no'", "ContextTokens"]),
+        (["azure-code-2023", "--requests", "40", "--time-unit", "d"], UsageError, ["time unit", "'d'"]),
         (["azure-code-2023", "--for", "often"], UsageError, ["--for", "often"]),
         (["nothing.jsonl", "--requests", "40"], DataError, ["nothing.jsonl"]),
     ],
@@ -90,3 +95,43 @@ def test_rows_without_a_replay_are_an_error_that_names_the_file(tmp_path: Path) 
     done = runner.invoke(app, ["replay", str(store)])
     assert isinstance(done.exception, UsageError)
     assert str(store) in str(done.exception)
+
+
+def test_columns_and_their_unit_are_named_as_for_estimate(tmp_path: Path) -> None:
+    path, plan = tmp_path / "log.csv", tmp_path / "plan.json"
+    path.write_text("when,in,out\n0,100,10\n1000,100,12\n2000,200,20\n9000,200,20\n", encoding="utf-8")
+    names = ("--input-column", "in", "--output-column", "out", "--time-column", "when", "--time-unit", "ms")
+    found = printed("replay", str(path), *names, "--for", "3s", "--gpu", "h200", "--plan", str(plan))
+    assert (found["requests"], found["input_tokens"], found["output_tokens"]) == (3, 400, 42)
+    (cell,) = Plan.load(plan).cells
+    assert cell.arrival_s == (0.0, 1.0, 2.0)
+    assert cell.lengths == ((100, 10), (100, 12), (200, 20))
+    # The same run as of a log that needs no options.
+    plain, other = tmp_path / "plain" / "log.csv", tmp_path / "other.json"
+    plain.parent.mkdir()
+    plain.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\n1,100,12\n2,200,20\n9,200,20\n", encoding="utf-8")
+    printed("replay", str(plain), "--for", "3s", "--gpu", "h200", "--plan", str(other))
+    assert Plan.load(other).cells[0].cell.id == cell.cell.id
+    done = runner.invoke(app, ["replay", str(path), *names[:4], "--requests", "3", "--gpu", "h200"])
+    assert isinstance(done.exception, DataError)
+    assert str(done.exception).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.json", "empty.jsonl", "empty.csv"])
+def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.startswith("empty"):
+        path.touch()
+    done = runner.invoke(app, ["replay", str(path), "--requests", "5", "--gpu", "h200"])
+    assert isinstance(done.exception, DataError)
+    assert str(path) in str(done.exception)
+    assert "empty" in str(done.exception) or "no such file" in str(done.exception)
+
+
+def test_a_plan_takes_no_options_of_a_trace(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    printed(*FEW, "--plan", str(plan))
+    for given in (("--for", "3s"), ("--input-column", "x"), ("--all-at-once",)):
+        done = runner.invoke(app, ["replay", str(plan), *given])
+        assert isinstance(done.exception, UsageError)
+        assert given[0] in str(done.exception)

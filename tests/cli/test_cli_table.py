@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ def printed(*arguments: str) -> Any:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few shipped cells of vLLM."""
+    """A few shipped cells of vLLM, as if measured a year later."""
     rows = [row for row in read_store(shipped_store()).rows if row.cell.label == "vllm"]
-    return write_store(tmp_path_factory.mktemp("mine") / "mine.jsonl", rows[::4])
+    later = [replace(row, measured_utc=row.measured_utc.replace("2026-", "2027-")) for row in rows[::4]]
+    return write_store(tmp_path_factory.mktemp("mine") / "mine.jsonl", later)
 
 
 def test_rows_become_a_table_that_estimates_take(tmp_path: Path, store: Path) -> None:

@@ -361,3 +361,8 @@ def test_a_missing_or_foreign_file_says_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"schema": "infergy.measurement/4"}\n')
     with raises("wrong-schema", line=1, found="infergy.measurement/4"):
         load_calibration(tmp_path / "rows.jsonl")
+
+
+def test_how_kernels_of_old_windows_were_launched_is_read_from_their_words() -> None:
+    found = {one.how: one.in_graph for one in read_calibration_file(find_calibration("h100-sxm"))}
+    assert (found["idle"], found["mm, in a CUDA graph"], found["add, one by one"]) == (None, True, False)

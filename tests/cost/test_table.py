@@ -103,6 +103,39 @@ def test_a_damaged_entry_is_an_error_that_names_its_line(tmp_path: Path, small: 
         read_table(path, entries=True)
 
 
+@pytest.mark.parametrize("kept", [1, 2, -1])
+def test_a_table_cut_at_the_end_of_a_line_is_rejected(tmp_path: Path, small: Table, kept: int) -> None:
+    path = tmp_path / "table.jsonl"
+    write_table(small, path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:kept]))
+    with pytest.raises(DataError, match=r"table\.jsonl"):
+        read_table(path, entries=True)
+    path.write_text("".join([*lines, lines[-1]]))
+    with pytest.raises(DataError, match=r"table\.jsonl"):
+        read_table(path, entries=True)
+
+
+def test_a_table_of_the_first_schema_stays_readable(tmp_path: Path, small: Table) -> None:
+    path = tmp_path / "table.jsonl"
+    write_table(small, path)
+    header, *entries = path.read_text().splitlines(keepends=True)
+    old = {key: value for key, value in json.loads(header).items() if key != "entries"} | {"schema": "infergy.table/1"}
+    path.write_text("".join([json.dumps(old) + "\n", *entries]))
+    assert_same(small, read_table(path, entries=True))
+    assert read_table(path, entries=True).identities == small.identities
+
+
+def test_an_entry_counts_once(small: Table) -> None:
+    twice = make_table((*small.entries, *small.entries), small.environments)
+    assert twice.repeated == len(small.entries) == len(small.identities)
+    assert_same(small, twice)
+    again = make_table(small.entries, small.environments, prior=small)
+    assert again.repeated == len(small.entries)
+    assert again.fits == small.fits
+    assert again.measured == small.measured
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"no json\n", b"[1]\n", b'{"schema": "infergy.table/99"}\n', b"\xff\xfe\x00\n"]
 )

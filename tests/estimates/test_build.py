@@ -15,7 +15,7 @@ import pytest
 from infergy.cost.table import TableEntry
 from infergy.errors import DataError
 from infergy.estimates.build import LEAST_SD, build_table, entries_of_rows
-from infergy.estimates.servers import load_tables, shipped_table
+from infergy.estimates.servers import SHIPPED_TABLE, load_tables, shipped_table
 from infergy.records import GREEDY, STATUS_FAILED, Decoding, Failure, Measurement, Window
 from infergy.records.rescaled import Rescaled
 from infergy.records.speculation import Speculation
@@ -257,6 +257,19 @@ def test_a_users_rows_count_beside_the_shipped_ones(tmp_path: Path) -> None:
     assert set(mine.environments) > set(shipped.environments)
     assert set(mine.fits) == set(shipped.fits)
     assert load_tables() is shipped
+
+
+def test_what_the_shipped_table_knows_counts_once(tmp_path: Path) -> None:
+    shipped = shipped_table()
+    again = load_tables([SHIPPED_TABLE])
+    assert again.fits == shipped.fits
+    assert again.measured == shipped.measured
+    assert len(again.notes) == 1
+    mine = write_store(tmp_path / "mine.jsonl", rows_of(inputs=[512]))
+    once, twice = load_tables([mine]), load_tables([mine, mine])
+    assert not once.notes
+    assert twice.measured == once.measured
+    assert {name: fit.rows for name, fit in twice.fits.items()} == {name: fit.rows for name, fit in once.fits.items()}
 
 
 @pytest.mark.parametrize("engine", ["vllm", "transformers"])

@@ -184,9 +184,8 @@ def test_a_bin_beyond_the_context_is_in_no_sum() -> None:
     assert nothing.energy_j is nothing.compared.gap_to_ideal is nothing.low_j is None
 
 
-def test_replicas_and_asked_batches() -> None:
+def test_asked_batches() -> None:
     requests = histogram({(1, 1): 700})
-    assert only(requests, replace(VLLM, replicas=3)).energy_j == only(requests, VLLM).energy_j
     (entry,) = only(requests, replace(TRANSFORMERS, options=EngineOptions(max_num_seqs=16))).bins
     assert entry.batch == 16
 

@@ -194,7 +194,7 @@ def test_studies_that_cannot_be_measured_together_say_why(tmp_path: Path) -> Non
     plan = tmp_path / "plan.json"
     plan.write_text("{}", encoding="utf-8")
     cases: list[tuple[tuple[str, str], str, dict[str, object]]] = [
-        ((str(other), "precision"), "options-conflict", {"grids": ["engines", "precision"]}),
+        ((str(other), "precision"), "grids-differ", {"grids": ["engines", "precision"]}),
         (("engines", str(slow)), "several-gpus", {"gpus": ["h100-sxm", "h200"]}),
         (("engines", str(plan)), "plan-is-resolved", {"plan": str(plan)}),
     ]
@@ -214,7 +214,7 @@ def test_two_models_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> 
         grid.write_text(text.replace('model = "llama-3.1-8b"', f'model = "{config}"'), encoding="utf-8")
         names.append(str(grid))
     refused = invoke("study", "run", *names, "--dry-run", "--simulate")
-    assert seen(refused.exception, "model") == ("options-conflict", {"model": "mine"})
+    assert seen(refused.exception, "model") == ("grids-differ", {"model": "mine"})
     assert invoke("study", "run", names[0], names[0], "--dry-run", "--simulate").exit_code == 0
 
 
@@ -258,7 +258,7 @@ def test_a_grid_of_your_own_may_have_a_quick_grid_and_is_told_if_it_has_none(tmp
     done = invoke("study", "run", str(tmp_path / "own.toml"), "--quick", "--simulate", "--dry-run")
     assert "engines on h200: 8 cells" in done.stdout
     refused = invoke("study", "run", str(tmp_path / "plain.toml"), "--quick", "--simulate", "--dry-run")
-    assert seen(refused.exception, "options") == ("options-conflict", {"options": ["--quick"]})
+    assert seen(refused.exception, "keys") == ("missing-field", {"keys": ["quick"]})
 
 
 def test_a_study_without_a_quick_grid_is_listed_without_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

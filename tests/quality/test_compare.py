@@ -120,7 +120,7 @@ def test_what_differs_in_the_environments_is_told() -> None:
 def test_cells_that_were_served_other_token_ids_are_told() -> None:
     a = replace(build_row(), prompt_sha256="aa")
     b = replace(build_row(energy_j=1010.0), prompt_sha256="bb", seed=7)
-    assert compare([a], [b]).differences == (f"token ids of 1 of 1 cells: seed {a.seed} against 7",)
+    assert compare([a], [b]).differences == (f"token ids of 1 of 1 cell: seed {a.seed} against 7",)
     assert not compare([a], [replace(b, prompt_sha256="aa")]).differences
     # Rows from before it was told say nothing.
     assert not compare([a], [replace(b, prompt_sha256=None)]).differences

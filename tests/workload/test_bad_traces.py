@@ -12,6 +12,7 @@ import pytest
 
 from infergy.errors import DataError, UsageError
 from infergy.workload import Columns, open_trace
+from infergy.workload.table import LONGEST_TOKENS
 
 AZURE = "ContextTokens,GeneratedTokens\n"
 MOONCAKE_LINE = '{"timestamp": 0, "input_length": 1, "output_length": 2}\n'
@@ -182,3 +183,101 @@ def test_a_column_of_a_type_that_holds_no_numbers_is_refused_when_opened() -> No
 def test_what_is_no_trace_at_all_is_a_usage_error(source: Any) -> None:
     with pytest.raises(UsageError, match="expected a name, a path, or a"):
         open_trace(source)
+
+
+def test_a_column_that_is_read_stands_once_in_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("input_tokens,output_tokens,x,input_tokens,x\n1,2,3,4,5\n", encoding="utf-8")
+    with pytest.raises(DataError) as told:
+        open_trace(path)
+    assert str(path) in str(told.value)
+    assert "'input_tokens'" in str(told.value)
+    # Which of two columns is meant is no matter where neither is read.
+    path.write_text("input_tokens,output_tokens,x,x\n1,2,3,5\n", encoding="utf-8")
+    assert len(open_trace(path).requests()) == 1
+
+
+def test_tokens_past_the_limit_name_it(tmp_path: Path) -> None:
+    assert f"{LONGEST_TOKENS:,}" in histogram_error(tmp_path / "log.csv", AZURE + f"1,1\n{LONGEST_TOKENS + 1},1\n")
+
+
+@pytest.mark.parametrize("arrival", ["1e300", "-1e300", "1715299200000", "2260-01-01 00:00:00"])
+def test_arrivals_that_no_clock_shows_are_named_by_their_row(tmp_path: Path, arrival: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"input_tokens,output_tokens,arrival_s\n1,1,0\n1,0,1e300\n1,1,{arrival}\n", encoding="utf-8")
+    trace = open_trace(path)
+    for read in (trace.requests, trace.describe, lambda: trace.sample(whole_requests=1)):
+        with pytest.raises(DataError) as told:
+            read()
+        assert "row 3" in str(told.value)
+        assert "row 2" not in str(told.value)
+        assert "--time-unit" in str(told.value)
+    frame = pl.DataFrame({"input_tokens": [1, 1], "output_tokens": [1, 1], "arrival_s": [0.0, 1e300]})
+    for held in (frame, frame.to_pandas()):
+        with pytest.raises(DataError, match="row 2"):
+            open_trace(held).requests()
+        with pytest.raises(DataError, match="row 2"):
+            open_trace(held).describe()
+
+
+def test_the_unit_of_arrivals_decides_whether_a_clock_shows_them(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("input_tokens,output_tokens,arrival_s\n1,1,1715299200000\n1,1,1715299201000\n", encoding="utf-8")
+    requests = open_trace(path, columns=Columns(time_unit_s=1e-3)).requests()
+    assert requests.duration_s == pytest.approx(1.0)
+
+
+BLOCKS = '{"timestamp": 0, "input_length": 1000, "output_length": 2, "hash_ids": [1, 2]}\n'
+
+
+@pytest.mark.parametrize("hashes", ['[1, "x"]', "[1, 1e30]", "[1.5, 2]"])
+def test_hashes_that_are_no_numbers_are_named_by_their_row(tmp_path: Path, hashes: str) -> None:
+    path, table = tmp_path / "log.jsonl", tmp_path / "log.csv"
+    path.write_text(BLOCKS * 2 + BLOCKS.replace("[1, 2]", hashes), encoding="utf-8")
+    quoted = hashes.replace('"', '""')
+    table.write_text(
+        f'timestamp,input_length,output_length,hash_ids\n0,1,1,"[1]"\n1,1,1,"{quoted}"\n', encoding="utf-8"
+    )
+    for source, row in ((path, "row 3"), (table, "row 2")):
+        with pytest.raises(DataError) as told:
+            open_trace(source).requests()
+        assert row in str(told.value)
+        assert "'hash_ids'" in str(told.value)
+
+
+def test_requests_without_hashes_are_counted(tmp_path: Path) -> None:
+    path, table = tmp_path / "log.jsonl", tmp_path / "log.csv"
+    path.write_text(BLOCKS + "".join(BLOCKS.replace("[1, 2]", ids) for ids in ('"x"', "null", "[]")), encoding="utf-8")
+    rows = "".join(f'{k},1,1,"{ids}"\n' for k, ids in enumerate(("[ 1, 2 ]", "x", "", "[]")))
+    table.write_text("timestamp,input_length,output_length,hash_ids\n" + rows, encoding="utf-8")
+    for source in (path, table):
+        requests = open_trace(source).requests()
+        assert requests.set_aside.without_blocks == 3
+        assert requests.prefix_blocks is not None
+        assert requests.prefix_blocks.of(0).tolist()[0] == 1
+
+
+SESSIONS = "session_id,pre_gap,input_length,output_length\na,0,1,1\n,5,1,1\na,2,1,1\n,7,1,1\n"
+
+
+def test_requests_without_a_session_are_counted_and_stand_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(SESSIONS, encoding="utf-8")
+    trace = open_trace(path)
+    requests = trace.requests()
+    assert requests.after is not None
+    assert requests.after.tolist() == [-1, -1, 0, -1]
+    assert requests.set_aside.without_session == 2
+    assert trace.sample(whole_requests=1).set_aside.without_session == 2
+    # Where sessions are left out, none is missing.
+    assert trace.requests(arrivals=False).set_aside.without_session == 0
+
+
+def test_an_empty_id_is_no_session(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    line = '{"session_id": "%s", "pre_gap": 1, "input_length": 1, "output_length": 1}\n'
+    path.write_text("".join(line % session for session in ("a", "", "", "a")), encoding="utf-8")
+    requests = open_trace(path).requests()
+    assert requests.after is not None
+    assert requests.after.tolist() == [-1, -1, -1, 0]
+    assert requests.set_aside.without_session == 2

@@ -83,7 +83,7 @@ def test_any_source_is_padded_alike_and_requests_without_output_are_set_aside(ki
 def test_a_batch_that_cannot_be_is_refused_and_so_is_a_trace_without_requests() -> None:
     with pytest.raises(UsageError, match="--batch takes a whole number"):
         open_trace("azure-code-2023").padding(0)
-    with pytest.raises(DataError, match="none of 1 requests has output"):
+    with pytest.raises(DataError, match="none of 1 request has output"):
         open_trace(frame_of(input_tokens=[3], output_tokens=[0])).padding(2)
     with pytest.raises(DataError, match="are not a whole number of tokens"):
         open_trace(frame_of(input_tokens=[3, -5], output_tokens=[1, 1])).padding(2)

@@ -116,7 +116,7 @@ def test_a_log_of_failed_requests_alone_is_rejected() -> None:
 
 
 def test_a_log_of_empty_prompts_alone_is_rejected() -> None:
-    with pytest.raises(DataError, match="none of 1 requests with output has input tokens.*--input-column NAME"):
+    with pytest.raises(DataError, match="none of 1 request with output has input tokens.*--input-column NAME"):
         open_trace(pl.DataFrame({"input_tokens": [0, 0], "output_tokens": [1, 0]})).requests()
 
 

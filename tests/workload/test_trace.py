@@ -388,6 +388,21 @@ def test_a_shipped_trace_holds_every_byte_of_the_published_one(name: str) -> Non
     assert hashlib.sha256(text.encode()).hexdigest() == about["original_sha256"]
 
 
+@pytest.mark.parametrize("name", sorted(shipped_traces()))
+def test_the_columns_of_a_shipped_trace_are_its_requests(name: str) -> None:
+    about = shipped_traces()[name]
+    path = resources.files("infergy") / "data" / "traces" / about["file"]
+    assert about["fields"].split() == list(pl.read_parquet_schema(str(path)))
+    shipped, read = open_trace(name).requests(), open_trace(str(path)).requests()
+    assert (shipped.source, shipped.set_aside, shipped.order_reason) == (name, read.set_aside, read.order_reason)
+    for column in ("input_tokens", "output_tokens", "arrival_s"):
+        ours, theirs = getattr(shipped, column), getattr(read, column)
+        assert ours.dtype == theirs.dtype
+        assert ours.tolist() == theirs.tolist()
+    assert (read.cached_tokens, read.prefix_blocks, read.after, read.lengths_from) == (None, None, None, None)
+    assert open_trace(name).sample().windows[0].requests.output_tokens.tolist() == read.output_tokens.tolist()
+
+
 def test_the_shipped_conversation_trace_has_the_published_size() -> None:
     summary = open_trace("azure-conv-2023").describe()
     assert (summary.requests, summary.input.total, summary.output.total) == (19_366, 22_361_870, 4_088_665)

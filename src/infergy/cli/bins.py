@@ -26,7 +26,7 @@ from infergy.cli.trace_options import (
     stdout_console,
     task_of,
 )
-from infergy.units import format_percent
+from infergy.units import count_of, format_percent
 from infergy.workload.bins import POWERS_OF_TWO, Histogram
 from infergy.workload.histograms import SUMS
 
@@ -177,20 +177,20 @@ def _notes(histogram: Histogram) -> list[str]:
     given = _totals("input", histogram.input_tokens, histogram.binned_input_tokens)
     output = _totals("output", histogram.output_tokens, histogram.binned_output_tokens)
     notes = [] if histogram.lengths_from is None else [f"{histogram.source}: {histogram.lengths_from}."]
-    notes += [f"In bins: {histogram.requests:,} requests; {given}; {output}."]
+    notes += [f"In bins: {count_of(histogram.requests, 'request')}; {given}; {output}."]
     left = histogram.left_out
     if left is None:
         notes.append("Left out: nobody.")
     else:
         everyone = histogram.requests + left.requests
         notes.append(
-            f"Left out, past the last edge: {left.requests:,} of {everyone:,} requests "
+            f"Left out, past the last edge: {left.requests:,} of {count_of(everyone, 'request')} "
             f"({format_percent(left.requests / everyone)}) with {left.input_tokens:,} input and "
             f"{left.output_tokens:,} output tokens; the longest have {left.bin.input_tokens:,} and "
             f"{left.bin.output_tokens:,}. To leave nobody out: --bins powers-of-two"
         )
     if histogram.failed_requests:
-        notes.append(f"Set aside: {histogram.failed_requests:,} requests without output tokens.")
+        notes.append(f"Set aside: {count_of(histogram.failed_requests, 'request')} without output tokens.")
     if histogram.cached_input_tokens:
         notes.append(
             f"Input is what costs prefill: {histogram.cached_input_tokens:,} tokens from a prefix cache are taken off."

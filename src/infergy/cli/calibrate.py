@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json, stdout_console
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import count_of, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.cost.calibration import Calibrated, Calibration
@@ -89,7 +89,9 @@ def _print(found: Calibration, path: Path | str) -> None:
     console = stdout_console()
     pretended = " SIMULATED: this says nothing about real hardware" if found.simulated else ""
     days = dict.fromkeys(stamp[:10] for stamp in (found.measured_from, found.measured_to))
-    typer.echo(f"{found.title} ({', '.join(found.uuids)}): {found.windows} windows, {' to '.join(days)}{pretended}")
+    typer.echo(
+        f"{found.title} ({', '.join(found.uuids)}): {count_of(found.windows, 'window')}, {' to '.join(days)}{pretended}"
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Constant", no_wrap=True)
     for name in ("Datasheet", "Calibrated", "±", "90 %", "Windows"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json
-from infergy.units import format_si
+from infergy.units import count_of, format_si
 
 if TYPE_CHECKING:
     from infergy.records.check import Checked, CheckedFile, CheckedRow
@@ -67,7 +67,8 @@ def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | No
         return
     plan_again([row for file in files for row in read_store(file).rows], cells, target=target).save(path)
     typer.echo(
-        f"{path}: {len(cells)} cells and their anchors. Measure them: infergy measure {path} -o NEW.jsonl", err=True
+        f"{path}: {count_of(len(cells), 'cell')} and their anchors. Measure them: infergy measure {path} -o NEW.jsonl",
+        err=True,
     )
 
 
@@ -80,7 +81,7 @@ def _print(checked: CheckedFile) -> None:
         for flag in row.flags:
             typer.echo(f"{row.cell_id} {row.cell} ({_energy(row)}): {flag.code}: {flag.reason}; {flag.cure}")
     flagged = sum(bool(row.flags or row.failure) for row in checked.rows)
-    typer.echo(f"{checked.file}: {len(checked.rows)} rows, {flagged} to distrust")
+    typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} to distrust")
 
 
 def _energy(row: CheckedRow) -> str:

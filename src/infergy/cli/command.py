@@ -19,17 +19,7 @@ from infergy.units import format_duration, format_number, format_si
 if TYPE_CHECKING:
     from infergy.measure.block import BlockEnergy
 
-VERB = "measure-command"
-"""What `infergy measure … -- COMMAND` becomes; not shown in the help, where `infergy measure` tells of it."""
-
 DEFAULT_IDLE_S = 2.0
-
-
-def route(arguments: Sequence[str]) -> list[str]:
-    """The command line with ``measure … -- COMMAND`` sent to the verb that runs commands."""
-    if arguments[:1] == ["measure"] and "--" in arguments:
-        return [VERB, *arguments[1:]]
-    return list(arguments)
 
 
 def measure_command(
@@ -82,7 +72,7 @@ def measure_command(
 def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
     """Refuse before anything runs what would fail after it."""
     if simulate and meter != "nvml":
-        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter")
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
     if output is not None:
         try:
             output.open("a", encoding="utf-8").close()

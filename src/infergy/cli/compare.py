@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json, stdout_console
-from infergy.units import format_percent, format_si
+from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.quality.compare import Comparison, Ratio
@@ -80,14 +80,16 @@ def print_comparison(found: Comparison) -> None:
         name = cell.cell if common is None else cell.cell.replace(f" {common} ", " ")
         table.add_row(name, *joules, *_ratio(cell.ratio), verdict(cell.ratio))
     table.add_section()
-    table.add_row(f"mean of {len(found.cells)} cells", "", "", *_ratio(found.overall), verdict(found.overall))
+    table.add_row(
+        f"mean of {count_of(len(found.cells), 'cell')}", "", "", *_ratio(found.overall), verdict(found.overall)
+    )
     stdout_console().print(table)
     for name, cells in (("A", found.only_a), ("B", found.only_b)):
         if cells:
-            typer.echo(f"Only in {name}: {len(cells)} cells, such as {cells[0]}")
+            typer.echo(f"Only in {name}: {count_of(len(cells), 'cell')}, such as {cells[0]}")
     if found.same:
         typer.echo(
-            f"Left out: {len(found.same)} cells, such as {found.same[0]}: both hold the very same row, "
+            f"Left out: {count_of(len(found.same), 'cell')}, such as {found.same[0]}: both hold the very same row, "
             "which tells nothing"
         )
     for difference in found.differences:

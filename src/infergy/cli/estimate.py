@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infergy.cli.groups import with_groups
+from infergy.cli.notes import run_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.trace_options import (
     BinsOption,
@@ -21,16 +22,19 @@ from infergy.cli.trace_options import (
     stdout_console,
 )
 from infergy.errors import UsageError
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import count_of, format_duration, format_latency, format_number, format_percent, format_si
 from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
     from infergy.serving.run import Percentiles
 
 WIDTH = 100
+UNBOUNDED = 10_000
+"""Columns of a terminal that every table fits."""
 RUNS, CEILING = "runs", "ceiling"
 NONE = "-"
 
@@ -125,8 +129,12 @@ def _print(answer: TraceEstimate, *, explain: bool) -> None:
         shared = {_server(one, name=False) for one in answer.estimates}
         if len(shared) == 1:
             console.print(shared.pop(), markup=False, soft_wrap=True)
-        console.print(_columns([(one.engine, one.run) for one in answer.estimates], names=_names(answer.estimates)))
-    for line in (*_left_out(answer.trace), *answer.notes, *_warnings(answer.estimates)):
+        reason = answer.estimates[0].served_reason
+        console.print("As it arrives:" if reason is None else f"All at once: {reason}.", markup=False, soft_wrap=True)
+        columns = list(zip(_names(answer.estimates), (one.run for one in answer.estimates), strict=True))
+        for table in _tables(columns, console):
+            console.print(table)
+    for line in (*trace_notes(answer.trace), *answer.notes, *run_notes(answer.estimates)):
         console.print(fill(line, console.width), markup=False)
     if answer.paper is not None:
         console.print(fill(_paper(answer), console.width), markup=False)
@@ -143,8 +151,8 @@ def _head(trace: TraceFacts) -> str:
         else (f" in {format_duration(trace.duration_s)} ({format_number(rate)} a second)")
     )
     return (
-        f"{trace.source}: {trace.requests:,} requests{when}, {trace.input_tokens:,} input and "
-        f"{trace.output_tokens:,} output tokens"
+        f"{trace.source}: {count_of(trace.requests, 'request')}{when}, {trace.input_tokens:,} input and "
+        f"{count_of(trace.output_tokens, 'output token')}"
     )
 
 
@@ -165,26 +173,48 @@ def _server(one: ServerEstimate, *, name: bool = True) -> str:
 
 
 def _names(estimates: Sequence[ServerEstimate]) -> list[str]:
-    """Labels by which the servers differ."""
-    facts = [[one.engine, one.model, one.gpu, one.precision] for one in estimates]
-    if len({tuple(own) for own in facts}) < len(facts):
-        for name in estimates[0].config:
-            if name != "num_gpu_blocks" and len({str(one.config.get(name)) for one in estimates}) > 1:
-                for own, one in zip(facts, estimates, strict=True):
-                    own.append(f"{name} {one.config.get(name)}")
-    differ = [place for place in range(len(facts[0])) if len({own[place] for own in facts}) > 1]
-    return [" ".join(own[place] for place in differ or [0]) for own in facts]
+    """Labels by which the servers differ, a fact a line; options only of those that are alike without."""
+    facts = [[one.engine, one.model, one.gpu, f"replicas {one.config['replicas']}"] for one in estimates]
+    differ = [place for place in range(4) if len({own[place] for own in facts}) > 1] or [0]
+    names = [[own[place] for place in differ] for own in facts]
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for index, own in enumerate(names):
+        alike.setdefault(tuple(own), []).append(index)
+    for group in alike.values():
+        configs = [estimates[index].config for index in group]
+        for name in dict.fromkeys(key for config in configs for key in config if key != "num_gpu_blocks"):
+            if len({str(config.get(name)) for config in configs}) > 1:
+                for index, config in zip(group, configs, strict=True):
+                    names[index].append(f"{name} {config.get(name)}")
+    return ["\n".join(own) for own in names]
 
 
-def _columns(runs: Sequence[tuple[str, RunEstimate | None]], names: Sequence[str] = ()) -> Table:
+def _tables(columns: Sequence[tuple[str, RunEstimate]], console: Console) -> Iterator[Table]:
+    """The servers side by side, in as many tables as no column is cut in."""
+    first = 0
+    while first < len(columns):
+        last = first + 1
+        while (
+            last < len(columns)
+            and _columns(columns[first : last + 1])
+            .__rich_measure__(console, console.options.update(max_width=UNBOUNDED))
+            .maximum
+            <= console.width
+        ):
+            last += 1
+        yield _columns(columns[first:last])
+        first = last
+
+
+def _columns(runs: Sequence[tuple[str, RunEstimate | None]]) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     known = [(label, run) for label, run in runs if run is not None]
-    for label in names or [label for label, _ in known]:
-        table.add_column(label, justify="right")
+    for label, _ in known:
+        table.add_column(label, justify="right", no_wrap=True)
     for name, figure in FIGURES:
         table.add_row(name, *[figure(run) for _, run in known])
     return table
@@ -202,7 +232,7 @@ def _per_day(run: RunEstimate) -> str:
 
 
 def _pair(percentiles: Percentiles | None) -> str:
-    return NONE if percentiles is None else f"{format_si(percentiles.p50, 's')} / {format_si(percentiles.p99, 's')}"
+    return NONE if percentiles is None else f"{format_latency(percentiles.p50)} / {format_latency(percentiles.p99)}"
 
 
 def _request(run: RunEstimate) -> str:
@@ -224,36 +254,6 @@ FIGURES = (
     ("TTFT p50 / p99", lambda run: _pair(run.latency.ttft_s)),
     ("TPOT p50 / p99", lambda run: _pair(run.latency.tpot_s)),
 )
-
-
-def _left_out(trace: TraceFacts) -> list[str]:
-    lines = []
-    if trace.set_aside:
-        lines.append(f"Requests without input or output tokens, left out: {trace.set_aside:,}.")
-    if trace.out_of_order:
-        lines.append(f"Requests out of order, sorted by arrival: {trace.out_of_order:,}.")
-    return lines
-
-
-def _warnings(estimates: Sequence[ServerEstimate]) -> list[str]:
-    lines = []
-    for one in estimates:
-        for run in (one.served, one.offline):
-            if run is None:
-                continue
-            if run.overload:
-                lines.append(f"{one.engine}: {run.overload}.")
-            if run.rejected_requests and run is one.run:
-                lines.append(
-                    f"{one.engine}: {run.rejected_requests:,} of {run.requests:,} requests are longer than the context "
-                    "or the KV cache, and rejected."
-                )
-        if one.run.measured_share == 0:
-            lines.append(
-                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured: by datasheet and "
-                "what other servers showed. One measured cell sharpens it: infergy next."
-            )
-    return list(dict.fromkeys(lines))
 
 
 def _paper(answer: TraceEstimate) -> str:
@@ -278,8 +278,8 @@ def _explained(one: ServerEstimate) -> list[str]:
         "measured range",
         f"{one.engine}: {options}",
         f"{one.engine}: {run.preemptions:,} preemptions, {run.load.hit_tokens:,} prompt tokens from the prefix cache, "
-        f"at most {run.load.peak_waiting:,} requests in the queue and {format_percent(run.load.peak_kv_share)} of the "
-        f"KV cache; MFU {format_percent(run.load.mfu)}, steps at {format_percent(run.load.roofline_share)} of the "
-        "roofline",
+        f"at most {count_of(run.load.peak_waiting, 'request')} in the queue and "
+        f"{format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, steps at "
+        f"{format_percent(run.load.roofline_share)} of the roofline",
     ]
     return [*lines, *(f"{one.engine}: {note}" for note in one.notes)]

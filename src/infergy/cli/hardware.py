@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.units import format_bytes, format_number, format_percent, format_si
+from infergy.units import count_of, format_bytes, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.hardware import Gpu, ModelShape
@@ -186,7 +186,7 @@ def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
 def _layers(shape: ModelShape) -> str:
     """How many layers, and of a hybrid how many of each kind."""
     if shape.mamba is None:
-        return f"{shape.layers} layers"
+        return count_of(shape.layers, "layer")
     experts = 0 if shape.experts is None else shape.experts.layers
     kinds = {
         "Mamba-2": shape.mamba.layers,
@@ -194,7 +194,9 @@ def _layers(shape: ModelShape) -> str:
         "MLP": shape.mlp.layers,
         "experts": experts,
     }
-    return f"{shape.layers} layers: {', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}"
+    return (
+        f"{count_of(shape.layers, 'layer')}: {', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}"
+    )
 
 
 def _state_lines(shape: ModelShape) -> list[tuple[str, str]]:

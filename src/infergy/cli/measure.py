@@ -13,7 +13,7 @@ from infergy.cli.progress import run_sweep
 from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records import GRID_VISIT, EngineSetup
 from infergy.records.codec import to_json
-from infergy.units import format_duration
+from infergy.units import count_of, format_duration
 
 if TYPE_CHECKING:
     from infergy.measure.grid import Grid
@@ -230,12 +230,12 @@ def measure_plan(
         message = "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)"
         raise UsageError(message, code="option-missing", option="-o")
     if simulate and meter != "nvml":
-        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "simulated GPUs have their own meter")
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
     failed = run_sweep(
         resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json, ray=ray
     )
     if failed:
-        typer.echo(f"{failed} cells failed; their rows say why. Try them again: --retry-failed", err=True)
+        typer.echo(f"{count_of(failed, 'cell')} failed; their rows say why. Try them again: --retry-failed", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -361,7 +361,9 @@ def _existing(source: str) -> Path:
 def _count(resolved: Plan) -> str:
     """How many cells, and how many visits of them, if there are more."""
     cells = len({planned.cell.id for planned in resolved.cells})
-    return f"{cells} cells" + (f" in {len(resolved.cells)} visits" if len(resolved.cells) > cells else "")
+    return count_of(cells, "cell") + (
+        f" in {count_of(len(resolved.cells), 'visit')}" if len(resolved.cells) > cells else ""
+    )
 
 
 def _forecast(resolved: Plan) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json
+from infergy.units import count_of
 
 
 def merge(
@@ -27,8 +28,9 @@ def merge(
         return
     for one in merged.files:
         torn = "; its last line is half-written and left out" if one.is_torn else ""
-        typer.echo(f"{one.file}: {one.rows} rows, {one.added} of them new{torn}")
-    failed = f", {merged.failed} cells failed" if merged.failed else ""
+        typer.echo(f"{one.file}: {count_of(one.rows, 'row')}, {one.added} of them new{torn}")
+    failed = f", {count_of(merged.failed, 'cell')} failed" if merged.failed else ""
     typer.echo(
-        f"{merged.output}: {merged.before} rows before, {merged.rows} now: {merged.cells} cells measured{failed}"
+        f"{merged.output}: {count_of(merged.before, 'row')} before, {merged.rows} now: "
+        f"{count_of(merged.cells, 'cell')} measured{failed}"
     )

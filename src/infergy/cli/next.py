@@ -13,10 +13,11 @@ import typer
 from infergy.cli.estimate import WIDTH
 from infergy.cli.groups import with_groups
 from infergy.cli.measure import fraction, gpu_here
+from infergy.cli.notes import run_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.trace_options import JsonOption, print_json, seconds_of, stdout_console
 from infergy.errors import UsageError
-from infergy.units import format_duration, format_percent, format_si
+from infergy.units import count_of, format_duration, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.next_cells import CellChoice, NextCell, NextCells
@@ -68,7 +69,9 @@ def next_cells(
     )
     if output is not None and found.cells:
         _plan_of(found, opened).save(output)
-        typer.echo(f"{output}: {len(found.cells)} cells. Next: infergy measure {output} -o mine.jsonl", err=True)
+        typer.echo(
+            f"{output}: {count_of(len(found.cells), 'cell')}. Next: infergy measure {output} -o mine.jsonl", err=True
+        )
     if as_json:
         print_json([found])
     else:
@@ -129,26 +132,25 @@ def _plan_of(found: NextCells, servers: Sequence[OpenServer]) -> Plan:
 def _print(found: NextCells) -> None:
     console = stdout_console()
     console.width = min(console.width, WIDTH)
-    console.print(f"{found.trace.source}: {found.trace.requests:,} requests", markup=False)
+    console.print(f"{found.trace.source}: {count_of(found.trace.requests, 'request')}", markup=False)
     for server in found.servers:
         one = server.estimate
+        after = f"with the cells below ± {format_percent(server.half_width_after)}, " if found.cells else ""
         console.print(
             f"{one.engine}, {one.model} on {one.gpu}: {format_si(server.energy_j, 'J')} ± "
-            f"{format_percent(server.half_width)} (90 %), by {server.measured} measured rows of it; with the cells "
-            f"below ± {format_percent(server.half_width_after)}, at best ± {format_percent(server.half_width_least)}",
+            f"{format_percent(server.half_width)} (90 %), by {count_of(server.measured, 'measured row')} of it; "
+            f"{after}at best ± {format_percent(server.half_width_least)}",
             markup=False,
             soft_wrap=True,
         )
     if found.cells:
         console.print(_table(found))
-    console.print(
-        fill(
-            f"{len(found.cells)} cells, about {format_duration(found.cost_s)}, loading included; "
-            f"{STOPPED[found.stopped]}",
-            console.width,
-        ),
-        markup=False,
-    )
+        size = f"{count_of(len(found.cells), 'cell')}, about {format_duration(found.cost_s)}, loading included"
+    else:
+        size = "No cell to measure"
+    console.print(fill(f"{size}; {STOPPED[found.stopped]}", console.width), markup=False)
+    for line in (*trace_notes(found.trace), *run_notes([server.estimate for server in found.servers])):
+        console.print(fill(line, console.width), markup=False)
 
 
 def _table(found: NextCells) -> Any:

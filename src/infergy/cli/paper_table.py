@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from infergy.cli.trace_options import stdout_console
-from infergy.units import format_duration, format_number, format_percent, format_si, to_wh
+from infergy.units import count_of, format_duration, format_number, format_percent, format_si, to_wh
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +38,8 @@ def print_paper(estimates: Sequence[PaperEstimate]) -> None:
 def _print(estimate: PaperEstimate, console: Console) -> None:
     bins = estimate.bins
     console.print(
-        f"{estimate.source}: {estimate.requests:,} requests in {bins.name} bins of {len(bins.input_edges)} input and "
-        f"{len(bins.output_edges)} output lengths, each at its upper corner (arXiv 2504.17674)",
+        f"{estimate.source}: {count_of(estimate.requests, 'request')} in {bins.name} bins of {len(bins.input_edges)} "
+        f"input and {len(bins.output_edges)} output lengths, each at its upper corner (arXiv 2504.17674)",
         markup=False,
         soft_wrap=True,
     )
@@ -107,14 +107,14 @@ def _notes(estimate: PaperEstimate) -> Iterator[str]:
     )
     if estimate.left_out_requests:
         yield (
-            f"{estimate.left_out_requests:,} of {estimate.requests:,} requests lie past the last bin and are left out; "
-            "--bins powers-of-two leaves none out"
+            f"{estimate.left_out_requests:,} of {count_of(estimate.requests, 'request')} lie past the last bin and are "
+            "left out; --bins powers-of-two leaves none out"
         )
     for server in estimate.servers:
         if server.unserved_requests:
             yield (
-                f"{server.engine}: {server.unserved_requests:,} requests lie in bins whose upper corner exceeds the "
-                "context or the memory; they are in no sum"
+                f"{server.engine}: {count_of(server.unserved_requests, 'request')} lie in bins whose upper corner "
+                "exceeds the context or the memory; they are in no sum"
             )
         if server.compared.saving_vs_baseline is None and server.engine != estimate.baseline:
             yield f"{server.engine}: saving unknown: {server.compared.saving_reason}"

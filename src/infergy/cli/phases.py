@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json, stdout_console
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import count_of, format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.quality.phases import CellPhases, Joules, PhaseEnergy, PhaseFit, SetupPhases
@@ -99,7 +99,7 @@ def _joules(joules: Joules) -> str:
 
 
 def _seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else format_si(seconds, "s")
+    return "-" if seconds is None else format_latency(seconds)
 
 
 def _notes(setup: SetupPhases) -> list[str]:
@@ -108,7 +108,7 @@ def _notes(setup: SetupPhases) -> list[str]:
     asked = [cell for cell in setup.cells if cell.output_tokens > 1]
     missing = [cell.pair_missing for cell in asked if cell.pair is None]
     if missing:
-        lines.append(f"By pair: {len(asked) - len(missing)} of {len(asked)} cells; {missing[0]}")
+        lines.append(f"By pair: {len(asked) - len(missing)} of {count_of(len(asked), 'cell')}; {missing[0]}")
     for cell in setup.cells:
         for way, energy in (("pair", cell.pair), ("fit", cell.fit)):
             lines += [
@@ -124,7 +124,7 @@ def _law(fit: PhaseFit) -> list[str]:
     lines += [f"  {one.name} = {_joules(one.joules)} ({one.phase})" for one in fit.coefficients]
     lines += [f"  {one.name} ({one.formula}) is left out: {one.reason}" for one in fit.dropped]
     lines.append(
-        f"  {fit.rows} cells; residuals: median {format_percent(fit.median_residual)}, worst "
+        f"  {count_of(fit.rows, 'cell')}; residuals: median {format_percent(fit.median_residual)}, worst "
         f"{format_percent(fit.worst_residual, signed=True)} ({fit.worst_cell}); R² {fit.r2:.4f}; error of the law "
         f"itself {format_percent(fit.law_error)}; condition number {format_number(fit.condition, 2)}"
     )

@@ -10,10 +10,11 @@ import typer
 
 from infergy.cli.estimate import WIDTH
 from infergy.cli.groups import with_groups
+from infergy.cli.notes import rejected_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.trace_options import JsonOption, print_json, seconds_of, stdout_console
 from infergy.errors import UsageError
-from infergy.units import format_percent, format_si
+from infergy.units import count_of, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,15 +92,17 @@ def _print(found: Recommendation) -> None:
     first = found.configurations[0].estimate
     how = "as they arrive" if first.served is not None else "all at once"
     console.print(
-        f"{found.trace.source}: {found.trace.requests:,} requests {how}; {first.model} on {first.gpu}; savings against "
-        f"{found.present}",
+        f"{found.trace.source}: {count_of(found.trace.requests, 'request')} {how}; {first.model} on {first.gpu}; "
+        f"savings against {found.present}",
         markup=False,
         soft_wrap=True,
     )
     for line in _answer(found):
         console.print(line, markup=False, soft_wrap=True)
     console.print(_table(found))
-    for text in (*found.notes, *(f"{label} is left out: {reason}" for label, reason in found.left_out.items())):
+    rejects = rejected_notes({one.label: one.estimate.run for one in found.configurations})
+    known = (*found.notes, *trace_notes(found.trace), *rejects)
+    for text in (*known, *(f"{label} is left out: {reason}" for label, reason in found.left_out.items())):
         lines = fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         console.print(lines, markup=False)
 
@@ -141,7 +144,7 @@ def _table(found: Recommendation) -> Table:
             one.label,
             format_si(one.energy_j, "J"),
             "present" if is_present else _saving(one),
-            *(NONE if time is None else format_si(time.p99, "s") for time in (latency.ttft_s, latency.tpot_s)),
+            *(NONE if time is None else format_latency(time.p99) for time in (latency.ttft_s, latency.tpot_s)),
             _remarks(one, is_present=is_present),
         )
     return grid

@@ -3,33 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infergy.cli.groups import with_groups
 from infergy.cli.measure import MeterOption, gpu_here, measure_plan
+from infergy.cli.notes import rejected_notes
 from infergy.cli.server_options import MeasuredSelection
 from infergy.cli.trace_options import (
     AllAtOnceOption,
     FirstOption,
+    FormatOption,
     ForOption,
     FromOption,
+    InputColumnOption,
     JsonOption,
+    OutputColumnOption,
     SpeedOption,
+    TimeColumnOption,
+    TimeUnitOption,
+    columns_of,
+    open_requests_options,
     print_json,
     seconds_of,
     stdout_console,
 )
-from infergy.errors import UsageError
-from infergy.units import format_duration, format_percent, format_si
+from infergy.errors import DataError, InfergyError, UsageError
+from infergy.units import count_of, format_duration, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.replay import Replay
     from infergy.records import Plan
 
 DEFAULT_GPU = "h200"
+STANDARD = ("input_tokens", "output_tokens", "arrival_s")
+OPTIONS = {"start": "--from", "duration": "--for"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedTrace:
+    """Which requests of a trace, and how its columns are called."""
+
+    format: FormatOption = None
+    input_column: InputColumnOption = None
+    output_column: OutputColumnOption = None
+    time_column: TimeColumnOption = None
+    time_unit: TimeUnitOption = None
+    start: FromOption = None
+    duration: ForOption = None
+    speed: SpeedOption = None
+    requests: Annotated[int | None, typer.Option("--requests", min=2, help="How many, without --for")] = None
+    first: FirstOption = None
+    all_at_once: AllAtOnceOption = False
+
+    def check(self, source: str) -> None:
+        """Find out what is wrong with a trace or a window of it, as every verb does.
+
+        Raises:
+            UsageError: An option out of range, or no request in the window.
+            DataError: The source cannot be read.
+        """
+        path = Path(source)
+        if path.suffix in (".json", ".jsonl") and not path.exists():
+            raise DataError(
+                f"{source}: no such file. Give a trace, a plan of replays (--plan writes one) or rows that measured "
+                "some (-o writes them)"
+            )
+        open_requests_options(source, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    def given(self) -> list[str]:
+        """Names of what was given."""
+        return [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
+
+    def standard(self, source: str, folder: Path) -> str:
+        """Where the trace stands under names that need no options: it, or a copy of its requests in a folder."""
+        columns = columns_of(self.input_column, self.output_column, self.time_column, None, self.time_unit)
+        if self.format is None and columns is None:
+            return source
+        from infergy.workload import open_trace
+
+        frame = open_trace(source, format=self.format, columns=columns).frame
+        wanted = [name for name in STANDARD if name in frame.collect_schema().names()]
+        # A replay is called after the file's name.
+        copy = folder / Path(source).name
+        frame.select(wanted).collect().write_parquet(copy)
+        return str(copy)
 
 
 @with_groups
@@ -37,13 +100,8 @@ def replay(
     source: Annotated[
         str, typer.Argument(metavar="TRACE|PLAN|ROWS", help="A trace, a plan of replays, or rows that measured some")
     ],
+    trace: ReplayedTrace,
     measured: MeasuredSelection,
-    start: FromOption = None,
-    duration: ForOption = None,
-    speed: SpeedOption = None,
-    requests: Annotated[int | None, typer.Option("--requests", min=2, help="How many, without --for")] = None,
-    first: FirstOption = None,
-    all_at_once: AllAtOnceOption = False,
     engine: Annotated[
         list[str] | None,
         typer.Option("--engine", "-e", help="vllm-server, vllm, vllm-server-fp8; repeatable [default: vllm-server]"),
@@ -76,6 +134,9 @@ def replay(
     table = measured.load()
     path = Path(source)
     kind_of_file = _kind_of(path)
+    if kind_of_file != "trace" and trace.given():
+        options = ", ".join(OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in trace.given())
+        raise UsageError(f"{path}: {kind_of_file} say what was served; leave out options of a trace: {options}")
     if kind_of_file == "rows":
         rows = read_store(path).rows
         kind = gpu or _gpu_of(rows)
@@ -89,12 +150,7 @@ def replay(
             if kind_of_file == "plan"
             else _plan(
                 source,
-                start=start,
-                duration=duration,
-                speed=speed,
-                requests=requests,
-                first=first,
-                all_at_once=all_at_once,
+                trace,
                 engines=engine or ["vllm-server"],
                 max_num_seqs=max_num_seqs,
                 max_tokens=max_tokens,
@@ -125,13 +181,8 @@ def replay(
 
 def _plan(
     source: str,
+    trace: ReplayedTrace,
     *,
-    start: str | None,
-    duration: str | None,
-    speed: float | None,
-    requests: int | None,
-    first: int | None,
-    all_at_once: bool,
     engines: Sequence[str],
     max_num_seqs: int | None,
     max_tokens: int | None,
@@ -142,17 +193,24 @@ def _plan(
     from infergy.measure.replays import plan_replays
     from infergy.records import EngineSetup
 
-    asked = Asked(
-        source=source,
-        from_s=0.0 if start is None else seconds_of("--from", start),
-        for_s=None if duration is None else seconds_of("--for", duration),
-        speed=1.0 if speed is None else speed,
-        timed=not all_at_once,
-        first=first or 0,
-        requests=requests,
-    )
+    trace.check(source)
     setups = [EngineSetup(model=model, **{**EngineSetup.parse_label(one), **_bound(max_num_seqs)}) for one in engines]
-    return plan_replays([(setup, asked) for setup in setups], gpu=gpu, max_tokens=max_tokens)
+    with TemporaryDirectory() as folder:
+        copy = trace.standard(source, Path(folder))
+        asked = Asked(
+            source=copy,
+            from_s=0.0 if trace.start is None else seconds_of("--from", trace.start),
+            for_s=None if trace.duration is None else seconds_of("--for", trace.duration),
+            speed=1.0 if trace.speed is None else trace.speed,
+            timed=not trace.all_at_once,
+            first=trace.first or 0,
+            requests=trace.requests,
+        )
+        try:
+            return plan_replays([(setup, asked) for setup in setups], gpu=gpu, max_tokens=max_tokens)
+        except InfergyError as error:
+            # The user's file is wrong, not our copy of it.
+            raise type(error)(str(error).replace(copy, source)) from error
 
 
 def _kind_of(path: Path) -> str:
@@ -199,11 +257,13 @@ def _print(found: Sequence[Replay]) -> None:
     console = stdout_console()
     for one in found:
         console.print(
-            f"{one.cell}: {one.requests:,} requests, {one.input_tokens:,} input and {one.output_tokens:,} output "
-            "tokens",
+            f"{one.cell}: {count_of(one.requests, 'request')}, {one.input_tokens:,} input and "
+            f"{count_of(one.output_tokens, 'output token')}",
             markup=False,
             soft_wrap=True,
         )
+        for note in rejected_notes({"predicted": one.predicted}):
+            console.print(f"  {note}", markup=False, soft_wrap=True)
         if not one.compared:
             console.print(f"  predicted: {_energy(one)}; not measured: -o FILE measures it", markup=False)
             continue
@@ -212,11 +272,11 @@ def _print(found: Sequence[Replay]) -> None:
         for name in ("predicted", "measured", "error"):
             table.add_column(name, justify="right")
         for figure in one.compared:
-            unit = "J" if figure.name.endswith("_j") else "s"
+            shown = partial(format_si, unit="J") if figure.name.endswith("_j") else format_latency
             table.add_row(
                 figure.name.replace("_s", "").replace("_j", ""),
-                format_si(figure.predicted, unit),
-                "-" if figure.measured is None else format_si(figure.measured, unit),
+                shown(figure.predicted),
+                "-" if figure.measured is None else shown(figure.measured),
                 "-" if figure.error is None else format_percent(figure.error, signed=True),
             )
         console.print(table)

@@ -98,7 +98,8 @@ class ServerSelection:
         list[str] | None, typer.Option("--gpu", "-g", help="Name or .toml file; repeatable [default: h200]")
     ] = None
     precision: Annotated[
-        list[str] | None, typer.Option("--precision", help="bfloat16, float16, fp8 or mxfp4; repeatable")
+        list[str] | None,
+        typer.Option("--precision", help="bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable"),
     ] = None
     tensor_parallel_size: Annotated[
         int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs that share the model")
@@ -106,9 +107,14 @@ class ServerSelection:
     replicas: Annotated[int, typer.Option("--replicas", min=1, help="Servers of this kind")] = 1
     router: Annotated[str, typer.Option("--router", help="round_robin or least_loaded")] = "round_robin"
     usage_context: Annotated[
-        str, typer.Option("--usage-context", help="Whose defaults: server (vllm serve) or llm (the LLM class)")
-    ] = "server"
-    vllm_version: Annotated[str, typer.Option("--vllm-version", help="Whose scheduler: 0.25 or 0.33")] = "0.25"
+        str | None,
+        typer.Option(
+            "--usage-context", help="Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]"
+        ),
+    ] = None
+    vllm_version: Annotated[
+        str | None, typer.Option("--vllm-version", help="Whose scheduler: 0.25 or 0.33 [default: 0.25]")
+    ] = None
     max_num_seqs: Annotated[
         int | None,
         typer.Option("--max-num-seqs", min=1, help="Requests at once; of transformers, of a batch [default: 32]"),
@@ -120,15 +126,23 @@ class ServerSelection:
         int | None, typer.Option("--max-model-len", min=1, help="Longest request, prompt and answer")
     ] = None
     gpu_memory_utilization: Annotated[
-        float, typer.Option("--gpu-memory-utilization", help="Share of the GPU's memory")
-    ] = 0.92
+        float | None, typer.Option("--gpu-memory-utilization", help="Share of the GPU's memory [default: 0.92]")
+    ] = None
     enable_prefix_caching: Annotated[
-        bool,
-        typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Keep blocks of finished requests"),
-    ] = True
+        bool | None,
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            help="Keep blocks of finished requests [default: keep]",
+        ),
+    ] = None
     long_prefill_token_threshold: Annotated[
-        int, typer.Option("--long-prefill-token-threshold", min=0, help="Most prompt tokens of a request in a step")
-    ] = 0
+        int | None,
+        typer.Option(
+            "--long-prefill-token-threshold",
+            min=0,
+            help="Most prompt tokens of a request in a step [default: no limit]",
+        ),
+    ] = None
     num_gpu_blocks: Annotated[
         int | None, typer.Option("--num-gpu-blocks", min=2, help="Blocks of the KV cache, if you know vLLM's")
     ] = None
@@ -202,7 +216,12 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _servers_of(path: Path) -> list[dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataError(
+            f"--compare {path}: {why}. Write [[server]] tables with engine, model, gpu, … into it"
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path}: {error}. Expected [[server]] tables with engine, model, gpu, …") from error
     servers = content.get("server")
     if not isinstance(servers, list) or not servers or set(content) != {"server"}:
@@ -222,13 +241,15 @@ def _servers_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
-    from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec
+    from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, reject_vllm_options
     from infergy.serving.config import EngineOptions
 
     if values["router"] not in ROUTERS:
         raise UsageError.unknown("router", values["router"], ROUTERS)
+    known = {name: value for name, value in values.items() if value is not None}
     names = [field.name for field in fields(EngineOptions)]
-    options = EngineOptions(**{name: values[name] for name in names if name in values})
+    options = EngineOptions(**{name: known[name] for name in names if name in known})
+    of_vllm = ("usage_context", "vllm_version", *names)
 
     def listed(name: str, default: Any) -> list[Any]:
         value = values[name]
@@ -237,17 +258,20 @@ def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
     choices = product(
         listed("model", DEFAULT_MODEL), listed("gpu", DEFAULT_GPU), listed("engine", "vllm"), listed("precision", None)
     )
-    return [
-        ServerSpec(
-            engine=engine,
-            model=model,
-            gpu=gpu,
-            precision=precision,
-            replicas=values["replicas"],
-            router=values["router"],
-            usage_context=values["usage_context"],
-            version=values["vllm_version"],
-            options=options,
+    specs = []
+    for model, gpu, engine, precision in choices:
+        reject_vllm_options(engine, (name for name in of_vllm if name in known))
+        specs.append(
+            ServerSpec(
+                engine=engine,
+                model=model,
+                gpu=gpu,
+                precision=precision,
+                replicas=values["replicas"],
+                router=values["router"],
+                usage_context=known.get("usage_context", "server"),
+                version=known.get("vllm_version", "0.25"),
+                options=options,
+            )
         )
-        for model, gpu, engine, precision in choices
-    ]
+    return specs

@@ -19,7 +19,7 @@ from infergy.cli.measure import (
     resolve,
 )
 from infergy.cli.trace_options import stdout_console
-from infergy.units import format_duration, format_si
+from infergy.units import count_of, format_duration, format_si
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -164,7 +164,7 @@ def run_study(
 
         size = size_of(resolved)
         typer.echo(
-            f"{resolved.name}: {size.cells} cells, forecast {format_duration(size.forecast_s)} and "
+            f"{resolved.name}: {count_of(size.cells, 'cell')}, forecast {format_duration(size.forecast_s)} and "
             f"{format_si(size.forecast_energy_j, 'J')} on {resolved.gpu}",
             err=True,
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infergy.cli.trace_options import JsonOption, print_json
-from infergy.units import format_percent
+from infergy.units import count_of, format_percent
 
 table = typer.Typer(no_args_is_help=True, help="Build the table that estimates read from measured rows.")
 
@@ -36,6 +36,8 @@ def build(
     found = build_table(rows, None if alone else shipped_table(), allow_simulated=allow_simulated)
     entries = found.entries
     write_table(found, output)
+    if found.repeated:
+        typer.echo(f"{count_of(found.repeated, 'row')} known already or given twice, which counts once", err=True)
     if as_json:
         print_json(
             [{"output": str(output), "entries": len(entries), "fits": {k: f.rows for k, f in found.fits.items()}}]
@@ -45,7 +47,7 @@ def build(
     for engine in engines:
         fit = found.fits[engine]
         typer.echo(
-            f"{engine}: {sum(fit.rows.values())} rows; energy within {format_percent(fit.energy_sd)}, time within "
-            f"{format_percent(fit.time_sd)} (1 sd)"
+            f"{engine}: {count_of(sum(fit.rows.values()), 'row')}; energy within {format_percent(fit.energy_sd)}, time "
+            f"within {format_percent(fit.time_sd)} (1 sd)"
         )
-    typer.echo(f"{output}: {len(entries)} entries. Use it: infergy estimate TRACE --table {output}")
+    typer.echo(f"{output}: {count_of(len(entries), 'entry')}. Use it: infergy estimate TRACE --table {output}")

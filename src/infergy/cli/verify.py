@@ -13,7 +13,7 @@ import typer
 from infergy.cli.measure import gpu_here
 from infergy.cli.trace_options import JsonOption, print_json
 from infergy.errors import UsageError
-from infergy.units import format_percent
+from infergy.units import count_of, format_percent
 
 if TYPE_CHECKING:
     from infergy.records import Measurement
@@ -119,8 +119,10 @@ def _rescale(
     create_store(path, made.rows)
     counts = {setup: sum(row.cell.setup == setup for row in made.rows) for setup, _ in made.factors}
     for setup, mark in made.factors:
-        typer.echo(f"{path}: {counts[setup]} rows of {setup.label} {setup.model} {mark}", err=as_json)
+        typer.echo(f"{path}: {count_of(counts[setup], 'row')} of {setup.label} {setup.model} {mark}", err=as_json)
     if made.left_out:
-        typer.echo(f"{made.left_out} rows of other set-ups are left out: verify each with --engine", err=as_json)
+        typer.echo(
+            f"{count_of(made.left_out, 'row')} of other set-ups are left out: verify each with --engine", err=as_json
+        )
     simulated = " --allow-simulated" if any(row.simulated for row in made.rows) else ""
     typer.echo(f"To estimate with it: infergy estimate TRACE --table {shlex.quote(str(path))}{simulated}", err=as_json)

@@ -11,11 +11,12 @@ import typer
 
 from infergy.cli.estimate import WIDTH
 from infergy.cli.groups import with_groups
+from infergy.cli.notes import run_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
 from infergy.cli.timeline import FORMATS, save_chart
 from infergy.cli.trace_options import JsonOption, print_json
 from infergy.errors import MissingError, UsageError
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import count_of, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.breakdown import Breakdown, Part
@@ -74,8 +75,8 @@ def _print(found: Breakdown, *, explain: bool) -> None:
     one = found.estimate
     how = "as they arrive" if one.served is not None else "all at once"
     typer.echo(
-        f"{found.trace.source}: {found.trace.requests:,} requests {how}; {one.engine}, {one.model} on {one.gpu}: "
-        f"{format_si(found.energy_j, 'J')}"
+        f"{found.trace.source}: {count_of(found.trace.requests, 'request')} {how}; {one.engine}, {one.model} on "
+        f"{one.gpu}: {format_si(found.energy_j, 'J')}"
     )
     typer.echo(
         f"FLOPs of the requests at the dense peak and TDP: {format_si(found.ideal_j, 'J')}; the run takes "
@@ -87,7 +88,12 @@ def _print(found: Breakdown, *, explain: bool) -> None:
         typer.echo(f"{title}:")
         _bars(parts, found.energy_j, width)
     known = {part.name: part.meaning for parts in titles.values() for part in parts} if explain else {}
-    for text in (*(f"{name}: {meaning}" for name, meaning in known.items()), *found.notes):
+    for text in (
+        *(f"{name}: {meaning}" for name, meaning in known.items()),
+        *found.notes,
+        *trace_notes(found.trace),
+        *run_notes([one]),
+    ):
         typer.echo(fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
 
 

@@ -343,8 +343,6 @@ def _notes(kept: Sequence[CalibrationWindow], chip: Gpu) -> list[str]:
         for limit in sorted(limits)
         if abs(limit / chip.tdp_w - 1) > 0.02
     ]
-    eager = [
-        one.workload.name for one in kept if one.is_whole and one.workload.in_graph and "one by one" in (one.how or "")
-    ]
+    eager = [one.workload.name for one in kept if one.is_whole and one.workload.in_graph and one.in_graph is False]
     notes += [f"{name}: no CUDA graph could be had: the host's speed is in its time" for name in eager]
     return notes

@@ -152,18 +152,18 @@ def _flop_j(gpu: Gpu, c: Mapping[str, Any]) -> Any:
 def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[MatmulRates, MatmulRates]:
     """Seconds, and joules."""
     is_fp8, is_mxfp4 = work.dtype == "fp8", work.dtype == "mxfp4"
-    # Narrow weights are computed with at their own width only where the GPU can; mxfp4 never is.
-    base_peak = gpu.dense_flops("bfloat16")
-    peak = gpu.peak_flops.get("fp8", base_peak) if is_fp8 else base_peak
+    # fp8 is computed in where the GPU can; elsewhere, and of mxfp4 always, weights are widened first.
+    in_fp8 = is_fp8 and gpu.has_units("fp8")
+    peak = gpu.dense_flops("fp8" if in_fp8 else "bfloat16")
     narrow = c["fp8_bytes"] if is_fp8 else c["mxfp4_bytes"] if is_mxfp4 else 1.0
-    widened = c["fp8_flops"] if is_fp8 else c["mxfp4_flops"] if is_mxfp4 else 1.0
-    if work.scaled_in_blocks:
+    widened = c["fp8_flops"] if in_fp8 else c["mxfp4_flops"] if is_fp8 or is_mxfp4 else 1.0
+    if work.scaled_in_blocks and in_fp8:
         widened = widened * c["block_flops"]
     byte_s = 1.0 / (c["weight_efficiency"] * gpu.memory_bandwidth * work.gpus)
     flop_s = widened / (c["compute_efficiency"] * peak * work.gpus)
     byte_j = c["byte_j"] * (c["fp8_byte_energy"] if is_fp8 else 1.0)
     byte_j = byte_j * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
-    flop_j = _flop_j(gpu, c) * widened * (c["fp8_flop_energy"] if is_fp8 else 1.0)
+    flop_j = _flop_j(gpu, c) * widened * (c["fp8_flop_energy"] if in_fp8 else 1.0)
     read, rows, miss = _expert_factors(work, c, narrow)
     routed, row_flops, lag = 0.0, 0.0, 0.0
     if work.experts is not None:
@@ -216,7 +216,9 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
 
 def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
-    narrow_s = {"fp8": c["fp8_layer_s"], "mxfp4": c["mxfp4_layer_s"]}.get(work.dtype, 0.0)
+    # Activations are quantised only to compute in fp8.
+    narrow_s = c["fp8_layer_s"] if work.dtype == "fp8" and gpu.has_units("fp8") else 0.0
+    narrow_s = c["mxfp4_layer_s"] if work.dtype == "mxfp4" else narrow_s
     launch = work.layers * (c["layer_s"] + narrow_s)
     launch = launch + expert_layers * c["expert_layer_s"] + work.state_layers * c["state_layer_s"]
     exchange: Any = 0.0

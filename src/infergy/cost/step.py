@@ -14,10 +14,13 @@ full clocks, and a long one does not. The formulas hold for floats and for numpy
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from infergy.cost.compiled import Symbol, compile_formula, least, most
 from infergy.cost.rates import AttentionRates, MatmulRates, PowerRates, Rates
 
 STRETCH = 32
@@ -27,6 +30,8 @@ FREE = 0.8
 GROWTH, SHORTEST = 0.125, 32
 """An entry may lengthen the contexts by an eighth of their sum, or by 32 tokens each: at the sharpest bend between a
 memory-bound and a compute-bound step its mean then errs by less than 0.05 %."""
+
+DecodeCost = Callable[[float], tuple[float, float]]
 
 
 class StepSums(NamedTuple):
@@ -120,20 +125,61 @@ def slowed_j(power: PowerRates, added: Any, free: Any, seconds: Any) -> Any:
     return added * (free / seconds) ** power.slowing
 
 
+class Compiled(NamedTuple):
+    """The formulas above for single steps of one server.
+
+    Attributes:
+        step: Of `StepSums`: joules beside base power, and free seconds.
+        graphed: Of `decodes` and `padded` a function of `context` that returns the same of a step that only decodes,
+            in a CUDA graph; `eager`, of `decodes`, without one.
+        limited: Of joules, free seconds and the limiter's average: both under the power limit.
+    """
+
+    step: Callable[..., tuple[float, float]]
+    graphed: Callable[[int, int], DecodeCost]
+    eager: Callable[[int], DecodeCost]
+    limited: Callable[[float, float, float], tuple[float, float]]
+
+
+@lru_cache(maxsize=64)
+def compile_steps(rates: Rates) -> Compiled:
+    """The formulas of a server whose rates are numbers."""
+
+    def step(*sums: Any) -> tuple[Any, Any]:
+        s = StepSums(*sums)
+        return added_j(rates, s, least), free_s(rates, s, least)
+
+    def graphed(decodes: Any, padded: Any, context: Any) -> tuple[Any, Any]:
+        return step(decodes, context, 0, 0, 0, decodes, padded)
+
+    def eager(decodes: Any, context: Any) -> tuple[Any, Any]:
+        return graphed(decodes, 0, context)
+
+    def limited(added: Any, free: Any, mean_w: Any) -> tuple[Any, Any]:
+        seconds = stretched_s(rates.power, added, free, mean_w, Symbol.exp, most)
+        return slowed_j(rates.power, added, free, seconds), seconds
+
+    return Compiled(
+        step=compile_formula(step, StepSums._fields),
+        graphed=compile_formula(graphed, ("decodes", "padded"), ("context",), positive=True),
+        eager=compile_formula(eager, ("decodes",), ("context",), positive=True),
+        limited=compile_formula(limited, ("added", "free", "mean_w")),
+    )
+
+
 class Pace:
     """The clock of one server: what each step takes, given the power of those before it."""
 
-    __slots__ = ("_base_w", "_decode", "_limit_w", "_limiter_s", "_linear", "_window", "mean_w", "rates")
+    __slots__ = ("_base_w", "_compiled", "_decode", "_free_w", "_idle_w", "_limiter_s", "_step", "mean_w")
 
     def __init__(self, rates: Rates) -> None:
-        self.rates = rates
-        power, a, j = rates.power, rates.attention_s, rates.attention_j
-        self.mean_w = float(power.idle_w)
-        self._base_w, self._limit_w, self._limiter_s = power.base_w, power.limit_w, power.limiter_s
-        self._decode: dict[int, tuple[float, float, float, float]] = {}
-        # What `attention_cost` and `added_j` make of decode steps: per position and per sequence.
-        self._linear = (a.read, a.write + a.state, a.pair, j.read + j.pair, j.write + j.state)
-        self._window = (a.window, a.window_read, a.window_pair, j.window_read + j.window_pair)
+        power = rates.power
+        self._base_w, self._idle_w, self._limiter_s = float(power.base_w), float(power.idle_w), float(power.limiter_s)
+        self._free_w = float(power.limit_w - power.base_w) * FREE  # beside base power: below it no step is stretched
+        self.mean_w = self._idle_w
+        self._compiled = compile_steps(rates)
+        self._step = self._compiled.step
+        self._decode: dict[int, DecodeCost] = {}
 
     def step(
         self,
@@ -146,8 +192,7 @@ class Pace:
         padded: int,
     ) -> float:
         """Seconds of one step."""
-        s = StepSums(decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, padded)
-        return self._take(added_j(self.rates, s, min), free_s(self.rates, s, min))
+        return self._take(*self._step(decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, padded))
 
     def decode(
         self, decodes: int, context: float, padded: int, most: int, until_s: float = math.inf, ahead: int = 0
@@ -162,66 +207,34 @@ class Pace:
             until_s: They stop `ahead` steps after the first that ends at or after so many seconds from now.
             ahead: See there.
         """
-        fixed = self._decode.get(decodes)
-        if fixed is None:
-            fixed = self._decode[decodes] = self._fixed(decodes, padded)
-        cost = self._decode_cost
+        cost = self._decode.get(decodes)
+        if cost is None:
+            known = self._compiled
+            cost = self._decode[decodes] = known.graphed(decodes, padded) if padded else known.eager(decodes)
         count = int(GROWTH * context / decodes)
         count = SHORTEST if count < SHORTEST else count
         count = most if most < count else count
-        added, seconds = cost(fixed, decodes, context)
         if until_s < math.inf:
+            count = max(1, min(count, math.ceil(until_s / cost(context)[1]) + ahead))
+        added, seconds = cost(context + decodes * (count - 1) / 2)
+        while count > 1 and (count - 1 - ahead) * seconds >= until_s:
+            # Steps grow longer with the context: at their mean fewer reach the event.
             fitting = math.ceil(until_s / seconds) + ahead
-            count = fitting if fitting < count else count
-        if count > 1:
-            added, seconds = cost(fixed, decodes, context + decodes * (count - 1) / 2)
-            while count > 1 and (count - 1 - ahead) * seconds >= until_s:
-                # Steps grow longer with the context: at their mean fewer reach the event.
-                fitting = math.ceil(until_s / seconds) + ahead
-                count = fitting if fitting < count else count - 1
-                count = 1 if count < 1 else count
-                added, seconds = cost(fixed, decodes, context + decodes * (count - 1) / 2)
-            if added > (self._limit_w - self._base_w) * seconds * FREE:
-                # Near the limit what a step takes hangs on those just before it.
-                count = max(1, min(count, int(self._limiter_s / 16 / seconds)))
-                added, seconds = cost(fixed, decodes, context + decodes * (count - 1) / 2)
-        else:
-            count = 1
+            count = fitting if 0 < fitting < count else count - 1
+            added, seconds = cost(context + decodes * (count - 1) / 2)
+        if count > 1 and added > self._free_w * seconds:
+            # Near the limit what a step takes hangs on those just before it.
+            count = max(1, min(count, int(self._limiter_s / 16 / seconds)))
+            added, seconds = cost(context + decodes * (count - 1) / 2)
         return count, self._take(added * count, seconds * count) / count
 
     def idle(self, seconds: float) -> None:
         """Nothing to do for so long."""
-        idle_w = self.rates.power.idle_w
-        self.mean_w = idle_w + (self.mean_w - idle_w) * math.exp(-seconds / self._limiter_s)
+        self.mean_w = self._idle_w + (self.mean_w - self._idle_w) * math.exp(-seconds / self._limiter_s)
 
     def _take(self, added: float, seconds: float) -> float:
-        if added > (self._limit_w - self._base_w) * seconds * FREE:
-            free = seconds
-            seconds = stretched_s(self.rates.power, added, free, self.mean_w, math.exp, max)
-            added = slowed_j(self.rates.power, added, free, seconds)
+        if added > self._free_w * seconds:
+            added, seconds = self._compiled.limited(added, seconds, self.mean_w)
         watts = added / seconds + self._base_w
         self.mean_w = watts + (self.mean_w - watts) * math.exp(-seconds / self._limiter_s)
         return seconds
-
-    def _fixed(self, decodes: int, padded: int) -> tuple[float, float, float, float]:
-        """Of a decode step what does not hang on its context: GPU and host seconds, those beside, and joules."""
-        r, h = self.rates, self.rates.host
-        s = StepSums(decodes, 0.0, 0, 0.0, 0, decodes, padded)
-        gpu_s = roofline(*matmul_cost(r.matmul_s, s)) + h.launch + h.exchange * decodes
-        return gpu_s, 0.0 if padded else h.eager, h.step + h.sequence * decodes, sum(matmul_cost(r.matmul_j, s))
-
-    def _decode_cost(
-        self, fixed: tuple[float, float, float, float], decodes: int, context: float
-    ) -> tuple[float, float]:
-        """Joules beside base power and free seconds of a decode step: `added_j` and `free_s`, its fixed part known."""
-        gpu_s, host_s, other_s, added = fixed
-        read, write, pair, read_j, write_j = self._linear
-        memory, flops = read * context + write * decodes, pair * context
-        added += read_j * context + write_j * decodes
-        window, window_read, window_pair, window_j = self._window
-        if window is not None:
-            seen = min(context, decodes * window)
-            memory, flops, added = memory + window_read * seen, flops + window_pair * seen, added + window_j * seen
-        memory, flops = memory * memory, flops * flops
-        gpu_s += (memory * memory + flops * flops) ** 0.25
-        return added, (roofline(gpu_s, host_s) if host_s else gpu_s) + other_s

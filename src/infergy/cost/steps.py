@@ -10,6 +10,8 @@ from infergy.cost.fit import Column
 from infergy.cost.step import StepSums
 
 MOST = 160
+OCTAVES = 256
+"""More than half doublings of any number of tokens."""
 
 
 class StepColumns(Protocol):
@@ -46,21 +48,19 @@ def compress(steps: StepColumns, most: int = MOST) -> Column:
     Many are sorted by kind (prompts or not, CUDA graph or not, sequences and tokens to the half doubling) and joined at
     their means, so that their sums are kept.
     """
-    columns = [steps.count, steps.step_s, *sums_of(steps)]
-    table: Column = np.column_stack(columns)
-    if len(table) <= most:
-        return table
-    decodes, context, tokens, pairs, prefills, _, padded = table.T[2:]
-    kinds = np.column_stack([prefills > 0, padded > 0, _octave(decodes), _octave(tokens)])
-    order = np.lexsort((pairs, context, *kinds.T[::-1]))
-    table, kinds = table[order], kinds[order]
-    begins = np.flatnonzero((np.diff(kinds, axis=0) != 0).any(axis=1)) + 1
-    groups = np.split(table, begins)
-    parts = [part for group in groups for part in np.array_split(group, max(1, len(group) * most // len(table)))]
-    joined: Column = np.vstack(
-        [np.r_[part[:, 0].sum(), np.average(part[:, 1:], axis=0, weights=part[:, 0])] for part in parts]
-    )
-    return joined
+    table: Column = np.vstack([steps.count, steps.step_s, *sums_of(steps)])
+    if table.shape[1] <= most:
+        return table.T
+    decodes, context, tokens, pairs, prefills, _, padded = table[2:]
+    kinds = (((prefills > 0) * 2 + (padded > 0)) * OCTAVES + _octave(decodes)) * OCTAVES + _octave(tokens)
+    order = np.lexsort((pairs, context, kinds))
+    table, kinds = table[:, order], kinds[order]
+    groups = np.split(np.arange(len(kinds)), np.flatnonzero(np.diff(kinds)) + 1)
+    parts = [part for group in groups for part in np.array_split(group, max(1, len(group) * most // len(kinds)))]
+    table[1:] *= table[0]
+    joined = np.add.reduceat(table, [part[0] for part in parts], axis=1)
+    joined[1:] /= joined[0]
+    return joined.T
 
 
 def _octave(values: Column) -> Column:

@@ -1,14 +1,16 @@
 """The energy table: what estimating needs of measured rows, as a file that is built once.
 
-A line of JSON each: first the header, with the fitted constants and what was measured; then one entry a measured cell
-or run, with the steps that its engine's scheduler made. Estimating reads the header alone.
+A line of JSON each: first the header, with the fitted constants, what was measured and the identity of each entry; then
+one entry a measured cell or run, with the steps that its engine's scheduler made. Estimating reads the header alone.
 
 History of the schema:
     1   first release
+    2   the header names its entries: a file that was cut is seen, and what two tables share counts once
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,8 +25,10 @@ from infergy.cost.fit import ENERGY_ERROR, TIME_ERROR, Column, Fit, FitRow, fit,
 from infergy.cost.work import server_work
 from infergy.errors import DataError
 from infergy.hardware import get_gpu, get_model
+from infergy.units import count_of
 
-TABLE_SCHEMA = "infergy.table/1"
+TABLE_SCHEMA = "infergy.table/2"
+READABLE = ("infergy.table/1", TABLE_SCHEMA)
 SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
 DIGITS = 7
 """Significant digits of sums and constants in a table."""
@@ -73,6 +77,11 @@ class Origin:
     measured_utc: str
     weights: str
     simulated: bool
+
+    @property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits of the measurement: the same cell on the same GPUs at the same time."""
+        return hashlib.sha256(f"{self.cell_id} {self.unit} {self.measured_utc}".encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,7 +157,9 @@ class Table:
         measured: One for each server.
         environments: Host, driver and packages, by id.
         sources: Files of rows.
+        identities: Of all entries that it was fitted to (`Origin.identity`).
         entries: Empty where only the header was read.
+        repeated: Entries that were given, but already among those.
         notes: What to say with each answer that rests on it; not part of the file.
     """
 
@@ -156,25 +167,16 @@ class Table:
     measured: tuple[MeasuredServer, ...]
     environments: Mapping[str, Mapping[str, Any]]
     sources: tuple[str, ...]
+    identities: frozenset[str] = frozenset()
     entries: tuple[TableEntry, ...] = ()
+    repeated: int = 0
     notes: tuple[str, ...] = ()
     schema: str = field(default=TABLE_SCHEMA)
 
     def find(self, served_by: ServedBy) -> MeasuredServer | None:
         """What was measured of a server, under a batch interface or behind an API; None if nothing."""
-        wanted = (
-            served_by.engine,
-            served_by.model,
-            served_by.dtype,
-            served_by.gpu,
-            served_by.gpus,
-            served_by.has_graphs,
-        )
-        for one in self.measured:
-            by = one.served_by
-            if (by.engine, by.model, by.dtype, by.gpu, by.gpus, by.has_graphs) == wanted:
-                return one
-        return None
+        wanted = replace(served_by, is_api=False)
+        return next((one for one in self.measured if replace(one.served_by, is_api=False) == wanted), None)
 
     def idle_w(self, gpu: str) -> float | None:
         """Watts of one GPU of a kind, idle, with a model loaded: median over its servers; None if never measured."""
@@ -196,14 +198,17 @@ def fit_of(table: Table, engine: str) -> Fit:
 def make_table(
     entries: Sequence[TableEntry], environments: Mapping[str, Mapping[str, Any]], prior: Table | None = None
 ) -> Table:
-    """Fit the constants of each engine, and note what was measured.
+    """Fit the constants of each engine, and note what was measured; an entry that is given twice counts once.
 
     Args:
-        entries: At least one.
+        entries: Some may be among those of `prior`.
         environments: Of the entries, by id.
         prior: A table whose fits stand in place of the datasheet's priors, and whose servers count as measured too.
     """
     earlier = {} if prior is None else prior.fits
+    known = frozenset() if prior is None else prior.identities
+    own_entries = {one.origin.identity: one for one in entries if one.origin.identity not in known}
+    repeated, entries = len(entries) - len(own_entries), tuple(own_entries.values())
     fits: dict[str, Fit] = {}
     left: dict[int, Column] = {}
     for engine in sorted({entry.served_by.engine for entry in entries}):
@@ -222,7 +227,9 @@ def make_table(
         measured=tuple(measured) + (() if prior is None else prior.measured),
         environments={**({} if prior is None else prior.environments), **environments},
         sources=tuple(dict.fromkeys(entry.origin.source for entry in entries)),
-        entries=tuple(entries),
+        identities=known.union(own_entries),
+        entries=entries,
+        repeated=repeated,
     )
 
 
@@ -269,6 +276,7 @@ def write_table(table: Table, path: Path) -> None:
         "fits": [_fit_json(one) for one in table.fits.values()],
         "measured": [asdict(one) for one in table.measured],
         "environments": table.environments,
+        "entries": [entry.origin.identity for entry in table.entries],
     }
     lines = [header, *(_entry_json(entry) for entry in table.entries)]
     path.write_text(
@@ -280,7 +288,8 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
     """Read a table; its entries only if asked for.
 
     Raises:
-        DataError: The file is missing, or no table of a schema that this release reads.
+        DataError: The file is missing, no table of a schema that this release reads, or has other entries than its
+            header names.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -288,12 +297,19 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
             rest = tuple(_entries(file, path)) if entries else ()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}. Build a table: infergy table build ROWS.jsonl -o TABLE.jsonl") from error
+    named = tuple(header.get("entries", [one.origin.identity for one in rest]))
+    if entries and named != tuple(one.origin.identity for one in rest):
+        raise DataError(
+            f"{path}: its header names {count_of(len(named), 'entry')}, and {len(rest):,} follow or others: the file "
+            "was cut or edited. Copy it again, or build it again: infergy table build ROWS.jsonl -o TABLE.jsonl"
+        )
     try:
         return Table(
             fits={one["engine"]: _fit_of(one) for one in header["fits"]},
             measured=tuple(_server_of(one) for one in header["measured"]),
             environments=header["environments"],
             sources=tuple(header["sources"]),
+            identities=frozenset(named),
             entries=rest,
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -314,7 +330,7 @@ def _header(line: str, path: Path) -> dict[str, Any]:
         header = json.loads(line)
     except ValueError:
         header = None
-    if not isinstance(header, dict) or header.get("schema") != TABLE_SCHEMA:
+    if not isinstance(header, dict) or header.get("schema") not in READABLE:
         raise DataError(
             f'{path}: no energy table of schema "{TABLE_SCHEMA}". Build one: infergy table build ROWS.jsonl -o {path}'
         )

@@ -29,6 +29,7 @@ from infergy.estimates.results import (
 )
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.run import Run
+from infergy.units import count_of
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, Window, whole
 
@@ -103,7 +104,7 @@ def estimate_server(
     if offline or not timed:
         together = estimate_run(all_at_once(sample), server, None if timed else runs)
     return ServerEstimate(
-        engine=server.setup.label.removesuffix(_bound(server)),
+        engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
         gpu=server.gpu.name,
         gpus=server.setup.tensor_parallel * server.spec.replicas,
@@ -215,6 +216,8 @@ def facts_of(sample: Sample) -> TraceFacts:
         order_reason=first.order_reason,
         set_aside=aside.failed + aside.without_input,
         out_of_order=aside.out_of_order,
+        without_session=aside.without_session,
+        without_blocks=aside.without_blocks,
         simulated_requests=sum(len(window.requests) for window in sample.windows),
         lengths_from=first.lengths_from,
     )
@@ -267,8 +270,8 @@ def _overload(run: Run, server: OpenServer) -> str | None:
     rate = counts.finished_requests / run.duration_s
     more = math.ceil(server.spec.replicas / share)
     return (
-        f"the queue grows to {queue:,} requests: this server finishes {rate:.3g} requests a second; {more} replicas "
-        "would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
+        f"the queue grows to {count_of(queue, 'request')}: this server finishes {rate:.3g} requests a second; {more} "
+        "replicas would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
     )
 
 
@@ -302,11 +305,6 @@ def _joined(runs: Sequence[Run]) -> Run:
         )
 
     return replace(runs[0], requests=join([run.requests for run in runs]), steps=join([run.steps for run in runs]))
-
-
-def _bound(server: OpenServer) -> str:
-    """The part of the label that bounds sequences: it stands in the configuration."""
-    return "" if server.setup.max_sequences is None else f"-s{server.setup.max_sequences}"
 
 
 def _nothing(server: OpenServer) -> str:

@@ -44,6 +44,7 @@ NEXT_SCHEMA = "infergy.next/2"
 """History: 1 bins of a trace; 2 batches of equal requests, chosen for the run that `estimate` reports."""
 
 BATCHES = (1, 8, 32, 128, 256)
+LENGTHS = ("input_tokens", "output_tokens")
 PERCENTILES = (25, 75, 99)
 """Of the trace's lengths, rounded up to powers of two: lengths of cells."""
 LOAD_S = {"vllm": 100.0, "transformers": 20.0}
@@ -294,15 +295,23 @@ def choose_next(
 
 
 def cell_choices(sample: Sample, server: OpenServer) -> list[CellChoice]:
-    """Batches of equal requests with lengths like the trace's, as many as the server runs at once."""
+    """Batches of equal requests with lengths like those that the server serves, as many as it runs at once.
+
+    Raises:
+        UsageError: It rejects every request.
+    """
     requests = [window.requests for window in sample.windows]
     most = server.config.options()["max_num_seqs"]
+    lengths = np.stack([np.concatenate([getattr(one, name) for one in requests]) for name in LENGTHS])
+    served = lengths[:, lengths.sum(axis=0) <= (server.config.max_model_len or math.inf)]
+    if not served.size:
+        raise UsageError(
+            f"{sample.source}: every request is longer than the {server.config.max_model_len:,} tokens of a "
+            "request (--max-model-len)"
+        )
     inputs, outputs = (
         sorted({2 ** math.ceil(math.log2(max(1, value))) for value in np.percentile(column, PERCENTILES)})
-        for column in (
-            np.concatenate([one.input_tokens for one in requests]),
-            np.concatenate([one.output_tokens for one in requests]),
-        )
+        for column in served
     )
     return [
         CellChoice(input_tokens=input_tokens, output_tokens=output_tokens, batch=batch)

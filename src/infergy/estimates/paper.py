@@ -135,7 +135,7 @@ def estimate_paper(
 
     Args:
         source: A histogram, which brings its own bins; requests, a sample, a trace, or what `infergy.open_trace` takes.
-        servers: Their replicas do not matter: batches follow each other.
+        servers: One of each: the method knows no replicas.
         table: None takes the shipped table.
         bins: ``powers-of-two``, which leaves no request out, ``paper``, or edges.
         ideal: ``dense`` (FLOPs at the dense bfloat16 peak), ``paper`` (at the vendor's headline), or ``roofline``.
@@ -154,6 +154,11 @@ def estimate_paper(
     histogram = histogram_of(source, bins)
     table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers
+    if any(spec.replicas > 1 for spec in specs):
+        raise UsageError(
+            "--replicas: the study's method serves one batch after the other on one server; leave it out, or serve the "
+            "requests in simulation: --method runs"
+        )
     served = [ServedBins(open_server(spec, table), histogram, rare) for spec in specs]
     bases = _Bases(served, histogram, table, baseline, rare)
     left_out = histogram.left_out.requests if histogram.left_out else 0

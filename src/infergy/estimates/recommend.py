@@ -225,7 +225,8 @@ def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:
     ]
     others = [spec("vllm", enforce_eager=True), spec("vllm", size=2 * gpus)]
     if gpus == 1 and setup.dtype != FP8:
-        others.append(spec("transformers", max_num_seqs=STATIC))
+        static = EngineOptions(max_num_seqs=STATIC, max_model_len=options.max_model_len)
+        others.append(replace(spec("transformers"), options=static))
     return (*batching, *others)
 
 
@@ -274,7 +275,22 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
     ):
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')} {value}"] if value != getattr(plain, name) else []
-    return (*words, *([] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]))
+    words += [] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]
+    return (*words, *_replicas_of(server))
+
+
+def _replicas_of(server: OpenServer) -> list[str]:
+    """What to type for several servers.
+
+    vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
+    request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
+    """
+    count, router = server.spec.replicas, server.spec.router
+    if count == 1:
+        return []
+    if router == "least_loaded" and server.cost.server.work.experts is None:
+        return [f"--data-parallel-size {count}"]
+    return [f"# {count} such servers behind a router, {router}"]
 
 
 def _open(

@@ -132,7 +132,7 @@ def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
         max_model_len=setup.max_model_len,
         gpu_memory_utilization=setup.gpu_memory_utilization or 0.92,
         # Repeated prompts must be paid for: measuring turns the cache off unless asked.
-        enable_prefix_caching=bool(setup.prefix_caching),
+        enable_prefix_caching=bool(setup.prefix_caching) or setup.engine == "transformers",
         tensor_parallel_size=setup.tensor_parallel,
         enforce_eager=setup.engine == "vllm" and setup.cuda_graphs is False,
     )

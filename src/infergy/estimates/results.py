@@ -28,6 +28,8 @@ class TraceFacts:
         duration_s: Seconds from the first arrival to the last; None without arrival times, with `order_reason`.
         set_aside: Rows that are no requests: no output, or no input.
         out_of_order: Requests that stood in the log after one that arrived later.
+        without_session: Requests without the id of a session in a log that has sessions: each is one of its own.
+        without_blocks: Requests without hashes of blocks in a log that has them: their prompts share no prefix.
         simulated_requests: Of them, those that were simulated: a longer trace is sampled in windows.
         lengths_from: Where the lengths of a task come from; None for a trace.
     """
@@ -40,6 +42,8 @@ class TraceFacts:
     order_reason: str | None
     set_aside: int
     out_of_order: int
+    without_session: int
+    without_blocks: int
     simulated_requests: int
     lengths_from: str | None = None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,20 @@ from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
-from infergy.records import ENGINES, EngineSetup
-from infergy.records.store import read_store
-from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, model_context, resolve
+from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
+from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, check_context, model_context, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import RequestColumns, Router, simulate
 from infergy.serving.static import StaticConfig
-from infergy.units import format_bytes
+from infergy.units import count_of, format_bytes
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
+PRECISIONS = (DEFAULT_DTYPE, "float16", FP8, "mxfp4")
+"""Formats that servers are simulated in: those that were measured, or that measured networks have."""
+LONGEST_TOKENS = 2**20
+"""Of a request to a model that states no context and keeps no keys and values."""
+ANY_ENGINE = ("max_num_seqs", "max_model_len", "tensor_parallel_size", "enforce_eager")
+"""Options that not only vLLM has."""
 STATIC_BATCH = 32
 """Requests of a static batch under transformers, unless --max-num-seqs says otherwise."""
 
@@ -88,8 +93,10 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
     """
     setup = setup_of(spec)
     gpu, shape = get_gpu(spec.gpu), get_model(setup.model if setup.model == spec.model else spec.model)
-    if setup.dtype not in ("mxfp4",):
-        gpu.dense_flops("bfloat16" if setup.dtype == "fp8" else setup.dtype)
+    if setup.dtype == "mxfp4" and shape.experts is None:
+        raise UsageError(f"--precision mxfp4: a format of experts' matrices, and {shape.name} has none. Type bfloat16")
+    if setup.dtype == "float16":
+        gpu.dense_flops(setup.dtype)
     by = ServedBy(
         engine=setup.engine,
         model=canonical_name(spec.model),
@@ -114,6 +121,8 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
     config = _config(spec, setup, shape, gpu)
+    narrow = weights_only_note(gpu, setup.dtype)
+    notes += [] if narrow is None else [narrow]
     return OpenServer(
         spec=spec,
         setup=setup,
@@ -145,10 +154,45 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
         if value is not None and parts.setdefault(name, value) != value:
             option = "--precision" if name == "dtype" else "--tensor-parallel-size"
             raise UsageError(f"--engine {spec.engine} and {option} {value} contradict: give one of them")
+    if parts.get("dtype", DEFAULT_DTYPE) not in PRECISIONS:
+        raise UsageError(f"--precision {parts['dtype']}: expected one of {', '.join(PRECISIONS)}")
+    if parts["engine"] == "transformers" and parts.get("dtype") in (FP8, "mxfp4"):
+        raise UsageError(
+            f"--engine {spec.engine} in {parts['dtype']}: transformers serves bfloat16 and float16. Other engines in "
+            f"it: -e transformers -e vllm-{FP8}"
+        )
     if options.enforce_eager and parts["engine"] == "vllm":
         parts["cuda_graphs"] = False
     return EngineSetup(
         model=canonical_name(spec.model), **{key: value for key, value in parts.items() if value is not None}
+    )
+
+
+def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
+    """Reject options of vLLM, by their names in Python, that are given to an engine which has none of them.
+
+    Raises:
+        UsageError: There are any.
+    """
+    options = [f"--{name.replace('_', '-')}" for name in names if name not in ANY_ENGINE]
+    if options and engine.partition("-")[0] == "transformers":
+        raise UsageError(
+            f"--engine {engine}: {', '.join(options)} {'is an option' if len(options) == 1 else 'are options'} of vLLM "
+            "alone. Leave out what the engine lacks; servers with options of their own: --compare FILE.toml"
+        )
+
+
+def weights_only_note(gpu: Gpu, dtype: str) -> str | None:
+    """What vLLM does with fp8 weights on a GPU that does not compute in fp8; None where it does, or for other formats.
+
+    vLLM's docs, features/quantization: below compute capability 8.9 fp8 models run "as weight-only W8A16, utilizing
+    FP8 Marlin".
+    """
+    if dtype != FP8 or gpu.has_units(FP8):
+        return None
+    return (
+        f"{gpu.title} has no FP8 arithmetic: vLLM keeps the weights in fp8 there and computes in 16 bits (W8A16), and "
+        "so does this estimate"
     )
 
 
@@ -179,7 +223,11 @@ def load_tables(
     """
     table, notes = shipped_table(), []
     for path in map(Path, paths):
+        from infergy.records.store import read_store
+
         table = add_rows(table, path, allow_simulated=allow_simulated)
+        if table.repeated:
+            notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
         if any(one.origin.simulated for one in table.entries):
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
@@ -199,7 +247,7 @@ def load_tables(
     fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
     if found.simulated:
         notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
-    notes.append(f"constants of {gpu.name} are narrowed by the {found.windows} windows of {calibration}")
+    notes.append(f"constants of {gpu.name} are narrowed by the {count_of(found.windows, 'window')} of {calibration}")
     return replace(table, fits=fits, notes=tuple(notes))
 
 
@@ -232,17 +280,7 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
     )
     context = model_context(_raw_config(spec.model))
     if setup.engine == "transformers":
-        need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes
-        if need > have:
-            raise UsageError(
-                f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
-                f"{format_bytes(have)}; choose a larger GPU (-g) or a smaller model (-m)"
-            )
-        return StaticConfig(
-            max_num_seqs=options.max_num_seqs or STATIC_BATCH,
-            max_model_len=options.max_model_len or context,
-            has_graphs=setup.compiled,
-        )
+        return _static_config(spec.engine, options, setup, shape, gpu, context)
     return resolve(
         shape,
         gpu,
@@ -251,6 +289,36 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
         version=spec.version,
         usage_context=spec.usage_context,
         context_tokens=context,
+    )
+
+
+def _static_config(
+    engine: str, options: EngineOptions, setup: EngineSetup, shape: Any, gpu: Gpu, context: int | None
+) -> StaticConfig:
+    plain = EngineOptions()
+    reject_vllm_options(
+        engine, (own.name for own in fields(options) if getattr(options, own.name) != getattr(plain, own.name))
+    )
+    check_context(shape, options.max_model_len, context)
+    need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
+    if need > have:
+        raise UsageError(
+            f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
+            f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
+        )
+    longest, notes = options.max_model_len or context, []
+    if context is None:
+        # A request alone must leave room for its own keys and values.
+        per_token = shape.kv_bytes_per_token()
+        kept = int((have - need) // per_token) if per_token else LONGEST_TOKENS
+        longest = min(longest or kept, kept)
+        notes.append(f"the longest context of {shape.name} is not known: the memory bounds it, {longest:,} tokens")
+    return StaticConfig(
+        max_num_seqs=options.max_num_seqs or STATIC_BATCH,
+        max_model_len=longest,
+        tensor_parallel_size=setup.tensor_parallel,
+        has_graphs=setup.compiled,
+        notes=tuple(notes),
     )
 
 

@@ -97,6 +97,10 @@ class Gpu:
             )
         return self.peak_flops[dtype]
 
+    def has_units(self, dtype: str) -> bool:
+        """Whether its tensor cores know a dtype."""
+        return dtype in self.peak_flops
+
 
 @cache
 def _catalog() -> Mapping[str, Gpu]:

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Plan.load(options.plan)
         if options.simulate and options.meter != NVML:
             raise UsageError.conflict(
-                {"--simulate": True, "--meter": options.meter}, "simulated GPUs have their own meter"
+                {"--simulate": True, "--meter": options.meter}, "leave out --meter, for one is simulated"
             )
         events = sweep(
             plan,

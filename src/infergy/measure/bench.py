@@ -18,9 +18,11 @@ class Work(Protocol):
 
     Attributes:
         how: Which kernels do it, and how they are launched, in words.
+        in_graph: Whether a CUDA graph launches them; None where nothing is launched.
     """
 
     how: str
+    in_graph: bool | None
 
     def run(self, seconds: float, look: Callable[[], None] = look_nowhere) -> int:
         """Repeat it for about so long; returns how many calls were done when it returned.

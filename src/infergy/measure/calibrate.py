@@ -239,6 +239,7 @@ class _Run:
             during=tuple(during),
             after=found.after,
             how=loaded.how,
+            in_graph=loaded.in_graph,
             reason=found.reason,
         )
 
@@ -290,6 +291,7 @@ class _Rest:
     """Nothing to do."""
 
     how = "idle"
+    in_graph: bool | None = None
 
     def __init__(self, meter: Meter) -> None:
         self._clock = meter.clock

@@ -260,7 +260,7 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
     """
     if "quick" not in data:
         message = f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it"
-        raise UsageError(message, code="options-conflict", options=["--quick"], place=place)
+        raise UsageError(message, code="missing-field", place=place, keys=["quick"])
     return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
 
 
@@ -278,7 +278,7 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
     for grid in others:
         if grid.options != first.options:
             message = f"{first.name} and {grid.name} have other [options]: measure them one after the other"
-            raise UsageError(message, code="options-conflict", options=["[options]"], grids=[first.name, grid.name])
+            raise UsageError(message, code="grids-differ", grids=[first.name, grid.name])
     gpus: set[str] = set()
     configs: dict[str, Mapping[str, Any]] = {}
     setups: dict[EngineSetup, dict[str, PlannedCell]] = {}
@@ -289,7 +289,7 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
         for name in models.keys() & configs.keys():
             if models[name] != configs[name]:
                 message = f"two models go by the name {name} in these grids: measure them one after the other"
-                raise UsageError(message, code="options-conflict", options=["models"], model=name)
+                raise UsageError(message, code="grids-differ", model=name)
         configs |= models
         for setup, cells in found.items():
             _merge(setups.setdefault(setup, {}), cells.values())

@@ -129,6 +129,7 @@ class SimulatedWork:
 
     def __init__(self, node: SimulatedNode, call_s: float, power_w: float) -> None:
         self.how = "simulated"
+        self.in_graph: bool | None = None
         self._node = node
         self._call_s = call_s
         self._power_w = power_w

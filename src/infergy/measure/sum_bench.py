@@ -66,9 +66,9 @@ class SumBench:
         if work.kind != REDUCE:
             message = f"{work.name}: several GPUs have sums to do only"
             raise EngineError(message, code="no-kernel", workload=work.name)
-        how = self.ask(("load", work.sizes[0]), ANSWER_S)
+        in_graph = all(self.ask(("load", work.sizes[0]), ANSWER_S))
         seconds = max(float(one) for one in self.ask(("run", PROBED), ANSWER_S))
-        return SumWork(self, str(how[0]), max(1e-7, seconds / PROBED))
+        return SumWork(self, in_graph, max(1e-7, seconds / PROBED))
 
     def ask(self, order: tuple[str, int], patience_s: float, look: Callable[[], None] = look_nowhere) -> list[Any]:
         """Give all the same order and wait for all answers."""
@@ -127,8 +127,9 @@ class SumBench:
 class SumWork:
     """Buffers of one size on all GPUs."""
 
-    def __init__(self, bench: SumBench, how: str, call_s: float) -> None:
-        self.how = how
+    def __init__(self, bench: SumBench, in_graph: bool, call_s: float) -> None:
+        self.how = f"all_reduce, {'in a CUDA graph' if in_graph else 'one by one'}"
+        self.in_graph: bool | None = in_graph
         self._bench = bench
         self._call_s = call_s
 
@@ -189,7 +190,8 @@ class _Summing:
         self._graph: Any = None
         self._buffer: Any = None
 
-    def load(self, size: int) -> str:
+    def load(self, size: int) -> bool:
+        """Allocate a buffer; returns whether a CUDA graph adds it up."""
         self._graph = None
         self._buffer = self._torch.randn(max(1, size // 2), device=self._device, dtype=self._torch.bfloat16)
         for _ in range(IN_STEP):
@@ -197,7 +199,7 @@ class _Summing:
         self._sync()
         if self._has_gpu:
             self._graph = self._capture()
-        return "all_reduce, in a CUDA graph" if self._graph is not None else "all_reduce, one by one"
+        return self._graph is not None
 
     def run(self, calls: int) -> float:
         self._sync()

@@ -212,7 +212,8 @@ class TorchWork:
         call_s = max(1e-7, bench._probe(calls))
         self._in_step = self._whole_rounds(min(MOST_CALLS, GRAPH_S / call_s))
         self._graph = self._capture() if work.in_graph and bench.has_gpu else None
-        self.how = f"{how}, {'in a CUDA graph' if self._graph is not None else 'one by one'}"
+        self.in_graph: bool | None = self._graph is not None
+        self.how = f"{how}, {'in a CUDA graph' if self.in_graph else 'one by one'}"
         self._steps = 1
         step_s = max(1e-6, self._step_s())
         self._steps = max(1, round(CHUNK_S / step_s))

@@ -20,6 +20,7 @@ from infergy.records import Measurement, result_of
 from infergy.records.agreement import IDENTITY, MUST, SHOULD
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 from infergy.records.visits import join_visits
+from infergy.units import count_of
 
 BETWEEN_PROCESSES = 0.004
 """Standard deviation of what a whole process takes more or less than another of the same cells on the same chip.
@@ -212,7 +213,7 @@ def _other_prompts(pairs: Sequence[tuple[Measurement, Measurement]]) -> tuple[st
     if not others:
         return ()
     seeds = (", ".join(sorted({str(pair[side].seed) for pair in pairs})) for side in (0, 1))
-    return (f"token ids of {others} of {len(pairs)} cells: seed {' against '.join(seeds)}",)
+    return (f"token ids of {others} of {count_of(len(pairs), 'cell')}: seed {' against '.join(seeds)}",)
 
 
 def _environment(rows: Sequence[Measurement]) -> dict[str, set[str]]:

@@ -31,6 +31,7 @@ from infergy.records.agreement import pool_key
 from infergy.records.flags import Flag
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 from infergy.records.visits import join_visits
+from infergy.units import count_of
 
 PHASES_SCHEMA = "infergy.phases/1"
 
@@ -253,7 +254,7 @@ def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
         fit=None if law is None else _describe(law, observed, [str(one.row.cell) for one in judged]),
         fit_missing=None
         if law is not None
-        else f"{len(observed)} cells; {len(TERMS)} terms need {FEWEST_ROWS} or more: measure more of them",
+        else f"{count_of(len(observed), 'cell')}; {len(TERMS)} terms need {FEWEST_ROWS} or more: measure more of them",
     )
 
 

@@ -1,38 +1,46 @@
-"""The shared nouns: what is measured, what was measured, and where it came from. Standard library only."""
+"""The shared nouns: what is measured, what was measured, and where it came from. Standard library only.
 
-from infergy.records.arrivals import Arrivals
-from infergy.records.cell import (
-    DEFAULT_DTYPE,
-    END_VISIT,
-    ENGINES,
-    FP8,
-    GREEDY,
-    GRID_VISIT,
-    LLM_CLASS,
-    RANDOM_WEIGHTS,
-    SERVER,
-    START_VISIT,
-    UNIFORM_WEIGHTS,
-    Cell,
-    Decoding,
-    EngineSetup,
-    Load,
-    grid_visit,
-)
-from infergy.records.environment import Environment, GpuIdentity, GpuState
-from infergy.records.measurement import (
-    SCHEMA,
-    STATUS_FAILED,
-    STATUS_OK,
-    Failure,
-    Measurement,
-    Result,
-    derive,
-    result_of,
-)
-from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
-from infergy.records.rescaled import Rescaled
-from infergy.records.window import Batch, Tick, Window
+Names are loaded when first used: an estimate needs few of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infergy.records.arrivals import Arrivals
+    from infergy.records.cell import (
+        DEFAULT_DTYPE,
+        END_VISIT,
+        ENGINES,
+        FP8,
+        GREEDY,
+        GRID_VISIT,
+        LLM_CLASS,
+        RANDOM_WEIGHTS,
+        SERVER,
+        START_VISIT,
+        UNIFORM_WEIGHTS,
+        Cell,
+        Decoding,
+        EngineSetup,
+        Load,
+        grid_visit,
+    )
+    from infergy.records.environment import Environment, GpuIdentity, GpuState
+    from infergy.records.measurement import (
+        SCHEMA,
+        STATUS_FAILED,
+        STATUS_OK,
+        Failure,
+        Measurement,
+        Result,
+        derive,
+        result_of,
+    )
+    from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
+    from infergy.records.rescaled import Rescaled
+    from infergy.records.window import Batch, Tick, Window
 
 __all__ = [
     "DEFAULT_DTYPE",
@@ -72,3 +80,63 @@ __all__ = [
     "grid_visit",
     "result_of",
 ]
+
+_HOMES = {
+    "arrivals": ("Arrivals",),
+    "cell": (
+        "DEFAULT_DTYPE",
+        "END_VISIT",
+        "ENGINES",
+        "FP8",
+        "GREEDY",
+        "GRID_VISIT",
+        "LLM_CLASS",
+        "RANDOM_WEIGHTS",
+        "SERVER",
+        "START_VISIT",
+        "UNIFORM_WEIGHTS",
+        "Cell",
+        "Decoding",
+        "EngineSetup",
+        "Load",
+        "grid_visit",
+    ),
+    "environment": (
+        "Environment",
+        "GpuIdentity",
+        "GpuState",
+    ),
+    "measurement": (
+        "SCHEMA",
+        "STATUS_FAILED",
+        "STATUS_OK",
+        "Failure",
+        "Measurement",
+        "Result",
+        "derive",
+        "result_of",
+    ),
+    "plan": (
+        "PLAN_SCHEMA",
+        "MeasureOptions",
+        "Plan",
+        "PlannedCell",
+    ),
+    "rescaled": ("Rescaled",),
+    "window": (
+        "Batch",
+        "Tick",
+        "Window",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name on its first use."""
+    from importlib import import_module
+
+    for home, names in _HOMES.items():
+        if name in names:
+            globals()[name] = value = getattr(import_module(f"infergy.records.{home}"), name)
+            return value
+    raise AttributeError(f"module 'infergy.records' has no attribute {name!r}")

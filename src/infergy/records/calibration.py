@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +22,8 @@ from infergy.records.flags import HARMFUL_SLOWDOWNS
 CALIBRATION_WINDOW_SCHEMA = "infergy.calibration-window/1"
 
 IDLE, COPY, PRODUCT, ATTENTION, LAUNCH, REDUCE = KINDS = ("idle", "copy", "product", "attention", "launch", "reduce")
+
+WORDS_OF_LAUNCH = {"in a CUDA graph": True, "one by one": False}
 
 FEWEST_S = 2.5
 """Below, the edges of a window weigh: an H200's counter ticks each 0.1 s."""
@@ -74,6 +76,7 @@ class CalibrationWindow:
         energy_by_gpu_j: By UUID.
         before: State of each GPU before the work; `during` in the midst of it; `after` likewise.
         how: Which kernels did the work, and whether a CUDA graph launched them, in words.
+        in_graph: Whether a CUDA graph launched them; None where nothing was launched, or only `how` of an old row says.
         reason: Why there is no window; None if there is one.
     """
 
@@ -91,6 +94,7 @@ class CalibrationWindow:
     during: tuple[GpuState, ...] = ()
     after: tuple[GpuState, ...] = ()
     how: str | None = None
+    in_graph: bool | None = None
     reason: str | None = None
     schema: str = CALIBRATION_WINDOW_SCHEMA
 
@@ -165,7 +169,11 @@ def _windows(path: Path, content: bytes) -> tuple[tuple[CalibrationWindow, ...],
             raise DataError(
                 message, code="wrong-schema", path=str(path), line=number, found=tag, expected=CALIBRATION_WINDOW_SCHEMA
             )
-        found.append(from_json(CalibrationWindow, data, place))
+        window = from_json(CalibrationWindow, data, place)
+        if window.in_graph is None and window.how is not None and window.calls:
+            # Rows from before the field say it in words only.
+            window = replace(window, in_graph=WORDS_OF_LAUNCH.get(window.how.rpartition(", ")[2]))
+        found.append(window)
     return tuple(found), end
 
 

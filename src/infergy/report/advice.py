@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from infergy.report.dots import draw_dots
 from infergy.report.figures import Figure, interval_of
 from infergy.report.ours import Evidence, gpu_title
-from infergy.units import format_percent, format_si
+from infergy.units import format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.recommend import Configuration, Recommendation
@@ -62,7 +62,7 @@ def _value(configuration: Configuration, ranking: Recommendation) -> dict[str, o
         "cell": configuration.label,
         "value": format_si(configuration.energy_j, "J"),
         "interval": _interval(configuration),
-        "batch takes": format_si(run.duration_s, "s"),
+        "batch takes": format_latency(run.duration_s),
         "power": f"{run.load.power_w:.0f} W",
         "flags": _remarks(configuration, ranking) or "none",
     }
@@ -93,7 +93,7 @@ def _row(configuration: Configuration, ranking: Recommendation) -> tuple[str, ..
         _interval(configuration),
         "-" if is_present else format_percent(configuration.saving),
         "-" if is_present else ends,
-        "unknown" if ttft_s is None else format_si(ttft_s.p50, "s"),
+        "unknown" if ttft_s is None else format_latency(ttft_s.p50),
         _remarks(configuration, ranking) or "-",
         " ".join(configuration.command),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.report.points import Point
-from infergy.units import format_number, format_percent, format_si
+from infergy.units import format_latency, format_number, format_percent, format_si
 
 WIDTH, HEIGHT, BAR_HEIGHT = 640, 340, 22
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999999")
@@ -382,7 +382,7 @@ def told(point: Point, *, value: str | None = None, interval: str | None = None)
         "cell": str(point.row.cell),
         "value": f"{format_si(point.energy_j, 'J')} a request" if value is None else value,
         "interval": _between(point) if interval is None else interval,
-        "batch takes": format_si(point.duration_s, "s"),
+        "batch takes": format_latency(point.duration_s),
         "power": f"{format_number(point.power_w)} W",
         "flags": point.doubts,
     }

@@ -9,7 +9,7 @@ from infergy.report.dots import draw_dots, place_values
 from infergy.report.figures import ENERGY_TITLE, TABLE_HEAD, Figure, table_row
 from infergy.report.ours import Evidence
 from infergy.report.points import Point, name_series
-from infergy.units import format_percent
+from infergy.units import count_of, format_percent
 from infergy.workload.padding import find_padding
 from infergy.workload.tasks import PREFIX, find_task, is_task
 
@@ -29,7 +29,7 @@ def draw_mixed(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         points.sort(key=lambda point: (_source(point), _label(point), point.batch))
         title = f"{model}: energy a request by task, prompts of mixed lengths"
         series = name_series(points, {one.row.cell_id: _label(one) for one in points}, title=title, mixed=mixed)
-        places = [f"{find_task(_source(one)).title}, {one.batch:,} requests" for one in points]
+        places = [f"{find_task(_source(one)).title}, {count_of(one.batch, 'request')}" for one in points]
         yield draw_dots(
             "tasks-mixed" if number == 1 else f"tasks-mixed-{number}",
             title,

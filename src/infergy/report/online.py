@@ -12,7 +12,7 @@ from infergy.records.latency import Percentiles
 from infergy.report.figures import TABLE_HEAD, Figure, axis_value, draw_sweep, table_row
 from infergy.report.ours import Evidence
 from infergy.report.points import Point, name_series
-from infergy.units import format_number, format_si
+from infergy.units import count_of, format_number, format_si
 
 HEAD = (*TABLE_HEAD, "Requests/s asked", "Requests/s reached", "First token, p50 / p99", "Whole, p50 / p99")
 NOTE = (
@@ -58,7 +58,7 @@ def _series(point: Point) -> str:
     """Set-up, law and requests: what a line is of."""
     load = point.row.cell.load
     label = replace(point.row.cell, load=replace(load, arrivals=None)).label
-    return f"{label}, {load.batch} requests, {_law(load.arrivals)}"
+    return f"{label}, {count_of(load.batch, 'request')}, {_law(load.arrivals)}"
 
 
 def _law(arrivals: Arrivals | None) -> str:

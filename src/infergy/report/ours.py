@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError
 from infergy.report.changes import ENERGY, changes
 from infergy.report.points import Point
-from infergy.units import format_number, format_percent
+from infergy.units import count_of, format_number, format_percent
 
 if TYPE_CHECKING:
     from infergy.estimates.paper import PaperEstimate
@@ -245,7 +245,7 @@ def _of_law(recipe: Recipe, evidence: Evidence) -> Ours:
             finding=f"{REVERSED} at batch {largest}: prefill takes most" if law.shares[largest] < HALF else None,
         )
     text = f"linear but for attention: median residual {format_percent(law.median_residual)}"
-    basis = f"worst of {law.rows} cells {format_percent(law.worst_residual, signed=True)} (docs/phases.md)"
+    basis = f"worst of {count_of(law.rows, 'cell')} {format_percent(law.worst_residual, signed=True)} (docs/phases.md)"
     return Ours(text=text, hardware=law.gpu, basis=basis)
 
 
@@ -305,12 +305,12 @@ def _of_change(recipe: Recipe, evidence: Evidence) -> Ours:
             for gpu in dict.fromkeys(one.gpu for one in found)
         }
         one = key(of_gpu.values(), key=lambda change: change.value)
-        basis = one.basis + (f", of {len(found)} cells" if len(found) > 1 else "")
+        basis = one.basis + (f", of {count_of(len(found), 'cell')}" if len(found) > 1 else "")
         others = "".join(f"; {other.in_words} on {gpu}" for gpu, other in of_gpu.items() if other is not one)
         return Ours(value=one.value, low=one.low, high=one.high, hardware=one.gpu, basis=basis + others)
     mean = math.exp(fmean(math.log1p(change.value) for change in found)) - 1
     values = [change.value for change in found]
-    basis = f"geometric mean of {len(found)} cells; the lowest .. the highest of them"
+    basis = f"geometric mean of {count_of(len(found), 'cell')}; the lowest .. the highest of them"
     hardware = ", ".join(dict.fromkeys(change.gpu for change in found))
     return Ours(value=mean, low=min(values), high=max(values), hardware=hardware, basis=basis)
 

@@ -19,6 +19,7 @@ from infergy.report.ours import Evidence
 from infergy.report.parts import draw_phases, draw_weights
 from infergy.report.points import Point, name_series
 from infergy.report.traces import draw_traces
+from infergy.units import count_of
 from infergy.workload.tasks import tasks
 
 LONGEST_BATCH_S = 20.0
@@ -144,7 +145,7 @@ def _tasks(evidence: Evidence, mixed: str) -> Iterator[Figure]:
         # A cell of another study may happen to be as long as one task.
         if len({point.lengths for point in kept}) > 1:
             kept.sort(key=lambda point: (list(titles).index(point.lengths), point.label))
-            title = f"{model}: energy a request by task, {kept[0].batch} requests at once"
+            title = f"{model}: energy a request by task, {count_of(kept[0].batch, 'request')} at once"
             series = name_series(kept, _labels(kept), title=title, mixed=mixed)
             places = [f"{titles[one.lengths]}: {one.lengths[0]} in, {one.lengths[1]} out" for one in kept]
             note = f"Every prompt as long as the mean of its task, so that nothing is padded. {MARKS_NOTE}"

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from infergy.hardware import catalogue_name
+from infergy.records import EngineSetup
 from infergy.report.figures import Figure, draw_bars, finish
 from infergy.report.ours import Evidence, gpu_title
 from infergy.report.points import Point
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import format_duration, format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.paper import PaperEstimate, PaperServer
@@ -68,7 +69,7 @@ def _limits(estimates: Iterable[TraceEstimate]) -> Iterator[str]:
     kinds = {server.engine: server.config.get("max_num_seqs") for _, server in servers}
     batching = {"transformers": "padded static batches of up to {}", "vllm": "up to {} sequences at once"}
     for engine, most in kinds.items():
-        yield f"{engine}: {batching[engine.partition('-')[0]].format(most)}."
+        yield f"{engine}: {batching[EngineSetup.parse_label(engine)['engine']].format(most)}."
     for trace, server in servers:
         if server.served is not None and server.served.overload is not None:
             yield f"{trace}, {server.engine}: {server.served.overload}."
@@ -100,8 +101,8 @@ def _run_row(trace: str, server: ServerEstimate, how: str, run: RunEstimate) -> 
         _interval(run),
         format_duration(run.duration_s),
         f"{format_number(run.load.power_w)} W",
-        UNKNOWN if latency.ttft_s is None else format_si(latency.ttft_s.p50, "s"),
-        UNKNOWN if latency.tpot_s is None else format_si(latency.tpot_s.p50, "s"),
+        UNKNOWN if latency.ttft_s is None else format_latency(latency.ttft_s.p50),
+        UNKNOWN if latency.tpot_s is None else format_latency(latency.tpot_s.p50),
         format_percent(run.measured_share),
     )
 

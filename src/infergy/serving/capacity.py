@@ -13,6 +13,8 @@ from infergy.units import format_bytes
 if TYPE_CHECKING:
     from infergy.serving.config import EngineOptions
 
+FEWER_TOKENS = (16384, 8192, 2048)
+"""Tokens of a step to advise where more leave no room: vLLM's defaults."""
 FIXED_BYTES = 0.57e9
 MEMORY_SHARE = 0.0021
 ACTIVATION_SHARE = 0.92
@@ -33,11 +35,21 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
         UsageError: The weights leave no room for a block on each GPU.
     """
     size = options.tensor_parallel_size
-    left = _left_bytes(shape, gpu, options.gpu_memory_utilization, dtype, size, tokens, server=server)
     block = options.block_size * shape.kv_bytes_per_token() * _copies(shape, size) / size
-    blocks = int(left // block) if block else 0
+
+    def room(tokens: int) -> int:
+        left = _left_bytes(shape, gpu, options.gpu_memory_utilization, dtype, size, tokens, server=server)
+        return int(left // block) if block else 0
+
+    blocks = room(tokens)
     if blocks < 2:
         weights = shape.weight_bytes(dtype)
+        few = next((few for few in FEWER_TOKENS if few < tokens and room(few) > 1), None)
+        if few is not None:
+            raise UsageError(
+                f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
+                f"cache of {shape.name} on {size} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
+            )
         raise UsageError(
             f"{shape.name} does not fit: its {dtype} weights need {format_bytes(weights)} on {size} × {gpu.title}, of "
             f"which vLLM takes {format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * size)}; "

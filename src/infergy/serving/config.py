@@ -196,6 +196,19 @@ def model_context(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: int | None) -> None:
+    """Reject a longest request that is longer than the model's context.
+
+    Raises:
+        UsageError: It is.
+    """
+    if max_model_len and context_tokens and max_model_len > context_tokens:
+        raise UsageError(
+            f"--max-model-len {max_model_len} is longer than the context of {shape.name}, which engines reject: "
+            f"type {context_tokens} or less"
+        )
+
+
 def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None) -> None:
     lowest = {
         "max_num_seqs": 1,
@@ -212,11 +225,7 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
             raise UsageError(f"--{name.replace('_', '-')} is {value}: vLLM needs at least {least}")
     if not 0 < options.gpu_memory_utilization <= 1:
         raise UsageError(f"--gpu-memory-utilization is {options.gpu_memory_utilization}: type a share above 0, up to 1")
-    if options.max_model_len and context_tokens and options.max_model_len > context_tokens:
-        raise UsageError(
-            f"--max-model-len {options.max_model_len} is longer than the context of {shape.name}, which vLLM rejects: "
-            f"type {context_tokens} or less"
-        )
+    check_context(shape, options.max_model_len, context_tokens)
     heads, size = shape.attention.heads, options.tensor_parallel_size
     if heads % size:
         fitting = ", ".join(str(k) for k in range(1, 17) if heads % k == 0)

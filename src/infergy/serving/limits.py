@@ -24,3 +24,10 @@ class SchedulerLimits:
     async_scheduling: bool = True
     lone_threshold: bool = True
     adaptive_threshold: bool = False
+
+    def chunk_threshold(self, requests: int) -> int:
+        """Tokens of a prompt's chunk at most where so many requests exist; 0 for any."""
+        if not self.long_prefill_token_threshold or (requests <= 1 and not self.lone_threshold):
+            return 0
+        least = self.max_num_batched_tokens // requests if self.adaptive_threshold else 0
+        return max(self.long_prefill_token_threshold, least)

@@ -11,6 +11,7 @@ order only where that order matters: where blocks or the token budget do not suf
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence, Set
 from heapq import heapify, heappop, heappush
@@ -52,6 +53,13 @@ class Scheduler:
         recomputed_tokens: Tokens of preempted requests that were computed again.
     """
 
+    __slots__ = (
+        "_asynchronous", "_block", "_blocked", "_cached", "_caching", "_computed_before", "_ends", "_held", "_known",
+        "_limits", "_origin", "_partial", "_paths", "_remainders", "_size", "_threshold", "_totals", "attended",
+        "chunks", "completed", "context", "decodes", "ended", "hit_tokens", "pool", "preempted", "recomputed_tokens",
+        "running", "starved", "tick", "unsettled", "waiting",
+    )  # fmt: skip
+
     def __init__(
         self,
         inputs: Sequence[int],
@@ -60,11 +68,8 @@ class Scheduler:
         paths: Mapping[int, Path] | None = None,
         cached: Mapping[int, int] | None = None,
     ) -> None:
-        self._limits = limits
-        self._block = limits.block_size
-        self._seqs = limits.max_num_seqs
-        self._caching = limits.enable_prefix_caching
-        self._asynchronous = limits.async_scheduling
+        self._limits, self._block = limits, limits.block_size
+        self._caching, self._asynchronous = limits.enable_prefix_caching, limits.async_scheduling
         self._paths: Mapping[int, Path] = (paths or {}) if self._caching else {}
         self._cached, self._size = (cached or {}) if self._caching else {}, len(inputs)
         self._known = list(inputs)  # tokens known at the (latest) admission
@@ -77,20 +82,17 @@ class Scheduler:
         self._ends: list[int] = []  # heap of last step * size + request
         self.unsettled: list[int] = []  # ended, result not settled
         self._blocked = False  # the head of the queue must wait until a request ends
-        self._budget = limits.max_num_batched_tokens
         self._threshold = limits.long_prefill_token_threshold
-        self._bounded = self._threshold > 0
         self.pool = BlockPool(limits.num_gpu_blocks - 1)
         self.waiting: deque[int] = deque()
         self.running: dict[int, None] = {}
-        self.tick = self.decodes = self.context = self.attended = 0
+        self.tick = self.decodes = self.context = self.attended = self.recomputed_tokens = 0
         self.chunks: list[tuple[int, int, int]] = []
         self.completed: list[int] = []
         self.ended: list[int] = []
         self.starved: Set[int] = NOBODY
         self.hit_tokens: dict[int, int] = {}
         self.preempted: dict[int, int] = {}
-        self.recomputed_tokens = 0
 
     def add(self, request: int) -> None:
         """Queue a request."""
@@ -109,10 +111,7 @@ class Scheduler:
                 steps = 1  # what the ended ones free may be taken from the second step on
         free = self.pool.free
         if most > free and self._needed(steps) > free:
-            low, steps = 0, steps - 1
-            while low < steps:
-                middle = (low + steps + 1) // 2
-                low, steps = (middle, steps) if self._needed(middle) <= free else (low, middle - 1)
+            steps = bisect_right(range(1, steps), free, key=self._needed)
         return steps
 
     def repeat(self, steps: int) -> None:
@@ -131,9 +130,9 @@ class Scheduler:
         """Schedule one step; returns its decodes. `chunks`, `completed`, `ended` say what else is in it."""
         self.tick += 1
         self.chunks, self.completed, self.ended, self.starved = [], [], [], NOBODY
-        if self._bounded:
-            self._set_threshold()
-        budget = self._budget
+        if self._limits.long_prefill_token_threshold:
+            self._threshold = self._limits.chunk_threshold(len(self.running) + len(self.waiting))
+        budget = self._limits.max_num_batched_tokens
         decodes = self.decodes
         needed = self._remainders[self.tick % self._block]
         plan: list[tuple[int, int, int]] | None = []
@@ -186,17 +185,8 @@ class Scheduler:
         """(request, tokens) of the last step in the order of scheduling; call before `settle`."""
         chunks = {request: tokens for request, tokens, _ in self.chunks}
         left_out = {*self.starved, *self._partial, *self.unsettled}
-        return [
-            (request, chunks.get(request, 1))
-            for request in self.running
-            if request in chunks or request not in left_out
-        ]
-
-    def _set_threshold(self) -> None:
-        limits, existing = self._limits, len(self.running) + len(self.waiting)
-        self._threshold = limits.long_prefill_token_threshold if existing > 1 or limits.lone_threshold else 0
-        if self._threshold and limits.adaptive_threshold:
-            self._threshold = max(self._threshold, limits.max_num_batched_tokens // existing)
+        kept = [request for request in self.running if request in chunks or request not in left_out]
+        return [(request, chunks.get(request, 1)) for request in kept]
 
     def _needed(self, steps: int) -> int:
         """Blocks that the decodes take in the next steps."""
@@ -233,7 +223,8 @@ class Scheduler:
         if self._paths and request in self._paths:
             self._commit(request, self._paths[request], computed // self._block)
         if computed == self._known[request]:
-            self._partial.pop(request, None)
+            if self._partial:
+                self._partial.pop(request, None)
             self.completed.append(request)
         else:
             self._partial[request] = computed
@@ -272,31 +263,28 @@ class Scheduler:
 
     def _admit(self, budget: int) -> None:
         """Admit from the head of the queue: nobody overtakes, and the whole known sequence must fit."""
-        block, pool, waiting = self._block, self.pool, self.waiting
+        block, pool, waiting, running = self._block, self.pool, self.waiting, self.running
         while waiting and budget > 0:
-            if len(self.running) >= self._seqs:
+            if len(running) >= self._limits.max_num_seqs:
                 self._blocked = True
                 return
             request = waiting[0]
             known = self._known[request]
             needed = -(-known // block)
+            found = computed = 0
             hits: list[Hit] = []
-            found = 0
             again = self._computed_before.get(request) if self._computed_before else None
-            if self._caching and (again is not None or request in self._paths):
-                path = (*self._paths.get(request, ()), (-1 - request, ENDLESS))
-                hits = pool.find(path, (known - 1) // block)
+            if self._paths or self._cached or again is not None:
+                hits, computed = self._find_computed(request, known, is_new=again is None)
                 if hits:
                     found = hits[-1].end
                     needed += sum(end - first for extent, first, end in hits if not extent.users) - found
-            logged = 0 if again is not None else min(self._cached.get(request, 0), known - 1) // block  # nobody else's
             if needed > pool.free:
                 self._blocked = True
                 return
             waiting.popleft()
             if hits:
                 self._held[request] = pool.use(hits)
-            computed = (found + logged) * block
             tokens = known - computed
             if 0 < self._threshold < tokens:
                 tokens = self._threshold
@@ -304,54 +292,66 @@ class Scheduler:
                 tokens = budget
             budget -= tokens
             pool.take(-(-(computed + tokens) // block) - found)
-            self.running[request] = None
+            running[request] = None
             if again is not None:
                 self.recomputed_tokens += max(0, again - computed)
             elif computed:
                 self.hit_tokens[request] = computed
             self._advance(request, tokens, computed)
 
+    def _find_computed(self, request: int, known: int, *, is_new: bool) -> tuple[list[Hit], int]:
+        """Blocks that the prefix cache holds of a request, and tokens known with those that a log says were hits."""
+        hits: list[Hit] = []
+        if self._caching and (not is_new or request in self._paths):
+            path = (*self._paths.get(request, ()), (-1 - request, ENDLESS))
+            hits = self.pool.find(path, (known - 1) // self._block)
+        logged = min(self._cached.get(request, 0), known - 1) // self._block if is_new else 0
+        return hits, ((hits[-1].end if hits else 0) + logged) * self._block
+
     def _schedule_in_order(self, budget: int) -> tuple[int, int, bool]:
         """Visit the running requests one by one; returns decodes, the budget left, whether one was preempted."""
         unsettled, decodes, preempted, block = set(self.unsettled), 0, False, self._block
-        self.attended, starved = 0, set[int]()
+        partial, origin, before, pool = self._partial, self._origin, self.tick - 1, self.pool
+        attended, starved = 0, set[int]()
         for request in list(self.running):
             if request not in self.running:
                 break  # preempted, and with it all behind it
             if request in unsettled:
                 continue
-            computed = self._partial.get(request)
-            decoding = computed is None
+            decoding = request not in partial
             if budget <= 0:
                 if decoding:
                     starved.add(request)
                 continue
-            if computed is None:
-                computed, tokens = self._origin[request] + self.tick - 1, 1
+            if decoding:
+                computed, tokens = origin[request] + before, 1
             else:
+                computed = partial[request]
                 tokens = min(self._chunk(request, computed), budget)
             needed = -(-(computed + tokens) // block) - -(-computed // block)
-            while needed > self.pool.free:
-                preempted = True
-                if self._preempt_last() == request:
+            if needed:
+                while needed > pool.free:
+                    preempted = True
+                    if self._preempt_last() == request:
+                        break
+                if request not in self.running:
                     break
-            if request not in self.running:
-                break
-            self.pool.take(needed)
+                pool.take(needed)
             budget -= tokens
             if decoding:
                 decodes += 1
-                self.context += 1
-                self.attended += computed + 1
+                attended += computed + 1
             else:
                 self._advance(request, tokens, computed)
-        if starved:
-            self.starved = starved
-            self._delay(starved)
+        self.attended, self.context = attended, self.context + decodes
+        self.starved = starved
+        self._delay(starved)
         return decodes, budget, preempted
 
     def _delay(self, requests: set[int]) -> None:
         """Move decodes that this step leaves out by one step."""
+        if not requests:
+            return
         for request in requests:
             self._remainders[(1 - self._origin[request]) % self._block] -= 1
             self._origin[request] -= 1

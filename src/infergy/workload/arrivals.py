@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from infergy.errors import DataError
 from infergy.records.arrivals import Arrivals
-from infergy.units import MICROSECONDS_PER_SECOND
+from infergy.units import MICROSECONDS_PER_SECOND, count_of
 
 DIGEST_LENGTH = 12
 
@@ -81,7 +81,9 @@ def trace_lengths(source: str, first: int, count: int) -> tuple[tuple[int, int],
     rows = open_trace(source).frame.filter(polars.col("output_tokens") > 0, polars.col("input_tokens") > 0)
     found = rows.select("input_tokens", "output_tokens").slice(first, count).collect().rows()
     if len(found) < count:
-        raise DataError(f"{source}: {len(found)} requests from {first} on, {count} are asked for. Ask for fewer")
+        raise DataError(
+            f"{source}: {count_of(len(found), 'request')} from {first} on, {count} are asked for. Ask for fewer"
+        )
     return tuple((int(inputs), int(outputs)) for inputs, outputs in found)
 
 
@@ -99,7 +101,8 @@ def _scaled(times: Sequence[float], arrivals: Arrivals) -> tuple[float, ...]:
     if arrivals.rate_per_s is not None:
         if not times[-1] > 0:
             raise DataError(
-                f"{arrivals.label}: all {len(times)} requests arrive at one instant; no rate can be made of it"
+                f"{arrivals.label}: all {count_of(len(times), 'request')} arrive at one instant; no rate can be made "
+                "of it"
             )
         factor = (len(times) - 1) / arrivals.rate_per_s / times[-1]
     return tuple(round(time_s * factor * MICROSECONDS_PER_SECOND) / MICROSECONDS_PER_SECOND for time_s in times)

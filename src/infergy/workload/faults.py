@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from infergy.errors import DataError
-from infergy.workload.table import LONGEST_TOKENS, Table
+from infergy.units import count_of
+from infergy.workload.table import ARRIVAL_S, LATEST_ARRIVAL_S, LONGEST_TOKENS, Table
 
 _SHOWN_ROWS = 3
 
@@ -26,6 +27,24 @@ def explain(table: Table) -> DataError:
     flags = " ".join(f"--{axis}-column NAME" for axis in conditions if found[axis])
     return DataError(
         f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
+    )
+
+
+def is_beyond(arrival_s: Any) -> Any:
+    """Whether a finite arrival is one that no clock shows."""
+    return arrival_s.is_finite() & (arrival_s.abs() > LATEST_ARRIVAL_S)
+
+
+def arrivals_beyond(table: Table) -> DataError:
+    """The error for a table with arrivals in seconds that no clock shows: the first of them, and what to type."""
+    rows = table.declared(lenient=True)
+    beyond = is_beyond(table.x.col(ARRIVAL_S)) & (table.x.col("output_tokens") > 0)
+    first = _first_rows(table, rows, beyond.fill_null(False))
+    shown = ", ".join(f"row {row['row']}: {row[ARRIVAL_S]:g} s" for row in first if "row" in row)
+    return DataError(
+        f"{table.source.name}: arrivals in {' or '.join(map(repr, table.layout.time))} are more than "
+        f"{LATEST_ARRIVAL_S:,} s from 0, past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name "
+        "the unit of the column: --time-unit ms (us, ns), or another column: --time-column NAME"
     )
 
 
@@ -63,8 +82,10 @@ def _part(table: Table, axis: str, count: int, rows: int, first: list[dict[str, 
         "cached": " or ".join(map(repr, layout.cached)),
     }
     shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
-    wanted = "at most the input tokens" if axis == "cached" else "a whole number of tokens, 0 or more"
-    return f"{count:,} of {rows:,} rows: {axis} tokens in column {names[axis]} are not {wanted} ({shown})"
+    wanted = (
+        "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
+    )
+    return f"{count:,} of {count_of(rows, 'row')}: {axis} tokens in column {names[axis]} are not {wanted} ({shown})"
 
 
 def _shown(axis: str, row: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError
+from infergy.units import count_of
+from infergy.workload.faults import arrivals_beyond, is_beyond
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
 from infergy.workload.table import ARRIVAL, ARRIVAL_S, LONGEST_TOKENS, Table
 
@@ -39,8 +41,8 @@ def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tupl
         return (None, failed), bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
         raise DataError(
-            f"{table.source.name}: none of {len(rows) - failed:,} requests with output has input tokens in column "
-            f"{table.layout.input!r}. Name another column: --input-column NAME"
+            f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
+            f"column {table.layout.input!r}. Name another column: --input-column NAME"
         )
     return (build(table, rows, arrivals=arrivals), failed), 0
 
@@ -93,6 +95,8 @@ def build(table: Table, rows: pl.DataFrame, *, arrivals: bool, origin_s: float |
     with_output = rows.filter(pl.col("output_tokens") > 0)
     served = with_output.filter(pl.col("input_tokens") > 0)
     reason = _order_reason(table, served) if arrivals else AT_ONCE
+    _check_blocks(table, served)
+    lacking = unlinked(table, sessions=arrivals)
     out_of_order = 0
     arrival_s = None
     if reason is None:
@@ -116,9 +120,22 @@ def build(table: Table, rows: pl.DataFrame, *, arrivals: bool, origin_s: float |
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
             out_of_order=out_of_order,
+            **{name: int(served.select(lacks.sum()).item()) for name, lacks in lacking.items()},
         ),
         lengths_from=table.source.lengths_from,
     )
+
+
+def unlinked(table: Table, *, sessions: bool = True) -> dict[str, pl.Expr]:
+    """Which rows lack what links others, by the name of their count in `SetAside`; of a table built with its links."""
+    import polars as pl
+
+    layout, lacking = table.layout, {}
+    if sessions and layout.sessions is not None and layout.sessions.id in table.kinds:
+        lacking["without_session"] = pl.col("session").is_null()
+    if layout.blocks is not None and layout.blocks.path in table.kinds:
+        lacking["without_blocks"] = pl.col("block_ids").list.len().fill_null(0) == 0
+    return lacking
 
 
 def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
@@ -129,6 +146,8 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
         return "a task has no arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
+    if table.arrival == ARRIVAL_S and served.select(is_beyond(pl.col(ARRIVAL_S)).any()).item():
+        raise arrivals_beyond(table)
     untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
     if not len(untimed):
         return None
@@ -140,7 +159,7 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
 def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
     """The error for a log in which some requests have an arrival and others have none."""
     return DataError(
-        f"{table.source.name}: arrivals missing in part: {untimed:,} of {requests:,} requests have none in "
+        f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
         f"{_times(table)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct these rows, "
         "name another column: --time-column NAME, or serve all at once: --all-at-once"
     )
@@ -191,11 +210,32 @@ def _gaps(table: Table, served: pl.DataFrame, after: Any) -> Any:
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
         raise DataError(
-            f"{table.source.name}: {len(wrong):,} of {len(served):,} requests have no gap of at least 0 s after the "
-            f"previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve all at once: "
-            "--all-at-once"
+            f"{table.source.name}: {len(wrong):,} of {count_of(len(served), 'request')} have no gap of at least 0 s "
+            f"after the previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve all at "
+            "once: --all-at-once"
         )
     return gaps.zip_with(follows, pl.Series([0.0])).to_numpy()
+
+
+def _check_blocks(table: Table, served: pl.DataFrame) -> None:
+    """Reject lists of hashes in which some are none.
+
+    Raises:
+        DataError: There are such; the message names their rows.
+    """
+    import polars as pl
+
+    if "block_ids" not in served.columns:
+        return
+    assert table.layout.blocks is not None
+    ids = pl.col("block_ids")
+    wrong = served.filter(ids.list.len() != ids.list.drop_nulls().list.len())
+    if len(wrong):
+        raise DataError(
+            f"{table.source.name}: hashes of blocks in {table.layout.blocks.path!r} of "
+            f"{count_of(len(wrong), 'request')} are not whole numbers of 64 bits ({_numbers(wrong)}). Correct them, or "
+            "remove the column"
+        )
 
 
 def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
@@ -212,10 +252,5 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     if not counts.any():
         return None
     flat = ids.filter(ids.list.len() > 0).explode()
-    if flat.null_count():
-        raise DataError(
-            f"{table.source.name}: {flat.null_count():,} hashes of blocks in {column.path!r} are not whole numbers of "
-            "64 bits. Correct them, or remove the column"
-        )
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)

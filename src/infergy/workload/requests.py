@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from infergy.errors import DataError, UsageError
+from infergy.units import count_of
 from infergy.workload.bins import BinCount, Histogram
 
 if TYPE_CHECKING:
@@ -67,11 +68,15 @@ class SetAside:
         without_input: Rows with output and 0 input tokens, left out: engines reject an empty prompt.
         out_of_order: Requests that arrived before the one above them in the log; all are sorted by arrival, ties in
             the log's order.
+        without_session: Requests without the id of a session, in a log that has sessions: each is one of its own.
+        without_blocks: Requests without hashes of blocks, in a log that has them: their prompts share no prefix.
     """
 
     failed: int = 0
     without_input: int = 0
     out_of_order: int = 0
+    without_session: int = 0
+    without_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -185,7 +190,8 @@ class Requests:
         if first < 0 or last > len(self) or first >= last:
             wanted = f"{'the rest' if count is None else f'{count:,}'} from {first:,} on"
             raise UsageError(
-                f"{self.source}: {len(self):,} requests, {wanted} asked for. Choose fewer: --first K --requests N"
+                f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --first K "
+                "--requests N"
             )
         part = self._part(first, last)
         return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
@@ -247,7 +253,9 @@ def _faults(requests: Requests) -> list[str]:
     }
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     wrong = [
-        f"{name} has {length:,} values for {count:,} requests" for name, length in lengths.items() if length != count
+        f"{name} has {length:,} values for {count_of(count, 'request')}"
+        for name, length in lengths.items()
+        if length != count
     ]
     if wrong or not count:
         return wrong

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
 from infergy.workload.bins import Histogram
-from infergy.workload.reading import ROW, arrivals_missing, build, collect, is_good, read_requests
+from infergy.workload.faults import arrivals_beyond, is_beyond
+from infergy.workload.reading import ROW, arrivals_missing, build, collect, is_good, read_requests, unlinked
 from infergy.workload.requests import Requests, SetAside, requests_of_histogram
 from infergy.workload.table import ARRIVAL_S
 
@@ -213,9 +214,7 @@ def _drawn(
         output_tokens=facts["output_tokens"],
         duration_s=facts.get("duration_s"),
         relative_se=draw.relative_se,
-        set_aside=SetAside(
-            failed=facts["failed"], without_input=facts["without_input"], out_of_order=facts.get("out_of_order", 0)
-        ),
+        set_aside=SetAside(**{field.name: facts[field.name] for field in fields(SetAside) if field.name in facts}),
     )
 
 
@@ -335,11 +334,14 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
         "requests": served.sum(),
         **{name: pl.col(name).filter(served).sum() for name in ("input_tokens", "output_tokens")},
     }
+    facts |= {name: (lacks & served).sum() for name, lacks in unlinked(table).items()}
     if table.arrival is not None:
         arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
         facts |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
-        facts |= {"out_of_order": (arrival.diff() < 0).sum()}
-    (found,) = table.collect(table.declared(lenient=lenient).select(**facts))[0]
+        facts |= {"out_of_order": (arrival.diff() < 0).sum(), "beyond": is_beyond(arrival).any()}
+    (found,) = table.collect(table.declared(lenient=lenient, links=True).select(**facts))[0]
+    if found.get("beyond") and not found["bad"]:
+        raise arrivals_beyond(table)
     if found.get("timed") and not found["bad"]:
         if found["timed"] < found["requests"]:
             raise arrivals_missing(table, found["requests"] - found["timed"], found["requests"])

@@ -147,7 +147,7 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
         with path.open("rb") as file:
             magic = file.read(4)
         if magic == _PARQUET:
-            schema = _parquet_schema(path)
+            schema = dict.fromkeys(about["fields"].split()) if about else _parquet_schema(path)
             fields, flat = tuple(flatten(schema)), frozenset(schema)
             return Source(name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about)
         if magic == _ZSTD:

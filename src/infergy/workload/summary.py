@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from infergy.units import count_of
+from infergy.workload.faults import arrivals_beyond, is_beyond
 from infergy.workload.padding import Padding
-from infergy.workload.table import LONGEST_TOKENS, Table
+from infergy.workload.table import ARRIVAL_S, LONGEST_TOKENS, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
 
@@ -132,6 +134,8 @@ def gather(table: Table, *, lenient: bool) -> Lengths:
     if table.arrival is not None:
         arrival = x.when(served).then(x.col(table.arrival))
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
+    if table.arrival == ARRIVAL_S:
+        facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
     by_input, by_output, (found,) = table.collect(
         rows.filter(served).group_by("input_tokens").agg(x.len().alias("n")),
         rows.group_by("output_tokens").agg(x.len().alias("n")),
@@ -140,6 +144,8 @@ def gather(table: Table, *, lenient: bool) -> Lengths:
     bad = int(found["rows"]) - int(found["good"] or 0)
     if bad:
         return Lengths(input=(), output=(), bad=bad, facts=found)
+    if found.get("beyond"):
+        raise arrivals_beyond(table)
     return Lengths(
         input=[(int(row["input_tokens"]), int(row["n"])) for row in by_input],
         output=[(int(row["output_tokens"]), int(row["n"])) for row in by_output],
@@ -203,7 +209,7 @@ def _duration(table: Table, lengths: Lengths) -> tuple[float | None, str | None]
     untimed = lengths.requests - int(lengths.facts["timed"])
     if untimed:
         wanted = "numbers or text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "numbers or datetimes"
-        found = f"{untimed:,} of {lengths.requests:,} requests have no arrival in {names}"
+        found = f"{untimed:,} of {count_of(lengths.requests, 'request')} have no arrival in {names}"
         return None, f"{found}; wanted {wanted}, or another column: --time-column NAME"
     span = lengths.facts["last"] - lengths.facts["first"]
     duration_s = float(span.total_seconds() if isinstance(span, timedelta) else span)

@@ -37,6 +37,8 @@ ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
 # A request of more tokens than this is a broken log; it also keeps 64-bit sums exact for 2^31 of the longest.
 LONGEST_TOKENS = 2**32
+# Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from.
+LATEST_ARRIVAL_S = 7_258_118_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +194,13 @@ class Table:
         if blocks is not None:
             ids = self._column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
-                ids = ids.str.json_decode(x.List(x.Int64))
+                ids = _numbers_of(x, ids)
             columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
         if sessions is not None:
-            columns.append(self._column(sessions.id).cast(x.String).alias("session"))
-            if sessions.parent is not None:
-                columns.append(self._column(sessions.parent).cast(x.String).alias("parent"))
+            for name, path in (("session", sessions.id), ("parent", sessions.parent)):
+                if path is not None:
+                    text = self._column(path).cast(x.String)
+                    columns.append(x.when(text != "").then(text).alias(name))
             if sessions.gap is not None:
                 columns.append(self._column(sessions.gap).cast(x.Float64, strict=False).alias("gap_s"))
         return columns
@@ -311,6 +314,14 @@ def _instants(x: Any, column: Any) -> list[Any]:
     zoned = spaced.str.strptime(x.Datetime("us", "UTC"), "%Y-%m-%d %H:%M:%S%.f%#z", strict=False)
     plain = spaced.str.strptime(x.Datetime("us"), "%Y-%m-%d %H:%M:%S%.f", strict=False)
     return [instant.dt.timestamp("us").cast(x.Float64) / 1e6 for instant in (plain, zoned)]
+
+
+def _numbers_of(x: Any, column: Any) -> Any:
+    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
+    is_list = column.str.contains(r"^\s*\[.*\]\s*$")
+    texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
+    # An empty list splits into one empty text.
+    return x.when(is_list).then(x.when(column.str.contains(r"\w")).then(texts.cast(x.List(x.Int64), strict=False)))
 
 
 def _coalesce(x: Any, columns: list[Any]) -> Any:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from infergy.errors import DataError
+from infergy.units import count_of
 from infergy.workload.bins import Bins, Histogram
-from infergy.workload.counting import count_groups, fold
-from infergy.workload.faults import explain
 from infergy.workload.formats import Columns, Layout, settle
-from infergy.workload.padding import Padding, find_padding
 from infergy.workload.reading import read_requests
 from infergy.workload.requests import Requests, requests_of_histogram
 from infergy.workload.sampling import (
@@ -30,11 +28,15 @@ from infergy.workload.sampling import (
     sample_histogram,
     sample_table,
     sample_windows,
+    whole,
 )
-from infergy.workload.sources import FRAME, JSONL, Source, find
-from infergy.workload.summary import TraceSummary, gather, read_prompts, summarise
+from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
 from infergy.workload.table import Table, build_table
 from infergy.workload.tasks import TaskOptions
+
+if TYPE_CHECKING:
+    from infergy.workload.padding import Padding
+    from infergy.workload.summary import TraceSummary
 
 
 class _Counted(Protocol):
@@ -104,6 +106,7 @@ class Trace:
         Raises:
             DataError: No requests, no request with output, or tokens that cannot be meant.
         """
+        from infergy.workload.counting import count_groups, fold
 
         def count(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return count_groups(table, bins, lenient=lenient)
@@ -118,6 +121,8 @@ class Trace:
         Raises:
             DataError: No requests, no request with output, or tokens that cannot be meant.
         """
+        from infergy.workload.summary import gather, summarise
+
         table = self._table()
 
         def count(table: Table, *, lenient: bool) -> tuple[Any, int]:
@@ -137,6 +142,8 @@ class Trace:
             UsageError: `batch` is no size of a batch.
             DataError: No requests, no request with output, or tokens that cannot be meant.
         """
+        from infergy.workload.padding import find_padding
+        from infergy.workload.summary import read_prompts
 
         def gather_prompts(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return read_prompts(table, lenient=lenient)
@@ -162,6 +169,8 @@ class Trace:
         """
         if self.origin.is_spark:
             return requests_of_histogram(self.histogram())
+        if arrivals and self._has_columns:
+            return self._read_columns()
 
         def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return read_requests(table, lenient=lenient, arrivals=arrivals)
@@ -190,6 +199,8 @@ class Trace:
             return sample_histogram(self.histogram(), whole_requests=whole_requests)
         if self.origin.kind == FRAME:
             return sample_windows(self.requests(), seed=seed, error=error, whole_requests=whole_requests)
+        if self._has_columns and 0 < error < 1 and len(requests := self._read_columns()) <= whole_requests:
+            return whole(requests)
 
         def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
             return sample_table(table, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
@@ -199,6 +210,27 @@ class Trace:
         self._require(0 if sample is None else sample.requests, failed)
         assert sample is not None
         return sample
+
+    @property
+    def _has_columns(self) -> bool:
+        """Whether its requests ship as columns too: a shipped trace, of which no other columns are named."""
+        if "columns" not in self.origin.about:
+            return False
+        return self.layout == settle(self.origin.fields, source=self.source, records=False, wanted=None, columns=None)
+
+    def _read_columns(self) -> Requests:
+        """Its requests without polars, which takes longer to import than they to be served."""
+        import numpy as np
+
+        assert self.origin.path is not None
+        with np.load(self.origin.path.with_name(self.origin.about["columns"])) as columns:
+            return Requests(
+                source=self.source,
+                input_tokens=columns["input_tokens"].astype(np.int64),
+                output_tokens=columns["output_tokens"].astype(np.int64),
+                arrival_s=columns["arrival_s"],
+                order_reason=None,
+            )
 
     def _table(self, *, links: bool = False) -> Table:
         return build_table(self.origin, self.layout, links=links and self.origin.kind != FRAME)
@@ -210,6 +242,8 @@ class Trace:
         if bad and table.is_polars:
             result, bad = count(table, lenient=True)
         if bad:
+            from infergy.workload.faults import explain
+
             raise explain(table)
         return result
 
@@ -218,8 +252,8 @@ class Trace:
             return
         if failed:
             raise DataError(
-                f"{self.source}: none of {failed:,} requests has output tokens in column {self.layout.output!r}. "
-                "Name another column: --output-column NAME"
+                f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
+                f"{self.layout.output!r}. Name another column: --output-column NAME"
             )
         raise DataError(f"{self.source}: the trace holds no requests, only a header or nothing at all")
 
@@ -251,6 +285,13 @@ def open_trace(
     found = find(source, task)
     found = found if name is None else replace(found, name=name)
     layout = settle(found.fields, source=found.name, records=found.kind == JSONL, wanted=format, columns=columns)
+    twice = [path for path in (*layout.paths, *layout.link_paths) if found.fields.count(path) > 1]
+    if found.kind == CSV and twice:
+        raise DataError(
+            f"{found.name}: {count_of(found.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the header; "
+            "which of them counts is not known. Rename or remove the others"
+        )
     trace = Trace(origin=found, layout=layout)
-    trace._table()
+    if not trace._has_columns:
+        trace._table()
     return trace

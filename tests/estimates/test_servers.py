@@ -1,0 +1,180 @@
+"""Servers as they are asked for: what an engine lacks is rejected by name, and what is accepted works."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from infergy.cli import app
+from infergy.cost.constants import values_of
+from infergy.cost.rates import rates_of
+from infergy.cost.work import server_work
+from infergy.errors import DataError, UsageError
+from infergy.estimates.paper import estimate_paper
+from infergy.estimates.recommend import command_of, default_candidates
+from infergy.estimates.servers import PRECISIONS, ServerSpec, open_server, shipped_table, weights_only_note
+from infergy.hardware import get_gpu, get_model, model_config
+from infergy.records import FP8
+from infergy.serving.config import EngineOptions
+from infergy.workload.requests import Requests
+from served import some_requests
+
+MIXTURE = "gpt-oss-20b"
+
+
+def requests(lengths: list[tuple[int, int]]) -> Requests:
+    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
+    return Requests(source="some", input_tokens=inputs, output_tokens=outputs, order_reason="all at once")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gpu", ["h200", "a100-80gb-sxm"])
+def test_each_accepted_precision_serves(precision: str, gpu: str) -> None:
+    server = open_server(ServerSpec(model=MIXTURE, gpu=gpu, precision=precision), shipped_table())
+    assert server.serve(requests([(100, 3)])).counts.finished_requests == 1
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32", "tf32", "fp4"])
+def test_other_precisions_are_rejected_with_a_list_of_those(precision: str) -> None:
+    with pytest.raises(UsageError) as told:
+        open_server(ServerSpec(precision=precision), shipped_table())
+    assert precision in str(told.value)
+    assert "float16" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ServerSpec(precision="mxfp4"),
+        ServerSpec(engine="transformers", precision=FP8),
+        ServerSpec(engine="transformers-fp8"),
+        ServerSpec(engine="transformers", precision="mxfp4", model=MIXTURE),
+    ],
+)
+def test_a_precision_that_model_or_engine_lacks_is_rejected(spec: ServerSpec) -> None:
+    with pytest.raises(UsageError, match="mxfp4|fp8"):
+        open_server(spec, shipped_table())
+
+
+def test_fp8_without_units_for_it_is_of_weights_alone() -> None:
+    ampere, hopper = get_gpu("a100-80gb-sxm"), get_gpu("h200")
+    note = weights_only_note(ampere, FP8)
+    assert note is not None
+    assert note in open_server(ServerSpec(gpu=ampere.name, precision=FP8), shipped_table()).notes
+    assert weights_only_note(ampere, "bfloat16") is None
+    assert weights_only_note(hopper, FP8) is None
+    constants = values_of("vllm")
+    rates = {
+        (gpu.name, dtype): rates_of(
+            server_work(get_model("llama-3.1-8b"), dtype=dtype), gpu, constants, idle_w=50.0, server=True
+        )
+        for gpu in (ampere, hopper)
+        for dtype in ("bfloat16", FP8)
+    }
+    wide, narrow = rates[ampere.name, "bfloat16"], rates[ampere.name, FP8]
+    # Half the bytes, no fewer seconds or joules of FLOPs, and no activations to quantise.
+    assert narrow.matmul_s.weight < 0.8 * wide.matmul_s.weight
+    assert narrow.matmul_s.token >= wide.matmul_s.token
+    assert narrow.matmul_j.token >= wide.matmul_j.token
+    assert narrow.host.launch == wide.host.launch
+    wide, narrow = rates[hopper.name, "bfloat16"], rates[hopper.name, FP8]
+    assert narrow.matmul_s.token < wide.matmul_s.token
+    assert narrow.matmul_j.token < wide.matmul_j.token
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (EngineOptions(max_num_batched_tokens=2048), "--max-num-batched-tokens"),
+        (EngineOptions(enable_prefix_caching=False), "--enable-prefix-caching"),
+        (EngineOptions(num_gpu_blocks=100), "--num-gpu-blocks"),
+        (EngineOptions(gpu_memory_utilization=0.5), "--gpu-memory-utilization"),
+        (EngineOptions(long_prefill_token_threshold=8), "--long-prefill-token-threshold"),
+    ],
+)
+def test_transformers_rejects_what_vllm_alone_has(options: EngineOptions, name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        open_server(ServerSpec(engine="transformers-compiled", options=options), shipped_table())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--max-num-batched-tokens", "2048"),
+        ("--enable-prefix-caching",),
+        ("--no-enable-prefix-caching",),
+        ("--gpu-memory-utilization", "0.92"),
+        ("--long-prefill-token-threshold", "0"),
+        ("--num-gpu-blocks", "100"),
+        ("--vllm-version", "0.25"),
+        ("--usage-context", "server"),
+    ],
+)
+def test_the_command_line_rejects_them_too_at_their_defaults(given: tuple[str, ...]) -> None:
+    arguments = ["estimate", "azure-code-2023", "--requests", "5", "-e", "transformers", *given]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, UsageError)
+    assert given[0].replace("--no-", "--") in str(done.exception)
+
+
+def test_transformers_is_bounded_by_the_context_as_vllm_is(tmp_path: Path) -> None:
+    for engine in ("vllm", "transformers"):
+        spec = ServerSpec(engine=engine, options=EngineOptions(max_model_len=10**9))
+        with pytest.raises(UsageError, match="--max-model-len 1000000000"):
+            open_server(spec, shipped_table())
+    server = open_server(ServerSpec(engine="transformers"), shipped_table())
+    counts = server.serve(requests([(100, 3), (100, 4 * 10**9)])).counts
+    assert (counts.finished_requests, counts.rejected_requests) == (1, 1)
+    # Without a context the memory bounds it.
+    config = dict(model_config("llama-3.1-8b"))
+    del config["max_position_embeddings"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    for most in (None, 10**12):
+        spec = ServerSpec(engine="transformers", model=str(path), options=EngineOptions(max_model_len=most))
+        unbounded = open_server(spec, shipped_table())
+        assert unbounded.config.max_model_len is not None
+        kept = unbounded.config.max_model_len * get_model("llama-3.1-8b").kv_bytes_per_token()
+        assert kept < get_gpu("h200").memory_bytes
+        assert unbounded.serve(requests([(100, 3), (100, 4 * 10**9)])).counts.rejected_requests == 1
+
+
+def test_a_step_of_too_many_tokens_is_named_as_the_cause() -> None:
+    with pytest.raises(UsageError, match="^--max-num-batched-tokens 100000000000"):
+        open_server(ServerSpec(options=EngineOptions(max_num_batched_tokens=10**11)), shipped_table())
+    with pytest.raises(UsageError, match="weights need"):
+        open_server(ServerSpec(model="llama-3.1-70b", gpu="l4"), shipped_table())
+
+
+def test_the_studys_method_rejects_replicas() -> None:
+    with pytest.raises(UsageError, match="--replicas"):
+        estimate_paper(some_requests(5), ServerSpec(replicas=2), shipped_table())
+
+
+def test_what_to_type_names_all_servers() -> None:
+    several = ServerSpec(replicas=3, router="least_loaded")
+    assert command_of(open_server(several, shipped_table()))[-1] == "--data-parallel-size 3"
+    # Requests in turn, or experts that compute in step: no flag of vLLM serves as it was simulated.
+    for spec in (replace(several, router="round_robin"), replace(several, model=MIXTURE)):
+        (*_, last) = command_of(open_server(spec, shipped_table()))
+        assert last.startswith("# 3 such servers")
+        assert spec.router in last
+    assert "3" not in command_of(open_server(ServerSpec(), shipped_table()))[-1]
+
+
+def test_candidates_of_a_configured_server_can_all_be_opened() -> None:
+    options = EngineOptions(enable_prefix_caching=False, gpu_memory_utilization=0.8, max_num_batched_tokens=4096)
+    for spec in default_candidates(ServerSpec(options=options)):
+        open_server(spec, shipped_table())
+
+
+def test_a_missing_file_of_servers_is_named_in_plain_words() -> None:
+    done = CliRunner().invoke(app, ["estimate", "azure-code-2023", "--compare", "no-such-file.toml"])
+    assert isinstance(done.exception, DataError)
+    assert "no-such-file.toml" in str(done.exception)
+    assert "Errno" not in str(done.exception)
