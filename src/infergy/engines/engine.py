@@ -13,8 +13,19 @@ from infergy.records.arrivals import REPLAY
 from infergy.records.latency import EngineCounts, EngineTimes
 from infergy.records.speculation import Drafts, Speculation
 
-VLLM_OPTIONS = ("usage_context", "max_batched_tokens", "prefix_caching", "gpu_memory_utilization", "max_model_len")
-"""Fields of an engine config that only vLLM has."""
+VLLM_ONLY = 'this engine has no such option; engine = "vllm" has'
+TRANSFORMERS_LACKS: Mapping[str, str] = {
+    "cuda_graphs": 'it has none of its own; compiled = true, or engine = "vllm", has',
+    "tensor_parallel": "this engine runs on one GPU; vllm on many",
+    "usage_context": VLLM_ONLY,
+    "max_batched_tokens": VLLM_ONLY,
+    "prefix_caching": VLLM_ONLY,
+    "gpu_memory_utilization": VLLM_ONLY,
+    "max_model_len": VLLM_ONLY,
+}
+"""Fields of an engine config that transformers cannot change from their defaults, and what to do instead."""
+
+STATIC_BATCHES = 'transformers serves static batches, which no request can join; engine = "vllm" serves online'
 
 GPU_UUIDS = "gpu_uuids"
 """Among `Session.facts`: the UUIDs of the GPUs that the engine really uses, commas between; None if unknown."""
@@ -161,23 +172,17 @@ def check_transformers(setup: EngineSetup, decoding: Decoding, arrivals: Arrival
         UsageError: An option that it lacks.
     """
     plain = EngineSetup(engine=setup.engine, model=setup.model)
-    lacking: dict[str, tuple[object, str]] = {}
-    if setup.cuda_graphs:
-        lacking["cuda_graphs"] = True, 'it has none of its own; compiled = true, or engine = "vllm", has'
-    if setup.tensor_parallel != 1:
-        lacking["tensor_parallel"] = setup.tensor_parallel, "this engine runs on one GPU; vllm on many"
-    for name in VLLM_OPTIONS:
-        if getattr(setup, name) != getattr(plain, name):
-            lacking[name] = getattr(setup, name), 'this engine has no such option; engine = "vllm" has'
+    for option, why in TRANSFORMERS_LACKS.items():
+        if getattr(setup, option) not in (getattr(plain, option), None):
+            raise UsageError.engine_lacks("transformers", option, getattr(setup, option), why)
+    if setup.dtype == FP8:
+        why = 'it mostly dequantises fp8 before it multiplies; engine = "vllm" multiplies in fp8'
+        raise UsageError.engine_lacks("transformers", "dtype", FP8, why)
     if arrivals is not None and (arrivals.law != REPLAY or arrivals.timed):
-        lacking["arrivals"] = arrivals.label, STATIC_BATCHES
+        raise UsageError.engine_lacks("transformers", "arrivals", arrivals.label, STATIC_BATCHES)
     if setup.speculation is not None and setup.weights in LAWS:
         why = 'random models agree on nothing; give real weights to both, or set the acceptance, as engine = "vllm" can'
-        lacking["speculation"] = setup.speculation.label, why
-    if setup.dtype == FP8:
-        lacking["dtype"] = FP8, 'it mostly dequantises fp8 before it multiplies; engine = "vllm" multiplies in fp8'
-    for option, (value, why) in lacking.items():
-        raise UsageError.engine_lacks("transformers", option, value, why)
+        raise UsageError.engine_lacks("transformers", "speculation", setup.speculation.label, why)
     if setup.compiled and decoding.beams > 1:
         options = {"compiled": True, "decoding": decoding.label}
         raise UsageError.conflict(options, "a static KV cache does not follow beams")
@@ -185,9 +190,6 @@ def check_transformers(setup: EngineSetup, decoding: Decoding, arrivals: Arrival
         options = {"arrivals": arrivals.label, "compiled": True}
         raise UsageError.conflict(options, "each batch has its own lengths and would be compiled anew; leave out one")
     _check_speculation(setup, decoding)
-
-
-STATIC_BATCHES = 'transformers serves static batches, which no request can join; engine = "vllm" serves online'
 
 
 def check_vllm(setup: EngineSetup, decoding: Decoding) -> None:

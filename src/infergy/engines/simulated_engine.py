@@ -131,13 +131,13 @@ class SimulatedSession:
         Equal requests at once are one batch, whose size is the user's: all of them must fit together.
         """
         setup, lengths = self._setup, list(zip(map(len, work.prompts), work.output_tokens, strict=True))
-        is_limited = setup.max_sequences is not None and setup.max_sequences < len(lengths)
-        is_batch = len(set(lengths)) == 1 and not is_limited and not any(work.arrival_s)
-        if setup.engine == "transformers" and any(work.arrival_s):
+        is_timed, is_static = any(work.arrival_s), setup.engine == "transformers"
+        is_batch = len(set(lengths)) == 1 and len(lengths) <= (setup.max_sequences or len(lengths)) and not is_timed
+        if is_static and is_timed:
             raise UsageError.engine_lacks("transformers", "arrivals", "timed", STATIC_BATCHES)
         if not is_batch:
             check_no_beams(work.decoding)
-        elif setup.engine == "transformers" and setup.speculation is not None:
+        elif is_static and setup.speculation is not None:
             check_assisted_batch(setup.speculation, len(lengths))
         sequences = [pair for pair in lengths for _ in range(work.decoding.beams)]
         fault = memory_fault(setup, self._shape, self._gpu, sequences, self._draft, together=is_batch)

@@ -157,19 +157,8 @@ def read_gpu_file(path: Path) -> Gpu:
         DataError: The file cannot be read, lacks a figure, or has an invalid one; the message names it.
     """
     facts = _load(path)
-    needed = (*FIGURES, "peak_flops", "link")
-    for key in facts:
-        known = (*needed, *TEXTS, "headline_flops")
-        if key not in known:
-            raise DataError.unknown_field(path, key, known, "docs/models.md explains each")
-        if key in TEXTS and not isinstance(facts[key], str):
-            raise DataError.bad_field(path, key, facts[key], "text in quotes")
-    missing = [key for key in needed if key not in facts]
-    if missing:
-        raise DataError.missing_field(path, missing, "docs/models.md shows a whole file")
-    link, headline = facts["link"], facts.get("headline_flops")
-    if not isinstance(link, Mapping) or set(link) != {"kind", "bandwidth"} or not isinstance(link["kind"], str):
-        raise DataError.bad_field(path, "link", link, "a table of kind and bandwidth")
+    _check_keys(path, facts)
+    headline = facts.get("headline_flops")
     figures = {key: _figure(path, key, facts[key], rule) for key, rule in FIGURES.items()}
     texts = {key: default.format(stem=path.stem, name=path.name) for key, default in TEXTS.items()}
     return Gpu(
@@ -179,7 +168,7 @@ def read_gpu_file(path: Path) -> Gpu:
         memory_bytes=int(figures["memory_bytes"]),
         memory_bandwidth=figures["memory_bandwidth"],
         tdp_w=figures["tdp_w"],
-        link=Link(kind=link["kind"], bandwidth=_figure(path, "link.bandwidth", link["bandwidth"], LINK)),
+        link=_link(path, facts["link"]),
         **{key: facts.get(key, default) for key, default in texts.items()},
     )
 
@@ -193,6 +182,25 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError.not_readable(path, error) from error
     except tomllib.TOMLDecodeError as error:
         raise DataError.bad_syntax(path, "TOML", error, "docs/models.md shows how to describe a GPU") from error
+
+
+def _check_keys(path: Path, facts: Mapping[str, object]) -> None:
+    needed = (*FIGURES, "peak_flops", "link")
+    for key, value in facts.items():
+        known = (*needed, *TEXTS, "headline_flops")
+        if key not in known:
+            raise DataError.unknown_field(path, key, known, "docs/models.md explains each")
+        if key in TEXTS and not isinstance(value, str):
+            raise DataError.bad_field(path, key, value, "text in quotes")
+    missing = [key for key in needed if key not in facts]
+    if missing:
+        raise DataError.missing_field(path, missing, "docs/models.md shows a whole file")
+
+
+def _link(path: Path, link: object) -> Link:
+    if not isinstance(link, Mapping) or set(link) != {"kind", "bandwidth"} or not isinstance(link["kind"], str):
+        raise DataError.bad_field(path, "link", link, "a table of kind and bandwidth")
+    return Link(kind=link["kind"], bandwidth=_figure(path, "link.bandwidth", link["bandwidth"], LINK))
 
 
 def _peaks(path: Path, peaks: object) -> dict[str, float]:

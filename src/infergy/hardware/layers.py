@@ -166,9 +166,13 @@ class ExpertShape:
         """All parameters of one expert."""
         return self.expert_matmul(hidden) + (2 * self.intermediate + hidden) * self.bias
 
-    def fixed_matmul(self, hidden: int) -> int:
+    def matmul_parameters(self, hidden: int) -> int:
         """Entries of what every token visits in a layer: the router and the shared experts."""
         return hidden * self.experts + (3 if self.gated else 2) * hidden * self.shared_intermediate
+
+    def other_parameters(self, _hidden: int) -> int:
+        """Biases and corrections of a layer's router."""
+        return self.router_parameters
 
     def expected_coverage(self, batch: int) -> float:
         """Expected share of the experts that `batch` tokens visit under uniform routing: 1 − (1 − k/E)^B."""

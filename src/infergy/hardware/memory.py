@@ -78,12 +78,11 @@ def largest_batch(
 
     vLLM prefills in chunks, so its activations do not grow with the batch; transformers processes all prompts of the
     batch at once, and its cache grows by concatenation, one layer at a time in two copies (under MLA the second holds
-    expanded keys and values).
+    expanded keys and values). With tensor parallelism, KV heads fewer than GPUs (and MLA's latent) are replicated.
 
-    `engine` is ``transformers`` or ``vllm``; `dtype` that of weights, activations and KV cache; with `tensor_parallel`
-    GPUs, KV heads fewer than GPUs (and MLA's latent) are replicated; `memory_fraction` is the share of the memory that
-    the engine may use (vLLM's `gpu_memory_utilization`). A `draft` has weights and a KV cache of its own, and both
-    caches have slots for the tokens that are drafted past the last one (vLLM's look-ahead slots).
+    `dtype` is that of weights, activations and KV cache; `memory_fraction` the share of the memory that the engine may
+    use (vLLM's `gpu_memory_utilization`). A `draft` has weights and a KV cache of its own, and both caches have slots
+    for the tokens that are drafted past the last one (vLLM's look-ahead slots).
 
     Raises:
         UsageError: Engine or dtype is not known.

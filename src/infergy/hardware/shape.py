@@ -207,23 +207,21 @@ class ModelShape:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
+    def _kinds(self) -> list[tuple[int, AttentionShape | MlpShape | ExpertShape | MambaShape]]:
+        """The number of layers of each kind."""
+        others = (kind for kind in (self.mlp, self.experts, self.mamba) if kind is not None)
+        return [(self.attention_layers, self.attention), *((kind.layers, kind) for kind in others)]
+
+    @property
     def _fixed_matmul(self) -> int:
         """Entries of the matrices that every token is multiplied with, over all layers."""
-        routed = 0 if self.experts is None else self.experts.layers * self.experts.fixed_matmul(self.hidden)
-        mamba = 0 if self.mamba is None else self.mamba.layers * self.mamba.matmul_parameters(self.hidden)
-        attention = self.attention_layers * self.attention.matmul_parameters(self.hidden)
-        return attention + self.mlp.layers * self.mlp.matmul_parameters(self.hidden) + routed + mamba
+        return sum(layers * kind.matmul_parameters(self.hidden) for layers, kind in self._kinds)
 
     @property
     def _layer_parameters(self) -> int:
         """All but embeddings, head matrix, encoders and routed experts."""
-        others = self.attention_layers * self.attention.other_parameters(self.hidden) + self.other_parameters
-        others += self.mlp.layers * self.mlp.other_parameters(self.hidden)
-        if self.mamba is not None:
-            others += self.mamba.layers * self.mamba.other_parameters(self.hidden)
-        if self.experts is not None:
-            others += self.experts.layers * self.experts.router_parameters
-        return self._fixed_matmul + others
+        others = sum(layers * kind.other_parameters(self.hidden) for layers, kind in self._kinds)
+        return self._fixed_matmul + others + self.other_parameters
 
     @property
     def _routed_parameters(self) -> int:
