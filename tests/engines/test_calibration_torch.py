@@ -153,7 +153,7 @@ def test_sums_are_done_by_processes_that_end(sums: SumBench) -> None:
         sums.load(copy_work(2**10))
 
 
-def test_a_process_that_dies_is_told_and_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_reported_and_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sum_bench, "START_S", PATIENCE_S)
     found = SumBench([])
     loaded = found.load(sum_works()[0])
@@ -302,7 +302,7 @@ def test_what_cannot_be_captured_runs_one_by_one_and_says_so(pretended: TorchBen
     assert loaded.run(0.001) >= 1
 
 
-def test_out_of_memory_is_told_apart(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_distinguished(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
 

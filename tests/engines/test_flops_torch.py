@@ -123,7 +123,7 @@ def test_decode_flops_agree_with_the_counter(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kv_cache_holds_the_bytes_that_the_shape_tells(family: str) -> None:
+def test_kv_cache_holds_the_bytes_that_the_shape_says(family: str) -> None:
     model, shape = make(family)
     _, output = count_flops(model, input_ids=torch.randint(1, 160, (1, INPUT_TOKENS)))
     layers = output.past_key_values.layers

@@ -40,7 +40,7 @@ def test_a_shipped_shape_has_the_parameters_of_the_model(name: str) -> None:
     assert get_model(name).parameters == counted
 
 
-def test_a_mamba_layer_keeps_the_state_that_the_shape_tells() -> None:
+def test_a_mamba_layer_keeps_the_state_that_the_shape_says() -> None:
     """One step of a small Nemotron-H: what its cache holds, at the widths that it holds them in."""
     config = model_config("nemotron-nano-9b-v2") | {
         "hidden_size": 64,

@@ -173,7 +173,7 @@ def test_a_switch_must_be_true_or_false() -> None:
         read_shape(small(tie_word_embeddings="yes"), name="tiny")
 
 
-def test_heads_that_cannot_be_shared_are_refused() -> None:
+def test_heads_that_cannot_be_shared_are_rejected() -> None:
     with raises("bad-field", key="num_key_value_heads", value=3, expected="a divisor of num_attention_heads (4)"):
         read_shape(small(num_key_value_heads=3), name="tiny")
 
@@ -183,7 +183,7 @@ def test_an_unknown_architecture_is_named_with_the_nearest() -> None:
         read_shape(small(model_type="llama9"), name="tiny")
 
 
-def test_something_else_than_a_model_is_refused() -> None:
+def test_something_else_than_a_model_is_rejected() -> None:
     with raises("missing-field", place="tiny", keys=["model_type"]):
         read_shape({"name": "x"}, name="tiny")
 
@@ -202,7 +202,7 @@ def test_layer_types_win_over_the_pattern() -> None:
     ("kinds", "code"),
     [(["full_attention"] * 3, "bad-field"), (["linear_attention"] * 24, "unknown-architecture")],
 )
-def test_layer_types_that_cannot_be_meant_are_refused(kinds: list[str], code: str) -> None:
+def test_layer_types_that_cannot_be_meant_are_rejected(kinds: list[str], code: str) -> None:
     config = model_config("gpt-oss-20b") | {"layer_types": kinds}
     with raises(code, place="x", key="layer_types"):
         read_shape(config, name="x")
@@ -215,7 +215,7 @@ def test_mistral_slides_unless_its_configuration_says_null() -> None:
     assert get_model("mistral-7b-v0.3").attention.window_tokens is None
 
 
-def test_gemma_without_its_text_is_refused() -> None:
+def test_gemma_without_its_text_is_rejected() -> None:
     config = model_config("gemma-3-4b")
     del config["text_config"]
     with raises("missing-field", place="x", keys=["text_config"]):
@@ -281,7 +281,7 @@ def test_encoders_are_loaded_and_idle() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["M-", "M-M-M-M?" + "-" * 54, None])
-def test_a_pattern_that_does_not_tell_each_layer_is_refused(pattern: str | None) -> None:
+def test_a_pattern_that_does_not_describe_each_layer_is_rejected(pattern: str | None) -> None:
     config = model_config("nemotron-nano-12b-v2") | {"hybrid_override_pattern": pattern}
     with raises("bad-field", place="x", key="hybrid_override_pattern", value=pattern):
         read_shape(config, name="x")

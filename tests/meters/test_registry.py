@@ -90,7 +90,7 @@ def test_a_plug_in_is_opened_by_its_name_beside_broken_ones(site: Path) -> None:
         ("simulated", "option-missing", {"option": "--simulate"}),
     ],
 )
-def test_one_that_is_of_no_use_is_told_by_name_and_package(
+def test_one_that_is_of_no_use_is_reported_by_name_and_package(
     site: Path, name: str, code: str, fields: dict[str, object]
 ) -> None:
     with raises(code, **fields):

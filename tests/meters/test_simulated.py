@@ -49,7 +49,7 @@ def test_a_late_counter_in_coarse_steps_shows_the_past_in_whole_steps() -> None:
     assert gpu.counter_j == 117.5  # 0.97 s of 120 W are 116.4 J
 
 
-def test_a_meter_without_power_fields_tells_what_its_states_tell() -> None:
+def test_a_meter_without_power_fields_reports_those_of_its_states() -> None:
     assert powers_of(SteadyMeter(power_w=90.0)) == {"GPU-simulated-0": Power(instant_w=90.0, average_w=None)}
     gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="x"), idle_w=IDLE_W)
     assert powers_of(SimulatedMeter(gpu)) == {"GPU-a": Power(instant_w=IDLE_W, average_w=IDLE_W)}

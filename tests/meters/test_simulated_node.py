@@ -12,7 +12,7 @@ from infergy.meters.simulated import SimulatedGpu, SimulatedMeter, SimulatedNode
 from infergy.records import GpuIdentity
 
 
-def test_all_gpus_share_the_time_that_passes_whoever_is_read() -> None:
+def test_all_gpus_share_the_time_that_passes_whichever_is_read() -> None:
     node = pretend_node(get_gpu("h200"), 4)
     node.advance(1.25, 2000.0)
     node.sleep(0.5)

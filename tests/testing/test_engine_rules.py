@@ -140,10 +140,10 @@ class DiesOfMemory(SimulatedSession):
 
 
 MEMORY = "running out of memory is reported"
-MIXED = "mixed work is served or refused"
+MIXED = "mixed work is served or rejected"
 BROKEN: list[tuple[type[Engine] | type[SimulatedSession], str, str]] = [
     (PackageList, "the engine is named", "packages is ['vllm']"),
-    (RefusesByValueError, "check refuses by UsageError", "check() raised ValueError: one GPU only"),
+    (RefusesByValueError, "check rejects by UsageError", "check() raised ValueError: one GPU only"),
     (Padding, "token counts are forced", "(4, 4, 4) output tokens were asked for, output_tokens is (5, 5, 5)"),
     (ZeroTimes, "times are reported or None", "first_token_s holds 0.0 s; an unknown time is None, never 0"),
     (FirstAfterLast, "times are reported or None", "after the last one at"),
@@ -159,7 +159,7 @@ BROKEN: list[tuple[type[Engine] | type[SimulatedSession], str, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "rule", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
-def test_a_broken_engine_is_told_by_its_rule_and_a_sentence(kind: type[Any], rule: str, words: str) -> None:
+def test_a_broken_engine_is_reported_by_its_rule_and_a_sentence(kind: type[Any], rule: str, words: str) -> None:
     engine = kind() if issubclass(kind, Engine) else Engine()
     if not issubclass(kind, Engine):
         engine.kind = kind

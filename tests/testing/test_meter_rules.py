@@ -169,7 +169,9 @@ BROKEN: list[tuple[type[SimulatedMeter], str, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "rule", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
-def test_a_broken_meter_is_told_by_its_rule_and_a_sentence(kind: type[SimulatedMeter], rule: str, words: str) -> None:
+def test_a_broken_meter_is_reported_by_its_rule_and_a_sentence(
+    kind: type[SimulatedMeter], rule: str, words: str
+) -> None:
     with pytest.raises(BrokenRuleError) as broken:
         check_meter(lambda: open_simulated(kind))
     (line,) = [line for line in str(broken.value).splitlines() if line.startswith(f"- {rule}: ")]
@@ -183,7 +185,7 @@ def test_every_rule_has_a_meter_that_breaks_it() -> None:
     assert {rule for _, rule, _ in BROKEN} == set(METER_RULES)
 
 
-def test_all_broken_rules_are_told_at_once() -> None:
+def test_all_broken_rules_are_reported_at_once() -> None:
     class Hopeless(Unnamed, NoneFact, ClosesOnce):
         pass
 

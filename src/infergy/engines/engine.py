@@ -196,7 +196,7 @@ def check_vllm(setup: EngineSetup, decoding: Decoding) -> None:
     """Reject what vLLM lacks, for itself and for its simulation.
 
     Raises:
-        UsageError: An option that it lacks, or a draft model beside its server, whose drafted tokens are not counted.
+        UsageError: An option that it lacks, or a draft model with its server, whose drafted tokens are not counted.
     """
     _check_speculation(setup, decoding)
     check_no_beams(decoding)
@@ -237,10 +237,6 @@ def _check_speculation(setup: EngineSetup, decoding: Decoding) -> None:
 
     Whether drafted tokens are accepted depends on both models' output. Random weights hardly ever agree, so there the
     acceptance is set; with real ones it is measured.
-
-    Raises:
-        UsageError: Random weights and no acceptance, real ones and an acceptance, one model of either kind; or beams,
-            or compiled.
     """
     draft = setup.speculation
     if draft is None:

@@ -232,11 +232,7 @@ class VllmServerSession:
 
 
 async def _alive(engine: Any, call: Coroutine[Any, Any, T]) -> T:
-    """The result of a call to the engine's process; vLLM's own would wait for ever for one that has died.
-
-    Raises:
-        RuntimeError: It has died.
-    """
+    """The result of a call to the engine's process; vLLM's own would wait for ever for one that has died."""
     task = asyncio.ensure_future(call)
     while not (await asyncio.wait({task}, timeout=ALIVE_S))[0]:
         if engine.errored:

@@ -101,11 +101,7 @@ def _draw(matrix: Tensor, law: str, generator: Generator) -> None:
 
 
 def _fill_fp8(parameter: Tensor, scale: Tensor | None, law: str, generator: Generator) -> None:
-    """Random values as vLLM's quantisation leaves them: the largest of a matrix becomes the largest of e4m3.
-
-    Raises:
-        RuntimeError: The matrix has no single scale: another scheme than one scale per matrix.
-    """
+    """Random values as vLLM's quantisation leaves them: the largest of a matrix becomes the largest of e4m3."""
     import torch
 
     if scale is None or scale.numel() != 1:

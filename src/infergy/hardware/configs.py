@@ -27,10 +27,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import text_models
 from infergy.hardware.layers import AttentionShape, ExpertShape, MambaShape, MlpShape
 from infergy.hardware.shape import Checkpoint, ModelShape
-from infergy.hardware.text_models import Config
+from infergy.hardware.text_models import TEXT_MODELS, Config, Reader
 
 BY_HAND_HINT = "Or give its numbers by hand in a small TOML file: docs/models.md"
 BY_HAND = "by hand"
@@ -87,15 +86,11 @@ def with_checkpoint(shape: ModelShape, **changes: Any) -> ModelShape:
     return dataclasses.replace(shape, checkpoint=dataclasses.replace(shape.checkpoint, **changes))
 
 
-def _multimodal(
-    read_text: Callable[[Config], ModelShape],
-    text_key: str = "text_config",
-    **encoders: Callable[[Config, int], int],
-) -> Callable[[Config], ModelShape]:
+def _multimodal(text_model: str, text_key: str = "text_config", **encoders: Callable[[Config, int], int]) -> Reader:
     """A reader of the text model under `text_key`; each of `encoders` counts the part of its name, if there is one."""
 
     def read(config: Config) -> ModelShape:
-        shape = read_text(config.required_part(text_key))
+        shape = TEXT_MODELS[text_model](config.required_part(text_key))
         parts = ((count, config.part(key)) for key, count in encoders.items())
         return with_checkpoint(
             # Qwen has it outside of the text's configuration.
@@ -111,7 +106,7 @@ def _multimodal(
 def _read_qwen3_omni_moe(config: Config) -> ModelShape:
     """Qwen3OmniMoeThinkerForConditionalGeneration, which writes text: of Qwen3-Omni, vLLM loads the thinker only."""
     thinker = config.required_part("thinker_config")
-    read = _multimodal(text_models.read_qwen3_moe, vision_config=_qwen3_vision, audio_config=_qwen3_audio)
+    read = _multimodal("qwen3_moe", vision_config=_qwen3_vision, audio_config=_qwen3_audio)
     shape = read(thinker)
     dtype = config.checkpoint_dtype or shape.checkpoint.dtype
     shape = with_checkpoint(shape, architecture="qwen3_omni_moe", dtype=dtype)
@@ -120,7 +115,7 @@ def _read_qwen3_omni_moe(config: Config) -> ModelShape:
 
 def _read_nemotron_vl(config: Config) -> ModelShape:
     """NVIDIA Nemotron Nano v2 VL: Nemotron-H with C-RADIOv2-H and a projector of two matrices."""
-    shape = _multimodal(text_models.read_nemotron_h, "llm_config")(config)
+    shape = _multimodal("nemotron_h", "llm_config")(config)
     width = RADIO_H["width"]
     encoder = RADIO_H["layers"] * _block(width, RADIO_H["inner"])
     # Patches without a bias, and one position for each of the largest picture's.
@@ -286,33 +281,13 @@ def _check_value(where: str, key: str, value: object) -> None:
         raise DataError.bad_field(where, key, value, f"a whole number of at least {least}")
 
 
-READERS: Mapping[str, Callable[[Config], ModelShape]] = {
+READERS: Mapping[str, Reader] = TEXT_MODELS | {
     "NemotronH_Nano_VL_V2": _read_nemotron_vl,
-    "deepseek_v3": text_models.read_deepseek_v3,
-    "gemma3": _multimodal(text_models.read_gemma3_text, vision_config=_siglip),
-    "gemma3_text": text_models.read_gemma3_text,
-    "glm4_moe": text_models.read_glm4_moe,
-    "gpt_oss": text_models.read_gpt_oss,
-    "kimi_k2": text_models.read_deepseek_v3,
-    "llama": text_models.read_llama,
-    "llama4": _multimodal(text_models.read_llama4_text, vision_config=_llama4_vision),
-    "llama4_text": text_models.read_llama4_text,
-    "mistral": text_models.read_mistral,
-    "mistral3": _multimodal(text_models.read_mistral, vision_config=_pixtral),
-    "mixtral": text_models.read_mixtral,
-    "nemotron_h": text_models.read_nemotron_h,
-    "olmo": text_models.read_olmo,
-    "olmo2": text_models.read_olmo2,
-    "olmoe": text_models.read_olmoe,
-    "phi": text_models.read_phi,
-    "phi3": text_models.read_phi3,
-    "qwen2": text_models.read_qwen2,
-    "qwen3": text_models.read_qwen3,
-    "qwen3_moe": text_models.read_qwen3_moe,
+    "gemma3": _multimodal("gemma3_text", vision_config=_siglip),
+    "llama4": _multimodal("llama4_text", vision_config=_llama4_vision),
+    "mistral3": _multimodal("mistral", vision_config=_pixtral),
     "qwen3_omni_moe": _read_qwen3_omni_moe,
-    "qwen3_vl": _multimodal(text_models.read_qwen3, vision_config=_qwen3_vision),
-    "qwen3_vl_moe": _multimodal(text_models.read_qwen3_moe, vision_config=_qwen3_vision),
-    "qwen3_vl_moe_text": text_models.read_qwen3_moe,
-    "qwen3_vl_text": text_models.read_qwen3,
+    "qwen3_vl": _multimodal("qwen3", vision_config=_qwen3_vision),
+    "qwen3_vl_moe": _multimodal("qwen3_moe", vision_config=_qwen3_vision),
 }
 """By `model_type`."""

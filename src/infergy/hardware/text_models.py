@@ -7,7 +7,7 @@ the family's configuration class in transformers (5.x), named in the reader. Not
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infergy.errors import DataError, UsageError
@@ -96,36 +96,45 @@ class Config:
         return DataError.missing_field(self.name, [key], why)
 
 
-def _shape(config: Config, attention: AttentionShape, **others: Any) -> ModelShape:
-    """What all families share.
-
-    `others` are fields of `ModelShape`, or: `mlp_width` and `mlp_layers` [default: those without experts], `gated` and
-    `mlp_bias` of the dense MLP; `norms` per layer [2] of `norm_width` parameters [hidden]; `head_bias`;
-    `default_vocabulary` and `default_tied`.
-    """
+def _shape(
+    config: Config,
+    attention: AttentionShape,
+    *,
+    attention_layers: int | None = None,
+    mlp_width: int | None = None,
+    mlp_layers: int | None = None,
+    gated: bool = True,
+    mlp_bias: bool = False,
+    experts: ExpertShape | None = None,
+    mamba: MambaShape | None = None,
+    norms: int = 2,
+    norm_width: int | None = None,
+    head_bias: bool = False,
+    default_vocabulary: int | None = None,
+    default_tied: bool = False,
+) -> ModelShape:
+    """What all families share: by default all layers have attention and those without experts an MLP."""
     hidden, layers = config.integer("hidden_size"), config.layers
-    experts: ExpertShape | None = others.get("experts")
-    vocabulary = config.integer("vocab_size", others.pop("default_vocabulary", None))
-    mlp_width = others.pop("mlp_width", None)
-    mlp = MlpShape(
-        intermediate=config.integer("intermediate_size") if mlp_width is None else mlp_width,
-        layers=others.pop("mlp_layers", layers - (0 if experts is None else experts.layers)),
-        gated=others.pop("gated", True),
-        bias=others.pop("mlp_bias", False),
-    )
-    norms = (layers * others.pop("norms", 2) + 1) * others.pop("norm_width", hidden)
+    vocabulary = config.integer("vocab_size", default_vocabulary)
+    dense = layers - (0 if experts is None else experts.layers)
     return ModelShape(
         name=config.name,
         layers=layers,
         hidden=hidden,
         vocabulary=vocabulary,
-        tied=config.flag("tie_word_embeddings", others.pop("default_tied", False)),
+        tied=config.flag("tie_word_embeddings", default_tied),
         attention=attention,
-        attention_layers=others.pop("attention_layers", layers),
-        mlp=mlp,
-        other_parameters=norms + (vocabulary if others.pop("head_bias", False) else 0),
+        attention_layers=layers if attention_layers is None else attention_layers,
+        mlp=MlpShape(
+            intermediate=config.integer("intermediate_size") if mlp_width is None else mlp_width,
+            layers=dense if mlp_layers is None else mlp_layers,
+            gated=gated,
+            bias=mlp_bias,
+        ),
+        experts=experts,
+        mamba=mamba,
+        other_parameters=(layers * norms + 1) * (hidden if norm_width is None else norm_width) + vocabulary * head_bias,
         checkpoint=Checkpoint(architecture=str(config.data.get("model_type")), dtype=config.checkpoint_dtype),
-        **others,
     )
 
 
@@ -135,20 +144,17 @@ def _attention(
     default_dim: int | None = None,
     heads: int | None = None,
     kv_heads: int | None = None,
+    head_norms: bool = False,
     **others: Any,
 ) -> AttentionShape:
-    """Grouped-query attention; `heads` and `kv_heads` are defaults, the latter else as many as heads.
-
-    Projections have the biases of `attention_bias` unless `others` says otherwise; `head_norms` are norms on queries
-    and keys, head by head.
-    """
+    """Grouped-query attention with defaults; `kv_heads` else equals heads, `head_norms` are on queries and keys."""
     heads = config.integer("num_attention_heads", heads)
     kv_heads = config.integer("num_key_value_heads", kv_heads or heads)
     head_dim = config.integer("head_dim", default_dim or config.integer("hidden_size") // heads)
     if heads % kv_heads:
         divisor = f"a divisor of num_attention_heads ({heads})"
         raise DataError.bad_field(config.name, "num_key_value_heads", kv_heads, divisor)
-    if others.pop("head_norms", False):
+    if head_norms:
         others["norm_parameters"] = 2 * head_dim
     return AttentionShape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, value_dim=head_dim, **others)
 
@@ -190,27 +196,6 @@ def _deepseek_experts(config: Config) -> ExpertShape:
     return _experts(config, "n_routed_experts", layers=layers, shared_intermediate=shared, router_parameters=routed)
 
 
-def read_llama(config: Config) -> ModelShape:
-    """Llama 2 and 3, and what is built alike."""
-    return _shape(config, _attention(config, **_biased(config)), mlp_bias=config.flag("mlp_bias"))
-
-
-def read_mistral(config: Config) -> ModelShape:
-    """MistralConfig: a window of 4096 tokens unless the configuration says null."""
-    return _shape(config, _windowed(config, _attention(config), default=4096))
-
-
-def read_phi3(config: Config) -> ModelShape:
-    """Its fused matrices have the same entries as separate ones; Phi3Config: no window."""
-    return _shape(config, _windowed(config, _attention(config)))
-
-
-def read_mixtral(config: Config) -> ModelShape:
-    """Every layer has experts; `intermediate_size` is the width of one."""
-    experts = _experts(config, "num_local_experts", width="intermediate_size")
-    return _shape(config, _windowed(config, _attention(config)), mlp_width=0, experts=experts)
-
-
 def _qwen_window(config: Config, attention: AttentionShape) -> AttentionShape:
     """Qwen slides only if `use_sliding_window` says so: 4096 tokens, in the layers from `max_window_layers` (28) on."""
     if not config.flag("use_sliding_window"):
@@ -218,28 +203,18 @@ def _qwen_window(config: Config, attention: AttentionShape) -> AttentionShape:
     return _windowed(config, attention, max(0, config.layers - config.integer("max_window_layers", 28)), 4096)
 
 
-def read_qwen2(config: Config) -> ModelShape:
-    """Qwen 1.5, 2 and 2.5: queries, keys and values have biases."""
-    return _shape(config, _qwen_window(config, _attention(config, qkv_bias=True)))
-
-
 def _qwen3_attention(config: Config) -> AttentionShape:
     return _qwen_window(config, _attention(config, default_dim=128, head_norms=True, **_biased(config)))
 
 
-def read_qwen3(config: Config) -> ModelShape:
-    """Qwen3: norms on queries and keys, head by head."""
-    return _shape(config, _qwen3_attention(config))
-
-
-def read_qwen3_moe(config: Config) -> ModelShape:
+def _qwen3_moe(config: Config) -> ModelShape:
     """Qwen3 with experts in every `decoder_sparse_step`-th layer, except those that `mlp_only_layers` names."""
     step, dense = config.integer("decoder_sparse_step", 1), set(config.listed("mlp_only_layers", ()))
     layers = sum(layer not in dense and (layer + 1) % step == 0 for layer in range(config.layers))
     return _shape(config, _qwen3_attention(config), experts=_experts(config, "num_experts", layers=layers))
 
 
-def read_gemma3_text(config: Config) -> ModelShape:
+def _gemma3_text(config: Config) -> ModelShape:
     """Gemma3TextConfig: 8 heads, 4 of keys and values, of 256; 262,208 tokens; five layers in six see 4096."""
     attention = _attention(config, default_dim=256, heads=8, kv_heads=4, head_norms=True, **_biased(config))
     layers = config.layers - config.layers // config.integer("sliding_window_pattern", 6)
@@ -247,7 +222,7 @@ def read_gemma3_text(config: Config) -> ModelShape:
     return _shape(config, attention, norms=4, default_vocabulary=262_208, default_tied=True)
 
 
-def read_gpt_oss(config: Config) -> ModelShape:
+def _gpt_oss(config: Config) -> ModelShape:
     """GptOssConfig: heads of 64, biases throughout, every other layer sees 128 tokens, starting with the first."""
     attention = _attention(config, default_dim=64, sinks=True, **_biased(config, default=True))
     experts = _experts(
@@ -260,11 +235,6 @@ def read_gpt_oss(config: Config) -> ModelShape:
     return _shape(config, _windowed(config, attention, (config.layers + 1) // 2, 128), mlp_width=0, experts=experts)
 
 
-def read_olmo(config: Config) -> ModelShape:
-    """OLMo's norms have no parameters."""
-    return _shape(config, _attention(config, **_biased(config)), norm_width=0)
-
-
 def _olmo_attention(config: Config) -> AttentionShape:
     """Norms over all queries together and over all keys together, not head by head."""
     attention = _attention(config, **_biased(config))
@@ -272,18 +242,7 @@ def _olmo_attention(config: Config) -> AttentionShape:
     return dataclasses.replace(attention, norm_parameters=norms)
 
 
-def read_olmo2(config: Config) -> ModelShape:
-    """OLMo 2."""
-    return _shape(config, _olmo_attention(config))
-
-
-def read_olmoe(config: Config) -> ModelShape:
-    """OLMoE: experts in every layer."""
-    experts = _experts(config, "num_experts", width="intermediate_size")
-    return _shape(config, _olmo_attention(config), mlp_width=0, experts=experts)
-
-
-def read_deepseek_v3(config: Config) -> ModelShape:
+def _deepseek_v3(config: Config) -> ModelShape:
     """The module for multi-token prediction is not counted: plain decoding does not load it."""
     if config.flag("attention_bias"):
         raise config.unsupported("attention_bias", True, "no published deepseek_v3 has it")
@@ -301,7 +260,7 @@ def read_deepseek_v3(config: Config) -> ModelShape:
     return _shape(config, attention, experts=_deepseek_experts(config))
 
 
-def read_phi(config: Config) -> ModelShape:
+def _phi(config: Config) -> ModelShape:
     """Phi-1 and Phi-2: one LayerNorm per layer, biases throughout, an MLP without a gate."""
     attention = _attention(config, qkv_bias=True, output_bias=True)
     if config.flag("qk_layernorm"):
@@ -310,7 +269,7 @@ def read_phi(config: Config) -> ModelShape:
     return _shape(config, attention, gated=False, mlp_bias=True, norms=1, norm_width=width, head_bias=True)
 
 
-def read_glm4_moe(config: Config) -> ModelShape:
+def _glm4_moe(config: Config) -> ModelShape:
     """GLM-4.5: queries, keys and values have biases, the output has none. Multi-token prediction is not counted.
 
     Glm4MoeConfig: no norms on queries and keys unless `use_qk_norm` says so.
@@ -319,7 +278,7 @@ def read_glm4_moe(config: Config) -> ModelShape:
     return _shape(config, attention, experts=_deepseek_experts(config))
 
 
-def read_nemotron_h(config: Config) -> ModelShape:
+def _nemotron_h(config: Config) -> ModelShape:
     """Each layer is one of four kinds with one norm; its MLPs and experts have no gate (squared ReLU).
 
     NemotronHConfig: no biases except the convolution's; heads of 128; states in float32.
@@ -368,7 +327,7 @@ def _nemotron_experts(config: Config, layers: int) -> ExpertShape:
     )
 
 
-def read_llama4_text(config: Config) -> ModelShape:
+def _llama4_text(config: Config) -> ModelShape:
     """Llama 4: one shared expert as wide as a routed one; `intermediate_size_mlp` in the layers without experts.
 
     Llama4TextConfig: three layers in four see their own chunk of 8192 tokens; heads of 128; norms on queries and keys
@@ -389,3 +348,43 @@ def read_llama4_text(config: Config) -> ModelShape:
     experts = _experts(config, "num_local_experts", width="intermediate_size", layers=sparse, shared_intermediate=width)
     dense = config.integer("intermediate_size_mlp") if sparse < layers else 0
     return _shape(config, attention, mlp_width=dense, experts=experts)
+
+
+Reader = Callable[[Config], ModelShape]
+TEXT_MODELS: Mapping[str, Reader] = {
+    "deepseek_v3": _deepseek_v3,
+    "gemma3_text": _gemma3_text,
+    "glm4_moe": _glm4_moe,
+    "gpt_oss": _gpt_oss,
+    "kimi_k2": _deepseek_v3,
+    # Llama 2 and 3, and what is built alike.
+    "llama": lambda c: _shape(c, _attention(c, **_biased(c)), mlp_bias=c.flag("mlp_bias")),
+    "llama4_text": _llama4_text,
+    # MistralConfig: a window of 4096 tokens unless the configuration says null.
+    "mistral": lambda c: _shape(c, _windowed(c, _attention(c), default=4096)),
+    # Every layer has experts; `intermediate_size` is the width of one.
+    "mixtral": lambda c: _shape(
+        c,
+        _windowed(c, _attention(c)),
+        mlp_width=0,
+        experts=_experts(c, "num_local_experts", width="intermediate_size"),
+    ),
+    "nemotron_h": _nemotron_h,
+    # OLMo's norms have no parameters.
+    "olmo": lambda c: _shape(c, _attention(c, **_biased(c)), norm_width=0),
+    "olmo2": lambda c: _shape(c, _olmo_attention(c)),
+    "olmoe": lambda c: _shape(
+        c, _olmo_attention(c), mlp_width=0, experts=_experts(c, "num_experts", width="intermediate_size")
+    ),
+    "phi": _phi,
+    # Its fused matrices have the same entries as separate ones; Phi3Config: no window.
+    "phi3": lambda c: _shape(c, _windowed(c, _attention(c))),
+    # Qwen 1.5, 2 and 2.5: queries, keys and values have biases.
+    "qwen2": lambda c: _shape(c, _qwen_window(c, _attention(c, qkv_bias=True))),
+    # Norms on queries and keys, head by head.
+    "qwen3": lambda c: _shape(c, _qwen3_attention(c)),
+    "qwen3_moe": _qwen3_moe,
+    "qwen3_vl_moe_text": _qwen3_moe,
+    "qwen3_vl_text": lambda c: _shape(c, _qwen3_attention(c)),
+}
+"""Readers by `model_type`."""

@@ -296,11 +296,7 @@ def _lost(index: int, uuid: str | None, error: object) -> GpuLostError:
 
 
 def _load_nvml() -> Any:
-    """pynvml, started; end it with `nvmlShutdown`.
-
-    Raises:
-        MissingError: pynvml, NVML or a driver is missing.
-    """
+    """pynvml, started; end it with `nvmlShutdown`."""
     try:
         import pynvml
     except ImportError as error:

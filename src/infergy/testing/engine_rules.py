@@ -113,8 +113,8 @@ def _engine_is_named(trial: EngineTrial) -> None:
     )
 
 
-@named(ENGINE_RULES, "check refuses by UsageError")
-def _check_refuses_by_usage_error(trial: EngineTrial) -> None:
+@named(ENGINE_RULES, "check rejects by UsageError")
+def _check_rejects_by_usage_error(trial: EngineTrial) -> None:
     changes = ({"cuda_graphs": True}, {"cuda_graphs": False}, {"tensor_parallel": 4096}, {"dtype": "float16"})
     calls = [partial(trial.engine.check, replace(trial.setup, **change)) for change in changes]
     calls += [partial(trial.engine.check, trial.setup, GREEDY, Arrivals(law=POISSON, rate_per_s=1.0))]
@@ -155,8 +155,8 @@ def _times_are_reported_or_none(trial: EngineTrial) -> None:
         demand(first_s <= last_s, f"a first token came after {first_s} s, after the last one at {last_s} s")
 
 
-@named(ENGINE_RULES, "mixed work is served or refused")
-def _mixed_work_is_served_or_refused(trial: EngineTrial) -> None:
+@named(ENGINE_RULES, "mixed work is served or rejected")
+def _mixed_work_is_served_or_rejected(trial: EngineTrial) -> None:
     equal = trial.work(2, 6, 3)
     first, second = equal.prompts
     kinds = {
