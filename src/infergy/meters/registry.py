@@ -22,6 +22,7 @@ GROUP = "infergy.meters"
 NVML, SIMULATED = "nvml", "simulated"
 """infergy's own; plug-ins of the same name are ignored."""
 
+CHECK_HINT = "Check it: infergy.testing.check_meter"
 PARTS = ("name", "scope", "is_simulated", "clock", "gpus", "read", "states", "facts", "close")
 
 
@@ -48,24 +49,29 @@ class MeterPlugin:
             MeterError: It cannot be loaded, or has no ``open``; the message names the plug-in and its package.
         """
         if self.problem is not None:
-            raise self.error(f": {self.problem}", self.problem)
+            raise MeterError(f"{self}: {self.problem}", code="bad-plugin", **self.fields(self.problem))
         try:
             loaded = metadata.EntryPoint(name=self.name, value=self.target or "", group=GROUP).load()
         except Exception as error:
             # A foreign module may raise anything while it is imported.
-            what, fix = f" cannot be loaded from {self.target}", f". Repair or remove it: pip install -U {self.package}"
-            raise self.error(what, error, fix) from error
+            fix = f"Repair or remove it: pip install -U {self.package}"
+            message = f"{self} cannot be loaded from {self.target}: {_reason(error)}. {fix}"
+            raise MeterError(message, code="bad-plugin", **self.fields(_reason(error))) from error
         if not callable(getattr(loaded, "open", None)):
-            raise self.error(f": a meter is a class with open(count), and {self.target} is not", "no open(count)")
+            message = f"{self}: a meter is a class with open(count), and {self.target} is not"
+            raise MeterError(message, code="bad-plugin", **self.fields("no open(count)"))
         return loaded
 
-    def error(self, what: str, reason: Exception | str, hint: str = "", code: str = "bad-plugin") -> MeterError:
-        """An error of this plug-in, with its name and package; an exception as `reason` is part of the message."""
-        if isinstance(reason, Exception):
-            reason = f"{type(reason).__name__}: {reason}"
-            what = f"{what}: {reason}"
-        message = f"meter {self.name!r} of package {self.package!r}{what}{hint}"
-        return MeterError(message, code=code, meter=self.name, package=self.package, reason=reason)
+    def fields(self, reason: str) -> dict[str, str]:
+        """Fields of its errors."""
+        return {"meter": self.name, "package": self.package, "reason": reason}
+
+    def __str__(self) -> str:
+        return f"meter {self.name!r} of package {self.package!r}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def find_plugins() -> tuple[MeterPlugin, ...]:
@@ -86,7 +92,7 @@ def _plugins_of(distribution: metadata.Distribution, package: str) -> Iterator[M
     try:
         entries = [entry for entry in distribution.entry_points if entry.group == GROUP]
     except Exception as error:  # noqa: BLE001 - the file was written by others; the parser's errors are undocumented
-        problem = f"its entry_points.txt cannot be read ({type(error).__name__}: {error})"
+        problem = f"its entry_points.txt cannot be read ({_reason(error)})"
         yield MeterPlugin(name="?", package=package, target=None, problem=problem)
         return
     for entry in entries:
@@ -134,11 +140,12 @@ def open_plugin(name: str, count: int) -> Meter:
         raise
     except Exception as error:
         # It was written by others and may raise anything.
-        raise plugin.error(" does not open", error) from error
+        message = f"{plugin} does not open: {_reason(error)}"
+        raise MeterError(message, code="bad-plugin", **plugin.fields(_reason(error))) from error
     lacks = [part for part in PARTS if not hasattr(meter, part)]
     if lacks:
-        reason = f"lacks {', '.join(lacks)}"
-        raise plugin.error(f" is no meter: it {reason}", reason, ". Check it: infergy.testing.check_meter")
+        message = f"{plugin} is no meter: it lacks {', '.join(lacks)}. {CHECK_HINT}"
+        raise MeterError(message, code="bad-plugin", **plugin.fields(f"lacks {', '.join(lacks)}"))
     return _PluginMeter(meter, plugin)
 
 
@@ -146,7 +153,7 @@ def _find(name: str) -> MeterPlugin:
     plugins = find_plugins()
     named = [plugin for plugin in plugins if plugin.name == name]
     if not named:
-        unreadable = [f"{p.package}: {p.problem}." for p in plugins if p.problem]
+        unreadable = [f"{plugin}: {plugin.problem}." for plugin in plugins if plugin.problem]
         known = {NVML, SIMULATED, *(plugin.name for plugin in plugins if not plugin.problem)}
         raise UsageError.unknown("meter", name, known, " ".join(unreadable), code="unknown-name")
     if len(named) > 1:
@@ -189,5 +196,5 @@ class _PluginMeter:
         except InfergyError:
             raise
         except Exception as error:
-            hint = ". Check it: infergy.testing.check_meter"
-            raise self._plugin.error(f" failed in {name}()", error, hint, code="meter-failed") from error
+            message = f"{self._plugin} failed in {name}(): {_reason(error)}. {CHECK_HINT}"
+            raise MeterError(message, code="meter-failed", **self._plugin.fields(_reason(error))) from error
