@@ -286,7 +286,7 @@ def _nemotron_h(config: Config) -> ModelShape:
     layers, pattern = config.layers, config.data.get("hybrid_override_pattern")
     if not isinstance(pattern, str) or len(pattern) != layers or not set(pattern) <= set(NEMOTRON_LAYERS):
         kinds = ", ".join(f"{sign} ({kind})" for sign, kind in NEMOTRON_LAYERS.items())
-        expected = f"a sign for each of the {layers} layers: {kinds}"
+        expected = f"a sign per layer ({layers}): {kinds}"
         raise DataError.bad_field(config.name, "hybrid_override_pattern", pattern, expected)
     mamba = MambaShape(
         layers=pattern.count("M"),

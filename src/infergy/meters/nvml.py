@@ -256,10 +256,8 @@ def _visible_handles(nvml: Any, count: int | None) -> dict[str, Any]:
     by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
     chosen = visible_uuids(list(by_uuid), os.environ)[:count]
     if len(chosen) < (count or 1):
-        message = (
-            f"{count or 1} GPUs are wanted, {len(chosen)} are visible "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
-        )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+        message = f"GPUs wanted: {count or 1}, visible: {len(chosen)} (CUDA_VISIBLE_DEVICES={visible}). {SIMULATE_HINT}"
         raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
     for uuid in chosen:
         if uuid.startswith(LOST):
