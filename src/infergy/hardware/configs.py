@@ -281,7 +281,8 @@ def _check_value(where: str, key: str, value: object) -> None:
         raise DataError.bad_field(where, key, value, f"a whole number of at least {least}")
 
 
-READERS: Mapping[str, Reader] = TEXT_MODELS | {
+READERS: Mapping[str, Reader] = {
+    **TEXT_MODELS,
     "NemotronH_Nano_VL_V2": _read_nemotron_vl,
     "gemma3": _multimodal("gemma3_text", vision_config=_siglip),
     "llama4": _multimodal("llama4_text", vision_config=_llama4_vision),
