@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from infergy.errors import UsageError
+from infergy.serving.config import StaticConfig
 from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig
 from serving.doubles import Affine, ask
 
 STEP = Affine(base_s=1.0)

@@ -15,8 +15,7 @@ import numpy as np
 
 from infergy.cost.fit import Column
 from infergy.cost.model import StepCost
-from infergy.cost.step import Pace, added_j, free_s, slowed_j
-from infergy.cost.steps import StepColumns, sums_of
+from infergy.cost.step import Pace, Steps, added_j, free_s, slowed_j, sums_of
 
 
 class DraftedCost:
@@ -39,7 +38,7 @@ class DraftedCost:
         """A clock for one replica that has been idle."""
         return DraftedPace(self)
 
-    def step_energy_j(self, steps: StepColumns) -> Column:
+    def step_energy_j(self, steps: Steps) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
         sums = sums_of(steps)
         rates = (self.target.rates, self.draft.rates)

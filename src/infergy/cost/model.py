@@ -12,8 +12,7 @@ import numpy as np
 from infergy.cost.fit import Column, Fit
 from infergy.cost.rates import Rates, rates_of
 from infergy.cost.slopes import RunSums
-from infergy.cost.step import Pace, added_j, free_s, slowed_j
-from infergy.cost.steps import StepColumns, sums_of
+from infergy.cost.step import Pace, Steps, added_j, free_s, slowed_j, sums_of
 from infergy.cost.work import ServerWork
 from infergy.hardware.gpus import Gpu
 
@@ -71,14 +70,14 @@ class StepCost:
         """A clock for one replica that has been idle."""
         return Pace(self.rates)
 
-    def step_energy_j(self, steps: StepColumns) -> Column:
+    def step_energy_j(self, steps: Steps) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
         sums, power = sums_of(steps), self.rates.power
         free = np.minimum(free_s(self.rates, sums), steps.step_s)
         joules: Column = slowed_j(power, added_j(self.rates, sums), free, steps.step_s) + power.base_w * steps.step_s
         return joules
 
-    def log_slopes(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> Column:
+    def log_slopes(self, steps: Steps, idle_j: float, open_share: float = 0.0) -> Column:
         """Derivatives of the logarithms of a run's energy, and of its steps' seconds in total, by those of constants.
 
         Args:
@@ -96,7 +95,7 @@ class StepCost:
         slopes: Column = (np.array(shifted) - run.log_totals(self.rates)) / SHIFT
         return slopes
 
-    def log_sd(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> tuple[float, float]:
+    def log_sd(self, steps: Steps, idle_j: float, open_share: float = 0.0) -> tuple[float, float]:
         """Standard deviations of the logarithms of a run's energy, and of its steps' seconds in total.
 
         Constants, the model's own error, and how single GPUs differ; idle power is taken for known.
@@ -129,7 +128,7 @@ class StepCost:
         """Of the logarithm of energy, where no row is of the model, precision and GPU count; else 0."""
         return 0.0 if self.server.errors is not None else UNSEEN_SERVER_SD**2
 
-    def floor_s(self, steps: StepColumns) -> Column:
+    def floor_s(self, steps: Steps) -> Column:
         """Least seconds of a step of each entry: its bytes at full bandwidth, or its FLOPs at the dense peak."""
         work, gpu = self.server.work, self.server.gpu
         flops, moved = self.work_of(steps)
@@ -137,7 +136,7 @@ class StepCost:
         floor: Column = np.maximum(moved / gpu.memory_bandwidth, flops / peak) / work.gpus
         return floor
 
-    def work_of(self, steps: StepColumns) -> tuple[Column, Column]:
+    def work_of(self, steps: Steps) -> tuple[Column, Column]:
         """FLOPs and bytes of a step of each entry, on all GPUs."""
         s, work, attention = sums_of(steps), self.server.work, self.server.work.attention
         tokens = s.decodes + s.prefill_tokens

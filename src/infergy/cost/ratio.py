@@ -9,7 +9,7 @@ import numpy as np
 
 from infergy.cost.fit import Column
 from infergy.cost.model import StepCost
-from infergy.cost.steps import StepColumns
+from infergy.cost.step import Steps
 
 
 class CostedRun(NamedTuple):
@@ -23,12 +23,12 @@ class CostedRun(NamedTuple):
     """
 
     cost: StepCost
-    steps: StepColumns
+    steps: Steps
     idle_j: float
     slopes: Column
 
     @classmethod
-    def of(cls, cost: StepCost, steps: StepColumns, idle_j: float, open_share: float) -> CostedRun:
+    def of(cls, cost: StepCost, steps: Steps, idle_j: float, open_share: float) -> CostedRun:
         """A run and its derivatives (`StepCost.log_slopes`)."""
         return cls(cost, steps, idle_j, cost.log_slopes(steps, idle_j, open_share)[:, 0])
 
@@ -71,7 +71,7 @@ def _common_share(first: CostedRun, second: CostedRun) -> float:
     return min(1.0, float(np.minimum(*of_all).sum() + idle))
 
 
-def _kinds(steps: StepColumns) -> Column:
+def _kinds(steps: Steps) -> Column:
     """With prompts or not, with a CUDA graph or not, sequences and prompt tokens to the half doubling."""
     sizes = [np.floor(2 * np.log2(np.maximum(column, 0.5))) for column in (steps.decodes, steps.prefill_tokens)]
     return np.column_stack([steps.prefills > 0, steps.padded > 0, *sizes])

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from infergy.cost.fit import Column
 from infergy.cost.rates import Rates
-from infergy.cost.step import StepSums, added_j, free_s, slowed_j
-from infergy.cost.steps import StepColumns, compress
+from infergy.cost.step import Steps, StepSums, added_j, compress, free_s, slowed_j
 
 STRETCHED = 1.05
 """Logged over free seconds from which a step counts as held by the power limit."""
@@ -45,7 +44,7 @@ class RunSums:
     open_share: float
 
     @classmethod
-    def of(cls, steps: StepColumns, rates: Rates, idle_j: float, open_share: float) -> RunSums:
+    def of(cls, steps: Steps, rates: Rates, idle_j: float, open_share: float) -> RunSums:
         """The sums of a run that was served at `rates`."""
         count, step_s, *columns = compress(steps).T
         sums = StepSums(*columns)

@@ -18,8 +18,7 @@ import numpy as np
 
 from infergy.cost.fit import Column
 from infergy.cost.model import StepCost
-from infergy.cost.step import StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j
-from infergy.cost.steps import StepColumns, sums_of
+from infergy.cost.step import Steps, StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j, sums_of
 from infergy.cost.table import Table
 from infergy.estimates.estimate import estimate_server, facts_of, sample_of, serve_sample, steps_of
 from infergy.estimates.results import EnergyParts, ServerEstimate, TraceFacts
@@ -133,7 +132,7 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
     )
 
 
-def time_parts(cost: StepCost, steps: StepColumns) -> dict[str, Column]:
+def time_parts(cost: StepCost, steps: Steps) -> dict[str, Column]:
     """Seconds of one step of each entry by what they are spent on; they add up to `step_s`."""
     s, rates = sums_of(steps), cost.rates
     flops, _ = cost.work_of(steps)
@@ -179,7 +178,7 @@ def _peak_flops(cost: StepCost) -> float:
     return work.gpus * (gpu.peak_flops.get("fp8", base) if work.dtype == "fp8" else base)
 
 
-def _steps(steps: StepColumns, cost: StepCost) -> _Steps:
+def _steps(steps: Steps, cost: StepCost) -> _Steps:
     prefills, decodes = steps.prefills > 0, steps.decodes > 0
     kinds = (prefills & ~decodes, ~prefills, prefills & decodes)
     return _Steps(cost.step_energy_j(steps) * steps.count, tuple(kind.astype(float) for kind in kinds))
@@ -209,7 +208,7 @@ def _by_time(seconds: dict[str, Column], useful: float, steps: _Steps, parts: En
     return (*(_part(name, energy_j, steps) for name, energy_j in {**split, **spent}.items()), _idle(parts))
 
 
-def _by_source(columns: StepColumns, cost: StepCost, steps: _Steps, parts: EnergyParts) -> tuple[Part, ...]:
+def _by_source(columns: Steps, cost: StepCost, steps: _Steps, parts: EnergyParts) -> tuple[Part, ...]:
     s, rates = sums_of(columns), cost.rates
     # Clocks that the power limit slows take less energy for the same work.
     slowed = slowed_j(rates.power, 1.0, np.minimum(free_s(rates, s), columns.step_s), columns.step_s)

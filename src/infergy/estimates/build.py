@@ -12,7 +12,7 @@ import numpy as np
 
 from infergy.cost.fit import Fit, prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.steps import compress
+from infergy.cost.step import compress
 from infergy.cost.table import Origin, ServedBy, Table, TableEntry, make_table
 from infergy.cost.work import server_work
 from infergy.errors import DataError, MeterError
@@ -22,10 +22,9 @@ from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
-from infergy.serving.config import EngineConfig, EngineOptions, resolve
+from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig
 from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004

@@ -16,11 +16,19 @@ from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
-from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, check_context, model_context, resolve
+from infergy.serving.config import (
+    EngineConfig,
+    EngineOptions,
+    StaticConfig,
+    UsageContext,
+    check_context,
+    model_context,
+    resolve,
+)
 from infergy.serving.run import Run
-from infergy.serving.simulate import RequestColumns, Router, simulate
-from infergy.serving.static import StaticConfig
+from infergy.serving.simulate import Router, simulate
 from infergy.units import count_of, format_bytes
+from infergy.workload.requests import Requests
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
 PRECISIONS = (DEFAULT_DTYPE, "float16", FP8, "mxfp4")
@@ -79,7 +87,7 @@ class OpenServer:
     measured: MeasuredServer | None
     notes: tuple[str, ...]
 
-    def serve(self, requests: RequestColumns) -> Run:
+    def serve(self, requests: Requests) -> Run:
         """Serve requests in simulation."""
         return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
 

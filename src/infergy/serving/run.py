@@ -7,50 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from infergy.cost.step import Steps
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Steps:
-    """Steps of the engine; an entry is `count` consecutive steps of one batch. All columns are float64.
-
-    Attributes:
-        start_s: When the first of the steps began.
-        count: Steps.
-        decodes: Sequences that decode one token.
-        context: Tokens that they attend to, new ones included, summed over them; mean over the steps.
-        prefill_tokens: New prompt tokens.
-        prefill_pairs: Positions that these attend to, summed: n × c + n (n + 1) / 2 for n tokens behind c.
-        prefills: Sequences with prompt tokens in the step.
-        sampled: Sequences that sample a token.
-        padded: Tokens of the step after padding to a CUDA graph's size; 0 where none fits.
-        kv_blocks: Blocks in use.
-        waiting: Requests in the queue.
-        step_s: Seconds of one step; mean over the steps.
-    """
-
-    start_s: Floats
-    count: Floats
-    decodes: Floats
-    context: Floats
-    prefill_tokens: Floats
-    prefill_pairs: Floats
-    prefills: Floats
-    sampled: Floats
-    padded: Floats
-    kv_blocks: Floats
-    waiting: Floats
-    step_s: Floats
-
-    def __len__(self) -> int:
-        return self.start_s.size
-
-    @property
-    def duration_s(self) -> Floats:
-        """Seconds of all steps of an entry."""
-        return self.count * self.step_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,10 +18,9 @@ from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.hardware.memory import largest_batch
 from infergy.hardware.shape import ModelShape
 from infergy.records import SERVER, EngineSetup
-from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, resolve
+from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, UsageContext, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig
 from infergy.workload.requests import Requests
 
 Lengths = Sequence[tuple[int, int]]
