@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from infergy.cost.constants import LOADED_IDLE_SHARE
-from infergy.cost.rates import Rates, columns_of, rates_of
+from infergy.cost.rates import Rates, ServerWork, columns_of, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.cost.work import ServerWork, server_work
 from infergy.hardware.gpus import Gpu, get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape
 from infergy.hardware.shape import ModelShape

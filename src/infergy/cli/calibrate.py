@@ -100,8 +100,6 @@ def _print(found: Calibration, path: Path | str) -> None:
     for one in found.constants:
         table.add_row(*_row(one))
     console.print(table)
-    for figure in found.seen:
-        typer.echo(f"{figure.name}: {format_si(figure.value, figure.unit)} ({figure.window})")
     for note in found.notes:
         typer.echo(fill(note, WIDTH, initial_indent="- ", subsequent_indent="  "))
     _tell(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from infergy.cost.fit import Column
+from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
 from infergy.cost.step import Pace, Steps, added_j, free_s, slowed_j, sums_of
 

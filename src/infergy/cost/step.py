@@ -20,9 +20,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infergy.cost.compiled import Symbol, compile_formula, least, most
+from infergy.cost.constants import Column
 from infergy.cost.rates import AttentionRates, MatmulRates, PowerRates, Rates
 
 STRETCH = 32
@@ -37,7 +37,6 @@ MOST = 160
 DOUBLINGS = 256
 """More than half doublings of any number of tokens."""
 
-Column = NDArray[np.float64]
 DecodeCost = Callable[[float], tuple[float, float]]
 
 

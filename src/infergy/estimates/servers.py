@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from infergy.cost.fit import make_table
 from infergy.cost.model import Server, StepCost
+from infergy.cost.rates import server_work
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
-from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table, make_table, read_table
+from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table, read_table
 from infergy.cost.table import shipped_table as shipped_table
-from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
@@ -286,7 +287,7 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
         enforce_eager=setup.cuda_graphs is False,
         max_num_seqs=spec.options.max_num_seqs or setup.max_sequences,
     )
-    context = model_context(_raw_config(spec.model))
+    context = model_context(model_config(spec.model))
     if setup.engine == "transformers":
         return _static_config(spec.engine, options, setup, shape, gpu, context)
     return resolve(
@@ -328,7 +329,3 @@ def _static_config(
         has_graphs=setup.compiled,
         notes=tuple(notes),
     )
-
-
-def _raw_config(model: str) -> Mapping[str, Any]:
-    return model_config(model)

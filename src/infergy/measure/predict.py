@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from infergy.cost.constants import prior_fit
 from infergy.cost.drafting import DraftedCost
-from infergy.cost.fit import prior_fit
 from infergy.cost.model import StepCost
 from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table

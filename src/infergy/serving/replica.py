@@ -1,4 +1,4 @@
-"""Replicas of a server on a clock: requests arrive, go through the scheduler, and each step takes what its cost says."""
+"""Replicas on a clock: requests arrive, go through a scheduler, and each step takes what its cost says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Following = Mapping[int, Sequence[tuple[int, float]]]
 class Pace(Protocol):
     """The clock of one replica (`infergy.cost.step.Pace`); arguments are columns of `Steps`."""
 
-    def step(
+    def step(  # noqa: D102
         self,
         decodes: int,
         context: float,

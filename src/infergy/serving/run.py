@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from infergy.cost.step import Steps
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
+Columns = TypeVar("Columns", Steps, "ServedRequests")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -234,3 +237,9 @@ def _integral(start_s: Floats, span_s: Floats, values: Floats, at_s: Floats) -> 
         k = np.searchsorted(ordered, at_s)
         total += sign * (heights[k] * (at_s - at_s[0]) - areas[k])
     return total
+
+
+def join_columns(parts: Sequence[Columns]) -> Columns:
+    """Steps, or requests, of several runs one after the other."""
+    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
+    return type(parts[0])(**columns)

@@ -30,6 +30,19 @@ COLUMNS = (
 LAYOUT = np.dtype([(name, kind) for name, kind in zip(COLUMNS, ENTRY.format[1:], strict=True)])
 
 
+def requests_of_lengths(source: str, lengths: Sequence[tuple[int, int]], arrival_s: Sequence[float] = ()) -> Requests:
+    """Requests of so many input and output tokens, which arrive in ascending order at `arrival_s`, or at once."""
+    inputs, outputs = np.array(lengths, dtype=np.int64).reshape(-1, 2).T
+    timed = any(arrival_s)
+    return Requests(
+        source=source,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        arrival_s=np.array(arrival_s) if timed else None,
+        order_reason=None if timed else "all at once",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
     """What is asked, checked: which requests arrive by themselves, which follow an answer, which are rejected."""
