@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.constants import LOADED_IDLE_SHARE
 from infergy.cost.rates import Rates, ServerWork, columns_of, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.hardware.gpus import Gpu, get_gpu
+from infergy.hardware.gpus import IDLE_SHARE, Gpu, get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape
 from infergy.hardware.shape import ModelShape
 from scoreboard.rows import Rows
@@ -66,7 +65,7 @@ class Steps:
                     work,
                     gpu,
                     known[gpu.name],
-                    idle_w=LOADED_IDLE_SHARE * gpu.tdp_w * work.gpus,
+                    idle_w=IDLE_SHARE * gpu.tdp_w * work.gpus,
                     server=True,
                 )
                 for work, gpu in self.servers

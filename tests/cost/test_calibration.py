@@ -23,10 +23,10 @@ from infergy.cost.calibration import (
     shipped_calibrations,
 )
 from infergy.cost.calibration_fit import BEARS, is_used
-from infergy.cost.constants import BY_NAME, LOADED_IDLE_SHARE, Column, Fit, prior_fit, values_of
+from infergy.cost.constants import BY_NAME, Column, Fit, prior_fit, values_of
 from infergy.cost.rates import Rates, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, stretched_s
-from infergy.hardware.gpus import get_gpu
+from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.hardware.models import get_model
 from infergy.measure.calibrate import calibrate
 from infergy.measure.simulated_bench import Truth
@@ -36,7 +36,7 @@ from infergy.records.calibration import LAUNCH, CalibrationWindow, read_calibrat
 from raising import raises
 
 SEEDS = range(8)
-IDLE_W = LOADED_IDLE_SHARE * 700
+IDLE_W = IDLE_SHARE * 700
 NOT_APART = ("fp8_flops", "fp8_flop_energy")
 """At the power limit seconds follow from joules: what fp8 products take tells energy × time^slowing of a FLOP."""
 LEFT_OPEN = (*NOT_APART, "compute_efficiency")

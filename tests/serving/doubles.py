@@ -10,10 +10,11 @@ import numpy as np
 from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import server_work
+from infergy.cost.step import Steps
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.models import get_model
 from infergy.serving.config import EngineConfig, SchedulerLimits
-from infergy.serving.run import Floats, Steps
+from infergy.serving.run import Floats
 from infergy.workload.requests import PrefixBlocks, Requests
 
 

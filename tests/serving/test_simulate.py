@@ -168,16 +168,6 @@ def test_preemptions_waste_energy() -> None:
     assert run.counts.peak_kv_blocks <= 11
 
 
-def test_a_timeline_adds_up() -> None:
-    run = simulate(ask([(10, 30), (20, 10)], [0.0, 50.0]), engine(), STEP, replicas=2)
-    line = run.timeline(parts=7)
-    widths = np.diff(line.edge_s)
-    assert (line.power_w * widths).sum() == pytest.approx(run.energy_j)
-    sequences = ((run.steps.decodes + run.steps.prefills) * run.steps.duration_s).sum()
-    assert (line.running * widths).sum() == pytest.approx(sequences)
-    assert line.edge_s[-1] == pytest.approx(run.start_s + run.duration_s)
-
-
 def test_percentiles_are_of_the_nearest_rank() -> None:
     assert Percentiles.of(np.arange(1.0, 101.0)) == Percentiles(p50=50.0, p90=90.0, p99=99.0)
     assert Percentiles.of(np.array([3.0])) == Percentiles(p50=3.0, p90=3.0, p99=3.0)

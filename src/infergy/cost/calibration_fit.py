@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infergy.cost.constants import BY_NAME, LOADED_IDLE_SHARE, Column, Constant
+from infergy.cost.constants import BY_NAME, Column, Constant
 from infergy.cost.rates import NVLINK_4, AttentionWork, ServerWork, columns_of, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.hardware.gpus import Gpu
+from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, CalibrationWindow, Workload
 
 LAUNCHES_A_LAYER = 12.0
@@ -196,7 +196,7 @@ def _residuals_of(used: Sequence[CalibrationWindow], gpu: Gpu) -> Callable[[Mapp
         if works:
             # Bare kernels have no engine about them, and their operands came in fp8.
             bare = dict.fromkeys(("step_s", "fp8_layer_s"), 0.0 * plain)
-            idle_w = LOADED_IDLE_SHARE * gpu.tdp_w
+            idle_w = IDLE_SHARE * gpu.tdp_w
             rates = columns_of(
                 [rates_of(work, gpu, values | bare, idle_w=idle_w) for work in works], np.arange(len(works))
             )

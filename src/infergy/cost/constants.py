@@ -22,8 +22,6 @@ ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
 """Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
 UNIT_ENERGY_SD, UNIT_TIME_SD = 0.02, 0.015
 """By how much single GPUs of a kind, with their hosts, differ: H100s of four hosts (docs/measurements.md)."""
-LOADED_IDLE_SHARE = 0.175
-"""Power of an idle GPU with a model loaded, over its TDP, where no row measured it: 123 W of 700 on H200s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +126,6 @@ def constants_of(engine: str) -> Mapping[str, Constant]:
 def values_of(engine: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
     """A value for each constant of an engine: those given, and the medians of the priors for the rest."""
     return {name: (values or {}).get(name, constant.value) for name, constant in constants_of(engine).items()}
-
-
-__all__ = ["BY_NAME", "CONSTANTS", "LOADED_IDLE_SHARE", "TRANSFORMERS", "Constant", "constants_of", "values_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -60,15 +60,9 @@ class DraftedPace:
         self._look_ahead, self._tokens = cost.look_ahead, cost.tokens_per_round
 
     def step(
-        self,
-        decodes: int,
-        context: float,
-        prefill_tokens: int,
-        prefill_pairs: float,
-        prefills: int,
-        sampled: int,
+        self, decodes: int, context: float, prefill_tokens: int, prefill_pairs: float, prefills: int, sampled: int,
         padded: int,
-    ) -> float:
+    ) -> float:  # fmt: skip
         """Seconds of one step."""
         sums = (decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, padded)
         target_s, draft_s = self._target.step(*sums), self._draft.step(*sums)

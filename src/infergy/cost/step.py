@@ -262,15 +262,9 @@ class Pace:
         self._decode: dict[int, DecodeCost] = {}
 
     def step(
-        self,
-        decodes: int,
-        context: float,
-        prefill_tokens: int,
-        prefill_pairs: float,
-        prefills: int,
-        sampled: int,
+        self, decodes: int, context: float, prefill_tokens: int, prefill_pairs: float, prefills: int, sampled: int,
         padded: int,
-    ) -> float:
+    ) -> float:  # fmt: skip
         """Seconds of one step."""
         return self._take(*self._step(decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, padded))
 

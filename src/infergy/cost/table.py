@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -188,17 +188,27 @@ def box_of(steps: Any) -> Column:
     )
 
 
+READERS: Mapping[str, Callable[[Any], Any]] = {
+    "served_by": lambda data: ServedBy(**data),
+    "origin": lambda data: Origin(**data),
+    **dict.fromkeys(("steps", "mean", "covariance"), lambda data: np.array(data, dtype=float)),
+    **dict.fromkeys(("names", "low", "high"), tuple),
+}
+"""By field, what makes it of JSON."""
+Made = TypeVar("Made")
+
+
 def write_table(table: Table, path: Path) -> None:
     """Write a table; the same table gives the same bytes."""
     header = {
         "schema": table.schema,
         "sources": table.sources,
-        "fits": [_fit_json(one) for one in table.fits.values()],
+        "fits": [asdict(one) for one in table.fits.values()],
         "measured": [asdict(one) for one in table.measured],
         "environments": table.environments,
         "entries": [entry.origin.identity for entry in table.entries],
     }
-    lines = [header, *(_entry_json(entry) for entry in table.entries)]
+    lines = [header, *map(asdict, table.entries)]
     path.write_text(
         "".join(f"{json.dumps(_rounded(line), separators=(',', ':'))}\n" for line in lines), encoding="utf-8"
     )
@@ -225,8 +235,8 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
         )
     try:
         return Table(
-            fits={one["engine"]: _fit_of(one) for one in header["fits"]},
-            measured=tuple(_server_of(one) for one in header["measured"]),
+            fits={one["engine"]: _made(Fit, one) for one in header["fits"]},
+            measured=tuple(_made(MeasuredServer, one) for one in header["measured"]),
             environments=header["environments"],
             sources=tuple(header["sources"]),
             identities=frozenset(named),
@@ -260,52 +270,22 @@ def _header(line: str, path: Path) -> dict[str, Any]:
 def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
     for number, line in enumerate(lines, start=2):
         try:
-            data = json.loads(line)
-            yield TableEntry(
-                **{
-                    **data,
-                    "served_by": ServedBy(**data["served_by"]),
-                    "origin": Origin(**data["origin"]),
-                    "steps": np.array(data["steps"], dtype=float),
-                }
-            )
+            yield _made(TableEntry, json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} line {number}: no entry of a table ({error}). Build it again") from error
 
 
-def _entry_json(entry: TableEntry) -> dict[str, Any]:
-    return {
-        "served_by": asdict(entry.served_by),
-        "origin": asdict(entry.origin),
-        "requests": entry.requests,
-        "energy_j": entry.energy_j,
-        "energy_sd": entry.energy_sd,
-        "duration_s": entry.duration_s,
-        "idle_w": entry.idle_w,
-        "idle_s": entry.idle_s,
-        "calls": entry.calls,
-        "steps": entry.steps.tolist(),
-    }
-
-
-def _fit_json(one: Fit) -> dict[str, Any]:
-    return {**asdict(one), "mean": one.mean.tolist(), "covariance": one.covariance.tolist()}
-
-
-def _fit_of(data: Mapping[str, Any]) -> Fit:
-    arrays = {name: np.array(data[name], dtype=float) for name in ("mean", "covariance")}
-    return Fit(**{**data, "names": tuple(data["names"]), **arrays})
-
-
-def _server_of(data: Mapping[str, Any]) -> MeasuredServer:
-    lists = {name: tuple(data[name]) for name in ("low", "high")}
-    return MeasuredServer(**{**data, "served_by": ServedBy(**data["served_by"]), **lists})
+def _made(kind: Callable[..., Made], data: Mapping[str, Any]) -> Made:
+    """A noun of JSON."""
+    return kind(**{name: READERS[name](value) if name in READERS else value for name, value in data.items()})
 
 
 def _rounded(value: Any) -> Any:
     """Numbers with `DIGITS` significant digits, whole ones without a point."""
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.{DIGITS}g}")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {key: _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, (list, tuple)) else value

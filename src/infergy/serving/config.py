@@ -74,7 +74,6 @@ class SchedulerLimits:
 
     Attributes:
         num_gpu_blocks: Blocks of the KV cache, the null block included, which no request gets.
-        adaptive_threshold: 0.33: a long prompt's chunk is at least an equal share of the budget.
         lone_threshold: 0.25: the threshold applies even where only one request exists.
     """
 
@@ -86,14 +85,10 @@ class SchedulerLimits:
     long_prefill_token_threshold: int = 0
     async_scheduling: bool = True
     lone_threshold: bool = True
-    adaptive_threshold: bool = False
 
     def chunk_threshold(self, requests: int) -> int:
         """Tokens of a prompt's chunk at most where so many requests exist; 0 for any."""
-        if not self.long_prefill_token_threshold or (requests <= 1 and not self.lone_threshold):
-            return 0
-        least = self.max_num_batched_tokens // requests if self.adaptive_threshold else 0
-        return max(self.long_prefill_token_threshold, least)
+        return self.long_prefill_token_threshold if requests > 1 or self.lone_threshold else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

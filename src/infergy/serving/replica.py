@@ -29,15 +29,9 @@ class Pace(Protocol):
     """The clock of one replica (`infergy.cost.step.Pace`); arguments are columns of `Steps`."""
 
     def step(  # noqa: D102
-        self,
-        decodes: int,
-        context: float,
-        prefill_tokens: int,
-        prefill_pairs: int,
-        prefills: int,
-        sampled: int,
+        self, decodes: int, context: float, prefill_tokens: int, prefill_pairs: float, prefills: int, sampled: int,
         padded: int,
-    ) -> float: ...
+    ) -> float: ...  # fmt: skip
 
     def decode(  # noqa: D102
         self, decodes: int, context: float, padded: int, most: int, until_s: float, ahead: int

@@ -140,25 +140,6 @@ class RunCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Timeline:
-    """Means over equal parts of a run, summed over replicas.
-
-    Attributes:
-        edge_s: Bounds of the parts, one more than values.
-        power_w: Of all GPUs, idle ones included.
-        running: Sequences in a step.
-        waiting: Requests in the queue.
-        kv_blocks: Blocks in use.
-    """
-
-    edge_s: Floats
-    power_w: Floats
-    running: Floats
-    waiting: Floats
-    kv_blocks: Floats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
     """A run from the first arrival to the last token.
 
@@ -205,38 +186,6 @@ class Run:
             itl_s=Percentiles.weighted(self.steps.step_s, self.steps.count * self.steps.decodes),
             e2e_s=Percentiles.of(last),
         )
-
-    def timeline(self, parts: int = 200) -> Timeline:
-        """Power, batch, queue and cache over time."""
-        s, spans = self.steps, self.steps.duration_s
-        edges = np.linspace(self.start_s, self.start_s + self.duration_s, parts + 1)
-        width = max(self.duration_s / parts, 1e-300)
-        means = [
-            np.diff(_integral(s.start_s, spans, values, edges)) / width
-            for values in (
-                np.ones_like(spans),
-                self.step_energy_j / s.step_s,
-                s.decodes + s.prefills,
-                s.waiting,
-                s.kv_blocks,
-            )
-        ]
-        busy, active_w, running, waiting, blocks = means
-        power = active_w + self.idle_w * np.maximum(self.replicas - busy, 0)
-        return Timeline(edge_s=edges, power_w=power, running=running, waiting=waiting, kv_blocks=blocks)
-
-
-def _integral(start_s: Floats, span_s: Floats, values: Floats, at_s: Floats) -> Floats:
-    """The integral up to each of `at_s` of a sum of rectangles, which may overlap."""
-    total = np.zeros(at_s.size)
-    for sign, begin in ((1.0, start_s), (-1.0, start_s + span_s)):
-        order = np.argsort(begin, kind="stable")
-        ordered, heights = begin[order], values[order]
-        areas = np.r_[0.0, np.cumsum(heights * (ordered - at_s[0]))]
-        heights = np.r_[0.0, np.cumsum(heights)]
-        k = np.searchsorted(ordered, at_s)
-        total += sign * (heights[k] * (at_s - at_s[0]) - areas[k])
-    return total
 
 
 def join_columns(parts: Sequence[Columns]) -> Columns:

@@ -11,11 +11,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from infergy.cost.step import Steps
 from infergy.errors import UsageError
 from infergy.serving.blocks import shared_paths
 from infergy.serving.config import EngineConfig, StaticConfig
 from infergy.serving.replica import ENTRY, Arrivals, Replica, StaticReplica, StepCost
-from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests, Steps
+from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests
 from infergy.serving.scheduler import Scheduler
 from infergy.workload.requests import Requests
 
