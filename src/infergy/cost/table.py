@@ -242,7 +242,7 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
             identities=frozenset(named),
             entries=rest,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} line 1: no header of a table ({error}). Build it again") from error
 
 
@@ -271,7 +271,7 @@ def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
     for number, line in enumerate(lines, start=2):
         try:
             yield _made(TableEntry, json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} line {number}: no entry of a table ({error}). Build it again") from error
 
 
