@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from infergy.cli.failure import run, show
+from infergy.cli.failure import run_app, show_error
 from infergy.cli.retired import Verbs
 from infergy.errors import InfergyError
 from infergy.version import VERSION
@@ -88,9 +88,9 @@ def main() -> None:
     gc.set_threshold(GARBAGE)
     arguments = route(sys.argv[1:])
     try:
-        run(make_app(arguments[0] if arguments and arguments[0] in VERBS else None), arguments)
+        run_app(make_app(arguments[0] if arguments and arguments[0] in VERBS else None), arguments)
     except InfergyError as error:
-        show(error, arguments)
+        show_error(error, arguments)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _tell_interrupted()

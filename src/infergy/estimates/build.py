@@ -24,6 +24,7 @@ from infergy.records.visits import join_visits
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import requests_of_lengths, simulate
+from infergy.units import count_of
 from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
@@ -126,7 +127,7 @@ def _check_row(row: Measurement, where: str) -> None:
         raise bad("the edges of its windows are not of the same GPUs", "different GPUs")
     wanted = row.cell.setup.tensor_parallel
     if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
-        raise bad(f"counters of {len(uuids)} GPUs, expected tensor_parallel = {wanted}", "tensor_parallel")
+        raise bad(f"counters of {count_of(len(uuids), 'GPU')}, expected tensor_parallel = {wanted}", "tensor_parallel")
     try:
         result = result_of(row)
     except MeterError as error:

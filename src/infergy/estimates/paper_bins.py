@@ -21,7 +21,7 @@ from infergy.hardware.memory import largest_batch
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run, join_columns
 from infergy.serving.simulate import requests_of_lengths
-from infergy.units import format_si
+from infergy.units import count_of, format_si
 from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bin, BinCount, Bins, Histogram
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, whole
@@ -312,7 +312,7 @@ def roofline_ideal(
         batch = batch_of(count.bin)
         if batch < 1:
             raise UsageError(
-                f"a batch of {batch} requests for {count.bin.input_tokens}→{count.bin.output_tokens}: "
+                f"a batch of {count_of(batch, 'request')} for {count.bin.input_tokens}→{count.bin.output_tokens}: "
                 "not one fits; take a GPU with more memory, or more GPUs",
                 code="does-not-fit",
                 batch=batch,

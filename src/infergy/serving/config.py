@@ -175,7 +175,7 @@ class StaticConfig:
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:
-            raise UsageError(f"--max-num-seqs is {self.max_num_seqs}: type a number of at least 1")
+            raise UsageError.bad_value("--max-num-seqs", self.max_num_seqs, "a number of at least 1")
 
 
 def resolve(
@@ -199,7 +199,9 @@ def resolve(
     options = options or EngineOptions()
     version = _known_version(version)
     if usage_context not in USAGE_CONTEXTS:
-        raise UsageError.unknown("usage context", usage_context, USAGE_CONTEXTS)
+        raise UsageError.unknown(
+            "usage context", usage_context, USAGE_CONTEXTS, code="unknown-name", option="--usage-context"
+        )
     _check(shape, options, context_tokens)
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
     notes = []
@@ -241,7 +243,7 @@ def _known_version(version: str) -> str:
     for known in VERSIONS:
         if version == known or version.startswith(f"{known}."):
             return known
-    raise UsageError.unknown("version of vLLM", version, VERSIONS)
+    raise UsageError.unknown("version of vLLM", version, VERSIONS, code="unknown-name", option="--vllm-version")
 
 
 def batch_defaults(gpu: Gpu, version: str, usage_context: UsageContext) -> tuple[int, int]:
@@ -262,9 +264,10 @@ def _batch(options: EngineOptions, tokens: int, seqs: int, longest: int | None) 
     if options.max_num_seqs is None:
         seqs = min(seqs, tokens)
     if tokens < seqs:
-        raise UsageError(
-            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, which vLLM rejects: "
-            f"type --max-num-batched-tokens {seqs} or more, or --max-num-seqs {tokens} or fewer"
+        raise UsageError.bad_value(
+            "--max-num-batched-tokens",
+            tokens,
+            f"at least --max-num-seqs, {seqs}; or type --max-num-seqs {tokens} or fewer",
         )
     return tokens, seqs
 
@@ -286,9 +289,8 @@ def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: 
         UsageError: It is.
     """
     if max_model_len and context_tokens and max_model_len > context_tokens:
-        raise UsageError(
-            f"--max-model-len {max_model_len} is longer than the context of {shape.name}, which engines reject: "
-            f"type {context_tokens} or less"
+        raise UsageError.bad_value(
+            "--max-model-len", max_model_len, f"at most {context_tokens}, the context of {shape.name}"
         )
 
 
@@ -305,16 +307,17 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
     for name, least in lowest.items():
         value = getattr(options, name)
         if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}: vLLM needs at least {least}")
+            raise UsageError.bad_value(f"--{name.replace('_', '-')}", value, f"at least {least}")
     if not 0 < options.gpu_memory_utilization <= 1:
-        raise UsageError(f"--gpu-memory-utilization is {options.gpu_memory_utilization}: type a share above 0, up to 1")
+        raise UsageError.bad_value(
+            "--gpu-memory-utilization", options.gpu_memory_utilization, "a share above 0, up to 1"
+        )
     check_context(shape, options.max_model_len, context_tokens)
     heads, size = shape.attention.heads, options.tensor_parallel_size
     if heads % size:
         fitting = ", ".join(str(k) for k in range(1, 17) if heads % k == 0)
-        raise UsageError(
-            f"--tensor-parallel-size {size} does not divide the {heads} attention heads of {shape.name}, which vLLM "
-            f"rejects: type one of {fitting}"
+        raise UsageError.bad_value(
+            "--tensor-parallel-size", size, f"a divisor of the {heads} attention heads of {shape.name}: {fitting}"
         )
 
 
@@ -326,9 +329,10 @@ def _longest(shape: ModelShape, wanted: int | None, blocks: int, options: Engine
     if wanted <= cached:
         return wanted, ()
     if options.max_model_len is not None:
-        raise UsageError(
-            f"--max-model-len {wanted} is more than the KV cache of {shape.name} keeps, {cached} tokens, and vLLM "
-            f"would not start: type --max-model-len {cached} or less, or more GPUs by --tensor-parallel-size"
+        raise UsageError.bad_value(
+            "--max-model-len",
+            wanted,
+            f"at most {cached}, the tokens that the KV cache of {shape.name} keeps, or more GPUs",
         )
     return cached, (
         f"vLLM would not start with the context of {shape.name}, {wanted} tokens, since the KV cache keeps {cached}: "
@@ -372,11 +376,13 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
     if blocks >= 2:
         return blocks
     few = next((few for few in FEWER_TOKENS if few < tokens and room(tokens=few) > 1), None)
+    fields = {"code": "does-not-fit", "model": shape.name, "gpu": gpu.name}
     if few is not None:
-        raise UsageError(
+        message = (
             f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
             f"cache of {shape.name} on {gpus} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
         )
+        raise UsageError(message, **fields, option="--max-num-batched-tokens", value=tokens)
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     ways = [f"--tensor-parallel-size {size}" for size in sizes if room(gpus=size) > 1][:1]
     if DTYPE_BYTES[dtype] > DTYPE_BYTES[FP8] and room(dtype=FP8) > 1:
@@ -385,7 +391,8 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
         f"{shape.name} does not fit: its {dtype} weights need {format_bytes(shape.weight_bytes(dtype))} on {gpus} × "
         f"{gpu.title}, of which vLLM takes "
         f"{format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "
-        + (f"{' or '.join(ways)} would" if ways else "no --tensor-parallel-size up to 16 and no --precision would")
+        + (f"{' or '.join(ways)} would" if ways else "no --tensor-parallel-size up to 16 and no --precision would"),
+        **fields,
     )
 
 

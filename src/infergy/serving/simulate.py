@@ -74,9 +74,9 @@ def simulate(
         UsageError: `replicas` or `router` cannot be meant.
     """
     if replicas < 1:
-        raise UsageError(f"--replicas is {replicas}: type a number of at least 1")
+        raise UsageError.bad_value("--replicas", replicas, "a number of at least 1")
     if router not in ROUTERS:
-        raise UsageError.unknown("router", router, ROUTERS)
+        raise UsageError.unknown("router", router, ROUTERS, code="unknown-name", option="--router")
     asked = _read(requests, config)
     padded = config.padded_sizes()
     times = ([nan] * len(asked.inputs), [nan] * len(asked.inputs))
