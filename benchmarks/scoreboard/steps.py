@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.rates import Rates, ServerWork, columns_of, rates_of, server_work
+from infergy.cost.calibration_fit import columns_of
+from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.hardware.gpus import IDLE_SHARE, Gpu, get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import numpy as np
 
 from infergy.cost.constants import BY_NAME, Column, Constant
-from infergy.cost.rates import NVLINK_4, AttentionWork, ServerWork, columns_of, rates_of
+from infergy.cost.rates import NVLINK_4, AttentionWork, Rates, ServerWork, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, CalibrationWindow, Workload
@@ -43,6 +44,8 @@ CALL = StepSums(decodes=1, context=1.0, prefill_tokens=0, prefill_pairs=0.0, pre
 TILE, FEWEST_TILES = 128, 128
 """128 × 128 results each: a matmul of fewer, all within L2, leaves multiprocessors of a large GPU idle (an H100 has
 132), and its time would pass for a slow launch."""
+NO_WINDOW = 1e12
+"""Tokens; more than any context."""
 SMALL_SUM = 2**20
 """Bytes of an all-reduce below which its time is latency."""
 UNITS: Mapping[str, str] = {
@@ -230,3 +233,25 @@ def _energy_sd(window: CalibrationWindow) -> float:
     if window.energy_j and window.low_j is not None and window.high_j is not None:
         sd = math.hypot(sd, (window.high_j - window.low_j) / 2 / Z90 / window.energy_j)
     return sd * (DOUBT if window.doubts else 1.0)
+
+
+def columns_of(rates: Sequence[Rates], rows: np.ndarray[Any, np.dtype[np.int64]]) -> Rates:
+    """Rates of several servers as columns of shape (k, rows).
+
+    Args:
+        rates: Of each server, from constants of one shape, (k, 1).
+        rows: For each row the index of its server.
+    """
+    columns: Rates = _joined(rates, rows)
+    return columns
+
+
+def _joined(parts: Sequence[Any], rows: Any) -> Any:
+    if is_dataclass(parts[0]):
+        kind: Any = type(parts[0])
+        return kind(**{f.name: _joined([getattr(part, f.name) for part in parts], rows) for f in fields(kind)})
+    if all(part is None for part in parts):
+        return None
+    # No window beside those of other servers: a finite one, since 0 decodes x infinity is no number.
+    values = [np.atleast_2d(NO_WINDOW if part is None else part) for part in parts]
+    return np.hstack(np.broadcast_arrays(*values))[:, rows]

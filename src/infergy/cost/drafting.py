@@ -40,13 +40,13 @@ class DraftedCost:
 
     def step_energy_j(self, steps: Steps) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
-        sums = sums_of(steps)
-        rates = (self.target.rates, self.draft.rates)
-        target_j, draft_j = (added_j(one, sums) for one in rates)
-        target_s, draft_s = (free_s(one, sums) for one in rates)
-        is_prefill, ahead, tokens = steps.prefills > 0, self.look_ahead, self.tokens_per_round
-        added = np.where(is_prefill, target_j + draft_j, (target_j + ahead * draft_j) / tokens)
-        free = np.where(is_prefill, target_s + draft_s, (target_s + ahead * draft_s) / tokens)
+        sums, is_prefill = sums_of(steps), steps.prefills > 0
+        added, free = (
+            np.where(is_prefill, one + other, (one + self.look_ahead * other) / self.tokens_per_round)
+            for one, other in (
+                (cost(self.target.rates, sums), cost(self.draft.rates, sums)) for cost in (added_j, free_s)
+            )
+        )
         power, seconds = self.rates.power, steps.step_s
         joules: Column = slowed_j(power, added, np.minimum(free, seconds), seconds) + power.base_w * seconds
         return joules

@@ -9,6 +9,7 @@ normal priors; errors are robust (Huber). Gauss-Newton finds the maximum, and th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
 from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.cost.table import MeasuredServer, ServedBy, Table, TableEntry
+from infergy.cost.table import MeasuredServer, ServedBy, Table, TableEntry, box_of
 from infergy.hardware import get_gpu, get_model
 from infergy.hardware.gpus import Gpu
 
@@ -146,12 +147,8 @@ class _Problem:
         self.prior_mean[own] = prior.mean[theirs]
         self.precision[np.ix_(own, own)] = np.linalg.inv(prior.covariance[np.ix_(theirs, theirs)])
 
-    def model(self, theta: Column) -> Column:
-        """Logarithms of joules of each row, then of seconds."""
-        return self._evaluate(theta, slopes=False)[0]
-
-    def _evaluate(self, theta: Column, *, slopes: bool) -> tuple[Column, Column]:
-        """Those logarithms, and their derivatives by the constants' parameters, of shape (2 rows, names)."""
+    def model(self, theta: Column, *, slopes: bool = False) -> tuple[Column, Column]:
+        """Logarithms of joules of each row, then of seconds; and their derivatives, of shape (2 rows, names)."""
         logs, found = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
         for number, members in enumerate(self.groups):
             rows = [self.rows[index] for index in members]
@@ -194,14 +191,15 @@ class _Problem:
         logs: Column = np.log(np.atleast_2d(np.concatenate([energy, seconds], axis=-1)))
         return logs
 
-    def off(self, theta: Column) -> Column:
-        """By how many standard deviations the measured logarithms differ from the model's."""
+    def left(self, theta: Column) -> Column:
+        """What the model leaves of the measured logarithms, offsets of GPUs taken out."""
         count = len(self.names)
-        return (self.measured - self.model(theta[:count]) - self.offsets @ theta[count:]) * self.weight
+        left: Column = self.measured - self.model(theta[:count])[0] - self.offsets @ theta[count:]
+        return left
 
     def loss(self, theta: Column) -> float:
         """Half of the negative log posterior, but for a constant; Huber's for the rows."""
-        size = np.abs(self.off(theta))
+        size = np.abs(self.left(theta) * self.weight)
         rows = np.where(size < HUBER, size**2, HUBER * (2 * size - HUBER))
         away = theta - self.prior_mean
         return float(rows.sum() + away @ self.precision @ away)
@@ -209,7 +207,7 @@ class _Problem:
     def linear(self, theta: Column) -> tuple[Column, Column]:
         """The gradient of the log posterior and its curvature, with the model made linear at `theta`."""
         count = len(self.names)
-        logs, found = self._evaluate(theta[:count], slopes=True)
+        logs, found = self.model(theta[:count], slopes=True)
         slopes = np.hstack([found, self.offsets]) * self.weight[:, None]
         off = (self.measured - logs - self.offsets @ theta[count:]) * self.weight
         robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
@@ -257,11 +255,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         if gain < ENOUGH:
             break
     _, curvature = problem.linear(theta)
-    left = problem.measured - problem.model(theta[:count]) - problem.offsets @ theta[count:]
-    left = np.where(problem.weight > 0, left, np.nan).reshape(2, len(rows)).T
-    kinds: dict[str, int] = {}
-    for row in rows:
-        kinds[row.gpu.name] = kinds.get(row.gpu.name, 0) + 1
+    left = np.where(problem.weight > 0, problem.left(theta), np.nan).reshape(2, len(rows)).T
     found = Fit(
         engine=engine,
         names=problem.names,
@@ -269,7 +263,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         covariance=np.asarray(np.linalg.inv(curvature)[:count, :count], dtype=float),
         energy_sd=sd_of(left[:, 0], ENERGY_ERROR),
         time_sd=sd_of(left[:, 1], TIME_ERROR),
-        rows=kinds,
+        rows=dict(Counter(row.gpu.name for row in rows)),
     )
     return found, left
 
@@ -338,8 +332,7 @@ def make_table(
 
 def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, found: Fit) -> MeasuredServer:
     steps = np.vstack([entry.steps for entry in entries])
-    decodes, context, tokens, pairs = steps[:, 2:6].T
-    boxes = np.column_stack([decodes, context / np.maximum(decodes, 1), tokens, pairs / np.maximum(tokens, 1)])
+    boxes = box_of(StepSums(*steps[:, 2:].T))
 
     def sd(column: int, least: float, of_all: float) -> float:
         """Few rows say little of their own: those of the whole fit count for `LIKE_ROWS` of them."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from infergy.cost.constants import Column, Fit
 from infergy.cost.rates import Rates, ServerWork, rates_of
-from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, slowed_j, sums_of
+from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
 from infergy.hardware.gpus import Gpu
 
 SHIFT = 0.02
@@ -296,8 +296,11 @@ def log_ratio_sd(first: CostedRun, second: CostedRun) -> float:
 
 def _common_share(first: CostedRun, second: CostedRun) -> float:
     """Share of the energy that both spend in steps of the same kinds: with prompts or not, of like sizes."""
-    kinds = np.vstack([_kinds(first.steps), _kinds(second.steps)])
-    _, kind = np.unique(kinds, axis=0, return_inverse=True)
+    kinds = [  # with prompts or not, with a CUDA graph or not, sequences and prompt tokens to the half doubling
+        np.column_stack([s.prefills > 0, s.padded > 0, half_doublings(s.decodes), half_doublings(s.prefill_tokens)])
+        for s in (first.steps, second.steps)
+    ]
+    _, kind = np.unique(np.vstack(kinds), axis=0, return_inverse=True)
     kind = kind.reshape(-1)
     size = len(first.steps.count)
     shares = [
@@ -308,9 +311,3 @@ def _common_share(first: CostedRun, second: CostedRun) -> float:
     idle = min(run.idle_j / (run.idle_j + share.sum()) for run, share in zip((first, second), shares, strict=True))
     of_all = [share / (run.idle_j + share.sum()) for run, share in zip((first, second), shares, strict=True)]
     return min(1.0, float(np.minimum(*of_all).sum() + idle))
-
-
-def _kinds(steps: Steps) -> Column:
-    """With prompts or not, with a CUDA graph or not, sequences and prompt tokens to the half doubling."""
-    sizes = [np.floor(2 * np.log2(np.maximum(column, 0.5))) for column in (steps.decodes, steps.prefill_tokens)]
-    return np.column_stack([steps.prefills > 0, steps.padded > 0, *sizes])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,6 @@ ACTIVATION_BYTES = 2.0
 REFERENCE_EXPERT_BYTES = 30e6
 NVLINK_4 = 450e9
 """Bytes/s in one direction, where the catalogue knows no link."""
-NO_WINDOW = 1e12
-"""Tokens; more than any context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,25 +383,3 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
         sequence=c["sequence_s"] + work.vocabulary * c["logit_s"],
         prefill=c["prefill_s"],
     )
-
-
-def columns_of(rates: Sequence[Rates], rows: np.ndarray[Any, np.dtype[np.int64]]) -> Rates:
-    """Rates of several servers as columns of shape (k, rows).
-
-    Args:
-        rates: Of each server, from constants of one shape, (k, 1).
-        rows: For each row the index of its server.
-    """
-    columns: Rates = _joined(rates, rows)
-    return columns
-
-
-def _joined(parts: Sequence[Any], rows: Any) -> Any:
-    if is_dataclass(parts[0]):
-        kind: Any = type(parts[0])
-        return kind(**{f.name: _joined([getattr(part, f.name) for part in parts], rows) for f in fields(kind)})
-    if all(part is None for part in parts):
-        return None
-    # No window beside those of other servers: a finite one, since 0 decodes x infinity is no number.
-    values = [np.atleast_2d(NO_WINDOW if part is None else part) for part in parts]
-    return np.hstack(np.broadcast_arrays(*values))[:, rows]

@@ -290,20 +290,13 @@ def _open(
         try:
             server = open_server(spec, table)
         except UsageError as error:
-            left_out[_wanted(spec)] = error
+            most = "" if spec.options.max_num_seqs is None else f" max-num-seqs={spec.options.max_num_seqs}"
+            left_out[f"{setup_of(spec).label}{most}"] = error
             continue
         is_known = any(_identity(server) == _identity(other) for other in servers.values())
         if not is_known and not (keep_outputs and server.setup.dtype != now.setup.dtype):
             servers[label_of(server)] = server
     return servers, left_out
-
-
-def _wanted(spec: ServerSpec) -> str:
-    """The label of a candidate that cannot be opened."""
-    setup = setup_of(spec)
-    return (
-        setup.label if spec.options.max_num_seqs is None else f"{setup.label} max-num-seqs={spec.options.max_num_seqs}"
-    )
 
 
 def _identity(server: OpenServer) -> tuple[Any, ...]:
@@ -325,11 +318,9 @@ def _rank(served: Sequence[_Served], now: _Served) -> tuple[Configuration, ...]:
     ranked = []
     for one in served:
         run = one.estimate.run
-        breaks = [
-            *one.excess,
-            *([REJECTS] if run.rejected_requests > fewest else []),
-            *([OVERLOADED] if run.overload is not None else []),
-        ]
+        breaks = [*one.excess]
+        breaks += [REJECTS] if run.rejected_requests > fewest else []
+        breaks += [OVERLOADED] if run.overload is not None else []
         over = max(one.excess.values(), default=1.0) if breaks else 0.0
         ranked.append(((over, run.energy_j), _configuration(one, now, breaks)))
     return tuple(configuration for _, configuration in sorted(ranked, key=lambda pair: pair[0]))

@@ -101,7 +101,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         DataError: A file of a model or GPU is not what it should be.
     """
     setup = setup_of(spec)
-    gpu, shape = get_gpu(spec.gpu), get_model(setup.model if setup.model == spec.model else spec.model)
+    gpu, shape = get_gpu(spec.gpu), get_model(spec.model)
     if setup.dtype == "mxfp4" and shape.experts is None:
         raise UsageError.bad_value(
             "--precision", "mxfp4", f"bfloat16: mxfp4 is a format of experts' matrices, and {shape.name} has none"
@@ -114,20 +114,19 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
         gpu=gpu.name,
         gpus=setup.tensor_parallel,
-        has_graphs=_has_graphs(setup),
+        has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
     )
     measured = table.find(by)
-    idle_w = table.idle_w(gpu.name)
-    notes = (
-        [] if idle_w is not None else [f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken"]
-    )
-    idle_w = (IDLE_SHARE * gpu.tdp_w if idle_w is None else idle_w) * by.gpus
+    idle_w, notes = table.idle_w(gpu.name), []
+    if idle_w is None:
+        idle_w = IDLE_SHARE * gpu.tdp_w
+        notes.append(f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken")
     server = Server(
         engine=by.engine,
         model=by.model,
         work=server_work(shape, dtype=by.dtype, gpus=by.gpus),
         gpu=gpu,
-        idle_w=idle_w,
+        idle_w=idle_w * by.gpus,
         is_api=setup.engine == "vllm" and spec.usage_context == "server",
         errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
@@ -282,10 +281,6 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
         return build_table([path], table, allow_simulated=allow_simulated)
     own = read_table(path, entries=True)
     return make_table(own.entries, own.environments, prior=table)
-
-
-def _has_graphs(setup: EngineSetup) -> bool:
-    return setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False
 
 
 def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> EngineConfig | StaticConfig:

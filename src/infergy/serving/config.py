@@ -40,17 +40,10 @@ class EngineOptions:
     """What the user says, in vLLM's words; None is the engine's default.
 
     Attributes:
-        max_num_seqs: Requests that run at once.
-        max_num_batched_tokens: Tokens of a step.
         max_model_len: Longest request, prompt and answer together.
-        gpu_memory_utilization: Share of a GPU's memory that the engine takes.
-        enable_prefix_caching: Whether blocks of finished requests are kept and found again.
         long_prefill_token_threshold: Most prompt tokens of one request in a step; 0: no limit.
         num_gpu_blocks: Blocks of the KV cache, the null block included, for who knows them.
-        block_size: Tokens of a block.
         async_scheduling: Whether a step is planned while the one before it runs.
-        tensor_parallel_size: GPUs of a replica.
-        enforce_eager: Without CUDA graphs.
         cudagraph_capture_sizes: Token counts with a CUDA graph.
     """
 
@@ -100,8 +93,6 @@ class EngineConfig:
         usage_context: Whose defaults: ``server`` (`vllm serve`, AsyncLLM) or ``llm`` (the `LLM` class).
         limits: What bounds a step.
         max_model_len: Longest request, prompt and answer together; longer ones are rejected.
-        tensor_parallel_size: GPUs of a replica.
-        gpu_memory_utilization: Share of a GPU's memory that the engine takes.
         cudagraph_capture_sizes: Token counts with a CUDA graph, ascending; empty: eager.
         notes: What had to be assumed, in sentences.
     """
