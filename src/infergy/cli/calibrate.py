@@ -12,7 +12,8 @@ from infergy.cli.trace_options import JsonOption, print_json, stdout_console
 from infergy.units import count_of, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.cost.calibration import Calibrated, Calibration
+    from infergy.cost.calibration import Calibration
+    from infergy.cost.calibration_fit import Calibrated
     from infergy.hardware.gpus import Gpu
 
 DEFAULT_FILE = Path("calibration.jsonl")

@@ -133,19 +133,14 @@ def serve_sample(sample: Sample, server: OpenServer) -> Runs:
 
 
 def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -> RunEstimate:
-    """Energy, latencies and load of serving a sample's windows, each by itself, weighted.
-
-    Args:
-        sample: The requests.
-        server: What serves them.
-        runs: Their runs, where those are known.
+    """Energy, latencies and load of serving a sample's windows, each by itself, weighted; `runs` where those are known.
 
     Raises:
         UsageError: Not one request can be served.
     """
     if runs is None:
         runs = tuple((server.serve(window.requests), window) for window in sample.windows)
-    weights = np.array([window.weight for _, window in runs])
+    weights, counts = np.array([window.weight for _, window in runs]), [run.counts for run, _ in runs]
     if not sum(len(run.steps) for run, _ in runs):
         raise UsageError(
             f"{sample.source}: not one request can be served: all are longer than {server.config.max_model_len} tokens "
@@ -161,7 +156,6 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
-    counts = [run.counts for run, _ in runs]
 
     def total(name: str) -> int:
         return round(float(weights @ [getattr(one, name) for one in counts]))

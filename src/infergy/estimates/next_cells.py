@@ -216,6 +216,17 @@ class _State:
         gain = known.gain(option.slopes) + self.questions[option.question].unseen
         return gain / sum(known.variance(question) for question in known.questions), gain
 
+    def outlook(self, index: int, before: float) -> ServerOutlook:
+        """What is known of a question, of which the half-width was `before` at first."""
+        question = self.questions[index]
+        return ServerOutlook(
+            estimate=question.estimate,
+            measured=0 if question.server.measured is None else question.server.measured.rows,
+            half_width=before,
+            half_width_after=self.half_width(index),
+            half_width_least=_half_width(question.least),
+        )
+
     def measure(self, option: _Option) -> NextCell:
         """Take a cell for measured."""
         question, choice, cost_s = self.questions[option.question], option.choice, self.cost_s(option)
@@ -278,16 +289,7 @@ def choose_next(
         trace=facts_of(sample),
         budget_s=budget_s,
         target=target,
-        servers=tuple(
-            ServerOutlook(
-                estimate=question.estimate,
-                measured=0 if question.server.measured is None else question.server.measured.rows,
-                half_width=half_width,
-                half_width_after=state.half_width(index),
-                half_width_least=_half_width(question.least),
-            )
-            for index, (question, half_width) in enumerate(zip(state.questions, before, strict=True))
-        ),
+        servers=tuple(state.outlook(index, half_width) for index, half_width in enumerate(before)),
         cells=tuple(cells),
         cost_s=sum(cell.cost_s for cell in cells),
         stopped=stopped,

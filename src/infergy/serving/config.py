@@ -188,21 +188,9 @@ def resolve(
         UsageError: An option that vLLM rejects, or a model that does not fit.
     """
     options = options or EngineOptions()
-    version = _known_version(version)
-    if usage_context not in USAGE_CONTEXTS:
-        raise UsageError.unknown(
-            "usage context", usage_context, USAGE_CONTEXTS, code="unknown-name", option="--usage-context"
-        )
+    version = _known_version(version, usage_context)
     _check(shape, options, context_tokens)
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
-    notes = []
-    if "nvidia" not in gpu.title.lower():
-        notes.append(
-            f"vLLM's defaults on {gpu.title} are not known: those of an NVIDIA GPU with its memory are taken "
-            f"({default_tokens} tokens, {default_seqs} sequences); --max-num-batched-tokens and --max-num-seqs set them"
-        )
-    if shape.attention.window_tokens is not None or shape.mamba is not None:
-        notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
     wanted_len = options.max_model_len or context_tokens
     tokens, seqs = _batch(options, default_tokens, default_seqs, wanted_len)
     blocks = options.num_gpu_blocks
@@ -226,15 +214,31 @@ def resolve(
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
         cudagraph_capture_sizes=_graph_sizes(options, gpu, version, tokens, seqs),
-        notes=(*notes, *note),
+        notes=(*_assumed(shape, gpu, default_tokens, default_seqs), *note),
     )
 
 
-def _known_version(version: str) -> str:
-    for known in VERSIONS:
-        if version == known or version.startswith(f"{known}."):
-            return known
-    raise UsageError.unknown("version of vLLM", version, VERSIONS, code="unknown-name", option="--vllm-version")
+def _assumed(shape: ModelShape, gpu: Gpu, tokens: int, seqs: int) -> list[str]:
+    notes = []
+    if "nvidia" not in gpu.title.lower():
+        notes.append(
+            f"vLLM's defaults on {gpu.title} are not known: those of an NVIDIA GPU with its memory are taken "
+            f"({tokens} tokens, {seqs} sequences); --max-num-batched-tokens and --max-num-seqs set them"
+        )
+    if shape.attention.window_tokens is not None or shape.mamba is not None:
+        notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
+    return notes
+
+
+def _known_version(version: str, context: str) -> str:
+    known = next((known for known in VERSIONS if f"{version}.".startswith(f"{known}.")), version)
+    for what, name, names, option in (
+        ("version of vLLM", known, VERSIONS, "--vllm-version"),
+        ("usage context", context, USAGE_CONTEXTS, "--usage-context"),
+    ):
+        if name not in names:
+            raise UsageError.unknown(what, name, names, code="unknown-name", option=option)
+    return known
 
 
 def batch_defaults(gpu: Gpu, version: str, usage_context: UsageContext) -> tuple[int, int]:
