@@ -160,7 +160,9 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     def total(name: str) -> int:
         return round(float(weights @ [getattr(one, name) for one in counts]))
 
-    latency = run_of(runs).latency()
+    seen = run_of(runs).latency()
+    latency: dict[str, Any] = {f.name: getattr(seen, f.name) for f in fields(seen)}
+    latency |= {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
     return RunEstimate(
         energy_j=energy_j,
         low_j=energy_j * math.exp(-half),
@@ -170,10 +172,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
         rejected_requests=total("rejected_requests"),
         preemptions=total("preemptions"),
         energy=energy,
-        latency=LatencyParts(
-            **{f.name: getattr(latency, f.name) for f in fields(latency)},
-            **{name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()},
-        ),
+        latency=LatencyParts(**latency),
         load=_load(runs, weights, server, energy_j),
         measured_share=measured_share(runs, server, energy_j),
         overload=_overload(largest, server) if sample.windows[0].requests.arrival_s is not None else None,
