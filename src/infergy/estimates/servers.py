@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from infergy.cost.fit import make_table
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import server_work
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
@@ -273,6 +272,7 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
     Raises:
         DataError: The file is neither, or its rows are simulated.
     """
+    from infergy.cost.fit import make_table
     from infergy.estimates.build import build_table
 
     if not path.exists():
