@@ -20,7 +20,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from infergy.cost.calibration import Calibration, load_calibration, narrow
-from infergy.cost.fit import Fit, prior_fit, run_rows
+from infergy.cost.constants import Fit, prior_fit
+from infergy.cost.fit import fit_row, run_rows
 from infergy.cost.rates import rates_of
 from infergy.cost.table import Table, TableEntry, read_table
 from infergy.estimates.servers import SHIPPED_TABLE
@@ -66,7 +67,7 @@ def show_cells(table: Table, calibration: Calibration) -> None:
 
 def errors(entries: Sequence[TableEntry], fit: Fit) -> tuple[Any, Any]:
     """Predicted / measured - 1 of joules and of seconds of one server's cells."""
-    rows = [entry.fit_row() for entry in entries]
+    rows = [fit_row(entry) for entry in entries]
     constants = fit.constants(rows[0].gpu.name)
     rates = rates_of(
         rows[0].work,

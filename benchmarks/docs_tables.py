@@ -17,8 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from infergy.cost.constants import BY_NAME, TRANSFORMERS, Constant
-from infergy.cost.fit import Fit
+from infergy.cost.constants import BY_NAME, TRANSFORMERS, Constant, Fit
 from infergy.cost.table import Table, shipped_table
 
 DOCS = Path(__file__).parents[1] / "docs"

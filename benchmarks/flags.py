@@ -30,7 +30,8 @@ from statistics import median
 from scipy.stats import fisher_exact
 
 import infergy
-from infergy.cost.fit import UNIT_ENERGY_SD, fit
+from infergy.cost.constants import UNIT_ENERGY_SD
+from infergy.cost.fit import fit, fit_row
 from infergy.cost.table import SHIPPED_TABLE, read_table
 from infergy.quality.compare import BETWEEN_PROCESSES
 from infergy.records import Measurement
@@ -153,7 +154,7 @@ def compare_replicates(rows: Iterable[Row], *, same_gpu: bool) -> list[Outcome]:
 def compare_fit(rows: Iterable[Row], engine: str) -> list[Outcome]:
     """Each row of an engine compared with the step-cost model, fitted to all entries of the shipped table."""
     entries = [entry for entry in read_table(SHIPPED_TABLE, entries=True).entries if entry.served_by.engine == engine]
-    fitted, left = fit(engine, [entry.fit_row() for entry in entries])
+    fitted, left = fit(engine, [fit_row(entry) for entry in entries])
     known = {
         (entry.origin.source, entry.origin.cell_id, entry.origin.unit): away
         / math.hypot(entry.energy_sd, fitted.energy_sd)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from infergy.cost.table import Table, TableEntry, make_table, read_table
+from infergy.cost.fit import make_table
+from infergy.cost.table import Table, TableEntry, read_table
 from infergy.estimates.estimate import estimate_run, sample_of
 from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.servers import SHIPPED_TABLE, ServerSpec, open_server

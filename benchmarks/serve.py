@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 import infergy
-from infergy.cost.fit import prior_fit
+from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.work import server_work
+from infergy.cost.rates import server_work
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.models import get_model
 from infergy.serving.config import EngineConfig, EngineOptions, resolve

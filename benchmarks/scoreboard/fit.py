@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.constants import BY_NAME
-from infergy.cost.fit import Fit
+from infergy.cost.constants import BY_NAME, Fit
 from scoreboard.rows import Rows
 from scoreboard.steps import Column, Steps, steps_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from infergy.cost.calibration import Calibration, narrow
-from infergy.cost.fit import prior_fit
+from infergy.cost.constants import prior_fit
 from scoreboard.fit import ServedFit, fit_served
 from scoreboard.protocol import Prediction
 from scoreboard.residual import Residual

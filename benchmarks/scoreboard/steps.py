@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.constants import LOADED_IDLE_SHARE
-from infergy.cost.rates import Rates, columns_of, rates_of
+from infergy.cost.calibration_fit import columns_of
+from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.cost.work import ServerWork, server_work
-from infergy.hardware.gpus import Gpu, get_gpu
+from infergy.hardware.gpus import IDLE_SHARE, Gpu, get_gpu
 from infergy.hardware.layers import AttentionShape, ExpertShape, MlpShape
 from infergy.hardware.shape import Checkpoint, ModelShape
 from scoreboard.rows import Rows
@@ -67,7 +66,7 @@ class Steps:
                     work,
                     gpu,
                     known[gpu.name],
-                    idle_w=LOADED_IDLE_SHARE * gpu.tdp_w * work.gpus,
+                    idle_w=IDLE_SHARE * gpu.tdp_w * work.gpus,
                     server=True,
                 )
                 for work, gpu in self.servers

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cost.calibration import Calibrated, Calibration
+from infergy.cost.calibration import Calibration
+from infergy.cost.calibration_fit import Calibrated
 from infergy.cost.constants import BY_NAME
 from infergy.errors import DataError, UsageError
 from scoreboard.board import ESTIMATORS, Score, group_errors, score_all, score_new
@@ -245,7 +246,6 @@ def calibration_of(gpu: str, factors: dict[str, float]) -> Calibration:
         windows=5,
         power_limit_w=None,
         constants=constants,
-        seen=(),
         notes=(),
     )
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from infergy.cost.compiled import Symbol, compile_formula, least, most
 from infergy.cost.constants import values_of
-from infergy.cost.rates import Rates, rates_of
+from infergy.cost.rates import Rates, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, compile_steps, free_s, slowed_j, stretched_s
-from infergy.cost.work import server_work
 from infergy.hardware import get_gpu, get_model
 
 # Dense, with experts, with windows and experts, latent attention, state layers, windows.

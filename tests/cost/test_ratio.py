@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.cost.ratio import CostedRun, log_ratio_sd
+from infergy.cost.model import CostedRun, log_ratio_sd
 from infergy.estimates.servers import ServerSpec, open_server, shipped_table
 from infergy.serving.config import EngineOptions
 from served import some_requests

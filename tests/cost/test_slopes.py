@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from infergy.cost.fit import Column
+from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
 from infergy.estimates.estimate import open_share, sample_of, serve_sample, steps_of
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server, shipped_table

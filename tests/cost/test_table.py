@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infergy.cost.fit import make_table
 from infergy.cost.table import (
     BOX,
     SHIPPED_TABLE,
@@ -17,7 +18,6 @@ from infergy.cost.table import (
     TableEntry,
     fit_of,
     is_table,
-    make_table,
     read_table,
     shipped_table,
     write_table,

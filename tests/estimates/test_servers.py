@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.cost.constants import values_of
-from infergy.cost.rates import rates_of
-from infergy.cost.work import server_work
+from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.recommend import command_of, default_candidates

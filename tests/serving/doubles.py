@@ -7,32 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.fit import prior_fit
+from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.work import server_work
+from infergy.cost.rates import server_work
+from infergy.cost.step import Steps
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.models import get_model
-from infergy.serving.config import EngineConfig
-from infergy.serving.limits import SchedulerLimits
-from infergy.serving.run import Floats, Ints, Steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hashes:
-    ids: Ints
-    offsets: Ints
-    block_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    input_tokens: Ints
-    output_tokens: Ints
-    arrival_s: Floats | None = None
-    prefix_blocks: Hashes | None = None
-    cached_tokens: Ints | None = None
-    after: Ints | None = None
-    gap_s: Floats | None = None
+from infergy.serving.config import EngineConfig, SchedulerLimits
+from infergy.serving.run import Floats
+from infergy.workload.requests import PrefixBlocks, Requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +112,11 @@ def ask(
     *,
     after: list[int] | None = None,
     gap_s: list[float] | None = None,
-    prefix_blocks: Hashes | None = None,
+    prefix_blocks: PrefixBlocks | None = None,
     cached: list[int] | None = None,
-) -> Columns:
-    return Columns(
+) -> Requests:
+    return Requests(
+        source="a test",
         input_tokens=np.array([a for a, _ in lengths], dtype=np.int64),
         output_tokens=np.array([b for _, b in lengths], dtype=np.int64),
         arrival_s=None if arrival_s is None else np.array(arrival_s, dtype=np.float64),
@@ -143,8 +127,8 @@ def ask(
     )
 
 
-def hashes(rows: list[list[int]], block_tokens: int) -> Hashes:
-    return Hashes(
+def hashes(rows: list[list[int]], block_tokens: int) -> PrefixBlocks:
+    return PrefixBlocks(
         ids=np.array([x for row in rows for x in row], dtype=np.int64),
         offsets=np.cumsum([0, *map(len, rows)]),
         block_tokens=block_tokens,

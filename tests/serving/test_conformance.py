@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infergy.serving.conformance import play
+from schedule_fidelity import play
 
 SAMPLE = Path(__file__).parent / "data" / "vllm_schedules_sample.jsonl.gz"
 

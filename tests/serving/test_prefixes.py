@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infergy.serving.prefixes import shared_paths
+from infergy.serving.blocks import shared_paths
 from serving.doubles import hashes
 
 

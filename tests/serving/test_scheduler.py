@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.serving.conformance import make_scheduler, play
+from schedule_fidelity import make_scheduler, play
 
 
 @st.composite

@@ -103,12 +103,6 @@ def test_who_follows_a_rejected_request_comes_after_its_gap(rejected: int) -> No
     assert run.counts.finished_requests == 2
 
 
-@pytest.mark.parametrize("times", [[1.0, 0.5], [-1.0, 0.0], [0.0, float("nan")], [0.0, float("inf")]])
-def test_times_that_cannot_be_are_rejected(times: list[float]) -> None:
-    with raises("bad-trace"):
-        simulate(ask([(1, 1), (1, 1)], times), engine(), STEP)
-
-
 def test_replicas_and_routers_that_cannot_be_are_rejected() -> None:
     with raises("bad-value", option="--replicas", value=0):
         simulate(ask([(1, 1)]), engine(), STEP, replicas=0)
@@ -172,16 +166,6 @@ def test_preemptions_waste_energy() -> None:
     assert 0 < run.energy.recomputed_j < run.energy_j
     assert run.counts.finished_requests == 2
     assert run.counts.peak_kv_blocks <= 11
-
-
-def test_a_timeline_adds_up() -> None:
-    run = simulate(ask([(10, 30), (20, 10)], [0.0, 50.0]), engine(), STEP, replicas=2)
-    line = run.timeline(parts=7)
-    widths = np.diff(line.edge_s)
-    assert (line.power_w * widths).sum() == pytest.approx(run.energy_j)
-    sequences = ((run.steps.decodes + run.steps.prefills) * run.steps.duration_s).sum()
-    assert (line.running * widths).sum() == pytest.approx(sequences)
-    assert line.edge_s[-1] == pytest.approx(run.start_s + run.duration_s)
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from infergy.serving.config import StaticConfig
 from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig
 from raising import raises
 from serving.doubles import Affine, ask
 

@@ -12,7 +12,8 @@ from infergy.cli.trace_options import JsonOption, print_json, stdout_console
 from infergy.units import count_of, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.cost.calibration import Calibrated, Calibration
+    from infergy.cost.calibration import Calibration
+    from infergy.cost.calibration_fit import Calibrated
     from infergy.hardware.gpus import Gpu
 
 DEFAULT_FILE = Path("calibration.jsonl")
@@ -100,8 +101,6 @@ def _print(found: Calibration, path: Path | str) -> None:
     for one in found.constants:
         table.add_row(*_row(one))
     console.print(table)
-    for figure in found.seen:
-        typer.echo(f"{figure.name}: {format_si(figure.value, figure.unit)} ({figure.window})")
     for note in found.notes:
         typer.echo(fill(note, WIDTH, initial_indent="- ", subsequent_indent="  "))
     _tell(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")

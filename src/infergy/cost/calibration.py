@@ -1,95 +1,33 @@
-"""The step-cost model's constants for one GPU: a pure function of the file that `infergy calibrate` made.
-
-What they are beside the datasheet's, how certain, and on how many windows they rest; `infergy.cost.calibration_fit`
-finds them.
+"""The constants of the step-cost model for one GPU, from the windows of a file that `infergy calibrate` made.
 
 History of the schema:
     1   first release
     2   sd and prior_sd, which were spread and prior_sd; busy_share over idle power for base_share, byte_j for
         byte_share
+    3   without `seen`, figures that entered no constant
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from infergy.cost.calibration_fit import BEARS, DOUBT, SIGMAS_90, SMALL_SUM, Found, fit, is_used, prior_sd
-from infergy.cost.constants import BY_NAME, Constant, constants_of
-from infergy.cost.fit import Fit
+from infergy.cost.calibration_fit import DOUBT, Calibrated, fit, is_used
+from infergy.cost.constants import Fit, constants_of
 from infergy.errors import DataError, UsageError
 from infergy.hardware.gpus import SIMULATED_PREFIX, Gpu, find_gpu_by_driver_name, get_gpu
-from infergy.records.calibration import (
-    COPY,
-    IDLE,
-    LAUNCH,
-    REDUCE,
-    CalibrationWindow,
-    latest,
-    read_calibration_file,
-)
+from infergy.records.calibration import CalibrationWindow, latest, read_calibration_file
 
-CALIBRATION_SCHEMA = "infergy.calibration/2"
-ENGINES_DIFFER = 0.1
-"""Standard deviation of the logarithm of an engine's constant over that of plain kernels: our own estimate."""
+CALIBRATION_SCHEMA = "infergy.calibration/3"
 SHIPPED = Path(str(resources.files("infergy"))) / "data" / "calibrations"
 
-UNITS: Mapping[str, str] = {
-    "weight_efficiency": "of bandwidth",
-    "cache_efficiency": "of bandwidth",
-    "compute_efficiency": "of peak",
-    "layer_s": "s",
-    "busy_share": "of TDP",
-    "byte_j": "J",
-    "flop_share": "of TDP",
-    "reduce_s": "s",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibrated:
-    """One constant.
-
-    Attributes:
-        name: As in `infergy.cost.constants.CONSTANTS`.
-        unit: ``s``, ``J``, ``of TDP``, ``of bandwidth``, ``of peak``; ``ratio`` otherwise.
-        prior: Its value from the datasheet alone.
-        prior_sd: Standard deviation of the prior's logarithm, for a GPU that nobody measured.
-        value: What the windows say, given the prior.
-        low: 90 % of what the windows leave open lies above `low` and below `high`; not how engines' kernels differ.
-        sd: Standard deviation of its logarithm, likewise.
-        windows: How many bear on it; 0 leaves the prior.
-    """
-
-    name: str
-    unit: str
-    prior: float
-    prior_sd: float
-    value: float
-    low: float
-    high: float
-    sd: float
-    windows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """A figure that was measured beside the constants, and enters none of them.
-
-    Attributes:
-        unit: SI.
-        window: Where it is from.
-    """
-
-    name: str
-    value: float
-    unit: str
-    window: str
+ENGINES_DIFFER = 0.1
+"""Standard deviation of the logarithm of an engine's constant over that of plain kernels: our own estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +36,12 @@ class Calibration:
 
     Attributes:
         gpu: Name in the catalogue, or the file that describes it; `title` the vendor's.
-        driver_name: What the driver calls it.
-        uuids: The chips that were measured.
+        driver_name: Name reported by the driver.
+        uuids: The GPUs that were measured.
         measured_from: First window, UTC; `measured_to` the last one.
         simulated: Whether they come from a model instead of a GPU.
         windows: How many were used.
-        power_limit_w: Of the GPU; None where the driver does not tell.
-        seen: What was measured beside the constants.
+        power_limit_w: Of the GPU; None where the driver reports none.
         notes: What was left out or counts less, and why.
     """
 
@@ -118,7 +55,6 @@ class Calibration:
     windows: int
     power_limit_w: float | None
     constants: tuple[Calibrated, ...]
-    seen: tuple[Seen, ...]
     notes: tuple[str, ...]
     schema: str = CALIBRATION_SCHEMA
 
@@ -154,17 +90,12 @@ def narrow(fit: Fit, gpu: str, constants: Sequence[tuple[str, float, float]]) ->
         return fit
     sds = {c.name: c.sd for c, _, _ in known} | {f"{c.name}@{gpu}": c.gpu_sd for c, _, _ in known if c.gpu_sd}
     added = [name for name in sds if name not in fit.names]
-    names = (*fit.names, *added)
+    names, old = (*fit.names, *added), len(fit.names)
     mean = np.concatenate([fit.mean, np.zeros(len(added))])
-    covariance = np.zeros((len(names), len(names)))
-    covariance[: len(fit.names), : len(fit.names)] = fit.covariance
-    for name in added:
-        covariance[names.index(name), names.index(name)] = sds[name] ** 2
-    select = np.zeros((len(known), len(names)))
-    for row, (constant, _, _) in enumerate(known):
-        for name in {constant.name, f"{constant.name}@{gpu}"} & set(names):
-            select[row, names.index(name)] = 1.0
-    found = np.array([math.log(value / constant.value) for constant, value, _ in known])
+    covariance = np.diag([0.0] * old + [sds[name] ** 2 for name in added])
+    covariance[:old, :old] = fit.covariance
+    select = np.array([[float(name in (c.name, f"{c.name}@{gpu}")) for name in names] for c, _, _ in known])
+    logs = np.array([math.log(value / c.value) for c, value, _ in known])
     noise = np.diag([sd**2 + ENGINES_DIFFER**2 for _, _, sd in known])
     gain = np.linalg.solve(select @ covariance @ select.T + noise, select @ covariance).T
     left = np.eye(len(names)) - gain @ select
@@ -172,7 +103,7 @@ def narrow(fit: Fit, gpu: str, constants: Sequence[tuple[str, float, float]]) ->
     return replace(
         fit,
         names=names,
-        mean=mean + gain @ (found - select @ mean),
+        mean=mean + gain @ (logs - select @ mean),
         covariance=left @ covariance @ left.T + gain @ noise @ gain.T,
     )
 
@@ -188,13 +119,10 @@ def find_calibration(name: str | Path) -> Path:
     Raises:
         UsageError: The string is no shipped name and no file, nor is it written like one.
     """
-    path = Path(name)
-    if isinstance(name, Path) or path.suffix or len(path.parts) > 1:
-        return path
-    shipped = shipped_calibrations()
-    if name in shipped:
+    path, shipped = Path(name), shipped_calibrations()
+    if not isinstance(name, Path) and name in shipped:
         return SHIPPED / f"{name}.jsonl"
-    if path.is_file():
+    if isinstance(name, Path) or path.suffix or len(path.parts) > 1 or path.is_file():
         return path
     message = (
         f"unknown calibration {name!r}; shipped: {', '.join(shipped)}. Make a file on a GPU of yours, which takes "
@@ -208,7 +136,7 @@ def load_calibration(name: str | Path, gpu: Gpu | None = None) -> Calibration:
 
     Args:
         name: A file that `infergy calibrate` made; a string may also name a shipped one (`shipped_calibrations`).
-        gpu: What the datasheet says of the GPU; None looks for it in the catalogue by the driver's name.
+        gpu: The GPU's datasheet; None looks it up in the catalogue by the driver's name.
 
     Raises:
         DataError: The file is missing, foreign or damaged.
@@ -222,127 +150,82 @@ def fit_calibration(windows: Sequence[CalibrationWindow], gpu: Gpu | None = None
     """The likeliest constants given the windows and the priors. Deterministic.
 
     Args:
-        windows: In any order; of each workload and chip the last whole one counts.
+        windows: In any order; of each workload and GPU the last whole one counts.
         gpu: As for `load_calibration`.
         name: Of the file, for messages.
 
     Raises:
         DataError: No window is whole.
-        MissingError: scipy is missing.
         UsageError: As for `load_calibration`.
     """
     kept = latest(windows)
-    whole = [one for one in kept if one.is_whole]
+    whole = [window for window in kept if window.is_whole]
     if not whole:
         message = f"{name}: no whole window. Measure some: infergy calibrate -o {name}"
         raise DataError(message, code="no-rows", path=str(name))
-    drivers = {one.environment.gpus[0].name for one in windows if one.is_whole}
+    drivers = sorted({window.environment.gpus[0].name for window in windows if window.is_whole})
     if len(drivers) > 1:
-        message = f"{name}: windows of several GPUs ({', '.join(sorted(drivers))}): give each a file of its own"
-        raise UsageError(message, code="several-gpus", place=str(name), gpus=sorted(drivers))
-    (driver,) = drivers
-    chip = _chip(driver, gpu, name)
-    used = [one for one in whole if is_used(one)]
-    stamps = sorted(one.measured_utc for one in whole)
-    identity = whole[0].environment.gpus[0]
+        message = f"{name}: windows of several GPUs ({', '.join(drivers)}): give each a file of its own"
+        raise UsageError(message, code="several-gpus", place=str(name), gpus=drivers)
+    gpu = _datasheet(drivers[0], gpu, name)
+    used = [window for window in whole if is_used(window)]
+    stamps = sorted(window.measured_utc for window in whole)
     return Calibration(
-        gpu=chip.name,
-        title=chip.title,
-        driver_name=driver,
-        uuids=tuple(sorted({one.environment.gpus[0].uuid for one in whole})),
+        gpu=gpu.name,
+        title=gpu.title,
+        driver_name=drivers[0],
+        uuids=tuple(sorted({window.environment.gpus[0].uuid for window in whole})),
         measured_from=stamps[0],
         measured_to=stamps[-1],
-        simulated=any(one.simulated for one in whole),
+        simulated=any(window.simulated for window in whole),
         windows=len(used),
-        power_limit_w=identity.power_limit_w,
-        constants=tuple(
-            _calibrated(BY_NAME[name], one, sum(map(BEARS[name], used))) for name, one in fit(used, chip).items()
-        ),
-        seen=tuple(_seen(whole)),
-        notes=tuple(_notes(kept, chip)),
+        power_limit_w=whole[0].environment.gpus[0].power_limit_w,
+        constants=fit(used, gpu),
+        notes=tuple(_notes(kept, gpu)),
     )
 
 
 def refuse_other(driver_name: str, gpu: Gpu) -> None:
-    """Refuse a calibration of another kind of GPU.
+    """Reject a calibration of another kind of GPU.
 
     Raises:
         UsageError: `gpu` is not what the driver calls so.
     """
     name = driver_name.removeprefix(SIMULATED_PREFIX)
-    if name.lower() in {one.lower() for one in (gpu.name, gpu.title, *gpu.aliases)}:
+    if name.lower() in {known.lower() for known in (gpu.name, gpu.title, *gpu.aliases)}:
         return
     known = find_gpu_by_driver_name(name)
-    cure = f'describe it in a TOML file with title = "{name}"' if known is None else f"give --gpu {known.name}"
-    message = f"the calibration is of {name}, not of {gpu.title}: {cure}, or calibrate here: infergy calibrate"
+    fix = f'describe it in a TOML file with title = "{name}"' if known is None else f"give --gpu {known.name}"
+    message = f"the calibration is of {name}, not of {gpu.title}: {fix}, or calibrate here: infergy calibrate"
     raise UsageError(message, code="other-gpu", found=name, expected=gpu.name)
 
 
-def _chip(driver: str, gpu: Gpu | None, name: str) -> Gpu:
+def _datasheet(driver: str, gpu: Gpu | None, name: str) -> Gpu:
     if gpu is not None:
         refuse_other(driver, gpu)
         return gpu
-    found = find_gpu_by_driver_name(driver.removeprefix(SIMULATED_PREFIX))
-    if found is None:
+    known = find_gpu_by_driver_name(driver.removeprefix(SIMULATED_PREFIX))
+    if known is None:
         message = (
             f"{name}: {driver} is not in the catalogue: describe it in a TOML file with title = "
             f'"{driver}" (docs/models.md), and give it with --gpu mine.toml'
         )
         raise UsageError(message, code="unknown-gpu", place=str(name), name=driver)
-    return get_gpu(found.name)
+    return get_gpu(known.name)
 
 
-def _calibrated(constant: Constant, found: Found, windows: int) -> Calibrated:
-    value, sd = found.value, found.sd
-    return Calibrated(
-        name=constant.name,
-        unit=UNITS.get(constant.name, "ratio"),
-        prior=constant.value,
-        prior_sd=prior_sd(constant),
-        value=value,
-        low=value * math.exp(-SIGMAS_90 * sd),
-        high=value * math.exp(SIGMAS_90 * sd),
-        sd=sd,
-        windows=windows,
-    )
-
-
-def _seen(whole: Sequence[CalibrationWindow]) -> list[Seen]:
-    """Figures beside the constants."""
-    found = []
-    for one in whole:
-        work, name = one.workload, one.workload.name
-        if work.kind == IDLE and one.power_w is not None:
-            found.append(Seen(name="idle power", value=one.power_w, unit="W", window=name))
-        elif work.kind == COPY:
-            within = "" if work.memory_bytes else " within L2"
-            value = 2 * work.sizes[0] / one.call_s
-            found.append(Seen(name=f"bandwidth of copies{within}", value=value, unit="B/s", window=name))
-        elif work.kind == LAUNCH and not work.in_graph:
-            found.append(Seen(name="a launch without a graph", value=one.call_s, unit="s", window=name))
-        elif work.kind == REDUCE and work.sizes[0] > SMALL_SUM:
-            value = work.link_bytes / one.call_s
-            found.append(Seen(name="bandwidth of the link", value=value, unit="B/s", window=name))
-    best: dict[str, Seen] = {}
-    for figure in found:
-        if figure.name not in best or (figure.unit == "B/s" and figure.value > best[figure.name].value):
-            best[figure.name] = figure
-    return list(best.values())
-
-
-def _notes(kept: Sequence[CalibrationWindow], chip: Gpu) -> list[str]:
-    notes = [f"{one.workload.name}: left out: {one.reason}" for one in kept if not one.is_whole]
-    notes += [
-        f"{one.workload.name}: taken for {DOUBT:g} times as uncertain: {'; '.join(one.doubts)}"
-        for one in kept
-        if one.is_whole and one.doubts and is_used(one)
-    ]
-    limits = {gpu.power_limit_w for one in kept for gpu in one.environment.gpus if gpu.power_limit_w is not None}
-    notes += [
-        f"measured at a power limit of {limit:g} W, not the {chip.tdp_w:g} W of the datasheet: they hold at that limit"
-        for limit in sorted(limits)
-        if abs(limit / chip.tdp_w - 1) > 0.02
-    ]
-    eager = [one.workload.name for one in kept if one.is_whole and one.workload.in_graph and one.in_graph is False]
-    notes += [f"{name}: no CUDA graph could be had: the host's speed is in its time" for name in eager]
-    return notes
+def _notes(kept: Sequence[CalibrationWindow], gpu: Gpu) -> Iterator[str]:
+    whole = [window for window in kept if window.is_whole]
+    for window in kept:
+        if not window.is_whole:
+            yield f"{window.workload.name}: left out: {window.reason}"
+    for window in whole:
+        if window.doubts and is_used(window):
+            yield f"{window.workload.name}: taken for {DOUBT:g} times as uncertain: {'; '.join(window.doubts)}"
+    for limit in sorted({g.power_limit_w for one in kept for g in one.environment.gpus if g.power_limit_w is not None}):
+        if abs(limit / gpu.tdp_w - 1) > 0.02:
+            datasheet = f"not the {gpu.tdp_w:g} W of the datasheet"
+            yield f"measured at a power limit of {limit:g} W, {datasheet}: the constants are valid at that limit"
+    for window in whole:
+        if window.workload.in_graph and window.in_graph is False:
+            yield f"{window.workload.name}: without a CUDA graph: the host's speed is in its time"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[np.float64]
 
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped matmuls"
@@ -13,8 +18,10 @@ VOLTAGE = "energy of a switch grows with the voltage squared, which falls with t
 OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
 
-LOADED_IDLE_SHARE = 0.175
-"""Power of an idle GPU with a model loaded, over its TDP, where no row measured it: 123 W of 700 on H200s."""
+ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
+"""Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
+UNIT_ENERGY_SD, UNIT_TIME_SD = 0.02, 0.015
+"""By how much single GPUs of a kind, with their hosts, differ: H100s of four hosts (docs/measurements.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,4 +128,64 @@ def values_of(engine: str, values: Mapping[str, float] | None = None) -> dict[st
     return {name: (values or {}).get(name, constant.value) for name, constant in constants_of(engine).items()}
 
 
-__all__ = ["BY_NAME", "CONSTANTS", "LOADED_IDLE_SHARE", "TRANSFORMERS", "Constant", "constants_of", "values_of"]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """What measured rows say of an engine's constants.
+
+    Attributes:
+        engine: Name of the engine.
+        names: Of the common logarithms, then ``constant@gpu`` for the differences of kinds of GPU.
+        mean: Their values; `covariance` likewise.
+        energy_sd: Standard deviation of the logarithm of what is left of a row's energy; `time_sd` of its seconds.
+        unit_energy_sd: By how much single GPUs differ; `unit_time_sd` likewise.
+        rows: How many rows were fitted, by kind of GPU.
+    """
+
+    engine: str
+    names: tuple[str, ...]
+    mean: Column
+    covariance: Column
+    energy_sd: float
+    time_sd: float
+    unit_energy_sd: float = UNIT_ENERGY_SD
+    unit_time_sd: float = UNIT_TIME_SD
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+    def logs(self, gpu: str) -> tuple[tuple[str, ...], Column, Column]:
+        """Names, means and covariance of the logarithms of all constants' factors over their priors, on a kind of GPU.
+
+        A kind that no row is of has the common part, and the prior's variance of a difference.
+        """
+        constants = constants_of(self.engine)
+        place = {name: index for index, name in enumerate(self.names)}
+        select = np.zeros((len(constants), len(self.names)))
+        extra = np.zeros(len(constants))
+        for row, (name, constant) in enumerate(constants.items()):
+            if name in place:
+                select[row, place[name]] = 1.0
+            else:
+                extra[row] += constant.sd**2
+            if f"{name}@{gpu}" in place:
+                select[row, place[f"{name}@{gpu}"]] = 1.0
+            else:
+                extra[row] += constant.gpu_sd**2
+        return tuple(constants), select @ self.mean, select @ self.covariance @ select.T + np.diag(extra)
+
+    def constants(self, gpu: str) -> dict[str, float]:
+        """The likeliest value of each constant on a kind of GPU."""
+        names, logs, _ = self.logs(gpu)
+        priors = constants_of(self.engine)
+        return {name: priors[name].value * float(np.exp(log)) for name, log in zip(names, logs, strict=True)}
+
+
+def prior_fit(engine: str) -> Fit:
+    """The fit without a row: priors alone."""
+    constants = constants_of(engine)
+    return Fit(
+        engine=engine,
+        names=tuple(constants),
+        mean=np.zeros(len(constants)),
+        covariance=np.diag([constant.sd**2 for constant in constants.values()]),
+        energy_sd=ENERGY_ERROR,
+        time_sd=TIME_ERROR,
+    )

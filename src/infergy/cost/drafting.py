@@ -13,10 +13,9 @@ import math
 
 import numpy as np
 
-from infergy.cost.fit import Column
+from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
-from infergy.cost.step import Pace, added_j, free_s, slowed_j
-from infergy.cost.steps import StepColumns, sums_of
+from infergy.cost.step import Pace, Steps, added_j, free_s, slowed_j, sums_of
 
 
 class DraftedCost:
@@ -39,15 +38,15 @@ class DraftedCost:
         """A clock for one replica that has been idle."""
         return DraftedPace(self)
 
-    def step_energy_j(self, steps: StepColumns) -> Column:
+    def step_energy_j(self, steps: Steps) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
-        sums = sums_of(steps)
-        rates = (self.target.rates, self.draft.rates)
-        target_j, draft_j = (added_j(one, sums) for one in rates)
-        target_s, draft_s = (free_s(one, sums) for one in rates)
-        is_prefill, ahead, tokens = steps.prefills > 0, self.look_ahead, self.tokens_per_round
-        added = np.where(is_prefill, target_j + draft_j, (target_j + ahead * draft_j) / tokens)
-        free = np.where(is_prefill, target_s + draft_s, (target_s + ahead * draft_s) / tokens)
+        sums, is_prefill = sums_of(steps), steps.prefills > 0
+        added, free = (
+            np.where(is_prefill, one + other, (one + self.look_ahead * other) / self.tokens_per_round)
+            for one, other in (
+                (cost(self.target.rates, sums), cost(self.draft.rates, sums)) for cost in (added_j, free_s)
+            )
+        )
         power, seconds = self.rates.power, steps.step_s
         joules: Column = slowed_j(power, added, np.minimum(free, seconds), seconds) + power.base_w * seconds
         return joules
@@ -61,15 +60,9 @@ class DraftedPace:
         self._look_ahead, self._tokens = cost.look_ahead, cost.tokens_per_round
 
     def step(
-        self,
-        decodes: int,
-        context: float,
-        prefill_tokens: int,
-        prefill_pairs: float,
-        prefills: int,
-        sampled: int,
+        self, decodes: int, context: float, prefill_tokens: int, prefill_pairs: float, prefills: int, sampled: int,
         padded: int,
-    ) -> float:
+    ) -> float:  # fmt: skip
         """Seconds of one step."""
         sums = (decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, padded)
         target_s, draft_s = self._target.step(*sums), self._draft.step(*sums)

@@ -9,29 +9,26 @@ normal priors; errors are robust (Huber). Gauss-Newton finds the maximum, and th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infergy.cost.constants import constants_of
-from infergy.cost.rates import Rates, rates_of
+from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
+from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.cost.work import ServerWork
+from infergy.cost.table import MeasuredServer, ServedBy, Table, TableEntry, box_of
+from infergy.hardware import get_gpu, get_model
 from infergy.hardware.gpus import Gpu
 
-Column = NDArray[np.float64]
-
-ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
-"""Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
-UNIT_ENERGY_SD, UNIT_TIME_SD = 0.02, 0.015
-"""By how much single GPUs of a kind, with their hosts, differ: H100s of four hosts (docs/measurements.md)."""
 CENTRE_SD = 0.002
 """Of the mean of the differences of GPUs of a kind."""
 HUBER = 1.5
 """Standard deviations past which a row's pull no longer grows."""
+LIKE_ROWS = 6.0
+"""Rows of its own that the whole fit counts as, in the errors of one server."""
 ROUNDS, STEP, ENOUGH, DAMPING = 40, 0.01, 0.02, 1e-2
 
 
@@ -62,69 +59,6 @@ class FitRow:
     energy_sd: float
     seconds: float | None
     unit: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Fit:
-    """What measured rows say of an engine's constants.
-
-    Attributes:
-        engine: Name of the engine.
-        names: Of the common logarithms, then ``constant@gpu`` for the differences of kinds of GPU.
-        mean: Their values; `covariance` likewise.
-        energy_sd: Standard deviation of the logarithm of what is left of a row's energy; `time_sd` of its seconds.
-        unit_energy_sd: By how much single GPUs differ; `unit_time_sd` likewise.
-        rows: How many rows were fitted, by kind of GPU.
-    """
-
-    engine: str
-    names: tuple[str, ...]
-    mean: Column
-    covariance: Column
-    energy_sd: float
-    time_sd: float
-    unit_energy_sd: float = UNIT_ENERGY_SD
-    unit_time_sd: float = UNIT_TIME_SD
-    rows: Mapping[str, int] = field(default_factory=dict)
-
-    def logs(self, gpu: str) -> tuple[tuple[str, ...], Column, Column]:
-        """Names, means and covariance of the logarithms of all constants' factors over their priors, on a kind of GPU.
-
-        A kind that no row is of has the common part, and the prior's variance of a difference.
-        """
-        constants = constants_of(self.engine)
-        place = {name: index for index, name in enumerate(self.names)}
-        select = np.zeros((len(constants), len(self.names)))
-        extra = np.zeros(len(constants))
-        for row, (name, constant) in enumerate(constants.items()):
-            if name in place:
-                select[row, place[name]] = 1.0
-            else:
-                extra[row] += constant.sd**2
-            if f"{name}@{gpu}" in place:
-                select[row, place[f"{name}@{gpu}"]] = 1.0
-            else:
-                extra[row] += constant.gpu_sd**2
-        return tuple(constants), select @ self.mean, select @ self.covariance @ select.T + np.diag(extra)
-
-    def constants(self, gpu: str) -> dict[str, float]:
-        """The likeliest value of each constant on a kind of GPU."""
-        names, logs, _ = self.logs(gpu)
-        priors = constants_of(self.engine)
-        return {name: priors[name].value * float(np.exp(log)) for name, log in zip(names, logs, strict=True)}
-
-
-def prior_fit(engine: str) -> Fit:
-    """The fit without a row: priors alone."""
-    constants = constants_of(engine)
-    return Fit(
-        engine=engine,
-        names=tuple(constants),
-        mean=np.zeros(len(constants)),
-        covariance=np.diag([constant.sd**2 for constant in constants.values()]),
-        energy_sd=ENERGY_ERROR,
-        time_sd=TIME_ERROR,
-    )
 
 
 def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column, Column]:
@@ -213,12 +147,8 @@ class _Problem:
         self.prior_mean[own] = prior.mean[theirs]
         self.precision[np.ix_(own, own)] = np.linalg.inv(prior.covariance[np.ix_(theirs, theirs)])
 
-    def model(self, theta: Column) -> Column:
-        """Logarithms of joules of each row, then of seconds."""
-        return self._evaluate(theta, slopes=False)[0]
-
-    def _evaluate(self, theta: Column, *, slopes: bool) -> tuple[Column, Column]:
-        """Those logarithms, and their derivatives by the constants' parameters, of shape (2 rows, names)."""
+    def model(self, theta: Column, *, slopes: bool = False) -> tuple[Column, Column]:
+        """Logarithms of joules of each row, then of seconds; and their derivatives, of shape (2 rows, names)."""
         logs, found = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
         for number, members in enumerate(self.groups):
             rows = [self.rows[index] for index in members]
@@ -261,14 +191,15 @@ class _Problem:
         logs: Column = np.log(np.atleast_2d(np.concatenate([energy, seconds], axis=-1)))
         return logs
 
-    def off(self, theta: Column) -> Column:
-        """By how many standard deviations the measured logarithms differ from the model's."""
+    def left(self, theta: Column) -> Column:
+        """What the model leaves of the measured logarithms, offsets of GPUs taken out."""
         count = len(self.names)
-        return (self.measured - self.model(theta[:count]) - self.offsets @ theta[count:]) * self.weight
+        left: Column = self.measured - self.model(theta[:count])[0] - self.offsets @ theta[count:]
+        return left
 
     def loss(self, theta: Column) -> float:
         """Half of the negative log posterior, but for a constant; Huber's for the rows."""
-        size = np.abs(self.off(theta))
+        size = np.abs(self.left(theta) * self.weight)
         rows = np.where(size < HUBER, size**2, HUBER * (2 * size - HUBER))
         away = theta - self.prior_mean
         return float(rows.sum() + away @ self.precision @ away)
@@ -276,7 +207,7 @@ class _Problem:
     def linear(self, theta: Column) -> tuple[Column, Column]:
         """The gradient of the log posterior and its curvature, with the model made linear at `theta`."""
         count = len(self.names)
-        logs, found = self._evaluate(theta[:count], slopes=True)
+        logs, found = self.model(theta[:count], slopes=True)
         slopes = np.hstack([found, self.offsets]) * self.weight[:, None]
         off = (self.measured - logs - self.offsets @ theta[count:]) * self.weight
         robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
@@ -324,11 +255,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         if gain < ENOUGH:
             break
     _, curvature = problem.linear(theta)
-    left = problem.measured - problem.model(theta[:count]) - problem.offsets @ theta[count:]
-    left = np.where(problem.weight > 0, left, np.nan).reshape(2, len(rows)).T
-    kinds: dict[str, int] = {}
-    for row in rows:
-        kinds[row.gpu.name] = kinds.get(row.gpu.name, 0) + 1
+    left = np.where(problem.weight > 0, problem.left(theta), np.nan).reshape(2, len(rows)).T
     found = Fit(
         engine=engine,
         names=problem.names,
@@ -336,7 +263,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         covariance=np.asarray(np.linalg.inv(curvature)[:count, :count], dtype=float),
         energy_sd=sd_of(left[:, 0], ENERGY_ERROR),
         time_sd=sd_of(left[:, 1], TIME_ERROR),
-        rows=kinds,
+        rows=dict(Counter(row.gpu.name for row in rows)),
     )
     return found, left
 
@@ -345,3 +272,80 @@ def sd_of(left: Column, least: float) -> float:
     """Standard deviation of errors, at least `least`, from the size that 90 % do not exceed; NaN is left out."""
     known = np.abs(left[np.isfinite(left)])
     return max(least, float(np.quantile(known, 0.9)) / 1.645) if len(known) else least
+
+
+def fit_row(entry: TableEntry) -> FitRow:
+    """An entry of a table as a row of a fit."""
+    by = entry.served_by
+    return FitRow(
+        work=server_work(get_model(by.model), dtype=by.dtype, gpus=by.gpus),
+        gpu=get_gpu(by.gpu),
+        server=by.is_api,
+        steps=entry.steps,
+        calls=entry.calls,
+        idle_s=entry.idle_s,
+        idle_w=entry.idle_w,
+        energy_j=entry.energy_j,
+        energy_sd=entry.energy_sd,
+        seconds=entry.duration_s,
+        unit=entry.origin.unit,
+    )
+
+
+def make_table(
+    entries: Sequence[TableEntry], environments: Mapping[str, Mapping[str, Any]], prior: Table | None = None
+) -> Table:
+    """Fit the constants of each engine, and note what was measured; an entry that is given twice counts once.
+
+    Args:
+        entries: Some may be among those of `prior`.
+        environments: Of the entries, by id.
+        prior: A table whose fits stand in place of the datasheet's priors, and whose servers count as measured too.
+    """
+    earlier = {} if prior is None else prior.fits
+    known = frozenset() if prior is None else prior.identities
+    own_entries = {one.origin.identity: one for one in entries if one.origin.identity not in known}
+    repeated, entries = len(entries) - len(own_entries), tuple(own_entries.values())
+    fits: dict[str, Fit] = {}
+    left: dict[int, Column] = {}
+    for engine in sorted({entry.served_by.engine for entry in entries}):
+        own = [entry for entry in entries if entry.served_by.engine == engine]
+        fits[engine], errors = fit(engine, [fit_row(entry) for entry in own], earlier.get(engine))
+        left |= {id(entry): error for entry, error in zip(own, errors, strict=True)}
+    # A batch interface and an API server run the same steps.
+    kinds = {id(entry): replace(entry.served_by, is_api=False) for entry in entries}
+    servers = dict.fromkeys(kinds.values())
+    measured = []
+    for by in servers:
+        own = [entry for entry in entries if kinds[id(entry)] == by]
+        measured.append(_measured(by, own, np.array([left[id(entry)] for entry in own]), fits[by.engine]))
+    return Table(
+        fits={**earlier, **fits},
+        measured=tuple(measured) + (() if prior is None else prior.measured),
+        environments={**({} if prior is None else prior.environments), **environments},
+        sources=tuple(dict.fromkeys(entry.origin.source for entry in entries)),
+        identities=known.union(own_entries),
+        entries=entries,
+        repeated=repeated,
+    )
+
+
+def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, found: Fit) -> MeasuredServer:
+    steps = np.vstack([entry.steps for entry in entries])
+    boxes = box_of(StepSums(*steps[:, 2:].T))
+
+    def sd(column: int, least: float, of_all: float) -> float:
+        """Few rows say little of their own: those of the whole fit count for `LIKE_ROWS` of them."""
+        count = int(np.isfinite(left[:, column]).sum())
+        own = sd_of(left[:, column], least)
+        return float(np.sqrt((count * own**2 + LIKE_ROWS * of_all**2) / (count + LIKE_ROWS)))
+
+    return MeasuredServer(
+        served_by=by,
+        rows=len(entries),
+        low=tuple(boxes.min(axis=0).tolist()),
+        high=tuple(boxes.max(axis=0).tolist()),
+        idle_w=float(np.median([entry.idle_w / by.gpus for entry in entries])),
+        energy_sd=sd(0, ENERGY_ERROR, found.energy_sd),
+        time_sd=sd(1, TIME_ERROR, found.time_sd),
+    )

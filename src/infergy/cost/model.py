@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from infergy.cost.fit import Column, Fit
-from infergy.cost.rates import Rates, rates_of
-from infergy.cost.slopes import RunSums
-from infergy.cost.step import Pace, added_j, free_s, slowed_j
-from infergy.cost.steps import StepColumns, sums_of
-from infergy.cost.work import ServerWork
+from infergy.cost.constants import Column, Fit
+from infergy.cost.rates import Rates, ServerWork, rates_of
+from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
 from infergy.hardware.gpus import Gpu
 
 SHIFT = 0.02
 """Of a constant's logarithm, for derivatives."""
+STRETCHED = 1.05
+"""Logged over free seconds from which a step counts as held by the power limit."""
+SHRUNK = 0.99
+"""Decode steps over those of the run, for the derivative of their seconds by their number."""
 UNSEEN_GPU_SD, UNSEEN_SERVER_SD = 0.10, 0.06
 """What energy errs by beside its constants' uncertainty where no row is of the kind of GPU, or of the model, precision
 and GPU count: our own estimates."""
@@ -71,20 +73,20 @@ class StepCost:
         """A clock for one replica that has been idle."""
         return Pace(self.rates)
 
-    def step_energy_j(self, steps: StepColumns) -> Column:
+    def step_energy_j(self, steps: Steps) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
         sums, power = sums_of(steps), self.rates.power
         free = np.minimum(free_s(self.rates, sums), steps.step_s)
         joules: Column = slowed_j(power, added_j(self.rates, sums), free, steps.step_s) + power.base_w * steps.step_s
         return joules
 
-    def log_slopes(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> Column:
+    def log_slopes(self, steps: Steps, idle_j: float, open_share: float = 0.0) -> Column:
         """Derivatives of the logarithms of a run's energy, and of its steps' seconds in total, by those of constants.
 
         Args:
             steps: The entries of the run.
             idle_j: Joules of the run while nothing was served.
-            open_share: Share of the time in which requests still arrive and none waits (`infergy.cost.slopes`).
+            open_share: Share of the time in which requests still arrive and none waits (`infergy.cost.model`).
 
         Returns:
             Shape (constants, 2), constants in the order of `infergy.cost.constants.constants_of`.
@@ -96,7 +98,7 @@ class StepCost:
         slopes: Column = (np.array(shifted) - run.log_totals(self.rates)) / SHIFT
         return slopes
 
-    def log_sd(self, steps: StepColumns, idle_j: float, open_share: float = 0.0) -> tuple[float, float]:
+    def log_sd(self, steps: Steps, idle_j: float, open_share: float = 0.0) -> tuple[float, float]:
         """Standard deviations of the logarithms of a run's energy, and of its steps' seconds in total.
 
         Constants, the model's own error, and how single GPUs differ; idle power is taken for known.
@@ -129,17 +131,23 @@ class StepCost:
         """Of the logarithm of energy, where no row is of the model, precision and GPU count; else 0."""
         return 0.0 if self.server.errors is not None else UNSEEN_SERVER_SD**2
 
-    def floor_s(self, steps: StepColumns) -> Column:
+    @property
+    def peak_flops(self) -> float:
+        """Dense peak of all GPUs, in FLOP/s."""
+        gpu, work = self.server.gpu, self.server.work
+        base = gpu.dense_flops("bfloat16")
+        return work.gpus * (gpu.peak_flops.get("fp8", base) if work.dtype == "fp8" else base)
+
+    def floor_s(self, steps: Steps) -> Column:
         """Least seconds of a step of each entry: its bytes at full bandwidth, or its FLOPs at the dense peak."""
-        work, gpu = self.server.work, self.server.gpu
-        flops, moved = self.work_of(steps)
-        peak = gpu.peak_flops.get("fp8" if work.dtype == "fp8" else "bfloat16", gpu.dense_flops("bfloat16"))
-        floor: Column = np.maximum(moved / gpu.memory_bandwidth, flops / peak) / work.gpus
+        flops, moved = self.work_of(sums_of(steps))
+        bandwidth = self.server.gpu.memory_bandwidth * self.server.work.gpus
+        floor: Column = np.maximum(moved / bandwidth, flops / self.peak_flops)
         return floor
 
-    def work_of(self, steps: StepColumns) -> tuple[Column, Column]:
+    def work_of(self, s: StepSums) -> tuple[Column, Column]:
         """FLOPs and bytes of a step of each entry, on all GPUs."""
-        s, work, attention = sums_of(steps), self.server.work, self.server.work.attention
+        work, attention = self.server.work, self.server.work.attention
         tokens = s.decodes + s.prefill_tokens
         seen = np.minimum(s.context, s.decodes * attention.window_tokens) if attention.window_read_bytes else 0.0
         pairs = (
@@ -159,3 +167,147 @@ class StepCost:
     def _rates(self, constants: Mapping[str, Any]) -> Rates:
         server = self.server
         return rates_of(server.work, server.gpu, constants, idle_w=server.idle_w, server=server.is_api)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSums:
+    """A run as its derivatives need it: its entries joined to few.
+
+    Attributes:
+        count: Steps of each entry, which cost by `sums`.
+        stretched: Whether the power limit holds them.
+        busy_s: Seconds of all steps, at the rates that the run was served at.
+        idle_j: Joules while nothing was served; `idle_share` of the time was.
+        open_share: Share of the time in which requests still arrive and none waits.
+    """
+
+    count: Column
+    sums: StepSums
+    stretched: NDArray[np.bool_]
+    busy_s: float
+    idle_j: float
+    idle_share: float
+    open_share: float
+
+    @classmethod
+    def of(cls, steps: Steps, rates: Rates, idle_j: float, open_share: float) -> RunSums:
+        """The sums of a run that was served at `rates`."""
+        count, step_s, *columns = compress(steps).T
+        sums = StepSums(*columns)
+        stretched = step_s > free_s(rates, sums) * STRETCHED
+        busy_s = float(count @ _steps(rates, sums, stretched)[0])
+        idle_s = idle_j / rates.power.idle_w if rates.power.idle_w else 0.0
+        return cls(
+            count=count,
+            sums=sums,
+            stretched=stretched,
+            busy_s=busy_s,
+            idle_j=idle_j,
+            idle_share=idle_s / (idle_s + busy_s),
+            open_share=open_share,
+        )
+
+    def log_totals(self, rates: Rates) -> Column:
+        """Logarithms of the energy at other rates, and of the seconds of the same steps."""
+        seconds, joules = _steps(rates, self.sums, self.stretched)
+        busy_s = float(self.count @ seconds)
+        energy_j = float(self.count @ joules) + self.idle_j
+        # Busy periods that begin at random leave exp(-a) of the time idle: longer ones by da take a exp(-a) da of it.
+        share = self.idle_share
+        from_idle = -share * math.log(share) / (1.0 - share) if 0.0 < share < 1.0 else 0.0
+        longer_s = self.open_share * (busy_s - self.busy_s)
+        energy_j -= rates.power.idle_w * from_idle * longer_s
+        decoding = self.sums.prefills == 0
+        if longer_s and decoding.any():
+            energy_j += self._fewer(rates, decoding, (1.0 - from_idle) * longer_s)
+        logs: Column = np.log(np.array([energy_j, busy_s]))
+        return logs
+
+    def _fewer(self, rates: Rates, decoding: NDArray[np.bool_], less_s: float) -> float:
+        """Joules more where so many fewer decode steps serve the same tokens that they take `less_s` less."""
+        sums = StepSums(*(column[decoding] for column in self.sums))
+        count, stretched = self.count[decoding], self.stretched[decoding]
+
+        def totals(share: float) -> tuple[float, float]:
+            # What is decoded in fewer steps is decoded by larger batches.
+            larger = sums._replace(
+                decodes=sums.decodes / share, context=sums.context / share, sampled=sums.sampled / share
+            )
+            seconds, joules = _steps(rates, larger, stretched)
+            return float(share * count @ seconds), float(share * count @ joules)
+
+        seconds, joules = totals(1.0)
+        fewer_s, fewer_j = totals(SHRUNK)
+        return (joules - fewer_j) / (fewer_s - seconds) * less_s if fewer_s < seconds else 0.0
+
+
+def _steps(rates: Rates, sums: StepSums, stretched: NDArray[np.bool_]) -> tuple[Column, Column]:
+    """Seconds and joules of a step: at the power limit where the run was held by it."""
+    free, added, power = free_s(rates, sums), added_j(rates, sums), rates.power
+    over = added / ((power.limit_w - power.base_w) * free)
+    limited = free * np.maximum(over, 1.0) ** (1.0 / (1.0 + power.slowing))
+    seconds: Column = np.where(stretched, limited, free)
+    joules: Column = slowed_j(power, added, free, seconds) + power.base_w * seconds
+    return seconds, joules
+
+
+class CostedRun(NamedTuple):
+    """A run as its uncertainty needs it.
+
+    Attributes:
+        cost: The server's step costs.
+        steps: The entries of the run.
+        idle_j: Joules of the run while nothing was served.
+        slopes: Derivatives of the logarithm of its energy by those of the constants.
+    """
+
+    cost: StepCost
+    steps: Steps
+    idle_j: float
+    slopes: Column
+
+    @classmethod
+    def of(cls, cost: StepCost, steps: Steps, idle_j: float, open_share: float) -> CostedRun:
+        """A run and its derivatives (`StepCost.log_slopes`)."""
+        return cls(cost, steps, idle_j, cost.log_slopes(steps, idle_j, open_share)[:, 0])
+
+
+def log_ratio_sd(first: CostedRun, second: CostedRun) -> float:
+    """Standard deviation of the logarithm of the ratio of two runs' energies on one kind of GPU.
+
+    Which GPU of the kind serves is common to both. So are the constants, of one engine's fit: only the difference of
+    the derivatives counts. The model's own error is common in steps of the same kinds, and independent in the share of
+    the energy that is left. Fits of two engines are independent, but for a kind of GPU that neither was measured on.
+    """
+    one, other = first.cost, second.cost
+    is_same_fit = one.fit is other.fit
+    differences = (
+        [(one, first.slopes - second.slopes)] if is_same_fit else [(one, first.slopes), (other, second.slopes)]
+    )
+    variance = sum(float(slope @ cost.fit.logs(cost.server.gpu.name)[2] @ slope) for cost, slope in differences)
+    is_same_server = is_same_fit and one.server.model == other.server.model and one.server.work == other.server.work
+    common = _common_share(first, second) if is_same_server else 0.0
+    variance += (1.0 - common) ** 2 * (one.errors[0] ** 2 + other.errors[0] ** 2)
+    variance += abs(one.unseen_gpu_variance - other.unseen_gpu_variance)
+    if is_same_server:
+        return math.sqrt(variance + abs(one.unseen_server_variance - other.unseen_server_variance))
+    return math.sqrt(variance + one.unseen_server_variance + other.unseen_server_variance)
+
+
+def _common_share(first: CostedRun, second: CostedRun) -> float:
+    """Share of the energy that both spend in steps of the same kinds: with prompts or not, of like sizes."""
+    kinds = [  # with prompts or not, with a CUDA graph or not, sequences and prompt tokens to the half doubling
+        np.column_stack([s.prefills > 0, s.padded > 0, half_doublings(s.decodes), half_doublings(s.prefill_tokens)])
+        for s in (first.steps, second.steps)
+    ]
+    _, kind = np.unique(np.vstack(kinds), axis=0, return_inverse=True)
+    kind = kind.reshape(-1)
+    size = len(first.steps.count)
+    shares = [
+        np.bincount(kind[part], weights=run.cost.step_energy_j(run.steps) * run.steps.count, minlength=kind.max() + 1)
+        for run, part in ((first, slice(0, size)), (second, slice(size, None)))
+    ]
+    # What is idle is known in both.
+    idle = min(run.idle_j / (run.idle_j + share.sum()) for run, share in zip((first, second), shares, strict=True))
+    of_all = [share / (run.idle_j + share.sum()) for run, share in zip((first, second), shares, strict=True)]
+    return min(1.0, float(np.minimum(*of_all).sum() + idle))

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from infergy.cost.fit import ENERGY_ERROR, TIME_ERROR, Column, Fit, FitRow, fit, prior_fit, sd_of
-from infergy.cost.work import server_work
+from infergy.cost.constants import Column, Fit, prior_fit
 from infergy.errors import DataError
-from infergy.hardware import get_gpu, get_model
 from infergy.units import count_of
 
 TABLE_SCHEMA = "infergy.table/2"
@@ -32,7 +30,6 @@ READABLE = ("infergy.table/1", TABLE_SCHEMA)
 SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
 DIGITS = 7
 """Significant digits of sums and constants in a table."""
-LIKE_ROWS = 6.0
 BOX = ("decodes", "context", "prefill_tokens", "prefill_pairs")
 """The sums of a step whose measured ranges a table keeps: sequences, positions of each, prompt tokens, positions of
 each."""
@@ -109,23 +106,6 @@ class TableEntry:
     calls: int
     steps: Column
 
-    def fit_row(self) -> FitRow:
-        """The entry as a row of a fit."""
-        by = self.served_by
-        return FitRow(
-            work=server_work(get_model(by.model), dtype=by.dtype, gpus=by.gpus),
-            gpu=get_gpu(by.gpu),
-            server=by.is_api,
-            steps=self.steps,
-            calls=self.calls,
-            idle_s=self.idle_s,
-            idle_w=self.idle_w,
-            energy_j=self.energy_j,
-            energy_sd=self.energy_sd,
-            seconds=self.duration_s,
-            unit=self.origin.unit,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredServer:
@@ -195,44 +175,6 @@ def fit_of(table: Table, engine: str) -> Fit:
     return table.fits[engine] if engine in table.fits else prior_fit(engine)
 
 
-def make_table(
-    entries: Sequence[TableEntry], environments: Mapping[str, Mapping[str, Any]], prior: Table | None = None
-) -> Table:
-    """Fit the constants of each engine, and note what was measured; an entry that is given twice counts once.
-
-    Args:
-        entries: Some may be among those of `prior`.
-        environments: Of the entries, by id.
-        prior: A table whose fits stand in place of the datasheet's priors, and whose servers count as measured too.
-    """
-    earlier = {} if prior is None else prior.fits
-    known = frozenset() if prior is None else prior.identities
-    own_entries = {one.origin.identity: one for one in entries if one.origin.identity not in known}
-    repeated, entries = len(entries) - len(own_entries), tuple(own_entries.values())
-    fits: dict[str, Fit] = {}
-    left: dict[int, Column] = {}
-    for engine in sorted({entry.served_by.engine for entry in entries}):
-        own = [entry for entry in entries if entry.served_by.engine == engine]
-        fits[engine], errors = fit(engine, [entry.fit_row() for entry in own], earlier.get(engine))
-        left |= {id(entry): error for entry, error in zip(own, errors, strict=True)}
-    # A batch interface and an API server run the same steps.
-    kinds = {id(entry): replace(entry.served_by, is_api=False) for entry in entries}
-    servers = dict.fromkeys(kinds.values())
-    measured = []
-    for by in servers:
-        own = [entry for entry in entries if kinds[id(entry)] == by]
-        measured.append(_measured(by, own, np.array([left[id(entry)] for entry in own]), fits[by.engine]))
-    return Table(
-        fits={**earlier, **fits},
-        measured=tuple(measured) + (() if prior is None else prior.measured),
-        environments={**({} if prior is None else prior.environments), **environments},
-        sources=tuple(dict.fromkeys(entry.origin.source for entry in entries)),
-        identities=known.union(own_entries),
-        entries=entries,
-        repeated=repeated,
-    )
-
-
 def box_of(steps: Any) -> Column:
     """The values of `BOX` of each entry: per sequence and per prompt token where that is meant; shape (entries, 4)."""
     decodes, tokens = steps.decodes, steps.prefill_tokens
@@ -246,26 +188,14 @@ def box_of(steps: Any) -> Column:
     )
 
 
-def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, found: Fit) -> MeasuredServer:
-    steps = np.vstack([entry.steps for entry in entries])
-    decodes, context, tokens, pairs = steps[:, 2:6].T
-    boxes = np.column_stack([decodes, context / np.maximum(decodes, 1), tokens, pairs / np.maximum(tokens, 1)])
-
-    def sd(column: int, least: float, of_all: float) -> float:
-        """Few rows say little of their own: those of the whole fit count for `LIKE_ROWS` of them."""
-        count = int(np.isfinite(left[:, column]).sum())
-        own = sd_of(left[:, column], least)
-        return float(np.sqrt((count * own**2 + LIKE_ROWS * of_all**2) / (count + LIKE_ROWS)))
-
-    return MeasuredServer(
-        served_by=by,
-        rows=len(entries),
-        low=tuple(boxes.min(axis=0).tolist()),
-        high=tuple(boxes.max(axis=0).tolist()),
-        idle_w=float(np.median([entry.idle_w / by.gpus for entry in entries])),
-        energy_sd=sd(0, ENERGY_ERROR, found.energy_sd),
-        time_sd=sd(1, TIME_ERROR, found.time_sd),
-    )
+READERS: Mapping[str, Callable[[Any], Any]] = {
+    "served_by": lambda data: ServedBy(**data),
+    "origin": lambda data: Origin(**data),
+    **dict.fromkeys(("steps", "mean", "covariance"), lambda data: np.array(data, dtype=float)),
+    **dict.fromkeys(("names", "low", "high"), tuple),
+}
+"""By field, what makes it of JSON."""
+Made = TypeVar("Made")
 
 
 def write_table(table: Table, path: Path) -> None:
@@ -273,12 +203,12 @@ def write_table(table: Table, path: Path) -> None:
     header = {
         "schema": table.schema,
         "sources": table.sources,
-        "fits": [_fit_json(one) for one in table.fits.values()],
+        "fits": [asdict(one) for one in table.fits.values()],
         "measured": [asdict(one) for one in table.measured],
         "environments": table.environments,
         "entries": [entry.origin.identity for entry in table.entries],
     }
-    lines = [header, *(_entry_json(entry) for entry in table.entries)]
+    lines = [header, *map(asdict, table.entries)]
     path.write_text(
         "".join(f"{json.dumps(_rounded(line), separators=(',', ':'))}\n" for line in lines), encoding="utf-8"
     )
@@ -308,14 +238,14 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
         raise DataError(message, code="table-cut", path=str(path), expected=len(named), found=len(rest))
     try:
         return Table(
-            fits={one["engine"]: _fit_of(one) for one in header["fits"]},
-            measured=tuple(_server_of(one) for one in header["measured"]),
+            fits={one["engine"]: _made(Fit, one) for one in header["fits"]},
+            measured=tuple(_made(MeasuredServer, one) for one in header["measured"]),
             environments=header["environments"],
             sources=tuple(header["sources"]),
             identities=frozenset(named),
             entries=rest,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{path} line 1: no header of a table ({error}). Build it again"
         raise DataError(message, code="bad-row", place=f"{path} line 1", reason=str(error)) from error
 
@@ -345,53 +275,23 @@ def _header(line: str, path: Path) -> dict[str, Any]:
 def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
     for number, line in enumerate(lines, start=2):
         try:
-            data = json.loads(line)
-            yield TableEntry(
-                **{
-                    **data,
-                    "served_by": ServedBy(**data["served_by"]),
-                    "origin": Origin(**data["origin"]),
-                    "steps": np.array(data["steps"], dtype=float),
-                }
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            yield _made(TableEntry, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             message = f"{path} line {number}: no entry of a table ({error}). Build it again"
             raise DataError(message, code="bad-row", place=f"{path} line {number}", reason=str(error)) from error
 
 
-def _entry_json(entry: TableEntry) -> dict[str, Any]:
-    return {
-        "served_by": asdict(entry.served_by),
-        "origin": asdict(entry.origin),
-        "requests": entry.requests,
-        "energy_j": entry.energy_j,
-        "energy_sd": entry.energy_sd,
-        "duration_s": entry.duration_s,
-        "idle_w": entry.idle_w,
-        "idle_s": entry.idle_s,
-        "calls": entry.calls,
-        "steps": entry.steps.tolist(),
-    }
-
-
-def _fit_json(one: Fit) -> dict[str, Any]:
-    return {**asdict(one), "mean": one.mean.tolist(), "covariance": one.covariance.tolist()}
-
-
-def _fit_of(data: Mapping[str, Any]) -> Fit:
-    arrays = {name: np.array(data[name], dtype=float) for name in ("mean", "covariance")}
-    return Fit(**{**data, "names": tuple(data["names"]), **arrays})
-
-
-def _server_of(data: Mapping[str, Any]) -> MeasuredServer:
-    lists = {name: tuple(data[name]) for name in ("low", "high")}
-    return MeasuredServer(**{**data, "served_by": ServedBy(**data["served_by"]), **lists})
+def _made(kind: Callable[..., Made], data: Mapping[str, Any]) -> Made:
+    """A noun of JSON."""
+    return kind(**{name: READERS[name](value) if name in READERS else value for name, value in data.items()})
 
 
 def _rounded(value: Any) -> Any:
     """Numbers with `DIGITS` significant digits, whole ones without a point."""
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.{DIGITS}g}")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {key: _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, (list, tuple)) else value

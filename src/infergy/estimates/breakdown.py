@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infergy.cost.fit import Column
+from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
-from infergy.cost.step import StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j
-from infergy.cost.steps import StepColumns, sums_of
+from infergy.cost.step import Steps, StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j, sums_of
 from infergy.cost.table import Table
 from infergy.estimates.estimate import estimate_server, facts_of, sample_of, serve_sample, steps_of
-from infergy.estimates.results import EnergyParts, ServerEstimate, TraceFacts
+from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.run import Run
 
@@ -114,10 +113,11 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
         server = open_server(server or ServerSpec(), load_tables() if table is None else table)
     runs = serve_sample(sample, server)
     estimate = estimate_server(sample, server, offline=False, runs=runs)
-    steps, parts = steps_of(runs), estimate.run.energy
+    steps, energy = steps_of(runs), estimate.run.energy
+    idle = _whole(IDLE, energy.idle_j)
     counted = _steps(steps, server.cost)
     asked = sum(window.weight * asked_flops(run, server.cost) for run, window in runs)
-    flops, _ = server.cost.work_of(steps)
+    flops, _ = server.cost.work_of(sums_of(steps))
     useful = min(1.0, asked / float(flops @ steps.count))
     facts = facts_of(sample)
     notes = estimate.notes if estimate.served is not None else (f"all at once: {estimate.served_reason}",)
@@ -125,19 +125,19 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
         trace=facts,
         estimate=estimate,
         energy_j=estimate.run.energy_j,
-        ideal_j=asked / _peak_flops(server.cost) * server.gpu.tdp_w * server.cost.server.work.gpus,
-        by_time=_by_time(time_parts(server.cost, steps), useful, counted, parts),
-        by_source=_by_source(steps, server.cost, counted, parts),
-        by_activity=_by_activity(parts),
+        ideal_j=asked / server.cost.peak_flops * server.gpu.tdp_w * server.cost.server.work.gpus,
+        by_time=_by_time(time_parts(server.cost, steps), useful, counted, idle),
+        by_source=_by_source(steps, server.cost, counted, idle),
+        by_activity=(*(_whole(name, getattr(energy, f"{name}_j")) for name in ("prefill", "decode", "mixed")), idle),
         notes=notes if facts.lengths_from is None else (*notes, facts.lengths_from),
     )
 
 
-def time_parts(cost: StepCost, steps: StepColumns) -> dict[str, Column]:
+def time_parts(cost: StepCost, steps: Steps) -> dict[str, Column]:
     """Seconds of one step of each entry by what they are spent on; they add up to `step_s`."""
     s, rates = sums_of(steps), cost.rates
-    flops, _ = cost.work_of(steps)
-    arithmetic = flops / _peak_flops(cost)
+    flops, _ = cost.work_of(s)
+    arithmetic = flops / cost.peak_flops
     floor = cost.floor_s(steps)
     kernels = roofline(*matmul_cost(rates.matmul_s, s)) + roofline(*attention_cost(rates.attention_s, s))
     launches = rates.host.launch + rates.host.exchange * (s.decodes + s.prefill_tokens)
@@ -169,17 +169,10 @@ def asked_flops(run: Run, cost: StepCost) -> float:
         padded=0.0 * ones,
     )
     # What FLOPs need of steps are their sums, which requests have as well.
-    return float(cost.work_of(sums)[0].sum())  # type: ignore[arg-type]
+    return float(cost.work_of(sums)[0].sum())
 
 
-def _peak_flops(cost: StepCost) -> float:
-    """Dense peak of all GPUs, as `StepCost.floor_s` takes it."""
-    gpu, work = cost.server.gpu, cost.server.work
-    base = gpu.dense_flops("bfloat16")
-    return work.gpus * (gpu.peak_flops.get("fp8", base) if work.dtype == "fp8" else base)
-
-
-def _steps(steps: StepColumns, cost: StepCost) -> _Steps:
+def _steps(steps: Steps, cost: StepCost) -> _Steps:
     prefills, decodes = steps.prefills > 0, steps.decodes > 0
     kinds = (prefills & ~decodes, ~prefills, prefills & decodes)
     return _Steps(cost.step_energy_j(steps) * steps.count, tuple(kind.astype(float) for kind in kinds))
@@ -187,29 +180,25 @@ def _steps(steps: StepColumns, cost: StepCost) -> _Steps:
 
 def _part(name: str, energy_j: Column, steps: _Steps) -> Part:
     prefill, decode, mixed = (float(kind @ energy_j) for kind in steps.kinds)
-    return Part(
-        name=name,
-        energy_j=prefill + decode + mixed,
-        prefill_j=prefill,
-        decode_j=decode,
-        mixed_j=mixed,
-        meaning=MEANINGS[name],
-    )
+    total = prefill + decode + mixed
+    return Part(name=name, energy_j=total, prefill_j=prefill, decode_j=decode, mixed_j=mixed, meaning=MEANINGS[name])
 
 
-def _idle(parts: EnergyParts) -> Part:
-    return Part(name=IDLE, energy_j=parts.idle_j, prefill_j=0.0, decode_j=0.0, mixed_j=0.0, meaning=MEANINGS[IDLE])
+def _whole(name: str, energy_j: float) -> Part:
+    """A part that is one activity, or idle."""
+    split = {f"{kind}_j": energy_j if kind == name else 0.0 for kind in ("prefill", "decode", "mixed")}
+    return Part(name=name, energy_j=energy_j, meaning=MEANINGS[name], **split)
 
 
-def _by_time(seconds: dict[str, Column], useful: float, steps: _Steps, parts: EnergyParts) -> tuple[Part, ...]:
+def _by_time(seconds: dict[str, Column], useful: float, steps: _Steps, idle: Part) -> tuple[Part, ...]:
     power_w = steps.energy_j / sum(seconds.values())
     spent = {name: power_w * part_s for name, part_s in seconds.items()}
     arithmetic = spent.pop("arithmetic")
     split = {"arithmetic": useful * arithmetic, "repeated arithmetic": (1.0 - useful) * arithmetic}
-    return (*(_part(name, energy_j, steps) for name, energy_j in {**split, **spent}.items()), _idle(parts))
+    return (*(_part(name, energy_j, steps) for name, energy_j in {**split, **spent}.items()), idle)
 
 
-def _by_source(columns: StepColumns, cost: StepCost, steps: _Steps, parts: EnergyParts) -> tuple[Part, ...]:
+def _by_source(columns: Steps, cost: StepCost, steps: _Steps, idle: Part) -> tuple[Part, ...]:
     s, rates = sums_of(columns), cost.rates
     # Clocks that the power limit slows take less energy for the same work.
     slowed = slowed_j(rates.power, 1.0, np.minimum(free_s(rates, s), columns.step_s), columns.step_s)
@@ -228,22 +217,4 @@ def _by_source(columns: StepColumns, cost: StepCost, steps: _Steps, parts: Energ
     }
     if cost.server.work.experts is None:
         del sources["experts"]
-    return (*(_part(name, joules * columns.count, steps) for name, joules in sources.items()), _idle(parts))
-
-
-def _by_activity(parts: EnergyParts) -> tuple[Part, ...]:
-    energies = {"prefill": parts.prefill_j, "decode": parts.decode_j, "mixed": parts.mixed_j}
-    return (
-        *(
-            Part(
-                name=name,
-                energy_j=energy_j,
-                prefill_j=energy_j if name == "prefill" else 0.0,
-                decode_j=energy_j if name == "decode" else 0.0,
-                mixed_j=energy_j if name == "mixed" else 0.0,
-                meaning=MEANINGS[name],
-            )
-            for name, energy_j in energies.items()
-        ),
-        _idle(parts),
-    )
+    return (*(_part(name, joules * columns.count, steps) for name, joules in sources.items()), idle)

@@ -8,24 +8,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from infergy.cost.fit import Fit, prior_fit
+from infergy.cost.constants import Fit, prior_fit
+from infergy.cost.fit import make_table
 from infergy.cost.model import Server, StepCost
-from infergy.cost.steps import compress
-from infergy.cost.table import Origin, ServedBy, Table, TableEntry, make_table
-from infergy.cost.work import server_work
+from infergy.cost.rates import server_work
+from infergy.cost.step import compress
+from infergy.cost.table import Origin, ServedBy, Table, TableEntry
 from infergy.errors import DataError, MeterError
-from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_model, model_names
+from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_gpu, get_model, model_names
 from infergy.records import GREEDY, Measurement, PlannedCell, result_of
 from infergy.records.idle import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
-from infergy.serving.config import EngineConfig, EngineOptions, resolve
+from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, resolve
 from infergy.serving.run import Run
-from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig
+from infergy.serving.simulate import requests_of_lengths, simulate
 from infergy.units import count_of
 from infergy.workload.requests import Requests
 
@@ -117,29 +115,27 @@ def _check_row(row: Measurement, where: str) -> None:
     Raises:
         DataError: Windows are missing, still or of other GPUs than the cell's, or the energy is not above zero.
     """
-    remedy = "Remove the row and measure the cell again"
+
+    def bad(fault: str, reason: str, advice: str = ". Remove the row and measure the cell again") -> DataError:
+        return DataError(f"{where}: {fault}{advice}", code="bad-row", place=where, reason=reason)
+
     if not row.windows or row.loaded_idle is None:
-        message = f"{where}: status is ok, but its windows or its loaded-idle window are missing. {remedy}"
-        raise DataError(message, code="bad-row", place=where, reason="windows missing")
+        raise bad("status is ok, but its windows or its loaded-idle window are missing", "windows missing")
     uuids = set(row.windows[0].open)
     edges = [edge for window in row.windows for edge in (window.open, window.close)]
     if any(set(edge) != uuids for edge in edges) or not uuids <= set(row.loaded_idle.open):
-        message = f"{where}: the edges of its windows are not of the same GPUs. {remedy}"
-        raise DataError(message, code="bad-row", place=where, reason="different GPUs")
+        raise bad("the edges of its windows are not of the same GPUs", "different GPUs")
     wanted = row.cell.setup.tensor_parallel
     if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
-        message = f"{where}: counters of {count_of(len(uuids), 'GPU')}, expected tensor_parallel = {wanted}. {remedy}"
-        raise DataError(message, code="bad-row", place=where, reason="tensor_parallel")
+        raise bad(f"counters of {count_of(len(uuids), 'GPU')}, expected tensor_parallel = {wanted}", "tensor_parallel")
     try:
         result = result_of(row)
     except MeterError as error:
-        raise DataError(f"{where}: {error}", code="bad-row", place=where, reason=error.code) from error
+        raise bad(str(error), error.code, "") from error
     except ZeroDivisionError as error:
-        message = f"{where}: a window, or all of its batches, last zero seconds. {remedy}"
-        raise DataError(message, code="bad-row", place=where, reason="zero seconds") from error
+        raise bad("a window, or all of its batches, last zero seconds", "zero seconds") from error
     if not result.energy_j > 0:
-        message = f"{where}: {result.energy_j:g} J a batch, expected more than 0. {remedy}"
-        raise DataError(message, code="bad-row", place=where, reason="zero energy")
+        raise bad(f"{result.energy_j:g} J a batch, expected more than 0", "zero energy")
 
 
 def _energy_sd(row: Measurement, uncertainty: Uncertainty | None) -> float:
@@ -226,8 +222,7 @@ def _entry(row: Measurement, source: str, environment: str, energy_sd: float, fi
 
 def simulate_row(row: Measurement, by: ServedBy, fit: Fit) -> tuple[Run, float]:
     """The run that a row's engine makes, by its recorded options, and the idle watts of its GPUs."""
-    gpu, shape = find_gpu_by_driver_name(by.gpu), get_model(by.model)
-    assert gpu is not None
+    shape, gpu = get_model(by.model), get_gpu(by.gpu)
     idle_w = find_idle_power(row).loaded_w or 0.0
     server = Server(
         engine=by.engine,
@@ -250,15 +245,7 @@ def requests_of(planned: PlannedCell | Measurement) -> Requests:
     """The requests of a planned or measured cell, at their arrival times if it has any."""
     load = planned.cell.load
     lengths = planned.lengths or (load.lengths,) * load.batch
-    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
-    timed = any(planned.arrival_s)
-    return Requests(
-        source=str(planned.cell),
-        input_tokens=inputs,
-        output_tokens=outputs,
-        arrival_s=np.array(planned.arrival_s) if timed else None,
-        order_reason=None if timed else "all at once",
-    )
+    return requests_of_lengths(str(planned.cell), lengths, planned.arrival_s)
 
 
 def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
@@ -269,8 +256,6 @@ def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
         value = facts.get(name)
         return int(value) if value is not None and value.isdigit() else None
 
-    gpu, shape = find_gpu_by_driver_name(by.gpu), get_model(by.model)
-    assert gpu is not None
     options = EngineOptions(
         max_num_seqs=number("max_num_seqs"),
         max_num_batched_tokens=number("max_num_batched_tokens"),
@@ -280,4 +265,6 @@ def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
         tensor_parallel_size=by.gpus,
         enforce_eager=not by.has_graphs,
     )
-    return resolve(shape, gpu, options, dtype=by.dtype, usage_context="server" if by.is_api else "llm")
+    return resolve(
+        get_model(by.model), get_gpu(by.gpu), options, dtype=by.dtype, usage_context="server" if by.is_api else "llm"
+    )

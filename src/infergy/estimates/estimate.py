@@ -15,20 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from infergy.cost.step import sums_of
 from infergy.cost.table import Table, box_of
 from infergy.errors import UsageError
 from infergy.estimates.paper import paper_reference
-from infergy.estimates.results import (
-    EnergyParts,
-    LatencyParts,
-    Load,
-    RunEstimate,
-    ServerEstimate,
-    TraceEstimate,
-    TraceFacts,
-)
+from infergy.estimates.results import LatencyParts, Load, RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
-from infergy.serving.run import Run
+from infergy.serving.config import EngineConfig
+from infergy.serving.run import EnergySplit, Run, join_columns
 from infergy.units import count_of
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, Window, whole
@@ -139,35 +133,36 @@ def serve_sample(sample: Sample, server: OpenServer) -> Runs:
 
 
 def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -> RunEstimate:
-    """Energy, latencies and load of serving a sample's windows, each by itself, weighted.
-
-    Args:
-        sample: The requests.
-        server: What serves them.
-        runs: Their runs, where those are known.
+    """Energy, latencies and load of serving a sample's windows, each by itself, weighted; `runs` where those are known.
 
     Raises:
         UsageError: Not one request can be served.
     """
     if runs is None:
         runs = tuple((server.serve(window.requests), window) for window in sample.windows)
-    weights = np.array([window.weight for _, window in runs])
+    weights, counts = np.array([window.weight for _, window in runs]), [run.counts for run, _ in runs]
     if not sum(len(run.steps) for run, _ in runs):
-        raise UsageError(f"{sample.source}: {_nothing(server)}", code="does-not-fit", trace=sample.source)
-    parts = {
-        name: float(weights @ [getattr(run.energy, name) for run, _ in runs])
-        for name in ("prefill_j", "decode_j", "mixed_j", "idle_j", "recomputed_j")
-    }
-    energy_j = sum(parts[name] for name in ("prefill_j", "decode_j", "mixed_j", "idle_j"))
-    energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), parts["idle_j"], open_share(runs))
+        raise UsageError(
+            f"{sample.source}: not one request can be served: all are longer than {server.config.max_model_len} tokens "
+            "(--max-model-len), or than the KV cache. Raise that option or --num-gpu-blocks where you gave them; else "
+            "take more GPUs (--tensor-parallel-size) or a narrower format (--precision fp8)",
+            code="does-not-fit",
+            trace=sample.source,
+        )
+    energy = EnergySplit(
+        **{f.name: float(weights @ [getattr(run.energy, f.name) for run, _ in runs]) for f in fields(EnergySplit)}
+    )
+    energy_j = energy.total_j
+    energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
-    counts = [run.counts for run, _ in runs]
 
     def total(name: str) -> int:
         return round(float(weights @ [getattr(one, name) for one in counts]))
 
-    latency = largest.latency() if len(runs) == 1 else _joined([run for run, _ in runs]).latency()
+    seen = run_of(runs).latency()
+    latency: dict[str, Any] = {f.name: getattr(seen, f.name) for f in fields(seen)}
+    latency |= {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
     return RunEstimate(
         energy_j=energy_j,
         low_j=energy_j * math.exp(-half),
@@ -176,14 +171,8 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
         requests=total("requests"),
         rejected_requests=total("rejected_requests"),
         preemptions=total("preemptions"),
-        energy=EnergyParts(**parts),
-        latency=LatencyParts(
-            ttft_s=latency.ttft_s,
-            tpot_s=latency.tpot_s,
-            itl_s=latency.itl_s,
-            e2e_s=latency.e2e_s,
-            **{name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()},
-        ),
+        energy=energy,
+        latency=LatencyParts(**latency),
         load=_load(runs, weights, server, energy_j),
         measured_share=measured_share(runs, server, energy_j),
         overload=_overload(largest, server) if sample.windows[0].requests.arrival_s is not None else None,
@@ -223,37 +212,24 @@ def facts_of(sample: Sample) -> TraceFacts:
     )
 
 
-def _load(
-    runs: Sequence[tuple[Run, Window]], weights: np.ndarray[Any, Any], server: OpenServer, energy_j: float
-) -> Load:
+def _load(runs: Runs, weights: np.ndarray[Any, Any], server: OpenServer, energy_j: float) -> Load:
+    cost, steps, replicas = server.cost, steps_of(runs), runs[0][0].replicas
     duration_s = float(weights @ [run.duration_s for run, _ in runs])
     busy_s = float(weights @ [run.busy_s for run, _ in runs])
-    cost, gpus = server.cost, server.setup.tensor_parallel
-    flops = floor_s = decode_s = decodes = 0.0
-    for run, window in runs:
-        steps = run.steps
-        flops += window.weight * float(steps.count @ cost.work_of(steps)[0])
-        floor_s += window.weight * float(steps.count @ cost.floor_s(steps))
-        spans = steps.duration_s * (steps.decodes > 0)
-        decode_s, decodes = (
-            decode_s + window.weight * float(spans.sum()),
-            decodes + window.weight * float(spans @ steps.decodes),
-        )
-    replicas = runs[0][0].replicas
-    peak = server.gpu.peak_flops.get("fp8" if cost.server.work.dtype == "fp8" else "bfloat16", 0.0)
-    peak = peak or server.gpu.dense_flops("bfloat16")
-    blocks = getattr(getattr(server.config, "limits", None), "num_gpu_blocks", 0)
+    decode_s = steps.duration_s * (steps.decodes > 0)
+    flops = float(steps.count @ cost.work_of(sums_of(steps))[0])
+    blocks = server.config.limits.num_gpu_blocks if isinstance(server.config, EngineConfig) else 0
     counts = [run.counts for run, _ in runs]
     return Load(
         power_w=energy_j / duration_s if duration_s else 0.0,
         busy_share=busy_s / (duration_s * replicas) if duration_s else 0.0,
-        mean_batch=decodes / decode_s if decode_s else 0.0,
+        mean_batch=float(decode_s @ steps.decodes) / (float(decode_s.sum()) or 1.0),
         peak_waiting=max(one.peak_waiting for one in counts),
         waiting_at_last_arrival=max(one.waiting_at_last_arrival for one in counts),
         peak_kv_share=max(one.peak_kv_blocks for one in counts) / (blocks - 1) if blocks > 1 else 0.0,
         hit_tokens=round(float(weights @ [one.hit_tokens for one in counts])),
-        mfu=flops / (peak * gpus * replicas * duration_s) if duration_s else 0.0,
-        roofline_share=floor_s / busy_s if busy_s else 0.0,
+        mfu=flops / (cost.peak_flops * replicas * duration_s) if duration_s else 0.0,
+        roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s if busy_s else 0.0,
     )
 
 
@@ -288,29 +264,16 @@ def open_share(runs: Runs) -> float:
     return min(1.0, open_s / total_s) if total_s else 0.0
 
 
+def run_of(runs: Runs) -> Run:
+    """Runs of windows as one, for the percentiles of all their requests."""
+    if len(runs) == 1:
+        return runs[0][0]
+    requests = join_columns([run.requests for run, _ in runs])
+    return replace(runs[0][0], requests=requests, steps=join_columns([run.steps for run, _ in runs]))
+
+
 def steps_of(runs: Runs) -> Any:
     """The steps of all windows, each entry counted by its window's weight."""
     if len(runs) == 1:
         return runs[0][0].steps
-    steps = [replace(run.steps, count=run.steps.count * window.weight) for run, window in runs]
-    return type(steps[0])(**{f.name: np.concatenate([getattr(one, f.name) for one in steps]) for f in fields(steps[0])})
-
-
-def _joined(runs: Sequence[Run]) -> Run:
-    """Runs as one, for the percentiles of all their requests."""
-
-    def join(parts: Sequence[Any]) -> Any:
-        return type(parts[0])(
-            **{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
-        )
-
-    return replace(runs[0], requests=join([run.requests for run in runs]), steps=join([run.steps for run in runs]))
-
-
-def _nothing(server: OpenServer) -> str:
-    longest = getattr(server.config, "max_model_len", None)
-    return (
-        f"not one request can be served: all are longer than {longest} tokens (--max-model-len), or than the KV cache. "
-        "Raise that option or --num-gpu-blocks where you gave them; else take more GPUs (--tensor-parallel-size) or a "
-        "narrower format (--precision fp8)"
-    )
+    return join_columns([replace(run.steps, count=run.steps.count * window.weight) for run, window in runs])

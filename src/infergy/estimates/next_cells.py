@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from infergy.cost.fit import Column
+from infergy.cost.constants import Column
 from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.build import LEAST_SD
@@ -33,18 +33,17 @@ from infergy.estimates.estimate import (
     sample_of,
     serve_sample,
     steps_of,
-)
+)  # fmt: skip
 from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server
 from infergy.records import DEFAULT_DTYPE
-from infergy.workload.requests import Requests
+from infergy.serving.simulate import requests_of_lengths
 from infergy.workload.sampling import Sample
 
 NEXT_SCHEMA = "infergy.next/2"
 """History: 1 bins of a trace; 2 batches of equal requests, chosen for the run that `estimate` reports."""
 
 BATCHES = (1, 8, 32, 128, 256)
-LENGTHS = ("input_tokens", "output_tokens")
 PERCENTILES = (25, 75, 99)
 """Of the trace's lengths, rounded up to powers of two: lengths of cells."""
 LOAD_S = {"vllm": 100.0, "transformers": 20.0}
@@ -132,17 +131,15 @@ class NextCells:
 
 
 class _Question:
-    """The energy of a trace's run on one server, and how uncertain it is."""
+    """The energy of a trace's run on one server, and what of its uncertainty no cell can narrow (`least`)."""
 
     def __init__(self, sample: Sample, server: OpenServer, runs: Runs) -> None:
+        cost = server.cost
         self.server = server
         self.estimate = estimate_server(sample, server, offline=False, runs=runs)
-        cost = server.cost
-        idle_j = self.estimate.run.energy.idle_j
-        self.slope = cost.log_slopes(steps_of(runs), idle_j, open_share(runs))[:, 0]
-        self.least = cost.errors[0] ** 2 + cost.fit.unit_energy_sd**2
-        self.sample_variance = sample.relative_se**2
-        self.is_seen = cost.unseen_server_variance == 0.0
+        self.slope = cost.log_slopes(steps_of(runs), self.estimate.run.energy.idle_j, open_share(runs))[:, 0]
+        self.least = cost.errors[0] ** 2 + cost.fit.unit_energy_sd**2 + sample.relative_se**2
+        self.unseen = cost.unseen_server_variance  # 0 once a cell of the server is measured
         self.is_loaded = False
 
 
@@ -159,25 +156,27 @@ class _Option:
 class _Knowledge:
     """Constants of one engine on one kind of GPU, and the offsets of the GPU that will measure, as cells are added."""
 
-    def __init__(self, server: OpenServer) -> None:
+    def __init__(self, server: OpenServer, questions: Sequence[_Question]) -> None:
         fit = server.cost.fit
-        _, _, covariance = fit.logs(server.gpu.name)
-        size = len(covariance)
-        self.covariance = np.zeros((size + 2, size + 2))
-        self.covariance[:size, :size] = covariance
-        self.covariance[size, size], self.covariance[size + 1, size + 1] = fit.unit_energy_sd**2, fit.unit_time_sd**2
+        _, _, constants = fit.logs(server.gpu.name)
+        size = len(constants)
+        self.questions = [question for question in questions if question.server.setup.engine == server.setup.engine]
+        self.covariance = np.diag([0.0] * size + [fit.unit_energy_sd**2, fit.unit_time_sd**2])
+        self.covariance[:size, :size] = constants
         self.noise = np.diag([error**2 + LEAST_SD**2 for error in server.cost.errors])
         self.unseen_gpu = server.cost.unseen_gpu_variance
 
-    def variance(self, slope: Column) -> float:
-        """Of what depends on the constants alone."""
-        size = len(slope)
-        return float(slope @ self.covariance[:size, :size] @ slope)
+    def variance(self, question: _Question) -> float:
+        """Of the logarithm of a question's energy."""
+        size = len(question.slope)
+        constants = float(question.slope @ self.covariance[:size, :size] @ question.slope)
+        return constants + question.least + self.unseen_gpu + question.unseen
 
-    def gain(self, slopes: Column, questions: Sequence[Column]) -> float:
-        """By how much measuring a cell would lower the sum of the questions' variances."""
+    def gain(self, slopes: Column) -> float:
+        """By how much measuring a cell would lower the sum of the questions' variances, by what constants share."""
         reach, inverse = self._reach(slopes)
-        return sum(float((slope @ reach[:-2]) @ inverse @ (slope @ reach[:-2])) for slope in questions)
+        seen = [question.slope @ reach[:-2] for question in self.questions]
+        return sum(float(column @ inverse @ column) for column in seen) + self.unseen_gpu * len(seen)
 
     def measure(self, slopes: Column) -> None:
         """Take a cell for measured."""
@@ -193,18 +192,17 @@ class _Knowledge:
 
 
 class _State:
-    """All questions, and what is known of the engines."""
+    """All questions, and what is known of their engines."""
 
     def __init__(self, questions: Sequence[_Question]) -> None:
         self.questions = questions
-        self.keys = [question.server.setup.engine for question in questions]
-        self.known = {key: _Knowledge(one.server) for key, one in zip(self.keys, questions, strict=True)}
+        engines = {question.server.setup.engine: question.server for question in reversed(questions)}
+        known = {engine: _Knowledge(server, questions) for engine, server in engines.items()}
+        self.known = [known[question.server.setup.engine] for question in questions]
 
     def half_width(self, index: int) -> float:
         """Half the width of the 90 % interval of a question, relative."""
-        question, known = self.questions[index], self.known[self.keys[index]]
-        unseen = known.unseen_gpu + (0.0 if question.is_seen else question.server.cost.unseen_server_variance)
-        return _half_width(known.variance(question.slope) + question.least + unseen + question.sample_variance)
+        return _half_width(self.known[index].variance(self.questions[index]))
 
     def cost_s(self, option: _Option) -> float:
         """Seconds of measuring a cell next."""
@@ -214,21 +212,9 @@ class _State:
 
     def share(self, option: _Option) -> tuple[float, float]:
         """Variance that a cell takes off, as a share of what there is of its engine, and in all."""
-        key = self.keys[option.question]
-        known, question = self.known[key], self.questions[option.question]
-        slopes = [one.slope for one, other in zip(self.questions, self.keys, strict=True) if other == key]
-        gain = known.gain(option.slopes, slopes) + known.unseen_gpu * len(slopes)
-        gain += 0.0 if question.is_seen else question.server.cost.unseen_server_variance
-        total = sum(
-            math.log1p(self.half_width(index)) ** 2 / Z90**2 for index, other in enumerate(self.keys) if other == key
-        )
-        return gain / total, gain
-
-    def measure(self, option: _Option) -> None:
-        """Take a cell for measured."""
-        self.known[self.keys[option.question]].measure(option.slopes)
-        question = self.questions[option.question]
-        question.is_seen = question.is_loaded = True
+        known = self.known[option.question]
+        gain = known.gain(option.slopes) + self.questions[option.question].unseen
+        return gain / sum(known.variance(question) for question in known.questions), gain
 
     def outlook(self, index: int, before: float) -> ServerOutlook:
         """What is known of a question, of which the half-width was `before` at first."""
@@ -238,7 +224,23 @@ class _State:
             measured=0 if question.server.measured is None else question.server.measured.rows,
             half_width=before,
             half_width_after=self.half_width(index),
-            half_width_least=_half_width(question.least + question.sample_variance),
+            half_width_least=_half_width(question.least),
+        )
+
+    def measure(self, option: _Option) -> NextCell:
+        """Take a cell for measured."""
+        question, choice, cost_s = self.questions[option.question], option.choice, self.cost_s(option)
+        self.known[option.question].measure(option.slopes)
+        question.unseen, question.is_loaded = 0.0, True
+        return NextCell(
+            server=option.question,
+            engine=question.estimate.engine,
+            input_tokens=choice.input_tokens,
+            output_tokens=choice.output_tokens,
+            batch=choice.batch,
+            batch_s=option.batch_s,
+            cost_s=cost_s,
+            half_width=self.half_width(option.question),
         )
 
 
@@ -300,9 +302,8 @@ def cell_choices(sample: Sample, server: OpenServer) -> list[CellChoice]:
     Raises:
         UsageError: It rejects every request.
     """
-    requests = [window.requests for window in sample.windows]
     most = server.config.options()["max_num_seqs"]
-    lengths = np.stack([np.concatenate([getattr(one, name) for one in requests]) for name in LENGTHS])
+    lengths = np.hstack([(window.requests.input_tokens, window.requests.output_tokens) for window in sample.windows])
     served = lengths[:, lengths.sum(axis=0) <= (server.config.max_model_len or math.inf)]
     if not served.size:
         raise UsageError(
@@ -345,10 +346,7 @@ def measuring_spec(server: OpenServer) -> ServerSpec:
 def _options(index: int, server: OpenServer, choices: Sequence[CellChoice]) -> Iterator[_Option]:
     """The cells that a server can serve as one batch, with their derivatives."""
     for choice in choices:
-        equal = np.full(choice.batch, choice.input_tokens), np.full(choice.batch, choice.output_tokens)
-        run = server.serve(
-            Requests(source="cell", input_tokens=equal[0], output_tokens=equal[1], order_reason="a batch")
-        )
+        run = server.serve(requests_of_lengths("cell", [(choice.input_tokens, choice.output_tokens)] * choice.batch))
         if run.counts.rejected_requests or run.counts.preemptions or run.counts.peak_running < choice.batch:
             continue
         yield _Option(index, choice, run.duration_s, server.cost.log_slopes(run.steps, 0.0))
@@ -356,43 +354,22 @@ def _options(index: int, server: OpenServer, choices: Sequence[CellChoice]) -> I
 
 def _greedy(state: _State, options: list[_Option], budget_s: float, target: float) -> tuple[list[NextCell], str]:
     cells: list[NextCell] = []
-    spent_s = 0.0
+    left_s = budget_s
     while True:
         still_open = {index for index in range(len(state.questions)) if state.half_width(index) > target}
         if not still_open:
             return cells, TARGET_REACHED
-        useful = [
-            (gain / state.cost_s(option), option)
-            for option in options
-            if option.question in still_open
-            for share, gain in (state.share(option),)
-            if share >= LEAST_GAIN
-        ]
+        shares = [(option, *state.share(option)) for option in options if option.question in still_open]
+        useful = [(gain / state.cost_s(option), option) for option, share, gain in shares if share >= LEAST_GAIN]
         if not useful:
             return cells, NOTHING_HELPS
-        affordable = [pair for pair in useful if spent_s + state.cost_s(pair[1]) <= budget_s]
+        affordable = [pair for pair in useful if state.cost_s(pair[1]) <= left_s]
         if not affordable:
             return cells, BUDGET_SPENT
         _, best = max(affordable, key=lambda pair: pair[0])
-        cost_s = state.cost_s(best)
-        state.measure(best)
+        cells.append(state.measure(best))
+        left_s -= cells[-1].cost_s
         options.remove(best)
-        spent_s += cost_s
-        cells.append(_next_cell(state, best, cost_s))
-
-
-def _next_cell(state: _State, option: _Option, cost_s: float) -> NextCell:
-    choice = option.choice
-    return NextCell(
-        server=option.question,
-        engine=state.questions[option.question].estimate.engine,
-        input_tokens=choice.input_tokens,
-        output_tokens=choice.output_tokens,
-        batch=choice.batch,
-        batch_s=option.batch_s,
-        cost_s=cost_s,
-        half_width=state.half_width(option.question),
-    )
 
 
 def _half_width(variance: float) -> float:

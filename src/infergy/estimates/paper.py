@@ -13,11 +13,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infergy.cost.ratio import log_ratio_sd
+from infergy.cost.model import log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import InfergyError, UsageError
-from infergy.estimates.ideal import DENSE, IDEALS, PAPER_IDEAL, ROOFLINE, Ideal, flops_ideal, roofline_ideal
-from infergy.estimates.paper_bins import FRACTIONAL, RARE_RULES, BinEnergy, ServedBins, histogram_of
+from infergy.estimates.paper_bins import (
+    DENSE,
+    FRACTIONAL,
+    IDEALS,
+    PAPER_IDEAL,
+    RARE_RULES,
+    ROOFLINE,
+    BinEnergy,
+    Ideal,
+    ServedBins,
+    flops_ideal,
+    histogram_of,
+    roofline_ideal,
+)  # fmt: skip
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.hardware import get_model
 from infergy.serving.config import EngineOptions
@@ -148,9 +160,8 @@ def estimate_paper(
     """
     for name, value, known in (("ideal", ideal, IDEALS), ("rare", rare, RARE_RULES)):
         if value not in known:
-            raise UsageError.unknown(
-                name, value, known, f"Give one with --{name}", code="unknown-name", option=f"--{name}"
-            )
+            option = f"--{name}"
+            raise UsageError.unknown(name, value, known, f"Give one with {option}", code="unknown-name", option=option)
     histogram = histogram_of(source, bins)
     table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers
@@ -161,7 +172,7 @@ def estimate_paper(
                 "the study's method serves one batch after the other on one server; --method runs serves replicas",
             )
     served = [ServedBins(open_server(spec, table), histogram, rare) for spec in specs]
-    bases = _Bases(served, histogram, table, baseline, rare)
+    bases = _Bases(served, lambda spec: ServedBins(open_server(spec, table), histogram, rare, brackets=False), baseline)
     left_out = histogram.left_out.requests if histogram.left_out else 0
     return PaperEstimate(
         source=histogram.source,
@@ -193,35 +204,31 @@ def paper_reference(source: Any, server: OpenServer) -> PaperReference:
         bins=histogram.bins.name,
         requests=histogram.requests + out,
         left_out_requests=out + own.unserved_requests,
-        ideal_energy_j=None if reference is None else reference.energy_j,
-        ideal_basis=None if reference is None else reference.basis,
         energy_j=own.energy_j,
-        gap_to_ideal=_gap(own.energy_j, reference),
+        **_to_ideal(own, reference),
     )
 
 
 class _Bases:
     """The baseline of each server: that of its model and GPUs, opened where it was not asked for."""
 
-    def __init__(
-        self, served: Sequence[ServedBins], histogram: Histogram, table: Table, engine: str, rare: str
-    ) -> None:
-        self.engine = engine
-        self._histogram, self._table, self._rare = histogram, table, rare
-        self._known: dict[tuple[str, str, int], ServedBins | str] = {}
-        for own in served:
-            if replace(own.server.setup, tensor_parallel=1).label == engine:
-                self._known.setdefault(_hardware(own), own)
+    def __init__(self, served: Sequence[ServedBins], serve: Callable[[ServerSpec], ServedBins], engine: str) -> None:
+        self.engine, self._serve = engine, serve
+        self._known: dict[tuple[str, str, int], ServedBins | str] = {
+            _hardware(own): own
+            for own in reversed(served)
+            if replace(own.server.setup, tensor_parallel=1).label == engine
+        }
 
     def of(self, own: ServedBins) -> ServedBins | str:
         """The baseline; or why there is none."""
         key = _hardware(own)
         if key not in self._known:
-            spec, gpus = own.server.spec, own.server.setup.tensor_parallel
-            options = EngineOptions(tensor_parallel_size=gpus)
+            options = EngineOptions(tensor_parallel_size=own.server.setup.tensor_parallel)
             try:
-                server = open_server(replace(spec, engine=self.engine, precision=None, options=options), self._table)
-                self._known[key] = ServedBins(server, self._histogram, self._rare, brackets=False)
+                self._known[key] = self._serve(
+                    replace(own.server.spec, engine=self.engine, precision=None, options=options)
+                )
             except InfergyError as error:
                 self._known[key] = str(error)
         return self._known[key]
@@ -248,9 +255,7 @@ def _result(
         duration_s=own.duration_s,
         unserved_requests=own.unserved_requests,
         compared=Comparison(
-            ideal_energy_j=None if reference is None else reference.energy_j,
-            ideal_basis=None if reference is None else reference.basis,
-            gap_to_ideal=_gap(own.energy_j, reference),
+            **_to_ideal(own, reference),
             saving_vs_baseline=saving[0],
             saving_low=saving[1],
             saving_high=saving[2],
@@ -268,22 +273,22 @@ def _ideal(own: ServedBins, served: Iterable[ServedBins], histogram: Histogram, 
     shape, gpu = get_model(own.server.spec.model), own.server.gpu
     if kind == ROOFLINE:
         like = [other for other in served if _hardware(other)[:2] == _hardware(own)[:2]]
-        reference = roofline_ideal(work, shape, gpu, _largest_of(like))
+
+        def batch_of(corner: Bin) -> int:
+            batches = [other.batch(corner.input_tokens, corner.output_tokens) for other in like]
+            return max((batch.size for batch in batches if batch is not None), default=1)
+
+        reference = roofline_ideal(work, shape, gpu, batch_of)
     else:
         reference = flops_ideal(work, shape, gpu, headline=kind == PAPER_IDEAL)
     return replace(reference, basis=f"{reference.basis}, at the upper corners of the bins")
 
 
-def _largest_of(served: Sequence[ServedBins]) -> Callable[[Bin], int]:
-    def batch_of(corner: Bin) -> int:
-        batches = [own.batch(corner.input_tokens, corner.output_tokens) for own in served]
-        return max((batch.size for batch in batches if batch is not None), default=1)
-
-    return batch_of
-
-
-def _gap(energy_j: float | None, ideal: Ideal | None) -> float | None:
-    return None if energy_j is None or ideal is None else energy_j / ideal.energy_j - 1
+def _to_ideal(own: ServedBins, ideal: Ideal | None) -> dict[str, Any]:
+    if ideal is None or own.energy_j is None:
+        return {"ideal_energy_j": None, "ideal_basis": None, "gap_to_ideal": None}
+    gap = own.energy_j / ideal.energy_j - 1
+    return {"ideal_energy_j": ideal.energy_j, "ideal_basis": ideal.basis, "gap_to_ideal": gap}
 
 
 def _saving(own: ServedBins, bases: _Bases) -> tuple[tuple[float | None, float | None, float | None], str | None]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from infergy.cost.ratio import CostedRun, log_ratio_sd
+from infergy.cost.model import CostedRun, log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.estimate import Z90, estimate_server, facts_of, open_share, sample_of, serve_sample, steps_of
@@ -31,6 +31,7 @@ RECOMMENDATION_SCHEMA = "infergy.recommendation/2"
 SEQUENCES = (256, 64, 16)
 FEWER_TOKENS = {"max_num_batched_tokens": 2048}
 STATIC = 32
+VLLM_OPTIONS = ("max_num_batched_tokens", "long_prefill_token_threshold", "gpu_memory_utilization", "num_gpu_blocks")
 REJECTS, OVERLOADED = "rejected_requests", "overload"
 
 
@@ -136,12 +137,10 @@ class Recommendation:
         Raises:
             UsageError: There is none.
         """
-        for configuration in self.configurations:
-            if configuration.label == label:
-                return configuration
-        raise UsageError.unknown(
-            "configuration", label, [known.label for known in self.configurations], code="unknown-name"
-        )
+        known = {configuration.label: configuration for configuration in self.configurations}
+        if label not in known:
+            raise UsageError.unknown("configuration", label, [*known], code="unknown-name")
+        return known[label]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +235,7 @@ def label_of(server: OpenServer) -> str:
     label = loaded_setup(server.setup).label
     given = {"max_num_seqs": options.max_num_seqs or server.setup.max_sequences}
     if server.setup.engine == "vllm":
-        given |= {name: getattr(options, name) for name in ("max_num_batched_tokens", "long_prefill_token_threshold")}
-        given |= {name: getattr(options, name) for name in ("gpu_memory_utilization", "num_gpu_blocks")}
+        given |= {name: getattr(options, name) for name in VLLM_OPTIONS}
     given |= {"max_model_len": options.max_model_len}
     words = [f"{name.replace('_', '-')}={value}" for name, value in given.items() if value != getattr(plain, name)]
     if not options.enable_prefix_caching and server.setup.engine == "vllm":
@@ -267,30 +265,19 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
     words += [f"--max-num-seqs {sequences}"] if sequences else []
     words += [f"--tensor-parallel-size {setup.tensor_parallel}"] if setup.tensor_parallel > 1 else []
     words += ["--enforce-eager"] if setup.cuda_graphs is False else []
-    for name in (
-        "max_num_batched_tokens",
-        "max_model_len",
-        "gpu_memory_utilization",
-        "long_prefill_token_threshold",
-    ):
+    typed = ("max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "long_prefill_token_threshold")
+    for name in typed:
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')} {value}"] if value != getattr(plain, name) else []
     words += [] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]
-    return (*words, *_replicas_of(server))
-
-
-def _replicas_of(server: OpenServer) -> list[str]:
-    """What to type for several servers.
-
-    vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
-    request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
-    """
     count, router = server.spec.replicas, server.spec.router
-    if count == 1:
-        return []
-    if router == "least_loaded" and server.cost.server.work.experts is None:
-        return [f"--data-parallel-size {count}"]
-    return [f"# {count} such servers behind a router, {router}"]
+    # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
+    # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
+    if count > 1 and router == "least_loaded" and server.cost.server.work.experts is None:
+        words.append(f"--data-parallel-size {count}")
+    elif count > 1:
+        words.append(f"# {count} such servers behind a router, {router}")
+    return tuple(words)
 
 
 def _open(
@@ -303,20 +290,13 @@ def _open(
         try:
             server = open_server(spec, table)
         except UsageError as error:
-            left_out[_wanted(spec)] = error
+            most = "" if spec.options.max_num_seqs is None else f" max-num-seqs={spec.options.max_num_seqs}"
+            left_out[f"{setup_of(spec).label}{most}"] = error
             continue
         is_known = any(_identity(server) == _identity(other) for other in servers.values())
         if not is_known and not (keep_outputs and server.setup.dtype != now.setup.dtype):
             servers[label_of(server)] = server
     return servers, left_out
-
-
-def _wanted(spec: ServerSpec) -> str:
-    """The label of a candidate that cannot be opened."""
-    setup = setup_of(spec)
-    return (
-        setup.label if spec.options.max_num_seqs is None else f"{setup.label} max-num-seqs={spec.options.max_num_seqs}"
-    )
 
 
 def _identity(server: OpenServer) -> tuple[Any, ...]:
@@ -338,11 +318,9 @@ def _rank(served: Sequence[_Served], now: _Served) -> tuple[Configuration, ...]:
     ranked = []
     for one in served:
         run = one.estimate.run
-        breaks = [
-            *one.excess,
-            *([REJECTS] if run.rejected_requests > fewest else []),
-            *([OVERLOADED] if run.overload is not None else []),
-        ]
+        breaks = [*one.excess]
+        breaks += [REJECTS] if run.rejected_requests > fewest else []
+        breaks += [OVERLOADED] if run.overload is not None else []
         over = max(one.excess.values(), default=1.0) if breaks else 0.0
         ranked.append(((over, run.energy_j), _configuration(one, now, breaks)))
     return tuple(configuration for _, configuration in sorted(ranked, key=lambda pair: pair[0]))

@@ -1,19 +1,19 @@
-"""A run of very requests on a real engine: predicted, and compared with what was measured."""
+"""A run of real requests on an engine: predicted, and compared with what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.build import requests_of
 from infergy.estimates.estimate import estimate_run
-from infergy.estimates.results import LatencyParts, RunEstimate
+from infergy.estimates.results import RunEstimate
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
-from infergy.records.latency import Percentiles as MeasuredPercentiles
-from infergy.serving.config import EngineOptions
+from infergy.serving.setups import options_of_setup
 from infergy.workload.sampling import whole
 
 REPLAY_SCHEMA = "infergy.replay/2"
@@ -91,13 +91,11 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
         ("energy_j", run.energy_j, result.energy_j),
         ("duration_s", run.duration_s, result.duration_s),
     ]
-    if result.latency is not None:
-        measured: Mapping[str, MeasuredPercentiles | None] = {
-            "ttft_s": result.latency.first_token,
-            "tpot_s": result.latency.per_output_token,
-            "e2e_s": result.latency.end_to_end,
-        }
-        figures += [figure for name, known in measured.items() for figure in _latencies(name, run.latency, known)]
+    names = {"ttft_s": "first_token", "tpot_s": "per_output_token", "e2e_s": "end_to_end"}
+    for (name, known), p in product(names.items(), PERCENTILES):
+        guess, seen = getattr(run.latency, name), getattr(result.latency, known, None)
+        if guess is not None and seen is not None:
+            figures.append((f"{name}_{p}", getattr(guess, p), getattr(seen, f"{p}_s")))
     return replace(
         predicted,
         compared=tuple(
@@ -126,30 +124,11 @@ def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
     if setup.speculation is not None:
         message = f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…"
         raise UsageError(message, code="not-supported", server=setup.label, reason="speculation")
-    options = EngineOptions(
-        max_num_seqs=setup.max_sequences,
-        max_num_batched_tokens=setup.max_batched_tokens,
-        max_model_len=setup.max_model_len,
-        gpu_memory_utilization=setup.gpu_memory_utilization or 0.92,
-        # Repeated prompts must be paid for: measuring turns the cache off unless asked.
-        enable_prefix_caching=bool(setup.prefix_caching) or setup.engine == "transformers",
-        tensor_parallel_size=setup.tensor_parallel,
-        enforce_eager=setup.engine == "vllm" and setup.cuda_graphs is False,
-    )
     return ServerSpec(
         engine="transformers-compiled" if setup.compiled else setup.engine,
         model=setup.model,
         gpu=gpu,
         precision=setup.dtype,
         usage_context="server" if setup.usage_context == "server" else "llm",
-        options=options,
+        options=options_of_setup(setup),
     )
-
-
-def _latencies(
-    name: str, run: LatencyParts, known: MeasuredPercentiles | None
-) -> list[tuple[str, float, float | None]]:
-    guess = getattr(run, name)
-    if guess is None or known is None:
-        return []
-    return [(f"{name}_{p}", getattr(guess, p), getattr(known, f"{p}_s")) for p in PERCENTILES]

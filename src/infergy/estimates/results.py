@@ -13,10 +13,9 @@ from typing import Any
 
 from infergy.errors import UsageError
 from infergy.estimates.paper import PaperReference
-from infergy.serving.run import Percentiles
+from infergy.serving.run import EnergySplit, Latency
 
 ESTIMATE_SCHEMA = "infergy.estimate/2"
-DAY_S, MONTH_DAYS = 86400.0, 30.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,38 +53,13 @@ class TraceFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnergyParts:
-    """Joules of a run by what the GPUs did; the first four add up to its energy.
-
-    Attributes:
-        prefill_j: Steps that only prefill; `decode_j` that only decode; `mixed_j` with both.
-        idle_j: Waiting, of all replicas, between the first arrival and the last token.
-        recomputed_j: Of the first three, for tokens computed again after a preemption.
-    """
-
-    prefill_j: float
-    decode_j: float
-    mixed_j: float
-    idle_j: float
-    recomputed_j: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyParts:
+class LatencyParts(Latency):
     """Percentiles in seconds over requests, by nearest rank; None where no request has one.
 
     Attributes:
-        ttft_s: From arrival to the first token.
-        tpot_s: From the first token to the last, by token after the first.
-        itl_s: Between two tokens, over tokens.
-        e2e_s: From arrival to the last token.
         ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` (`itl_s` too) and `e2e_sd` likewise.
     """
 
-    ttft_s: Percentiles | None
-    tpot_s: Percentiles | None
-    itl_s: Percentiles | None
-    e2e_s: Percentiles | None
     ttft_sd: float
     tpot_sd: float
     e2e_sd: float
@@ -135,7 +109,7 @@ class RunEstimate:
     requests: int
     rejected_requests: int
     preemptions: int
-    energy: EnergyParts
+    energy: EnergySplit
     latency: LatencyParts
     load: Load
     measured_share: float
@@ -207,9 +181,7 @@ class TraceEstimate:
         Raises:
             UsageError: That engine was not asked for.
         """
-        for one in self.estimates:
-            if one.engine == engine:
-                return one
-        raise UsageError.unknown(
-            "estimated engine", engine, [one.engine for one in self.estimates], code="unknown-name"
-        )
+        estimates = {one.engine: one for one in reversed(self.estimates)}
+        if engine not in estimates:
+            raise UsageError.unknown("estimated engine", engine, [*reversed(estimates)], code="unknown-name")
+        return estimates[engine]

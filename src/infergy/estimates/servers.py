@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from infergy.cost.model import Server, StepCost
+from infergy.cost.rates import server_work
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
-from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table, make_table, read_table
+from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table, read_table
 from infergy.cost.table import shipped_table as shipped_table
-from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.hardware import canonical_name, get_gpu, get_model, model_config
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
-from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, check_context, model_context, resolve
+from infergy.serving.config import (
+    EngineConfig,
+    EngineOptions,
+    StaticConfig,
+    UsageContext,
+    check_context,
+    model_context,
+    resolve,
+)
 from infergy.serving.run import Run
-from infergy.serving.simulate import RequestColumns, Router, simulate
-from infergy.serving.static import StaticConfig
+from infergy.serving.simulate import Router, simulate
 from infergy.units import count_of, format_bytes
+from infergy.workload.requests import Requests
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
 PRECISIONS = (DEFAULT_DTYPE, "float16", FP8, "mxfp4")
@@ -79,7 +87,7 @@ class OpenServer:
     measured: MeasuredServer | None
     notes: tuple[str, ...]
 
-    def serve(self, requests: RequestColumns) -> Run:
+    def serve(self, requests: Requests) -> Run:
         """Serve requests in simulation."""
         return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
 
@@ -92,7 +100,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         DataError: A file of a model or GPU is not what it should be.
     """
     setup = setup_of(spec)
-    gpu, shape = get_gpu(spec.gpu), get_model(setup.model if setup.model == spec.model else spec.model)
+    gpu, shape = get_gpu(spec.gpu), get_model(spec.model)
     if setup.dtype == "mxfp4" and shape.experts is None:
         raise UsageError.bad_value(
             "--precision", "mxfp4", f"bfloat16: mxfp4 is a format of experts' matrices, and {shape.name} has none"
@@ -105,20 +113,19 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
         gpu=gpu.name,
         gpus=setup.tensor_parallel,
-        has_graphs=_has_graphs(setup),
+        has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
     )
     measured = table.find(by)
-    idle_w = table.idle_w(gpu.name)
-    notes = (
-        [] if idle_w is not None else [f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken"]
-    )
-    idle_w = (IDLE_SHARE * gpu.tdp_w if idle_w is None else idle_w) * by.gpus
+    idle_w, notes = table.idle_w(gpu.name), []
+    if idle_w is None:
+        idle_w = IDLE_SHARE * gpu.tdp_w
+        notes.append(f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken")
     server = Server(
         engine=by.engine,
         model=by.model,
         work=server_work(shape, dtype=by.dtype, gpus=by.gpus),
         gpu=gpu,
-        idle_w=idle_w,
+        idle_w=idle_w * by.gpus,
         is_api=setup.engine == "vllm" and spec.usage_context == "server",
         errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
@@ -265,6 +272,7 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
     Raises:
         DataError: The file is neither, or its rows are simulated.
     """
+    from infergy.cost.fit import make_table
     from infergy.estimates.build import build_table
 
     if not path.exists():
@@ -275,10 +283,6 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
     return make_table(own.entries, own.environments, prior=table)
 
 
-def _has_graphs(setup: EngineSetup) -> bool:
-    return setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False
-
-
 def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> EngineConfig | StaticConfig:
     options = replace(
         spec.options,
@@ -286,7 +290,7 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
         enforce_eager=setup.cuda_graphs is False,
         max_num_seqs=spec.options.max_num_seqs or setup.max_sequences,
     )
-    context = model_context(_raw_config(spec.model))
+    context = model_context(model_config(spec.model))
     if setup.engine == "transformers":
         return _static_config(spec.engine, options, setup, shape, gpu, context)
     return resolve(
@@ -329,7 +333,3 @@ def _static_config(
         has_graphs=setup.compiled,
         notes=tuple(notes),
     )
-
-
-def _raw_config(model: str) -> Mapping[str, Any]:
-    return model_config(model)

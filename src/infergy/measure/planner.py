@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from infergy.cost.constants import prior_fit
 from infergy.cost.drafting import DraftedCost
-from infergy.cost.fit import prior_fit
 from infergy.cost.model import StepCost
 from infergy.cost.rates import Rates
 from infergy.cost.step import StepSums, free_s

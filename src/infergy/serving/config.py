@@ -11,14 +11,28 @@ from typing import Any, Literal
 
 from infergy.errors import UsageError
 from infergy.hardware.gpus import Gpu
-from infergy.hardware.shape import ModelShape
-from infergy.serving.capacity import kv_blocks
-from infergy.serving.limits import SchedulerLimits
+from infergy.hardware.memory import activation_values_per_token
+from infergy.hardware.shape import DTYPE_BYTES, ModelShape
+from infergy.records import FP8
+from infergy.units import format_bytes
 
 UsageContext = Literal["server", "llm"]
 USAGE_CONTEXTS: tuple[UsageContext, ...] = ("server", "llm")
 VERSIONS = ("0.25", "0.33")
 GIB = 2**30
+FEWER_TOKENS = (16384, 8192, 2048)
+"""Tokens of a step to advise where more leave no room: vLLM's defaults."""
+FIXED_BYTES = 0.57e9
+MEMORY_SHARE = 0.0021
+ACTIVATION_SHARE = 0.92
+LINK_BYTES = 0.43e9
+SERVER_SHARE = 0.0212
+"""What vLLM keeps back on each GPU, calibrated to `num_gpu_blocks` of 16 engines of 0.25.0 on H100s and H200s (Llama
+1B and 8B, OLMo 1B and 7B, OLMoE, Qwen 32B; bf16 and FP8; 1, 2 and 4 GPUs), all met within 1 %: 0.57 GB and 0.21 % of
+the memory (the driver reports more than CUDA hands out), 92 % of the upper bound of a step's activations, 0.43 GB for
+collectives of several GPUs, and of a mixture the outputs of the visited experts. The API server kept
+back 2.1 % of the memory more, in both of its configurations on an H200; the cause is not known, so it is taken as a
+share of the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,17 +40,10 @@ class EngineOptions:
     """What the user says, in vLLM's words; None is the engine's default.
 
     Attributes:
-        max_num_seqs: Requests that run at once.
-        max_num_batched_tokens: Tokens of a step.
         max_model_len: Longest request, prompt and answer together.
-        gpu_memory_utilization: Share of a GPU's memory that the engine takes.
-        enable_prefix_caching: Whether blocks of finished requests are kept and found again.
         long_prefill_token_threshold: Most prompt tokens of one request in a step; 0: no limit.
         num_gpu_blocks: Blocks of the KV cache, the null block included, for who knows them.
-        block_size: Tokens of a block.
         async_scheduling: Whether a step is planned while the one before it runs.
-        tensor_parallel_size: GPUs of a replica.
-        enforce_eager: Without CUDA graphs.
         cudagraph_capture_sizes: Token counts with a CUDA graph.
     """
 
@@ -55,6 +62,29 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """What bounds a step, in vLLM's words.
+
+    Attributes:
+        num_gpu_blocks: Blocks of the KV cache, the null block included, which no request gets.
+        lone_threshold: 0.25: the threshold applies even where only one request exists.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    num_gpu_blocks: int
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    long_prefill_token_threshold: int = 0
+    async_scheduling: bool = True
+    lone_threshold: bool = True
+
+    def chunk_threshold(self, requests: int) -> int:
+        """Tokens of a prompt's chunk at most where so many requests exist; 0 for any."""
+        return self.long_prefill_token_threshold if requests > 1 or self.lone_threshold else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """A resolved configuration of vLLM.
 
@@ -63,8 +93,6 @@ class EngineConfig:
         usage_context: Whose defaults: ``server`` (`vllm serve`, AsyncLLM) or ``llm`` (the `LLM` class).
         limits: What bounds a step.
         max_model_len: Longest request, prompt and answer together; longer ones are rejected.
-        tensor_parallel_size: GPUs of a replica.
-        gpu_memory_utilization: Share of a GPU's memory that the engine takes.
         cudagraph_capture_sizes: Token counts with a CUDA graph, ascending; empty: eager.
         notes: What had to be assumed, in sentences.
     """
@@ -105,6 +133,42 @@ class EngineConfig:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticConfig:
+    """Static batching.
+
+    Attributes:
+        max_num_seqs: Requests of a batch, at most.
+        max_model_len: Longest request, prompt and answer together; None: not bounded.
+        tensor_parallel_size: GPUs of a replica.
+        has_graphs: Whether decode steps are compiled and replay CUDA graphs.
+        notes: What had to be assumed, in sentences.
+    """
+
+    max_num_seqs: int
+    max_model_len: int | None = None
+    tensor_parallel_size: int = 1
+    has_graphs: bool = False
+    notes: tuple[str, ...] = ()
+
+    def padded_sizes(self) -> list[int]:
+        """By tokens of a step, its tokens in a CUDA graph: a decode step's own, where there are graphs."""
+        return list(range(self.max_num_seqs + 1)) if self.has_graphs else [0]
+
+    def options(self) -> dict[str, Any]:
+        """All options, by name."""
+        return {
+            "max_num_seqs": self.max_num_seqs,
+            "max_model_len": self.max_model_len,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "compiled": self.has_graphs,
+        }
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1:
+            raise UsageError.bad_value("--max-num-seqs", self.max_num_seqs, "a number of at least 1")
+
+
 def resolve(
     shape: ModelShape,
     gpu: Gpu,
@@ -124,18 +188,9 @@ def resolve(
         UsageError: An option that vLLM rejects, or a model that does not fit.
     """
     options = options or EngineOptions()
-    version = next((known for known in VERSIONS if version == known or version.startswith(f"{known}.")), version)
-    if version not in VERSIONS:
-        raise UsageError.unknown("version of vLLM", version, VERSIONS, code="unknown-name", option="--vllm-version")
-    if usage_context not in USAGE_CONTEXTS:
-        raise UsageError.unknown(
-            "usage context", usage_context, USAGE_CONTEXTS, code="unknown-name", option="--usage-context"
-        )
+    version = _known_version(version, usage_context)
     _check(shape, options, context_tokens)
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
-    notes = [] if "nvidia" in gpu.title.lower() else [_unknown_hardware(gpu, default_tokens, default_seqs)]
-    if shape.attention.window_tokens is not None or shape.mamba is not None:
-        notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
     wanted_len = options.max_model_len or context_tokens
     tokens, seqs = _batch(options, default_tokens, default_seqs, wanted_len)
     blocks = options.num_gpu_blocks
@@ -159,8 +214,31 @@ def resolve(
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
         cudagraph_capture_sizes=_graph_sizes(options, gpu, version, tokens, seqs),
-        notes=(*notes, *note),
+        notes=(*_assumed(shape, gpu, default_tokens, default_seqs), *note),
     )
+
+
+def _assumed(shape: ModelShape, gpu: Gpu, tokens: int, seqs: int) -> list[str]:
+    notes = []
+    if "nvidia" not in gpu.title.lower():
+        notes.append(
+            f"vLLM's defaults on {gpu.title} are not known: those of an NVIDIA GPU with its memory are taken "
+            f"({tokens} tokens, {seqs} sequences); --max-num-batched-tokens and --max-num-seqs set them"
+        )
+    if shape.attention.window_tokens is not None or shape.mamba is not None:
+        notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
+    return notes
+
+
+def _known_version(version: str, context: str) -> str:
+    known = next((known for known in VERSIONS if f"{version}.".startswith(f"{known}.")), version)
+    for what, name, names, option in (
+        ("version of vLLM", known, VERSIONS, "--vllm-version"),
+        ("usage context", context, USAGE_CONTEXTS, "--usage-context"),
+    ):
+        if name not in names:
+            raise UsageError.unknown(what, name, names, code="unknown-name", option=option)
+    return known
 
 
 def batch_defaults(gpu: Gpu, version: str, usage_context: UsageContext) -> tuple[int, int]:
@@ -238,13 +316,6 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
         )
 
 
-def _unknown_hardware(gpu: Gpu, tokens: int, seqs: int) -> str:
-    return (
-        f"vLLM's defaults on {gpu.title} are not known: those of an NVIDIA GPU with its memory are taken "
-        f"({tokens} tokens, {seqs} sequences); --max-num-batched-tokens and --max-num-seqs set them"
-    )
-
-
 def _longest(shape: ModelShape, wanted: int | None, blocks: int, options: EngineOptions) -> tuple[int, tuple[str, ...]]:
     """The longest request: what is wanted, or what the cache keeps where the engine would not start."""
     cached = (blocks - 1) * options.block_size
@@ -278,3 +349,52 @@ def _graph_sizes(options: EngineOptions, gpu: Gpu, version: str, tokens: int, se
     if recent and seqs <= most:
         sizes.add(seqs)
     return tuple(sorted(sizes))
+
+
+def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str, tokens: int, server: bool) -> int:
+    """VLLM's `num_gpu_blocks`, the null block included; `tokens` is the largest step.
+
+    Raises:
+        UsageError: The weights leave no room for a block on each GPU.
+    """
+    gpus, per_block = options.tensor_parallel_size, options.block_size * shape.kv_bytes_per_token()
+    heads = shape.attention.kv_heads if shape.attention.latent is None else 1
+    kept_back = FIXED_BYTES + gpu.memory_bytes * (MEMORY_SHARE + (SERVER_SHARE if server else 0.0))
+
+    def room(dtype: str = dtype, gpus: int = gpus, tokens: int = tokens) -> int:
+        left = options.gpu_memory_utilization * gpu.memory_bytes - shape.weight_bytes(dtype) / gpus
+        left -= _activation_bytes(shape, tokens, gpus) + kept_back + (LINK_BYTES if gpus > 1 else 0.0)
+        # Heads fewer than GPUs, and MLA's latent, are copied.
+        return int(left // (per_block * max(1.0, gpus / heads) / gpus)) if per_block else 0
+
+    blocks = room()
+    if blocks >= 2:
+        return blocks
+    few = next((few for few in FEWER_TOKENS if few < tokens and room(tokens=few) > 1), None)
+    fields = {"code": "does-not-fit", "model": shape.name, "gpu": gpu.name}
+    if few is not None:
+        message = (
+            f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
+            f"cache of {shape.name} on {gpus} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
+        )
+        raise UsageError(message, **fields, option="--max-num-batched-tokens", value=tokens)
+    sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
+    ways = [f"--tensor-parallel-size {size}" for size in sizes if room(gpus=size) > 1][:1]
+    if DTYPE_BYTES[dtype] > DTYPE_BYTES[FP8] and room(dtype=FP8) > 1:
+        ways.append(f"--precision {FP8}")
+    raise UsageError(
+        f"{shape.name} does not fit: its {dtype} weights need {format_bytes(shape.weight_bytes(dtype))} on {gpus} × "
+        f"{gpu.title}, of which vLLM takes "
+        f"{format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "
+        + (f"{' or '.join(ways)} would" if ways else "no --tensor-parallel-size up to 16 and no --precision would"),
+        **fields,
+    )
+
+
+def _activation_bytes(shape: ModelShape, tokens: int, gpus: int) -> float:
+    """Bytes of a step's activations on one GPU; of the residual stream each keeps all."""
+    whole = 3 * shape.hidden
+    activations = 2.0 * tokens * (whole + (activation_values_per_token(shape) - whole) / gpus) * ACTIVATION_SHARE
+    if shape.experts is not None:
+        activations += 2.0 * tokens * shape.experts.experts_per_token * shape.hidden
+    return activations

@@ -1,100 +1,136 @@
-"""One replica of a server on a clock: requests go through its scheduler, and each step takes what its cost says."""
+"""Replicas on a clock: requests arrive, go through a scheduler, and each step takes what its cost says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heappop, heappush
 from math import inf
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from infergy.serving.arrivals import Arrivals
+import numpy as np
+from numpy.typing import NDArray
+
+from infergy.cost.step import Steps
+from infergy.serving.config import StaticConfig
 from infergy.serving.scheduler import Scheduler
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from infergy.serving.run import Steps
 
 ENTRY = Struct("=diididiiiid")
 """An entry of the log: start_s, count, decodes, context, prefill_tokens, prefill_pairs, prefills, sampled, kv_blocks,
 waiting, step_s. Packed bytes: of several ways to note eleven numbers a hundred thousand times the fastest."""
 pack = ENTRY.pack
 
+Following = Mapping[int, Sequence[tuple[int, float]]]
+"""By request, those that follow its answer, each with its gap in seconds."""
+
 
 class Pace(Protocol):
-    """The clock of one replica; arguments are columns of `Steps`."""
+    """The clock of one replica (`infergy.cost.step.Pace`); arguments are columns of `Steps`."""
 
-    def step(
-        self,
-        decodes: int,
-        context: float,
-        prefill_tokens: int,
-        prefill_pairs: int,
-        prefills: int,
-        sampled: int,
+    def step(  # noqa: D102
+        self, decodes: int, context: float, prefill_tokens: int, prefill_pairs: float, prefills: int, sampled: int,
         padded: int,
-    ) -> float:
-        """Seconds of one step."""
+    ) -> float: ...  # fmt: skip
 
-    def decode(
+    def decode(  # noqa: D102
         self, decodes: int, context: float, padded: int, most: int, until_s: float, ahead: int
-    ) -> tuple[int, float]:
-        """How many decode steps are alike, at most `most`, and their mean seconds; `context` is that of the first.
+    ) -> tuple[int, float]: ...
 
-        They stop `ahead` steps after the first that ends at or after `until_s` from now.
-        """
-
-    def idle(self, seconds: float) -> None:
-        """Nothing to do for so long."""
+    def idle(self, seconds: float) -> None: ...  # noqa: D102
 
 
 class StepCost(Protocol):
-    """What a server's steps cost."""
+    """What a server's steps cost (`infergy.cost.model.StepCost`)."""
 
     @property
-    def idle_w(self) -> float:
-        """Watts of all GPUs of a replica that waits with the model loaded."""
+    def idle_w(self) -> float: ...  # noqa: D102
+    @property
+    def intake_s(self) -> float: ...  # noqa: D102
+    @property
+    def intake_gap_s(self) -> float: ...  # noqa: D102
+    def start(self) -> Pace: ...  # noqa: D102
+    def step_energy_j(self, steps: Steps) -> NDArray[np.float64]: ...  # noqa: D102
+
+
+class Arrivals:
+    """Requests on their way to a replica; the engine can see them `intake_s` after they come, `gap_s` apart at least.
+
+    Attributes:
+        followed_s: When requests came that followed an answer.
+        waiting: Requests that are known and not yet visible, those that follow an answer aside.
+    """
+
+    __slots__ = (
+        "_following",
+        "_gap_s",
+        "_intake_s",
+        "_later",
+        "_next",
+        "_rejected",
+        "_requests",
+        "_visible_s",
+        "followed_s",
+    )
+
+    def __init__(self, intake_s: float, gap_s: float, following: Following, rejected: Sequence[bool]) -> None:
+        self._intake_s, self._gap_s = intake_s, gap_s
+        self._following = following
+        self._rejected = rejected
+        self._visible_s: list[float] = []
+        self._requests: list[int] = []
+        self._next = 0
+        self._later: list[tuple[float, int]] = []
+        self.followed_s: dict[int, float] = {}
 
     @property
-    def intake_s(self) -> float:
-        """Seconds between a request's arrival and the moment when the scheduler can see it."""
+    def waiting(self) -> int:  # noqa: D102
+        return len(self._requests) - self._next
 
-    @property
-    def intake_gap_s(self) -> float:
-        """Least seconds between two requests becoming visible."""
+    def add(self, request: int, arrival_s: float) -> None:
+        """Let a request come, no earlier than those before it."""
+        self._requests.append(request)
+        visible_s = arrival_s + self._intake_s
+        self._visible_s.append(max(visible_s, self._visible_s[-1] + self._gap_s) if self._visible_s else visible_s)
 
-    def start(self) -> Pace:
-        """A clock for one replica that was idle."""
+    def add_all(self, requests: list[int], arrival_s: NDArray[np.float64]) -> None:
+        """Let requests come, in order of their times."""
+        self._requests += requests
+        # Each waits for its gap behind the one before it: a running maximum of what is left of the gaps.
+        gaps = self._gap_s * np.arange(len(requests))
+        self._visible_s += (np.maximum.accumulate(arrival_s + self._intake_s - gaps) + gaps).tolist()
 
-    def step_energy_j(self, steps: Steps) -> NDArray[np.float64]:
-        """Joules of one step of each entry, at its logged seconds."""
+    def take(self, now: float, accept: Callable[[int], None]) -> float:
+        """Hand what is visible at `now` to `accept`; returns when the next becomes visible."""
+        visible_s, k = self._visible_s, self._next
+        end = len(visible_s)
+        if k < end and visible_s[k] <= now:
+            while k < end and visible_s[k] <= now:
+                accept(self._requests[k])
+                k += 1
+            self._next = k
+        upcoming = visible_s[k] if k < end else inf
+        later = self._later
+        if not later:
+            return upcoming
+        while later and later[0][0] <= now:
+            accept(heappop(later)[1])
+        return min(upcoming, later[0][0]) if later else upcoming
 
-
-class Server(Protocol):
-    """What the router needs of a replica, and what it leaves behind."""
-
-    arrivals: Arrivals
-    log: bytearray
-
-    @property
-    def load(self) -> int:
-        """Requests that wait or run."""
-
-    @property
-    def hit_tokens(self) -> dict[int, int]:
-        """Prompt tokens found in the prefix cache, of requests with any."""
-
-    @property
-    def preempted(self) -> dict[int, int]:
-        """How often requests lost their blocks, of those that did."""
-
-    @property
-    def recomputed_tokens(self) -> int:
-        """Tokens computed again after a preemption."""
-
-    def run(self, until: float = inf) -> None:
-        """Serve until a time."""
+    def answer(self, requests: Sequence[int], now: float) -> bool:
+        """Let those come that follow answers, if any; a rejected one is answered when it comes."""
+        if not self._following:
+            return False
+        answered = [(request, now) for request in requests]
+        while answered:
+            request, now = answered.pop()
+            for follower, gap_s in self._following.get(request, ()):
+                arrival_s = self.followed_s[follower] = now + gap_s
+                if self._rejected[follower]:
+                    answered.append((follower, arrival_s))
+                else:
+                    heappush(self._later, (arrival_s + self._intake_s, follower))
+        return True
 
 
 class Replica:
@@ -106,7 +142,7 @@ class Replica:
 
     __slots__ = (
         "_asynchronous", "_blocks", "_busy", "_finished_s", "_first_s", "_now", "_pace", "_padded", "_skip",
-        "arrivals", "log", "scheduler",
+        "arrivals", "hit_tokens", "log", "preempted", "scheduler",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +158,7 @@ class Replica:
         skip: bool = True,
     ) -> None:
         self.scheduler = scheduler
+        self.hit_tokens, self.preempted = scheduler.hit_tokens, scheduler.preempted
         self.arrivals = arrivals
         self.log = bytearray()
         self._pace = cost.start()
@@ -135,14 +172,6 @@ class Replica:
     @property
     def load(self) -> int:  # noqa: D102
         return len(self.scheduler.waiting) + len(self.scheduler.running) + self.arrivals.waiting
-
-    @property
-    def hit_tokens(self) -> dict[int, int]:  # noqa: D102
-        return self.scheduler.hit_tokens
-
-    @property
-    def preempted(self) -> dict[int, int]:  # noqa: D102
-        return self.scheduler.preempted
 
     @property
     def recomputed_tokens(self) -> int:  # noqa: D102
@@ -225,3 +254,79 @@ class Replica:
         """When the next step begins after a pause: as soon as it is planned."""
         self._pace.idle(self._now - self._busy)
         return self._now
+
+
+class StaticReplica:
+    """One process of transformers' `generate`, batch after batch.
+
+    Prompts are padded to the longest of the batch, and every sequence is computed until the longest answer is complete,
+    so padding counts in all columns of the steps. `generate` returns the answers together: a request is finished when
+    its batch is.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        config: StaticConfig,
+        cost: StepCost,
+        arrivals: Arrivals,
+        first_s: list[float],
+        finished_s: list[float],
+    ) -> None:
+        self.arrivals = arrivals
+        self.log = bytearray()
+        self.hit_tokens: dict[int, int] = {}
+        self.preempted: dict[int, int] = {}
+        self.recomputed_tokens = 0
+        self._inputs, self._outputs = inputs, outputs
+        self._most = config.max_num_seqs
+        self._pace = cost.start()
+        self._has_graphs = config.has_graphs
+        self._first_s, self._finished_s = first_s, finished_s
+        self._waiting: deque[int] = deque()
+        self._running: list[int] = []
+        self._now = 0.0
+
+    @property
+    def load(self) -> int:  # noqa: D102
+        return len(self._waiting) + len(self._running) + self.arrivals.waiting
+
+    def run(self, until: float = inf) -> None:
+        """Advance to the first end of a batch at `until` or later, or until nothing is left to do."""
+        while True:
+            upcoming = self.arrivals.take(self._now, self._waiting.append)
+            if self._now >= until:
+                return
+            self._running = []
+            if not self._waiting:
+                if upcoming >= until:
+                    return
+                self._pace.idle(max(0.0, upcoming - self._now))
+                self._now = max(self._now, upcoming)
+                continue
+            self._running = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            self._generate(self._running)
+
+    def _generate(self, batch: list[int]) -> None:
+        size = len(batch)
+        longest = max(self._inputs[request] for request in batch)
+        tokens, pairs = size * longest, size * longest * (longest + 1) // 2
+        self._log(1, 0, 0.0, tokens, pairs, size, self._pace.step(0, 0.0, tokens, pairs, size, size, 0))
+        for request in batch:
+            self._first_s[request] = self._now
+        left, seen = max(self._outputs[request] for request in batch) - 1, longest + 1
+        while left > 0:
+            count, seconds = self._pace.decode(size, size * seen, size if self._has_graphs else 0, left, inf, 0)
+            self._log(count, size, size * (seen + (count - 1) / 2), 0, 0, size, seconds)
+            left, seen = left - count, seen + count
+        for request in batch:
+            self._finished_s[request] = self._now
+        self.arrivals.answer(batch, self._now)
+
+    def _log(
+        self, count: int, decodes: int, context: float, tokens: int, pairs: int, size: int, seconds: float
+    ) -> None:
+        prefills, waiting = 0 if decodes else size, len(self._waiting)
+        self.log += ENTRY.pack(self._now, count, decodes, context, tokens, pairs, prefills, size, 0, waiting, seconds)
+        self._now += count * seconds

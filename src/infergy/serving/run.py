@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infergy.cost.step import Steps
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Steps:
-    """Steps of the engine; an entry is `count` consecutive steps of one batch. All columns are float64.
-
-    Attributes:
-        start_s: When the first of the steps began.
-        count: Steps.
-        decodes: Sequences that decode one token.
-        context: Tokens that they attend to, new ones included, summed over them; mean over the steps.
-        prefill_tokens: New prompt tokens.
-        prefill_pairs: Positions that these attend to, summed: n × c + n (n + 1) / 2 for n tokens behind c.
-        prefills: Sequences with prompt tokens in the step.
-        sampled: Sequences that sample a token.
-        padded: Tokens of the step after padding to a CUDA graph's size; 0 where none fits.
-        kv_blocks: Blocks in use.
-        waiting: Requests in the queue.
-        step_s: Seconds of one step; mean over the steps.
-    """
-
-    start_s: Floats
-    count: Floats
-    decodes: Floats
-    context: Floats
-    prefill_tokens: Floats
-    prefill_pairs: Floats
-    prefills: Floats
-    sampled: Floats
-    padded: Floats
-    kv_blocks: Floats
-    waiting: Floats
-    step_s: Floats
-
-    def __len__(self) -> int:
-        return self.start_s.size
-
-    @property
-    def duration_s(self) -> Floats:
-        """Seconds of all steps of an entry."""
-        return self.count * self.step_s
+Columns = TypeVar("Columns", Steps, "ServedRequests")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,25 +140,6 @@ class RunCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Timeline:
-    """Means over equal parts of a run, summed over replicas.
-
-    Attributes:
-        edge_s: Bounds of the parts, one more than values.
-        power_w: Of all GPUs, idle ones included.
-        running: Sequences in a step.
-        waiting: Requests in the queue.
-        kv_blocks: Blocks in use.
-    """
-
-    edge_s: Floats
-    power_w: Floats
-    running: Floats
-    waiting: Floats
-    kv_blocks: Floats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
     """A run from the first arrival to the last token.
 
@@ -242,34 +187,8 @@ class Run:
             e2e_s=Percentiles.of(last),
         )
 
-    def timeline(self, parts: int = 200) -> Timeline:
-        """Power, batch, queue and cache over time."""
-        s, spans = self.steps, self.steps.duration_s
-        edges = np.linspace(self.start_s, self.start_s + self.duration_s, parts + 1)
-        width = max(self.duration_s / parts, 1e-300)
-        means = [
-            np.diff(_integral(s.start_s, spans, values, edges)) / width
-            for values in (
-                np.ones_like(spans),
-                self.step_energy_j / s.step_s,
-                s.decodes + s.prefills,
-                s.waiting,
-                s.kv_blocks,
-            )
-        ]
-        busy, active_w, running, waiting, blocks = means
-        power = active_w + self.idle_w * np.maximum(self.replicas - busy, 0)
-        return Timeline(edge_s=edges, power_w=power, running=running, waiting=waiting, kv_blocks=blocks)
 
-
-def _integral(start_s: Floats, span_s: Floats, values: Floats, at_s: Floats) -> Floats:
-    """The integral up to each of `at_s` of a sum of rectangles, which may overlap."""
-    total = np.zeros(at_s.size)
-    for sign, begin in ((1.0, start_s), (-1.0, start_s + span_s)):
-        order = np.argsort(begin, kind="stable")
-        ordered, heights = begin[order], values[order]
-        areas = np.r_[0.0, np.cumsum(heights * (ordered - at_s[0]))]
-        heights = np.r_[0.0, np.cumsum(heights)]
-        k = np.searchsorted(ordered, at_s)
-        total += sign * (heights[k] * (at_s - at_s[0]) - areas[k])
-    return total
+def join_columns(parts: Sequence[Columns]) -> Columns:
+    """Steps, or requests, of several runs one after the other."""
+    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
+    return type(parts[0])(**columns)

@@ -16,9 +16,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence, Set
 from heapq import heapify, heappop, heappush
 
-from infergy.serving.blocks import BlockPool, Hit
-from infergy.serving.limits import SchedulerLimits
-from infergy.serving.prefixes import Path
+from infergy.serving.blocks import BlockPool, Hit, Path
+from infergy.serving.config import SchedulerLimits
 
 ENDLESS = 1 << 60
 NOBODY: frozenset[int] = frozenset()

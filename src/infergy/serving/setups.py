@@ -6,23 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-import numpy as np
-
+from infergy.cost.constants import Fit, prior_fit
 from infergy.cost.drafting import DraftedCost
-from infergy.cost.fit import Fit, prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.work import server_work
+from infergy.cost.rates import server_work
 from infergy.errors import UsageError
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.hardware.memory import largest_batch
 from infergy.hardware.models import Draft
 from infergy.hardware.shape import ModelShape
 from infergy.records import SERVER, EngineSetup
-from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, resolve
+from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, UsageContext, resolve
 from infergy.serving.run import Run
-from infergy.serving.simulate import simulate
-from infergy.serving.static import StaticConfig
-from infergy.workload.requests import Requests
+from infergy.serving.simulate import requests_of_lengths, simulate
 
 Lengths = Sequence[tuple[int, int]]
 
@@ -83,15 +79,7 @@ def serve_setup(
     Raises:
         UsageError: An option that the engine rejects.
     """
-    inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
-    timed = any(arrival_s)
-    requests = Requests(
-        source=setup.label,
-        input_tokens=inputs,
-        output_tokens=outputs,
-        arrival_s=np.array(arrival_s) if timed else None,
-        order_reason=None if timed else "all at once",
-    )
+    requests = requests_of_lengths(setup.label, lengths, arrival_s)
     return simulate(requests, _config(setup, shape, gpu, lengths), cost)
 
 
@@ -109,19 +97,17 @@ def memory_fault(
         together: Whether all of them run at once; else static batches of the set-up's bound under transformers, and
             under vLLM as many as there is room for, at least one.
     """
+    is_static = setup.engine == "transformers"
     size = len(lengths)
     if not together:
-        size = (setup.max_sequences or len(lengths)) if setup.engine == "transformers" else 1
-    batches = (
-        [lengths] if setup.engine != "transformers" else [lengths[k : k + size] for k in range(0, len(lengths), size)]
-    )
-    for batch in batches:
-        inputs, outputs = (max(tokens) for tokens in zip(*batch, strict=True))
+        size = (setup.max_sequences or size) if is_static else 1
+    for k in range(0, len(lengths), size if is_static else len(lengths)):
+        batch = lengths[k : k + size] if is_static else lengths
         limit = largest_batch(
             shape,
             gpu,
-            inputs,
-            outputs,
+            max(inputs for inputs, _ in batch),
+            max(outputs for _, outputs in batch),
             engine=setup.engine,
             dtype=setup.dtype,
             tensor_parallel=setup.tensor_parallel,
@@ -132,6 +118,20 @@ def memory_fault(
     return None
 
 
+def options_of_setup(setup: EngineSetup) -> EngineOptions:
+    """The options that a set-up gives, with its engine's defaults for what it leaves open."""
+    return EngineOptions(
+        max_num_seqs=setup.max_sequences,
+        max_num_batched_tokens=setup.max_batched_tokens,
+        max_model_len=setup.max_model_len,
+        gpu_memory_utilization=setup.gpu_memory_utilization or EngineOptions().gpu_memory_utilization,
+        # Repeated prompts must be paid for: measuring turns the cache off unless asked.
+        enable_prefix_caching=bool(setup.prefix_caching) or setup.engine == "transformers",
+        tensor_parallel_size=setup.tensor_parallel,
+        enforce_eager=setup.engine == "vllm" and setup.cuda_graphs is False,
+    )
+
+
 def _config(setup: EngineSetup, shape: ModelShape, gpu: Gpu, lengths: Lengths) -> EngineConfig | StaticConfig:
     """The options that a set-up's engine runs with."""
     if setup.engine == "transformers":
@@ -140,16 +140,7 @@ def _config(setup: EngineSetup, shape: ModelShape, gpu: Gpu, lengths: Lengths) -
             tensor_parallel_size=setup.tensor_parallel,
             has_graphs=setup.compiled,
         )
-    options = EngineOptions(
-        max_num_seqs=setup.max_sequences,
-        max_num_batched_tokens=setup.max_batched_tokens,
-        max_model_len=setup.max_model_len,
-        enable_prefix_caching=setup.prefix_caching,
-        tensor_parallel_size=setup.tensor_parallel,
-        enforce_eager=setup.cuda_graphs is False,
-    )
-    if setup.gpu_memory_utilization is not None:
-        options = replace(options, gpu_memory_utilization=setup.gpu_memory_utilization)
+    options = options_of_setup(setup)
     context = cast(UsageContext, setup.usage_context)
     try:
         return resolve(shape, gpu, options, dtype=setup.dtype, usage_context=context)

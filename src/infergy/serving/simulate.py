@@ -5,21 +5,22 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, nan
-from typing import Literal, Protocol
+from math import nan
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infergy.errors import DataError, UsageError
-from infergy.serving.arrivals import Arrivals
-from infergy.serving.config import EngineConfig
-from infergy.serving.prefixes import PrefixBlocks, shared_paths
-from infergy.serving.replica import ENTRY, Replica, Server, StepCost
-from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests, Steps
+from infergy.cost.step import Steps
+from infergy.errors import UsageError
+from infergy.serving.blocks import shared_paths
+from infergy.serving.config import EngineConfig, StaticConfig
+from infergy.serving.replica import ENTRY, Arrivals, Replica, StaticReplica, StepCost
+from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests
 from infergy.serving.scheduler import Scheduler
-from infergy.serving.static import StaticConfig, StaticReplica
+from infergy.workload.requests import Requests
 
+Server = Replica | StaticReplica
 Router = Literal["round_robin", "least_loaded"]
 ROUTERS: tuple[Router, ...] = ("round_robin", "least_loaded")
 
@@ -30,26 +31,17 @@ COLUMNS = (
 LAYOUT = np.dtype([(name, kind) for name, kind in zip(COLUMNS, ENTRY.format[1:], strict=True)])
 
 
-class RequestColumns(Protocol):
-    """Requests as columns of equal length, in order of arrival (infergy.workload.requests.Requests).
-
-    Those with `after` ≥ 0 and a gap arrive that long after the answer to the request of that index.
-    """
-
-    @property
-    def input_tokens(self) -> Ints: ...  # noqa: D102
-    @property
-    def output_tokens(self) -> Ints: ...  # noqa: D102
-    @property
-    def arrival_s(self) -> Floats | None: ...  # noqa: D102
-    @property
-    def cached_tokens(self) -> Ints | None: ...  # noqa: D102
-    @property
-    def prefix_blocks(self) -> PrefixBlocks | None: ...  # noqa: D102
-    @property
-    def after(self) -> Ints | None: ...  # noqa: D102
-    @property
-    def gap_s(self) -> Floats | None: ...  # noqa: D102
+def requests_of_lengths(source: str, lengths: Sequence[tuple[int, int]], arrival_s: Sequence[float] = ()) -> Requests:
+    """Requests of so many input and output tokens, which arrive in ascending order at `arrival_s`, or at once."""
+    inputs, outputs = np.array(lengths, dtype=np.int64).reshape(-1, 2).T
+    timed = any(arrival_s)
+    return Requests(
+        source=source,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        arrival_s=np.array(arrival_s) if timed else None,
+        order_reason=None if timed else "all at once",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +56,7 @@ class _Asked:
 
 
 def simulate(
-    requests: RequestColumns,
+    requests: Requests,
     config: EngineConfig | StaticConfig,
     cost: StepCost,
     *,
@@ -80,7 +72,6 @@ def simulate(
 
     Raises:
         UsageError: `replicas` or `router` cannot be meant.
-        DataError: Arrival times do not ascend.
     """
     if replicas < 1:
         raise UsageError.bad_value("--replicas", replicas, "a number of at least 1")
@@ -97,11 +88,11 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    return _conclude(requests, asked, cost, times, _gather(asked, servers, padded))
+    return _conclude(requests, asked, cost, times, servers, padded)
 
 
 def _servers(
-    requests: RequestColumns,
+    requests: Requests,
     asked: _Asked,
     config: EngineConfig | StaticConfig,
     cost: StepCost,
@@ -135,17 +126,10 @@ def _servers(
     ]
 
 
-def _read(requests: RequestColumns, config: EngineConfig | StaticConfig) -> _Asked:
+def _read(requests: Requests, config: EngineConfig | StaticConfig) -> _Asked:
     inputs, outputs = np.asarray(requests.input_tokens), np.asarray(requests.output_tokens)
     rejected = _rejected(inputs + outputs, config)
-    if requests.arrival_s is None:
-        arrival_s = np.zeros(inputs.size)
-    else:
-        arrival_s = np.array(requests.arrival_s, dtype=np.float64)
-        wrong = np.flatnonzero(~((np.diff(arrival_s, prepend=0.0) >= 0) & (arrival_s < inf)))
-        if wrong.size:
-            message = f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later"
-            raise DataError(message, code="bad-trace", request=int(wrong[0]), time_s=float(arrival_s[wrong[0]]))
+    arrival_s = np.zeros(inputs.size) if requests.arrival_s is None else np.array(requests.arrival_s, dtype=float)
     following: dict[int, list[tuple[int, float]]] = {}
     if requests.after is not None and requests.gap_s is not None:
         followers = np.flatnonzero(requests.after >= 0)
@@ -194,76 +178,55 @@ def _route(servers: Sequence[Server], asked: _Asked, router: Router) -> None:
         server.run()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    """What the replicas leave behind."""
-
-    steps: Steps
-    replicas: int
-    hit_tokens: Ints
-    preemptions: Ints
-    recomputed_tokens: int
-
-
-def _gather(asked: _Asked, servers: list[Server], padded: Sequence[int]) -> _Outcome:
-    """Read what the replicas noted, and empty their list: with a million requests they keep hundreds of MiB."""
-    size = len(asked.inputs)
-    hit_tokens, preemptions = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    for server in servers:
-        for known, column in ((server.hit_tokens, hit_tokens), (server.preempted, preemptions)):
-            column[list(known)] = list(known.values())
-        followed_s = server.arrivals.followed_s
-        asked.arrival_s[list(followed_s)] = list(followed_s.values())
-    recomputed_tokens = sum(server.recomputed_tokens for server in servers)
-    logs = [np.frombuffer(server.log, dtype=LAYOUT) for server in servers]
-    servers.clear()
-    log = logs[0]
-    if len(logs) > 1:
-        log = np.concatenate(logs)
-        log = log[np.argsort(log["start_s"], kind="stable")]
-    return _Outcome(
-        steps=_steps(log, padded),
-        replicas=len(logs),
-        hit_tokens=hit_tokens,
-        preemptions=preemptions,
-        recomputed_tokens=recomputed_tokens,
-    )
-
-
 def _conclude(
-    requests: RequestColumns,
+    requests: Requests,
     asked: _Asked,
     cost: StepCost,
     times: tuple[list[float], list[float]],
-    outcome: _Outcome,
+    servers: list[Server],
+    padded: Sequence[int],
 ) -> Run:
-    arrival_s = asked.arrival_s
+    """The run that replicas logged; their list is emptied: with a million requests they keep hundreds of MiB."""
+    arrival_s, size, replicas = asked.arrival_s, len(asked.inputs), len(servers)
+    hit_tokens, preemptions = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    for server in servers:
+        for known, column in (
+            (server.hit_tokens, hit_tokens),
+            (server.preempted, preemptions),
+            (server.arrivals.followed_s, arrival_s),
+        ):
+            column[list(known)] = list(known.values())
+    recomputed = sum(server.recomputed_tokens for server in servers)
+    log = np.concatenate([np.frombuffer(server.log, dtype=LAYOUT) for server in servers])
+    servers.clear()
+    if replicas > 1:
+        log = log[np.argsort(log["start_s"], kind="stable")]
     served = ServedRequests(
         input_tokens=np.asarray(requests.input_tokens),
         output_tokens=np.asarray(requests.output_tokens),
         arrival_s=arrival_s,
         first_token_s=np.array(times[0]),
         finished_s=np.array(times[1]),
-        hit_tokens=outcome.hit_tokens,
-        preemptions=outcome.preemptions,
+        hit_tokens=hit_tokens,
+        preemptions=preemptions,
         rejected=asked.rejected,
     )
-    steps = outcome.steps
+    steps = _steps(log, padded)
     step_energy_j = cost.step_energy_j(steps)
     start_s = float(np.nanmin(arrival_s)) if np.isfinite(arrival_s).any() else 0.0
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
     busy_s = float(steps.duration_s.sum())
-    idle_j = cost.idle_w * max(0.0, outcome.replicas * (end_s - start_s) - busy_s)
+    idle_j = cost.idle_w * max(0.0, replicas * (end_s - start_s) - busy_s)
     return Run(
         requests=served,
         steps=steps,
         step_energy_j=step_energy_j,
-        energy=_split(steps, step_energy_j, idle_j, outcome.recomputed_tokens),
-        counts=_count(served, steps, outcome.recomputed_tokens),
+        energy=_split(steps, step_energy_j, idle_j, recomputed),
+        counts=_count(served, steps, recomputed),
         start_s=start_s,
         duration_s=end_s - start_s,
         busy_s=busy_s,
-        replicas=outcome.replicas,
+        replicas=replicas,
         idle_w=cost.idle_w,
     )
 
