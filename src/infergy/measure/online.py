@@ -17,7 +17,7 @@ from infergy.records import Arrivals, Cell, EngineSetup, Load, PlannedCell
 from infergy.records.arrivals import REPLAY, TRACE
 from infergy.records.cell import FEWEST_ARRIVALS
 from infergy.serving.setups import memory_fault
-from infergy.workload.arrivals import (
+from infergy.workload.load_generator import (
     DIGEST_LENGTH,
     draw_times,
     hash_lengths,

@@ -33,7 +33,7 @@ from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
 from infergy.records.uncertainty import peer_of
 from infergy.records.visits import join_visits
-from infergy.workload.prompts import make_prompts
+from infergy.workload.load_generator import make_prompts
 
 NVML = "nvml"
 """The meter that is used unless another one is asked for."""

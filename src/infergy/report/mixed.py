@@ -10,7 +10,7 @@ from infergy.report.figures import ENERGY_TITLE, TABLE_HEAD, Figure, table_row
 from infergy.report.ours import Evidence
 from infergy.report.points import Point, name_series
 from infergy.units import count_of, format_percent
-from infergy.workload.padding import find_padding
+from infergy.workload.summary import find_padding
 from infergy.workload.tasks import PREFIX, find_task, is_task
 
 HEAD = (*TABLE_HEAD, "Padding")
