@@ -203,6 +203,7 @@ def test_the_shipped_table_is_fitted_to_all_shipped_rows(whole: Table) -> None:
     assert list(whole.sources) == [path.name for path in shipped_rows()]
 
 
+@pytest.mark.slow
 def test_the_shipped_table_is_what_the_shipped_rows_give(tmp_path: Path, whole: Table) -> None:
     rebuilt = tmp_path / "table.jsonl"
     write_table(build_table(shipped_rows()), rebuilt)

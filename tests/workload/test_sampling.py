@@ -88,6 +88,7 @@ def test_requests_that_are_held_and_those_that_are_scanned_are_sampled_alike(tmp
         np.testing.assert_allclose(one.requests.arrival_s, other.requests.arrival_s, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_stated_error_is_the_error_over_many_draws() -> None:
     requests = open_trace(long_trace(20_000)).requests()
     samples = [sample_windows(requests, error=0.05, whole_requests=1000, seed=seed) for seed in range(300)]
