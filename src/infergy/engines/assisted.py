@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from infergy.errors import UsageError
-from infergy.records.speculation import Drafts, Speculation
+from infergy.records.cell import Speculation
+from infergy.records.window import Drafts
 
 ONE_AT_A_TIME = 1
 

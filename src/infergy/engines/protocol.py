@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from infergy.engines.weights import LAWS
 from infergy.errors import EngineError, UsageError
 from infergy.records import ENGINES, FP8, GREEDY, SERVER, Arrivals, Decoding, EngineSetup
-from infergy.records.arrivals import REPLAY
 from infergy.records.latency import EngineCounts, EngineTimes
-from infergy.records.speculation import Drafts
+from infergy.records.load import REPLAY
+from infergy.records.window import Drafts
 
 VLLM_OPTIONS = ("usage_context", "max_batched_tokens", "prefix_caching", "gpu_memory_utilization", "max_model_len")
 """Fields of an engine set-up that are options of vLLM alone."""

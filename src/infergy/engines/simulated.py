@@ -30,7 +30,7 @@ from infergy.hardware.draft import Draft, find_draft
 from infergy.hardware.simulated import SimulatedGpu
 from infergy.hardware.simulated_node import SimulatedNode
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
-from infergy.records.speculation import Drafts
+from infergy.records.window import Drafts
 from infergy.serving.run import Run
 from infergy.serving.setups import cost_of_setup, memory_fault, serve_setup
 

@@ -28,7 +28,8 @@ from infergy.engines.protocol import (
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.errors import MissingError, UsageError
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
-from infergy.records.speculation import Speculation, sum_drafts
+from infergy.records.cell import Speculation
+from infergy.records.window import sum_drafts
 from infergy.units import SECONDS_PER_MILLISECOND
 
 ATTENTION = "sdpa"

@@ -7,7 +7,8 @@ from typing import Any
 
 from infergy.engines.config_files import config_folder
 from infergy.engines.weights import draw_weights
-from infergy.records.speculation import Drafts, Speculation
+from infergy.records.cell import Speculation
+from infergy.records.window import Drafts
 
 
 class DraftCounts:

@@ -11,7 +11,7 @@ from typing import Any
 
 from infergy.hardware.shape import ModelShape
 from infergy.records import EngineSetup
-from infergy.records.speculation import tokens_per_round
+from infergy.records.cell import tokens_per_round
 
 LIKELY_ACCEPTANCE = 0.7
 """What is forecast with where real weights will tell: the middle of the 0.5 to 0.9 that draft models reach

@@ -36,9 +36,9 @@ from infergy.records import (
     PlannedCell,
     grid_visit,
 )
-from infergy.records.arrivals import GAMMA
+from infergy.records.cell import Speculation
+from infergy.records.load import GAMMA
 from infergy.records.plan import GIVEN
-from infergy.records.speculation import Speculation
 
 FEWEST_FOR_ANCHORS = 8
 
@@ -65,7 +65,7 @@ def _known(parse: Callable[[str], object]) -> AfterValidator:
 
 
 class SpeculationAxis(_Strict):
-    """Speculative decoding of an engine set-up; see `infergy.records.speculation.Speculation`."""
+    """Speculative decoding of an engine set-up; see `infergy.records.cell.Speculation`."""
 
     draft: str
     look_ahead: int

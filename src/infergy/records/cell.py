@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.records.arrivals import REPLAY, Arrivals
 from infergy.records.codec import to_json
-from infergy.records.speculation import Speculation
+from infergy.records.load import GREEDY, Load
 
 RANDOM_WEIGHTS = "random"
 UNIFORM_WEIGHTS = "random-uniform"
@@ -48,6 +47,71 @@ NUMBERED_PARTS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 NUMBERED_PART = re.compile(r"((?:tp|s|bt|len)(?=\d+$)|mem)(\d*\.?\d+)")
 """Parts of an engine's label, and the fields for which they stand."""
+
+
+MEASURED_ACCEPTANCE = "measured"
+"""In a label, where the acceptance is not set: real weights tell it."""
+
+SPECULATION_LABEL = re.compile(r"spec(\d+):([^:]+)(?::([^:]+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """A draft model and how far it looks ahead.
+
+    Attributes:
+        draft: Name of the draft's shape in the catalogue or in the plan's `models`.
+        look_ahead: Tokens drafted a round, at least 1.
+        acceptance: Probability that a drafted token is accepted if all before it in its round were, 0 to 1; it is set
+            with random weights, and None with real ones, which tell it.
+        weights: Folder or hub name of the draft's real weights; None where they are random, by the model's law.
+    """
+
+    draft: str
+    look_ahead: int
+    acceptance: float | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.draft or ":" in self.draft:
+            raise UsageError.bad_value("draft", self.draft, "the name of a model, without a colon: infergy models")
+        if self.look_ahead < 1:
+            raise UsageError.bad_value("look_ahead", self.look_ahead, "at least 1")
+        if self.acceptance is not None and not 0 <= self.acceptance <= 1:
+            raise UsageError.bad_value("acceptance", self.acceptance, "0 to 1")
+
+    @property
+    def label(self) -> str:
+        """As it stands in a set-up's label: ``spec4:llama-3.2-1b:0.8``, with real weights ``…:measured``."""
+        acceptance = MEASURED_ACCEPTANCE if self.acceptance is None else f"{self.acceptance:g}"
+        return f"spec{self.look_ahead}:{self.draft}:{acceptance}"
+
+    @classmethod
+    def parse_label(cls, label: str) -> Speculation:
+        """What a `label` stands for.
+
+        Raises:
+            UsageError: It means nothing.
+        """
+        found = SPECULATION_LABEL.fullmatch(label)
+        try:
+            if found is None:
+                raise ValueError
+            look_ahead, draft, acceptance = found.groups()
+            is_set = acceptance not in (None, MEASURED_ACCEPTANCE)
+            return cls(draft=draft, look_ahead=int(look_ahead), acceptance=float(acceptance) if is_set else None)
+        except ValueError:
+            raise UsageError.bad_value(
+                "speculation", label, "spec4:llama-3.2-1b:0.8, or with real weights spec4:llama-3.2-1b:measured"
+            ) from None
+
+    def __str__(self) -> str:
+        return self.label
+
+
+def tokens_per_round(acceptance: float, look_ahead: int) -> float:
+    """Expected tokens of a round (Leviathan et al. 2023, equation 1): 1 + a + a² + … + a^look_ahead."""
+    return sum(acceptance**place for place in range(look_ahead + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,117 +230,6 @@ class EngineSetup:
     def id(self) -> str:
         """Twelve hexadecimal digits; fields at their default do not enter, so that new axes keep old ids."""
         return _digest(_without_defaults(self))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoding:
-    """How the next token is chosen; greedy by default.
-
-    Attributes:
-        beams: Beams of beam search, at least 1; 1 for none.
-        temperature: Of sampling, above 0; None where nothing is sampled.
-        top_p: Sample from the likeliest tokens whose probabilities add up to this; above 0, at most 1.
-        top_k: Sample from so many of the likeliest tokens; None for all.
-    """
-
-    beams: int = 1
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise UsageError.bad_value("beams", self.beams, "at least 1")
-        if self.temperature is None:
-            if self.top_p != 1.0 or self.top_k is not None:
-                message = "top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none"
-                raise UsageError(message, code="option-missing", option="temperature", needed_by=["top_p", "top_k"])
-            return
-        if self.beams > 1:
-            raise UsageError.conflict(
-                {"beams": self.beams, "temperature": self.temperature}, "a beam search samples nothing"
-            )
-        if not (self.temperature > 0 and 0 < self.top_p <= 1 and (self.top_k is None or self.top_k >= 1)):
-            raise UsageError.bad_value(
-                "sampling",
-                [self.temperature, self.top_p, self.top_k],
-                "temperature above 0, top_p above 0 and at most 1, top_k at least 1",
-            )
-
-    @property
-    def label(self) -> str:
-        """What is not at its default: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``."""
-        if self.beams > 1:
-            return f"beam{self.beams}"
-        if self.temperature is None:
-            return "greedy"
-        top_p = "" if self.top_p == 1 else f"-p{self.top_p:g}"
-        return f"t{self.temperature:g}{top_p}{'' if self.top_k is None else f'-k{self.top_k}'}"
-
-    @classmethod
-    def parse_label(cls, label: str) -> Decoding:
-        """What a `label` stands for.
-
-        Raises:
-            UsageError: It means nothing.
-        """
-        found = DECODING_LABEL.fullmatch(label)
-        if found is None:
-            raise UsageError.bad_value("decoding", label, "greedy, beam4, t0.8 or t0.8-p0.95-k50")
-        beams, temperature, top_p, top_k = found.groups()
-        return cls(
-            beams=int(beams or 1),
-            temperature=None if temperature is None else float(temperature),
-            top_p=float(top_p or 1),
-            top_k=None if top_k is None else int(top_k),
-        )
-
-
-GREEDY = Decoding()
-FEWEST_ARRIVALS = 2
-"""Requests of an online run: one alone has no gap."""
-
-DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:-k(\d+))?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """Fixed lengths: `batch` requests, each of `input_tokens` in and exactly `output_tokens` out.
-
-    Of a replay, whose requests have lengths of their own, the tokens are the longest prompt's and the longest answer's.
-
-    Attributes:
-        batch: Requests at once; with `arrivals` those of one run.
-        arrivals: How they arrive; None for all at once, offline.
-    """
-
-    input_tokens: int
-    output_tokens: int
-    batch: int
-    decoding: Decoding = GREEDY
-    arrivals: Arrivals | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("input_tokens", "output_tokens", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError.bad_value(name, getattr(self, name), "at least 1")
-        if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
-            raise UsageError.bad_value("batch", self.batch, f"at least {FEWEST_ARRIVALS}", arrivals=self.arrivals.label)
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Input and output tokens."""
-        return self.input_tokens, self.output_tokens
-
-    @property
-    def is_replay(self) -> bool:
-        """Whether each of its requests has lengths of its own, as in a log."""
-        return self.arrivals is not None and self.arrivals.law == REPLAY
-
-    @property
-    def is_online(self) -> bool:
-        """Whether it is a run of requests that arrive one after the other, or are replayed: no batch of equal ones."""
-        return self.arrivals is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

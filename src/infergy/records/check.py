@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infergy.records.facts import RowFacts, find_facts
+from infergy.records.facts import IdlePower, RowFacts, find_facts, find_idle_power, net_energy_j
 from infergy.records.flags import Flag, find_flags
-from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
 from infergy.records.latency import Backlog, Latency, backlog_of, describe_serving
 from infergy.records.measurement import Measurement, result_of
 from infergy.records.timeline import ratio

@@ -14,17 +14,15 @@ from typing import Any
 from infergy.errors import DataError, MeterError
 from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
-from infergy.records.environment import Environment, GpuState
+from infergy.records.environment import Environment, GpuState, Rescaled
 from infergy.records.latency import (
     Latency,
     find_latency,
     mean_first_token_s,
     mean_per_output_token_s,
 )
-from infergy.records.rescaled import Rescaled
-from infergy.records.speculation import sum_drafts
 from infergy.records.timeline import PowerTimeline
-from infergy.records.window import Window
+from infergy.records.window import Window, sum_drafts
 
 SCHEMA = "infergy.measurement/2"
 FIRST_SCHEMA = "infergy.measurement/1"

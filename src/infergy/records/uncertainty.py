@@ -36,8 +36,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.records.agreement import spread_key
+from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement, batch_energy_j, derive, result_of
-from infergy.records.rescaled import Rescaled
 from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
 from infergy.records.window import Window
 

@@ -15,7 +15,7 @@ from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, lo
 from infergy.hardware import catalogue_name, get_gpu
 from infergy.records import ENGINES, FP8, Cell, Measurement
 from infergy.records.agreement import MUST, SHOULD, key_of
-from infergy.records.shipped import SHIPPED_ROWS, shipped_rows
+from infergy.records.store import SHIPPED_ROWS, shipped_rows
 from infergy.report.claims import Compared, compare_claims, findings
 from infergy.report.figures import Figure
 from infergy.report.gaps import find_gaps

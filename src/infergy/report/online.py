@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from infergy.records import Arrivals, result_of
-from infergy.records.arrivals import TRACE
 from infergy.records.latency import Percentiles
+from infergy.records.load import TRACE
 from infergy.report.figures import TABLE_HEAD, Figure, axis_value, draw_sweep, table_row
 from infergy.report.ours import Evidence
 from infergy.report.points import Point, name_series

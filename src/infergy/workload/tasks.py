@@ -124,7 +124,8 @@ class LengthLaw:
         from scipy.special import ndtr
 
         weights = np.diff(ndtr((np.log(np.arange(self.longest + 1) + 0.5) - self.mu) / self.sigma))
-        return weights / (weights.sum() or 1.0)
+        shares: NDArray[Any] = weights / (weights.sum() or 1.0)
+        return shares
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation, in tokens, after rounding and cutting."""
