@@ -14,8 +14,7 @@ from infergy.hardware import Gpu, ModelShape
 from infergy.hardware.draft import Draft
 from infergy.measure.predict import forecast_run
 from infergy.records import Arrivals, Cell, EngineSetup, Load, PlannedCell
-from infergy.records.cell import FEWEST_ARRIVALS
-from infergy.records.load import REPLAY, TRACE
+from infergy.records.load import FEWEST_ARRIVALS, REPLAY, TRACE
 from infergy.serving.setups import memory_fault
 from infergy.workload.load_generator import (
     DIGEST_LENGTH,

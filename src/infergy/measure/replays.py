@@ -18,8 +18,7 @@ from infergy.hardware.draft import find_draft
 from infergy.measure.online import Run, plan_online, resolve_arrivals
 from infergy.measure.refusals import Refusals, refuse_length, refuse_setup
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load, MeasureOptions, Plan, PlannedCell, grid_visit
-from infergy.records.cell import FEWEST_ARRIVALS
-from infergy.records.load import REPLAY
+from infergy.records.load import FEWEST_ARRIVALS, REPLAY
 from infergy.records.plan import GIVEN
 
 REPLAY_OPTIONS = MeasureOptions(

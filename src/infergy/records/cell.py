@@ -93,11 +93,11 @@ class Speculation:
         Raises:
             UsageError: It means nothing.
         """
-        found = SPECULATION_LABEL.fullmatch(label)
+        match = SPECULATION_LABEL.fullmatch(label)
         try:
-            if found is None:
+            if match is None:
                 raise ValueError
-            look_ahead, draft, acceptance = found.groups()
+            look_ahead, draft, acceptance = match.groups()
             is_set = acceptance not in (None, MEASURED_ACCEPTANCE)
             return cls(draft=draft, look_ahead=int(look_ahead), acceptance=float(acceptance) if is_set else None)
         except ValueError:
@@ -180,18 +180,19 @@ class EngineSetup:
         Options of vLLM follow: ``vllm-server-s16-bt2048-pc-mem0.9-len16384``. Speculation stands last, since names of
         draft models hold dashes: ``vllm-eager-spec4:llama-3.2-1b:0.8``.
         """
-        server = "" if self.usage_context == LLM_CLASS else f"-{self.usage_context}"
-        eager = "-eager" if self.cuda_graphs is False else "-compiled" if self.compiled else ""
-        dtype = "" if self.dtype == DEFAULT_DTYPE else f"-{self.dtype}"
-        parallel = "" if self.tensor_parallel == 1 else f"-tp{self.tensor_parallel}"
-        bound = "" if self.max_sequences is None else f"-s{self.max_sequences}"
-        budget = "" if self.max_batched_tokens is None else f"-bt{self.max_batched_tokens}"
-        prefix = "-pc" if self.prefix_caching else ""
-        memory = "" if self.gpu_memory_utilization is None else f"-mem{self.gpu_memory_utilization:g}"
-        length = "" if self.max_model_len is None else f"-len{self.max_model_len}"
-        speculation = "" if self.speculation is None else f"-{self.speculation.label}"
-        options = f"{bound}{budget}{prefix}{memory}{length}"
-        return f"{self.engine}{server}{eager}{dtype}{parallel}{options}{speculation}"
+        parts: list[tuple[str, Any, Any]] = [
+            ("", self.usage_context, LLM_CLASS),
+            ("", "eager" if self.cuda_graphs is False else "compiled" if self.compiled else "", ""),
+            ("", self.dtype, DEFAULT_DTYPE),
+            ("tp", self.tensor_parallel, 1),
+            ("s", self.max_sequences, None),
+            ("bt", self.max_batched_tokens, None),
+            ("", "pc" if self.prefix_caching else "", ""),
+            ("mem", None if self.gpu_memory_utilization is None else f"{self.gpu_memory_utilization:g}", None),
+            ("len", self.max_model_len, None),
+            ("", self.speculation, None),
+        ]
+        return self.engine + "".join(f"-{prefix}{value}" for prefix, value, default in parts if value != default)
 
     @classmethod
     def parse_label(cls, label: str) -> dict[str, Any]:

@@ -70,41 +70,35 @@ class Arrivals:
             )
         if self.first < 0 or (self.law != REPLAY and self.first):
             raise UsageError.bad_value("first", self.first, "0, or in a replay more", law=self.law)
+        self._check_window()
+        self._check_rate()
+        if self.law == GAMMA and self.burstiness == 1:
+            # One process has one id: gamma of shape 1 is Poisson's.
+            object.__setattr__(self, "law", POISSON)
+
+    def _check_rate(self) -> None:
         if self.law == REPLAY and self.rate_per_s is not None:
             raise UsageError.conflict(
                 {"law": self.law, "rate_per_s": self.rate_per_s},
                 "a replay has its requests at once or at the times of its log; a rate: trace:NAME@4",
             )
-        self._check_window()
         if self.rate_per_s is None and self.law not in (TRACE, REPLAY):
-            message = f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four"
+            message = f"{self.law} arrivals need a rate in requests per second: {self.law}4 for four"
             raise UsageError(message, code="option-missing", option="rate_per_s", law=self.law)
         if self.rate_per_s is not None and not 0 < self.rate_per_s < math.inf:
-            raise UsageError.bad_value(
-                "rate_per_s", self.rate_per_s, "more than 0 a second, or offline for all at once"
-            )
+            raise UsageError.bad_value("rate_per_s", self.rate_per_s, "more than 0 per second, or offline")
         if not 0 < self.burstiness < math.inf or (self.burstiness != 1 and self.law != GAMMA):
             raise UsageError.bad_value(
                 "burstiness", self.burstiness, "more than 0, and 1 unless the law is gamma", law=self.law
             )
-        if self.law == GAMMA and self.burstiness == 1:
-            # One law has one id: gamma of shape 1 is Poisson's.
-            object.__setattr__(self, "law", POISSON)
 
     def _check_window(self) -> None:
-        """Reject a window or a speed that cannot be.
-
-        Raises:
-            UsageError: It is not of a replay, or a number is out of its range.
-        """
         if self.law != REPLAY and (self.timed or self.speed != 1 or self.from_s or self.for_s is not None):
             raise UsageError.conflict(
                 {"law": self.law, "speed": self.speed, "for_s": self.for_s}, "only a replay has a window or a speed"
             )
         if not (0 < self.speed < math.inf and (self.timed or self.speed == 1)):
-            raise UsageError.bad_value(
-                "speed", self.speed, "more than 0, and 1 where all requests are there at once, so no times pass"
-            )
+            raise UsageError.bad_value("speed", self.speed, "more than 0, and 1 where all requests arrive at once")
         if self.for_s is None:
             if self.from_s:
                 message = f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s"
@@ -140,10 +134,10 @@ class Arrivals:
         """
         if label == OFFLINE:
             return None
-        found = ARRIVALS_LABEL.fullmatch(label)
-        if found is None:
+        match = ARRIVALS_LABEL.fullmatch(label)
+        if match is None:
             raise UsageError.bad_value("arrivals", label, EXPECTED)
-        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = found.groups()
+        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = match.groups()
         if replay is not None:
             return cls(
                 law=REPLAY,
@@ -213,10 +207,10 @@ class Decoding:
         Raises:
             UsageError: It means nothing.
         """
-        found = DECODING_LABEL.fullmatch(label)
-        if found is None:
+        match = DECODING_LABEL.fullmatch(label)
+        if match is None:
             raise UsageError.bad_value("decoding", label, "greedy, beam4, t0.8 or t0.8-p0.95-k50")
-        beams, temperature, top_p, top_k = found.groups()
+        beams, temperature, top_p, top_k = match.groups()
         return cls(
             beams=int(beams or 1),
             temperature=None if temperature is None else float(temperature),

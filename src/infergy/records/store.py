@@ -69,11 +69,11 @@ def read_store(path: Path) -> StoreContents:
     return StoreContents(rows=tuple(rows), end_bytes=end)
 
 
-def create_store(path: Path, rows: Iterable[Measurement]) -> None:
-    """Write a new store whole: killed at any moment, it is there with all its rows, or not at all.
+def create_store(path: Path, rows: Iterable[Measurement], *, replace: bool = False) -> None:
+    """Write a store whole: killed at any moment, it is there with all its rows, or as it was before.
 
     Raises:
-        UsageError: There is such a file already, or it cannot be written.
+        UsageError: There is such a file already and it is not to be replaced, or it cannot be written.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
@@ -81,8 +81,11 @@ def create_store(path: Path, rows: Iterable[Measurement]) -> None:
             file.write(b"".join(encode_row(row) for row in rows))
             file.flush()
             os.fsync(file.fileno())
-        # Unlike a rename, a link never replaces a file that came to be meanwhile.
-        os.link(draft, path)
+        if replace:
+            draft.replace(path)
+        else:
+            # Unlike a rename, a link never replaces a file that was created meanwhile.
+            os.link(draft, path)
     except FileExistsError as error:
         message = f"{path}: there is such a file already. Name a new one"
         raise UsageError(message, code="file-exists", path=str(path)) from error

@@ -230,11 +230,9 @@ def count_bins(table: Table, bins: Bins | None, *, lenient: bool) -> tuple[Histo
     """
     x = table.x
     lengths = x.col("uncached_tokens"), x.col("output_tokens")
-    axes = (
-        (bins.input_edges, bins.output_edges)
-        if bins
-        else tuple(_powers(first, LONGEST_TOKENS) for first in (FIRST_INPUT_EDGE, FIRST_OUTPUT_EDGE))
-    )
+    firsts = FIRST_INPUT_EDGE, FIRST_OUTPUT_EDGE
+    axes = (bins.input_edges, bins.output_edges) if bins else tuple(_powers(first, LONGEST_TOKENS) for first in firsts)
+    marks: tuple[tuple[int, ...], ...]
     # Leading zeros of length - 1 give the power of two without a comparison per edge: none for 0, 64 for 1.
     doubling = table.is_polars and all(edge & (edge - 1) == 0 for edges in axes for edge in edges)
     if doubling:

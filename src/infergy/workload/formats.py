@@ -176,7 +176,7 @@ def settle(
         source: Name of the log, for messages.
         records: Whether rows are JSON records, in which an optional field may show up late.
         wanted: Name of a format, or None to recognise it.
-        columns: What the user named.
+        columns: Named by the user.
 
     Raises:
         UsageError: No format of that name.

@@ -28,9 +28,6 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
     Returns:
         The requests, the number of failed rows, and how many rows have tokens that cannot be read. The requests are
         None if there are such rows, or no requests.
-
-    Raises:
-        DataError: All prompts are empty, arrivals or gaps are missing in part, or gaps are negative.
     """
     import polars as pl
 
@@ -75,11 +72,7 @@ def is_bad() -> pl.Expr:
 
 
 def collect(table: Table, query: Any) -> pl.DataFrame:
-    """The rows of a query under the declared schema as a polars frame, whatever library has them.
-
-    Raises:
-        DataError: The file cannot be read to its end.
-    """
+    """The rows of a query under the declared schema as a polars frame, whatever library has them."""
     import polars as pl
 
     rows = table.collected(query)
@@ -105,9 +98,6 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
         rows: With their numbers in the log as `row`.
         at_once: Leave arrival times out.
         origin_s: What arrivals are counted from, on the log's clock; None takes the first.
-
-    Raises:
-        DataError: Arrivals or gaps are missing in part, or gaps are negative.
     """
     import polars as pl
 
@@ -209,11 +199,7 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any]:
 
 
 def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
-    """Hashes of the blocks; those past the end of a prompt are cut off. None where no request has one.
-
-    Raises:
-        DataError: Hashes of some rows cannot be read.
-    """
+    """Hashes of the blocks; those past the end of a prompt are cut off. None where no request has one."""
     import numpy as np
     import polars as pl
 

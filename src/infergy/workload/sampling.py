@@ -148,22 +148,7 @@ def sample_windows(
 def sample_table(
     table: Table, *, lenient: bool, seed: int, error: float, whole_requests: int
 ) -> tuple[Sample | None, int, int]:
-    """Windows of the rows that polars reads, of which only those drawn are in memory.
-
-    Args:
-        table: The rows.
-        lenient: See `Table.declared`.
-        seed: Of the random sample.
-        error: As in `sample_windows`.
-        whole_requests: Up to so many requests are taken whole.
-
-    Returns:
-        The sample, the number of failed rows, and how many rows have tokens that cannot be read. The sample is None
-        if there are such rows, or no requests.
-
-    Raises:
-        DataError: Arrivals or gaps are missing in part, or gaps are negative.
-    """
+    """As `sample_windows`, of rows of which only those drawn are in memory; results as of `reading.read_requests`."""
     import polars as pl
 
     from infergy.workload.reading import read_requests

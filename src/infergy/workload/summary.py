@@ -115,13 +115,8 @@ class TraceSummary:
 def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[TraceSummary | None, int, int]:
     """Count the rows of a table by distinct length, and find the ends of their arrivals.
 
-    Memory is bounded by distinct lengths, not by rows.
-
     Returns:
         The figures, None if no request has output; the requests without output; the rows that cannot be read.
-
-    Raises:
-        DataError: Arrivals are past any date.
     """
     x = table.x
     rows = table.declared(lenient=lenient)

@@ -109,11 +109,7 @@ class Table:
         return self.frame.select(*columns, *self._links())
 
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
-        """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts.
-
-        Raises:
-            DataError: The file cannot be read to its end.
-        """
+        """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts."""
         return [list(self.collected(query).iter_rows(named=True)) for query in queries]
 
     def collected(self, query: Any) -> Any:
@@ -205,11 +201,7 @@ class Table:
 
 
 def build_table(source: Source, layout: Format) -> Table:
-    """Attach the reader of a source to its layout; nothing is read.
-
-    Args:
-        source: Where the rows come from.
-        layout: Which columns hold what; only polars reads those of blocks and sessions.
+    """Attach the reader of a source to its layout, of which only polars reads blocks and sessions; nothing is read.
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.

@@ -70,11 +70,6 @@ class Trace:
         return self.layout.name
 
     @property
-    def license(self) -> str | None:
-        """SPDX id of a shipped trace's licence; None for the user's own, whose licence is the user's to know."""
-        return self.origin.about.get("license")
-
-    @property
     def attribution(self) -> str | None:
         """Citation and licence of a shipped trace, in one line; None for the user's own."""
         about = self.origin.about
@@ -103,10 +98,6 @@ class Trace:
         Args:
             bins: The grid; None takes powers of two up to the longest request, which leaves none out.
 
-        Returns:
-            Counts and real tokens of each bin with a request. Requests without output are set aside and counted; what
-            lies past the last edge is in `left_out`.
-
         Raises:
             DataError: No requests, no request with output, or tokens that cannot be read.
         """
@@ -114,14 +105,11 @@ class Trace:
         def count(table: Table, *, lenient: bool) -> tuple[Any, int, int]:
             return count_bins(table, bins, lenient=lenient)
 
-        return replace(self._validated(count), lengths_from=self.lengths_from)
+        histogram: Histogram = self._validated(count)
+        return replace(histogram, lengths_from=self.lengths_from)
 
     def describe(self) -> TraceSummary:
-        """Counts, mean ± std, median, p99, longest and total of input and output, and the arrival rate; all exact.
-
-        Raises:
-            DataError: No requests, no request with output, or tokens that cannot be read.
-        """
+        """Exact moments and quantiles of input and output, and the arrival rate; errors as of `histogram`."""
         from infergy.workload.summary import summarise
 
         def count(table: Table, *, lenient: bool) -> tuple[Any, int, int]:
@@ -134,10 +122,6 @@ class Trace:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
 
         Unlike for `histogram` and `describe`, the length of each prompt is in memory.
-
-        Raises:
-            UsageError: `batch` is no size of a batch.
-            DataError: No requests, no request with output, or tokens that cannot be read.
         """
         from infergy.workload.reading import read_prompts
         from infergy.workload.summary import find_padding
@@ -155,8 +139,7 @@ class Trace:
             arrivals: Whether to keep arrival times and sessions; False has all requests arrive at once.
 
         Raises:
-            DataError: No requests, no request with output, tokens that cannot be read, arrivals missing in part, or
-                gaps between requests of a session that are missing or negative.
+            DataError: As for `histogram`; arrivals missing in part; gaps of a session missing or negative.
         """
         if self.origin.is_spark:
             return requests_of_histogram(self.histogram())
@@ -171,16 +154,12 @@ class Trace:
     def sample(self, *, seed: int = 0, error: float = SAMPLING_ERROR, whole_requests: int = WHOLE_REQUESTS) -> Sample:
         """All requests in one window up to `whole_requests`, else windows drawn over the trace's time.
 
-        Of the requests that polars reads only those drawn are in memory.
+        Of the requests that polars reads only those drawn are in memory. Errors as for `requests`.
 
         Args:
             seed: Of the random sample.
-            error: Half-width of the 90 % interval of summed tokens, relative, that is to be met.
+            error: Half-width of the 90 % interval of summed tokens, relative, that is to be met; 0 to 1.
             whole_requests: Above this many windows are drawn.
-
-        Raises:
-            UsageError: `error` is out of range.
-            DataError: As for `requests`.
         """
         if self.origin.is_spark:
             return sample_histogram(self.histogram(), whole_requests=whole_requests)
