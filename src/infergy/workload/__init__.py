@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
     from infergy.workload.formats import FORMAT_NAMES, Columns
     from infergy.workload.requests import PrefixBlocks, Requests, SetAside, requests_of_histogram
-    from infergy.workload.sampling import Sample, Window, sample_windows
+    from infergy.workload.sampling import Sample, Window
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, Padding, TraceSummary
     from infergy.workload.tasks import TaskOptions
@@ -36,7 +36,6 @@ __all__ = [
     "open_requests",
     "open_trace",
     "requests_of_histogram",
-    "sample_windows",
     "shipped_traces",
 ]
 
@@ -44,7 +43,7 @@ _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
     "formats": ("FORMAT_NAMES", "Columns"),
     "requests": ("PrefixBlocks", "Requests", "SetAside", "requests_of_histogram"),
-    "sampling": ("Sample", "Window", "sample_windows"),
+    "sampling": ("Sample", "Window"),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "Padding", "TraceSummary"),
     "tasks": ("TaskOptions",),

@@ -104,56 +104,27 @@ def whole(requests: Requests) -> Sample:
     )
 
 
-def sample_windows(
-    requests: Requests,
-    *,
-    seed: int = 0,
-    error: float = SAMPLING_ERROR,
-    whole_requests: int = WHOLE_REQUESTS,
-) -> Sample:
-    """Windows of requests in memory: by time, or by order where arrivals are unknown.
-
-    Args:
-        requests: All of them; up to `whole_requests` are taken whole.
-        seed: Of the random sample.
-        error: Half-width of the 90 % interval of summed tokens, relative, that is to be met.
-        whole_requests: Above this many windows are drawn.
-
-    Raises:
-        UsageError: `error` is not between 0 and 1.
-    """
-    _check(error)
-    if len(requests) <= whole_requests:
-        return whole(requests)
-    import numpy as np
-
-    slots = divide(len(requests), requests.duration_s)
-    if requests.arrival_s is None or not slots.is_timed:
-        slot = np.arange(len(requests)) // int(slots.size)
-        first_s = 0.0
-    else:
-        first_s = float(requests.arrival_s[0])
-        slot = ((requests.arrival_s - first_s) // slots.size).astype(np.int64)
-    lengths = requests.input_tokens, requests.output_tokens
-    sums = np.stack([np.bincount(slot, column, slots.count) for column in lengths], axis=1).astype(np.float64)
-    draw = draw_slots(sums, error=error, seed=seed)
-    if draw is None:
-        return whole(requests)
-    bounds = np.searchsorted(slot, np.stack((draw.slots, draw.slots + 1)))
-    parts = [requests.take(np.arange(first, last)) for first, last in bounds.T]
-    windows = slots.windows(parts, draw, first_s)
-    return replace(whole(requests), windows=windows, relative_se=draw.relative_se)
-
-
 def sample_table(
     table: Table, *, lenient: bool, seed: int, error: float, whole_requests: int
 ) -> tuple[Sample | None, int, int]:
-    """As `sample_windows`, of rows of which only those drawn are in memory; results as of `reading.read_requests`."""
+    """Windows of a table, by time, or by order where arrivals are unknown; of its rows only those drawn are in memory.
+
+    Args:
+        table: Rows that polars reads.
+        lenient: See `Table.declared`.
+        seed: Of the random sample.
+        error: Half-width of the 90 % interval of summed tokens, relative, that is to be met; 0 to 1.
+        whole_requests: Up to so many requests are taken whole.
+
+    Returns:
+        The sample, failed rows and unreadable rows, as of `reading.read_requests`.
+    """
     import polars as pl
 
     from infergy.workload.reading import read_requests
 
-    _check(error)
+    if not 0 < error < 1:
+        raise UsageError.bad_value("error", error, "between 0 and 1, as 0.01")
     if table.collect(table.frame.select(rows=pl.len()))[0][0]["rows"] > whole_requests:
         facts = _facts(table, lenient=lenient)
         if facts["bad"]:
@@ -228,7 +199,7 @@ def _sampled(table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int
     parts = [build(table, groups.get((slot,), kept.clear()), origin_s=origin_s) for slot in draw.slots.tolist()]
     return Sample(
         source=table.source.name,
-        windows=slots.windows(parts, draw, 0.0),
+        windows=slots.windows(parts, draw),
         requests=facts["requests"],
         input_tokens=facts["input_tokens"],
         output_tokens=facts["output_tokens"],
@@ -276,13 +247,13 @@ class Slots:
     size: float
     is_timed: bool
 
-    def windows(self, parts: Sequence[Requests], draw: Draw, first_s: float) -> tuple[Window, ...]:
+    def windows(self, parts: Sequence[Requests], draw: Draw) -> tuple[Window, ...]:
         """The requests of the slots drawn as windows, their arrivals in seconds after the start of their slot."""
         windows = []
         for requests, slot, weight in zip(parts, draw.slots.tolist(), draw.weights.tolist(), strict=True):
             start_s = slot * self.size if self.is_timed else None
             if requests.arrival_s is not None and start_s is not None:
-                requests = replace(requests, arrival_s=(requests.arrival_s - first_s - start_s).clip(min=0.0))
+                requests = replace(requests, arrival_s=(requests.arrival_s - start_s).clip(min=0.0))
             duration_s = self.size if self.is_timed else None
             windows.append(Window(requests=requests, start_s=start_s, duration_s=duration_s, weight=weight))
         return tuple(windows)
@@ -338,8 +309,3 @@ def _relative_se(strata: Sequence[Floats]) -> float:
     variance = sum(len(s) * (len(s) - 2) / 2 * s.var(axis=0, ddof=1) for s in strata)
     totals = sum(s.sum(axis=0) for s in strata)
     return float(max(math.sqrt(v) / t if t else 0.0 for v, t in zip(variance, totals, strict=True)))
-
-
-def _check(error: float) -> None:
-    if not 0 < error < 1:
-        raise UsageError.bad_value("error", error, "between 0 and 1, as 0.01")

@@ -28,7 +28,6 @@ from infergy.workload.sampling import (
     Sample,
     sample_histogram,
     sample_table,
-    sample_windows,
     whole,
 )
 from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
@@ -164,12 +163,14 @@ class Trace:
         if self.origin.is_spark:
             return sample_histogram(self.histogram(), whole_requests=whole_requests)
         if self.origin.kind == FRAME:
-            return sample_windows(self.requests(), seed=seed, error=error, whole_requests=whole_requests)
+            requests = self.requests()
+            sample = _in_polars(requests).sample(seed=seed, error=error, whole_requests=whole_requests)
+            return replace(sample, set_aside=requests.set_aside)
         if self._has_columns and 0 < error < 1 and len(requests := self._read_columns()) <= whole_requests:
             return whole(requests)
         read = partial(sample_table, seed=seed, error=error, whole_requests=whole_requests)
-        sample: Sample = self._validated(read, self.layout)
-        return sample
+        drawn: Sample = self._validated(read, self.layout)
+        return drawn
 
     @property
     def _has_columns(self) -> bool:
@@ -260,6 +261,15 @@ def open_trace(
     if not trace._has_columns:
         trace._table()
     return trace
+
+
+def _in_polars(requests: Requests) -> Trace:
+    """Requests that another library read, as a trace that polars scans; without blocks and sessions."""
+    import polars as pl
+
+    names = ("input_tokens", "output_tokens", "cached_tokens", "arrival_s")
+    columns = {name: column for name in names if (column := getattr(requests, name)) is not None}
+    return open_trace(pl.DataFrame(columns), name=requests.source)
 
 
 def open_requests(source: Any, **options: Any) -> Trace | Histogram:
