@@ -1,4 +1,4 @@
-"""What is measured: a cell is an engine set-up under a load."""
+"""What is measured: a cell is an engine config under a load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNIFORM_WEIGHTS = "random-uniform"
 """Names of the laws by which infergy draws weights itself; see `infergy.engines.weights.LAWS`."""
 
 GRAPHS_BY_DEFAULT = {"transformers": False, "vllm": True}
-"""Whether an engine replays CUDA graphs unless told otherwise."""
+"""Whether an engine replays CUDA graphs by default."""
 
 ENGINES = tuple(GRAPHS_BY_DEFAULT)
 """All engines that serve a model; the simulated one plays them."""
@@ -50,7 +50,7 @@ NUMBERED_PART = re.compile(r"((?:tp|s|bt|len)(?=\d+$)|mem)(\d*\.?\d+)")
 
 
 MEASURED_ACCEPTANCE = "measured"
-"""In a label, where the acceptance is not set: real weights tell it."""
+"""In a label, where the acceptance is not set: real weights decide it."""
 
 SPECULATION_LABEL = re.compile(r"spec(\d+):([^:]+)(?::([^:]+))?")
 
@@ -63,8 +63,8 @@ class Speculation:
         draft: Name of the draft's shape in the catalogue or in the plan's `models`.
         look_ahead: Tokens drafted a round, at least 1.
         acceptance: Probability that a drafted token is accepted if all before it in its round were, 0 to 1; it is set
-            with random weights, and None with real ones, which tell it.
-        weights: Folder or hub name of the draft's real weights; None where they are random, by the model's law.
+            with random weights, and None with real ones, which decide it.
+        weights: Folder or hub name of the draft's real weights; None where they are random, initialised as the model's.
     """
 
     draft: str
@@ -82,7 +82,7 @@ class Speculation:
 
     @property
     def label(self) -> str:
-        """As it stands in a set-up's label: ``spec4:llama-3.2-1b:0.8``, with real weights ``…:measured``."""
+        """As it stands in an engine config's label: ``spec4:llama-3.2-1b:0.8``, with real weights ``…:measured``."""
         acceptance = MEASURED_ACCEPTANCE if self.acceptance is None else f"{self.acceptance:g}"
         return f"spec{self.look_ahead}:{self.draft}:{acceptance}"
 
@@ -116,7 +116,7 @@ def tokens_per_round(acceptance: float, look_ahead: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
-    """All that must be loaded before the first token: cells that share a set-up share a process.
+    """All that must be loaded before the first token: cells of one engine config share a process.
 
     Attributes:
         engine: Name of the engine: ``transformers``, ``vllm``, ``simulated``.
@@ -165,7 +165,7 @@ class EngineSetup:
         if self.usage_context not in (LLM_CLASS, SERVER):
             raise UsageError.unknown("usage context", self.usage_context, (LLM_CLASS, SERVER), code="unknown-name")
         if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
-            # One set-up has one id, whether its default was written out or not.
+            # One engine config has one id, whether its default was written out or not.
             object.__setattr__(self, "cuda_graphs", None)
 
     @property
@@ -235,7 +235,7 @@ class EngineSetup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One point of a grid: an engine set-up and a load."""
+    """One point of a grid: an engine config and a load."""
 
     setup: EngineSetup
     load: Load
@@ -247,7 +247,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """That of the set-up, how tokens are chosen if not greedily, and arrivals: ``vllm-t0.8``, ``vllm-poisson4``."""
+        """Of the engine config, of decoding if it is not greedy, and of arrivals: ``vllm-t0.8``, ``vllm-poisson4``."""
         decoding, arrivals = self.load.decoding, self.load.arrivals
         chosen = "" if decoding == GREEDY else f"-{decoding.label}"
         return f"{self.setup.label}{chosen}" + ("" if arrivals is None else f"-{arrivals.label}")
@@ -260,7 +260,7 @@ class Cell:
 
 
 GRID_VISIT, START_VISIT, END_VISIT = "grid", "start", "end"
-"""When a cell is measured: in the shuffled grid, or as an anchor before and after it."""
+"""When a cell is measured: in the shuffled grid, or as a control cell before and after it."""
 
 
 def grid_visit(number: int) -> str:

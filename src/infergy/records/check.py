@@ -23,21 +23,21 @@ class CheckedRow:
 
     Attributes:
         cell: The cell in words.
-        energy_j: Joules a batch, gross; None if the cell failed.
-        net_energy_j: Joules a batch above loaded idle; None likewise.
+        energy_j: Energy per batch, gross; None if the cell failed.
+        net_energy_j: Energy per batch above loaded idle; None if the cell failed.
         idle: Idle power, taken three ways.
         uncertainty: Its 95 % interval; None if unknown.
         flags: Why its figures may be wrong by more than the interval.
         facts: How it was measured; None if the cell failed.
         failure: Why the cell has no number; None if it has one.
-        energy_by_gpu_j: Joules a batch of each GPU, by UUID in the engine's order; empty if the cell failed.
+        energy_by_gpu_j: Energy per batch of each GPU, by UUID in the engine's order; empty if the cell failed.
         power_by_gpu_w: Mean power of each while batches ran.
         timeline_ratio: Joules of the counters over those of the power timelines; None where there are none.
         imbalance: Largest less smallest energy of a GPU, over their mean; None with one GPU. No flag: GPUs differ, and
             so do their shares of the work.
-        requests_per_s: Requests finished a second; None if the cell failed.
-        latency: Percentiles over the requests of an online cell; None offline, and where the engine did not tell.
-        backlog: Requests left over halfway through its arrivals and at the last; None likewise.
+        requests_per_s: Requests finished per second; None if the cell failed.
+        latency: Percentiles over the requests of an online cell; None offline, and if the engine did not report it.
+        backlog: Requests left over halfway through its arrivals and at the last; None then too.
         serving: What an online cell reached, in words; None offline.
     """
 

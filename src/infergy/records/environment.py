@@ -11,11 +11,11 @@ class GpuIdentity:
     """One GPU board.
 
     Attributes:
-        uuid: The driver's UUID, ``GPU-…``: which chip this was.
+        uuid: The driver's UUID, ``GPU-…``: which board this was.
         name: The driver's product name, ``NVIDIA H200``.
         memory_bytes: Memory of the board.
-        power_limit_w: Enforced power limit; None where the driver does not tell.
-        max_sm_clock_hz: Highest clock of the streaming multiprocessors; None where the driver does not tell.
+        power_limit_w: Enforced power limit; None if not reported.
+        max_sm_clock_hz: Highest clock of the streaming multiprocessors; None if not reported.
     """
 
     uuid: str
@@ -27,7 +27,7 @@ class GpuIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuState:
-    """What one GPU was doing at one instant; None where the driver does not tell.
+    """What one GPU was doing at one instant; None if not reported.
 
     Attributes:
         slowdowns: Reasons for which the driver holds the clocks down, in NVML's words: ``sw_power_cap``, …
@@ -73,7 +73,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescaled:
-    """A factor found by measuring a few cells of a set-up again; the row's raw facts stay as they were measured.
+    """A factor found by measuring a few cells of an engine config again; the row's raw facts stay as they were.
 
     Attributes:
         factor: Joules on the other GPU over those of the row's own, above 0.

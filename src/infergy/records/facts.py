@@ -122,7 +122,7 @@ def find_idle_power(row: Measurement) -> IdlePower:
 
 
 def _between_w(row: Measurement) -> float | None:
-    """Mean power after the windows' batches, each GPU on its own edges; None where nothing tells it."""
+    """Mean power after the windows' batches, each GPU on its own edges; None if unknown."""
     joules: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for uuid, begin, end in _rests(row.windows):
@@ -147,9 +147,9 @@ def _rests(windows: Sequence[Window]) -> Iterator[tuple[str, Tick, Tick]]:
 
 
 def net_energy_j(row: Measurement) -> float | None:
-    """Joules a batch above what the idle, loaded GPUs would have taken; None if the row failed.
+    """Energy per batch above what the idle, loaded GPUs would have taken; None if the row failed.
 
-    Gross joules, `Result.energy_j`, are the default everywhere: somebody pays for idle power too.
+    Gross joules, `Result.energy_j`, are the default everywhere: idle power is paid for too.
 
     Raises:
         MeterError: A counter stood still.

@@ -37,7 +37,7 @@ class Arrivals:
 
     Attributes:
         law: ``poisson``, ``gamma``, ``trace`` or ``replay``.
-        rate_per_s: Requests a second, above 0; None for a trace at its own times, and for a replay.
+        rate_per_s: Requests per second, above 0; None for a trace at its own times, and for a replay.
         burstiness: Shape of the gamma law, above 0: below 1 more bursty than Poisson's, which is 1, above 1 more even.
         trace: Name of the trace; None for the other laws.
         digest: Hash of the trace's times, of a replay of its lengths (and times, if it is timed), so that two logs of

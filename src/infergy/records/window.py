@@ -68,13 +68,13 @@ class Batch:
     Online it is one run: from the first arrival to the last token, the gaps in which nothing was served included.
 
     Attributes:
-        first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
+        first_token_s: Seconds from arrival to first token, mean over the requests; None if not reported.
         last_first_token_s: The same of the request that waited longest.
-        finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
+        finished_s: Seconds from arrival to last token, mean over the requests; None then too.
         times: Both of each request of an online run or a replay; None of equal requests that are there all at once, and
-            where the engine does not tell.
-        drafts: What a draft model proposed; None without one, and where the engine does not tell.
-        counts: Steps, preemptions and the like; None where the engine does not tell.
+            if the engine does not report it.
+        drafts: What a draft model proposed; None without one, and if the engine does not report it.
+        counts: Steps, preemptions and the like; None if the engine does not report it.
     """
 
     start_s: float
