@@ -166,15 +166,12 @@ def find_uncertainty(
     Args:
         windows: The windows of the row, at least one.
         loaded_idle: Its window over the idle, loaded GPU.
-        like: The spread of like cells, such as all cells of the engine config; None if there is none.
-        rescaled: The row's mark, if its joules are scaled: the factor's interval is independent of all else.
+        like: The spread of like cells; None if there is none.
+        rescaled: The row's mark, if its energy is scaled: the factor's interval is independent of all else.
         scatters: How the visits of like cells scatter.
 
     Returns:
         None if the spread is unknown: one batch in one window, and no like cell.
-
-    Raises:
-        MeterError: A counter stood still.
     """
     spread = _moderate(spread_of(windows, loaded_idle), like)
     if spread is None:

@@ -86,8 +86,8 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
         raise UsageError(message, code="option-not-applicable", options=["--requests", "--seed", "--tokenizer"])
     if not isinstance(source, (str, Path)):
         return _adopt(source)
-    if about := shipped_traces().get(str(source)):
-        return _peek(Path(str(resources.files("infergy") / "data" / "traces" / about["file"])), str(source), about)
+    if isinstance(source, str) and (about := shipped_traces().get(source)):
+        return _peek(Path(str(resources.files("infergy") / "data" / "traces" / about["file"])), source, about)
     if isinstance(source, str) and "://" in source:
         from infergy.workload.remote import is_url, scan_url
 

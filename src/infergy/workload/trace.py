@@ -162,12 +162,14 @@ class Trace:
         """
         if self.origin.is_spark:
             return sample_histogram(self.histogram(), whole_requests=whole_requests)
-        if self.origin.kind == FRAME:
+        is_frame = self.origin.kind == FRAME
+        if is_frame or self._has_columns:
             requests = self.requests()
-            sample = _in_polars(requests).sample(seed=seed, error=error, whole_requests=whole_requests)
-            return replace(sample, set_aside=requests.set_aside)
-        if self._has_columns and 0 < error < 1 and len(requests := self._read_columns()) <= whole_requests:
-            return whole(requests)
+            if len(requests) <= whole_requests and 0 < error < 1:
+                return whole(requests)
+            if is_frame:
+                sample = _in_polars(requests).sample(seed=seed, error=error, whole_requests=whole_requests)
+                return replace(sample, set_aside=requests.set_aside)
         read = partial(sample_table, seed=seed, error=error, whole_requests=whole_requests)
         drawn: Sample = self._validated(read, self.layout)
         return drawn

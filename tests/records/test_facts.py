@@ -1,4 +1,4 @@
-"""Idle power, three ways, and joules above it."""
+"""Facts of a row: idle power, three ways, and energy above it."""
 
 from __future__ import annotations
 

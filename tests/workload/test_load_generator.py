@@ -1,4 +1,4 @@
-"""When requests arrive: laws, rates and traces."""
+"""What a load sends and when: arrival processes, rates, traces, prompts."""
 
 from __future__ import annotations
 
