@@ -161,7 +161,7 @@ def find_uncertainty(
     rescaled: Rescaled | None = None,
     scatters: Iterable[VisitScatter | None] = (),
 ) -> Uncertainty | None:
-    """The interval of a row's energy per batch.
+    """The interval of a row's energy per batch; None if the spread is unknown: one batch in one window, no like cell.
 
     Args:
         windows: The windows of the row, at least one.
@@ -169,18 +169,14 @@ def find_uncertainty(
         like: The spread of like cells; None if there is none.
         rescaled: The row's mark, if its energy is scaled: the factor's interval is independent of all else.
         scatters: How the visits of like cells scatter.
-
-    Returns:
-        None if the spread is unknown: one batch in one window, and no like cell.
     """
     spread = _moderate(spread_of(windows, loaded_idle), like)
     if spread is None:
         return None
     result = derive(windows, loaded_idle)
-    total_j = result.energy_j * result.batches
-    standard = math.sqrt(spread.variance_s / (result.duration_s * result.batches))
-    edges = _edges_j(windows) / total_j
-    bound = result.idle_bound_j / total_j
+    total_j, busy_s = result.energy_j * result.batches, result.duration_s * result.batches
+    standard = math.sqrt(spread.variance_s / busy_s)
+    edges, bound = _edges_j(windows) / total_j, result.idle_bound_j / total_j
     tail = bound / math.sqrt(12)
     own = scatter_of(windows, loaded_idle)
     between, visit_degrees = variance_between([own, *scatters], spread.variance_s)
@@ -195,10 +191,10 @@ def find_uncertainty(
         # So few visits agree by chance too often for the variance between visits to be believed.
         half = max(half, student_t(own.degrees_of_freedom) * own.standard_error)
     factor, rescaling = (1.0, 0.0) if rescaled is None else (rescaled.factor, rescaled.half_width)
-    half = math.hypot(half, rescaling)
+    half, energy_j = math.hypot(half, rescaling), result.energy_j * factor
     return Uncertainty(
-        low_j=result.energy_j * factor * (1 - bound / 2 - half),
-        high_j=result.energy_j * factor * (1 - bound / 2 + half),
+        low_j=energy_j * (1 - bound / 2 - half),
+        high_j=energy_j * (1 - bound / 2 + half),
         half_width=half,
         spread=standard,
         edges=edges,

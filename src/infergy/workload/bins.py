@@ -230,20 +230,7 @@ def count_bins(table: Table, bins: Bins | None, *, lenient: bool) -> tuple[Histo
     """
     x = table.x
     lengths = x.col("uncached_tokens"), x.col("output_tokens")
-    firsts = FIRST_INPUT_EDGE, FIRST_OUTPUT_EDGE
-    axes = (bins.input_edges, bins.output_edges) if bins else tuple(_powers(first, LONGEST_TOKENS) for first in firsts)
-    marks: tuple[tuple[int, ...], ...]
-    # Leading zeros of length - 1 give the power of two without a comparison per edge: none for 0, 64 for 1.
-    doubling = table.is_polars and all(edge & (edge - 1) == 0 for edges in axes for edge in edges)
-    if doubling:
-        marks = ((0, *(2 ** (_BITS - code) for code in range(1, _BITS + 1))),) * 2
-        codes = [(length - 1).bitwise_leading_zeros().cast(x.Int32) for length in lengths]
-    else:
-        marks = tuple(tuple(sorted({0, *edges, LONGEST_TOKENS})) for edges in axes)
-        codes = [
-            functools.reduce(operator.add, [(length > mark).cast(x.Int32) for mark in below[:-1]])
-            for length, below in zip(lengths, marks, strict=True)
-        ]
+    marks, codes = _codes(table, bins, lengths)
     # pandas' nullable columns keep a null in the condition, which its `where` rejects.
     key = x.when(table.good.fill_null(False)).then(codes[0] * len(marks[1]) + codes[1]).otherwise(x.lit(_UNREADABLE))
     sums = [x.len().alias("requests"), lengths[0].sum().alias("input"), lengths[1].sum().alias("output")]
@@ -263,6 +250,24 @@ def count_bins(table: Table, bins: Bins | None, *, lenient: bool) -> tuple[Histo
         else:
             groups[marks[0][input_code], marks[1][output_code]] = row
     return _fold(groups, bins, table.source.name, failed) if groups else None, failed, bad
+
+
+def _codes(table: Table, bins: Bins | None, lengths: Iterable[Any]) -> tuple[tuple[tuple[int, ...], ...], list[Any]]:
+    """For both axes the marks by code, each not below the lengths of its code, and the expression of the code."""
+    x = table.x
+    firsts = FIRST_INPUT_EDGE, FIRST_OUTPUT_EDGE
+    axes = (bins.input_edges, bins.output_edges) if bins else tuple(_powers(first, LONGEST_TOKENS) for first in firsts)
+    # Leading zeros of length - 1 give the power of two without a comparison per edge: none for 0, 64 for 1.
+    doubling = table.is_polars and all(edge & (edge - 1) == 0 for edges in axes for edge in edges)
+    if doubling:
+        powers = (0, *(2 ** (_BITS - code) for code in range(1, _BITS + 1)))
+        return (powers, powers), [(length - 1).bitwise_leading_zeros().cast(x.Int32) for length in lengths]
+    marks = tuple(tuple(sorted({0, *edges, LONGEST_TOKENS})) for edges in axes)
+    codes = [
+        functools.reduce(operator.add, [(length > mark).cast(x.Int32) for mark in below[:-1]])
+        for length, below in zip(lengths, marks, strict=True)
+    ]
+    return marks, codes
 
 
 def _fold(groups: dict[tuple[int, int], dict[str, Any]], bins: Bins | None, source: str, failed: int) -> Histogram:

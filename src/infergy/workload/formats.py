@@ -184,16 +184,7 @@ def settle(
     """
     named = columns or Columns()
     _check_named(named, fields, source)
-    if wanted not in (None, NAMED, *FORMAT_NAMES):
-        raise UsageError.unknown(
-            "trace format", str(wanted), (*FORMAT_NAMES, NAMED), code="unknown-name", trace=source, option="--format"
-        )
-    known = None if wanted == NAMED else _recognise(fields, wanted, named)
-    if known is None:
-        if named.input is None or named.output is None:
-            message = _not_recognised(fields, source, wanted, named)
-            raise DataError(message, code="unknown-format", trace=source, columns=list(fields))
-        known = Format(name=NAMED, input=named.input, output=named.output)
+    known = _find_format(fields, source, wanted, named)
 
     def chosen(path: str | None, known_paths: Iterable[str]) -> tuple[str, ...]:
         return (path,) if path else tuple(known for known in known_paths if records or known in fields)
@@ -211,16 +202,28 @@ def settle(
     )
 
 
-def _recognise(fields: Collection[str], wanted: str | None, named: Columns) -> Format | None:
-    all_named = named.input is not None and named.output is not None
+def _find_format(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> Format:
+    if wanted not in (None, NAMED, *FORMAT_NAMES):
+        raise UsageError.unknown(
+            "trace format", str(wanted), (*FORMAT_NAMES, NAMED), code="unknown-name", trace=source, option="--format"
+        )
     for known in FORMATS:
-        tokens = named.input or known.input, named.output or known.output
-        if all_named and wanted is None and tokens != (known.input, known.output):
-            continue
-        needed = {*tokens, *(known.marks if wanted is None else ())}
-        if wanted in (None, known.name) and needed <= set(fields):
+        if wanted in (None, known.name) and _fits(known, fields, named, is_sure=wanted is not None):
             return known
-    return None
+    if named.input is None or named.output is None:
+        message = _not_recognised(fields, source, wanted, named)
+        raise DataError(message, code="unknown-format", trace=source, columns=list(fields))
+    return Format(name=NAMED, input=named.input, output=named.output)
+
+
+def _fits(known: Format, fields: Collection[str], named: Columns, *, is_sure: bool) -> bool:
+    """Whether a log has the columns of a format, those that the user named in their place."""
+    tokens = named.input or known.input, named.output or known.output
+    if is_sure:
+        return set(tokens) <= set(fields)
+    # Where both columns are named, a format is only recognised by its own names.
+    all_named = named.input is not None and named.output is not None
+    return {*tokens, *known.marks} <= set(fields) and not (all_named and tokens != (known.input, known.output))
 
 
 def _check_named(named: Columns, fields: Collection[str], source: str) -> None:

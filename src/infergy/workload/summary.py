@@ -121,19 +121,10 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
     x = table.x
     rows = table.declared(lenient=lenient)
     served = (x.col("output_tokens") > 0).fill_null(False)
-    queries = [table.good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
-    if table.layout.cached:
-        cached = x.when(served).then(x.col("cached_tokens"))
-        queries += [cached.sum().alias("cached"), cached.count().alias("reported")]
-    if table.arrival is not None:
-        arrival = x.when(served).then(x.col(table.arrival))
-        queries += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
-    if table.arrival == ARRIVAL_S:
-        queries.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
     by_input, by_output, (facts,) = table.collect(
         rows.filter(served).group_by("input_tokens").agg(x.len().alias("n")),
         rows.group_by("output_tokens").agg(x.len().alias("n")),
-        rows.select(*queries),
+        rows.select(*_facts(table, served)),
     )
     if bad := int(facts["rows"]) - int(facts["good"] or 0):
         return None, 0, bad
@@ -163,6 +154,21 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
         lengths_from=table.source.lengths_from,
     )
     return summary, failed, 0
+
+
+def _facts(table: Table, served: Any) -> list[Any]:
+    """Sums and ends over all rows; `served` is whether a row has output."""
+    x = table.x
+    facts = [table.good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
+    if table.layout.cached:
+        cached = x.when(served).then(x.col("cached_tokens"))
+        facts += [cached.sum().alias("cached"), cached.count().alias("reported")]
+    if table.arrival is not None:
+        arrival = x.when(served).then(x.col(table.arrival))
+        facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
+        if table.arrival == ARRIVAL_S:
+            facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
+    return facts
 
 
 def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float | None, str | None]:

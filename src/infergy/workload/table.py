@@ -102,11 +102,7 @@ class Table:
         if raw:
             for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
                 columns += [_coalesce(x, [self._column(path) for path in paths]).alias(f"raw_{axis}")] if paths else []
-        elif self.arrival == ARRIVAL:
-            columns.append(self._column(layout.time[0]).alias(ARRIVAL))
-        elif self.arrival is not None:
-            columns.append(_coalesce(x, [self._seconds_of(path) for path in layout.time]).alias(ARRIVAL_S))
-        return self.frame.select(*columns, *self._links())
+        return self.frame.select(*columns, *self._arrivals(), *self._links())
 
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
         """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts."""
@@ -170,6 +166,13 @@ class Table:
             column = column.str.strip_chars()
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
+
+    def _arrivals(self) -> list[Any]:
+        if self.arrival is None:
+            return []
+        if self.arrival == ARRIVAL:
+            return [self._column(self.layout.time[0]).alias(ARRIVAL)]
+        return [_coalesce(self.x, [self._seconds_of(path) for path in self.layout.time]).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions

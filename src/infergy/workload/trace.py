@@ -289,6 +289,22 @@ def find_histogram(source: Any) -> Histogram | None:
     Raises:
         DataError: The file has the schema of a histogram, and is none or does not add up.
     """
+    record = _histogram_record(source)
+    if record is None:
+        return None
+    from infergy.records.codec import from_json
+
+    sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
+    histogram = from_json(Histogram, record, str(source))
+    for name, value in sums.items():
+        total = getattr(histogram, name)
+        if total != value:
+            expected = f"{total:,}, the sum over its bins; bin the trace again: infergy bins TRACE --json"
+            raise DataError.bad_field(source, name, value, expected)
+    return histogram
+
+
+def _histogram_record(source: Any) -> dict[str, Any] | None:
     path = Path(source).expanduser() if isinstance(source, (str, Path)) and source else None
     if path is None or not path.is_file():
         return None
@@ -301,15 +317,4 @@ def find_histogram(source: Any) -> Histogram | None:
     except (UnicodeDecodeError, json.JSONDecodeError):
         # Some log whose records begin so.
         return None
-    if not isinstance(record, dict) or record.get("schema") != HISTOGRAM_SCHEMA:
-        return None
-    from infergy.records.codec import from_json
-
-    sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
-    histogram = from_json(Histogram, record, str(source))
-    for name, value in sums.items():
-        total = getattr(histogram, name)
-        if total != value:
-            expected = f"{total:,}, the sum over its bins; bin the trace again: infergy bins TRACE --json"
-            raise DataError.bad_field(source, name, value, expected)
-    return histogram
+    return record if isinstance(record, dict) and record.get("schema") == HISTOGRAM_SCHEMA else None
