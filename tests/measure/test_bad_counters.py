@@ -12,9 +12,8 @@ from infergy.engines import Completion, Work
 from infergy.errors import MeterError
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.block import window
-from infergy.measure.cell import measure_idle
-from infergy.measure.plausible import demand_plausible_window
-from infergy.measure.timeline import NOBODY, SimulatedWitness
+from infergy.measure.cell import check_window, measure_idle
+from infergy.measure.power_sampler import NO_SAMPLER, SimulatedSampler
 from infergy.measure.worker import attempt
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import GpuIdentity, GpuState, Measurement
@@ -79,8 +78,8 @@ def measured(
     meter.fault, meter.error = fault, error
     idle = measure_idle(meter, 2.0)
     session = BreakingSession(gpu, meter, fatal, jump_s)
-    witness = SimulatedWitness(meter, 0.02) if sees else NOBODY
-    row, _ = attempt(session, meter, plan.cells[1], plan, surroundings_of(gpu), idle, (), witness)
+    sampler = SimulatedSampler(meter, 0.02) if sees else NO_SAMPLER
+    row, _ = attempt(session, meter, plan.cells[1], plan, surroundings_of(gpu), idle, (), sampler)
     (checked,) = check_rows([row], target=0.02)
     return row, [flag.code for flag in checked.flags]
 
@@ -165,4 +164,4 @@ def test_a_clock_that_goes_back_between_batches_is_told() -> None:
     back = replace(second, start_s=first.end_s - 0.5, end_s=first.end_s + 1.2)
     assert row.loaded_idle is not None
     with raises("clock-wrong"):
-        demand_plausible_window(replace(row.windows[0], batches=(first, back)), row.loaded_idle, row.environment.gpus)
+        check_window(replace(row.windows[0], batches=(first, back)), row.loaded_idle, row.environment.gpus)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.doctor import diagnose, diagnose_simulated, simulated_gpu
-from infergy.measure.loads import FEED_S, QUEUED, SimulatedLoad, TorchLoad
-from infergy.measure.square_wave import FULL, HALF, OFF, Wave, measure_behaviour
+from infergy.measure.loads import FEED_S, FULL, HALF, OFF, QUEUED, SimulatedLoad, TorchLoad
+from infergy.measure.square_wave import Wave, measure_behaviour
 from infergy.measure.step_response import fit_ramp, integral_j, is_regular, share_from_scatter, step_j
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState, Tick

@@ -19,7 +19,7 @@ from infergy.errors import EngineError, GpuLostError, MissingError
 from infergy.hardware import get_gpu, get_model, largest_batch, model_config
 from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.measure.block import window
-from infergy.measure.grid import make_plan, parse_grid, read_grid
+from infergy.measure.grid import make_plan, parse_grid, read_toml
 from infergy.measure.sweep import describe_row, sweep
 from infergy.measure.worker import attempt, open_pair, wake
 from infergy.meters.simulated import SimulatedMeter
@@ -500,7 +500,9 @@ def test_too_few_gpus_are_told_before_anything_runs(tmp_path: Path, monkeypatch:
 
 
 def test_the_shipped_study_measures_the_same_cells_on_one_gpu_and_on_two(tmp_path: Path) -> None:
-    plan = make_plan(read_grid(Path(SRC) / "infergy" / "data" / "studies" / "tensor-parallel.toml"))
+    plan = make_plan(
+        parse_grid(read_toml(Path(SRC) / "infergy" / "data" / "studies" / "tensor-parallel.toml"), "study")
+    )
     loads = {setup.tensor_parallel: {one.cell.load for one in cells} for setup, cells in plan.by_setup().items()}
     assert set(loads) == {1, 2}
     assert loads[1] == loads[2]

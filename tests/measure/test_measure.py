@@ -26,7 +26,7 @@ from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.grid import make_plan, parse_grid
-from infergy.measure.sweep import check_plan, sweep
+from infergy.measure.sweep import survey, sweep
 from infergy.measure.worker import attempt
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import (
@@ -450,7 +450,7 @@ def test_a_child_that_hangs_is_ended_recorded_and_replaced(tmp_path: Path, monke
     assert [row.status for row in rows] == ["ok", "failed", "ok", "ok"]
     assert rows[1].failure is not None
     assert rows[1].failure.code == "hung"
-    assert "told nothing for 0.25 s and was ended" in rows[1].failure.message
+    assert "reported nothing for 0.25 s and was ended" in rows[1].failure.message
     # What the engine had started went with it.
     wait_until(lambda: not is_running(int(pid.read_text())))
 
@@ -619,7 +619,7 @@ def test_a_plan_for_another_gpu_is_refused_and_told_which_one_is_here(
 
     monkeypatch.setattr("infergy.measure.sweep.open_pair", open_pair)
     with raises("other-gpu", found="a100-80gb-sxm", expected="h200") if is_refused else nullcontext():
-        check_plan(tiny_plan(), simulate=False)
+        survey(tiny_plan(), simulate=False, meter="nvml")
 
 
 def test_a_plan_without_its_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -638,7 +638,7 @@ def test_a_model_told_by_hand_is_played_but_no_engine_is_asked_to_load_it(tmp_pa
     assert rows
     assert all(row.failure is None and row.cell.setup.model == "mine" for row in rows)
     with raises("not-supported", model="mine"):
-        check_plan(plan, simulate=False)
+        survey(plan, simulate=False, meter="nvml")
 
 
 @pytest.mark.parametrize("model", ["nemotron-nano-12b-v2-vl", "qwen3-omni-30b-a3b"])

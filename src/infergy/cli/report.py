@@ -48,8 +48,7 @@ def report(
         raise UsageError(message, code="bad-usage")
     try:
         from infergy.measure.studies import study_cells
-        from infergy.report.build import build_report
-        from infergy.report.page import write_report
+        from infergy.report.page import build_report, write_report
 
         built = build_report(
             [] if sources == [PAPER] else [Path(source) for source in sources],

@@ -155,7 +155,7 @@ def _record(name: str) -> tuple[type, str]:
 
         return Breakdown, WATERFALL_SCHEMA
     if name == "timeline":
-        from infergy.report.timeline import TIMELINE_SCHEMA, Picture
+        from infergy.report.power_chart import TIMELINE_SCHEMA, Picture
 
         return Picture, TIMELINE_SCHEMA
     if name == "studies":

@@ -40,11 +40,11 @@ def timeline(
         save_chart(_chart(row, window), output)
         typer.echo(f"{output}: {row.cell}, window {window} of {len(row.seen_windows)}", err=True)
     if as_json:
-        from infergy.report.timeline import picture
+        from infergy.report.power_chart import picture
 
         print_json([picture(row, window)])
     elif output is None:
-        from infergy.report.timeline import draw_text
+        from infergy.report.power_chart import draw_text
 
         typer.echo(draw_text(row, window))
 
@@ -63,7 +63,7 @@ def _choose(rows: tuple[Measurement, ...], cell: str | None, file: Path) -> Meas
 
 
 def _chart(row: Measurement, window: int) -> Any:
-    from infergy.report.timeline import draw_chart
+    from infergy.report.power_chart import draw_chart
 
     try:
         return draw_chart(row, window)

@@ -63,7 +63,7 @@ def waterfall(
 
 
 def _chart(found: Breakdown) -> Any:
-    from infergy.report.waterfall import draw_waterfall
+    from infergy.report.trace_figures import draw_waterfall
 
     try:
         return draw_waterfall(found)

@@ -20,7 +20,7 @@ from infergy.hardware import get_gpu, get_model
 from infergy.hardware.draft import Draft
 from infergy.measure.forecast import total_j
 from infergy.measure.grid import make_plan, parse_grid
-from infergy.measure.predict import GpuWork, forecast_load, forecast_run
+from infergy.measure.planner import Planner
 from infergy.records import Decoding, EngineSetup, Load, Plan
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
@@ -49,7 +49,7 @@ def test_a_forecast_is_what_an_estimate_says_of_the_same_requests() -> None:
     inputs, outputs = np.array(lengths).T
     requests = Requests(source="test", input_tokens=inputs, output_tokens=outputs, arrival_s=np.array(arrival_s))
     run = open_server(spec, shipped_table()).serve(requests)
-    found = forecast_run(setup, LLAMA, H200, lengths, arrival_s)
+    found = Planner(setup, LLAMA, H200).forecast(lengths, arrival_s)
     assert (found.batch_s, found.batch_j) == pytest.approx((run.duration_s, run.energy_j), rel=1e-9)
 
 
@@ -64,7 +64,7 @@ def test_forecasts_of_the_shipped_h200_cells_are_near_what_was_measured(
             continue
         inputs, outputs, batch = map(int, cell.groups())
         load = Load(input_tokens=inputs, output_tokens=outputs, batch=batch)
-        found = forecast_load(replace(VLLM, engine=engine), LLAMA, H200, load)
+        found = Planner(replace(VLLM, engine=engine), LLAMA, H200).forecast([load.lengths] * batch)
         errors.append((abs(found.batch_j / entry.energy_j - 1), abs(found.batch_s / entry.duration_s - 1)))
     assert len(errors) > 40
     by_energy, by_seconds = zip(*errors, strict=True)
@@ -76,23 +76,26 @@ def test_each_beam_is_a_sequence() -> None:
     beams = Load(input_tokens=512, output_tokens=8, batch=2, decoding=Decoding(beams=4))
     plain = Load(input_tokens=512, output_tokens=8, batch=8)
     setup = replace(VLLM, engine="transformers")
-    assert forecast_load(setup, LLAMA, H200, beams) == forecast_load(setup, LLAMA, H200, plain)
+    planner = Planner(setup, LLAMA, H200)
+    forecasts = [planner.plan(load, "given").forecast_batch_s for load in (beams, plain)]
+    assert forecasts[0] == forecasts[1]
 
 
 def test_launching_kernels_is_no_work_of_the_gpu() -> None:
     load = Load(input_tokens=512, output_tokens=64, batch=1)
     eager = replace(VLLM, cuda_graphs=False)
-    assert GpuWork(eager, LLAMA, H200).seconds(load) == GpuWork(VLLM, LLAMA, H200).seconds(load)
-    assert GpuWork(eager, LLAMA, H200).seconds(load) < forecast_load(eager, LLAMA, H200, load).batch_s / 2
+    planner = Planner(eager, LLAMA, H200)
+    assert planner.gpu_s(load) == Planner(VLLM, LLAMA, H200).gpu_s(load)
+    assert planner.gpu_s(load) < planner.plan(load, "given").forecast_batch_s / 2
 
 
 def test_gpu_work_grows_with_the_batch_and_with_a_draft() -> None:
     loads = [Load(input_tokens=512, output_tokens=64, batch=size) for size in range(1, 300, 7)]
     draft = Draft(shape=get_model("llama-3.2-1b"), look_ahead=4, acceptance=0.0)
-    plain, drafted = (GpuWork(VLLM, LLAMA, H200, one) for one in (None, draft))
-    seconds = [plain.seconds(load) for load in loads]
+    plain, drafted = (Planner(VLLM, LLAMA, H200, one) for one in (None, draft))
+    seconds = [plain.gpu_s(load) for load in loads]
     assert seconds == sorted(set(seconds))
-    assert all(drafted.seconds(load) > seconds[place] for place, load in enumerate(loads))
+    assert all(drafted.gpu_s(load) > seconds[place] for place, load in enumerate(loads))
 
 
 def test_a_plan_carries_its_forecasts_through_its_file(tmp_path: Path) -> None:
