@@ -30,10 +30,9 @@ from infergy.cost.step import StepSums, added_j, free_s, stretched_s
 from infergy.cost.work import server_work
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.hardware.models import get_model
-from infergy.hardware.simulated_node import pretend_node
 from infergy.measure.calibrate import calibrate
 from infergy.measure.calibration_work import SimulatedBench, draw_truth
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedMeter, pretend_node
 from infergy.records import GpuState
 from infergy.records.calibration import LAUNCH, REDUCE, CalibrationWindow, Workload, read_calibration_file
 from raising import raises

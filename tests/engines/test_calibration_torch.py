@@ -261,7 +261,7 @@ def test_what_cannot_be_captured_runs_one_by_one_and_says_so(pretended: TorchBen
     assert loaded.run(0.001) >= 1
 
 
-def test_out_of_memory_is_told_apart(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_distinguished(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
 

@@ -14,7 +14,6 @@ from infergy.cli.schema import make_schema
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError
 from infergy.hardware.gpus import get_gpu
-from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.measure.calibrate import CalibrationEvent, calibrate
 from infergy.measure.calibration_work import (
     SimulatedBench,
@@ -26,7 +25,7 @@ from infergy.measure.calibration_work import (
     shrink,
 )
 from infergy.meters import Meter
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import GpuState
 from infergy.records.calibration import ATTENTION, COPY, PRODUCT, Workload, read_calibration_file
 from raising import raises

@@ -19,16 +19,15 @@ from typing import Any
 import pytest
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
-from infergy.engines.simulated import SimulatedEngine
+from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.errors import EngineError
 from infergy.hardware import get_gpu, model_config
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.sweep import survey, sweep
 from infergy.measure.worker import attempt
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import CounterSensor, Sensors, SimulatedGpu, SimulatedMeter
 from infergy.records import (
     EngineSetup,
     Environment,
@@ -192,7 +191,9 @@ def test_batches_begin_at_any_moment_of_a_period_of_the_counter(gpu: SimulatedGp
 @pytest.mark.parametrize("delay_s", [0.0, 0.06, 0.1])
 def test_joules_that_the_counter_tells_late_are_counted(surroundings: Surroundings, delay_s: float) -> None:
     late = SimulatedGpu(
-        GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=120.0, sensors=Sensors(counter_delay_s=delay_s)
+        GpuIdentity(uuid="GPU-a", name="simulated"),
+        idle_w=120.0,
+        sensors=Sensors(counter=CounterSensor(delay_s=delay_s)),
     )
     row, _ = measure(late, surroundings, seconds=1.6, power_w=600.0)
     assert row.result is not None

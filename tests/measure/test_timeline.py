@@ -18,7 +18,6 @@ import pytest
 
 from infergy.engines import Completion, Work
 from infergy.errors import MeterError
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure import cell
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.power_sampler import (
@@ -32,7 +31,7 @@ from infergy.measure.power_sampler import (
 )
 from infergy.measure.sweep import sweep
 from infergy.meters import Meter, Power, open_meter
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu, SimulatedMeter
 from infergy.records import GpuIdentity, Measurement, MeasureOptions
 from infergy.records.store import read_store
 from infergy.records.timeline import PowerTimeline, ratio
@@ -44,7 +43,7 @@ POWER = Power(instant_w=250.0, average_w=None)
 
 STEADY = """
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedGpu
 from infergy.errors import MeterError
 from infergy.meters import Power
 from infergy.records import GpuIdentity, Measurement, MeasureOptions
@@ -216,7 +215,7 @@ def gpu() -> SimulatedGpu:
 
 
 def test_a_simulated_sensor_shows_what_it_showed_at_each_look() -> None:
-    sensors = Sensors(power_period_s=0.1, power_delay_s=0.05, power_gain=1.1)
+    sensors = Sensors(power=PowerSensor(period_s=0.1, delay_s=0.05, gain=1.1))
     gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0, phase_s=0.0, sensors=sensors)
     sampler = SimulatedSampler(SimulatedMeter(gpu), 0.02)
     sampler.begin()

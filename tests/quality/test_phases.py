@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infergy.engines.simulated import SimulatedEngine
+from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.hardware import get_gpu, get_model, model_config
-from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.planner import Planner
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
 from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
 from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell

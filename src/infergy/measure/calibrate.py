@@ -17,15 +17,14 @@ from typing import Any
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError, MissingError, UsageError
 from infergy.hardware.gpus import get_gpu
-from infergy.hardware.simulated_node import pretend_node
 from infergy.measure.block import window
 from infergy.measure.calibration_work import IDLE_WORK, SimulatedBench, draw_truth, look_nowhere, make_works
 from infergy.measure.environment import gather
 from infergy.measure.torch_bench import TorchBench
 from infergy.meters import Meter
 from infergy.meters.nvml import NvmlMeter
-from infergy.meters.simulated import SimulatedMeter
-from infergy.meters.window import counter_period_s
+from infergy.meters.simulated import SimulatedMeter, pretend_node
+from infergy.meters.ticks import counter_period_s
 from infergy.records import Environment, GpuState
 from infergy.records.calibration import IDLE, CalibrationFile, CalibrationWindow, Workload
 from infergy.units import format_duration, format_number, format_si, parse_duration

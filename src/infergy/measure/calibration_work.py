@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from infergy.hardware.gpus import Gpu
-from infergy.hardware.simulated_node import SimulatedNode
+from infergy.meters.simulated import SimulatedNode
 from infergy.records.calibration import ATTENTION, COPY, IDLE, LAUNCH, PRODUCT, Workload
 
 PAST_CACHE = 8

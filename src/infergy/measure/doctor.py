@@ -15,13 +15,12 @@ from statistics import median
 
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
 from infergy.hardware import find_gpu_by_driver_name
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.environment import cpu_name, version_of
 from infergy.meters import Meter, powers_of
-from infergy.meters.nvml import NvmlMeter, visible_uuids
-from infergy.meters.nvml_boards import Board, open_boards
-from infergy.meters.plugins import find_plugins, open_plugin
-from infergy.meters.window import counter_period_s
+from infergy.meters.nvml import Board, NvmlMeter, open_boards, visible_uuids
+from infergy.meters.registry import find_plugins, open_plugin
+from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu
+from infergy.meters.ticks import counter_period_s
 from infergy.records import GpuIdentity
 from infergy.records.behaviour import MeterBehaviour
 from infergy.version import VERSION
@@ -40,7 +39,7 @@ PACKAGES = {
 }
 """Distributions, what each is for, and what to type where it is not installed."""
 
-SIMULATED_SENSORS = Sensors(power_period_s=0.1, power_window_s=0.025, noise_w=0.2)
+SIMULATED_SENSORS = Sensors(power=PowerSensor(period_s=0.1, window_s=0.025, noise_w=0.2))
 """Of A100 and H100, says arXiv 2312.02741: 25 ms of each 100 ms; averaged power over 1 s."""
 
 SIMULATED_IDLE_W, SIMULATED_FULL_W = 120.0, 700.0

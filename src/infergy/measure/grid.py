@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config
-from infergy.hardware.draft import find_draft
+from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
+from infergy.hardware.models import find_draft
 from infergy.measure.anchors import ANCHORS, choose_anchors
 from infergy.measure.planner import Planner, online_sizes, resolve_arrivals
 from infergy.measure.validation import Problems, batch_errors, draft_errors, length_errors, setup_errors
@@ -314,7 +314,7 @@ def _resolve(grid: Grid) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[Engine
     setups, gpu, configs = _resolve_names(grid, problems)
     cells_of: dict[EngineSetup, dict[str, PlannedCell]] = {}
     for setup in setups:
-        shape = ModelShape.from_config(configs[setup.model], name=setup.model)
+        shape = read_shape(configs[setup.model], name=setup.model)
         planner = Planner(setup, shape, gpu, find_draft(setup, configs))
         cells = cells_of.setdefault(setup, {})
         for block in grid.cells:
@@ -349,7 +349,7 @@ def _resolve_names(grid: Grid, problems: Problems) -> tuple[list[EngineSetup], G
         with problems.collect():
             name = canonical_name(model)
             configs[name] = model_config(model)
-            shapes[name] = ModelShape.from_config(configs[name], name=name)
+            shapes[name] = read_shape(configs[name], name=name)
     decodings = dict.fromkeys(Decoding.parse_label(label) for block in grid.cells for label in block.decoding)
     arrivals = {one for block in grid.cells for one in block.all_arrivals() if one is not None}
     for setup in setups:

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from infergy.errors import MissingError
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedGpu
 
 OFF, HALF, FULL = 0.0, 0.5, 1.0
 

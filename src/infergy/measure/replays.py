@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.hardware import ModelShape, canonical_name, get_gpu, model_config
-from infergy.hardware.draft import find_draft
+from infergy.hardware import canonical_name, get_gpu, model_config, read_shape
+from infergy.hardware.models import find_draft
 from infergy.measure.planner import Planner, Run, resolve_arrivals
 from infergy.measure.validation import Problems, length_errors, setup_errors
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load, MeasureOptions, Plan, PlannedCell, grid_visit
@@ -110,7 +110,7 @@ def plan_replays(
         models.setdefault(setup.model, model_config(given.model))
         if setup.speculation is not None:
             models.setdefault(setup.speculation.draft, model_config(setup.speculation.draft))
-        shape = ModelShape.from_config(models[setup.model], name=setup.model)
+        shape = read_shape(models[setup.model], name=setup.model)
         if replay not in runs:
             runs[replay] = resolve_arrivals(replay.load(), options.seed, max_tokens)
         run = runs[replay]

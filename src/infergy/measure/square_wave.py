@@ -21,7 +21,7 @@ from infergy.measure import step_response as response
 from infergy.measure.loads import FULL, HALF, OFF, SimulatedLoad, TorchLoad
 from infergy.measure.step_response import Point, Step
 from infergy.meters import Meter, powers_of
-from infergy.meters.window import TIMEOUT_S
+from infergy.meters.ticks import TIMEOUT_S
 from infergy.records import Tick
 from infergy.records.behaviour import Agreement, CounterBehaviour, FieldBehaviour, MeterBehaviour
 from infergy.version import VERSION
@@ -108,7 +108,7 @@ class _Watcher:
 
     def _look(self) -> None:
         self._clock.pause()
-        # As in `infergy.meters.window`: a stamp on either side of the read, whatever stops us between.
+        # As in `infergy.meters.ticks`: a stamp on either side of the read, whatever stops us between.
         before_s = self._clock.now_s()
         energy_j = self._meter.read()[self._uuid]
         now_s = self._clock.now_s()

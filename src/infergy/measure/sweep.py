@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infergy.engines.weights import describe_weights
 from infergy.errors import DataError, EngineError, InfergyError, UsageError
-from infergy.hardware import BY_HAND, ModelShape, find_gpu_by_driver_name
+from infergy.hardware import BY_HAND, find_gpu_by_driver_name, read_shape
 from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
@@ -128,8 +128,8 @@ def check_contents(plan: Plan, *, simulate: bool) -> None:
             if name not in plan.models:
                 message = f"the plan holds no configuration of {name}. Make it again with: infergy plan"
                 raise DataError(message, code="plan-incomplete", plan=plan.name, missing=name)
-            shape = ModelShape.from_config(plan.models[name], name=name)
-            if shape.architecture == BY_HAND and not simulate:
+            shape = read_shape(plan.models[name], name=name)
+            if shape.checkpoint.architecture == BY_HAND and not simulate:
                 message = (
                     f"{name} is described by hand, in numbers that no engine loads. Measure it with its config.json, "
                     "or simulate: --simulate"

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from infergy.engines import find_engine
-from infergy.engines.assisted import refuse_batch
+from infergy.engines.engine import check_assisted_batch
 from infergy.errors import DataError, InfergyError, MissingError, UsageError
-from infergy.hardware import ModelShape
+from infergy.hardware import ModelShape, read_shape
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, Load
 
 
@@ -106,13 +106,13 @@ def draft_errors(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]]) ->
     speculation = setup.speculation
     if speculation is None or speculation.draft not in models:
         return
-    draft = ModelShape.from_config(models[speculation.draft], name=speculation.draft)
+    draft = read_shape(models[speculation.draft], name=speculation.draft)
     yield from _head_errors(setup, draft)
     reason = None
     if draft.name == setup.model:
         reason = f"{setup.model} cannot draft for itself: that saves no step. Name a smaller model"
     elif setup.model in models:
-        vocabulary = ModelShape.from_config(models[setup.model], name=setup.model).vocabulary
+        vocabulary = read_shape(models[setup.model], name=setup.model).vocabulary
         if vocabulary != draft.vocabulary:
             reason = (
                 f"{draft.name} drafts from {draft.vocabulary} tokens, {setup.model} has {vocabulary}: a draft model "
@@ -164,6 +164,6 @@ def batch_errors(setup: EngineSetup, load: Load) -> Iterator[UsageError]:
     """Why a batch is too large for a draft model under transformers, which assists one request at a time."""
     if setup.engine == "transformers" and setup.speculation is not None:
         try:
-            refuse_batch(setup.speculation, load.batch)
+            check_assisted_batch(setup.speculation, load.batch)
         except UsageError as error:
             yield error.within(setup.label)

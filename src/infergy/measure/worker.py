@@ -17,16 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
-from infergy.engines.protocol import GPU_UUIDS
+from infergy.engines.engine import GPU_UUIDS
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
-from infergy.hardware import ModelShape
+from infergy.hardware import read_shape
 from infergy.measure.cell import failed_cell, failure_of, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler, open_sampler
 from infergy.measure.warmup import make_work
 from infergy.meters import Meter, open_meter
-from infergy.meters.window import counter_period_s
+from infergy.meters.ticks import counter_period_s
 from infergy.records import END_VISIT, START_VISIT, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.agreement import spread_key
 from infergy.records.store import StoreWriter
@@ -119,10 +119,9 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NV
     """The engine of a set-up and the meter of its GPUs; simulated, they share simulated GPUs."""
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
-    from infergy.engines.simulated import SimulatedEngine
+    from infergy.engines.simulated_engine import SimulatedEngine
     from infergy.hardware import get_gpu
-    from infergy.hardware.simulated_node import pretend_node
-    from infergy.meters.simulated import SimulatedMeter
+    from infergy.meters.simulated import SimulatedMeter, pretend_node
 
     gpu = get_gpu(plan.gpu)
     node = pretend_node(gpu, setup.tensor_parallel)
@@ -138,7 +137,7 @@ def wake(session: Session, meter: Meter, engine: Engine, plan: Plan, setup: Engi
     """
     facts = session.facts()
     check_same_gpus(meter, facts.get(GPU_UUIDS))
-    vocabulary = ModelShape.from_config(plan.models[setup.model], name=setup.model).vocabulary
+    vocabulary = read_shape(plan.models[setup.model], name=setup.model).vocabulary
     session.run(make_work(make_prompts(FIRST_LOAD, vocabulary, plan.options.seed), FIRST_LOAD.output_tokens))
     idle = measure_idle(meter, plan.options.idle_s)
     environment = gather(

@@ -12,7 +12,7 @@ from infergy.cli import app
 from infergy.measure.block import window
 from infergy.measure.sweep import sweep
 from infergy.meters import open_meter
-from infergy.meters.plugins import find_plugins
+from infergy.meters.registry import find_plugins
 from infergy.meters.simulated import SimulatedMeter
 from infergy.testing import METER_RULES, check_meter
 from installed import install
@@ -21,7 +21,7 @@ from raising import raises, seen
 
 GOOD = """
 from infergy.errors import MissingError
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedGpu
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import GpuIdentity
 
@@ -90,7 +90,7 @@ def test_a_plug_in_is_opened_by_its_name_beside_broken_ones(site: Path) -> None:
         ("simulated", "option-missing", {"option": "--simulate"}),
     ],
 )
-def test_one_that_is_of_no_use_is_told_by_name_and_package(
+def test_one_that_is_of_no_use_is_reported_by_name_and_package(
     site: Path, name: str, code: str, fields: dict[str, object]
 ) -> None:
     with raises(code, **fields):

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import measure_idle
 from infergy.meters import next_tick
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
 from infergy.records import GpuIdentity
 from infergy.testing import METER_RULES, FakeClock, RecordingMeter, ReplayMeter, check_meter, record
 from raising import raises
@@ -88,7 +87,7 @@ def test_a_recording_without_a_reading_is_closed_without_one(tmp_path: Path) -> 
         ([(1.0, {"a": float("nan")}), (2.0, {"a": 2.0})], {"reading": 1}),
     ],
 )
-def test_readings_that_cannot_be_are_refused(readings: Any, fields: dict[str, object]) -> None:
+def test_readings_that_cannot_be_are_rejected(readings: Any, fields: dict[str, object]) -> None:
     with raises("bad-recording", **fields):
         ReplayMeter(readings)
 
@@ -104,7 +103,7 @@ def test_a_file_that_is_no_recording_is_named(tmp_path: Path, text: str) -> None
         ReplayMeter.load(path)
 
 
-def test_the_fake_clock_moves_only_when_told_and_never_back() -> None:
+def test_the_fake_clock_moves_only_when_asked_and_never_back() -> None:
     clock = FakeClock(5.0, pause_s=0.25)
     assert clock.now_s() == clock.now_s() == 5.0
     clock.sleep(2.0)

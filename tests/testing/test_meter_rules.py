@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from infergy.errors import MissingError
-from infergy.hardware.simulated import SimulatedGpu
 from infergy.meters.nvml import NvmlMeter
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
 from infergy.records import GpuIdentity, GpuState
 from infergy.testing import METER_RULES, BrokenRuleError, FakeClock, check_meter
 from meters.test_nvml import FakeNvml, FakeNvmlError
@@ -155,7 +154,7 @@ BROKEN: list[tuple[type[SimulatedMeter], str, str]] = [
     (Unnamed, "scope is named", "scope is 'GPU and CPU'"),
     (ZeroLimit, "devices are identified", "power_limit_w of GPU-a is 0.0; what is unknown is None, never 0"),
     (OtherIds, "ids agree", "states() holds ['0']"),
-    (NewIds, "ids are stable", "a UUID names the same chip"),
+    (NewIds, "ids are stable", "a UUID names the same GPU"),
     (Unmetered, "joules are finite", "read() gives nan for GPU-a"),
     (Falling, "reads are monotone", "the counter of GPU-a fell from 429"),
     (Stuck, "counters tick", "GPU-a did not move in 3 s"),
@@ -170,7 +169,9 @@ BROKEN: list[tuple[type[SimulatedMeter], str, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "rule", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
-def test_a_broken_meter_is_told_by_its_rule_and_a_sentence(kind: type[SimulatedMeter], rule: str, words: str) -> None:
+def test_a_broken_meter_is_reported_by_its_rule_and_a_sentence(
+    kind: type[SimulatedMeter], rule: str, words: str
+) -> None:
     with pytest.raises(BrokenRuleError) as broken:
         check_meter(lambda: open_simulated(kind))
     (line,) = [line for line in str(broken.value).splitlines() if line.startswith(f"- {rule}: ")]
@@ -184,7 +185,7 @@ def test_every_rule_has_a_meter_that_breaks_it() -> None:
     assert {rule for _, rule, _ in BROKEN} == set(METER_RULES)
 
 
-def test_all_broken_rules_are_told_at_once() -> None:
+def test_all_broken_rules_are_reported_at_once() -> None:
     class Hopeless(Unnamed, NoneFact, ClosesOnce):
         pass
 

@@ -1,34 +1,27 @@
-"""A stand-in for any engine on simulated GPUs: each step takes what the cost model says with its priors, exactly.
+"""A stand-in for any engine on simulated GPUs: each step takes exactly what the cost model says with its priors.
 
-Priors do not change when the shipped table grows: what tests hold a measurement against stays the same.
+Priors do not change when the shipped table grows, so tests keep comparing with the same truth.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from infergy.engines.assisted import refuse_batch
-from infergy.engines.protocol import (
+from infergy.engines.engine import (
+    STATIC_BATCHES,
     Completion,
     EngineOutOfMemoryError,
     Work,
-    check_speculation,
-    refuse_arrivals,
-    refuse_beams,
-    refuse_compiled,
-    refuse_drafting_server,
-    refuse_fp8,
-    refuse_many,
-    refuse_set_acceptance,
-    refuse_vllm_options,
+    check_assisted_batch,
+    check_no_beams,
+    check_transformers,
+    check_vllm,
 )
 from infergy.errors import UsageError
-from infergy.hardware import Gpu, ModelShape
-from infergy.hardware.draft import Draft, find_draft
-from infergy.hardware.simulated import SimulatedGpu
-from infergy.hardware.simulated_node import SimulatedNode
+from infergy.hardware import Gpu, ModelShape, read_shape
+from infergy.hardware.models import Draft, find_draft
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 from infergy.records.window import Drafts
 from infergy.serving.run import Run
@@ -38,41 +31,49 @@ GAP_S = 1e-9
 """Rounding of times; a longer gap between two steps is time in which the GPUs idle."""
 
 
+class Device(Protocol):
+    """Simulated GPUs that share a virtual clock."""
+
+    @property
+    def gpus(self) -> Sequence[object]:
+        """The GPUs."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass while they idle."""
+        ...
+
+    def advance(self, seconds: float, power_w: float) -> None:
+        """Let time pass while they draw `power_w` together."""
+        ...
+
+
 class SimulatedEngine:
-    """Plays the engine that a set-up names; needs neither it nor a GPU."""
+    """Plays the engine that a config names; needs neither it nor a GPU."""
 
     name = "simulated"
     packages: tuple[str, ...] = ()
 
-    def __init__(self, device: SimulatedGpu | SimulatedNode, gpu: Gpu) -> None:
+    def __init__(self, device: Device, gpu: Gpu) -> None:
         self._device = device
-        self._count = len(device.gpus) if isinstance(device, SimulatedNode) else 1
         self._gpu = gpu
 
     def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
-        """Refuse what these simulated GPUs, or the engine itself, cannot play."""
-        if setup.tensor_parallel != self._count:
-            raise UsageError.bad_value("tensor_parallel", setup.tensor_parallel, f"{self._count}, the simulated GPUs")
+        """Reject what these simulated GPUs, or the engine itself, cannot play."""
+        count = len(self._device.gpus)
+        if setup.tensor_parallel != count:
+            raise UsageError.bad_value("tensor_parallel", setup.tensor_parallel, f"{count}, the simulated GPUs")
         if setup.engine == "transformers":
-            refuse_many(setup)
-            refuse_vllm_options(setup)
-            refuse_fp8(setup)
-            refuse_arrivals(arrivals, compiled=setup.compiled)
-            refuse_set_acceptance(setup)
-            check_speculation(setup, decoding)
+            check_transformers(setup, decoding, arrivals)
         else:
-            check_speculation(setup, decoding)
-            refuse_beams(decoding)
-            refuse_compiled(setup)
-            refuse_drafting_server(setup)
+            check_vllm(setup, decoding)
 
     def open(
         self, setup: EngineSetup, config: Mapping[str, Any], seed: int, draft: Mapping[str, Any] | None = None
     ) -> SimulatedSession:
         """Nothing is loaded."""
-        shape = ModelShape.from_config(config, name=setup.model)
-        one = setup.speculation
-        drafting = None if one is None or draft is None else find_draft(setup, {one.draft: draft})
+        shape, speculation = read_shape(config, name=setup.model), setup.speculation
+        drafting = None if speculation is None or draft is None else find_draft(setup, {speculation.draft: draft})
         return SimulatedSession(self._device, self._gpu, shape, setup, drafting)
 
 
@@ -80,12 +81,7 @@ class SimulatedSession:
     """Lets virtual time pass at the power of simulated steps."""
 
     def __init__(
-        self,
-        device: SimulatedGpu | SimulatedNode,
-        gpu: Gpu,
-        shape: ModelShape,
-        setup: EngineSetup,
-        draft: Draft | None = None,
+        self, device: Device, gpu: Gpu, shape: ModelShape, setup: EngineSetup, draft: Draft | None = None
     ) -> None:
         self._device = device
         self._gpu = gpu
@@ -100,14 +96,14 @@ class SimulatedSession:
         """Spend the time and energy that serving `work` takes.
 
         Raises:
-            UsageError: The engine that is played serves static batches, and requests arrive one after the other.
+            UsageError: The simulated engine serves static batches, and requests arrive one after the other.
             EngineOutOfMemoryError: They do not fit.
         """
         self._check(work)
         beams = work.decoding.beams
-        order = sorted(range(len(work.prompts)), key=lambda place: work.arrival_s[place])
-        lengths = [(len(work.prompts[place]), work.output_tokens[place]) for place in order for _ in range(beams)]
-        times = [work.arrival_s[place] for place in order for _ in range(beams)]
+        order = sorted(range(len(work.prompts)), key=lambda index: work.arrival_s[index])
+        lengths = [(len(work.prompts[index]), work.output_tokens[index]) for index in order for _ in range(beams)]
+        times = [work.arrival_s[index] for index in order for _ in range(beams)]
         if self._served is None or self._served[:2] != (lengths, times):
             run = serve_setup(self._setup, self._shape, self._gpu, self._cost, lengths, times)
             self._served = lengths, times, run
@@ -115,9 +111,9 @@ class SimulatedSession:
         if run.counts.rejected_requests:
             raise EngineOutOfMemoryError("not one request fits", is_usable=True)
         self._spend(run)
-        served, rank = run.requests, {place: index * beams for index, place in enumerate(order)}
+        served, rank = run.requests, {index: place * beams for place, index in enumerate(order)}
         first_s, finished_s = (
-            tuple(float(column[rank[place]] - served.arrival_s[rank[place]]) for place in range(len(order)))
+            tuple(float(column[rank[index]] - served.arrival_s[rank[index]]) for index in range(len(order)))
             for column in (served.first_token_s, served.finished_s)
         )
         return Completion(
@@ -135,19 +131,14 @@ class SimulatedSession:
         Equal requests at once are one batch, whose size is the user's: all of them must fit together.
         """
         setup, lengths = self._setup, list(zip(map(len, work.prompts), work.output_tokens, strict=True))
-        is_bound = setup.max_sequences is not None and setup.max_sequences < len(lengths)
-        is_batch = len(set(lengths)) == 1 and not is_bound and not any(work.arrival_s)
+        is_timed, is_static = any(work.arrival_s), setup.engine == "transformers"
+        is_batch = len(set(lengths)) == 1 and len(lengths) <= (setup.max_sequences or len(lengths)) and not is_timed
+        if is_static and is_timed:
+            raise UsageError.engine_lacks("transformers", "arrivals", "timed", STATIC_BATCHES)
         if not is_batch:
-            if setup.engine == "transformers" and any(work.arrival_s):
-                raise UsageError.engine_lacks(
-                    "transformers",
-                    "arrivals",
-                    "timed",
-                    "transformers serves static batches, which nothing can join; vllm serves later requests",
-                )
-            refuse_beams(work.decoding)
-        elif setup.engine == "transformers" and setup.speculation is not None:
-            refuse_batch(setup.speculation, len(lengths))
+            check_no_beams(work.decoding)
+        elif is_static and setup.speculation is not None:
+            check_assisted_batch(setup.speculation, len(lengths))
         sequences = [pair for pair in lengths for _ in range(work.decoding.beams)]
         fault = memory_fault(setup, self._shape, self._gpu, sequences, self._draft, together=is_batch)
         if fault is not None:
@@ -165,14 +156,14 @@ class SimulatedSession:
             now_s = start_s + seconds
 
     def _experts_touched(self, work: Work) -> float | None:
-        """What transformers tells and vLLM does not, were routing uniform."""
+        """What transformers reports and vLLM does not, under uniform routing."""
         experts = self._shape.experts
         if not work.count_experts or experts is None or self._setup.engine != "transformers":
             return None
         return experts.expected_coverage(len(work.prompts) * work.decoding.beams)
 
     def _play_drafts(self, work: Work) -> Drafts | None:
-        """As many rounds as are expected: each adds a token of the model to those that it accepts."""
+        """The expected number of rounds: each adds a token of the model to those that it accepts."""
         if self._draft is None:
             return None
         tokens = sum(count - 1 for count in work.output_tokens)
@@ -180,7 +171,7 @@ class SimulatedSession:
         return Drafts(rounds=rounds, drafted_tokens=rounds * self._draft.look_ahead, accepted_tokens=tokens - rounds)
 
     def facts(self) -> Mapping[str, str | None]:
-        """What is played."""
+        """What is simulated."""
         return {"simulated": f"{self._setup.label} on {self._gpu.title}"}
 
     def close(self) -> None:

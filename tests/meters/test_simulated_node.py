@@ -7,14 +7,12 @@ from itertools import pairwise
 import pytest
 
 from infergy.hardware import get_gpu
-from infergy.hardware.simulated import SimulatedGpu
-from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.meters import next_tick
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import GpuIdentity
 
 
-def test_all_gpus_share_the_time_that_passes_whoever_is_read() -> None:
+def test_all_gpus_share_the_time_that_passes_whichever_is_read() -> None:
     node = pretend_node(get_gpu("h200"), 4)
     node.advance(1.25, 2000.0)
     node.sleep(0.5)

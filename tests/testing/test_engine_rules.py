@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
-from infergy.engines.simulated import SimulatedEngine, SimulatedSession
+from infergy.engines.simulated_engine import SimulatedEngine, SimulatedSession
 from infergy.errors import EngineError
 from infergy.hardware import get_gpu, model_config
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedGpu
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, GpuIdentity
 from infergy.testing import ENGINE_RULES, BrokenRuleError, check_engine
 
@@ -47,7 +47,7 @@ def test_the_simulated_engine_keeps_every_rule() -> None:
 
 
 def test_without_work_that_is_too_large_the_rule_of_memory_is_not_said_to_be_kept() -> None:
-    assert set(ENGINE_RULES) - set(check(Engine(), too_large=None)) == {"running out of memory is told"}
+    assert set(ENGINE_RULES) - set(check(Engine(), too_large=None)) == {"running out of memory is reported"}
 
 
 class PackageList(Engine):
@@ -139,15 +139,15 @@ class DiesOfMemory(SimulatedSession):
             raise
 
 
-MEMORY = "running out of memory is told"
-MIXED = "mixed work is served or refused"
+MEMORY = "running out of memory is reported"
+MIXED = "mixed work is served or rejected"
 BROKEN: list[tuple[type[Engine] | type[SimulatedSession], str, str]] = [
     (PackageList, "the engine is named", "packages is ['vllm']"),
-    (RefusesByValueError, "check refuses by UsageError", "check() raised ValueError: one GPU only"),
+    (RefusesByValueError, "check rejects by UsageError", "check() raised ValueError: one GPU only"),
     (Padding, "token counts are forced", "(4, 4, 4) output tokens were asked for, output_tokens is (5, 5, 5)"),
-    (ZeroTimes, "times are told or None", "first_token_s holds 0.0 s; an unknown time is None, never 0"),
-    (FirstAfterLast, "times are told or None", "after the last one at"),
-    (FirstAfterReturn, "times are told or None", "first_token_s holds 9.0 s, but run() returned after"),
+    (ZeroTimes, "times are reported or None", "first_token_s holds 0.0 s; an unknown time is None, never 0"),
+    (FirstAfterLast, "times are reported or None", "after the last one at"),
+    (FirstAfterReturn, "times are reported or None", "first_token_s holds 9.0 s, but run() returned after"),
     (Truncating, MIXED, "prompts of (6, 4) tokens were given, input_tokens is (4, 4)"),
     (RefusesByEngineError, MIXED, "must serve them or raise UsageError; it raised EngineError: no arrivals here"),
     (NumberFact, "facts are strings or None", "facts() holds 'max_num_seqs': 256"),
@@ -159,7 +159,7 @@ BROKEN: list[tuple[type[Engine] | type[SimulatedSession], str, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "rule", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
-def test_a_broken_engine_is_told_by_its_rule_and_a_sentence(kind: type[Any], rule: str, words: str) -> None:
+def test_a_broken_engine_is_reported_by_its_rule_and_a_sentence(kind: type[Any], rule: str, words: str) -> None:
     engine = kind() if issubclass(kind, Engine) else Engine()
     if not issubclass(kind, Engine):
         engine.kind = kind

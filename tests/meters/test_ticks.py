@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.hardware.simulated import SimulatedGpu
 from infergy.meters import next_tick, sharp_tick
-from infergy.meters.simulated import SimulatedMeter
-from infergy.meters.window import counter_period_s
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
+from infergy.meters.ticks import counter_period_s
 from infergy.records import GpuIdentity
 from raising import raises
 from stalls import POINTS, STEADY_W, StoppedMeter
