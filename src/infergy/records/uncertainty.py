@@ -84,8 +84,8 @@ class Uncertainty:
     """The 95 % interval of a row's energy per batch, and what makes it wide.
 
     Attributes:
-        low_j: Lower end, in energy per batch.
-        high_j: Upper end, in energy per batch.
+        low_j: Lower end, in joules per batch.
+        high_j: Upper end, in joules per batch.
         half_width: Half of the interval over `Result.energy_j`, as a fraction.
         spread: Standard error that the spread between batches leaves, as a fraction; `edges`, `tail` and `visits`
             likewise.
