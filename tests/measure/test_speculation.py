@@ -79,7 +79,7 @@ def test_set_ups_without_a_draft_keep_their_ids_and_others_differ_by_each_of_its
         (
             {"weights": "some/draft"},
             "options-conflict",
-            {"options": {"weights": "random", "speculation.weights": "some/draft"}},
+            {"options": {"weights": "random", "speculation": "spec4:llama-3.2-1b:0.8"}},
         ),
     ],
 )
