@@ -18,8 +18,7 @@ from collections.abc import Callable
 
 from infergy.measure.forecast import EDGE_S, watch_s
 from infergy.records import Measurement, MeasureOptions
-from infergy.records.shipped import shipped_store
-from infergy.records.store import read_store
+from infergy.records.store import read_store, shipped_store
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 from infergy.units import format_duration
 

@@ -25,7 +25,7 @@ from infergy.meters.simulated import SimulatedMeter
 from infergy.records import Cell, EngineSetup, Environment, Measurement, MeasureOptions, PlannedCell, grid_visit
 from infergy.records.uncertainty import Peer, find_uncertainty, peer_of, scatters_at, spread_at
 from infergy.records.visits import join_visits
-from infergy.workload.prompts import make_prompts
+from infergy.workload.load_generator import make_prompts
 from random_gpus import IDENTITY, LOAD, STRATA, DrawnSession, Scenario, draw, draw_scenarios, draw_series
 
 MEMORIES_S = (1.0, 3.0, 10.0, 30.0)

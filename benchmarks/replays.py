@@ -25,8 +25,7 @@ from infergy.estimates.replay import spec_of
 from infergy.estimates.servers import open_server, shipped_table
 from infergy.records import Measurement, result_of
 from infergy.records.latency import percentiles
-from infergy.records.shipped import shipped_rows
-from infergy.records.store import read_store
+from infergy.records.store import read_store, shipped_rows
 
 PREDICTIONS = Path(__file__).parent / "replays"
 ROWS = "h200-llama-3.1-8b_replays"

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.errors import DataError
-from infergy.records.shipped import shipped_rows
+from infergy.records.store import shipped_rows
 from known_tables import rows_of, write_store
 from rows import build_row
 

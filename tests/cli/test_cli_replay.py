@@ -13,7 +13,7 @@ from infergy.cli import app
 from infergy.errors import DataError, UsageError
 from infergy.records import Plan
 from infergy.records.store import read_store
-from infergy.workload.arrivals import hash_lengths, trace_lengths
+from infergy.workload.load_generator import hash_lengths, trace_lengths
 
 runner = CliRunner()
 FEW = ("replay", "azure-code-2023", "--requests", "40", "--all-at-once", "--gpu", "h200")

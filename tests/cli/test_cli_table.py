@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from infergy.cli import app
 from infergy.cost.table import read_table, shipped_table
 from infergy.errors import DataError
-from infergy.records.shipped import shipped_store
-from infergy.records.store import read_store
+from infergy.records.store import read_store, shipped_store
 from known_tables import write_store
 from rows import build_row
 

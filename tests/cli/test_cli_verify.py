@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from infergy.cli import app
 from infergy.measure.anchors import choose_anchors, plan_anchors
 from infergy.records import GpuIdentity, result_of
-from infergy.records.shipped import shipped_store
-from infergy.records.store import read_store
+from infergy.records.store import read_store, shipped_store
 from known_tables import rows_of, with_environment, write_store
 from raising import raises
 

@@ -23,7 +23,7 @@ from infergy.cost.table import (
     write_table,
 )
 from infergy.estimates.build import build_table, entries_of_rows
-from infergy.records.shipped import shipped_rows
+from infergy.records.store import shipped_rows
 from known_tables import rows_of, write_store
 from raising import raises
 

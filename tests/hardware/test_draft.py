@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infergy.hardware import get_gpu, get_model, largest_batch
 from infergy.hardware.models import Draft
-from infergy.records.speculation import tokens_per_round
+from infergy.records.cell import tokens_per_round
 
 LLAMA, SMALL, H200 = get_model("llama-3.1-8b"), get_model("llama-3.2-1b"), get_gpu("h200")
 

@@ -20,7 +20,7 @@ pytest.importorskip("pyspark")
 
 from infergy.errors import DataError
 from infergy.workload import Bins, Histogram, open_trace
-from infergy.workload.spark import spark_frame
+from infergy.workload.remote import spark_frame
 from infergy.workload.table import Table
 from raising import raises
 from waiting import PATIENCE_S, wait_until

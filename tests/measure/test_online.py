@@ -20,7 +20,7 @@ from infergy.quality.phases import find_phases
 from infergy.records import Measurement, MeasureOptions, Plan, result_of
 from infergy.records.latency import backlog_of
 from infergy.records.store import read_store
-from infergy.workload.arrivals import draw_times, hash_times
+from infergy.workload.load_generator import draw_times, hash_times
 from measure.test_measure import tiny_plan
 from raising import keys_of, raises
 

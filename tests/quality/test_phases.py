@@ -19,8 +19,7 @@ from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
 from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
 from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
-from infergy.records.shipped import shipped_store
-from infergy.records.store import read_store
+from infergy.records.store import read_store, shipped_store
 from raising import raises
 from rows import build_row
 from simulated_truth import truth_of

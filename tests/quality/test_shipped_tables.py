@@ -17,9 +17,8 @@ from infergy.measure.studies import study_names, study_path
 from infergy.records import RANDOM_WEIGHTS, Load, Measurement, Result, derive
 from infergy.records.codec import to_json
 from infergy.records.plan import GIVEN
-from infergy.records.shipped import SHIPPED_ROWS as TABLES
-from infergy.records.shipped import shipped_rows, shipped_store
-from infergy.records.store import read_store
+from infergy.records.store import SHIPPED_ROWS as TABLES
+from infergy.records.store import read_store, shipped_rows, shipped_store
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infergy.records import Arrivals, Cell, EngineSetup, Load
 from infergy.records.latency import RequestTimes, find_backlog, percentiles
-from infergy.workload.arrivals import draw_times
+from infergy.workload.load_generator import draw_times
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

@@ -14,7 +14,7 @@ from infergy.hardware import get_gpu, get_model
 from infergy.hardware.gpus import IDLE_SHARE
 from infergy.records import SERVER, Arrivals, EngineSetup
 from infergy.serving.setups import cost_of_setup, memory_fault, serve_setup
-from infergy.workload.arrivals import draw_times
+from infergy.workload.load_generator import draw_times
 from simulated_truth import play, truth_of
 
 SHAPE, GPU = get_model("llama-3.1-8b"), get_gpu("h200")

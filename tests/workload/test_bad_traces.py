@@ -12,7 +12,7 @@ import pytest
 
 from infergy.errors import DataError
 from infergy.workload import Columns, open_trace
-from infergy.workload.table import LONGEST_TOKENS
+from infergy.workload.bins import LONGEST_TOKENS
 from raising import raises
 
 AZURE = "ContextTokens,GeneratedTokens\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infergy.errors import DataError
-from infergy.workload.formats import Columns, Layout, settle
+from infergy.workload.formats import Columns, Format, settle
 from raising import raises
 
 BURSTGPT = ["Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type"]
@@ -14,7 +14,7 @@ SESSIONS = [*BURSTGPT[:1], "Session ID", "Elapsed time", *BURSTGPT[1:]]
 
 def settled(
     fields: list[str], wanted: str | None = None, columns: Columns | None = None, records: bool = False
-) -> Layout:
+) -> Format:
     return settle(fields, source="log", records=records, wanted=wanted, columns=columns)
 
 
@@ -33,7 +33,7 @@ def settled(
     ],
 )
 def test_a_format_is_recognised_from_its_fields(fields: list[str], name: str) -> None:
-    assert settled(fields).format == name
+    assert settled(fields).name == name
 
 
 def test_a_table_keeps_only_the_optional_columns_it_has_and_records_keep_all() -> None:
@@ -53,19 +53,19 @@ def test_mooncake_times_are_milliseconds_unless_told_otherwise() -> None:
 
 def test_named_columns_go_before_the_formats() -> None:
     layout = settled([*BURSTGPT, "hits"], columns=Columns(output="Total tokens", cached="hits"))
-    assert (layout.format, layout.input, layout.output) == ("burstgpt", "Request tokens", "Total tokens")
+    assert (layout.name, layout.input, layout.output) == ("burstgpt", "Request tokens", "Total tokens")
     assert layout.cached == ("hits",)
 
 
 def test_columns_that_are_all_named_need_no_format() -> None:
     layout = settled(["when", "p", "c"], columns=Columns(input="p", output="c", time="when"))
-    assert (layout.format, layout.input, layout.output, layout.time) == ("columns", "p", "c", ("when",))
+    assert (layout.name, layout.input, layout.output, layout.time) == ("columns", "p", "c", ("when",))
 
 
 def test_naming_the_columns_of_a_format_is_naming_the_format() -> None:
     columns = Columns(input="prompt_tokens", output="completion_tokens")
     layout = settled(["created", "prompt_tokens", "completion_tokens", "cached_tokens"], columns=columns)
-    assert (layout.format, layout.cached, layout.time) == ("openai", ("cached_tokens",), ("created",))
+    assert (layout.name, layout.cached, layout.time) == ("openai", ("cached_tokens",), ("created",))
 
 
 def test_names_that_a_terminal_does_not_show_are_quoted_and_long_ones_cut() -> None:

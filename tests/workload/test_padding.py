@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.workload import open_trace
-from infergy.workload.padding import find_padding, padded_tokens
+from infergy.workload.summary import find_padding, padded_tokens
 from raising import raises
 
 lengths = st.lists(st.integers(1, 1000), min_size=1, max_size=60)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.errors import UsageError
-from infergy.workload import Requests, Sample, open_trace, sample_windows
+from infergy.workload import Sample, open_trace
 from infergy.workload.sampling import divide, draw_slots, sample_histogram
 from raising import raises
 
@@ -73,14 +73,12 @@ def test_windows_hold_just_what_arrives_in_them() -> None:
         np.testing.assert_allclose(window.requests.arrival_s, inside.select(since).to_series(), atol=1e-6)
 
 
-def test_requests_that_are_held_and_those_that_are_scanned_are_sampled_alike(tmp_path: Path) -> None:
-    path = tmp_path / "log.parquet"
-    long_trace(20_000).sample(fraction=1.0, shuffle=True, seed=1).write_parquet(path)
+def test_a_frame_of_another_library_is_sampled_as_one_of_polars() -> None:
+    frame = long_trace(20_000).sample(fraction=1.0, shuffle=True, seed=1)
     options: dict[str, Any] = {"error": 0.1, "whole_requests": 1000, "seed": 3}
-    scanned = open_trace(path).sample(**options)
-    held = sample_windows(open_trace(path).requests(), **options)
-    assert scanned.set_aside.out_of_order == held.set_aside.out_of_order > 0
-    for one, other in zip(scanned.windows, held.windows, strict=True):
+    ours, theirs = (open_trace(held).sample(**options) for held in (frame, frame.to_pandas()))
+    assert ours.set_aside.out_of_order == theirs.set_aside.out_of_order > 0
+    for one, other in zip(ours.windows, theirs.windows, strict=True):
         assert (one.start_s, one.duration_s, one.weight) == (other.start_s, other.duration_s, other.weight)
         np.testing.assert_array_equal(one.requests.output_tokens, other.requests.output_tokens)
         assert one.requests.arrival_s is not None
@@ -88,22 +86,25 @@ def test_requests_that_are_held_and_those_that_are_scanned_are_sampled_alike(tmp
         np.testing.assert_allclose(one.requests.arrival_s, other.requests.arrival_s, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_stated_error_is_the_error_over_many_draws() -> None:
-    requests = open_trace(long_trace(20_000)).requests()
-    samples = [sample_windows(requests, error=0.05, whole_requests=1000, seed=seed) for seed in range(300)]
-    errors = np.array(
-        [[a / b - 1 for a, b in zip(sums_of(s), (s.input_tokens, s.output_tokens), strict=True)] for s in samples]
-    )
+    frame = long_trace(20_000)
+    slot = (pl.col("arrival_s") - pl.col("arrival_s").min()) // 675
+    sums = frame.group_by(slot).agg(pl.col("input_tokens", "output_tokens").sum()).sort("arrival_s").drop("arrival_s")
+    population = sums.to_numpy()
+    draws = [draw_slots(population, error=0.05, seed=seed) for seed in range(300)]
+    drawn = [draw for draw in draws if draw is not None]
+    assert len(drawn) == 300
+    estimates = np.array([draw.weights @ population[draw.slots] for draw in drawn])
+    errors = estimates / population.sum(axis=0) - 1
     largest = np.sqrt((errors**2).mean(axis=0)).max()
-    assert largest == pytest.approx(samples[0].relative_se, rel=0.15)
-    assert abs(errors.mean(axis=0)).max() < 4 * largest / np.sqrt(len(samples))
+    assert largest == pytest.approx(drawn[0].relative_se, rel=0.15)
+    assert abs(errors.mean(axis=0)).max() < 4 * largest / np.sqrt(len(drawn))
 
 
 def test_a_draw_is_made_again_by_its_seed() -> None:
-    requests = open_trace(long_trace(20_000)).requests()
+    trace = open_trace(long_trace(20_000))
     starts = [
-        [window.start_s for window in sample_windows(requests, error=0.1, whole_requests=1000, seed=seed).windows]
+        [window.start_s for window in trace.sample(error=0.1, whole_requests=1000, seed=seed).windows]
         for seed in (1, 1, 2)
     ]
     assert starts[0] == starts[1] != starts[2]
@@ -136,23 +137,12 @@ def test_a_trace_that_varies_too_much_is_taken_whole() -> None:
     sums[50] = 1e6
     assert draw_slots(sums, error=0.01, seed=0) is None
     times = np.concatenate((np.linspace(0, 6000, 200), np.full(5000, 3000.0)))
-    requests = Requests(
-        source="burst",
-        input_tokens=np.full(len(times), 9),
-        output_tokens=np.full(len(times), 9),
-        arrival_s=np.sort(times),
-    )
-    assert sample_windows(requests, whole_requests=1000).is_whole
     frame = pl.DataFrame({"input_tokens": 9, "output_tokens": 9, "arrival_s": times})
     assert open_trace(frame).sample(whole_requests=1000).is_whole
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_without_arrivals_windows_are_parts_of_the_order(held: bool) -> None:
-    frame = long_trace(20_000).drop("arrival_s")
-    trace = open_trace(frame)
-    options: dict[str, Any] = {"error": 0.1, "whole_requests": 1000}
-    sample = sample_windows(trace.requests(), **options) if held else trace.sample(**options)
+def test_without_arrivals_windows_are_parts_of_the_order() -> None:
+    sample = open_trace(long_trace(20_000).drop("arrival_s")).sample(error=0.1, whole_requests=1000)
     assert not sample.is_whole
     assert sample.duration_s is None
     for window in sample.windows:
@@ -189,11 +179,11 @@ def test_a_log_too_long_to_hold_is_validated_as_any(tmp_path: Path) -> None:
     assert open_trace(aside).sample(error=0.3, whole_requests=1000).set_aside.failed == 5
 
 
-@pytest.mark.parametrize("options", [{"error": 0.0}, {"error": 1.5}, {"window_s": 0.0}, {"window_s": float("nan")}])
-def test_an_error_or_a_window_that_cannot_be_is_rejected(options: dict[str, float]) -> None:
-    requests = open_trace("task:translation").requests()
-    with pytest.raises(UsageError):
-        sample_windows(requests, **options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("error", [0.0, 1.5])
+def test_an_error_that_cannot_be_is_rejected(error: float) -> None:
+    for source in ("task:translation", "azure-code-2023"):
+        with pytest.raises(UsageError):
+            open_trace(source).sample(error=error)
 
 
 @given(st.integers(1, 10**8), st.one_of(st.none(), st.floats(0, 1e9)))

@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 import infergy
 from infergy.cli import app
 from infergy.workload import TaskOptions, open_trace
-from infergy.workload.length_law import LengthLaw, fit_lengths
-from infergy.workload.tasks import Task, find_task, task_lengths, tasks
+from infergy.workload.tasks import LengthLaw, Task, find_task, fit_lengths, task_lengths, tasks
 from raising import raises
 
 PUBLISHED = {

@@ -27,8 +27,7 @@ from infergy.cli.trace_options import (
     task_of,
 )
 from infergy.units import count_of, format_percent
-from infergy.workload.bins import POWERS_OF_TWO, Histogram
-from infergy.workload.histograms import SUMS
+from infergy.workload.bins import HISTOGRAM_SUMS, POWERS_OF_TWO, Histogram
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,7 +89,7 @@ def bins(
 
 
 def _in_spark(where: str, table: str) -> Any:
-    from infergy.workload.spark import spark_frame
+    from infergy.workload.remote import spark_frame
 
     return spark_frame(where, table)
 
@@ -99,7 +98,7 @@ def _with_sums(histogram: Histogram) -> dict[str, Any]:
     """The histogram with the sums that follow from it, for readers without this code."""
     from infergy.records.codec import to_json
 
-    return {**to_json(histogram), **{name: getattr(histogram, name) for name in SUMS}}
+    return {**to_json(histogram), **{name: getattr(histogram, name) for name in HISTOGRAM_SUMS}}
 
 
 def _heat_table(histogram: Histogram) -> Table:

@@ -29,8 +29,7 @@ def phases(
     Example: infergy phases mine.jsonl --engine vllm
     """
     from infergy.quality.phases import find_phases
-    from infergy.records.shipped import shipped_store
-    from infergy.records.store import read_store
+    from infergy.records.store import read_store, shipped_store
 
     path = table or shipped_store()
     report = find_phases(read_store(path).rows, file=str(path if table else path.name), label=engine)

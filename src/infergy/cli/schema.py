@@ -70,10 +70,10 @@ def make_schema(name: str) -> dict[str, Any]:
     made["properties"]["schema"] = {"const": version, "title": "Schema", "type": "string"}
     made["required"] = [*made.get("required", []), "schema"]
     if name == "histogram":
-        from infergy.workload.histograms import SUMS
+        from infergy.workload.bins import HISTOGRAM_SUMS
 
-        made["properties"] |= {key: {"type": "integer", "minimum": 0} for key in SUMS}
-        made["required"] += SUMS
+        made["properties"] |= {key: {"type": "integer", "minimum": 0} for key in HISTOGRAM_SUMS}
+        made["required"] += HISTOGRAM_SUMS
     for one in _objects(made):
         # As `infergy.records.codec` reads them: an unknown key is an error.
         one["additionalProperties"] = False

@@ -85,8 +85,7 @@ UNMEASURED = "Figure 7, lengths before and after binning, needs no measuring: in
 def _measured() -> Mapping[str, frozenset[str]]:
     """Ids of the cells that have a row in a shipped table, by GPU."""
     from infergy.hardware import catalogue_name
-    from infergy.records.shipped import shipped_rows
-    from infergy.records.store import read_store
+    from infergy.records.store import read_store, shipped_rows
 
     cells: dict[str, frozenset[str]] = {}
     for path in shipped_rows():

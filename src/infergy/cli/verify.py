@@ -50,8 +50,7 @@ def verify(
     """
     from infergy.cli.compare import print_comparison
     from infergy.quality.compare import compare
-    from infergy.records.shipped import shipped_store
-    from infergy.records.store import read_store
+    from infergy.records.store import read_store, shipped_store
 
     if rescale is not None and rescale.exists():
         message = f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl"

@@ -23,7 +23,7 @@ from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape, read_shape
 from infergy.hardware.models import Draft, find_draft
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
-from infergy.records.speculation import Drafts
+from infergy.records.window import Drafts
 from infergy.serving.run import Run
 from infergy.serving.setups import cost_of_setup, memory_fault, serve_setup
 

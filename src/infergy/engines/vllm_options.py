@@ -9,7 +9,8 @@ from infergy.engines.engine import EngineOutOfMemoryError
 from infergy.engines.weights import LAWS, config_folder, draw_weights
 from infergy.errors import EngineError
 from infergy.records import DEFAULT_DTYPE, FP8, Decoding, EngineSetup
-from infergy.records.speculation import Drafts, Speculation
+from infergy.records.cell import Speculation
+from infergy.records.window import Drafts
 
 ONLINE_FP8 = "fp8_per_tensor"
 """vLLM quantises the matrices of a bfloat16 checkpoint while it loads them (vllm.config.quantization)."""

@@ -17,7 +17,7 @@ from infergy.cost.table import Origin, ServedBy, Table, TableEntry
 from infergy.errors import DataError, MeterError
 from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_gpu, get_model, model_names
 from infergy.records import GREEDY, Measurement, PlannedCell, result_of
-from infergy.records.idle import find_idle_power
+from infergy.records.facts import find_idle_power
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits

@@ -17,7 +17,7 @@ from infergy.errors import DataError, UsageError
 from infergy.hardware.configs import read_shape, with_checkpoint
 from infergy.hardware.shape import ModelShape
 from infergy.records import EngineSetup
-from infergy.records.speculation import tokens_per_round
+from infergy.records.cell import tokens_per_round
 
 LIKELY_ACCEPTANCE = 0.7
 """Assumed in forecasts where the acceptance will be measured: the middle of the 0.5 to 0.9 of published draft models

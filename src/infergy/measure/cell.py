@@ -53,8 +53,7 @@ from infergy.records import (
 from infergy.records.latency import RequestTimes
 from infergy.records.uncertainty import FEWEST_WINDOWS, Peer, is_certain, scatters_at, spread_at
 from infergy.records.visits import number_visits
-from infergy.workload.arrivals import hash_times
-from infergy.workload.prompts import hash_prompts, make_prompts
+from infergy.workload.load_generator import hash_prompts, hash_times, make_prompts
 
 SETTLE_S = 1.0
 """Wait before the idle window, so that the power of the last batch is not in it."""

@@ -31,9 +31,9 @@ from infergy.records import (
     PlannedCell,
     grid_visit,
 )
-from infergy.records.arrivals import GAMMA
+from infergy.records.cell import Speculation
+from infergy.records.load import GAMMA
 from infergy.records.plan import GIVEN
-from infergy.records.speculation import Speculation
 
 FEWEST_FOR_ANCHORS = 8
 
@@ -59,7 +59,7 @@ def _known(parse: Callable[[str], object]) -> AfterValidator:
 
 
 class SpeculationAxis(_Strict):
-    """Speculative decoding; see `infergy.records.speculation.Speculation`."""
+    """Speculative decoding; see `infergy.records.cell.Speculation`."""
 
     draft: str
     look_ahead: int

@@ -24,10 +24,9 @@ from infergy.errors import DataError, UsageError
 from infergy.hardware import Gpu, ModelShape, largest_batch
 from infergy.hardware.models import Draft
 from infergy.records import SERVER, Arrivals, Cell, EngineSetup, Load, PlannedCell
-from infergy.records.arrivals import REPLAY, TRACE
-from infergy.records.cell import FEWEST_ARRIVALS
+from infergy.records.load import FEWEST_ARRIVALS, REPLAY, TRACE
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
-from infergy.workload.arrivals import (
+from infergy.workload.load_generator import (
     DIGEST_LENGTH,
     draw_times,
     hash_lengths,

@@ -32,7 +32,7 @@ from infergy.records.agreement import spread_key
 from infergy.records.store import StoreWriter
 from infergy.records.uncertainty import peer_of
 from infergy.records.visits import join_visits
-from infergy.workload.prompts import make_prompts
+from infergy.workload.load_generator import make_prompts
 
 NVML = "nvml"
 """The meter that is used unless another one is asked for."""

@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infergy.records.arrivals import Arrivals
     from infergy.records.cell import (
         DEFAULT_DTYPE,
         END_VISIT,
         ENGINES,
         FP8,
-        GREEDY,
         GRID_VISIT,
         LLM_CLASS,
         RANDOM_WEIGHTS,
@@ -22,12 +20,11 @@ if TYPE_CHECKING:
         START_VISIT,
         UNIFORM_WEIGHTS,
         Cell,
-        Decoding,
         EngineSetup,
-        Load,
         grid_visit,
     )
-    from infergy.records.environment import Environment, GpuIdentity, GpuState
+    from infergy.records.environment import Environment, GpuIdentity, GpuState, Rescaled
+    from infergy.records.load import GREEDY, Arrivals, Decoding, Load
     from infergy.records.measurement import (
         SCHEMA,
         STATUS_FAILED,
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
         result_of,
     )
     from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
-    from infergy.records.rescaled import Rescaled
     from infergy.records.window import Batch, Tick, Window
 
 __all__ = [
@@ -82,52 +78,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "arrivals": ("Arrivals",),
     "cell": (
-        "DEFAULT_DTYPE",
-        "END_VISIT",
-        "ENGINES",
-        "FP8",
-        "GREEDY",
-        "GRID_VISIT",
-        "LLM_CLASS",
-        "RANDOM_WEIGHTS",
-        "SERVER",
-        "START_VISIT",
-        "UNIFORM_WEIGHTS",
-        "Cell",
-        "Decoding",
-        "EngineSetup",
-        "Load",
-        "grid_visit",
+        *("DEFAULT_DTYPE", "END_VISIT", "ENGINES", "FP8", "GRID_VISIT", "LLM_CLASS", "RANDOM_WEIGHTS", "SERVER"),
+        *("START_VISIT", "UNIFORM_WEIGHTS", "Cell", "EngineSetup", "grid_visit"),
     ),
-    "environment": (
-        "Environment",
-        "GpuIdentity",
-        "GpuState",
-    ),
+    "environment": ("Environment", "GpuIdentity", "GpuState", "Rescaled"),
+    "load": ("GREEDY", "Arrivals", "Decoding", "Load"),
     "measurement": (
-        "SCHEMA",
-        "STATUS_FAILED",
-        "STATUS_OK",
-        "Failure",
-        "Measurement",
-        "Result",
-        "derive",
-        "result_of",
+        *("SCHEMA", "STATUS_FAILED", "STATUS_OK", "Failure", "Measurement", "Result", "derive", "result_of"),
     ),
-    "plan": (
-        "PLAN_SCHEMA",
-        "MeasureOptions",
-        "Plan",
-        "PlannedCell",
-    ),
-    "rescaled": ("Rescaled",),
-    "window": (
-        "Batch",
-        "Tick",
-        "Window",
-    ),
+    "plan": ("PLAN_SCHEMA", "MeasureOptions", "Plan", "PlannedCell"),
+    "window": ("Batch", "Tick", "Window"),
 }
 
 

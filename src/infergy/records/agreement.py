@@ -1,14 +1,14 @@
-"""Which facts of two rows must agree for their joules to be compared: the only place that says so.
+"""Which facts of two rows must agree for their energy to be compared.
 
 Standard library only.
 
     IDENTITY     what a row is of: other values are other tables
-    MUST         rows of one set-up that differ here may not stand in one table: a surface over both would compare
-                 drivers or power limits, not lengths
-    SHOULD       rows of one set-up that differ here may, with a flag: a second chip of the same kind takes about 2 %
-                 more or less (docs/measurements.md), another host drives a host-bound engine at another speed
+    MUST         rows of one engine config that differ here may not stand in one table: a surface over both would
+                 compare drivers or power limits, not lengths
+    SHOULD       rows of one engine config that differ here may: a second GPU of the same kind takes about 2 % more or
+                 less (docs/measurements.md), another host drives a host-bound engine at another speed
 
-All else that a row tells of its environment may differ: the versions of infergy and of Python, which neither launch
+All else in the environment of a row may differ: the versions of infergy and of Python, which neither launch
 kernels nor read counters, and what an engine finds anew at each loading (`VOLATILE_OPTIONS`).
 """
 
@@ -26,24 +26,23 @@ VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"}) | {
     "long_prefill_token_threshold",
     "cuda_graph_sizes",
 }
-"""What an engine reports that differs from one loading, or one chip, to the next; decoding is the load's now. The four
+"""What an engine reports that differs from one loading, or one GPU, to the next; decoding is the load's now. The four
 below follow from vLLM's version and the other options, and rows from before they were reported lack them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that a row tells of where its joules come from.
+    """A fact of a row's environment.
 
     Attributes:
-        name: In words.
-        read: Its values in a row, by a name for each; empty where the row does not tell.
+        read: Its values in a row, by a name for each; empty if unknown.
     """
 
     name: str
     read: Callable[[Measurement], Mapping[str, str]]
 
     def of(self, row: Measurement) -> str:
-        """Its value in words; ``unknown`` where the row does not tell."""
+        """Its value in words, or ``unknown``."""
         return ", ".join(f"{key} {value}".strip() for key, value in self.read(row).items()) or "unknown"
 
 
@@ -74,8 +73,7 @@ IDENTITY = (
 )
 
 SCOPE = Fact("scope", lambda row: _one(row.environment.scope))
-"""Must agree in all rows of a store: joules of a GPU board and of a CPU package side by side would be taken for the
-same."""
+"""Must agree in all rows of a store, so that energy of a GPU board and of a CPU package are not mixed up."""
 
 MUST = (
     SCOPE,
@@ -84,7 +82,7 @@ MUST = (
     Fact("power limit", _limits),
     Fact("package", lambda row: dict(sorted(row.environment.packages.items()))),
     Fact("engine option", _options),
-    # The joules of a rescaled row stand for another chip than those of its neighbours.
+    # The energy of a rescaled row stands for another GPU than that of its neighbours.
     Fact("rescaling", lambda row: {} if row.rescaled is None else _one(str(row.rescaled))),
 )
 
@@ -96,29 +94,23 @@ SHOULD = (
 )
 
 SAME_KIND = (*IDENTITY, *(fact for fact in MUST if fact.name in ("scope", "power limit", "rescaling")))
-"""Across which no ratio of a few cells holds: cells below a power limit tell nothing of those that reach it."""
+"""Across which no ratio of a few cells holds: cells below a power limit predict none that reach it."""
 
 BESIDE = (
     *(fact for fact in (*IDENTITY, *MUST) if fact.name in ("GPU", "simulated", "scope", "driver", "CUDA")),
     Fact("power limit", _each_limit),
     *(fact for fact in MUST if fact.name == "rescaling"),
 )
-"""Rows of different set-ups that differ here may not stand side by side in a figure: what is drawn would be the
-difference of drivers or boards. The limit is that of each board, however many a set-up works on."""
+"""Rows of different engine configs that differ here may not stand in one figure: it would show the difference of
+drivers or boards. The limit is that of each board, however many there are."""
 
 ONE_CHANGE = (*BESIDE, *(fact for fact in MUST if fact.name == "package"))
-"""What must agree between two set-ups of one engine for the ratio of their cells to tell of what was changed."""
+"""What must agree between two configs of one engine for the ratio of their cells to show one change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One fact that two rows tell differently.
-
-    Attributes:
-        fact: Its name in words: ``driver``, ``package vllm``.
-        was: The value in the first row; None where it does not tell.
-        now: The value in the other one.
-    """
+    """One fact, such as ``package vllm``, that differs between two rows; a value is None if unknown."""
 
     fact: str
     was: str | None
@@ -129,7 +121,7 @@ class Difference:
 
 
 def differences(first: Measurement, other: Measurement, facts: Iterable[Fact]) -> list[Difference]:
-    """What two rows tell differently, in the order of `facts`."""
+    """The facts that differ between two rows, in the order of `facts`."""
     found: list[Difference] = []
     for fact in facts:
         was, now = fact.read(first), fact.read(other)
@@ -147,11 +139,11 @@ def key_of(row: Measurement, facts: Iterable[Fact]) -> tuple[str, ...]:
 
 
 def pool_key(row: Measurement) -> tuple[object, ...]:
-    """Equal for rows whose joules may be put together: of one set-up, and alike in all that must agree."""
+    """Equal for rows whose energy may be pooled: of one engine config, and alike in all that must agree."""
     return row.cell.setup, *key_of(row, (*IDENTITY, *MUST))
 
 
 def spread_key(row: Measurement) -> tuple[object, ...]:
-    """Equal for rows that tell of each other's noise: as `pool_key`, whatever the weights; online and offline apart."""
+    """Equal for rows whose noise is pooled: as `pool_key`, whatever the weights; online and offline apart."""
     alike = [fact for fact in (*IDENTITY, *MUST) if fact is not WEIGHTS]
     return replace(row.cell.setup, weights=RANDOM_WEIGHTS), row.cell.load.is_online, *key_of(row, alike)

@@ -52,8 +52,8 @@ class FieldBehaviour:
         delay_s: Time from a load step until the field begins to move, the wait for its next change left out.
         rise_s: Time from a tenth to nine tenths of the step; the rise of the board's own power is in it.
         averaged_s: The length of the mean that rises so: `rise_s` over 0.8.
-        sampled_share: Share of the time of which the field tells, at most: `averaged_s` over `period_s`. Told of
-            instant power only.
+        sampled_share: Share of the time that the field samples, at most: `averaged_s` over `period_s`; of instant
+            power only.
     """
 
     period_s: float | None
@@ -88,7 +88,6 @@ class MeterBehaviour:
     """How counter and power fields of one GPU follow a load that is known.
 
     Attributes:
-        gpu: Which chip.
         driver: Version of its driver, and `cuda` the newest CUDA that it supports; None where unknown.
         load: What made the load; None where there was none.
         agreements: One for each load.

@@ -72,9 +72,9 @@ class CalibrationWindow:
         calls: How often the workload ran; 0 for an idle GPU.
         duration_s: From the first call to when the last one was done.
         energy_j: Joules of all GPUs in that time, idle power included; None where `reason` says why.
-        low_j: What it was at least, and `high_j` at most, as far as the counter's ticks tell.
+        low_j: What it was at least, and `high_j` at most, by the counter's ticks.
         energy_by_gpu_j: By UUID.
-        before: State of each GPU before the work; `during` in the midst of it; `after` likewise.
+        before: State of each GPU before the work; `during` in the midst of it; `after` it.
         how: Which kernels did the work, and whether a CUDA graph launched them, in words.
         in_graph: Whether a CUDA graph launched them; None where nothing was launched, or only `how` of an old row says.
         reason: Why there is no window; None if there is one.
@@ -120,17 +120,17 @@ class CalibrationWindow:
         states = (*self.before, *self.during, *self.after)
         harmful = sorted({reason for state in states for reason in state.slowdowns or ()} & HARMFUL_SLOWDOWNS)
         if harmful:
-            found.append(f"clocks were held down ({', '.join(harmful)})")
+            found.append(f"clocks were lowered ({', '.join(harmful)})")
         # A sum over GPUs runs in processes of its own, beside that which measures.
         most = max((state.processes or 0 for state in states), default=0)
         if most > (1 if self.workload.gpus == 1 else 2):
-            found.append("another process was on the GPU (nvidia-smi tells which)")
+            found.append("another process was on the GPU (see nvidia-smi)")
         if self.duration_s < FEWEST_S:
             found.append(f"it took {self.duration_s:.2g} s only: the edges weigh")
         if self.energy_j and self.low_j is not None and self.high_j is not None:
             doubt = (self.high_j - self.low_j) / 2 / self.energy_j
             if doubt > WIDEST:
-                found.append(f"its joules are certain to {doubt:.0%} only")
+                found.append(f"its energy is uncertain by ±{doubt:.0%}")
         return tuple(found)
 
 
@@ -228,7 +228,7 @@ class CalibrationFile:
 
 
 def latest(windows: Sequence[CalibrationWindow]) -> tuple[CalibrationWindow, ...]:
-    """Of each workload on each chip the last whole window, else the last failure; in the file's order."""
+    """Of each workload on each GPU the last whole window, else the last failure; in the file's order."""
     found: dict[tuple[str, str], CalibrationWindow] = {}
     for one in windows:
         key = (one.workload.name, one.environment.gpus[0].uuid if one.environment.gpus else "")

@@ -1,4 +1,4 @@
-"""What is measured: a cell is an engine set-up under a load."""
+"""What is measured: a cell is an engine config under a load."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.records.arrivals import REPLAY, Arrivals
 from infergy.records.codec import to_json
-from infergy.records.speculation import Speculation
+from infergy.records.load import GREEDY, Load
 
 RANDOM_WEIGHTS = "random"
 UNIFORM_WEIGHTS = "random-uniform"
 """Names of the laws by which infergy draws weights itself; see `infergy.engines.weights.LAWS`."""
 
 GRAPHS_BY_DEFAULT = {"transformers": False, "vllm": True}
-"""Whether an engine replays CUDA graphs unless told otherwise."""
+"""Whether an engine replays CUDA graphs by default."""
 
 ENGINES = tuple(GRAPHS_BY_DEFAULT)
 """All engines that serve a model; the simulated one plays them."""
@@ -50,9 +49,74 @@ NUMBERED_PART = re.compile(r"((?:tp|s|bt|len)(?=\d+$)|mem)(\d*\.?\d+)")
 """Parts of an engine's label, and the fields for which they stand."""
 
 
+MEASURED_ACCEPTANCE = "measured"
+"""In a label, where the acceptance is not set: real weights decide it."""
+
+SPECULATION_LABEL = re.compile(r"spec(\d+):([^:]+)(?::([^:]+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """A draft model and how far it looks ahead.
+
+    Attributes:
+        draft: Name of the draft's shape in the catalogue or in the plan's `models`.
+        look_ahead: Tokens drafted a round, at least 1.
+        acceptance: Probability that a drafted token is accepted if all before it in its round were, 0 to 1; it is set
+            with random weights, and None with real ones, which decide it.
+        weights: Folder or hub name of the draft's real weights; None where they are random, initialised as the model's.
+    """
+
+    draft: str
+    look_ahead: int
+    acceptance: float | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.draft or ":" in self.draft:
+            raise UsageError.bad_value("draft", self.draft, "the name of a model, without a colon: infergy models")
+        if self.look_ahead < 1:
+            raise UsageError.bad_value("look_ahead", self.look_ahead, "at least 1")
+        if self.acceptance is not None and not 0 <= self.acceptance <= 1:
+            raise UsageError.bad_value("acceptance", self.acceptance, "0 to 1")
+
+    @property
+    def label(self) -> str:
+        """As it stands in an engine config's label: ``spec4:llama-3.2-1b:0.8``, with real weights ``…:measured``."""
+        acceptance = MEASURED_ACCEPTANCE if self.acceptance is None else f"{self.acceptance:g}"
+        return f"spec{self.look_ahead}:{self.draft}:{acceptance}"
+
+    @classmethod
+    def parse_label(cls, label: str) -> Speculation:
+        """What a `label` stands for.
+
+        Raises:
+            UsageError: It means nothing.
+        """
+        match = SPECULATION_LABEL.fullmatch(label)
+        try:
+            if match is None:
+                raise ValueError
+            look_ahead, draft, acceptance = match.groups()
+            is_set = acceptance not in (None, MEASURED_ACCEPTANCE)
+            return cls(draft=draft, look_ahead=int(look_ahead), acceptance=float(acceptance) if is_set else None)
+        except ValueError:
+            raise UsageError.bad_value(
+                "speculation", label, "spec4:llama-3.2-1b:0.8, or with real weights spec4:llama-3.2-1b:measured"
+            ) from None
+
+    def __str__(self) -> str:
+        return self.label
+
+
+def tokens_per_round(acceptance: float, look_ahead: int) -> float:
+    """Expected tokens of a round (Leviathan et al. 2023, equation 1): 1 + a + a² + … + a^look_ahead."""
+    return sum(acceptance**place for place in range(look_ahead + 1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
-    """All that must be loaded before the first token: cells that share a set-up share a process.
+    """All that must be loaded before the first token: cells of one engine config share a process.
 
     Attributes:
         engine: Name of the engine: ``transformers``, ``vllm``, ``simulated``.
@@ -101,7 +165,7 @@ class EngineSetup:
         if self.usage_context not in (LLM_CLASS, SERVER):
             raise UsageError.unknown("usage context", self.usage_context, (LLM_CLASS, SERVER), code="unknown-name")
         if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
-            # One set-up has one id, whether its default was written out or not.
+            # One engine config has one id, whether its default was written out or not.
             object.__setattr__(self, "cuda_graphs", None)
 
     @property
@@ -116,18 +180,19 @@ class EngineSetup:
         Options of vLLM follow: ``vllm-server-s16-bt2048-pc-mem0.9-len16384``. Speculation stands last, since names of
         draft models hold dashes: ``vllm-eager-spec4:llama-3.2-1b:0.8``.
         """
-        server = "" if self.usage_context == LLM_CLASS else f"-{self.usage_context}"
-        eager = "-eager" if self.cuda_graphs is False else "-compiled" if self.compiled else ""
-        dtype = "" if self.dtype == DEFAULT_DTYPE else f"-{self.dtype}"
-        parallel = "" if self.tensor_parallel == 1 else f"-tp{self.tensor_parallel}"
-        bound = "" if self.max_sequences is None else f"-s{self.max_sequences}"
-        budget = "" if self.max_batched_tokens is None else f"-bt{self.max_batched_tokens}"
-        prefix = "-pc" if self.prefix_caching else ""
-        memory = "" if self.gpu_memory_utilization is None else f"-mem{self.gpu_memory_utilization:g}"
-        length = "" if self.max_model_len is None else f"-len{self.max_model_len}"
-        speculation = "" if self.speculation is None else f"-{self.speculation.label}"
-        options = f"{bound}{budget}{prefix}{memory}{length}"
-        return f"{self.engine}{server}{eager}{dtype}{parallel}{options}{speculation}"
+        parts: list[tuple[str, Any, Any]] = [
+            ("", self.usage_context, LLM_CLASS),
+            ("", "eager" if self.cuda_graphs is False else "compiled" if self.compiled else "", ""),
+            ("", self.dtype, DEFAULT_DTYPE),
+            ("tp", self.tensor_parallel, 1),
+            ("s", self.max_sequences, None),
+            ("bt", self.max_batched_tokens, None),
+            ("", "pc" if self.prefix_caching else "", ""),
+            ("mem", None if self.gpu_memory_utilization is None else f"{self.gpu_memory_utilization:g}", None),
+            ("len", self.max_model_len, None),
+            ("", self.speculation, None),
+        ]
+        return self.engine + "".join(f"-{prefix}{value}" for prefix, value, default in parts if value != default)
 
     @classmethod
     def parse_label(cls, label: str) -> dict[str, Any]:
@@ -169,119 +234,8 @@ class EngineSetup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decoding:
-    """How the next token is chosen; greedy by default.
-
-    Attributes:
-        beams: Beams of beam search, at least 1; 1 for none.
-        temperature: Of sampling, above 0; None where nothing is sampled.
-        top_p: Sample from the likeliest tokens whose probabilities add up to this; above 0, at most 1.
-        top_k: Sample from so many of the likeliest tokens; None for all.
-    """
-
-    beams: int = 1
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise UsageError.bad_value("beams", self.beams, "at least 1")
-        if self.temperature is None:
-            if self.top_p != 1.0 or self.top_k is not None:
-                message = "top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none"
-                raise UsageError(message, code="option-missing", option="temperature", needed_by=["top_p", "top_k"])
-            return
-        if self.beams > 1:
-            raise UsageError.conflict(
-                {"beams": self.beams, "temperature": self.temperature}, "a beam search samples nothing"
-            )
-        if not (self.temperature > 0 and 0 < self.top_p <= 1 and (self.top_k is None or self.top_k >= 1)):
-            raise UsageError.bad_value(
-                "sampling",
-                [self.temperature, self.top_p, self.top_k],
-                "temperature above 0, top_p above 0 and at most 1, top_k at least 1",
-            )
-
-    @property
-    def label(self) -> str:
-        """What is not at its default: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``."""
-        if self.beams > 1:
-            return f"beam{self.beams}"
-        if self.temperature is None:
-            return "greedy"
-        top_p = "" if self.top_p == 1 else f"-p{self.top_p:g}"
-        return f"t{self.temperature:g}{top_p}{'' if self.top_k is None else f'-k{self.top_k}'}"
-
-    @classmethod
-    def parse_label(cls, label: str) -> Decoding:
-        """What a `label` stands for.
-
-        Raises:
-            UsageError: It means nothing.
-        """
-        found = DECODING_LABEL.fullmatch(label)
-        if found is None:
-            raise UsageError.bad_value("decoding", label, "greedy, beam4, t0.8 or t0.8-p0.95-k50")
-        beams, temperature, top_p, top_k = found.groups()
-        return cls(
-            beams=int(beams or 1),
-            temperature=None if temperature is None else float(temperature),
-            top_p=float(top_p or 1),
-            top_k=None if top_k is None else int(top_k),
-        )
-
-
-GREEDY = Decoding()
-FEWEST_ARRIVALS = 2
-"""Requests of an online run: one alone has no gap."""
-
-DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:-k(\d+))?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """Fixed lengths: `batch` requests, each of `input_tokens` in and exactly `output_tokens` out.
-
-    Of a replay, whose requests have lengths of their own, the tokens are the longest prompt's and the longest answer's.
-
-    Attributes:
-        batch: Requests at once; with `arrivals` those of one run.
-        arrivals: How they arrive; None for all at once, offline.
-    """
-
-    input_tokens: int
-    output_tokens: int
-    batch: int
-    decoding: Decoding = GREEDY
-    arrivals: Arrivals | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("input_tokens", "output_tokens", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError.bad_value(name, getattr(self, name), "at least 1")
-        if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
-            raise UsageError.bad_value("batch", self.batch, f"at least {FEWEST_ARRIVALS}", arrivals=self.arrivals.label)
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Input and output tokens."""
-        return self.input_tokens, self.output_tokens
-
-    @property
-    def is_replay(self) -> bool:
-        """Whether each of its requests has lengths of its own, as in a log."""
-        return self.arrivals is not None and self.arrivals.law == REPLAY
-
-    @property
-    def is_online(self) -> bool:
-        """Whether it is a run of requests that arrive one after the other, or are replayed: no batch of equal ones."""
-        return self.arrivals is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One point of a grid: an engine set-up and a load."""
+    """One point of a grid: an engine config and a load."""
 
     setup: EngineSetup
     load: Load
@@ -293,7 +247,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """That of the set-up, how tokens are chosen if not greedily, and arrivals: ``vllm-t0.8``, ``vllm-poisson4``."""
+        """Of the engine config, of decoding if it is not greedy, and of arrivals: ``vllm-t0.8``, ``vllm-poisson4``."""
         decoding, arrivals = self.load.decoding, self.load.arrivals
         chosen = "" if decoding == GREEDY else f"-{decoding.label}"
         return f"{self.setup.label}{chosen}" + ("" if arrivals is None else f"-{arrivals.label}")
@@ -306,7 +260,7 @@ class Cell:
 
 
 GRID_VISIT, START_VISIT, END_VISIT = "grid", "start", "end"
-"""When a cell is measured: in the shuffled grid, or as an anchor before and after it."""
+"""When a cell is measured: in the shuffled grid, or as a control cell before and after it."""
 
 
 def grid_visit(number: int) -> str:

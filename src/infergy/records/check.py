@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infergy.records.facts import RowFacts, find_facts
+from infergy.records.facts import IdlePower, RowFacts, find_facts, find_idle_power, net_energy_j
 from infergy.records.flags import Flag, find_flags
-from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
 from infergy.records.latency import Backlog, Latency, backlog_of, describe_serving
 from infergy.records.measurement import Measurement, result_of
 from infergy.records.timeline import ratio
@@ -24,21 +23,21 @@ class CheckedRow:
 
     Attributes:
         cell: The cell in words.
-        energy_j: Joules a batch, gross; None if the cell failed.
-        net_energy_j: Joules a batch above loaded idle; None likewise.
+        energy_j: Energy per batch, gross; None if the cell failed.
+        net_energy_j: Energy per batch above loaded idle; None if the cell failed.
         idle: Idle power, taken three ways.
         uncertainty: Its 95 % interval; None if unknown.
         flags: Why its figures may be wrong by more than the interval.
         facts: How it was measured; None if the cell failed.
         failure: Why the cell has no number; None if it has one.
-        energy_by_gpu_j: Joules a batch of each GPU, by UUID in the engine's order; empty if the cell failed.
+        energy_by_gpu_j: Energy per batch of each GPU, by UUID in the engine's order; empty if the cell failed.
         power_by_gpu_w: Mean power of each while batches ran.
         timeline_ratio: Joules of the counters over those of the power timelines; None where there are none.
         imbalance: Largest less smallest energy of a GPU, over their mean; None with one GPU. No flag: GPUs differ, and
             so do their shares of the work.
-        requests_per_s: Requests finished a second; None if the cell failed.
-        latency: Percentiles over the requests of an online cell; None offline, and where the engine did not tell.
-        backlog: Requests left over halfway through its arrivals and at the last; None likewise.
+        requests_per_s: Requests finished per second; None if the cell failed.
+        latency: Percentiles over the requests of an online cell; None offline, and if the engine did not report it.
+        backlog: Requests left over halfway through its arrivals and at the last; None then too.
         serving: What an online cell reached, in words; None offline.
     """
 
@@ -95,39 +94,38 @@ def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> t
         group = [rows[place] for place in places]
         for place, row, (unlike, differs) in zip(places, group, find_unlike(group), strict=True):
             uncertainty = intervals[place]
-            failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
-            result = result_of(row) if row.windows and row.loaded_idle is not None else None
             found[place] = CheckedRow(
                 cell_id=row.cell_id,
                 cell=str(row.cell),
-                energy_j=None if result is None else result.energy_j,
                 net_energy_j=net_energy_j(row),
                 idle=find_idle_power(row),
                 uncertainty=uncertainty,
                 flags=(*find_flags(row, uncertainty, target=target), *unlike),
                 facts=find_facts(row, differs),
-                failure=failure,
+                failure=None if row.failure is None else f"{row.failure.code}: {row.failure.message}",
                 timeline_ratio=ratio(row),
-                requests_per_s=None if result is None else result.requests_per_s,
-                latency=None if result is None else result.latency,
                 backlog=backlog_of(row),
                 serving=describe_serving(row) or None,
-                **_by_gpu(row),
+                **_figures(row),
             )
     return tuple(found[place] for place in range(len(rows)))
 
 
-def _by_gpu(row: Measurement) -> dict[str, Any]:
-    """What each GPU took."""
+def _figures(row: Measurement) -> dict[str, Any]:
+    """The fields of a `CheckedRow` that follow from the row's result."""
     if not row.windows or row.loaded_idle is None:
-        return {"energy_by_gpu_j": {}, "power_by_gpu_w": {}, "imbalance": None}
+        return {"energy_j": None, "energy_by_gpu_j": {}, "power_by_gpu_w": {}, "imbalance": None}
     result = result_of(row)
-    # Windows hold the GPUs in the order in which they ticked.
-    place = {gpu.uuid: index for index, gpu in enumerate(row.environment.gpus)}
-    uuids = sorted(result.energy_by_gpu_j, key=lambda uuid: place.get(uuid, len(place)))
-    joules = result.energy_by_gpu_j.values()
+    # Windows list the GPUs in the order in which they ticked.
+    order = {gpu.uuid: index for index, gpu in enumerate(row.environment.gpus)}
+    uuids = sorted(result.energy_by_gpu_j, key=lambda uuid: order.get(uuid, len(order)))
+    energies_j = result.energy_by_gpu_j.values()
+    mean_j = sum(energies_j) / len(energies_j)
     return {
+        "energy_j": result.energy_j,
         "energy_by_gpu_j": {uuid: result.energy_by_gpu_j[uuid] for uuid in uuids},
         "power_by_gpu_w": {uuid: result.power_by_gpu_w[uuid] for uuid in uuids},
-        "imbalance": (max(joules) - min(joules)) / (sum(joules) / len(joules)) if len(joules) > 1 else None,
+        "imbalance": (max(energies_j) - min(energies_j)) / mean_j if len(energies_j) > 1 else None,
+        "requests_per_s": result.requests_per_s,
+        "latency": result.latency,
     }

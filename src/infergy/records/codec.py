@@ -1,7 +1,7 @@
 """Frozen dataclasses to JSON objects and back, with the standard library only.
 
 A field equal to its default is still written: a row must be readable without this code. Reading is strict, so
-that a foreign or truncated file is told at once: a missing or unknown key is a `DataError` naming its place.
+that a foreign or truncated file is found at once: a missing or unknown key is a `DataError` naming its place.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
     found: list[Any] = []
     try:
         for item in value:
-            found.append(read(item))  # noqa: PERF401 (its length tells where reading failed)
+            found.append(read(item))  # noqa: PERF401 (its length says where reading failed)
     except _MisfitError as error:
         error.path.append(f"[{len(found)}]")
         raise

@@ -11,11 +11,11 @@ class GpuIdentity:
     """One GPU board.
 
     Attributes:
-        uuid: The driver's UUID, ``GPU-…``: which chip this was.
+        uuid: The driver's UUID, ``GPU-…``: which board this was.
         name: The driver's product name, ``NVIDIA H200``.
         memory_bytes: Memory of the board.
-        power_limit_w: Enforced power limit; None where the driver does not tell.
-        max_sm_clock_hz: Highest clock of the streaming multiprocessors; None where the driver does not tell.
+        power_limit_w: Enforced power limit; None if not reported.
+        max_sm_clock_hz: Highest clock of the streaming multiprocessors; None if not reported.
     """
 
     uuid: str
@@ -27,7 +27,7 @@ class GpuIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuState:
-    """What one GPU was doing at one instant; None where the driver does not tell.
+    """What one GPU was doing at one instant; None if not reported.
 
     Attributes:
         slowdowns: Reasons for which the driver holds the clocks down, in NVML's words: ``sw_power_cap``, …
@@ -69,3 +69,34 @@ class Environment:
     weights: str
     packages: Mapping[str, str] = field(default_factory=dict)
     engine: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescaled:
+    """A factor found by measuring a few cells of an engine config again; the row's raw facts stay as they were.
+
+    Attributes:
+        factor: Joules on the other GPU over those of the row's own, above 0.
+        low: Lower end of the 95 % interval in which the factor of a cell lies that was not measured again.
+        high: Upper end.
+        gpu: The driver's name of the GPU for which the joules now stand.
+        chips: Its UUID, or those of several GPUs.
+        cells: Ids of the cells that were measured again.
+        measured_utc: ISO 8601 instant at which the last of them was measured.
+    """
+
+    factor: float
+    low: float
+    high: float
+    gpu: str
+    chips: tuple[str, ...]
+    cells: tuple[str, ...]
+    measured_utc: str
+
+    @property
+    def half_width(self) -> float:
+        """The farther end of the interval from the factor, as a fraction of it."""
+        return max(self.high / self.factor - 1, 1 - self.low / self.factor)
+
+    def __str__(self) -> str:
+        return f"× {self.factor:.4f} ({self.low:.4f} .. {self.high:.4f}) for {', '.join(self.chips)}"

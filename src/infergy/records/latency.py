@@ -121,7 +121,7 @@ class Backlog:
 
 
 def mean_first_token_s(batches: Sequence[Batch]) -> float | None:
-    """Seconds from arrival to first token, mean over all requests; None if any batch does not tell."""
+    """Seconds from arrival to first token, mean over all requests; None if any batch lacks it."""
     waited_s = 0.0
     for batch in batches:
         if batch.first_token_s is None:
@@ -142,7 +142,7 @@ def mean_per_output_token_s(batches: Sequence[Batch]) -> float | None:
 
 
 def find_latency(batches: Sequence[Batch], outputs: Sequence[int] = ()) -> Latency | None:
-    """Percentiles over all requests; None offline, and if any batch does not tell.
+    """Percentiles over all requests; None offline, and if any batch lacks it.
 
     Args:
         batches: Runs of the same requests.
@@ -203,7 +203,7 @@ def find_backlog(arrival_s: Sequence[float], runs: Sequence[RequestTimes]) -> Ba
 
 
 def backlog_of(row: Measurement) -> Backlog | None:
-    """That of an online row, whose runs have the same arrivals; None offline, and where the engine did not tell."""
+    """That of an online row, whose runs have the same arrivals; None offline, and if the engine did not report it."""
     times = [batch.times for window in row.windows for batch in window.batches]
     known = [one for one in times if one is not None]
     return find_backlog(row.arrival_s, known) if row.arrival_s and len(known) == len(times) else None
@@ -218,13 +218,13 @@ def describe_serving(row: Measurement) -> str:
     asked = f" of {format_number((len(row.arrival_s) - 1) / span_s)}" if span_s > 0 else ""
     reached = f"{format_number(result.requests_per_s)}{asked} requests/s"
     tokens = f"{format_number(result.output_tokens_per_s)} output tokens/s"
-    told = result.latency
-    if told is None:
-        return f"{reached}, {tokens}; the engine told no times"
-    parts = {"first token": told.first_token, "token": told.per_output_token, "whole": told.end_to_end}
+    latency = result.latency
+    if latency is None:
+        return f"{reached}, {tokens}; the engine reported no times"
+    parts = {"first token": latency.first_token, "token": latency.per_output_token, "whole": latency.end_to_end}
     waits = [
-        f"{name} {' / '.join(format_si(one, 's') for one in (found.p50_s, found.p90_s, found.p99_s))}"
-        for name, found in parts.items()
-        if found is not None
+        f"{name} {' / '.join(format_si(s, 's') for s in (part.p50_s, part.p90_s, part.p99_s))}"
+        for name, part in parts.items()
+        if part is not None
     ]
     return f"{reached}, {tokens}; p50 / p90 / p99: {', '.join(waits)}"

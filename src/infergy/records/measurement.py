@@ -14,17 +14,15 @@ from typing import Any
 from infergy.errors import DataError, MeterError
 from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
-from infergy.records.environment import Environment, GpuState
+from infergy.records.environment import Environment, GpuState, Rescaled
 from infergy.records.latency import (
     Latency,
     find_latency,
     mean_first_token_s,
     mean_per_output_token_s,
 )
-from infergy.records.rescaled import Rescaled
-from infergy.records.speculation import sum_drafts
 from infergy.records.timeline import PowerTimeline
-from infergy.records.window import Window
+from infergy.records.window import Window, sum_drafts
 
 SCHEMA = "infergy.measurement/2"
 FIRST_SCHEMA = "infergy.measurement/1"
@@ -52,30 +50,26 @@ class Measurement:
 
     Attributes:
         cell_id: `cell.id`, written out so that any tool can join on it.
-        visit: ``grid``, or ``start`` and ``end`` of an anchor (`infergy.records.PlannedCell`).
-        batch_choice: How the batch size was chosen, in words.
+        visit: ``grid``, or ``start`` and ``end`` of a control cell (`infergy.records.PlannedCell`).
         measured_utc: ISO 8601 instant at which the first window opened.
         seed: Seed of the prompts and of random weights.
         prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
         arrival_s: When each request of an online run was to arrive, in seconds after the first; empty offline.
         arrival_sha256: Hash of these times; None offline.
         lengths: Input and output tokens of each request of a replay; empty where all are alike.
-        windows: The measured windows, in order; empty if the cell failed.
-        loaded_idle: A window over the idle, loaded GPU, from which the idle tail is priced; None if it failed.
+        loaded_idle: A window over the idle, loaded GPU: the power of idle tails that have no settled tick.
         bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
         before: State of each GPU just before the first window opened.
         after: State of each GPU just after the last batch.
         warmup_s: Seconds of warm-up that preceded the first window.
         experts_touched: Mean share of a layer's routed experts that a decode step of the whole batch visited in the
-            warm-up, 0 to 1; None of a dense model, where the engine does not tell, and where the warm-up was smaller.
-        simulated: Whether the joules come from a model instead of a GPU.
-        failure: Why there are no windows.
+            warm-up, 0 to 1; None of a dense model, if the engine does not report it, and where the warm-up was smaller.
         timeline: Instant power, a timeline a GPU; empty if none was taken.
-        watched: The window over which it was taken, which counts for no joules: looking at power can slow an engine
-            down. None if none was taken, and in rows from before there were any, whose timeline is over all windows.
-        timeline_reason: Why none was taken; None if one was, and in rows from before there were any.
-        interrupted: What ended the cell before its joules were certain; None if nothing did.
-        rescaled: By what its joules were multiplied to stand for another GPU; None if they were not.
+        watched: The window over which it was taken, whose energy does not count: sampling power can slow an engine
+            down. None if none was taken, and in older rows, whose timeline is over all windows.
+        timeline_reason: Why none was taken; None if one was, and in older rows.
+        interrupted: What ended the cell before its interval was narrow enough; None if nothing did.
+        rescaled: The factor by which its energy was multiplied to stand for another GPU; None if they were not.
         result: The figures below, as they follow from the raw facts, for readers without this code.
     """
 
@@ -110,7 +104,7 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """What tells this visit of the cell from all others in a store."""
+        """Identifies this visit of the cell in a store."""
         return visit_key(self.cell_id, self.visit)
 
     @property
@@ -156,7 +150,7 @@ class Measurement:
             raise DataError(message, code="newer-schema", place=place, found=data["schema"], expected=SCHEMA)
         row = from_json(cls, data, place)
         if row.is_ok and not (row.windows and all(window.batches for window in row.windows)):
-            message = f"{place}: status is ok, but the row holds no window, or one without batches"
+            message = f"{place}: status is ok, but the row has no window, or one without batches"
             raise DataError(message, code="bad-row", place=place, key="windows", reason="missing")
         _demand_joules(row, place)
         return row
@@ -195,28 +189,24 @@ def _from_first(data: Mapping[str, Any]) -> dict[str, Any]:
 class Result:
     """What follows from a row's raw facts, per batch and in total.
 
+    Figures of requests are means over all of them; they are None if the engine does not report them, and in older rows.
+
     Attributes:
-        energy_j: Joules of all GPUs in the windows less the idle tails, per batch.
-        energy_by_gpu_j: The same for each GPU, by UUID.
-        duration_s: Seconds a batch, from handing over to the last token: mean over the windows.
+        energy_j: Energy per batch of all GPUs in the windows less the idle tails.
+        duration_s: Seconds per batch, from handing over to the last token.
         power_w: Mean power while batches ran.
-        energy_per_request_j: Joules a request.
-        energy_per_output_token_j: Joules an output token; with a draft model, a token that was accepted and returned.
-        output_tokens_per_s: Output tokens a second.
+        energy_per_output_token_j: With a draft model, per token that was accepted and returned.
         batches: Batches in the windows.
         idle_s: Seconds in the windows when no batch ran (mostly last token to closing tick); the longest of all GPUs.
         idle_energy_j: What was subtracted for them, at the power of the settled tail, or at loaded-idle power.
         idle_bound_j: How far that may be off in windows without a settled tail: idle time × (mean power − loaded-idle
             power).
-        power_by_gpu_w: Mean power of each GPU while batches ran, by UUID; empty in rows from before it was told.
-        time_to_first_token_s: From arrival to first token, mean over the requests; None where the engine did not tell.
-        time_per_output_token_s: From first token to last over the tokens after the first, mean over the requests; None
-            likewise, and for one output token.
-        requests_per_s: Requests finished a second, online the throughput that was reached; None in rows from before it
-            was told.
-        latency: Percentiles over the requests of online runs; None offline, and where the engine did not tell.
-        accepted_share: Of a draft model's tokens, those that were accepted; None without one, and where nobody told.
-        tokens_per_round: Tokens that a round of drafting yielded, the model's own one included; None likewise.
+        time_to_first_token_s: From arrival to first token.
+        time_per_output_token_s: From first token to last over the tokens after the first; None for one output token.
+        requests_per_s: Requests finished per second, online the throughput that was reached.
+        latency: Percentiles over the requests of online runs; None offline.
+        accepted_share: Of a draft model's tokens, those that were accepted; None without one.
+        tokens_per_round: Tokens per round of drafting, the model's own one included; None without a draft model.
     """
 
     energy_j: float
@@ -240,7 +230,7 @@ class Result:
 
 
 def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tuple[int, int]] = ()) -> Result:
-    """The figures of a row from its raw facts; a pure function, so that old rows can be judged anew.
+    """The figures of a row from its raw facts; a pure function, so that old rows can be checked again.
 
     `lengths` are the input and output tokens of each request of a replay; empty where all are alike.
 
@@ -248,13 +238,13 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
             |....■■■■■■■■■|■■■■■■■■■|...........|............|
             <idle><---- batches ----><------- idle ---------->
 
-    The idle time is priced at the power between the settled and the closing tick of the same window. The joules that a
-    counter tells late are counted by then, whatever its delay: the first tick after the last token would miss some.
+    Idle time counts at the power between the settled and the closing tick of the same window. The joules that a
+    counter shows late are counted by then, whatever its delay: the first tick after the last token would miss some.
 
     Online a batch is a run from its first arrival to its last token: the joules of the gaps in which nothing was served
     are among its own, its seconds and its power are over both.
 
-    A window without a settled tick closes on that first one. Its idle time is priced at loaded-idle power. Clocks fall
+    A window without a settled tick closes on that first one. Its idle time counts at loaded-idle power. Clocks fall
     only some time after the last kernel, so its true power lies between loaded idle and the mean: the bound.
 
     Raises:
@@ -265,22 +255,22 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     if busy_s <= 0:
         message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
         raise MeterError(message, code="clock-wrong", busy_s=busy_s)
-    told = _joules_of(windows, loaded_idle)
-    energy_j = told.energy_j
+    totals = _joules_of(windows, loaded_idle)
+    energy_j = totals.energy_j
     drafts = sum_drafts(batch.drafts for batch in batches)
     return Result(
         energy_j=energy_j / len(batches),
-        energy_by_gpu_j={uuid: joules / len(batches) for uuid, joules in told.busy_by_gpu_j.items()},
+        energy_by_gpu_j={uuid: joules / len(batches) for uuid, joules in totals.busy_by_gpu_j.items()},
         duration_s=busy_s / len(batches),
         power_w=energy_j / busy_s,
         energy_per_request_j=energy_j / sum(batch.requests for batch in batches),
         energy_per_output_token_j=energy_j / sum(batch.output_tokens for batch in batches),
         output_tokens_per_s=sum(batch.output_tokens for batch in batches) / busy_s,
         batches=len(batches),
-        idle_s=max(told.idle_s.values()),
-        idle_energy_j=sum(told.idle_j.values()),
-        idle_bound_j=sum(max(0.0, joules) for joules in told.bound_j.values()),
-        power_by_gpu_w={uuid: joules / busy_s for uuid, joules in told.busy_by_gpu_j.items()},
+        idle_s=max(totals.idle_s.values()),
+        idle_energy_j=sum(totals.idle_j.values()),
+        idle_bound_j=sum(max(0.0, joules) for joules in totals.bound_j.values()),
+        power_by_gpu_w={uuid: joules / busy_s for uuid, joules in totals.busy_by_gpu_j.items()},
         time_to_first_token_s=mean_first_token_s(batches),
         time_per_output_token_s=mean_per_output_token_s(batches),
         requests_per_s=sum(batch.requests for batch in batches) / busy_s,
@@ -291,7 +281,7 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
 
 
 def batch_energy_j(windows: Sequence[Window], loaded_idle: Window) -> float:
-    """Joules a batch as `derive` tells them, without all else that it tells.
+    """Energy per batch as of `derive`, without its other figures.
 
     Raises:
         MeterError: A counter stood still or ran backwards.
@@ -343,7 +333,7 @@ def result_of(row: Measurement) -> Result:
         MeterError: A counter or a clock stood still or ran backwards, or the row holds no windows.
     """
     if not row.windows or row.loaded_idle is None:
-        message = f"cell {row.cell_id} ({row.cell}) holds no windows, and so no joules. Measure it again"
+        message = f"cell {row.cell_id} ({row.cell}) has no windows, and so no energy. Measure it again"
         raise MeterError(message, code="no-window", cell=row.cell_id)
     result = derive(row.windows, row.loaded_idle, row.lengths)
     if row.rescaled is None:

@@ -6,7 +6,6 @@ row, or one of them was changed. A cell that two machines measured keeps both ro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,16 @@ from pathlib import Path
 from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records.agreement import IDENTITY, SCOPE, WEIGHTS
 from infergy.records.measurement import Measurement
-from infergy.records.store import StoreContents, StoreWriter, encode_row, read_store
+from infergy.records.store import StoreContents, StoreWriter, create_store, encode_row, read_store
 
 MERGE_SCHEMA = "infergy.merge/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedFile:
-    """What one file brought.
+    """Rows of one file, and those of them that neither the output nor a file before it has.
 
-    Attributes:
-        file: Its path.
-        rows: Rows that it holds.
-        added: Those that neither the output nor a file before it held.
-        is_torn: Whether its last line is half-written: it is left where it is, and not counted.
+    `is_torn` says whether its last line is half-written: it is left where it is, and not counted.
     """
 
     file: str
@@ -38,15 +33,7 @@ class MergedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """What a merge did.
-
-    Attributes:
-        output: The store that was written.
-        before: Rows that it held.
-        rows: Rows that it holds now.
-        cells: Cells that were measured.
-        failed: Cells of which it holds failed rows only.
-    """
+    """The result of a merge: rows of the output before and now, cells measured, and cells with failed rows only."""
 
     output: str
     before: int
@@ -61,7 +48,7 @@ def merge(output: Path, files: Sequence[Path]) -> Merged:
     """Put all rows of `files`, and of `output` if it is there, into `output`: all of them, or none.
 
     Raises:
-        DataError: A file is no store, or two files tell the same row differently.
+        DataError: A file is no store, or the same row differs in two files.
         UsageError: Their joules cannot stand in one store, `output` cannot be written, or a sweep is writing to it.
     """
     is_new = not output.exists()
@@ -71,19 +58,19 @@ def merge(output: Path, files: Sequence[Path]) -> Merged:
             held = join([(str(output), store.rows)])
             rows = join([(str(output), store.rows), *((str(path), one.rows) for path, one in contents)])
             if rows != list(store.rows):
-                _replace(output, rows)
+                create_store(output, rows, replace=True)
         except InfergyError:
             if is_new:
                 output.unlink()
             raise
-    return _tell(output, held, rows, contents)
+    return _summary(output, held, rows, contents)
 
 
 def join(stores: Iterable[tuple[str, Sequence[Measurement]]]) -> list[Measurement]:
     """Each row of named stores once, by the time at which it was measured.
 
     Raises:
-        DataError: Two stores tell the same row differently.
+        DataError: The same row differs in two stores.
         UsageError: Rows are of several scopes or kinds of GPU, or simulated and not.
     """
     found: dict[tuple[str, ...], tuple[str, bytes, Measurement]] = {}
@@ -96,16 +83,11 @@ def join(stores: Iterable[tuple[str, Sequence[Measurement]]]) -> list[Measuremen
             other, known, _ = found.setdefault(_identity(row), (name, line, row))
             if known != line:
                 message = (
-                    f"{other} and {name} tell the row of {row.cell} ({row.key}, measured {row.measured_utc}) "
-                    "differently: one of them was changed. Remove it from one file, then merge again"
+                    f"{other} and {name}: the row of {row.cell} ({row.key}, measured {row.measured_utc}) differs: "
+                    "one of them was changed. Remove it from one file, then merge again"
                 )
-                raise DataError(
-                    message,
-                    code="rows-differ",
-                    files=[str(other), str(name)],
-                    cell=row.key,
-                    measured_utc=row.measured_utc,
-                )
+                where = {"cell": row.key, "measured_utc": row.measured_utc}
+                raise DataError(message, code="rows-differ", files=[other, name], **where)
     return [row for _, _, row in sorted(found.values(), key=lambda one: (one[2].measured_utc, one[2].key, one[1]))]
 
 
@@ -114,7 +96,7 @@ def _identity(row: Measurement) -> tuple[str, ...]:
 
 
 def refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]) -> None:
-    """Refuse two rows, each with the name of where it is from, that cannot stand in one store.
+    """Reject two rows, each with the name of where it is from, that cannot stand in one store.
 
     Raises:
         UsageError: Their joules are of several scopes or kinds of GPU, or simulated and not.
@@ -126,32 +108,11 @@ def refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]
                 f"{first[0]} and {other[0]} cannot be one store: {fact.name} {was} against {now}. "
                 "Merge each kind into a file of its own; infergy compare takes several"
             )
-            raise UsageError(
-                message,
-                code="environments-differ",
-                files=[str(first[0]), str(other[0])],
-                fact=fact.name,
-                was=was,
-                now=now,
-            )
+            where = {"fact": fact.name, "was": was, "now": now}
+            raise UsageError(message, code="environments-differ", files=[first[0], other[0]], **where)
 
 
-def _replace(path: Path, rows: Iterable[Measurement]) -> None:
-    """Write a store anew: killed at any moment, the old one is there, or the new one."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with draft.open("xb") as file:
-            file.write(b"".join(encode_row(row) for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise UsageError.not_writable(path, error) from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _tell(
+def _summary(
     output: Path,
     held: Sequence[Measurement],
     rows: Sequence[Measurement],

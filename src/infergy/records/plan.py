@@ -19,7 +19,7 @@ from infergy.records.codec import from_json, to_json
 PLAN_SCHEMA = "infergy.plan/1"
 
 GIVEN = "given"
-"""How a row says that its batch was asked for, not sought."""
+"""How a row says that its batch was given, not searched for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ class PlannedCell:
         forecast_prefill_s: Seconds of the prefill of one batch.
         forecast_batch_s: Seconds of one batch.
         forecast_batch_j: Energy of one batch on all GPUs; None in plans of releases that did not forecast it.
-        visit: ``grid``, and where cells are visited several times ``grid-2`` and so on; an anchor is visited at the
-            ``start`` and at the ``end`` of its set-up, so that drift shows.
+        visit: ``grid``, and where cells are visited several times ``grid-2`` and so on; a control cell is measured at
+            the ``start`` and at the ``end`` of its engine config, so that drift shows.
         arrival_s: When each request of a run arrives, in seconds after the first; empty offline.
         lengths: Input and output tokens of each request of a replay; empty where all are alike.
     """
@@ -48,12 +48,12 @@ class PlannedCell:
 
     @property
     def key(self) -> str:
-        """What tells this visit from all others in a store."""
+        """Identifies this visit in a store."""
         return visit_key(self.cell.id, self.visit)
 
     @property
     def round(self) -> int:
-        """Which visit in the grid it is, from 1 on; 1 of an anchor's."""
+        """Which visit in the grid it is, from 1 on; 1 of a control cell."""
         number = self.visit.removeprefix(f"{GRID_VISIT}-")
         return int(number) if number.isdigit() else 1
 
@@ -70,7 +70,7 @@ class MeasureOptions:
         min_batches: Fewest batches in a window, unless one batch takes `long_batch_s`.
         long_batch_s: Above this many seconds, one batch is enough.
         warmup_s: Most seconds of warm-up before a window (one short batch runs in any case).
-        idle_s: Seconds over which idle power is measured, bare and loaded, once for each set-up.
+        idle_s: Seconds over which idle power is measured, bare and loaded, once for each engine config.
         bare_idle_s: Seconds of the bare one, where that differs; 0 takes none.
         timeline_s: Time between two looks at instant power; 0 takes no timeline.
         repeats: Visits of each cell of the grid, each in a round of all cells in an order of its own; its windows are
@@ -98,7 +98,7 @@ class Plan:
 
     Attributes:
         gpu: Catalogue name of the GPU for which batches and forecasts were resolved.
-        models: Hugging Face `config.json` objects by the names that set-ups use, those of draft models among them.
+        models: Hugging Face `config.json` objects by the names that engine configs use, also of draft models.
     """
 
     name: str
@@ -109,14 +109,14 @@ class Plan:
     schema: str = PLAN_SCHEMA
 
     def by_setup(self) -> dict[EngineSetup, list[PlannedCell]]:
-        """The cells grouped by engine set-up, both in the plan's order."""
+        """The cells grouped by engine config, both in the plan's order."""
         groups: dict[EngineSetup, list[PlannedCell]] = {}
         for planned in self.cells:
             groups.setdefault(planned.cell.setup, []).append(planned)
         return groups
 
     def draft_config(self, setup: EngineSetup) -> Mapping[str, Any] | None:
-        """The configuration of a set-up's draft model; None if it has none."""
+        """The configuration of an engine config's draft model; None if it has none."""
         return None if setup.speculation is None else self.models[setup.speculation.draft]
 
     def save(self, path: Path) -> None:

@@ -12,11 +12,15 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 
 from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records.measurement import Measurement
+
+DEFAULT_GPU = "h200"
+SHIPPED_ROWS = Path(str(resources.files("infergy"))) / "data" / "tables"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +69,11 @@ def read_store(path: Path) -> StoreContents:
     return StoreContents(rows=tuple(rows), end_bytes=end)
 
 
-def create_store(path: Path, rows: Iterable[Measurement]) -> None:
-    """Write a new store whole: killed at any moment, it is there with all its rows, or not at all.
+def create_store(path: Path, rows: Iterable[Measurement], *, replace: bool = False) -> None:
+    """Write a store whole: killed at any moment, it is there with all its rows, or as it was before.
 
     Raises:
-        UsageError: There is such a file already, or it cannot be written.
+        UsageError: There is such a file already and it is not to be replaced, or it cannot be written.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
@@ -77,8 +81,11 @@ def create_store(path: Path, rows: Iterable[Measurement]) -> None:
             file.write(b"".join(encode_row(row) for row in rows))
             file.flush()
             os.fsync(file.fileno())
-        # Unlike a rename, a link never replaces a file that came to be meanwhile.
-        os.link(draft, path)
+        if replace:
+            draft.replace(path)
+        else:
+            # Unlike a rename, a link never replaces a file that was created meanwhile.
+            os.link(draft, path)
     except FileExistsError as error:
         message = f"{path}: there is such a file already. Name a new one"
         raise UsageError(message, code="file-exists", path=str(path)) from error
@@ -177,3 +184,19 @@ class StoreWriter:
     def _sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def shipped_rows() -> tuple[Path, ...]:
+    """All of them: the default GPU's first, and after them replicates from other GPUs of the same kinds."""
+    own, others = (SHIPPED_ROWS.glob(pattern) for pattern in ("*.jsonl", "replicates/*.jsonl"))
+    return (*sorted(own, key=_order), *sorted(others, key=_order))
+
+
+def shipped_store(gpu: str | None = None) -> Path:
+    """The first file of rows of a GPU of the catalogue, or of the default GPU where there is none."""
+    rows = shipped_rows()
+    return next((path for path in rows if gpu is not None and path.name.startswith(f"{gpu}-")), rows[0])
+
+
+def _order(path: Path) -> tuple[bool, str]:
+    return not path.name.startswith(f"{DEFAULT_GPU}-"), path.name

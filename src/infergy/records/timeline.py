@@ -1,7 +1,7 @@
-"""The second witness of a cell: what a power sensor showed while the counter counted. Standard library only.
+"""Power timelines of a cell: what a power sensor showed while the counter counted. Standard library only.
 
 The counter gives the total, the timeline the shape: prefill and decode, idle parts, a GPU that another one waits for.
-Where the joules of both lie apart, one of them errs (a counter that was reset in mid-window shows nowhere else).
+Where the energy of both differs, one of them is wrong (a counter that was reset in mid-window shows nowhere else).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MILLISECONDS_PER_SECOND = 1000
 LONGEST_GAP_S = 0.5
-"""A timeline with a longer hole tells no joules: what happened in it is unknown."""
+"""A timeline with a longer gap gives no energy: what happened in it is unknown."""
 
 WATTS_DIGITS = 1
 """Power is kept to a tenth of a watt: a sensor's noise is larger."""
@@ -34,7 +34,7 @@ class PowerTimeline:
         start_s: When the first value was seen, on the clock of the ticks.
         offsets_ms: When each value was first seen, in milliseconds after `start_s`, ascending.
         power_w: The values. Each holds until the next one.
-        end_s: Until when it is to tell of power.
+        end_s: Until when it reaches.
         every_s: Time between two looks that was asked for.
         longest_gap_s: Longest time between two looks: what happened in it is unknown.
     """
@@ -50,8 +50,8 @@ class PowerTimeline:
     def energy_j(self, start_s: float, end_s: float) -> float | None:
         """Joules from `start_s` to `end_s`; None if the timeline does not reach over both.
 
-        Each value holds until the next: a sensor shows what it saw last. So joules are told late by up to a period of
-        the sensor, as a counter tells them, and a window that closes some time after its last token has them all.
+        Each value holds until the next: a sensor shows what it saw last. So energy is late by up to a period of
+        the sensor, as that of a counter, and a window that closes some time after its last token has them all.
         """
         if start_s < self.start_s or end_s > self.end_s or not self.power_w:
             return None
@@ -117,7 +117,7 @@ def make_timeline(
 
 
 def ratio_by_gpu(row: Measurement) -> Mapping[str, float]:
-    """Joules of the counter over those of the timeline, over all it saw, by UUID; empty where it cannot be told.
+    """Joules of the counter over those of the timeline, over all it saw, by UUID; empty where it cannot be totals.
 
     Raises:
         MeterError: A counter stood still.
@@ -146,7 +146,7 @@ def looking_error_by_gpu(row: Measurement, windows: Iterable[Window]) -> Mapping
 
 
 def ratio_by_window(row: Measurement) -> Iterator[tuple[int, str, float]]:
-    """Of each window, from 1 on, and each GPU the joules of the counter over those of the timeline, where told.
+    """Of each window, from 1 on, and each GPU the joules of the counter over those of the timeline, where totals.
 
     Raises:
         MeterError: A counter stood still.
@@ -159,7 +159,7 @@ def ratio_by_window(row: Measurement) -> Iterator[tuple[int, str, float]]:
 
 
 def ratio(row: Measurement) -> float | None:
-    """Joules of all counters over those of all timelines; None where one of them is not told.
+    """Joules of all counters over those of all timelines; None where one of them is not totals.
 
     Raises:
         MeterError: A counter stood still.

@@ -1,6 +1,6 @@
 """How far a row's joules may be off, from the raw facts of its windows alone. Standard library only.
 
-Four independent parts, as fractions of the joules a batch:
+Four independent parts, as fractions of the energy per batch:
 
     spread   √(v / T): T seconds of batches, each second with the relative variance v, independent of the others
     edges    each tick was stamped up to `edge_uncertainty_s` too late: uniform, with the variance u² / 12. In a window
@@ -9,11 +9,11 @@ Four independent parts, as fractions of the joules a batch:
     tail     in a window without a settled tail the idle time drew something between loaded-idle and mean power:
              uniform over the bound of `infergy.records.derive`, which also moves the middle of the interval down by
              half of it
-    visits   what lasts longer than a window and differs from one visit of a cell to the next, where cells of the set-up
-             were visited more than once (`infergy.records.visits`)
+    visits   what lasts longer than a window and differs from one visit of a cell to the next, where cells of the engine
+             config were measured more than once (`infergy.records.visits`)
 
 v is estimated from the joules of repeated windows, which hold what the counter errs too, or, in one window, from the
-seconds of its batches (joules vary less than seconds, for power falls when work waits). Few windows tell little, so v
+seconds of its batches (energy varies less than seconds, for power falls when work waits). Few windows say little, so v
 is moderated by that of like cells (Smyth, "Linear models and empirical Bayes methods", Stat. Appl. Genet. Mol. Biol.
 3, 2004):
 
@@ -24,7 +24,7 @@ counts.
 
 The interval is Student's, its degrees of freedom by Welch and Satterthwaite (Biometrics Bulletin 2, 1946). Windows
 repeat until it is narrow enough, which favours runs that happen to agree: with more than one window it is wider by
-`STOPPING_FACTOR`, and there are `FEWEST_WINDOWS` at least where no like cells tell. Both were found on the simulated
+`STOPPING_FACTOR`, and there are `FEWEST_WINDOWS` at least without like cells. Both were found on the simulated
 GPU, with counters and loads drawn at random (`benchmarks/proof.py`): the interval contains the truth in 94 to 97 % of
 runs.
 """
@@ -36,8 +36,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.records.agreement import spread_key
+from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement, batch_energy_j, derive, result_of
-from infergy.records.rescaled import Rescaled
 from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
 from infergy.records.window import Window
 
@@ -45,14 +45,14 @@ PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""
 
 LIKE_POWER = 0.15
-"""How far the mean power of two cells may differ, as a fraction, for one to tell of the other's spread."""
+"""How far the mean power of two cells may differ, as a fraction, for the spread of one to count for the other."""
 
 STOPPING_FACTOR = 1.1
 FEWEST_VISIT_DEGREES = 3
 """Visits less one, over like cells, from which the variance between visits is believed even where it comes out as 0."""
 
 FEWEST_WINDOWS = 4
-"""Windows of a cell that no like cells tell of."""
+"""Windows of a cell without like cells."""
 
 ENOUGH_DEGREES = 8.0
 """Degrees of freedom of like cells from which on one window may be enough."""
@@ -81,11 +81,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uncertainty:
-    """The 95 % interval of a row's joules a batch, and what makes it wide.
+    """The 95 % interval of a row's energy per batch, and what makes it wide.
 
     Attributes:
-        low_j: Lower end, in joules a batch.
-        high_j: Upper end, in joules a batch.
+        low_j: Lower end, in joules per batch.
+        high_j: Upper end, in joules per batch.
         half_width: Half of the interval over `Result.energy_j`, as a fraction.
         spread: Standard error that the spread between batches leaves, as a fraction; `edges`, `tail` and `visits`
             likewise.
@@ -110,7 +110,7 @@ class Uncertainty:
 
 
 def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
-    """What the windows of one cell tell of its spread; None if one batch in one window tells nothing.
+    """The spread of the windows of one cell; None of one batch in one window.
 
     Of several visits with more than a window each, what the windows of a visit differ by: visits differ by more.
 
@@ -140,7 +140,7 @@ def _squares_s(windows: Sequence[Window], loaded_idle: Window) -> float:
 
 
 def pool(spreads: Iterable[Spread | None]) -> Spread | None:
-    """The common spread of like cells, each weighted by its degrees of freedom; None if none tells anything.
+    """The common spread of like cells, each weighted by its degrees of freedom; None if none is known.
 
     Where some have repeated windows, only these count.
     """
@@ -161,29 +161,22 @@ def find_uncertainty(
     rescaled: Rescaled | None = None,
     scatters: Iterable[VisitScatter | None] = (),
 ) -> Uncertainty | None:
-    """The interval of a row's joules a batch.
+    """The interval of a row's energy per batch; None if the spread is unknown: one batch in one window, no like cell.
 
     Args:
         windows: The windows of the row, at least one.
         loaded_idle: Its window over the idle, loaded GPU.
-        like: The spread of like cells, such as all cells of the set-up; None if there is none.
-        rescaled: The row's mark, if its joules are scaled: the factor's interval is independent of all else.
+        like: The spread of like cells; None if there is none.
+        rescaled: The row's mark, if its energy is scaled: the factor's interval is independent of all else.
         scatters: How the visits of like cells scatter.
-
-    Returns:
-        None if nothing tells the spread: one batch in one window, and no like cell.
-
-    Raises:
-        MeterError: A counter stood still.
     """
     spread = _moderate(spread_of(windows, loaded_idle), like)
     if spread is None:
         return None
     result = derive(windows, loaded_idle)
-    total_j = result.energy_j * result.batches
-    standard = math.sqrt(spread.variance_s / (result.duration_s * result.batches))
-    edges = _edges_j(windows) / total_j
-    bound = result.idle_bound_j / total_j
+    total_j, busy_s = result.energy_j * result.batches, result.duration_s * result.batches
+    standard = math.sqrt(spread.variance_s / busy_s)
+    edges, bound = _edges_j(windows) / total_j, result.idle_bound_j / total_j
     tail = bound / math.sqrt(12)
     own = scatter_of(windows, loaded_idle)
     between, visit_degrees = variance_between([own, *scatters], spread.variance_s)
@@ -195,13 +188,13 @@ def find_uncertainty(
     degrees = 1 / shared if shared * MANY_DEGREES > 1 else None
     half = student_t(degrees) * error * (STOPPING_FACTOR if len(windows) > 1 else 1.0)
     if own is not None and visit_degrees < FEWEST_VISIT_DEGREES:
-        # So few visits agree by chance too often for what they tell of all visits to be believed.
+        # So few visits agree by chance too often for the variance between visits to be believed.
         half = max(half, student_t(own.degrees_of_freedom) * own.standard_error)
     factor, rescaling = (1.0, 0.0) if rescaled is None else (rescaled.factor, rescaled.half_width)
-    half = math.hypot(half, rescaling)
+    half, energy_j = math.hypot(half, rescaling), result.energy_j * factor
     return Uncertainty(
-        low_j=result.energy_j * factor * (1 - bound / 2 - half),
-        high_j=result.energy_j * factor * (1 - bound / 2 + half),
+        low_j=energy_j * (1 - bound / 2 - half),
+        high_j=energy_j * (1 - bound / 2 + half),
         half_width=half,
         spread=standard,
         edges=edges,
@@ -217,7 +210,7 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
 
     Cells are alike that agree in all that must (`infergy.records.agreement.spread_key`) and whose mean power differs by
     no more than `LIKE_POWER`: what waits for its host varies more than what the GPU alone holds up. Several rows of one
-    cell are visits, each with an interval of its own, which tell how far visits differ. A failed row has None.
+    cell are visits, each with an interval of its own, which show how far visits differ. A failed row has None.
 
     Raises:
         MeterError: A counter stood still.
@@ -239,7 +232,7 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
             found.append(None)
             continue
         like = spread_at(peer.power_w, (other for other in groups[key] if other is not peer))
-        # That of a row that holds several visits is told by its own windows.
+        # A row of several visits has the scatter of its own windows.
         others = (other for cell_id, other in visited.get(key, ()) if peer.scatter is None or cell_id != row.cell_id)
         found.append(
             find_uncertainty(row.windows, row.loaded_idle, like, row.rescaled, scatters_at(peer.power_w, others))
@@ -249,11 +242,11 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """What one measured cell tells others of its set-up.
+    """What one measured cell contributes to the intervals of others of its engine config.
 
     Attributes:
         power_w: Its mean power.
-        spread: Its own spread; None if it tells nothing.
+        spread: Its own spread; None if unknown.
         scatter: How its visits scatter; None of a single one.
     """
 
@@ -263,7 +256,7 @@ class Peer:
 
 
 def peer_of(row: Measurement) -> Peer | None:
-    """What a row tells others; None if it failed."""
+    """The peer of a row; None if it failed."""
     if not row.windows or row.loaded_idle is None:
         return None
     power_w = result_of(row).power_w
@@ -298,13 +291,13 @@ def is_certain(
 ) -> bool:
     """Whether a cell needs no further window: its interval is within ± `target`, a fraction, and stands on enough.
 
-    `fewest` is how many windows there must be at least where no like cells tell the spread.
+    `fewest` is how many windows there must be at least without like cells.
 
     Raises:
         MeterError: A counter stood still.
     """
-    is_told = like is not None and like.is_of_joules and like.degrees_of_freedom >= ENOUGH_DEGREES
-    stands = len(windows) >= fewest or is_told
+    is_known = like is not None and like.is_of_joules and like.degrees_of_freedom >= ENOUGH_DEGREES
+    stands = len(windows) >= fewest or is_known
     found = find_uncertainty(windows, loaded_idle, like, None, scatters)
     return stands and found is not None and found.half_width <= target
 

@@ -1,10 +1,10 @@
-"""Cells that were measured more than once in a set-up: visits apart in time, judged together. Standard library only.
+"""Cells that were measured more than once in an engine config, at times apart (visits). Standard library only.
 
-    set-up    A B C D …    C A D B …    …          each round in an order of its own (`MeasureOptions.repeats`)
+    config    A B C D …    C A D B …    …          each round in an order of its own (`MeasureOptions.repeats`)
     cell C    ──■■────────■■──────────────          two visits of two windows
 
 What lasts longer than a window, such as a host that is slow for half a minute, makes the windows of one visit alike:
-their scatter does not tell of it, that of visits does. The variance between visits, β, is found over all like cells by
+their scatter does not show it, that of visits does. The variance between visits, β, is found over all like cells by
 the method of moments (DerSimonian and Laird, "Meta-analysis in clinical trials", Control. Clin. Trials 7, 1986): of
 visits with T_i of the T seconds of a cell, each second with the relative variance v,
 
@@ -49,7 +49,7 @@ class VisitScatter:
 
 
 def scatter_of(windows: Sequence[Window], loaded_idle: Window) -> VisitScatter | None:
-    """What the visits of one cell tell; None of a single one.
+    """How the visits of one cell scatter; None of a single one.
 
     Raises:
         MeterError: A counter stood still.
@@ -69,7 +69,7 @@ def scatter_of(windows: Sequence[Window], loaded_idle: Window) -> VisitScatter |
 
 
 def variance_between(scatters: Iterable[VisitScatter | None], variance_s: float) -> tuple[float, int]:
-    """The relative variance between visits, β, at least 0, and its degrees of freedom; (0, 0) where nobody tells.
+    """The relative variance between visits, β, at least 0, and its degrees of freedom; (0, 0) where none is known.
 
     Args:
         scatters: Of like cells.
@@ -90,12 +90,12 @@ def share_of_one_visit(windows: Sequence[Window]) -> float:
 
 
 def number_visits(visits: Iterable[Sequence[Window]]) -> tuple[Window, ...]:
-    """The windows of several visits, each told to which it belongs."""
+    """The windows of several visits, each with the number of its visit."""
     return tuple(replace(window, visit=number) for number, visit in enumerate(visits, 1) for window in visit)
 
 
 def join_visits(rows: Iterable[Measurement]) -> list[Measurement]:
-    """One row for each measured cell of one chip and environment, with the windows of all its visits.
+    """One row for each measured cell of one GPU and environment, with the windows of all its visits.
 
     It stands where the first of them stood, and is otherwise the last one. Rows without windows are as they were. Runs
     whose requests came at other times (another seed) are another cell's.
@@ -106,8 +106,8 @@ def join_visits(rows: Iterable[Measurement]) -> list[Measurement]:
     groups: dict[object, list[Measurement]] = {}
     for place, row in enumerate(rows):
         is_measured = row.windows and row.loaded_idle is not None
-        chips = tuple(sorted(row.windows[0].open)) if is_measured else ()
-        key = (row.cell_id, row.arrival_sha256, pool_key(row), chips) if is_measured else place
+        gpus = tuple(sorted(row.windows[0].open)) if is_measured else ()
+        key = (row.cell_id, row.arrival_sha256, pool_key(row), gpus) if is_measured else place
         groups.setdefault(key, []).append(row)
     return [group[0] if len(group) == 1 else _join(group) for group in groups.values()]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from infergy.errors import MeterError
 from infergy.records.latency import EngineCounts, RequestTimes
-from infergy.records.speculation import Drafts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +24,57 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafts:
+    """What was drafted in a batch, by the engine's own count.
+
+    Attributes:
+        rounds: Times that a request's drafted tokens were looked at.
+        drafted_tokens: Tokens drafted in them.
+        accepted_tokens: Of these, accepted; some lie past the last token asked for, and were not returned.
+    """
+
+    rounds: int
+    drafted_tokens: int
+    accepted_tokens: int
+
+    @property
+    def accepted_share(self) -> float | None:
+        """Accepted over drafted tokens; None where nothing was drafted."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Tokens that a round yields, the model's own one included; None without rounds."""
+        return 1 + self.accepted_tokens / self.rounds if self.rounds else None
+
+
+def sum_drafts(counts: Iterable[Drafts | None]) -> Drafts | None:
+    """All of them together; None where one batch has no count, or there are none."""
+    every = list(counts)
+    known = [drafts for drafts in every if drafts is not None]
+    if not known or len(known) < len(every):
+        return None
+    return Drafts(
+        rounds=sum(drafts.rounds for drafts in known),
+        drafted_tokens=sum(drafts.drafted_tokens for drafts in known),
+        accepted_tokens=sum(drafts.accepted_tokens for drafts in known),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One batch inside the window: seconds on the clock of the ticks, tokens as the engine returned them.
 
     Online it is one run: from the first arrival to the last token, the gaps in which nothing was served included.
 
     Attributes:
-        first_token_s: Seconds from arrival to first token, mean over the requests; None where the engine does not tell.
+        first_token_s: Seconds from arrival to first token, mean over the requests; None if not reported.
         last_first_token_s: The same of the request that waited longest.
-        finished_s: Seconds from arrival to last token, mean over the requests; None likewise.
+        finished_s: Seconds from arrival to last token, mean over the requests; None then too.
         times: Both of each request of an online run or a replay; None of equal requests that are there all at once, and
-            where the engine does not tell.
-        drafts: What a draft model proposed; None without one, and where the engine does not tell.
-        counts: Steps, preemptions and the like; None where the engine does not tell.
+            if the engine does not report it.
+        drafts: What a draft model proposed; None without one, and if the engine does not report it.
+        counts: Steps, preemptions and the like; None if the engine does not report it.
     """
 
     start_s: float

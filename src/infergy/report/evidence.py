@@ -18,8 +18,7 @@ from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_gpu
 from infergy.quality.phases import SetupPhases, find_phases
 from infergy.records import ENGINES, FP8
 from infergy.records.agreement import IDENTITY, MUST, key_of
-from infergy.records.shipped import SHIPPED_ROWS, shipped_rows
-from infergy.records.store import read_store
+from infergy.records.store import SHIPPED_ROWS, read_store, shipped_rows
 from infergy.report.points import Point, failures_of, group_by, points_of
 from infergy.serving.config import EngineOptions
 from infergy.workload.sampling import Sample

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from infergy.quality.phases import CellPhases, PhaseEnergy, SetupPhases
 from infergy.records import RANDOM_WEIGHTS, Arrivals, result_of
-from infergy.records.arrivals import TRACE
+from infergy.records.load import TRACE
 from infergy.report.charts import (
     AXES,
     INTERVALS_NOTE,
@@ -25,7 +25,7 @@ from infergy.report.evidence import Evidence
 from infergy.report.our_values import Change, changes, interval_text
 from infergy.report.points import Interval, Point, as_interval, group_by
 from infergy.units import count_of, format_number, format_percent, format_si
-from infergy.workload.padding import find_padding
+from infergy.workload.summary import find_padding
 from infergy.workload.tasks import PREFIX, find_task, is_task
 
 FEWEST_OUTPUTS = 5

@@ -17,9 +17,9 @@ from typing import Any
 from infergy.engines import Completion, Engine, EngineOutOfMemoryError, Session, Work
 from infergy.errors import MissingError, UsageError
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load
-from infergy.records.arrivals import POISSON
+from infergy.records.load import POISSON
 from infergy.testing.rules import calling, demand, named, run_rules
-from infergy.workload.prompts import make_prompts
+from infergy.workload.load_generator import make_prompts
 
 SHAPES = ((1, 9, 1), (3, 5, 4), (2, 16, 9), (3, 5, 4))
 """Batch, input and output tokens of the work that is run; the last repeats an earlier one on the same session."""

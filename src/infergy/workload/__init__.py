@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
     from infergy.workload.formats import FORMAT_NAMES, Columns
-    from infergy.workload.histograms import find_histogram, open_requests
-    from infergy.workload.padding import Padding
     from infergy.workload.requests import PrefixBlocks, Requests, SetAside, requests_of_histogram
-    from infergy.workload.sampling import Sample, Window, sample_windows
+    from infergy.workload.sampling import Sample, Window
     from infergy.workload.sources import shipped_traces
-    from infergy.workload.summary import LengthSummary, TraceSummary
+    from infergy.workload.summary import LengthSummary, Padding, TraceSummary
     from infergy.workload.tasks import TaskOptions
-    from infergy.workload.trace import Trace, open_trace
+    from infergy.workload.trace import Trace, find_histogram, open_requests, open_trace
 
 __all__ = [
     "FORMAT_NAMES",
@@ -38,21 +36,18 @@ __all__ = [
     "open_requests",
     "open_trace",
     "requests_of_histogram",
-    "sample_windows",
     "shipped_traces",
 ]
 
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
     "formats": ("FORMAT_NAMES", "Columns"),
-    "histograms": ("find_histogram", "open_requests"),
-    "padding": ("Padding",),
     "requests": ("PrefixBlocks", "Requests", "SetAside", "requests_of_histogram"),
-    "sampling": ("Sample", "Window", "sample_windows"),
+    "sampling": ("Sample", "Window"),
     "sources": ("shipped_traces",),
-    "summary": ("LengthSummary", "TraceSummary"),
+    "summary": ("LengthSummary", "Padding", "TraceSummary"),
     "tasks": ("TaskOptions",),
-    "trace": ("Trace", "open_trace"),
+    "trace": ("Trace", "find_histogram", "open_requests", "open_trace"),
 }
 
 

@@ -1,12 +1,24 @@
-"""Bins of requests by length, and the histogram of a trace over them. Standard library only."""
+"""Bins of requests by length, and the histogram of a trace over them, counted in one pass.
+
+Each request becomes a small integer, and requests are summed by it: on each axis the code is the number of marks below
+its length, and marks are as fine as the edges or finer, so that the longest request need not be known before the pass.
+Rows whose tokens cannot be read get a code of their own: validation costs no second pass. Memory is bounded by codes,
+not by rows.
+"""
 
 from __future__ import annotations
 
+import functools
+import operator
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
+
+if TYPE_CHECKING:
+    from infergy.workload.table import Table
 
 PAPER = "paper"
 POWERS_OF_TWO = "powers-of-two"
@@ -17,7 +29,15 @@ PAPER_OUTPUT_EDGES = (8, 16, 32, 64, 128, 256, 512)
 FIRST_INPUT_EDGE = 32
 FIRST_OUTPUT_EDGE = 8
 
+LONGEST_TOKENS = 2**32
+"""A request of more tokens is a broken log; 64-bit sums are exact for 2^31 of the longest."""
+
 HISTOGRAM_SCHEMA = "infergy.histogram/1"
+HISTOGRAM_SUMS = ("requests", "input_tokens", "output_tokens", "binned_input_tokens", "binned_output_tokens")
+"""Of all bins together; printed beside the record, for readers without this code."""
+
+_UNREADABLE = -1
+_BITS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -58,7 +78,7 @@ class Bins:
 
     @classmethod
     def powers_of_two(cls, longest_input: int, longest_output: int) -> Bins:
-        """Powers of two from 32 input and 8 output tokens up to the longest request: nobody is left out."""
+        """Powers of two from 32 input and 8 output tokens up to the longest request: none is left out."""
         return cls(
             name=POWERS_OF_TWO,
             input_edges=_powers(FIRST_INPUT_EDGE, longest_input),
@@ -74,7 +94,7 @@ class Bins:
         return self.at(i, o)
 
     def at(self, input_index: int, output_index: int) -> Bin:
-        """The bin by its place on both axes, counted from 0."""
+        """The bin by its index on both axes."""
         return Bin(
             input_tokens=self.input_edges[input_index],
             output_tokens=self.output_edges[output_index],
@@ -99,13 +119,7 @@ class BinCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisCount:
-    """The requests of a histogram between two edges of one axis: real against binned (Figure 7 of the study).
-
-    Attributes:
-        edge: Upper edge, which stands for all of them.
-        floor: The edge below, 0 for the first.
-        tokens: Their real tokens.
-    """
+    """The requests of a histogram between two edges of one axis: real against binned (Figure 7 of the study)."""
 
     edge: int
     floor: int
@@ -128,10 +142,8 @@ class Histogram:
     """A trace as counts over bins: all that an estimate needs of it.
 
     Attributes:
-        source: Name of the trace, or its path.
-        counts: The bins that hold at least one request, ascending.
+        counts: The bins of at least one request, ascending.
         left_out: What lies past the last edge, as one count; its bin has the longest lengths seen as edges.
-            None if nobody is left out.
         failed_requests: Requests set aside because they have no output tokens.
         cached_input_tokens: Input tokens served from a prefix cache and so not in `input_tokens`.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
@@ -180,7 +192,7 @@ class Histogram:
         return _along(self.bins.output_edges, [(c.bin.output_tokens, c.requests, c.output_tokens) for c in self.counts])
 
 
-def _along(edges: Sequence[int], items: Sequence[tuple[int, int, int]]) -> tuple[AxisCount, ...]:
+def _along(edges: Sequence[int], items: Iterable[tuple[int, int, int]]) -> tuple[AxisCount, ...]:
     sums = {edge: [0, 0] for edge in edges}
     for edge, requests, tokens in items:
         sums[edge][0] += requests
@@ -192,10 +204,9 @@ def _along(edges: Sequence[int], items: Sequence[tuple[int, int, int]]) -> tuple
 
 
 def _powers(first: int, longest: int) -> tuple[int, ...]:
-    edges: list[int] = [first]
-    while edges[-1] < longest:
-        edges.append(edges[-1] * 2)
-    return tuple(edges)
+    """Powers of two from `first` up to the first that is not below `longest`."""
+    last = max(first, longest) - 1
+    return tuple(2**exponent for exponent in range(first.bit_length() - 1, last.bit_length() + 1))
 
 
 def edges_of(text: str) -> Sequence[int]:
@@ -204,3 +215,84 @@ def edges_of(text: str) -> Sequence[int]:
         return [int(part) for part in text.replace(" ", "").split(",") if part]
     except ValueError as error:
         raise UsageError.bad_value("bin edges", text, "whole numbers with commas between, as 32,128,512") from error
+
+
+def count_bins(table: Table, bins: Bins | None, *, lenient: bool) -> tuple[Histogram | None, int, int]:
+    """Count the rows of a table over bins, by output and uncached input.
+
+    Args:
+        table: The rows.
+        bins: The grid; None takes powers of two up to the longest request.
+        lenient: See `Table.declared`.
+
+    Returns:
+        The histogram, or None if no request has output; the requests without output; the rows that cannot be read.
+    """
+    x = table.x
+    lengths = x.col("uncached_tokens"), x.col("output_tokens")
+    marks, codes = _codes(table, bins, lengths)
+    # pandas' nullable columns keep a null in the condition, which its `where` rejects.
+    key = x.when(table.good.fill_null(False)).then(codes[0] * len(marks[1]) + codes[1]).otherwise(x.lit(_UNREADABLE))
+    sums = [x.len().alias("requests"), lengths[0].sum().alias("input"), lengths[1].sum().alias("output")]
+    if table.layout.cached:
+        sums.append(x.col("cached_tokens").sum().alias("cached"))
+    if bins is not None:
+        sums += [lengths[0].max().alias("longest_input"), lengths[1].max().alias("longest_output")]
+    keyed = table.declared(lenient=lenient).with_columns(key.alias("key"))
+    groups: dict[tuple[int, int], dict[str, Any]] = {}
+    failed = bad = 0
+    for row in table.collect(keyed.group_by("key").agg(*sums))[0]:
+        input_code, output_code = divmod(int(row["key"]), len(marks[1]))
+        if row["key"] == _UNREADABLE:
+            bad = int(row["requests"])
+        elif not output_code:
+            failed += int(row["requests"])
+        else:
+            groups[marks[0][input_code], marks[1][output_code]] = row
+    return _fold(groups, bins, table.source.name, failed) if groups else None, failed, bad
+
+
+def _codes(table: Table, bins: Bins | None, lengths: Iterable[Any]) -> tuple[tuple[tuple[int, ...], ...], list[Any]]:
+    """For both axes the marks by code, each not below the lengths of its code, and the expression of the code."""
+    x = table.x
+    firsts = FIRST_INPUT_EDGE, FIRST_OUTPUT_EDGE
+    axes = (bins.input_edges, bins.output_edges) if bins else tuple(_powers(first, LONGEST_TOKENS) for first in firsts)
+    # Leading zeros of length - 1 give the power of two without a comparison per edge: none for 0, 64 for 1.
+    doubling = table.is_polars and all(edge & (edge - 1) == 0 for edges in axes for edge in edges)
+    if doubling:
+        powers = (0, *(2 ** (_BITS - code) for code in range(1, _BITS + 1)))
+        return (powers, powers), [(length - 1).bitwise_leading_zeros().cast(x.Int32) for length in lengths]
+    marks = tuple(tuple(sorted({0, *edges, LONGEST_TOKENS})) for edges in axes)
+    codes = [
+        functools.reduce(operator.add, [(length > mark).cast(x.Int32) for mark in below[:-1]])
+        for length, below in zip(lengths, marks, strict=True)
+    ]
+    return marks, codes
+
+
+def _fold(groups: dict[tuple[int, int], dict[str, Any]], bins: Bins | None, source: str, failed: int) -> Histogram:
+    """Put groups, by the marks not below their lengths, into bins."""
+    bins = bins or Bins.powers_of_two(*(max(marks) for marks in zip(*groups, strict=True)))
+    inside: dict[Bin, list[dict[str, Any]]] = {}
+    outside: list[dict[str, Any]] = []
+    for marks in sorted(groups):
+        bin_ = bins.find(*marks)
+        (outside if bin_ is None else inside.setdefault(bin_, [])).append(groups[marks])
+    left_out = None
+    if outside:
+        longest = {axis: max(int(group[f"longest_{axis}"]) for group in outside) for axis in ("input", "output")}
+        corner = Bin(input_tokens=longest["input"], output_tokens=longest["output"], input_floor=0, output_floor=0)
+        left_out = _total(corner, outside)
+    return Histogram(
+        source=source,
+        bins=bins,
+        counts=tuple(_total(bin_, inside[bin_]) for bin_ in sorted(inside)),
+        left_out=left_out,
+        failed_requests=failed,
+        cached_input_tokens=sum(int(group.get("cached") or 0) for group in groups.values()),
+    )
+
+
+def _total(corner: Bin, groups: Sequence[dict[str, Any]]) -> BinCount:
+    sums = [sum(int(group[name]) for group in groups) for name in ("requests", "input", "output")]
+    return BinCount(bin=corner, requests=sums[0], input_tokens=sums[1], output_tokens=sums[2])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infergy.errors import DataError, UsageError
 
@@ -28,7 +28,7 @@ _SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Where a log keeps its figures, where that differs from its format; None takes the format's own.
+    """The columns of a log that differ from its format; None takes the format's own.
 
     Attributes:
         input: Column of input (prompt) tokens, cached ones included.
@@ -83,7 +83,7 @@ GAPS = SessionColumns(id="session_id", gap="pre_gap")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """Columns of a known format; `time` and `cached` are tried in order, row by row.
+    """Columns of a known format, or of one log; `time` and `cached` are tried in order, row by row.
 
     Attributes:
         marks: Further columns by which the format is recognised.
@@ -102,21 +102,6 @@ class Format:
     blocks: BlockColumn | None = None
     sessions: SessionColumns | None = None
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The columns of one log, settled; fields as in `Format`, `format` is its name."""
-
-    format: str
-    input: str
-    output: str
-    time: tuple[str, ...]
-    cached: tuple[str, ...]
-    time_unit_s: float
-    null_is_failed: bool
-    blocks: BlockColumn | None = None
-    sessions: SessionColumns | None = None
-
     @property
     def paths(self) -> tuple[str, ...]:
         """All columns of lengths and arrivals."""
@@ -129,26 +114,17 @@ class Layout:
         return (*blocks, *(() if self.sessions is None else self.sessions.paths))
 
 
-def _chat(prefix: str, *times: str) -> Format:
-    """The usage object of the Chat Completions API, which vLLM, SGLang and others share."""
-    return Format(
-        name="openai",
-        input=f"{prefix}prompt_tokens",
-        output=f"{prefix}completion_tokens",
-        time=times,
-        cached=(f"{prefix}prompt_tokens_details.cached_tokens", f"{prefix}cached_tokens"),
-        null_is_failed=True,
-    )
+_CHAT, _RESPONSES = ("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")
 
 
-def _responses(prefix: str, *times: str) -> Format:
-    """The usage object of the Responses API."""
+def _usage(prefix: str, names: tuple[str, str], *times: str) -> Format:
+    """The usage object of the Chat Completions API, which vLLM, SGLang and others share, or of the Responses API."""
     return Format(
         name="openai",
-        input=f"{prefix}input_tokens",
-        output=f"{prefix}output_tokens",
+        input=f"{prefix}{names[0]}",
+        output=f"{prefix}{names[1]}",
         time=times,
-        cached=(f"{prefix}input_tokens_details.cached_tokens", f"{prefix}cached_tokens"),
+        cached=(f"{prefix}{names[0]}_details.cached_tokens", f"{prefix}cached_tokens"),
         null_is_failed=True,
     )
 
@@ -174,11 +150,11 @@ FORMATS = (
         time_unit_s=1e-3,
         blocks=BlockColumn(path="hash_ids", block_tokens=512),
     ),
-    _chat("usage.", "created"),
-    _responses("usage.", "created_at", "created"),
-    _chat("response.body.usage.", "response.body.created"),
-    _responses("response.body.usage.", "response.body.created_at"),
-    _chat("", "created"),
+    _usage("usage.", _CHAT, "created"),
+    _usage("usage.", _RESPONSES, "created_at", "created"),
+    _usage("response.body.usage.", _CHAT, "response.body.created"),
+    _usage("response.body.usage.", _RESPONSES, "response.body.created_at"),
+    _usage("", _CHAT, "created"),
     Format(
         name="tokens",
         input="input_tokens",
@@ -192,15 +168,15 @@ FORMAT_NAMES = tuple(dict.fromkeys(known.name for known in FORMATS))
 
 def settle(
     fields: Collection[str], *, source: str, records: bool, wanted: str | None, columns: Columns | None
-) -> Layout:
-    """The layout of a log: recognised from the fields it has, or named; columns that the user names go first.
+) -> Format:
+    """The columns of a log: recognised from the fields it has, or named; columns that the user names go first.
 
     Args:
         fields: Columns of the log; of JSON records, the dotted paths seen in the first ones.
         source: Name of the log, for messages.
         records: Whether rows are JSON records, in which an optional field may show up late.
         wanted: Name of a format, or None to recognise it.
-        columns: What the user named.
+        columns: Named by the user.
 
     Raises:
         UsageError: No format of that name.
@@ -208,52 +184,46 @@ def settle(
     """
     named = columns or Columns()
     _check_named(named, fields, source)
+    known = _find_format(fields, source, wanted, named)
+
+    def chosen(path: str | None, known_paths: Iterable[str]) -> tuple[str, ...]:
+        return (path,) if path else tuple(known for known in known_paths if records or known in fields)
+
+    sessions = (links for links in (known.sessions, GAPS) if links is not None and set(links.paths) <= set(fields))
+    return replace(
+        known,
+        input=named.input or known.input,
+        output=named.output or known.output,
+        time=chosen(named.time, known.time),
+        cached=chosen(named.cached, known.cached),
+        time_unit_s=named.time_unit_s or known.time_unit_s,
+        blocks=known.blocks if known.blocks is not None and known.blocks.path in fields else None,
+        sessions=next(sessions, None),
+    )
+
+
+def _find_format(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> Format:
     if wanted not in (None, NAMED, *FORMAT_NAMES):
         raise UsageError.unknown(
             "trace format", str(wanted), (*FORMAT_NAMES, NAMED), code="unknown-name", trace=source, option="--format"
         )
-    known = None if wanted == NAMED else _recognise(fields, wanted, named)
-    if known is None and (named.input is None or named.output is None):
-        raise DataError(
-            _not_recognised(fields, source, wanted, named), code="unknown-format", trace=source, columns=list(fields)
-        )
-    if known is None:
-        assert named.input is not None
-        assert named.output is not None
-        known = Format(name=NAMED, input=named.input, output=named.output)
-
-    def present(paths: Iterable[str]) -> tuple[str, ...]:
-        return tuple(path for path in paths if records or path in fields)
-
-    return Layout(
-        format=known.name,
-        input=named.input or known.input,
-        output=named.output or known.output,
-        time=(named.time,) if named.time else present(known.time),
-        cached=(named.cached,) if named.cached else present(known.cached),
-        time_unit_s=named.time_unit_s or known.time_unit_s,
-        null_is_failed=known.null_is_failed,
-        blocks=known.blocks if known.blocks is not None and known.blocks.path in fields else None,
-        sessions=_sessions(known, fields),
-    )
-
-
-def _sessions(known: Format, fields: Collection[str]) -> SessionColumns | None:
-    """The columns of sessions that the log has, its format's or those of any format."""
-    candidates = (known.sessions, GAPS)
-    return next((found for found in candidates if found is not None and set(found.paths) <= set(fields)), None)
-
-
-def _recognise(fields: Collection[str], wanted: str | None, named: Columns) -> Format | None:
-    all_named = named.input is not None and named.output is not None
     for known in FORMATS:
-        tokens = named.input or known.input, named.output or known.output
-        if all_named and wanted is None and tokens != (known.input, known.output):
-            continue
-        needed = {*tokens, *(known.marks if wanted is None else ())}
-        if wanted in (None, known.name) and needed <= set(fields):
+        if wanted in (None, known.name) and _fits(known, fields, named, is_sure=wanted is not None):
             return known
-    return None
+    if named.input is None or named.output is None:
+        message = _not_recognised(fields, source, wanted, named)
+        raise DataError(message, code="unknown-format", trace=source, columns=list(fields))
+    return Format(name=NAMED, input=named.input, output=named.output)
+
+
+def _fits(known: Format, fields: Collection[str], named: Columns, *, is_sure: bool) -> bool:
+    """Whether a log has the columns of a format, those that the user named in their place."""
+    tokens = named.input or known.input, named.output or known.output
+    if is_sure:
+        return set(tokens) <= set(fields)
+    # Where both columns are named, a format is only recognised by its own names.
+    all_named = named.input is not None and named.output is not None
+    return {*tokens, *known.marks} <= set(fields) and not (all_named and tokens != (known.input, known.output))
 
 
 def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
@@ -270,21 +240,16 @@ def _not_recognised(fields: Collection[str], source: str, wanted: str | None, na
     candidates = [known for known in FORMATS if wanted == known.name or (wanted is None and not known.marks)]
     names = "; ".join(f"{known.input} and {known.output} ({known.name})" for known in candidates)
     flags = [f"--{axis}-column NAME" for axis in ("input", "output") if getattr(named, axis) is None]
-    what = "the tokens of each request are in no column that infergy knows" if candidates else "no columns were named"
-    return (
-        f"{source}: {what}; found: {_shown(fields)}."
-        + (f" Wanted: {names}." if names else "")
-        + f" Name them: {' '.join(flags)}"
-    )
+    what = "no known columns of input and output tokens" if candidates else "no columns were named"
+    expected = f" Expected: {names}." if names else ""
+    return f"{source}: {what}; found: {_shown(fields)}.{expected} Name them: {' '.join(flags)}"
 
 
 def _shown(fields: Collection[str]) -> str:
-    shown = [_as_typed(field) for field in itertools.islice(fields, _SHOWN_FIELDS)]
-    more = len(fields) - len(shown)
-    return (", ".join(shown) or "none") + (f", and {more} more" if more else "")
-
-
-def _as_typed(field: str) -> str:
-    """A name, in quotes if it holds what a terminal does not show; long ones cut."""
-    cut = field if len(field) <= _SHOWN_CHARACTERS else f"{field[:_SHOWN_CHARACTERS]}…"
-    return cut if cut.isprintable() and cut == cut.strip() else repr(cut)
+    """The first names: in quotes if they have what a terminal does not show, and long ones cut."""
+    names = []
+    for name in itertools.islice(fields, _SHOWN_FIELDS):
+        cut = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
+        names.append(cut if cut.isprintable() and cut == cut.strip() else repr(cut))
+    more = len(fields) - len(names)
+    return (", ".join(names) or "none") + (f", and {more} more" if more else "")

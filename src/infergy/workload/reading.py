@@ -6,71 +6,82 @@ from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError
 from infergy.units import count_of
-from infergy.workload.faults import arrivals_beyond, is_beyond
+from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
-from infergy.workload.table import ARRIVAL, ARRIVAL_S, LONGEST_TOKENS, Table
+from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table
 
 if TYPE_CHECKING:
     import polars as pl
 
-_SHOWNROWS = 3
+_SHOWN_ROWS = 3
 ROW = "row"
 
 
-def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tuple[tuple[Requests | None, int], int]:
+def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tuple[Requests | None, int, int]:
     """Read all requests of a table.
 
     Args:
-        table: Built with its links where polars reads it.
+        table: The rows.
         lenient: See `Table.declared`.
-        arrivals: Whether to keep arrival times and sessions; False reads a log that has them in part.
+        at_once: Leave arrival times out; reads a log that has them in part.
 
     Returns:
-        The requests and the number of failed rows; and how many rows have tokens that cannot be read. The requests
-        are None if there are such rows, or no requests.
-
-    Raises:
-        DataError: All prompts are empty, arrivals or gaps are missing in part, or gaps are negative.
+        The requests, the number of failed rows, and how many rows have tokens that cannot be read. The requests are
+        None if there are such rows, or no requests.
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient, links=table.is_polars)).with_row_index(ROW, offset=1)
-    good = is_good()
-    bad, failed = rows.select(good.not_().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
+    rows = collect(table, table.declared(lenient=lenient)).with_row_index(ROW, offset=1)
+    bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
     if bad or failed == len(rows):
-        return (None, failed), bad
+        return None, failed, bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
         message = (
             f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
             f"column {table.layout.input!r}. Name another column: --input-column NAME"
         )
         raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.input)
-    return (build(table, rows, arrivals=arrivals), failed), 0
+    return build(table, rows, at_once=at_once), failed, 0
 
 
-def is_good() -> pl.Expr:
-    """Whether the tokens of a row can be read, as in all other passes over a table."""
-    import polars as pl
+def read_prompts(table: Table, *, lenient: bool) -> tuple[tuple[list[int], bool] | None, int, int]:
+    """Prompts of the requests with output, in order of arrival where each has its own, else in the log's.
 
-    lengths = pl.col("uncached_tokens"), pl.col("output_tokens")
-    return pl.all_horizontal(column.is_between(0, LONGEST_TOKENS).fill_null(False) for column in lengths)
-
-
-def collect(table: Table, query: Any) -> pl.DataFrame:
-    """The rows of a query under the declared schema as a polars frame, whatever library holds them.
-
-    Raises:
-        DataError: The file cannot be read to its end.
+    Returns:
+        The lengths and whether they are in order of arrival, None if there are none; failed rows; unreadable rows.
     """
     import polars as pl
 
+    rows = collect(table, table.declared(lenient=lenient))
+    bad = rows.select(is_bad().sum()).item()
+    served = rows.filter(pl.col("output_tokens") > 0)
+    if bad or not len(served):
+        return None, len(rows) - len(served), bad
+    by_arrival = ARRIVAL_S in served.columns and bool(served[ARRIVAL_S].is_finite().fill_null(False).all())
+    if by_arrival:
+        served = served.sort(ARRIVAL_S, maintain_order=True)
+    return (served["input_tokens"].to_list(), by_arrival), 0, 0
+
+
+def is_bad() -> pl.Expr:
+    """Whether the tokens of a row cannot be read, as `Table.good` for a frame of polars."""
+    import polars as pl
+
+    lengths = pl.col("uncached_tokens", "output_tokens")
+    return pl.all_horizontal(lengths.is_between(0, LONGEST_TOKENS)).fill_null(False).not_()
+
+
+def collect(table: Table, query: Any) -> pl.DataFrame:
+    """The rows of a query under the declared schema as a polars frame, whatever library has them."""
+    import polars as pl
+
+    rows = table.collected(query)
     if table.is_polars:
-        frame: pl.DataFrame = table.collected(query)
+        frame: pl.DataFrame = rows
         return frame
-    held = table.collected(query)
     columns = {}
-    for name in held.columns:
-        series = held[name]
+    for name in rows.columns:
+        series = rows[name]
         if name == ARRIVAL:
             series = series.dt.timestamp("us").cast(table.x.Float64) / 1e6
         # Missing values of every library are NaN in a numpy column of fractions, which has whole numbers up to 2^53.
@@ -79,25 +90,20 @@ def collect(table: Table, query: Any) -> pl.DataFrame:
     return pl.DataFrame(columns).with_columns(pl.col("^.*_tokens$").cast(pl.Int64))
 
 
-def build(table: Table, rows: pl.DataFrame, *, arrivals: bool, origin_s: float | None = None) -> Requests:
+def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: float | None = None) -> Requests:
     """Requests of collected rows, of which some have output.
 
     Args:
         table: Where the rows come from.
         rows: With their numbers in the log as `row`.
-        arrivals: Whether to keep arrival times and sessions.
+        at_once: Leave arrival times out.
         origin_s: What arrivals are counted from, on the log's clock; None takes the first.
-
-    Raises:
-        DataError: Arrivals or gaps are missing in part, or gaps are negative.
     """
     import polars as pl
 
     with_output = rows.filter(pl.col("output_tokens") > 0)
     served = with_output.filter(pl.col("input_tokens") > 0)
-    reason = _order_reason(table, served) if arrivals else AT_ONCE
-    _check_blocks(table, served)
-    lacking = unlinked(table, sessions=arrivals)
+    reason = AT_ONCE if at_once else _order_reason(table, served)
     out_of_order = 0
     arrival_s = None
     if reason is None:
@@ -106,7 +112,7 @@ def build(table: Table, rows: pl.DataFrame, *, arrivals: bool, origin_s: float |
         times = served[ARRIVAL_S].to_numpy()
         arrival_s = times - (times[0] if origin_s is None else origin_s) if len(times) else times
     cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
-    after, gap_s = _sessions(table, served) if arrivals else (None, None)
+    after, gap_s = _sessions(table, served)
     return Requests(
         source=table.source.name,
         input_tokens=served["input_tokens"].to_numpy(),
@@ -121,20 +127,20 @@ def build(table: Table, rows: pl.DataFrame, *, arrivals: bool, origin_s: float |
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
             out_of_order=out_of_order,
-            **{name: int(served.select(lacks.sum()).item()) for name, lacks in lacking.items()},
+            **{name: int(served.select(lacks.sum()).item()) for name, lacks in unlinked(table).items()},
         ),
         lengths_from=table.source.lengths_from,
     )
 
 
-def unlinked(table: Table, *, sessions: bool = True) -> dict[str, pl.Expr]:
-    """Which rows lack what links others, by the name of their count in `SetAside`; of a table built with its links."""
+def unlinked(table: Table) -> dict[str, pl.Expr]:
+    """Which rows lack what links others, by the name of their count in `SetAside`."""
     import polars as pl
 
-    layout, lacking = table.layout, {}
-    if sessions and layout.sessions is not None and layout.sessions.id in table.kinds:
+    lacking = {}
+    if table.layout.sessions is not None:
         lacking["without_session"] = pl.col("session").is_null()
-    if layout.blocks is not None and layout.blocks.path in table.kinds:
+    if table.layout.blocks is not None:
         lacking["without_blocks"] = pl.col("block_ids").list.len().fill_null(0) == 0
     return lacking
 
@@ -153,30 +159,8 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     if not len(untimed):
         return None
     if len(untimed) == len(served):
-        return f"no request has an arrival in {_times(table)}; name another column with --time-column NAME"
+        return f"no request has an arrival in {_names(table.layout.time)}; name another column with --time-column NAME"
     raise arrivals_missing(table, len(untimed), len(served), f" ({_numbers(untimed)})")
-
-
-def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
-    """The error for a log in which some requests have an arrival and others have none."""
-    return DataError(
-        f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
-        f"{_times(table)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct these rows, "
-        "name another column: --time-column NAME, or serve all at once: --all-at-once",
-        code="no-arrivals",
-        trace=table.source.name,
-        untimed=untimed,
-    )
-
-
-def _times(table: Table) -> str:
-    return " or ".join(repr(path) for path in table.layout.time)
-
-
-def _numbers(rows: pl.DataFrame) -> str:
-    """The numbers of the first rows."""
-    shown = [f"row {number}" for number in rows[ROW].head(_SHOWNROWS)]
-    return ", ".join(shown) + (", …" if len(rows) > len(shown) else "")
 
 
 def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any]:
@@ -185,7 +169,7 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any]:
     import polars as pl
 
     sessions = table.layout.sessions
-    if sessions is None or "session" not in served.columns:
+    if sessions is None:
         return None, None
     index = pl.int_range(pl.len(), dtype=pl.Int64)
     if sessions.parent is not None:
@@ -197,19 +181,11 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any]:
     after = linked["after"].fill_null(-1).to_numpy()
     # An answer cannot precede its question: such links, cycles among them, are none.
     after = np.where(after < np.arange(len(after)), after, -1)
-    if not (after >= 0).any():
-        return None, None
-    return after, _gaps(table, served, after)
-
-
-def _gaps(table: Table, served: pl.DataFrame, after: Any) -> Any:
-    import polars as pl
-
-    sessions = table.layout.sessions
-    assert sessions is not None
-    if sessions.gap is None:
-        return None
     follows = pl.Series(after >= 0)
+    if not follows.any():
+        return None, None
+    if sessions.gap is None:
+        return after, None
     gaps = served["gap_s"]
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
@@ -219,29 +195,7 @@ def _gaps(table: Table, served: pl.DataFrame, after: Any) -> Any:
             "once: --all-at-once"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, column=sessions.gap, rows=len(wrong))
-    return gaps.zip_with(follows, pl.Series([0.0])).to_numpy()
-
-
-def _check_blocks(table: Table, served: pl.DataFrame) -> None:
-    """Reject lists of hashes in which some are none.
-
-    Raises:
-        DataError: There are such; the message names their rows.
-    """
-    import polars as pl
-
-    if "block_ids" not in served.columns:
-        return
-    assert table.layout.blocks is not None
-    ids = pl.col("block_ids")
-    wrong = served.filter(ids.list.len() != ids.list.drop_nulls().list.len())
-    if len(wrong):
-        message = (
-            f"{table.source.name}: hashes of blocks in {table.layout.blocks.path!r} of "
-            f"{count_of(len(wrong), 'request')} are not whole numbers of 64 bits ({_numbers(wrong)}). Correct them, or "
-            "remove the column"
-        )
-        raise DataError(message, code="bad-trace", trace=table.source.name, column=table.layout.blocks.path)
+    return after, gaps.zip_with(follows, pl.Series([0.0])).to_numpy()
 
 
 def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
@@ -250,13 +204,122 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     import polars as pl
 
     column = table.layout.blocks
-    if column is None or "block_ids" not in served.columns:
+    if column is None:
         return None
+    ids = pl.col("block_ids")
+    wrong = served.filter(ids.list.len() != ids.list.drop_nulls().list.len())
+    if len(wrong):
+        message = (
+            f"{table.source.name}: hashes of blocks in {column.path!r} of {count_of(len(wrong), 'request')} are not "
+            f"whole numbers of 64 bits ({_numbers(wrong)}). Correct them, or remove the column"
+        )
+        raise DataError(message, code="bad-trace", trace=table.source.name, column=column.path)
     blocks = -(-pl.col("input_tokens") // column.block_tokens)
-    ids = served.select(pl.col("block_ids").fill_null([]).list.head(blocks))["block_ids"]
-    counts = ids.list.len().to_numpy().astype(np.int64)
+    hashes = served.select(ids.fill_null([]).list.head(blocks))["block_ids"]
+    counts = hashes.list.len().to_numpy().astype(np.int64)
     if not counts.any():
         return None
-    flat = ids.filter(ids.list.len() > 0).explode()
+    flat = hashes.filter(hashes.list.len() > 0).explode()
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
+
+
+def is_beyond(arrival_s: Any) -> Any:
+    """Whether a finite arrival is past any date that a log can have."""
+    return arrival_s.is_finite() & (arrival_s.abs() > LATEST_ARRIVAL_S)
+
+
+def arrivals_beyond(table: Table) -> DataError:
+    """The error for a table with arrivals past any date: the first of them, and what to type."""
+    beyond = is_beyond(table.x.col(ARRIVAL_S)) & (table.x.col("output_tokens") > 0)
+    first = _first_rows(table, table.declared(lenient=True), beyond.fill_null(False))
+    shown = ", ".join(f"row {row[ROW]}: {row[ARRIVAL_S]:g} s" for row in first if ROW in row)
+    return DataError(
+        f"{table.source.name}: arrivals in {_names(table.layout.time)} are more than {LATEST_ARRIVAL_S:,} s from 0, "
+        f"past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name the unit of the column: "
+        "--time-unit ms (us, ns), or another column: --time-column NAME",
+        code="bad-trace",
+        trace=table.source.name,
+        column=table.layout.time[0],
+    )
+
+
+def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
+    """The error for a log in which some requests have an arrival and others have none."""
+    return DataError(
+        f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
+        f"{_names(table.layout.time)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct "
+        "these rows, name another column: --time-column NAME, or serve all at once: --all-at-once",
+        code="no-arrivals",
+        trace=table.source.name,
+        untimed=untimed,
+    )
+
+
+def explain(table: Table) -> DataError:
+    """The error for a table with rows whose tokens cannot be read: how many in each column, and the first of them."""
+    x, layout = table.x, table.layout
+    rows = table.declared(lenient=True, raw=True)
+    wrong = {
+        axis: ~x.col(f"{axis}_tokens").is_between(0, LONGEST_TOKENS).fill_null(False)
+        for axis in ("input", "output", "uncached")
+    }
+    # A bad input also makes the uncached part unreadable: it is reported as what it is.
+    conditions = {"input": wrong["input"], "output": wrong["output"]}
+    if layout.cached:
+        conditions["cached"] = ~wrong["input"] & wrong["uncached"]
+    counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
+    ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))
+    bad = {axis: int(counted[axis]) for axis in conditions if counted[axis]}
+    names = {"input": repr(layout.input), "output": repr(layout.output), "cached": _names(layout.cached)}
+    parts = []
+    for axis, count in bad.items():
+        first = _first_rows(table, rows, conditions[axis])
+        shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
+        expected = (
+            "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
+        )
+        of_rows = f"{count:,} of {count_of(int(counted['rows']), 'row')}"
+        parts.append(f"{of_rows}: {axis} tokens in column {names[axis]} are not {expected} ({shown})")
+    flags = " ".join(f"--{axis}-column NAME" for axis in bad)
+    return DataError(
+        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}",
+        code="bad-trace",
+        trace=table.source.name,
+        rows=bad,
+    )
+
+
+def _first_rows(table: Table, rows: Any, condition: Any) -> list[dict[str, Any]]:
+    """The first rows that meet a condition, with their number where the source has an order."""
+    import narwhals as nw
+
+    if table.is_polars:
+        rows = rows.with_row_index(ROW, offset=1)
+    elif isinstance(rows, nw.DataFrame):
+        rows = rows.with_row_index(ROW).with_columns(nw.col(ROW) + 1)
+    return table.collect(rows.filter(condition).head(_SHOWN_ROWS))[0]
+
+
+def _shown(axis: str, row: dict[str, Any]) -> str:
+    value = _value(row[f"raw_{axis}"])
+    if axis == "cached":
+        value += f" of {_value(row['raw_input'])}"
+    return f"row {row[ROW]}: {value}" if ROW in row else value
+
+
+def _value(raw: Any) -> str:
+    if isinstance(raw, str):
+        return repr(raw)
+    # pandas has a NaN and an NA of its own for a missing value.
+    return "missing" if raw is None or str(raw) in ("nan", "<NA>") else str(raw)
+
+
+def _names(paths: tuple[str, ...]) -> str:
+    return " or ".join(map(repr, paths))
+
+
+def _numbers(rows: pl.DataFrame) -> str:
+    """The numbers of the first rows."""
+    shown = [f"row {number}" for number in rows[ROW].head(_SHOWN_ROWS)]
+    return ", ".join(shown) + (", …" if len(rows) > len(shown) else "")

@@ -43,6 +43,9 @@ class PrefixBlocks:
     offsets: Integers
     block_tokens: int
 
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
     def of(self, request: int) -> Integers:
         """The hashes of one request."""
         return self.ids[self.offsets[request] : self.offsets[request + 1]]
@@ -84,7 +87,6 @@ class Requests:
     """Requests in order of arrival, as columns of equal length.
 
     Attributes:
-        source: Name of the trace, or its path.
         input_tokens: Whole prompts, cached tokens included; at least 1.
         output_tokens: Generated tokens; at least 1.
         arrival_s: Seconds after the first request of the trace, or after the start of the window; ascending. None if
@@ -114,9 +116,35 @@ class Requests:
     lengths_from: str | None = None
 
     def __post_init__(self) -> None:
-        wrong = _faults(self)
+        wrong = self._wrong_lengths() or (self._wrong_values() if len(self) else [])
         if wrong:
             raise DataError(f"{self.source}: {'; '.join(wrong)}", code="bad-trace", trace=self.source, reasons=wrong)
+
+    def _wrong_lengths(self) -> list[str]:
+        columns = {
+            name: getattr(self, name)
+            for name in ("output_tokens", "arrival_s", "cached_tokens", "after", "gap_s", "prefix_blocks")
+        }
+        return [
+            f"{name} has {len(column):,} values for {count_of(len(self), 'request')}"
+            for name, column in columns.items()
+            if column is not None and len(column) != len(self)
+        ]
+
+    def _wrong_values(self) -> list[str]:
+        import numpy as np
+
+        times, after, gap_s = self.arrival_s, self.after, self.gap_s
+        wrong = []
+        if self.input_tokens.min() < 1 or self.output_tokens.min() < 1:
+            wrong.append("a request needs at least 1 input token and 1 output token")
+        if times is not None and not (times[0] >= 0 and times[-1] < math.inf and (times[1:] >= times[:-1]).all()):
+            wrong.append("arrival_s must ascend from 0 s or later, and be finite")
+        if after is not None and not ((after >= -1) & (after < np.arange(len(self)))).all():
+            wrong.append("after must be -1 or less than the request's own index")
+        if gap_s is not None and (after is None or not ((gap_s >= 0) & (gap_s < math.inf)).all()):
+            wrong.append("gap_s must be at least 0 s and finite, with the column after")
+        return wrong
 
     def __len__(self) -> int:
         return len(self.input_tokens)
@@ -209,7 +237,6 @@ class Requests:
         import numpy as np
 
         index = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
-
         after, gap_s = None, _at(self.gap_s, index)
         if self.after is not None:
             # One more than the requests there are, so that -1 finds -1.
@@ -242,45 +269,11 @@ def _at(column: NDArray[Number] | None, index: Integers) -> NDArray[Number] | No
     return None if column is None else column[index]
 
 
-def _faults(requests: Requests) -> list[str]:
-    """What is wrong with the columns, in words."""
-    import numpy as np
-
-    count = len(requests)
-    blocks = requests.prefix_blocks
-    columns = {
-        "output_tokens": requests.output_tokens,
-        "arrival_s": requests.arrival_s,
-        "cached_tokens": requests.cached_tokens,
-        "after": requests.after,
-        "gap_s": requests.gap_s,
-        "prefix_blocks": None if blocks is None else blocks.offsets[1:],
-    }
-    lengths = {name: len(column) for name, column in columns.items() if column is not None}
-    wrong = [
-        f"{name} has {length:,} values for {count_of(count, 'request')}"
-        for name, length in lengths.items()
-        if length != count
-    ]
-    if wrong or not count:
-        return wrong
-    times, after, gap_s = requests.arrival_s, requests.after, requests.gap_s
-    if requests.input_tokens.min() < 1 or requests.output_tokens.min() < 1:
-        wrong.append("a request needs at least 1 input token and 1 output token")
-    if times is not None and not (times[0] >= 0 and times[-1] < math.inf and bool((times[1:] >= times[:-1]).all())):
-        wrong.append("arrival_s must ascend from 0 s or later, and be finite")
-    if after is not None and not bool(((after >= -1) & (after < np.arange(count))).all()):
-        wrong.append("after must be -1 or less than the request's own index")
-    if gap_s is not None and (after is None or not bool(((gap_s >= 0) & (gap_s < math.inf)).all())):
-        wrong.append("gap_s must be at least 0 s and finite, beside the column after")
-    return wrong
-
-
 def requests_of_histogram(histogram: Histogram, *, at_most: int | None = None) -> Requests:
     """The requests of a histogram, all at once: each has the mean lengths of its bin, rounded so that sums are kept.
 
-    Requests of all bins are mixed evenly, since their order is unknown. Inputs are the uncached tokens, at least 1:
-    a histogram keeps no cached tokens by bin. Requests past the last edge are among them.
+    Requests of all bins, of those past the last edge too, are mixed evenly, since their order is unknown. Inputs are
+    the uncached tokens, at least 1: a histogram has no cached tokens by bin.
 
     Args:
         histogram: Counts over bins.
@@ -288,24 +281,29 @@ def requests_of_histogram(histogram: Histogram, *, at_most: int | None = None) -
     """
     import numpy as np
 
-    bins = [*histogram.counts, *(() if histogram.left_out is None else (histogram.left_out,))]
+    bins = all_counts(histogram)
     total = sum(count.requests for count in bins)
     share = 1.0 if at_most is None or at_most >= total else at_most / total
-    columns = [list(column) for column in zip(*(_mean_lengths(count, share) for count in bins), strict=True)]
-    places, inputs, outputs = (np.concatenate(column) if column else np.zeros(0) for column in columns or ([], [], []))
-    order = np.argsort(places, kind="stable")
+    columns = list(zip(*(_mean_lengths(count, share) for count in bins), strict=True)) or [(np.zeros(0),)] * 3
+    positions, inputs, outputs = (np.concatenate(column) for column in columns)
+    order = np.argsort(positions, kind="stable")
     return Requests(
         source=histogram.source,
         input_tokens=np.maximum(inputs[order].astype(np.int64), 1),
         output_tokens=outputs[order].astype(np.int64),
-        order_reason="a histogram keeps no arrivals",
+        order_reason="a histogram has no arrivals",
         set_aside=SetAside(failed=histogram.failed_requests),
         lengths_from=histogram.lengths_from,
     )
 
 
+def all_counts(histogram: Histogram) -> list[BinCount]:
+    """The counts of a histogram, with what lies past its last edges."""
+    return [*histogram.counts, *(() if histogram.left_out is None else (histogram.left_out,))]
+
+
 def _mean_lengths(count: BinCount, share: float) -> Iterator[NDArray[np.float64] | Integers]:
-    """Places of a bin's requests between 0 and 1, evenly spread, and their lengths."""
+    """Positions of a bin's requests between 0 and 1, evenly spaced, and their lengths."""
     import numpy as np
 
     kept = count.requests if share == 1.0 else max(1, round(count.requests * share))

@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
 from infergy.workload.bins import Histogram
-from infergy.workload.faults import arrivals_beyond, is_beyond
-from infergy.workload.reading import ROW, arrivals_missing, build, collect, is_good, read_requests, unlinked
-from infergy.workload.requests import Requests, SetAside, requests_of_histogram
-from infergy.workload.table import ARRIVAL_S
+from infergy.workload.requests import Requests, SetAside, all_counts, requests_of_histogram
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,94 +104,89 @@ def whole(requests: Requests) -> Sample:
     )
 
 
-def sample_windows(
-    requests: Requests,
-    *,
-    seed: int = 0,
-    error: float = SAMPLING_ERROR,
-    window_s: float | None = None,
-    whole_requests: int = WHOLE_REQUESTS,
-) -> Sample:
-    """Windows of requests that are held: by time, or by order where arrivals are unknown.
-
-    Args:
-        requests: All of them; up to `whole_requests` are taken whole.
-        seed: Of the draw.
-        error: Half-width of the 90 % interval of summed tokens, relative, that is to be met.
-        window_s: Length of a window; None takes 1 / 256 of the trace, 60 to 600 s.
-        whole_requests: Above this many windows are drawn.
-
-    Raises:
-        UsageError: `error` or `window_s` is not positive.
-    """
-    _check(error, window_s)
-    if len(requests) <= whole_requests:
-        return whole(requests)
-    import numpy as np
-
-    slots = divide(len(requests), requests.duration_s, window_s)
-    if requests.arrival_s is None or not slots.is_timed:
-        place = np.arange(len(requests)) // int(slots.size)
-        first_s = 0.0
-    else:
-        first_s = float(requests.arrival_s[0])
-        place = ((requests.arrival_s - first_s) // slots.size).astype(np.int64)
-    lengths = requests.input_tokens, requests.output_tokens
-    sums = np.stack([np.bincount(place, column, slots.count) for column in lengths], axis=1).astype(np.float64)
-    draw = draw_slots(sums, error=error, seed=seed)
-    if draw is None:
-        return whole(requests)
-    bounds = np.searchsorted(place, np.stack((draw.slots, draw.slots + 1)))
-    parts = [requests.take(np.arange(first, last)) for first, last in bounds.T]
-    windows = slots.windows(parts, draw, first_s)
-    return replace(whole(requests), windows=windows, relative_se=draw.relative_se)
-
-
 def sample_table(
     table: Table, *, lenient: bool, seed: int, error: float, whole_requests: int
-) -> tuple[tuple[Sample | None, int], int]:
-    """Windows of the rows that polars reads, of which only those drawn are held.
+) -> tuple[Sample | None, int, int]:
+    """Windows of a table, by time, or by order where arrivals are unknown; of its rows only those drawn are in memory.
 
     Args:
-        table: Built with its links.
+        table: Rows that polars reads.
         lenient: See `Table.declared`.
-        seed: Of the draw.
-        error: As in `sample_windows`.
+        seed: Of the random sample.
+        error: Half-width of the 90 % interval of summed tokens, relative, that is to be met; 0 to 1.
         whole_requests: Up to so many requests are taken whole.
 
     Returns:
-        The sample and the number of failed rows; and how many rows have tokens that cannot be read. The sample is None
-        if there are such rows, or no requests.
-
-    Raises:
-        DataError: Arrivals or gaps are missing in part, or gaps are negative.
+        The sample, failed rows and unreadable rows, as of `reading.read_requests`.
     """
     import polars as pl
 
-    _check(error, None)
-    facts = table.collect(table.frame.select(rows=pl.len()))[0][0]
-    if facts["rows"] > whole_requests:
+    from infergy.workload.reading import read_requests
+
+    if not 0 < error < 1:
+        raise UsageError.bad_value("error", error, "between 0 and 1, as 0.01")
+    if table.collect(table.frame.select(rows=pl.len()))[0][0]["rows"] > whole_requests:
         facts = _facts(table, lenient=lenient)
         if facts["bad"]:
-            return (None, facts["failed"]), facts["bad"]
-        sample = _drawn(table, facts, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
+            return None, facts["failed"], facts["bad"]
+        sample = None
+        if facts["requests"] > whole_requests:
+            sample = _sampled(table, facts, lenient=lenient, seed=seed, error=error)
         if sample is not None:
-            return (sample, facts["failed"]), 0
-    (requests, failed), bad = read_requests(table, lenient=lenient)
-    return (None if requests is None else whole(requests), failed), bad
+            return sample, facts["failed"], 0
+    requests, failed, bad = read_requests(table, lenient=lenient)
+    return None if requests is None else whole(requests), failed, bad
 
 
-def _drawn(
-    table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int, error: float, whole_requests: int
-) -> Sample | None:
+def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
+    """Counts, sums and ends of the requests of a table, in one streaming pass."""
+    import polars as pl
+
+    from infergy.workload.reading import arrivals_beyond, arrivals_missing, is_bad, is_beyond, unlinked
+    from infergy.workload.table import ARRIVAL_S
+
+    with_output = (pl.col("output_tokens") > 0).fill_null(False)
+    served = with_output & (pl.col("input_tokens") > 0)
+    queries = {
+        "bad": is_bad().sum(),
+        "failed": (pl.col("output_tokens") == 0).sum(),
+        "without_input": with_output.sum() - served.sum(),
+        "requests": served.sum(),
+        **{name: pl.col(name).filter(served).sum() for name in ("input_tokens", "output_tokens")},
+        **{name: (lacks & served).sum() for name, lacks in unlinked(table).items()},
+    }
+    if table.arrival is not None:
+        arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
+        queries |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
+        queries |= {"out_of_order": (arrival.diff() < 0).sum(), "beyond": is_beyond(arrival).any()}
+    (facts,) = table.collect(table.declared(lenient=lenient).select(**queries))[0]
+    if facts["bad"]:
+        return facts
+    if facts.get("beyond"):
+        raise arrivals_beyond(table)
+    if facts.get("timed"):
+        if facts["timed"] < facts["requests"]:
+            raise arrivals_missing(table, facts["requests"] - facts["timed"], facts["requests"])
+        facts["duration_s"] = facts["last"] - facts["first"]
+    return facts
+
+
+def _sampled(table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int, error: float) -> Sample | None:
     """Windows of a table of known facts; None if all of it is to be taken."""
     import numpy as np
     import polars as pl
 
-    if facts["requests"] <= whole_requests:
-        return None
+    from infergy.workload.reading import ROW, build, collect
+    from infergy.workload.table import ARRIVAL_S
+
     slots = divide(facts["requests"], facts.get("duration_s"))
-    rows = _placed(table, slots, facts, lenient=lenient)
+    rows = table.declared(lenient=lenient).with_row_index(ROW, offset=1)
+    rows = rows.filter(pl.col("output_tokens") > 0, pl.col("input_tokens") > 0)
+    if slots.is_timed:
+        slot = ((pl.col(ARRIVAL_S) - facts["first"]) / slots.size).floor().cast(pl.Int64)
+        rows = rows.with_columns(slot.alias(_SLOT))
+    else:
+        rows = rows.with_row_index(_SLOT).with_columns(pl.col(_SLOT).cast(pl.Int64) // int(slots.size))
     sums = np.zeros((slots.count, 2))
     for row in table.collect(rows.group_by(_SLOT).agg(pl.col("input_tokens", "output_tokens").sum()))[0]:
         sums[row[_SLOT]] = row["input_tokens"], row["output_tokens"]
@@ -203,12 +195,11 @@ def _drawn(
         return None
     kept = collect(table, rows.filter(pl.col(_SLOT).is_in(draw.slots.tolist())))
     groups = kept.partition_by(_SLOT, as_dict=True, maintain_order=True)
-    groups_drawn = [groups.get((slot,), kept.clear()) for slot in draw.slots.tolist()]
     origin_s = facts["first"] if slots.is_timed else None
-    parts = [build(table, group, arrivals=True, origin_s=origin_s) for group in groups_drawn]
+    parts = [build(table, groups.get((slot,), kept.clear()), origin_s=origin_s) for slot in draw.slots.tolist()]
     return Sample(
         source=table.source.name,
-        windows=slots.windows(parts, draw, 0.0),
+        windows=slots.windows(parts, draw),
         requests=facts["requests"],
         input_tokens=facts["input_tokens"],
         output_tokens=facts["output_tokens"],
@@ -221,7 +212,7 @@ def _drawn(
 def sample_histogram(histogram: Histogram, *, whole_requests: int = WHOLE_REQUESTS) -> Sample:
     """The requests of a histogram; above `whole_requests` each bin's share, in one window that stands for the rest."""
     requests = requests_of_histogram(histogram, at_most=whole_requests)
-    bins = [*histogram.counts, *(() if histogram.left_out is None else (histogram.left_out,))]
+    bins = all_counts(histogram)
     total = sum(count.requests for count in bins)
     sample = whole(requests)
     if total <= whole_requests:
@@ -256,13 +247,13 @@ class Slots:
     size: float
     is_timed: bool
 
-    def windows(self, parts: Sequence[Requests], draw: Draw, first_s: float) -> tuple[Window, ...]:
+    def windows(self, parts: Sequence[Requests], draw: Draw) -> tuple[Window, ...]:
         """The requests of the slots drawn as windows, their arrivals in seconds after the start of their slot."""
         windows = []
         for requests, slot, weight in zip(parts, draw.slots.tolist(), draw.weights.tolist(), strict=True):
             start_s = slot * self.size if self.is_timed else None
             if requests.arrival_s is not None and start_s is not None:
-                requests = replace(requests, arrival_s=(requests.arrival_s - first_s - start_s).clip(min=0.0))
+                requests = replace(requests, arrival_s=(requests.arrival_s - start_s).clip(min=0.0))
             duration_s = self.size if self.is_timed else None
             windows.append(Window(requests=requests, start_s=start_s, duration_s=duration_s, weight=weight))
         return tuple(windows)
@@ -277,20 +268,20 @@ class Draw:
     relative_se: float
 
 
-def divide(requests: int, duration_s: float | None, window_s: float | None = None) -> Slots:
+def divide(requests: int, duration_s: float | None) -> Slots:
     """Slots of a trace: of time, or of its order where its duration is unknown or 0."""
     if duration_s:
-        size = min(max(duration_s / _SLOTS, _SHORTEST_S), _LONGEST_S) if window_s is None else window_s
+        size = min(max(duration_s / _SLOTS, _SHORTEST_S), _LONGEST_S)
         return Slots(count=int(duration_s // size) + 1, size=size, is_timed=True)
-    held = -(-requests // _SLOTS)
-    return Slots(count=-(-requests // held), size=held, is_timed=False)
+    size = -(-requests // _SLOTS)
+    return Slots(count=-(-requests // size), size=size, is_timed=False)
 
 
 def draw_slots(sums: Floats, *, error: float, seed: int) -> Draw | None:
     """Draw as few slots as keep the error of all columns' sums, two from each stratum of consecutive slots.
 
     Args:
-        sums: What each slot holds, not negative; shape (slots, columns).
+        sums: Of each slot, not negative; shape (slots, columns).
         error: Half-width of the 90 % interval of the sum of a column, relative, that is to be met.
         seed: Of the draw.
 
@@ -318,51 +309,3 @@ def _relative_se(strata: Sequence[Floats]) -> float:
     variance = sum(len(s) * (len(s) - 2) / 2 * s.var(axis=0, ddof=1) for s in strata)
     totals = sum(s.sum(axis=0) for s in strata)
     return float(max(math.sqrt(v) / t if t else 0.0 for v, t in zip(variance, totals, strict=True)))
-
-
-def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
-    """Counts, sums and ends of the requests of a table, in one streaming pass."""
-    import polars as pl
-
-    with_output = (pl.col("output_tokens") > 0).fill_null(False)
-    served = with_output & (pl.col("input_tokens") > 0)
-    facts = {
-        "rows": pl.len(),
-        "bad": is_good().not_().sum(),
-        "failed": (pl.col("output_tokens") == 0).sum(),
-        "without_input": with_output.sum() - served.sum(),
-        "requests": served.sum(),
-        **{name: pl.col(name).filter(served).sum() for name in ("input_tokens", "output_tokens")},
-    }
-    facts |= {name: (lacks & served).sum() for name, lacks in unlinked(table).items()}
-    if table.arrival is not None:
-        arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
-        facts |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
-        facts |= {"out_of_order": (arrival.diff() < 0).sum(), "beyond": is_beyond(arrival).any()}
-    (found,) = table.collect(table.declared(lenient=lenient, links=True).select(**facts))[0]
-    if found.get("beyond") and not found["bad"]:
-        raise arrivals_beyond(table)
-    if found.get("timed") and not found["bad"]:
-        if found["timed"] < found["requests"]:
-            raise arrivals_missing(table, found["requests"] - found["timed"], found["requests"])
-        found["duration_s"] = found["last"] - found["first"]
-    return found
-
-
-def _placed(table: Table, slots: Slots, facts: Mapping[str, Any], *, lenient: bool) -> Any:
-    """The requests of a table with their slots, lazily."""
-    import polars as pl
-
-    rows = table.declared(lenient=lenient, links=True).with_row_index(ROW, offset=1)
-    rows = rows.filter(pl.col("output_tokens") > 0, pl.col("input_tokens") > 0)
-    if slots.is_timed:
-        place = ((pl.col(ARRIVAL_S) - facts["first"]) / slots.size).floor()
-        return rows.with_columns(place.cast(pl.Int64).alias(_SLOT))
-    return rows.with_row_index(_SLOT).with_columns(pl.col(_SLOT).cast(pl.Int64) // int(slots.size))
-
-
-def _check(error: float, window_s: float | None) -> None:
-    if not 0 < error < 1:
-        raise UsageError.bad_value("error", error, "between 0 and 1, as 0.01")
-    if window_s is not None and not 0 < window_s < math.inf:
-        raise UsageError.bad_value("window_s", window_s, "a positive number of seconds")

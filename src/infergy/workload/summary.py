@@ -1,19 +1,45 @@
-"""What the study's Tables 1 and 2 say of a trace: exact moments and quantiles from counts of distinct lengths."""
+"""A trace in figures: exact moments and quantiles from counts of distinct lengths, arrival rate, padding."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from infergy.errors import UsageError
 from infergy.units import count_of
-from infergy.workload.faults import arrivals_beyond, is_beyond
-from infergy.workload.padding import Padding
-from infergy.workload.table import ARRIVAL_S, LONGEST_TOKENS, Table
+from infergy.workload.reading import arrivals_beyond, is_beyond
+from infergy.workload.table import ARRIVAL_S, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padding:
+    """Prompts in static batches, all as long as the longest of their batch: real tokens against padded ones.
+
+    Continuous batching (vLLM) packs tokens of any requests into a step and pads nothing.
+
+    Attributes:
+        batch: Requests a batch; the last one may have fewer.
+        by_arrival: Whether requests are in order of arrival; else in that of the log.
+        waste: Share of `padded_tokens` that is padding, 0 to 1.
+        sorted_padded_tokens: With all requests sorted by length first and the batch that is not full placed best: the
+            least of any order.
+    """
+
+    batch: int
+    batches: int
+    by_arrival: bool
+    real_tokens: int
+    padded_tokens: int
+    waste: float
+    sorted_padded_tokens: int
+    sorted_waste: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +50,6 @@ class LengthSummary:
         std: Standard deviation of the sample (divided by n − 1); None for one request.
         median: Half-way between the two middle lengths if their number is even.
         p99: 99th percentile, linear between neighbouring lengths.
-        longest: Of all requests.
-        total: Tokens of all requests.
     """
 
     mean: float
@@ -57,8 +81,6 @@ class TraceSummary:
     """A trace in figures: the requests that have output, their lengths, and how fast they arrive.
 
     Attributes:
-        source: Shipped name, path, or kind of frame.
-        format: Name of its format.
         requests: Requests with output.
         failed_requests: Requests set aside because they have no output tokens.
         input: Whole prompts, cached tokens included.
@@ -70,7 +92,7 @@ class TraceSummary:
         arrival_reason: Why duration or rate are unknown; None if both are known.
         attribution: Citation and licence of a shipped trace.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
-        padding: What static batches pad; None where nobody asked.
+        padding: What static batches pad; None if not asked for.
     """
 
     source: str
@@ -90,144 +112,132 @@ class TraceSummary:
     schema: str = TRACE_SCHEMA
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """What a pass over a trace gathers for its summary.
-
-    Attributes:
-        input: Requests with output by whole prompt, as pairs of length and count.
-        output: All requests by output, as pairs of length and count.
-        bad: Rows that cannot be meant; the rest is not to be used unless this is 0.
-        facts: `cached`, `reported` (rows with a cached figure), `first`, `last`, `timed` (rows with an arrival).
-    """
-
-    input: Sequence[tuple[int, int]]
-    output: Sequence[tuple[int, int]]
-    bad: int
-    facts: dict[str, Any]
-
-    @property
-    def failed(self) -> int:
-        """Requests without output."""
-        return sum(count for length, count in self.output if length == 0)
-
-    @property
-    def requests(self) -> int:
-        """Requests with output."""
-        return sum(count for length, count in self.output if length > 0)
-
-
-def gather(table: Table, *, lenient: bool) -> Lengths:
+def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[TraceSummary | None, int, int]:
     """Count the rows of a table by distinct length, and find the ends of their arrivals.
 
-    Memory is bounded by distinct lengths, not by rows.
+    Returns:
+        The figures, None if no request has output; the requests without output; the rows that cannot be read.
     """
     x = table.x
     rows = table.declared(lenient=lenient)
-    output, uncached = x.col("output_tokens"), x.col("uncached_tokens")
-    good = output.is_between(0, LONGEST_TOKENS) & uncached.is_between(0, LONGEST_TOKENS)
-    served = (output > 0).fill_null(False)
-    facts = [good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
+    served = (x.col("output_tokens") > 0).fill_null(False)
+    by_input, by_output, (facts,) = table.collect(
+        rows.filter(served).group_by("input_tokens").agg(x.len().alias("n")),
+        rows.group_by("output_tokens").agg(x.len().alias("n")),
+        rows.select(*_facts(table, served)),
+    )
+    if bad := int(facts["rows"]) - int(facts["good"] or 0):
+        return None, 0, bad
+    if facts.get("beyond"):
+        raise arrivals_beyond(table)
+    outputs = {int(row["output_tokens"]): int(row["n"]) for row in by_output}
+    failed = outputs.pop(0, 0)
+    if not outputs:
+        return None, failed, 0
+    requests = sum(outputs.values())
+    inputs = LengthSummary.from_counts((int(row["input_tokens"]), int(row["n"])) for row in by_input)
+    cached_tokens = int(facts["cached"]) if facts.get("reported") else None
+    duration_s, reason = _duration(table, requests, facts)
+    summary = TraceSummary(
+        source=table.source.name,
+        format=table.layout.name,
+        requests=requests,
+        failed_requests=failed,
+        input=inputs,
+        output=LengthSummary.from_counts(outputs.items()),
+        cached_input_tokens=cached_tokens,
+        cached_share=cached_tokens / inputs.total if cached_tokens is not None and inputs.total else None,
+        duration_s=duration_s,
+        arrival_rate_per_s=(requests - 1) / duration_s if duration_s else None,
+        arrival_reason=reason,
+        attribution=attribution,
+        lengths_from=table.source.lengths_from,
+    )
+    return summary, failed, 0
+
+
+def _facts(table: Table, served: Any) -> list[Any]:
+    """Sums and ends over all rows; `served` is whether a row has output."""
+    x = table.x
+    facts = [table.good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
     if table.layout.cached:
         cached = x.when(served).then(x.col("cached_tokens"))
         facts += [cached.sum().alias("cached"), cached.count().alias("reported")]
     if table.arrival is not None:
         arrival = x.when(served).then(x.col(table.arrival))
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
-    if table.arrival == ARRIVAL_S:
-        facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
-    by_input, by_output, (found,) = table.collect(
-        rows.filter(served).group_by("input_tokens").agg(x.len().alias("n")),
-        rows.group_by("output_tokens").agg(x.len().alias("n")),
-        rows.select(*facts),
-    )
-    bad = int(found["rows"]) - int(found["good"] or 0)
-    if bad:
-        return Lengths(input=(), output=(), bad=bad, facts=found)
-    if found.get("beyond"):
-        raise arrivals_beyond(table)
-    return Lengths(
-        input=[(int(row["input_tokens"]), int(row["n"])) for row in by_input],
-        output=[(int(row["output_tokens"]), int(row["n"])) for row in by_output],
-        bad=0,
-        facts=found,
-    )
+        if table.arrival == ARRIVAL_S:
+            facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
+    return facts
 
 
-def summarise(table: Table, lengths: Lengths, attribution: str | None) -> TraceSummary:
-    """The figures of a trace that has at least one request with output."""
-    inputs = LengthSummary.from_counts(lengths.input)
-    cached = int(lengths.facts["cached"]) if lengths.facts.get("reported") else None
-    duration_s, reason = _duration(table, lengths)
-    return TraceSummary(
-        source=table.source.name,
-        format=table.layout.format,
-        requests=lengths.requests,
-        failed_requests=lengths.failed,
-        input=inputs,
-        output=LengthSummary.from_counts((length, n) for length, n in lengths.output if length > 0),
-        cached_input_tokens=cached,
-        cached_share=cached / inputs.total if cached is not None and inputs.total else None,
-        duration_s=duration_s,
-        arrival_rate_per_s=(lengths.requests - 1) / duration_s if duration_s else None,
-        arrival_reason=reason,
-        attribution=attribution,
-        lengths_from=table.source.lengths_from,
-    )
-
-
-def read_prompts(table: Table, *, lenient: bool) -> tuple[tuple[list[int], bool], int]:
-    """Whole prompts of the requests with output, in order of arrival where each tells its own, else in the log's.
-
-    Returns:
-        The lengths and whether they are in order of arrival; and how many rows cannot be meant.
-    """
-    x = table.x
-    output, uncached = x.col("output_tokens"), x.col("uncached_tokens")
-    good = output.is_between(0, LONGEST_TOKENS) & uncached.is_between(0, LONGEST_TOKENS)
-    rows = table.declared(lenient=lenient)
-    ((counted,),) = table.collect(
-        rows.select(good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows"))
-    )
-    if bad := int(counted["rows"]) - int(counted["good"] or 0):
-        return ([], False), bad
-    wanted = ["input_tokens"] if table.arrival is None else ["input_tokens", table.arrival]
-    lengths, *arrivals = table.columns(rows.filter((output > 0).fill_null(False)).select(*wanted), wanted)
-    by_arrival = bool(arrivals) and all(arrival is not None for arrival in arrivals[0])
-    if by_arrival:
-        lengths = [length for _, length in sorted(zip(arrivals[0], lengths, strict=True), key=lambda pair: pair[0])]
-    return ([int(length) for length in lengths], by_arrival), 0
-
-
-def _duration(table: Table, lengths: Lengths) -> tuple[float | None, str | None]:
+def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float | None, str | None]:
     """Seconds between the ends, and why there are none or why they give no rate."""
     if table.source.lengths_from is not None:
         return None, "a task has no arrivals"
     if not table.layout.time:
         return None, "no column of arrivals; name one with --time-column NAME"
-    names = " or ".join(repr(path) for path in table.layout.time)
-    untimed = lengths.requests - int(lengths.facts["timed"])
+    untimed = requests - int(facts["timed"])
     if untimed:
-        wanted = "numbers or text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "numbers or datetimes"
-        found = f"{untimed:,} of {count_of(lengths.requests, 'request')} have no arrival in {names}"
-        return None, f"{found}; wanted {wanted}, or another column: --time-column NAME"
-    span = lengths.facts["last"] - lengths.facts["first"]
+        names = " or ".join(repr(path) for path in table.layout.time)
+        expected = (
+            "numbers or text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "numbers or datetimes"
+        )
+        reason = f"{untimed:,} of {count_of(requests, 'request')} have no arrival in {names}"
+        return None, f"{reason}; expected {expected}, or another column: --time-column NAME"
+    span = facts["last"] - facts["first"]
     duration_s = float(span.total_seconds() if isinstance(span, timedelta) else span)
     return duration_s, None if duration_s else "all requests arrive at the same instant: there is no rate"
 
 
 def _quantile(ordered: Sequence[tuple[int, int]], n: int, share: int, of: int) -> float:
-    """The value at place (n − 1) × share / of, linear between neighbours as numpy's default; exact in integers."""
-    place, rest = divmod((n - 1) * share, of)
-    low = _at_rank(ordered, place)
-    return float(low) if rest == 0 else low + (_at_rank(ordered, place + 1) - low) * rest / of
+    """The value at rank (n − 1) × share / of, linear between neighbours as numpy's default; exact in integers."""
+    rank, rest = divmod((n - 1) * share, of)
+    ends = list(itertools.accumulate(count for _, count in ordered))
+    low = ordered[bisect_right(ends, rank)][0]
+    return float(low) if rest == 0 else low + (ordered[bisect_right(ends, rank + 1)][0] - low) * rest / of
 
 
-def _at_rank(ordered: Iterable[tuple[int, int]], rank: int) -> int:
-    """The length of the request at `rank`, counted from 0, when all stand in order of length."""
-    seen = 0
-    for length, count in ordered:
-        seen += count
-        if rank < seen:
-            return length
-    raise ValueError(f"rank {rank} of {seen} requests")
+def find_padding(lengths: Sequence[int], batch: int, *, by_arrival: bool) -> Padding:
+    """The padding of batches of `batch` prompts, in the order given and sorted by length.
+
+    Raises:
+        UsageError: `batch` is no size of a batch, or there are no prompts.
+    """
+    if batch < 1:
+        raise UsageError.bad_value("--batch", batch, "a whole number of requests, at least 1")
+    if not lengths:
+        raise UsageError("no requests to put into batches", code="no-requests")
+    real = sum(lengths)
+    padded = padded_tokens(lengths, batch)
+    by_length = _least_padded_tokens(sorted(lengths, reverse=True), batch)
+    return Padding(
+        batch=batch,
+        batches=-(-len(lengths) // batch),
+        by_arrival=by_arrival,
+        real_tokens=real,
+        padded_tokens=padded,
+        waste=1 - real / padded if padded else 0.0,
+        sorted_padded_tokens=by_length,
+        sorted_waste=1 - real / by_length if by_length else 0.0,
+    )
+
+
+def padded_tokens(lengths: Sequence[int], batch: int) -> int:
+    """Tokens of all prompts, each as long as the longest of its batch, in the order given."""
+    chunks = (lengths[start : start + batch] for start in range(0, len(lengths), batch))
+    return sum(max(chunk) * len(chunk) for chunk in chunks)
+
+
+def _least_padded_tokens(longest_first: Sequence[int], batch: int) -> int:
+    """Padded tokens of batches of neighbours in order of length; a batch that is not full, at the best position."""
+    rest = len(longest_first) % batch
+    before, after = longest_first[::batch], longest_first[rest::batch]
+    if not rest:
+        return batch * sum(before)
+    # Full batches of the longest come before it, and those after it begin `rest` later.
+    least = cost = rest * before[0] + batch * sum(after)
+    for k in range(len(after)):
+        cost += batch * (before[k] - after[k]) + rest * (before[k + 1] - before[k])
+        least = min(least, cost)
+    return least

@@ -1,4 +1,4 @@
-"""Rows of a source under the declared schema of a trace, lazily: polars for files, narwhals for frames that are held.
+"""Rows of a source under the declared schema of a trace, lazily: polars for files, narwhals for frames of others.
 
 The same expressions serve both: `Table.x` is the module (polars or narwhals) that builds them.
 
@@ -8,13 +8,13 @@ The same expressions serve both: `Table.x` is the module (polars or narwhals) th
     uncached_tokens   input less cached: what costs prefill         null where either cannot be read
     arrival_s         seconds on the log's own clock                null where unknown
 
-and, where links between requests are asked for and the log has them:
+and, where the layout has columns that link requests:
 
     block_ids         lists of hashes of a prompt's blocks          null where missing or no list of whole numbers
     session, parent   ids, as text                                  null where missing
     gap_s             seconds after the previous answer             null where missing
 
-A frame that is held keeps its datetimes: its column is `arrival` then, since not every library can turn them into
+A frame of another library keeps its datetimes: its column is `arrival` then, since not every library can turn them into
 seconds.
 """
 
@@ -22,23 +22,23 @@ from __future__ import annotations
 
 import functools
 import glob
+import importlib
 import operator
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infergy.errors import DataError, InfergyError, UsageError
-from infergy.workload.formats import Layout
+from infergy.errors import DataError, UsageError
+from infergy.workload.bins import LONGEST_TOKENS
+from infergy.workload.formats import Format
+from infergy.workload.remote import spark_errors, spark_reason
 from infergy.workload.sources import CSV, FRAME, JSONL, Source, broken_record, first_line, flatten
-from infergy.workload.spark import spark_errors, words_of
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
-# A request of more tokens than this is a broken log; it also keeps 64-bit sums exact for 2^31 of the longest.
-LONGEST_TOKENS = 2**32
-# Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from.
 LATEST_ARRIVAL_S = 7_258_118_400
+"""Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Table:
     """
 
     source: Source
-    layout: Layout
+    layout: Format
     frame: Any
     x: Any
     kinds: Mapping[str, str]
@@ -71,104 +71,78 @@ class Table:
         """Whether polars does the work, so that text is understood and reading streams."""
         return self.source.kind != FRAME
 
-    def declared(self, *, lenient: bool = False, raw: bool = False, links: bool = False) -> Any:
+    @property
+    def good(self) -> Any:
+        """Whether the tokens of a declared row can be read; may be null."""
+        uncached, output = self.x.col("uncached_tokens"), self.x.col("output_tokens")
+        return uncached.is_between(0, LONGEST_TOKENS) & output.is_between(0, LONGEST_TOKENS)
+
+    def declared(self, *, lenient: bool = False, raw: bool = False) -> Any:
         """The rows under the declared schema.
 
         Args:
-            lenient: Read text like ``12.0`` as the whole number it is, for twice the price of reading digits only.
+            lenient: Read text like ``12.0`` as the whole number it is, at half the speed of reading digits only.
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
-            links: With the columns of blocks and sessions, of a table that was built with them.
         """
         x, layout = self.x, self.layout
         whole = functools.partial(self._whole, lenient=lenient)
         given, output = whole(layout.input), whole(layout.output)
         if layout.null_is_failed:
             failed = self._column(layout.input).is_null() & self._column(layout.output).is_null()
-            given, output = (x.when(failed).then(x.lit(0)).otherwise(one) for one in (given, output))
+            given, output = (x.when(failed).then(x.lit(0)).otherwise(tokens) for tokens in (given, output))
         columns = [given.alias("input_tokens"), output.alias("output_tokens")]
         if layout.cached:
             cached = _coalesce(x, [whole(path) for path in layout.cached])
-            unread = ~_all(self._column(path).is_null() for path in layout.cached) & (cached.is_null() | (cached < 0))
+            is_null = functools.reduce(operator.and_, [self._column(path).is_null() for path in layout.cached])
+            unread = ~is_null & (cached.is_null() | (cached < 0))
             uncached = x.when(~unread).then(given - cached.fill_null(0))
             columns += [cached.alias("cached_tokens"), uncached.alias("uncached_tokens")]
         else:
             columns.append(given.alias("uncached_tokens"))
         if raw:
-            paths = {"input": (layout.input,), "output": (layout.output,), "cached": layout.cached}
-            columns += [
-                _coalesce(x, [self._column(path) for path in paths[axis]]).alias(f"raw_{axis}")
-                for axis in paths
-                if paths[axis]
-            ]
-        if self.arrival is not None and not raw:
-            columns.append(self._arrival().alias(self.arrival))
-        if links:
-            columns += self._links()
-        return self.frame.select(*columns)
+            for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
+                columns += [_coalesce(x, [self._column(path) for path in paths]).alias(f"raw_{axis}")] if paths else []
+        return self.frame.select(*columns, *self._arrivals(), *self._links())
 
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
-        """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts.
-
-        Raises:
-            DataError: The file cannot be read to its end.
-        """
-        if not self.is_polars:
-            return [list(self._held(query).iter_rows(named=True)) for query in queries]
-        return [self.collected(query).to_dicts() for query in queries]
+        """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts."""
+        return [list(self.collected(query).iter_rows(named=True)) for query in queries]
 
     def collected(self, query: Any) -> Any:
-        """The frame that a query gives, held: of polars, or of narwhals where another library computes it.
+        """The frame that a query gives, in memory: of polars, or of narwhals where another library computes it.
 
         Raises:
             DataError: The file cannot be read to its end.
         """
         if not self.is_polars:
-            return self._held(query)
+            return self._collected_elsewhere(query)
         import polars as pl
 
         try:
             return query.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise self._unreadable(error) from error
+            reason = first_line(error)
+            if self.source.kind == JSONL and self.source.path is not None:
+                reason = broken_record(self.source.path) or reason
+            if self.source.kind == CSV:
+                rule = "Every row must be UTF-8, close its quotes, and have as many fields as the header"
+                reason = f"{reason.rstrip('.')}. {rule}"
+            message = f"{self.source.name}: cannot be read to its end: {reason}"
+            raise DataError(message, code="file-not-readable", path=self.source.name, reason=reason) from error
 
-    def columns(self, query: Any, names: Iterable[str]) -> list[list[Any]]:
-        """Columns of a query as lists, all rows held.
-
-        Raises:
-            DataError: The file cannot be read to its end.
-        """
-        rows = self.collect(query)[0]
-        return [[row[name] for row in rows] for name in names]
-
-    def _held(self, query: Any) -> Any:
-        """What a narwhals query gives: the library that holds the frame computes it."""
+    def _collected_elsewhere(self, query: Any) -> Any:
         import narwhals as nw
 
-        held = self.frame.implementation
-        # Whoever holds no frame of Spark need not have it installed.
-        of_spark = spark_errors() if held.is_pyspark() or held.is_pyspark_connect() else ()
+        # Without a frame of Spark, Spark need not be installed.
+        of_spark = spark_errors() if self.source.is_spark else ()
         try:
             return query.collect() if isinstance(query, nw.LazyFrame) else query
         except NotImplementedError as error:
             message = f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
             raise UsageError(message, code="spark-failed", trace=self.source.name) from error
         except of_spark as error:
-            message = f"{self.source.name}: Spark cannot read it to its end: {words_of(error)}"
+            message = f"{self.source.name}: Spark cannot read it to its end: {spark_reason(error)}"
             raise DataError(message, code="spark-failed", trace=self.source.name) from error
-
-    def _unreadable(self, error: Exception) -> InfergyError:
-        told = broken_record(self.source) if self.source.kind == JSONL else ""
-        if self.source.kind == CSV:
-            told = (
-                f"{first_line(error).rstrip('.')}. Every row must be UTF-8, close its quotes, "
-                "and have as many fields as the header"
-            )
-        return DataError(
-            f"{self.source.name}: cannot be read to its end: {told or first_line(error)}",
-            code="file-not-readable",
-            path=self.source.name,
-            reason=told or first_line(error),
-        )
 
     def _column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
@@ -178,10 +152,10 @@ class Table:
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
     def _whole(self, path: str, *, lenient: bool) -> Any:
-        """Whole numbers, in 64 bits; null for all else. polars alone can try text without failing."""
+        """Whole numbers, in 64 bits; null for all else. Only polars can try text without failing."""
         x, column, kind = self.x, self._column(path), self.kinds[path]
         if not self.is_polars:
-            # A null in a condition is refused by pandas, whose nullable columns keep it there.
+            # pandas rejects a null in a condition, and its nullable columns keep one there.
             is_whole = (column == column.round(0)).fill_null(False)
             # A partition of Dask may hold nulls, as fractional NaN, where its schema says integer.
             is_integer = kind == INTEGER and not self.frame.implementation.is_dask()
@@ -192,6 +166,13 @@ class Table:
             column = column.str.strip_chars()
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
+
+    def _arrivals(self) -> list[Any]:
+        if self.arrival is None:
+            return []
+        if self.arrival == ARRIVAL:
+            return [self._column(self.layout.time[0]).alias(ARRIVAL)]
+        return [_coalesce(self.x, [self._seconds_of(path) for path in self.layout.time]).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
@@ -210,11 +191,6 @@ class Table:
                 columns.append(self._column(sessions.gap).cast(x.Float64, strict=False).alias("gap_s"))
         return columns
 
-    def _arrival(self) -> Any:
-        if self.arrival == ARRIVAL:
-            return self._column(self.layout.time[0])
-        return _coalesce(self.x, [self._seconds_of(path) for path in self.layout.time])
-
     def _seconds_of(self, path: str) -> Any:
         x, column, kind = self.x, self._column(path), self.kinds[path]
         if kind in (INTEGER, DECIMAL):
@@ -227,38 +203,25 @@ class Table:
         return x.lit(None).cast(x.Float64)
 
 
-def build_table(source: Source, layout: Layout, *, links: bool = False) -> Table:
-    """Attach the reader of a source to its layout; nothing is read.
-
-    Args:
-        source: Where the rows come from.
-        layout: Which columns hold what.
-        links: Whether the columns of blocks and sessions will be asked for (polars alone reads them).
+def build_table(source: Source, layout: Format) -> Table:
+    """Attach the reader of a source to its layout, of which only polars reads blocks and sessions; nothing is read.
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.
     """
-    x: Any
-    if source.kind == FRAME:
-        import narwhals
-
-        x = narwhals
-    else:
-        import polars
-
-        x = polars
-    frame = source.frame if source.path is None else _scan(source, source.path, layout, links=links)
-    linked = layout.link_paths if links else ()
+    x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
+    frame = source.frame if source.path is None else _scan(source, source.path, layout)
+    paths = (*layout.paths, *layout.link_paths)
     if source.kind in (CSV, JSONL):
-        kinds = dict.fromkeys((*layout.paths, *linked), TEXT)
+        kinds = dict.fromkeys(paths, TEXT)
     else:
         types = flatten(frame.collect_schema())
-        kinds = {path: _kind(types[path]) for path in (*layout.paths, *linked)}
+        kinds = {path: _kind(types[path]) for path in paths}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
 
 
-def _scan(source: Source, path: Path, layout: Layout, *, links: bool) -> Any:
+def _scan(source: Source, path: Path, layout: Format) -> Any:
     """A lazy polars frame. Text columns stay text, so that a bad value can be shown instead of failing the read."""
     import polars as pl
 
@@ -266,24 +229,22 @@ def _scan(source: Source, path: Path, layout: Layout, *, links: bool) -> Any:
         return pl.scan_csv(path, separator=source.separator, infer_schema=False, glob=False)
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
-        paths = (*layout.paths, *(layout.link_paths if links else ()))
-        lists = frozenset(() if layout.blocks is None else (layout.blocks.path,))
-        schema = _record_schema(paths, source.flat, lists)
+        schema = _record_schema(layout, source.flat)
         return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
     return pl.scan_parquet(path, glob=False)
 
 
-def _record_schema(paths: Iterable[str], flat: Collection[str], lists: Collection[str]) -> dict[str, Any]:
-    """Only the fields that are read, each as text: numbers keep their digits, whatever their type; `lists` as lists."""
+def _record_schema(layout: Format, flat: Collection[str]) -> dict[str, Any]:
+    """Only the fields that are read, each as text, so that numbers keep their digits; blocks as lists."""
     import polars as pl
 
     tree: dict[str, Any] = {}
-    for path in paths:
+    for path in (*layout.paths, *layout.link_paths):
         *outer, last = [path] if path in flat else path.split(".")
         node = tree
         for name in outer:
             node = node.setdefault(name, {})
-        node[last] = pl.List(pl.Int64) if path in lists else pl.String
+        node[last] = pl.List(pl.Int64) if layout.blocks and path == layout.blocks.path else pl.String
 
     def build(node: dict[str, Any]) -> dict[str, Any]:
         return {name: pl.Struct(build(inner)) if isinstance(inner, dict) else inner for name, inner in node.items()}
@@ -302,13 +263,13 @@ def _kind(dtype: Any) -> str:
     return TEXT if name.startswith(("String", "Utf8")) else OTHER
 
 
-def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
+def _check_kinds(source: Source, layout: Format, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
     good = (INTEGER, DECIMAL) if source.kind == FRAME else (INTEGER, DECIMAL, TEXT)
     for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
         for path in paths:
             if kinds[path] not in good:
                 message = (
-                    f"{source.name}: column {path!r} holds {types[path]}, wanted whole numbers of tokens. "
+                    f"{source.name}: column {path!r} is of type {types[path]}, expected whole numbers of tokens. "
                     f"Convert it, or name another: --{axis}-column NAME"
                 )
                 raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
@@ -332,7 +293,3 @@ def _numbers_of(x: Any, column: Any) -> Any:
 
 def _coalesce(x: Any, columns: list[Any]) -> Any:
     return columns[0] if len(columns) == 1 else x.coalesce(*columns)
-
-
-def _all(conditions: Iterable[Any]) -> Any:
-    return functools.reduce(operator.and_, conditions)

@@ -1,7 +1,7 @@
 """Tasks: requests whose lengths come from a data set, or from what is published of it.
 
     task:translation ─┬─ with a tokenizer named, `datasets` and a network ─▶ the real texts, counted
-                      └─ else ─▶ a law fitted to the published moments, drawn from with a seed (length_law.py)
+                      └─ else ─▶ a log-normal fitted to the published moments, drawn from with a seed
 
 Which of the two it was, and why, goes with the lengths wherever they go (`TaskLengths.origin`).
 """
@@ -9,15 +9,21 @@ Which of the two it was, and why, goes with the lengths wherever they go (`TaskL
 from __future__ import annotations
 
 import itertools
+import math
+import random
 import tomllib
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
-from infergy.workload.length_law import fit_lengths
+from infergy.units import count_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PREFIX = "task:"
 DEFAULT_REQUESTS = 1024
@@ -27,6 +33,9 @@ MOST_REQUESTS = 1_000_000
 SHUFFLE_BUFFER = 10_000
 """Examples among which a streamed data set is shuffled."""
 
+_FIT_ERROR = 1e-9
+_TOLERANCE = 1e-15
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
@@ -34,7 +43,7 @@ class TaskOptions:
 
     Attributes:
         requests: How many, at least 1.
-        seed: Of what is drawn: lengths from a law, examples from a data set.
+        seed: Of random lengths, or of the shuffled examples of a data set.
         tokenizer: Name or folder of a Hugging Face tokenizer, with which real texts are counted; None takes the
             published moments.
     """
@@ -83,8 +92,7 @@ class TaskLengths:
     """The requests of a task.
 
     Attributes:
-        task: Its name.
-        input_tokens: Of each request, in the order in which they come; each answer has `output_tokens`.
+        input_tokens: Of each request, in order; each answer has `output_tokens`.
         origin: Where the lengths come from, in words.
     """
 
@@ -92,6 +100,81 @@ class TaskLengths:
     input_tokens: tuple[int, ...]
     output_tokens: int
     origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthLaw:
+    """A log-normal rounded to whole tokens and truncated to 1 … `longest`; that texts are so is an assumption.
+
+        P(n) ∝ Φ((ln(n + ½) − µ) / σ) − Φ((ln(n − ½) − µ) / σ)        n = 1 … longest
+
+    Attributes:
+        mu: Mean of the logarithm before it is cut.
+        sigma: Standard deviation of the logarithm before it is cut.
+        longest: Tokens.
+    """
+
+    mu: float
+    sigma: float
+    longest: int
+
+    def shares(self) -> NDArray[Any]:
+        """The probability of each length, 1 to `longest`."""
+        import numpy as np
+        from scipy.special import ndtr
+
+        weights = np.diff(ndtr((np.log(np.arange(self.longest + 1) + 0.5) - self.mu) / self.sigma))
+        shares: NDArray[Any] = weights / (weights.sum() or 1.0)
+        return shares
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation, in tokens, after rounding and cutting."""
+        import numpy as np
+
+        shares, lengths = self.shares(), np.arange(1, self.longest + 1)
+        mean = float(lengths @ shares)
+        return mean, math.sqrt((lengths - mean) ** 2 @ shares)
+
+    def draw(self, count: int, seed: int | str) -> list[int]:
+        """`count` lengths in random order, one from each of `count` equal shares of the probability.
+
+        Such a stratified sample has nearly the moments of the distribution, however small it is.
+        """
+        rng = random.Random(seed)
+        cumulative = self.shares().cumsum().tolist()
+        heights = ((stratum + rng.random()) / count * cumulative[-1] for stratum in range(count))
+        lengths = [min(self.longest, 1 + bisect_left(cumulative, height)) for height in heights]
+        rng.shuffle(lengths)
+        return lengths
+
+
+@cache
+def fit_lengths(mean: float, std: float, longest: int) -> LengthLaw:
+    """The log-normal whose mean and standard deviation after the cut, in tokens, are those given.
+
+    Raises:
+        UsageError: None has these moments.
+    """
+    from scipy.optimize import least_squares
+
+    if not (1 < mean < longest and std > 0):
+        raise UsageError.bad_value("moments", [mean, std], f"those of lengths of 1 to {longest} tokens")
+
+    def law(place: Sequence[float]) -> LengthLaw:
+        # Further out a law is a point or flat to the last digit, and the exponential overflows.
+        return LengthLaw(mu=float(place[0]), sigma=math.exp(min(20.0, max(-20.0, place[1]))), longest=longest)
+
+    def errors(place: Sequence[float]) -> tuple[float, float]:
+        moments = law(place).moments()
+        return moments[0] / mean - 1, moments[1] / std - 1
+
+    # Start at the moments of the log-normal that is not cut; the unknowns are µ and ln σ.
+    variance = math.log1p((std / mean) ** 2)
+    start = (math.log(mean) - variance / 2, math.log(variance) / 2)
+    solution = least_squares(errors, start, ftol=_TOLERANCE, xtol=_TOLERANCE, gtol=_TOLERANCE)
+    if math.hypot(*solution.fun) > _FIT_ERROR:
+        raise UsageError.bad_value("moments", [mean, std], f"those of a log-normal cut to 1 to {longest} tokens")
+    return law(solution.x)
 
 
 @cache
@@ -129,69 +212,56 @@ def task_lengths(task: Task, options: TaskOptions) -> TaskLengths:
     """The lengths of a task's requests, from its data set where that can be had, else from the published moments.
 
     Raises:
-        UsageError: The data set holds fewer examples than requests are wanted.
+        UsageError: The data set has fewer examples than requests were asked for.
     """
     reason = "no tokenizer named; real texts: --tokenizer NAME"
+    answers = f"{count_of(task.output_tokens, 'output token')} each, as in the study"
+    lengths: Sequence[int] | None = None
     if options.tokenizer is not None:
-        try:
-            return _real_lengths(task, options, options.tokenizer)
-        except _OutOfReachError as error:
-            reason = str(error)
-    law = fit_lengths(task.mean, task.std, task.longest)
-    mean, std = law.moments()
-    return TaskLengths(
-        task=task.name,
-        input_tokens=tuple(law.draw(options.requests, f"{options.seed} {task.name}")),
-        output_tokens=task.output_tokens,
-        origin=(
+        lengths, reason = _real_lengths(task, options, options.tokenizer)
+    if lengths is not None:
+        place = " ".join(part for part in (task.dataset, task.config, task.split) if part)
+        origin = (
+            f"input lengths counted: {options.requests:,} texts ({task.field}) of {place}, shuffled with seed "
+            f"{options.seed}, as the tokenizer {options.tokenizer} counts them, no instructions around them; the "
+            f"study's own were {task.published}; {answers}"
+        )
+    else:
+        law = fit_lengths(task.mean, task.std, task.longest)
+        mean, std = law.moments()
+        lengths = law.draw(options.requests, f"{options.seed} {task.name}")
+        origin = (
             f"input lengths drawn with seed {options.seed} from a log-normal (µ {law.mu:.4f}, σ {law.sigma:.4f}) "
             f"rounded to whole tokens and truncated to 1 to {law.longest:,}, whose moments {mean:.2f} ± {std:.2f} are "
-            f"fitted to the published {task.published}: assumed, not counted ({reason}); {_answers(task)}"
-        ),
-    )
+            f"fitted to the published {task.published}: assumed, not counted ({reason}); {answers}"
+        )
+    return TaskLengths(task=task.name, input_tokens=tuple(lengths), output_tokens=task.output_tokens, origin=origin)
 
 
-def _answers(task: Task) -> str:
-    return f"{task.output_tokens} output token{'' if task.output_tokens == 1 else 's'} each, as in the study"
-
-
-class _OutOfReachError(Exception):
-    """The real lengths cannot be had here; says why."""
-
-
-def _real_lengths(task: Task, options: TaskOptions, tokenizer: str) -> TaskLengths:
+def _real_lengths(task: Task, options: TaskOptions, tokenizer: str) -> tuple[Sequence[int] | None, str]:
+    """The lengths of texts of the data set; None with the reason where they cannot be had here."""
     try:
         import datasets
         import transformers
     except ImportError as error:
-        raise _OutOfReachError(f"real texts need {error.name}: pip install datasets transformers") from error
+        return None, f"real texts need {error.name}: pip install datasets transformers"
     try:
         count = transformers.AutoTokenizer.from_pretrained(tokenizer)
         stream = datasets.load_dataset(task.dataset, task.config or None, split=task.split, streaming=True)
         texts = _texts(stream.shuffle(seed=options.seed, buffer_size=SHUFFLE_BUFFER), task.field)
         lengths = tuple(len(count(text)["input_ids"]) for text in itertools.islice(texts, options.requests))
-    except Exception as error:
-        # Hub, network and tokenizer raise what they like, each of another kind.
-        told = str(error).strip().split("\n")[0] or type(error).__name__
-        raise _OutOfReachError(f"the real texts of {task.dataset} could not be read: {told}") from error
+    except Exception as error:  # noqa: BLE001 - hub, network and tokenizer each raise errors of their own
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        return None, f"the real texts of {task.dataset} could not be read: {reason}"
     if len(lengths) < options.requests:
-        message = (
-            f"{task.dataset} {task.split} holds {len(lengths):,} texts, not {options.requests:,}: fewer --requests"
-        )
         raise UsageError(
-            message, code="too-few-requests", trace=task.dataset, found=len(lengths), expected=options.requests
+            f"{task.dataset} {task.split} has {len(lengths):,} texts, not {options.requests:,}: fewer --requests",
+            code="too-few-requests",
+            trace=task.dataset,
+            found=len(lengths),
+            expected=options.requests,
         )
-    place = " ".join(part for part in (task.dataset, task.config, task.split) if part)
-    return TaskLengths(
-        task=task.name,
-        input_tokens=lengths,
-        output_tokens=task.output_tokens,
-        origin=(
-            f"input lengths counted: {options.requests:,} texts ({task.field}) of {place}, shuffled with seed "
-            f"{options.seed}, as the tokenizer {tokenizer} counts them, no instructions around them; the study's own "
-            f"were {task.published}; {_answers(task)}"
-        ),
-    )
+    return lengths, ""
 
 
 def _texts(examples: Any, field: str) -> Iterator[str]:

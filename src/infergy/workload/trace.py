@@ -4,22 +4,23 @@
     Trace.histogram ──▶ counts over bins            Trace.describe ──▶ moments, quantiles, arrival rate
     Trace.requests  ──▶ columns of all requests
 
-Memory of the first two is bounded by bins and by distinct lengths, never by rows. Frames that the caller holds are
-counted by the library that holds them. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, and wraps
-without a word.
+Memory of the first two is bounded by bins and by distinct lengths, never by rows. Frames of other libraries are counted
+by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, which overflow in silence.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infergy.errors import DataError
 from infergy.units import count_of
-from infergy.workload.bins import Bins, Histogram
-from infergy.workload.formats import Columns, Layout, settle
-from infergy.workload.reading import read_requests
+from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
+from infergy.workload.formats import Columns, Format, settle
 from infergy.workload.requests import Requests, requests_of_histogram
 from infergy.workload.sampling import (
     SAMPLING_ERROR,
@@ -27,20 +28,22 @@ from infergy.workload.sampling import (
     Sample,
     sample_histogram,
     sample_table,
-    sample_windows,
     whole,
 )
 from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
-from infergy.workload.table import Table, build_table
-from infergy.workload.tasks import TaskOptions
 
 if TYPE_CHECKING:
-    from infergy.workload.padding import Padding
-    from infergy.workload.summary import TraceSummary
+    from infergy.workload.summary import Padding, TraceSummary
+    from infergy.workload.table import Table
+    from infergy.workload.tasks import TaskOptions
+
+_HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
 
 
-class _Counted(Protocol):
-    def __call__(self, table: Table, *, lenient: bool) -> tuple[Any, int]: ...
+class _Pass(Protocol):
+    """A pass over a table: its result (None without requests), failed rows, and rows that cannot be read."""
+
+    def __call__(self, table: Table, *, lenient: bool) -> tuple[Any, int, int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,7 +56,7 @@ class Trace:
     """
 
     origin: Source
-    layout: Layout
+    layout: Format
 
     @property
     def source(self) -> str:
@@ -63,12 +66,7 @@ class Trace:
     @property
     def format(self) -> str:
         """Name of its format; ``columns`` if the user named them all."""
-        return self.layout.format
-
-    @property
-    def license(self) -> str | None:
-        """SPDX id of a shipped trace's licence; None for the user's own, whose licence is the user's to know."""
-        return self.origin.about.get("license")
+        return self.layout.name
 
     @property
     def attribution(self) -> str | None:
@@ -97,119 +95,84 @@ class Trace:
         """Count the requests over bins, by output and by the input that costs prefill: prompt less cached tokens.
 
         Args:
-            bins: The grid; None takes powers of two up to the longest request, which leaves nobody out.
-
-        Returns:
-            Counts and real tokens of each bin that holds a request. Requests without output are set aside and
-            counted; what lies past the last edge is in `left_out`.
+            bins: The grid; None takes powers of two up to the longest request, which leaves none out.
 
         Raises:
-            DataError: No requests, no request with output, or tokens that cannot be meant.
+            DataError: No requests, no request with output, or tokens that cannot be read.
         """
-        from infergy.workload.counting import count_groups, fold
 
-        def count(table: Table, *, lenient: bool) -> tuple[Any, int]:
-            return count_groups(table, bins, lenient=lenient)
+        def count(table: Table, *, lenient: bool) -> tuple[Any, int, int]:
+            return count_bins(table, bins, lenient=lenient)
 
-        histogram = replace(fold(self._validated(count), bins, self.source), lengths_from=self.lengths_from)
-        self._require(histogram.requests + (histogram.left_out is not None), histogram.failed_requests)
-        return histogram
+        histogram: Histogram = self._validated(count)
+        return replace(histogram, lengths_from=self.lengths_from)
 
     def describe(self) -> TraceSummary:
-        """Counts, mean ± std, median, p99, longest and total of input and output, and the arrival rate; all exact.
+        """Exact moments and quantiles of input and output, and the arrival rate; errors as of `histogram`."""
+        from infergy.workload.summary import summarise
 
-        Raises:
-            DataError: No requests, no request with output, or tokens that cannot be meant.
-        """
-        from infergy.workload.summary import gather, summarise
+        def count(table: Table, *, lenient: bool) -> tuple[Any, int, int]:
+            return summarise(table, self.attribution, lenient=lenient)
 
-        table = self._table()
-
-        def count(table: Table, *, lenient: bool) -> tuple[Any, int]:
-            lengths = gather(table, lenient=lenient)
-            return lengths, lengths.bad
-
-        lengths = self._validated(count)
-        self._require(lengths.requests, lengths.failed)
-        return summarise(table, lengths, self.attribution)
+        summary: TraceSummary = self._validated(count)
+        return summary
 
     def padding(self, batch: int) -> Padding:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
 
-        The length of each prompt is held in memory, unlike for `histogram` and `describe`.
-
-        Raises:
-            UsageError: `batch` is no size of a batch.
-            DataError: No requests, no request with output, or tokens that cannot be meant.
+        Unlike for `histogram` and `describe`, the length of each prompt is in memory.
         """
-        from infergy.workload.padding import find_padding
-        from infergy.workload.summary import read_prompts
+        from infergy.workload.reading import read_prompts
+        from infergy.workload.summary import find_padding
 
-        def gather_prompts(table: Table, *, lenient: bool) -> tuple[Any, int]:
-            return read_prompts(table, lenient=lenient)
-
-        (lengths, by_arrival), failed = self._validated(gather_prompts), 0
-        if not lengths:
-            failed = self.describe().failed_requests
-        self._require(len(lengths), failed)
+        lengths, by_arrival = self._validated(read_prompts)
         return find_padding(lengths, batch, by_arrival=by_arrival)
 
     def requests(self, *, arrivals: bool = True) -> Requests:
         """All requests as columns, sorted by arrival.
 
-        A table that Spark holds stays there: it gives the requests of its histogram, without an order. Blocks and
-        sessions are read from files and polars frames.
+        A table of Spark stays there: it gives the requests of its histogram, without an order. Blocks and sessions are
+        read from files and polars frames.
 
         Args:
             arrivals: Whether to keep arrival times and sessions; False has all requests arrive at once.
 
         Raises:
-            DataError: No requests, no request with output, tokens that cannot be read, arrivals missing in part, or
-                gaps between requests of a session that are missing or negative.
+            DataError: As for `histogram`; arrivals missing in part; gaps of a session missing or negative.
         """
         if self.origin.is_spark:
             return requests_of_histogram(self.histogram())
         if arrivals and self._has_columns:
             return self._read_columns()
+        from infergy.workload.reading import read_requests
 
-        def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
-            return read_requests(table, lenient=lenient, arrivals=arrivals)
-
-        found: tuple[Requests | None, int] = self._validated(read, links=True)
-        requests, failed = found
-        self._require(0 if requests is None else len(requests), failed)
-        assert requests is not None
+        layout = self.layout if arrivals else replace(self.layout, sessions=None)
+        requests: Requests = self._validated(partial(read_requests, at_once=not arrivals), layout)
         return requests
 
     def sample(self, *, seed: int = 0, error: float = SAMPLING_ERROR, whole_requests: int = WHOLE_REQUESTS) -> Sample:
         """All requests in one window up to `whole_requests`, else windows drawn over the trace's time.
 
-        Requests that polars reads are held only where they are drawn.
+        Of the requests that polars reads only those drawn are in memory. Errors as for `requests`.
 
         Args:
-            seed: Of the draw.
-            error: Half-width of the 90 % interval of summed tokens, relative, that is to be met.
+            seed: Of the random sample.
+            error: Half-width of the 90 % interval of summed tokens, relative, that is to be met; 0 to 1.
             whole_requests: Above this many windows are drawn.
-
-        Raises:
-            UsageError: `error` is out of range.
-            DataError: As for `requests`.
         """
         if self.origin.is_spark:
             return sample_histogram(self.histogram(), whole_requests=whole_requests)
-        if self.origin.kind == FRAME:
-            return sample_windows(self.requests(), seed=seed, error=error, whole_requests=whole_requests)
-        if self._has_columns and 0 < error < 1 and len(requests := self._read_columns()) <= whole_requests:
-            return whole(requests)
-
-        def read(table: Table, *, lenient: bool) -> tuple[Any, int]:
-            return sample_table(table, lenient=lenient, seed=seed, error=error, whole_requests=whole_requests)
-
-        found: tuple[Sample | None, int] = self._validated(read, links=True)
-        sample, failed = found
-        self._require(0 if sample is None else sample.requests, failed)
-        assert sample is not None
-        return sample
+        is_frame = self.origin.kind == FRAME
+        if is_frame or self._has_columns:
+            requests = self.requests()
+            if len(requests) <= whole_requests and 0 < error < 1:
+                return whole(requests)
+            if is_frame:
+                sample = _in_polars(requests).sample(seed=seed, error=error, whole_requests=whole_requests)
+                return replace(sample, set_aside=requests.set_aside)
+        read = partial(sample_table, seed=seed, error=error, whole_requests=whole_requests)
+        drawn: Sample = self._validated(read, self.layout)
+        return drawn
 
     @property
     def _has_columns(self) -> bool:
@@ -219,7 +182,7 @@ class Trace:
         return self.layout == settle(self.origin.fields, source=self.source, records=False, wanted=None, columns=None)
 
     def _read_columns(self) -> Requests:
-        """Its requests without polars, which takes longer to import than they to be served."""
+        """Its requests without polars, whose import takes longer than an estimate."""
         import numpy as np
 
         assert self.origin.path is not None
@@ -232,31 +195,33 @@ class Trace:
                 order_reason=None,
             )
 
-    def _table(self, *, links: bool = False) -> Table:
-        return build_table(self.origin, self.layout, links=links and self.origin.kind != FRAME)
+    def _table(self, layout: Format | None = None) -> Table:
+        """Its rows; without `layout`, or where polars does not read them, without the columns that link requests."""
+        from infergy.workload.table import build_table
 
-    def _validated(self, count: _Counted, *, links: bool = False) -> Any:
-        """Count; only if rows look bad, count again reading ``12.0`` as 12, and only then report what is wrong."""
-        table = self._table(links=links)
-        result, bad = count(table, lenient=False)
+        if layout is None or self.origin.kind == FRAME:
+            layout = replace(self.layout, blocks=None, sessions=None)
+        return build_table(self.origin, layout)
+
+    def _validated(self, run: _Pass, layout: Format | None = None) -> Any:
+        """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and only then report what is wrong."""
+        table = self._table(layout)
+        result, failed, bad = run(table, lenient=False)
         if bad and table.is_polars:
-            result, bad = count(table, lenient=True)
+            result, failed, bad = run(table, lenient=True)
         if bad:
-            from infergy.workload.faults import explain
+            from infergy.workload.reading import explain
 
             raise explain(table)
-        return result
-
-    def _require(self, requests: int, failed: int) -> None:
-        if requests:
-            return
+        if result is not None:
+            return result
         if failed:
             message = (
                 f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
                 f"{self.layout.output!r}. Name another column: --output-column NAME"
             )
             raise DataError(message, code="no-requests", trace=self.source, column=self.layout.output)
-        message = f"{self.source}: the trace holds no requests, only a header or nothing at all"
+        message = f"{self.source}: the trace has no requests, only a header or nothing at all"
         raise DataError(message, code="no-requests", trace=self.source)
 
 
@@ -284,17 +249,72 @@ def open_trace(
         DataError: No such file (with the nearest shipped names), no such columns, or a file that is no trace.
         UsageError: An unknown format or task, or a `source` that is nothing to read requests from.
     """
-    found = find(source, task)
-    found = found if name is None else replace(found, name=name)
-    layout = settle(found.fields, source=found.name, records=found.kind == JSONL, wanted=format, columns=columns)
-    twice = [path for path in (*layout.paths, *layout.link_paths) if found.fields.count(path) > 1]
-    if found.kind == CSV and twice:
+    origin = find(source, task)
+    origin = origin if name is None else replace(origin, name=name)
+    layout = settle(origin.fields, source=origin.name, records=origin.kind == JSONL, wanted=format, columns=columns)
+    twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
+    if origin.kind == CSV and twice:
         message = (
-            f"{found.name}: {count_of(found.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the header; "
-            "which of them counts is not known. Rename or remove the others"
+            f"{origin.name}: {count_of(origin.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the "
+            "header. Keep one: rename or remove the others"
         )
-        raise DataError(message, code="bad-column", trace=found.name, column=twice[0])
-    trace = Trace(origin=found, layout=layout)
+        raise DataError(message, code="bad-column", trace=origin.name, column=twice[0])
+    trace = Trace(origin=origin, layout=layout)
     if not trace._has_columns:
         trace._table()
     return trace
+
+
+def _in_polars(requests: Requests) -> Trace:
+    """Requests that another library read, as a trace that polars scans; without blocks and sessions."""
+    import polars as pl
+
+    names = ("input_tokens", "output_tokens", "cached_tokens", "arrival_s")
+    columns = {name: column for name in names if (column := getattr(requests, name)) is not None}
+    return open_trace(pl.DataFrame(columns), name=requests.source)
+
+
+def open_requests(source: Any, **options: Any) -> Trace | Histogram:
+    """A histogram if `source` is the path of one, else a trace, opened by `open_trace` with these options.
+
+    Raises:
+        DataError: It is neither, or the histogram was changed by hand and does not add up.
+    """
+    return find_histogram(source) or open_trace(source, **options)
+
+
+def find_histogram(source: Any) -> Histogram | None:
+    """The histogram in a file, as `infergy bins --json` prints it; None if there is none.
+
+    Raises:
+        DataError: The file has the schema of a histogram, and is none or does not add up.
+    """
+    record = _histogram_record(source)
+    if record is None:
+        return None
+    from infergy.records.codec import from_json
+
+    sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
+    histogram = from_json(Histogram, record, str(source))
+    for name, value in sums.items():
+        total = getattr(histogram, name)
+        if total != value:
+            expected = f"{total:,}, the sum over its bins; bin the trace again: infergy bins TRACE --json"
+            raise DataError.bad_field(source, name, value, expected)
+    return histogram
+
+
+def _histogram_record(source: Any) -> dict[str, Any] | None:
+    path = Path(source).expanduser() if isinstance(source, (str, Path)) and source else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            if not _HISTOGRAM_START.match(file.read(256)):
+                return None
+            file.seek(0)
+            record = json.load(file)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        # Some log whose records begin so.
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == HISTOGRAM_SCHEMA else None

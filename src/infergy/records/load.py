@@ -1,4 +1,4 @@
-"""When the requests of a load arrive: serving mode as an axis. Standard library only.
+"""What a load asks of an engine: lengths, decoding, and when requests arrive. Standard library only.
 
 offline     all at once (no `Arrivals`)
 poisson     gaps drawn from an exponential law
@@ -37,7 +37,7 @@ class Arrivals:
 
     Attributes:
         law: ``poisson``, ``gamma``, ``trace`` or ``replay``.
-        rate_per_s: Requests a second, above 0; None for a trace at its own times, and for a replay.
+        rate_per_s: Requests per second, above 0; None for a trace at its own times, and for a replay.
         burstiness: Shape of the gamma law, above 0: below 1 more bursty than Poisson's, which is 1, above 1 more even.
         trace: Name of the trace; None for the other laws.
         digest: Hash of the trace's times, of a replay of its lengths (and times, if it is timed), so that two logs of
@@ -70,41 +70,35 @@ class Arrivals:
             )
         if self.first < 0 or (self.law != REPLAY and self.first):
             raise UsageError.bad_value("first", self.first, "0, or in a replay more", law=self.law)
+        self._check_window()
+        self._check_rate()
+        if self.law == GAMMA and self.burstiness == 1:
+            # One process has one id: gamma of shape 1 is Poisson's.
+            object.__setattr__(self, "law", POISSON)
+
+    def _check_rate(self) -> None:
         if self.law == REPLAY and self.rate_per_s is not None:
             raise UsageError.conflict(
                 {"law": self.law, "rate_per_s": self.rate_per_s},
                 "a replay has its requests at once or at the times of its log; a rate: trace:NAME@4",
             )
-        self._check_window()
         if self.rate_per_s is None and self.law not in (TRACE, REPLAY):
-            message = f"{self.law} arrivals need a rate in requests a second: {self.law}4 for four"
+            message = f"{self.law} arrivals need a rate in requests per second: {self.law}4 for four"
             raise UsageError(message, code="option-missing", option="rate_per_s", law=self.law)
         if self.rate_per_s is not None and not 0 < self.rate_per_s < math.inf:
-            raise UsageError.bad_value(
-                "rate_per_s", self.rate_per_s, "more than 0 a second, or offline for all at once"
-            )
+            raise UsageError.bad_value("rate_per_s", self.rate_per_s, "more than 0 per second, or offline")
         if not 0 < self.burstiness < math.inf or (self.burstiness != 1 and self.law != GAMMA):
             raise UsageError.bad_value(
                 "burstiness", self.burstiness, "more than 0, and 1 unless the law is gamma", law=self.law
             )
-        if self.law == GAMMA and self.burstiness == 1:
-            # One law has one id: gamma of shape 1 is Poisson's.
-            object.__setattr__(self, "law", POISSON)
 
     def _check_window(self) -> None:
-        """Reject a window or a speed that cannot be.
-
-        Raises:
-            UsageError: It is not of a replay, or a number is out of its range.
-        """
         if self.law != REPLAY and (self.timed or self.speed != 1 or self.from_s or self.for_s is not None):
             raise UsageError.conflict(
                 {"law": self.law, "speed": self.speed, "for_s": self.for_s}, "only a replay has a window or a speed"
             )
         if not (0 < self.speed < math.inf and (self.timed or self.speed == 1)):
-            raise UsageError.bad_value(
-                "speed", self.speed, "more than 0, and 1 where all requests are there at once, so no times pass"
-            )
+            raise UsageError.bad_value("speed", self.speed, "more than 0, and 1 where all requests arrive at once")
         if self.for_s is None:
             if self.from_s:
                 message = f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s"
@@ -140,10 +134,10 @@ class Arrivals:
         """
         if label == OFFLINE:
             return None
-        found = ARRIVALS_LABEL.fullmatch(label)
-        if found is None:
+        match = ARRIVALS_LABEL.fullmatch(label)
+        if match is None:
             raise UsageError.bad_value("arrivals", label, EXPECTED)
-        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = found.groups()
+        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = match.groups()
         if replay is not None:
             return cls(
                 law=REPLAY,
@@ -159,3 +153,114 @@ class Arrivals:
         if gamma is not None:
             return cls(law=GAMMA, rate_per_s=float(gamma), burstiness=float(burstiness))
         return cls(law=TRACE, trace=trace, rate_per_s=None if rate is None else float(rate))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How the next token is chosen; greedy by default.
+
+    Attributes:
+        beams: Beams of beam search, at least 1; 1 for none.
+        temperature: Of sampling, above 0; None where nothing is sampled.
+        top_p: Sample from the likeliest tokens whose probabilities add up to this; above 0, at most 1.
+        top_k: Sample from so many of the likeliest tokens; None for all.
+    """
+
+    beams: int = 1
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise UsageError.bad_value("beams", self.beams, "at least 1")
+        if self.temperature is None:
+            if self.top_p != 1.0 or self.top_k is not None:
+                message = "top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none"
+                raise UsageError(message, code="option-missing", option="temperature", needed_by=["top_p", "top_k"])
+            return
+        if self.beams > 1:
+            raise UsageError.conflict(
+                {"beams": self.beams, "temperature": self.temperature}, "a beam search samples nothing"
+            )
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and (self.top_k is None or self.top_k >= 1)):
+            raise UsageError.bad_value(
+                "sampling",
+                [self.temperature, self.top_p, self.top_k],
+                "temperature above 0, top_p above 0 and at most 1, top_k at least 1",
+            )
+
+    @property
+    def label(self) -> str:
+        """What is not at its default: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``."""
+        if self.beams > 1:
+            return f"beam{self.beams}"
+        if self.temperature is None:
+            return "greedy"
+        top_p = "" if self.top_p == 1 else f"-p{self.top_p:g}"
+        return f"t{self.temperature:g}{top_p}{'' if self.top_k is None else f'-k{self.top_k}'}"
+
+    @classmethod
+    def parse_label(cls, label: str) -> Decoding:
+        """What a `label` stands for.
+
+        Raises:
+            UsageError: It means nothing.
+        """
+        match = DECODING_LABEL.fullmatch(label)
+        if match is None:
+            raise UsageError.bad_value("decoding", label, "greedy, beam4, t0.8 or t0.8-p0.95-k50")
+        beams, temperature, top_p, top_k = match.groups()
+        return cls(
+            beams=int(beams or 1),
+            temperature=None if temperature is None else float(temperature),
+            top_p=float(top_p or 1),
+            top_k=None if top_k is None else int(top_k),
+        )
+
+
+GREEDY = Decoding()
+FEWEST_ARRIVALS = 2
+"""Requests of an online run: one alone has no gap."""
+
+DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:-k(\d+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Fixed lengths: `batch` requests, each of `input_tokens` in and exactly `output_tokens` out.
+
+    Of a replay, whose requests have lengths of their own, the tokens are the longest prompt's and the longest answer's.
+
+    Attributes:
+        batch: Requests at once; with `arrivals` those of one run.
+        arrivals: How they arrive; None for all at once, offline.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    batch: int
+    decoding: Decoding = GREEDY
+    arrivals: Arrivals | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError.bad_value(name, getattr(self, name), "at least 1")
+        if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
+            raise UsageError.bad_value("batch", self.batch, f"at least {FEWEST_ARRIVALS}", arrivals=self.arrivals.label)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Input and output tokens."""
+        return self.input_tokens, self.output_tokens
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether each of its requests has lengths of its own, as in a log."""
+        return self.arrivals is not None and self.arrivals.law == REPLAY
+
+    @property
+    def is_online(self) -> bool:
+        """Whether it is a run of requests that arrive one after the other, or are replayed: no batch of equal ones."""
+        return self.arrivals is not None

@@ -1,4 +1,4 @@
-"""Idle power, three ways, and joules above it."""
+"""Facts of a row: idle power, three ways, and energy above it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from infergy.records import Tick, Window
-from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
+from infergy.records.facts import IdlePower, find_idle_power, net_energy_j
 from rows import UUID, build_row
 
 

@@ -1,4 +1,4 @@
-"""When requests arrive: laws, rates and traces."""
+"""What a load sends and when: arrival processes, rates, traces, prompts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.records import Arrivals, Load
-from infergy.workload.arrivals import draw_times, hash_lengths, hash_times, trace_lengths, trace_times
-from infergy.workload.prompts import make_prompts
+from infergy.workload.load_generator import (
+    draw_times,
+    hash_lengths,
+    hash_times,
+    make_prompts,
+    trace_lengths,
+    trace_times,
+)
 from raising import raises
 
 POISSON = Arrivals(law="poisson", rate_per_s=4.0)
