@@ -224,7 +224,13 @@ def test_long_latencies_are_durations() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("estimate", "azure-code-2023", "--requests", "20"), ("gpus",), ("schema", "measurement"), ("-h",)]
+    "arguments",
+    [
+        ("estimate", "azure-code-2023", "--requests", "20"),
+        ("list", "gpus"),
+        ("list", "schemas", "measurement"),
+        ("-h",),
+    ],
 )
 def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
     with subprocess.Popen(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.trace_options import JsonOption, print_json
+from infergy.cli.options import JsonOption, fraction
+from infergy.cli.output import print_json
 from infergy.units import count_of, format_si
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def check(
 
     Example: infergy check mine.jsonl --strict
     """
-    from infergy.cli.measure import fraction
     from infergy.records.check import Checked, CheckedFile, check_rows
     from infergy.records.store import read_store
 

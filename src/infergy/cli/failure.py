@@ -36,7 +36,7 @@ class ErrorReport:
     error: ErrorFacts
 
 
-def run(app: typer.Typer, arguments: Sequence[str]) -> None:
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> None:
     """Run the command line, which ends the process.
 
     Raises:
@@ -56,7 +56,7 @@ def asks_json(arguments: Sequence[str]) -> bool:
     return "--json" in arguments[: list(arguments).index("--") if "--" in arguments else None]
 
 
-def show(error: InfergyError, arguments: Sequence[str]) -> None:
+def print_error(error: InfergyError, arguments: Sequence[str]) -> None:
     """Print an error."""
     if not asks_json(arguments):
         typer.echo(f"error: {error}", err=True)

@@ -7,18 +7,21 @@ from typing import Annotated
 
 import typer
 
+from infergy.cli.options import AllowSimulatedOption, TraceSelection, with_groups
 from infergy.errors import MissingError, UsageError
 
 PAPER = "paper"
 DEFAULT_FOLDER = Path("infergy-report")
 
 
+@with_groups
 def report(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE", help="paper for all that ships, or stores of measurements (.jsonl)")
     ],
+    trace: TraceSelection,
     output: Annotated[Path, typer.Option("-o", "--output-folder", help="Where to write")] = DEFAULT_FOLDER,
-    trace: Annotated[
+    traces: Annotated[
         list[str] | None, typer.Option("--trace", help="Estimate this trace from the stores; repeat for more")
     ] = None,
     mixed: Annotated[
@@ -35,9 +38,7 @@ def report(
     gpu: Annotated[
         str | None, typer.Option("--gpu", "-g", help="Of the estimated traces [default: the one that was measured]")
     ] = None,
-    allow_simulated: Annotated[
-        bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
-    ] = False,
+    allow_simulated: AllowSimulatedOption = False,
 ) -> None:
     """Write one page that needs no network, the same as Markdown, and each figure as PNG and SVG.
 
@@ -53,7 +54,7 @@ def report(
 
         built = build_report(
             [] if sources == [PAPER] else [Path(source) for source in sources],
-            traces=tuple(trace or ()),
+            traces=[trace.open(source) for source in traces or ()],
             mixed=mixed,
             model=model,
             gpu=gpu,

@@ -74,7 +74,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError.not_found(path, "The GPUs of the catalogue: infergy gpus") from error
+        raise DataError.not_found(path, "The GPUs of the catalogue: infergy list gpus") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError.not_readable(path, error) from error
     except tomllib.TOMLDecodeError as error:

@@ -118,7 +118,7 @@ def get_gpu(name: str) -> Gpu:
         return read_gpu_file(Path(name))
     gpu = find_gpu_by_driver_name(name)
     if gpu is None:
-        hint = "All of them: infergy gpus. Or describe yours in a small TOML file: docs/models.md"
+        hint = "All of them: infergy list gpus. Or describe yours in a small TOML file: docs/models.md"
         raise UsageError.unknown("GPU", name, gpu_names(), hint, code="unknown-gpu")
     return gpu
 

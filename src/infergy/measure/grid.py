@@ -227,11 +227,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError.not_found(path, "An example: infergy grid paper-bins") from error
+        raise DataError.not_found(path, "An example: infergy list studies paper-bins") from error
     except OSError as error:
         raise DataError.not_readable(path, error) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError.bad_syntax(path, "TOML", error, "An example: infergy grid paper-bins") from error
+        raise DataError.bad_syntax(path, "TOML", error, "An example: infergy list studies paper-bins") from error
 
 
 def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
@@ -245,7 +245,7 @@ def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or 'grid'}: {item['msg']}" for item in error.errors()]
         raise DataError(
-            f"{place}: not a grid:\n" + "\n".join(lines) + "\nAn example of a grid: infergy grid paper-bins",
+            f"{place}: not a grid:\n" + "\n".join(lines) + "\nAn example of a grid: infergy list studies paper-bins",
             code="bad-grid",
             place=place,
             problems=[{"key": ".".join(map(str, item["loc"])), "reason": item["msg"]} for item in error.errors()],
@@ -310,7 +310,7 @@ def _resolve(
 ) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
     """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
     if grid.needs:
-        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
+        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. Others: infergy list studies"
         raise UsageError(message, code="not-supported", study=grid.name, needs=list(grid.needs))
     refusals = Refusals(grid.name)
     setups, shapes, gpu, configs = _resolve_names(grid, refusals)

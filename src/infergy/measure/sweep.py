@@ -141,7 +141,9 @@ def check_contents(plan: Plan, *, simulate: bool) -> None:
     for setup, cells in plan.by_setup().items():
         for name in setup.models:
             if name not in plan.models:
-                message = f"the plan holds no configuration of {name}. Make it again with: infergy plan"
+                message = (
+                    f"the plan holds no configuration of {name}. Make it again with: infergy measure GRID --plan FILE"
+                )
                 raise DataError(message, code="plan-incomplete", plan=plan.name, missing=name)
             shape = ModelShape.from_config(plan.models[name], name=name)
             if shape.architecture == BY_HAND and not simulate:
@@ -184,7 +186,7 @@ def _check_times(cells: Iterable[PlannedCell]) -> None:
         if len(planned.lengths) != (load.batch if load.is_replay else 0):
             message = (
                 f"the plan holds {len(planned.lengths)} lengths for {planned.cell}, which has {load.batch} requests. "
-                "Make it again with: infergy plan"
+                "Make it again with: infergy measure GRID --plan FILE"
             )
             raise DataError(
                 message, code="plan-incomplete", cell=planned.cell.id, missing="lengths", found=len(planned.lengths)
@@ -192,7 +194,7 @@ def _check_times(cells: Iterable[PlannedCell]) -> None:
         if told != (load.batch if load.is_online else 0):
             message = (
                 f"the plan holds {told} times of arrival for {planned.cell}, which has {load.batch} requests. "
-                "Make it again with: infergy plan"
+                "Make it again with: infergy measure GRID --plan FILE"
             )
             raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing="arrival_s", found=told)
 

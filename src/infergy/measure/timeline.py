@@ -83,7 +83,7 @@ def open_witness(meter: Meter, name: str, every_s: float) -> Witness:
     `name` is what the meter is opened by.
     """
     if every_s <= 0:
-        return Blind("not asked for: --timeline 0")
+        return Blind("not asked for: timeline_s is 0")
     if isinstance(meter, SimulatedMeter):
         return SimulatedWitness(meter, every_s)
     if not isinstance(meter.clock, SystemClock):

@@ -27,6 +27,7 @@ from infergy.serving.config import EngineOptions
 
 if TYPE_CHECKING:
     from infergy.quality.phases import SetupPhases
+    from infergy.workload.sampling import Sample
 
 PAPER = "paper"
 """The source that stands for all that ships."""
@@ -91,7 +92,7 @@ class Report:
 def build_report(
     files: Sequence[Path] = (),
     *,
-    traces: Sequence[str] = (),
+    traces: Sequence[str | Sample] = (),
     mixed: str | None = None,
     model: str | None = None,
     gpu: str | None = None,
@@ -102,7 +103,7 @@ def build_report(
 
     Args:
         files: A user's own stores.
-        traces: Traces to estimate from these; without files, the shipped ones.
+        traces: Traces, or samples of them, to estimate from these; without files, the shipped ones.
         mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None refuses a user's and splits
             the shipped ones, whose environments are known.
         model: For which the traces are estimated; None: the default if it was measured, else the only one that was.
@@ -210,7 +211,7 @@ def traces_of_claims() -> tuple[str, ...]:
 def _weigh(
     stores: Mapping[Path, Sequence[Measurement]],
     files: Sequence[Path],
-    traces: Iterable[str],
+    traces: Iterable[str | Sample],
     *,
     model: str | None,
     gpu: str | None,
@@ -235,7 +236,7 @@ def _weigh(
         _only("gpu", gpu, {catalogue_name(_kind(point)) for point in points}, DEFAULT_GPU, files),
     )
     specs = [ServerSpec(engine=engine, model=chosen[0], gpu=chosen[1]) for engine in ENGINES]
-    samples = {trace: sample_of(trace) for trace in traces}
+    samples = {sample.source: sample for sample in map(sample_of, traces)}
     return replace(
         evidence,
         estimates={trace: estimate(sample, specs, tables=table) for trace, sample in samples.items()},

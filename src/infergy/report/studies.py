@@ -50,7 +50,7 @@ class Study:
         title: In words.
         paper: Where the paper has it; empty if it is infergy's own.
         measure: How its rows are made, for a reader who misses them.
-        grids: The shipped grids that it draws (`infergy study list`).
+        grids: The shipped grids that it draws (`infergy list studies`).
         draw: Its figures from rows; nothing where there are none.
     """
 
@@ -327,7 +327,7 @@ STUDIES = (
         name="sequences",
         title="Input and output length, prefill and decode",
         paper="Figures 2, 10, 11",
-        measure="infergy study run input-lengths, output-lengths and batches",
+        measure="infergy measure input-lengths, output-lengths and batches",
         grids=("input-lengths", "output-lengths", "batches"),
         draw=_sequences,
     ),
@@ -335,7 +335,7 @@ STUDIES = (
         name="decoding",
         title="Decoding: beams, sampling, speculation",
         paper="Figure 3",
-        measure="infergy study run decoding, decoding-vllm and speculative",
+        measure="infergy measure decoding, decoding-vllm and speculative",
         grids=("decoding", "decoding-vllm", "speculative"),
         draw=_decoding,
     ),
@@ -343,7 +343,7 @@ STUDIES = (
         name="mixture-of-experts",
         title="Mixture of experts against dense",
         paper="Figure 4",
-        measure="infergy study run mixture-of-experts",
+        measure="infergy measure mixture-of-experts",
         grids=("mixture-of-experts",),
         draw=_experts,
     ),
@@ -351,7 +351,7 @@ STUDIES = (
         name="engines",
         title="Engines, compiling and graphs",
         paper="Figure 5",
-        measure="infergy study run engines",
+        measure="infergy measure engines",
         grids=("engines",),
         draw=_engines,
     ),
@@ -359,7 +359,7 @@ STUDIES = (
         name="tensor-parallel",
         title="Tensor parallel",
         paper="Figure 6",
-        measure="infergy study run tensor-parallel, with four GPUs tensor-parallel-4",
+        measure="infergy measure tensor-parallel, with four GPUs tensor-parallel-4",
         grids=("tensor-parallel", "tensor-parallel-4"),
         draw=_tensor_parallel,
     ),
@@ -367,7 +367,7 @@ STUDIES = (
         name="tasks",
         title="Tasks",
         paper="Figure 8",
-        measure="infergy study run tasks and tasks-mixed",
+        measure="infergy measure tasks and tasks-mixed",
         grids=("tasks", "tasks-mixed"),
         draw=_tasks,
     ),
@@ -375,7 +375,7 @@ STUDIES = (
         name="online",
         title="Online against offline serving",
         paper="Figure 9",
-        measure="infergy study run online",
+        measure="infergy measure online",
         grids=("online",),
         draw=draw_online,
     ),
@@ -383,7 +383,7 @@ STUDIES = (
         name="precision",
         title="Arithmetic in 16 and 8 bits",
         paper="",
-        measure="infergy study run precision",
+        measure="infergy measure precision",
         grids=("precision",),
         draw=_precision,
     ),
@@ -391,7 +391,7 @@ STUDIES = (
         name="weights",
         title="What the law of random weights does to joules",
         paper="",
-        measure="infergy study run weights-law",
+        measure="infergy measure weights-law",
         grids=("weights-law",),
         draw=_weights,
     ),
@@ -399,7 +399,7 @@ STUDIES = (
         name="advice",
         title="Which configuration to choose",
         paper="",
-        measure="infergy study run paper-bins, then infergy report FILE --trace TRACE",
+        measure="infergy measure paper-bins, then infergy report FILE --trace TRACE",
         draw=_advice,
     ),
 )

@@ -70,7 +70,7 @@ def picture(row: Measurement, number: int) -> Picture:
     """
     if not row.timeline:
         reason = row.timeline_reason or "it is from before there were any"
-        message = f"{row.cell} has no timeline: {reason}. Measure it with: infergy measure … --timeline 0.02"
+        message = f"{row.cell} has no timeline: {reason}. Measure it with timeline_s = 0.02 in its grid"
         raise UsageError(message, code="no-timeline", cell=row.cell_id, reason=reason)
     seen = row.seen_windows
     if not 1 <= number <= len(seen):

@@ -1,4 +1,4 @@
-"""Histograms as files: what `infergy bins --json` prints, read again. A trace stays in its lake, this leaves it."""
+"""Histograms as files: what `infergy trace --bins … --json` prints, read again, where a trace stays in its lake."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def find_histogram(source: Any) -> Histogram | None:
         if getattr(histogram, name) != value:
             raise DataError(
                 f"{source}: {name} is {value:,}, its bins hold {getattr(histogram, name):,}. Bin the trace again: "
-                "infergy bins TRACE --json"
+                "infergy trace TRACE --bins powers-of-two --json"
             )
     return histogram

@@ -161,7 +161,7 @@ class Requests:
         if self.arrival_s is None:
             raise UsageError(
                 f"{self.source}: --from, --for and --speed need arrival times: {self.order_reason}. Choose by order "
-                "instead: --first K --requests N"
+                "instead: --requests N"
             )
         end_s = math.inf if duration_s is None else start_s + duration_s * speed
         first, last = self.arrival_s.searchsorted([start_s, end_s])
@@ -190,8 +190,7 @@ class Requests:
         if first < 0 or last > len(self) or first >= last:
             wanted = f"{'the rest' if count is None else f'{count:,}'} from {first:,} on"
             raise UsageError(
-                f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --first K "
-                "--requests N"
+                f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --requests N"
             )
         part = self._part(first, last)
         return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
