@@ -154,7 +154,7 @@ def test_help_lists_the_verbs_by_group_without_loading_them() -> None:
 
 def commands() -> dict[str, Any]:
     """Each command by what is typed for it."""
-    found = {}
+    found: dict[str, Any] = {}
     for verb, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         inner = getattr(command, "commands", None)
         found |= {f"{verb} {name}": one for name, one in inner.items()} if inner else {verb: command}

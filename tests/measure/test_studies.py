@@ -160,7 +160,7 @@ def test_a_quick_study_runs_end_to_end_and_the_full_one_resumes_it(tmp_path: Pat
     assert {row.cell.label for row in rows} == {"transformers", "transformers-compiled", "vllm", "vllm-eager"}
     assert all(row.is_ok and row.simulated for row in rows)
     assert len(rows) == 8
-    assert "engines: 8 cells, forecast" in done.stderr
+    assert "engines: 8 cells, about" in done.stderr
     full = invoke("measure", "engines", "--simulate", "-o", str(store))
     assert "resuming: 8 of 16 cells are already measured" in " ".join(full.stderr.split())
     assert len(read_store(store).rows) == 16

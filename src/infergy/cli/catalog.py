@@ -206,7 +206,7 @@ def make_schema(name: str) -> dict[str, Any]:
         UsageError: There is no such format.
     """
     if name not in SCHEMAS:
-        raise UsageError.unknown("schema", name, SCHEMAS)
+        raise UsageError.unknown("schema", name, SCHEMAS, code="unknown-name")
     if name == "grid":
         from infergy.measure.grid import Grid
 

@@ -84,7 +84,7 @@ def estimate(
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
     if method not in (RUNS, CEILING):
-        raise UsageError.unknown("method", method, (RUNS, CEILING), option="--method")
+        raise UsageError.unknown("method", method, (RUNS, CEILING), code="unknown-name", option="--method")
     of_ceiling = {
         "--ideal": ideal,
         "--rare": rare,

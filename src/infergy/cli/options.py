@@ -121,7 +121,7 @@ class TraceFormat:
             UsageError: No such time unit, or a number of requests out of range.
         """
         if self.time_unit is not None and self.time_unit not in UNITS_S:
-            raise UsageError.unknown("time unit", self.time_unit, UNITS_S, option="--time-unit")
+            raise UsageError.unknown("time unit", self.time_unit, UNITS_S, code="unknown-name", option="--time-unit")
         columns = Columns(
             input=self.input_column,
             output=self.output_column,
@@ -207,7 +207,7 @@ def bins_of(name: str | None, input_edges: str | None, output_edges: str | None)
     """
     if name is not None and name not in BIN_NAMES:
         hint = "Your own: --input-edges and --output-edges"
-        raise UsageError.unknown("bins", name, BIN_NAMES, hint, option="--bins")
+        raise UsageError.unknown("bins", name, BIN_NAMES, hint, code="unknown-name", option="--bins")
     base = Bins.paper() if name == PAPER else None
     if input_edges is None and output_edges is None:
         return base

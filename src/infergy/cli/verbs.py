@@ -72,7 +72,8 @@ class Verbs(TyperGroup):
             message = f"infergy {name} is no longer a command. Type: {instead}"
             raise UsageError(message, code="retired-command", command=name, instead=instead)
         if not name.startswith("-") and name not in ALL:
-            raise UsageError.unknown("command", name, ALL[: -len(HIDDEN)], "All of them: infergy --help")
+            verbs = ALL[: -len(HIDDEN)]
+            raise UsageError.unknown("command", name, verbs, "All of them: infergy --help", code="unknown-name")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
