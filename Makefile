@@ -2,34 +2,38 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TEST_TOOLS := "pytest>=8.3" "pytest-xdist>=3.6" "hypothesis>=6.115" "jsonschema>=4.23" "pandas>=2.2" "pyarrow>=17" "duckdb>=1.1" "scipy>=1.13" "altair>=5.5" "vl-convert-python>=1.7"
-LINT_TOOLS := "ruff>=0.17,<0.18" "mypy>=2.4,<3" "import-linter>=2.3"
+# The first release that installs dependency groups.
+PIP_WITH_GROUPS := pip>=25.1
 # Progress of a package installer is noise here; its errors are not.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
-.PHONY: help demo test lint bench format clean
+.PHONY: help demo test proofs lint wheel bench format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 $(VENV)/run.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(PIP_WITH_GROUPS)"
 	$(PIP) -e .
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(PIP) $(TEST_TOOLS)
+	$(PIP) --group test
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
-	$(PIP) $(LINT_TOOLS)
+	$(PIP) --group lint
 	@touch $@
 
 demo: $(VENV)/run.stamp ## Set up, then estimate the energy of a real trace
 	$(BIN)/infergy estimate azure-conv-2023
 
 test: $(VENV)/test.stamp ## Set up, then run the tests (no GPU, no network)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+proofs: $(VENV)/test.stamp ## The slow tests: proofs by simulation, the shipped table built anew
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: $(VENV)/lint.stamp ## Style, types and the import contract
 	$(BIN)/ruff check .
@@ -40,6 +44,10 @@ lint: $(VENV)/lint.stamp ## Style, types and the import contract
 format: $(VENV)/lint.stamp ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(VENV)/run.stamp ## Build dist/infergy-*.whl
+	rm -rf dist
+	$(BIN)/python -m pip --quiet wheel --no-deps --wheel-dir dist .
 
 bench: $(VENV)/test.stamp ## Speed and memory, beside the alternatives (writes 1.4 GB to a temporary folder)
 	$(BIN)/python benchmarks/startup.py

@@ -12,7 +12,7 @@ that two processes share are compared. A row that stands in two stores counts on
 For each cell: mean joules a request, the largest distance of a process from it, and the largest half-width that a process
 states. Then, over all pairs of processes on one chip, and over those on two, how many of the cells' ratios have an
 interval that holds 1; 95 % are expected where nothing but chance differs, fewer where processes differ (clocks, heat,
-memory layout). The same over pairs of rows that `infergy check` doubts in nothing. Last, what a process errs beyond its
+memory layout). The same over pairs of rows without a flag. Last, what a process errs beyond its
 interval, as a standard error β by the method of moments (DerSimonian and Laird, Control. Clin. Trials 7, 1986) over the
 ratios r, whose logarithms have the standard error s with ν degrees of freedom by the two intervals. Where nothing else
 differs, ln r / s is Student's t, whose square has the mean ν / (ν − 2):
@@ -34,7 +34,6 @@ from statistics import fmean
 from infergy.quality.compare import Ratio, compare
 from infergy.records import Measurement, result_of
 from infergy.records.check import check_rows
-from infergy.records.flags import TARGET
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
@@ -97,7 +96,7 @@ def read_processes(paths: Sequence[Path], engine: str | None) -> list[Process]:
 def make_process(chips: tuple[str, ...], rows: Sequence[Measurement]) -> Process:
     joined = join_visits(rows)
     intervals = find_uncertainties(joined)
-    doubted = {one.cell_id for one in check_rows(rows, target=TARGET) if one.flags}
+    doubted = {one.cell_id for one in check_rows(rows) if one.flags}
     return Process(
         chips=chips,
         rows=tuple(rows),

@@ -23,6 +23,7 @@ def docs_tables() -> Mapping[str, Any]:
     return runpy.run_path(str(BENCHMARKS / "docs_tables.py"))
 
 
+@pytest.mark.slow
 def test_the_pages_have_the_tables_of_what_ships(docs_tables: Mapping[str, Any]) -> None:
     insert: Callable[[str, str, str], str] = docs_tables["insert"]
     for (name, place), table in docs_tables["make_tables"]().items():

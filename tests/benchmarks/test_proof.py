@@ -34,17 +34,20 @@ def check(outcomes: list[Outcome]) -> None:
     assert found.within_target >= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATA)
 def test_intervals_hold_the_truth_whatever_the_counter_does(name: str) -> None:
     check(draw_outcomes(name, RUNS, SEED, OPTIONS))
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_where_like_cells_tell_the_spread() -> None:
     outcomes = draw_series_outcomes(RUNS, SEED, OPTIONS)
     check(outcomes)
     assert sum(outcome.windows == 1 for outcome in outcomes) > RUNS / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_s", [10.0, 30.0])
 def test_visits_apart_hold_the_truth_where_noise_outlasts_a_window(memory_s: float) -> None:
     """Windows of one visit are alike then: without visits the intervals are far too narrow."""
@@ -58,6 +61,7 @@ def test_visits_apart_hold_the_truth_where_noise_outlasts_a_window(memory_s: flo
     assert abs(twice.bias) < 0.005
 
 
+@pytest.mark.slow
 def test_visits_widen_intervals_little_where_noise_does_not_last() -> None:
     once, twice = (
         prove(draw_rounds_outcomes(400, SEED, replace(OPTIONS, repeats=repeats), 0.0), OPTIONS.target)
@@ -83,6 +87,7 @@ def test_strata_differ_in_what_they_draw() -> None:
     assert min(one.sensors.counter_share for one in part) < 0.5
 
 
+@pytest.mark.slow
 def test_a_proof_would_fail_an_instrument_that_errs() -> None:
     outcomes = [
         replace(one, measured_j=one.measured_j * 1.02, low_j=one.low_j * 1.02, high_j=one.high_j * 1.02)

@@ -420,6 +420,7 @@ def test_a_gpu_outside_the_catalogue_is_named(tmp_path: Path) -> None:
         read_rows(mine)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_list_for_programs_and_a_table_for_people(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from infergy.cli import app
+from infergy.cli import app, main
 from infergy.cli.verbs import ALL, GROUPS, HIDDEN, RETIRED
 from raising import raises
 
 
-def infergy(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def infergy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process: to start one for each line of words would take most of the time."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["infergy", *arguments]),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def start(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "infergy", *arguments],
         env=os.environ | ({"PYTHONPATH": str(path)} if path else {}),
@@ -29,7 +45,7 @@ def infergy(*arguments: str, path: Path | None = None) -> subprocess.CompletedPr
 
 
 def test_the_estimate_is_printed_by_a_process_of_its_own() -> None:
-    done = infergy("estimate", "azure-conv-2023")
+    done = start("estimate", "azure-conv-2023")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("azure-conv-2023: 19,366 requests")
     assert max(map(len, done.stdout.splitlines())) <= 120
@@ -89,7 +105,7 @@ def test_a_grid_that_lacks_a_part_or_is_no_text_is_told_though_options_would_add
 def test_measuring_without_a_gpu_says_how_to_go_on(tmp_path: Path) -> None:
     store = tmp_path / "x.jsonl"
     (tmp_path / "pynvml.py").write_text("raise ImportError('blocked')\n")
-    done = infergy(
+    done = start(
         "measure",
         *("--engine", "transformers", "--input", "8", "--output", "8", "--batch", "1", "-o", str(store)),
         path=tmp_path,
@@ -102,7 +118,7 @@ def test_measuring_without_a_gpu_says_how_to_go_on(tmp_path: Path) -> None:
 def test_a_simulated_sweep_runs_from_the_command_line_and_its_rows_are_refused(tmp_path: Path) -> None:
     store = str(tmp_path / "x.jsonl")
     grid = ["--engine", "vllm", "--input", "512", "--output", "64", "--batch", "1,8"]
-    done = infergy("measure", *grid, "-o", store, "--simulate")
+    done = start("measure", *grid, "-o", store, "--simulate")
     assert done.returncode == 0, done.stderr
     assert "(simulated)" in done.stderr
     refused = infergy("estimate", "azure-code-2023", "--table", store)

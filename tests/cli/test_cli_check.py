@@ -9,9 +9,10 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.records import Failure, Plan
+from infergy.records import Failure, GpuState, Plan
+from infergy.records.flags import CODES
 from known_tables import rows_of, write_store
-from rows import build_row, spread_over
+from rows import UUID, build_row, spread_over
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -20,21 +21,31 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def store(folder: Path) -> Path:
-    short = build_row(input_tokens=8, duration_s=0.5, batches=2)
+    """A good row, one that shared its GPU, and one that failed."""
+    good = rows_of(inputs=[4096], outputs=[512])
+    crowded = build_row(input_tokens=8, duration_s=0.5, batches=2, before=(GpuState(uuid=UUID, processes=2),))
     failure = Failure(code="out_of_memory", message="no room")
     failed = replace(build_row(input_tokens=16), windows=(), result=None, status="failed", failure=failure)
-    return write_store(folder / "rows.jsonl", [*rows_of(inputs=[4096], outputs=[512]), short, failed])
+    return write_store(folder / "rows.jsonl", [*good, crowded, failed])
 
 
-def test_each_doubt_is_a_line_with_its_cell_reason_and_cure(tmp_path: Path) -> None:
+def test_the_summary_counts_rows_by_flag_with_meaning_and_fix(tmp_path: Path) -> None:
     path = store(tmp_path)
     code, text = run(str(path))
     assert code == 0
-    assert "8→64 × 8 (1.00 kJ ± " in text
-    assert "short-window: a window of 1.00 s, expected 3 s or more" in text
-    assert "--min-window 3" in text
+    first, flag, hint = text.splitlines()
+    assert first == f"{path}: 3 rows, 1 flagged, 1 failed"
+    assert flag.startswith(f"  other-process, 1 row: {CODES['other-process']}. Fix: ")
+    assert "--rows" in hint
+
+
+def test_rows_are_listed_with_their_interval_flags_and_facts(tmp_path: Path) -> None:
+    text = run(str(store(tmp_path)), "--rows")[1]
+    assert "8→64 × 8: 1.00 kJ ± " in text
+    assert "other-process: 2 processes on the GPU, expected one; end the others" in text
+    assert "windows 1, shortest 1.00 s" in text
     assert "failed: out_of_memory: no room. Try it again: --retry-failed" in text
-    assert f"{path}: 3 rows, 2 to distrust" in text
+    assert text.count("no flag") == 1
 
 
 def test_strict_makes_doubts_fatal_and_leaves_good_files_alone(tmp_path: Path) -> None:
@@ -46,23 +57,26 @@ def test_strict_makes_doubts_fatal_and_leaves_good_files_alone(tmp_path: Path) -
 def test_as_json_it_holds_intervals_flags_and_failures(tmp_path: Path) -> None:
     found = json.loads(run(str(store(tmp_path)), "--json")[1])
     assert found["schema"] == "infergy.check/1"
-    good, short, failed = found["files"][0]["rows"]
+    good, crowded, failed = found["files"][0]["rows"]
     assert good["flags"] == []
     assert good["uncertainty"]["low_j"] < good["energy_j"] * 1.001
-    assert [flag["code"] for flag in short["flags"]] == ["uncertain", "short-window"]
+    (flag,) = crowded["flags"]
+    assert (flag["code"], flag["value"], flag["limit"]) == ("other-process", 2, 1)
+    assert crowded["facts"]["shortest_window_s"] == 1.0
+    assert failed["facts"] is None
     assert (failed["energy_j"], failed["failure"]) == (None, "out_of_memory: no room")
 
 
 def test_a_target_is_read_as_a_share_or_in_percent(tmp_path: Path) -> None:
     path = store(tmp_path)
-    assert run(str(path), "--target", "0.0001%")[1].count("uncertain") == 2
-    assert run(str(path), "--target", "0.9")[1].count("uncertain") == 0
+    assert "uncertain, 2 rows" in run(str(path), "--target", "0.0001%")[1]
+    assert "uncertain" not in run(str(path), "--target", "0.9")[1]
 
 
 def test_of_several_gpus_each_is_told_beside_their_sum(tmp_path: Path) -> None:
     row = spread_over(build_row(duration_s=0.5, batches=2), {"GPU-b": 0.3, "GPU-a": 0.7})
-    text = run(str(write_store(tmp_path / "rows.jsonl", [row])))[1]
-    assert "a batch: GPU 0 300 J, GPU 1 700 J)" in text
+    text = run(str(write_store(tmp_path / "rows.jsonl", [row])), "--rows")[1]
+    assert "per batch: GPU 0 300 J, GPU 1 700 J" in text
     (told,) = json.loads(run(str(tmp_path / "rows.jsonl"), "--json")[1])["files"][0]["rows"]
     assert list(told["energy_by_gpu_j"]) == ["GPU-b", "GPU-a"]
     assert round(told["imbalance"], 6) == 0.8

@@ -44,6 +44,7 @@ def test_every_format_is_published() -> None:
     assert {path.stem for path in (DATA / "schemas").glob("*.json")} == set(SCHEMAS)
 
 
+@pytest.mark.slow
 def test_shipped_rows_are_measurements() -> None:
     validator = published("measurement")
     for path in sorted((DATA / "tables").rglob("*.jsonl")):
@@ -51,6 +52,7 @@ def test_shipped_rows_are_measurements() -> None:
             validator.validate(json.loads(line))
 
 
+@pytest.mark.slow
 def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
     for path in sorted((DATA / "studies").glob("*.toml")):
         grid = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -74,6 +74,7 @@ def rms(values: Sequence[float]) -> float:
     return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(BEARS) - set(LEFT_OPEN)))
 def test_each_constant_that_a_gpu_obeys_is_found_again(name: str) -> None:
     prior = rms([math.log(BY_NAME[name].value / truth_of(seed)[name]) for seed in SEEDS])
@@ -126,6 +127,7 @@ def test_where_fp8_throttles_its_flops_times_their_joules_are_found() -> None:
     assert rms(both) < 0.06
 
 
+@pytest.mark.slow
 def test_the_sds_hold_where_windows_scatter_as_they_are_taken_to() -> None:
     scores = []
     for seed in SEEDS:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from infergy.cost.fit import FitRow, fit
-from infergy.errors import UsageError
 from infergy.estimates.estimate import Z90, open_share, sample_of, serve_sample, steps_of
 from infergy.estimates.next_cells import (
     BATCHES,
@@ -21,6 +20,7 @@ from infergy.estimates.next_cells import (
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server, shipped_table
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
+from raising import raises
 from served import some_requests
 
 REQUESTS = some_requests()
@@ -135,10 +135,10 @@ def test_cells_are_measured_under_the_batch_interface() -> None:
 
 @pytest.mark.parametrize("changes", [{"budget_s": 0.0}, {"target": 0.0}, {"target": 1.5}])
 def test_values_out_of_range_are_rejected(changes: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="--budget"):
+    with raises("bad-value", option="--budget and --target"):
         chosen(**changes)
 
 
 def test_cells_are_chosen_for_one_kind_of_gpu() -> None:
-    with pytest.raises(UsageError, match="one --gpu"):
+    with raises("several-gpus", option="--gpu"):
         choose_next(REQUESTS, [ServerSpec(), UNSEEN], shipped_table())

@@ -13,9 +13,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from infergy.errors import DataError, UsageError
 from infergy.workload import Bins, Histogram, open_trace
 from infergy.workload.table import Table
+from raising import raises
 
 ibis = pytest.importorskip("ibis")
 dask = pytest.importorskip("dask.dataframe")
@@ -102,7 +102,7 @@ def test_only_groups_leave_the_library(library: str, path: Path, monkeypatch: py
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_frame_without_the_columns_says_which_it_has(library: str, tmp_path: Path) -> None:
     pl.DataFrame({"a": [1], "b": [2]}).write_parquet(tmp_path / "other.parquet")
-    with pytest.raises(DataError, match="--input-column"):
+    with raises("unknown-format"):
         open_trace(held(library, tmp_path / "other.parquet"))
 
 
@@ -144,7 +144,7 @@ def test_parquet_in_an_object_store_is_counted_where_it_lies(whole: pl.DataFrame
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("name", ["s3://logs/day/three.parquet", "s3://nobody/day/one.parquet"])
 def test_what_is_not_in_the_store_is_told_with_where_credentials_come_from(name: str) -> None:
-    with pytest.raises(DataError, match=r"cannot be opened: .*AWS_ACCESS_KEY_ID"):
+    with raises("file-not-readable", path=name):
         open_trace(name)
 
 
@@ -179,10 +179,7 @@ def test_parquet_behind_a_plain_url_is_counted(path: Path, whole: pl.DataFrame) 
     assert same(there, open_trace(whole).histogram())
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [("ftp://host/x.parquet", "nothing reads ftp://"), ("s3://logs/day.csv", "only Parquet is read. Fetch the file")],
-)
-def test_what_no_url_can_be_is_refused(url: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+@pytest.mark.parametrize("url", ["ftp://host/x.parquet", "s3://logs/day.csv"])
+def test_what_no_url_can_be_is_refused(url: str) -> None:
+    with raises("not-supported", path=url):
         open_trace(url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,8 @@ from waiting import wait_until
 
 IDLE_W, FULL_W = 120.0, 700.0
 QUICK = Wave(settle_s=1.1, steady_s=3.0, half_periods_s=())
+STEADY = replace(QUICK, steps=0)
+COUNTED = replace(QUICK, hold_s=0.8)  # no field that averages a second is looked at
 
 
 def behaviour(sensors: Sensors, *, period_s: float = 0.1, wave: Wave = QUICK, phase_s: float = 0.037) -> MeterBehaviour:
@@ -45,7 +48,7 @@ def behaviour(sensors: Sensors, *, period_s: float = 0.1, wave: Wave = QUICK, ph
 @pytest.mark.parametrize("period_s", [0.02, 0.05, 0.1, 0.25])
 @pytest.mark.parametrize("delay_s", [0.0, 0.03])
 def test_period_and_delay_of_the_counter_are_found(period_s: float, delay_s: float) -> None:
-    found = behaviour(Sensors(counter_delay_s=delay_s), period_s=period_s).counter
+    found = behaviour(Sensors(counter_delay_s=delay_s), period_s=period_s, wave=COUNTED).counter
     assert found.period_s == pytest.approx(period_s, abs=0.001)
     assert found.is_regular
     assert found.delay_s == pytest.approx(delay_s, abs=0.002)
@@ -54,12 +57,12 @@ def test_period_and_delay_of_the_counter_are_found(period_s: float, delay_s: flo
 
 @pytest.mark.parametrize("step", [0.001, 0.015, 0.1, 1.0])
 def test_the_step_of_the_counter_is_found(step: float) -> None:
-    assert behaviour(Sensors(counter_step_j=step)).counter.step_j == pytest.approx(step)
+    assert behaviour(Sensors(counter_step_j=step), wave=COUNTED).counter.step_j == pytest.approx(step)
 
 
 @pytest.mark.parametrize(("jitter_s", "regular"), [(0.0, True), (0.005, True), (0.06, False), (0.09, False)])
 def test_irregular_ticks_are_told_with_their_spread(jitter_s: float, regular: bool) -> None:
-    found = behaviour(Sensors(tick_jitter_s=jitter_s)).counter
+    found = behaviour(Sensors(tick_jitter_s=jitter_s), wave=COUNTED).counter
     assert found.is_regular is regular
     assert found.period_s == pytest.approx(0.1, abs=0.15 * jitter_s + 0.002)
     assert found.period_low_s is not None
@@ -70,12 +73,13 @@ def test_irregular_ticks_are_told_with_their_spread(jitter_s: float, regular: bo
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75])
 def test_a_counter_that_looks_part_of_the_time_is_found_out(share: float) -> None:
-    found = behaviour(Sensors(counter_share=share, counter_delay_s=0.05)).counter
+    found = behaviour(Sensors(counter_share=share, counter_delay_s=0.05), wave=COUNTED).counter
     assert found.sampled_share == pytest.approx(share, abs=0.06)
     # It sees steps early by half of what it skips, as its docstring says.
     assert found.delay_s == pytest.approx(0.05 - (1 - share) * 0.1 / 2, abs=0.005)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     st.sampled_from([0.05, 0.1, 0.2]),
@@ -123,7 +127,8 @@ def test_power_fields_that_always_change_have_no_period_but_a_delay() -> None:
 
 @pytest.mark.parametrize(("gain", "offset_w"), [(1.0, 0.0), (1.1, 0.0), (1.0, 80.0), (0.9, -20.0)])
 def test_the_ratio_of_counter_to_power_is_found_at_each_load(gain: float, offset_w: float) -> None:
-    found = behaviour(Sensors(power_gain=gain, power_offset_w=offset_w, noise_w=0.3, power_period_s=0.05))
+    sensors = Sensors(power_gain=gain, power_offset_w=offset_w, noise_w=0.3, power_period_s=0.05)
+    found = behaviour(sensors, wave=STEADY)
     true_w = {"idle": IDLE_W, "half": (IDLE_W + FULL_W) / 2, "full": FULL_W}
     assert [one.load for one in found.agreements] == list(true_w)
     for one in found.agreements:

@@ -282,7 +282,7 @@ def test_lost_tokens_are_a_failure_not_a_number(gpu: SimulatedGpu, surroundings:
 
 
 def test_out_of_memory_is_a_row_with_its_reason(gpu: SimulatedGpu, surroundings: Surroundings) -> None:
-    plan = tiny_plan(cells=[{"input_tokens": [8192], "output_tokens": [512], "batch": [4000]}])
+    plan = tiny_plan(cells=[{"input_tokens": [8192], "output_tokens": [512], "batch": [400]}])
     setup = EngineSetup(engine="vllm", model="llama-3.1-8b")
     session = SimulatedEngine(gpu, get_gpu("h200")).open(setup, model_config("llama-3.1-8b"), 0)
     meter = SimulatedMeter(gpu)
@@ -290,9 +290,9 @@ def test_out_of_memory_is_a_row_with_its_reason(gpu: SimulatedGpu, surroundings:
     assert is_usable
     assert row.failure is not None
     assert row.failure.code == "out_of_memory"
-    assert "4000 does not fit" in row.failure.message
+    assert "400 does not fit" in row.failure.message
     with pytest.raises(EngineOutOfMemoryError):
-        session.run(Work(prompts=((1,) * 8192,) * 4000, output_tokens=(512,) * 4000, arrival_s=(0.0,) * 4000))
+        session.run(Work(prompts=((1,) * 8192,) * 400, output_tokens=(512,) * 400, arrival_s=(0.0,) * 400))
 
 
 def test_a_sweep_measures_every_cell_and_the_same_command_resumes(tmp_path: Path) -> None:
@@ -485,6 +485,7 @@ def test_a_child_ends_in_mid_cell_with_all_it_started_when_its_parent_is_killed(
                 time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["parent", "child"])
 def test_a_sweep_killed_at_random_moments_loses_no_finished_row(tmp_path: Path, target: str) -> None:
     """Ten kills of each; whatever stood in the store before a kill stands there after it, and the sweep ends whole."""
@@ -544,7 +545,7 @@ def measured(store: Path) -> list[str]:
     return [row.cell_id for row in read_store(store).rows if row.is_ok]
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("call", [1, *(pytest.param(call, marks=pytest.mark.slow) for call in (2, 3, 4))])
 def test_a_child_killed_in_any_call_to_its_store_loses_the_cell_in_progress_at_most(tmp_path: Path, call: int) -> None:
     """Two rows, each a write and a sync. What it had written by half is set aside by its parent, who goes on."""
     plan, cells = two_cells(tmp_path)
@@ -558,7 +559,7 @@ def test_a_child_killed_in_any_call_to_its_store_loses_the_cell_in_progress_at_m
     assert sorted(measured(store)) == sorted(cells)
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("call", [1, *(pytest.param(call, marks=pytest.mark.slow) for call in (2, 3, 4, 5, 6))])
 def test_a_sweep_killed_in_any_call_to_its_store_goes_on_by_the_same_command(tmp_path: Path, call: int) -> None:
     """Its child has died in mid-line: it writes that aside, syncs, truncates, syncs, writes a failed row, syncs."""
     plan, cells = two_cells(tmp_path)

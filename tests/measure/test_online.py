@@ -18,7 +18,7 @@ from infergy.measure.studies import size_of
 from infergy.measure.sweep import sweep
 from infergy.quality.phases import find_phases
 from infergy.records import Measurement, MeasureOptions, Plan, result_of
-from infergy.records.flags import find_flags
+from infergy.records.latency import backlog_of
 from infergy.records.store import read_store
 from infergy.workload.arrivals import draw_times, hash_times
 from measure.test_measure import tiny_plan
@@ -116,13 +116,12 @@ def test_what_was_reached_is_told(rows: dict[str, Measurement]) -> None:
     assert result.latency.first_token.p50_s < result.latency.end_to_end.p50_s
 
 
-def test_an_engine_that_falls_behind_is_flagged_and_one_that_keeps_up_is_not(tmp_path: Path) -> None:
+def test_the_backlog_of_an_engine_that_falls_behind_grows_and_of_one_that_keeps_up_does_not(tmp_path: Path) -> None:
     cells = [BLOCK | {"batch": [128], "rate": [4, 5000]}]
-    slow, fast = measured(tiny_plan(engines=VLLM, cells=cells), tmp_path / "rows.jsonl")
-    assert "behind" not in [flag.code for flag in find_flags(slow, None)]
-    (flag,) = [flag for flag in find_flags(fast, None) if flag.code == "behind"]
-    assert "finished requests fall behind arrivals" in flag.reason
-    assert "lower rate" in flag.cure
+    slow, fast = (backlog_of(row) for row in measured(tiny_plan(engines=VLLM, cells=cells), tmp_path / "rows.jsonl"))
+    assert slow is not None
+    assert fast is not None
+    assert (slow.grows, fast.grows) == (False, True)
 
 
 def test_online_rows_enter_a_table_as_whole_runs_and_phases_leave_them_out(tmp_path: Path) -> None:
@@ -224,8 +223,9 @@ def test_the_command_line_measures_checks_and_draws_online_cells(tmp_path: Path)
     lengths = ["--input", "512", "--output", "64", "--batch", "16"]
     told = invoke("measure", "-e", "vllm", *lengths, "--arrivals", "offline,poisson8", "--simulate", "-o", store)
     assert "of 8.00 requests/s" in told.stderr
-    checked = invoke("check", store)
+    checked = invoke("check", store, "--rows")
     assert "p50 / p90 / p99: first token" in checked.stdout
+    assert "backlog did not grow" in checked.stdout
     row = next(one for one in json.loads(invoke("check", store, "--json").stdout)["files"][0]["rows"] if one["serving"])
     assert row["latency"]["end_to_end"]["p50_s"] > 0
     assert row["backlog"]["arrived"] == 7

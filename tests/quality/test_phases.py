@@ -184,7 +184,7 @@ def test_a_negative_coefficient_is_kept_and_flagged() -> None:
     (flag,) = setup.fit.flags
     assert flag.code == "negative-phase"
     assert "b2 (B·S·(I + O/2)) is -1e-06 J" in flag.reason
-    assert "below 0 with all of its interval" in flag.reason
+    assert "its interval ends at -" in flag.reason
     assert setup.fit.coefficients[-1].joules.value_j == pytest.approx(-1e-6, rel=1e-3)
 
 
@@ -222,10 +222,11 @@ def test_a_negative_phase_is_kept_and_flagged_never_clipped() -> None:
     assert found.decode_token.value_j < 0
     (flag,) = found.flags
     assert flag.code == "negative-phase"
-    assert flag.reason.startswith("decode is -100 J, expected 0 or more; below 0 with all of its interval")
+    assert flag.reason.startswith("decode is -100 J, expected 0 or more; its interval ends at -")
     close = pair_of(400.0, 400.05).pair
     assert close is not None
-    assert "cannot be told from none" in close.flags[0].reason
+    assert close.decode.value_j < 0
+    assert close.flags == ()
 
 
 def test_a_phase_of_unknown_spread_has_no_interval_and_if_negative_a_flag_that_says_so() -> None:
@@ -325,6 +326,7 @@ def measure_pair(seed: int, load: Load) -> CellPhases:
     return cell_of(only(rows), load.output_tokens)
 
 
+@pytest.mark.slow
 def test_intervals_of_pairs_hold_the_true_phases_of_the_simulated_gpu_nineteen_times_in_twenty() -> None:
     load = Load(input_tokens=4096, output_tokens=64, batch=8)
     truth = truth_of(4096, 64, 8)

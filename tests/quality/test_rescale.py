@@ -124,12 +124,13 @@ def test_against_the_gpu_it_stands_for_a_rescaled_table_does_not_differ() -> Non
     assert any(difference.startswith("rescaling: × 1.1") for difference in found.differences)
 
 
-def test_check_flags_each_rescaled_row() -> None:
-    checked = check_rows(rescale(rows_of(), here(1.10)).rows, target=0.9)
-    for row in checked:
-        (flag,) = (flag for flag in row.flags if flag.code == "rescaled")
-        assert "then scaled × 1.1000 (" in flag.reason
-    assert not any(flag.code == "rescaled" for row in check_rows(rows_of(), target=0.9) for flag in row.flags)
+def test_that_a_row_was_rescaled_is_a_fact_of_it() -> None:
+    for row in check_rows(rescale(rows_of(), here(1.10)).rows):
+        assert row.flags == ()
+        assert row.facts is not None
+        assert row.facts.rescaled is not None
+        assert row.facts.rescaled.startswith("× 1.1000 (")
+    assert all(row.facts is not None and row.facts.rescaled is None for row in check_rows(rows_of()))
 
 
 def test_each_set_up_has_its_own_factor_and_those_not_measured_again_are_left_out() -> None:
@@ -220,6 +221,7 @@ def test_rows_of_other_cells_are_refused() -> None:
         rescale(rows_of(inputs=[2048]), here(1.10))
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_a_cell_that_was_not_measured_again() -> None:
     """Three anchors whose ratios scatter: another cell's lies in the interval 19 times in 20, their mean's narrower one
     would hold it 16 times only."""

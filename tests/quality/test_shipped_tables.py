@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,6 +45,7 @@ FAILED = {FOURTH_HOST: [("transformers llama-3.1-8b 4096→64 × 64", "out_of_me
 """What was tried and did not fit, as docs/measurements.md says."""
 
 
+@cache
 def rows_in(path: Path) -> tuple[Measurement, ...]:
     return tuple(read_store(path).rows)
 

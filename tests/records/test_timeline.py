@@ -137,7 +137,7 @@ def test_batches_that_keep_time_with_the_meter_are_told_as_the_likely_reason() -
     for period_s in (0.1, 0.68, 0.5, 2.0, 2.08, None):
         beside = replace(row, environment=replace(row.environment, counter_period_s=period_s))
         (flag,) = (flag for flag in find_flags(beside, None) if flag.code == "disagree")
-        reasons[period_s] = "keep time with its period" in flag.reason
+        reasons[period_s] = "last a multiple of its period" in flag.reason
     # Twenty periods are too many to stay in step, and 2.9 are no whole number.
     assert reasons == {0.1: False, 0.68: False, 0.5: True, 2.0: True, 2.08: True, None: False}
 

@@ -186,6 +186,7 @@ def simulate(rng: random.Random, count: int, sd: float) -> list[Window]:
     return windows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 6])
 @pytest.mark.parametrize(("sd", "most"), [(0.005, 1.0), (0.02, 1.0), (0.1, 0.985)])
 def test_intervals_hold_the_truth_at_least_as_often_as_they_say(count: int, sd: float, most: float) -> None:
@@ -200,6 +201,7 @@ def test_intervals_hold_the_truth_at_least_as_often_as_they_say(count: int, sd: 
     assert 0.93 <= held / 1000 <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sd", [0.005, 0.02, 0.04])
 def test_intervals_hold_the_truth_where_windows_were_repeated_until_they_agreed(sd: float) -> None:
     """A window of 4 s scatters by `sd` / 2; the rule is the instrument's own."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from infergy.report.build import shipped_evidence
-from infergy.report.claims import compare_claims
+import pytest
+
+from infergy.report.claims import Compared
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 
 
-def test_each_claim_is_told_once_and_with_the_figures_of_the_rows() -> None:
+@pytest.mark.slow
+def test_each_claim_is_told_once_and_with_the_figures_of_the_rows(shipped_claims: Sequence[Compared]) -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in PAGE.read_text(encoding="utf-8").splitlines()
@@ -18,4 +21,4 @@ def test_each_claim_is_told_once_and_with_the_figures_of_the_rows() -> None:
     ]
     told = {name: (paper, ours) for name, paper, ours, why in rows if why}
     assert len(told) == len(rows)
-    assert told == {one.cells[0]: (one.cells[1], one.cells[3]) for one in compare_claims(shipped_evidence())}
+    assert told == {one.cells[0]: (one.cells[1], one.cells[3]) for one in shipped_claims}

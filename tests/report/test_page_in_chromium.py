@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infergy.records.store import create_store
-from infergy.report.build import build_report
+from infergy.report.build import Report, build_report
 from infergy.report.page import PAGE, write_report
 from report.test_report import HOSTILE, sweep
 from waiting import PATIENCE_S
@@ -84,12 +84,17 @@ def test_a_pages_errors_would_be_seen(tmp_path: Path) -> None:
     assert drawn(dom) == {"none": 0}
 
 
-@pytest.mark.parametrize("is_paper", [True, False], ids=["paper", "hostile names"])
-def test_each_figure_draws_its_marks_and_the_console_is_clean(is_paper: bool, tmp_path: Path) -> None:
-    files = [] if is_paper else [tmp_path / "rows.jsonl"]
-    for path in files:
-        create_store(path, sweep(model=HOSTILE))
-    built = build_report(files)
+@pytest.mark.slow
+def test_each_figure_of_the_paper_draws_its_marks_and_the_console_is_clean(paper: Report, tmp_path: Path) -> None:
+    check_page(paper, tmp_path)
+
+
+def test_hostile_names_draw_their_marks_and_the_console_is_clean(tmp_path: Path) -> None:
+    create_store(tmp_path / "rows.jsonl", sweep(model=HOSTILE))
+    check_page(build_report([tmp_path / "rows.jsonl"]), tmp_path)
+
+
+def check_page(built: Report, tmp_path: Path) -> None:
     write_report(built, tmp_path / "out")
     dom, console = open_page(tmp_path / "out" / PAGE, tmp_path / "profile")
     assert console == []

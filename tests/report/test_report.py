@@ -8,7 +8,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from infergy.measure.studies import study_names, study_path
 from infergy.measure.sweep import sweep as sweep_plan
 from infergy.records import ENGINES, Measurement, Plan
 from infergy.records.store import create_store
-from infergy.report.build import Report, build_report, shipped_evidence
-from infergy.report.claims import Compared, claims_page, compare_claims
+from infergy.report.build import Report, build_report
+from infergy.report.claims import Compared, claims_page
 from infergy.report.figures import for_file
 from infergy.report.markdown import escape
 from infergy.report.ours import Claim, Evidence, Ours, Recipe, find_ours, judge, load_claims
@@ -59,11 +59,6 @@ def store(tmp_path: Path, rows: Iterable[Measurement], name: str = "rows.jsonl")
 
 def points(*rows: Measurement, tmp_path: Path) -> tuple[Point, ...]:
     return read_points([store(tmp_path, rows)])
-
-
-@pytest.fixture(scope="module")
-def paper() -> Report:
-    return build_report()
 
 
 def test_every_study_of_the_paper_is_in_the_page_and_what_is_not_measured_is_named(paper: Report) -> None:
@@ -191,6 +186,7 @@ def test_prefill_is_told_by_requests_alone_where_short_and_long_ones_were_measur
     assert not few.is_measured
 
 
+@pytest.mark.slow
 def test_the_paper_is_written_as_page_markdown_and_pictures(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", "paper", "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
@@ -268,8 +264,9 @@ def test_a_file_for_itself_has_ink_of_its_own_and_rows_keep_their_words(tmp_path
     assert "currentColor" in json.dumps(_inline(spec) or spec["datasets"])
 
 
-def test_claims_in_the_documentation_are_those_that_ship() -> None:
-    made = claims_page(compare_claims(shipped_evidence()))
+@pytest.mark.slow
+def test_claims_in_the_documentation_are_those_that_ship(shipped_claims: Sequence[Compared]) -> None:
+    made = claims_page(shipped_claims)
     assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8") == made, (
         "write docs/claims.md and docs/findings.md anew: python -m infergy.report.claims"
     )
@@ -420,6 +417,7 @@ def test_a_store_without_enough_for_a_figure_still_has_a_page(tmp_path: Path) ->
     assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8").count("Not measured yet.") == len(STUDIES)
 
 
+@pytest.mark.slow
 def test_each_figure_is_of_the_schema_which_is_not_checked_while_a_page_is_made(paper: Report) -> None:
     import altair
 
@@ -433,7 +431,7 @@ def test_each_figure_is_of_the_schema_which_is_not_checked_while_a_page_is_made(
 def test_without_altair_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "altair.py").write_text("raise ImportError('blocked')\n")
     done = subprocess.run(
-        [sys.executable, "-m", "infergy", "report", "paper", "-o", str(tmp_path / "out")],
+        [sys.executable, "-m", "infergy", "report", str(store(tmp_path, sweep())), "-o", str(tmp_path / "out")],
         env={"PYTHONPATH": f"{tmp_path}:{SRC}", "PATH": ""},
         capture_output=True,
         text=True,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from infergy.errors import UsageError
 from infergy.hardware.gpus import get_gpu
 from infergy.hardware.models import get_model, model_config
 from infergy.serving.config import EngineOptions, batch_defaults, model_context, resolve
+from raising import raises
 
 H200, LLAMA = get_gpu("h200"), get_model("llama-3.1-8b")
 
@@ -84,21 +84,23 @@ def test_tokens_are_no_more_than_the_longest_requests_together() -> None:
     ],
 )
 def test_options_that_the_engine_rejects(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(UsageError, match=named):
+    with raises("bad-value", option=named):
         resolve(LLAMA, H200, EngineOptions(**options), context_tokens=131072)
 
 
 @pytest.mark.parametrize("wrong", [{"version": "0.9"}, {"usage_context": "notebook"}])
 def test_unknown_profiles_are_rejected(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(wrong.values()))):
+    with raises("unknown-name", name=next(iter(wrong.values()))):
         resolve(LLAMA, H200, **wrong)
 
 
 def test_a_model_that_does_not_fit_names_what_would() -> None:
-    with pytest.raises(UsageError, match=r"--tensor-parallel-size 2 or --precision fp8 would"):
+    with raises("does-not-fit", model="llama-3.1-70b", gpu="h200") as error:
         resolve(get_model("llama-3.1-70b"), get_gpu("h200"))
-    with pytest.raises(UsageError, match=r"; --tensor-parallel-size 4 would"):
+    assert "--tensor-parallel-size 2 or --precision fp8 would" in str(error.value)
+    with raises("does-not-fit", gpu="a100-40gb-sxm") as error:
         resolve(get_model("llama-3.1-70b"), get_gpu("a100-40gb-sxm"))
+    assert "; --tensor-parallel-size 4 would" in str(error.value)
 
 
 def test_a_default_context_that_the_cache_cannot_keep_is_cut_and_noted() -> None:

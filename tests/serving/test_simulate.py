@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.errors import DataError, UsageError
 from infergy.serving.replica import ENTRY
 from infergy.serving.run import Percentiles, Run
 from infergy.serving.simulate import LAYOUT, simulate
+from raising import raises
 from serving.doubles import Affine, ask, engine, hashes, llama_on_h200
 
 STEP = Affine(base_s=1.0)
@@ -105,14 +105,14 @@ def test_who_follows_a_rejected_request_comes_after_its_gap(rejected: int) -> No
 
 @pytest.mark.parametrize("times", [[1.0, 0.5], [-1.0, 0.0], [0.0, float("nan")], [0.0, float("inf")]])
 def test_times_that_cannot_be_are_rejected(times: list[float]) -> None:
-    with pytest.raises(DataError, match="request"):
+    with raises("bad-trace"):
         simulate(ask([(1, 1), (1, 1)], times), engine(), STEP)
 
 
 def test_replicas_and_routers_that_cannot_be_are_rejected() -> None:
-    with pytest.raises(UsageError, match="--replicas"):
+    with raises("bad-value", option="--replicas", value=0):
         simulate(ask([(1, 1)]), engine(), STEP, replicas=0)
-    with pytest.raises(UsageError, match="router"):
+    with raises("unknown-name", option="--router", name="random"):
         simulate(ask([(1, 1)]), engine(), STEP, router="random")  # type: ignore[arg-type]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
-from infergy.errors import UsageError
 from infergy.serving.simulate import simulate
 from infergy.serving.static import StaticConfig
+from raising import raises
 from serving.doubles import Affine, ask
 
 STEP = Affine(base_s=1.0)
@@ -49,5 +47,5 @@ def test_replicas_by_load() -> None:
 
 
 def test_a_batch_of_none_is_rejected() -> None:
-    with pytest.raises(UsageError, match="--max-num-seqs"):
+    with raises("bad-value", option="--max-num-seqs", value=0):
         StaticConfig(max_num_seqs=0)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.errors import UsageError
 from infergy.workload import Bin, BinCount, Bins, Histogram
 from infergy.workload.bins import edges_of
+from raising import raises
 
 edges = st.lists(st.integers(1, 10_000), min_size=1, max_size=8, unique=True).map(lambda values: tuple(sorted(values)))
 lengths = st.integers(0, 12_000)
@@ -62,15 +62,15 @@ def test_the_papers_bins_have_no_64_and_end_at_8192_and_512() -> None:
 
 @pytest.mark.parametrize("bad", [(), (0, 8), (8, 8), (16, 8), (-1,)])
 def test_edges_that_do_not_ascend_from_above_zero_are_refused(bad: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="ascending"):
+    with raises("bad-value", option="input bin edges", value=bad):
         Bins(name="custom", input_edges=bad, output_edges=(8,))
-    with pytest.raises(UsageError, match="output"):
+    with raises("bad-value", option="output bin edges", value=bad):
         Bins(name="custom", input_edges=(8,), output_edges=bad)
 
 
 def test_edges_are_read_from_the_command_line() -> None:
     assert list(edges_of("32, 128,512,")) == [32, 128, 512]
-    with pytest.raises(UsageError, match="32,128,512"):
+    with raises("bad-value", option="bin edges", value="32;128"):
         edges_of("32;128")
 
 

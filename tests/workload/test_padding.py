@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, UsageError
 from infergy.workload import open_trace
 from infergy.workload.padding import find_padding, padded_tokens
+from raising import raises
 
 lengths = st.lists(st.integers(1, 1000), min_size=1, max_size=60)
 
@@ -81,11 +81,11 @@ def test_any_source_is_padded_alike_and_requests_without_output_are_set_aside(ki
 
 
 def test_a_batch_that_cannot_be_is_refused_and_so_is_a_trace_without_requests() -> None:
-    with pytest.raises(UsageError, match="--batch takes a whole number"):
+    with raises("bad-value", option="--batch", value=0):
         open_trace("azure-code-2023").padding(0)
-    with pytest.raises(DataError, match="none of 1 request has output"):
+    with raises("no-requests", column="output_tokens"):
         open_trace(frame_of(input_tokens=[3], output_tokens=[0])).padding(2)
-    with pytest.raises(DataError, match="are not a whole number of tokens"):
+    with raises("bad-trace", rows={"input": 1}):
         open_trace(frame_of(input_tokens=[3, -5], output_tokens=[1, 1])).padding(2)
 
 

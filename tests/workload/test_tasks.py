@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 import infergy
 from infergy.cli import app
-from infergy.errors import UsageError
 from infergy.workload import TaskOptions, open_trace
 from infergy.workload.length_law import LengthLaw, fit_lengths
 from infergy.workload.tasks import Task, find_task, task_lengths, tasks
+from raising import raises
 
 PUBLISHED = {
     "translation": [49.96, 39.39, 550, 64],
@@ -89,7 +89,7 @@ def test_a_seed_gives_the_same_lengths_again_and_another_one_others() -> None:
 
 @pytest.mark.parametrize("moments", [(0.5, 1.0, 100), (200.0, 10.0, 100), (50.0, 0.0, 100), (50.0, 60.0, 100)])
 def test_moments_that_no_law_has_are_refused(moments: tuple[float, float, int]) -> None:
-    with pytest.raises(UsageError, match="has the moments|have the moments"):
+    with raises("bad-value", option="moments", value=moments[:2]):
         fit_lengths(*moments)
 
 
@@ -109,18 +109,18 @@ def test_a_task_is_found_by_its_name_and_by_that_of_its_data_set(name: str) -> N
 
 
 def test_an_unknown_task_gives_the_nearest() -> None:
-    with pytest.raises(UsageError, match="did you mean translation"):
+    with raises("unknown-name", kind="task", name="translate"):
         open_trace("task:translate")
 
 
 @pytest.mark.parametrize("requests", [0, -1, 10**7])
 def test_a_number_of_requests_that_cannot_be_is_refused(requests: int) -> None:
-    with pytest.raises(UsageError, match="--requests takes 1 to 1,000,000"):
+    with raises("bad-value", option="--requests", value=requests):
         TaskOptions(requests=requests)
 
 
 def test_options_of_a_task_are_refused_for_a_trace_that_has_its_own_requests() -> None:
-    with pytest.raises(UsageError, match="azure-code-2023: its requests are its own"):
+    with raises("option-not-applicable", options=["--requests", "--seed", "--tokenizer"]):
         open_trace("azure-code-2023", task=TaskOptions(requests=3))
 
 
@@ -206,7 +206,7 @@ def test_a_data_set_without_a_configuration_is_asked_for_none(hub: dict[str, Any
 
 
 def test_more_requests_than_texts_are_refused(hub: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="holds 2 texts, not 3: give fewer --requests"):
+    with raises("too-few-requests", found=2, expected=3):
         task_lengths(find_task("task:imdb"), TaskOptions(requests=3, tokenizer="t"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from infergy.cli.failure import print_error, run_app
+from infergy.cli.failure import run_app, show_error
 from infergy.cli.verbs import ALL, SUMMARY, Verbs
 from infergy.errors import InfergyError
 from infergy.version import VERSION
@@ -76,7 +76,7 @@ def main() -> None:
     try:
         run_app(make_app([verb for verb in arguments[:1] if verb in ALL]), arguments)
     except InfergyError as error:
-        print_error(error, arguments)
+        show_error(error, arguments)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _report_interruption()

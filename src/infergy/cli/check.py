@@ -1,8 +1,9 @@
-"""`infergy check`: what to distrust in measured rows, why, and what to type."""
+"""`infergy check`: flags of measured rows, what they mean and how to fix them."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,90 +11,111 @@ import typer
 
 from infergy.cli.options import JsonOption, fraction
 from infergy.cli.output import print_json
-from infergy.units import count_of, format_si
+from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.records.check import Checked, CheckedFile, CheckedRow
 
 EXIT_FLAGGED = 5
-DEFAULT_TARGET = "2%"
 
 
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl)")],
-    target: Annotated[str, typer.Option("--target", help="Joules must be certain to ± this")] = DEFAULT_TARGET,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Flag rows with a 95 % interval wider than ± this, such as 2%.")
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="List each row with its interval, flags and facts.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 5 if any row is flagged or failed.")] = False,
     again: Annotated[
         Path | None, typer.Option("--again", help="Write a plan that measures flagged and failed cells again.")
     ] = None,
     worst: Annotated[
-        int | None, typer.Option("--worst", min=1, help="With --again: only so many, the least certain first.")
+        int | None, typer.Option("--worst", min=1, help="With --again: at most so many, the widest intervals first.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what to distrust in measured rows, and what to type; the codes are explained in docs/flags.md.
+    """Summarise the flags of measured rows: figures that may be wrong by more than their interval (docs/flags.md).
 
-    Example: infergy check mine.jsonl --strict
+    Example: infergy check mine.jsonl --rows --strict
     """
     from infergy.records.check import Checked, CheckedFile, check_rows
     from infergy.records.store import read_store
 
-    wanted = fraction("--target", target)
+    widest = None if target is None else fraction("--target", target)
     checked = Checked(
         files=tuple(
-            CheckedFile(file=str(path), rows=check_rows(read_store(path).rows, target=wanted)) for path in files
+            CheckedFile(file=str(path), rows=check_rows(read_store(path).rows, target=widest)) for path in files
         )
     )
     if as_json:
         print_json([checked])
     else:
-        for one in checked.files:
-            _print(one)
+        for file in checked.files:
+            _print_summary(file, show_rows=rows)
     if again is not None:
-        _plan_again(checked, files, again, worst, wanted)
-    if strict and any(row.flags or row.failure for one in checked.files for row in one.rows):
+        _plan_again(checked, files, again, worst, widest)
+    if strict and any(row.flags or row.failure for file in checked.files for row in file.rows):
         raise typer.Exit(EXIT_FLAGGED)
 
 
-def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | None, target: float) -> None:
+def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | None, target: float | None) -> None:
     from infergy.measure.anchors import plan_again
+    from infergy.records.plan import MeasureOptions
     from infergy.records.store import read_store
 
-    doubtful = [row for one in checked.files for row in one.rows if row.flags or row.failure]
-    doubtful.sort(key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
-    cells = list(dict.fromkeys(row.cell_id for row in doubtful))[:worst]
+    flagged = [row for file in checked.files for row in file.rows if row.flags or row.failure]
+    flagged.sort(key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
+    cells = list(dict.fromkeys(row.cell_id for row in flagged))[:worst]
     if not cells:
-        typer.echo(f"{path}: not written, for no cell is flagged or failed", err=True)
+        typer.echo(f"{path}: not written, no cell is flagged or failed", err=True)
         return
-    plan_again([row for file in files for row in read_store(file).rows], cells, target=target).save(path)
-    typer.echo(
-        f"{path}: {count_of(len(cells), 'cell')} and their anchors. Measure them: infergy measure {path} -o NEW.jsonl",
-        err=True,
-    )
+    measured = [row for file in files for row in read_store(file).rows]
+    plan_again(measured, cells, target=MeasureOptions().target if target is None else target).save(path)
+    count = count_of(len(cells), "cell")
+    typer.echo(f"{path}: {count} and their control cells. Measure: infergy measure {path} -o NEW.jsonl", err=True)
 
 
-def _print(checked: CheckedFile) -> None:
-    for row in checked.rows:
-        if row.failure:
-            typer.echo(f"{row.cell_id} {row.cell}: failed: {row.failure}. Try it again: --retry-failed")
-        if row.serving is not None:
-            typer.echo(f"{row.cell_id} {row.cell} ({_energy(row)}): {row.serving}")
-        for flag in row.flags:
-            typer.echo(f"{row.cell_id} {row.cell} ({_energy(row)}): {flag.code}: {flag.reason}; {flag.cure}")
-    flagged = sum(bool(row.flags or row.failure) for row in checked.rows)
-    typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} to distrust")
+def _print_summary(checked: CheckedFile, *, show_rows: bool) -> None:
+    from infergy.records.flags import CODES
+
+    flags = [flag for row in checked.rows for flag in row.flags]
+    counts = Counter(flag.code for flag in flags)
+    flagged, failed = sum(bool(row.flags) for row in checked.rows), sum(bool(row.failure) for row in checked.rows)
+    failures = f", {failed} failed" if failed else ""
+    typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} flagged{failures}")
+    for code, meaning in CODES.items():
+        if counts[code]:
+            fix = next(flag.cure for flag in flags if flag.code == code)
+            typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {meaning}. Fix: {fix}")
+    if show_rows:
+        for row in checked.rows:
+            _print_row(row)
+    elif flagged or failed:
+        typer.echo("  Which rows, and their values: --rows")
+
+
+def _print_row(row: CheckedRow) -> None:
+    name = f"{row.cell_id} {row.cell}"
+    if row.failure:
+        typer.echo(f"{name}: failed: {row.failure}. Try it again: --retry-failed")
+        return
+    typer.echo(f"{name}: {_energy(row)}: {', '.join(flag.code for flag in row.flags) or 'no flag'}")
+    if row.serving is not None:
+        typer.echo(f"  {row.serving}")
+    if row.backlog is not None:
+        state, counts = "grew" if row.backlog.grows else "did not grow", (row.backlog.halfway, row.backlog.at_end)
+        typer.echo(
+            "  backlog {}: {:.0f} requests halfway through the arrivals, {:.0f} at the last".format(state, *counts)
+        )
+    for flag in row.flags:
+        typer.echo(f"  {flag.code}: {flag.reason}; {flag.cure}")
+    typer.echo(f"  {row.facts}")
 
 
 def _energy(row: CheckedRow) -> str:
     if row.energy_j is None:
-        return "no joules"
-    half = "" if row.uncertainty is None else f" ± {row.uncertainty.half_width:.1%}"
-    return f"{format_si(row.energy_j, 'J')}{half} a {'run' if row.serving else 'batch'}{_by_gpu(row)}"
-
-
-def _by_gpu(row: CheckedRow) -> str:
-    """Joules of each of several GPUs, in the engine's order."""
-    if len(row.energy_by_gpu_j) <= 1:
-        return ""
-    joules = [f"GPU {index} {format_si(one_j, 'J')}" for index, one_j in enumerate(row.energy_by_gpu_j.values())]
-    return f": {', '.join(joules)}"
+        return "no energy"
+    half = "(interval unknown)" if row.uncertainty is None else f"± {format_percent(row.uncertainty.half_width)}"
+    gpus = [f"GPU {index} {format_si(energy_j, 'J')}" for index, energy_j in enumerate(row.energy_by_gpu_j.values())]
+    by_gpu = f": {', '.join(gpus)}" if len(gpus) > 1 else ""
+    return f"{format_si(row.energy_j, 'J')} {half} per {'run' if row.serving else 'batch'}{by_gpu}"

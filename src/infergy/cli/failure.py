@@ -11,7 +11,6 @@ from typing import Any
 import typer
 
 from infergy.errors import InfergyError, UsageError
-from infergy.records.codec import to_json
 
 ERROR_SCHEMA = "infergy.error/1"
 
@@ -56,11 +55,13 @@ def asks_json(arguments: Sequence[str]) -> bool:
     return "--json" in arguments[: list(arguments).index("--") if "--" in arguments else None]
 
 
-def print_error(error: InfergyError, arguments: Sequence[str]) -> None:
+def show_error(error: InfergyError, arguments: Sequence[str]) -> None:
     """Print an error."""
     if not asks_json(arguments):
         typer.echo(f"error: {error}", err=True)
         return
+    from infergy.records.codec import to_json
+
     facts = ErrorFacts(code=error.code, message=str(error), exit_code=error.exit_code, fields=error.fields)
     report = {"schema": ERROR_SCHEMA} | to_json(ErrorReport(error=facts))
     typer.echo(json.dumps(report, default=str), err=True)

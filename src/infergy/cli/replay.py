@@ -69,13 +69,15 @@ def replay(
     given = [field.name for field in fields(trace) if getattr(trace, field.name) not in (None, False)]
     if kind_of_file != "trace" and given:
         options = ", ".join(OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in given)
-        raise UsageError(f"{path}: {kind_of_file} say what was served; leave out options of a trace: {options}")
+        message = f"{path}: {kind_of_file} say what was served; leave out options of a trace: {options}"
+        raise UsageError(message, code="option-not-applicable", path=str(path), options=given)
     if kind_of_file == "rows":
         rows = read_store(path).rows
         kind = gpu or _gpu_of(rows)
         found = compare_rows(rows, get_gpu(kind).name, table)
         if not found:
-            raise UsageError(f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}")
+            message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
+            raise UsageError(message, code="no-rows", path=str(path))
     else:
         kind = get_gpu(gpu or gpu_here() or DEFAULT_GPU).name
         if kind_of_file == "plan":
@@ -120,9 +122,8 @@ def _plan(
 
     path = Path(source)
     if path.suffix in (".json", ".jsonl") and not path.exists():
-        raise DataError(
-            f"{source}: no such file. Give a trace, a plan of replays (--plan writes one) or rows that measured "
-            "some (-o writes them)"
+        raise DataError.not_found(
+            source, "Give a trace, a plan of replays (--plan writes one) or rows that measured some (-o writes them)"
         )
     # What is wrong with a trace or a window of it is reported as every verb does.
     trace.choose(source)
@@ -181,7 +182,8 @@ def _gpu_of(rows: Sequence[object]) -> str:
         if isinstance(row, Measurement) and row.environment.gpus
     }
     if len(names) != 1:
-        raise UsageError(f"rows of several GPUs: {', '.join(sorted(names))}. Name one with --gpu")
+        message = f"rows of several GPUs: {', '.join(sorted(names))}. Name one with --gpu"
+        raise UsageError(message, code="several-gpus", gpus=sorted(names))
     return names.pop()
 
 

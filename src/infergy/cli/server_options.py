@@ -133,6 +133,7 @@ class MeasuredSelection:
         return load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
 
 
+TABLES = "[[server]] tables with engine, model, gpu, …"
 KINDS_OF_VALUE = {
     int: "a whole number",
     float: "a number",
@@ -154,27 +155,28 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _servers_of(path: Path) -> list[dict[str, Any]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError.not_found(path, f"--compare takes a file of {TABLES}") from error
     except OSError as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(
-            f"--compare {path}: {why}. Write [[server]] tables with engine, model, gpu, … into it"
-        ) from error
+        raise DataError.not_readable(path, error) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: {error}. Expected [[server]] tables with engine, model, gpu, …") from error
+        raise DataError.bad_syntax(path, "TOML", error, f"Expected {TABLES}") from error
     servers = content.get("server")
     if not isinstance(servers, list) or not servers or set(content) != {"server"}:
-        raise DataError(f"{path}: expected [[server]] tables alone, at least one, with engine, model, gpu, …")
+        raise DataError.missing_field(path, ["server"], f"expected are {TABLES}, alone")
     known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
     types = get_type_hints(ServerSelection)
     for number, server in enumerate(servers, start=1):
         for name, value in server.items():
             if name.replace("-", "_") not in known:
-                raise UsageError.unknown(f"option in {path}", name, known)
+                raise UsageError.unknown(
+                    f"option in {path}", name, known, code="unknown-field", place=str(path), key=name
+                )
             wanted = {one for one in get_args(types[name.replace("-", "_")]) if one is not NoneType}
             wanted = wanted or {types[name.replace("-", "_")]}
             if not any(_is_of(value, one) for one in wanted):
                 kinds = " or ".join(sorted(KINDS_OF_VALUE[one] for one in wanted))
-                raise DataError(f"{path}: server {number}, {name} = {value!r}: expected {kinds}")
+                raise DataError.bad_field(f"{path}: server {number}", name, value, kinds)
     return [{name.replace("-", "_"): value for name, value in server.items()} for server in servers]
 
 
@@ -183,7 +185,7 @@ def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
     from infergy.serving.config import EngineOptions
 
     if values["router"] not in ROUTERS:
-        raise UsageError.unknown("router", values["router"], ROUTERS)
+        raise UsageError.unknown("router", values["router"], ROUTERS, code="unknown-name", option="--router")
     known = {name: value for name, value in values.items() if value is not None}
     names = [field.name for field in fields(EngineOptions)]
     options = EngineOptions(**{name: known[name] for name in names if name in known})

@@ -296,13 +296,16 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
             header = _header(file.readline(), path)
             rest = tuple(_entries(file, path)) if entries else ()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}. Build a table: infergy table build ROWS.jsonl -o TABLE.jsonl") from error
+        raise DataError.not_readable(
+            path, error, "Build a table: infergy table build ROWS.jsonl -o TABLE.jsonl"
+        ) from error
     named = tuple(header.get("entries", [one.origin.identity for one in rest]))
     if entries and named != tuple(one.origin.identity for one in rest):
-        raise DataError(
+        message = (
             f"{path}: its header names {count_of(len(named), 'entry')}, and {len(rest):,} follow or others: the file "
             "was cut or edited. Copy it again, or build it again: infergy table build ROWS.jsonl -o TABLE.jsonl"
         )
+        raise DataError(message, code="table-cut", path=str(path), expected=len(named), found=len(rest))
     try:
         return Table(
             fits={one["engine"]: _fit_of(one) for one in header["fits"]},
@@ -313,7 +316,8 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
             entries=rest,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} line 1: no header of a table ({error}). Build it again") from error
+        message = f"{path} line 1: no header of a table ({error}). Build it again"
+        raise DataError(message, code="bad-row", place=f"{path} line 1", reason=str(error)) from error
 
 
 def is_table(path: Path) -> bool:
@@ -331,9 +335,10 @@ def _header(line: str, path: Path) -> dict[str, Any]:
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("schema") not in READABLE:
-        raise DataError(
+        message = (
             f'{path}: no energy table of schema "{TABLE_SCHEMA}". Build one: infergy table build ROWS.jsonl -o {path}'
         )
+        raise DataError(message, code="wrong-schema", path=str(path), expected=TABLE_SCHEMA)
     return header
 
 
@@ -350,7 +355,8 @@ def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
                 }
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} line {number}: no entry of a table ({error}). Build it again") from error
+            message = f"{path} line {number}: no entry of a table ({error}). Build it again"
+            raise DataError(message, code="bad-row", place=f"{path} line {number}", reason=str(error)) from error
 
 
 def _entry_json(entry: TableEntry) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate
 from infergy.serving.static import StaticConfig
+from infergy.units import count_of
 from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
@@ -127,7 +128,7 @@ def _check_row(row: Measurement, where: str) -> None:
         raise DataError(message, code="bad-row", place=where, reason="different GPUs")
     wanted = row.cell.setup.tensor_parallel
     if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
-        message = f"{where}: counters of {len(uuids)} GPUs, expected tensor_parallel = {wanted}. {remedy}"
+        message = f"{where}: counters of {count_of(len(uuids), 'GPU')}, expected tensor_parallel = {wanted}. {remedy}"
         raise DataError(message, code="bad-row", place=where, reason="tensor_parallel")
     try:
         result = result_of(row)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from infergy.errors import UsageError
 from infergy.hardware import Gpu, ModelShape
-from infergy.units import format_si
+from infergy.units import count_of, format_si
 from infergy.workload.bins import Bin, Histogram
 
 DENSE, PAPER_IDEAL, ROOFLINE = "dense", "paper", "roofline"
@@ -95,7 +95,7 @@ def roofline_ideal(
         batch = batch_of(count.bin)
         if batch < 1:
             raise UsageError(
-                f"a batch of {batch} requests for {count.bin.input_tokens}→{count.bin.output_tokens}: "
+                f"a batch of {count_of(batch, 'request')} for {count.bin.input_tokens}→{count.bin.output_tokens}: "
                 "not one fits; take a GPU with more memory, or more GPUs",
                 code="does-not-fit",
                 batch=batch,

@@ -307,7 +307,10 @@ def cell_choices(sample: Sample, server: OpenServer) -> list[CellChoice]:
     if not served.size:
         raise UsageError(
             f"{sample.source}: every request is longer than the {server.config.max_model_len:,} tokens of a "
-            "request (--max-model-len)"
+            "request (--max-model-len)",
+            code="too-long",
+            trace=sample.source,
+            limit=server.config.max_model_len,
         )
     inputs, outputs = (
         sorted({2 ** math.ceil(math.log2(max(1, value))) for value in np.percentile(column, PERCENTILES)})

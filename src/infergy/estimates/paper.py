@@ -154,11 +154,12 @@ def estimate_paper(
     histogram = histogram_of(source, bins)
     table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers
-    if any(spec.replicas > 1 for spec in specs):
-        raise UsageError(
-            "--replicas: the study's method serves one batch after the other on one server; leave it out, or serve the "
-            "requests in simulation: --method runs"
-        )
+    for spec in specs:
+        if spec.replicas > 1:
+            raise UsageError.conflict(
+                {"--method": "ceiling", "--replicas": spec.replicas},
+                "the study's method serves one batch after the other on one server; --method runs serves replicas",
+            )
     served = [ServedBins(open_server(spec, table), histogram, rare) for spec in specs]
     bases = _Bases(served, histogram, table, baseline, rare)
     left_out = histogram.left_out.requests if histogram.left_out else 0

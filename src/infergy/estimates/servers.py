@@ -94,7 +94,9 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
     setup = setup_of(spec)
     gpu, shape = get_gpu(spec.gpu), get_model(setup.model if setup.model == spec.model else spec.model)
     if setup.dtype == "mxfp4" and shape.experts is None:
-        raise UsageError(f"--precision mxfp4: a format of experts' matrices, and {shape.name} has none. Type bfloat16")
+        raise UsageError.bad_value(
+            "--precision", "mxfp4", f"bfloat16: mxfp4 is a format of experts' matrices, and {shape.name} has none"
+        )
     if setup.dtype == "float16":
         gpu.dense_flops(setup.dtype)
     by = ServedBy(
@@ -142,9 +144,10 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     """
     parts = EngineSetup.parse_label(spec.engine)
     if parts["engine"] not in ENGINES:
-        raise UsageError.unknown("engine", parts["engine"], ENGINES)
+        raise UsageError.unknown("engine", parts["engine"], ENGINES, code="unknown-engine")
     if parts.get("speculation") is not None:
-        raise UsageError(f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…")
+        message = f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…"
+        raise UsageError(message, code="not-supported", engine=spec.engine, reason="speculation")
     options = spec.options
     given = {
         "dtype": spec.precision,
@@ -153,13 +156,16 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     for name, value in given.items():
         if value is not None and parts.setdefault(name, value) != value:
             option = "--precision" if name == "dtype" else "--tensor-parallel-size"
-            raise UsageError(f"--engine {spec.engine} and {option} {value} contradict: give one of them")
+            raise UsageError.conflict({"--engine": spec.engine, option: value}, "they contradict: give one of them")
     if parts.get("dtype", DEFAULT_DTYPE) not in PRECISIONS:
-        raise UsageError(f"--precision {parts['dtype']}: expected one of {', '.join(PRECISIONS)}")
+        raise UsageError.bad_value("--precision", parts["dtype"], f"one of {', '.join(PRECISIONS)}")
     if parts["engine"] == "transformers" and parts.get("dtype") in (FP8, "mxfp4"):
-        raise UsageError(
+        message = (
             f"--engine {spec.engine} in {parts['dtype']}: transformers serves bfloat16 and float16. Other engines in "
             f"it: -e transformers -e vllm-{FP8}"
+        )
+        raise UsageError(
+            message, code="engine-lacks", engine="transformers", option="--precision", value=parts["dtype"]
         )
     if options.enforce_eager and parts["engine"] == "vllm":
         parts["cuda_graphs"] = False
@@ -176,10 +182,11 @@ def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
     """
     options = [f"--{name.replace('_', '-')}" for name in names if name not in ANY_ENGINE]
     if options and engine.partition("-")[0] == "transformers":
-        raise UsageError(
+        message = (
             f"--engine {engine}: {', '.join(options)} {'is an option' if len(options) == 1 else 'are options'} of vLLM "
             "alone. Leave out what the engine lacks; servers with options of their own: --compare FILE.toml"
         )
+        raise UsageError(message, code="engine-lacks", engine=engine, option=options[0])
 
 
 def weights_only_note(gpu: Gpu, dtype: str) -> str | None:
@@ -238,10 +245,11 @@ def load_tables(
 
     found = load_calibration(calibration)
     if found.simulated and not allow_simulated:
-        raise DataError(
+        message = (
             f"{calibration}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
             "--allow-simulated"
         )
+        raise DataError(message, code="simulated-rows", path=str(calibration))
     gpu = get_gpu(found.gpu)
     constants = found.constants_of(gpu)
     fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
@@ -260,7 +268,7 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
     from infergy.estimates.build import build_table
 
     if not path.exists():
-        raise DataError(f"{path}: no such file. Measure one: infergy measure paper-bins -o {path}")
+        raise DataError.not_found(path, f"Measure one: infergy measure paper-bins -o {path}")
     if not is_table(path):
         return build_table([path], table, allow_simulated=allow_simulated)
     own = read_table(path, entries=True)
@@ -302,10 +310,11 @@ def _static_config(
     check_context(shape, options.max_model_len, context)
     need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
     if need > have:
-        raise UsageError(
+        message = (
             f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
             f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
         )
+        raise UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name)
     longest, notes = options.max_model_len or context, []
     if context is None:
         # A request alone must leave room for its own keys and values.

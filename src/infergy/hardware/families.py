@@ -12,6 +12,7 @@ from infergy.hardware.config_keys import Config, attention_shape, dense_shape, w
 from infergy.hardware.layers import AttentionShape, ExpertShape, LatentAttention
 from infergy.hardware.mamba import MambaShape
 from infergy.hardware.shape import ModelShape, dtype_bytes
+from infergy.units import count_of
 
 
 def read_llama(config: Config) -> ModelShape:
@@ -217,7 +218,10 @@ def read_nemotron_h(config: Config) -> ModelShape:
     if not isinstance(pattern, str) or len(pattern) != layers or not set(pattern) <= set(NEMOTRON_LAYERS):
         kinds = ", ".join(f"{sign} ({kind})" for sign, kind in NEMOTRON_LAYERS.items())
         raise DataError.bad_field(
-            config.name, "hybrid_override_pattern", pattern, f"a sign for each of the {layers} layers: {kinds}"
+            config.name,
+            "hybrid_override_pattern",
+            pattern,
+            f"a sign for each of the {count_of(layers, 'layer')}: {kinds}",
         )
     bias = config.flag("use_bias", False)
     mamba = MambaShape(

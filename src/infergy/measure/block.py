@@ -22,12 +22,15 @@ from infergy.measure.cell import measure_idle
 from infergy.measure.plausible import demand_plausible_power
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
-from infergy.records.flags import HARMFUL_SLOWDOWNS, TEMPERATURE_CHANGE_C
+from infergy.records.flags import HARMFUL_SLOWDOWNS
 
 BLOCK_SCHEMA = "infergy.window/1"
 
 FEWEST_S = 3.0
 """Below, the edges weigh: 3 s are 30 ticks of an H200's counter."""
+
+TEMPERATURE_CHANGE_C = 25.0
+"""Largest change between the states before and after; leakage grows by about 1 % per 3 °C."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

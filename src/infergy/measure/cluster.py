@@ -125,12 +125,11 @@ class _Run:
         left = {job.setup.label: len(job.todo) for job in jobs if job.todo}
         if left:
             told = ", ".join(f"{count} of {label}" for label, count in left.items())
-            raise EngineError(
+            message = (
                 f"no row for these cells, for no node was left that told of its GPUs: {told}. "
-                "Add nodes (ray start --address=HEAD:6379) and run the same command again",
-                code="nodes-lost",
-                cells=left,
+                "Add nodes (ray start --address=HEAD:6379) and run the same command again"
             )
+            raise EngineError(message, code="nodes-lost", cells=left)
 
     def _start(self, job: _Job) -> None:
         names = {planned.key for planned in job.todo}

@@ -114,11 +114,8 @@ def _find_head() -> str | None:
     try:
         return str(get_ray_address_from_environment(AUTO, None))
     except ConnectionError as error:
-        raise MissingError(
-            f"no Ray cluster runs on this machine. {START}. Or name the head of one: --ray HOST:6379",
-            code="ray-unavailable",
-            address=AUTO,
-        ) from error
+        message = f"no Ray cluster runs on this machine. {START}. Or name the head of one: --ray HOST:6379"
+        raise MissingError(message, code="ray-unavailable", address=AUTO) from error
 
 
 def _reach(address: str) -> None:

@@ -256,11 +256,10 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The grid `data`, in place of its engines and cells those of its quick grid.
 
     Raises:
-        UsageError: It has none.
+        DataError: It has none.
     """
     if "quick" not in data:
-        message = f"{place} has no quick grid: leave out --quick, or add [[quick.cells]] to it"
-        raise UsageError(message, code="missing-field", place=place, keys=["quick"])
+        raise DataError.missing_field(place, ["quick"], "leave out --quick, or add [[quick.cells]] to it")
     return {key: value for key, value in data.items() if key != "quick"} | dict(data["quick"])
 
 

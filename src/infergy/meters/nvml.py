@@ -13,7 +13,7 @@ from typing import Any
 from infergy.errors import GpuLostError, MeterError, MissingError, UsageError
 from infergy.meters.protocol import Clock, Power, SystemClock
 from infergy.records import GpuIdentity, GpuState
-from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
+from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT, count_of
 
 SLOWDOWNS = {
     0x1: "gpu_idle",
@@ -74,8 +74,8 @@ class NvmlMeter:
         chosen = visible_uuids(list(by_uuid), os.environ)[:count]
         if len(chosen) < (count or 1):
             message = (
-                f"{count or 1} GPUs are wanted, {len(chosen)} are visible "
-                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
+                f"{count_of(count or 1, 'GPU')} {'are' if (count or 1) > 1 else 'is'} wanted, {len(chosen)} are "
+                f"visible (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
             )
             raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
         handles = {uuid: by_uuid[uuid] for uuid in chosen}

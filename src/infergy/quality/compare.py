@@ -112,8 +112,8 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     pairs = [pair for pair in common if not _is_same(*pair)]
     if not pairs:
         message = (
-            f"of each of the {len(common)} cells that the two files share they hold the very same row, which tells "
-            "nothing. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
+            f"of each of the {count_of(len(common), 'cell')} that the two files share they hold the very same row, "
+            "which tells nothing. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
         )
         raise DataError(message, code="same-rows", cells=len(common))
     cells = tuple(_compare_cell(*pair) for pair in pairs)

@@ -348,16 +348,11 @@ def _phases(load: Load, prefill: Joules, decode: Joules, cure: str) -> PhaseEner
 
 
 def _flag(what: str, joules: Joules, cure: str) -> Flag | None:
-    """A doubt about a negative figure; None for others."""
-    if joules.value_j >= 0:
+    """A figure below 0 with all of its interval, or of an unknown one; None for others."""
+    if joules.value_j >= 0 or (joules.high_j is not None and joules.high_j >= 0):
         return None
-    if joules.low_j is None or joules.high_j is None:
-        why = "its interval is unknown"
-    elif joules.high_j < 0:
-        why = f"below 0 with all of its interval, up to {joules.high_j:.3g} J: the method does not hold here"
-    else:
-        why = f"its interval, up to {joules.high_j:.3g} J, holds 0: it cannot be told from none"
-    return Flag(code=NEGATIVE, reason=f"{what} is {joules.value_j:.3g} J, expected 0 or more; {why}", cure=cure)
+    high = "its interval is unknown" if joules.high_j is None else f"its interval ends at {joules.high_j:.3g} J"
+    return Flag(code=NEGATIVE, reason=f"{what} is {joules.value_j:.3g} J, expected 0 or more; {high}", cure=cure)
 
 
 def _describe(law: Law, observed: Sequence[Observed], names: Sequence[str]) -> PhaseFit:

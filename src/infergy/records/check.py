@@ -1,4 +1,4 @@
-"""Rows judged: each with its interval and its flags. A pure function of rows. Standard library only."""
+"""Rows with their intervals, flags and facts. A pure function of rows. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infergy.records.facts import RowFacts, find_facts
 from infergy.records.flags import Flag, find_flags
 from infergy.records.idle import IdlePower, find_idle_power, net_energy_j
 from infergy.records.latency import Backlog, Latency, backlog_of, describe_serving
@@ -19,20 +20,22 @@ CHECK_SCHEMA = "infergy.check/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedRow:
-    """A row, its interval and its flags.
+    """A row, its interval, its flags and its facts.
 
     Attributes:
         cell: The cell in words.
         energy_j: Joules a batch, gross; None if the cell failed.
         net_energy_j: Joules a batch above loaded idle; None likewise.
         idle: Idle power, taken three ways.
-        uncertainty: Its 95 % interval; None if nothing tells.
+        uncertainty: Its 95 % interval; None if unknown.
+        flags: Why its figures may be wrong by more than the interval.
+        facts: How it was measured; None if the cell failed.
         failure: Why the cell has no number; None if it has one.
         energy_by_gpu_j: Joules a batch of each GPU, by UUID in the engine's order; empty if the cell failed.
         power_by_gpu_w: Mean power of each while batches ran.
         timeline_ratio: Joules of the counters over those of the power timelines; None where there are none.
-        imbalance: Largest less smallest joules of a GPU, over their mean; None with one GPU. A fact, not a doubt: chips
-            differ, and so do their shares of the work.
+        imbalance: Largest less smallest energy of a GPU, over their mean; None with one GPU. No flag: GPUs differ, and
+            so do their shares of the work.
         requests_per_s: Requests finished a second; None if the cell failed.
         latency: Percentiles over the requests of an online cell; None offline, and where the engine did not tell.
         backlog: Requests left over halfway through its arrivals and at the last; None likewise.
@@ -46,6 +49,7 @@ class CheckedRow:
     idle: IdlePower
     uncertainty: Uncertainty | None
     flags: tuple[Flag, ...]
+    facts: RowFacts | None
     failure: str | None
     energy_by_gpu_j: Mapping[str, float]
     power_by_gpu_w: Mapping[str, float]
@@ -73,17 +77,23 @@ class Checked:
     schema: str = CHECK_SCHEMA
 
 
-def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRow, ...]:
-    """Judge rows set-up by set-up, in their order."""
+def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> tuple[CheckedRow, ...]:
+    """Flags and facts of rows, in their order, each compared with the rows of its engine config.
+
+    `target` is the widest half-width wanted, as a fraction; wider rows are flagged ``uncertain``.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
     found: dict[int, CheckedRow] = {}
     groups: dict[Any, list[int]] = {}
-    # Other weights tell of the spread too: the intervals are those that estimates carry.
+    # Rows of other weights count too: the intervals are those that estimates carry.
     intervals = find_uncertainties(rows)
     for place, row in enumerate(rows):
         groups.setdefault((row.cell.setup, row.environment.weights), []).append(place)
     for places in groups.values():
         group = [rows[place] for place in places]
-        for place, row, unlike in zip(places, group, find_unlike(group), strict=True):
+        for place, row, (unlike, differs) in zip(places, group, find_unlike(group), strict=True):
             uncertainty = intervals[place]
             failure = None if row.failure is None else f"{row.failure.code}: {row.failure.message}"
             result = result_of(row) if row.windows and row.loaded_idle is not None else None
@@ -95,6 +105,7 @@ def check_rows(rows: Sequence[Measurement], *, target: float) -> tuple[CheckedRo
                 idle=find_idle_power(row),
                 uncertainty=uncertainty,
                 flags=(*find_flags(row, uncertainty, target=target), *unlike),
+                facts=find_facts(row, differs),
                 failure=failure,
                 timeline_ratio=ratio(row),
                 requests_per_s=None if result is None else result.requests_per_s,

@@ -19,9 +19,6 @@ from infergy.records.visits import join_visits
 SPLIT, REFUSE = "split", "refuse"
 MIXED_RULES = (SPLIT, REFUSE)
 
-CERTAIN = 0.02
-"""What joules must be certain to, as a fraction, not to be flagged: the default of `infergy check`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -31,7 +28,7 @@ class Point:
         energy_j: Joules a request.
         low_j: Lower end of its 95 % interval; None where nothing tells its spread. `high_j` likewise.
         duration_s: Seconds a batch.
-        flags: What to distrust (docs/flags.md).
+        flags: Why its figures may be wrong by more than the interval (docs/flags.md).
     """
 
     row: Measurement
@@ -128,7 +125,7 @@ def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) 
         raise DataError(message, code="no-rows", path=str(path))
     try:
         flags: dict[str, dict[Flag, None]] = {}
-        for row, each in zip(measured, check_rows(measured, target=CERTAIN), strict=True):
+        for row, each in zip(measured, check_rows(measured), strict=True):
             flags.setdefault(row.cell_id, {}).update(dict.fromkeys(each.flags))
         joined = join_visits(measured)
         last: dict[str, Point] = {}

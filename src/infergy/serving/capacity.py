@@ -46,14 +46,25 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
         weights = shape.weight_bytes(dtype)
         few = next((few for few in FEWER_TOKENS if few < tokens and room(few) > 1), None)
         if few is not None:
-            raise UsageError(
+            message = (
                 f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
                 f"cache of {shape.name} on {size} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
+            )
+            raise UsageError(
+                message,
+                code="does-not-fit",
+                model=shape.name,
+                gpu=gpu.name,
+                option="--max-num-batched-tokens",
+                value=tokens,
             )
         raise UsageError(
             f"{shape.name} does not fit: its {dtype} weights need {format_bytes(weights)} on {size} × {gpu.title}, of "
             f"which vLLM takes {format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * size)}; "
-            + _what_fits(shape, gpu, options, dtype, tokens, server=server)
+            + _what_fits(shape, gpu, options, dtype, tokens, server=server),
+            code="does-not-fit",
+            model=shape.name,
+            gpu=gpu.name,
         )
     return blocks
 

@@ -126,9 +126,11 @@ def resolve(
     options = options or EngineOptions()
     version = next((known for known in VERSIONS if version == known or version.startswith(f"{known}.")), version)
     if version not in VERSIONS:
-        raise UsageError.unknown("version of vLLM", version, VERSIONS)
+        raise UsageError.unknown("version of vLLM", version, VERSIONS, code="unknown-name", option="--vllm-version")
     if usage_context not in USAGE_CONTEXTS:
-        raise UsageError.unknown("usage context", usage_context, USAGE_CONTEXTS)
+        raise UsageError.unknown(
+            "usage context", usage_context, USAGE_CONTEXTS, code="unknown-name", option="--usage-context"
+        )
     _check(shape, options, context_tokens)
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
     notes = [] if "nvidia" in gpu.title.lower() else [_unknown_hardware(gpu, default_tokens, default_seqs)]
@@ -179,9 +181,10 @@ def _batch(options: EngineOptions, tokens: int, seqs: int, longest: int | None) 
     if options.max_num_seqs is None:
         seqs = min(seqs, tokens)
     if tokens < seqs:
-        raise UsageError(
-            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {seqs}, which vLLM rejects: "
-            f"type --max-num-batched-tokens {seqs} or more, or --max-num-seqs {tokens} or fewer"
+        raise UsageError.bad_value(
+            "--max-num-batched-tokens",
+            tokens,
+            f"at least --max-num-seqs, {seqs}; or type --max-num-seqs {tokens} or fewer",
         )
     return tokens, seqs
 
@@ -203,9 +206,8 @@ def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: 
         UsageError: It is.
     """
     if max_model_len and context_tokens and max_model_len > context_tokens:
-        raise UsageError(
-            f"--max-model-len {max_model_len} is longer than the context of {shape.name}, which engines reject: "
-            f"type {context_tokens} or less"
+        raise UsageError.bad_value(
+            "--max-model-len", max_model_len, f"at most {context_tokens}, the context of {shape.name}"
         )
 
 
@@ -222,16 +224,17 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
     for name, least in lowest.items():
         value = getattr(options, name)
         if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}: vLLM needs at least {least}")
+            raise UsageError.bad_value(f"--{name.replace('_', '-')}", value, f"at least {least}")
     if not 0 < options.gpu_memory_utilization <= 1:
-        raise UsageError(f"--gpu-memory-utilization is {options.gpu_memory_utilization}: type a share above 0, up to 1")
+        raise UsageError.bad_value(
+            "--gpu-memory-utilization", options.gpu_memory_utilization, "a share above 0, up to 1"
+        )
     check_context(shape, options.max_model_len, context_tokens)
     heads, size = shape.attention.heads, options.tensor_parallel_size
     if heads % size:
         fitting = ", ".join(str(k) for k in range(1, 17) if heads % k == 0)
-        raise UsageError(
-            f"--tensor-parallel-size {size} does not divide the {heads} attention heads of {shape.name}, which vLLM "
-            f"rejects: type one of {fitting}"
+        raise UsageError.bad_value(
+            "--tensor-parallel-size", size, f"a divisor of the {heads} attention heads of {shape.name}: {fitting}"
         )
 
 
@@ -250,9 +253,10 @@ def _longest(shape: ModelShape, wanted: int | None, blocks: int, options: Engine
     if wanted <= cached:
         return wanted, ()
     if options.max_model_len is not None:
-        raise UsageError(
-            f"--max-model-len {wanted} is more than the KV cache of {shape.name} keeps, {cached} tokens, and vLLM "
-            f"would not start: type --max-model-len {cached} or less, or more GPUs by --tensor-parallel-size"
+        raise UsageError.bad_value(
+            "--max-model-len",
+            wanted,
+            f"at most {cached}, the tokens that the KV cache of {shape.name} keeps, or more GPUs",
         )
     return cached, (
         f"vLLM would not start with the context of {shape.name}, {wanted} tokens, since the KV cache keeps {cached}: "

@@ -83,9 +83,9 @@ def simulate(
         DataError: Arrival times do not ascend.
     """
     if replicas < 1:
-        raise UsageError(f"--replicas is {replicas}: type a number of at least 1")
+        raise UsageError.bad_value("--replicas", replicas, "a number of at least 1")
     if router not in ROUTERS:
-        raise UsageError.unknown("router", router, ROUTERS)
+        raise UsageError.unknown("router", router, ROUTERS, code="unknown-name", option="--router")
     asked = _read(requests, config)
     padded = config.padded_sizes()
     times = ([nan] * len(asked.inputs), [nan] * len(asked.inputs))
@@ -144,9 +144,8 @@ def _read(requests: RequestColumns, config: EngineConfig | StaticConfig) -> _Ask
         arrival_s = np.array(requests.arrival_s, dtype=np.float64)
         wrong = np.flatnonzero(~((np.diff(arrival_s, prepend=0.0) >= 0) & (arrival_s < inf)))
         if wrong.size:
-            raise DataError(
-                f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later"
-            )
+            message = f"request {wrong[0]} arrives at {arrival_s[wrong[0]]} s: times must ascend from 0 s or later"
+            raise DataError(message, code="bad-trace", request=int(wrong[0]), time_s=float(arrival_s[wrong[0]]))
     following: dict[int, list[tuple[int, float]]] = {}
     if requests.after is not None and requests.gap_s is not None:
         followers = np.flatnonzero(requests.after >= 0)

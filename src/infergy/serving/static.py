@@ -46,7 +46,7 @@ class StaticConfig:
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:
-            raise UsageError(f"--max-num-seqs is {self.max_num_seqs}: type a number of at least 1")
+            raise UsageError.bad_value("--max-num-seqs", self.max_num_seqs, "a number of at least 1")
 
 
 class StaticReplica:

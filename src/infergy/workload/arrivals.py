@@ -57,12 +57,12 @@ def trace_times(source: str, count: int, arrivals: Arrivals) -> tuple[float, ...
 
     frame = open_trace(source).frame
     if "arrival_s" not in frame.collect_schema().names():
-        raise DataError(f"{source}: it tells no times of arrival. Give a rate instead: poisson4")
+        message = f"{source}: it tells no times of arrival. Give a rate instead: poisson4"
+        raise DataError(message, code="no-arrivals", trace=source)
     times = frame.select(polars.col("arrival_s").drop_nulls().sort()).collect()["arrival_s"].head(count).to_list()
     if len(times) < count:
-        raise DataError(
-            f"{source}: it tells {len(times)} times of arrival, {count} are asked for. Give a smaller batch"
-        )
+        words = f"{source}: it tells {len(times)} times of arrival, {count} are asked for. Give a smaller batch"
+        raise DataError(words, code="too-few-requests", trace=source, found=len(times), expected=count)
     return _scaled(tuple(time_s - times[0] for time_s in times), arrivals)
 
 
@@ -81,9 +81,8 @@ def trace_lengths(source: str, first: int, count: int) -> tuple[tuple[int, int],
     rows = open_trace(source).frame.filter(polars.col("output_tokens") > 0, polars.col("input_tokens") > 0)
     found = rows.select("input_tokens", "output_tokens").slice(first, count).collect().rows()
     if len(found) < count:
-        raise DataError(
-            f"{source}: {count_of(len(found), 'request')} from {first} on, {count} are asked for. Ask for fewer"
-        )
+        message = f"{source}: {count_of(len(found), 'request')} from {first} on, {count} are asked for. Ask for fewer"
+        raise DataError(message, code="too-few-requests", trace=source, found=len(found), expected=count)
     return tuple((int(inputs), int(outputs)) for inputs, outputs in found)
 
 
@@ -100,10 +99,11 @@ def _scaled(times: Sequence[float], arrivals: Arrivals) -> tuple[float, ...]:
     factor = 1.0
     if arrivals.rate_per_s is not None:
         if not times[-1] > 0:
-            raise DataError(
+            message = (
                 f"{arrivals.label}: all {count_of(len(times), 'request')} arrive at one instant; no rate can be made "
                 "of it"
             )
+            raise DataError(message, code="bad-trace", trace=arrivals.trace, reason="one instant")
         factor = (len(times) - 1) / arrivals.rate_per_s / times[-1]
     return tuple(round(time_s * factor * MICROSECONDS_PER_SECOND) / MICROSECONDS_PER_SECOND for time_s in times)
 

@@ -49,7 +49,7 @@ class Bins:
     def __post_init__(self) -> None:
         for axis, edges in (("input", self.input_edges), ("output", self.output_edges)):
             if not edges or any(a >= b for a, b in zip((0, *edges), edges, strict=False)):
-                raise UsageError(f"{axis} bin edges must be positive and ascending, not {list(edges)}")
+                raise UsageError.bad_value(f"{axis} bin edges", list(edges), "positive, ascending numbers")
 
     @classmethod
     def paper(cls) -> Bins:
@@ -203,6 +203,4 @@ def edges_of(text: str) -> Sequence[int]:
     try:
         return [int(part) for part in text.replace(" ", "").split(",") if part]
     except ValueError as error:
-        raise UsageError(
-            f"bin edges must be whole numbers with commas between, like 32,128,512; not {text!r}"
-        ) from error
+        raise UsageError.bad_value("bin edges", text, "whole numbers with commas between, as 32,128,512") from error

@@ -26,7 +26,10 @@ def explain(table: Table) -> DataError:
     ]
     flags = " ".join(f"--{axis}-column NAME" for axis in conditions if found[axis])
     return DataError(
-        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
+        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}",
+        code="bad-trace",
+        trace=table.source.name,
+        rows={axis: int(found[axis]) for axis in conditions if found[axis]},
     )
 
 
@@ -44,7 +47,10 @@ def arrivals_beyond(table: Table) -> DataError:
     return DataError(
         f"{table.source.name}: arrivals in {' or '.join(map(repr, table.layout.time))} are more than "
         f"{LATEST_ARRIVAL_S:,} s from 0, past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name "
-        "the unit of the column: --time-unit ms (us, ns), or another column: --time-column NAME"
+        "the unit of the column: --time-unit ms (us, ns), or another column: --time-column NAME",
+        code="bad-trace",
+        trace=table.source.name,
+        column=table.layout.time[0],
     )
 
 

@@ -46,7 +46,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         if self.time_unit_s is not None and not 0 < self.time_unit_s < float("inf"):
-            raise UsageError(f"a time unit must be a positive number of seconds, not {self.time_unit_s}")
+            raise UsageError.bad_value("--time-unit", self.time_unit_s, "a positive number of seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,10 +209,14 @@ def settle(
     named = columns or Columns()
     _check_named(named, fields, source)
     if wanted not in (None, NAMED, *FORMAT_NAMES):
-        raise UsageError.unknown("trace format", str(wanted), (*FORMAT_NAMES, NAMED))
+        raise UsageError.unknown(
+            "trace format", str(wanted), (*FORMAT_NAMES, NAMED), code="unknown-name", trace=source, option="--format"
+        )
     known = None if wanted == NAMED else _recognise(fields, wanted, named)
     if known is None and (named.input is None or named.output is None):
-        raise DataError(_not_recognised(fields, source, wanted, named))
+        raise DataError(
+            _not_recognised(fields, source, wanted, named), code="unknown-format", trace=source, columns=list(fields)
+        )
     if known is None:
         assert named.input is not None
         assert named.output is not None
@@ -258,9 +262,8 @@ def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
         if path is not None and path not in fields:
             near = difflib.get_close_matches(path, list(fields), n=3, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}? " if near else ""
-            raise DataError(
-                f"{source}: no column {path!r}; {hint}found: {_shown(fields)}. Name another: --{axis}-column NAME"
-            )
+            message = f"{source}: no column {path!r}; {hint}found: {_shown(fields)}. Name another: --{axis}-column NAME"
+            raise DataError(message, code="no-column", trace=source, column=path, option=f"--{axis}-column")
 
 
 def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> str:

@@ -52,8 +52,10 @@ def find_histogram(source: Any) -> Histogram | None:
     histogram = from_json(Histogram, found, str(source))
     for name, value in told.items():
         if getattr(histogram, name) != value:
-            raise DataError(
-                f"{source}: {name} is {value:,}, its bins hold {getattr(histogram, name):,}. Bin the trace again: "
-                "infergy trace TRACE --bins powers-of-two --json"
+            raise DataError.bad_field(
+                source,
+                name,
+                value,
+                f"{getattr(histogram, name):,}, as in its bins; bin the trace again: infergy trace TRACE --bins powers-of-two --json",
             )
     return histogram

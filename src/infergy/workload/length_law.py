@@ -73,13 +73,13 @@ def fit_lengths(mean: float, std: float, longest: int) -> LengthLaw:
     from scipy.optimize import least_squares
 
     if not (1 < mean < longest and std > 0):
-        raise UsageError(f"no lengths of 1 to {longest} tokens have the moments {mean:g} ± {std:g}")
+        raise UsageError.bad_value("moments", [mean, std], f"those of lengths of 1 to {longest} tokens")
     # From the moments of the log-normal that is not cut.
     variance = math.log1p((std / mean) ** 2)
     start = (math.log(mean) - variance / 2, math.log(variance) / 2)
     solution = least_squares(_off, start, args=(mean, std, longest), ftol=_TOLERANCE, xtol=_TOLERANCE, gtol=_TOLERANCE)
     if math.hypot(*solution.fun) > _CLOSE:
-        raise UsageError(f"no log-normal cut to 1 to {longest} tokens has the moments {mean:g} ± {std:g}")
+        raise UsageError.bad_value("moments", [mean, std], f"those of a log-normal cut to 1 to {longest} tokens")
     return _law(solution.x, longest)
 
 

@@ -65,9 +65,9 @@ def find_padding(lengths: Sequence[int], batch: int, *, by_arrival: bool) -> Pad
         UsageError: `batch` is no size of a batch, or there are no prompts.
     """
     if batch < 1:
-        raise UsageError(f"--batch takes a whole number of requests, at least 1; not {batch}")
+        raise UsageError.bad_value("--batch", batch, "a whole number of requests, at least 1")
     if not lengths:
-        raise UsageError("no requests to put into batches")
+        raise UsageError("no requests to put into batches", code="no-requests")
     real = sum(lengths)
     padded = padded_tokens(lengths, batch)
     by_length = _least(sorted(lengths, reverse=True), batch)

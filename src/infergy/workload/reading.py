@@ -40,10 +40,11 @@ def read_requests(table: Table, *, lenient: bool, arrivals: bool = True) -> tupl
     if bad or failed == len(rows):
         return (None, failed), bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
-        raise DataError(
+        message = (
             f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
             f"column {table.layout.input!r}. Name another column: --input-column NAME"
         )
+        raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.input)
     return (build(table, rows, arrivals=arrivals), failed), 0
 
 
@@ -161,7 +162,10 @@ def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") 
     return DataError(
         f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
         f"{_times(table)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct these rows, "
-        "name another column: --time-column NAME, or serve all at once: --all-at-once"
+        "name another column: --time-column NAME, or serve all at once: --all-at-once",
+        code="no-arrivals",
+        trace=table.source.name,
+        untimed=untimed,
     )
 
 
@@ -209,11 +213,12 @@ def _gaps(table: Table, served: pl.DataFrame, after: Any) -> Any:
     gaps = served["gap_s"]
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
-        raise DataError(
+        message = (
             f"{table.source.name}: {len(wrong):,} of {count_of(len(served), 'request')} have no gap of at least 0 s "
             f"after the previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve all at "
             "once: --all-at-once"
         )
+        raise DataError(message, code="bad-trace", trace=table.source.name, column=sessions.gap, rows=len(wrong))
     return gaps.zip_with(follows, pl.Series([0.0])).to_numpy()
 
 
@@ -231,11 +236,12 @@ def _check_blocks(table: Table, served: pl.DataFrame) -> None:
     ids = pl.col("block_ids")
     wrong = served.filter(ids.list.len() != ids.list.drop_nulls().list.len())
     if len(wrong):
-        raise DataError(
+        message = (
             f"{table.source.name}: hashes of blocks in {table.layout.blocks.path!r} of "
             f"{count_of(len(wrong), 'request')} are not whole numbers of 64 bits ({_numbers(wrong)}). Correct them, or "
             "remove the column"
         )
+        raise DataError(message, code="bad-trace", trace=table.source.name, column=table.layout.blocks.path)
 
 
 def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:

@@ -45,11 +45,11 @@ def scan_url(url: str) -> Any:
     found = _URL.match(url)
     scheme = found[1].lower() if found else ""
     if scheme not in SCHEMES:
-        raise UsageError(
-            f"{url}: nothing reads {scheme}://. Parquet is read from {', '.join(f'{s}://' for s in SCHEMES)}"
-        )
+        message = f"{url}: nothing reads {scheme}://. Parquet is read from {', '.join(f'{s}://' for s in SCHEMES)}"
+        raise UsageError(message, code="not-supported", path=url, schemes=list(SCHEMES))
     if urlsplit(url).path.lower().endswith(_TEXT):
-        raise UsageError(f"{url}: of what lies behind a URL only Parquet is read. Fetch the file first, then name it")
+        message = f"{url}: of what lies behind a URL only Parquet is read. Fetch the file first, then name it"
+        raise UsageError(message, code="not-supported", path=url)
     import polars as pl
 
     try:
@@ -58,7 +58,6 @@ def scan_url(url: str) -> Any:
     except (pl.exceptions.PolarsError, OSError) as error:
         told = " ".join(str(error).split())
         told = told if len(told) <= _TOLD else f"{told[:_TOLD]} …"
-        raise DataError(
-            f"{url}: cannot be opened: {told}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}"
-        ) from error
+        message = f"{url}: cannot be opened: {told}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}"
+        raise DataError(message, code="file-not-readable", path=url, reason=told) from error
     return frame

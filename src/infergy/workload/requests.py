@@ -116,7 +116,7 @@ class Requests:
     def __post_init__(self) -> None:
         wrong = _faults(self)
         if wrong:
-            raise DataError(f"{self.source}: {'; '.join(wrong)}")
+            raise DataError(f"{self.source}: {'; '.join(wrong)}", code="bad-trace", trace=self.source, reasons=wrong)
 
     def __len__(self) -> int:
         return len(self.input_tokens)
@@ -153,24 +153,26 @@ class Requests:
             UsageError: No arrival times, no request in the window, or a time or speed out of range.
         """
         if not 0 < speed < math.inf:
-            raise UsageError(f"--speed {speed:g}: expected a positive factor, as 2 or 0.5")
+            raise UsageError.bad_value("--speed", speed, "a positive factor, as 2 or 0.5")
         if not 0 <= start_s < math.inf:
-            raise UsageError(f"--from {start_s:g}: expected a time of 0 s or later, as 10m")
+            raise UsageError.bad_value("--from", start_s, "a time of 0 s or later, as 10m")
         if duration_s is not None and not 0 < duration_s < math.inf:
-            raise UsageError(f"--for {duration_s:g}: expected a positive time, as 75s")
+            raise UsageError.bad_value("--for", duration_s, "a positive time, as 75s")
         if self.arrival_s is None:
-            raise UsageError(
+            message = (
                 f"{self.source}: --from, --for and --speed need arrival times: {self.order_reason}. Choose by order "
                 "instead: --requests N"
             )
+            raise UsageError(message, code="no-arrivals", trace=self.source, reason=self.order_reason)
         end_s = math.inf if duration_s is None else start_s + duration_s * speed
         first, last = self.arrival_s.searchsorted([start_s, end_s])
         if first == last:
             until = "on" if math.isinf(end_s) else f"to {end_s:g} s"
-            raise UsageError(
+            message = (
                 f"{self.source}: no request arrives from {start_s:g} s {until}; the last arrives at "
                 f"{self.arrival_s[-1]:g} s. Choose another part: --from TIME --for TIME"
             )
+            raise UsageError(message, code="no-requests", trace=self.source, from_s=start_s, for_s=duration_s)
         part = self._part(int(first), int(last))
         assert part.arrival_s is not None
         gap_s = None if part.gap_s is None else part.gap_s / speed
@@ -189,8 +191,9 @@ class Requests:
         last = len(self) if count is None else first + count
         if first < 0 or last > len(self) or first >= last:
             wanted = f"{'the rest' if count is None else f'{count:,}'} from {first:,} on"
+            message = f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --requests N"
             raise UsageError(
-                f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --requests N"
+                message, code="too-few-requests", trace=self.source, found=len(self), first=first, expected=count
             )
         part = self._part(first, last)
         return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])

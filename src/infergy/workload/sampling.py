@@ -363,6 +363,6 @@ def _placed(table: Table, slots: Slots, facts: Mapping[str, Any], *, lenient: bo
 
 def _check(error: float, window_s: float | None) -> None:
     if not 0 < error < 1:
-        raise UsageError(f"a sampling error lies between 0 and 1, as 0.01; not {error:g}")
+        raise UsageError.bad_value("error", error, "between 0 and 1, as 0.01")
     if window_s is not None and not 0 < window_s < math.inf:
-        raise UsageError(f"a window has a positive number of seconds, not {window_s:g}")
+        raise UsageError.bad_value("window_s", window_s, "a positive number of seconds")

@@ -80,10 +80,11 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
     if is_task(source):
         return _make(source, task or TaskOptions())
     if task is not None:
-        raise UsageError(
+        message = (
             f"{source if isinstance(source, (str, Path)) else 'a frame'}: its requests are its own; --requests, --seed "
             f"and --tokenizer are for tasks, such as {PREFIX}translation"
         )
+        raise UsageError(message, code="option-not-applicable", options=["--requests", "--seed", "--tokenizer"])
     if isinstance(source, str) and source in shipped_traces():
         about = shipped_traces()[source]
         path = Path(str(resources.files("infergy") / "data" / "traces" / about["file"]))
@@ -118,10 +119,11 @@ def _adopt(held: Any) -> Source:
     try:
         frame = nw.from_native(nw.to_native(held, pass_through=True))
     except TypeError as error:
-        raise UsageError(
+        message = (
             f"cannot take a {type(held).__name__} for a trace: expected a name, a path, or a polars, pandas, "
             "Arrow, DuckDB, Ibis, Dask or Spark frame"
-        ) from error
+        )
+        raise UsageError(message, code="not-supported", type=type(held).__name__) from error
     library = frame.implementation.value
     schema = frame.collect_schema()
     is_polars = frame.implementation.is_polars()
@@ -138,11 +140,13 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
     """Tell the kind of a file by its first bytes, and its fields by its header or first records."""
     if not path.exists():
         hint = f"There is no file of that name either. {_NAMES_OF_TRACES}."
-        raise DataError(str(UsageError.unknown("trace", name, shipped_traces(), hint)))
+        raise DataError.unknown("trace", name, shipped_traces(), hint, code="unknown-trace")
     if path.is_dir():
-        raise DataError(f"{name}: a directory. Name a file in it: a CSV, JSONL or Parquet file")
+        message = f"{name}: a directory. Name a file in it: a CSV, JSONL or Parquet file"
+        raise DataError(message, code="file-not-readable", path=str(path), reason="a directory")
     if not path.is_file():
-        raise DataError(f"{name}: a pipe or a device, which cannot be read twice. Write it to a file first")
+        message = f"{name}: a pipe or a device, which cannot be read twice. Write it to a file first"
+        raise DataError(message, code="file-not-readable", path=str(path), reason="a pipe or a device")
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -151,29 +155,32 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
             fields, flat = tuple(flatten(schema)), frozenset(schema)
             return Source(name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about)
         if magic == _ZSTD:
-            raise DataError(f"{name}: compressed with zstd. Unpack it first: zstd -d {path}")
+            message = f"{name}: compressed with zstd. Unpack it first: zstd -d {path}"
+            raise DataError(message, code="not-supported", path=str(path), reason="zstd")
         opener: Any = gzip.open if magic[:2] == _GZIP else open
         with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
             return _peek_text(text, path, name, about)
     except UnicodeDecodeError as error:
-        raise DataError(_not_text(name)) from error
+        raise _not_text(name) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: cannot be read ({error}). {_NAMES_OF_TRACES}") from error
+        raise DataError.not_readable(path, error, f"{_NAMES_OF_TRACES}") from error
 
 
-def _not_text(name: str) -> str:
-    return f"{name}: neither Parquet nor UTF-8 text. {_NAMES_OF_TRACES} (CSV and JSONL may be gzipped)"
+def _not_text(name: str) -> DataError:
+    message = f"{name}: neither Parquet nor UTF-8 text. {_NAMES_OF_TRACES} (CSV and JSONL may be gzipped)"
+    return DataError(message, code="bad-syntax", path=name, form="text")
 
 
 def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -> Source:
     if "\0" in text.read(_PEEKED_CHARACTERS):
-        raise DataError(_not_text(name))
+        raise _not_text(name)
     text.seek(0)
     first = next((line for line in text if line.strip()), None)
     if first is None:
-        raise DataError(f"{name}: the file is empty. {_NAMES_OF_TRACES}")
+        raise DataError(f"{name}: the file is empty. {_NAMES_OF_TRACES}", code="no-requests", trace=name)
     if first.lstrip().startswith("["):
-        raise DataError(f"{name}: one JSON list. Expected one JSON object per line (jq -c '.[]' converts it)")
+        message = f"{name}: one JSON list. Expected one JSON object per line (jq -c '.[]' converts it)"
+        raise DataError(message, code="bad-syntax", path=str(path), form="JSON lines")
     if first.lstrip().startswith("{"):
         text.seek(0)
         records = _first_records(text, name)
@@ -192,7 +199,8 @@ def _first_records(lines: Iterable[str], name: str) -> list[Mapping[str, Any]]:
     for number, line in itertools.islice(_filled(lines), _PEEKED_RECORDS):
         record, fault = _record(line)
         if fault:
-            raise DataError(f"{name}: {_describe_fault(number, fault)}")
+            message = f"{name}: {_describe_fault(number, fault)}"
+            raise DataError(message, code="bad-syntax", path=name, line=number, form="JSON")
         records.append(record)
     return records
 
@@ -255,7 +263,8 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
     try:
         return pl.scan_parquet(path, glob=False).collect_schema()
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: damaged Parquet ({first_line(error)}). Write or copy it again") from error
+        message = f"{path}: damaged Parquet ({first_line(error)}). Write or copy it again"
+        raise DataError(message, code="bad-syntax", path=str(path), form="Parquet") from error
 
 
 def flatten(schema: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

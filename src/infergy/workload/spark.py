@@ -37,7 +37,7 @@ def spark_frame(where: str, table: str) -> Any:
         DataError: There is no such table.
     """
     if not where.startswith(MASTERS):
-        raise UsageError(f"--spark {where}: expected sc://host:15002, local[2], spark://host:7077, yarn or k8s://…")
+        raise UsageError.bad_value("--spark", where, "sc://host:15002, local[2], spark://host:7077, yarn or k8s://…")
     session = _session(where)
     bare = table.rstrip("/").lower().removesuffix(".gz")
     kind = FILES.get("." + bare.rpartition(".")[2], "parquet" if "/" in table else None)
@@ -49,7 +49,8 @@ def spark_frame(where: str, table: str) -> Any:
             frame = session.read.format(kind).options(**options).load(table)
         frame.schema  # noqa: B018 - Spark Connect looks a table up when its schema is asked for
     except spark_errors() as error:
-        raise DataError(f"{table}: {words_of(error)}{_tables(session) if kind is None else ''}") from error
+        message = f"{table}: {words_of(error)}{_tables(session) if kind is None else ''}"
+        raise DataError(message, code="spark-failed", table=table) from error
     return frame
 
 
@@ -79,7 +80,7 @@ def _session(where: str) -> Any:
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise MissingError("--spark needs PySpark: pip install 'infergy[spark]'") from error
+        raise MissingError.package("--spark", "pyspark", "pip install 'infergy[spark]'") from error
     if where.startswith((CONNECT, STANDALONE)):
         _answers(where)
     builder = SparkSession.builder.appName("infergy")
@@ -95,11 +96,12 @@ def _session(where: str) -> Any:
     except (PySparkException, RuntimeError, ImportError) as error:
         told = words_of(error)
         if "JAVA_GATEWAY" in str(error) or "Java" in told or "UnsupportedClassVersion" in str(error):
-            raise MissingError(
+            message = (
                 f"Spark could not start Java ({told}). It needs Java 17 or 21: "
                 "apt-get install openjdk-17-jre-headless, or set JAVA_HOME"
-            ) from error
-        raise MissingError(f"no Spark session at {where}: {told}") from error
+            )
+            raise MissingError(message, code="spark-unavailable", server=where) from error
+        raise MissingError(f"no Spark session at {where}: {told}", code="spark-unavailable", server=where) from error
     return session
 
 
@@ -110,14 +112,13 @@ def _answers(where: str) -> None:
         parts = urlsplit(where.partition(";")[0].split(",")[0])
         host, port = parts.hostname or "", parts.port or port
     except ValueError as error:
-        raise UsageError(f"--spark {where}: {error}. Expected {CONNECT}host:{CONNECT_PORT}") from error
+        raise UsageError.bad_value("--spark", where, f"{CONNECT}host:{CONNECT_PORT}") from error
     try:
         socket.create_connection((host, port), PATIENCE_S).close()
     except OSError as error:
         start = "start-connect-server.sh" if where.startswith(CONNECT) else "start-master.sh"
-        raise MissingError(
-            f"--spark {where}: nobody answers at {host}:{port} ({error}). Is the server running ({start})?"
-        ) from error
+        message = f"--spark {where}: nobody answers at {host}:{port} ({error}). Is the server running ({start})?"
+        raise MissingError(message, code="spark-unavailable", server=where) from error
 
 
 def _tables(session: Any) -> str:

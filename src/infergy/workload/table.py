@@ -150,11 +150,11 @@ class Table:
         try:
             return query.collect() if isinstance(query, nw.LazyFrame) else query
         except NotImplementedError as error:
-            raise UsageError(
-                f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
-            ) from error
+            message = f"{self.source.name}: {first_line(error)} Hand over a polars frame, or write a Parquet file"
+            raise UsageError(message, code="spark-failed", trace=self.source.name) from error
         except of_spark as error:
-            raise DataError(f"{self.source.name}: Spark cannot read it to its end: {words_of(error)}") from error
+            message = f"{self.source.name}: Spark cannot read it to its end: {words_of(error)}"
+            raise DataError(message, code="spark-failed", trace=self.source.name) from error
 
     def _unreadable(self, error: Exception) -> InfergyError:
         told = broken_record(self.source) if self.source.kind == JSONL else ""
@@ -163,7 +163,12 @@ class Table:
                 f"{first_line(error).rstrip('.')}. Every row must be UTF-8, close its quotes, "
                 "and have as many fields as the header"
             )
-        return DataError(f"{self.source.name}: cannot be read to its end: {told or first_line(error)}")
+        return DataError(
+            f"{self.source.name}: cannot be read to its end: {told or first_line(error)}",
+            code="file-not-readable",
+            path=self.source.name,
+            reason=told or first_line(error),
+        )
 
     def _column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
@@ -302,10 +307,11 @@ def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types
     for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
         for path in paths:
             if kinds[path] not in good:
-                raise DataError(
+                message = (
                     f"{source.name}: column {path!r} holds {types[path]}, wanted whole numbers of tokens. "
                     f"Convert it, or name another: --{axis}-column NAME"
                 )
+                raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
 
 
 def _instants(x: Any, column: Any) -> list[Any]:

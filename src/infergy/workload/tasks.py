@@ -45,7 +45,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.requests <= MOST_REQUESTS:
-            raise UsageError(f"--requests takes 1 to {MOST_REQUESTS:,}, not {self.requests:,}")
+            raise UsageError.bad_value("--requests", self.requests, f"1 to {MOST_REQUESTS:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,9 @@ def find_task(source: str) -> Task:
         if wanted in (task.name, *task.aliases):
             return task
     names = [name for task in tasks().values() for name in (task.name, *task.aliases)]
-    raise UsageError.unknown("task", wanted, names, f"Such as: infergy estimate {PREFIX}{next(iter(tasks()))}")
+    raise UsageError.unknown(
+        "task", wanted, names, f"Such as: infergy estimate {PREFIX}{next(iter(tasks()))}", code="unknown-name"
+    )
 
 
 def task_lengths(task: Task, options: TaskOptions) -> TaskLengths:
@@ -173,8 +175,11 @@ def _real_lengths(task: Task, options: TaskOptions, tokenizer: str) -> TaskLengt
         told = str(error).strip().split("\n")[0] or type(error).__name__
         raise _OutOfReachError(f"the real texts of {task.dataset} could not be read: {told}") from error
     if len(lengths) < options.requests:
+        message = (
+            f"{task.dataset} {task.split} holds {len(lengths):,} texts, not {options.requests:,}: fewer --requests"
+        )
         raise UsageError(
-            f"{task.dataset} {task.split} holds {len(lengths):,} texts, not {options.requests:,}: give fewer --requests"
+            message, code="too-few-requests", trace=task.dataset, found=len(lengths), expected=options.requests
         )
     place = " ".join(part for part in (task.dataset, task.config, task.split) if part)
     return TaskLengths(

@@ -251,11 +251,13 @@ class Trace:
         if requests:
             return
         if failed:
-            raise DataError(
+            message = (
                 f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
                 f"{self.layout.output!r}. Name another column: --output-column NAME"
             )
-        raise DataError(f"{self.source}: the trace holds no requests, only a header or nothing at all")
+            raise DataError(message, code="no-requests", trace=self.source, column=self.layout.output)
+        message = f"{self.source}: the trace holds no requests, only a header or nothing at all"
+        raise DataError(message, code="no-requests", trace=self.source)
 
 
 def open_trace(
@@ -287,10 +289,11 @@ def open_trace(
     layout = settle(found.fields, source=found.name, records=found.kind == JSONL, wanted=format, columns=columns)
     twice = [path for path in (*layout.paths, *layout.link_paths) if found.fields.count(path) > 1]
     if found.kind == CSV and twice:
-        raise DataError(
+        message = (
             f"{found.name}: {count_of(found.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the header; "
             "which of them counts is not known. Rename or remove the others"
         )
+        raise DataError(message, code="bad-column", trace=found.name, column=twice[0])
     trace = Trace(origin=found, layout=layout)
     if not trace._has_columns:
         trace._table()
