@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from infergy.cli import app
-from infergy.cli.estimate import FIGURES, WIDTH
+from infergy.cli.estimate import FIGURES
+from infergy.cli.output import WIDTH
 from infergy.errors import InfergyError, UsageError
 from infergy.serving.run import Percentiles
 

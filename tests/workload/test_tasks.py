@@ -133,7 +133,7 @@ def test_each_verb_says_by_which_distribution_lengths_were_drawn(verb: tuple[str
     facts = found["trace"] if verb == ("estimate",) else found
     assert "log-normal" in facts["lengths_from"]
     assert facts["requests"] == 64
-    real = json.loads(printed(verb, "azure-code-2023", "--json"))
+    real = json.loads(printed(*verb, "azure-code-2023", "--json"))
     assert (real["trace"] if verb == ("estimate",) else real)["lengths_from"] is None
 
 

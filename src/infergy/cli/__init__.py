@@ -19,7 +19,12 @@ from infergy.version import VERSION
 EXIT_INTERRUPTED = 130
 GARBAGE = 300_000
 """New objects after which cycles of them are looked for: modules and numbers have few, and looking takes time."""
-HOMES = {"list": "catalog:catalog", "next": "next:next_cells", "run": "command:run_command"}
+HOMES = {
+    "list": "catalog:catalog",
+    "next": "next:next_cells",
+    "report": "show:report",
+    "run": "command:run_command",
+}
 """Module and function in this package of a verb, where they are not both named as the verb."""
 
 

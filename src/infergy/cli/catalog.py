@@ -74,14 +74,15 @@ def gpus(
     Example: infergy list gpus h200
     """
     from infergy.hardware import get_gpu, gpu_names
+    from infergy.records.codec import to_json
 
     if name is not None:
         gpu = get_gpu(name)
-        _echo_json(_gpu_facts(gpu)) if as_json else _print_pairs(_gpu_lines(gpu))
+        _echo_json(to_json(gpu)) if as_json else _print_pairs(_gpu_lines(gpu))
         return
     found = [get_gpu(known) for known in gpu_names()]
     if as_json:
-        _echo_json([_gpu_facts(gpu) for gpu in found])
+        _echo_json([to_json(gpu) for gpu in found])
         return
     rows = (
         (
@@ -230,23 +231,6 @@ def make_schema(name: str) -> dict[str, Any]:
         if "properties" in one:
             one["additionalProperties"] = False
     return {"$schema": DIALECT, "$id": version} | made
-
-
-def _gpu_facts(gpu: Gpu) -> dict[str, Any]:
-    return {
-        "name": gpu.name,
-        "title": gpu.title,
-        "aliases": list(gpu.aliases),
-        "compute_capability": gpu.compute_capability,
-        "peak_flops": dict(gpu.peak_flops),
-        "headline_flops": gpu.headline_flops,
-        "headline_basis": gpu.headline_basis,
-        "memory_bytes": gpu.memory_bytes,
-        "memory_bandwidth": gpu.memory_bandwidth,
-        "tdp_w": gpu.tdp_w,
-        "link": {"kind": gpu.link.kind, "bandwidth": gpu.link.bandwidth},
-        "source": gpu.source,
-    }
 
 
 def _gpu_lines(gpu: Gpu) -> list[tuple[str, str]]:

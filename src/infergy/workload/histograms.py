@@ -56,6 +56,7 @@ def find_histogram(source: Any) -> Histogram | None:
                 source,
                 name,
                 value,
-                f"{getattr(histogram, name):,}, as in its bins; bin the trace again: infergy trace TRACE --bins powers-of-two --json",
+                f"{getattr(histogram, name):,}, as in its bins; bin the trace again: infergy trace TRACE --bins "
+                "powers-of-two --json",
             )
     return histogram
