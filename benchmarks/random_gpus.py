@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from infergy.engines import Completion, Work
-from infergy.hardware.simulated import Sensors, SimulatedGpu
+from infergy.meters.simulated import CounterSensor, Sensors, SimulatedGpu
 from infergy.records import GpuIdentity, Load
 
 IDENTITY = GpuIdentity(uuid="GPU-simulated-0", name="simulated GPU, drawn at random")
@@ -147,11 +147,13 @@ def draw(
     seconds, period_s = _log_uniform(rng, *batch_s), _log_uniform(rng, 0.01, 0.1)
     prefill, idle_w, power_w = rng.uniform(0.02, 0.6), rng.uniform(60.0, 130.0), rng.uniform(200.0, 700.0)
     sensors = Sensors(
-        counter_step_j=_log_uniform(rng, 0.001, 1.0),
-        counter_delay_s=rng.uniform(0.0, delay_s),
-        counter_share=rng.uniform(share, 1.0) if share < 1 else 1.0,
-        counter_drift_per_s=rng.uniform(-1e-5, 1e-5),
-        tick_jitter_s=rng.uniform(0.0, 0.1) * period_s,
+        counter=CounterSensor(
+            step_j=_log_uniform(rng, 0.001, 1.0),
+            delay_s=rng.uniform(0.0, delay_s),
+            share=rng.uniform(share, 1.0) if share < 1 else 1.0,
+            drift_per_s=rng.uniform(-1e-5, 1e-5),
+            jitter_s=rng.uniform(0.0, 0.1) * period_s,
+        ),
         read_gap_s=min(_log_uniform(rng, 0.0005, 0.02), period_s / 3),
         seed=rng.randrange(2**32),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infergy.engines.protocol import EngineOutOfMemoryError
+from infergy.engines.engine import EngineOutOfMemoryError
 from infergy.errors import DataError, GpuLostError, InfergyError, MissingError, UsageError
 from infergy.measure.cell import WrongTokensError
 from infergy.measure.child import HangError

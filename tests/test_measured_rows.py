@@ -21,7 +21,7 @@ from infergy.records.store import read_store
 from infergy.records.timeline import ratio
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
-from infergy.report.changes import changes
+from infergy.report.our_values import changes
 from infergy.report.points import read_points
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "rows"

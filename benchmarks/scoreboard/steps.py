@@ -13,8 +13,8 @@ from infergy.cost.rates import Rates, columns_of, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.cost.work import ServerWork, server_work
 from infergy.hardware.gpus import Gpu, get_gpu
-from infergy.hardware.layers import AttentionShape, ExpertShape
-from infergy.hardware.shape import ModelShape
+from infergy.hardware.layers import AttentionShape, ExpertShape, MlpShape
+from infergy.hardware.shape import Checkpoint, ModelShape
 from scoreboard.rows import Rows
 
 Column = np.ndarray[Any, np.dtype[Any]]
@@ -180,17 +180,17 @@ def stand_in(rows: Rows, place: int) -> ModelShape:
             experts=STAND_IN_EXPERTS,
             experts_per_token=STAND_IN_VISITED,
             intermediate=max(1, round((total - active) / (layers * idle * 3 * hidden))),
-            shared_intermediate=0,
             layers=layers,
         )
     return ModelShape(
         name=str(rows.model[place]),
-        architecture="stand-in",
         layers=layers,
         hidden=hidden,
-        intermediate=0 if experts else round(2.7 * hidden),
         vocabulary=128_000,
         tied=False,
         attention=AttentionShape(heads=heads, kv_heads=8, head_dim=128, value_dim=128),
+        attention_layers=layers,
+        mlp=MlpShape(intermediate=round(2.7 * hidden), layers=0 if experts else layers),
+        checkpoint=Checkpoint(architecture="stand-in"),
         experts=experts,
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from infergy.errors import MeterError
-from infergy.hardware.simulated import Sensors
+from infergy.meters.simulated import Sensors
 from infergy.records import MeasureOptions
 from proof import (
     Outcome,
@@ -82,9 +82,9 @@ def test_one_window_of_three_seconds_is_not_biased(name: str) -> None:
 
 def test_strata_differ_in_what_they_draw() -> None:
     late, part = (draw_scenarios(name, 20, 0) for name in ("late counter", "part-time counter"))
-    assert max(one.sensors.counter_delay_s for one in late) > 0.05
-    assert all(one.sensors.counter_share == 1 for one in late)
-    assert min(one.sensors.counter_share for one in part) < 0.5
+    assert max(one.sensors.counter.delay_s for one in late) > 0.05
+    assert all(one.sensors.counter.share == 1 for one in late)
+    assert min(one.sensors.counter.share for one in part) < 0.5
 
 
 @pytest.mark.slow
@@ -103,7 +103,8 @@ def test_a_counter_that_starts_again_costs_its_window_not_a_wrong_joule() -> Non
     for _ in range(100):
         scenario = draw(rng, noise=(0.02, 0.05))
         # The idle window and the warm-up end after some 3 s; all but the shortest cells last 12 s and more.
-        sensors: Sensors = replace(scenario.sensors, counter_start_j=1e6, counter_reset_s=rng.uniform(8.0, 14.0))
+        counter = replace(scenario.sensors.counter, start_j=1e6, reset_s=rng.uniform(8.0, 14.0))
+        sensors: Sensors = replace(scenario.sensors, counter=counter)
         try:
             row, outcome = measure_scenario(replace(scenario, sensors=sensors), OPTIONS)
         except MeterError:

@@ -47,7 +47,7 @@ def test_the_shipped_rows_have_shapes_and_hold_nothing_that_was_measured() -> No
     }
     for shape, active, total in zip(ROWS.shapes, ROWS.active_parameters, ROWS.total_parameters, strict=True):
         assert shape is not None
-        assert shape.parameters - shape.vision_parameters == pytest.approx(total, rel=0.05)
+        assert shape.parameters - shape.checkpoint.encoder_parameters == pytest.approx(total, rel=0.05)
         assert shape.active_parameters == pytest.approx(active, rel=0.16)
 
 

@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from infergy.cli import app, command
 from infergy.cli.catalog import make_schema
 from infergy.hardware import get_gpu
-from infergy.hardware.simulated_node import pretend_node
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedMeter, pretend_node
 
 # Of a pretended GPU in real time: what is said where this machine was too busy to read it, as it may be.
 LATE = ("ticks of the counter were stamped up to", "a block of")

@@ -108,8 +108,8 @@ def test_a_model_that_does_not_fit_is_told_what_would() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--max-num-seqs", "64", "--max-num-batched-tokens", "32"), "type --max-num-batched-tokens 64 or more"),
-        (("--gpu-memory-utilization", "1.5"), "type a share above 0, up to 1"),
+        (("--max-num-seqs", "64", "--max-num-batched-tokens", "32"), "expected at least --max-num-seqs, 64"),
+        (("--gpu-memory-utilization", "1.5"), "expected a share above 0, up to 1"),
         (("--from", "2h"), "Choose another part: --from TIME --for TIME"),
         (("--speed", "0"), "expected a positive factor"),
     ],
@@ -123,7 +123,7 @@ def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("vllm-version = 0.25", "server 1, vllm-version = 0.25: expected text in quotes"),
+        ("vllm-version = 0.25", "server 1: vllm-version is 0.25; expected text in quotes"),
         ('max-num-seqs = "many"', "expected a whole number"),
         ('enable-prefix-caching = "no"', "expected true or false"),
         ("gpu = 3", "expected text in quotes, or a list of such"),

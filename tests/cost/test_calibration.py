@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -31,10 +31,10 @@ from infergy.cost.work import server_work
 from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.hardware.models import get_model
 from infergy.measure.calibrate import calibrate
-from infergy.measure.simulated_bench import Truth
-from infergy.measure.stations import simulated_stations
+from infergy.measure.calibration_work import SimulatedBench, draw_truth
+from infergy.meters.simulated import SimulatedMeter, pretend_node
 from infergy.records import GpuState
-from infergy.records.calibration import LAUNCH, CalibrationWindow, read_calibration_file
+from infergy.records.calibration import LAUNCH, REDUCE, CalibrationWindow, Workload, read_calibration_file
 from raising import raises
 
 SEEDS = range(8)
@@ -47,10 +47,26 @@ LEFT_OPEN = (*NOT_APART, "compute_efficiency")
 
 @cache
 def windows(seed: int, scatter: float = 0.01, gpu: str = "h200") -> tuple[CalibrationWindow, ...]:
-    single, pair = simulated_stations(gpu, replace(Truth.drawn(seed), scatter=scatter), seed)
+    device = get_gpu(gpu)
+    node = pretend_node(device, 1)
+    bench = SimulatedBench(node, device, draw_truth(seed) | {"scatter": scatter}, seed)
     path = Path(f"/proc/self/fd/{_memory_file()}")
-    events = list(calibrate(single, pair, path, budget_s=600))
-    return tuple(event.window for event in events if event.window is not None)
+    events = list(calibrate(SimulatedMeter(node), lambda: bench, path, budget_s=600))
+    found = [event.window for event in events if event.window is not None]
+    draw = random.Random(f"{seed} all-reduce")
+    reduced = (_all_reduce(found[0], seed, size, draw.lognormvariate(0.0, scatter)) for size in (2**14, 2**28))
+    return (*found, *reduced)
+
+
+def _all_reduce(window: CalibrationWindow, seed: int, size: int, scatter: float) -> CalibrationWindow:
+    """A window of all-reduces over two GPUs, as older files hold them."""
+    work = Workload(name=f"sum of {size} B", kind=REDUCE, sizes=(size,), gpus=2, link_bytes=float(size))
+    call_s = (reduce_s(seed) + size / get_gpu("h200").link.bandwidth) * scatter
+    return replace(window, workload=work, calls=round(3.0 / call_s), duration_s=round(3.0 / call_s) * call_s)
+
+
+def reduce_s(seed: int) -> float:
+    return random.Random(seed).uniform(5e-6, 25e-6)
 
 
 def _memory_file() -> int:
@@ -60,7 +76,7 @@ def _memory_file() -> int:
 
 
 def truth_of(seed: int) -> dict[str, float]:
-    truth = asdict(Truth.drawn(seed))
+    truth = draw_truth(seed) | {"reduce_s": reduce_s(seed)}
     return {name: 12 * truth["launch_s"] if name == "layer_s" else truth[name] for name in BEARS}
 
 

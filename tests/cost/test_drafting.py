@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from infergy.cost.drafting import DraftedCost
 from infergy.hardware import get_gpu, get_model
-from infergy.hardware.draft import Draft
+from infergy.hardware.models import Draft
 from infergy.records import EngineSetup
 from infergy.serving.setups import cost_of_setup
 from simulated_truth import play, truth_of

@@ -10,7 +10,7 @@ import pytest
 
 from engines.test_transformers_engine import TINY, keep_tokens, work
 from infergy.engines import find_engine
-from infergy.engines.protocol import Session
+from infergy.engines.engine import Session
 from infergy.records import Decoding, EngineSetup
 from infergy.records.speculation import Speculation
 from raising import raises
@@ -103,7 +103,7 @@ def test_sampling_is_assisted_too(folders: tuple[str, str]) -> None:
     assert done.drafts.drafted_tokens > 0
 
 
-def test_several_requests_are_refused_and_the_session_goes_on(folders: tuple[str, str]) -> None:
+def test_several_requests_are_rejected_and_the_session_goes_on(folders: tuple[str, str]) -> None:
     session = opened(*folders)
     with raises("engine-lacks", option="batch", value=2):
         session.run(work(batch=2, length=9, output=4))
@@ -111,7 +111,7 @@ def test_several_requests_are_refused_and_the_session_goes_on(folders: tuple[str
     session.close()
 
 
-def test_random_weights_beams_and_compiling_are_refused_with_a_draft() -> None:
+def test_random_weights_beams_and_compiling_are_rejected_with_a_draft() -> None:
     engine = find_engine("transformers")
     real = Speculation(draft="tiny", look_ahead=4, weights="d")
     setup = EngineSetup(engine="transformers", model="tiny", weights="m", speculation=real)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,24 +12,20 @@ import pytest
 
 from infergy.errors import EngineError
 from infergy.measure import calibrate as calibration
-from infergy.measure import sum_bench
-from infergy.measure.calibrate import Station, calibrate
-from infergy.measure.calibration_plan import (
+from infergy.measure.calibrate import calibrate
+from infergy.measure.calibration_work import (
+    IDLE_WORK,
     Traits,
     attention_work,
     cached_copy_work,
     copy_work,
-    idle_work,
     launch_work,
     product_work,
-    sum_works,
 )
-from infergy.measure.sum_bench import SumBench
 from infergy.measure.torch_bench import TorchBench
 from infergy.meters.simulated import SteadyMeter
 from infergy.records.calibration import FEWEST_S, Workload, read_calibration_file
 from raising import raises
-from waiting import PATIENCE_S
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -51,16 +45,6 @@ WORKS = (
 @pytest.fixture(scope="module")
 def bench() -> TorchBench:
     return TorchBench(None)
-
-
-@pytest.fixture(scope="module")
-def sums() -> Iterator[SumBench]:
-    with pytest.MonkeyPatch.context() as slow:
-        # Two interpreters import torch, on whatever machine this is.
-        slow.setattr(sum_bench, "START_S", PATIENCE_S)
-        found = SumBench([])
-    yield found
-    found.close()
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
@@ -97,6 +81,7 @@ def test_operands_take_the_bytes_that_the_plan_counts(bench: TorchBench, work: W
 
 
 def test_flops_are_those_that_torch_counts(bench: TorchBench) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     for work in (one for one in WORKS if one.kind == "product" and one.dtype != "fp8"):
@@ -106,29 +91,33 @@ def test_flops_are_those_that_torch_counts(bench: TorchBench) -> None:
         assert counter.get_total_flops() == work.flops
     batch, context, heads, cache_heads, head = (attention := attention_work(2, 64, TINY)).sizes
     cache = [torch.randn(batch, cache_heads, context, head) for _ in range(2)]
-    # The counter knows no fused kernel of the CPU.
-    *_, (name, plain) = bench._ways(torch.randn(batch, heads, 1, head), cache_heads)
-    assert name.startswith("math")
-    with FlopCounterMode(display=False) as counter:
-        plain(*cache)
+    query = torch.randn(batch, cache_heads, heads // cache_heads, head)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # The counter knows no fused kernel of the CPU.
+        torch.nn.functional.scaled_dot_product_attention(query, *cache)
     assert counter.get_total_flops() == attention.flops
 
 
 def test_heads_that_share_a_cache_may_be_grouped(bench: TorchBench) -> None:
-    batch, context, heads, cache_heads, head = attention_work(2, 64, TINY).sizes
-    query = torch.randn(batch, heads, 1, head)
-    key, value = (torch.randn(batch, cache_heads, context, head) for _ in range(2))
+    work = attention_work(2, 64, TINY)
+    batch, _, heads, _, head = work.sizes
+    made: list[Any] = []
+    plain = bench._random
+    bench._random = lambda *shape: made.append(plain(*shape)) or made[-1]  # type: ignore[method-assign,func-returns-value]
+    try:
+        _, calls = bench._calls(work)
+    finally:
+        del bench._random
+    query, key, value = made[:3]
     attention = torch.nn.functional.scaled_dot_product_attention
-    plain = attention(query, key, value, enable_gqa=True)
-    ways: list[Any] = [attend(key, value) for _, attend in bench._ways(query, cache_heads)]
-    assert len(ways) == 2
-    for found in ways:
-        torch.testing.assert_close(found.view(plain.shape), plain)
+    expected = attention(query.view(batch, heads, 1, head), key, value, enable_gqa=True)
+    found: Any = calls[0]()
+    torch.testing.assert_close(found.view(expected.shape), expected)
 
 
 def test_what_torch_cannot_do_is_an_error_in_one_line(bench: TorchBench) -> None:
     with raises("no-kernel", kind="idle"):
-        bench.load(idle_work())
+        bench.load(IDLE_WORK)
     with pytest.raises(EngineError) as told:
         bench.load(replace(WORKS[2], sizes=(16, -1, 96)))
     assert "negative dimension" in str(told.value)
@@ -142,43 +131,13 @@ def test_without_cuda_a_calibration_says_what_to_install() -> None:
         TorchBench("GPU-a")
 
 
-def test_sums_are_done_by_processes_that_end(sums: SumBench) -> None:
-    small, _ = sum_works()
-    loaded = sums.load(small)
-    assert loaded.how == "all_reduce, one by one"
-    looks: list[int] = []
-    assert loaded.run(0.05, lambda: looks.append(1)) >= 1
-    assert looks == [1]
-    with raises("no-kernel"):
-        sums.load(copy_work(2**10))
-
-
-def test_a_process_that_dies_is_told_and_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sum_bench, "START_S", PATIENCE_S)
-    found = SumBench([])
-    loaded = found.load(sum_works()[0])
-    os.kill(found._processes[1].pid, signal.SIGKILL)
-    for _ in range(2):
-        with raises("engine-failed"):
-            loaded.run(0.05)
-    found.close()
-    assert not any(process.is_alive() for process in found._processes)
-
-
-def test_a_whole_calibration_runs_in_torch(
-    bench: TorchBench, sums: SumBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_calibration_runs_in_torch(bench: TorchBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "make_works", lambda _: WORKS)
-    monkeypatch.setattr(calibration, "sum_works", lambda: sum_works()[:1])
     monkeypatch.setattr(calibration, "WARM_S", 0.01)
-    # The benches outlive this test.
-    monkeypatch.setattr(SumBench, "close", lambda _: None)
-    single = Station(meter=SteadyMeter(power_w=200.0), open_bench=lambda: bench)
-    pair = Station(meter=SteadyMeter(power_w=200.0, count=2), open_bench=lambda: sums)
     path = tmp_path / "cpu.jsonl"
-    events = list(calibrate(single, pair, path, budget_s=1e6, window_s=0.3))
+    events = list(calibrate(SteadyMeter(power_w=200.0), lambda: bench, path, budget_s=1e6, window_s=0.3))
     found = read_calibration_file(path)
-    assert len(events) == len(found) == len(WORKS) + 2
+    assert len(events) == len(found) == len(WORKS) + 1
     for one in found:
         assert (one.calls > 0) == (one.workload.kind != "idle")
         assert {state.uuid for state in one.during} == {gpu.uuid for gpu in one.environment.gpus}
@@ -188,7 +147,7 @@ def test_a_whole_calibration_runs_in_torch(
         if one.reason is not None:
             assert one.reason.startswith(("ticks of the counter were stamped up to", "a block of"))
             continue
-        true_j = one.duration_s * (200.0 if one.workload.gpus == 1 else 420.0)
+        true_j = one.duration_s * 200.0
         assert one.low_j is not None
         assert one.high_j is not None
         assert one.low_j - 1e-6 <= true_j <= one.high_j + 1e-6
@@ -302,22 +261,10 @@ def test_what_cannot_be_captured_runs_one_by_one_and_says_so(pretended: TorchBen
     assert loaded.run(0.001) >= 1
 
 
-def test_out_of_memory_is_told_apart(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_distinguished(pretended: TorchBench, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
 
     monkeypatch.setattr(pretended, "_random", full)
     with raises("out-of-memory"):
         pretended.load(WORKS[0])
-
-
-def test_a_kernel_that_the_gpu_lacks_leaves_the_others(pretended: TorchBench) -> None:
-    """Of the GPU's kernels the CPU has one; the others fail as they do on a GPU that lacks them."""
-    loaded = pretended.load(attention_work(2, 64, TINY))
-    assert "flash_attention" in loaded.how
-
-
-def test_graphs_of_sums_take_the_capture_mode_that_torch_knows() -> None:
-    import inspect
-
-    assert "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters

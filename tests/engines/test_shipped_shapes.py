@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware import ModelShape, get_model, model_config, model_names
+from infergy.hardware import get_model, model_config, model_names, read_shape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -40,7 +40,7 @@ def test_a_shipped_shape_has_the_parameters_of_the_model(name: str) -> None:
     assert get_model(name).parameters == counted
 
 
-def test_a_mamba_layer_keeps_the_state_that_the_shape_tells() -> None:
+def test_a_mamba_layer_keeps_the_state_that_the_shape_says() -> None:
     """One step of a small Nemotron-H: what its cache holds, at the widths that it holds them in."""
     config = model_config("nemotron-nano-9b-v2") | {
         "hidden_size": 64,
@@ -60,7 +60,7 @@ def test_a_mamba_layer_keeps_the_state_that_the_shape_tells() -> None:
     built = transformers.CONFIG_MAPPING["nemotron_h"].from_dict(dict(config))
     model = transformers.AutoModelForCausalLM.from_config(built).eval()
 
-    shape = ModelShape.from_config(config, name="small")
+    shape = read_shape(config, name="small")
     with torch.no_grad():
         cache = model(input_ids=torch.randint(1, 160, (1, 24)), use_cache=True).past_key_values
     layers = [layer for layer in cache.layers if getattr(layer, "recurrent_states", None) is not None]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infergy.engines import find_engine
-from infergy.engines.protocol import Work
+from infergy.engines.engine import Work
 from infergy.engines.weights import draw_weights
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 from raising import raises
@@ -123,7 +123,7 @@ def test_a_bound_makes_static_batches_one_after_the_other() -> None:
     assert done.finished_s[0] == done.finished_s[1] < done.finished_s[2] == done.finished_s[3] < done.finished_s[4]
 
 
-def test_a_replay_is_served_and_one_that_would_compile_each_batch_or_wait_for_arrivals_is_refused() -> None:
+def test_a_replay_is_served_and_one_that_would_compile_each_batch_or_wait_for_arrivals_is_rejected() -> None:
     engine = find_engine("transformers")
     replayed = Arrivals(law="replay", trace="task:translation")
     with raises("options-conflict", options={"arrivals": replayed.label, "compiled": True}):
@@ -205,14 +205,14 @@ def test_a_static_cache_yields_what_a_dynamic_one_does(monkeypatch: pytest.Monke
     assert torch.equal(*tokens)
 
 
-def test_beams_over_a_static_cache_are_refused() -> None:
+def test_beams_over_a_static_cache_are_rejected() -> None:
     setup = EngineSetup(engine="transformers", model="tiny", compiled=True)
     with raises("options-conflict", options={"compiled": True, "decoding": "beam2"}):
         find_engine("transformers").check(setup, Decoding(beams=2))
 
 
 @pytest.mark.parametrize(("option", "value"), [("cuda_graphs", True), ("tensor_parallel", 2)])
-def test_what_it_lacks_is_refused_before_loading(option: str, value: Any) -> None:
+def test_what_it_lacks_is_rejected_before_loading(option: str, value: Any) -> None:
     with raises("engine-lacks", engine="transformers", option=option):
         find_engine("transformers").check(EngineSetup(engine="transformers", model="tiny", **{option: value}))
 
@@ -246,7 +246,7 @@ def test_fp8_matrices_hold_the_same_law_as_quantisation_leaves_it(
     assert torch.equal(again[0].weight.float(), layer.weight.float())
 
 
-def test_an_fp8_scheme_with_other_scales_is_refused() -> None:
+def test_an_fp8_scheme_with_other_scales_is_rejected() -> None:
     with pytest.raises(RuntimeError, match="without one scale of its own"):
         draw_weights(fp8_linear(scales=4), "random", seed=1)
 
@@ -284,7 +284,7 @@ def test_the_share_of_experts_that_decode_steps_visit_is_counted_when_asked_and_
     session.close()
 
 
-def test_a_dense_model_has_no_experts_to_tell_of() -> None:
+def test_a_dense_model_has_no_experts_to_report() -> None:
     session = find_engine("transformers").open(SETUP, TINY, seed=0)
     assert session.run(replace(work(2, 4, 4), count_experts=True)).experts_touched is None
     session.close()

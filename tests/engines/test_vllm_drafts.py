@@ -16,7 +16,7 @@ import pytest
 
 from infergy.engines import Work
 from infergy.engines.vllm import VllmEngine, VllmSession
-from infergy.engines.vllm_drafts import draw_draft_weights
+from infergy.engines.vllm_options import draw_draft_weights
 from infergy.records import EngineSetup
 from infergy.records.speculation import Drafts, Speculation
 from raising import raises
@@ -171,13 +171,13 @@ def test_the_drafts_weights_are_drawn_by_our_law_in_either_of_vllms_runners(
         drawn.append((model, law, seed))
         return 1
 
-    monkeypatch.setattr("infergy.engines.vllm_drafts.draw_weights", note)
+    monkeypatch.setattr("infergy.engines.vllm_options.draw_weights", note)
     draft = object()
     second(SimpleNamespace(model_runner=SimpleNamespace(**{name: SimpleNamespace(model=draft)})))
     assert drawn == [(draft, "random", 5)]
 
 
-def test_vllm_refuses_a_draft_whose_acceptance_is_neither_set_nor_measured_before_it_is_looked_for() -> None:
+def test_vllm_rejects_a_draft_whose_acceptance_is_neither_set_nor_measured_before_it_is_looked_for() -> None:
     unset = EngineSetup(engine="vllm", model="big", speculation=Speculation(draft="small", look_ahead=3))
     with raises("option-missing", option="acceptance"):
         VllmEngine().check(unset)
@@ -193,7 +193,7 @@ def test_an_engine_loaded_again_finds_the_model_where_it_compiled_it(opened: Ope
 
 
 @pytest.mark.parametrize(("is_second", "told"), [(False, {"model_runner": "v1"}), (True, {})])
-def test_a_runner_is_told_where_vllm_falls_back_to_its_first(
+def test_a_runner_is_reported_where_vllm_falls_back_to_its_first(
     is_second: bool, told: dict[str, str], opened: Opened
 ) -> None:
     session, llm = opened()

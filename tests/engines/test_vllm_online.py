@@ -147,6 +147,6 @@ def test_nothing_spins_while_nothing_is_in_flight(clock: Clock) -> None:
     assert clock.slept_s == pytest.approx([50 - 3 * STEP_S], abs=1e-3), "one sleep until the next arrival"
 
 
-def test_a_request_that_vllm_refuses_ends_the_session_by_its_reason(clock: Clock) -> None:
+def test_a_request_that_vllm_rejects_ends_the_session_by_its_reason(clock: Clock) -> None:
     with raises("engine-failed", reason="the prompt is too long"):
         run(FakeLlm(FakeEngine(clock), fail_at=1), work(0.0, 0.01))

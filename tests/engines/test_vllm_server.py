@@ -269,7 +269,7 @@ def test_it_is_shut_down_once(opened: Opened) -> None:
     assert engine.shut_down == 1
 
 
-def test_a_draft_model_beside_a_server_is_refused(engines: list[FakeAsyncLlm]) -> None:
+def test_a_draft_model_beside_a_server_is_rejected(engines: list[FakeAsyncLlm]) -> None:
     setup = EngineSetup(model="big", **EngineSetup.parse_label("vllm-server-spec4:llama-3.2-1b:0.8"))
     with raises("options-conflict", options={"speculation": "spec4:llama-3.2-1b:0.8", "usage_context": "server"}):
         VllmEngine().check(setup, GREEDY)

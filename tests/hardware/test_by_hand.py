@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware import ModelShape, canonical_name, get_model
+from infergy.hardware import ModelShape, canonical_name, get_model, read_shape
 from raising import raises
 
 LLAMA: dict[str, Any] = {
@@ -47,14 +47,14 @@ QWEN: dict[str, Any] = {
 def read(numbers: dict[str, Any], **changes: Any) -> ModelShape:
     """The shape that `numbers` tell with `changes`; None removes a key."""
     changed = {key: value for key, value in (numbers | changes).items() if value is not None}
-    return ModelShape.from_config(changed, name="mine")
+    return read_shape(changed, name="mine")
 
 
 @pytest.mark.parametrize(
     ("numbers", "shipped"),
     [(LLAMA, "llama-3.1-8b"), (NEMOTRON, "nemotron-nano-12b-v2"), (QWEN, "qwen3-30b-a3b")],
 )
-def test_numbers_by_hand_tell_the_same_model_as_its_configuration(numbers: dict[str, Any], shipped: str) -> None:
+def test_numbers_by_hand_describe_the_same_model_as_its_configuration(numbers: dict[str, Any], shipped: str) -> None:
     told, known = read(numbers), get_model(shipped)
     assert told.parameters == pytest.approx(known.parameters, rel=1e-4)
     assert told.active_parameters == pytest.approx(known.active_parameters, rel=1e-4)
@@ -65,7 +65,7 @@ def test_numbers_by_hand_tell_the_same_model_as_its_configuration(numbers: dict[
     assert told.step_bytes(8, 2048) == pytest.approx(known.step_bytes(8, 2048), rel=1e-4)
 
 
-def test_a_toml_file_and_a_json_file_tell_the_same(tmp_path: Path) -> None:
+def test_a_toml_file_and_a_json_file_describe_the_same(tmp_path: Path) -> None:
     toml, other = tmp_path / "mine.toml", tmp_path / "mine.json"
     toml.write_text("\n".join(f"{key} = {value}" for key, value in LLAMA.items()), encoding="utf-8")
     other.write_text(json.dumps(LLAMA), encoding="utf-8")
@@ -73,7 +73,7 @@ def test_a_toml_file_and_a_json_file_tell_the_same(tmp_path: Path) -> None:
     assert canonical_name(str(toml)) == canonical_name(str(other)) == "mine"
 
 
-def test_a_window_holds_in_all_layers_unless_told_otherwise() -> None:
+def test_a_window_holds_in_all_layers_unless_set_otherwise() -> None:
     assert read(LLAMA, window_tokens=1024).attention.window_layers == 32
     assert read(LLAMA, window_tokens=1024, window_layers=16).attention.window_layers == 16
     assert read(LLAMA).attention.window_layers == 0
@@ -113,7 +113,7 @@ def test_a_missing_number_is_named(key: str) -> None:
         ({"window_tokens": 10, "window_layers": 33}, "bad-field", {"key": "window_layers", "value": 33}),
     ],
 )
-def test_numbers_that_cannot_be_meant_are_refused_by_name(
+def test_numbers_that_cannot_be_meant_are_rejected_by_name(
     changes: dict[str, Any], code: str, fields: dict[str, Any]
 ) -> None:
     with raises(code, **fields):

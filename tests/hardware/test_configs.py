@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware import ModelShape, get_model, model_config, model_names
+from infergy.hardware import get_model, model_config, model_names, read_shape
 from raising import raises
 
 PUBLISHED = {
@@ -159,74 +159,74 @@ def small(**changes: Any) -> dict[str, Any]:
 )
 def test_a_missing_key_is_named(key: str) -> None:
     with raises("missing-field", place="tiny", keys=[key]):
-        ModelShape.from_config(small(**{key: None}), name="tiny")
+        read_shape(small(**{key: None}), name="tiny")
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "8", True])
 def test_a_value_that_is_no_positive_whole_number_is_named(value: object) -> None:
     with raises("bad-field", place="tiny", key="num_hidden_layers", value=value):
-        ModelShape.from_config(small(num_hidden_layers=value), name="tiny")
+        read_shape(small(num_hidden_layers=value), name="tiny")
 
 
 def test_a_switch_must_be_true_or_false() -> None:
     with raises("bad-field", key="tie_word_embeddings", value="yes", expected="true or false"):
-        ModelShape.from_config(small(tie_word_embeddings="yes"), name="tiny")
+        read_shape(small(tie_word_embeddings="yes"), name="tiny")
 
 
-def test_heads_that_cannot_be_shared_are_refused() -> None:
+def test_heads_that_cannot_be_shared_are_rejected() -> None:
     with raises("bad-field", key="num_key_value_heads", value=3, expected="a divisor of num_attention_heads (4)"):
-        ModelShape.from_config(small(num_key_value_heads=3), name="tiny")
+        read_shape(small(num_key_value_heads=3), name="tiny")
 
 
 def test_an_unknown_architecture_is_named_with_the_nearest() -> None:
     with raises("unknown-architecture", place="tiny", name="llama9"):
-        ModelShape.from_config(small(model_type="llama9"), name="tiny")
+        read_shape(small(model_type="llama9"), name="tiny")
 
 
-def test_something_else_than_a_model_is_refused() -> None:
+def test_something_else_than_a_model_is_rejected() -> None:
     with raises("missing-field", place="tiny", keys=["model_type"]):
-        ModelShape.from_config({"name": "x"}, name="tiny")
+        read_shape({"name": "x"}, name="tiny")
 
 
 def test_every_head_has_its_own_keys_where_the_configuration_is_silent() -> None:
-    assert ModelShape.from_config(small(), name="tiny").attention.kv_heads == 4
+    assert read_shape(small(), name="tiny").attention.kv_heads == 4
 
 
 def test_layer_types_win_over_the_pattern() -> None:
     config = model_config("gpt-oss-20b")
     config["layer_types"] = ["full_attention"] * 23 + ["sliding_attention"]
-    assert ModelShape.from_config(config, name="x").attention.window_layers == 1
+    assert read_shape(config, name="x").attention.window_layers == 1
 
 
 @pytest.mark.parametrize(
     ("kinds", "code"),
     [(["full_attention"] * 3, "bad-field"), (["linear_attention"] * 24, "unknown-architecture")],
 )
-def test_layer_types_that_cannot_be_meant_are_refused(kinds: list[str], code: str) -> None:
+def test_layer_types_that_cannot_be_meant_are_rejected(kinds: list[str], code: str) -> None:
     config = model_config("gpt-oss-20b") | {"layer_types": kinds}
     with raises(code, place="x", key="layer_types"):
-        ModelShape.from_config(config, name="x")
+        read_shape(config, name="x")
 
 
 def test_mistral_slides_unless_its_configuration_says_null() -> None:
     config = model_config("mistral-7b-v0.3")
     del config["sliding_window"]
-    assert ModelShape.from_config(config, name="x").attention.window_tokens == 4096
+    assert read_shape(config, name="x").attention.window_tokens == 4096
     assert get_model("mistral-7b-v0.3").attention.window_tokens is None
 
 
-def test_gemma_without_its_text_is_refused() -> None:
+def test_gemma_without_its_text_is_rejected() -> None:
     config = model_config("gemma-3-4b")
     del config["text_config"]
     with raises("missing-field", place="x", keys=["text_config"]):
-        ModelShape.from_config(config, name="x")
+        read_shape(config, name="x")
 
 
 def test_gemma_counts_its_image_encoder_but_does_not_read_it() -> None:
     config = model_config("gemma-3-4b")
-    text = ModelShape.from_config(config["text_config"], name="text")
+    text = read_shape(config["text_config"], name="text")
     whole = get_model("gemma-3-4b")
-    assert whole.vision_parameters == whole.parameters - text.parameters > 400e6
+    assert whole.checkpoint.encoder_parameters == whole.parameters - text.parameters > 400e6
     assert whole.step_weight_bytes(1) == text.step_weight_bytes(1)
     assert whole.active_parameters == text.parameters
 
@@ -253,43 +253,43 @@ def test_a_missing_key_of_a_part_is_named_with_the_part(name: str, outer: str, i
     config = model_config(name)
     del config[outer][inner]
     with raises("missing-field", place=f"x {outer}", keys=[inner]):
-        ModelShape.from_config(config, name="x")
+        read_shape(config, name="x")
     del config[outer]
     if outer != "vision_config":
         with raises("missing-field", place="x", keys=[outer]):
-            ModelShape.from_config(config, name="x")
+            read_shape(config, name="x")
 
 
 def test_a_list_that_is_none_is_named() -> None:
     config = model_config("qwen3-vl-8b")
     config["vision_config"]["deepstack_visual_indexes"] = 3
     with raises("bad-field", place="x vision_config", key="deepstack_visual_indexes", value=3, expected="a list"):
-        ModelShape.from_config(config, name="x")
+        read_shape(config, name="x")
 
 
 def test_llama_4_may_name_its_layers_with_experts() -> None:
     config = model_config("llama-4-maverick-17b-128e")
     config["text_config"]["moe_layers"] = [1, 3, 5]
-    assert ModelShape.from_config(config, name="x").dense_layers == 45
+    assert read_shape(config, name="x").mlp.layers == 45
 
 
 def test_encoders_are_loaded_and_idle() -> None:
     for name, text in (("qwen3-vl-8b", "qwen3-8b"), ("qwen3-vl-235b-a22b", "qwen3-235b-a22b")):
         whole, alone = get_model(name), get_model(text)
-        assert whole.parameters - alone.parameters == whole.vision_parameters > 500e6
+        assert whole.parameters - alone.parameters == whole.checkpoint.encoder_parameters > 500e6
         assert whole.step_weight_bytes(8) == alone.step_weight_bytes(8)
 
 
 @pytest.mark.parametrize("pattern", ["M-", "M-M-M-M?" + "-" * 54, None])
-def test_a_pattern_that_does_not_tell_each_layer_is_refused(pattern: str | None) -> None:
+def test_a_pattern_that_does_not_describe_each_layer_is_rejected(pattern: str | None) -> None:
     config = model_config("nemotron-nano-12b-v2") | {"hybrid_override_pattern": pattern}
     with raises("bad-field", place="x", key="hybrid_override_pattern", value=pattern):
-        ModelShape.from_config(config, name="x")
+        read_shape(config, name="x")
 
 
 def test_layers_without_experts_are_as_many_as_published() -> None:
     maverick, scout = get_model("llama-4-maverick-17b-128e"), get_model("llama-4-scout-17b-16e")
-    assert (maverick.dense_layers, scout.dense_layers) == (24, 0)
+    assert (maverick.mlp.layers, scout.mlp.layers) == (24, 0)
     assert (maverick.attention.window_tokens, maverick.attention.window_layers) == (8192, 36)
-    assert get_model("glm-4.5").dense_layers == 3
-    assert get_model("kimi-k2").dense_layers == 1
+    assert get_model("glm-4.5").mlp.layers == 3
+    assert get_model("kimi-k2").mlp.layers == 1

@@ -81,6 +81,6 @@ def test_the_h200_shows_the_memory_its_driver_shows() -> None:
     assert get_gpu("h200").memory_bytes == 143771 * 2**20
 
 
-def test_a_dtype_without_tensor_cores_is_refused() -> None:
+def test_a_dtype_without_tensor_cores_is_rejected() -> None:
     with raises("unknown-name", gpu="a100-80gb-sxm", name="fp8"):
         get_gpu("a100-80gb-sxm").dense_flops("fp8")

@@ -68,7 +68,7 @@ RELATIVES = {
 def test_each_model_of_the_benchmark_has_its_shape_and_format(model_id: str) -> None:
     shape = shape_of_id(model_id)
     assert shape is not None
-    assert (shape.name, shape.checkpoint_dtype) == BENCHMARKED[model_id]
+    assert (shape.name, shape.checkpoint.dtype) == BENCHMARKED[model_id]
     assert shape.parameters == get_model(shape.name).parameters
 
 
@@ -86,7 +86,7 @@ def test_each_model_of_the_benchmark_has_its_shape_and_format(model_id: str) -> 
 def test_fp8_is_scaled_in_blocks_where_the_configuration_or_the_family_says_so(model_id: str, blocks: bool) -> None:
     shape = shape_of_id(model_id)
     assert shape is not None
-    assert shape.scaled_in_blocks is blocks
+    assert shape.checkpoint.scaled_in_blocks is blocks
 
 
 @pytest.mark.parametrize("model_id", RELATIVES)

@@ -39,7 +39,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code"), [(b"{", "bad-syntax"), (b"[]", "bad-syntax"), (b"\xff\xfe{", "file-not-readable")]
 )
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
+def test_a_file_that_is_no_configuration_is_rejected(tmp_path: Path, content: bytes, code: str) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with raises(code, path=path):

@@ -120,7 +120,7 @@ def test_mla_absorbed_trades_wider_attention_for_no_expansion() -> None:
 
 def test_mxfp4_stores_the_experts_alone_in_four_bits() -> None:
     # The published checkpoint has 13.8 GB.
-    assert WINDOWED.checkpoint_dtype == "mxfp4"
+    assert WINDOWED.checkpoint.dtype == "mxfp4"
     assert WINDOWED.weight_bytes("mxfp4") == pytest.approx(13.76e9, rel=2e-3)
     assert WINDOWED.kv_bytes_per_token("mxfp4") == WINDOWED.kv_bytes_per_token("bfloat16")
 
@@ -133,7 +133,7 @@ def test_an_unknown_dtype_is_named_with_the_nearest() -> None:
 def test_a_hybrid_by_hand() -> None:
     """Nemotron Nano 12B v2: 28 layers of Mamba-2, 28 MLPs without a gate, 6 of attention (arXiv 2508.14444, table 1)."""
     assert HYBRID.mamba is not None
-    assert (HYBRID.mamba.layers, HYBRID.dense_layers, HYBRID.attending_layers, HYBRID.layers) == (28, 28, 6, 62)
+    assert (HYBRID.mamba.layers, HYBRID.mlp.layers, HYBRID.attention_layers, HYBRID.layers) == (28, 28, 6, 62)
     inner, convolved = 128 * 80, 128 * 80 + 2 * 8 * 128
     projections = 28 * (5120 * (inner + convolved + 128) + inner * 5120)
     mlps = 28 * 2 * 5120 * 20480
@@ -166,7 +166,7 @@ def test_experts_without_a_gate_have_two_matrices() -> None:
     shape = get_model("nemotron-3-nano-30b-a3b")
     assert shape.experts is not None
     assert shape.experts.expert_matmul(shape.hidden) == 2 * 2688 * 1856
-    assert shape.dense_layers == 0
+    assert shape.mlp.layers == 0
 
 
 def test_fp8_leaves_embeddings_and_output_head_wide() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infergy.engines.vllm import VllmEngine
-from infergy.engines.vllm_options import choose_by
+from infergy.engines.vllm_options import sampling_options
 from infergy.estimates.build import entries_of_rows
 from infergy.hardware import get_gpu, get_model, model_config
 from infergy.measure.grid import parse_grid
@@ -97,7 +97,7 @@ def test_vllm_refuses_beams_before_it_is_looked_for() -> None:
     ],
 )
 def test_vllm_is_asked_for_the_decoding(decoding: Decoding, options: dict[str, float]) -> None:
-    assert choose_by(decoding) == options
+    assert sampling_options(decoding) == options
 
 
 def test_what_is_compiled_is_warmed_up_by_the_work_itself(tmp_path: Path) -> None:

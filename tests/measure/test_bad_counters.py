@@ -10,13 +10,11 @@ import pytest
 
 from infergy.engines import Completion, Work
 from infergy.errors import MeterError
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.block import window
-from infergy.measure.cell import measure_idle
-from infergy.measure.plausible import demand_plausible_window
-from infergy.measure.timeline import NOBODY, SimulatedWitness
+from infergy.measure.cell import check_window, measure_idle
+from infergy.measure.power_sampler import NO_SAMPLER, SimulatedSampler
 from infergy.measure.worker import attempt
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import CounterSensor, Sensors, SimulatedGpu, SimulatedMeter
 from infergy.records import GpuIdentity, GpuState, Measurement
 from infergy.records.check import check_rows
 from measure.test_measure import LoggedSession, surroundings_of, tiny_plan
@@ -74,13 +72,13 @@ def measured(
 ) -> tuple[Measurement, list[str]]:
     """The row of a cell and its flags."""
     identity = GpuIdentity(uuid="GPU-a", name="simulated", power_limit_w=700.0)
-    gpu = SimulatedGpu(identity, idle_w=120.0, sensors=sensors or Sensors(counter_start_j=1e6))
+    gpu = SimulatedGpu(identity, idle_w=120.0, sensors=sensors or Sensors(counter=CounterSensor(start_j=1e6)))
     meter, plan = BreakingMeter(gpu), tiny_plan()
     meter.fault, meter.error = fault, error
     idle = measure_idle(meter, 2.0)
     session = BreakingSession(gpu, meter, fatal, jump_s)
-    witness = SimulatedWitness(meter, 0.02) if sees else NOBODY
-    row, _ = attempt(session, meter, plan.cells[1], plan, surroundings_of(gpu), idle, (), witness)
+    sampler = SimulatedSampler(meter, 0.02) if sees else NO_SAMPLER
+    row, _ = attempt(session, meter, plan.cells[1], plan, surroundings_of(gpu), idle, (), sampler)
     (checked,) = check_rows([row], target=0.02)
     return row, [flag.code for flag in checked.flags]
 
@@ -129,7 +127,7 @@ def test_joules_that_a_counter_loses_or_adds_unseen_widen_the_interval_or_are_fl
 
 @pytest.mark.parametrize("seconds", [5, 8, 12, 16, 20])
 def test_a_counter_that_begins_again_at_any_time_leaves_rows_that_can_be_judged(seconds: int) -> None:
-    row, flags = measured(0, sensors=Sensors(counter_reset_s=seconds))
+    row, flags = measured(0, sensors=Sensors(counter=CounterSensor(reset_s=seconds)))
     if row.result is None:
         assert row.failure is not None
         assert "moved by -" in row.failure.message
@@ -147,7 +145,7 @@ def test_states_that_fail_end_the_cell_with_what_was_whole_before() -> None:
 @pytest.mark.parametrize(("change_j", "words"), [(1e5, "limit of 700 W: it jumped"), (-1800.0, "120 W when idle")])
 def test_a_block_whose_joules_cannot_be_has_a_reason(change_j: float, words: str) -> None:
     identity = GpuIdentity(uuid="GPU-a", name="simulated", power_limit_w=700.0)
-    gpu = SimulatedGpu(identity, idle_w=120.0, sensors=Sensors(counter_start_j=1e6))
+    gpu = SimulatedGpu(identity, idle_w=120.0, sensors=Sensors(counter=CounterSensor(start_j=1e6)))
     meter = BreakingMeter(gpu)
     meter.fault = lambda joules: joules + change_j
     with window(meter=meter, idle_s=1.0) as w:
@@ -165,4 +163,4 @@ def test_a_clock_that_goes_back_between_batches_is_told() -> None:
     back = replace(second, start_s=first.end_s - 0.5, end_s=first.end_s + 1.2)
     assert row.loaded_idle is not None
     with raises("clock-wrong"):
-        demand_plausible_window(replace(row.windows[0], batches=(first, back)), row.loaded_idle, row.environment.gpus)
+        check_window(replace(row.windows[0], batches=(first, back)), row.loaded_idle, row.environment.gpus)

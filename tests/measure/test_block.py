@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 import infergy
 from infergy.errors import MeterError
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.block import window
-from infergy.meters.simulated import SimulatedMeter, SteadyMeter
+from infergy.meters.simulated import CounterSensor, Sensors, SimulatedGpu, SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState
 from raising import raises
 from stalls import POINTS, STEADY_W, StoppedMeter
@@ -50,7 +49,7 @@ def test_a_late_counter_and_clocks_that_stay_high_do_not_bias_a_block() -> None:
         GpuIdentity(uuid="GPU-a", name="simulated"),
         idle_w=80.0,
         hot_idle_w=160.0,
-        sensors=Sensors(counter_delay_s=0.1),
+        sensors=Sensors(counter=CounterSensor(delay_s=0.1)),
     )
     device.advance(1.0, 600.0)
     device.sleep(0.2)
@@ -291,7 +290,7 @@ def test_bounds_hold_the_truth_whatever_the_counter_does(share: float) -> None:
     rng = random.Random(3)
     held = 0
     for _ in range(200):
-        sensors = Sensors(counter_delay_s=rng.uniform(0.0, 0.1), counter_share=share)
+        sensors = Sensors(counter=CounterSensor(delay_s=rng.uniform(0.0, 0.1), share=share))
         device = SimulatedGpu(
             GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=rng.uniform(60, 130), hot_idle_w=150.0, sensors=sensors
         )

@@ -14,25 +14,30 @@ from infergy.cli.catalog import make_schema
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError
 from infergy.hardware.gpus import get_gpu
-from infergy.hardware.simulated_node import SimulatedNode, pretend_node
-from infergy.measure.calibrate import CalibrationEvent, Station, calibrate
-from infergy.measure.calibration_plan import Traits, make_works, needed_bytes, shrink, sum_works
-from infergy.measure.simulated_bench import SimulatedBench, SimulatedWork, Truth
-from infergy.measure.stations import simulated_stations
-from infergy.meters.simulated import SimulatedMeter
+from infergy.measure.calibrate import CalibrationEvent, calibrate
+from infergy.measure.calibration_work import (
+    SimulatedBench,
+    SimulatedWork,
+    Traits,
+    draw_truth,
+    make_works,
+    needed_bytes,
+    shrink,
+)
+from infergy.meters import Meter
+from infergy.meters.simulated import SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import GpuState
 from infergy.records.calibration import ATTENTION, COPY, PRODUCT, Workload, read_calibration_file
 from raising import raises
 
 H200 = Traits(memory_bytes=150_000_000_000, l2_bytes=60 * 2**20, has_fp8=True)
-NO_PAIR = "one GPU is visible"
 
 
 class BrokenBench(SimulatedBench):
     """Fails as it is told to, by the workload's name."""
 
     def __init__(self, node: SimulatedNode, failures: Mapping[str, Exception]) -> None:
-        super().__init__(node, get_gpu("h200"), Truth.drawn(0))
+        super().__init__(node, get_gpu("h200"), draw_truth(0))
         self.failures = failures
         self.loaded: list[str] = []
 
@@ -58,13 +63,15 @@ class BrokenMeter(SimulatedMeter):
         return super().states()
 
 
-def station(failures: Mapping[str, Exception] | None = None) -> Station:
+def broken_bench(failures: Mapping[str, Exception] | None = None) -> tuple[Meter, Callable[[], BrokenBench]]:
     node = pretend_node(get_gpu("h200"), 1)
-    return Station(meter=SimulatedMeter(node), open_bench=lambda: BrokenBench(node, failures or {}))
+    return SimulatedMeter(node), lambda: BrokenBench(node, failures or {})
 
 
-def run(path: Path, single: Station, budget_s: float = 600.0) -> list[CalibrationEvent]:
-    return list(calibrate(single, NO_PAIR, path, budget_s=budget_s))
+def run(
+    path: Path, meter: Meter, open_bench: Callable[[], SimulatedBench], budget_s: float = 600.0
+) -> list[CalibrationEvent]:
+    return list(calibrate(meter, open_bench, path, budget_s=budget_s))
 
 
 def names(path: Path) -> list[str]:
@@ -73,8 +80,7 @@ def names(path: Path) -> list[str]:
 
 def test_each_window_is_a_line_that_follows_the_schema_and_says_what_was_done(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
-    single, pair = simulated_stations("h200")
-    events = list(calibrate(single, pair, path, budget_s=600))
+    events = run(path, *broken_bench())
     lines = path.read_text().splitlines()
     assert len(lines) == len([event for event in events if event.window is not None])
     for line in lines:
@@ -84,7 +90,7 @@ def test_each_window_is_a_line_that_follows_the_schema_and_says_what_was_done(tm
         event.window.workload.name for event in events if event.window is not None
     ]
     assert found[0].workload.name == "idle"
-    assert {one.workload.kind for one in found} == {"idle", "copy", "product", "attention", "launch", "reduce"}
+    assert {one.workload.kind for one in found} == {"idle", "copy", "product", "attention", "launch"}
     assert {one.workload.dtype for one in found} == {"bfloat16", "fp8"}
     for one in found:
         assert one.is_whole
@@ -96,7 +102,7 @@ def test_each_window_is_a_line_that_follows_the_schema_and_says_what_was_done(tm
 
 def test_the_same_call_goes_on_where_the_last_one_was_stopped(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
-    events = calibrate(station(), NO_PAIR, path, budget_s=600)
+    events = calibrate(*broken_bench(), path, budget_s=600)
     whole = 0
     for event in events:
         whole += event.window is not None
@@ -107,54 +113,51 @@ def test_the_same_call_goes_on_where_the_last_one_was_stopped(tmp_path: Path) ->
     assert len(names(path)) == 5
     path.write_bytes(kept + b'{"schema": "infergy.calib')
     assert len(names(path)) == 5
-    told = run(path, station())
+    told = run(path, *broken_bench())
     assert any("5 windows are in" in event.text for event in told)
     assert path.read_bytes().startswith(kept)
     assert len(set(names(path))) == len(names(path))
     before = path.read_bytes()
-    assert not any(event.window for event in run(path, station()))
+    assert not any(event.window for event in run(path, *broken_bench()))
     assert path.read_bytes() == before
 
 
 def test_a_small_budget_has_the_most_telling_windows_and_names_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
-    events = run(path, station(), budget_s=60)
+    events = run(path, *broken_bench(), budget_s=60)
     kinds = {(one.workload.kind, one.workload.dtype) for one in read_calibration_file(path)}
     telling = {(COPY, "bfloat16"), (PRODUCT, "bfloat16"), (PRODUCT, "fp8"), (ATTENTION, "bfloat16")}
     assert telling <= kinds
     assert "the budget leaves no time for" in events[-1].text
     assert set(events[-1].dropped) | set(names(path)) == {"idle", *(one.name for one in make_works(H200))}
     assert not set(events[-1].dropped) & set(names(path))
-    run(path, station())
+    run(path, *broken_bench())
     assert set(events[-1].dropped) <= set(names(path))
 
 
 def test_a_budget_for_nothing_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     with raises("bad-value", option="--budget", value=5):
-        run(tmp_path / "h200.jsonl", station(), budget_s=5)
+        run(tmp_path / "h200.jsonl", *broken_bench(), budget_s=5)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_memory_is_short_smaller_work_is_measured(tmp_path: Path) -> None:
+def test_where_memory_is_short_the_other_workloads_are_measured(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
-    short = {"copy 4 GiB": EngineOutOfMemoryError("out of memory", is_usable=True)}
-    short["attention 128 x 8192"] = EngineOutOfMemoryError("out of memory", is_usable=True)
-    short["product 16384"] = EngineOutOfMemoryError("no room", is_usable=True)
-    events = run(path, station(short))
-    assert {"copy 2 GiB", "attention 64 x 8192"} <= set(names(path))
-    (failed,) = (
-        event for event in events if event.window is not None and not event.window.is_whole and "bfloat16" in event.text
-    )
-    assert failed.text == "product 16384 x 16384 x 16384 bfloat16: no window: no room"
+    short = {"product 16": EngineOutOfMemoryError("no room", is_usable=True)}
+    events = run(path, *broken_bench(short))
+    failed = [event for event in events if event.window is not None and not event.window.is_whole]
+    assert len(failed) > 3
+    assert failed[0].text == "product 16 x 8192 x 28672 bfloat16: no window: no room"
+    assert len([one for one in read_calibration_file(path) if one.is_whole]) > 20
 
 
 def test_work_that_fails_is_told_in_the_file_and_tried_again_by_the_next_call(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
-    run(path, station({"attention": EngineError("no kernel does it")}))
+    run(path, *broken_bench({"attention": EngineError("no kernel does it")}))
     failed = [one for one in read_calibration_file(path) if not one.is_whole]
     assert {one.workload.kind for one in failed} == {ATTENTION}
     assert {one.reason for one in failed} == {"no kernel does it"}
-    run(path, station())
+    run(path, *broken_bench())
     assert {one.workload.name for one in read_calibration_file(path) if one.is_whole} >= {
         one.workload.name for one in failed
     }
@@ -162,7 +165,7 @@ def test_work_that_fails_is_told_in_the_file_and_tried_again_by_the_next_call(tm
 
 def test_several_failures_in_a_row_end_it_with_the_reason(tmp_path: Path) -> None:
     with raises("calibration-failed", failures=3, reason="CUDA is gone"):
-        run(tmp_path / "h200.jsonl", station({"": EngineError("CUDA is gone")}))
+        run(tmp_path / "h200.jsonl", *broken_bench({"": EngineError("CUDA is gone")}))
 
 
 @pytest.mark.parametrize(
@@ -178,43 +181,30 @@ def test_a_counter_that_stalls_and_a_lost_gpu_end_it_and_keep_what_was_measured(
     path = tmp_path / "h200.jsonl"
     node = pretend_node(get_gpu("h200"), 1)
     # Three looks a window: before, in the midst, after.
-    broken = Station(meter=BrokenMeter(node, error, after=12), open_bench=lambda: BrokenBench(node, {}))
     with raises(code, **fields):
-        run(path, broken)
+        run(path, BrokenMeter(node, error, after=12), lambda: BrokenBench(node, {}))
     assert len([one for one in read_calibration_file(path) if one.is_whole]) == 4
 
 
 def test_a_file_of_another_chip_or_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
-    run(path, station(), budget_s=20)
-    other = station()
-    other.meter.gpus = (replace(other.meter.gpus[0], uuid="GPU-other"),)
+    run(path, *broken_bench(), budget_s=20)
+    other = broken_bench()
+    other[0].gpus = (replace(other[0].gpus[0], uuid="GPU-other"),)
     with raises("other-gpu", path=path, found="GPU-simulated-0", expected="GPU-other"):
-        run(path, other)
+        run(path, *other)
     path.write_text("hello\n")
     with raises("bad-syntax", path=path, line=1):
-        run(path, station())
+        run(path, *broken_bench())
     assert path.read_text() == "hello\n"
 
 
 def test_two_calibrations_do_not_share_a_file(tmp_path: Path) -> None:
     path = tmp_path / "h200.jsonl"
-    first = calibrate(station(), NO_PAIR, path, budget_s=600)
+    first = calibrate(*broken_bench(), path, budget_s=600)
     next(first)
     with raises("file-locked", path=path):
-        run(path, station())
-
-
-def test_sums_that_cannot_be_had_are_left_out_with_a_reason(tmp_path: Path) -> None:
-    def broken() -> SimulatedBench:
-        raise EngineError("no communicator")
-
-    events = run(tmp_path / "one.jsonl", station(), budget_s=30)
-    assert f"sums over two GPUs are left out: {NO_PAIR}" in [event.text for event in events]
-    pair = Station(meter=SimulatedMeter(pretend_node(get_gpu("h200"), 2)), open_bench=broken)
-    events = list(calibrate(station(), pair, tmp_path / "two.jsonl", budget_s=600))
-    assert "sums over two GPUs are left out: no communicator" in [event.text for event in events]
-    assert "attention 128 x 8192" in names(tmp_path / "two.jsonl")
+        run(path, *broken_bench())
 
 
 @pytest.mark.parametrize("gib", [16, 24, 48, 80, 141])
@@ -247,15 +237,9 @@ def test_what_shrinks_ends() -> None:
         assert smaller is None
 
 
-def test_a_sum_sends_what_a_ring_does() -> None:
-    small, large = sum_works()
-    assert small.link_bytes == small.sizes[0]
-    assert large.link_bytes == 2**28
-
-
 def test_looking_comes_once_in_the_midst_of_a_window() -> None:
     node = pretend_node(get_gpu("h200"), 1)
-    bench = SimulatedBench(node, get_gpu("h200"), Truth.drawn(0))
+    bench = SimulatedBench(node, get_gpu("h200"), draw_truth(0))
     looks: list[float] = []
     look: Callable[[], None] = lambda: looks.append(node.now_s())  # noqa: E731
     bench.load(make_works(H200)[0]).run(3.0, look)

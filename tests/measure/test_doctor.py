@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.doctor import diagnose, diagnose_simulated, simulated_gpu
-from infergy.measure.loads import FEED_S, QUEUED, SimulatedLoad, TorchLoad
-from infergy.measure.square_wave import FULL, HALF, OFF, Wave, measure_behaviour
+from infergy.measure.loads import FEED_S, FULL, HALF, OFF, QUEUED, SimulatedLoad, TorchLoad
+from infergy.measure.square_wave import Wave, measure_behaviour
 from infergy.measure.step_response import fit_ramp, integral_j, is_regular, share_from_scatter, step_j
-from infergy.meters.simulated import SimulatedMeter, SteadyMeter
+from infergy.meters.simulated import CounterSensor, PowerSensor, Sensors, SimulatedGpu, SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState, Tick
 from infergy.records.behaviour import MeterBehaviour
 from meters.test_nvml import FakeNvml, FakeNvmlError
@@ -48,7 +47,7 @@ def behaviour(sensors: Sensors, *, period_s: float = 0.1, wave: Wave = QUICK, ph
 @pytest.mark.parametrize("period_s", [0.02, 0.05, 0.1, 0.25])
 @pytest.mark.parametrize("delay_s", [0.0, 0.03])
 def test_period_and_delay_of_the_counter_are_found(period_s: float, delay_s: float) -> None:
-    found = behaviour(Sensors(counter_delay_s=delay_s), period_s=period_s, wave=COUNTED).counter
+    found = behaviour(Sensors(counter=CounterSensor(delay_s=delay_s)), period_s=period_s, wave=COUNTED).counter
     assert found.period_s == pytest.approx(period_s, abs=0.001)
     assert found.is_regular
     assert found.delay_s == pytest.approx(delay_s, abs=0.002)
@@ -57,12 +56,12 @@ def test_period_and_delay_of_the_counter_are_found(period_s: float, delay_s: flo
 
 @pytest.mark.parametrize("step", [0.001, 0.015, 0.1, 1.0])
 def test_the_step_of_the_counter_is_found(step: float) -> None:
-    assert behaviour(Sensors(counter_step_j=step), wave=COUNTED).counter.step_j == pytest.approx(step)
+    assert behaviour(Sensors(counter=CounterSensor(step_j=step)), wave=COUNTED).counter.step_j == pytest.approx(step)
 
 
 @pytest.mark.parametrize(("jitter_s", "regular"), [(0.0, True), (0.005, True), (0.06, False), (0.09, False)])
 def test_irregular_ticks_are_told_with_their_spread(jitter_s: float, regular: bool) -> None:
-    found = behaviour(Sensors(tick_jitter_s=jitter_s), wave=COUNTED).counter
+    found = behaviour(Sensors(counter=CounterSensor(jitter_s=jitter_s)), wave=COUNTED).counter
     assert found.is_regular is regular
     assert found.period_s == pytest.approx(0.1, abs=0.15 * jitter_s + 0.002)
     assert found.period_low_s is not None
@@ -73,7 +72,7 @@ def test_irregular_ticks_are_told_with_their_spread(jitter_s: float, regular: bo
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75])
 def test_a_counter_that_looks_part_of_the_time_is_found_out(share: float) -> None:
-    found = behaviour(Sensors(counter_share=share, counter_delay_s=0.05), wave=COUNTED).counter
+    found = behaviour(Sensors(counter=CounterSensor(share=share, delay_s=0.05)), wave=COUNTED).counter
     assert found.sampled_share == pytest.approx(share, abs=0.06)
     # It sees steps early by half of what it skips, as its docstring says.
     assert found.delay_s == pytest.approx(0.05 - (1 - share) * 0.1 / 2, abs=0.005)
@@ -94,11 +93,9 @@ def test_period_delay_and_averaging_of_the_power_fields_are_found(
     period_s: float, share: float, delay_s: float, average_s: float, noise_w: float, phase_s: float, seed: int
 ) -> None:
     sensors = Sensors(
-        power_period_s=period_s,
-        power_window_s=share * period_s,
-        power_delay_s=delay_s,
-        average_s=average_s,
-        noise_w=0.1 + noise_w,
+        power=PowerSensor(
+            period_s=period_s, window_s=share * period_s, delay_s=delay_s, average_s=average_s, noise_w=0.1 + noise_w
+        ),
         seed=seed,
     )
     found = behaviour(sensors, phase_s=phase_s)
@@ -118,7 +115,7 @@ def test_period_delay_and_averaging_of_the_power_fields_are_found(
 
 
 def test_power_fields_that_always_change_have_no_period_but_a_delay() -> None:
-    found = behaviour(Sensors(power_delay_s=0.04, average_s=0.5, noise_w=0.5))
+    found = behaviour(Sensors(power=PowerSensor(delay_s=0.04, average_s=0.5, noise_w=0.5)))
     assert found.instant_power.period_s is found.instant_power.sampled_share is None
     assert found.instant_power.delay_s == pytest.approx(0.04, abs=0.003)
     assert found.average_power.averaged_s == pytest.approx(0.5, rel=0.02)
@@ -127,7 +124,7 @@ def test_power_fields_that_always_change_have_no_period_but_a_delay() -> None:
 
 @pytest.mark.parametrize(("gain", "offset_w"), [(1.0, 0.0), (1.1, 0.0), (1.0, 80.0), (0.9, -20.0)])
 def test_the_ratio_of_counter_to_power_is_found_at_each_load(gain: float, offset_w: float) -> None:
-    sensors = Sensors(power_gain=gain, power_offset_w=offset_w, noise_w=0.3, power_period_s=0.05)
+    sensors = Sensors(power=PowerSensor(gain=gain, offset_w=offset_w, noise_w=0.3, period_s=0.05))
     found = behaviour(sensors, wave=STEADY)
     true_w = {"idle": IDLE_W, "half": (IDLE_W + FULL_W) / 2, "full": FULL_W}
     assert [one.load for one in found.agreements] == list(true_w)
@@ -139,7 +136,7 @@ def test_the_ratio_of_counter_to_power_is_found_at_each_load(gain: float, offset
 
 def test_part_time_sampling_makes_waves_of_its_own_period_disagree_and_slow_ones_agree() -> None:
     wave = Wave(steps=0, half_periods_s=(0.5, 0.05))
-    sensors = Sensors(power_period_s=0.1, power_window_s=0.02, noise_w=0.2)
+    sensors = Sensors(power=PowerSensor(period_s=0.1, window_s=0.02, noise_w=0.2))
     off: list[float] = []
     for phase_s in (0.01, 0.035, 0.06, 0.085):
         _, _, _, slow, fast = behaviour(sensors, wave=wave, phase_s=phase_s).agreements
@@ -224,7 +221,7 @@ def test_a_process_that_was_stopped_blames_no_counter() -> None:
 
 
 def test_what_is_kept_reads_back_and_another_file_is_told(tmp_path: Path) -> None:
-    found = behaviour(Sensors(power_period_s=0.1, power_window_s=0.025, noise_w=0.5), wave=Wave(steps=5))
+    found = behaviour(Sensors(power=PowerSensor(period_s=0.1, window_s=0.025, noise_w=0.5)), wave=Wave(steps=5))
     path = tmp_path / "meter.json"
     found.save(path)
     assert MeterBehaviour.load_file(path) == found

@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 
 from infergy.engines import Completion, Work
-from infergy.engines.protocol import tell_gpu
-from infergy.engines.simulated import SimulatedEngine
+from infergy.engines.engine import gpu_uuid_of
+from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.errors import EngineError, GpuLostError, MissingError
 from infergy.hardware import get_gpu, get_model, largest_batch, model_config
-from infergy.hardware.simulated_node import SimulatedNode, pretend_node
 from infergy.measure.block import window
-from infergy.measure.grid import make_plan, parse_grid, read_grid
+from infergy.measure.grid import make_plan, parse_grid, read_toml
 from infergy.measure.sweep import describe_row, sweep
 from infergy.measure.worker import attempt, open_pair, wake
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import EngineSetup, GpuIdentity, GpuState, Measurement, MeasureOptions, Plan, PlannedCell
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainty
@@ -432,7 +431,7 @@ def test_every_cell_of_an_engine_on_another_gpu_fails_with_the_reason(
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "if sys.argv and 'infergy.measure.worker' in ' '.join(sys.orig_argv):\n"
-        "    from infergy.engines.simulated import SimulatedSession\n"
+        "    from infergy.engines.simulated_engine import SimulatedSession\n"
         "    SimulatedSession.facts = lambda self: {'gpu_uuids': 'GPU-other'}\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{SRC}")
@@ -456,13 +455,13 @@ def model_on(kind: str) -> Any:
 
 def test_torch_tells_the_gpu_of_a_model_in_nvmls_words_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_torch(monkeypatch, SimpleNamespace(uuid=CHIPS[0][4:]))
-    assert tell_gpu(model_on("cuda")) == CHIPS[0]
-    assert tell_gpu(model_on("cpu")) is None
-    assert tell_gpu(SimpleNamespace(parameters=lambda: iter(()))) is None
+    assert gpu_uuid_of(model_on("cuda")) == CHIPS[0]
+    assert gpu_uuid_of(model_on("cpu")) is None
+    assert gpu_uuid_of(SimpleNamespace(parameters=lambda: iter(()))) is None
     fake_torch(monkeypatch, SimpleNamespace())
-    assert tell_gpu(model_on("cuda")) is None
+    assert gpu_uuid_of(model_on("cuda")) is None
     fake_torch(monkeypatch, SimpleNamespace(uuid="x"), hip="6.0")
-    assert tell_gpu(model_on("cuda")) is None
+    assert gpu_uuid_of(model_on("cuda")) is None
 
 
 class FakeLlm:
@@ -470,7 +469,7 @@ class FakeLlm:
         self._told = told
 
     def apply_model(self, question: object) -> list[str | None]:
-        assert question is tell_gpu
+        assert question is gpu_uuid_of
         if isinstance(self._told, Exception):
             raise self._told
         return self._told
@@ -500,7 +499,9 @@ def test_too_few_gpus_are_told_before_anything_runs(tmp_path: Path, monkeypatch:
 
 
 def test_the_shipped_study_measures_the_same_cells_on_one_gpu_and_on_two(tmp_path: Path) -> None:
-    plan = make_plan(read_grid(Path(SRC) / "infergy" / "data" / "studies" / "tensor-parallel.toml"))
+    plan = make_plan(
+        parse_grid(read_toml(Path(SRC) / "infergy" / "data" / "studies" / "tensor-parallel.toml"), "study")
+    )
     loads = {setup.tensor_parallel: {one.cell.load for one in cells} for setup, cells in plan.by_setup().items()}
     assert set(loads) == {1, 2}
     assert loads[1] == loads[2]

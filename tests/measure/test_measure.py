@@ -19,16 +19,15 @@ from typing import Any
 import pytest
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
-from infergy.engines.simulated import SimulatedEngine
+from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.errors import EngineError
 from infergy.hardware import get_gpu, model_config
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.grid import make_plan, parse_grid
-from infergy.measure.sweep import check_plan, sweep
+from infergy.measure.sweep import survey, sweep
 from infergy.measure.worker import attempt
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import CounterSensor, Sensors, SimulatedGpu, SimulatedMeter
 from infergy.records import (
     EngineSetup,
     Environment,
@@ -192,7 +191,9 @@ def test_batches_begin_at_any_moment_of_a_period_of_the_counter(gpu: SimulatedGp
 @pytest.mark.parametrize("delay_s", [0.0, 0.06, 0.1])
 def test_joules_that_the_counter_tells_late_are_counted(surroundings: Surroundings, delay_s: float) -> None:
     late = SimulatedGpu(
-        GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=120.0, sensors=Sensors(counter_delay_s=delay_s)
+        GpuIdentity(uuid="GPU-a", name="simulated"),
+        idle_w=120.0,
+        sensors=Sensors(counter=CounterSensor(delay_s=delay_s)),
     )
     row, _ = measure(late, surroundings, seconds=1.6, power_w=600.0)
     assert row.result is not None
@@ -450,7 +451,7 @@ def test_a_child_that_hangs_is_ended_recorded_and_replaced(tmp_path: Path, monke
     assert [row.status for row in rows] == ["ok", "failed", "ok", "ok"]
     assert rows[1].failure is not None
     assert rows[1].failure.code == "hung"
-    assert "told nothing for 0.25 s and was ended" in rows[1].failure.message
+    assert "reported nothing for 0.25 s and was ended" in rows[1].failure.message
     # What the engine had started went with it.
     wait_until(lambda: not is_running(int(pid.read_text())))
 
@@ -619,7 +620,7 @@ def test_a_plan_for_another_gpu_is_refused_and_told_which_one_is_here(
 
     monkeypatch.setattr("infergy.measure.sweep.open_pair", open_pair)
     with raises("other-gpu", found="a100-80gb-sxm", expected="h200") if is_refused else nullcontext():
-        check_plan(tiny_plan(), simulate=False)
+        survey(tiny_plan(), simulate=False, meter="nvml")
 
 
 def test_a_plan_without_its_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -638,7 +639,7 @@ def test_a_model_told_by_hand_is_played_but_no_engine_is_asked_to_load_it(tmp_pa
     assert rows
     assert all(row.failure is None and row.cell.setup.model == "mine" for row in rows)
     with raises("not-supported", model="mine"):
-        check_plan(plan, simulate=False)
+        survey(plan, simulate=False, meter="nvml")
 
 
 @pytest.mark.parametrize("model", ["nemotron-nano-12b-v2-vl", "qwen3-omni-30b-a3b"])

@@ -234,6 +234,6 @@ def test_the_command_line_measures_checks_and_draws_online_cells(tmp_path: Path)
     invoke("report", store, "--allow-simulated", "-o", str(tmp_path / "page"))
     assert (tmp_path / "page" / "online.svg").exists()
     text = (tmp_path / "page" / "report.md").read_text()
-    assert "energy a request by rate of arrival, 512 tokens in, 64 out" in text
+    assert "energy per request by arrival rate, 512 tokens in, 64 out" in text
     assert "vllm, 16 requests, offline" in text
-    assert "95 % interval of 512→64 × 16 poisson8, of 1 online cells" in text
+    assert "95 % interval of 512→64 × 16 poisson8" in text

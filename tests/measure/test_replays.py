@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infergy.engines.simulated import SimulatedEngine
+from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.measure.replays import REPLAY_OPTIONS, Replay, plan_replays
 from infergy.measure.sweep import sweep
 from infergy.measure.warmup import WARMUP_REPLAY_TOKENS, WARMUP_REQUESTS, warm_up
@@ -193,7 +193,7 @@ def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -
 
 def test_options_of_vllm_are_refused_for_another_engine() -> None:
     from infergy.hardware import get_gpu
-    from infergy.hardware.simulated_node import pretend_node
+    from infergy.meters.simulated import pretend_node
 
     engine = SimulatedEngine(pretend_node(get_gpu("h200"), 1), get_gpu("h200"))
     for part in ("server", "bt2048", "pc", "mem0.9", "len4096"):

@@ -1,4 +1,4 @@
-"""The second witness: a process of its own on the system's clock, the sensor's own history on a virtual one."""
+"""The second sampler: a process of its own on the system's clock, the sensor's own history on a virtual one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ import pytest
 
 from infergy.engines import Completion, Work
 from infergy.errors import MeterError
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure import cell
 from infergy.measure.cell import measure_cell, measure_idle
+from infergy.measure.power_sampler import (
+    SAMPLE,
+    WAIT,
+    PowerSampler,
+    ProcessSampler,
+    SimulatedSampler,
+    moments,
+    open_sampler,
+)
 from infergy.measure.sweep import sweep
-from infergy.measure.timeline import LOOK, WAIT, Blind, Sampler, SimulatedWitness, moments, open_witness
 from infergy.meters import Meter, Power, open_meter
-from infergy.meters.simulated import SimulatedMeter
+from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu, SimulatedMeter
 from infergy.records import GpuIdentity, Measurement, MeasureOptions
 from infergy.records.store import read_store
 from infergy.records.timeline import PowerTimeline, ratio
@@ -36,7 +43,7 @@ POWER = Power(instant_w=250.0, average_w=None)
 
 STEADY = """
 from infergy.meters.simulated import SimulatedMeter, SteadyMeter
-from infergy.hardware.simulated import SimulatedGpu
+from infergy.meters.simulated import SimulatedGpu
 from infergy.errors import MeterError
 from infergy.meters import Power
 from infergy.records import GpuIdentity, Measurement, MeasureOptions
@@ -76,20 +83,20 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks of another process come when this machine lets it look."""
-    monkeypatch.setattr("infergy.measure.timeline.START_S", PATIENCE_S)
-    monkeypatch.setattr("infergy.measure.timeline.PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr("infergy.measure.power_sampler.START_S", PATIENCE_S)
+    monkeypatch.setattr("infergy.measure.power_sampler.PATIENCE_S", PATIENCE_S)
 
 
 def test_another_process_sees_the_power_of_each_gpu_on_our_clock(site: Path) -> None:
-    witness = open_witness(open_meter("steady", 2), "steady", 0.005)
-    assert isinstance(witness, Sampler)
-    witness.begin()
+    sampler = open_sampler(open_meter("steady", 2), "steady", 0.005)
+    assert isinstance(sampler, ProcessSampler)
+    sampler.begin()
     start_s = time.monotonic()
     time.sleep(0.2)
     end_s = time.monotonic()
-    found = witness.take(start_s, end_s)
-    witness.close()
-    assert witness.reason is None
+    found = sampler.take(start_s, end_s)
+    sampler.close()
+    assert sampler.reason is None
     assert [one.uuid for one in found] == ["GPU-simulated-0", "GPU-simulated-1"]
     assert [one.power_w for one in found] == [(250.0,), (275.0,)]
     for one, power_w in zip(found, (250.0, 275.0), strict=True):
@@ -99,39 +106,39 @@ def test_another_process_sees_the_power_of_each_gpu_on_our_clock(site: Path) -> 
 
 
 def test_it_looks_only_between_begin_and_take(site: Path) -> None:
-    witness = open_witness(open_meter("steady", 1), "steady", 0.005)
-    assert isinstance(witness, Sampler)
+    sampler = open_sampler(open_meter("steady", 1), "steady", 0.005)
+    assert isinstance(sampler, ProcessSampler)
 
     def looks() -> int:
-        return os.fstat(witness._file.fileno()).st_size
+        return os.fstat(sampler._file.fileno()).st_size
 
     def has_heard() -> bool:
         """Whether it took what it was told out of the pipe; then it is between two looks."""
-        assert witness._process.stdin is not None
+        assert sampler._process.stdin is not None
         left = array("i", [0])
-        fcntl.ioctl(witness._process.stdin.fileno(), termios.FIONREAD, left)
+        fcntl.ioctl(sampler._process.stdin.fileno(), termios.FIONREAD, left)
         return left[0] == 0
 
     time.sleep(0.1)
     assert looks() == 0
     for _ in range(2):
         before = looks()
-        witness.begin()
+        sampler.begin()
         assert looks() > before
         now_s = time.monotonic()
-        assert witness.take(now_s, now_s + 0.05)
+        assert sampler.take(now_s, now_s + 0.05)
         wait_until(has_heard)
         after = looks()
         time.sleep(0.1)
         assert looks() == after
-    witness.close()
-    witness.close()
+    sampler.close()
+    sampler.close()
 
 
 def test_told_to_wait_it_looks_no_more_however_late_the_next_look_was() -> None:
     commands, told = os.pipe()
     looks = moments(commands, 0.001, os.getppid())
-    os.write(told, LOOK)
+    os.write(told, SAMPLE)
     next(looks)
     next(looks)
     os.write(told, WAIT)
@@ -144,34 +151,34 @@ def test_a_process_that_ends_is_a_reason_not_a_failure(site: Path, monkeypatch: 
     meter = open_meter("lost", 1)
     monkeypatch.setattr(meter, "powers", lambda: {gpu.uuid: POWER for gpu in meter.gpus})
     monkeypatch.setenv("LOST", "1")
-    witness = open_witness(meter, "lost", 0.005)
-    assert isinstance(witness, Sampler)
-    witness.begin()
-    assert witness.reason == "its process ended with status 3; see the log"
+    sampler = open_sampler(meter, "lost", 0.005)
+    assert isinstance(sampler, ProcessSampler)
+    sampler.begin()
+    assert sampler.reason == "its process ended with status 3; see the log"
     now_s = time.monotonic()
-    assert witness.take(now_s - 0.1, now_s) == ()
-    assert witness.reason == "its process ended with status 3; see the log"
-    witness.close()
+    assert sampler.take(now_s - 0.1, now_s) == ()
+    assert sampler.reason == "its process ended with status 3; see the log"
+    sampler.close()
 
 
 def test_a_process_that_is_killed_is_told_by_its_signal(site: Path) -> None:
-    witness = open_witness(open_meter("steady", 1), "steady", 0.005)
-    assert isinstance(witness, Sampler)
-    witness.begin()
-    os.kill(witness._process.pid, signal.SIGKILL)
-    witness._process.wait()
+    sampler = open_sampler(open_meter("steady", 1), "steady", 0.005)
+    assert isinstance(sampler, ProcessSampler)
+    sampler.begin()
+    os.kill(sampler._process.pid, signal.SIGKILL)
+    sampler._process.wait()
     now_s = time.monotonic()
-    assert witness.take(now_s - 0.1, now_s) == ()
-    assert witness.reason == "its process ended with signal 9; see the log"
-    witness.close()
+    assert sampler.take(now_s - 0.1, now_s) == ()
+    assert sampler.reason == "its process ended with signal 9; see the log"
+    sampler.close()
 
 
 def test_it_ends_when_its_parent_is_killed(site: Path) -> None:
     code = (
         "import time\n"
-        "from infergy.measure.timeline import open_witness\n"
+        "from infergy.measure.power_sampler import open_sampler\n"
         "from infergy.meters import open_meter\n"
-        "print(open_witness(open_meter('steady', 1), 'steady', 0.01)._process.pid, flush=True)\n"
+        "print(open_sampler(open_meter('steady', 1), 'steady', 0.01)._process.pid, flush=True)\n"
         "time.sleep(1000)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -187,19 +194,19 @@ def test_it_ends_when_its_parent_is_killed(site: Path) -> None:
 def test_where_nothing_can_be_seen_it_says_why(site: Path, gpu: SimulatedGpu) -> None:
     steady: Meter = open_meter("steady", 1)
     reasons = {
-        "not asked for: timeline_s is 0": open_witness(steady, "steady", 0.0),
-        "meter steady tells no power": open_witness(open_meter("dumb", 1), "dumb", 0.02),
+        "not asked for: timeline_s is 0": open_sampler(steady, "steady", 0.0),
+        "meter steady reports no power": open_sampler(open_meter("dumb", 1), "dumb", 0.02),
     }
     steady.clock = gpu
-    reasons["meter steady has a clock of its own, which another process does not see"] = open_witness(
+    reasons["meter steady has a clock of its own, which another process does not see"] = open_sampler(
         steady, "steady", 0.02
     )
-    for reason, witness in reasons.items():
-        assert isinstance(witness, Blind)
-        assert witness.reason == reason
-        assert witness.take(0.0, 1.0) == ()
-        witness.begin()
-        witness.close()
+    for reason, sampler in reasons.items():
+        assert isinstance(sampler, PowerSampler)
+        assert sampler.reason == reason
+        assert sampler.take(0.0, 1.0) == ()
+        sampler.begin()
+        sampler.close()
 
 
 @pytest.fixture
@@ -208,14 +215,14 @@ def gpu() -> SimulatedGpu:
 
 
 def test_a_simulated_sensor_shows_what_it_showed_at_each_look() -> None:
-    sensors = Sensors(power_period_s=0.1, power_delay_s=0.05, power_gain=1.1)
+    sensors = Sensors(power=PowerSensor(period_s=0.1, delay_s=0.05, gain=1.1))
     gpu = SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=100.0, phase_s=0.0, sensors=sensors)
-    witness = SimulatedWitness(SimulatedMeter(gpu), 0.02)
-    witness.begin()
+    sampler = SimulatedSampler(SimulatedMeter(gpu), 0.02)
+    sampler.begin()
     gpu.sleep(1.0)
     gpu.advance(2.0, 600.0)
     gpu.sleep(1.0)
-    (found,) = witness.take(0.5, 4.0)
+    (found,) = sampler.take(0.5, 4.0)
     assert found.power_w == pytest.approx((110.0, 660.0, 110.0))
     # Changes show at the first look after the sensor's next period, 50 ms late.
     starts_s = [found.start_s + offset / 1000 for offset in found.offsets_ms[1:]]
@@ -260,7 +267,7 @@ def test_a_counter_that_loses_joules_shows_in_the_ratio_only(tmp_path: Path) -> 
     assert found < 0.95
 
 
-class SlowingWitness(SimulatedWitness):
+class SlowingSampler(SimulatedSampler):
     """Looks at power, and an engine that waits for its host takes `SLOWER_S` more a batch meanwhile."""
 
     is_looking = False
@@ -280,10 +287,10 @@ SLOWER_S = 0.3
 class SlowedSession(LoggedSession):
     """Work of 1.2 s at 500 W."""
 
-    def __init__(self, gpu: SimulatedGpu, witness: SlowingWitness) -> None:
+    def __init__(self, gpu: SimulatedGpu, sampler: SlowingSampler) -> None:
         super().__init__(gpu, [], seconds=1.2, power_w=500.0)
         self.asked: list[int] = []
-        self._witness = witness
+        self._witness = sampler
 
     def run(self, work: Work) -> Completion:
         self.asked.append(work.output_tokens[0])
@@ -294,11 +301,11 @@ class SlowedSession(LoggedSession):
 
 def watched_cell(gpu: SimulatedGpu, **changes: Any) -> tuple[Measurement, SlowedSession]:
     meter = SimulatedMeter(gpu)
-    witness = SlowingWitness(meter, 0.02)
-    session = SlowedSession(gpu, witness)
+    sampler = SlowingSampler(meter, 0.02)
+    session = SlowedSession(gpu, sampler)
     planned = replace(tiny_plan().cells[1], **changes)
     row = measure_cell(
-        session, meter, planned, MeasureOptions(), surroundings_of(gpu), measure_idle(meter, 1.0), (), witness
+        session, meter, planned, MeasureOptions(), surroundings_of(gpu), measure_idle(meter, 1.0), (), sampler
     )
     return row, session
 
@@ -331,12 +338,11 @@ def test_of_a_long_batch_only_the_begin_is_watched(
     assert row.watched.batches[0].output_tokens == output * long.load.batch
 
 
-class Looker:
-    """A witness that only knows whether it looks."""
-
-    reason: str | None = None
+class FlagSampler(PowerSampler):
+    """A sampler that only knows whether it looks."""
 
     def __init__(self) -> None:
+        super().__init__(None)
         self.is_looking = False
 
     def begin(self) -> None:
@@ -349,15 +355,12 @@ class Looker:
     def stop(self) -> None:
         self.is_looking = False
 
-    def close(self) -> None:
-        pass
-
 
 def test_nobody_looks_into_other_windows_after_the_watched_one_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    looker = Looker()
+    sampler = FlagSampler()
 
     def fail(*_: object) -> None:
-        assert looker.is_looking
+        assert sampler.is_looking
         raise MeterError("the counter went backwards")
 
     monkeypatch.setattr(cell, "_measure_window", fail)
@@ -365,5 +368,5 @@ def test_nobody_looks_into_other_windows_after_the_watched_one_has_failed(monkey
     work = Work(prompts=((1, 2),), output_tokens=(4,), arrival_s=(0.0,))
     nobody: Any = None
     with pytest.raises(MeterError):
-        cell._watch(nobody, nobody, planned, work, MeasureOptions(), nobody, looker, is_watched=False)
-    assert not looker.is_looking
+        cell._watch(nobody, nobody, planned, work, MeasureOptions(), nobody, sampler, is_watched=False)
+    assert not sampler.is_looking

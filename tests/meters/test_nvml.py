@@ -32,12 +32,12 @@ def test_cuda_visible_devices_is_honoured_in_its_order(visible: str | None, expe
 
 
 @pytest.mark.parametrize("visible", ["7", "GPU-", "GPU-zz", "one"])
-def test_an_entry_that_names_no_gpu_is_refused_with_those_there_are(visible: str) -> None:
+def test_an_entry_that_names_no_gpu_is_rejected_with_those_there_are(visible: str) -> None:
     with raises("bad-value", option="CUDA_VISIBLE_DEVICES", value=visible):
         visible_uuids(UUIDS, {"CUDA_VISIBLE_DEVICES": visible})
 
 
-def test_a_mig_slice_is_refused_because_its_energy_cannot_be_told_apart() -> None:
+def test_a_mig_slice_is_rejected_because_its_energy_cannot_be_separated() -> None:
     with raises("mig", gpu="MIG-1234"):
         visible_uuids(UUIDS, {"CUDA_VISIBLE_DEVICES": "MIG-1234"})
 

@@ -123,7 +123,7 @@ def test_exactly_the_first_gpus_that_the_engine_sees_are_counted(
         ("0,MIG-1", "mig", {"gpu": "MIG-1"}),
     ],
 )
-def test_what_cuda_would_see_otherwise_is_refused(
+def test_what_cuda_would_see_otherwise_is_rejected(
     nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch, visible: str, code: str, fields: dict[str, object]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -132,7 +132,9 @@ def test_what_cuda_would_see_otherwise_is_refused(
     assert nvml.started == 0
 
 
-def test_a_board_cut_into_slices_is_refused_and_others_are_not(nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_board_cut_into_slices_is_rejected_and_others_are_not(
+    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvml.mig = {"GPU-bbbb-2"}
     with raises("mig", gpu="GPU-bbbb-2"):
         NvmlMeter.open(2)
@@ -163,7 +165,7 @@ def test_a_lost_gpu_is_named_and_those_that_do_not_need_it_are_metered(
     assert [gpu.uuid for gpu in NvmlMeter.open(2).gpus] == ["GPU-cccc-3", "GPU-cddd-4"]
 
 
-def test_power_that_one_gpu_does_not_tell_is_none_and_that_of_the_others_stands(nvml: NodeNvml) -> None:
+def test_power_that_one_gpu_does_not_report_is_none_and_that_of_the_others_stands(nvml: NodeNvml) -> None:
     nvml.mute = {"GPU-aaaa-1"}
     meter = open_meter(nvml, 2)
     assert [state.power_w for state in meter.states()] == [None, 210.0]

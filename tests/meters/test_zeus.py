@@ -140,7 +140,7 @@ def test_a_counter_that_falls_is_an_error_and_never_a_negative_joule(zeus: Any) 
         meter.read()
 
 
-def test_what_is_missing_is_told_with_what_to_do(zeus: Any, tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_with_what_to_do(zeus: Any, tmp_path: Path) -> None:
     with raises("gpu-missing", wanted=3, found=2):
         open_meter("zeus-gpu", 3)
     zeus.has_counter = False

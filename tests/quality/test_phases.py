@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infergy.engines.simulated import SimulatedEngine
+from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.hardware import get_gpu, get_model, model_config
-from infergy.hardware.simulated import SimulatedGpu
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
-from infergy.measure.predict import forecast_load
-from infergy.meters.simulated import SimulatedMeter
+from infergy.measure.planner import Planner
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
 from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
 from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
@@ -357,17 +356,12 @@ def test_the_shipped_table_is_explained_and_agrees_with_what_its_hardware_should
     assert setup.fit.median_residual < 0.015
     assert abs(setup.fit.worst_residual) < 0.07
     assert setup.fit.flags == ()
+    planner = Planner(EngineSetup(engine="vllm", model="llama-3.1-8b"), get_model("llama-3.1-8b"), get_gpu("h200"))
     for cell in setup.cells:
         if cell.batch < 8:
             continue
         whole_j, prefill_j = (
-            forecast_load(
-                EngineSetup(engine="vllm", model="llama-3.1-8b"),
-                get_model("llama-3.1-8b"),
-                get_gpu("h200"),
-                Load(input_tokens=cell.input_tokens, output_tokens=output, batch=cell.batch),
-            ).batch_j
-            for output in (cell.output_tokens, 1)
+            planner.forecast([(cell.input_tokens, output)] * cell.batch).batch_j for output in (cell.output_tokens, 1)
         )
         assert cell.fit is not None
         assert cell.fit.prefill.value_j == pytest.approx(prefill_j, rel=0.12 if cell.input_tokens < 64 else 0.07)

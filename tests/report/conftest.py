@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from infergy.report.build import Report, build_report, shipped_evidence
-from infergy.report.claims import Compared, compare_claims
+from infergy.report import claims
+from infergy.report.claims import Compared
+from infergy.report.page import Report, build_report
 
 
 @pytest.fixture(scope="session")
@@ -15,4 +16,4 @@ def paper() -> Report:
 
 @pytest.fixture(scope="session")
 def shipped_claims() -> tuple[Compared, ...]:
-    return compare_claims(shipped_evidence())
+    return claims.shipped_claims()

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from infergy.records.store import create_store
-from infergy.report.build import Report, build_report
-from infergy.report.page import PAGE, write_report
+from infergy.report.page import PAGE, Report, build_report, write_report
 from report.test_report import HOSTILE, sweep
 from waiting import PATIENCE_S
 

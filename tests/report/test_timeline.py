@@ -15,7 +15,7 @@ from infergy.cli import app
 from infergy.measure.sweep import sweep
 from infergy.records import Measurement
 from infergy.records.store import read_store
-from infergy.report.timeline import draw_chart, draw_text, picture
+from infergy.report.power_chart import draw_chart, draw_text, picture
 from measure.test_measure import SRC, tiny_plan
 from raising import raises
 from rows import build_row

@@ -54,7 +54,7 @@ SCHEMAS = {
     "recommendation": "estimates.recommend RECOMMENDATION_SCHEMA Recommendation",
     "replay": "estimates.replay REPLAY_SCHEMA Replay",
     "studies": "measure.studies STUDIES_SCHEMA StudyList",
-    "timeline": "report.timeline TIMELINE_SCHEMA Picture",
+    "timeline": "report.power_chart TIMELINE_SCHEMA Picture",
     "trace": "workload.summary TRACE_SCHEMA TraceSummary",
     "waterfall": "estimates.breakdown WATERFALL_SCHEMA Breakdown",
     "window": "measure.block BLOCK_SCHEMA BlockEnergy",

@@ -53,11 +53,11 @@ def timeline(
         save_picture(lambda: _draw(row, window), output)
         typer.echo(f"{output}: {row.cell}, window {window} of {len(row.seen_windows)}", err=True)
     if as_json:
-        from infergy.report.timeline import picture
+        from infergy.report.power_chart import picture
 
         print_json([picture(row, window)])
     elif output is None:
-        from infergy.report.timeline import draw_text
+        from infergy.report.power_chart import draw_text
 
         typer.echo(draw_text(row, window))
 
@@ -76,7 +76,7 @@ def _choose(rows: tuple[Measurement, ...], cell: str | None, file: Path) -> Meas
 
 
 def _draw(row: Measurement, window: int) -> Any:
-    from infergy.report.timeline import draw_chart
+    from infergy.report.power_chart import draw_chart
 
     return draw_chart(row, window)
 
@@ -223,8 +223,7 @@ def report(
         raise UsageError(message, code="bad-usage")
     try:
         from infergy.measure.studies import study_cells
-        from infergy.report.build import build_report
-        from infergy.report.page import write_report
+        from infergy.report.page import build_report, write_report
 
         built = build_report(
             [] if sources == [PAPER] else [Path(source) for source in sources],

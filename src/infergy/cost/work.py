@@ -110,7 +110,7 @@ def server_work(
     state_flops = 0 if shape.mamba is None else shape.mamba.layers * shape.mamba.token_flops
     return ServerWork(
         dtype=dtype,
-        scaled_in_blocks=dtype == "fp8" and shape.scaled_in_blocks,
+        scaled_in_blocks=dtype == "fp8" and shape.checkpoint.scaled_in_blocks,
         gpus=gpus,
         weight_bytes=shape.step_weight_bytes(0, dtype) * (gpus if replicated else 1),
         token_flops=2.0 * shape.matmul_parameters + state_flops,
@@ -132,13 +132,13 @@ def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
     copies = max(1.0, gpus / (1 if attention.latent is not None else attention.kv_heads))
     value = attention.cached_values * cache_bytes(dtype) * copies
     windowed = attention.window_layers if attention.window_tokens is not None else 0
-    full = shape.attending_layers - windowed
+    full = shape.attention_layers - windowed
     pair = attention.pair_flops(absorbed=True)
     return AttentionWork(
         read_bytes=full * value,
         window_read_bytes=windowed * value,
         window_tokens=float("inf") if attention.window_tokens is None else float(attention.window_tokens),
-        write_bytes=shape.attending_layers * value,
+        write_bytes=shape.attention_layers * value,
         state_bytes=2.0 * shape.state_bytes,
         pair_flops=full * pair,
         window_pair_flops=windowed * pair,

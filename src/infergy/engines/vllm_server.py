@@ -13,29 +13,28 @@ import asyncio
 import gc
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from infergy.engines.protocol import GPU_UUIDS, Completion, EngineOutOfMemoryError, Work, tell_gpu
-from infergy.engines.vllm_options import choose_by, join_uuids, resolved_options
+from infergy.engines.engine import GPU_UUIDS, Completion, Work, gpu_uuid_of
+from infergy.engines.vllm_options import FORCED, failed, join_uuids, not_loaded, resolved_options, sampling_options
 from infergy.engines.weights import LAWS, draw_weights
-from infergy.errors import EngineError
 from infergy.records import SERVER, EngineSetup
 from infergy.records.latency import EngineCounts, EngineTimes
 
 T = TypeVar("T")
 MICROSECOND_DIGITS = 6
 ALIVE_S = 1.0
-"""How often a call that has not been answered looks whether the engine still lives."""
+"""How often a pending call checks that the engine is still alive."""
 
 
 class StepCounts:
     """Sums what vLLM's scheduler reports of each step; one of the loggers of `AsyncLLM`'s statistics.
 
-    Its own loggers stay: they are a part of what a server does.
+    Its own loggers stay: they are part of a server's work.
     """
 
     def __init__(self) -> None:
@@ -57,7 +56,7 @@ class StepCounts:
             self._preemptions += iteration_stats.num_preempted_reqs
 
     def total(self, cached_tokens: int) -> EngineCounts:
-        """What was counted since `reset`."""
+        """The counts since `reset`."""
         return EngineCounts(
             steps=self._steps,
             preemptions=self._preemptions,
@@ -79,7 +78,7 @@ class StepCounts:
 
 @dataclass(slots=True)
 class _Answer:
-    """What came back of one request; instants by `time.monotonic`, 0 until known."""
+    """The answer to one request; instants by `time.monotonic`, 0 until known."""
 
     submitted: float = 0.0
     first_token: float = 0.0
@@ -100,7 +99,12 @@ def open_server(setup: EngineSetup, options: Mapping[str, Any], seed: int) -> Vl
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    loop = _new_loop()
+    try:
+        import uvloop
+
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    except ImportError:
+        loop = asyncio.new_event_loop()
     counts = StepCounts()
 
     async def start() -> Any:
@@ -118,19 +122,8 @@ def open_server(setup: EngineSetup, options: Mapping[str, Any], seed: int) -> Vl
         engine = loop.run_until_complete(start())
     except (RuntimeError, ValueError, OSError) as error:
         loop.close()
-        message = f"vLLM could not load {setup.model}: {error}"
-        raise EngineError(message, code="load-failed", engine="vllm", model=setup.model, reason=str(error)) from error
+        raise not_loaded(setup, error) from error
     return VllmServerSession(engine, loop, counts)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of vLLM's server: uvloop's, where that is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
 
 
 class VllmServerSession:
@@ -149,21 +142,15 @@ class VllmServerSession:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         called_s = time.monotonic()
-        common = choose_by(work.decoding) | {"ignore_eos": True, "detokenize": False}
-        parameters = [
-            SamplingParams(**common, max_tokens=count, output_kind=RequestOutputKind.DELTA)
-            for count in work.output_tokens
-        ]
+        common = {**sampling_options(work.decoding), **FORCED, "output_kind": RequestOutputKind.DELTA}
+        parameters = [SamplingParams(**common, max_tokens=count) for count in work.output_tokens]
         prompts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in work.prompts]
         requests = list(zip(prompts, parameters, strict=True))
         answers = [_Answer() for _ in requests]
         try:
-            begun_s = self._do(lambda: self._serve(requests, work.arrival_s, answers))
+            begun_s = self._loop.run_until_complete(self._serve(requests, work.arrival_s, answers))
         except (RuntimeError, ValueError, EngineDeadError, EngineGenerateError) as error:
-            if "out of memory" in str(error).lower():
-                raise EngineOutOfMemoryError(str(error).split("\n")[0], is_usable=False) from error
-            message = f"vLLM failed: {type(error).__name__}: {error}"
-            raise EngineError(message, code="engine-failed", engine="vllm", reason=str(error)) from error
+            raise failed(error) from error
         arrived_s = [begun_s + after_s for after_s in work.arrival_s]
         return Completion(
             input_tokens=tuple(answer.input_tokens for answer in answers),
@@ -180,22 +167,21 @@ class VllmServerSession:
     ) -> float:
         """Serve until all are finished; returns when the run began, by `time.monotonic`."""
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
-            # Prompts are drawn from one seed: what an earlier run left in the cache would be found again.
+            # Prompts are drawn from one seed: the cache would still hold those of an earlier run.
             await _alive(self._engine, self._engine.reset_prefix_cache())
-        order = sorted(range(len(requests)), key=lambda place: arrival_s[place])
-        # As a server does after loading; else Python looks through all prompts again and again.
+        order = sorted(range(len(requests)), key=lambda index: arrival_s[index])
+        # As a server does after loading; else Python traverses all prompts again and again.
         gc.collect()
         gc.freeze()
         self._counts.reset()
         begun_s = time.monotonic()
         try:
             async with asyncio.TaskGroup() as tasks:
-                for place in order:
+                for index in order:
                     # uvloop counts in whole milliseconds, and may wake up to one early.
-                    while (wait_s := begun_s + arrival_s[place] - time.monotonic()) > 0:
+                    while (wait_s := begun_s + arrival_s[index] - time.monotonic()) > 0:
                         await asyncio.sleep(wait_s)
-                    prompt, parameters = requests[place]
-                    tasks.create_task(self._stream(prompt, parameters, answers[place]))
+                    tasks.create_task(self._stream(*requests[index], answers[index]))
         except ExceptionGroup as group:
             # Once the engine has died all requests fail alike.
             raise group.exceptions[0] from group
@@ -226,13 +212,13 @@ class VllmServerSession:
         }
 
     def gpu_uuids(self) -> str | None:
-        """The GPU of each worker, in the order of their ranks; None unless all of them tell."""
-        workers: list[str | None] = []
+        """The GPU of each worker, in the order of their ranks; None unless all are known."""
+        uuids: list[str | None] = []
         with suppress(Exception):
-            # What workers raise comes as a bare Exception; a vLLM that does not answer measures all the same.
-            call = self._engine.collective_rpc("apply_model", args=(tell_gpu,))
-            workers = self._do(lambda: _alive(self._engine, call))
-        return join_uuids(workers)
+            # Errors of workers come as a bare Exception; a vLLM that does not answer can be measured all the same.
+            call = self._engine.collective_rpc("apply_model", args=(gpu_uuid_of,))
+            uuids = self._loop.run_until_complete(_alive(self._engine, call))
+        return join_uuids(uuids)
 
     def close(self) -> None:
         """Stop vLLM's processes."""
@@ -241,25 +227,17 @@ class VllmServerSession:
         engine, self._engine = self._engine, None
         engine.shutdown()
         # The front end's own tasks end by being cancelled, which needs the loop once more.
-        self._do(_cancel_others)
+        self._loop.run_until_complete(_cancel_others())
         self._loop.close()
-
-    def _do(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine, and with it the front end, until it ends."""
-        return self._loop.run_until_complete(start())
 
 
 async def _alive(engine: Any, call: Coroutine[Any, Any, T]) -> T:
-    """The result of a call to the engine's process; vLLM's own would wait for ever for one that has died.
-
-    Raises:
-        RuntimeError: It has died.
-    """
+    """The result of a call to the engine's process; vLLM's own would wait for ever for one that has died."""
     task = asyncio.ensure_future(call)
     while not (await asyncio.wait({task}, timeout=ALIVE_S))[0]:
         if engine.errored:
             task.cancel()
-            raise RuntimeError("the engine's process has died; its words stand in the log")
+            raise RuntimeError("the engine's process has died; its log says why")
     return task.result()
 
 
@@ -278,21 +256,17 @@ def _since(arrived_s: list[float], instants: list[float]) -> tuple[float, ...]:
 
 def _engine_times(arrived_s: list[float], answers: list[_Answer]) -> EngineTimes | None:
     """The engine's stamps; None unless each request has them all, in their order and of the client's clock."""
-    stamps = [answer.stamps for answer in answers]
     names = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
     try:
-        queued, scheduled, first, last = ([float(getattr(stamp, name)) for stamp in stamps] for name in names)
+        stamps = [[float(getattr(answer.stamps, name)) for name in names] for answer in answers]
     except AttributeError:
         return None
-    submitted = [answer.submitted for answer in answers]
-    seen = [answer.last_token for answer in answers]
-    stages = zip(submitted, queued, scheduled, first, last, seen, strict=True)
-    if not all(instants == tuple(sorted(instants)) for instants in stages):
+    stages = [[a.submitted, *stamp, a.last_token] for a, stamp in zip(answers, stamps, strict=True)]
+    if not all(instants == sorted(instants) for instants in stages):
         return None
+    submitted, queued, scheduled, first, last, _ = (
+        _since(arrived_s, list(column)) for column in zip(*stages, strict=True)
+    )
     return EngineTimes(
-        submitted_s=_since(arrived_s, submitted),
-        queued_s=_since(arrived_s, queued),
-        scheduled_s=_since(arrived_s, scheduled),
-        first_token_s=_since(arrived_s, first),
-        finished_s=_since(arrived_s, last),
+        submitted_s=submitted, queued_s=queued, scheduled_s=scheduled, first_token_s=first, finished_s=last
     )

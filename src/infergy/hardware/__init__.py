@@ -1,6 +1,6 @@
 """What inference runs on: GPUs by their datasheets, models by their shapes. Standard library only."""
 
-from infergy.hardware.by_hand import BY_HAND
+from infergy.hardware.configs import BY_HAND, read_shape
 from infergy.hardware.gpus import (
     SIMULATED_PREFIX,
     Gpu,
@@ -10,11 +10,10 @@ from infergy.hardware.gpus import (
     get_gpu,
     gpu_names,
 )
-from infergy.hardware.layers import AttentionShape, ExpertShape, LatentAttention
-from infergy.hardware.mamba import MambaShape
+from infergy.hardware.layers import AttentionShape, ExpertShape, LatentAttention, MambaShape, MlpShape
 from infergy.hardware.memory import BatchLimit, largest_batch
 from infergy.hardware.models import canonical_name, get_model, model_config, model_names, shape_of_id
-from infergy.hardware.shape import DTYPE_BYTES, ModelShape
+from infergy.hardware.shape import DTYPE_BYTES, Checkpoint, ModelShape
 
 __all__ = [
     "BY_HAND",
@@ -22,11 +21,13 @@ __all__ = [
     "SIMULATED_PREFIX",
     "AttentionShape",
     "BatchLimit",
+    "Checkpoint",
     "ExpertShape",
     "Gpu",
     "LatentAttention",
     "Link",
     "MambaShape",
+    "MlpShape",
     "ModelShape",
     "canonical_name",
     "catalogue_name",
@@ -37,5 +38,6 @@ __all__ = [
     "largest_batch",
     "model_config",
     "model_names",
+    "read_shape",
     "shape_of_id",
 ]

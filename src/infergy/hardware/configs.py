@@ -1,8 +1,23 @@
-"""Reads the shape of a model from its Hugging Face `config.json`, one reader a family. Standard library only.
+"""Reads the shape of a model from its `config.json`, by `model_type`, or from plain numbers. Standard library only.
 
-A key that a family's published configurations always carry must be there; a key that they leave out takes the default
-of the family's configuration class in transformers (5.x), named beside it. Nothing else is guessed. What no reader
-knows can be told by hand (`infergy.hardware.by_hand`).
+A multimodal model is its text model, with its encoders' parameters added: they are loaded, but idle for text;
+docstrings name the class in transformers (5.x) that each count follows. What no reader knows can be described by hand
+(docs/models.md):
+
+    layers = 32
+    hidden = 4096
+    heads = 32
+    kv_heads = 8            # default: as many as heads
+    head_dim = 128          # default: hidden / heads
+    intermediate = 14336    # 0: no layer has a dense MLP
+    vocabulary = 128256
+
+    [experts]               # left out: a dense model
+    count = 128
+    per_token = 8
+    intermediate = 768
+
+Norms and biases have no keys there (below 0.1 % of the parameters): each layer is taken to have two norms.
 """
 
 from __future__ import annotations
@@ -12,72 +27,268 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import families, multimodal
-from infergy.hardware.by_hand import is_by_hand, read_by_hand
-from infergy.hardware.config_keys import Config
-from infergy.hardware.shape import ModelShape
+from infergy.hardware.layers import AttentionShape, ExpertShape, MambaShape, MlpShape
+from infergy.hardware.shape import Checkpoint, ModelShape
+from infergy.hardware.text_models import TEXT_MODELS, Config, Reader
 
-HOW_BY_HAND = "Or give its numbers by hand in a small TOML file: docs/models.md"
+BY_HAND_HINT = "Or give its numbers by hand in a small TOML file: docs/models.md"
+BY_HAND = "by hand"
+"""The architecture of such a model."""
+
+REQUIRED = {
+    "": ("layers", "hidden", "heads", "intermediate", "vocabulary"),
+    "experts": ("count", "per_token", "intermediate"),
+    "mamba": ("layers", "heads", "head_dim", "state", "groups"),
+}
+"""Keys of the file ("") and of its tables that must be there."""
+
+OPTIONAL = {
+    "": (
+        *("kv_heads", "head_dim", "tied", "gated", "attention_layers", "mlp_layers", "window_tokens", "window_layers"),
+        *("experts", "mamba"),
+    ),
+    "experts": ("shared_intermediate", "layers", "gated"),
+    "mamba": ("kernel",),
+}
+FLAGS = frozenset({"tied", "gated"})
+MAY_BE_ZERO = frozenset({"intermediate", "shared_intermediate", "mlp_layers", "window_layers"})
+
+RADIO_H = {"width": 1280, "layers": 32, "inner": 5120}
+"""ViT-H of C-RADIOv2-H (arXiv 2412.07679), whose dimensions are not in the configuration."""
 
 
 def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
-    """The shape that `config` describes: a Hugging Face configuration, or numbers by hand.
+    """The shape that `config` describes, a Hugging Face configuration or numbers by hand; `name` is for messages.
 
     Raises:
         UsageError: Its `model_type` is not known.
-        DataError: A key is missing or has no usable value.
+        DataError: A key is missing or has an invalid value.
     """
-    if is_by_hand(config):
-        return read_by_hand(config, name=name)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise DataError.missing_field(name, ["model_type"], HOW_BY_HAND)
-    if model_type not in READERS:
-        raise UsageError.unknown(
-            f"architecture (model_type of {name})",
-            model_type,
-            READERS,
-            HOW_BY_HAND,
-            code="unknown-architecture",
-            place=name,
-            key="model_type",
-        )
-    shape = READERS[model_type](Config(data=config, name=name))
-    return dataclasses.replace(shape, scaled_in_blocks=True) if _is_scaled_in_blocks(config) else shape
-
-
-def _is_scaled_in_blocks(config: Mapping[str, Any]) -> bool:
+    # Configurations of the hub have a `model_type`.
+    if "model_type" not in config and "layers" in config:
+        return _read_by_hand(config, name)
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise DataError.missing_field(name, ["model_type"], BY_HAND_HINT)
+    if kind not in READERS:
+        what = f"architecture (model_type of {name})"
+        fields = {"place": name, "key": "model_type"}
+        raise UsageError.unknown(what, kind, READERS, BY_HAND_HINT, code="unknown-architecture", **fields)
+    shape = READERS[kind](Config(data=config, name=name))
     quantization = config.get("quantization_config")
-    return isinstance(quantization, Mapping) and bool(quantization.get("weight_block_size"))
+    if isinstance(quantization, Mapping) and quantization.get("weight_block_size"):
+        shape = with_checkpoint(shape, scaled_in_blocks=True)
+    return shape
 
 
-READERS: Mapping[str, Callable[[Config], ModelShape]] = {
-    "NemotronH_Nano_VL_V2": multimodal.read_nemotron_vl,
-    "deepseek_v3": families.read_deepseek_v3,
-    "gemma3": multimodal.read_gemma3,
-    "gemma3_text": families.read_gemma3_text,
-    "glm4_moe": families.read_glm4_moe,
-    "gpt_oss": families.read_gpt_oss,
-    "kimi_k2": families.read_deepseek_v3,
-    "llama": families.read_llama,
-    "llama4": multimodal.read_llama4,
-    "llama4_text": families.read_llama4_text,
-    "mistral": families.read_mistral,
-    "mistral3": multimodal.read_mistral3,
-    "mixtral": families.read_mixtral,
-    "nemotron_h": families.read_nemotron_h,
-    "olmo": families.read_olmo,
-    "olmo2": families.read_olmo2,
-    "olmoe": families.read_olmoe,
-    "phi": families.read_phi,
-    "phi3": families.read_phi3,
-    "qwen2": families.read_qwen2,
-    "qwen3": families.read_qwen3,
-    "qwen3_moe": families.read_qwen3_moe,
-    "qwen3_omni_moe": multimodal.read_qwen3_omni_moe,
-    "qwen3_vl": multimodal.read_qwen3_vl,
-    "qwen3_vl_moe": multimodal.read_qwen3_vl_moe,
-    "qwen3_vl_moe_text": families.read_qwen3_moe,
-    "qwen3_vl_text": families.read_qwen3,
+def with_checkpoint(shape: ModelShape, **changes: Any) -> ModelShape:
+    """`shape` with other fields of its checkpoint."""
+    return dataclasses.replace(shape, checkpoint=dataclasses.replace(shape.checkpoint, **changes))
+
+
+def _multimodal(text_model: str, text_key: str = "text_config", **encoders: Callable[[Config, int], int]) -> Reader:
+    """A reader of the text model under `text_key`; each of `encoders` counts the part of its name, if there is one."""
+
+    def read(config: Config) -> ModelShape:
+        shape = TEXT_MODELS[text_model](config.required_part(text_key))
+        parts = ((count, config.part(key)) for key, count in encoders.items())
+        return with_checkpoint(
+            # Qwen has it outside of the text's configuration.
+            dataclasses.replace(shape, name=config.name, tied=config.flag("tie_word_embeddings", shape.tied)),
+            architecture=str(config.data.get("model_type")),
+            encoder_parameters=sum(count(part, shape.hidden) for count, part in parts if part is not None),
+            dtype=config.checkpoint_dtype or shape.checkpoint.dtype,
+        )
+
+    return read
+
+
+def _read_qwen3_omni_moe(config: Config) -> ModelShape:
+    """Qwen3OmniMoeThinkerForConditionalGeneration, which writes text: of Qwen3-Omni, vLLM loads the thinker only."""
+    thinker = config.required_part("thinker_config")
+    read = _multimodal("qwen3_moe", vision_config=_qwen3_vision, audio_config=_qwen3_audio)
+    shape = read(thinker)
+    dtype = config.checkpoint_dtype or shape.checkpoint.dtype
+    shape = with_checkpoint(shape, architecture="qwen3_omni_moe", dtype=dtype)
+    return dataclasses.replace(shape, name=config.name)
+
+
+def _read_nemotron_vl(config: Config) -> ModelShape:
+    """NVIDIA Nemotron Nano v2 VL: Nemotron-H with C-RADIOv2-H and a projector of two matrices."""
+    shape = _multimodal("nemotron_h", "llm_config")(config)
+    width = RADIO_H["width"]
+    encoder = RADIO_H["layers"] * _block(width, RADIO_H["inner"])
+    # Patches without a bias, and one position for each of the largest picture's.
+    patch = config.integer("patch_size")
+    positions = (config.required_part("vision_config").integer("max_resolution", 2048) // patch) ** 2
+    encoder += width * 3 * patch**2 + width * positions
+    merged, between = width * 4, config.integer("projector_hidden_size")
+    projector = merged + merged * between + between * shape.hidden
+    return with_checkpoint(shape, encoder_parameters=encoder + projector)
+
+
+def _block(width: int, inner: int) -> int:
+    """A transformer layer with biases: four projections, an MLP without a gate, two LayerNorms."""
+    return 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+
+
+def _siglip(vision: Config, text_hidden: int) -> int:
+    """SiglipVisionModel without its pooling head, and Gemma 3's projector (one matrix, one norm)."""
+    hidden, patch = vision.integer("hidden_size"), vision.integer("patch_size")
+    embeddings = hidden * (3 * patch**2 + 1) + hidden * (vision.integer("image_size") // patch) ** 2
+    layers = vision.layers * _block(hidden, vision.integer("intermediate_size"))
+    return embeddings + layers + 2 * hidden + hidden * text_hidden + hidden
+
+
+def _llama4_vision(vision: Config, text_hidden: int) -> int:
+    """Llama4VisionModel (patches, class and positions; two more norms; adapter) and Llama4MultiModalProjector."""
+    hidden, inner = vision.integer("hidden_size"), vision.integer("intermediate_size")
+    patch = vision.integer("patch_size")
+    embeddings = hidden * (3 * patch**2 + 1 + (vision.integer("image_size") // patch) ** 2 + 1) + 4 * hidden
+    adapter = inner * vision.integer("projector_input_dim") + vision.integer("projector_output_dim") ** 2
+    projector = vision.integer("vision_output_dim") * text_hidden
+    return embeddings + vision.layers * _block(hidden, inner) + adapter + projector
+
+
+def _pixtral(vision: Config, text_hidden: int) -> int:
+    """PixtralVisionModel (no biases, gated MLPs) and Mistral3MultiModalProjector, which merges 2 × 2 patches."""
+    hidden, inner = vision.integer("hidden_size"), vision.integer("intermediate_size")
+    layer = 4 * hidden**2 + 3 * hidden * inner + 2 * hidden
+    patches = hidden * 3 * vision.integer("patch_size") ** 2 + hidden
+    projector = hidden + 4 * hidden**2 + hidden * text_hidden + text_hidden**2
+    return patches + vision.layers * layer + projector
+
+
+def _qwen3_vision(vision: Config, text_hidden: int) -> int:
+    """Qwen3VLVisionModel: patches of two frames, positions, and four mergers of 2 × 2 patches (three are DeepStack's).
+
+    Qwen3VLVisionConfig: 2304 positions; DeepStack after three layers.
+    """
+    hidden, patch = vision.integer("hidden_size"), vision.integer("patch_size")
+    merged = hidden * vision.integer("spatial_merge_size") ** 2
+    embeddings = hidden * (3 * vision.integer("temporal_patch_size") * patch**2 + 1)
+    embeddings += hidden * vision.integer("num_position_embeddings", 2304)
+    merger = merged**2 + merged + merged * text_hidden + text_hidden
+    deepstack = vision.listed("deepstack_visual_indexes", (8, 16, 24))
+    layers = vision.integer("depth") * _block(hidden, vision.integer("intermediate_size"))
+    return embeddings + layers + (merger + 2 * hidden) + len(deepstack) * (merger + 2 * merged)
+
+
+def _qwen3_audio(audio: Config, text_hidden: int) -> int:
+    """Qwen3OmniMoeAudioEncoder: three convolutions that halve, layers, and a projection."""
+    hidden, channels = audio.integer("d_model"), audio.integer("downsample_hidden_size")
+    bins = audio.integer("num_mel_bins")
+    for _ in range(3):
+        bins = (bins + 1) // 2
+    convolutions = channels * (9 + 1) + 2 * channels * (9 * channels + 1) + channels * bins * hidden
+    layers = audio.integer("encoder_layers") * _block(hidden, audio.integer("encoder_ffn_dim"))
+    return convolutions + layers + 2 * hidden + hidden * hidden + hidden + hidden * text_hidden + text_hidden
+
+
+def _read_by_hand(config: Mapping[str, Any], name: str) -> ModelShape:
+    own = _checked(config, "", name)
+    parts = {title: _checked(own[title], title, name) for title in ("experts", "mamba") if title in own}
+    layers, heads = own["layers"], own["heads"]
+    kv_heads = own.get("kv_heads", heads)
+    if heads % kv_heads:
+        raise DataError.bad_field(name, "kv_heads", kv_heads, f"a divisor of heads ({heads})")
+    if "head_dim" not in own and own["hidden"] % heads:
+        raise DataError.bad_field(name, "hidden", own["hidden"], f"a multiple of heads ({heads}), or head_dim")
+    head_dim = own.get("head_dim", own["hidden"] // heads)
+    experts = _experts(parts["experts"], layers) if "experts" in parts else None
+    shape = ModelShape(
+        name=name,
+        layers=layers,
+        hidden=own["hidden"],
+        vocabulary=own["vocabulary"],
+        tied=own.get("tied", False),
+        attention=AttentionShape(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=head_dim,
+            window_tokens=own.get("window_tokens"),
+            window_layers=own.get("window_layers", layers if "window_tokens" in own else 0),
+        ),
+        attention_layers=own.get("attention_layers", layers),
+        mlp=MlpShape(
+            intermediate=own["intermediate"],
+            layers=own.get("mlp_layers", layers - (experts.layers if experts else 0)),
+            gated=own.get("gated", True),
+        ),
+        experts=experts,
+        mamba=MambaShape(**parts["mamba"]) if "mamba" in parts else None,
+        other_parameters=(2 * layers + 1) * own["hidden"],
+        checkpoint=Checkpoint(architecture=BY_HAND),
+    )
+    _check_layers(shape, own)
+    return shape
+
+
+def _experts(table: dict[str, Any], layers: int) -> ExpertShape:
+    counts = {"experts": table.pop("count"), "experts_per_token": table.pop("per_token")}
+    return ExpertShape(**{"layers": layers} | table | counts)
+
+
+def _check_layers(shape: ModelShape, own: Mapping[str, Any]) -> None:
+    """Reject parts with more layers than the model, and tokens that visit more experts than there are."""
+    experts, window = shape.experts, shape.attention.window_layers
+    whole = f"layers ({shape.layers})"
+    limits = [
+        ("attention_layers", shape.attention_layers, shape.layers, whole),
+        ("mlp_layers", own.get("mlp_layers", 0), shape.layers, whole),
+        ("mamba.layers", shape.mamba.layers if shape.mamba else 0, shape.layers, whole),
+        ("experts.layers", experts.layers if experts else 0, shape.layers, whole),
+        ("window_layers", window, shape.attention_layers, f"the layers with attention ({shape.attention_layers})"),
+    ]
+    if experts is not None:
+        most = f"experts.count ({experts.experts})"
+        limits.append(("experts.per_token", experts.experts_per_token, experts.experts, most))
+    for key, value, limit, what in limits:
+        if value > limit:
+            raise DataError.bad_field(shape.name, key, value, f"at most {what}")
+    if shape.mamba is not None and "attention_layers" not in own:
+        raise DataError.missing_field(shape.name, ["attention_layers"], "which a table [mamba] needs")
+    if not shape.mlp.intermediate and shape.mlp.layers:
+        raise DataError.bad_field(shape.name, "intermediate", 0, "above 0, or mlp_layers = 0")
+
+
+def _checked(table: object, title: str, name: str) -> dict[str, Any]:
+    """The table `title`, each key known and valid, none missing."""
+    where = f"{name}: [{title}]" if title else name
+    if not isinstance(table, Mapping):
+        raise DataError.bad_field(where, title, str(table), "a table")
+    required = REQUIRED[title]
+    known = (*required, *OPTIONAL[title])
+    missing = [key for key in required if key not in table]
+    for key, value in table.items():
+        if key not in known:
+            raise DataError.unknown_field(where, str(key), known, "docs/models.md explains each")
+        if key not in REQUIRED and not missing:
+            _check_value(where, key, value)
+    if missing:
+        raise DataError.missing_field(where, missing, "whole numbers; docs/models.md explains each")
+    return dict(table)
+
+
+def _check_value(where: str, key: str, value: object) -> None:
+    if key in FLAGS:
+        if not isinstance(value, bool):
+            raise DataError.bad_field(where, key, value, "true or false")
+        return
+    least = 0 if key in MAY_BE_ZERO else 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DataError.bad_field(where, key, value, f"a whole number of at least {least}")
+
+
+READERS: Mapping[str, Reader] = {
+    **TEXT_MODELS,
+    "NemotronH_Nano_VL_V2": _read_nemotron_vl,
+    "gemma3": _multimodal("gemma3_text", vision_config=_siglip),
+    "llama4": _multimodal("llama4_text", vision_config=_llama4_vision),
+    "mistral3": _multimodal("mistral", vision_config=_pixtral),
+    "qwen3_omni_moe": _read_qwen3_omni_moe,
+    "qwen3_vl": _multimodal("qwen3", vision_config=_qwen3_vision),
+    "qwen3_vl_moe": _multimodal("qwen3_moe", vision_config=_qwen3_vision),
 }
 """By `model_type`."""

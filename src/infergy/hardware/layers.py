@@ -1,12 +1,15 @@
-"""Attention and experts of a layer: widths, and what they multiply and keep. Standard library only."""
+"""Kinds of layers: widths, and what follows from them: parameters, FLOPs, cached values. Standard library only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+CONVOLUTION_BYTES = 2.0
+"""Bytes of a value in a convolution's window, which vLLM keeps in the model's dtype (`mamba_cache_dtype` auto)."""
+
 
 def attended_tokens(first: int, last: int, window: int | None) -> int:
-    """Positions looked at by the tokens `first` to `last` (from 1) of a sequence: the sum of min(t, `window`)."""
+    """Positions seen by the tokens `first` to `last` (from 1) of a sequence: the sum of min(t, `window`)."""
     if last < first:
         return 0
     if window is None or last <= window:
@@ -17,7 +20,7 @@ def attended_tokens(first: int, last: int, window: int | None) -> int:
 
 
 def chunked_tokens(first: int, last: int, chunk: int) -> int:
-    """As `attended_tokens`, where each token sees its own chunk alone: the sum of (t − 1) mod `chunk` + 1."""
+    """As `attended_tokens`, where each token sees its own chunk only: the sum of (t − 1) mod `chunk` + 1."""
 
     def upto(token: int) -> int:
         whole, rest = divmod(token, chunk)
@@ -31,9 +34,9 @@ class LatentAttention:
     """Ranks of multi-head latent attention (MLA; DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
     Attributes:
-        query_rank: Width of the compressed query; None if queries are projected at once.
+        query_rank: Width of the compressed query; None if queries are not compressed.
         kv_rank: Width of the latent that is cached for keys and values together.
-        rope_dim: Width of the one rotary key shared by all heads, cached beside it.
+        rope_dim: Width of the rotary key shared by all heads, cached with the latent.
     """
 
     query_rank: int | None
@@ -43,20 +46,18 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """Attention of one layer; the same in every layer that has attention but for the window.
+    """Attention of one layer; the same in every layer that has attention except for the window.
 
     Attributes:
         heads: Query heads.
         kv_heads: Heads of keys and values (grouped-query attention); equal to `heads` under MLA.
         head_dim: Width of a query and of a key.
-        value_dim: Width of a value; `head_dim` but under MLA.
-        qkv_bias: Whether the projections of queries, keys and values have biases.
-        output_bias: Whether the output projection has one.
-        norm_parameters: Parameters of norms inside attention, a layer (on queries and keys, on MLA's latents).
+        value_dim: Width of a value; `head_dim` except under MLA.
+        norm_parameters: Parameters of norms inside attention, per layer (on queries and keys, on MLA's latents).
         sinks: Whether each head has a learned sink (gpt-oss).
         window_tokens: Tokens that a sliding-window layer sees, itself included; None without such layers.
         window_layers: How many layers have that window.
-        chunked: Whether that window is a chunk (Llama 4): it starts anew at each multiple of its length.
+        chunked: Whether the window is a chunk (Llama 4): it starts anew at each multiple of its length.
         latent: Ranks of MLA; None for ordinary attention.
     """
 
@@ -102,11 +103,11 @@ class AttentionShape:
 
     @property
     def cached_values(self) -> int:
-        """Values that one token leaves in a layer's KV cache: its keys and values, under MLA the latent."""
+        """Values that one token adds to a layer's KV cache: its keys and values, under MLA the latent."""
         return self.key_values if self.latent is None else self.latent.kv_rank + self.latent.rope_dim
 
     def pair_flops(self, *, absorbed: bool = False) -> int:
-        """FLOPs of one token looking at one position in one layer: scores, and the weighted sum of values.
+        """FLOPs of one token attending to one position in one layer: scores, and the weighted sum of values.
 
         `absorbed`: MLA on the cached latents themselves, as serving engines decode (arXiv 2405.04434, section 2.1.2).
         """
@@ -116,25 +117,43 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MlpShape:
+    """The dense MLP: its width, how many layers have one, whether it has a gate (three matrices) or not (two)."""
+
+    intermediate: int
+    layers: int
+    gated: bool = True
+    bias: bool = False
+
+    def matmul_parameters(self, hidden: int) -> int:
+        """Entries of a layer's matrices."""
+        return (3 if self.gated else 2) * hidden * self.intermediate
+
+    def other_parameters(self, hidden: int) -> int:
+        """Biases of a layer."""
+        return ((2 if self.gated else 1) * self.intermediate + hidden) * self.bias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertShape:
-    """A mixture of experts that stands in place of the MLP.
+    """A mixture of experts in place of the MLP.
 
     Attributes:
         experts: Routed experts of a layer.
         experts_per_token: How many of them a token visits.
         intermediate: Width inside one expert.
-        shared_intermediate: Width of the experts that every token visits, together; 0 without.
         layers: Layers that have experts; the others have the dense MLP.
+        shared_intermediate: Width of the experts that every token visits, together; 0 without.
         gated: Whether an expert has a gate (three matrices) or not (two).
         bias: Whether experts and router have biases (gpt-oss).
-        router_parameters: Of a layer's router beside its matrix: biases and corrections.
+        router_parameters: Of a layer's router besides its matrix: biases and corrections.
     """
 
     experts: int
     experts_per_token: int
     intermediate: int
-    shared_intermediate: int
     layers: int
+    shared_intermediate: int = 0
     gated: bool = True
     bias: bool = False
     router_parameters: int = 0
@@ -147,10 +166,85 @@ class ExpertShape:
         """All parameters of one expert."""
         return self.expert_matmul(hidden) + (2 * self.intermediate + hidden) * self.bias
 
-    def fixed_matmul(self, hidden: int) -> int:
+    def matmul_parameters(self, hidden: int) -> int:
         """Entries of what every token visits in a layer: the router and the shared experts."""
         return hidden * self.experts + (3 if self.gated else 2) * hidden * self.shared_intermediate
 
+    def other_parameters(self, _hidden: int) -> int:
+        """Biases and corrections of a layer's router."""
+        return self.router_parameters
+
     def expected_coverage(self, batch: int) -> float:
-        """Expected share of the experts that `batch` tokens visit: 1 − (1 − k/E)^B, were routing uniform."""
+        """Expected share of the experts that `batch` tokens visit under uniform routing: 1 − (1 − k/E)^B."""
         return float(1.0 - (1.0 - self.experts_per_token / self.experts) ** batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MambaShape:
+    """The Mamba-2 layers of a hybrid model.
+
+    Layout and names: Dao and Gu 2024, arXiv 2405.21060, section 7, as Nemotron-H builds it (arXiv 2504.03624):
+
+        hidden ─▶ in: gate, x, B, C, Δ ─▶ convolution over x, B, C ─▶ state ─▶ norm × gate ─▶ out ─▶ hidden
+
+    Attributes:
+        layers: How many layers are of this kind.
+        heads: Heads of the state.
+        head_dim: Width of a head.
+        state: Width of the state of each of a head's values.
+        groups: Groups that share B and C.
+        kernel: Tokens that the convolution sees, the current one included.
+        projection_bias: Whether the two projections have biases.
+        convolution_bias: Whether the convolution has one.
+        state_value_bytes: Bytes of a value of the state: 4 (float32) unless `mamba_ssm_cache_dtype` says otherwise
+            (NemotronHConfig; vLLM since pull request 39032 of April 2026, which before kept 16 bits by default).
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    state: int
+    groups: int
+    kernel: int = 4
+    projection_bias: bool = False
+    convolution_bias: bool = True
+    state_value_bytes: float = 4.0
+
+    @property
+    def inner(self) -> int:
+        """Width between the two projections."""
+        return self.heads * self.head_dim
+
+    @property
+    def convolved(self) -> int:
+        """Values of a token that pass the convolution: x, and B and C of each group."""
+        return self.inner + 2 * self.groups * self.state
+
+    def matmul_parameters(self, hidden: int) -> int:
+        """Entries of a layer's two projections."""
+        return hidden * (self.inner + self.convolved + self.heads) + self.inner * hidden
+
+    def other_parameters(self, hidden: int) -> int:
+        """A layer's convolution, its norm, A, D and the bias of Δ of each head, and biases."""
+        convolution = self.convolved * (self.kernel + self.convolution_bias)
+        bias = (self.inner + self.convolved + self.heads + hidden) * self.projection_bias
+        return convolution + self.inner + 3 * self.heads + bias
+
+    @property
+    def token_flops(self) -> int:
+        """FLOPs of one token in one layer besides its matrices.
+
+        Five per value of the state: h ← a·h + (Δx)·B takes three, y = C·h two (arXiv 2405.21060, section 2.1), and
+        two per tap of the convolution. A prefill in chunks does more (section 6): at Nemotron Nano v2's chunks of
+        128 tokens, a quarter more of what is 2 % of the layer.
+        """
+        return 5 * self.inner * self.state + 2 * self.kernel * self.convolved
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of state and convolution window of one request in all these layers, whatever its length.
+
+        A decode step reads and writes all of them.
+        """
+        window = (self.kernel - 1) * self.convolved * CONVOLUTION_BYTES
+        return self.layers * (self.inner * self.state * self.state_value_bytes + window)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infergy.errors import UsageError
-from infergy.hardware.draft import Draft
 from infergy.hardware.gpus import Gpu
+from infergy.hardware.models import Draft
 from infergy.hardware.shape import ModelShape, dtype_bytes
 from infergy.records import ENGINES
 from infergy.units import format_bytes
@@ -18,7 +18,7 @@ CHUNK_TOKENS = 16384
 """Tokens of one forward in vLLM: `max_num_batched_tokens` of its offline `LLM` class on GPUs of 70 GiB and more."""
 
 BLOCK_TOKENS = 16
-"""vLLM hands out KV cache in blocks of so many tokens."""
+"""Tokens in a block of vLLM's KV cache."""
 
 LOGIT_BYTES = 4.0
 """Logits of the last position are float32."""
@@ -26,7 +26,7 @@ LOGIT_BYTES = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimit:
-    """The largest batch, and what it follows from; bytes are of all GPUs of a tensor-parallel group together.
+    """The largest batch, and what limits it; bytes are of all GPUs of a tensor-parallel group together.
 
     Attributes:
         batch: Requests that fit at once; 0 if not one does.
@@ -46,14 +46,14 @@ class BatchLimit:
 
 
 def activation_values_per_token(shape: ModelShape) -> int:
-    """Values alive at once for one token inside a layer: an upper bound, for allocators leave gaps.
+    """Values alive at once for one token inside a layer: an upper bound, because allocators leave gaps.
 
     3 × hidden (residual, its normed copy, the layer's output) + queries, keys, values and attention's output
     + 3 × width of the MLP (gate, up, their product), or of all experts that a token visits.
     """
     attention = shape.attention
     heads = attention.heads * (attention.head_dim + attention.value_dim) + attention.key_values
-    inner = shape.intermediate
+    inner = shape.mlp.intermediate
     if shape.experts is not None:
         visited = shape.experts.experts_per_token * shape.experts.intermediate + shape.experts.shared_intermediate
         inner = max(inner, visited)
@@ -76,14 +76,13 @@ def largest_batch(
 ) -> BatchLimit:
     """How many requests of `input_tokens` in and `output_tokens` out fit at once.
 
-    vLLM prefills in chunks, so its activations do not grow with the batch; transformers sends the whole batch of
-    prompts through at once, and its cache grows by concatenation, one layer at a time in two copies (under MLA the
-    second holds expanded keys and values).
+    vLLM prefills in chunks, so its activations do not grow with the batch; transformers processes all prompts of the
+    batch at once, and its cache grows by concatenation, one layer at a time in two copies (under MLA the second holds
+    expanded keys and values). With tensor parallelism, KV heads fewer than GPUs (and MLA's latent) are replicated.
 
-    `engine` is ``transformers`` or ``vllm``; `dtype` that of weights, activations and KV cache; with `tensor_parallel`
-    GPUs, KV heads fewer than GPUs (and MLA's latent) are replicated; `memory_fraction` is the share of the memory that
-    the engine may use (vLLM's `gpu_memory_utilization`). A `draft` has weights and a KV cache of its own, and both
-    caches have slots for the tokens that are drafted past the last one (vLLM's look-ahead slots).
+    `dtype` is that of weights, activations and KV cache; `memory_fraction` the share of the memory that the engine may
+    use (vLLM's `gpu_memory_utilization`). A `draft` has weights and a KV cache of its own, and both caches have slots
+    for the tokens that are drafted past the last one (vLLM's look-ahead slots).
 
     Raises:
         UsageError: Engine or dtype is not known.
@@ -91,27 +90,25 @@ def largest_batch(
     if engine not in ENGINES:
         raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
     memory = gpu.memory_bytes * memory_fraction * tensor_parallel
-    weights = shape.weight_bytes(dtype)
+    weights = shape.weight_bytes(dtype) + (0.0 if draft is None else draft.shape.weight_bytes(dtype))
     fixed = weights + RESERVE_BYTES * tensor_parallel
     tokens = input_tokens + output_tokens + (0 if draft is None else draft.look_ahead)
-    per_token = activation_values_per_token(shape) * max(2.0, dtype_bytes(dtype))
+    blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+    wide = max(2.0, dtype_bytes(dtype))
+    per_token = activation_values_per_token(shape) * wide
     if engine == "transformers":
-        kv = shape.kv_bytes(tokens, dtype) + tokens * shape.attention.key_values * max(2.0, dtype_bytes(dtype))
+        kv = shape.kv_bytes(tokens, dtype) + tokens * shape.attention.key_values * wide
         activations = per_token * input_tokens + shape.vocabulary * LOGIT_BYTES
     else:
-        kv = shape.kv_bytes(-(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS, dtype)
-        activations, fixed = 0.0, fixed + per_token * CHUNK_TOKENS
+        kv, activations = shape.kv_bytes(blocks, dtype), 0.0
+        fixed += per_token * CHUNK_TOKENS
     # Heads of a Mamba-2 state are split as evenly as the model, so no GPU holds another's.
     kv = kv * _replicas(shape, tensor_parallel) + shape.state_bytes
     if draft is not None:
-        # The two run one after the other: the larger model's activations hold for both.
-        added = draft.shape.weight_bytes(dtype)
-        weights, fixed = weights + added, fixed + added
-        blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+        # The two run one after the other: the larger model's activations suffice for both.
         kv += draft.shape.kv_bytes(blocks, dtype) * _replicas(draft.shape, tensor_parallel) + draft.shape.state_bytes
-    batch = max(0, int((memory - fixed) // (kv + activations)))
     return BatchLimit(
-        batch=batch,
+        batch=max(0, int((memory - fixed) // (kv + activations))),
         weight_bytes=weights,
         kv_bytes_per_request=kv,
         activation_bytes_per_request=activations,
@@ -121,7 +118,7 @@ def largest_batch(
 
 
 def _replicas(shape: ModelShape, tensor_parallel: int) -> float:
-    """How often the group of GPUs holds the same KV cache."""
+    """How many copies of the same KV cache the group of GPUs holds."""
     cached_heads = shape.attention.kv_heads if shape.attention.latent is None else 1
     return max(1.0, tensor_parallel / cached_heads)
 

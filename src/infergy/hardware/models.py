@@ -1,11 +1,12 @@
-"""Models by name: the shipped configurations, any `config.json`, and numbers by hand. Standard library only."""
+"""Models by name: shipped configurations, any `config.json`, numbers by hand; draft models. Standard library only."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.hardware.configs import read_shape, with_checkpoint
 from infergy.hardware.shape import ModelShape
+from infergy.records import EngineSetup
+from infergy.records.speculation import tokens_per_round
+
+LIKELY_ACCEPTANCE = 0.7
+"""Assumed in forecasts where the acceptance will be measured: the middle of the 0.5 to 0.9 of published draft models
+(Leviathan et al. 2023, arXiv 2211.17192, section 4.2). No measured row depends on it."""
 
 
 def model_names() -> tuple[str, ...]:
@@ -24,7 +32,7 @@ def model_names() -> tuple[str, ...]:
 def model_config(name_or_path: str) -> dict[str, Any]:
     """The `config.json` of a shipped model (in any case), of a file, or of its folder.
 
-    A file may also tell plain numbers, in TOML or JSON (`infergy.hardware.by_hand`).
+    A file may also hold plain numbers, in TOML or JSON (docs/models.md).
 
     Raises:
         UsageError: No such model; the message gives the nearest.
@@ -34,14 +42,18 @@ def model_config(name_or_path: str) -> dict[str, Any]:
     if name_or_path.lower() in model_names():
         text = (_folder() / f"{name_or_path.lower()}.json").read_text(encoding="utf-8")
     elif path.suffix == ".toml":
-        return _read_toml(path)
+        try:
+            return tomllib.loads(_read(path))
+        except tomllib.TOMLDecodeError as error:
+            hint = "Expected the numbers of a model: docs/models.md"
+            raise DataError.bad_syntax(path, "TOML", error, hint) from error
     elif path.is_dir() or path.suffix == ".json":
         path = path / "config.json" if path.is_dir() else path
         text = _read(path)
     else:
         shipped = shape_of_id(name_or_path)
         if shipped is not None:
-            message = f"{name_or_path} goes by the shape of {shipped.name} here: type {shipped.name}"
+            message = f"{name_or_path} has the shape of {shipped.name} here: type {shipped.name}"
             raise UsageError(message, code="unknown-model", name=name_or_path, nearest=[shipped.name])
         hint = "Or give the path of a config.json, or numbers by hand: docs/models.md"
         raise UsageError.unknown("model", name_or_path, model_names(), hint, code="unknown-model")
@@ -63,16 +75,16 @@ def get_model(name_or_path: str) -> ModelShape:
         DataError: The file is not a usable configuration.
     """
     name = name_or_path.lower() if name_or_path.lower() in model_names() else name_or_path
-    return ModelShape.from_config(model_config(name), name=name)
+    return read_shape(model_config(name), name=name)
 
 
 @cache
 def shape_of_id(model_id: str) -> ModelShape | None:
-    """The shape of the model that Hugging Face calls `model_id`, from what is shipped; None if it is not.
+    """The shape of the model that Hugging Face calls `model_id`, if it ships; else None.
 
     `model_id` may lack the owner. Variants of one network share a shape (base, instruct, thinking, a date), and are
-    listed in data/model_ids.toml; a suffix that tells the format of the weights (``-FP8``) sets `checkpoint_dtype`, and
-    `scaled_in_blocks` where the fp8 weights of that family are.
+    listed in data/model_ids.toml; a suffix that names the format of the weights (``-FP8``) sets the checkpoint's
+    `dtype`, and `scaled_in_blocks` where the fp8 weights of that family are.
     """
     rules = id_rules()
     name, dtype = model_id.rsplit("/", 1)[-1].lower(), None
@@ -87,20 +99,20 @@ def shape_of_id(model_id: str) -> ModelShape | None:
                 shape = get_model(shipped)
                 if dtype is None:
                     return shape
-                blocks = shape.scaled_in_blocks or re.fullmatch(rules["blocks"], shipped) is not None
+                blocks = shape.checkpoint.scaled_in_blocks or re.fullmatch(rules["blocks"], shipped) is not None
                 blocks = blocks and ending in rules["block_endings"]
-                return dataclasses.replace(shape, checkpoint_dtype=dtype, scaled_in_blocks=blocks)
+                return with_checkpoint(shape, dtype=dtype, scaled_in_blocks=blocks)
     return None
 
 
 @cache
 def id_rules() -> dict[str, Any]:
-    """What data/model_ids.toml says."""
+    """The content of data/model_ids.toml."""
     return tomllib.loads((resources.files("infergy") / "data" / "model_ids.toml").read_text(encoding="utf-8"))
 
 
 def canonical_name(name_or_path: str) -> str:
-    """What a model is called in files: a shipped model by its name, another by its folder or file, path left out."""
+    """A model's name in files: a shipped model's own, another's folder or file without its path."""
     if name_or_path.lower() in model_names():
         return name_or_path.lower()
     path = Path(name_or_path)
@@ -111,15 +123,48 @@ def canonical_name(name_or_path: str) -> str:
     return path.resolve().parent.name if path.name == "config.json" else path.stem
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """The draft model of speculative decoding.
+
+    A round is `look_ahead` decode steps of the draft, then one step of the model over `look_ahead` + 1 tokens per
+    request.
+
+    Attributes:
+        shape: Its shape.
+        look_ahead: Tokens drafted per round.
+        acceptance: Probability that each is accepted, given those before it.
+    """
+
+    shape: ModelShape
+    look_ahead: int
+    acceptance: float
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Expected tokens per round."""
+        return tokens_per_round(self.acceptance, self.look_ahead)
+
+
+def find_draft(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]]) -> Draft | None:
+    """The draft model of an engine config, its configuration among `models`; None if it has none.
+
+    Raises:
+        UsageError: Its architecture is not known.
+        KeyError: `models` lacks it.
+    """
+    speculation = setup.speculation
+    if speculation is None:
+        return None
+    return Draft(
+        shape=read_shape(models[speculation.draft], name=speculation.draft),
+        look_ahead=speculation.look_ahead,
+        acceptance=LIKELY_ACCEPTANCE if speculation.acceptance is None else speculation.acceptance,
+    )
+
+
 def _folder() -> Traversable:
     return resources.files("infergy") / "data" / "models"
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(_read(path))
-    except tomllib.TOMLDecodeError as error:
-        raise DataError.bad_syntax(path, "TOML", error, "Expected the numbers of a model: docs/models.md") from error
 
 
 def _read(path: Path) -> str:

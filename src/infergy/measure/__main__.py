@@ -33,11 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
                 {"--simulate": True, "--meter": options.meter}, "leave out --meter, for one is simulated"
             )
         events = sweep(
-            plan,
-            options.output_file,
-            simulate=options.simulate,
-            retry_failed=options.retry_failed,
-            meter=options.meter,
+            plan, options.output_file, simulate=options.simulate, retry_failed=options.retry_failed, meter=options.meter
         )
         for event in events:
             if text := describe(event):

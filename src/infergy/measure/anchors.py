@@ -1,8 +1,8 @@
-"""Few cells that stand for many: cheap to measure again, and unlike each other. Standard library only."""
+"""Control cells: few, cheap to measure again and unlike each other; and plans that measure cells of a table again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from infergy.errors import UsageError
@@ -11,6 +11,7 @@ from infergy.records import (
     END_VISIT,
     GRID_VISIT,
     START_VISIT,
+    EngineSetup,
     Measurement,
     MeasureOptions,
     Plan,
@@ -19,9 +20,8 @@ from infergy.records import (
 
 ANCHORS = 3
 
-DEFAULTS = MeasureOptions()
 UNKNOWN_S = 10.0
-"""Seconds of a batch that nobody has measured."""
+"""Seconds of a batch that was never measured."""
 
 
 def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[PlannedCell]:
@@ -35,36 +35,27 @@ def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[P
 
 
 def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
-    """A plan that measures three cells of a table again, of one engine set-up.
-
-    Args:
-        rows: The table's rows.
-        label: The set-up's label: ``vllm``.
+    """A plan that measures three cells of a table again, of the engine set-up with a label such as ``vllm``.
 
     Raises:
         UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalogue.
     """
     measured = [row for row in rows if row.is_ok and row.result is not None and not row.cell.load.is_online]
-    chosen = [row for row in measured if row.cell.label == label]
-    if not chosen:
-        labels = sorted({row.cell.label for row in measured})
-        raise UsageError.unknown("engine of the table", label, labels, "Name one with --engine", code="unknown-name")
-    first = chosen[0]
+    labels = {row.cell.label for row in measured}
+    if label not in labels:
+        raise UsageError.unknown(
+            "engine of the table", label, sorted(labels), "Name one with --engine", code="unknown-name"
+        )
+    first = next(row for row in measured if row.cell.label == label)
     # Of several kinds of weights the first one's rows are a set-up of their own.
-    alike = [row for row in chosen if row.cell.setup == first.cell.setup]
+    cells = {row.cell_id: _plan(row) for row in measured if row.cell.setup == first.cell.setup}
     name = first.environment.gpus[0].name if first.environment.gpus else "unknown"
-    cells = {row.cell_id: _plan(row) for row in alike}
-    return Plan(
-        name="verify",
-        gpu=get_gpu(catalogue_name(name)).name,
-        cells=tuple(choose_anchors(list(cells.values()))),
-        models={first.cell.setup.model: model_config(first.cell.setup.model)},
-        options=MeasureOptions(seed=first.seed),
-    )
+    options = MeasureOptions(seed=first.seed)
+    return _plan_of("verify", name, choose_anchors(list(cells.values())), options)
 
 
 def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: float) -> Plan:
-    """A plan that measures cells of a table again, between anchors of their set-ups.
+    """A plan that measures cells of a table again, between control cells of their set-ups.
 
     Args:
         rows: The table's rows.
@@ -75,38 +66,45 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: flo
         UsageError: The table's GPU or a model is not in the catalogue, or rows are of several kinds of GPU.
     """
     by_id = {row.cell_id: row for row in rows if row.result is not None or row.cell_id in cells}
-    setups = list(dict.fromkeys(by_id[cell_id].cell.setup for cell_id in cells))
+    gpu = _only_gpu(list(by_id.values()))
+    wanted: dict[EngineSetup, list[PlannedCell]] = {}
+    for cell_id in cells:
+        wanted.setdefault(by_id[cell_id].cell.setup, []).append(_plan(by_id[cell_id]))
     planned: list[PlannedCell] = []
-    for setup in setups:
+    for setup, again in wanted.items():
         measured = [_plan(row) for row in by_id.values() if row.cell.setup == setup and row.result is not None]
-        anchors = choose_anchors(measured)
-        again = [_plan(by_id[cell_id]) for cell_id in cells if by_id[cell_id].cell.setup == setup]
-        again = [one for one in again if one not in anchors]
-        for visit, group in ((START_VISIT, anchors), (GRID_VISIT, again), (END_VISIT, anchors)):
-            planned += [replace(one, visit=visit) for one in group]
-    names = {gpu.name for row in by_id.values() for gpu in row.environment.gpus}
+        planned += _with_anchors(again, choose_anchors(measured))
+    defaults = MeasureOptions(seed=next(iter(by_id.values())).seed, target=target)
+    return _plan_of("again", gpu, planned, replace(defaults, max_time_s=2 * defaults.max_time_s))
+
+
+def _only_gpu(rows: Sequence[Measurement]) -> str:
+    names = {gpu.name for row in rows for gpu in row.environment.gpus}
     if len(names) != 1:
         message = f"the rows are of {', '.join(sorted(names)) or 'no GPU'}; a plan is for one kind. Split them"
         raise UsageError(message, code="several-gpus", gpus=sorted(names))
-    return Plan(
-        name="again",
-        gpu=get_gpu(catalogue_name(names.pop())).name,
-        cells=tuple(planned),
-        models={setup.model: model_config(setup.model) for setup in setups},
-        options=replace(
-            DEFAULTS, seed=next(iter(by_id.values())).seed, target=target, max_time_s=2 * DEFAULTS.max_time_s
-        ),
-    )
+    return names.pop()
+
+
+def _with_anchors(cells: Sequence[PlannedCell], anchors: Sequence[PlannedCell]) -> Iterator[PlannedCell]:
+    others = [one for one in cells if one not in anchors]
+    for visit, group in ((START_VISIT, anchors), (GRID_VISIT, others), (END_VISIT, anchors)):
+        yield from (replace(one, visit=visit) for one in group)
+
+
+def _plan_of(name: str, gpu: str, cells: Sequence[PlannedCell], options: MeasureOptions) -> Plan:
+    models = {one.cell.setup.model: model_config(one.cell.setup.model) for one in cells}
+    return Plan(name=name, gpu=get_gpu(catalogue_name(gpu)).name, cells=tuple(cells), models=models, options=options)
 
 
 def _plan(row: Measurement) -> PlannedCell:
     seconds = UNKNOWN_S if row.result is None else row.result.duration_s
-    # Online that of each request, not of all at once.
+    # Online it is each request's, not that of all at once.
     first_s = None if row.result is None or row.cell.load.is_online else row.result.time_to_first_token_s
     return PlannedCell(
         cell=row.cell,
         batch_choice=row.batch_choice,
-        # Where nobody told, that of the whole batch: the warm-up is to take no longer.
+        # Where it is unknown, the whole batch: the warm-up must not take longer.
         forecast_prefill_s=seconds if first_s is None else first_s,
         forecast_batch_s=seconds,
         arrival_s=row.arrival_s,

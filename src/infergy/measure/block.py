@@ -1,25 +1,24 @@
-"""Joules of any block of Python or any command, with the care of a cell. Standard library only.
+"""Energy of any block of Python or any command, measured as a cell is. Standard library only.
 
     idle window      state   wait tick   sync   the block …   sync   state   settle   tick   tick
     ─────────────            |           ────────────────────                          |      |
                              open        begin             end                   settled     close
 
-What the GPUs drew before and after the block is taken off at the power between the last two ticks; by the first of them
-the counters have told all joules of the block, however late they tell them.
+What the GPUs drew before and after the block is subtracted at the power between the last two ticks; by the first of
+them the counters have reported all energy of the block, however late they report it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 
 from infergy.errors import InfergyError, MeterError, UsageError
-from infergy.measure.cell import measure_idle
-from infergy.measure.plausible import demand_plausible_power
+from infergy.measure.cell import check_power, measure_idle
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
 from infergy.records.flags import HARMFUL_SLOWDOWNS
@@ -35,25 +34,21 @@ TEMPERATURE_CHANGE_C = 25.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockEnergy:
-    """What a block took; figures are None where `reason` says why.
+    """Energy of a block; figures are None where `reason` says why.
 
     Attributes:
-        energy_j: Joules of all GPUs while the block ran, gross: idle power included.
-        low_j: What it took at least, and `high_j` at most, as late as ticks may be stamped, as late as a counter may
-            tell joules, and however small a part of each of its periods it looks at (`infergy doctor --meter` tells).
+        energy_j: Energy of all GPUs while the block ran, gross: idle power included.
+        low_j: The least that it took, and `high_j` the most, given how late ticks may be stamped, how late a counter
+            may report energy, and how small a part of each of its periods it may sample (see `infergy doctor --meter`).
             One block says nothing of how the next will differ.
         energy_by_gpu_j: `energy_j` of each GPU, by UUID.
         net_j: `energy_j` less what the idle GPUs would have taken; None if idle power was not measured.
-        duration_s: Seconds of the block.
-        power_w: `energy_j` over `duration_s`.
+        power_w: `energy_j` over `duration_s`, and `power_by_gpu_w` by UUID.
         idle_power_w: Of all GPUs together before the block; None if it was not measured.
         gpus: The boards that were counted.
-        scope: What the joules cover: ``gpu-board``.
-        simulated: Whether they come from a model instead of a GPU.
+        scope: What the energy covers: ``gpu-board``.
+        simulated: Whether it comes from a model instead of a GPU.
         before: State of each GPU before the block; `after` likewise.
-        warnings: What to distrust, in words.
-        reason: Why there are no joules; None if there are.
-        power_by_gpu_w: `energy_by_gpu_j` over `duration_s`, by UUID.
     """
 
     name: str
@@ -79,22 +74,22 @@ class BlockEnergy:
 
 
 class window:  # noqa: N801 - used as `with infergy.window() as w:`
-    """Measures the joules of a block of Python.
+    """Measures the energy of a block of Python.
 
         with infergy.window() as w:
             serve()
         print(w.energy_j, w.duration_s, w.power_w)
 
     Entering waits for the next tick of the energy counters (100 ms at most on NVIDIA's). Leaving waits until they
-    have told all and for two ticks (0.25 to 0.35 s). Work that was queued on a GPU must be finished before the block
-    ends, or its joules are not in it.
+    have reported all and for two ticks (0.25 to 0.35 s). Work that was queued on a GPU must be finished before the
+    block ends, or its energy is not counted.
 
     Args:
         name: What to call the block.
         gpus: How many GPUs to count, the first that CUDA_VISIBLE_DEVICES leaves; None counts all of them.
         idle_s: Seconds over which idle power is measured before the block; 0 measures none.
-        sync: Waits until the GPUs have done what they were given; None calls `torch.cuda.synchronize` if the process
-            has torch loaded and CUDA in use, and nothing else.
+        sync: Waits until the GPUs have finished; None calls `torch.cuda.synchronize` if the process has torch loaded
+            and CUDA in use, and nothing else.
         meter: ``nvml`` or a plug-in's name, or an open meter, which is left open.
         own_processes: How many processes may be on a GPU just before and after the block without a warning: this one.
 
@@ -115,10 +110,8 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         meter: str | Meter = "nvml",
         own_processes: int = 1,
     ) -> None:
-        self._name = name
-        self._own_processes = own_processes
-        self._gpus = gpus
-        self._idle_s = idle_s
+        self._name, self._own_processes = name, own_processes
+        self._gpus, self._idle_s = gpus, idle_s
         self._sync = sync or synchronize_torch
         self._wanted = meter
         self._result: BlockEnergy | None = None
@@ -151,14 +144,14 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the GPUs and for a tick, and work out what the block took."""
-        reason = None
+        """Wait for the GPUs and for a tick, and compute the block's energy."""
         with suppress(Exception):
-            # A sync that fails has its own words for the user; the joules up to here still count.
+            # A sync that fails is the user's to see; the energy up to here still counts.
             self._sync()
         end_s = self._clock.now_s()
         after: tuple[GpuState, ...] = ()
         edges: tuple[Edge, Edge] | None = None
+        reason = None
         try:
             after = self._meter.states()
             edges = settle(self._meter, end_s)
@@ -166,7 +159,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             reason = str(broken)
         finally:
             self._close()
-        self._result = self._work_out(end_s, after, edges, reason)
+        self._result = self._compute(end_s - self._begin_s, after, edges, reason)
 
     @property
     def result(self) -> BlockEnergy:
@@ -176,18 +169,18 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             UsageError: The block has not ended.
         """
         if self._result is None:
-            message = "the window is still open: its joules are known when the with block has ended"
+            message = "the window is still open: its energy is known when the with block has ended"
             raise UsageError(message, code="window-open")
         return self._result
 
     @property
     def energy_j(self) -> float | None:
-        """Joules of all GPUs while the block ran."""
+        """Energy of all GPUs while the block ran."""
         return self.result.energy_j
 
     @property
     def energy_by_gpu_j(self) -> Mapping[str, float]:
-        """Joules of each GPU, by UUID."""
+        """Energy of each GPU, by UUID."""
         return self.result.energy_by_gpu_j
 
     @property
@@ -205,65 +198,62 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         """Mean watts of all GPUs while the block ran."""
         return self.result.power_w
 
-    def _idle_w(self) -> Mapping[str, float]:
-        """Idle power of each GPU, by UUID; empty if it was not measured."""
-        return {} if self._idle is None else self._idle.power_by_gpu_w
-
-    def _work_out(
-        self, end_s: float, after: tuple[GpuState, ...], edges: tuple[Edge, Edge] | None, reason: str | None
+    def _compute(
+        self, duration_s: float, after: tuple[GpuState, ...], edges: tuple[Edge, Edge] | None, reason: str | None
     ) -> BlockEnergy:
-        duration_s = end_s - self._begin_s
-        joules: _Joules | None = None
+        meter = self._meter
+        idle_by_gpu_w = {} if self._idle is None else self._idle.power_by_gpu_w
+        idle_w = sum(idle_by_gpu_w.values()) or None
+        by_gpu_j, doubt_j = dict[str, float](), 0.0
         if edges is not None:
             try:
-                joules = _split(self._opened, *edges, duration_s)
-                if sum(joules.by_gpu.values()) <= 0:
-                    joules, reason = None, f"a block of {duration_s:.2g} s is too short for the counter; repeat it"
-                elif duration_s >= FEWEST_S:
-                    powers_w = {uuid: one_j / duration_s for uuid, one_j in joules.by_gpu.items()}
-                    demand_plausible_power(powers_w, self._meter.gpus, self._idle_w())
+                by_gpu_j, doubt_j = self._energy(edges, duration_s, idle_by_gpu_w)
+                reason = None if by_gpu_j else f"a block of {duration_s:.2g} s is too short for the counter; repeat it"
             except MeterError as broken:
-                joules, reason = None, str(broken)
-        idle_w = sum(self._idle_w().values()) or None
-        # In the engine's order: edges hold the GPUs as they ticked.
-        by_gpu_j = {} if joules is None else {gpu.uuid: joules.by_gpu[gpu.uuid] for gpu in self._meter.gpus}
-        energy_j = None if joules is None else sum(by_gpu_j.values())
+                reason = str(broken)
+        energy_j = sum(by_gpu_j.values()) if by_gpu_j else None
+        warnings = (*_warnings(duration_s, meter), *_state_warnings(self._before, after, meter, self._own_processes))
         return BlockEnergy(
             name=self._name,
             measured_utc=self._measured_utc,
             duration_s=duration_s,
             energy_j=energy_j,
-            low_j=None if joules is None else joules.low,
-            high_j=None if joules is None else joules.high,
+            low_j=None if energy_j is None else max(0.0, energy_j - doubt_j),
+            high_j=None if energy_j is None else energy_j + doubt_j,
             energy_by_gpu_j=by_gpu_j,
             net_j=None if energy_j is None or idle_w is None else energy_j - idle_w * duration_s,
             power_w=None if energy_j is None or not duration_s else energy_j / duration_s,
             idle_power_w=idle_w,
-            gpus=self._meter.gpus,
-            meter=self._meter.name,
-            scope=self._meter.scope,
-            simulated=self._meter.is_simulated,
+            gpus=meter.gpus,
+            meter=meter.name,
+            scope=meter.scope,
+            simulated=meter.is_simulated,
             before=self._before,
             after=after,
-            warnings=_warnings(duration_s, self._before, after, self._meter, self._own_processes),
+            warnings=warnings,
             reason=reason,
             power_by_gpu_w={uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()} if duration_s else {},
         )
 
+    def _energy(
+        self, edges: tuple[Edge, Edge], duration_s: float, idle_w: Mapping[str, float]
+    ) -> tuple[dict[str, float], float]:
+        """Of each GPU, in the meter's order, and by how much the sum may be off; empty if the counters did not move."""
+        by_gpu_j, doubt_j = _split(self._opened, *edges, duration_s)
+        if sum(by_gpu_j.values()) <= 0:
+            return {}, 0.0
+        if duration_s >= FEWEST_S:
+            power_w = {uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()}
+            check_power(power_w, self._meter.gpus, idle_w)
+        return {gpu.uuid: by_gpu_j[gpu.uuid] for gpu in self._meter.gpus}, doubt_j
 
-@dataclass(frozen=True, slots=True)
-class _Joules:
-    by_gpu: dict[str, float]
-    low: float
-    high: float
 
+def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> tuple[dict[str, float], float]:
+    """The block's energy out of the window's, by UUID, and by how much their sum may be off.
 
-def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Joules:
-    """The block's joules out of the window's, and between which bounds they lie.
-
-    A stamp that is late misplaces joules of the block at the opening tick, and of the tail at the other two. A counter
-    that tells late holds what was drawn before the window, taken to differ from the tail by as much as that at most.
-    One that looks at the end of each period takes it for the whole: off by a period of the step at the block's end.
+    A stamp that is late assigns energy of the block wrongly at the opening tick, and of the tail at the other two. A
+    counter that reports late contains what was drawn before the window, which is assumed to differ from the tail by as
+    much as that at most. One that samples the end of each period is off by a period of the step at the block's end.
     Stamps that late may have made the tail look longer than it was: then it drew more than it seems.
 
     Raises:
@@ -292,39 +282,38 @@ def _split(opened: Edge, settled: Edge, closed: Edge, duration_s: float) -> _Jou
         + tail_s[uuid] * abs(mean_w[uuid] - tail_w[uuid])
         for uuid in used_j
     )
-    energy_j = sum(by_gpu.values())
-    return _Joules(by_gpu, max(0.0, energy_j - doubt_j), energy_j + doubt_j)
+    return by_gpu, doubt_j
 
 
-def _warnings(
-    duration_s: float, before: tuple[GpuState, ...], after: tuple[GpuState, ...], meter: Meter, own_processes: int
-) -> tuple[str, ...]:
-    found = []
+def _warnings(duration_s: float, meter: Meter) -> Iterator[str]:
     if meter.is_simulated:
-        found.append("SIMULATED: these joules come from a model and say nothing about real hardware")
+        yield "SIMULATED: this energy comes from a model and says nothing about real hardware"
     if duration_s < FEWEST_S:
-        found.append(f"the block took {duration_s:.2g} s; repeat it until it takes {FEWEST_S:g} s: the edges weigh")
+        yield f"the block took {duration_s:.2g} s; repeat it until it takes {FEWEST_S:g} s: the edges weigh"
+
+
+def _state_warnings(
+    before: tuple[GpuState, ...], after: tuple[GpuState, ...], meter: Meter, own_processes: int
+) -> Iterator[str]:
     states = (*before, *after)
-    crowded = {state.uuid for state in states if (state.processes or 0) > own_processes}
-    if crowded:
-        found.append(
-            f"another process was on {_name(crowded, meter)}: its joules are counted too (nvidia-smi tells which)"
-        )
-    for reason in sorted({one for state in states for one in state.slowdowns or ()} & HARMFUL_SLOWDOWNS):
-        slowed = {state.uuid for state in states if reason in (state.slowdowns or ())}
-        found.append(f"{_name(slowed, meter)} was held down by {reason} (nvidia-smi -q -d PERFORMANCE)")
+    if crowded := {state.uuid for state in states if (state.processes or 0) > own_processes}:
+        yield f"another process was on {_name(crowded, meter)}: its energy is counted too (nvidia-smi lists processes)"
+    for reason in sorted(HARMFUL_SLOWDOWNS):
+        if slowed := {state.uuid for state in states if reason in (state.slowdowns or ())}:
+            yield f"{_name(slowed, meter)} was held down by {reason} (nvidia-smi -q -d PERFORMANCE)"
     was_c = {state.uuid: state.temperature_c for state in before}
     for state in after:
-        begin_c, end_c = was_c.get(state.uuid), state.temperature_c
-        if begin_c is not None and end_c is not None and abs(end_c - begin_c) > TEMPERATURE_CHANGE_C:
-            found.append(
-                f"{_name({state.uuid}, meter)} went from {begin_c:g} to {end_c:g} °C: repeat the block when warm"
-            )
-    return tuple(found)
+        if _has_warmed(was_c.get(state.uuid), state.temperature_c):
+            begin_end_c = f"from {was_c[state.uuid]:g} to {state.temperature_c:g} °C"
+            yield f"{_name({state.uuid}, meter)} went {begin_end_c}: repeat the block when warm"
+
+
+def _has_warmed(begin_c: float | None, end_c: float | None) -> bool:
+    return begin_c is not None and end_c is not None and abs(end_c - begin_c) > TEMPERATURE_CHANGE_C
 
 
 def _name(uuids: Collection[str], meter: Meter) -> str:
-    """These GPUs in words: ``the GPU``; of several their places and UUIDs."""
+    """``the GPU``; of several their indices and UUIDs."""
     if len(meter.gpus) <= 1:
         return "the GPU"
     return ", ".join(f"GPU {index} ({gpu.uuid})" for index, gpu in enumerate(meter.gpus) if gpu.uuid in uuids)

@@ -1,20 +1,20 @@
 """One cell: the only place where an engine and a meter meet.
 
-load engine ── idle window ──┐ once a set-up; another idle window before loading
+load engine ── idle window ──┐ once an engine set-up; another idle window before loading
                              │
 for each cell                ▼
-  prompts   warm-up   watched window   state   tick lead   batch batch …   state   settle   tick   tick   row
-────────────■■■■■─────■■■■■■■■■■■──────────────|.......■■■■■■■■■■■■■■■■............|......|──────────────
-                      power seen               open                    last token   settled  close
-                                               └────── repeated until the joules are certain ──────┘
+  prompts   warm-up   watched window   state   tick delay   batch batch …   state   settle   tick   tick   row
+────────────■■■■■─────■■■■■■■■■■■──────────────|.........■■■■■■■■■■■■■■■............|......|──────────────
+                      power sampled            open                      last token settled  close
+                                               └────── repeated until the energy is certain ─────┘
 
-Power is looked at in a window of its own, which counts for no joules: to look can slow an engine down. It also warms
-the chip as the work itself does.
+Power is sampled in a window of its own, whose energy does not count: reading it can slow an engine down. It also warms
+the GPU as the work itself does.
 
-Between the last token and the settled tick the counter tells what it tells late; from there to the closing tick it
-tells what the GPU draws between batches, at which the idle parts are priced. The lead is idle time of random length, so
-that batches begin and end anywhere in a period of the counter: one that looks at a part of each period only
-(arXiv 2312.02741) then errs to either side, and windows that differ show by how much.
+Between the last token and the settled tick the counter reports what it reports late; from there to the closing tick it
+reports what the GPU draws between batches, which is subtracted for the idle parts. The start delay is idle time of
+random length, so that batches begin and end anywhere in a period of the counter: one that samples a part of each period
+only (arXiv 2312.02741) then errs to either side, and the scatter of windows shows by how much.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
 from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
-from infergy.measure.plausible import demand_plausible_window
-from infergy.measure.timeline import NOBODY, Witness
+from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler
 from infergy.measure.warmup import WARMUP_OUTPUT_TOKENS, make_work, warm_up
 from infergy.meters import LATE_S, Meter, settle, sharp_tick
 from infergy.records import (
@@ -41,6 +42,7 @@ from infergy.records import (
     STATUS_OK,
     Batch,
     Failure,
+    GpuIdentity,
     GpuState,
     Measurement,
     MeasureOptions,
@@ -49,7 +51,6 @@ from infergy.records import (
     derive,
 )
 from infergy.records.latency import RequestTimes
-from infergy.records.timeline import PowerTimeline
 from infergy.records.uncertainty import FEWEST_WINDOWS, Peer, is_certain, scatters_at, spread_at
 from infergy.records.visits import number_visits
 from infergy.workload.arrivals import hash_times
@@ -60,8 +61,15 @@ SETTLE_S = 1.0
 
 MICROSECOND_DIGITS = 6
 
-LEAD_S = 0.1
-"""Longest lead, where the counter's period is not known."""
+START_DELAY_S = 0.1
+"""Longest start delay where the counter's period is not known."""
+
+MOST_OF_LIMIT = 2.0
+"""Highest mean power, over the enforced limit. An H200 showed 825 W at a limit of 700 W for some milliseconds, never
+over seconds."""
+
+LEAST_OF_IDLE = 0.5
+"""Lowest mean power, over that of the loaded, idle device."""
 
 
 class WrongTokensError(EngineError):
@@ -76,41 +84,36 @@ def measure_cell(
     surroundings: Surroundings,
     loaded_idle: Window,
     peers: Sequence[Peer | None] = (),
-    witness: Witness = NOBODY,
+    sampler: PowerSampler = NO_SAMPLER,
     earlier: Sequence[Sequence[Window]] = (),
     *,
     is_watched: bool = False,
 ) -> Measurement:
-    """Warm up, look at power, and measure windows until the joules are certain enough or the time is up.
+    """Warm up, sample power, and measure windows until the energy is certain enough or the time is up.
 
-    What the `peers`, the cells of the set-up that were measured before, tell of its spread saves windows, and so do
-    those of `earlier` visits of the cell; `is_watched` if one of them has a timeline. What fails after a whole window
+    Fewer windows are needed where the scatter of `peers`, the cells of the set-up that were measured before, is known,
+    and after `earlier` visits of the cell; `is_watched` if one of them has a timeline. What fails after a whole window
     ends the cell with the windows it has; the row's `interrupted` says why.
 
     Raises:
         EngineError: The engine failed before a window was whole, or did not return the tokens it was asked for.
         MeterError: The counter failed before a window was whole.
     """
-    load = planned.cell.load
-    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths)
-    outputs = tuple(tokens for _, tokens in planned.lengths)
-    work = make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
-    warmed = warm_up(session, meter, planned, work, options)
-    seen = _watch(session, meter, planned, work, options, loaded_idle, witness, is_watched=is_watched)
-    rule = _Enough(planned, options, loaded_idle, peers, earlier)
-
+    work = _work_of(planned, options, surroundings)
+    warmup_s, experts_touched = warm_up(session, meter, planned, work, options)
+    seen = _watch(session, meter, planned, work, options, loaded_idle, sampler, is_watched=is_watched)
     before = meter.states()
     measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-    windows: list[Window] = []
-    leads = random.Random(f"{options.seed} {planned.key}")
-    longest_s = surroundings.environment.counter_period_s or LEAD_S
-    # A counter that tells late would tell of what ran before in the window.
+    # A counter that reports late would add energy of what ran before.
     meter.clock.sleep(LATE_S)
+    delays = random.Random(f"{options.seed} {planned.key}")
+    longest_s = surroundings.environment.counter_period_s or START_DELAY_S
+    windows: list[Window] = []
     interrupted: Failure | None = None
-    while not interrupted and not rule.is_met(windows):
+    while not interrupted and not (windows and _is_enough(windows, earlier, planned, options, loaded_idle, peers)):
         try:
-            window, after = _measure_window(session, meter, work, options, leads.uniform(0, longest_s))
-            demand_plausible_window(window, loaded_idle, meter.gpus)
+            window, after = _measure_window(session, meter, work, options, delays.uniform(0, longest_s))
+            check_window(window, loaded_idle, meter.gpus)
         except (EngineError, MeterError) as error:
             if not windows:
                 raise
@@ -118,30 +121,26 @@ def measure_cell(
         else:
             windows.append(window)
     return replace(
-        _blank(planned, options, surroundings, STATUS_OK),
+        _row(planned, options, surroundings, STATUS_OK),
         measured_utc=measured_utc,
-        prompt_sha256=hash_prompts(prompts),
+        prompt_sha256=hash_prompts(work.prompts),
         windows=tuple(windows),
         loaded_idle=loaded_idle,
         before=before,
         after=after,
-        warmup_s=warmed.seconds,
-        experts_touched=warmed.experts_touched,
+        warmup_s=warmup_s,
+        experts_touched=experts_touched,
         result=derive(windows, loaded_idle, planned.lengths),
         interrupted=interrupted,
-        timeline=seen.timeline,
-        timeline_reason=seen.reason,
-        watched=seen.window,
+        **seen,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """The watched window and its timeline, or why there is none."""
-
-    reason: str | None
-    window: Window | None = None
-    timeline: tuple[PowerTimeline, ...] = ()
+def _work_of(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings) -> Work:
+    load = planned.cell.load
+    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths)
+    outputs = tuple(tokens for _, tokens in planned.lengths)
+    return make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
 
 
 def _watch(
@@ -151,65 +150,96 @@ def _watch(
     work: Work,
     options: MeasureOptions,
     loaded_idle: Window,
-    witness: Witness,
+    sampler: PowerSampler,
     *,
     is_watched: bool,
-) -> _Seen:
-    """One window of the cell's work, or of the begin of it where a batch takes long, while the witness looks."""
+) -> dict[str, Any]:
+    """A window of the cell's work, or of its begin where a batch takes long, with its power timeline: row fields."""
     if is_watched:
-        return _Seen(reason="an earlier visit was watched")
-    witness.begin()
-    if witness.reason is not None:
-        return _Seen(reason=witness.reason)
-    shown = _begin_of(work, planned, options)
+        return {"timeline_reason": "an earlier visit was watched"}
+    sampler.begin()
+    if sampler.reason is not None:
+        return {"timeline_reason": sampler.reason}
     try:
-        window, _ = _measure_window(session, meter, shown, replace(options, min_batches=1), 0.0)
-        demand_plausible_window(window, loaded_idle, meter.gpus)
+        watched = _begin_of(work, planned, options)
+        window, _ = _measure_window(session, meter, watched, replace(options, min_batches=1), 0.0)
+        check_window(window, loaded_idle, meter.gpus)
     except (EngineError, MeterError):
-        # Nobody may look into the windows of the next cell.
-        witness.stop()
+        # Nothing may sample during the windows of the next cell.
+        sampler.stop()
         raise
-    timeline = witness.take(
-        min(tick.time_s for tick in window.open.values()), max(tick.time_s for tick in window.close.values())
-    )
-    reason = witness.reason
-    if blind_s := max((one.longest_gap_s for one in timeline if not one.is_whole), default=0.0):
-        reason = f"nobody looked for {blind_s:.1f} s; see whether the host was overloaded"
-    return _Seen(reason=reason, window=window if timeline else None, timeline=timeline)
+    open_s = min(tick.time_s for tick in window.open.values())
+    timeline = sampler.take(open_s, max(tick.time_s for tick in window.close.values()))
+    reason = sampler.reason
+    if gap_s := max((one.longest_gap_s for one in timeline if not one.is_whole), default=0.0):
+        reason = f"no sample for {gap_s:.1f} s; see whether the host was overloaded"
+    return {"timeline": timeline, "timeline_reason": reason, "watched": window if timeline else None}
 
 
 def _begin_of(work: Work, planned: PlannedCell, options: MeasureOptions) -> Work:
-    """The same prompts with as many output tokens as a long batch is to take; all of them if it is not long.
+    """The same prompts with as many output tokens as a long batch may take; all of them if it is not long.
 
     Of a run of arrivals, the requests that come until then; of a replay, a part of its requests.
     """
-    if planned.cell.load.is_online:
-        came = max(1, bisect_right(work.arrival_s, options.long_batch_s))
+    load = planned.cell.load
+    if load.is_online:
+        count = max(1, bisect_right(work.arrival_s, options.long_batch_s))
         if planned.lengths:
-            came = max(1, int(came * min(1.0, options.long_batch_s / planned.forecast_batch_s)))
+            count = max(1, int(count * min(1.0, options.long_batch_s / planned.forecast_batch_s)))
         return replace(
             work,
-            prompts=work.prompts[:came],
-            output_tokens=work.output_tokens[:came],
-            arrival_s=work.arrival_s[:came],
+            prompts=work.prompts[:count],
+            output_tokens=work.output_tokens[:count],
+            arrival_s=work.arrival_s[:count],
         )
     decode_s = planned.forecast_batch_s - planned.forecast_prefill_s
     # What is compiled is compiled for one length of the cache.
     if planned.forecast_batch_s <= options.long_batch_s or decode_s <= 0 or planned.cell.setup.compiled:
         return work
     share = max(0.0, options.long_batch_s - planned.forecast_prefill_s) / decode_s
-    output = max(
-        min(planned.cell.load.output_tokens, WARMUP_OUTPUT_TOKENS), int(planned.cell.load.output_tokens * share)
-    )
+    output = max(min(load.output_tokens, WARMUP_OUTPUT_TOKENS), int(load.output_tokens * share))
     return make_work(work.prompts, output, work.decoding)
 
 
+def _is_enough(
+    windows: Sequence[Window],
+    earlier: Sequence[Sequence[Window]],
+    planned: PlannedCell,
+    options: MeasureOptions,
+    loaded_idle: Window,
+    peers: Sequence[Peer | None],
+) -> bool:
+    """Whether a visit has enough windows: the last of R visits when the energy is certain or the time is up.
+
+    The r-th leaves the later ones their share of the time, of the fewest windows and of the target: r visits of R have
+    √(R / r) times the half-width.
+    """
+    share = 1.0 if planned.visit in (START_VISIT, END_VISIT) else min(1.0, planned.round / options.repeats)
+    every = number_visits([*earlier, windows])
+    if sum(window.busy_s for window in every) >= options.max_time_s * share:
+        return True
+    power_w = derive(every, loaded_idle).power_w
+    sds = spread_at(power_w, peers), scatters_at(power_w, peers)
+    target, fewest = options.target / math.sqrt(share), math.ceil(FEWEST_WINDOWS * share)
+    return is_certain(every, loaded_idle, sds[0], target, sds[1], fewest)
+
+
+def measure_idle(meter: Meter, seconds: float) -> Window:
+    """A window over the idle GPU, at least `seconds` long, after it has settled."""
+    meter.clock.sleep(SETTLE_S)
+    opened = sharp_tick(meter)
+    meter.clock.sleep(seconds)
+    closed = sharp_tick(meter)
+    uncertainty_s = max(opened.uncertainty_s, closed.uncertainty_s)
+    return Window(open=opened.ticks, close=closed.ticks, edge_uncertainty_s=uncertainty_s)
+
+
 def _measure_window(
-    session: Session, meter: Meter, work: Work, options: MeasureOptions, lead_s: float
+    session: Session, meter: Meter, work: Work, options: MeasureOptions, delay_s: float
 ) -> tuple[Window, tuple[GpuState, ...]]:
     """One window, and the state of each GPU after its last batch."""
     opened = sharp_tick(meter)
-    meter.clock.sleep(lead_s)
+    meter.clock.sleep(delay_s)
     batches = _run_batches(session, meter, work, options)
     after = meter.states()
     settled, closed = settle(meter, batches[-1].end_s)
@@ -223,75 +253,6 @@ def _measure_window(
     return window, after
 
 
-class _Enough:
-    """When a visit has windows enough: the last of R visits when the joules are certain or the time is up.
-
-    An earlier one, the r-th, leaves the later ones their share: of the time, of the fewest windows, and of the target,
-    for r visits of R leave √(R / r) times the half-width.
-    """
-
-    def __init__(
-        self,
-        planned: PlannedCell,
-        options: MeasureOptions,
-        loaded_idle: Window,
-        peers: Sequence[Peer | None],
-        earlier: Sequence[Sequence[Window]],
-    ) -> None:
-        is_anchor = planned.visit in (START_VISIT, END_VISIT)
-        self._share = 1.0 if is_anchor else min(1.0, planned.round / options.repeats)
-        self._options, self._loaded_idle, self._peers, self._earlier = options, loaded_idle, peers, earlier
-
-    def is_met(self, windows: Sequence[Window]) -> bool:
-        """Whether these windows of the visit, beside those of earlier visits, are enough; there is one at least."""
-        if not windows:
-            return False
-        every = number_visits([*self._earlier, windows])
-        if sum(window.busy_s for window in every) >= self._options.max_time_s * self._share:
-            return True
-        power_w = derive(every, self._loaded_idle).power_w
-        return is_certain(
-            every,
-            self._loaded_idle,
-            spread_at(power_w, self._peers),
-            self._options.target / math.sqrt(self._share),
-            scatters_at(power_w, self._peers),
-            math.ceil(FEWEST_WINDOWS * self._share),
-        )
-
-
-def failure_of(error: InfergyError) -> Failure:
-    """An error in the words of the row."""
-    codes: tuple[tuple[type[InfergyError], str], ...] = (
-        (EngineOutOfMemoryError, "out_of_memory"),
-        (WrongTokensError, "tokens"),
-        # Not even the engine can go on; a new child tells whether the GPU came back.
-        (GpuLostError, "gpu_lost"),
-        (MeterError, "meter"),
-    )
-    return Failure(code=next((code for kind, code in codes if isinstance(error, kind)), "engine"), message=str(error))
-
-
-def failed_cell(
-    planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, failure: Failure
-) -> Measurement:
-    """The row of a cell that has no number, with its reason."""
-    return replace(_blank(planned, options, surroundings, STATUS_FAILED), failure=failure)
-
-
-def measure_idle(meter: Meter, seconds: float) -> Window:
-    """A window over the idle GPU, at least `seconds` long, after it has settled."""
-    meter.clock.sleep(SETTLE_S)
-    opened = sharp_tick(meter)
-    meter.clock.sleep(seconds)
-    closed = sharp_tick(meter)
-    return Window(
-        open=opened.ticks,
-        close=closed.ticks,
-        edge_uncertainty_s=max(opened.uncertainty_s, closed.uncertainty_s),
-    )
-
-
 def _run_batches(session: Session, meter: Meter, work: Work, options: MeasureOptions) -> tuple[Batch, ...]:
     clock = meter.clock
     batches: list[Batch] = []
@@ -302,21 +263,21 @@ def _run_batches(session: Session, meter: Meter, work: Work, options: MeasureOpt
         end_s = clock.now_s()
         batches.append(_count(work, completion, start_s + completion.prepared_s, end_s))
         is_long = end_s - start_s >= options.long_batch_s
-        enough = is_long or len(batches) >= options.min_batches
-        if enough and end_s - begun_s >= options.min_window_s:
+        if (is_long or len(batches) >= options.min_batches) and end_s - begun_s >= options.min_window_s:
             return tuple(batches)
 
 
 def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> Batch:
     asked = tuple(len(prompt) for prompt in work.prompts)
     if completion.input_tokens != asked or completion.output_tokens != work.output_tokens:
+        expected = [sum(asked), sum(work.output_tokens)]
+        found = [sum(completion.input_tokens), sum(completion.output_tokens)]
         raise WrongTokensError(
-            f"asked for {sum(asked)} input and {sum(work.output_tokens)} output tokens in {len(asked)} requests, "
-            f"got {sum(completion.input_tokens)} and {sum(completion.output_tokens)} "
-            f"in {len(completion.output_tokens)}: energy per token would be wrong",
+            f"asked for {expected[0]} input and {expected[1]} output tokens in {len(asked)} requests, got {found[0]} "
+            f"and {found[1]} in {len(completion.output_tokens)}: energy per token would be wrong",
             code="wrong-tokens",
-            expected=[sum(asked), sum(work.output_tokens)],
-            found=[sum(completion.input_tokens), sum(completion.output_tokens)],
+            expected=expected,
+            found=found,
         )
     first_s, finished_s = completion.first_token_s, completion.finished_s
     return Batch(
@@ -335,16 +296,82 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
 
 
 def _times(work: Work, completion: Completion) -> RequestTimes | None:
-    """Those of each request where requests differ, in arrival or length: else all of a batch are alike."""
+    """Each request's own times where requests differ, in arrival or length."""
     first_s, finished_s = completion.first_token_s, completion.finished_s
     is_alike = not any(work.arrival_s) and len(set(zip(map(len, work.prompts), work.output_tokens, strict=True))) == 1
     if first_s is None or finished_s is None or is_alike:
         return None
-    first, finished = (tuple(round(one, MICROSECOND_DIGITS) for one in times) for times in (first_s, finished_s))
+    first, finished = (tuple(round(time, MICROSECOND_DIGITS) for time in times) for times in (first_s, finished_s))
     return RequestTimes(first_token_s=first, finished_s=finished, engine=completion.engine_times)
 
 
-def _blank(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, status: str) -> Measurement:
+def check_window(window: Window, loaded_idle: Window, gpus: Sequence[GpuIdentity]) -> None:
+    """Reject a window of work whose stamps are out of order or whose mean power cannot be.
+
+    Raises:
+        MeterError: A counter or a clock stood still or ran backwards, or power lies outside of what a device can draw.
+    """
+    stamps_s = [max(tick.time_s for tick in window.open.values())]
+    for batch in window.batches:
+        stamps_s += [batch.start_s, batch.end_s]
+    stamps_s += [min(tick.time_s for tick in edge.values()) for edge in (window.settled, window.close) if edge]
+    for earlier_s, later_s in pairwise(stamps_s):
+        if later_s < earlier_s:
+            message = (
+                f"the clock went back by {earlier_s - later_s:.3f} s within a window; expected one that only grows. "
+                "Measure again; if it stays, see whether this machine is paused or moved while it runs"
+            )
+            raise MeterError(message, code="clock-wrong", back_s=earlier_s - later_s)
+    check_power(derive([window], loaded_idle).power_by_gpu_w, gpus, loaded_idle.power_by_gpu_w)
+
+
+def check_power(power_by_gpu_w: Mapping[str, float], gpus: Sequence[GpuIdentity], idle_w: Mapping[str, float]) -> None:
+    """Reject a mean power below half of idle power or above twice the limit; unknown ones are no bound.
+
+    A counter that fell by more than a window adds, or stopped, shows at once (`infergy.records.window`). Falls and
+    jumps within a window only show in its mean power.
+
+    Raises:
+        MeterError: The mean power of a device lies outside of what it can draw.
+    """
+    limit_w = {gpu.uuid: gpu.power_limit_w for gpu in gpus}
+    for uuid, power_w in power_by_gpu_w.items():
+        most_w, reason = limit_w.get(uuid), None
+        if most_w is not None and power_w > MOST_OF_LIMIT * most_w:
+            reason = f", expected at most {MOST_OF_LIMIT:g} times its limit of {most_w:g} W: it jumped"
+        elif power_w < LEAST_OF_IDLE * idle_w.get(uuid, 0.0):
+            reason = (
+                f" while it worked, {idle_w[uuid]:.4g} W when idle: it began again or stood still for a part of the "
+                "window"
+            )
+        if reason is not None:
+            message = (
+                f"the energy counter of {uuid} gives a mean power of {power_w:.4g} W{reason}. "
+                "Measure again; if it stays, see how it follows a load: infergy doctor --meter"
+            )
+            raise MeterError(message, code="counter-wrong", uuid=uuid, power_w=power_w)
+
+
+def failure_of(error: InfergyError) -> Failure:
+    """The failure that a row records for an error."""
+    codes: tuple[tuple[type[InfergyError], str], ...] = (
+        (EngineOutOfMemoryError, "out_of_memory"),
+        (WrongTokensError, "tokens"),
+        # The engine cannot go on either; a new child finds whether the GPU came back.
+        (GpuLostError, "gpu_lost"),
+        (MeterError, "meter"),
+    )
+    return Failure(code=next((code for kind, code in codes if isinstance(error, kind)), "engine"), message=str(error))
+
+
+def failed_cell(
+    planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, failure: Failure
+) -> Measurement:
+    """The row of a cell that has no energy, with its reason."""
+    return replace(_row(planned, options, surroundings, STATUS_FAILED), failure=failure)
+
+
+def _row(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings, status: str) -> Measurement:
     return Measurement(
         cell_id=planned.cell.id,
         visit=planned.visit,

@@ -1,6 +1,6 @@
-"""The child process of a sweep, seen from its parent: started, listened to without polling, and ended for good.
+"""The child process of a sweep, as seen from its parent: started, listened to without polling, and ended for good.
 
-It leads a session of its own, so that whatever an engine starts can be ended with it. It holds one end of a pipe whose
+It leads a session of its own, so that all that an engine starts can be ended with it. It holds one end of a pipe whose
 other end its parent alone has: when that closes, however the parent ended, it ends itself and all of that session.
 """
 
@@ -24,15 +24,15 @@ from infergy.units import format_duration
 
 READ_BYTES = 65536
 END_S = 60.0
-"""How long a child that has said goodbye may take to end."""
+"""How long a child that has finished may take to end."""
 
 
 class HangError(EngineError):
-    """A child has said nothing for longer than its work can take."""
+    """A child has reported nothing for longer than its work can take."""
 
 
 def log_path(store: Path) -> Path:
-    """Where the engines of a store's sweeps say what they say."""
+    """The log of the engines of a store's sweeps."""
     return store.with_name(store.name + ".log")
 
 
@@ -42,9 +42,8 @@ class Child:
 
     Attributes:
         alive: While this end of a pipe is open, the child knows that its parent lives.
-        log: What it and its engine print.
-        log_start: Where in that file its own words begin.
-        patience_s: How long it may say nothing; its listener sets it to what the work at hand may take.
+        log_start: Where in the log its own output begins.
+        patience_s: How long it may report nothing; its listener sets it to what the work at hand may take.
     """
 
     process: subprocess.Popen[bytes]
@@ -85,22 +84,22 @@ class Child:
             "parent_fd": parent_fd,
         }
         assert process.stdin is not None
-        # A child that dies at once closes this pipe; its end is told by its exit.
+        # A child that dies at once closes this pipe; its exit code says so.
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job).encode())
             process.stdin.close()
         return cls(process, read_fd, alive_fd, path, start, patience_s)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What the child tells, until it says goodbye or its end of the pipe is closed.
+        """What the child reports, until it has finished or its end of the pipe is closed.
 
         Raises:
-            HangError: It told nothing for `patience_s` seconds.
+            HangError: It reported nothing for `patience_s` seconds.
         """
         rest = b""
         while True:
             if not select.select([self.pipe], [], [], self.patience_s)[0]:
-                message = f"told nothing for {format_duration(self.patience_s)} and was ended; see {self.log}"
+                message = f"reported nothing for {format_duration(self.patience_s)} and was ended; see {self.log}"
                 raise HangError(message, code="engine-hung", log=str(self.log), waited_s=self.patience_s)
             chunk = os.read(self.pipe, READ_BYTES)
             if not chunk:
@@ -109,7 +108,7 @@ class Child:
             for line in lines:
                 event = json.loads(line)
                 if event["event"] == "bye":
-                    # What an engine leaves behind may hold the pipe open; its end is not to be waited for.
+                    # What an engine leaves behind may hold the pipe open: do not wait for its end.
                     return
                 yield event
 
@@ -136,7 +135,7 @@ class Child:
         self.process.wait()
 
     def last_words(self) -> str:
-        """The last line that it or its engine printed."""
+        """The last line that it or its engine printed, at most 300 characters."""
         text = self.log.read_bytes()[self.log_start :].decode("utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         return lines[-1].strip()[:300] if lines else "none"

@@ -1,7 +1,7 @@
 """A plan on a Ray cluster: each engine set-up a task, its rows in one store on the driver as they finish.
 
-The driver holds the store's lock, needs no GPU, and measures nothing. Ray must be told nothing of engines or meters: a
-task is the plain sweep of one set-up (`infergy.measure.node`).
+The driver holds the store's lock, needs no GPU, and measures nothing. A task is the plain sweep of one set-up
+(`infergy.measure.node`): Ray knows nothing of engines or meters.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from infergy import errors
 from infergy.errors import EngineError, InfergyError
 from infergy.measure.cell import failed_cell
-from infergy.measure.cluster_nodes import connect, cpus_of, find_nodes, needs_of, probe_nodes
+from infergy.measure.cluster_nodes import connect, find_nodes, needs_of, probe_nodes
 from infergy.measure.environment import Surroundings
 from infergy.measure.node import measure_here, unpack
-from infergy.measure.sweep import NODE_LOST, SweepEvent, check_contents, is_blameless
+from infergy.measure.sweep import NODE_LOST, SweepEvent, check_contents, find_done, resumed
 from infergy.measure.worker import NVML
 from infergy.records import START_VISIT, EngineSetup, Environment, Failure, Measurement, Plan, PlannedCell
 from infergy.records.codec import from_json, to_json
@@ -48,23 +48,15 @@ class _Job:
 def sweep_on_ray(
     plan: Plan, path: Path, address: str, *, simulate: bool = False, retry_failed: bool = False, meter: str = NVML
 ) -> Iterator[SweepEvent]:
-    """Measure all cells of `plan` that `path` does not hold yet, on the Ray cluster at `address`.
+    """Measure all cells of `plan` that the store `path` does not hold yet, on the Ray cluster at `address`.
 
-    Args:
-        plan: What to measure.
-        path: The store, on this machine; created, or resumed.
-        address: ``auto``, or host and port of the cluster's head.
-        simulate: Use the simulated GPU, which needs a CPU for each set-up.
-        retry_failed: Try cells again that failed before.
-        meter: Name of the meter on real GPUs.
-
-    Yields:
-        What happens on any node, as it happens.
+    `address` is ``auto``, or host and port of the cluster's head. A simulated GPU needs a CPU for each set-up. `meter`
+    names that of real GPUs. Cells that failed before are tried again with `retry_failed`.
 
     Raises:
-        UsageError: The plan cannot be run, or the store is in use or holds joules of another kind.
+        UsageError: The plan cannot be run, or the store is in use or holds rows of another kind.
         MissingError: No cluster, no Ray, or no node that can run a set-up; another version of infergy on a node.
-        EngineError: Cells have no row because no node was left that could tell of its GPUs.
+        EngineError: Cells have no row because no node was left that had reported its GPUs.
     """
     check_contents(plan, simulate=simulate)
     with connect(address):
@@ -77,11 +69,9 @@ def sweep_on_ray(
             if store.torn is not None:
                 yield SweepEvent(kind="torn", detail=str(store.torn))
             run = _Run(plan, store, needs, simulate=simulate, meter=meter)
-            wanted = {planned.key for planned in plan.cells}
-            run.done = {row.key for row in store.rows if row.is_ok or not (retry_failed or is_blameless(row))} & wanted
+            run.done = find_done(plan, store.rows, retry_failed=retry_failed)
             if run.done:
-                detail = f"{len(run.done)} of {len(wanted)}"
-                yield SweepEvent(kind="resumed", detail=detail, finished=frozenset(run.done))
+                yield resumed(plan, run.done)
             jobs = [
                 _Job(setup=setup, todo=[planned for planned in group if planned.key not in run.done])
                 for setup, group in plan.by_setup().items()
@@ -122,11 +112,14 @@ class _Run:
             for job in jobs:
                 if job.stream is not None:
                     ray.cancel(job.stream)
+        self._check_complete(jobs)
+
+    def _check_complete(self, jobs: list[_Job]) -> None:
         left = {job.setup.label: len(job.todo) for job in jobs if job.todo}
         if left:
-            told = ", ".join(f"{count} of {label}" for label, count in left.items())
+            counts = ", ".join(f"{count} of {label}" for label, count in left.items())
             message = (
-                f"no row for these cells, for no node was left that told of its GPUs: {told}. "
+                f"no row for these cells, for no node was left that had reported its GPUs: {counts}. "
                 "Add nodes (ray start --address=HEAD:6379) and run the same command again"
             )
             raise EngineError(message, code="nodes-lost", cells=left)
@@ -135,13 +128,13 @@ class _Run:
         names = {planned.key for planned in job.todo}
         models = {name: self._plan.models[name] for name in job.setup.models}
         part = replace(self._plan, cells=tuple(job.todo), models=models)
-        # The first row tells any node what this store is of; those of the set-up tell of its spread.
+        # The first row says to any node what this store is of; those of the set-up are for its scatter.
         earlier = [row for place, row in enumerate(self._rows) if place == 0 or row.cell.setup == job.setup]
         rows = [row.to_json() for row in earlier if row.key not in names]
         needs = dict(self._needs[job.setup])
-        gpus = needs.pop("GPU", 0.0)
+        cpus, gpus = needs.pop("CPU", 0.0), needs.pop("GPU", 0.0)
         job.in_progress = None
-        job.stream = self._task.options(num_cpus=cpus_of(needs), num_gpus=gpus, resources=needs).remote(
+        job.stream = self._task.options(num_cpus=cpus, num_gpus=gpus, resources=needs).remote(
             to_json(part), [to_json(planned) for planned in self._anchors(job)], rows, self._simulate, self._meter
         )
 
@@ -151,7 +144,7 @@ class _Run:
         return [planned for planned in group if planned.visit == START_VISIT and planned.key in self.done]
 
     def _next(self, job: _Job) -> Iterator[SweepEvent]:
-        """What a task tells next; its end; or the loss of its node."""
+        """The next event of a task; its end; or the loss of its node."""
         from ray.exceptions import RayError, RayTaskError
 
         try:
@@ -165,12 +158,12 @@ class _Run:
         except RayTaskError:
             raise
         except RayError as error:
-            # A node, a worker, memory, a disk: whatever Ray itself lost there.
+            # A node, a worker, memory, a disk: what Ray itself lost there.
             yield from self._lose(job, str(error).strip().splitlines()[0].split(". ")[0])
             return
-        yield from self._tell(job, event)
+        yield from self._handle(job, event)
 
-    def _tell(self, job: _Job, event: dict[str, Any]) -> Iterator[SweepEvent]:
+    def _handle(self, job: _Job, event: dict[str, Any]) -> Iterator[SweepEvent]:
         kind = event["kind"]
         known = [*job.todo, *self._anchors(job)]
         planned = next((one for one in known if one.key == event.get("cell")), None)
@@ -179,8 +172,8 @@ class _Run:
             environment = from_json(Environment, event["environment"], "node")
             job.surroundings = Surroundings(environment=environment, vocabulary=0, is_simulated=self._simulate)
         elif kind == "refused":
-            told: type[InfergyError] = getattr(errors, event["error"], EngineError)
-            raise told(f"{job.host}: {event['reason']}", code=event["code"], **event["fields"])
+            kind_of: type[InfergyError] = getattr(errors, event["error"], EngineError)
+            raise kind_of(f"{job.host}: {event['reason']}", code=event["code"], **event["fields"])
         elif kind == "row" and planned is not None:
             yield self._keep(job, planned, Measurement.from_json(event["row"], "node"))
         elif kind in ("loading", "ready", "begin"):
@@ -223,7 +216,7 @@ class _Run:
                 yield from self._fail(job, list(job.todo), str(error))
 
     def _fail(self, job: _Job, cells: list[PlannedCell], reason: str) -> Iterator[SweepEvent]:
-        # Without a node that told of its GPUs a row could not say of what it is.
+        # A row must say of which GPUs it is: without a node that reported them there is none.
         if job.surroundings is None:
             return
         for planned in cells:

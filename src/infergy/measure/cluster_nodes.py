@@ -1,4 +1,4 @@
-"""A Ray cluster and its nodes: reached, and refused where they cannot run what is asked, before the first joule."""
+"""A Ray cluster and its nodes: connected to, and checked before anything is measured."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ AUTO = "auto"
 
 REACH_S = 5.0
 PROBE_S = 600.0
-"""Longest wait for all nodes to say what is installed there: a first task starts Python there and imports Ray."""
+"""Longest wait for all nodes to report what is installed there: a first task starts Python and imports Ray."""
 
 SETTLE_S, AGAIN_S = 30.0, 0.5
-"""How long a node of the cluster may refuse tasks, and after how long it is asked again."""
+"""How long a node of the cluster may fail tasks, and after how long it is asked again."""
 
 PATIENCE_S = 15.0
-"""After so long it is told which nodes are waited for."""
+"""How often the nodes that are waited for are reported."""
 
 TYPE = "accelerator_type:"
 A_LITTLE = 0.001
@@ -39,7 +39,7 @@ START = "Start one: ray start --head; on each further node: ray start --address=
 
 
 def gpu_type(name: str) -> str | None:
-    """What Ray calls a GPU of the catalogue; None where its name tells none."""
+    """What Ray calls a GPU of the catalogue; None where its name gives none."""
     for known in (*get_gpu(name).aliases, get_gpu(name).title):
         if known.startswith(BRAND):
             words = known.removeprefix(BRAND)
@@ -62,11 +62,6 @@ def needs_of(setup: EngineSetup, gpu: str, *, simulate: bool) -> dict[str, float
     if any(gpu in node["Resources"] for node in ray.nodes() if node["Alive"]):
         return {"CPU": 1.0, "GPU": count, gpu: count}
     return {"CPU": 1.0, "GPU": count, f"{TYPE}{gpu_type(gpu) or gpu}": A_LITTLE}
-
-
-def cpus_of(needs: dict[str, float]) -> float:
-    """Take the CPUs out of what is asked."""
-    return needs.pop("CPU", 0.0)
 
 
 @contextmanager
@@ -197,7 +192,7 @@ def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             except RayError as error:
                 if not _is_alive(asked[answer]):
                     continue
-                # Who has just come is not known to all of Ray yet, and who has just gone still is to some.
+                # A node that has just joined is not known to all of Ray yet, and one that has just left still is.
                 if isinstance(error, RayTaskError) or time.monotonic() > begun + SETTLE_S:
                     reason = f"{name} of the cluster does not run tasks: {error!s:.300}. See: ray status"
                     raise MissingError(reason, code="node-silent", node=name) from error
@@ -243,14 +238,10 @@ def _is_alive(node: Mapping[str, Any]) -> bool:
 
 
 def refuse_versions(name: str, there: tuple[str | None, str, str]) -> None:
-    """Refuse a node by what is installed there.
-
-    Args:
-        name: Of the node.
-        there: Its infergy (None without), Python and Ray.
+    """Check a node by its infergy (None without), Python and Ray.
 
     Raises:
-        MissingError: Anything is other than here.
+        MissingError: One is other than here.
     """
     import platform
 
@@ -260,7 +251,7 @@ def refuse_versions(name: str, there: tuple[str | None, str, str]) -> None:
         raise MissingError.package(name, "infergy", f"pip install 'infergy[ray]=={VERSION}'")
     here = (VERSION, platform.python_version(), ray.__version__)
     names = ("infergy", "Python", "Ray")
-    told = ", ".join(f"{n} {t} against {h}" for n, t, h in zip(names, there, here, strict=True) if t != h)
-    if told:
-        message = f"{name} has other versions than this machine: {told}. Install the same on both"
+    other = ", ".join(f"{n} {t} against {h}" for n, t, h in zip(names, there, here, strict=True) if t != h)
+    if other:
+        message = f"{name} has other versions than this machine: {other}. Install the same on both"
         raise MissingError(message, code="versions-differ", node=name, found=list(there), expected=list(here))

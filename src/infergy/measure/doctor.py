@@ -15,13 +15,12 @@ from statistics import median
 
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
 from infergy.hardware import find_gpu_by_driver_name
-from infergy.hardware.simulated import Sensors, SimulatedGpu
 from infergy.measure.environment import cpu_name, version_of
 from infergy.meters import Meter, powers_of
-from infergy.meters.nvml import NvmlMeter, visible_uuids
-from infergy.meters.nvml_boards import Board, open_boards
-from infergy.meters.plugins import find_plugins, open_plugin
-from infergy.meters.window import counter_period_s
+from infergy.meters.nvml import Board, NvmlMeter, open_boards, visible_uuids
+from infergy.meters.registry import find_plugins, open_plugin
+from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu
+from infergy.meters.ticks import counter_period_s
 from infergy.records import GpuIdentity
 from infergy.records.behaviour import MeterBehaviour
 from infergy.version import VERSION
@@ -40,7 +39,7 @@ PACKAGES = {
 }
 """Distributions, what each is for, and what to type where it is not installed."""
 
-SIMULATED_SENSORS = Sensors(power_period_s=0.1, power_window_s=0.025, noise_w=0.2)
+SIMULATED_SENSORS = Sensors(power=PowerSensor(period_s=0.1, window_s=0.025, noise_w=0.2))
 """Of A100 and H100, says arXiv 2312.02741: 25 ms of each 100 ms; averaged power over 1 s."""
 
 SIMULATED_IDLE_W, SIMULATED_FULL_W = 120.0, 700.0
@@ -51,9 +50,9 @@ class MeterFound:
     """One meter that is installed.
 
     Attributes:
-        package: Which distribution offers it.
+        package: The distribution that provides it.
         is_usable: Whether it opens here.
-        scope: What its joules cover; None if it does not open.
+        scope: What its energy covers; None if it does not open.
         reason: Why it does not, and what to type; None if it does.
     """
 
@@ -66,21 +65,21 @@ class MeterFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFound:
-    """One GPU; None where it does not tell.
+    """One GPU; None where it does not answer.
 
     Attributes:
         index: NVML's, in PCI order.
         catalogue: Its name in `infergy list gpus`; None if it is not there.
-        is_visible: Whether CUDA_VISIBLE_DEVICES leaves it visible; None where that cannot be told.
+        is_visible: Whether CUDA_VISIBLE_DEVICES leaves it visible; None where that is unknown.
         power_limit_low_w: The lowest limit that it could be set to, and `power_limit_high_w` the highest.
-        has_mig: Whether it is cut into slices.
+        has_mig: Whether it is divided into MIG slices.
         has_counter: Whether its energy counter answers and moves.
         counter_period_s: Time between two ticks of the counter, the shortest of five.
-        read_median_s: What a read of the counter takes, and `read_worst_s` at worst, of `reads`.
+        read_median_s: Time of a read of the counter, and `read_worst_s` the longest, of `reads`.
         answers: Whether each field answers: ``instant_power``, ``average_power``, ``temperature``, ``sm_clock``,
             ``memory_clock``, ``memory_used``, ``slowdowns``, ``processes``.
         processes: How many compute processes are on it now.
-        reason: Why the counter is of no use; None if it is.
+        reason: Why the counter cannot be used; None if it can.
     """
 
     index: int | None
@@ -185,7 +184,7 @@ def simulated_gpu(sensors: Sensors = SIMULATED_SENSORS) -> SimulatedGpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Nvidia:
-    """What NVML tells of this machine."""
+    """What NVML reports of this machine."""
 
     gpus: tuple[GpuFound, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -222,10 +221,15 @@ def _diagnosis(
 
 def _examine_nvidia() -> _Nvidia:
     with open_boards() as boards:
-        visible, problem = _visible([board.gpu.uuid for board in boards])
+        visible: list[str] | None = None
+        problems: tuple[str, ...] = ()
+        try:
+            visible = visible_uuids([board.gpu.uuid for board in boards], os.environ)
+        except UsageError as error:
+            problems = (str(error),)
         gpus = tuple(_probe(board.meter, board.gpu, board, visible) for board in boards)
         facts = boards[0].meter.facts() if boards else {}
-    return _Nvidia(gpus=gpus, facts=facts, warnings=(*problem, *_pitfalls(gpus)))
+    return _Nvidia(gpus=gpus, facts=facts, warnings=(*problems, *_pitfalls(gpus)))
 
 
 def _nvml_found(found: _Nvidia) -> MeterFound:
@@ -236,23 +240,12 @@ def _nvml_found(found: _Nvidia) -> MeterFound:
     """
     meter = NvmlMeter.open(None)
     meter.close()
-    broken = [gpu for gpu in found.gpus if gpu.is_visible and not gpu.has_counter]
-    if broken:
-        raise MeterError(
-            broken[0].reason or f"the counter of {broken[0].gpu.uuid} does not answer",
-            code="counter-unreadable",
-            uuid=broken[0].gpu.uuid,
-            reason=broken[0].reason,
-        )
+    for gpu in found.gpus:
+        if gpu.is_visible and not gpu.has_counter:
+            uuid = gpu.gpu.uuid
+            message = gpu.reason or f"the counter of {uuid} does not answer"
+            raise MeterError(message, code="counter-unreadable", uuid=uuid, reason=gpu.reason)
     return MeterFound(name="nvml", package="infergy", is_usable=True, scope=meter.scope)
-
-
-def _visible(uuids: list[str]) -> tuple[list[str] | None, tuple[str, ...]]:
-    """Which GPUs CUDA_VISIBLE_DEVICES leaves; None and a warning where it cannot be meant."""
-    try:
-        return visible_uuids(uuids, os.environ), ()
-    except UsageError as error:
-        return None, (str(error),)
 
 
 def _probe(meter: Meter, gpu: GpuIdentity, board: Board | None, visible: Sequence[str] | None = None) -> GpuFound:
@@ -260,7 +253,10 @@ def _probe(meter: Meter, gpu: GpuIdentity, board: Board | None, visible: Sequenc
     reads_s: list[float] = []
     period_s = reason = None
     try:
-        reads_s = read_costs_s(meter)
+        for _ in range(READS):
+            begun_s = meter.clock.now_s()
+            meter.read()
+            reads_s.append(meter.clock.now_s() - begun_s)
         period_s = counter_period_s(meter)
     except (MissingError, MeterError) as error:
         reason = str(error)
@@ -295,45 +291,31 @@ def _probe(meter: Meter, gpu: GpuIdentity, board: Board | None, visible: Sequenc
     )
 
 
-def read_costs_s(meter: Meter) -> list[float]:
-    """What each of some hundred reads of the counters takes, in seconds.
-
-    Raises:
-        MeterError: A counter failed.
-        MissingError: There is none.
-    """
-    clock = meter.clock
-    costs_s = []
-    for _ in range(READS):
-        begun_s = clock.now_s()
-        meter.read()
-        costs_s.append(clock.now_s() - begun_s)
-    return costs_s
-
-
 def _pitfalls(gpus: Sequence[GpuFound]) -> Iterator[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpus and chosen is not None and all(gpu.is_visible is False for gpu in gpus):
         yield f"CUDA_VISIBLE_DEVICES={chosen!r} leaves no GPU visible: unset CUDA_VISIBLE_DEVICES"
-    names = {gpu.gpu.name for gpu in gpus}
+    names = sorted({gpu.gpu.name for gpu in gpus})
     if len(names) > 1 and chosen and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         yield (
-            f"the GPUs differ ({', '.join(sorted(names))}), and CUDA counts them fastest first, NVML in PCI order: "
+            f"the GPUs differ ({', '.join(names)}), and CUDA counts them fastest first, NVML in PCI order: "
             "export CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs in CUDA_VISIBLE_DEVICES"
         )
     for gpu in gpus:
-        if gpu.has_mig:
-            yield (
-                f"GPU {gpu.index} is cut into MIG slices: its counter covers the whole board, whoever uses it; "
-                "measure on a GPU without MIG"
-            )
-        if gpu.processes:
-            yield (
-                f"{gpu.processes} processes are on GPU {gpu.index}: their joules would be counted too "
-                "(nvidia-smi tells which)"
-            )
+        yield from _gpu_pitfalls(gpu)
     if version_of("pynvml") is not None:
         yield "the package pynvml may hide NVIDIA's own: pip uninstall pynvml; pip install -U nvidia-ml-py"
+
+
+def _gpu_pitfalls(gpu: GpuFound) -> Iterator[str]:
+    if gpu.has_mig:
+        yield (
+            f"GPU {gpu.index} is cut into MIG slices: its counter covers the whole board, all slices together; "
+            "measure on a GPU without MIG"
+        )
+    if gpu.processes:
+        what = f"{gpu.processes} processes are on GPU {gpu.index}"
+        yield f"{what}: their energy would be counted too (nvidia-smi lists them)"
 
 
 def _plugins() -> Iterator[MeterFound]:
@@ -350,10 +332,7 @@ def _plugins() -> Iterator[MeterFound]:
 def _permissions(root: Path) -> Iterator[Permission]:
     devices = [*sorted((root / "dev").glob("nvidia[0-9]*")), root / "dev" / "nvidiactl"]
     counters = sorted((root / "sys" / "class" / "powercap").glob("intel-rapl:*/energy_uj"))
-    for path in (*devices, *counters):
-        if not path.exists():
-            continue
-        mode, cure = (os.R_OK, f"sudo chmod a+r {path}") if path in counters else (os.R_OK | os.W_OK, None)
-        granted = os.access(path, mode)
-        hint = None if granted else cure or f"ls -l {path}; ask for membership of its group"
-        yield Permission(path=str(path), is_granted=granted, cure=hint)
+    for path in filter(Path.exists, (*devices, *counters)):
+        cure = f"sudo chmod a+r {path}" if path in counters else f"ls -l {path}; ask for membership of its group"
+        granted = os.access(path, os.R_OK if path in counters else os.R_OK | os.W_OK)
+        yield Permission(path=str(path), is_granted=granted, cure=None if granted else cure)

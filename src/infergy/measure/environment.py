@@ -15,11 +15,7 @@ from infergy.version import VERSION
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What is the same for all cells of a set-up.
-
-    Attributes:
-        vocabulary: Token ids are drawn below this.
-    """
+    """What is the same for all cells of a set-up; token ids are drawn below `vocabulary`."""
 
     environment: Environment
     vocabulary: int

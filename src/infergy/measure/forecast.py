@@ -17,10 +17,10 @@ WINDOWS = 2.0
 """Windows a cell, on average: the first cells of a set-up take four, most later ones one."""
 
 HANG_FACTOR = 10.0
-"""Forecasts are rough; what takes ten times as long does not come back."""
+"""Forecasts are rough; what takes ten times as long hangs."""
 
 EDGE_S = 0.5
-"""The wait for a tick, the lead, the states, and the tail until it has settled and was measured."""
+"""The wait for a tick, the start delay, the states, and the tail until it has settled and was measured."""
 
 
 def cell_s(planned: PlannedCell, options: MeasureOptions) -> float:
@@ -41,7 +41,7 @@ def _work(planned: PlannedCell, options: MeasureOptions) -> tuple[float, float]:
 
 
 def watch_s(batch_s: float, options: MeasureOptions) -> float:
-    """Seconds of the batches of the watched window of a cell, of which a long one is cut; 0 if nobody looks."""
+    """Seconds of the batches of the watched window of a cell, of which a long one is cut; 0 without a timeline."""
     if options.timeline_s <= 0:
         return 0.0
     if batch_s >= options.long_batch_s:
@@ -55,7 +55,7 @@ def longest_s(planned: PlannedCell, options: MeasureOptions) -> float:
 
 
 def patience_s(forecast_s: float, options: MeasureOptions) -> float:
-    """How long an engine may say nothing before it is taken to hang."""
+    """How long an engine may report nothing before it counts as hung."""
     return HANG_FACTOR * forecast_s + options.hang_s
 
 

@@ -1,13 +1,10 @@
-"""A grid of cells as a human writes it, resolved into a plan.
-
-grid.toml ─▶ Grid ─▶ axes multiplied, batches chosen, times forecast ─▶ Plan
-"""
+"""A grid of cells as a human writes it: grid.toml ─▶ Grid ─▶ axes multiplied, batches chosen, forecasts ─▶ Plan."""
 
 from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -16,18 +13,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config
-from infergy.hardware.draft import Draft, find_draft
+from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
+from infergy.hardware.models import find_draft
 from infergy.measure.anchors import ANCHORS, choose_anchors
-from infergy.measure.batches import BatchChoice, choose_batch, plan_cell
-from infergy.measure.online import online_sizes, plan_online, resolve_arrivals
-from infergy.measure.refusals import Refusals, refuse_assisted, refuse_draft, refuse_length, refuse_setup
+from infergy.measure.planner import Planner, online_sizes, resolve_arrivals
+from infergy.measure.validation import Problems, batch_errors, draft_errors, length_errors, setup_errors
 from infergy.records import (
     END_VISIT,
     RANDOM_WEIGHTS,
     START_VISIT,
     Arrivals,
-    Cell,
     Decoding,
     EngineSetup,
     Load,
@@ -43,7 +38,6 @@ from infergy.records.speculation import Speculation
 FEWEST_FOR_ANCHORS = 8
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seconds = Positive
 
 
 class _Strict(BaseModel):
@@ -51,13 +45,13 @@ class _Strict(BaseModel):
 
 
 def _known(parse: Callable[[str], object]) -> AfterValidator:
-    """Labels that mean something."""
+    """A validator of labels that `parse` understands."""
 
     def check(label: str) -> str:
         try:
             parse(label)
         except UsageError as error:
-            # What pydantic takes for a wrong value.
+            # Pydantic reports ValueError.
             raise ValueError(str(error)) from error
         return label
 
@@ -65,7 +59,7 @@ def _known(parse: Callable[[str], object]) -> AfterValidator:
 
 
 class SpeculationAxis(_Strict):
-    """Speculative decoding of an engine set-up; see `infergy.records.speculation.Speculation`."""
+    """Speculative decoding; see `infergy.records.speculation.Speculation`."""
 
     draft: str
     look_ahead: int
@@ -74,11 +68,7 @@ class SpeculationAxis(_Strict):
 
 
 class EngineAxis(_Strict):
-    """One engine set-up of a grid; see `infergy.records.EngineSetup`.
-
-    Attributes:
-        model: What it serves, if that is not the grid's model.
-    """
+    """One engine set-up of a grid, of the grid's model unless `model` is given; see `infergy.records.EngineSetup`."""
 
     engine: str
     model: str | None = None
@@ -112,28 +102,27 @@ class CellAxes(_Strict):
     """A block of cells: all inputs × all outputs × all batches.
 
     Attributes:
-        batch: Sizes, or ``largest``: the largest that the memory of the GPU takes, held under `max_batch` and
+        batch: Sizes, or ``largest``: the largest that the memory of the GPU takes, at most `max_batch` and
             `max_batch_s`.
-        max_batch: Never more requests than this.
         max_batch_s: Never more than this many seconds of forecast GPU work a batch (launch overhead not counted, so
             that a slow host does not shrink the batch).
         decoding: How tokens are chosen, a cell for each: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``
             (`infergy.records.Decoding`).
         arrivals: When the requests come, a cell for each: ``offline`` (all at once), ``poisson4``, ``gamma4-b0.5``,
             ``trace:azure-conv-2023`` (`infergy.records.Arrivals`); but offline, `batch` is the requests of one run.
-            ``replay:azure-conv-2023``: all at once, each with its own lengths, which stand in place of the given ones.
-            ``replay:azure-conv-2023@1x+600s/75s``: those of a window, whose number stands in place of `batch`.
-        rate: Requests a second, the same as ``poissonRATE`` in `arrivals`, or as ``gammaRATE-bBURSTINESS`` with
+            ``replay:azure-conv-2023``: all at once, each with its own lengths instead of the given ones.
+            ``replay:azure-conv-2023@1x+600s/75s``: those of a window, whose number replaces `batch`.
+        rate: Requests per second, the same as ``poissonRATE`` in `arrivals`, or as ``gammaRATE-bBURSTINESS`` with
             `burstiness`; with rates alone, nothing is served offline.
         paired: Whether each of them is also measured with one output token, at the same input and batch: its prefill
-            alone, from which `infergy.quality.phases` tells the phases apart.
+            alone, by which `infergy.quality.phases` separates the phases.
     """
 
     input_tokens: list[PositiveInt] = Field(min_length=1)
     output_tokens: list[PositiveInt] = Field(min_length=1)
     batch: Annotated[list[PositiveInt], Field(min_length=1)] | Literal["largest"] = "largest"
     max_batch: PositiveInt | None = None
-    max_batch_s: Seconds | None = None
+    max_batch_s: Positive | None = None
     decoding: list[Annotated[str, _known(Decoding.parse_label)]] = Field(default=["greedy"], min_length=1)
     arrivals: list[Annotated[str, _known(Arrivals.parse_label)]] = []
     rate: list[Positive] = []
@@ -154,7 +143,7 @@ class Options(_Strict):
 
     Attributes:
         shuffle: Whether the cells of a set-up are measured in random order, drawn from the seed, so that no axis of the
-            grid follows the time of day or the warmth of the chip.
+            grid follows the time of day or the temperature of the GPU.
         anchors: How many cells of each set-up are measured at its start and again at its end, so that drift shows;
             none in a set-up of fewer than `FEWEST_FOR_ANCHORS` cells.
     """
@@ -164,20 +153,20 @@ class Options(_Strict):
     anchors: Annotated[int, Field(ge=0)] = ANCHORS
     target: Annotated[float, Field(gt=0, lt=1)] = _DEFAULTS.target
     max_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.max_time_s
-    min_window_s: Seconds = _DEFAULTS.min_window_s
+    min_window_s: Positive = _DEFAULTS.min_window_s
     min_batches: PositiveInt = _DEFAULTS.min_batches
-    long_batch_s: Seconds = _DEFAULTS.long_batch_s
-    warmup_s: Seconds = _DEFAULTS.warmup_s
-    idle_s: Seconds = _DEFAULTS.idle_s
-    hang_s: Seconds = _DEFAULTS.hang_s
+    long_batch_s: Positive = _DEFAULTS.long_batch_s
+    warmup_s: Positive = _DEFAULTS.warmup_s
+    idle_s: Positive = _DEFAULTS.idle_s
+    hang_s: Positive = _DEFAULTS.hang_s
     timeline_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.timeline_s
     repeats: PositiveInt = _DEFAULTS.repeats
 
 
 class Quick(_Strict):
-    """A smaller grid that shows the same: what is given here stands in place of the grid's own.
+    """A smaller grid that shows the same: what is given here replaces the grid's own.
 
-    Those of the shipped studies hold cells of the full grid only, so that its store goes on from theirs.
+    Those of the shipped studies hold cells of the full grid only, so that a store of theirs can be continued.
     """
 
     engines: list[EngineAxis] | None = Field(default=None, min_length=1)
@@ -189,10 +178,9 @@ class Grid(_Strict):
 
     Attributes:
         title: What it shows, in a few words.
-        figure: Which figure or table of arXiv 2504.17674 it stands beside; empty for one of our own.
-        claims: Groups of the paper's claims that it is held against (docs/studies.md).
-        needs: What infergy lacks to measure it; such a grid is refused before anything runs.
-        quick: The smaller grid of ``--quick``.
+        figure: The figure or table of arXiv 2504.17674 that it corresponds to; empty for one of our own.
+        claims: Groups of the paper's claims that it is compared with (docs/studies.md).
+        needs: What infergy lacks to measure it; such a grid is rejected before anything runs.
     """
 
     name: str
@@ -209,33 +197,25 @@ class Grid(_Strict):
     quick: Quick | None = None
 
 
-def read_grid(path: Path) -> Grid:
-    """Read a grid from TOML.
-
-    Raises:
-        DataError: The file is missing, no TOML, or not a grid; the message names the key.
-    """
-    return parse_grid(read_toml(path), str(path))
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
         DataError: The file is missing, cannot be read, or is no TOML.
     """
+    hint = "An example: infergy list studies paper-bins"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError.not_found(path, "An example: infergy list studies paper-bins") from error
+        raise DataError.not_found(path, hint) from error
     except OSError as error:
         raise DataError.not_readable(path, error) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError.bad_syntax(path, "TOML", error, "An example: infergy list studies paper-bins") from error
+        raise DataError.bad_syntax(path, "TOML", error, hint) from error
 
 
 def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
-    """Validate a grid; `place` names where it stands.
+    """Validate a grid; `place` names its file.
 
     Raises:
         DataError: A key is missing, unknown or of another type.
@@ -243,17 +223,14 @@ def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
     try:
         return Grid.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc'])) or 'grid'}: {item['msg']}" for item in error.errors()]
-        raise DataError(
-            f"{place}: not a grid:\n" + "\n".join(lines) + "\nAn example of a grid: infergy list studies paper-bins",
-            code="bad-grid",
-            place=place,
-            problems=[{"key": ".".join(map(str, item["loc"])), "reason": item["msg"]} for item in error.errors()],
-        ) from error
+        problems = [{"key": ".".join(map(str, one["loc"])), "reason": one["msg"]} for one in error.errors()]
+        lines = "".join(f"\n  {one['key'] or 'grid'}: {one['reason']}" for one in problems)
+        message = f"{place}: not a grid:{lines}\nAn example of a grid: infergy list studies paper-bins"
+        raise DataError(message, code="bad-grid", place=place, problems=problems) from error
 
 
 def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The grid `data`, in place of its engines and cells those of its quick grid.
+    """The grid `data` with the engines and cells of its quick grid.
 
     Raises:
         DataError: It has none.
@@ -274,29 +251,28 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
             different GPUs, measure in different ways, or call two models the same.
         DataError: A model's file is no configuration.
     """
-    for grid in others:
-        if grid.options != first.options:
-            message = f"{first.name} and {grid.name} have other [options]: measure them one after the other"
-            raise UsageError(message, code="grids-differ", grids=[first.name, grid.name])
     gpus: set[str] = set()
     configs: dict[str, Mapping[str, Any]] = {}
     setups: dict[EngineSetup, dict[str, PlannedCell]] = {}
-    grids = (first, *others)
-    for grid in grids:
-        gpu, models, found = _resolve(grid)
+    for grid in (first, *others):
+        if grid.options != first.options:
+            message = f"{first.name} and {grid.name} have other [options]: measure them one after the other"
+            raise UsageError(message, code="grids-differ", grids=[first.name, grid.name])
+        gpu, models, cells_of = _resolve(grid)
         gpus.add(gpu.name)
         for name in models.keys() & configs.keys():
             if models[name] != configs[name]:
                 message = f"two models go by the name {name} in these grids: measure them one after the other"
                 raise UsageError(message, code="grids-differ", model=name)
         configs |= models
-        for setup, cells in found.items():
-            _merge(setups.setdefault(setup, {}), cells.values())
+        for setup, cells in cells_of.items():
+            for planned in cells.values():
+                _add(setups.setdefault(setup, {}), planned)
     if len(gpus) > 1:
         message = f"the grids are for {', '.join(sorted(gpus))}; a plan is for one GPU: --gpu {min(gpus)}"
         raise UsageError(message, code="several-gpus", gpus=sorted(gpus))
     return Plan(
-        name=" + ".join(dict.fromkeys(grid.name for grid in grids)),
+        name=" + ".join(dict.fromkeys(grid.name for grid in (first, *others))),
         gpu=gpus.pop(),
         cells=tuple(one for cells in setups.values() if cells for one in _order(list(cells.values()), first.options)),
         models=configs,
@@ -304,89 +280,84 @@ def make_plan(first: Grid, *others: Grid) -> Plan:
     )
 
 
-def _resolve(
-    grid: Grid,
-) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
-    """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
-    if grid.needs:
-        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. Others: infergy list studies"
-        raise UsageError(message, code="not-supported", study=grid.name, needs=list(grid.needs))
-    refusals = Refusals(grid.name)
-    setups, shapes, gpu, configs = _resolve_names(grid, refusals)
-    found: dict[EngineSetup, dict[str, PlannedCell]] = {}
-    for setup in setups:
-        shape, draft = shapes[setup.model], find_draft(setup, configs)
-        cells = found.setdefault(setup, {})
-        for block in grid.cells:
-            for load in _loads(block):
-                refusals.add(refuse_length(setup, configs, load))
-                with refusals.kept():
-                    for planned in _plan_load(block, load, setup, shape, gpu, grid.options.seed, draft):
-                        refusals.add(refuse_assisted(setup, planned.cell.load))
-                        _merge(cells, [planned])
-    refusals.tell()
-    return gpu, configs, found
+def _add(cells: dict[str, PlannedCell], planned: PlannedCell) -> None:
+    """Add a cell; of two with the same batch, one given and one chosen, the chosen one stays, for it says why."""
+    if planned.key not in cells or cells[planned.key].batch_choice == GIVEN:
+        cells[planned.key] = planned
 
 
-def _merge(cells: dict[str, PlannedCell], others: Iterable[PlannedCell]) -> None:
-    """Add those that are not among the cells; a batch that is asked for here and sought there is told as sought."""
-    for planned in others:
-        if planned.key not in cells or cells[planned.key].batch_choice == GIVEN:
-            cells[planned.key] = planned
+def _choose_anchors(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
+    """None of prefill alone or online, if there is anything else: they say little of a machine."""
+    full = [one for one in cells if one.cell.load.output_tokens > 1 and not one.cell.load.is_online] or cells
+    return choose_anchors(full, options.anchors if len(cells) >= FEWEST_FOR_ANCHORS else 0)
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     """The cells of one set-up as they are measured: anchors, rounds of all others, the same anchors again."""
-    # Prefill alone says little of a machine, and gaps between arrivals less: no anchors, if there is anything else.
-    full = [one for one in cells if one.cell.load.output_tokens > 1 and not one.cell.load.is_online] or cells
-    anchors = choose_anchors(full, options.anchors) if len(cells) >= FEWEST_FOR_ANCHORS else []
+    anchors = _choose_anchors(cells, options)
     others = [planned for planned in cells if planned not in anchors]
-    order = random.Random(f"{options.seed} {others[0].cell.setup.id}") if options.shuffle and others else None
-    rounds: list[PlannedCell] = []
+    shuffle = random.Random(f"{options.seed} {cells[0].cell.setup.id}").shuffle
+    ordered = [replace(planned, visit=START_VISIT) for planned in anchors]
     for number in range(1, options.repeats + 1):
-        if order is not None:
-            order.shuffle(others)
-        rounds += [replace(planned, visit=grid_visit(number)) for planned in others]
-    start, end = ([replace(planned, visit=visit) for planned in anchors] for visit in (START_VISIT, END_VISIT))
-    return [*start, *rounds, *end]
+        if options.shuffle:
+            shuffle(others)
+        ordered += [replace(planned, visit=grid_visit(number)) for planned in others]
+    return ordered + [replace(planned, visit=END_VISIT) for planned in anchors]
 
 
-def _resolve_names(
-    grid: Grid, refusals: Refusals
-) -> tuple[list[EngineSetup], dict[str, ModelShape], Gpu, dict[str, Mapping[str, Any]]]:
-    """The set-ups, the shapes of their models, the GPU that a grid names, and configurations, those of drafts too.
+def _resolve(grid: Grid) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
+    """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
+    if grid.needs:
+        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. Others: infergy list studies"
+        raise UsageError(message, code="not-supported", study=grid.name, needs=list(grid.needs))
+    problems = Problems(grid.name)
+    setups, gpu, configs = _resolve_names(grid, problems)
+    cells_of: dict[EngineSetup, dict[str, PlannedCell]] = {}
+    for setup in setups:
+        shape = read_shape(configs[setup.model], name=setup.model)
+        planner = Planner(setup, shape, gpu, find_draft(setup, configs))
+        cells = cells_of.setdefault(setup, {})
+        for block in grid.cells:
+            for load in _loads(block):
+                problems.add(length_errors(setup, configs, load))
+                with problems.collect():
+                    for planned in _plan_load(block, load, planner, grid.options.seed):
+                        problems.add(batch_errors(setup, planned.cell.load))
+                        _add(cells, planned)
+    problems.report()
+    return gpu, configs, cells_of
+
+
+def _resolve_names(grid: Grid, problems: Problems) -> tuple[list[EngineSetup], Gpu, dict[str, Mapping[str, Any]]]:
+    """The set-ups, the GPU that a grid names, and the configurations of models, those of drafts too.
 
     Raises:
         UsageError: One of them is unknown, or an engine cannot serve a set-up: all reasons at once.
         DataError: A model's file is no configuration.
     """
-    configs: dict[str, Mapping[str, Any]] = {}
-    shapes: dict[str, ModelShape] = {}
     gpus: list[Gpu] = []
-    with refusals.kept():
+    with problems.collect():
         gpus.append(get_gpu(grid.gpu))
     setups: list[EngineSetup] = []
     for axis in grid.engines:
-        with refusals.kept():
-            setups.append(axis.setup(axis.model or grid.model))
-    for model in dict.fromkeys(setup.model for setup in setups):
-        with refusals.kept():
+        with problems.collect():
+            setups.append(axis.setup(canonical_name(axis.model or grid.model)))
+    configs: dict[str, Mapping[str, Any]] = {}
+    shapes: dict[str, ModelShape] = {}
+    drafts = [axis.speculation.draft for axis in grid.engines if axis.speculation is not None]
+    for model in dict.fromkeys([*(axis.model or grid.model for axis in grid.engines), *drafts]):
+        with problems.collect():
             name = canonical_name(model)
             configs[name] = model_config(model)
-            shapes[name] = ModelShape.from_config(configs[name], name=name)
-    setups = [replace(setup, model=canonical_name(setup.model)) for setup in setups]
-    for one in filter(None, (axis.speculation for axis in grid.engines)):
-        with refusals.kept():
-            configs.setdefault(canonical_name(one.draft), model_config(one.draft))
-    for setup in setups:
-        with refusals.kept():
-            refusals.add(refuse_draft(setup, configs))
-    decodings = {label: Decoding.parse_label(label) for block in grid.cells for label in block.decoding}
+            shapes[name] = read_shape(configs[name], name=name)
+    decodings = dict.fromkeys(Decoding.parse_label(label) for block in grid.cells for label in block.decoding)
     arrivals = {one for block in grid.cells for one in block.all_arrivals() if one is not None}
     for setup in setups:
-        refusals.add(refuse_setup(setup, shapes.get(setup.model), decodings.values(), arrivals))
-    refusals.tell()
-    return setups, shapes, gpus[0], configs
+        with problems.collect():
+            problems.add(draft_errors(setup, configs))
+        problems.add(setup_errors(setup, shapes.get(setup.model), decodings, arrivals))
+    problems.report()
+    return setups, gpus[0], configs
 
 
 def _loads(block: CellAxes) -> Iterator[Load]:
@@ -395,30 +366,21 @@ def _loads(block: CellAxes) -> Iterator[Load]:
         yield Load(input_tokens=lengths[0], output_tokens=lengths[1], batch=1, decoding=lengths[2])
 
 
-def _plan_load(
-    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu, seed: int, draft: Draft | None
-) -> Iterator[PlannedCell]:
+def _plan_load(block: CellAxes, load: Load, planner: Planner, seed: int) -> Iterator[PlannedCell]:
     """The cells of `load` at each batch and all arrivals of its block."""
     for arrivals in block.all_arrivals():
-        if arrivals is None:
-            yield from _plan_offline(block, load, setup, shape, gpu, draft)
+        if arrivals is not None:
+            for size in online_sizes(arrivals, block.batch, paired=block.paired):
+                run = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
+                yield planner.plan(run.load, GIVEN, run.arrival_s, run.lengths)
             continue
-        for size in online_sizes(arrivals, block.batch, paired=block.paired):
-            run = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
-            yield plan_online(setup, run, GIVEN, shape, gpu, draft)
-
-
-def _plan_offline(
-    block: CellAxes, load: Load, setup: EngineSetup, shape: ModelShape, gpu: Gpu, draft: Draft | None
-) -> Iterator[PlannedCell]:
-    """The cells of `load` at each batch of its block."""
-    if isinstance(block.batch, str):
-        chosen = [choose_batch(setup, shape, gpu, load, block.max_batch, block.max_batch_s, draft)]
-    else:
-        chosen = [BatchChoice(batch=size, reason=GIVEN) for size in block.batch]
-    for choice in chosen:
-        sized = replace(load, batch=choice.batch)
-        yield plan_cell(Cell(setup=setup, load=sized), choice.reason, shape, gpu, draft)
-        if block.paired:
-            reason = f"that of the pair with {load.output_tokens} output tokens"
-            yield plan_cell(Cell(setup=setup, load=replace(sized, output_tokens=1)), reason, shape, gpu, draft)
+        if isinstance(block.batch, str):
+            chosen = [planner.choose_batch(load, block.max_batch, block.max_batch_s)]
+        else:
+            chosen = [(size, GIVEN) for size in block.batch]
+        for batch, reason in chosen:
+            sized = replace(load, batch=batch)
+            yield planner.plan(sized, reason)
+            if block.paired:
+                pair = f"that of the pair with {load.output_tokens} output tokens"
+                yield planner.plan(replace(sized, output_tokens=1), pair)

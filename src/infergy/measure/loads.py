@@ -9,8 +9,9 @@ from collections import deque
 from typing import Any
 
 from infergy.errors import MissingError
-from infergy.hardware.simulated import SimulatedGpu
-from infergy.measure.square_wave import FULL, OFF
+from infergy.meters.simulated import SimulatedGpu
+
+OFF, HALF, FULL = 0.0, 0.5, 1.0
 
 SIZE = 8192
 """Side of the square matrices: a product takes 1 to 10 ms, and no cache holds them."""
@@ -35,11 +36,9 @@ def torch_on(uuid: str) -> Any:
     except ImportError as error:
         raise MissingError.package("a load on the GPU", "torch", "pip install torch", str(error)) from error
     if not torch.cuda.is_available():
-        raise MissingError.package(
-            "a load on the GPU", "torch with CUDA", "pip install torch", "The installed one sees no GPU"
-        )
-    properties = torch.cuda.get_device_properties(0)
-    found = str(getattr(properties, "uuid", ""))
+        reason = "The installed one sees no GPU"
+        raise MissingError.package("a load on the GPU", "torch with CUDA", "pip install torch", reason)
+    found = str(getattr(torch.cuda.get_device_properties(0), "uuid", ""))
     if found and found not in uuid:
         message = f"torch's first GPU is {found}, the metered one {uuid}: type CUDA_VISIBLE_DEVICES={uuid} before it"
         raise MissingError(message, code="gpus-differ", found=found, expected=uuid)
@@ -51,22 +50,18 @@ class SimulatedLoad:
 
     def __init__(self, gpu: SimulatedGpu, full_w: float) -> None:
         self.name = f"simulated, {full_w:g} W"
-        self._gpu = gpu
-        self._full_w = full_w
+        self._gpu, self._full_w = gpu, full_w
 
     def set(self, level: float) -> None:
-        """Draw idle power and `level` of what is between it and full power."""
+        """Draw idle power (0), full power (1), or what is between."""
         self._gpu.load_w = self._gpu.idle_w + level * (self._full_w - self._gpu.idle_w)
 
 
 class TorchLoad:
-    """Matrix products in a queue that a thread keeps filled; half of the load is an addition, which waits for memory.
-
-    Args:
-        uuid: The GPU that is metered.
+    """Matmuls in a queue that a thread keeps filled; half of the load is an addition, which is bound by memory.
 
     Raises:
-        MissingError: torch, its CUDA or that GPU is missing.
+        MissingError: torch, its CUDA or the metered GPU is missing.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -89,7 +84,7 @@ class TorchLoad:
         threading.Thread(target=self._feed, name="load", daemon=True).start()
 
     def set(self, level: float) -> None:
-        """Fill the queue, or wait until it is empty."""
+        """Draw idle power (0), about half of what the load can draw above it (0.5), or all (1)."""
         with self._lock:
             self._level = level
             self._events.clear()
@@ -101,7 +96,7 @@ class TorchLoad:
             self._is_wanted.set()
 
     def _feed(self) -> None:
-        """Keep the queue filled: who reads a meter may be kept by its driver for 20 ms."""
+        # In a thread: reading a meter may take its driver 20 ms.
         while True:
             self._is_wanted.wait()
             with self._lock:
@@ -109,7 +104,6 @@ class TorchLoad:
             time.sleep(FEED_S)
 
     def _top_up(self) -> None:
-        """Put in work for what the GPU has done."""
         if self._level == OFF:
             return
         while self._events and self._events[0].query():

@@ -1,4 +1,4 @@
-"""One engine set-up on one node of a Ray cluster: the plain sweep, told to the driver event by event.
+"""One engine set-up on one node of a Ray cluster: the plain sweep, reported to the driver event by event.
 
 Ray decides where it runs and nothing else: the store, the child process and the meter are those of any sweep.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import EngineError, InfergyError
+from infergy.measure.environment import Surroundings
 from infergy.measure.sweep import survey, sweep
-from infergy.records import GpuIdentity, Measurement, Plan, PlannedCell
+from infergy.records import Measurement, Plan, PlannedCell
 from infergy.records.codec import from_json, to_json
 from infergy.records.store import create_store
 
@@ -44,48 +45,53 @@ def measure_here(
 
     Args:
         plan: As JSON.
-        anchors: Cells at the set-up's start that are measured, as JSON: measured again if it was on other GPUs.
-        earlier: Rows that the driver's store holds, as JSON: they tell of the spread and of earlier visits.
+        anchors: Control cells at the set-up's start that are measured, as JSON: again if that was on other GPUs.
+        earlier: Rows that the driver's store holds, as JSON, for scatter and earlier visits.
         simulate: Use the simulated GPU.
         meter: Name of the meter on real GPUs.
 
     Yields:
-        Packed events: where it runs, what the sweep tells, or why this node refuses.
+        Packed events: where it runs, what the sweep reports, or why this node cannot run it.
     """
+    try:
+        yield from _measure(plan, anchors, earlier, simulate, meter)
+    except InfergyError as error:
+        yield _refused(type(error).__name__, str(error), error.code, error.fields)
+    except OSError as error:
+        yield _refused(EngineError.__name__, f"its disk: {error}", "engine-failed", {"reason": str(error)})
+
+
+def _refused(kind: str, reason: str, code: str | None, fields: dict[str, Any]) -> bytes:
+    return pack({"kind": "refused", "error": kind, "reason": reason, "code": code, "fields": fields})
+
+
+def _measure(
+    plan: dict[str, Any],
+    anchors: Sequence[dict[str, Any]],
+    earlier: Sequence[dict[str, Any]],
+    simulate: bool,
+    meter: str,
+) -> Iterator[bytes]:
     todo = from_json(Plan, plan, "plan")
     rows = [Measurement.from_json(row, "the driver's row") for row in earlier]
-    try:
-        (surroundings,) = survey(todo, simulate=simulate, meter=meter).values()
-        yield pack({"kind": "here", "host": os.uname().nodename, "environment": to_json(surroundings.environment)})
-        missing = anchors_missing(
-            [from_json(PlannedCell, one, "anchor") for one in anchors], rows, surroundings.environment.gpus
-        )
-        todo = replace(todo, cells=(*missing, *todo.cells))
-        again = {planned.key for planned in missing}
-        with _folder(simulate=simulate) as folder:
-            store = folder / "rows.jsonl"
-            create_store(store, [row for row in rows if row.key not in again])
-            for event in sweep(todo, store, simulate=simulate, meter=meter):
-                yield pack(
-                    {
-                        "kind": event.kind,
-                        "cell": None if event.planned is None else event.planned.key,
-                        "row": None if event.row is None else event.row.to_json(),
-                    }
-                )
-    except InfergyError as error:
-        known = {"reason": str(error), "code": error.code, "fields": error.fields}
-        yield pack({"kind": "refused", "error": type(error).__name__} | known)
-    except OSError as error:
-        known = {"reason": f"its disk: {error}", "code": "engine-failed", "fields": {"reason": str(error)}}
-        yield pack({"kind": "refused", "error": EngineError.__name__} | known)
+    (surroundings,) = survey(todo, simulate=simulate, meter=meter).values()
+    yield pack({"kind": "here", "host": os.uname().nodename, "environment": to_json(surroundings.environment)})
+    again = _measured_elsewhere([from_json(PlannedCell, one, "anchor") for one in anchors], rows, surroundings)
+    keys = {planned.key for planned in again}
+    with _folder(simulate=simulate) as folder:
+        store = folder / "rows.jsonl"
+        create_store(store, [row for row in rows if row.key not in keys])
+        for event in sweep(replace(todo, cells=(*again, *todo.cells)), store, simulate=simulate, meter=meter):
+            cell = None if event.planned is None else event.planned.key
+            row = None if event.row is None else event.row.to_json()
+            yield pack({"kind": event.kind, "cell": cell, "row": row})
 
 
-def anchors_missing(
-    anchors: Sequence[PlannedCell], rows: Sequence[Measurement], gpus: Sequence[GpuIdentity]
+def _measured_elsewhere(
+    anchors: Sequence[PlannedCell], rows: Sequence[Measurement], surroundings: Surroundings
 ) -> list[PlannedCell]:
-    """The anchors of which `rows` hold none, measured or failed, of these very GPUs."""
-    here = {gpu.uuid for gpu in gpus}
+    """The control cells of which no row is of these very GPUs."""
+    here = {gpu.uuid for gpu in surroundings.environment.gpus}
     known = {row.key for row in rows if {gpu.uuid for gpu in row.environment.gpus} == here}
     return [planned for planned in anchors if planned.key not in known]
 
@@ -94,8 +100,8 @@ def anchors_missing(
 def _folder(*, simulate: bool) -> Iterator[Path]:
     """A folder for a sweep's own store, held until the engine of a sweep before it on these GPUs has ended.
 
-    A driver that dies takes this task with it, but the engine's process ends only when it has no one to tell: it still
-    holds the lock of its store, which is named after the GPUs. Simulated GPUs disturb nobody.
+    A driver that dies takes this task with it, but the engine's process may end later: until then it holds the lock of
+    its store, whose folder is named after the GPUs. Simulated GPUs are not shared.
     """
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if simulate or not gpus:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.hardware import ModelShape, canonical_name, get_gpu, model_config
-from infergy.hardware.draft import find_draft
-from infergy.measure.online import Run, plan_online, resolve_arrivals
-from infergy.measure.refusals import Refusals, refuse_length, refuse_setup
+from infergy.hardware import canonical_name, get_gpu, model_config, read_shape
+from infergy.hardware.models import find_draft
+from infergy.measure.planner import Planner, Run, resolve_arrivals
+from infergy.measure.validation import Problems, length_errors, setup_errors
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load, MeasureOptions, Plan, PlannedCell, grid_visit
 from infergy.records.arrivals import REPLAY
 from infergy.records.cell import FEWEST_ARRIVALS
@@ -50,8 +50,8 @@ class Replay:
     first: int = 0
     requests: int | None = None
 
-    def arrivals(self) -> Arrivals:
-        """Its law.
+    def load(self) -> Load:
+        """What it asks for; its lengths and, of a window, its number of requests are known once the trace is read.
 
         Raises:
             UsageError: Neither a window nor a number of requests, or both.
@@ -63,7 +63,7 @@ class Replay:
             )
         # All at once no time passes: what the speed decides is how much of the trace the window spans.
         for_s = None if self.for_s is None else self.for_s * (1.0 if self.timed else self.speed)
-        return Arrivals(
+        arrivals = Arrivals(
             law=REPLAY,
             trace=self.source,
             first=self.first,
@@ -72,6 +72,7 @@ class Replay:
             from_s=self.from_s,
             for_s=for_s,
         )
+        return Load(input_tokens=1, output_tokens=1, batch=self.requests or FEWEST_ARRIVALS, arrivals=arrivals)
 
 
 def plan_replays(
@@ -90,8 +91,8 @@ def plan_replays(
         asked: Engine set-ups, and what each serves.
         gpu: Name of the GPU to plan for.
         name: Of the plan.
-        max_tokens: Requests of more input and output tokens are left out; None leaves out none, and one that is longer
-            than the model or the set-up's `max_model_len` allows is an error.
+        max_tokens: Requests of more input and output tokens are left out; None leaves out none, and a longer one than
+            the model or the set-up's `max_model_len` allows is an error.
         options: How each is measured.
 
     Raises:
@@ -99,39 +100,31 @@ def plan_replays(
             all reasons at once.
         DataError: A trace cannot be read, has no times, or has no two requests in a window.
     """
-    refusals = Refusals(name)
+    problems = Problems(name)
     device = get_gpu(gpu)
     models: dict[str, Mapping[str, Any]] = {}
     runs: dict[Replay, Run] = {}
     visits: Counter[str] = Counter()
-    cells: list[PlannedCell] = []
+    by_setup: dict[EngineSetup, list[PlannedCell]] = {}
     for given, replay in asked:
         setup = replace(given, model=canonical_name(given.model))
         models.setdefault(setup.model, model_config(given.model))
         if setup.speculation is not None:
             models.setdefault(setup.speculation.draft, model_config(setup.speculation.draft))
-        shape, draft = ModelShape.from_config(models[setup.model], name=setup.model), find_draft(setup, models)
+        shape = read_shape(models[setup.model], name=setup.model)
         if replay not in runs:
-            load = Load(
-                input_tokens=1,
-                output_tokens=1,
-                batch=replay.requests or FEWEST_ARRIVALS,
-                arrivals=replay.arrivals(),
-            )
-            runs[replay] = resolve_arrivals(load, options.seed, max_tokens)
+            runs[replay] = resolve_arrivals(replay.load(), options.seed, max_tokens)
         run = runs[replay]
-        refusals.add(refuse_setup(setup, shape, [GREEDY], [run.load.arrivals]))
-        refusals.add(refuse_length(setup, models, run.load))
-        with refusals.kept():
-            planned = plan_online(setup, run, GIVEN, shape, device, draft)
+        problems.add(setup_errors(setup, shape, [GREEDY], [run.load.arrivals]))
+        problems.add(length_errors(setup, models, run.load))
+        with problems.collect():
+            planner = Planner(setup, shape, device, find_draft(setup, models))
+            planned = planner.plan(run.load, GIVEN, run.arrival_s, run.lengths)
             visits[planned.cell.id] += 1
-            cells.append(replace(planned, visit=grid_visit(visits[planned.cell.id])))
-    refusals.tell()
-    if not cells:
+            visit = grid_visit(visits[planned.cell.id])
+            by_setup.setdefault(setup, []).append(replace(planned, visit=visit))
+    problems.report()
+    if not by_setup:
         raise UsageError(f"{name}: no replay was asked for", code="option-missing", option="replays", plan=name)
-    ordered = [
-        planned
-        for group in Plan(name=name, gpu=gpu, cells=tuple(cells), models={}).by_setup().values()
-        for planned in group
-    ]
-    return Plan(name=name, gpu=device.name, cells=tuple(ordered), models=models, options=options)
+    cells = tuple(planned for group in by_setup.values() for planned in group)
+    return Plan(name=name, gpu=device.name, cells=cells, models=models, options=options)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from infergy.errors import UsageError
 from infergy.measure.forecast import cell_s, setup_s
-from infergy.records import END_VISIT, START_VISIT, EngineSetup, Plan, PlannedCell
+from infergy.records import END_VISIT, START_VISIT, Plan, PlannedCell
 
 Name = TypeVar("Name", int, str)
 
@@ -47,7 +47,7 @@ def shard(plan: Plan, index: int, count: int) -> Plan:
         )
     parts = _spread({place: _seconds(piece, plan) for place, piece in enumerate(pieces)}, count)
     mine = {planned.key for place in parts[index - 1] for planned in pieces[place]}
-    # Anchors of a divided set-up are in several pieces under the same keys, and in this part because of one of them.
+    # Control cells of a divided set-up are in several pieces under the same keys, and in this part once.
     cells = tuple(planned for planned in plan.cells if planned.key in mine)
     models = {name for planned in cells for name in planned.cell.setup.models}
     return replace(
@@ -60,30 +60,24 @@ def shard(plan: Plan, index: int, count: int) -> Plan:
 
 def _pieces(plan: Plan, count: int) -> list[list[PlannedCell]]:
     """At least `count` pieces of whole set-ups or of cells of one, if there are so many cells."""
-    groups = sorted(plan.by_setup().items(), key=lambda one: one[0].id)
-    shares = _shares(groups, plan, count)
+    groups = sorted(plan.by_setup().items(), key=lambda group: group[0].id)
+    # Into how many pieces each set-up is divided: the one with the longest pieces gets one more.
+    shares = dict.fromkeys((setup for setup, _ in groups), 1)
+    seconds = {setup: _seconds(cells, plan) for setup, cells in groups}
+    most = {setup: len(_by_cell(cells)) for setup, cells in groups}
+    for _ in range(count - len(groups)):
+        divisible = [setup for setup in shares if shares[setup] < most[setup]]
+        if not divisible:
+            break
+        shares[min(divisible, key=lambda setup: (-seconds[setup] / shares[setup], setup.id))] += 1
     pieces: list[list[PlannedCell]] = []
     for setup, cells in groups:
         pieces += [cells] if shares[setup] == 1 else _divide(cells, plan, shares[setup])
     return pieces
 
 
-def _shares(groups: Sequence[tuple[EngineSetup, list[PlannedCell]]], plan: Plan, count: int) -> dict[EngineSetup, int]:
-    """Into how many pieces each set-up is divided: whichever has the longest pieces gets one more."""
-    shares = {setup: 1 for setup, _ in groups}
-    seconds = {setup: _seconds(cells, plan) for setup, cells in groups}
-    most = {setup: len(_by_cell(cells)) for setup, cells in groups}
-    for _ in range(count - len(groups)):
-        open_ones = [setup for setup in shares if shares[setup] < most[setup]]
-        if not open_ones:
-            break
-        longest = min(open_ones, key=lambda setup: (-seconds[setup] / shares[setup], setup.id))
-        shares[longest] += 1
-    return shares
-
-
 def _divide(cells: Sequence[PlannedCell], plan: Plan, count: int) -> list[list[PlannedCell]]:
-    """The cells of one set-up in `count` pieces, all visits of a cell in one, its anchors in each."""
+    """The cells of one set-up in `count` pieces, all visits of a cell in one, its control cells in each."""
     by_cell = _by_cell(cells)
     anchors = [planned for planned in cells if planned.visit in (START_VISIT, END_VISIT)]
     parts = _spread({name: sum(cell_s(one, plan.options) for one in visits) for name, visits in by_cell.items()}, count)
@@ -91,16 +85,16 @@ def _divide(cells: Sequence[PlannedCell], plan: Plan, count: int) -> list[list[P
 
 
 def _by_cell(cells: Sequence[PlannedCell]) -> dict[str, list[PlannedCell]]:
-    """All visits in the grid by the cell's id; of a set-up that has none, its anchors are what there is."""
-    found: dict[str, list[PlannedCell]] = {}
+    """All visits in the grid by the cell's id; of a set-up that has none, its control cells."""
+    visits: dict[str, list[PlannedCell]] = {}
     for planned in cells:
         if planned.visit not in (START_VISIT, END_VISIT):
-            found.setdefault(planned.cell.id, []).append(planned)
-    return found or {"": list(cells)}
+            visits.setdefault(planned.cell.id, []).append(planned)
+    return visits or {"": list(cells)}
 
 
 def _spread(seconds: Mapping[Name, float], count: int) -> list[list[Name]]:
-    """Names in `count` parts that take about equally long: the longest first, each where least is to do."""
+    """Names in `count` parts that take about equally long: the longest first, each to the part with the least to do."""
     parts: list[list[Name]] = [[] for _ in range(count)]
     loads = [0.0] * count
     for name in sorted(seconds, key=lambda one: (-seconds[one], one)):

@@ -10,41 +10,30 @@ ratio of the counter to the integral of instant power. No limit or clock of a GP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Protocol
 
 from infergy.errors import MeterError
 from infergy.measure import step_response as response
+from infergy.measure.loads import FULL, HALF, OFF, SimulatedLoad, TorchLoad
 from infergy.measure.step_response import Point, Step
 from infergy.meters import Meter, powers_of
-from infergy.meters.window import TIMEOUT_S
+from infergy.meters.ticks import TIMEOUT_S
 from infergy.records import Tick
 from infergy.records.behaviour import Agreement, CounterBehaviour, FieldBehaviour, MeterBehaviour
 from infergy.version import VERSION
 
-OFF, HALF, FULL = 0.0, 0.5, 1.0
 LOADS = {"idle": OFF, "half": HALF, "full": FULL}
 
 POWER_EVERY_S = 1e-3
 """Reading the power fields takes far longer than reading the counter, and none is known to change faster."""
 
 
-class PowerLoad(Protocol):
-    """Work that a GPU does while its meter is read.
-
-    Attributes:
-        name: What it is, for the record.
-    """
-
-    name: str
-
-    def set(self, level: float) -> None:
-        """Draw no more than idle power (0), about half of what the load can draw above it (0.5), or all (1)."""
-        ...
+RISE_SHARE = 0.8
+"""Of a straight ramp, from 10 % to 90 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +41,8 @@ class Wave:
     """How long each part takes, in seconds.
 
     Attributes:
-        settle_s: After a change of a steady load, before anything is compared: an averaged field looks back 1 s.
+        settle_s: After a change of a steady load, before anything is compared: an averaged field covers 1 s.
         steady_s: Of each steady load and each wave.
-        steps: How many steps.
         hold_s: How long the load is off before a step, and on after it.
         half_periods_s: Of the waves.
     """
@@ -68,8 +56,7 @@ class Wave:
     @property
     def duration_s(self) -> float:
         """About how long all of it takes."""
-        steady_s = self.settle_s + self.steady_s
-        return len(LOADS) * steady_s + len(self.half_periods_s) * steady_s + self.steps * 2 * self.hold_s
+        return (len(LOADS) + len(self.half_periods_s)) * (self.settle_s + self.steady_s) + self.steps * 2 * self.hold_s
 
 
 @dataclass(slots=True)
@@ -85,11 +72,9 @@ class _Watched:
 class _Watcher:
     """Reads the meter of one GPU, and switches its load."""
 
-    def __init__(self, meter: Meter, load: PowerLoad | None) -> None:
-        self._meter = meter
-        self._load = load
-        self._uuid = meter.gpus[0].uuid
-        self._clock = meter.clock
+    def __init__(self, meter: Meter, load: SimulatedLoad | TorchLoad | None) -> None:
+        self._meter, self._load = meter, load
+        self._uuid, self._clock = meter.gpus[0].uuid, meter.clock
         self._last_j = meter.read()[self._uuid]
         self._last_s = self._tick_s = self._clock.now_s()
         self._asked_s = self._last_s - POWER_EVERY_S
@@ -123,7 +108,7 @@ class _Watcher:
 
     def _look(self) -> None:
         self._clock.pause()
-        # As in `infergy.meters.window`: a stamp on either side of the read, whatever stops us between.
+        # As in `infergy.meters.ticks`: a stamp on either side of the read, whatever stops us between.
         before_s = self._clock.now_s()
         energy_j = self._meter.read()[self._uuid]
         now_s = self._clock.now_s()
@@ -141,18 +126,15 @@ class _Watcher:
         if now_s - self._asked_s >= POWER_EVERY_S:
             power = powers_of(self._meter)[self._uuid]
             self._asked_s = self._clock.now_s()
-            for told_w, kept in ((power.instant_w, self.watched.instant), (power.average_w, self.watched.average)):
-                if told_w is not None:
-                    kept.append((self._asked_s, told_w))
+            for power_w, kept in ((power.instant_w, self.watched.instant), (power.average_w, self.watched.average)):
+                if power_w is not None:
+                    kept.append((self._asked_s, power_w))
 
 
-def measure_behaviour(meter: Meter, load: PowerLoad | None, wave: Wave | None = None) -> MeterBehaviour:
-    """Switch the load of the meter's first GPU on and off, and tell how counter and power fields follow.
+def measure_behaviour(meter: Meter, load: SimulatedLoad | TorchLoad | None, wave: Wave | None = None) -> MeterBehaviour:
+    """Switch the load on the meter's first GPU on and off, and find how its counter and power fields follow.
 
-    Args:
-        meter: An open meter; only its first GPU is read.
-        load: Runs on that GPU; None measures what an idle GPU tells.
-        wave: How long each part takes.
+    Without a load, only what an idle GPU shows is known.
 
     Raises:
         MeterError: The counter stands still.
@@ -160,12 +142,15 @@ def measure_behaviour(meter: Meter, load: PowerLoad | None, wave: Wave | None = 
     wave = wave or Wave()
     watcher = _Watcher(meter, load)
     try:
-        agreements, steady = _steady(watcher, wave, LOADS if load else {"idle": OFF})
+        agreements = []
+        for name, level in (LOADS if load else {"idle": OFF}).items():
+            watcher.watch(watcher.begin(level) + wave.settle_s)
+            watcher.watch(watcher.begin() + wave.steady_s)
+            agreements.append(_agreement(name, None, watcher.watched))
+        steady, stepped = watcher.watched, _Watched()
         steps: list[Step] = []
-        stepped = _Watched()
         if load is not None:
-            period_s = _median_period_s(steady.ticks) or wave.hold_s / 16
-            steps, stepped = _steps(watcher, wave, period_s)
+            steps, stepped = _steps(watcher, wave)
             agreements += [_wave(watcher, wave, half_s) for half_s in wave.half_periods_s]
     finally:
         if load is not None:
@@ -174,6 +159,7 @@ def measure_behaviour(meter: Meter, load: PowerLoad | None, wave: Wave | None = 
     instant = _field(steady.instant, stepped.instant, steps, is_instant=True)
     average = _field(steady.average, stepped.average, steps, is_instant=False)
     counter = _counter(steady, stepped, steps, instant.period_s, wave)
+    fields = (("instant", instant, steady.instant), ("average", average, steady.average))
     return MeterBehaviour(
         measured_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         infergy=VERSION,
@@ -188,22 +174,14 @@ def measure_behaviour(meter: Meter, load: PowerLoad | None, wave: Wave | None = 
         instant_power=instant,
         average_power=average,
         agreements=tuple(agreements),
-        reasons=_reasons(load, counter, instant, average, bool(steady.instant), bool(steady.average)),
+        reasons=tuple(_reasons(load, counter, fields)),
     )
 
 
-def _steady(watcher: _Watcher, wave: Wave, loads: dict[str, float]) -> tuple[list[Agreement], _Watched]:
-    """Compare under each steady load; with it what was watched under the last."""
-    agreements = []
-    for name, level in loads.items():
-        watcher.watch(watcher.begin(level) + wave.settle_s)
-        watcher.watch(watcher.begin() + wave.steady_s)
-        agreements.append(_agreement(name, None, watcher.watched))
-    return agreements, watcher.watched
-
-
-def _steps(watcher: _Watcher, wave: Wave, period_s: float) -> tuple[list[Step], _Watched]:
-    """Steps at evenly spread moments of the counter's period."""
+def _steps(watcher: _Watcher, wave: Wave) -> tuple[list[Step], _Watched]:
+    """Steps at evenly spaced phases of the counter's period."""
+    intervals_s = _intervals_s(watcher.watched)
+    period_s = median(intervals_s) if intervals_s else wave.hold_s / 16
     steps = []
     watcher.begin()
     for number in range(wave.steps):
@@ -218,7 +196,7 @@ def _steps(watcher: _Watcher, wave: Wave, period_s: float) -> tuple[list[Step], 
 
 def _wave(watcher: _Watcher, wave: Wave, half_period_s: float) -> Agreement:
     def run(seconds: float) -> None:
-        # On a grid of its own, so that late reads do not add up.
+        # Each switch at a planned time, so that late reads do not add up.
         time_s = begun_s = watcher.begin()
         while time_s < begun_s + seconds:
             for level in (FULL, OFF):
@@ -233,7 +211,7 @@ def _wave(watcher: _Watcher, wave: Wave, half_period_s: float) -> Agreement:
 
 def _agreement(load: str, half_period_s: float | None, watched: _Watched) -> Agreement:
     ticks, instant = watched.ticks, watched.instant
-    # The samples must reach over both ends.
+    # The samples must cover both ends.
     inside = [t for t in ticks if instant and instant[0][0] <= t.time_s <= instant[-1][0]] or ticks
     if len(inside) < 2:
         message = (
@@ -242,38 +220,36 @@ def _agreement(load: str, half_period_s: float | None, watched: _Watched) -> Agr
         )
         raise MeterError(message, code="counter-stuck", load=load, ticks=len(inside))
     first, last = inside[0], inside[-1]
-    seconds = last.time_s - first.time_s
-    counter_w = (last.energy_j - first.energy_j) / seconds
+    seconds, counter_j = last.time_s - first.time_s, last.energy_j - first.energy_j
     shown_j = response.integral_j(instant, first.time_s, last.time_s)
     return Agreement(
         load=load,
         half_period_s=half_period_s,
         duration_s=seconds,
-        counter_w=counter_w,
+        counter_w=counter_j / seconds,
         instant_w=None if shown_j is None else shown_j / seconds,
-        ratio=counter_w * seconds / shown_j if shown_j else None,
+        ratio=counter_j / shown_j if shown_j else None,
     )
 
 
-def _median_period_s(ticks: Sequence[Tick]) -> float | None:
-    return median(b.time_s - a.time_s for a, b in pairwise(ticks)) if len(ticks) > 1 else None
+def _intervals_s(*watched: _Watched) -> list[float]:
+    return [later.time_s - earlier.time_s for one in watched for earlier, later in pairwise(one.ticks)]
 
 
 def _counter(
     steady: _Watched, stepped: _Watched, steps: Sequence[Step], power_period_s: float | None, wave: Wave
 ) -> CounterBehaviour:
-    intervals_s = [
-        later.time_s - earlier.time_s for watched in (steady, stepped) for earlier, later in pairwise(watched.ticks)
-    ]
+    intervals_s = _intervals_s(steady, stepped)
     gap_s = max(steady.gap_s, stepped.gap_s)
     known = len(intervals_s) >= response.FEWEST
     period_s = median(intervals_s) if known else None
+    low_s, high_s = response.middle_90(intervals_s) if known else (None, None)
     shifts_s = response.counter_shifts_s(stepped.ticks, steps, wave.hold_s / 4)
     looks_s = power_period_s or period_s
     return CounterBehaviour(
         period_s=period_s,
-        period_low_s=response.percentile(intervals_s, 0.05) if known else None,
-        period_high_s=response.percentile(intervals_s, 0.95) if known else None,
+        period_low_s=low_s,
+        period_high_s=high_s,
         intervals=len(intervals_s),
         is_regular=response.is_regular(intervals_s, gap_s) if known else None,
         read_gap_s=gap_s if steady.ticks else None,
@@ -287,41 +263,37 @@ def _field(
     steady: Sequence[Point], stepped: Sequence[Point], steps: Sequence[Step], *, is_instant: bool
 ) -> FieldBehaviour:
     period_s = response.field_period_s(steady)
-    # Where its changes cannot be told apart, every sample counts: the field as a reader sees it.
+    # Where single changes are not seen, every sample counts: the field as a reader sees it.
     points = response.response(stepped, steps, only_changes=period_s is not None)
     ramp = response.fit_ramp(points)
     share = min(1.0, ramp[1] / period_s) if is_instant and ramp is not None and period_s else None
     return FieldBehaviour(
         period_s=period_s,
         delay_s=None if ramp is None else ramp[0],
-        rise_s=None if ramp is None else ramp[1] * response.RISE_SHARE,
+        rise_s=None if ramp is None else ramp[1] * RISE_SHARE,
         averaged_s=None if ramp is None else ramp[1],
         sampled_share=share,
     )
 
 
 def _reasons(
-    load: PowerLoad | None,
+    load: SimulatedLoad | TorchLoad | None,
     counter: CounterBehaviour,
-    instant: FieldBehaviour,
-    average: FieldBehaviour,
-    has_instant: bool,
-    has_average: bool,
-) -> tuple[str, ...]:
-    found = []
+    fields: Sequence[tuple[str, FieldBehaviour, Sequence[Point]]],
+) -> Iterator[str]:
+    """Why figures are unknown."""
     if load is None:
-        found.append(
+        yield (
             "no load was run, so that delays, averaging and the ratios under load are unknown: "
             "pip install torch (with CUDA), then infergy doctor --meter"
         )
     if counter.period_s is None:
-        found.append(f"the counter moved too seldom to tell its period ({counter.intervals} times)")
-    for name, one, has in (("instant", instant, has_instant), ("average", average, has_average)):
-        if not has:
-            found.append(f"{name} power does not answer on this GPU and driver")
+        yield f"the counter moved too seldom to find its period ({counter.intervals} times)"
+    for name, behaviour, samples in fields:
+        if not samples:
+            yield f"{name} power does not answer on this GPU and driver"
             continue
-        if one.period_s is None:
-            found.append(f"{name} power changes at each read or not at all under a steady load: its period is unknown")
-        if load is not None and one.delay_s is None:
-            found.append(f"{name} power did not follow the load: its delay is unknown")
-    return tuple(found)
+        if behaviour.period_s is None:
+            yield f"{name} power changes at each read or not at all under a steady load: its period is unknown"
+        if load is not None and behaviour.delay_s is None:
+            yield f"{name} power did not follow the load: its delay is unknown"

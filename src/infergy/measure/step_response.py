@@ -1,15 +1,15 @@
-"""What a load that steps tells of a counter and of a power field: pure functions of what was read. Standard library.
+"""How a counter and a power field respond to load steps: pure functions of what was read. Standard library.
 
-A field that shows the mean over its last ``w`` seconds, ``d`` seconds late, answers a load step at time 0 by a ramp
+A field that shows the mean over its last ``w`` seconds, ``d`` seconds late, responds to a load step at time 0 by a ramp
 
     1          ______
-    0  _______/           g(y) = (y - d) / w, held between 0 and 1
+    0  _______/           g(y) = (y - d) / w, clamped to [0, 1]
               d  d+w
 
-where ``y`` is the time of a change of the field. Steps that come at other moments of the field's period give other
-points of the same ramp, so that ``w`` and ``d`` are found far finer than the field changes (equivalent-time sampling).
-Where ``w`` is shorter than the period, the sensor looks only part of the time: arXiv 2312.02741 found 25 ms of each
-100 ms on A100 and H100.
+where ``y`` is the time of a change of the field. Steps at other moments of the field's period give other points of the
+same ramp, so that ``w`` and ``d`` are found far finer than the field changes (equivalent-time sampling). Where ``w`` is
+shorter than the period, the sensor samples part of the time: arXiv 2312.02741 found 25 ms of each 100 ms on A100 and
+H100.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median, stdev
+from statistics import fmean, linear_regression, median, quantiles, stdev
 
 from infergy.records import Tick
 
@@ -26,9 +26,6 @@ Point = tuple[float, float]
 """Seconds and a value."""
 
 MICROJOULES_PER_JOULE = 1e6
-RISE_SHARE = 0.8
-"""Of a straight ramp, from a tenth to nine tenths."""
-
 TOLERANCE = 0.1
 FEWEST = 5
 MOST_POINTS = 600
@@ -43,34 +40,27 @@ class Step:
     end_s: float
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie, interpolated."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+def middle_90(values: Sequence[float]) -> tuple[float, float]:
+    """The 5th and the 95th percentile, interpolated."""
+    low, *_, high = quantiles(values, n=20, method="inclusive")
+    return low, high
 
 
 def is_regular(intervals_s: Sequence[float], gap_s: float) -> bool:
     """Whether nine tenths of the intervals are within a tenth of the median, but for a read's gap at either end."""
     middle_s = median(intervals_s)
-    allowed_s = TOLERANCE * middle_s + 2 * gap_s
-    return all(abs(percentile(intervals_s, share) - middle_s) <= allowed_s for share in (0.05, 0.95))
+    return all(abs(edge_s - middle_s) <= TOLERANCE * middle_s + 2 * gap_s for edge_s in middle_90(intervals_s))
 
 
 def step_j(*runs: Sequence[Tick]) -> float | None:
-    """The greatest step of which all increments are multiples, in joules, to a microjoule.
-
-    None if all increments are alike: they then tell of the load, not of the counter.
-    """
+    """The greatest step of which all increments are multiples, in joules, to a microjoule; None if all are equal."""
     counts = [[round(tick.energy_j * MICROJOULES_PER_JOULE) for tick in run] for run in runs]
     increments = {later - earlier for run in counts for earlier, later in pairwise(run)}
     return math.gcd(*increments) / MICROJOULES_PER_JOULE if len(increments) > 1 else None
 
 
 def counter_shifts_s(ticks: Sequence[Tick], steps: Sequence[Step], settle_s: float) -> list[float]:
-    """For each step, how late the counter shows it, in seconds: where the lines before and after it meet.
+    """How late the counter shows each step, in seconds: where the lines through the ticks before and after it meet.
 
     Ticks within `settle_s` after a change of the load are left out.
     """
@@ -80,18 +70,19 @@ def counter_shifts_s(ticks: Sequence[Tick], steps: Sequence[Step], settle_s: flo
         after = [t for t in ticks if step.time_s + settle_s <= t.time_s <= step.end_s]
         if len(before) < 2 or len(after) < 2:
             continue
-        (low_w, low_j), (high_w, high_j) = (_line(part, step.time_s) for part in (before, after))
-        if high_w > low_w:
-            shifts.append((low_j - high_j) / (high_w - low_w))
+        low, high = (
+            linear_regression([t.time_s for t in part], [t.energy_j for t in part]) for part in (before, after)
+        )
+        if high.slope > low.slope:
+            shifts.append((low.intercept - high.intercept) / (high.slope - low.slope) - step.time_s)
     return shifts
 
 
 def share_from_scatter(shifts_s: Sequence[float], period_s: float) -> float | None:
-    """About which share of each period a counter looks at.
+    """About which share of each period a counter samples; None from under 5 shifts.
 
     A counter that takes the end of its period for the whole shows a step at a random moment of the period early by up
-    to what it skips, each amount as likely: the standard deviation is the skipped time over √12 (of a uniform law).
-    None from under 5 shifts.
+    to what it skips, uniformly: the standard deviation is the skipped time over √12.
     """
     if len(shifts_s) < FEWEST:
         return None
@@ -133,10 +124,7 @@ def response(samples: Sequence[Point], steps: Sequence[Step], *, only_changes: b
 
 
 def fit_ramp(points: Sequence[Point]) -> tuple[float, float] | None:
-    """Delay and length of the ramp that fits best, in seconds, by least squares on ever finer grids.
-
-    None from under 5 points.
-    """
+    """Delay and length of the ramp that fits best, in seconds: least squares on ever finer grids; None from under 5."""
     if len(points) < FEWEST:
         return None
     span_s = points[-1][0]
@@ -151,10 +139,7 @@ def fit_ramp(points: Sequence[Point]) -> tuple[float, float] | None:
 
 
 def integral_j(samples: Sequence[Point], start_s: float, end_s: float) -> float | None:
-    """Joules of power samples between two instants: trapezoids, the power at either end interpolated.
-
-    None if the samples do not reach over both ends.
-    """
+    """Energy between two times by the trapezoidal rule, power at both ends interpolated; None beyond the samples."""
     if len(samples) < 2 or samples[0][0] > start_s or samples[-1][0] < end_s:
         return None
     energy_j = 0.0
@@ -167,25 +152,11 @@ def integral_j(samples: Sequence[Point], start_s: float, end_s: float) -> float 
 
 
 def _misfit(points: Sequence[Point], delay_s: float, length_s: float) -> float:
-    total = 0.0
-    for time_s, shown in points:
+    def ramp(time_s: float) -> float:
         late_s = time_s - delay_s
-        if late_s <= 0:
-            ramp = 0.0
-        elif late_s >= length_s:
-            ramp = 1.0
-        else:
-            ramp = late_s / length_s
-        total += (shown - ramp) ** 2
-    return total
+        return 0.0 if late_s <= 0 else 1.0 if late_s >= length_s else late_s / length_s
 
-
-def _line(ticks: Sequence[Tick], at_s: float) -> tuple[float, float]:
-    """Slope of the line through ticks, in watts, and its height at `at_s`, in joules, by least squares."""
-    mean_s, mean_j = fmean(t.time_s for t in ticks), fmean(t.energy_j for t in ticks)
-    spread = sum((t.time_s - mean_s) ** 2 for t in ticks)
-    slope_w = sum((t.time_s - mean_s) * (t.energy_j - mean_j) for t in ticks) / spread
-    return slope_w, mean_j + slope_w * (at_s - mean_s)
+    return sum((shown - ramp(time_s)) ** 2 for time_s, shown in points)
 
 
 def _values(samples: Sequence[Point], start_s: float, end_s: float) -> list[float]:

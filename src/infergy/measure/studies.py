@@ -1,14 +1,16 @@
-"""Studies: grids that ship, each beside a figure or table of arXiv 2504.17674; what each would take to measure."""
+"""Studies: grids that ship, each for a figure or table of arXiv 2504.17674; what each would take to measure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from infergy.errors import InfergyError, UsageError
+from infergy.measure.forecast import total_j, total_s
 from infergy.records import Cell, Plan
 
 STUDIES_SCHEMA = "infergy.studies/1"
@@ -16,7 +18,7 @@ STUDIES_SCHEMA = "infergy.studies/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySize:
-    """What measuring a study takes, by the forecasts of its plan (`infergy.measure.predict`).
+    """What measuring a study takes, by the forecasts of its plan (`infergy.measure.planner`).
 
     Attributes:
         cells: Distinct cells.
@@ -99,13 +101,20 @@ def describe_study(name: str, changes: Mapping[str, Any], measured: Mapping[str,
         UsageError: There is no such study.
         DataError: Its file is no grid.
     """
-    from infergy.measure.grid import parse_grid, read_toml, shrink
+    from infergy.measure.grid import make_plan, parse_grid, read_toml, shrink
+
+    def size(data: Mapping[str, Any]) -> tuple[StudySize | None, str | None]:
+        try:
+            plan = make_plan(parse_grid(data, "the study"))
+        except InfergyError as error:
+            return None, str(error)
+        return size_of(plan, measured.get(plan.gpu, ())), None
 
     path = study_path(name)
     data = read_toml(path) | dict(changes)
     grid = parse_grid(data, str(path))
-    full, reason = _size(data, measured)
-    quick, quick_reason = _size(shrink(data, name), measured) if grid.quick else (None, "it has no quick grid")
+    full, reason = size(data)
+    quick, quick_reason = size(shrink(data, name)) if grid.quick else (None, "it has no quick grid")
     return Study(
         name=name,
         title=grid.title,
@@ -125,31 +134,16 @@ def study_cells(gpu: str) -> dict[str, tuple[Cell, ...]]:
     """The cells of each study's full grid on a GPU of the catalogue; none of one that cannot be measured there."""
     from infergy.measure.grid import make_plan, parse_grid, read_toml
 
-    found: dict[str, tuple[Cell, ...]] = {}
-    for name in study_names():
-        try:
+    cells: dict[str, tuple[Cell, ...]] = dict.fromkeys(study_names(), ())
+    for name in cells:
+        with suppress(InfergyError):
             plan = make_plan(parse_grid(read_toml(study_path(name)) | {"gpu": gpu}, name))
-        except InfergyError:
-            found[name] = ()
-            continue
-        found[name] = tuple({planned.cell.id: planned.cell for planned in plan.cells}.values())
-    return found
-
-
-def _size(data: Mapping[str, Any], measured: Mapping[str, Collection[str]]) -> tuple[StudySize | None, str | None]:
-    from infergy.measure.grid import make_plan, parse_grid
-
-    try:
-        plan = make_plan(parse_grid(data, "the study"))
-    except InfergyError as error:
-        return None, str(error)
-    return size_of(plan, measured.get(plan.gpu, ())), None
+            cells[name] = tuple({planned.cell.id: planned.cell for planned in plan.cells}.values())
+    return cells
 
 
 def size_of(plan: Plan, measured: Collection[str] = ()) -> StudySize:
     """What measuring `plan` takes; `measured` are ids of cells that have a row."""
-    from infergy.measure.forecast import total_j, total_s
-
     groups = plan.by_setup()
     cells = {planned.cell.id for planned in plan.cells}
     return StudySize(

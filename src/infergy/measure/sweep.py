@@ -7,18 +7,18 @@ polls, so that it disturbs nothing that is measured.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy.engines.weights import describe_weights
 from infergy.errors import DataError, EngineError, InfergyError, UsageError
-from infergy.hardware import BY_HAND, ModelShape, find_gpu_by_driver_name
+from infergy.hardware import BY_HAND, find_gpu_by_driver_name, read_shape
 from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
-from infergy.measure.refusals import refuse_draft
+from infergy.measure.validation import draft_errors
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import (
     END_VISIT,
@@ -45,15 +45,12 @@ NODE_LOST = "node_lost"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepEvent:
-    """What a sweep tells as it goes.
+    """What a sweep reports as it goes.
 
     Attributes:
         kind: ``resumed``, ``torn``, ``loading``, ``ready``, ``begin``, ``row``; of a Ray cluster ``waiting`` (for
             nodes to answer) and ``lost`` (a node).
-        setup: The engine set-up at hand.
-        planned: The cell at hand.
         row: The finished row, for ``row``.
-        detail: What else there is to say.
         finished: Keys of what was measured before, for ``resumed``.
     """
 
@@ -68,20 +65,13 @@ class SweepEvent:
 def sweep(
     plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False, meter: str = NVML
 ) -> Iterator[SweepEvent]:
-    """Measure all cells of `plan` that `path` does not hold yet.
+    """Measure all cells of `plan`, in its order, that the store `path` does not hold yet.
 
-    Args:
-        plan: What to measure, in order.
-        path: The store; created, or resumed.
-        simulate: Use the simulated GPU.
-        retry_failed: Try cells again that failed before.
-        meter: Name of the meter on real GPUs.
-
-    Yields:
-        What happens, as it happens.
+    `meter` names that of real GPUs; with `simulate` they are simulated. Cells that failed before are tried again with
+    `retry_failed`.
 
     Raises:
-        UsageError: An engine cannot do what the plan asks, or the store is in use or holds joules of another scope.
+        UsageError: An engine cannot do what the plan asks, or the store is in use or of another scope or GPU.
         MissingError: The meter, a GPU or an engine is missing.
         DataError: `path` is no store.
         EngineError: An engine loads, but its process ends before any cell.
@@ -90,12 +80,10 @@ def sweep(
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
-        _refuse_other_scope(store, next((one.environment.scope for one in known.values()), ""))
-        _refuse_other_gpu(store, next(iter(known.values())))
-        wanted = {planned.key for planned in plan.cells}
-        done = {row.key for row in store.rows if row.is_ok or not (retry_failed or is_blameless(row))} & wanted
+        _check_store(store, next(iter(known.values())))
+        done = find_done(plan, store.rows, retry_failed=retry_failed)
         if done:
-            yield SweepEvent(kind="resumed", detail=f"{len(done)} of {len(wanted)}", finished=frozenset(done))
+            yield resumed(plan, done)
         plan_path = Path(folder) / "plan.json"
         plan.save(plan_path)
         for setup, group in plan.by_setup().items():
@@ -116,27 +104,24 @@ def sweep(
                 todo = left
 
 
-def check_plan(plan: Plan, *, simulate: bool, meter: str = NVML) -> str:
-    """Refuse what cannot work before the first GPU-second: engines, options, the meter, GPUs, models.
+def find_done(plan: Plan, rows: Iterable[Measurement], *, retry_failed: bool) -> set[str]:
+    """Keys of the cells that need not be measured again."""
+    wanted = {planned.key for planned in plan.cells}
+    return {row.key for row in rows if row.is_ok or not (retry_failed or is_blameless(row))} & wanted
 
-    Returns:
-        What the joules will cover: the meter's scope.
 
-    Raises:
-        UsageError: An engine cannot do what the plan asks, or the plan is for another GPU.
-        DataError: The plan lacks a model, or holds one that is no configuration.
-        MissingError: The meter, a GPU or an engine is missing.
-    """
-    known = survey(plan, simulate=simulate, meter=meter)
-    return next((one.environment.scope for one in known.values()), "")
+def resumed(plan: Plan, done: Set[str]) -> SweepEvent:
+    """The event of cells that were measured before."""
+    wanted = len({planned.key for planned in plan.cells})
+    return SweepEvent(kind="resumed", detail=f"{len(done)} of {wanted}", finished=frozenset(done))
 
 
 def check_contents(plan: Plan, *, simulate: bool) -> None:
-    """Refuse a plan that no machine can run.
+    """Reject a plan that no machine can run.
 
     Raises:
-        UsageError: A draft model does not fit its model, or an engine is to load a model that is told in numbers.
-        DataError: The plan lacks a model or times of arrival, or holds a model that is no configuration.
+        UsageError: A draft model does not fit its model, or an engine is to load a model that is described by hand.
+        DataError: The plan lacks a model or arrival times, or holds a model that is no configuration.
     """
     for setup, cells in plan.by_setup().items():
         for name in setup.models:
@@ -145,22 +130,46 @@ def check_contents(plan: Plan, *, simulate: bool) -> None:
                     f"the plan holds no configuration of {name}. Make it again with: infergy measure GRID --plan FILE"
                 )
                 raise DataError(message, code="plan-incomplete", plan=plan.name, missing=name)
-            shape = ModelShape.from_config(plan.models[name], name=name)
-            if shape.architecture == BY_HAND and not simulate:
+            shape = read_shape(plan.models[name], name=name)
+            if shape.checkpoint.architecture == BY_HAND and not simulate:
                 message = (
-                    f"{name} is told by hand, in numbers that no engine loads. Measure it with its config.json, or "
-                    "pretend: --simulate"
+                    f"{name} is described by hand, in numbers that no engine loads. Measure it with its config.json, "
+                    "or simulate: --simulate"
                 )
                 raise UsageError(message, code="not-supported", model=name, reason="described by hand")
-        for error in refuse_draft(setup, plan.models):
+        for error in draft_errors(setup, plan.models):
             raise error
-        _check_times(cells)
+        for planned in cells:
+            _check_requests(planned)
+
+
+def _check_requests(planned: PlannedCell) -> None:
+    """A plan holds arrival times and the lengths of a replay, since a bare node cannot draw them."""
+    load = planned.cell.load
+    for name, found, is_needed in (
+        ("lengths", len(planned.lengths), load.is_replay),
+        ("arrival_s", len(planned.arrival_s), load.is_online),
+    ):
+        if found != (load.batch if is_needed else 0):
+            message = (
+                f"the plan holds {found} {name} for {planned.cell}, which has {load.batch} requests. "
+                "Make it again with: infergy measure GRID --plan FILE"
+            )
+            raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing=name, found=found)
 
 
 def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
-    """Check a plan, and gather what failed rows tell of their GPUs: once one is lost, nothing can be asked any more."""
+    """Reject what cannot work before the first GPU-second; the environment of each set-up, for rows that fail.
+
+    Once a GPU is lost, it cannot be gathered any more.
+
+    Raises:
+        UsageError: An engine cannot do what the plan asks, or the plan is for another GPU.
+        DataError: The plan lacks a model, or holds one that is no configuration.
+        MissingError: The meter, a GPU or an engine is missing.
+    """
     check_contents(plan, simulate=simulate)
-    found: dict[EngineSetup, Surroundings] = {}
+    known: dict[EngineSetup, Surroundings] = {}
     for setup, cells in plan.by_setup().items():
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
         for decoding, arrivals in {(one.cell.load.decoding, one.cell.load.arrivals) for one in cells}:
@@ -169,60 +178,45 @@ def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surro
         weights = describe_weights(setup.weights)
         environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
         opened.close()
-        found[setup] = Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
+        known[setup] = Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
         # A GPU that the catalogue lacks is measured with another's batches: its rows say so by its own name.
         if not simulate and here is not None and here.name != plan.gpu:
             message = (
                 f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: -g {here.name}"
             )
             raise UsageError(message, code="other-gpu", found=here.name, expected=plan.gpu)
-    return found
+    return known
 
 
-def _check_times(cells: Iterable[PlannedCell]) -> None:
-    """A plan holds the times at which requests arrive and the lengths of a replay, so that a bare node draws none."""
-    for planned in cells:
-        load, told = planned.cell.load, len(planned.arrival_s)
-        if len(planned.lengths) != (load.batch if load.is_replay else 0):
-            message = (
-                f"the plan holds {len(planned.lengths)} lengths for {planned.cell}, which has {load.batch} requests. "
-                "Make it again with: infergy measure GRID --plan FILE"
-            )
-            raise DataError(
-                message, code="plan-incomplete", cell=planned.cell.id, missing="lengths", found=len(planned.lengths)
-            )
-        if told != (load.batch if load.is_online else 0):
-            message = (
-                f"the plan holds {told} times of arrival for {planned.cell}, which has {load.batch} requests. "
-                "Make it again with: infergy measure GRID --plan FILE"
-            )
-            raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing="arrival_s", found=told)
+def _check_store(store: StoreWriter, here: Surroundings) -> None:
+    """One store: one scope, and one kind of GPU, real or simulated, whose rows count as cells that are done."""
 
+    def kind(gpus: Sequence[GpuIdentity], is_simulated: bool) -> tuple[str, str]:
+        name = gpus[0].name if gpus else "no GPU"
+        return name, f"{name}{' (simulated)' if is_simulated else ''}"
 
-def _refuse_other_scope(store: StoreWriter, scope: str) -> None:
-    """One store, one scope."""
-    others = {(row.environment.meter, SCOPE.of(row)) for row in store.rows if SCOPE.of(row) != scope}
-    for meter, other in sorted(others):
-        message = (
-            f"{store.path} holds joules of the {other}, read by {meter}; here the joules are of the {scope}. "
-            "Write them to a file of their own: -o OTHER.jsonl"
-        )
-        raise UsageError(message, code="environments-differ", path=str(store.path), fact="scope", was=other, now=scope)
-
-
-def _refuse_other_gpu(store: StoreWriter, here: Surroundings) -> None:
-    """One store, one kind of GPU, real or simulated: another's rows would pass for cells that are done."""
-
-    def name(gpus: Sequence[GpuIdentity]) -> str:
-        return gpus[0].name if gpus else "no GPU"
-
-    ours = (name(here.environment.gpus), here.is_simulated)
+    scope, ours = here.environment.scope, kind(here.environment.gpus, here.is_simulated)
+    path = str(store.path)
     for row in store.rows:
-        theirs = (name(row.environment.gpus), row.simulated)
+        was, theirs = SCOPE.of(row), kind(row.environment.gpus, row.simulated)
+        if was != scope:
+            message = (
+                f"{path} holds energy of the {was}, read by {row.environment.meter}; here it is that of the {scope}. "
+                "Write to a file of its own: -o OTHER.jsonl"
+            )
+            raise UsageError(message, code="environments-differ", path=path, fact="scope", was=was, now=scope)
         if theirs != ours:
-            told, found = (f"{gpu}{' (simulated)' if simulated else ''}" for gpu, simulated in (theirs, ours))
-            message = f"{store.path} holds rows of {told}, here is {found}. Write to a file of its own: -o OTHER.jsonl"
-            raise UsageError(message, code="other-gpu", path=str(store.path), found=theirs[0], expected=ours[0])
+            message = f"{path} holds rows of {theirs[1]}, here is {ours[1]}. Write to a file of its own: -o OTHER.jsonl"
+            raise UsageError(message, code="other-gpu", path=path, found=theirs[0], expected=ours[0])
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What a child has reported so far: whether it is ready, the cell in progress, or why it cannot go on."""
+
+    is_ready: bool = False
+    in_progress: PlannedCell | None = None
+    refusal: Failure | None = None
 
 
 def _run_child(
@@ -240,41 +234,50 @@ def _run_child(
     setup = todo[0].cell.setup
     loading_s = patience_s(setup_s(setup, plan.options), plan.options)
     child = Child.start(plan_path, store, list(by_key), simulate=simulate, meter=meter, patience_s=loading_s)
-    in_progress: PlannedCell | None = None
-    is_ready, reason, refusal = False, "", "engine"
+    heard, hang = _Heard(), ""
+    code: int | None = None
     try:
-        for event in child.events():
-            if event["event"] == "ready":
-                is_ready = True
-                yield SweepEvent(kind="ready", setup=setup)
-            elif event["event"] == "begin":
-                in_progress = by_key[event["cell"]]
-                child.patience_s = patience_s(longest_s(in_progress, plan.options), plan.options)
-                yield SweepEvent(kind="begin", setup=setup, planned=in_progress)
-            elif event["event"] == "end":
-                row = Measurement.from_json(event["row"], "event")
-                yield SweepEvent(kind="row", setup=setup, planned=by_key[event["cell"]], row=row)
-                in_progress = None
-            else:
-                reason, refusal = event["reason"], event["code"]
+        yield from _listen(child, heard, by_key, plan)
         code = child.end()
     except HangError as error:
-        reason, code = str(error), None
+        hang = str(error)
     finally:
-        # Interrupted, or given up on: whatever the engine has started goes with it.
+        # Interrupted, or given up on: what the engine has started ends with it.
         child.kill()
     if code in (0, EXIT_RESTART):
         return
-    failure_code = "hung" if code is None else refusal if reason else "died" if is_ready else DIED_LOADING
-    if not reason:
-        reason = f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
-    if failure_code != refusal:
-        reason += _lost_words(plan, setup, simulate=simulate, meter=meter)
-    lost = [in_progress] if is_ready and in_progress is not None else list(by_key.values()) if not is_ready else []
-    for planned in lost:
-        row = failed_cell(planned, plan.options, known, Failure(code=failure_code, message=reason))
+    failure = heard.refusal
+    if hang or failure is None:
+        # Hung, or dead without a word: the meter may know why.
+        reason = hang or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
+        reason += _lost_gpu(plan, setup, simulate=simulate, meter=meter)
+        kind = "hung" if hang else "died" if heard.is_ready else DIED_LOADING
+        failure = Failure(code=kind, message=reason)
+    # One that never got ready has measured none of them.
+    lost = [heard.in_progress] if heard.is_ready else list(by_key.values())
+    for planned in filter(None, lost):
+        row = failed_cell(planned, plan.options, known, failure)
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)
+
+
+def _listen(child: Child, heard: _Heard, by_key: Mapping[str, PlannedCell], plan: Plan) -> Iterator[SweepEvent]:
+    for event in child.events():
+        planned = by_key.get(event.get("cell", ""))
+        if event["event"] == "refused":
+            heard.refusal = Failure(code=event["code"], message=event["reason"])
+            continue
+        if event["event"] == "ready":
+            heard.is_ready = True
+            yield SweepEvent(kind="ready", setup=next(iter(by_key.values())).cell.setup)
+        elif planned is not None and event["event"] == "begin":
+            heard.in_progress = planned
+            child.patience_s = patience_s(longest_s(planned, plan.options), plan.options)
+            yield SweepEvent(kind="begin", setup=planned.cell.setup, planned=planned)
+        elif planned is not None:
+            row = Measurement.from_json(event["row"], "event")
+            yield SweepEvent(kind="row", setup=planned.cell.setup, planned=planned, row=row)
+            heard.in_progress = None
 
 
 def is_blameless(row: Measurement) -> bool:
@@ -282,17 +285,17 @@ def is_blameless(row: Measurement) -> bool:
     return row.failure is not None and row.failure.code in (DIED_LOADING, NODE_LOST)
 
 
-def _lost_words(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> str:
-    """What the meter says of a GPU that may have taken the engine with it; empty if it still answers."""
+def _name_exit(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+
+
+def _lost_gpu(plan: Plan, setup: EngineSetup, *, simulate: bool, meter: str) -> str:
+    """The meter's error where a GPU may have taken the engine with it; empty if it still answers."""
     try:
         open_pair(setup, plan, simulate=simulate, meter=meter)[1].close()
     except InfergyError as error:
         return f"; {error}"
     return ""
-
-
-def _name_exit(code: int | None) -> str:
-    return f"signal {-code}" if code is not None and code < 0 else f"status {code}"
 
 
 def describe(event: SweepEvent) -> str:
@@ -302,7 +305,7 @@ def describe(event: SweepEvent) -> str:
     if event.kind == "resumed":
         return f"resuming: {event.detail} cells are already measured"
     if event.kind == "waiting":
-        return f"waiting for {event.detail} to say what is installed there …"
+        return f"waiting for {event.detail} to report what is installed there …"
     if event.kind == "lost":
         return event.detail
     if event.kind == "loading" and event.setup is not None:
@@ -316,38 +319,31 @@ def name_visit(visit: str) -> str:
 
 
 def describe_row(row: Measurement) -> str:
-    """One line of a row: joules a batch and a request, seconds, watts, the pace online; or why there are none."""
-    if row.result is None:
-        return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
+    """One line of a row: energy, seconds, power, latencies online; or why there are none."""
     result = row.result
+    if result is None:
+        return f"{row.cell}: FAILED {row.failure.code}: {row.failure.message}" if row.failure else f"{row.cell}: FAILED"
     windows = "" if len(row.windows) == 1 else f" ({len(row.windows)} windows)"
     visit = "" if row.visit == GRID_VISIT else f" ({name_visit(row.visit)})"
+    by_gpu = [result.power_by_gpu_w[gpu.uuid] for gpu in row.environment.gpus if gpu.uuid in result.power_by_gpu_w]
+    watts = f" ({' + '.join(map(format_number, by_gpu))})" if len(by_gpu) > 1 else ""
     return (
-        f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} a {'run' if row.cell.load.is_online else 'batch'} "
+        f"{row.cell}{visit}: {format_si(result.energy_j, 'J')} per {'run' if row.cell.load.is_online else 'batch'} "
         f"in {format_duration(result.duration_s)}{windows}, "
-        f"{format_si(result.energy_per_request_j, 'J')} a request, {format_number(result.power_w)} W"
-        f"{_watts_by_gpu(row)}{' (simulated)' if row.simulated else ''}{_serving(row)}{_drafting(row)}"
+        f"{format_si(result.energy_per_request_j, 'J')} per request, {format_number(result.power_w)} W"
+        f"{watts}{' (simulated)' if row.simulated else ''}{''.join(_extras(row))}"
     )
 
 
-def _serving(row: Measurement) -> str:
-    experts = (
-        "" if row.experts_touched is None else f"a step visits {format_percent(row.experts_touched)} of the experts"
-    )
-    return "".join(f"; {told}" for told in (describe_serving(row), experts) if told)
-
-
-def _drafting(row: Measurement) -> str:
-    """What a draft model reached; empty without one."""
-    if row.result is None or row.result.accepted_share is None or row.result.tokens_per_round is None:
-        return ""
-    accepted, rounds = format_percent(row.result.accepted_share), f"{row.result.tokens_per_round:.2f}"
-    joules = format_si(row.result.energy_per_output_token_j, "J")
-    return f"; {accepted} of drafted tokens accepted, {rounds} tokens a round, {joules} an output token"
-
-
-def _watts_by_gpu(row: Measurement) -> str:
-    """Watts of each of several GPUs, in the engine's order."""
-    told = {} if row.result is None else row.result.power_by_gpu_w
-    watts = [format_number(told[gpu.uuid]) for gpu in row.environment.gpus if gpu.uuid in told]
-    return f" ({' + '.join(watts)})" if len(watts) > 1 else ""
+def _extras(row: Measurement) -> Iterator[str]:
+    """Latencies online, experts, and what a draft model reached."""
+    if serving := describe_serving(row):
+        yield f"; {serving}"
+    if row.experts_touched is not None:
+        yield f"; a step visits {format_percent(row.experts_touched)} of the experts"
+    result = row.result
+    if result is not None and result.accepted_share is not None and result.tokens_per_round is not None:
+        yield (
+            f"; {format_percent(result.accepted_share)} of drafted tokens accepted, {result.tokens_per_round:.2f} "
+            f"tokens per round, {format_si(result.energy_per_output_token_j, 'J')} per output token"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from infergy.engines import Session, Work
 from infergy.meters import Meter
@@ -13,8 +13,8 @@ WARMUP_OUTPUT_TOKENS = 8
 """Enough decode steps to load every kernel of a shape; the first batch at a new shape is the slow one."""
 
 WARMUP_REQUESTS, WARMUP_REPLAY_TOKENS, WARMUP_GAP_S = 64, 32, 0.03
-"""Of a replay so many requests warm up, each with so many output tokens at most; half of them at once, the others one
-after the other with such gaps, so that steps of many sizes have run, mixed ones too."""
+"""Requests that warm up a replay, with at most so many output tokens each; half of them at once, the others one after
+the other with such gaps, so that steps of many sizes have run, mixed ones too."""
 
 
 def make_work(
@@ -33,34 +33,33 @@ def make_work(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Warmed:
-    """How long the warm-up took, and which share of the experts its decode steps visited if they were whole."""
-
-    seconds: float
-    experts_touched: float | None
-
-
-def warm_up(session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions) -> Warmed:
+def warm_up(
+    session: Session, meter: Meter, planned: PlannedCell, work: Work, options: MeasureOptions
+) -> tuple[float, float | None]:
     """Run the cell's own shape with few output tokens, over part of the batch if all of it would take too long.
 
-    Online it is all at once too: what warms is the shape, and nobody waits for the gaps. A replay has many shapes.
+    Online it is all at once too: what warms is the shape. A replay has many shapes. What is compiled is compiled for
+    one batch and one length of the cache: its warm-up is the work itself.
 
-    What is compiled is compiled for one batch and one length of the cache: its warm-up is the work itself.
+    Returns:
+        Seconds that it took, and the share of experts that its decode steps visited, if it ran the whole batch.
     """
+    load, setup = planned.cell.load, planned.cell.setup
+    count, is_whole = len(work.prompts), False
+    if planned.lengths and setup.engine == "vllm":
+        shape = _replay_warm_up(work)
+    elif setup.compiled:
+        shape = work
+    else:
+        prefill_s = planned.forecast_prefill_s
+        share = min(1.0, options.warmup_s / prefill_s) if prefill_s > 0 else 1.0
+        count = max(1, int(count * share))
+        output = min(load.output_tokens, WARMUP_OUTPUT_TOKENS)
+        shape = replace(make_work(work.prompts[:count], output, work.decoding), count_experts=True)
+        is_whole = count == len(work.prompts) and not load.is_online
     begun_s = meter.clock.now_s()
-    if planned.lengths and planned.cell.setup.engine == "vllm":
-        session.run(_replay_warm_up(work))
-        return Warmed(seconds=meter.clock.now_s() - begun_s, experts_touched=None)
-    if planned.cell.setup.compiled:
-        session.run(work)
-        return Warmed(seconds=meter.clock.now_s() - begun_s, experts_touched=None)
-    output = min(planned.cell.load.output_tokens, WARMUP_OUTPUT_TOKENS)
-    share = min(1.0, options.warmup_s / planned.forecast_prefill_s) if planned.forecast_prefill_s > 0 else 1.0
-    count = max(1, int(len(work.prompts) * share))
-    done = session.run(replace(make_work(work.prompts[:count], output, work.decoding), count_experts=True))
-    is_whole = count == len(work.prompts) and not planned.cell.load.is_online
-    return Warmed(seconds=meter.clock.now_s() - begun_s, experts_touched=done.experts_touched if is_whole else None)
+    completion = session.run(shape)
+    return meter.clock.now_s() - begun_s, completion.experts_touched if is_whole else None
 
 
 def _replay_warm_up(work: Work) -> Work:

@@ -1,8 +1,8 @@
 """The child process of one engine set-up: load once, then one row for each cell, on disk before the next.
 
-Run as ``python -m infergy.measure.worker`` with a `Job` as JSON on standard input; tells its parent what it does by
-JSON lines on `Job.events_fd`. An error that no engine adapter foresaw ends the child with a traceback in the log; the
-parent records it and starts another child for the remaining cells.
+Run as ``python -m infergy.measure.worker`` with a job as JSON on standard input; reports to its parent by JSON lines on
+the job's `events_fd`. An error that no engine adapter foresaw ends the child with a traceback in the log; the parent
+records it and starts another child for the remaining cells.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
-from infergy.engines.protocol import GPU_UUIDS
+from infergy.engines.engine import GPU_UUIDS
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
-from infergy.hardware import ModelShape
+from infergy.hardware import read_shape
 from infergy.measure.cell import failed_cell, failure_of, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
-from infergy.measure.timeline import NOBODY, Witness, open_witness
+from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler, open_sampler
 from infergy.measure.warmup import make_work
 from infergy.meters import Meter, open_meter
-from infergy.meters.window import counter_period_s
+from infergy.meters.ticks import counter_period_s
 from infergy.records import END_VISIT, START_VISIT, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.agreement import spread_key
-from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
 from infergy.records.uncertainty import peer_of
 from infergy.records.visits import join_visits
@@ -42,7 +41,7 @@ HARMLESS = ("meter", "tokens")
 """Failures after which an engine can go on."""
 
 EXIT_RESTART = 75
-"""The engine is of no more use, but the remaining cells can go on in a new child."""
+"""Exit code: the engine is broken, but the remaining cells can go on in a new child."""
 
 NVIDIA_UUID = "GPU-"
 
@@ -50,37 +49,25 @@ FIRST_LOAD = Load(input_tokens=32, output_tokens=8, batch=1)
 """What a freshly loaded engine runs before its idle power is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a child is to do."""
-
-    plan: str
-    store: str
-    cells: tuple[str, ...]
-    simulate: bool
-    events_fd: int
-    parent_fd: int
-    meter: str = NVML
-
-
 def main() -> int:
-    """Run the job on standard input."""
-    job = from_json(Job, json.loads(sys.stdin.read()))
-    end_with_parent(job.parent_fd)
-    plan = Plan.load(Path(job.plan))
-    todo = [planned for planned in plan.cells if planned.key in set(job.cells)]
+    """Run the job on standard input (`infergy.measure.child` makes it)."""
+    job = json.loads(sys.stdin.read())
+    end_with_parent(job["parent_fd"])
+    plan = Plan.load(Path(job["plan"]))
+    keys = set(job["cells"])
+    todo = [planned for planned in plan.cells if planned.key in keys]
     # Progress belongs to the parent: what an engine prints goes to the log, which is our stdout and stderr.
-    with os.fdopen(job.events_fd, "w", buffering=1) as events:
+    with os.fdopen(job["events_fd"], "w", buffering=1) as events:
 
         def tell(event: str, **facts: object) -> None:
             events.write(json.dumps({"event": event, **facts}) + "\n")
 
         setup = todo[0].cell.setup
         try:
-            engine, meter = open_pair(setup, plan, simulate=job.simulate, meter=job.meter)
+            engine, meter = open_pair(setup, plan, simulate=job["simulate"], meter=job["meter"])
             engine.check(setup)
             # Before the engine is loaded: it may fork.
-            witness = open_witness(meter, job.meter, plan.options.timeline_s)
+            sampler = open_sampler(meter, job["meter"], plan.options.timeline_s)
             bare_s = plan.options.idle_s if plan.options.bare_idle_s is None else plan.options.bare_idle_s
             bare = measure_idle(meter, bare_s) if bare_s > 0 else None
             session = engine.open(setup, plan.models[setup.model], plan.options.seed, plan.draft_config(setup))
@@ -90,7 +77,7 @@ def main() -> int:
             # What is loaded may be broken, and closing it hang; the kernel frees what it held.
             os._exit(error.exit_code)
         tell("ready")
-        with StoreWriter(Path(job.store), lock=False) as store:
+        with StoreWriter(Path(job["store"]), lock=False) as store:
             rows: dict[object, list[Measurement]] = {}
             for row in store.rows:
                 rows.setdefault(spread_key(row), []).append(row)
@@ -98,7 +85,7 @@ def main() -> int:
                 tell("begin", cell=planned.key)
                 key = spread_key(failed_cell(planned, plan.options, surroundings, Failure(code="", message="")))
                 here = rows.setdefault(key, [])
-                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, witness)
+                row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, sampler)
                 row = replace(row, bare_idle=bare)
                 here.append(row)
                 store.append(row)
@@ -107,7 +94,7 @@ def main() -> int:
                     # Closing a broken engine can hang; the kernel frees what it held.
                     tell("bye")
                     os._exit(EXIT_RESTART)
-        witness.close()
+        sampler.close()
         session.close()
         meter.close()
         tell("bye")
@@ -117,8 +104,8 @@ def main() -> int:
 def end_with_parent(parent_fd: int) -> None:
     """End this process and all that it starts as soon as its parent has ended, which closes the other end of a pipe.
 
-    Else the GPU would go on with the cell in progress, beside whoever measures next. The thread sleeps in the kernel
-    and holds no lock of the interpreter, so that it disturbs nothing.
+    Else the GPU would go on with the cell in progress, beside the next measurement. The thread sleeps in the kernel and
+    holds no lock of the interpreter, so that it disturbs nothing.
     """
 
     def wait() -> None:
@@ -129,13 +116,12 @@ def end_with_parent(parent_fd: int) -> None:
 
 
 def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NVML) -> tuple[Engine, Meter]:
-    """The engine of a set-up and the meter of its GPUs; simulated, they share pretended ones."""
+    """The engine of a set-up and the meter of its GPUs; simulated, they share simulated GPUs."""
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
-    from infergy.engines.simulated import SimulatedEngine
+    from infergy.engines.simulated_engine import SimulatedEngine
     from infergy.hardware import get_gpu
-    from infergy.hardware.simulated_node import pretend_node
-    from infergy.meters.simulated import SimulatedMeter
+    from infergy.meters.simulated import SimulatedMeter, pretend_node
 
     gpu = get_gpu(plan.gpu)
     node = pretend_node(gpu, setup.tensor_parallel)
@@ -151,7 +137,7 @@ def wake(session: Session, meter: Meter, engine: Engine, plan: Plan, setup: Engi
     """
     facts = session.facts()
     check_same_gpus(meter, facts.get(GPU_UUIDS))
-    vocabulary = ModelShape.from_config(plan.models[setup.model], name=setup.model).vocabulary
+    vocabulary = read_shape(plan.models[setup.model], name=setup.model).vocabulary
     session.run(make_work(make_prompts(FIRST_LOAD, vocabulary, plan.options.seed), FIRST_LOAD.output_tokens))
     idle = measure_idle(meter, plan.options.idle_s)
     environment = gather(
@@ -172,31 +158,24 @@ def attempt(
     surroundings: Surroundings,
     idle: Window,
     here: Sequence[Measurement] = (),
-    witness: Witness = NOBODY,
+    sampler: PowerSampler = NO_SAMPLER,
 ) -> tuple[Measurement, bool]:
     """The row of a cell, measured or failed with its reason, and whether the session can go on.
 
-    `here` are the rows of the set-up so far: other cells tell of its spread, earlier visits of the cell of its joules.
+    `here` are the rows of the set-up so far: of other cells for their scatter, of the cell for its earlier visits.
     """
     peers = [peer_of(row) for row in join_visits(here) if row.cell_id != planned.cell.id]
     earlier = [row for row in here if _is_earlier(row, planned, meter)]
+    windows = [row.windows for row in earlier]
+    is_watched = any(row.timeline for row in earlier)
     try:
         row = measure_cell(
-            session,
-            meter,
-            planned,
-            plan.options,
-            surroundings,
-            idle,
-            peers,
-            witness,
-            [row.windows for row in earlier],
-            is_watched=any(row.timeline for row in earlier),
+            session, meter, planned, plan.options, surroundings, idle, peers, sampler, windows, is_watched=is_watched
         )
     except (EngineError, MeterError) as error:
         failure = failure_of(error)
         if failure.code == "engine":
-            failure = replace(failure, message=f"{failure.message}{_lost_words(meter)}")
+            failure = replace(failure, message=f"{failure.message}{_lost_gpu(meter)}")
         is_usable = error.is_usable if isinstance(error, EngineOutOfMemoryError) else failure.code in HARMLESS
         return failed_cell(planned, plan.options, surroundings, failure), is_usable
     return row, row.interrupted is None or row.interrupted.code in HARMLESS
@@ -205,37 +184,38 @@ def attempt(
 def _is_earlier(row: Measurement, planned: PlannedCell, meter: Meter) -> bool:
     """Whether a row is an earlier visit of a cell, in the grid and on the same GPUs."""
     is_of_grid = row.visit not in (START_VISIT, END_VISIT) and planned.round > 1
-    is_same = row.cell_id == planned.cell.id and {gpu.uuid for gpu in meter.gpus} == {
-        gpu.uuid for gpu in row.environment.gpus
-    }
-    return bool(row.windows) and is_of_grid and is_same
+    here = {gpu.uuid for gpu in meter.gpus}
+    return (
+        bool(row.windows)
+        and is_of_grid
+        and row.cell_id == planned.cell.id
+        and here == {gpu.uuid for gpu in row.environment.gpus}
+    )
 
 
-def check_same_gpus(meter: Meter, told: str | None) -> None:
-    """Hold the GPUs that an engine says it uses against those that are metered.
+def check_same_gpus(meter: Meter, reported: str | None) -> None:
+    """Compare the GPUs that an engine uses with those that are metered.
 
-    Args:
-        meter: The meter.
-        told: UUIDs with commas between, with or without ``GPU-`` before them; None where the engine does not tell.
+    `reported` holds UUIDs with commas between, with or without ``GPU-`` before them; None where it is unknown.
 
     Raises:
         MeterError: They are not the same.
     """
     metered = [gpu.uuid for gpu in meter.gpus]
     # A meter of another make, or of a CPU, names its devices in its own way.
-    if told is None or not all(uuid.startswith(NVIDIA_UUID) for uuid in metered):
+    if reported is None or not all(uuid.startswith(NVIDIA_UUID) for uuid in metered):
         return
-    used = [NVIDIA_UUID + uuid.strip().removeprefix(NVIDIA_UUID) for uuid in told.split(",")]
+    used = [NVIDIA_UUID + uuid.strip().removeprefix(NVIDIA_UUID) for uuid in reported.split(",")]
     if sorted(used) != sorted(metered):
         message = (
-            f"the engine runs on {', '.join(used)}, but {', '.join(metered)} was metered: these joules would be "
-            "another GPU's. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)"
+            f"the engine runs on {', '.join(used)}, but {', '.join(metered)} was metered: this would be the energy of "
+            "another GPU. Choose the GPUs by UUID: CUDA_VISIBLE_DEVICES=GPU-… (nvidia-smi -L)"
         )
         raise MeterError(message, code="gpus-differ", found=used, expected=metered)
 
 
-def _lost_words(meter: Meter) -> str:
-    """What the meter says of a GPU that may have taken the engine with it; empty if it still answers."""
+def _lost_gpu(meter: Meter) -> str:
+    """The meter's error where a GPU may have taken the engine with it; empty if it still answers."""
     try:
         meter.read()
     except InfergyError as error:

@@ -1,7 +1,8 @@
-"""Who reads joules: a meter is a set of monotone energy counters, one for each GPU, and knows nothing of tokens."""
+"""Who reads energy: a meter is a set of monotone energy counters, one per GPU, and knows nothing of tokens."""
 
-from infergy.meters.protocol import Clock, Meter, Power, PowerMeter, SystemClock, open_meter, powers_of
-from infergy.meters.window import LATE_S, Edge, next_tick, settle, sharp_tick
+from infergy.meters.meter import Clock, Meter, Power, PowerMeter, SystemClock, powers_of
+from infergy.meters.registry import open_meter
+from infergy.meters.ticks import LATE_S, Edge, next_tick, settle, sharp_tick
 
 __all__ = [
     "LATE_S",

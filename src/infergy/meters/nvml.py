@@ -7,13 +7,15 @@ and later; NVML API reference, "Device Queries"). Nothing here writes to a GPU: 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import GpuLostError, MeterError, MissingError, UsageError
-from infergy.meters.protocol import Clock, Power, SystemClock
+from infergy.meters.meter import Clock, Power, SystemClock
 from infergy.records import GpuIdentity, GpuState
-from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT, count_of
+from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
 
 SLOWDOWNS = {
     0x1: "gpu_idle",
@@ -29,14 +31,14 @@ SLOWDOWNS = {
 """Bits of `nvmlDeviceGetCurrentClocksEventReasons` (nvml.h, nvmlClocksEventReasons)."""
 
 SIMULATE_HINT = "Without a GPU, try the simulated one: infergy measure GRID.toml --simulate -o FILE.jsonl"
+LOST = "LOST-"
+"""Prefix of what stands for the UUID of a lost GPU, which does not report its own."""
 
 
 class NvmlMeter:
     """The energy counters of the GPUs that the engine will use."""
 
-    name = "nvml"
-    scope = "gpu-board"
-    is_simulated = False
+    name, scope, is_simulated = "nvml", "gpu-board", False
 
     def __init__(self, nvml: Any, handles: Mapping[str, Any], gpus: tuple[GpuIdentity, ...]) -> None:
         self._nvml = nvml
@@ -52,90 +54,89 @@ class NvmlMeter:
 
         Raises:
             MissingError: NVML, the driver or enough GPUs are missing, or a GPU does not count energy.
-            UsageError: CUDA_VISIBLE_DEVICES cannot be meant, or a GPU is cut into MIG slices.
+            UsageError: CUDA_VISIBLE_DEVICES is invalid, or a GPU is cut into MIG slices.
             GpuLostError: One of them does not answer any more.
         """
-        nvml = load_nvml()
+        nvml = _load_nvml()
         try:
-            meter = cls._of_visible(nvml, count)
+            handles = _visible_handles(nvml, count)
+            meter = cls(nvml, handles, tuple(_identity(nvml, uuid, handle) for uuid, handle in handles.items()))
             meter.read()
         except nvml.NVMLError as error:
             nvml.nvmlShutdown()
-            message = f"NVML starts, but does not tell its GPUs: {error}. Look at: nvidia-smi"
+            message = f"NVML starts, but does not report its GPUs: {error}. Look at: nvidia-smi"
             raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
         except BaseException:
             nvml.nvmlShutdown()
             raise
         return meter
 
-    @classmethod
-    def _of_visible(cls, nvml: Any, count: int | None) -> NvmlMeter:
-        by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-        chosen = visible_uuids(list(by_uuid), os.environ)[:count]
-        if len(chosen) < (count or 1):
-            message = (
-                f"{count_of(count or 1, 'GPU')} {'are' if (count or 1) > 1 else 'is'} wanted, {len(chosen)} are "
-                f"visible (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}). {SIMULATE_HINT}"
-            )
-            raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
-        handles = {uuid: by_uuid[uuid] for uuid in chosen}
-        for uuid, handle in handles.items():
-            _refuse_unmeterable(nvml, uuid, handle)
-        return cls(nvml, handles, tuple(identity(nvml, uuid, handle) for uuid, handle in handles.items()))
-
     def read(self) -> Mapping[str, float]:
-        """Joules of each board since its driver was loaded, by UUID; about 1 µs a GPU."""
+        """Joules of each board since its driver was loaded, by UUID; about 1 µs per GPU."""
         energy = self._nvml.nvmlDeviceGetTotalEnergyConsumption
-        found: dict[str, float] = {}
+        energy_j: dict[str, float] = {}
         try:
             for uuid, handle in self._handles.items():
-                found[uuid] = energy(handle) * JOULES_PER_MILLIJOULE
+                energy_j[uuid] = energy(handle) * JOULES_PER_MILLIJOULE
         except self._nvml.NVMLError as error:
             # Dictionaries keep their order: the one after those that answered is the one that did not.
-            raise self._explain(error, self.gpus[len(found)]) from error
+            raise self._explain(error, len(energy_j)) from error
         self._has_counted = True
-        return found
+        return energy_j
 
-    def _explain(self, error: Exception, gpu: GpuIdentity) -> MissingError | MeterError:
+    def _explain(self, error: Exception, index: int) -> MissingError | MeterError:
         """Why a counter could not be read, with the GPU that did not answer."""
-        # One that has counted before has vanished: no property of the GPU, but a fault in mid-measurement.
+        gpu = self.gpus[index]
+        # One that has counted before has vanished: no property of the GPU, but a fault during the measurement.
         if isinstance(error, self._nvml.NVMLError_NotSupported) and not self._has_counted:
-            return MissingError(
-                f"{gpu.name} has no energy counter; NVIDIA GPUs have one since Volta",
-                code="counter-missing",
-                gpu=gpu.name,
-                uuid=gpu.uuid,
-            )
-        if is_lost(self._nvml, error):
-            return GpuLostError(
-                _lost_words(self.gpus.index(gpu), gpu.uuid, error),
-                code="gpu-lost",
-                index=self.gpus.index(gpu),
-                uuid=gpu.uuid,
-                reason=str(error),
-            )
-        return MeterError(
-            f"NVML could not read the energy counter of GPU {self.gpus.index(gpu)} ({gpu.uuid}): {error}. "
-            "Look at: nvidia-smi -q",
-            code="counter-unreadable",
-            index=self.gpus.index(gpu),
-            uuid=gpu.uuid,
-            reason=str(error),
-        )
+            message = f"{gpu.name} has no energy counter; NVIDIA GPUs have one since Volta"
+            return MissingError(message, code="counter-missing", gpu=gpu.name, uuid=gpu.uuid)
+        if _is_lost(self._nvml, error):
+            return _lost(index, gpu.uuid, error)
+        message = f"NVML could not read the energy counter of GPU {index} ({gpu.uuid}): {error}. Look at: nvidia-smi -q"
+        return MeterError(message, code="counter-unreadable", index=index, uuid=gpu.uuid, reason=str(error))
 
     def states(self) -> tuple[GpuState, ...]:
         """Power, temperature, clocks and slow-downs of each GPU now."""
         return tuple(self._state(uuid, handle) for uuid, handle in self._handles.items())
 
+    def _state(self, uuid: str, handle: Any) -> GpuState:
+        nvml = self._nvml
+        reasons = _ask(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+        memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        temperature = _ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        return GpuState(
+            uuid=uuid,
+            power_w=self._fields_w(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])[0],
+            temperature_c=None if temperature is None else float(temperature),
+            sm_clock_hz=_scaled(
+                _ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM), HERTZ_PER_MEGAHERTZ
+            ),
+            memory_clock_hz=_scaled(
+                _ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM), HERTZ_PER_MEGAHERTZ
+            ),
+            memory_used_bytes=None if memory is None else int(memory.used),
+            slowdowns=None if reasons is None else tuple(name for bit, name in SLOWDOWNS.items() if reasons & bit),
+            processes=None if processes is None else len(processes),
+        )
+
     def powers(self) -> Mapping[str, Power]:
         """Instant and averaged power of each GPU now."""
-        nvml = self._nvml
-        wanted = [nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_FI_DEV_POWER_AVERAGE]
-        found: dict[str, Power] = {}
+        fields = [self._nvml.NVML_FI_DEV_POWER_INSTANT, self._nvml.NVML_FI_DEV_POWER_AVERAGE]
+        powers: dict[str, Power] = {}
         for uuid, handle in self._handles.items():
-            instant_w, average_w = self._fields_w(handle, wanted)
-            found[uuid] = Power(instant_w=instant_w, average_w=average_w)
-        return found
+            instant_w, average_w = self._fields_w(handle, fields)
+            powers[uuid] = Power(instant_w=instant_w, average_w=average_w)
+        return powers
+
+    def _fields_w(self, handle: Any, fields: list[int]) -> list[float | None]:
+        """Power fields, in watts; None for each that this GPU or driver does not report."""
+        values = _ask(self._nvml, self._nvml.nvmlDeviceGetFieldValues, handle, fields)
+        if values is None or len(values) != len(fields):
+            return [None] * len(fields)
+        success = self._nvml.NVML_SUCCESS
+        return [_scaled(v.value.uiVal, WATTS_PER_MILLIWATT) if v.nvmlReturn == success else None for v in values]
 
     def facts(self) -> Mapping[str, str]:
         """Versions of the driver and of the newest CUDA it supports."""
@@ -148,39 +149,60 @@ class NvmlMeter:
             self._is_open = False
             self._nvml.nvmlShutdown()
 
-    def _state(self, uuid: str, handle: Any) -> GpuState:
-        nvml = self._nvml
-        sm_mhz = self._ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-        memory_mhz = self._ask(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))
-        reasons = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-        memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used)
-        processes = self._ask(lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)))
-        temperature = self._ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
-        return GpuState(
-            uuid=uuid,
-            power_w=self._fields_w(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])[0],
-            temperature_c=None if temperature is None else float(temperature),
-            sm_clock_hz=None if sm_mhz is None else sm_mhz * HERTZ_PER_MEGAHERTZ,
-            memory_clock_hz=None if memory_mhz is None else memory_mhz * HERTZ_PER_MEGAHERTZ,
-            memory_used_bytes=None if memory is None else int(memory),
-            slowdowns=None if reasons is None else tuple(name for bit, name in SLOWDOWNS.items() if reasons & bit),
-            processes=processes,
-        )
 
-    def _fields_w(self, handle: Any, fields: list[int]) -> list[float | None]:
-        """Power fields, in watts; None for each that this GPU or driver does not tell."""
-        nvml = self._nvml
-        values = self._ask(lambda: nvml.nvmlDeviceGetFieldValues(handle, fields))
-        if values is None or len(values) != len(fields):
-            return [None] * len(fields)
-        return [
-            float(one.value.uiVal * WATTS_PER_MILLIWATT) if one.nvmlReturn == nvml.NVML_SUCCESS else None
-            for one in values
-        ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """One board of this machine, usable or not; None where the driver does not report it.
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
-        """The answer, or None where this GPU or driver does not tell."""
-        return ask(self._nvml, question)
+    Attributes:
+        index: NVML's, in PCI order.
+        gpu: Its identity.
+        meter: Reads this board only; its counter may not answer.
+        power_limit_low_w: The lowest power limit that can be set, and `power_limit_high_w` the highest.
+        has_mig: Whether it is cut into slices now.
+    """
+
+    index: int
+    gpu: GpuIdentity
+    meter: NvmlMeter
+    power_limit_low_w: float | None
+    power_limit_high_w: float | None
+    has_mig: bool | None
+
+
+@contextmanager
+def open_boards() -> Iterator[tuple[Board, ...]]:
+    """All boards, whatever CUDA_VISIBLE_DEVICES says.
+
+    Raises:
+        MissingError: NVML or a driver is missing, or a board may not be opened.
+    """
+    nvml = _load_nvml()
+    try:
+        try:
+            boards = tuple(_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        except nvml.NVMLError as error:
+            message = f"NVML starts, but a GPU cannot be opened: {error}. Look at: nvidia-smi; ls -l /dev/nvidia*"
+            raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
+        yield boards
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _board(nvml: Any, index: int) -> Board:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    uuid = nvml.nvmlDeviceGetUUID(handle)
+    gpu = _identity(nvml, uuid, handle)
+    low_mw, high_mw = _ask(nvml, nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (None, None)
+    mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
+    return Board(
+        index=index,
+        gpu=gpu,
+        meter=NvmlMeter(nvml, {uuid: handle}, (gpu,)),
+        power_limit_low_w=_scaled(low_mw, WATTS_PER_MILLIWATT),
+        power_limit_high_w=_scaled(high_mw, WATTS_PER_MILLIWATT),
+        has_mig=None if mig is None else bool(mig[0]),
+    )
 
 
 def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]:
@@ -192,47 +214,58 @@ def visible_uuids(uuids: list[str], environment: Mapping[str, str]) -> list[str]
 
     Raises:
         UsageError: An entry names no GPU of this machine, one that an earlier entry names, or a MIG slice, whose energy
-            nothing can tell apart; or some entries are indexes and some UUIDs. CUDA would show fewer GPUs than named.
+            cannot be separated; or some entries are indexes and some UUIDs. CUDA would show fewer GPUs than named.
     """
     wanted = environment.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return uuids
-    chosen: list[str] = []
-    kinds: set[bool] = set()
+    chosen: dict[str, bool] = {}
     for entry in (part.strip() for part in wanted.split(",")):
         if not entry or entry == "-1":
             break
-        if entry.startswith("MIG-"):
-            message = (
-                f"CUDA_VISIBLE_DEVICES names the MIG slice {entry}: the counter covers the whole board and cannot be "
-                "split. Measure on a GPU without MIG"
-            )
-            raise UsageError(message, code="mig", gpu=entry)
-        found = [uuid for uuid in uuids if uuid.startswith(entry)]
-        if entry.isdigit() and int(entry) < len(uuids):
-            found = [uuids[int(entry)]]
-        if len(found) != 1:
-            raise UsageError.bad_value(
-                "CUDA_VISIBLE_DEVICES",
-                entry,
-                "a GPU of this machine: " + ", ".join(f"{i} ({uuid})" for i, uuid in enumerate(uuids)),
-            )
-        if found[0] in chosen:
-            raise UsageError.bad_value(
-                "CUDA_VISIBLE_DEVICES", wanted, f"{found[0]} once: CUDA shows no GPU at all if it stands twice"
-            )
-        kinds.add(entry.isdigit())
-        if len(kinds) > 1:
-            kind = ",".join([*chosen, found[0]])
-            raise UsageError.bad_value(
-                "CUDA_VISIBLE_DEVICES", wanted, f"one kind, for CUDA stops at the first of the other: {kind}"
-            )
-        chosen.append(found[0])
-    return chosen
+        uuid, is_index = _find_uuid(entry, uuids), entry.isdigit()
+        if uuid in chosen:
+            expected = f"{uuid} once: CUDA shows no GPU at all if it stands twice"
+            raise UsageError.bad_value("CUDA_VISIBLE_DEVICES", wanted, expected)
+        if is_index in (not kind for kind in chosen.values()):
+            expected = f"one kind, for CUDA stops at the first of the other: {','.join([*chosen, uuid])}"
+            raise UsageError.bad_value("CUDA_VISIBLE_DEVICES", wanted, expected)
+        chosen[uuid] = is_index
+    return list(chosen)
 
 
-LOST = "LOST-"
-"""Begins what stands for the UUID of a GPU that does not tell its own any more."""
+def _find_uuid(entry: str, uuids: list[str]) -> str:
+    """The GPU that an entry of CUDA_VISIBLE_DEVICES names, by index or by the begin of its UUID."""
+    if entry.startswith("MIG-"):
+        message = f"CUDA_VISIBLE_DEVICES names the MIG slice {entry}: {MIG_PROBLEM}. Measure on a GPU without MIG"
+        raise UsageError(message, code="mig", gpu=entry)
+    matches = [uuid for uuid in uuids if uuid.startswith(entry)]
+    if entry.isdigit() and int(entry) < len(uuids):
+        matches = [uuids[int(entry)]]
+    if len(matches) != 1:
+        expected = "a GPU of this machine: " + ", ".join(f"{i} ({uuid})" for i, uuid in enumerate(uuids))
+        raise UsageError.bad_value("CUDA_VISIBLE_DEVICES", entry, expected)
+    return matches[0]
+
+
+MIG_PROBLEM = "its counter covers the whole board and cannot be split"
+
+
+def _visible_handles(nvml: Any, count: int | None) -> dict[str, Any]:
+    """Handles of the first `count` visible boards by UUID; a lost one, or one with MIG slices, is rejected."""
+    by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+    chosen = visible_uuids(list(by_uuid), os.environ)[:count]
+    if len(chosen) < (count or 1):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+        message = f"GPUs wanted: {count or 1}, visible: {len(chosen)} (CUDA_VISIBLE_DEVICES={visible}). {SIMULATE_HINT}"
+        raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
+    for uuid in chosen:
+        if uuid.startswith(LOST):
+            raise _lost(int(uuid.removeprefix(LOST)), None, by_uuid[uuid])
+        if (_ask(nvml, nvml.nvmlDeviceGetMigMode, by_uuid[uuid]) or [0])[0]:
+            fix = "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
+            raise UsageError(f"{uuid} is cut into MIG slices: {MIG_PROBLEM}. {fix}", code="mig", gpu=uuid)
+    return {uuid: by_uuid[uuid] for uuid in chosen}
 
 
 def _find_board(nvml: Any, index: int) -> tuple[str, Any]:
@@ -241,49 +274,27 @@ def _find_board(nvml: Any, index: int) -> tuple[str, Any]:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         return nvml.nvmlDeviceGetUUID(handle), handle
     except nvml.NVMLError as error:
-        if not is_lost(nvml, error):
+        if not _is_lost(nvml, error):
             raise
         return f"{LOST}{index}", error
 
 
-def _refuse_unmeterable(nvml: Any, uuid: str, handle: Any) -> None:
-    """Refuse a GPU that is lost, or cut into slices that one counter covers together."""
-    if uuid.startswith(LOST):
-        raise GpuLostError(
-            _lost_words(int(uuid.removeprefix(LOST)), "no UUID told", handle),
-            code="gpu-lost",
-            index=int(uuid.removeprefix(LOST)),
-            uuid=None,
-            reason=str(handle),
-        )
-    mode = ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
-    if mode:
-        message = (
-            f"{uuid} is cut into MIG slices: its counter covers the whole board and cannot be split. "
-            "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
-        )
-        raise UsageError(message, code="mig", gpu=uuid)
-
-
-def is_lost(nvml: Any, error: Exception) -> bool:
+def _is_lost(nvml: Any, error: Exception) -> bool:
     """Whether an NVML error says that the GPU is gone until a reset or a restart (nvml.h, nvmlReturn_t)."""
     lost = (getattr(nvml, name, None) for name in ("NVMLError_GpuIsLost", "NVMLError_ResetRequired"))
     return isinstance(error, tuple(kind for kind in lost if kind is not None))
 
 
-def _lost_words(index: int, uuid: str, error: object) -> str:
-    return (
-        f"GPU {index} ({uuid}) is lost: {error}. Look for its Xid: sudo dmesg | grep -i xid; it comes back with "
-        "nvidia-smi --gpu-reset or a restart, or measure on others with CUDA_VISIBLE_DEVICES"
+def _lost(index: int, uuid: str | None, error: object) -> GpuLostError:
+    message = (
+        f"GPU {index} ({uuid or 'UUID unknown'}) is lost: {error}. Look for its Xid: sudo dmesg | grep -i xid; it "
+        "comes back with nvidia-smi --gpu-reset or a restart, or measure on others with CUDA_VISIBLE_DEVICES"
     )
+    return GpuLostError(message, code="gpu-lost", index=index, uuid=uuid, reason=str(error))
 
 
-def load_nvml() -> Any:
-    """pynvml, started; end it with `nvmlShutdown`.
-
-    Raises:
-        MissingError: pynvml, NVML or a driver is missing.
-    """
+def _load_nvml() -> Any:
+    """pynvml, started; end it with `nvmlShutdown`."""
     try:
         import pynvml
     except ImportError as error:
@@ -299,22 +310,26 @@ def load_nvml() -> Any:
     return pynvml
 
 
-def identity(nvml: Any, uuid: str, handle: Any) -> GpuIdentity:
-    """What the driver tells of a board."""
-    limit_mw = ask(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
-    clock_mhz = ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM))
+def _identity(nvml: Any, uuid: str, handle: Any) -> GpuIdentity:
+    memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
     return GpuIdentity(
         uuid=uuid,
         name=nvml.nvmlDeviceGetName(handle),
-        memory_bytes=ask(nvml, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
-        power_limit_w=None if limit_mw is None else limit_mw * WATTS_PER_MILLIWATT,
-        max_sm_clock_hz=None if clock_mhz is None else clock_mhz * HERTZ_PER_MEGAHERTZ,
+        memory_bytes=None if memory is None else int(memory.total),
+        power_limit_w=_scaled(_ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle), WATTS_PER_MILLIWATT),
+        max_sm_clock_hz=_scaled(
+            _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM), HERTZ_PER_MEGAHERTZ
+        ),
     )
 
 
-def ask(nvml: Any, question: Callable[[], Any]) -> Any:
-    """The answer, or None where this GPU or driver does not tell."""
+def _ask(nvml: Any, query: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer, or None where this GPU or driver has none."""
     try:
-        return question()
+        return query(*arguments)
     except nvml.NVMLError:
         return None
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

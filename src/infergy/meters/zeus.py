@@ -5,7 +5,7 @@
     zeus-dram     dram          DRAM of these packages      zeus.device.get_cpus
     zeus-soc-gpu  soc-gpu       Apple silicon, Jetson       zeus.device.get_soc
 
-Each domain is a meter of its own, so that no two are ever added. zeus counts in millijoules and tells neither a GPU's
+Each domain is a meter of its own, so that no two are ever added. zeus counts in millijoules and reports neither a GPU's
 UUID nor its clocks: an index stands for the one, None for the others.
 """
 
@@ -15,10 +15,10 @@ import queue
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from infergy.errors import MeterError, MissingError
-from infergy.meters.protocol import Clock, SystemClock
+from infergy.meters.meter import Clock, SystemClock
 from infergy.records import GpuIdentity, GpuState
 from infergy.units import JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
 
@@ -55,21 +55,21 @@ class _ZeusMeter:
             try:
                 now_j[uuid] = read_mj() * JOULES_PER_MILLIJOULE
             except (_zeus_error(), OSError, queue.Empty) as error:
-                message = f"zeus could not read {uuid}: {type(error).__name__}: {error}"
-                raise MeterError(
-                    message, code="counter-unreadable", uuid=uuid, reason=f"{type(error).__name__}: {error}"
-                ) from error
-            if now_j[uuid] < self._last_j.get(uuid, 0.0):
+                reason = f"{type(error).__name__}: {error}"
+                message = f"zeus could not read {uuid}: {reason}"
+                raise MeterError(message, code="counter-unreadable", uuid=uuid, reason=reason) from error
+            was_j = self._last_j.get(uuid, 0.0)
+            if now_j[uuid] < was_j:
                 message = (
-                    f"the counter of {uuid} fell from {self._last_j[uuid]} J to {now_j[uuid]} J: it overflowed or was "
+                    f"the counter of {uuid} fell from {was_j} J to {now_j[uuid]} J: it overflowed or was "
                     "reset. Measure this cell again: --retry-failed"
                 )
-                raise MeterError(message, code="counter-wrong", uuid=uuid, was_j=self._last_j[uuid], now_j=now_j[uuid])
+                raise MeterError(message, code="counter-wrong", uuid=uuid, was_j=was_j, now_j=now_j[uuid])
         self._last_j = now_j
         return dict(now_j)
 
     def states(self) -> tuple[GpuState, ...]:
-        """Nothing but the devices: zeus tells no state of this domain."""
+        """Only the devices: zeus reports no state of this domain."""
         return tuple(GpuState(uuid=gpu.uuid) for gpu in self.gpus)
 
     def facts(self) -> Mapping[str, str]:
@@ -102,34 +102,30 @@ class ZeusGpuMeter(_ZeusMeter):
             message = f"{count} GPUs are wanted (tensor_parallel), zeus sees {len(device)}"
             raise MissingError(message, code="gpu-missing", wanted=count, found=len(device))
         indices = {f"zeus-gpu-{device.gpus[i].gpu_index}": i for i in range(count)}
-        for i in indices.values():
+        gpus = []
+        for uuid, i in indices.items():
+            name = device.get_name(i)
             if not device.supports_get_total_energy_consumption(i):
                 message = (
-                    f"{device.get_name(i)} (GPU {i}) has no energy counter that agrees with its power, says zeus; "
+                    f"{name} (GPU {i}) has no energy counter that agrees with its power, according to zeus; "
                     "of a dual-die board, the even-numbered GPU counts for both"
                 )
-                raise MissingError(message, code="counter-missing", gpu=device.get_name(i), index=i)
-        identities = (
-            GpuIdentity(
-                uuid=uuid,
-                name=device.get_name(i),
-                power_limit_w=_ask(partial(device.get_power_management_limit, i), WATTS_PER_MILLIWATT),
-            )
-            for uuid, i in indices.items()
-        )
+                raise MissingError(message, code="counter-missing", gpu=name, index=i)
+            limit_w = _ask(device.get_power_management_limit, i, WATTS_PER_MILLIWATT)
+            gpus.append(GpuIdentity(uuid=uuid, name=name, power_limit_w=limit_w))
         counters = {uuid: partial(device.get_total_energy_consumption, i) for uuid, i in indices.items()}
-        meter = cls(counters, tuple(identities))
+        meter = cls(counters, tuple(gpus))
         meter._device, meter._indices = device, indices
         meter.read()
         return meter
 
     def states(self) -> tuple[GpuState, ...]:
-        """Power and temperature of each GPU now; zeus tells no more."""
+        """Power and temperature of each GPU now; zeus reports no more."""
         return tuple(
             GpuState(
                 uuid=uuid,
-                power_w=_ask(partial(self._device.get_instant_power_usage, i), WATTS_PER_MILLIWATT),
-                temperature_c=_ask(partial(self._device.get_gpu_temperature, i), 1.0),
+                power_w=_ask(self._device.get_instant_power_usage, i, WATTS_PER_MILLIWATT),
+                temperature_c=_ask(self._device.get_gpu_temperature, i, 1.0),
             )
             for uuid, i in self._indices.items()
         )
@@ -140,47 +136,41 @@ class ZeusCpuMeter(_ZeusMeter):
 
     name = "zeus-cpu"
     scope = "cpu-package"
+    _field, _device_name = "cpu_mj", "Intel CPU package"
 
     @classmethod
-    def open(cls, count: int) -> ZeusCpuMeter:
-        """Open the counters of all packages; `count`, of GPUs, has no say in it.
-
-        Raises:
-            MissingError: zeus, RAPL or the permission to read it is missing.
-        """
-        packages = _packages(cls.name)
-        meter = cls(
-            {f"cpu-package-{i}": partial(_field_mj, cpu, "cpu_mj") for i, cpu in packages.items()},
-            tuple(GpuIdentity(uuid=f"cpu-package-{i}", name="Intel CPU package") for i in packages),
-        )
-        meter.read()
-        return meter
-
-
-class ZeusDramMeter(_ZeusMeter):
-    """The DRAM of all Intel CPU packages; never added to theirs."""
-
-    name = "zeus-dram"
-    scope = "dram"
-
-    @classmethod
-    def open(cls, count: int) -> ZeusDramMeter:
-        """Open the counters of all packages' DRAM; `count`, of GPUs, has no say in it.
+    def open(cls, count: int) -> Self:
+        """Open the counters of all packages; `count`, of GPUs, is ignored.
 
         Raises:
             MissingError: zeus, RAPL or the permission to read it is missing, or a package does not count its DRAM.
         """
-        packages = _packages(cls.name)
-        for i, cpu in packages.items():
-            if not cpu.supports_get_dram_energy_consumption():
-                message = f"CPU package {i} does not count the energy of its DRAM; --meter zeus-cpu counts its own"
-                raise MissingError(message, code="counter-missing", package=i, part="DRAM")
-        meter = cls(
-            {f"dram-{i}": partial(_field_mj, cpu, "dram_mj") for i, cpu in packages.items()},
-            tuple(GpuIdentity(uuid=f"dram-{i}", name="DRAM of an Intel CPU package") for i in packages),
-        )
+        packages = {f"{cls.scope}-{index}": cpu for index, cpu in _packages(cls.name).items()}
+        cls._check(packages)
+        counters = {uuid: partial(_field_mj, cpu, cls._field) for uuid, cpu in packages.items()}
+        meter = cls(counters, tuple(GpuIdentity(uuid=uuid, name=cls._device_name) for uuid in packages))
         meter.read()
         return meter
+
+    @classmethod
+    def _check(cls, packages: Mapping[str, Any]) -> None:
+        """Every package counts its own energy."""
+
+
+class ZeusDramMeter(ZeusCpuMeter):
+    """The DRAM of all Intel CPU packages; never added to theirs."""
+
+    name = "zeus-dram"
+    scope = "dram"
+    _field, _device_name = "dram_mj", "DRAM of an Intel CPU package"
+
+    @classmethod
+    def _check(cls, packages: Mapping[str, Any]) -> None:
+        for cpu in packages.values():
+            if not cpu.supports_get_dram_energy_consumption():
+                i = cpu.cpu_index
+                message = f"CPU package {i} does not count the energy of its DRAM; --meter zeus-cpu counts its own"
+                raise MissingError(message, code="counter-missing", package=i, part="DRAM")
 
 
 class ZeusSocGpuMeter(_ZeusMeter):
@@ -191,49 +181,46 @@ class ZeusSocGpuMeter(_ZeusMeter):
 
     @classmethod
     def open(cls, count: int) -> ZeusSocGpuMeter:
-        """Open the counter of the chip's GPU.
+        """Open the counter of the GPU.
 
         Raises:
-            MissingError: zeus or such a chip is missing, or more than one GPU is wanted.
+            MissingError: zeus or such a GPU is missing, or more than one GPU is wanted.
         """
         if count != 1:
             message = f"{count} GPUs are wanted (tensor_parallel); a system on a chip has one"
             raise MissingError(message, code="gpu-missing", wanted=count, found=1)
         soc = _find(cls.name, "get_soc")
-        told = soc.get_available_metrics()
-        field = next((field for field in SOC_GPU_FIELDS if field in told), None)
+        kind, available = type(soc).__name__, soc.get_available_metrics()
+        field = next((field for field in SOC_GPU_FIELDS if field in available), None)
         if field is None:
-            message = f"zeus tells no energy of the GPU of this {type(soc).__name__}"
-            raise MissingError(message, code="counter-missing", gpu=type(soc).__name__)
-        identity = GpuIdentity(uuid="soc-gpu-0", name=f"{type(soc).__name__} GPU")
+            message = f"zeus reports no energy of the GPU of this {kind}"
+            raise MissingError(message, code="counter-missing", gpu=kind)
+        identity = GpuIdentity(uuid="soc-gpu-0", name=f"{kind} GPU")
         return cls({identity.uuid: partial(_field_mj, soc, field)}, (identity,))
 
 
 def _field_mj(device: Any, field: str) -> float:
-    """One field of what a CPU or a system on a chip tells of its energy."""
+    """One field of the energy that a CPU or a system on a chip reports."""
     return float(getattr(device.get_total_energy_consumption(), field))
 
 
 def _packages(meter: str) -> dict[int, Any]:
     """CPU objects of zeus by index, without zones such as ``psys``, which cover the packages once more."""
     device = _find(meter, "get_cpus")
-    found = {cpu.cpu_index: cpu for cpu in device.cpus if _zone(device.rapl_dir, cpu.cpu_index).startswith("package")}
-    if not found:
+    packages = {}
+    for cpu in device.cpus:
+        # The kernel's name of a zone (Linux, Documentation/power/powercap).
+        zone = Path(device.rapl_dir, f"intel-rapl:{cpu.cpu_index}", "name")
+        if zone.is_file() and zone.read_text(encoding="utf-8").startswith("package"):
+            packages[cpu.cpu_index] = cpu
+    if not packages:
         message = f"{device.rapl_dir} names no CPU package; look at: cat {device.rapl_dir}/intel-rapl:0/name"
         raise MissingError(message, code="counter-missing", path=str(device.rapl_dir))
-    return found
-
-
-def _zone(folder: str, index: int) -> str:
-    """What the kernel calls a zone (Linux, Documentation/power/powercap); empty where it does not tell."""
-    try:
-        return Path(folder, f"intel-rapl:{index}", "name").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+    return packages
 
 
 def _find(meter: str, finder: str) -> Any:
-    """What zeus's `finder` finds on this machine."""
+    """What zeus's `finder` returns on this machine."""
     try:
         import zeus.device
     except ImportError as error:
@@ -241,9 +228,8 @@ def _find(meter: str, finder: str) -> Any:
     try:
         return getattr(zeus.device, finder)()
     except (_zeus_error(), OSError) as error:
-        message = (
-            f"zeus finds nothing for meter {meter}: {error} (What it needs: https://ml.energy/zeus/getting_started)"
-        )
+        needs = "What it needs: https://ml.energy/zeus/getting_started"
+        message = f"zeus finds nothing for meter {meter}: {error} ({needs})"
         raise MissingError(message, code="counter-missing", meter=meter, reason=str(error)) from error
 
 
@@ -253,10 +239,10 @@ def _zeus_error() -> type[Exception]:
     return ZeusBaseError  # type: ignore[no-any-return]
 
 
-def _ask(question: Callable[[], Any], factor: float) -> float | None:
-    """The answer in SI units, or None where zeus or the device does not tell; 0 is how some say so."""
+def _ask(query: Callable[[int], Any], index: int, factor: float) -> float | None:
+    """The answer in SI units, or None where zeus or the device has none, for which some return 0."""
     try:
-        value = float(question()) * factor
+        value = float(query(index)) * factor
     except (_zeus_error(), TypeError, ValueError):
         return None
     return value or None

@@ -1,123 +1,154 @@
-"""The study's claims beside ours, as rows of text: for a page, for Markdown, and for docs/claims.md."""
+"""The study's claims compared with our values: rows of text for a page, docs/claims.md and docs/findings.md.
+
+``python -m infergy.report.claims`` updates both documents.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from infergy.report.markdown import escape, table_lines
-from infergy.report.ours import NOT_MEASURED, Claim, Evidence, Ours, find_ours, load_claims, ratio_text
-from infergy.units import format_percent
+from infergy.report.evidence import Evidence, load_evidence
+from infergy.report.our_values import KINDS, REVERSED, OurValue, interval_text
+from infergy.report.tables import escape
+from infergy.units import format_number, format_percent
 
 HEAD = ("Claim", "Paper", "on", "Ours", "Interval", "on", "Ours / paper")
-FINDINGS_HEAD = ("Claim", "Paper", "Ours", "Why")
+NOT_MEASURED = "not measured yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One number of the study.
+
+    Attributes:
+        study: Name of the study it belongs to (`infergy.report.studies`).
+        paper: The paper's value, a fraction; None where it describes a shape.
+        hardware: Where the paper measured it.
+        ours: How our value is computed: a function of `infergy.report.our_values` as ``kind``, and its arguments.
+        signed: Whether its number is shown with its sign: a change is, a saving is not.
+        caveat: What a reader of our value must know; empty if nothing.
+    """
+
+    study: str
+    claim: str
+    hardware: str
+    ours: Mapping[str, Any]
+    paper: float | None = None
+    signed: bool = True
+    caveat: str = ""
+
+    def percent(self, value: float | None) -> str:
+        """A value of this claim."""
+        return "qualitative" if value is None else format_percent(value, signed=self.signed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A claim and ours."""
+    """A claim and our value."""
 
     claim: Claim
-    ours: Ours
+    ours: OurValue
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The texts under `HEAD`."""
         claim, ours = self.claim, self.ours
+        theirs = (claim.claim, claim.percent(claim.paper), claim.hardware)
         if not ours.is_measured:
-            return (claim.claim, _percent(claim), claim.hardware, f"{NOT_MEASURED}: {ours.basis}", "-", "-", "-")
-        interval = (
-            "-"
-            if ours.low is None or ours.high is None
-            else f"{_signed(claim, ours.low)} .. {_signed(claim, ours.high)}"
-        )
-        text = ours.text if ours.value is None else _signed(claim, ours.value)
-        return (
-            claim.claim,
-            _percent(claim),
-            claim.hardware,
-            text or "-",
-            f"{interval} ({ours.basis})" if interval != "-" else ours.basis,
-            ours.hardware or "-",
-            ratio_text(claim, ours),
-        )
+            return (*theirs, f"{NOT_MEASURED}: {ours.method}", "-", "-", "-")
+        interval = ours.method
+        if ours.interval is not None:
+            interval = f"{interval_text(ours.interval, signed=claim.signed)} ({ours.method})"
+        value = claim.percent(ours.value) if ours.text is None else ours.text
+        return (*theirs, value, interval, ours.hardware or "-", self._ratio)
+
+    @property
+    def _ratio(self) -> str:
+        """Ours over the paper's, where both are numbers of one sign; else how it contradicts the paper's."""
+        paper, ours = self.claim.paper, self.ours
+        if ours.finding is not None:
+            return ours.finding
+        if paper is None or ours.value is None:
+            return "-"
+        # The ends of a trace's gap are those of a bracket.
+        if self.claim.ours["kind"] == "change" and ours.interval is not None and _contains_zero(ours):
+            return "interval contains 0"
+        return format_number(ours.value / paper)
+
+    @property
+    def finding(self) -> str | None:
+        """A sentence where our value contradicts the paper's."""
+        name, paper, where, value, interval, hardware, ratio = self.cells
+        if self.ours.finding is None:
+            return None
+        return f"{name}. Paper: {paper} ({where}). Ours: {value} ({hardware}), {ratio}. Interval: {interval}"
 
 
-def findings(compared: Iterable[Compared]) -> tuple[str, ...]:
-    """Where ours contradicts the paper's, a sentence each."""
-    return tuple(_finding(one) for one in compared if one.ours.finding is not None)
+def _contains_zero(ours: OurValue) -> bool:
+    return ours.interval is not None and ours.interval[0] * ours.interval[1] <= 0
 
 
-def _finding(one: Compared) -> str:
-    name, paper, where, value, interval, hardware, finding = one.cells
-    return f"{name}. Paper: {paper} ({where}). Ours: {value} ({hardware}), {finding}. Ours is of: {interval}"
+def load_claims() -> tuple[str, tuple[Claim, ...]]:
+    """The claims that ship, after their source."""
+    content = tomllib.loads((resources.files("infergy") / "data" / "claims.toml").read_text(encoding="utf-8"))
+    return str(content["source"]), tuple(Claim(**claim) for claim in content["claims"])
 
 
-def _percent(claim: Claim) -> str:
-    return "so it says" if claim.paper is None else _signed(claim, claim.paper)
-
-
-def _signed(claim: Claim, value: float) -> str:
-    return format_percent(value, signed=claim.signed)
+def claimed_traces() -> tuple[str, ...]:
+    """The traces that claims are about."""
+    _, claims = load_claims()
+    return tuple(dict.fromkeys(claim.ours["trace"] for claim in claims if "trace" in claim.ours))
 
 
 def compare_claims(evidence: Evidence) -> tuple[Compared, ...]:
-    """All claims, each beside what the evidence says."""
+    """All claims, each with our value by the evidence."""
     _, claims = load_claims()
     return tuple(Compared(claim=claim, ours=find_ours(claim, evidence)) for claim in claims)
 
 
-def claims_page(compared: Sequence[Compared]) -> str:
-    """docs/claims.md: the table of claims with our figure, its interval and hardware beside each."""
-    source, _ = load_claims()
-    measured = sum(one.ours.is_measured for one in compared)
-    lines = [
-        "# The study's claims beside ours",
-        "",
-        f"Claims: {source}. Ours follow from the tables that ship with infergy ([measurements.md](measurements.md)): "
-        f"{measured} of {len(compared)} claims have a figure of ours, the others say why not. This page is what "
-        "`infergy report paper` shows, study by study.",
-        "",
-        "Gaps and savings of traces are by the study's method: each request at the upper corner of its bin, in the "
-        "largest batches that memory and the engine allow, by the step-cost model fitted to all rows. What serving a "
-        "trace as it arrives draws is another question: `infergy estimate`.",
-        "",
-        "Different hardware, models and engine versions stand side by side: a ratio far from 1 is a finding about "
-        "these, not an error of either. The study's Azure traces are of 2024, ours of 2023, which are smaller. Its "
-        "ideal takes the vendor's headline peak, ours the dense one.",
-        "",
-        *table_lines(HEAD, [one.cells for one in compared]),
-        "",
-        "## Findings: where ours contradicts the paper's",
-        "",
-        *(f"- {escape(text)}" for text in findings(compared)),
-    ]
-    return "\n".join(lines) + "\n"
+def find_ours(claim: Claim, evidence: Evidence) -> OurValue:
+    """Our value for a claim; its `method` says why where there is none."""
+    arguments = dict(claim.ours)
+    return judge(claim, KINDS[arguments.pop("kind")](evidence, **arguments))
 
 
-def with_figures(page: str, compared: Iterable[Compared]) -> str:
-    """docs/findings.md with the figures of the claims, which its tables name; what else stands there is kept."""
-    cells = {escape(claim.cells[0]): claim.cells for claim in compared}
+def judge(claim: Claim, ours: OurValue) -> OurValue:
+    """Our value with the claim's caveat, and with what it contradicts."""
+    if not ours.is_measured:
+        return ours
+    finding = ours.finding
+    if claim.paper is not None and ours.value is not None and claim.paper * ours.value < 0:
+        finding = f"{REVERSED}, interval unknown" if ours.interval is None else REVERSED
+        finding += ", but its interval contains 0" if _contains_zero(ours) else ""
+    return replace(ours, method="; ".join(filter(None, (ours.method, claim.caveat))), finding=finding)
+
+
+def update_page(page: str, compared: Iterable[Compared]) -> str:
+    """docs/claims.md or docs/findings.md with the values of the claims in its tables; all other text is kept."""
+    known = {escape(each.cells[0]): [escape(cell) for cell in each.cells] for each in compared}
     lines = []
     for line in page.splitlines():
-        parts = line.split(" | ")
-        name = parts[0].removeprefix("| ")
-        if line.startswith("| ") and name in cells and len(parts) == len(FINDINGS_HEAD):
-            line = " | ".join((parts[0], escape(cells[name][1]), escape(cells[name][3]), parts[3]))
+        claim, *rest = line.removeprefix("| ").removesuffix(" |").split(" | ")
+        cells = known.get(claim, [])
+        if cells and len(rest) == len(HEAD) - 1:
+            line = f"| {' | '.join(cells)} |"
+        elif cells and len(rest) == 3:
+            line = f"| {claim} | {cells[1]} | {cells[3]} | {rest[-1]} |"
         lines.append(line)
     return "\n".join(lines) + "\n"
 
 
-def write_pages(folder: Path) -> None:
-    """Write the figures of the shipped rows and table into docs/claims.md and docs/findings.md."""
-    from infergy.report.build import shipped_evidence
-
-    compared = compare_claims(shipped_evidence())
-    (folder / "claims.md").write_text(claims_page(compared), encoding="utf-8")
-    findings_path = folder / "findings.md"
-    findings_path.write_text(with_figures(findings_path.read_text(encoding="utf-8"), compared), encoding="utf-8")
+def shipped_claims() -> tuple[Compared, ...]:
+    """All claims compared with what ships."""
+    return compare_claims(load_evidence(traces=claimed_traces()))
 
 
 if __name__ == "__main__":
-    write_pages(Path("docs"))
+    shown = shipped_claims()
+    for document in (Path("docs/claims.md"), Path("docs/findings.md")):
+        document.write_text(update_page(document.read_text(encoding="utf-8"), shown), encoding="utf-8")

@@ -1,25 +1,171 @@
-"""A report as files: one HTML page that needs no network, the same as Markdown, and each figure as PNG and SVG."""
+"""A report: one HTML page that needs no network, the same as Markdown, and each figure as PNG and SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
-from infergy.report.build import ENVIRONMENT_HEAD, FLAGS_HEAD, Report, Section
-from infergy.report.claims import HEAD as CLAIMS_HEAD
-from infergy.report.figures import Figure, for_file
-from infergy.report.gaps import GAPS_HEAD, GAPS_TITLE, NO_GAPS
-from infergy.report.markdown import escape, table_lines
-from infergy.report.ours import NOT_MEASURED
-from infergy.report.pictures import draw_pictures
+from infergy.hardware import catalogue_name
+from infergy.records import Cell
+from infergy.report.charts import FILE_INK, INK, Figure, for_file
+from infergy.report.claims import HEAD, NOT_MEASURED, Compared, claimed_traces, compare_claims, load_claims
+from infergy.report.evidence import Evidence, gpu_title, load_evidence
+from infergy.report.points import MIXED_RULES, REFUSE, SPLIT
+from infergy.report.studies import STUDIES, Study
+from infergy.report.tables import Table, environment_table, escape, find_gaps, flags_table, gaps_table, table_lines
+
+if TYPE_CHECKING:
+    from infergy.workload.sampling import Sample
 
 PAGE, MARKDOWN = "index.html", "report.md"
-TEMPLATE = "report.html.j2"
-FINDINGS_TITLE = "Findings: where ours contradicts the paper's"
-FLAGGED = "flags are explained in docs/flags.md; they never change a number"
+FINDINGS_TITLE = "Findings: where our values contradict the paper's"
+SIMULATED_NOTE = "SIMULATED rows are among these: they say nothing about real hardware."
+PNG_SCALE = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One study: its figures, its claims, and tables of both and of the rows that are drawn."""
+
+    study: Study
+    figures: tuple[Figure, ...]
+    claims: tuple[Compared, ...]
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All of a page.
+
+    Attributes:
+        source: Where the rows come from.
+        paper: Whose claims are compared.
+        simulated: Whether any row is of a simulated GPU.
+    """
+
+    title: str
+    source: str
+    paper: str
+    sections: tuple[Section, ...]
+    simulated: bool
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, in their order."""
+        return [figure for section in self.sections for figure in section.figures]
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Where our values contradict the paper's, a sentence each."""
+        compared = (each for section in self.sections for each in section.claims)
+        return tuple(each.finding for each in compared if each.finding is not None)
+
+    @property
+    def missing(self) -> list[Study]:
+        """Studies without a figure."""
+        return [section.study for section in self.sections if not section.figures]
+
+
+def build_report(
+    files: Sequence[Path] = (),
+    *,
+    traces: Sequence[str | Sample] = (),
+    mixed: str | None = None,
+    model: str | None = None,
+    gpu: str | None = None,
+    allow_simulated: bool = False,
+    planned: Callable[[str], Mapping[str, Sequence[Cell]]] | None = None,
+) -> Report:
+    """A report on stores of measurements; without any, on all that ships, compared with the paper.
+
+    Args:
+        files: As the others, see `load_evidence`.
+        traces: Without files, by default those of the claims.
+        model: Of the estimates.
+        gpu: Of the estimates.
+        allow_simulated: Whether rows of a simulated GPU are accepted.
+        mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None refuses a user's and splits
+            the shipped ones, whose environments are known.
+        planned: The cells of the shipped grids by name, for a GPU of the catalogue, to list those without a row.
+
+    Raises:
+        UsageError: An option is unknown, environments are mixed, or a trace cannot be estimated.
+        DataError: A file is not what it should be.
+    """
+    rule = mixed or (REFUSE if files else SPLIT)
+    if rule not in MIXED_RULES:
+        what, how = "rule for mixed environments", "Give one with --mixed"
+        raise UsageError.unknown(what, rule, MIXED_RULES, how, code="unknown-name", option="--mixed")
+    default = () if files else claimed_traces()
+    evidence = load_evidence(files, traces or default, model=model, gpu=gpu, allow_simulated=allow_simulated)
+    compared = compare_claims(evidence)
+    # The shipped rows are of several kinds of GPU, in figures of their own; a user's are drawn in one figure.
+    parts = [evidence] if files else evidence.by_gpu()
+    gaps = _gaps(parts, planned) if planned else {}
+    source, _ = load_claims()
+    names = ", ".join(path.name for path in files)
+    used: Counter[str] = Counter()
+    figures = {study.name: tuple(_draw(study, parts, rule, used)) for study in STUDIES}
+    return Report(
+        title=f"Energy of {names}" if files else "Energy of LLM inference, compared with the paper",
+        source=names or "the tables that ship with infergy",
+        paper=source,
+        sections=tuple(_section(study, figures[study.name], compared, gaps) for study in STUDIES),
+        simulated=evidence.is_simulated,
+    )
+
+
+def _draw(study: Study, parts: Sequence[Evidence], rule: str, names: Counter[str]) -> Iterator[Figure]:
+    """Its figures of each part, each with a name of its own for its files, and its GPU where there are several."""
+    for number, part in enumerate(parts):
+        for figure in study.draw(part, rule):
+            kind = next((point.gpu_kind for point in figure.points), "")
+            title = gpu_title(kind)
+            name = f"{figure.name}-{catalogue_name(kind)}" if number and kind else figure.name
+            names[name] += 1
+            name = name if names[name] == 1 else f"{name}-{names[name]}"
+            yield replace(figure, name=name, gpu="" if len(parts) == 1 or title in figure.title else title)
+
+
+def _section(
+    study: Study,
+    figures: tuple[Figure, ...],
+    compared: Iterable[Compared],
+    gaps: Mapping[str, Sequence[tuple[str, ...]]],
+) -> Section:
+    claims = tuple(each for each in compared if each.claim.study == study.name)
+    points = {id(point): point for figure in figures for point in figure.points}.values()
+    tables = []
+    if claims:
+        rows = tuple(each.cells for each in claims)
+        tables.append(Table(title="The paper's claims and our values", head=HEAD, rows=rows))
+    if gaps and study.grids:
+        tables.append(gaps_table(gap for grid in study.grids for gap in gaps[grid]))
+    if points:
+        tables += [environment_table(points), flags_table(points)]
+    return Section(study=study, figures=figures, claims=claims, tables=tuple(tables))
+
+
+def _gaps(
+    parts: Iterable[Evidence], planned: Callable[[str], Mapping[str, Sequence[Cell]]]
+) -> dict[str, list[tuple[str, ...]]]:
+    """The cells that each grid lacks on each kind of GPU, by the grid's name."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for part in parts:
+        measured = {point.row.cell_id for point in part.all_points}
+        kind = part.all_points[0].gpu_kind
+        name = catalogue_name(kind)
+        for grid, cells in planned(name).items():
+            gaps = find_gaps(grid, gpu_title(kind), cells, measured, part.failed.get(name, {}))
+            found.setdefault(grid, []).extend(gaps)
+    return found
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -29,78 +175,68 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
         UsageError: The folder cannot be written.
         ImportError: The extra ``report`` is not installed.
     """
-    pictures = draw_pictures({figure.name: for_file(figure) for figure in report.figures}, _vega_lite())
-    files: dict[str, str | bytes] = {}
-    for name, (svg, png) in pictures.items():
-        files |= {f"{name}.svg": svg, f"{name}.png": png}
-    files = {
-        PAGE: page_html(report, {name: svg for name, (svg, _) in pictures.items()}),
-        MARKDOWN: page_markdown(report),
-        **files,
+    import vl_convert
+
+    version = _vega_lite()
+    pictures = {}
+    for figure in report.figures:
+        svg = vl_convert.vegalite_to_svg(for_file(figure), vl_version=version)
+        pictures[figure.name] = re.sub(f'(fill|stroke)="{INK}"', rf'\1="{FILE_INK}"', svg)
+    files: dict[str, bytes] = {
+        PAGE: page_html(report, pictures).encode(),
+        MARKDOWN: page_markdown(report).encode(),
     }
+    for name, svg in pictures.items():
+        files |= {f"{name}.svg": svg.encode(), f"{name}.png": vl_convert.svg_to_png(svg, scale=PNG_SCALE)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            (folder / name).write_bytes(data)
+            (folder / name).write_bytes(content)
     except OSError as error:
         raise UsageError.not_writable(folder, error, "folder") from error
     return tuple(folder / name for name in files)
 
 
 def _vega_lite() -> str:
-    """Of the version that altair writes, as vl-convert spells it."""
+    """The version that altair writes, as vl-convert spells it."""
     import altair
 
     return ".".join(altair.SCHEMA_VERSION.split(".")[:2])
 
 
-def page_html(report: Report, pictures: dict[str, str]) -> str:
+def page_html(report: Report, pictures: Mapping[str, str]) -> str:
     """The page: scripts and styles inside, one copy of Vega for all figures.
 
     Args:
         report: What to show.
         pictures: SVG by figure name, for readers without scripts.
     """
-    import base64
-
     import vl_convert
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
-    text = (resources.files("infergy") / "data" / TEMPLATE).read_text(encoding="utf-8")
-    # The stubs of vl-convert want a snippet; None is its own default, which leaves vegaEmbed to the page.
+    text = (resources.files("infergy") / "data" / "report.html.j2").read_text(encoding="utf-8")
+    # The stubs of vl-convert require a snippet; its own default, None, leaves vegaEmbed to the page.
     bundle: Any = vl_convert.javascript_bundle
+    vega = bundle(vl_version=_vega_lite()) if report.figures else ""
+    if "</script" in vega.lower() or "<!--" in vega:
+        raise AssertionError("the scripts of vl-convert would end their own element")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(text).render(
         report=report,
-        vega=_script(bundle(vl_version=_vega_lite())) if any(report.figures) else "",
+        vega=Markup(vega),
         pictures={name: base64.b64encode(svg.encode()).decode() for name, svg in pictures.items()},
-        claims_head=CLAIMS_HEAD,
-        environment_head=ENVIRONMENT_HEAD,
-        flags_head=FLAGS_HEAD,
-        gaps_head=GAPS_HEAD,
-        gaps_title=GAPS_TITLE,
-        no_gaps=NO_GAPS,
         not_measured=NOT_MEASURED,
-        flagged=FLAGGED,
         findings_title=FINDINGS_TITLE,
+        simulated_note=SIMULATED_NOTE,
     )
 
 
-def _script(code: str) -> Any:
-    """Code that may stand in a page as it is."""
-    from markupsafe import Markup
-
-    if "</script" in code.lower() or "<!--" in code:
-        raise AssertionError("the scripts of vl-convert would end their own element")
-    return Markup(code)
-
-
 def page_markdown(report: Report) -> str:
-    """The report as Markdown, its pictures beside it."""
+    """The report as Markdown, with its pictures in the same folder."""
     lines = [f"# {escape(report.title)}", ""]
     if report.simulated:
-        lines += ["**SIMULATED rows are among these: they say nothing about real hardware.**", ""]
+        lines += [f"**{SIMULATED_NOTE}**", ""]
     lines += [f"Rows: {escape(report.source)}. Claims: {escape(report.paper)}.", ""]
     if report.findings:
         lines += [f"## {FINDINGS_TITLE}", "", *(f"- {escape(text)}" for text in report.findings), ""]
@@ -111,28 +247,18 @@ def page_markdown(report: Report) -> str:
 
 def _section_lines(section: Section) -> Iterator[str]:
     study = section.study
-    yield f"## {escape(study.title)}"
-    yield ""
+    yield from (f"## {escape(study.title)}", "")
     if study.paper:
         yield from (f"In the paper: {escape(study.paper)}.", "")
     if not section.figures:
         yield from (f"{NOT_MEASURED.capitalize()}. To measure it: `{study.measure}`", "")
     for figure in section.figures:
-        yield from _figure_lines(figure)
-    if section.claims:
-        yield from ("### The paper's claims beside ours", "")
-        yield from (*table_lines(CLAIMS_HEAD, [one.cells for one in section.claims]), "")
-    if section.gaps is not None:
-        yield from (f"### {GAPS_TITLE}", "")
-        yield from (*(table_lines(GAPS_HEAD, section.gaps) if section.gaps else [NO_GAPS]), "")
-    if section.environment:
-        yield from ("### Environment", "", *table_lines(ENVIRONMENT_HEAD, section.environment), "")
-        yield from ("### Flags", "")
-        flags = list(table_lines(FLAGS_HEAD, section.flags)) if section.flags else ["No row is flagged."]
-        yield from (*flags, "")
-
-
-def _figure_lines(figure: Figure) -> Iterator[str]:
-    heading = escape(figure.heading)
-    yield from (f"### {heading}", "", f"![{heading}]({figure.name}.svg)", "")
-    yield from (escape(figure.note), "", *table_lines(figure.head, figure.table), "")
+        heading = escape(figure.heading)
+        yield from (f"### {heading}", "", f"![{heading}]({figure.name}.svg)", "", escape(figure.note), "")
+        yield from (*table_lines(figure.head, figure.table), "")
+    for table in section.tables:
+        yield from (f"### {table.title}", "")
+        if table.note:
+            yield from (escape(table.note), "")
+        if table.rows:
+            yield from (*table_lines(table.head, table.rows), "")

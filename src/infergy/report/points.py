@@ -1,23 +1,43 @@
-"""Measured rows as points of figures: joules a request with their interval, their doubts and where they come from."""
+"""Measured rows as points of figures, and which of them may be drawn in one figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from infergy.errors import DataError, MeterError, UsageError
 from infergy.hardware import catalogue_name
-from infergy.records import Measurement, result_of
+from infergy.records import EngineSetup, Load, Measurement, result_of
 from infergy.records.agreement import BESIDE, IDENTITY, MUST, Difference, Fact, differences
 from infergy.records.check import check_rows
 from infergy.records.flags import Flag
 from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
+from infergy.units import format_percent, format_si
 
 SPLIT, REFUSE = "split", "refuse"
 MIXED_RULES = (SPLIT, REFUSE)
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+Interval = tuple[float, float]
+"""Lower and upper end."""
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by key, in their order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def as_interval(low: float | None, high: float | None) -> Interval | None:
+    """Both ends where both are known."""
+    return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,173 +45,170 @@ class Point:
     """One measured cell.
 
     Attributes:
-        energy_j: Joules a request.
-        low_j: Lower end of its 95 % interval; None where nothing tells its spread. `high_j` likewise.
-        duration_s: Seconds a batch.
-        flags: Why its figures may be wrong by more than the interval (docs/flags.md).
+        energy_j: Joules per request.
+        interval_j: Its 95 % interval; None where unknown.
+        duration_s: Seconds per batch.
     """
 
     row: Measurement
     energy_j: float
-    low_j: float | None
-    high_j: float | None
+    interval_j: Interval | None
     duration_s: float
     power_w: float
-    energy_per_output_token_j: float
     flags: tuple[Flag, ...]
 
     @property
+    def setup(self) -> EngineSetup:
+        """Engine, model and their options."""
+        return self.row.cell.setup
+
+    @property
+    def load(self) -> Load:
+        """What was asked for."""
+        return self.row.cell.load
+
+    @property
     def label(self) -> str:
-        """Engine and whatever is not at its default."""
+        """Engine and options that are not at their defaults."""
         return self.row.cell.label
 
     @property
     def model(self) -> str:
         """Name of the model."""
-        return self.row.cell.setup.model
+        return self.setup.model
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Input and output tokens."""
-        return self.row.cell.load.input_tokens, self.row.cell.load.output_tokens
+        """Input and output tokens per request."""
+        return self.load.input_tokens, self.load.output_tokens
 
     @property
     def batch(self) -> int:
         """Requests at once."""
-        return self.row.cell.load.batch
+        return self.load.batch
 
     @property
-    def doubts(self) -> str:
-        """Codes of its flags."""
-        return ", ".join(flag.code for flag in self.flags) or "none"
+    def gpu_kind(self) -> str:
+        """Name of the (first) GPU by its driver."""
+        gpus = self.row.environment.gpus
+        return gpus[0].name if gpus else "unknown GPU"
 
     @property
     def gpu(self) -> str:
-        """As the driver names it; ``2 × …`` for several."""
-        names = [gpu.name for gpu in self.row.environment.gpus]
-        return (f"{len(names)} × " if len(names) > 1 else "") + (names[0] if names else "unknown GPU")
+        """As `gpu_kind`; ``2 × …`` for several."""
+        count = len(self.row.environment.gpus)
+        return f"{count} × {self.gpu_kind}" if count > 1 else self.gpu_kind
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, and its half-width relative to the energy."""
+        if self.interval_j is None:
+            return "unknown"
+        low_j, high_j = self.interval_j
+        half = (high_j - low_j) / 2 / self.energy_j
+        return f"{format_si(low_j, 'J')} .. {format_si(high_j, 'J')} (± {format_percent(half)})"
 
 
-def read_points(files: Iterable[Path], *, allow_simulated: bool = False) -> tuple[Point, ...]:
+def read_points(files: Iterable[Path], *, allow_simulated: bool = False) -> list[Point]:
+    """As `points_of`, from files."""
+    return points_of({path: read_store(path).rows for path in files}, allow_simulated=allow_simulated)
+
+
+def points_of(stores: Mapping[Path, Sequence[Measurement]], *, allow_simulated: bool = False) -> list[Point]:
     """The measured cells of stores; of several rows of a cell in one file the last of the grid counts.
 
     Raises:
-        DataError: A file is no store, holds nothing measured, or holds simulated rows that were not asked for.
+        DataError: A store holds nothing measured, rows that do not add up, or simulated rows that are not allowed.
     """
-    stores = read_stores(files)
-    return points_of(stores, allow_simulated=allow_simulated)
+    points: list[Point] = []
+    for path, rows in stores.items():
+        simulated = next((row for row in rows if row.simulated), None)
+        if simulated is not None and not allow_simulated:
+            message = (
+                f"{path}, cell {simulated.cell_id} ({simulated.cell}): simulated rows say nothing about real "
+                "hardware. To draw them anyway: --allow-simulated"
+            )
+            raise DataError(message, code="simulated-rows", path=str(path), cell=simulated.cell_id)
+        measured = [row for row in rows if row.is_ok and row.windows and row.loaded_idle is not None]
+        if not measured:
+            message = f"{path}: no measured cell. Measure some with: infergy measure GRID.toml -o FILE.jsonl"
+            raise DataError(message, code="no-rows", path=str(path))
+        try:
+            points += _points_of_rows(measured)
+        except (MeterError, ZeroDivisionError) as error:
+            message = f"{path}: {error}. See: infergy check {path}"
+            raise DataError(message, code="bad-row", place=str(path), reason=str(error)) from error
+    return points
 
 
-def read_stores(files: Iterable[Path]) -> dict[Path, tuple[Measurement, ...]]:
-    """All rows of stores.
-
-    Raises:
-        DataError: A file is no store.
-    """
-    return {path: tuple(read_store(path).rows) for path in files}
-
-
-def points_of(stores: Mapping[Path, Sequence[Measurement]], *, allow_simulated: bool = False) -> tuple[Point, ...]:
-    """As `read_points`, of rows that are read."""
-    return tuple(
-        point for path, rows in stores.items() for point in _of_rows(path, rows, allow_simulated=allow_simulated)
-    )
+def _points_of_rows(rows: Sequence[Measurement]) -> Iterable[Point]:
+    flags: dict[str, dict[Flag, None]] = {}
+    for row, checked in zip(rows, check_rows(rows), strict=True):
+        flags.setdefault(row.cell_id, {}).update(dict.fromkeys(checked.flags))
+    joined = join_visits(rows)
+    points: dict[str, Point] = {}
+    for row, uncertainty in zip(joined, find_uncertainties(joined), strict=True):
+        points[row.cell_id] = _point(row, uncertainty, tuple(flags[row.cell_id]))
+    return points.values()
 
 
-def failures_of(stores: Mapping[Path, Sequence[Measurement]]) -> dict[str, dict[str, str]]:
-    """Codes of failures by GPU and cell id, of cells that no row of the same store made good."""
-    failures: dict[str, dict[str, str]] = {}
-    for rows in stores.values():
-        done = {row.cell_id for row in rows if row.is_ok}
-        for row in rows:
-            if not row.is_ok and row.cell_id not in done and row.environment.gpus:
-                code = "unknown" if row.failure is None else row.failure.code
-                failures.setdefault(catalogue_name(row.environment.gpus[0].name), {})[row.cell_id] = code
-    return failures
-
-
-def _of_rows(path: Path, rows: Sequence[Measurement], *, allow_simulated: bool) -> Iterable[Point]:
-    if not allow_simulated:
-        for row in rows:
-            if row.simulated:
-                message = (
-                    f"{path}, cell {row.cell_id} ({row.cell}): simulated, and so no evidence about real hardware. "
-                    "To draw it all the same: --allow-simulated"
-                )
-                raise DataError(message, code="simulated-rows", path=str(path), cell=row.cell_id)
-    measured = [row for row in rows if row.is_ok and row.windows and row.loaded_idle is not None]
-    if not measured:
-        message = f"{path}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
-        raise DataError(message, code="no-rows", path=str(path))
-    try:
-        flags: dict[str, dict[Flag, None]] = {}
-        for row, each in zip(measured, check_rows(measured), strict=True):
-            flags.setdefault(row.cell_id, {}).update(dict.fromkeys(each.flags))
-        joined = join_visits(measured)
-        last: dict[str, Point] = {}
-        for row, interval in zip(joined, find_uncertainties(joined), strict=True):
-            last[row.cell_id] = _point(row, interval, tuple(flags[row.cell_id]))
-    except (MeterError, ZeroDivisionError) as error:
-        message = f"{path}: {error}. See: infergy check {path}"
-        raise DataError(message, code="bad-row", place=str(path), reason=str(error)) from error
-    return last.values()
-
-
-def _point(row: Measurement, interval: Uncertainty | None, flags: tuple[Flag, ...]) -> Point:
+def _point(row: Measurement, uncertainty: Uncertainty | None, flags: tuple[Flag, ...]) -> Point:
     result = result_of(row)
     requests = result.energy_j / result.energy_per_request_j
     return Point(
         row=row,
         energy_j=result.energy_per_request_j,
-        low_j=None if interval is None else interval.low_j / requests,
-        high_j=None if interval is None else interval.high_j / requests,
+        interval_j=None if uncertainty is None else (uncertainty.low_j / requests, uncertainty.high_j / requests),
         duration_s=result.duration_s,
         power_w=result.power_w,
-        energy_per_output_token_j=result.energy_per_output_token_j,
         flags=flags,
     )
 
 
-def name_series(points: Sequence[Point], names: Mapping[str, str], *, title: str, mixed: str) -> list[str]:
-    """The series of each point: its name, and where environments are mixed what tells it from the others.
+def failures_of(stores: Mapping[Path, Sequence[Measurement]]) -> dict[str, dict[str, str]]:
+    """Codes of failures by GPU and cell id, of cells without a measured row in the same store."""
+    failures: dict[str, dict[str, str]] = {}
+    for rows in stores.values():
+        measured = {row.cell_id for row in rows if row.is_ok}
+        for row in rows:
+            if not row.is_ok and row.cell_id not in measured and row.environment.gpus:
+                code = "unknown" if row.failure is None else row.failure.code
+                failures.setdefault(catalogue_name(row.environment.gpus[0].name), {})[row.cell_id] = code
+    return failures
 
-    Args:
-        points: Points of one figure.
-        names: Name of the series by cell id.
-        title: Of the figure, for the message.
-        mixed: ``split`` or ``refuse``.
+
+def name_series(points: Sequence[Point], names: Sequence[str], *, title: str, mixed: str) -> list[str]:
+    """The series of each point of a figure: its name, and where environments are mixed the facts that differ.
 
     Raises:
-        UsageError: The rows come from environments that must not stand side by side, and `mixed` is ``refuse``.
+        UsageError: The rows come from environments that must not be compared, and `mixed` is ``refuse``.
     """
-    found = _first_difference(points)
-    bases = [names[point.row.cell_id] for point in points]
-    if found is None:
-        return bases
+    difference = _first_difference(points)
+    if difference is None:
+        return list(names)
     if mixed == REFUSE:
         message = (
-            f'the figure "{title}" would hold rows of two environments: {found}. Draw them as series of their own '
+            f'the figure "{title}" would mix rows of two environments: {difference}. Draw them as separate series '
             "with --mixed split, or name files of one environment"
         )
-        raise UsageError(
-            message, code="environments-differ", figure=title, fact=found.fact, was=found.was, now=found.now
-        )
+        fields = {"fact": difference.fact, "was": difference.was, "now": difference.now}
+        raise UsageError(message, code="environments-differ", figure=title, **fields)
     common = _varying(points, BESIDE)
     series = []
-    for point, base in zip(points, bases, strict=True):
-        own = _varying([other for other, name in zip(points, bases, strict=True) if name == base], MUST)
-        told = _values(point, BESIDE) | _values(point, MUST)
-        parts = [f"{fact} {told.get(fact, 'unknown')}" for fact in dict.fromkeys((*common, *own))]
-        series.append("; ".join((base, *parts)))
+    for point, name in zip(points, names, strict=True):
+        own = _varying([other for other, its in zip(points, names, strict=True) if its == name], MUST)
+        values = _values(point, (*BESIDE, *MUST))
+        facts = [f"{fact} {values.get(fact, 'unknown')}" for fact in dict.fromkeys((*common, *own))]
+        series.append("; ".join((name, *facts)))
     return series
 
 
 def _first_difference(points: Sequence[Point]) -> Difference | None:
-    """What the first two points that must not be mixed tell differently."""
+    """In which fact the first two points that must not be mixed differ."""
     first_of: dict[object, Point] = {}
     for point in points:
-        peers = first_of.setdefault((point.row.cell.setup, point.row.environment.weights), point)
-        found = differences(peers.row, point.row, (*IDENTITY, *MUST)) or differences(points[0].row, point.row, BESIDE)
+        first = first_of.setdefault((point.setup, point.row.environment.weights), point)
+        found = differences(first.row, point.row, (*IDENTITY, *MUST)) or differences(points[0].row, point.row, BESIDE)
         if found:
             return found[0]
     return None
@@ -201,9 +218,8 @@ def _values(point: Point, facts: Iterable[Fact]) -> dict[str, str]:
     return {f"{fact.name} {key}".strip(): value for fact in facts for key, value in fact.read(point.row).items()}
 
 
-def _varying(points: Sequence[Point], facts: Iterable[Fact]) -> list[str]:
-    """Names of the facts that these points do not all tell alike."""
-    facts = tuple(facts)
-    told = [_values(point, facts) for point in points]
-    names = dict.fromkeys(name for one in told for name in one)
-    return [name for name in names if len({one.get(name) for one in told}) > 1]
+def _varying(points: Sequence[Point], facts: Sequence[Fact]) -> list[str]:
+    """Names of the facts in which these points differ."""
+    values = [_values(point, facts) for point in points]
+    names = dict.fromkeys(name for known in values for name in known)
+    return [name for name in names if len({known.get(name) for known in values}) > 1]

@@ -13,9 +13,9 @@ from infergy.cost.fit import Fit, prior_fit
 from infergy.cost.model import Server, StepCost
 from infergy.cost.work import server_work
 from infergy.errors import UsageError
-from infergy.hardware.draft import Draft
 from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.hardware.memory import largest_batch
+from infergy.hardware.models import Draft
 from infergy.hardware.shape import ModelShape
 from infergy.records import SERVER, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, UsageContext, resolve

@@ -8,10 +8,9 @@
 Standard library only. docs/meters.md shows it in use.
 """
 
-from infergy.testing.clock import FakeClock
-from infergy.testing.engines import ENGINE_RULES, check_engine
-from infergy.testing.meters import METER_RULES, check_meter
-from infergy.testing.replay import RecordingMeter, ReplayMeter, record
+from infergy.testing.engine_rules import ENGINE_RULES, check_engine
+from infergy.testing.meter_rules import METER_RULES, check_meter
+from infergy.testing.recording import FakeClock, RecordingMeter, ReplayMeter, record
 from infergy.testing.rules import BrokenRuleError
 
 __all__ = [

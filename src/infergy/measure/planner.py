@@ -1,0 +1,307 @@
+"""Cells, planned: how large a batch may be, when requests arrive, and what serving them takes by forecast.
+
+Requests go through the scheduler of the engine in simulation, and steps cost what the cost model says with the
+constants of the shipped table, as in every estimate. A plan carries the forecasts to where it is measured. Needs numpy;
+measuring does not import it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from infergy.cost.drafting import DraftedCost
+from infergy.cost.fit import prior_fit
+from infergy.cost.model import StepCost
+from infergy.cost.rates import Rates
+from infergy.cost.step import StepSums, free_s
+from infergy.cost.table import fit_of, shipped_table
+from infergy.errors import DataError, UsageError
+from infergy.hardware import Gpu, ModelShape, largest_batch
+from infergy.hardware.models import Draft
+from infergy.records import SERVER, Arrivals, Cell, EngineSetup, Load, PlannedCell
+from infergy.records.arrivals import REPLAY, TRACE
+from infergy.records.cell import FEWEST_ARRIVALS
+from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
+from infergy.workload.arrivals import (
+    DIGEST_LENGTH,
+    draw_times,
+    hash_lengths,
+    hash_times,
+    trace_lengths,
+    trace_times,
+)
+
+BATCH_STEP = 8
+"""A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
+
+
+MICROSECOND_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """One batch or run.
+
+    Attributes:
+        prefill_s: Seconds of the prompts alone, all at once.
+        batch_s: Seconds from the first arrival to the last token.
+        batch_j: Energy of all GPUs in that time.
+    """
+
+    prefill_s: float
+    batch_s: float
+    batch_j: float
+
+
+class Planner:
+    """Plans cells of an engine set-up that serves a model of some shape on a kind of GPU."""
+
+    def __init__(self, setup: EngineSetup, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> None:
+        self._setup, self._shape, self._gpu, self._draft = setup, shape, gpu, draft
+
+    def plan(
+        self, load: Load, reason: str, arrival_s: tuple[float, ...] = (), lengths: tuple[tuple[int, int], ...] = ()
+    ) -> PlannedCell:
+        """A cell with its forecast; `reason` says how its batch was chosen.
+
+        Raises:
+            UsageError: Online, not even one request fits the memory.
+        """
+        cell = Cell(setup=self._setup, load=load)
+        # Each beam is a sequence of its own.
+        served = lengths or (load.lengths,) * (load.batch * (1 if load.is_online else load.decoding.beams))
+        if load.is_online and memory_fault(self._setup, self._shape, self._gpu, served, self._draft, together=False):
+            least = "a static batch" if self._setup.engine == "transformers" else "one of its requests"
+            raise self._does_not_fit(f"{cell}: not {least} fits {self._gpu.title}")
+        forecast = self.forecast(served, arrival_s)
+        return PlannedCell(
+            cell=cell,
+            batch_choice=reason,
+            forecast_prefill_s=forecast.prefill_s,
+            forecast_batch_s=forecast.batch_s,
+            forecast_batch_j=forecast.batch_j,
+            arrival_s=arrival_s,
+            lengths=lengths,
+        )
+
+    def forecast(self, lengths: Lengths, arrival_s: Sequence[float] = ()) -> Forecast:
+        """What requests of these input and output tokens take that arrive at `arrival_s`, or all at once."""
+        batch_s, batch_j = self._serve(lengths, arrival_s)
+        # A warm-up hands all prompts over at once.
+        mean = round(sum(inputs for inputs, _ in lengths) / len(lengths))
+        prefill_s, _ = self._serve(((mean, 1),) * len(lengths))
+        return Forecast(prefill_s=prefill_s, batch_s=batch_s, batch_j=batch_j)
+
+    def choose_batch(self, load: Load, max_batch: int | None, max_batch_s: float | None) -> tuple[int, str]:
+        """The largest batch that the memory takes for the lengths and decoding of `load`, and how it was chosen.
+
+        Args:
+            load: Its own batch is ignored.
+            max_batch: Never more requests than this.
+            max_batch_s: Never more than this many seconds of forecast GPU work a batch.
+
+        Raises:
+            UsageError: Not even one request fits.
+        """
+        fits = self._largest_batch(load)
+        batch, reason = fits, "largest that fits the memory"
+        if max_batch is not None and batch > max_batch:
+            batch, reason = max_batch, f"largest allowed, {max_batch} (memory would take {fits})"
+
+        def gpu_s(size: int) -> float:
+            return self.gpu_s(replace(load, batch=size))
+
+        if max_batch_s is not None and gpu_s(batch) > max_batch_s:
+            within = bisect_right(range(1, batch), max_batch_s, key=gpu_s)
+            reason = f"one request alone is forecast to take more than {max_batch_s:g} s of GPU work"
+            if within:
+                reason = f"largest forecast to take at most {max_batch_s:g} s of GPU work (memory would take {fits})"
+            batch = max(1, within)
+        return batch if batch < BATCH_STEP else batch - batch % BATCH_STEP, reason
+
+    def gpu_s(self, load: Load) -> float:
+        """Seconds of GPU work in a batch, were launching kernels free and power not limited: batches are chosen by it.
+
+        Constants are priors, so that the cells of a grid stay the same when the shipped table grows. All prompts count
+        as one step, and decode steps as that at the mean context.
+        """
+        size = load.batch * load.decoding.beams
+        tokens, pairs = size * load.input_tokens, size * load.input_tokens * (load.input_tokens + 1) / 2
+        prefill = StepSums(0, 0.0, tokens, pairs, size, size, 0)
+        context = size * (load.input_tokens + load.output_tokens / 2)
+        decode = StepSums(size, context, 0, 0.0, 0, size, size)
+        prefill_s = sum(float(free_s(rates, prefill, min)) for rates in self._launch_free)
+        target_s, *draft_s = (float(free_s(rates, decode, min)) for rates in self._launch_free)
+        look_ahead, tokens_per_round = (self._draft.look_ahead, self._draft.tokens_per_round) if self._draft else (0, 1)
+        round_s = target_s + look_ahead * sum(draft_s)
+        return prefill_s + (load.output_tokens - 1) * round_s / tokens_per_round
+
+    @cached_property
+    def _launch_free(self) -> list[Rates]:
+        """Rates of the model, and of its draft model, without launch overhead."""
+        fit = prior_fit(self._setup.engine)
+        cost = cost_of_setup(self._setup, self._shape, self._gpu, fit=fit, draft=self._draft)
+        models = [cost.target, cost.draft] if isinstance(cost, DraftedCost) else [cost]
+        hosts = [replace(one.rates.host, eager=0.0, piecewise=0.0, mixed=0.0) for one in models]
+        return [replace(one.rates, host=host) for one, host in zip(models, hosts, strict=True)]
+
+    @cached_property
+    def _cost(self) -> StepCost | DraftedCost:
+        table, setup = shipped_table(), self._setup
+        idle_w = table.idle_w(self._gpu.name)
+        fit = fit_of(table, setup.engine)
+        return cost_of_setup(setup, self._shape, self._gpu, fit=fit, idle_w=idle_w, draft=self._draft)
+
+    def _serve(self, lengths: Lengths, arrival_s: Sequence[float] = ()) -> tuple[float, float]:
+        """Seconds and energy of a run, and of handing a batch over."""
+        cost = self._cost
+        run = serve_setup(self._setup, self._shape, self._gpu, cost, lengths, arrival_s)
+        call_s = 0.0 if self._setup.usage_context == SERVER or any(arrival_s) else cost.call_s
+        return run.duration_s + call_s, run.energy_j + call_s * cost.rates.power.base_w
+
+    def _largest_batch(self, load: Load) -> int:
+        limit = largest_batch(
+            self._shape,
+            self._gpu,
+            load.input_tokens,
+            load.output_tokens,
+            engine=self._setup.engine,
+            dtype=self._setup.dtype,
+            tensor_parallel=self._setup.tensor_parallel,
+            draft=self._draft,
+        )
+        fits = limit.batch // load.decoding.beams
+        if fits < 1:
+            raise self._does_not_fit(
+                f"{self._setup.label}: not one request of {load.input_tokens} input and {load.output_tokens} output "
+                f"tokens fits {self._gpu.title}: {limit.reason}",
+                reason=limit.reason,
+            )
+        return fits
+
+    def _does_not_fit(self, message: str, **fields: str) -> UsageError:
+        setup = self._setup
+        return UsageError(
+            message, code="does-not-fit", model=setup.model, gpu=self._gpu.name, setup=setup.label, **fields
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A load, its trace identified by a digest of its content.
+
+    Attributes:
+        arrival_s: When each of its requests arrives; empty offline.
+        lengths: Input and output tokens of each request of a replay; empty where all are alike.
+    """
+
+    load: Load
+    arrival_s: tuple[float, ...] = ()
+    lengths: tuple[tuple[int, int], ...] = ()
+
+
+def resolve_arrivals(load: Load, seed: int, max_tokens: int | None = None) -> Run:
+    """The run that a load asks for; of a replayed window, without requests of more tokens than `max_tokens`.
+
+    Raises:
+        DataError: A trace has no times, or too few requests.
+    """
+    arrivals = load.arrivals
+    if arrivals is None:
+        return Run(load=load)
+    if arrivals.law not in (TRACE, REPLAY):
+        return Run(load=load, arrival_s=draw_times(arrivals, load.batch, seed))
+    # A path is this machine's; two logs differ by their times and lengths.
+    source = str(arrivals.trace)
+    name = Path(source).name
+    times: tuple[float, ...] = ()
+    if arrivals.law == TRACE:
+        times = trace_times(source, load.batch, arrivals)
+        identified = replace(arrivals, trace=name, digest=hash_times(times)[:DIGEST_LENGTH])
+        return Run(load=replace(load, arrivals=identified), arrival_s=times)
+    if arrivals.for_s is None and not arrivals.timed:
+        lengths = trace_lengths(source, arrivals.first, load.batch)
+    else:
+        times, lengths = timed_requests(arrivals, load.batch, max_tokens)
+    content = hash_lengths(lengths)
+    if arrivals.timed:
+        content = hashlib.sha256(f"{content} {hash_times(times)}".encode()).hexdigest()
+    longest_in, longest_out = (max(tokens) for tokens in zip(*lengths, strict=True))
+    load = replace(
+        load,
+        arrivals=replace(arrivals, trace=name, digest=content[:DIGEST_LENGTH]),
+        input_tokens=longest_in,
+        output_tokens=longest_out,
+        batch=len(lengths),
+    )
+    return Run(load=load, arrival_s=times if arrivals.timed else (0.0,) * len(lengths), lengths=lengths)
+
+
+def timed_requests(
+    arrivals: Arrivals, count: int, max_tokens: int | None
+) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
+    """Arrivals and lengths of a part of a trace that has times, in the order of arrival, without failed requests.
+
+    A window holds the requests that arrive from `from_s` on, in seconds after the first request of the trace, until
+    `for_s` × `speed` seconds later; without one there are `count`. Requests of more tokens than `max_tokens` are left
+    out.
+
+    Returns:
+        Seconds after the first of these requests, divided by `speed`, in whole microseconds; input and output tokens.
+
+    Raises:
+        DataError: The trace has no times, or fewer than two requests there, or than `count`.
+    """
+    import polars
+
+    from infergy.workload.trace import open_trace
+
+    source = str(arrivals.trace)
+    frame = open_trace(source).frame
+    if "arrival_s" not in frame.collect_schema().names():
+        message = f"{source}: it has no arrival times, and so no window. Choose by number: --requests 1000"
+        raise DataError(message, code="no-arrivals", trace=source)
+    columns = ("arrival_s", "input_tokens", "output_tokens")
+    asked = polars.col("output_tokens") > 0, polars.col("input_tokens") > 0, polars.col("arrival_s").is_not_null()
+    rows = frame.filter(*asked).select(*columns).sort("arrival_s", maintain_order=True).collect()
+    if arrivals.for_s is not None:
+        after_s = polars.col("arrival_s") - rows["arrival_s"].min()
+        rows = rows.filter(after_s >= arrivals.from_s, after_s < arrivals.from_s + arrivals.for_s * arrivals.speed)
+    else:
+        rows = rows.slice(arrivals.first, count)
+    if max_tokens is not None:
+        rows = rows.filter(polars.col("input_tokens") + polars.col("output_tokens") <= max_tokens)
+    if len(rows) < FEWEST_ARRIVALS or (arrivals.for_s is None and max_tokens is None and len(rows) < count):
+        message = f"{source}: {len(rows)} requests for {arrivals.label}. Choose another part of the trace"
+        raise DataError(
+            message, code="too-few-requests", trace=source, found=len(rows), expected=count, arrivals=arrivals.label
+        )
+    first_s = rows["arrival_s"][0]
+    times = (round((time_s - first_s) / arrivals.speed, MICROSECOND_DIGITS) for time_s in rows["arrival_s"])
+    return tuple(times), tuple(rows.select("input_tokens", "output_tokens").rows())
+
+
+def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) -> list[int]:
+    """How many requests each run of a block of cells has.
+
+    Raises:
+        UsageError: Its batch is chosen by memory, or it asks for pairs.
+    """
+    if arrivals.for_s is not None:
+        # A placeholder: the window decides.
+        return [FEWEST_ARRIVALS]
+    if isinstance(batch, str):
+        raise UsageError.conflict(
+            {"arrivals": arrivals.label, "batch": batch},
+            "online the batch is the number of requests of a run; give numbers",
+        )
+    if paired:
+        raise UsageError.conflict(
+            {"arrivals": arrivals.label, "paired": True}, "online, prefill and decode of many requests overlap"
+        )
+    return batch
