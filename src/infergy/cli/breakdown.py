@@ -66,13 +66,8 @@ def breakdown(
             _print(one, explain=explain)
 
 
-<<<<<<< HEAD:src/infergy/cli/breakdown.py
 def _draw(found: Breakdown) -> Any:
     from infergy.report.trace_figures import draw_waterfall
-=======
-def _chart(found: Breakdown) -> Any:
-    from infergy.report.trace_figures import draw_waterfall
->>>>>>> main:src/infergy/cli/waterfall.py
 
     return draw_waterfall(found)
 
