@@ -256,12 +256,12 @@ def _model_facts(shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
     inputs, outputs = EXAMPLE_INPUT, EXAMPLE_OUTPUT
     return {
         "name": shape.name,
-        "architecture": shape.architecture,
+        "architecture": shape.checkpoint.architecture,
         "layers": shape.layers,
-        "attention_layers": shape.attending_layers,
+        "attention_layers": shape.attention_layers,
         "parameters": shape.parameters,
         "active_parameters": shape.active_parameters,
-        "checkpoint_dtype": shape.checkpoint_dtype,
+        "checkpoint_dtype": shape.checkpoint.dtype,
         "experts": None if shape.experts is None else shape.experts.experts,
         "experts_per_token": None if shape.experts is None else shape.experts.experts_per_token,
         "expected_experts_touched": _coverage(shape),
@@ -288,7 +288,7 @@ def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
     weights = (f"{format_bytes(shape.weight_bytes(dtype))} in {dtype}" for dtype in _weight_dtypes(shape))
     lines = [
         ("name", shape.name),
-        ("architecture", f"{shape.architecture}, {_layers(shape)}"),
+        ("architecture", f"{shape.checkpoint.architecture}, {_layers(shape)}"),
         ("parameters", f"{shape.parameters:,}"),
         ("active per token", f"{shape.active_parameters:,}"),
         ("weights", ", ".join(weights)),
@@ -313,8 +313,8 @@ def _layers(shape: ModelShape) -> str:
     experts = 0 if shape.experts is None else shape.experts.layers
     kinds = {
         "Mamba-2": shape.mamba.layers,
-        "attention": shape.attending_layers,
-        "MLP": shape.dense_layers,
+        "attention": shape.attention_layers,
+        "MLP": shape.mlp.layers,
         "experts": experts,
     }
     return (
@@ -347,7 +347,7 @@ def _weight_dtypes(shape: ModelShape) -> list[str]:
     """bfloat16, in which infergy runs models, and the format of the checkpoint if its size is known."""
     from infergy.hardware import DTYPE_BYTES
 
-    published = shape.checkpoint_dtype
+    published = shape.checkpoint.dtype
     if published is None or published == "bfloat16" or published not in DTYPE_BYTES:
         return ["bfloat16"]
     return ["bfloat16", published]
