@@ -27,7 +27,7 @@ COMMANDS = (
     ("estimates.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
     ("recommend.md", "infergy recommend azure-conv-2023 --tpot-p99 20ms --keep-outputs"),
-    ("waterfall.md", "infergy waterfall azure-conv-2023"),
+    ("waterfall.md", "infergy breakdown azure-conv-2023"),
     ("replay.md", "infergy replay azure-conv-2023 --from 10m --for 75s --speed 3"),
 )
 

@@ -2,7 +2,7 @@
 
     python benchmarks/instrument_cost.py                          reads only, of a counter that costs nothing
     python benchmarks/instrument_cost.py --meter nvml             reads of a real one
-    infergy plan -e vllm --input 512 --output 64 --batch 1,8,128 -o plan.json
+    infergy measure -e vllm --input 512 --output 64 --batch 1,8,128 --plan plan.json
     python benchmarks/instrument_cost.py --meter nvml --plan plan.json
                                                                   and the plan's cells, with and without the timeline
     … --plan plan.json --keep FOLDER                              goes on where it was interrupted

@@ -1,6 +1,6 @@
 """The same cells measured in several processes: how far their joules scatter, and whether the stated intervals hold.
 
-    infergy plan paper-bins -e vllm --input 512 --output 8,64,512 --batch 1,8,32,128 -o plan.json
+    infergy measure paper-bins -e vllm --input 512 --output 8,64,512 --batch 1,8,32,128 --plan plan.json
     python -m infergy.measure plan.json -o one.jsonl     and again for two.jsonl, three.jsonl
     python benchmarks/repeatability.py one.jsonl two.jsonl three.jsonl
 

@@ -9,12 +9,16 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from infergy.cli import main
-from infergy.cli.retired import RETIRED
+from infergy.cli import app, main
+from infergy.cli.verbs import ALL, GROUPS, HIDDEN, RETIRED
+from raising import raises
 
 
 def infergy(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +54,7 @@ def test_the_estimate_is_printed_by_a_process_of_its_own() -> None:
 def test_traces_and_bins_speak_json(tmp_path: Path) -> None:
     summary = json.loads(infergy("trace", "azure-code-2023", "--json").stdout)
     assert summary["requests"] == 8819
-    histogram = json.loads(infergy("bins", "azure-code-2023", "--bins", "paper", "--json").stdout)
+    histogram = json.loads(infergy("trace", "azure-code-2023", "--bins", "paper", "--json").stdout)
     assert histogram["left_out"]["requests"] == 27
 
 
@@ -69,7 +73,7 @@ def test_traces_and_bins_speak_json(tmp_path: Path) -> None:
         (["measure", "paper-bins", "--min-window", "inf", "--dry-run"], 2, "min_window_s"),
         (["measure", "paper-bins", "--simulate", "-o", "/proc/x.jsonl"], 2, "cannot be written"),
         (["measure", "paper-bins", "--simulate", "-o", "x.jsonl.gz"], 2, "Write to a .jsonl file"),
-        (["plan", "paper-bins", "-o", "/nonexistent/x.json"], 2, "cannot be written"),
+        (["measure", "paper-bins", "--plan", "/nonexistent/x.json"], 2, "cannot be written"),
         (["measure", "."], 2, "unknown study"),
     ],
 )
@@ -91,7 +95,7 @@ def test_a_grid_that_lacks_a_part_or_is_no_text_is_told_though_options_would_add
         ("folder.toml", "cannot be read"),
         ("folder.json", "cannot be read"),
     ):
-        options = [] if name.endswith(".json") else ["--weights", "random", "--input", "8"]
+        options = [] if name.endswith(".json") else ["--seed", "3", "--input", "8"]
         done = infergy("measure", str(tmp_path / name), *options)
         assert done.returncode == 2, done.stderr
         assert words in done.stderr
@@ -131,15 +135,66 @@ def test_a_dry_run_prints_the_plan_and_measures_nothing() -> None:
 
 
 @pytest.mark.parametrize("verb", RETIRED)
-def test_a_verb_that_left_is_an_error_with_what_to_type_instead(verb: str) -> None:
-    for words in ((verb,), (verb, "--rows", "mine.csv"), (verb, "--help")):
-        done = infergy(*words)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert RETIRED[verb] in done.stderr
+def test_a_verb_that_left_is_an_error_that_names_what_to_type_instead(verb: str) -> None:
+    for words in ([verb], [verb, "--rows", "mine.csv"], [verb, "--help"]):
+        with raises("retired-command", command=verb, instead=RETIRED[verb]):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+    assert verb not in ALL
 
 
-def test_help_names_every_verb() -> None:
-    done = infergy("--help")
-    for verb in ("estimate", "trace", "bins", "measure", "plan", "grid", "gpus", "models", "schema"):
-        assert verb in done.stdout
+@pytest.mark.parametrize("words", [["waterfall", "azure-code-2023"], ["measure", "--runs", "2", "--", "sleep", "1"]])
+def test_in_a_process_of_its_own_it_ends_as_other_usage_errors(words: list[str]) -> None:
+    done = infergy(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is no longer a command. Type: infergy " in done.stderr
+
+
+def test_what_replaces_a_verb_is_a_verb() -> None:
+    for instead in RETIRED.values():
+        assert instead.startswith("python ") or instead.split()[1] in ALL
+
+
+def test_help_lists_the_verbs_by_group_without_loading_them() -> None:
+    text = infergy("--help").stdout
+    places = [text.index(f"\n{title}:\n") for title in GROUPS]
+    assert places == sorted(places)
+    lines = [line.split() for line in text.splitlines()]
+    for verb in ALL:
+        assert any(words[:1] == [verb] for words in lines) is (verb not in HIDDEN)
+    assert len(ALL) - len(HIDDEN) <= 15
+    code = "import sys; sys.argv = ['infergy', '--help']; from infergy.cli import main\n"
+    code += "try: main()\nfinally: print([m for m in sys.modules if m in ('infergy.cli.estimate', 'infergy.workload')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def commands() -> dict[str, Any]:
+    """Each command by what is typed for it."""
+    found: dict[str, Any] = {}
+    for verb, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {f"{verb} {name}": one for name, one in inner.items()} if inner else {verb: command}
+    return found
+
+
+@pytest.mark.parametrize("typed", commands())
+def test_each_verb_has_help_with_an_example_and_each_option_a_meaning(typed: str) -> None:
+    done = CliRunner().invoke(app, [*typed.split(), "--help"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert f"Example: infergy {typed} " in " ".join(done.stdout.split()) or typed == "doctor"
+    for parameter in commands()[typed].params:
+        assert parameter.help, f"{typed}: {parameter.name}"
+
+
+@pytest.mark.parametrize("typed", ["trace", "estimate", "recommend", "breakdown", "next", "replay", "report"])
+def test_each_verb_that_takes_a_trace_takes_the_same_options_of_it(typed: str) -> None:
+    known = {option for parameter in commands()[typed].params for option in parameter.opts}
+    columns = {f"--{name}-column" for name in ("input", "output", "time", "cached")}
+    assert columns | {"--time-unit", "--format", "--seed", "--tokenizer"} <= known
+
+
+@pytest.mark.parametrize("typed", ["estimate", "recommend", "breakdown", "next"])
+def test_each_verb_that_estimates_takes_the_same_servers(typed: str) -> None:
+    known = {option for parameter in commands()[typed].params for option in parameter.opts}
+    assert {"--from", "--for", "--speed", "--requests", "--all-at-once"} <= known
+    assert {"--gpu", "--model", "--max-num-seqs", "--num-gpu-blocks", "--table", "--calibration"} <= known

@@ -1,4 +1,4 @@
-"""`infergy measure -- COMMAND` as a user meets it."""
+"""`infergy run -- COMMAND` as a user meets it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
-from infergy.cli import app, command, route
-from infergy.cli.schema import make_schema
+from infergy.cli import app, command
+from infergy.cli.catalog import make_schema
 from infergy.hardware import get_gpu
 from infergy.meters.simulated import SimulatedMeter, pretend_node
 
 # Of a pretended GPU in real time: what is said where this machine was too busy to read it, as it may be.
 LATE = ("ticks of the counter were stamped up to", "a block of")
-NONE = "no joules: "
+NONE = "no energy: "
 
 
-def measure(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "infergy", "measure", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "infergy", "run", *arguments], capture_output=True, text=True, check=False
     )
 
 
@@ -34,23 +34,8 @@ def python(code: str) -> list[str]:
     return ["--", sys.executable, "-c", code]
 
 
-def test_only_measure_with_a_command_is_routed() -> None:
-    assert route(["measure", "--runs", "2", "--", "ls", "--", "-l"]) == [
-        "measure-command",
-        "--runs",
-        "2",
-        "--",
-        "ls",
-        "--",
-        "-l",
-    ]
-    assert route(["measure", "paper-bins"]) == ["measure", "paper-bins"]
-    assert route(["trace", "--", "x.csv"]) == ["trace", "--", "x.csv"]
-    assert route([]) == []
-
-
 def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
-    done = measure("--simulate", "--idle", "0", *python("import time; time.sleep(0.3); print('hello')"))
+    done = run("--simulate", "--idle", "0", *python("import time; time.sleep(0.3); print('hello')"))
     assert (done.returncode, done.stdout) == (0, "hello\n")
     assert "J (" in done.stderr or NONE in done.stderr
     assert "SIMULATED" in done.stderr
@@ -58,7 +43,7 @@ def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
 
 def test_as_json_stdout_holds_one_line_a_run_and_nothing_of_the_program(tmp_path: Path) -> None:
     rows = tmp_path / "runs.jsonl"
-    done = measure(
+    done = run(
         "--simulate",
         "--idle",
         "0.1",
@@ -88,17 +73,17 @@ def test_as_json_stdout_holds_one_line_a_run_and_nothing_of_the_program(tmp_path
 
 
 def test_the_programs_exit_code_is_passed_on_and_ends_the_runs() -> None:
-    done = measure("--simulate", "--idle", "0", "--runs", "3", "--json", *python("raise SystemExit(7)"))
+    done = run("--simulate", "--idle", "0", "--runs", "3", "--json", *python("raise SystemExit(7)"))
     assert done.returncode == 7
     assert len(done.stdout.splitlines()) == 1
-    killed = measure("--simulate", "--idle", "0", *python("import os; os.kill(os.getpid(), 9)"))
+    killed = run("--simulate", "--idle", "0", *python("import os; os.kill(os.getpid(), 9)"))
     assert killed.returncode == 128 + 9
 
 
 def test_a_signal_that_ends_us_ends_the_program_first() -> None:
     code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(5)); print('ready', flush=True); time.sleep(60)"
     process = subprocess.Popen(
-        [sys.executable, "-m", "infergy", "measure", "--simulate", "--idle", "0", *python(code)],
+        [sys.executable, "-m", "infergy", "run", "--simulate", "--idle", "0", *python(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -132,7 +117,7 @@ def test_a_signal_that_comes_while_the_program_starts_ends_it_too(monkeypatch: p
     ],
 )
 def test_what_cannot_work_is_told_before_anything_runs(arguments: list[str], words: str) -> None:
-    done = measure(*arguments)
+    done = run(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -147,11 +132,15 @@ def test_of_several_gpus_each_has_a_line_and_the_total_is_their_sum(monkeypatch:
         return 0
 
     monkeypatch.setattr(command, "_run", serve)
-    done = CliRunner().invoke(app, ["measure-command", "--simulate", "--gpus", "2", "--idle", "1", "--", "serve"])
+    words = ["run", "--simulate", "--gpus", "2", "--idle", "1"]
+    explained = CliRunner().invoke(app, [*words, "--explain", "--", "serve"]).stderr.splitlines()
+    assert explained[1].startswith("  GPU 0 (GPU-simulated-0): ")
+    done = CliRunner().invoke(app, [*words, "serve", "--port", "80"])
     assert done.exit_code == 0, done.output
     total, first, second, *_ = done.stderr.splitlines()
-    assert first.startswith("  GPU 0 (GPU-simulated-0): ")
-    assert second.startswith("  GPU 1 (GPU-simulated-1): ")
+    assert first.startswith("  GPU 0: ")
+    assert second.startswith("  GPU 1: ")
+    assert "GPU-simulated" not in done.stderr
     watts = [float(line.partition(";")[0].rpartition(", ")[2].removesuffix(" W")) for line in (total, first, second)]
     assert watts[0] == pytest.approx(840.0, rel=0.01)
     assert watts[0] == pytest.approx(watts[1] + watts[2], rel=0.01)

@@ -27,9 +27,10 @@ def stores(tmp_path: Path) -> tuple[str, str]:
     return str(a), str(b)
 
 
-def test_each_cell_and_their_mean_are_told_with_a_verdict(stores: tuple[str, str]) -> None:
+def test_the_answer_comes_first_then_each_cell_and_their_mean(stores: tuple[str, str]) -> None:
     code, text, _ = run(*stores)
     assert code == 0
+    assert text.startswith("B takes 5.0 % more energy than A, over 12 cells.")
     assert "mean of 12 cells" in text
     assert text.count("B takes more") == 13
     assert text.count("+5.0 %") >= 13
@@ -41,10 +42,10 @@ def test_the_gate_opens_within_the_limit_and_shuts_beyond_it(stores: tuple[str, 
     assert run(a, b, "--fail-if-worse", "6%")[0] == 0
     code, _, told = run(a, b, "--fail-if-worse", "3%")
     assert code == 5
-    assert "+5.0 % joules, over 3.0 %" in told
+    assert "+5.0 % energy, over 3.0 %" in told
     assert run(b, a, "--fail-if-worse", "3%")[0] == 0
-    assert run(a, b, "--fail-if-worse", "0.03", "--each")[0] == 5
-    assert run(b, a, "--fail-if-worse", "0%", "--each")[0] == 0
+    assert run(a, b, "--fail-if-worse", "0.03")[0] == 5
+    assert run(b, a, "--fail-if-worse", "0%")[0] == 0
 
 
 def test_a_gate_that_cannot_judge_says_so(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_gate_that_cannot_judge_says_so(tmp_path: Path) -> None:
     assert found["low"] is None
     code, _, told = run(str(a), str(b), "--fail-if-worse", "3%")
     assert code == 0
-    assert "not judged: 1 over 3.0 % whose interval is unknown; measure them with more windows" in told
+    assert "not judged: +50.0 %, over 3.0 %, but the interval is unknown; measure with more windows" in told
 
 
 def test_as_json_it_is_one_object(stores: tuple[str, str]) -> None:
@@ -75,7 +76,7 @@ def test_cells_of_which_both_files_hold_the_same_row_are_left_out_and_told(store
     _, text, _ = run(a, str(both))
     assert "mean of 8 cells" in text
     assert "Left out: 4 cells, such as vllm" in text
-    assert "both hold the very same row, which tells nothing" in text
+    assert "both files hold the very same row" in text
     found = json.loads(run(a, str(both), "--json")[1])
     assert (len(found["cells"]), len(found["same"])) == (8, 4)
     assert found["overall"]["value"] == pytest.approx(1.05)
@@ -91,8 +92,8 @@ def test_of_h100s_four_cells_of_a_process_are_those_of_the_table() -> None:
     assert code == 0
     assert "mean of 6 cells" in text
     assert "Left out: 4 cells" in text
-    verified = CliRunner().invoke(app, ["verify", "--rows", process, "--json"])
-    assert len(json.loads(verified.stdout)["same"]) == 4
+    shipped = CliRunner().invoke(app, ["compare", process, "--json"])
+    assert len(json.loads(shipped.stdout)["same"]) == 4
 
 
 def test_two_real_chips_differ_by_less_than_the_intervals_of_most_cells() -> None:

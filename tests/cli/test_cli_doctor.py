@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
 from infergy.cli import app
-from infergy.cli.schema import make_schema
+from infergy.cli.catalog import make_schema
 from infergy.records.behaviour import MeterBehaviour
 from measure.test_doctor import BoardNvml
 from raising import seen
@@ -54,8 +54,11 @@ def test_a_machine_with_a_gpu_exits_with_0(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     done = doctor()
     assert done.exit_code == 0, done.output
-    for words in ("GPU-aaaa-1", "power limit 700 W of 200 to 700 W", "does not answer: average power, processes"):
+    assert done.stdout.startswith("Energy can be measured here, with nvml.")
+    for words in ("power limit 700 W of 200 to 700 W", "does not answer: average power, processes"):
         assert words in done.stdout
+    assert "GPU-aaaa-1" not in done.stdout
+    assert "GPU-aaaa-1" in doctor("--explain").stdout
     found = json.loads(doctor("--json").stdout)
     Draft202012Validator(make_schema("doctor")).validate(found)
     assert found["gpus"][0]["gpu"]["uuid"] == "GPU-aaaa-1"

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from infergy.cli import app
-from infergy.cli.estimate import FIGURES, WIDTH
+from infergy.cli.estimate import FIGURES
+from infergy.cli.output import WIDTH
 from infergy.errors import InfergyError, UsageError
 from infergy.serving.run import Percentiles
 
@@ -122,7 +123,7 @@ def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("vllm-version = 0.25", "server 1, vllm-version = 0.25: expected text in quotes"),
+        ("vllm-version = 0.25", "server 1: vllm-version is 0.25; expected text in quotes"),
         ('max-num-seqs = "many"', "expected a whole number"),
         ('enable-prefix-caching = "no"', "expected true or false"),
         ("gpu = 3", "expected text in quotes, or a list of such"),
@@ -224,7 +225,13 @@ def test_long_latencies_are_durations() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("estimate", "azure-code-2023", "--requests", "20"), ("gpus",), ("schema", "measurement"), ("-h",)]
+    "arguments",
+    [
+        ("estimate", "azure-code-2023", "--requests", "20"),
+        ("list", "gpus"),
+        ("list", "schemas", "measurement"),
+        ("-h",),
+    ],
 )
 def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
     with subprocess.Popen(

@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from infergy.cli import main
+from infergy.cli.catalog import make_schema
 from infergy.cli.failure import asks_json
-from infergy.cli.schema import make_schema
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -23,12 +23,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "code", "fields"),
     [
-        (["models", "qwen3-8", "--json"], "unknown-model", {"name": "qwen3-8", "kind": "model"}),
+        (["list", "models", "qwen3-8", "--json"], "unknown-model", {"name": "qwen3-8", "kind": "model"}),
         (["check", "none.jsonl", "--json"], "file-not-found", {"path": "none.jsonl"}),
         (["check", "--json", "--jsonn"], "unknown-option", {"option": "--jsonn", "nearest": ["--json"]}),
         (["check", "--json"], "option-missing", {"option": "files"}),
         (["measure", "--json", "--repeats", "often"], "bad-value", {"option": "--repeats"}),
-        (["nosuch", "--json"], "bad-usage", {}),
+        (["nosuch", "--json"], "unknown-name", {"kind": "command", "name": "nosuch"}),
     ],
 )
 def test_with_json_an_error_is_one_object_of_the_published_schema(
@@ -60,11 +60,11 @@ def test_without_json_an_error_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys
 def test_a_verb_that_works_ends_as_without_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "gpus", "--json") == 0
+    assert run(monkeypatch, "list", "gpus", "--json") == 0
     assert json.loads(capsys.readouterr().out)
-    assert run(monkeypatch, "gpus", "--json", "--help") == 0
+    assert run(monkeypatch, "list", "gpus", "--json", "--help") == 0
 
 
 def test_options_of_another_program_are_not_ours() -> None:
-    assert asks_json(["measure", "--json", "--", "serve"])
-    assert not asks_json(["measure", "--", "serve", "--json"])
+    assert asks_json(["run", "--json", "--", "serve"])
+    assert not asks_json(["run", "--", "serve", "--json"])

@@ -10,8 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from infergy.cli import app
-from infergy.cli.groups import with_groups
+from infergy.cli.options import with_groups
 
 made: list[tuple[str, Pair, Many, bool]] = []
 
@@ -68,16 +67,3 @@ def test_the_signature_names_each_field_and_no_group() -> None:
     wrapped = with_groups(verb)
     assert list(inspect.signature(wrapped).parameters) == ["source", "name", "count", "tags", "flag"]
     assert wrapped.__doc__ == verb.__doc__
-
-
-@pytest.mark.parametrize("name", ["estimate", "recommend", "waterfall", "next"])
-def test_verbs_that_ask_of_a_trace_share_their_options(name: str) -> None:
-    from typer.main import get_command
-
-    options = {
-        option
-        for parameter in get_command(app).commands[name].params  # type: ignore[attr-defined]
-        for option in parameter.opts
-    }
-    assert {"--from", "--for", "--speed", "--requests", "--all-at-once"} <= options
-    assert {"--gpu", "--model", "--max-num-seqs", "--table", "--calibration"} <= options

@@ -50,7 +50,7 @@ def test_where_enough_is_known_nothing_is_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--budget", "soon"], "--budget soon"),
+        (["--budget", "soon"], "--budget is 'soon'"),
         (["--budget", "0s"], "--budget"),
         (["--target", "150%"], "--target"),
         (["--engine", "vllm-spec4:llama-3.2-1b:0.8"], "speculative"),

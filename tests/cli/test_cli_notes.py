@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from infergy.cli import app
 
 runner = CliRunner()
-VERBS = ("estimate", "waterfall", "next", "recommend")
+VERBS = ("estimate", "breakdown", "next", "recommend")
 
 
 @pytest.fixture

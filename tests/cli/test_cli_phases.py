@@ -1,4 +1,4 @@
-"""`infergy phases` as a user meets it."""
+"""`infergy show phases` as a user meets it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.schema import make_schema
+from infergy.cli.catalog import make_schema
 from known_tables import write_store
 from rows import build_row
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["phases", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["show", "phases", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 

@@ -10,66 +10,21 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from infergy.cli.bins import bins
-from infergy.cli.trace_options import (
-    AllAtOnceOption,
-    CachedColumnOption,
-    CountOption,
-    FirstOption,
-    FormatOption,
-    ForOption,
-    FromOption,
-    InputColumnOption,
-    OutputColumnOption,
-    SeedOption,
-    SourceArg,
-    SpeedOption,
-    TimeColumnOption,
-    TimeUnitOption,
-    TokenizerOption,
-    open_requests_options,
-)
+from infergy.cli.options import TraceArg, TraceSelection, with_groups
+from infergy.cli.trace import trace
+from infergy.workload import Histogram, Trace, requests_of_histogram
 from raising import raises
 
 app = typer.Typer()
-app.command()(bins)
+app.command()(trace)
 
 
 @app.command()
-def serve(
-    source: SourceArg,
-    format: FormatOption = None,  # noqa: A002
-    input_column: InputColumnOption = None,
-    output_column: OutputColumnOption = None,
-    time_column: TimeColumnOption = None,
-    cached_column: CachedColumnOption = None,
-    time_unit: TimeUnitOption = None,
-    start: FromOption = None,
-    duration: ForOption = None,
-    speed: SpeedOption = None,
-    first: FirstOption = None,
-    requests: CountOption = None,
-    seed: SeedOption = None,
-    tokenizer: TokenizerOption = None,
-    all_at_once: AllAtOnceOption = False,
-) -> None:
-    found = open_requests_options(
-        source,
-        format=format,
-        input_column=input_column,
-        output_column=output_column,
-        time_column=time_column,
-        cached_column=cached_column,
-        time_unit=time_unit,
-        start=start,
-        duration=duration,
-        speed=speed,
-        first=first,
-        requests=requests,
-        seed=seed,
-        tokenizer=tokenizer,
-        all_at_once=all_at_once,
-    )
+@with_groups
+def serve(source: TraceArg, selection: TraceSelection) -> None:
+    chosen = selection.choose(source)
+    found = requests_of_histogram(chosen) if isinstance(chosen, Histogram) else chosen
+    found = found.requests() if isinstance(found, Trace) else found
     cached = found.cached_tokens
     facts = {
         "requests": len(found),
@@ -111,8 +66,8 @@ def test_a_window_of_columns_that_the_user_names(log: str) -> None:
 
 
 def test_a_part_of_the_order_is_chosen_within_the_window(log: str) -> None:
-    assert run(log, *COLUMNS, "--first", "1", "--requests", "2")["input"] == [20, 5000]
-    assert run(log, *COLUMNS, "--first", "1", "--requests", "2")["arrivals"] == [0, 60]
+    assert run(log, *COLUMNS, "--requests", "2")["input"] == [100, 20]
+    assert run(log, *COLUMNS, "--from", "1s", "--requests", "2")["arrivals"] == [0, 60]
     assert run(log, *COLUMNS, "--from", "1s", "--requests", "1")["input"] == [20]
 
 
@@ -139,7 +94,9 @@ def test_requests_of_a_task_are_made_as_many_as_asked_for() -> None:
 
 def test_a_histogram_serves_its_requests_all_at_once(log: str, tmp_path: Path) -> None:
     path = tmp_path / "bins.json"
-    result = CliRunner().invoke(app, ["bins", log, *COLUMNS[:4], "--json"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        app, ["trace", log, *COLUMNS[:4], "--bins", "powers-of-two", "--json"], catch_exceptions=False
+    )
     path.write_text(result.stdout)
     found = run(str(path))
     assert (found["requests"], found["output"], found["arrivals"]) == (4, 613, None)
@@ -153,7 +110,6 @@ def test_a_histogram_serves_its_requests_all_at_once(log: str, tmp_path: Path) -
         (("--from", "soon"), "bad-value", {"option": "--from", "value": "soon"}),
         (("--for", "0"), "bad-value", {"option": "--for", "value": 0}),
         (("--speed", "-1"), "bad-value", {"option": "--speed", "value": -1}),
-        (("--first", "4"), "too-few-requests", {}),
         (("--requests", "5"), "too-few-requests", {"expected": 5}),
         (("--time-unit", "years"), "unknown-name", {"option": "--time-unit", "name": "years"}),
     ],

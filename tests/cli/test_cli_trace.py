@@ -1,4 +1,4 @@
-"""`infergy trace` and `infergy bins` as a user meets them."""
+"""`infergy trace` and `infergy trace --bins` as a user meets them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from infergy.cli.bins import bins
-from infergy.cli.trace import trace
-from infergy.cli.trace_options import bins_of, columns_of
+from infergy.cli import app
+from infergy.cli.options import TraceFormat, bins_of
 from infergy.errors import DataError
 from infergy.workload import Bins, open_trace
 from raising import raises
-
-app = typer.Typer()
-app.command()(trace)
-app.command()(bins)
 
 
 def run(*arguments: str) -> str:
@@ -74,7 +68,7 @@ def test_trace_says_on_stderr_why_a_rate_is_unknown(log: Path) -> None:
 
 
 def test_bins_as_json_is_the_histogram_with_its_sums(log: Path) -> None:
-    found = run_json("bins", str(log), *COLUMNS, "--bins", "paper")
+    found = run_json("trace", str(log), *COLUMNS, "--bins", "paper")
     assert found["bins"]["input_edges"] == list(Bins.paper().input_edges)
     assert (found["requests"], found["input_tokens"], found["binned_input_tokens"]) == (1, 64, 128)
     assert found["left_out"]["requests"] == 1
@@ -83,7 +77,7 @@ def test_bins_as_json_is_the_histogram_with_its_sums(log: Path) -> None:
 
 
 def test_bins_prints_the_counts_the_overcount_and_who_is_left_out() -> None:
-    text = run("bins", "azure-conv-2023", "--bins", "paper")
+    text = run("trace", "azure-conv-2023", "--bins", "paper")
     histogram = open_trace("azure-conv-2023").histogram(Bins.paper())
     fullest = max(count.requests for count in histogram.counts)
     assert f"█ {fullest:,}" in text
@@ -94,11 +88,11 @@ def test_bins_prints_the_counts_the_overcount_and_who_is_left_out() -> None:
 
 
 def test_bins_leaves_nobody_out_by_default() -> None:
-    assert "Left out: nobody." in run("bins", "azure-code-2023")
+    assert "Left out: none." in run("trace", "azure-code-2023", "--bins", "powers-of-two")
 
 
 def test_bins_takes_edges_of_your_own(log: Path) -> None:
-    found = run_json("bins", str(log), *COLUMNS, "--input-edges", "64,8000", "--output-edges", "7,600")
+    found = run_json("trace", str(log), *COLUMNS, "--input-edges", "64,8000", "--output-edges", "7,600")
     corners = [(one["bin"]["input_tokens"], one["bin"]["output_tokens"]) for one in found["counts"]]
     assert corners == [(64, 7), (8000, 600)]
 
@@ -117,19 +111,14 @@ def test_unknown_bins_and_time_units_are_told_with_the_known_ones() -> None:
     with raises("unknown-name", option="--bins", nearest=["powers-of-two"]):
         bins_of("powers-of-2", None, None)
     with raises("unknown-name", option="--time-unit", name="minutes"):
-        columns_of(None, None, "when", None, "minutes")
+        TraceFormat(time_column="when", time_unit="minutes").reading(None)
 
 
 def test_options_left_out_name_no_columns() -> None:
-    assert columns_of(None, None, None, None) is None
+    assert not any(TraceFormat().reading(None).values())
 
 
 def test_a_bad_log_is_an_error_to_act_on(log: Path) -> None:
     result = CliRunner().invoke(app, ["trace", str(log)])
     assert isinstance(result.exception, DataError)
     assert "--input-column NAME --output-column NAME" in str(result.exception)
-
-
-@pytest.mark.parametrize("verb", ["trace", "bins"])
-def test_help_shows_an_example(verb: str) -> None:
-    assert f"Example: infergy {verb} azure-conv-2023" in run(verb, "--help")

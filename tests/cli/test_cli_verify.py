@@ -1,4 +1,4 @@
-"""`infergy verify` as a user meets it."""
+"""`infergy compare` of this GPU and a table, as a user meets it; and tables that are rescaled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.measure.anchors import choose_anchors, plan_anchors
-from infergy.records import GpuIdentity, result_of
+from infergy.records import result_of
 from infergy.records.store import read_store, shipped_store
-from known_tables import rows_of, with_environment, write_store
 from raising import raises
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["verify", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["compare", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -43,7 +42,7 @@ def test_an_engine_that_the_table_lacks_gives_the_nearest() -> None:
 
 def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_kept(tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
-    text = run("--simulate", "-o", str(kept))
+    text = run("--measure", "--simulate", "-o", str(kept))
     assert "mean of 3 cells" in text
     assert "Different: simulated: False against True" in text
     assert str(kept) in text
@@ -52,11 +51,11 @@ def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_k
 
 def test_rows_of_another_h200_tell_how_far_it_lies_from_the_shipped_store(tmp_path: Path) -> None:
     rows = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h200-vllm-watched.jsonl")
-    found = json.loads(run("--rows", rows, "--json"))
+    found = json.loads(run(rows, "--json"))
     percent = [round(100 * (found["overall"][end] - 1), 1) for end in ("value", "low", "high")]
     # docs/measurements.md says so.
     assert percent == [1.4, 0.0, 2.9]
-    text = run("--rows", rows, "--rescale", str(tmp_path / "here.jsonl"))
+    text = run(rows, "--rescale", str(tmp_path / "here.jsonl"))
     assert "45 rows of vllm llama-3.1-8b × 1.0143" in text
     rescaled = read_store(tmp_path / "here.jsonl").rows
     assert {row.rescaled and round(row.rescaled.factor, 4) for row in rescaled} == {1.0143}
@@ -67,8 +66,8 @@ def test_a_table_of_this_gpus_own_rows_does_not_differ(tmp_path: Path) -> None:
     cells = ["--engine", "vllm", "--input", "32,512", "--output", "8,64", "--batch", "8,64"]
     made = CliRunner().invoke(app, ["measure", *cells, "-o", str(mine), "--simulate"], catch_exceptions=False)
     assert made.exit_code == 0
-    assert "do not differ significantly" in run(str(mine), "--simulate", "-o", str(kept))
-    found = json.loads(run(str(mine), "--simulate", "-o", str(tmp_path / "again.jsonl"), "--json"))
+    assert "do not differ significantly" in run(str(mine), "--measure", "--simulate", "-o", str(kept))
+    found = json.loads(run(str(mine), "--measure", "--simulate", "-o", str(tmp_path / "again.jsonl"), "--json"))
     assert found["overall"]["value"] == pytest.approx(1.0, abs=0.01)
 
 
@@ -104,9 +103,9 @@ def test_a_table_that_differs_is_rescaled_by_what_is_to_be_typed_and_nothing_is_
     off: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept rows.jsonl"
-    *_, typed = run(str(off), "--simulate", "-o", str(kept)).splitlines()
+    *_, typed = run(str(off), "--measure", "--simulate", "-o", str(kept)).splitlines()
     words = shlex.split(typed.partition(": ")[2])
-    assert words == ["infergy", "verify", str(off), "--rows", str(kept), "--rescale", "rescaled.jsonl"]
+    assert words == ["infergy", "compare", str(off), str(kept), "--rescale", "rescaled.jsonl"]
     measured = kept.read_bytes()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("infergy.measure.sweep.sweep", None)
@@ -127,45 +126,46 @@ def test_a_table_that_differs_is_rescaled_by_what_is_to_be_typed_and_nothing_is_
 
 def test_measuring_and_rescaling_are_one_command_too(off: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    found = json.loads(run(str(off), "--simulate", "-o", str(tmp_path / "kept.jsonl"), "--rescale", str(out), "--json"))
+    found = json.loads(
+        run(str(off), "--measure", "--simulate", "-o", str(tmp_path / "kept.jsonl"), "--rescale", str(out), "--json")
+    )
     assert found["overall"]["value"] == pytest.approx(FACTOR, abs=0.002)
     assert all(row.rescaled for row in read_store(out).rows)
 
 
 def test_what_may_not_be_rescaled_leaves_no_file(off: Path, tmp_path: Path) -> None:
     kept, out = tmp_path / "kept.jsonl", tmp_path / "out.jsonl"
-    run(str(off), "--simulate", "-o", str(kept))
+    run(str(off), "--measure", "--simulate", "-o", str(kept))
     with raises("no-difference"):
-        run(str(tmp_path / "mine.jsonl"), "--rows", str(kept), "--rescale", str(out))
+        run(str(tmp_path / "mine.jsonl"), str(kept), "--rescale", str(out))
     with raises("environments-differ", fact="GPU"):
-        run("--simulate", "-o", str(tmp_path / "more.jsonl"), "--rescale", str(out))
+        run("--measure", "--simulate", "-o", str(tmp_path / "more.jsonl"), "--rescale", str(out))
     assert not out.exists()
-    run(str(tmp_path / "mine.jsonl"), "--rows", str(kept), "--rescale", str(out), "--force")
+    run(str(off), str(kept), "--rescale", str(out))
     before = out.read_bytes()
     with raises("file-exists", path=out):
-        run(str(off), "--rows", str(kept), "--rescale", str(out))
+        run(str(off), str(kept), "--rescale", str(out))
     assert out.read_bytes() == before
-    with raises("options-conflict", options={"--rows": kept, "-o": kept}):
-        run(str(off), "--rows", str(kept), "-o", str(kept))
+    with raises("option-missing", option="--measure"):
+        run(str(off), str(kept), "-o", str(kept))
+    for files in ([str(off), str(kept), "--measure"], [], [str(off)] * 3):
+        with raises("bad-value", option="A B"):
+            run(*files)
 
 
-def test_a_table_of_several_chips_is_not_offered_to_be_rescaled(tmp_path: Path) -> None:
-    """No factor holds between one chip and three: `rescale` refuses it, so nobody is told to type it."""
-    tables = {chips: tmp_path / f"{chips}.jsonl" for chips in (1, 2)}
-    rows = rows_of(inputs=[32, 128, 512], outputs=[8], scale=0.9)
-    moved = [with_environment(rows[0], gpus=(GpuIdentity(uuid="GPU-other", name="NVIDIA H200"),)), *rows[1:]]
-    again = str(write_store(tmp_path / "again.jsonl", rows_of(inputs=[32, 128, 512], outputs=[8])))
-    told = {
-        chips: run(str(write_store(tables[chips], stored)), "--rows", again)
-        for chips, stored in ((1, rows), (2, moved))
-    }
-    assert all("This GPU takes +11.1 % joules against the table" in text for text in told.values())
-    assert "--rescale" in told[1]
-    assert "--rescale" not in told[2]
+def test_a_table_of_several_gpus_is_not_offered_to_be_rescaled(off: Path, tmp_path: Path) -> None:
+    """No factor holds between one GPU and three: `rescale` rejects it, so no one is advised to type it."""
+    one = run(str(off), "--measure", "--simulate", "-o", str(tmp_path / "one.jsonl"))
+    rows = [json.loads(line) for line in off.read_text().splitlines()]
+    rows[0]["environment"]["gpus"][0]["uuid"] = "GPU-other"
+    off.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    two = run(str(off), "--measure", "--simulate", "-o", str(tmp_path / "two.jsonl"))
+    assert {text.split()[0] for text in (one, two)} == {"B"}
+    assert ("--rescale" in one, "--rescale" in two) == (True, False)
 
 
-def test_rows_of_an_h100_are_held_against_the_table_of_h100s() -> None:
+def test_rows_of_an_h100_are_compared_with_the_table_of_h100s() -> None:
     rows = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h100-vllm-process-2.jsonl")
-    found = json.loads(run("--rows", rows, "--json"))
+    found = json.loads(run(rows, "--json"))
     assert len(found["cells"]) == 10
     assert not any(text.startswith("GPU") for text in found["differences"])

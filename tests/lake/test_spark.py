@@ -235,8 +235,8 @@ def run_infergy(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_spark_connect_server_counts_and_an_estimate_goes_on_from_its_histogram(folder: Path, tmp_path: Path) -> None:
     whole, nulls = str(folder / "whole.parquet"), str(folder / "nulls.parquet")
     with connect_server(tmp_path) as port:
-        spark = ("--spark", f"sc://127.0.0.1:{port}", "--json")
-        counted, refused = run_infergy("bins", whole, *spark), run_infergy("bins", nulls, *spark)
+        spark = ("--spark", f"sc://127.0.0.1:{port}", "--bins", "powers-of-two", "--json")
+        counted, refused = run_infergy("trace", whole, *spark), run_infergy("trace", nulls, *spark)
     assert counted.returncode == 0, counted.stderr
     here = open_trace(whole).histogram()
     assert json.loads(counted.stdout)["requests"] == here.requests

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from infergy.cli.schema import make_schema
+from infergy.cli.catalog import make_schema
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError
 from infergy.hardware.gpus import get_gpu

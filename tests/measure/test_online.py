@@ -229,7 +229,7 @@ def test_the_command_line_measures_checks_and_draws_online_cells(tmp_path: Path)
     row = next(one for one in json.loads(invoke("check", store, "--json").stdout)["files"][0]["rows"] if one["serving"])
     assert row["latency"]["end_to_end"]["p50_s"] > 0
     assert row["backlog"]["arrived"] == 7
-    plan = invoke("plan", "-e", "vllm", *lengths, "--arrivals", "poisson8").stdout
+    plan = invoke("measure", "-e", "vllm", *lengths, "--arrivals", "poisson8", "--dry-run", "--json").stdout
     assert len(json.loads(plan)["cells"][0]["arrival_s"]) == 16
     invoke("report", store, "--allow-simulated", "-o", str(tmp_path / "page"))
     assert (tmp_path / "page" / "online.svg").exists()

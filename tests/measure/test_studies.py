@@ -112,14 +112,14 @@ def test_a_study_whose_axis_is_missing_is_refused_before_anything_runs(tmp_path:
     store, file = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
     text = study_path("engines").read_text(encoding="utf-8")
     file.write_text(f'needs = ["an axis of colours"]\n{text}', encoding="utf-8")
-    for command in (["study", "run", str(file), "--quick"], ["measure", str(file)]):
+    for command in (["measure", str(file), "--quick"], ["measure", str(file)]):
         refused = invoke(*command, "--simulate", "-o", str(store))
         assert seen(refused.exception, "needs") == ("not-supported", {"needs": ["an axis of colours"]})
     assert not store.exists()
 
 
 def test_the_list_tells_sizes_what_is_measured_and_what_waits() -> None:
-    found = json.loads(invoke("study", "list", "--json").stdout)
+    found = json.loads(invoke("list", "studies", "--json").stdout)
     studies = {one["name"]: one for one in found["studies"]}
     assert list(studies) == list(study_names())
     for name in RUNNABLE:
@@ -135,7 +135,7 @@ def test_the_list_tells_sizes_what_is_measured_and_what_waits() -> None:
 
 
 def test_every_study_and_every_figure_and_table_of_results_of_the_paper_is_in_the_list() -> None:
-    done = CliRunner().invoke(app, ["study", "list"], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, ["list", "studies"], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     for figure in ("Figure 1, Table 4", "Figures 2, 10, 11", *(f"Figure {number}" for number in range(3, 10))):
         assert figure in done.stdout, figure
@@ -144,25 +144,25 @@ def test_every_study_and_every_figure_and_table_of_results_of_the_paper_is_in_th
 
 
 def test_the_list_is_for_another_gpu_where_nothing_is_measured_and_less_fits() -> None:
-    studies = json.loads(invoke("study", "list", "--gpu", "a6000", "--json").stdout)["studies"]
+    studies = json.loads(invoke("list", "studies", "--gpu", "a6000", "--json").stdout)["studies"]
     assert {one["gpu"] for one in studies} == {get_gpu("a6000").name}
     assert all(one["full"]["measured"] == 0 for one in studies if one["full"])
     assert any(one["full"] for one in studies)
     with raises("unknown-gpu", name="h2000"):
-        CliRunner().invoke(app, ["study", "list", "--gpu", "h2000"], catch_exceptions=False)
+        CliRunner().invoke(app, ["list", "studies", "--gpu", "h2000"], catch_exceptions=False)
 
 
 def test_a_quick_study_runs_end_to_end_and_the_full_one_resumes_it(tmp_path: Path) -> None:
     store = tmp_path / "rows.jsonl"
-    done = invoke("study", "run", "engines", "--quick", "--simulate", "--json", "-o", str(store))
+    done = invoke("measure", "engines", "--quick", "--simulate", "--json", "-o", str(store))
     assert done.exit_code == 0, done.output
     rows = read_store(store).rows
     assert [json.loads(line)["cell_id"] for line in done.stdout.splitlines()] == [row.cell_id for row in rows]
     assert {row.cell.label for row in rows} == {"transformers", "transformers-compiled", "vllm", "vllm-eager"}
     assert all(row.is_ok and row.simulated for row in rows)
     assert len(rows) == 8
-    assert "engines: 8 cells, forecast" in done.stderr
-    full = invoke("study", "run", "engines", "--simulate", "-o", str(store))
+    assert "engines: 8 cells, about" in done.stderr
+    full = invoke("measure", "engines", "--simulate", "-o", str(store))
     assert "resuming: 8 of 16 cells are already measured" in " ".join(full.stderr.split())
     assert len(read_store(store).rows) == 16
 
@@ -170,7 +170,7 @@ def test_a_quick_study_runs_end_to_end_and_the_full_one_resumes_it(tmp_path: Pat
 def test_several_studies_make_one_plan_in_which_what_they_share_is_loaded_and_measured_once(tmp_path: Path) -> None:
     names = ("engines", "precision", "input-lengths")
     file = tmp_path / "plan.json"
-    file.write_text(invoke("study", "run", *names, "--quick", "--simulate", "--dry-run", "--json").stdout, "utf-8")
+    file.write_text(invoke("measure", *names, "--quick", "--simulate", "--dry-run", "--json").stdout, "utf-8")
     joint = Plan.load(file)
     alone = [plan_of(name, quick=True) for name in names]
     wanted = {planned.cell.id for plan in alone for planned in plan.cells}
@@ -200,7 +200,7 @@ def test_studies_that_cannot_be_measured_together_say_why(tmp_path: Path) -> Non
         (("engines", str(plan)), "plan-is-resolved", {"plan": str(plan)}),
     ]
     for given, code, fields in cases:
-        refused = invoke("study", "run", *given, "--dry-run", "--simulate")
+        refused = invoke("measure", *given, "--dry-run", "--simulate")
         assert seen(refused.exception, *fields) == (code, fields)
 
 
@@ -214,9 +214,9 @@ def test_two_models_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> 
         text = study_path("precision").read_text(encoding="utf-8")
         grid.write_text(text.replace('model = "llama-3.1-8b"', f'model = "{config}"'), encoding="utf-8")
         names.append(str(grid))
-    refused = invoke("study", "run", *names, "--dry-run", "--simulate")
+    refused = invoke("measure", *names, "--dry-run", "--simulate")
     assert seen(refused.exception, "model") == ("grids-differ", {"model": "mine"})
-    assert invoke("study", "run", names[0], names[0], "--dry-run", "--simulate").exit_code == 0
+    assert invoke("measure", names[0], names[0], "--dry-run", "--simulate").exit_code == 0
 
 
 def test_a_batch_that_one_study_asks_for_and_another_seeks_was_sought() -> None:
@@ -234,12 +234,12 @@ def test_a_batch_that_one_study_asks_for_and_another_seeks_was_sought() -> None:
 
 
 def test_a_study_can_be_held_to_a_time_for_each_cell() -> None:
-    plan = json.loads(invoke("study", "run", "engines", "--max-time", "12", "--simulate", "--dry-run", "--json").stdout)
+    plan = json.loads(invoke("measure", "engines", "--max-time", "12", "--simulate", "--dry-run", "--json").stdout)
     assert plan["options"]["max_time_s"] == 12.0
 
 
 def test_a_study_and_measure_make_the_same_plan() -> None:
-    by_study = invoke("study", "run", "tasks", "--simulate", "--dry-run", "--json").stdout
+    by_study = invoke("measure", "tasks", "--simulate", "--dry-run", "--json").stdout
     assert json.loads(by_study) == json.loads(invoke("measure", "tasks", "--simulate", "--dry-run", "--json").stdout)
 
 
@@ -256,9 +256,9 @@ def test_a_grid_of_your_own_may_have_a_quick_grid_and_is_told_if_it_has_none(tmp
     text = study_path("engines").read_text(encoding="utf-8")
     (tmp_path / "own.toml").write_text(text)
     (tmp_path / "plain.toml").write_text(text.split("[[quick.cells]]")[0])
-    done = invoke("study", "run", str(tmp_path / "own.toml"), "--quick", "--simulate", "--dry-run")
+    done = invoke("measure", str(tmp_path / "own.toml"), "--quick", "--simulate", "--dry-run")
     assert "engines on h200: 8 cells" in done.stdout
-    refused = invoke("study", "run", str(tmp_path / "plain.toml"), "--quick", "--simulate", "--dry-run")
+    refused = invoke("measure", str(tmp_path / "plain.toml"), "--quick", "--simulate", "--dry-run")
     assert seen(refused.exception, "keys") == ("missing-field", {"keys": ["quick"]})
 
 
@@ -271,7 +271,7 @@ def test_a_study_without_a_quick_grid_is_listed_without_one(monkeypatch: pytest.
 
 
 def test_an_unknown_study_gives_the_nearest() -> None:
-    refused = invoke("study", "run", "engine", "--simulate")
+    refused = invoke("measure", "engine", "--simulate")
     assert seen(refused.exception, "kind", "nearest") == (
         "unknown-name",
         {"kind": "study", "nearest": ["engines", "online"]},

@@ -194,7 +194,7 @@ def test_it_ends_when_its_parent_is_killed(site: Path) -> None:
 def test_where_nothing_can_be_seen_it_says_why(site: Path, gpu: SimulatedGpu) -> None:
     steady: Meter = open_meter("steady", 1)
     reasons = {
-        "not asked for: --timeline 0": open_sampler(steady, "steady", 0.0),
+        "not asked for: timeline_s is 0": open_sampler(steady, "steady", 0.0),
         "meter steady reports no power": open_sampler(open_meter("dumb", 1), "dumb", 0.02),
     }
     steady.clock = gpu
@@ -252,7 +252,7 @@ def test_without_a_timeline_rows_say_that_none_was_wanted(tmp_path: Path) -> Non
     for row in read_store(tmp_path / "rows.jsonl").rows:
         assert row.timeline == ()
         assert row.watched is None
-        assert row.timeline_reason == "not asked for: --timeline 0"
+        assert row.timeline_reason == "not asked for: timeline_s is 0"
         assert ratio(row) is None
 
 

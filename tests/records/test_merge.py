@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.schema import make_schema
+from infergy.cli.catalog import make_schema
 from infergy.records import Measurement
 from infergy.records.merge import join, merge
 from infergy.records.store import StoreWriter, read_store
@@ -131,7 +131,7 @@ def test_a_store_that_a_sweep_writes_to_is_left_alone(tmp_path: Path, stores: li
 
 
 def test_the_verb_says_what_it_did_and_its_json_keeps_its_schema(tmp_path: Path, stores: list[Path]) -> None:
-    arguments = ["merge", str(tmp_path / "out.jsonl"), *map(str, stores)]
+    arguments = ["table", "merge", str(tmp_path / "out.jsonl"), *map(str, stores)]
     told = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
     assert told.splitlines()[1] == f"{stores[1]}: 2 rows, 1 of them new"
     assert told.splitlines()[-1] == f"{tmp_path / 'out.jsonl'}: 0 rows before, 4 now: 3 cells measured"

@@ -70,7 +70,7 @@ def test_every_study_of_the_paper_is_in_the_page_and_what_is_not_measured_is_nam
     drawn = {"traces", "sequences", "decoding", "engines", "tasks", "online", "precision", "weights", "advice"}
     assert drawn.isdisjoint(study.name for study in paper.missing)
     for study in paper.missing:
-        for name in re.findall(r"infergy study run ([a-z-]+)", study.measure):
+        for name in re.findall(r"infergy measure ([a-z-]+)", study.measure):
             assert name in study_names()
 
 
@@ -372,7 +372,10 @@ def test_of_a_users_rows_a_trace_is_estimated(tmp_path: Path) -> None:
     assert [row[:2] for row in figure.table] == [("azure-code-2023", "transformers"), ("azure-code-2023", "vllm")]
     # A histogram, which is all that leaves a lake, stands in for the trace.
     lake = tmp_path / "lake.json"
-    lake.write_text(CliRunner().invoke(app, ["bins", "azure-code-2023", "--json"]).stdout, encoding="utf-8")
+    lake.write_text(
+        CliRunner().invoke(app, ["trace", "azure-code-2023", "--bins", "powers-of-two", "--json"]).stdout,
+        encoding="utf-8",
+    )
     again = build_report([mine], traces=[str(lake)])
     assert next(one for one in again.figures if one.name == "traces").table == figure.table
 

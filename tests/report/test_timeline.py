@@ -96,7 +96,7 @@ def test_the_chart_has_units_and_every_series(row: Measurement) -> None:
 @pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<svg"), (".png", b"\x89PNG"), (".html", b"<!DOCTYPE html>")])
 def test_a_file_is_drawn(store: Path, tmp_path: Path, suffix: str, begin: bytes) -> None:
     path = tmp_path / f"cell{suffix}"
-    done = CliRunner().invoke(app, ["timeline", str(store), "--cell", "× 1", "-o", str(path)])
+    done = CliRunner().invoke(app, ["show", "timeline", str(store), "--cell", "× 1", "-o", str(path)])
     assert done.exit_code == 0, done.output
     content = path.read_bytes()
     assert content.lstrip().startswith(begin)
@@ -110,7 +110,7 @@ def test_a_file_is_drawn(store: Path, tmp_path: Path, suffix: str, begin: bytes)
 
 
 def test_json_is_the_picture(store: Path, row: Measurement) -> None:
-    done = CliRunner().invoke(app, ["timeline", str(store), "--cell", row.cell_id, "--window", "1", "--json"])
+    done = CliRunner().invoke(app, ["show", "timeline", str(store), "--cell", row.cell_id, "--window", "1", "--json"])
     found = json.loads(done.output)
     assert found["schema"] == "infergy.timeline/1"
     assert found["seconds"] == pytest.approx(picture(row, 1).seconds)
@@ -126,7 +126,7 @@ def test_json_is_the_picture(store: Path, row: Measurement) -> None:
 )
 def test_what_cannot_be_drawn_is_told(store: Path, arguments: list[str], code: str, fields: dict[str, object]) -> None:
     with raises(code, **fields):
-        CliRunner().invoke(app, ["timeline", str(store), *arguments], catch_exceptions=False)
+        CliRunner().invoke(app, ["show", "timeline", str(store), *arguments], catch_exceptions=False)
 
 
 def test_a_row_without_a_timeline_says_how_to_get_one() -> None:
@@ -139,7 +139,7 @@ def test_without_altair_it_says_what_to_install_and_text_still_works(store: Path
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "infergy", "timeline", str(store), *arguments],
+            [sys.executable, "-m", "infergy", "show", "timeline", str(store), *arguments],
             env={"PYTHONPATH": f"{tmp_path}:{SRC}", "PATH": ""},
             capture_output=True,
             text=True,

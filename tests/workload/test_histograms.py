@@ -1,4 +1,4 @@
-"""Histograms as files: what `infergy bins --json` prints stands in for the trace."""
+"""Histograms as files: what `infergy trace --bins … --json` prints stands in for the trace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raising import raises
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    done = CliRunner().invoke(app, ["bins", "azure-code-2023", "--json"])
+    done = CliRunner().invoke(app, ["trace", "azure-code-2023", "--bins", "powers-of-two", "--json"])
     assert done.exit_code == 0
     path = tmp_path / "code.json"
     path.write_text(done.stdout)
@@ -37,7 +37,7 @@ def test_estimates_from_it_are_those_of_the_trace(saved: Path) -> None:
     assert there.offline is not None
     assert here.offline.requests == there.offline.requests
     assert here.offline.energy_j == pytest.approx(there.offline.energy_j, rel=0.02)
-    for verb in (["estimate"], ["recommend"], ["waterfall", "--engine", "vllm"], ["bins"]):
+    for verb in (["estimate"], ["recommend"], ["breakdown", "--engine", "vllm"], ["trace", "--bins", "powers-of-two"]):
         told = CliRunner().invoke(app, [verb[0], str(saved), *verb[1:]])
         assert told.exit_code == 0, told.output
         assert "azure-code-2023" in told.stdout

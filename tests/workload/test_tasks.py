@@ -123,17 +123,17 @@ def test_options_of_a_task_are_refused_for_a_trace_that_has_its_own_requests() -
         open_trace("azure-code-2023", task=TaskOptions(requests=3))
 
 
-@pytest.mark.parametrize("verb", ["estimate", "trace", "bins"])
-def test_each_verb_says_by_which_distribution_lengths_were_drawn(verb: str) -> None:
-    text = " ".join(printed(verb, "task:generation", "--requests", "64", "--seed", "7").split())
+@pytest.mark.parametrize("verb", [("estimate",), ("trace",), ("trace", "--bins", "powers-of-two")])
+def test_each_verb_says_by_which_distribution_lengths_were_drawn(verb: tuple[str, ...]) -> None:
+    text = " ".join(printed(*verb, "task:generation", "--requests", "64", "--seed", "7").split())
     for words in ("drawn with seed 7 from a log-normal", "truncated to 1 to 547", "136.89 ± 93.13", "--tokenizer NAME"):
         assert words in text
-    found = json.loads(printed(verb, "task:generation", "--requests", "64", "--seed", "7", "--json"))
-    facts = found["trace"] if verb == "estimate" else found
+    found = json.loads(printed(*verb, "task:generation", "--requests", "64", "--seed", "7", "--json"))
+    facts = found["trace"] if verb == ("estimate",) else found
     assert "log-normal" in facts["lengths_from"]
     assert facts["requests"] == 64
-    real = json.loads(printed(verb, "azure-code-2023", "--json"))
-    assert (real["trace"] if verb == "estimate" else real)["lengths_from"] is None
+    real = json.loads(printed(*verb, "azure-code-2023", "--json"))
+    assert (real["trace"] if verb == ("estimate",) else real)["lengths_from"] is None
 
 
 class Stream:
@@ -176,7 +176,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return asked
 
 
-@pytest.mark.parametrize("verb", ["recommend", "waterfall"])
+@pytest.mark.parametrize("verb", ["recommend", "breakdown"])
 def test_advice_on_a_task_says_by_which_distribution_lengths_were_drawn(verb: str) -> None:
     assert "drawn with seed 0 from a log-normal" in " ".join(printed(verb, "task:imdb").split())
     assert "log-normal" in json.loads(printed(verb, "task:imdb", "--json"))["trace"]["lengths_from"]

@@ -5,35 +5,31 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 import typer
 
 from infergy.cli.failure import run_app, show_error
-from infergy.cli.retired import Verbs
+from infergy.cli.verbs import ALL, SUMMARY, Verbs
 from infergy.errors import InfergyError
 from infergy.version import VERSION
 
 EXIT_INTERRUPTED = 130
 GARBAGE = 300_000
 """New objects after which cycles of them are looked for: modules and numbers have few, and looking takes time."""
-SUMMARY = "What LLM inference costs in joules: measured, modelled from a request trace, and reduced."
-COMMAND = "measure-command"
-"""What `infergy measure … -- COMMAND` becomes; not in the help."""
-
-SERVED = ("estimate", "recommend", "waterfall", "report", "trace", "bins")
-MEASURED = ("measure", "replay", "calibrate", "merge", "check", "compare", "verify", "phases", "timeline")
-KNOWN = ("plan", "grid", "gpus", "models", "schema", "doctor")
-VERBS = (*SERVED, *MEASURED, *KNOWN, "next", "study", "table", COMMAND)
-HOMES = {"plan": "measure", "grid": "measure", "gpus": "hardware", "models": "hardware", COMMAND: "command"}
-"""The module in this package of a verb that has another name than its verb."""
-FUNCTIONS = {"next": "next_cells", COMMAND: "measure_command"}
+HOMES = {
+    "list": "catalog:catalog",
+    "next": "next:next_cells",
+    "report": "show:report",
+    "run": "command:run_command",
+}
+"""Module and function in this package of a verb, where they are not both named as the verb."""
 
 
-def make_app(verb: str | None = None) -> typer.Typer:
-    """The command line; with `verb` that one alone, so that the modules of the others are not loaded."""
+def make_app(verbs: Iterable[str] = ALL) -> typer.Typer:
+    """The command line with some verbs: the modules of the others are not loaded, and help lists all the same."""
     made = typer.Typer(
         name="infergy",
         cls=Verbs,
@@ -43,16 +39,18 @@ def make_app(verb: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
-        epilog="Exit codes: 0 good, 1 our bug, 2 usage, 3 something missing, 4 some cells failed, 5 a gate failed, "
-        "130 interrupted. Try: infergy estimate azure-conv-2023",
+        epilog="Exit codes: 0 success, 1 bug in infergy, 2 usage, 3 something missing, 4 some cells failed, 5 a gate "
+        "failed, 130 interrupted. Example: infergy estimate azure-conv-2023",
     )
     made.callback(invoke_without_command=True, help=SUMMARY)(_version_or_help)
-    for name in VERBS if verb is None else (verb,):
-        run = getattr(import_module(f"infergy.cli.{HOMES.get(name, name)}"), FUNCTIONS.get(name, name))
-        if isinstance(run, typer.Typer):
-            made.add_typer(run, name=name)
+    for name in verbs:
+        module, _, function = HOMES.get(name, f"{name}:{name}").partition(":")
+        command = getattr(import_module(f"infergy.cli.{module}"), function)
+        if isinstance(command, typer.Typer):
+            made.add_typer(command, name=name)
         else:
-            made.command(name, hidden=name == COMMAND)(run)
+            # What follows the program's name in `infergy run` is the program's.
+            made.command(name, context_settings={"allow_interspersed_args": name != "run"})(command)
     return made
 
 
@@ -64,16 +62,9 @@ def __getattr__(name: str) -> Any:
     return made
 
 
-def route(arguments: Sequence[str]) -> list[str]:
-    """The command line with ``measure … -- COMMAND`` sent to the verb that runs commands."""
-    if arguments[:1] == ["measure"] and "--" in arguments:
-        return [COMMAND, *arguments[1:]]
-    return list(arguments)
-
-
 def _version_or_help(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and end."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     if version:
         typer.echo(f"infergy {VERSION}")
@@ -86,26 +77,26 @@ def _version_or_help(
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback."""
     gc.set_threshold(GARBAGE)
-    arguments = route(sys.argv[1:])
+    arguments = sys.argv[1:]
     try:
-        run_app(make_app(arguments[0] if arguments and arguments[0] in VERBS else None), arguments)
+        run_app(make_app([verb for verb in arguments[:1] if verb in ALL]), arguments)
     except InfergyError as error:
         show_error(error, arguments)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _tell_interrupted()
+        _report_interruption()
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit as end:
         # typer takes an interruption for an exit of this status, and says nothing.
         if end.code == EXIT_INTERRUPTED:
-            _tell_interrupted()
+            _report_interruption()
         if _has_reader_left(end):
             sys.exit(0)
         raise
 
 
 def _has_reader_left(end: SystemExit) -> bool:
-    """Whether a command ended because nobody reads its output any more (``infergy … | head``).
+    """Whether a command ended because its output's reader has gone (``infergy … | head``).
 
     Rich and click, which write, make an exit of status 1 of a broken pipe; what is still buffered finds it here.
     """
@@ -121,5 +112,5 @@ def _has_reader_left(end: SystemExit) -> bool:
     return is_broken
 
 
-def _tell_interrupted() -> None:
+def _report_interruption() -> None:
     typer.echo("interrupted; what was finished is kept", err=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.trace_options import JsonOption, print_json, stdout_console
+from infergy.cli.options import JsonOption
+from infergy.cli.output import print_json, print_notes, print_table
 from infergy.units import count_of, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = Path("calibration.jsonl")
 BUDGET = "4m"
-WIDTH = 100
 
 
 def calibrate(
@@ -84,25 +83,14 @@ def _tell(text: str) -> None:
 
 
 def _print(found: Calibration, path: Path | str) -> None:
-    from rich import box
-    from rich.table import Table
-
-    console = stdout_console()
     pretended = " SIMULATED: this says nothing about real hardware" if found.simulated else ""
     days = dict.fromkeys(stamp[:10] for stamp in (found.measured_from, found.measured_to))
     typer.echo(
         f"{found.title} ({', '.join(found.uuids)}): {count_of(found.windows, 'window')}, {' to '.join(days)}{pretended}"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Constant", no_wrap=True)
-    for name in ("Datasheet", "Calibrated", "±", "90 %", "Windows"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Unit", no_wrap=True)
-    for one in found.constants:
-        table.add_row(*_row(one))
-    console.print(table)
-    for note in found.notes:
-        typer.echo(fill(note, WIDTH, initial_indent="- ", subsequent_indent="  "))
+    heads = ("Constant", "Datasheet", "Calibrated", "±", "90 %", "Windows", "")
+    print_table(heads, (_row(one) for one in found.constants))
+    print_notes(found.notes)
     _tell(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.trace_options import JsonOption, print_json
+from infergy.cli.options import JsonOption, fraction
+from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def check(
 
     Example: infergy check mine.jsonl --rows --strict
     """
-    from infergy.cli.measure import fraction
     from infergy.records.check import Checked, CheckedFile, check_rows
     from infergy.records.store import read_store
 

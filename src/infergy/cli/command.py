@@ -1,4 +1,4 @@
-"""`infergy measure -- COMMAND`: the joules of any program."""
+"""`infergy run -- COMMAND`: the energy of any program."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infergy.cli.measure import check_meter
+from infergy.cli.options import MeterOption, SimulateOption
 from infergy.errors import UsageError
 from infergy.units import format_duration, format_number, format_si
 
@@ -22,31 +24,37 @@ if TYPE_CHECKING:
 DEFAULT_IDLE_S = 2.0
 
 
-def measure_command(
+def run_command(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="Append one JSON line a run to this file.")
+        Path | None, typer.Option("-o", "--output-file", help="Append one JSON line per run to this file")
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Run it so often.")] = 1,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Run it so often before, unmeasured.")] = 0,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Number of measured runs")] = 1,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Number of unmeasured runs before them")] = 0,
     idle: Annotated[
-        float, typer.Option("--idle", min=0, help="Seconds of idle power before each run; 0 for none.")
+        float, typer.Option("--idle", min=0, help="Seconds of idle power before each run; 0 for none")
     ] = DEFAULT_IDLE_S,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs to count [default: all visible]")] = None,
-    meter: Annotated[str, typer.Option("--meter", help="nvml, or a plug-in's name")] = "nvml",
-    simulate: Annotated[bool, typer.Option("--simulate", help="Use a simulated GPU, which says nothing.")] = False,
+    meter: MeterOption = "nvml",
+    simulate: SimulateOption = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also print the UUID of each GPU")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON line a run; the program's stdout goes to stderr.")
+        bool, typer.Option("--json", help="Print one JSON line per run; the program's stdout goes to stderr")
     ] = False,
 ) -> None:
-    """Measure the joules of any program: infergy measure [OPTIONS] -- COMMAND.
+    """Measure the energy of any program: infergy run [OPTIONS] -- COMMAND.
 
-    Example: infergy measure --runs 3 -- python serve_once.py
+    Example: infergy run --runs 3 -- python serve_once.py
     """
     from infergy.measure.block import window
     from infergy.records.codec import to_json
 
-    _check(output, meter=meter, simulate=simulate)
+    check_meter(meter, simulate=simulate)
+    if output is not None:
+        try:
+            output.open("a", encoding="utf-8").close()
+        except OSError as error:
+            raise UsageError.not_writable(output, error) from error
     stdout = sys.stderr if as_json else None
     for _ in range(warmup):
         _run(command, stdout)
@@ -63,21 +71,10 @@ def measure_command(
         if as_json:
             typer.echo(line)
         else:
-            _print(measured.result, f"run {number}/{runs}: " if runs > 1 else "")
+            _print(measured.result, f"run {number}/{runs}: " if runs > 1 else "", explain=explain)
         if code:
             break
     raise typer.Exit(code)
-
-
-def _check(output: Path | None, *, meter: str, simulate: bool) -> None:
-    """Refuse before anything runs what would fail after it."""
-    if simulate and meter != "nvml":
-        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
-    if output is not None:
-        try:
-            output.open("a", encoding="utf-8").close()
-        except OSError as error:
-            raise UsageError.not_writable(output, error) from error
 
 
 def _simulated(gpus: int) -> Any:
@@ -115,9 +112,9 @@ def _run(command: Sequence[str], stdout: Any) -> int:
         signal.signal(signal.SIGTERM, kept)
 
 
-def _print(result: BlockEnergy, prefix: str) -> None:
+def _print(result: BlockEnergy, prefix: str, *, explain: bool) -> None:
     if result.energy_j is None or result.low_j is None or result.high_j is None or result.power_w is None:
-        typer.echo(f"{prefix}no joules: {result.reason}", err=True)
+        typer.echo(f"{prefix}no energy: {result.reason}", err=True)
         return
     between = f"{format_si(result.low_j, 'J')} .. {format_si(result.high_j, 'J')}"
     text = (
@@ -130,6 +127,7 @@ def _print(result: BlockEnergy, prefix: str) -> None:
     if len(result.energy_by_gpu_j) > 1:
         for index, (uuid, energy_j) in enumerate(result.energy_by_gpu_j.items()):
             watts = format_number(result.power_by_gpu_w[uuid])
-            typer.echo(f"  GPU {index} ({uuid}): {format_si(energy_j, 'J')}, {watts} W", err=True)
+            name = f"GPU {index} ({uuid})" if explain else f"GPU {index}"
+            typer.echo(f"  {name}: {format_si(energy_j, 'J')}, {watts} W", err=True)
     for warning in result.warnings:
         typer.echo(f"  {warning}", err=True)

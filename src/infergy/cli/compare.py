@@ -1,112 +1,218 @@
-"""`infergy compare`: the joules of two stores, cell by cell, with intervals; a gate for continuous integration."""
+"""`infergy compare`: the energy of two stores, cell by cell, or of this GPU and a table; a gate for CI."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.trace_options import JsonOption, print_json, stdout_console
+from infergy.cli.measure import check_meter, gpu_here
+from infergy.cli.options import JsonOption, MeterOption, SimulateOption, fraction
+from infergy.cli.output import UNKNOWN, print_json, print_table
+from infergy.errors import UsageError
 from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.quality.compare import Comparison, Ratio
+    from infergy.records import Measurement
 
 EXIT_WORSE = 5
+SUGGESTED = "rescaled.jsonl"
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Measurements to compare with (.jsonl)")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Measurements of the same cells (.jsonl)")],
-    fail_if_worse: Annotated[
-        str | None,
-        typer.Option(
-            "--fail-if-worse", help="Exit with 5 if B takes more joules than A by over this (3%), significantly"
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[A] [B]",
+            help="Rows to compare with, and rows of the same cells (.jsonl). With one file A is what ships of its GPU",
         ),
     ] = None,
-    each: Annotated[bool, typer.Option("--each", help="With --fail-if-worse: judge each cell, not their mean")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure three cells of A on this GPU now, as B [A: what ships of it]")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", "-e", help="With --measure: engine config of the cells in A")
+    ] = "vllm",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output-file", help="With --measure: keep B here [default: compare-TIME.jsonl]"),
+    ] = None,
+    meter: MeterOption = "nvml",
+    simulate: SimulateOption = False,
+    rescale: Annotated[
+        Path | None,
+        typer.Option("--rescale", help="Write a table for the GPU of B: energy of A times the ratio, each row marked"),
+    ] = None,
+    fail_if_worse: Annotated[
+        str | None,
+        typer.Option("--fail-if-worse", help="Exit with 5 if B takes significantly more energy than A, by over 3%"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the joules of two files of measurements, cell by cell, each with its 95 % interval.
+    """Compare the energy of two files of measurements, cell by cell, each with its 95 % interval.
 
     Example: infergy compare before.jsonl after.jsonl --fail-if-worse 3%
+
+    This GPU and the shipped table: infergy compare --measure --rescale here.jsonl
     """
-    from infergy.cli.measure import fraction
     from infergy.quality.compare import compare as run_compare
     from infergy.records.store import read_store
 
+    given = list(files or ())
+    _check(given, rescale, measure=measure, output=output)
     limit = None if fail_if_worse is None else 1 + fraction("--fail-if-worse", fail_if_worse)
-    found = run_compare(read_store(a).rows, read_store(b).rows)
+    if measure:
+        check_meter(meter, simulate=simulate)
+        table = read_store(given[0] if given else _shipped(None if simulate else gpu_here())).rows
+        path = _measure(table, engine, output, meter=meter, simulate=simulate)
+        measured = read_store(path).rows
+    else:
+        path = given[-1]
+        measured = read_store(path).rows
+        table = read_store(given[0] if len(given) == 2 else _shipped(_gpu_of(measured))).rows
+    wanted = {row.cell_id for row in measured}
+    is_table = measure or len(given) == 1
+    found = run_compare([row for row in table if row.cell_id in wanted] if is_table else table, measured)
     if as_json:
         print_json([found])
     else:
-        print_comparison(found)
-    if limit is None:
-        return
-    judged = [cell.ratio for cell in found.cells] if each else [found.overall]
-    unknown = [ratio for ratio in judged if ratio.low is None and ratio.value > limit]
-    if unknown:
+        _print(found)
+        if measure:
+            typer.echo(f"The rows of B are in {path}")
+    if rescale is not None:
+        _rescale(table, measured, rescale, as_json=as_json)
+    elif is_table and found.overall.is_significant and not as_json and _is_of_one_gpu(table, measured):
+        stored = [str(given[0])] if measure and given else []
+        typed = shlex.join(["infergy", "compare", *stored, str(path), "--rescale", SUGGESTED])
+        typer.echo(f"To make a table for this GPU, its energy scaled and marked: {typed}")
+    if limit is not None:
+        _judge(found.overall, limit)
+
+
+def _check(given: Sequence[Path], rescale: Path | None, *, measure: bool, output: Path | None) -> None:
+    """Reject before anything is measured what would fail after it."""
+    if rescale is not None and rescale.exists():
+        message = f"{rescale}: there is such a file already. Name a new one: --rescale OTHER.jsonl"
+        raise UsageError(message, code="file-exists", path=str(rescale))
+    if len(given) > 1 + (not measure) or not (given or measure):
+        what = "one file, A, beside --measure" if measure else "one or two files of rows, or --measure"
+        message = f"{len(given)} files given; expected {what}"
+        raise UsageError(message, code="bad-value", option="A B", value=len(given), expected=what)
+    if output is not None and not measure:
+        raise UsageError(
+            "-o keeps what --measure measures", code="option-missing", option="--measure", needed_by=["-o"]
+        )
+
+
+def _shipped(gpu: str | None) -> Path:
+    from infergy.records.store import shipped_store
+
+    return shipped_store(gpu)
+
+
+def _gpu_of(rows: Sequence[Measurement]) -> str | None:
+    """Catalogue name of the GPU that rows were measured on; None if they do not say."""
+    from infergy.hardware import catalogue_name
+
+    names = [gpu.name for row in rows for gpu in row.environment.gpus]
+    return catalogue_name(names[0]) if names else None
+
+
+def _is_of_one_gpu(stored: Sequence[Measurement], measured: Sequence[Measurement]) -> bool:
+    """Whether the table's rows of the configs measured are of one GPU, or one group: else no factor holds."""
+    setups = {row.cell.setup for row in measured}
+    return len({tuple(gpu.uuid for gpu in row.environment.gpus) for row in stored if row.cell.setup in setups}) == 1
+
+
+def _measure(stored: Sequence[Measurement], engine: str, output: Path | None, *, meter: str, simulate: bool) -> Path:
+    """Measure the control cells; returns where their rows are."""
+    from infergy.cli.progress import run_sweep
+    from infergy.measure.anchors import plan_anchors
+
+    path = output or Path(f"compare-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl")
+    run_sweep(plan_anchors(stored, engine), path, simulate=simulate, meter=meter, retry_failed=True, as_json=False)
+    return path
+
+
+def _rescale(stored: Sequence[Measurement], measured: Sequence[Measurement], path: Path, *, as_json: bool) -> None:
+    """Write the rescaled table, and say what is in it and how to use it."""
+    from infergy.quality.rescale import rescale
+    from infergy.records.store import create_store
+
+    made = rescale(stored, measured)
+    create_store(path, made.rows)
+    for setup, mark in made.factors:
+        rows = sum(row.cell.setup == setup for row in made.rows)
+        typer.echo(f"{path}: {count_of(rows, 'row')} of {setup.label} {setup.model} {mark}", err=as_json)
+    if made.left_out:
         typer.echo(
-            f"not judged: {len(unknown)} over {format_percent(limit - 1)} whose interval is unknown; measure them with "
-            "more windows: --max-time 120",
+            f"{count_of(made.left_out, 'row')} of other configs are left out: measure each with --engine", err=as_json
+        )
+    simulated = " --allow-simulated" if any(row.simulated for row in made.rows) else ""
+    typer.echo(f"To estimate with it: infergy estimate TRACE --table {shlex.quote(str(path))}{simulated}", err=as_json)
+
+
+def _judge(ratio: Ratio, limit: float) -> None:
+    """End with `EXIT_WORSE` if B takes significantly more energy than the limit allows."""
+    if ratio.value <= limit:
+        return
+    if ratio.low is None:
+        typer.echo(
+            f"not judged: {format_percent(ratio.value - 1, signed=True)}, over {format_percent(limit - 1)}, but the "
+            "interval is unknown; measure with more windows: --max-time 120",
             err=True,
         )
-    worse = [ratio for ratio in judged if ratio.is_significant and ratio.value > limit]
-    if worse:
-        highest = max(ratio.value for ratio in worse)
-        typer.echo(
-            f"worse: {format_percent(highest - 1, signed=True)} joules, over {format_percent(limit - 1)}", err=True
-        )
+    elif ratio.is_significant:
+        worse = format_percent(ratio.value - 1, signed=True)
+        typer.echo(f"worse: {worse} energy, over {format_percent(limit - 1)}", err=True)
         raise typer.Exit(EXIT_WORSE)
 
 
-def print_comparison(found: Comparison) -> None:
-    """A table of all compared cells and their mean, and what else to know."""
-    from rich import box
-    from rich.table import Table
-
+def _print(found: Comparison) -> None:
+    """The answer, a table of all compared cells and their mean, and what else to know."""
+    mean = f"over {count_of(len(found.cells), 'cell')}"
+    if found.overall.is_significant:
+        more = format_percent(abs(found.overall.value - 1))
+        typer.echo(f"B takes {more} {'more' if found.overall.value > 1 else 'less'} energy than A, {mean}.")
+    else:
+        typer.echo(f"A and B do not differ significantly, {mean}.")
     models = {cell.model for cell in found.cells}
-    # One model is told once, not in each line.
+    # One model stands in the title, not in each line.
     common = models.pop() if len(models) == 1 else None
-    title = "Joules a request" if common is None else f"Joules a request, {common}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Cell", no_wrap=True)
-    for name in ("A", "B", "B against A", "95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for cell in found.cells:
-        joules = (format_si(cell.a_j, "J"), format_si(cell.b_j, "J"))
-        name = cell.cell if common is None else cell.cell.replace(f" {common} ", " ")
-        table.add_row(name, *joules, *_ratio(cell.ratio), verdict(cell.ratio))
-    table.add_section()
-    table.add_row(
-        f"mean of {count_of(len(found.cells), 'cell')}", "", "", *_ratio(found.overall), verdict(found.overall)
-    )
-    stdout_console().print(table)
+    rows = [
+        (
+            cell.cell if common is None else cell.cell.replace(f" {common} ", " "),
+            format_si(cell.a_j, "J"),
+            format_si(cell.b_j, "J"),
+            *_ratio(cell.ratio),
+        )
+        for cell in found.cells
+    ]
+    overall = (f"mean of {count_of(len(found.cells), 'cell')}", "", "", *_ratio(found.overall))
+    title = "Energy per request" + ("" if common is None else f", {common}")
+    heads = ("Cell", "A", "B", "B compared with A", "95 % interval", "")
+    print_table(heads, [*rows, None, overall], title=title)
     for name, cells in (("A", found.only_a), ("B", found.only_b)):
         if cells:
             typer.echo(f"Only in {name}: {count_of(len(cells), 'cell')}, such as {cells[0]}")
     if found.same:
         typer.echo(
-            f"Left out: {count_of(len(found.same), 'cell')}, such as {found.same[0]}: both hold the very same row, "
-            "which tells nothing"
+            f"Left out: {count_of(len(found.same), 'cell')}, such as {found.same[0]}: both files hold the very same row"
         )
     for difference in found.differences:
         typer.echo(f"Different: {difference}")
 
 
-def verdict(ratio: Ratio) -> str:
-    """What may be said of a ratio."""
-    if ratio.low is None or ratio.high is None:
-        return "spread unknown"
-    if not ratio.is_significant:
-        return "no significant difference"
-    return "B takes more" if ratio.value > 1 else "B takes less"
-
-
-def _ratio(ratio: Ratio) -> tuple[str, str]:
+def _ratio(ratio: Ratio) -> tuple[str, str, str]:
+    """A ratio, its interval, and what may be said of it."""
     value = format_percent(ratio.value - 1, signed=True)
     if ratio.low is None or ratio.high is None:
-        return value, "unknown"
-    return value, f"{format_percent(ratio.low - 1, signed=True)} .. {format_percent(ratio.high - 1, signed=True)}"
+        return value, UNKNOWN, "interval unknown"
+    between = f"{format_percent(ratio.low - 1, signed=True)} .. {format_percent(ratio.high - 1, signed=True)}"
+    verdict = "B takes more" if ratio.value > 1 else "B takes less"
+    return value, between, verdict if ratio.is_significant else "no significant difference"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.trace_options import JsonOption, print_json
+from infergy.cli.options import JsonOption, SimulateOption
+from infergy.cli.output import UNKNOWN, print_json
 from infergy.errors import MissingError, UsageError
 from infergy.units import format_bytes, format_duration, format_number, format_percent, format_si
 
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
     from infergy.records.behaviour import FieldBehaviour, MeterBehaviour
 
 EXIT_MISSING = 3
-UNKNOWN = "unknown"
 
 
 def doctor(
     meter: Annotated[
-        bool, typer.Option("--meter", help="Switch a load on the first GPU on and off, and tell how its meter follows.")
+        bool, typer.Option("--meter", help="Switch a load on the first GPU on and off; report how its meter follows")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="With --meter: keep what was found in this JSON file.")
+        Path | None, typer.Option("-o", "--output-file", help="With --meter: write the result to this JSON file")
     ] = None,
-    simulate: Annotated[bool, typer.Option("--simulate", help="Examine a simulated GPU, which says nothing.")] = False,
+    simulate: SimulateOption = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also print UUIDs, and what each GPU answers")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what can be measured on this machine, how well, and what is missing; exit with 3 if nothing can be.
+    """Report what can be measured on this machine, how well, and what is missing; exit with 3 if nothing can be.
 
     Example: infergy doctor --meter -o meter.json
     """
@@ -43,15 +44,15 @@ def doctor(
     if as_json:
         print_json([found])
     else:
-        _print(found)
+        _print(found, explain=explain)
     if not found.can_measure or (meter and found.behaviour is None):
         raise typer.Exit(EXIT_MISSING)
 
 
 def _check(output: Path, *, meter: bool) -> None:
-    """Refuse before the GPU is loaded what would fail after it."""
+    """Reject before the GPU is loaded what would fail after it."""
     if not meter:
-        message = f"-o {output} keeps what --meter finds: infergy doctor --meter -o {output}"
+        message = f"-o {output} keeps the result of --meter: infergy doctor --meter -o {output}"
         raise UsageError(message, code="option-missing", option="--meter", needed_by=["-o"])
     is_new = not output.exists()
     try:
@@ -101,14 +102,19 @@ def _behaviour() -> MeterBehaviour:
         typer.echo(f"without a load: {error}", err=True)
         load = None
     if load is not None:
-        typer.echo(f"{meter.gpus[0].uuid}: about {format_duration(Wave().duration_s)} of load, on and off", err=True)
+        typer.echo(f"{meter.gpus[0].name}: about {format_duration(Wave().duration_s)} of load, on and off", err=True)
     try:
         return measure_behaviour(meter, load)
     finally:
         meter.close()
 
 
-def _print(found: Diagnosis) -> None:
+def _print(found: Diagnosis, *, explain: bool) -> None:
+    if found.can_measure:
+        usable = ", ".join(meter.name for meter in found.meters if meter.is_usable)
+        typer.echo(f"Energy can be measured here, with {usable}.")
+    else:
+        typer.echo("Nothing can be measured here. Try the simulated GPU: infergy doctor --simulate --meter")
     typer.echo(f"infergy {found.infergy}, Python {found.python}, {found.platform}, {found.cpu or 'unknown CPU'}")
     if found.driver is not None:
         typer.echo(f"NVIDIA driver {found.driver}, CUDA up to {found.cuda or UNKNOWN}")
@@ -117,9 +123,9 @@ def _print(found: Diagnosis) -> None:
     typer.echo("Meters")
     for outcome, group in groupby(found.meters, key=_outcome):
         typer.echo(f"  {', '.join(one.name for one in group)}: {outcome}")
-    typer.echo("GPUs" if found.gpus else "GPUs: none that NVML tells of")
+    typer.echo("GPUs" if found.gpus else "GPUs: none reported by NVML")
     for gpu in found.gpus:
-        _print_gpu(gpu)
+        _print_gpu(gpu, explain=explain)
     for name, value in found.variables.items():
         if value is not None:
             typer.echo(f"{name}={value}")
@@ -133,11 +139,9 @@ def _print(found: Diagnosis) -> None:
     for one in found.missing:
         typer.echo(f"  {one.what}, for {one.purpose}: {one.cure}")
     for warning in found.warnings:
-        typer.echo(f"Beware: {warning}")
+        typer.echo(f"Warning: {warning}")
     if found.behaviour is not None:
-        _print_behaviour(found.behaviour)
-    if not found.can_measure:
-        typer.echo("Nothing can be measured here. Try the simulated GPU: infergy doctor --simulate --meter")
+        _print_behaviour(found.behaviour, explain=explain)
 
 
 def _outcome(meter: MeterFound) -> str:
@@ -147,15 +151,16 @@ def _outcome(meter: MeterFound) -> str:
     return f"no: {(meter.reason or UNKNOWN).replace(f'meter {meter.name} ', '')}"
 
 
-def _print_gpu(found: GpuFound) -> None:
+def _print_gpu(found: GpuFound, *, explain: bool) -> None:
     gpu = found.gpu
     index = "-" if found.index is None else found.index
     hidden = "" if found.is_visible else ", hidden by CUDA_VISIBLE_DEVICES"
     catalogue = (
-        "not in the catalogue (infergy gpus)" if found.catalogue is None else f"{found.catalogue} in the catalogue"
+        "not in the catalogue (infergy list gpus)" if found.catalogue is None else f"{found.catalogue} in the catalogue"
     )
+    uuid = f", {gpu.uuid}" if explain else ""
     memory = "" if gpu.memory_bytes is None else f", {format_bytes(gpu.memory_bytes)}"
-    typer.echo(f"  {index}: {gpu.name}, {gpu.uuid}, {catalogue}{memory}{hidden}")
+    typer.echo(f"  {index}: {gpu.name}{uuid}, {catalogue}{memory}{hidden}")
     between = (
         ""
         if found.power_limit_low_w is None or found.power_limit_high_w is None
@@ -170,15 +175,16 @@ def _print_gpu(found: GpuFound) -> None:
             f"     energy counter: moves each {_seconds(found.counter_period_s)}; a read takes "
             f"{_seconds(found.read_median_s)}, at worst {_seconds(found.read_worst_s)} of {found.reads}"
         )
-    for verb, wanted in (("answers", True), ("does not answer", False)):
+    # What it does not answer limits what is measured; what it answers does not.
+    for verb, wanted in (("answers", True), ("does not answer", False))[not explain :]:
         names = [name.replace("_", " ") for name, answers in found.answers.items() if answers is wanted]
         if names:
             typer.echo(f"     {verb}: {', '.join(names)}")
 
 
-def _print_behaviour(found: MeterBehaviour) -> None:
+def _print_behaviour(found: MeterBehaviour, *, explain: bool) -> None:
     counter = found.counter
-    typer.echo(f"Meter of {found.gpu.uuid}, load: {found.load or 'none'}")
+    typer.echo(f"Meter of {found.gpu.uuid if explain else found.gpu.name}, load: {found.load or 'none'}")
     regular = {True: "regular", False: "IRREGULAR", None: "regularity unknown"}[counter.is_regular]
     typer.echo(
         f"  counter: moves each {_seconds(counter.period_s)} ({_seconds(counter.period_low_s)} to "
@@ -203,7 +209,7 @@ def _print_behaviour(found: MeterBehaviour) -> None:
 
 
 def _print_field(name: str, found: FieldBehaviour) -> None:
-    share = "" if found.sampled_share is None else f"; tells of at most {_share(found.sampled_share)} of the time"
+    share = "" if found.sampled_share is None else f"; covers at most {_share(found.sampled_share)} of the time"
     typer.echo(f"  {name}: changes each {_seconds(found.period_s)}{share}")
     typer.echo(
         f"           begins to move {_seconds(found.delay_s)} after a load step, rises in {_seconds(found.rise_s)} "

@@ -8,68 +8,72 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.groups import with_groups
-from infergy.cli.notes import run_notes, trace_notes
-from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
-from infergy.cli.trace_options import (
+from infergy.cli.options import (
     BinsOption,
+    ExplainOption,
     InputEdgesOption,
     JsonOption,
     OutputEdgesOption,
-    SourcesArg,
+    TracesArg,
+    TraceSelection,
     bins_of,
-    print_json,
-    stdout_console,
+    with_groups,
 )
+from infergy.cli.output import (
+    NONE,
+    UNBOUNDED,
+    WIDTH,
+    make_table,
+    print_json,
+    print_notes,
+    run_notes,
+    show_table,
+    stdout_console,
+    trace_notes,
+)
+from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_latency, format_number, format_percent, format_si
-from infergy.workload.bins import POWERS_OF_TWO
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
     from infergy.serving.run import Percentiles
 
-WIDTH = 100
-UNBOUNDED = 10_000
-"""Columns of a terminal that every table fits."""
 RUNS, CEILING = "runs", "ceiling"
-NONE = "-"
-
-MethodOption = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        help="runs: requests served in simulation; ceiling: the binning of arXiv 2504.17674, its ideal and gap",
-    ),
-]
-IdealOption = Annotated[
-    str,
-    typer.Option(
-        "--ideal",
-        help="Of --method ceiling: dense (FLOPs at the dense peak and TDP), paper (at the vendor's headline peak), "
-        "roofline (FLOPs or bytes)",
-    ),
-]
-RareOption = Annotated[
-    str,
-    typer.Option("--rare", help="Of --method ceiling: N requests cost N/B of a batch of B (fractional), or whole ones"),
-]
-ExplainOption = Annotated[bool, typer.Option("--explain", help="Say how each figure was obtained")]
 
 
 @with_groups
 def estimate(
-    sources: SourcesArg,
+    sources: TracesArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
-    method: MethodOption = RUNS,
-    ideal: IdealOption = "dense",
-    rare: RareOption = "fractional",
-    bins: BinsOption = POWERS_OF_TWO,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="runs: requests served in simulation; ceiling: the binning of arXiv 2504.17674, its ideal and gap",
+        ),
+    ] = RUNS,
+    ideal: Annotated[
+        str | None,
+        typer.Option(
+            "--ideal",
+            help="Of --method ceiling: dense (FLOPs at the dense peak and TDP), paper (at the vendor's headline peak), "
+            "roofline (FLOPs or bytes) [default: dense]",
+        ),
+    ] = None,
+    rare: Annotated[
+        str | None,
+        typer.Option(
+            "--rare",
+            help="Of --method ceiling: N requests take N/B of a batch of B (fractional), or whole ones "
+            "[default: fractional]",
+        ),
+    ] = None,
+    bins: BinsOption = None,
     input_edges: InputEdgesOption = None,
     output_edges: OutputEdgesOption = None,
     explain: ExplainOption = False,
@@ -79,32 +83,35 @@ def estimate(
 
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
-    from infergy.estimates.estimate import estimate as run_estimate
-
+    if method not in (RUNS, CEILING):
+        raise UsageError.unknown("method", method, (RUNS, CEILING), code="unknown-name", option="--method")
+    of_ceiling = {
+        "--ideal": ideal,
+        "--rare": rare,
+        "--bins": bins,
+        "--input-edges": input_edges,
+        "--output-edges": output_edges,
+    }
+    given = [option for option, value in of_ceiling.items() if value is not None]
+    if method == RUNS and given:
+        message = f"{', '.join(given)}: of the study's method alone. Add --method ceiling"
+        raise UsageError(message, code="option-missing", option="--method ceiling", needed_by=given)
     specs, table = servers.specs(), measured.load()
     if method == CEILING:
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper
+        from infergy.workload.bins import POWERS_OF_TWO
 
         edges = bins_of(bins, input_edges, output_edges) or POWERS_OF_TWO
-        found = [
-            estimate_paper(trace.open(source), specs, table, bins=edges, ideal=ideal, rare=rare) for source in sources
-        ]
+        chosen = {"ideal": ideal or "dense", "rare": rare or "fractional"}
+        papers = [estimate_paper(trace.open(source), specs, table, bins=edges, **chosen) for source in sources]
         if as_json:
-            print_json(found)
+            print_json(papers)
         else:
-            print_paper(found)
+            print_paper(papers)
         return
-    if method != RUNS:
-        raise UsageError.unknown("method", method, (RUNS, CEILING), code="unknown-name", option="--method")
-    if (ideal, rare, bins, input_edges, output_edges) != ("dense", "fractional", POWERS_OF_TWO, None, None):
-        message = "--ideal, --rare, --bins and edges of bins are options of the study's method: --method ceiling"
-        raise UsageError(
-            message,
-            code="option-missing",
-            option="--method ceiling",
-            needed_by=["--ideal", "--rare", "--bins", "--input-edges", "--output-edges"],
-        )
+    from infergy.estimates.estimate import estimate as run_estimate
+
     answers = [run_estimate(trace.open(source), specs, tables=table) for source in sources]
     if as_json:
         print_json(answers)
@@ -114,33 +121,27 @@ def estimate(
 
 
 def _print(answer: TraceEstimate, *, explain: bool) -> None:
-    console = stdout_console()
-    console.width = min(console.width, WIDTH)
-    console.print(_head(answer.trace), markup=False, soft_wrap=True)
-    if answer.trace.lengths_from is not None:
-        console.print(fill(answer.trace.lengths_from, console.width), markup=False)
-    if len(answer.estimates) == 1:
-        (one,) = answer.estimates
-        console.print(_server(one), markup=False, soft_wrap=True)
-        console.print(_columns([("as it arrives", one.served), ("all at once", one.offline)]))
+    typer.echo(_head(answer.trace))
+    servers = answer.estimates
+    if len(servers) == 1:
+        (one,) = servers
+        typer.echo(_server(one))
+        show_table(_columns([("as it arrives", one.served), ("all at once", one.offline)]))
         if one.served is None:
-            console.print(f"Served all at once: {one.served_reason}.", markup=False)
+            typer.echo(f"Served all at once: {one.served_reason}.")
     else:
-        shared = {_server(one, name=False) for one in answer.estimates}
+        shared = {_server(one, name=False) for one in servers}
         if len(shared) == 1:
-            console.print(shared.pop(), markup=False, soft_wrap=True)
-        reason = answer.estimates[0].served_reason
-        console.print("As it arrives:" if reason is None else f"All at once: {reason}.", markup=False, soft_wrap=True)
-        columns = list(zip(_names(answer.estimates), (one.run for one in answer.estimates), strict=True))
-        for table in _tables(columns, console):
-            console.print(table)
-    for line in (*trace_notes(answer.trace), *answer.notes, *run_notes(answer.estimates)):
-        console.print(fill(line, console.width), markup=False)
-    if answer.paper is not None:
-        console.print(fill(_paper(answer), console.width), markup=False)
+            typer.echo(shared.pop())
+        reason = servers[0].served_reason
+        typer.echo("As it arrives:" if reason is None else f"All at once: {reason}.")
+        for table in _tables(list(zip(_names(servers), (one.run for one in servers), strict=True))):
+            show_table(table)
+    lengths = [] if answer.trace.lengths_from is None else [answer.trace.lengths_from]
+    for line in (*lengths, *trace_notes(answer.trace), *answer.notes, *run_notes(servers), *_paper(answer)):
+        typer.echo(fill(line, WIDTH))
     if explain:
-        for text in (note for one in answer.estimates for note in _explained(one)):
-            console.print(fill(text, console.width, initial_indent="- ", subsequent_indent="  "), markup=False)
+        print_notes(note for one in servers for note in _explained(one))
 
 
 def _head(trace: TraceFacts) -> str:
@@ -189,35 +190,25 @@ def _names(estimates: Sequence[ServerEstimate]) -> list[str]:
     return ["\n".join(own) for own in names]
 
 
-def _tables(columns: Sequence[tuple[str, RunEstimate]], console: Console) -> Iterator[Table]:
-    """The servers side by side, in as many tables as no column is cut in."""
+def _tables(columns: Sequence[tuple[str, RunEstimate]]) -> Iterator[Table]:
+    """The servers side by side, in as many tables as fit the width of a page."""
+    console = stdout_console()
+    unbounded = console.options.update(max_width=UNBOUNDED)
+    limit = min(console.width, WIDTH)
     first = 0
-    while first < len(columns):
-        last = first + 1
-        while (
-            last < len(columns)
-            and _columns(columns[first : last + 1])
-            .__rich_measure__(console, console.options.update(max_width=UNBOUNDED))
-            .maximum
-            <= console.width
+    for last in range(1, len(columns) + 1):
+        if (
+            last == len(columns)
+            or console.measure(_columns(columns[first : last + 1]), options=unbounded).maximum > limit
         ):
-            last += 1
-        yield _columns(columns[first:last])
-        first = last
+            yield _columns(columns[first:last])
+            first = last
 
 
 def _columns(runs: Sequence[tuple[str, RunEstimate | None]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
     known = [(label, run) for label, run in runs if run is not None]
-    for label, _ in known:
-        table.add_column(label, justify="right", no_wrap=True)
-    for name, figure in FIGURES:
-        table.add_row(name, *[figure(run) for _, run in known])
-    return table
+    rows = [(name, *(figure(run) for _, run in known)) for name, figure in FIGURES]
+    return make_table(("", *(label for label, _ in known)), rows)
 
 
 def _interval(run: RunEstimate) -> str:
@@ -256,14 +247,17 @@ FIGURES = (
 )
 
 
-def _paper(answer: TraceEstimate) -> str:
+def _paper(answer: TraceEstimate) -> list[str]:
     paper = answer.paper
-    if paper is None or paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
-        return "The study's reference: no bin of the trace can be served."
-    return (
-        f"The study's reference (arXiv 2504.17674): ideal {format_number(paper.ideal_energy_j / 3600)} Wh; by its bins "
-        f"{format_number(paper.energy_j / 3600)} Wh, {format_percent(paper.gap_to_ideal, signed=True)} over the ideal."
-    )
+    if paper is None:
+        return []
+    if paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
+        return ["The study's reference: no bin of the trace can be served."]
+    ideal, by_bins = (format_number(joules / 3600) for joules in (paper.ideal_energy_j, paper.energy_j))
+    return [
+        f"The study's reference (arXiv 2504.17674): ideal {ideal} Wh; by its bins {by_bins} Wh, "
+        f"{format_percent(paper.gap_to_ideal, signed=True)} over the ideal."
+    ]
 
 
 def _explained(one: ServerEstimate) -> list[str]:

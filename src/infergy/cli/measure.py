@@ -1,4 +1,4 @@
-"""`infergy plan`, `infergy measure`, `infergy grid`: from a grid to rows."""
+"""`infergy measure`: from grids, studies or a plan to rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infergy.cli.options import MeterOption, SimulateOption, fraction
+from infergy.cli.output import print_table
 from infergy.cli.progress import run_sweep
 from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records import GRID_VISIT, EngineSetup
@@ -21,216 +23,141 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 4
 
-GridArg = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="GRID",
-        help="A grid (.toml), a plan (.json), or the name of a shipped study: paper-bins. "
-        "Leave it out to give the grid by options.",
-    ),
-]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Model shape; instead of the grid's.")]
-GpuOption = Annotated[
-    str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else the grid's]")
-]
-EngineOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--engine",
-        "-e",
-        help="transformers, vllm, vllm-eager, vllm-float16-tp2 …; repeat for more, instead of the grid's",
-    ),
-]
-InputOption = Annotated[str | None, typer.Option("--input", help="Input tokens: 512,2048")]
-OutputOption = Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")]
-BatchOption = Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")]
-DecodingOption = Annotated[
-    str | None, typer.Option("--decoding", help="greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas between")
-]
-ArrivalsOption = Annotated[
-    str | None,
-    typer.Option("--arrivals", help="offline, poisson4, gamma4-b0.5, trace:azure-conv-2023@4; several with commas"),
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option("--weights", help="random, random-uniform, or folder or hub name of real ones [default: random]"),
-]
-MinWindowOption = Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")]
-TargetOption = Annotated[
-    str | None, typer.Option("--target", help="Repeat windows until the joules are certain to ± this [default: 2%]")
-]
-MaxTimeOption = Annotated[
-    float | None, typer.Option("--max-time", help="No further window of a cell after so many seconds [default: 60]")
-]
-TimelineOption = Annotated[
-    float | None, typer.Option("--timeline", help="Seconds between two looks at power; 0 takes none [default: 0.02]")
-]
-RepeatsOption = Annotated[
-    int | None,
-    typer.Option("--repeats", min=1, help="Visits of each cell, among those of all others [default: 1]"),
-]
-MeterOption = Annotated[
-    str, typer.Option("--meter", help="Who reads joules: nvml, or a plug-in such as zeus-gpu or zeus-cpu.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")]
-
-
-def plan(
-    grid: GridArg = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="Write the plan here [default: stdout]")
-    ] = None,
-    model: ModelOption = None,
-    gpu: GpuOption = None,
-    engine: EngineOption = None,
-    input_tokens: InputOption = None,
-    output_tokens: OutputOption = None,
-    batch: BatchOption = None,
-    decoding: DecodingOption = None,
-    arrivals: ArrivalsOption = None,
-    weights: WeightsOption = None,
-    min_window: MinWindowOption = None,
-    target: TargetOption = None,
-    max_time: MaxTimeOption = None,
-    seed: SeedOption = None,
-    timeline: TimelineOption = None,
-    repeats: RepeatsOption = None,
-    part: Annotated[
-        str | None, typer.Option("--shard", help="Only this part of so many, 2/5; put rows together: infergy merge.")
-    ] = None,
-) -> None:
-    """Resolve a grid into a plan: a JSON file that a bare GPU node can measure.
-
-    Example: infergy plan paper-bins -o plan.json
-    """
-    resolved = resolve(
-        grid,
-        model=model,
-        gpu=gpu,
-        engines=engine,
-        input=input_tokens,
-        output=output_tokens,
-        batch=batch,
-        decoding=None if decoding is None else decoding.split(","),
-        arrivals=None if arrivals is None else arrivals.split(","),
-        weights=weights,
-        min_window=min_window,
-        target=None if target is None else fraction("--target", target),
-        max_time=max_time,
-        seed=seed,
-        timeline=timeline,
-        repeats=repeats,
-    )
-    if part is not None:
-        from infergy.measure.shards import parse_shard, shard
-
-        resolved = shard(resolved, *parse_shard(part))
-    if output is None:
-        from infergy.records.codec import to_json
-
-        typer.echo(json.dumps(to_json(resolved), indent=1))
-    else:
-        resolved.save(output)
-        typer.echo(f"{output}: {_count(resolved)}, about {_forecast(resolved)}", err=True)
-
 
 def measure(
-    grid: GridArg = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="The store: one JSON row a cell; resumed if it exists.")
+    grids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="GRID",
+            help="Grids (.toml), names of shipped studies (infergy list studies), or one plan (.json); what several "
+            "share is measured once. Leave it out to give the grid by options.",
+        ),
     ] = None,
-    model: ModelOption = None,
-    gpu: GpuOption = None,
-    engine: EngineOption = None,
-    input_tokens: InputOption = None,
-    output_tokens: OutputOption = None,
-    batch: BatchOption = None,
-    decoding: DecodingOption = None,
-    arrivals: ArrivalsOption = None,
-    weights: WeightsOption = None,
-    min_window: MinWindowOption = None,
-    target: TargetOption = None,
-    max_time: MaxTimeOption = None,
-    seed: SeedOption = None,
-    timeline: TimelineOption = None,
-    repeats: RepeatsOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output-file", help="The store: one JSON row per cell; resumed if it exists"),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Measure nothing: write the plan, a JSON file that a bare GPU node can measure"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="This part of the plan only, 2/5; put rows together with infergy table merge"),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A study's smaller grid; the full one resumes from its store")
+    ] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", "-e", help="transformers, vllm, vllm-eager, vllm-float16-tp2 …; repeatable"),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or config.json")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else the grid's]")
+    ] = None,
+    input_tokens: Annotated[str | None, typer.Option("--input", help="Input tokens: 512,2048")] = None,
+    output_tokens: Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")] = None,
+    decoding: Annotated[
+        str | None, typer.Option("--decoding", help="greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas")
+    ] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option("--arrivals", help="offline, poisson4, gamma4-b0.5, trace:azure-conv-2023@4; several with commas"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Repeat windows until the 95 % interval is within ± this [default: 2%]"),
+    ] = None,
+    max_time: Annotated[
+        float | None, typer.Option("--max-time", help="Seconds per cell after which no window starts [default: 60]")
+    ] = None,
+    min_window: Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Visits of each cell, in shuffled order [default: 1]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing")
     ] = False,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="Use a simulated GPU; its rows are marked and say nothing of real ones.")
-    ] = False,
+    simulate: SimulateOption = False,
     meter: MeterOption = "nvml",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed before.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Measure cells again that failed before")
+    ] = False,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster: auto, or HOST:6379 (extra ray)."),
+        typer.Option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster: auto, or HOST:6379 (extra ray)"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each finished row on stdout as it comes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each finished row; with --dry-run the plan")] = False,
 ) -> None:
-    """Measure the joules of each cell of a grid; interrupted, the same command resumes.
+    """Measure the energy of each cell of a grid; interrupted, the same command resumes.
 
-    Or of any program: infergy measure [--runs N] [-o FILE] -- COMMAND (all options: infergy measure-command --help).
+    Options of the grid (--engine to --seed) replace what the grids say.
 
     Example: infergy measure --engine vllm --model llama-3.1-8b --input 512 --output 64 --batch 1,8 -o mine.jsonl
+
+    A shipped study: infergy measure engines --quick -o mine.jsonl
+
+    A plan for another machine: infergy measure paper-bins --shard 2/5 --plan part.json
     """
-    is_resolved = grid is not None and grid.endswith(".json")
-    gpu = gpu if gpu or simulate or is_resolved or ray else gpu_here()
+    is_resolved = any(name.endswith(".json") for name in grids or ())
     resolved = resolve(
-        grid,
+        grids,
+        quick=quick or None,
         model=model,
-        gpu=gpu,
+        gpu=gpu if gpu or simulate or is_resolved or ray else gpu_here(),
         engines=engine,
         input=input_tokens,
         output=output_tokens,
         batch=batch,
         decoding=None if decoding is None else decoding.split(","),
         arrivals=None if arrivals is None else arrivals.split(","),
-        weights=weights,
-        min_window=min_window,
         target=None if target is None else fraction("--target", target),
         max_time=max_time,
-        seed=seed,
-        timeline=timeline,
+        min_window=min_window,
         repeats=repeats,
+        seed=seed,
     )
-    measure_plan(
-        resolved,
-        output,
-        dry_run=dry_run,
-        simulate=simulate,
-        meter=meter,
-        retry_failed=retry_failed,
-        as_json=as_json,
-        ray=ray,
-    )
+    if shard is not None:
+        from infergy.measure.shards import parse_shard
+        from infergy.measure.shards import shard as take_shard
+
+        resolved = take_shard(resolved, *parse_shard(shard))
+    if plan is not None:
+        resolved.save(plan)
+        typer.echo(f"{plan}: {_size(resolved)}. Measure it: python -m infergy.measure {plan} -o ROWS.jsonl", err=True)
+    elif dry_run:
+        _print_plan(resolved, as_json=as_json)
+    else:
+        if output is not None:
+            typer.echo(f"{resolved.name}: {_size(resolved)} on {resolved.gpu}", err=True)
+        measure_plan(
+            resolved, output, simulate=simulate, meter=meter, retry_failed=retry_failed, as_json=as_json, ray=ray
+        )
 
 
 def measure_plan(
     resolved: Plan,
     output: Path | None,
     *,
-    dry_run: bool,
     simulate: bool,
     meter: str,
-    retry_failed: bool,
-    as_json: bool,
+    retry_failed: bool = False,
+    as_json: bool = False,
     ray: str | None = None,
 ) -> None:
-    """Print a plan, or measure it into `output`.
+    """Measure a plan into `output`.
 
     Raises:
         UsageError: Options that do not go together.
         Exit: Some cells failed.
     """
-    if dry_run:
-        _print_plan(resolved, as_json=as_json)
-        return
     if output is None:
         message = "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)"
         raise UsageError(message, code="option-missing", option="-o")
-    if simulate and meter != "nvml":
-        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
+    check_meter(meter, simulate=simulate)
     failed = run_sweep(
         resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json, ray=ray
     )
@@ -239,14 +166,10 @@ def measure_plan(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def grid(name: Annotated[str, typer.Argument(help="Name of a shipped study")] = "paper-bins") -> None:
-    """Print a shipped grid, to run or to start your own from.
-
-    Example: infergy grid paper-bins > mine.toml
-    """
-    from infergy.measure.studies import study_path
-
-    typer.echo(study_path(name).read_text(encoding="utf-8"), nl=False)
+def check_meter(meter: str, *, simulate: bool) -> None:
+    """Reject a meter beside a simulated GPU, which has its own."""
+    if simulate and meter != "nvml":
+        raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
 
 
 def gpu_here() -> str | None:
@@ -264,7 +187,7 @@ def gpu_here() -> str | None:
     return None if known is None else known.name
 
 
-def resolve(sources: str | Sequence[str] | None, **asked: Any) -> Plan:
+def resolve(sources: Sequence[str] | None, **asked: Any) -> Plan:
     """The plan that files, studies' names or options ask for; options, None where not given, win over the files.
 
     Several make one plan, in which what they share is loaded and measured once.
@@ -274,7 +197,7 @@ def resolve(sources: str | Sequence[str] | None, **asked: Any) -> Plan:
         DataError: A file is no grid and no plan.
     """
     given = {key: value for key, value in asked.items() if value is not None and value != []}
-    names = [sources] if isinstance(sources, str) else list(sources or ())
+    names = list(sources or ())
     plans = [name for name in names if name.endswith(".json")]
     if plans and len(names) > 1:
         message = f"{plans[0]} is a plan, already resolved: it stands alone. Name the grids that it came from"
@@ -316,8 +239,6 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     data |= {key: given[key] for key in ("model", "gpu") if key in given}
     if "engines" in given:
         data["engines"] = [to_json(EngineSetup.parse_label(label)) for label in given["engines"]]
-    if "weights" in given:
-        data["engines"] = [axis | {"weights": given["weights"]} for axis in data["engines"]]
     lengths = {"input": "input_tokens", "output": "output_tokens", "batch": "batch"}
     block: dict[str, Any] = {
         lengths[key]: value if value == "largest" else _integers(f"--{key}", value)
@@ -330,8 +251,8 @@ def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         block |= {"arrivals": given["arrivals"], "rate": []}
     if block:
         data["cells"] = [old | block for old in data["cells"]]
-    seconds = {f"{name}_s": name for name in ("min_window", "max_time", "timeline")}
-    options = {name: key for key, name in (seconds | {name: name for name in ("target", "seed", "repeats")}).items()}
+    options = {"min_window": "min_window_s", "max_time": "max_time_s", "target": "target", "seed": "seed"}
+    options["repeats"] = "repeats"
     data["options"] = data.get("options", {}) | {options[key]: given[key] for key in options if key in given}
     return data
 
@@ -343,14 +264,6 @@ def _integers(option: str, text: str) -> list[int]:
         raise UsageError.bad_value(option, text, "whole numbers with commas between, as 512,2048") from error
 
 
-def fraction(option: str, text: str) -> float:
-    """``2%`` or ``0.02``."""
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise UsageError.bad_value(option, text, "a share, as 2% or 0.02") from error
-
-
 def _existing(source: str) -> Path:
     path = Path(source)
     if not path.exists():
@@ -358,18 +271,14 @@ def _existing(source: str) -> Path:
     return path
 
 
-def _count(resolved: Plan) -> str:
-    """How many cells, and how many visits of them, if there are more."""
-    cells = len({planned.cell.id for planned in resolved.cells})
-    return count_of(cells, "cell") + (
-        f" in {count_of(len(resolved.cells), 'visit')}" if len(resolved.cells) > cells else ""
-    )
-
-
-def _forecast(resolved: Plan) -> str:
+def _size(resolved: Plan) -> str:
+    """How many cells, how many visits of them if there are more, and the forecast time."""
     from infergy.measure.forecast import total_s
 
-    return format_duration(total_s(resolved.by_setup().items(), resolved.options))
+    cells, visits = len({planned.cell.id for planned in resolved.cells}), len(resolved.cells)
+    of_visits = f" in {count_of(visits, 'visit')}" if visits > cells else ""
+    seconds = format_duration(total_s(resolved.by_setup().items(), resolved.options))
+    return f"{count_of(cells, 'cell')}{of_visits}, about {seconds}"
 
 
 def _print_plan(resolved: Plan, *, as_json: bool) -> None:
@@ -377,22 +286,18 @@ def _print_plan(resolved: Plan, *, as_json: bool) -> None:
     from infergy.measure.sweep import name_visit
 
     if as_json:
-        from infergy.records.codec import to_json
-
         typer.echo(json.dumps(to_json(resolved), indent=1))
         return
-    typer.echo(f"{resolved.name} on {resolved.gpu}: {_count(resolved)}, about {_forecast(resolved)}")
+    typer.echo(f"{resolved.name} on {resolved.gpu}: {_size(resolved)}")
     for setup, cells in resolved.by_setup().items():
         seconds = setup_s(setup, resolved.options)
-        typer.echo(f"\n{setup.label} {setup.model} {setup.dtype} (load: {format_duration(seconds)})")
-        heads = f"{'cell':12} {'input':>6} {'output':>6} {'batch':>6} {'batch time':>11} {'cell time':>10}"
-        typer.echo(f"  {heads}  how the batch was chosen")
+        rows = []
         for planned in cells:
             load = planned.cell.load
-            typer.echo(
-                f"  {planned.cell.id} {load.input_tokens:6} {load.output_tokens:6} {load.batch:6} "
-                f"{format_duration(planned.forecast_batch_s):>11} "
-                f"{format_duration(cell_s(planned, resolved.options)):>10}  {planned.batch_choice}"
-                f"{f', {load.arrivals.label}' if load.arrivals else ''}"
-                f"{'' if planned.visit == GRID_VISIT else f' ({name_visit(planned.visit)})'}"
-            )
+            remarks = [planned.batch_choice, *([load.arrivals.label] if load.arrivals else [])]
+            remarks += [] if planned.visit == GRID_VISIT else [name_visit(planned.visit)]
+            lengths = (f"{load.input_tokens:,}", f"{load.output_tokens:,}", f"{load.batch:,}")
+            times = (format_duration(planned.forecast_batch_s), format_duration(cell_s(planned, resolved.options)))
+            rows.append((planned.cell.id, *lengths, *times, ", ".join(remarks)))
+        title = f"{setup.label} {setup.model} {setup.dtype} (load: {format_duration(seconds)})"
+        print_table(("Cell", "Input", "Output", "Batch", "Batch time", "Cell time", ""), rows, title=title)

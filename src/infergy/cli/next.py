@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.estimate import WIDTH
-from infergy.cli.groups import with_groups
-from infergy.cli.measure import fraction, gpu_here
-from infergy.cli.notes import run_notes, trace_notes
-from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
-from infergy.cli.trace_options import JsonOption, print_json, seconds_of, stdout_console
+from infergy.cli.measure import gpu_here
+from infergy.cli.options import JsonOption, TraceArg, TraceSelection, fraction, seconds_of, with_groups
+from infergy.cli.output import WIDTH, print_json, print_table, run_notes, trace_notes
+from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_percent, format_si
 
@@ -35,7 +33,7 @@ STOPPED = {
 
 @with_groups
 def next_cells(
-    source: Annotated[str, typer.Argument(metavar="TRACE", help="A shipped trace's name, or a file")],
+    source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
@@ -130,43 +128,31 @@ def _plan_of(found: NextCells, servers: Sequence[OpenServer]) -> Plan:
 
 
 def _print(found: NextCells) -> None:
-    console = stdout_console()
-    console.width = min(console.width, WIDTH)
-    console.print(f"{found.trace.source}: {count_of(found.trace.requests, 'request')}", markup=False)
+    typer.echo(f"{found.trace.source}: {count_of(found.trace.requests, 'request')}")
     for server in found.servers:
         one = server.estimate
         after = f"with the cells below ± {format_percent(server.half_width_after)}, " if found.cells else ""
-        console.print(
+        typer.echo(
             f"{one.engine}, {one.model} on {one.gpu}: {format_si(server.energy_j, 'J')} ± "
             f"{format_percent(server.half_width)} (90 %), by {count_of(server.measured, 'measured row')} of it; "
-            f"{after}at best ± {format_percent(server.half_width_least)}",
-            markup=False,
-            soft_wrap=True,
+            f"{after}at best ± {format_percent(server.half_width_least)}"
         )
+    size = "No cell to measure"
     if found.cells:
-        console.print(_table(found))
+        rows = (
+            (
+                cell.engine,
+                f"{cell.input_tokens:,}",
+                f"{cell.output_tokens:,}",
+                f"{cell.batch}",
+                format_duration(cell.batch_s),
+                format_duration(cell.cost_s),
+                format_percent(cell.half_width),
+            )
+            for cell in found.cells
+        )
+        print_table(("Engine", "Input", "Output", "Batch", "Batch takes", "Measuring", "Then ±"), rows)
         size = f"{count_of(len(found.cells), 'cell')}, about {format_duration(found.cost_s)}, loading included"
-    else:
-        size = "No cell to measure"
-    console.print(fill(f"{size}; {STOPPED[found.stopped]}", console.width), markup=False)
-    for line in (*trace_notes(found.trace), *run_notes([server.estimate for server in found.servers])):
-        console.print(fill(line, console.width), markup=False)
-
-
-def _table(found: NextCells) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("Engine", "Input", "Output", "Batch", "Batch takes", "Measuring", "Then ±"):
-        table.add_column(name, justify="left" if name == "Engine" else "right", no_wrap=True)
-    for row in _rows(found):
-        table.add_row(*row)
-    return table
-
-
-def _rows(found: NextCells) -> Iterator[tuple[str, ...]]:
-    for one in found.cells:
-        lengths = (f"{one.input_tokens:,}", f"{one.output_tokens:,}", f"{one.batch}")
-        times = (format_duration(one.batch_s), format_duration(one.cost_s))
-        yield one.engine, *lengths, *times, format_percent(one.half_width)
+    notes = (*trace_notes(found.trace), *run_notes([server.estimate for server in found.servers]))
+    for line in (f"{size}; {STOPPED[found.stopped]}", *notes):
+        typer.echo(fill(line, WIDTH))

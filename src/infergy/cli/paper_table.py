@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from textwrap import fill
 from typing import TYPE_CHECKING
 
-from infergy.cli.trace_options import stdout_console
+import typer
+
+from infergy.cli.output import NONE, UNKNOWN, print_notes, print_table
 from infergy.units import count_of, format_duration, format_number, format_percent, format_si, to_wh
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from infergy.estimates.paper import PaperEstimate, PaperServer
 
-WIDTH = 140
-UNKNOWN = "unknown"
+WIDTH = 120
 _Text = Callable[["PaperServer"], str]
 
 
@@ -26,40 +23,24 @@ def print_paper(estimates: Sequence[PaperEstimate]) -> None:
     Args:
         estimates: One per trace, of the same servers.
     """
-    console = stdout_console()
-    console.width = min(console.width, WIDTH)
     for estimate in estimates:
-        _print(estimate, console)
+        bins = estimate.bins
+        typer.echo(
+            f"{estimate.source}: {count_of(estimate.requests, 'request')} in {bins.name} bins of "
+            f"{len(bins.input_edges)} input and {len(bins.output_edges)} output lengths, each at its upper corner "
+            "(arXiv 2504.17674)"
+        )
+        lines = ((name, *map(text, estimate.servers)) for name, text in _lines(estimate))
+        print_table(("", *_names(estimate.servers)), lines)
+        print_notes(_notes(estimate), width=WIDTH)
     if len(estimates) > 1:
-        console.print("Gap to the ideal, and saving against " + estimates[0].baseline, style="bold")
-        console.print(_summary(estimates))
-
-
-def _print(estimate: PaperEstimate, console: Console) -> None:
-    bins = estimate.bins
-    console.print(
-        f"{estimate.source}: {count_of(estimate.requests, 'request')} in {bins.name} bins of {len(bins.input_edges)} "
-        f"input and {len(bins.output_edges)} output lengths, each at its upper corner (arXiv 2504.17674)",
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(_table(estimate))
-    for text in _notes(estimate):
-        lines = fill(text, console.width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-        console.print(lines, markup=False, soft_wrap=True)
-
-
-def _table(estimate: PaperEstimate) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in _names(estimate.servers):
-        table.add_column(name, justify="right")
-    for name, text in _lines(estimate):
-        table.add_row(name, *map(text, estimate.servers))
-    return table
+        heads = [head for name in _names(estimates[0].servers) for head in (f"{name}, gap", "saving")]
+        rows = [
+            (estimate.source, *(text(server) for server in estimate.servers for text in (_gap, _saving)))
+            for estimate in estimates
+        ]
+        title = f"Gap to the ideal, and saving compared with {estimates[0].baseline}"
+        print_table(("Trace", *heads), rows, title=title)
 
 
 def _lines(estimate: PaperEstimate) -> Iterator[tuple[str, _Text]]:
@@ -71,25 +52,10 @@ def _lines(estimate: PaperEstimate) -> Iterator[tuple[str, _Text]]:
     yield "Batches", _batches
     yield "Ideal", lambda s: _text(s.compared.ideal_energy_j, lambda j: format_si(j, "J"))
     yield "Gap to the ideal", _gap
-    yield f"Saving against {estimate.baseline}", _saving
+    yield f"Saving compared with {estimate.baseline}", _saving
     yield "  90 %", _saving_interval
     if any(server.unserved_requests for server in estimate.servers):
         yield "Requests not served", lambda s: format_percent(s.unserved_requests / (_served(s) + s.unserved_requests))
-
-
-def _summary(estimates: Sequence[PaperEstimate]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Trace", no_wrap=True)
-    for name in _names(estimates[0].servers):
-        table.add_column(f"{name}, gap", justify="right")
-        table.add_column("saving", justify="right")
-    for estimate in estimates:
-        cells = [text(server) for server in estimate.servers for text in (_gap, _saving)]
-        table.add_row(estimate.source, *cells)
-    return table
 
 
 def _names(servers: Sequence[PaperServer]) -> list[str]:
@@ -145,9 +111,9 @@ def _gap(server: PaperServer) -> str:
 
 def _saving(server: PaperServer) -> str:
     saving = server.compared.saving_vs_baseline
-    return "-" if saving is None else format_percent(saving)
+    return NONE if saving is None else format_percent(saving)
 
 
 def _saving_interval(server: PaperServer) -> str:
     low, high = server.compared.saving_low, server.compared.saving_high
-    return "-" if low is None or high is None else f"{format_percent(low)} .. {format_percent(high)}"
+    return NONE if low is None or high is None else f"{format_percent(low)} .. {format_percent(high)}"

@@ -1,4 +1,4 @@
-"""A sweep as it goes, told on stderr."""
+"""A sweep as it goes, shown on stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_sweep(
     as_json: bool,
     ray: str | None = None,
 ) -> int:
-    """Run the sweep, here or on the Ray cluster at `ray`, telling its progress; returns how many cells failed."""
+    """Run the sweep, here or on the Ray cluster at `ray`, showing its progress; returns how many cells failed."""
     from infergy.measure.cluster import sweep_on_ray
     from infergy.measure.sweep import sweep
 
@@ -78,7 +78,7 @@ class Progress:
         self._bar.start()
 
     def show(self, event: SweepEvent) -> None:
-        """Tell one event."""
+        """Show one event."""
         from infergy.measure.sweep import describe
 
         if event.kind == "resumed":

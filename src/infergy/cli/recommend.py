@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.estimate import WIDTH
-from infergy.cli.groups import with_groups
-from infergy.cli.notes import rejected_notes, trace_notes
-from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
-from infergy.cli.trace_options import JsonOption, print_json, seconds_of, stdout_console
+from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, seconds_of, with_groups
+from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes, title_of, trace_notes
+from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
-from infergy.units import count_of, format_latency, format_percent, format_si
+from infergy.units import format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from infergy.estimates.recommend import Configuration, Recommendation
 
 BROKEN = {
@@ -29,7 +24,6 @@ BROKEN = {
     "rejected_requests": "rejects more requests",
     "overload": "queue grows without limit",
 }
-NONE = "-"
 
 
 def _limit(option: str, meaning: str) -> typer.models.OptionInfo:
@@ -39,17 +33,17 @@ def _limit(option: str, meaning: str) -> typer.models.OptionInfo:
 
 @with_groups
 def recommend(
-    source: Annotated[str, typer.Argument(metavar="TRACE", help="A shipped trace's name, or a file")],
+    source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
     ttft_p99: Annotated[str | None, _limit("--ttft-p99", "the time to first token, 99 % of requests")] = None,
-    tpot_p50: Annotated[str | None, _limit("--tpot-p50", "the time per output token, half of the requests")] = None,
     tpot_p99: Annotated[str | None, _limit("--tpot-p99", "the time per output token, 99 % of requests")] = None,
     e2e_p99: Annotated[str | None, _limit("--e2e-p99", "the time to the last token, 99 % of requests")] = None,
     keep_outputs: Annotated[
         bool, typer.Option("--keep-outputs", help="Leave out what changes the model's answers: another precision")
     ] = False,
+    explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Rank configurations by the energy of serving a trace within limits on latency.
@@ -62,7 +56,7 @@ def recommend(
     from infergy.estimates.recommend import Limits
     from infergy.estimates.recommend import recommend as rank
 
-    given = {"--ttft-p99": ttft_p99, "--tpot-p50": tpot_p50, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99}
+    given = {"--ttft-p99": ttft_p99, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99}
     limits = Limits(
         **{
             option[2:].replace("-", "_") + "_s": _seconds(option, text)
@@ -77,7 +71,7 @@ def recommend(
     if as_json:
         print_json([found])
     else:
-        _print(found)
+        _print(found, explain=explain)
 
 
 def _seconds(option: str, text: str) -> float:
@@ -87,24 +81,17 @@ def _seconds(option: str, text: str) -> float:
     return seconds_of(option, text)
 
 
-def _print(found: Recommendation) -> None:
-    console = stdout_console()
+def _print(found: Recommendation, *, explain: bool) -> None:
     first = found.configurations[0].estimate
-    how = "as they arrive" if first.served is not None else "all at once"
-    console.print(
-        f"{found.trace.source}: {count_of(found.trace.requests, 'request')} {how}; {first.model} on {first.gpu}; "
-        f"savings against {found.present}",
-        markup=False,
-        soft_wrap=True,
-    )
+    typer.echo(f"{title_of(found.trace, first)}; {first.model} on {first.gpu}; savings compared with {found.present}")
     for line in _answer(found):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(_table(found))
+        typer.echo(line)
+    heads = ("Configuration", "Energy", "Saves (90 %)", "TTFT p99", "TPOT p99", "")
+    print_table(heads, (_row(one, is_present=one.label == found.present) for one in found.configurations))
     rejects = rejected_notes({one.label: one.estimate.run for one in found.configurations})
-    known = (*found.notes, *trace_notes(found.trace), *rejects)
-    for text in (*known, *(f"{label} is left out: {reason}" for label, reason in found.left_out.items())):
-        lines = fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
-        console.print(lines, markup=False)
+    print_notes((*found.notes, *trace_notes(found.trace), *rejects))
+    if explain:
+        print_notes(f"{label} is left out: {reason}" for label, reason in found.left_out.items())
 
 
 def _answer(found: Recommendation) -> Iterator[str]:
@@ -128,26 +115,15 @@ def _answer(found: Recommendation) -> Iterator[str]:
         yield f"No run of it was measured on {chosen.estimate.gpu}; measure it first: {replay}"
 
 
-def _table(found: Recommendation) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column("Configuration", no_wrap=True)
-    for name in ("Energy", "Saves (90 %)", "TTFT p99", "TPOT p99"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    grid.add_column("")
-    for one in found.configurations:
-        is_present = one.label == found.present
-        latency = one.estimate.run.latency
-        grid.add_row(
-            one.label,
-            format_si(one.energy_j, "J"),
-            "present" if is_present else _saving(one),
-            *(NONE if time is None else format_latency(time.p99) for time in (latency.ttft_s, latency.tpot_s)),
-            _remarks(one, is_present=is_present),
-        )
-    return grid
+def _row(one: Configuration, *, is_present: bool) -> tuple[str, ...]:
+    latency = one.estimate.run.latency
+    return (
+        one.label,
+        format_si(one.energy_j, "J"),
+        "present" if is_present else _saving(one),
+        *(NONE if time is None else format_latency(time.p99) for time in (latency.ttft_s, latency.tpot_s)),
+        _remarks(one, is_present=is_present),
+    )
 
 
 def _saving(one: Configuration) -> str:

@@ -1,4 +1,4 @@
-"""Options of every verb that asks what a server does: which trace, which servers, which measurements."""
+"""Options of every verb that estimates: which servers, which measurements."""
 
 from __future__ import annotations
 
@@ -12,74 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from infergy.cli.trace_options import (
-    AllAtOnceOption,
-    CachedColumnOption,
-    CountOption,
-    FirstOption,
-    FormatOption,
-    ForOption,
-    FromOption,
-    InputColumnOption,
-    OutputColumnOption,
-    SeedOption,
-    SpeedOption,
-    TimeColumnOption,
-    TimeUnitOption,
-    TokenizerOption,
-    columns_of,
-    open_requests_options,
-    task_of,
-)
+from infergy.cli.options import AllowSimulatedOption
 from infergy.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from infergy.cost.table import Table
     from infergy.estimates.servers import ServerSpec
-    from infergy.workload.sampling import Sample
 
 ROUTERS = ("round_robin", "least_loaded")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceSelection:
-    """Which requests of a trace, and how its columns are called."""
-
-    format: FormatOption = None
-    input_column: InputColumnOption = None
-    output_column: OutputColumnOption = None
-    time_column: TimeColumnOption = None
-    cached_column: CachedColumnOption = None
-    time_unit: TimeUnitOption = None
-    start: FromOption = None
-    duration: ForOption = None
-    speed: SpeedOption = None
-    first: FirstOption = None
-    requests: CountOption = None
-    all_at_once: AllAtOnceOption = False
-    seed: SeedOption = None
-    tokenizer: TokenizerOption = None
-
-    def open(self, source: str) -> Sample:
-        """The requests; windows of them where a trace is longer than can be simulated whole.
-
-        Raises:
-            UsageError: An option out of range.
-            DataError: The source cannot be read.
-        """
-        from infergy.estimates.estimate import sample_of
-        from infergy.workload import open_requests
-
-        chosen = (self.start, self.duration, self.speed, self.first, self.requests)
-        if self.all_at_once or any(value is not None for value in chosen):
-            return sample_of(
-                open_requests_options(source, **{field.name: getattr(self, field.name) for field in fields(self)})
-            )
-        columns = columns_of(
-            self.input_column, self.output_column, self.time_column, self.cached_column, self.time_unit
-        )
-        task = task_of(None, self.seed, self.tokenizer)
-        return sample_of(open_requests(source, format=self.format, columns=columns, task=task))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +120,7 @@ class MeasuredSelection:
             help="A GPU's constants by infergy calibrate: shipped (h100-sxm), or a file",
         ),
     ] = None
-    allow_simulated: Annotated[
-        bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
-    ] = False
+    allow_simulated: AllowSimulatedOption = False
 
     def load(self) -> Table:
         """The shipped table, with these.

@@ -1,4 +1,4 @@
-"""`infergy table`: the energy table that estimates read, built from measured rows."""
+"""`infergy table`: the energy table that estimates read, built from measured rows; and stores put together."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from typing import Annotated
 
 import typer
 
-from infergy.cli.trace_options import JsonOption, print_json
+from infergy.cli.options import AllowSimulatedOption, JsonOption
+from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent
 
-table = typer.Typer(no_args_is_help=True, help="Build the table that estimates read from measured rows.")
+table = typer.Typer(
+    help="Build the table that estimates read from measured rows; merge stores.\n\n"
+    "Example: infergy table build mine.jsonl -o mine-table.jsonl",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @table.command()
@@ -18,11 +25,9 @@ def build(
     rows: Annotated[list[Path], typer.Argument(metavar="ROWS", help="Stores of measured rows (.jsonl)")],
     output: Annotated[Path, typer.Option("-o", "--output-file", help="The table to write")],
     alone: Annotated[
-        bool, typer.Option("--alone", help="From the datasheet's priors, without what the shipped rows showed")
+        bool, typer.Option("--alone", help="Fit these rows only, from the datasheet's priors, without the shipped ones")
     ] = False,
-    allow_simulated: Annotated[
-        bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
-    ] = False,
+    allow_simulated: AllowSimulatedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the step-cost model to measured rows: each by the steps that its engine's scheduler makes.
@@ -33,21 +38,44 @@ def build(
     from infergy.estimates.build import build_table
     from infergy.estimates.servers import shipped_table
 
-    found = build_table(rows, None if alone else shipped_table(), allow_simulated=allow_simulated)
-    entries = found.entries
-    write_table(found, output)
-    if found.repeated:
-        typer.echo(f"{count_of(found.repeated, 'row')} known already or given twice, which counts once", err=True)
+    built = build_table(rows, None if alone else shipped_table(), allow_simulated=allow_simulated)
+    write_table(built, output)
+    if built.repeated:
+        typer.echo(f"{count_of(built.repeated, 'row')} known already or given twice, which counts once", err=True)
     if as_json:
-        print_json(
-            [{"output": str(output), "entries": len(entries), "fits": {k: f.rows for k, f in found.fits.items()}}]
-        )
+        fits = {engine: fit.rows for engine, fit in built.fits.items()}
+        print_json([{"output": str(output), "entries": len(built.entries), "fits": fits}])
         return
-    engines = sorted({entry.served_by.engine for entry in entries})
-    for engine in engines:
-        fit = found.fits[engine]
+    for engine in sorted({entry.served_by.engine for entry in built.entries}):
+        fit = built.fits[engine]
         typer.echo(
             f"{engine}: {count_of(sum(fit.rows.values()), 'row')}; energy within {format_percent(fit.energy_sd)}, time "
             f"within {format_percent(fit.time_sd)} (1 sd)"
         )
-    typer.echo(f"{output}: {count_of(len(entries), 'entry')}. Use it: infergy estimate TRACE --table {output}")
+    typer.echo(f"{output}: {count_of(len(built.entries), 'entry')}. Use it: infergy estimate TRACE --table {output}")
+
+
+@table.command()
+def merge(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The store to write; rows that it has are kept")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl, .jsonl.gz)")],
+    as_json: JsonOption = False,
+) -> None:
+    """Put stores together: every row once, whatever their order, and as often as you like.
+
+    Example: infergy table merge all.jsonl part-1.jsonl part-2.jsonl
+    """
+    from infergy.records.merge import merge as merge_stores
+
+    merged = merge_stores(output, files)
+    if as_json:
+        print_json([merged])
+        return
+    for one in merged.files:
+        torn = "; its last line is half-written and left out" if one.is_torn else ""
+        typer.echo(f"{one.file}: {count_of(one.rows, 'row')}, {one.added} of them new{torn}")
+    failed = f", {count_of(merged.failed, 'cell')} failed" if merged.failed else ""
+    typer.echo(
+        f"{merged.output}: {count_of(merged.before, 'row')} before, {merged.rows} now: "
+        f"{count_of(merged.cells, 'cell')} measured{failed}"
+    )

@@ -127,7 +127,7 @@ def get_gpu(name: str) -> Gpu:
         return read_gpu_file(Path(name))
     gpu = find_gpu_by_driver_name(name)
     if gpu is None:
-        hint = "All of them: infergy gpus. Or describe yours in a small TOML file: docs/models.md"
+        hint = "All of them: infergy list gpus. Or describe yours in a small TOML file: docs/models.md"
         raise UsageError.unknown("GPU", name, gpu_names(), hint, code="unknown-gpu")
     return gpu
 
@@ -177,7 +177,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError.not_found(path, "The GPUs of the catalog: infergy gpus") from error
+        raise DataError.not_found(path, "The GPUs of the catalog: infergy list gpus") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError.not_readable(path, error) from error
     except tomllib.TOMLDecodeError as error:

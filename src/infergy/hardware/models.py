@@ -171,6 +171,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DataError.not_found(path, "The shipped models: infergy models") from error
+        raise DataError.not_found(path, "The shipped models: infergy list models") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError.not_readable(path, error) from error

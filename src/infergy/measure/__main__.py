@@ -1,7 +1,7 @@
 """``python -m infergy.measure PLAN.json -o ROWS.jsonl``: the same sweep with the standard library only.
 
-For GPU nodes where nothing can be installed: copy the source tree and a plan (``infergy plan GRID.toml -o PLAN.json``),
-set PYTHONPATH to its ``src``, and run this. `infergy measure` does the same with a progress bar.
+For GPU nodes where nothing can be installed: copy the source tree and a plan (``infergy measure GRID.toml --plan
+PLAN.json``), set PYTHONPATH to its ``src``, and run this. `infergy measure` does the same with a progress bar.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from infergy.records import Plan
 def main(arguments: list[str] | None = None) -> int:
     """Run a plan; returns the exit code: 0 good, 4 some cells failed, 130 interrupted, an error's own otherwise."""
     parser = argparse.ArgumentParser(prog="python -m infergy.measure", description=__doc__.splitlines()[0])
-    parser.add_argument("plan", type=Path, help="a plan, made by: infergy plan GRID.toml -o PLAN.json")
+    parser.add_argument("plan", type=Path, help="a plan, made by: infergy measure GRID.toml --plan PLAN.json")
     parser.add_argument("-o", "--output-file", type=Path, required=True, help="the store; resumed if it exists")
     parser.add_argument("--simulate", action="store_true", help="use the simulated GPU (needs numpy)")
     parser.add_argument("--meter", default=NVML, help=f"who reads joules: {NVML} or a plug-in [default: {NVML}]")

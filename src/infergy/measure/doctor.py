@@ -69,7 +69,7 @@ class GpuFound:
 
     Attributes:
         index: NVML's, in PCI order.
-        catalogue: Its name in `infergy gpus`; None if it is not there.
+        catalogue: Its name in `infergy list gpus`; None if it is not there.
         is_visible: Whether CUDA_VISIBLE_DEVICES leaves it visible; None where that is unknown.
         power_limit_low_w: The lowest limit that it could be set to, and `power_limit_high_w` the highest.
         has_mig: Whether it is divided into MIG slices.

@@ -81,7 +81,10 @@ def total_j(plan: Plan) -> float:
         waiting_s = setup_s(setup, plan.options)
         for planned in cells:
             if planned.forecast_batch_j is None:
-                message = f"{plan.name}: a release made it that did not forecast energy; make it again: infergy plan"
+                message = (
+                    f"{plan.name}: a release made it that did not forecast energy; make it again: infergy measure GRID "
+                    "--plan FILE"
+                )
                 raise UsageError(message, code="plan-incomplete", plan=plan.name, missing="energy")
             busy_s, windows = _work(planned, plan.options)
             waiting_s += windows * EDGE_S

@@ -203,7 +203,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing, cannot be read, or is no TOML.
     """
-    hint = "An example: infergy grid paper-bins"
+    hint = "An example: infergy list studies paper-bins"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -225,7 +225,7 @@ def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
     except ValidationError as error:
         problems = [{"key": ".".join(map(str, one["loc"])), "reason": one["msg"]} for one in error.errors()]
         lines = "".join(f"\n  {one['key'] or 'grid'}: {one['reason']}" for one in problems)
-        message = f"{place}: not a grid:{lines}\nAn example of a grid: infergy grid paper-bins"
+        message = f"{place}: not a grid:{lines}\nAn example of a grid: infergy list studies paper-bins"
         raise DataError(message, code="bad-grid", place=place, problems=problems) from error
 
 
@@ -308,7 +308,7 @@ def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
 def _resolve(grid: Grid) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
     """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
     if grid.needs:
-        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. What can: infergy study list"
+        message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. Others: infergy list studies"
         raise UsageError(message, code="not-supported", study=grid.name, needs=list(grid.needs))
     problems = Problems(grid.name)
     setups, gpu, configs = _resolve_names(grid, problems)

@@ -74,7 +74,7 @@ NO_SAMPLER = PowerSampler("no sampler was started")
 def open_sampler(meter: Meter, name: str, every_s: float) -> PowerSampler:
     """Samples each `every_s` seconds the GPUs of `meter`, which is opened by `name`; or says why it cannot."""
     if every_s <= 0:
-        return PowerSampler("not asked for: --timeline 0")
+        return PowerSampler("not asked for: timeline_s is 0")
     if isinstance(meter, SimulatedMeter):
         return SimulatedSampler(meter, every_s)
     if not isinstance(meter.clock, SystemClock):

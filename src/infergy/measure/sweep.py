@@ -126,7 +126,9 @@ def check_contents(plan: Plan, *, simulate: bool) -> None:
     for setup, cells in plan.by_setup().items():
         for name in setup.models:
             if name not in plan.models:
-                message = f"the plan holds no configuration of {name}. Make it again with: infergy plan"
+                message = (
+                    f"the plan holds no configuration of {name}. Make it again with: infergy measure GRID --plan FILE"
+                )
                 raise DataError(message, code="plan-incomplete", plan=plan.name, missing=name)
             shape = read_shape(plan.models[name], name=name)
             if shape.checkpoint.architecture == BY_HAND and not simulate:
@@ -151,7 +153,7 @@ def _check_requests(planned: PlannedCell) -> None:
         if found != (load.batch if is_needed else 0):
             message = (
                 f"the plan holds {found} {name} for {planned.cell}, which has {load.batch} requests. "
-                "Make it again with: infergy plan"
+                "Make it again with: infergy measure GRID --plan FILE"
             )
             raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing=name, found=found)
 

@@ -169,7 +169,7 @@ class SetupPhases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseReport:
-    """What `infergy phases --json` prints."""
+    """What `infergy show phases --json` prints."""
 
     file: str
     setups: tuple[SetupPhases, ...]

@@ -48,12 +48,12 @@ def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, fo
     if any(row.rescaled for row in (*table, *measured)):
         raise DataError(
             "the table is rescaled already: a factor of a factor has no known interval. Rescale the table that was "
-            "measured: infergy verify MEASURED.jsonl --rescale OUT.jsonl",
+            "measured: infergy compare MEASURED.jsonl --measure --rescale OUT.jsonl",
             code="rescaled",
         )
     again = [row for row in measured if row.windows and row.cell_id in {one.cell_id for one in table}]
     if not again:
-        message = "the rows measured again hold no cell of the table. Measure some: infergy verify TABLE"
+        message = "the rows measured again hold no cell of the table. Measure some: infergy compare TABLE --measure"
         raise DataError(message, code="no-common-cells")
     marks = {setup: _mark(setup, table, again, force=force) for setup in dict.fromkeys(row.cell.setup for row in again)}
     kept = tuple(
@@ -92,13 +92,13 @@ def _mark(
     if ratio.low is None or ratio.high is None:
         message = (
             f"{name}: the rows' spread is unknown, and so the factor's interval. Measure more of its cells again: "
-            "infergy verify TABLE"
+            "infergy compare TABLE --measure"
         )
         raise DataError(message, code="too-few-rows", setup=name)
     if not (ratio.is_significant or force):
         message = (
             f"{name}: this GPU and the table do not differ significantly (× {ratio.low:.4f} .. "
-            f"{ratio.high:.4f}), so there is nothing to rescale: use the table as it is, or add --force"
+            f"{ratio.high:.4f}), so there is nothing to rescale: use the table as it is"
         )
         raise DataError(message, code="no-difference", setup=name, ratio=ratio.value, low=ratio.low, high=ratio.high)
     # Of the mean of n anchors the interval is t s / √n; a cell that was not measured again scatters as one anchor does:

@@ -143,12 +143,12 @@ class Plan:
             raise DataError.not_readable(path, error) from error
         except (ValueError, RecursionError) as error:
             raise DataError.bad_syntax(
-                path, "JSON", error, f"Make a plan with: infergy plan GRID.toml -o {path}"
+                path, "JSON", error, f"Make a plan with: infergy measure GRID.toml --plan {path}"
             ) from error
         if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
             message = (
                 f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). '
-                f"Make one with: infergy plan GRID.toml -o {path}"
+                f"Make one with: infergy measure GRID.toml --plan {path}"
             )
             raise DataError(message, code="wrong-schema", path=str(path), expected=PLAN_SCHEMA)
         return from_json(cls, data, str(path))

@@ -1,6 +1,6 @@
 """The store: a JSONL file of measurements, one row a line, each on disk before the next cell begins.
 
-Rows stand alone: any JSON tool reads them, and `infergy merge` puts several stores together.
+Rows stand alone: any JSON tool reads them, and `infergy table merge` puts several stores together.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Evidence:
 
 def load_evidence(
     files: Sequence[Path] = (),
-    traces: Iterable[str] = (),
+    traces: Iterable[str | Sample] = (),
     *,
     model: str | None = None,
     gpu: str | None = None,
@@ -87,7 +87,7 @@ def load_evidence(
 
     Args:
         files: Stores.
-        traces: Traces to estimate from these.
+        traces: Traces, or samples of them, to estimate from these.
         model: For which the traces are estimated; None: the default if it was measured, else the only one that was.
         gpu: On which; None: likewise.
         allow_simulated: Whether rows of a simulated GPU are accepted.
@@ -99,7 +99,7 @@ def load_evidence(
     offline, online, replays = (groups.get(kind, []) for kind in ((False, False), (True, False), (True, True)))
     phases, failed = tuple(_phases(offline)), failures_of(stores)
     evidence = Evidence(points=offline, online=online, replays=replays, phases=phases, failed=failed)
-    samples = {trace: sample_of(trace) for trace in traces}
+    samples = {sample.source: sample for sample in map(sample_of, traces)}
     if not samples:
         return evidence
     model = _choose("model", model, {point.model for point in points}, DEFAULT_MODEL, files)

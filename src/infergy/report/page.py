@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
 from infergy.hardware import catalogue_name
@@ -20,6 +20,9 @@ from infergy.report.evidence import Evidence, gpu_title, load_evidence
 from infergy.report.points import MIXED_RULES, REFUSE, SPLIT
 from infergy.report.studies import STUDIES, Study
 from infergy.report.tables import Table, environment_table, escape, find_gaps, flags_table, gaps_table, table_lines
+
+if TYPE_CHECKING:
+    from infergy.workload.sampling import Sample
 
 PAGE, MARKDOWN = "index.html", "report.md"
 FINDINGS_TITLE = "Findings: where our values contradict the paper's"
@@ -73,7 +76,7 @@ class Report:
 def build_report(
     files: Sequence[Path] = (),
     *,
-    traces: Sequence[str] = (),
+    traces: Sequence[str | Sample] = (),
     mixed: str | None = None,
     model: str | None = None,
     gpu: str | None = None,

@@ -69,7 +69,7 @@ def picture(row: Measurement, number: int) -> Picture:
     """
     if not row.timeline:
         reason = row.timeline_reason or "its format is older than timelines"
-        message = f"{row.cell} has no timeline: {reason}. Measure it with: infergy measure … --timeline 0.02"
+        message = f"{row.cell} has no timeline: {reason}. Measure it with timeline_s = 0.02 in its grid"
         raise UsageError(message, code="no-timeline", cell=row.cell_id, reason=reason)
     if not 1 <= number <= len(row.seen_windows):
         raise UsageError.bad_value("--window", number, f"1 to {len(row.seen_windows)}")

@@ -35,7 +35,7 @@ class Study(NamedTuple):
         name: As its claims name it.
         paper: Where the paper has it; empty if it is infergy's own.
         draw: Its figures from evidence and a rule for mixed environments; nothing where there are no rows.
-        grids: The shipped grids that it draws (`infergy study list`).
+        grids: The shipped grids that it draws (`infergy list studies`).
     """
 
     name: str
@@ -47,7 +47,7 @@ class Study(NamedTuple):
     @property
     def measure(self) -> str:
         """The commands that measure its cells."""
-        run = f"infergy study run {', '.join(self.grids or ('paper-bins',))}"
+        run = f"infergy measure {' '.join(self.grids or ('paper-bins',))}"
         return f"{run}, then infergy report FILE --trace TRACE" if self.name in ("traces", "advice") else run
 
 

@@ -189,7 +189,7 @@ class Requests:
         if self.arrival_s is None:
             message = (
                 f"{self.source}: --from, --for and --speed need arrival times: {self.order_reason}. Choose by order "
-                "instead: --first K --requests N"
+                "instead: --requests N"
             )
             raise UsageError(message, code="no-arrivals", trace=self.source, reason=self.order_reason)
         end_s = math.inf if duration_s is None else start_s + duration_s * speed
@@ -219,10 +219,7 @@ class Requests:
         last = len(self) if count is None else first + count
         if first < 0 or last > len(self) or first >= last:
             wanted = f"{'the rest' if count is None else f'{count:,}'} from {first:,} on"
-            message = (
-                f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --first K "
-                "--requests N"
-            )
+            message = f"{self.source}: {count_of(len(self), 'request')}, {wanted} asked for. Choose fewer: --requests N"
             raise UsageError(
                 message, code="too-few-requests", trace=self.source, found=len(self), first=first, expected=count
             )

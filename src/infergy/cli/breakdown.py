@@ -1,22 +1,27 @@
-"""`infergy waterfall`: where the energy of serving a trace goes."""
+"""`infergy breakdown`: where the energy of serving a trace goes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.estimate import WIDTH
-from infergy.cli.groups import with_groups
-from infergy.cli.notes import run_notes, trace_notes
-from infergy.cli.server_options import MeasuredSelection, ServerSelection, TraceSelection
-from infergy.cli.timeline import FORMATS, save_chart
-from infergy.cli.trace_options import JsonOption, print_json
-from infergy.errors import MissingError, UsageError
-from infergy.units import count_of, format_number, format_percent, format_si
+from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, with_groups
+from infergy.cli.output import (
+    PICTURES,
+    check_picture,
+    print_json,
+    print_notes,
+    run_notes,
+    save_picture,
+    title_of,
+    trace_notes,
+)
+from infergy.cli.server_options import MeasuredSelection, ServerSelection
+from infergy.errors import UsageError
+from infergy.units import format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.breakdown import Breakdown, Part
@@ -28,32 +33,31 @@ BLOCK, GAP = "█", " "
 
 
 @with_groups
-def waterfall(
-    source: Annotated[str, typer.Argument(metavar="TRACE", help="A shipped trace's name, or a file")],
+def breakdown(
+    source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(FORMATS)}")
+        Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(PICTURES)}")
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what each part is")] = False,
+    explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Break down the energy of serving a trace: by what time is spent on, by source, and by activity.
 
-    Example: infergy waterfall azure-conv-2023 --engine transformers -o waterfall.svg
+    Example: infergy breakdown azure-conv-2023 --engine transformers -o breakdown.svg
     """
     from infergy.estimates.breakdown import break_down
 
-    if output is not None and output.suffix not in FORMATS:
-        raise UsageError.bad_value("-o", str(output), f"a name that ends in one of {', '.join(FORMATS)}")
+    check_picture(output)
     specs = servers.specs()
     if output is not None and len(specs) > 1:
-        raise UsageError.bad_value("-o", str(output), f"one server, of which a picture is, not {len(specs)}")
+        raise UsageError.bad_value("-o", str(output), f"one server to draw, not {len(specs)}")
     sample, table = trace.open(source), measured.load()
     found = [break_down(sample, spec, table) for spec in specs]
     if output is not None:
-        save_chart(_chart(found[0]), output)
+        save_picture(lambda: _draw(found[0]), output)
         typer.echo(f"{output}: {found[0].estimate.engine}", err=True)
     if as_json:
         print_json(found)
@@ -62,21 +66,16 @@ def waterfall(
             _print(one, explain=explain)
 
 
-def _chart(found: Breakdown) -> Any:
+def _draw(found: Breakdown) -> Any:
     from infergy.report.trace_figures import draw_waterfall
 
-    try:
-        return draw_waterfall(found)
-    except ImportError as error:
-        raise MissingError.package("drawing", "altair", "pip install 'infergy[report]'", str(error)) from error
+    return draw_waterfall(found)
 
 
 def _print(found: Breakdown, *, explain: bool) -> None:
     one = found.estimate
-    how = "as they arrive" if one.served is not None else "all at once"
     typer.echo(
-        f"{found.trace.source}: {count_of(found.trace.requests, 'request')} {how}; {one.engine}, {one.model} on "
-        f"{one.gpu}: {format_si(found.energy_j, 'J')}"
+        f"{title_of(found.trace, one)}; {one.engine}, {one.model} on {one.gpu}: {format_si(found.energy_j, 'J')}"
     )
     typer.echo(
         f"FLOPs of the requests at the dense peak and TDP: {format_si(found.ideal_j, 'J')}; the run takes "
@@ -87,14 +86,10 @@ def _print(found: Breakdown, *, explain: bool) -> None:
     for title, parts in titles.items():
         typer.echo(f"{title}:")
         _bars(parts, found.energy_j, width)
-    known = {part.name: part.meaning for parts in titles.values() for part in parts} if explain else {}
-    for text in (
-        *(f"{name}: {meaning}" for name, meaning in known.items()),
-        *found.notes,
-        *trace_notes(found.trace),
-        *run_notes([one]),
-    ):
-        typer.echo(fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
+    if explain:
+        known = {part.name: part.meaning for parts in titles.values() for part in parts}
+        print_notes(f"{name}: {meaning}" for name, meaning in known.items())
+    print_notes((*found.notes, *trace_notes(found.trace), *run_notes([one])))
 
 
 def _bars(parts: Sequence[Part], energy_j: float, width: int) -> None:

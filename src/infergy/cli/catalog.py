@@ -1,0 +1,390 @@
+"""`infergy list`: GPUs, models, studies and JSON schemas: all of a kind, or what is known of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infergy.cli.options import JsonOption
+from infergy.cli.output import NONE, print_json, print_table
+from infergy.errors import UsageError
+from infergy.units import count_of, format_bytes, format_duration, format_number, format_percent, format_si
+
+if TYPE_CHECKING:
+    from infergy.hardware import Gpu, ModelShape
+    from infergy.measure.studies import StudySize
+
+catalog = typer.Typer(
+    help="List GPUs, models, studies or JSON schemas, or print one of them.\n\n"
+    "Example: infergy list models llama-3.1-8b --gpu h200",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXAMPLE_INPUT = 2048
+EXAMPLE_OUTPUT = 512
+EXAMPLE_BATCHES = (1, 8, 32, 128)
+BINS_NOTE = "Figure 7, lengths before and after binning, needs no measuring: infergy trace TRACE --bins paper"
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+GRID_SCHEMA = "infergy.grid/1"
+"""A grid names no schema of its own: a human writes it."""
+SCHEMAS = {
+    "calibration": "cost.calibration CALIBRATION_SCHEMA Calibration",
+    "calibration-window": "records.calibration CALIBRATION_WINDOW_SCHEMA CalibrationWindow",
+    "check": "records.check CHECK_SCHEMA Checked",
+    "comparison": "quality.compare COMPARISON_SCHEMA Comparison",
+    "doctor": "measure.doctor DOCTOR_SCHEMA Diagnosis",
+    "error": "cli.failure ERROR_SCHEMA ErrorReport",
+    "estimate": "estimates.results ESTIMATE_SCHEMA TraceEstimate",
+    "grid": "",
+    "histogram": "workload.bins HISTOGRAM_SCHEMA Histogram",
+    "measurement": "records SCHEMA Measurement",
+    "merge": "records.merge MERGE_SCHEMA Merged",
+    "meter": "records.behaviour BEHAVIOUR_SCHEMA MeterBehaviour",
+    "next": "estimates.next_cells NEXT_SCHEMA NextCells",
+    "paper": "estimates.paper PAPER_SCHEMA PaperEstimate",
+    "phases": "quality.phases PHASES_SCHEMA PhaseReport",
+    "plan": "records PLAN_SCHEMA Plan",
+    "recommendation": "estimates.recommend RECOMMENDATION_SCHEMA Recommendation",
+    "replay": "estimates.replay REPLAY_SCHEMA Replay",
+    "studies": "measure.studies STUDIES_SCHEMA StudyList",
+    "timeline": "report.power_chart TIMELINE_SCHEMA Picture",
+    "trace": "workload.summary TRACE_SCHEMA TraceSummary",
+    "waterfall": "estimates.breakdown WATERFALL_SCHEMA Breakdown",
+    "window": "measure.block BLOCK_SCHEMA BlockEnergy",
+}
+"""Where the version and the class of a published format are, under `infergy`."""
+
+
+@catalog.command()
+def gpus(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME_OR_PATH", help="One GPU, or a TOML file of one [default: all]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the GPUs of the catalogue, or print all that is known of one, with its source.
+
+    Example: infergy list gpus h200
+    """
+    from infergy.hardware import get_gpu, gpu_names
+    from infergy.records.codec import to_json
+
+    if name is not None:
+        gpu = get_gpu(name)
+        _echo_json(to_json(gpu)) if as_json else _print_pairs(_gpu_lines(gpu))
+        return
+    found = [get_gpu(known) for known in gpu_names()]
+    if as_json:
+        _echo_json([to_json(gpu) for gpu in found])
+        return
+    rows = (
+        (
+            gpu.name,
+            format_si(gpu.peak_flops["bfloat16"], "FLOP/s"),
+            format_bytes(gpu.memory_bytes),
+            format_si(gpu.memory_bandwidth, "B/s"),
+            f"{gpu.tdp_w:g} W",
+        )
+        for gpu in found
+    )
+    print_table(("Name", "bfloat16 (dense)", "Memory", "Bandwidth", "TDP"), rows)
+
+
+@catalog.command()
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME_OR_PATH", help="A shipped model, a config.json, or numbers by hand [default: all]"
+        ),
+    ] = None,
+    gpu: Annotated[str, typer.Option("--gpu", "-g", help="GPU of the largest batch; a TOML file too")] = "h200",
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped models, or print what follows from the shape of one: FLOPs, bytes, largest batch.
+
+    Example: infergy list models llama-3.1-8b --gpu h200
+    """
+    from infergy.hardware import get_gpu, get_model, model_names
+
+    device = get_gpu(gpu)
+    if name is not None:
+        shape = get_model(name)
+        _echo_json(_model_facts(shape, device)) if as_json else _print_pairs(_model_lines(shape, device))
+        return
+    shapes = [get_model(known) for known in model_names()]
+    if as_json:
+        _echo_json([_model_facts(shape, device) for shape in shapes])
+        return
+    rows = (
+        (
+            shape.name,
+            f"{format_number(shape.parameters / 1e9)} B",
+            f"{format_number(shape.active_parameters / 1e9)} B",
+            format_bytes(shape.weight_bytes()),
+            format_bytes(shape.kv_bytes_per_token()),
+        )
+        for shape in shapes
+    )
+    print_table(("Name", "Parameters", "Active", "bfloat16 weights", "KV cache per token"), rows)
+
+
+@catalog.command()
+def studies(
+    name: Annotated[str | None, typer.Argument(help="Print the grid of this study, a TOML file [default: all]")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Forecast for it [default: the study's]")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", "-g", help="Forecast for it [default: the study's]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped studies: figure of the paper, cells, forecast time and energy, full and quick; or print one.
+
+    Example: infergy list studies --gpu a100-80gb-sxm
+
+    A grid to start your own from: infergy list studies paper-bins > mine.toml
+    """
+    from infergy.hardware import canonical_name, get_gpu, get_model
+    from infergy.measure.studies import StudyList, describe_study, study_names, study_path
+
+    if name is not None:
+        typer.echo(study_path(name).read_text(encoding="utf-8"), nl=False)
+        return
+    changes: dict[str, Any] = {}
+    if gpu is not None:
+        changes["gpu"] = get_gpu(gpu).name
+    if model is not None:
+        get_model(model)
+        changes["model"] = model if model.endswith((".json", ".toml")) else canonical_name(model)
+    measured = _measured()
+    found = tuple(describe_study(known, changes, measured) for known in study_names())
+    if as_json:
+        print_json([StudyList(studies=found)])
+        return
+    rows = []
+    for one in found:
+        cells, *size = _sizes(one.full)
+        measured_cells = NONE if one.full is None else f"{one.full.measured}"
+        rows.append((one.name, one.figure or NONE, cells, measured_cells, *size, *_sizes(one.quick)))
+    heads = ("Study", "Of the paper", "Cells", "Measured", "Time", "Energy", "Quick", "Time", "Energy")
+    print_table(heads, rows, left=2)
+    for one in found:
+        if one.reason is not None:
+            reason = f"needs {', '.join(one.needs)}" if one.needs else one.reason
+            typer.echo(f"{one.name}: not runnable yet: {reason}")
+        elif one.quick_reason is not None:
+            typer.echo(f"{one.name}: no quick grid: {one.quick_reason}")
+    typer.echo(BINS_NOTE)
+    typer.echo(
+        "Measured: cells with a row in the shipped tables of that GPU. Time and energy are forecasts of the model that "
+        "estimates use. Run one: infergy measure NAME --quick -o mine.jsonl",
+        err=True,
+    )
+
+
+@catalog.command()
+def schemas(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print the JSON Schema of this format [default: list names]")
+    ] = None,
+) -> None:
+    """List the published JSON Schemas of infergy's files and of what verbs print as --json, or print one.
+
+    Example: infergy list schemas measurement > measurement.schema.json
+    """
+    typer.echo("\n".join(SCHEMAS) if name is None else json.dumps(make_schema(name), indent=1))
+
+
+def make_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a format, made from the classes that read and write it.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    if name not in SCHEMAS:
+        raise UsageError.unknown("schema", name, SCHEMAS, code="unknown-name")
+    if name == "grid":
+        from infergy.measure.grid import Grid
+
+        return {"$schema": DIALECT, "$id": GRID_SCHEMA} | Grid.model_json_schema()
+    from pydantic import TypeAdapter
+
+    module, tag, record = SCHEMAS[name].split()
+    home = import_module(f"infergy.{module}")
+    version = getattr(home, tag)
+    made = TypeAdapter(getattr(home, record)).json_schema()
+    # The tag is what tells one file from another: it must be there and be this one.
+    made["properties"]["schema"] = {"const": version, "title": "Schema", "type": "string"}
+    made["required"] = [*made.get("required", []), "schema"]
+    if name == "histogram":
+        from infergy.workload.bins import HISTOGRAM_SUMS
+
+        made["properties"] |= {key: {"type": "integer", "minimum": 0} for key in HISTOGRAM_SUMS}
+        made["required"] += HISTOGRAM_SUMS
+    for one in (made, *made.get("$defs", {}).values()):
+        # As `infergy.records.codec` reads them: an unknown key is an error.
+        if "properties" in one:
+            one["additionalProperties"] = False
+    return {"$schema": DIALECT, "$id": version} | made
+
+
+def _gpu_lines(gpu: Gpu) -> list[tuple[str, str]]:
+    headline = "none" if gpu.headline_flops is None else format_si(gpu.headline_flops, "FLOP/s", 4)
+    return [
+        ("name", gpu.name),
+        ("title", gpu.title),
+        ("also called", ", ".join(gpu.aliases) or "-"),
+        ("compute capability", gpu.compute_capability),
+        *((f"dense peak, {dtype}", format_si(peak, "FLOP/s", 4)) for dtype, peak in gpu.peak_flops.items()),
+        ("vendor's headline", f"{headline} ({gpu.headline_basis})"),
+        ("memory", format_bytes(gpu.memory_bytes)),
+        ("memory bandwidth", format_si(gpu.memory_bandwidth, "B/s", 4)),
+        ("TDP", f"{gpu.tdp_w:g} W"),
+        ("link", f"{gpu.link.kind}, {format_si(gpu.link.bandwidth, 'B/s')} each way"),
+        ("source", gpu.source),
+    ]
+
+
+def _model_facts(shape: ModelShape, gpu: Gpu) -> dict[str, Any]:
+    from infergy.records import ENGINES
+
+    inputs, outputs = EXAMPLE_INPUT, EXAMPLE_OUTPUT
+    return {
+        "name": shape.name,
+        "architecture": shape.checkpoint.architecture,
+        "layers": shape.layers,
+        "attention_layers": shape.attention_layers,
+        "parameters": shape.parameters,
+        "active_parameters": shape.active_parameters,
+        "checkpoint_dtype": shape.checkpoint.dtype,
+        "experts": None if shape.experts is None else shape.experts.experts,
+        "experts_per_token": None if shape.experts is None else shape.experts.experts_per_token,
+        "expected_experts_touched": _coverage(shape),
+        "weight_bytes": {dtype: shape.weight_bytes(dtype) for dtype in _weight_dtypes(shape)},
+        "kv_bytes_per_token": shape.kv_bytes_per_token(),
+        "state_bytes": shape.state_bytes,
+        "example": {
+            "input_tokens": inputs,
+            "output_tokens": outputs,
+            "prefill_flops": shape.prefill_flops(inputs),
+            "decode_flops_per_token": shape.decode_flops(inputs),
+            "request_flops": shape.request_flops(inputs, outputs),
+            "kv_bytes": shape.kv_bytes(inputs + outputs),
+        },
+        "gpu": gpu.name,
+        "largest_batch": {engine: _limit(shape, gpu, engine) for engine in ENGINES},
+    }
+
+
+def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
+    from infergy.records import ENGINES
+
+    inputs, outputs = EXAMPLE_INPUT, EXAMPLE_OUTPUT
+    weights = (f"{format_bytes(shape.weight_bytes(dtype))} in {dtype}" for dtype in _weight_dtypes(shape))
+    lines = [
+        ("name", shape.name),
+        ("architecture", f"{shape.checkpoint.architecture}, {_layers(shape)}"),
+        ("parameters", f"{shape.parameters:,}"),
+        ("active per token", f"{shape.active_parameters:,}"),
+        ("weights", ", ".join(weights)),
+        *_expert_lines(shape),
+        ("KV cache", f"{format_bytes(shape.kv_bytes_per_token())} per token, bfloat16"),
+        *_state_lines(shape),
+        (f"prefill of {inputs}", format_si(shape.prefill_flops(inputs), "FLOP")),
+        (f"output token at {inputs}", format_si(shape.decode_flops(inputs), "FLOP")),
+        (f"request of {inputs}/{outputs}", format_si(shape.request_flops(inputs, outputs), "FLOP")),
+        ("largest batch", f"on one {gpu.title} in bfloat16, {inputs} tokens in and {outputs} out:"),
+    ]
+    for engine in ENGINES:
+        limit = _limit(shape, gpu, engine)
+        lines.append((f"  {engine}", f"{limit['batch']} ({limit['reason']})"))
+    return lines
+
+
+def _layers(shape: ModelShape) -> str:
+    """How many layers, and of a hybrid how many of each kind."""
+    if shape.mamba is None:
+        return count_of(shape.layers, "layer")
+    experts = 0 if shape.experts is None else shape.experts.layers
+    kinds = {
+        "Mamba-2": shape.mamba.layers,
+        "attention": shape.attention_layers,
+        "MLP": shape.mlp.layers,
+        "experts": experts,
+    }
+    return (
+        f"{count_of(shape.layers, 'layer')}: {', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}"
+    )
+
+
+def _state_lines(shape: ModelShape) -> list[tuple[str, str]]:
+    if shape.mamba is None:
+        return []
+    return [
+        ("Mamba-2 state", f"{format_bytes(shape.state_bytes)} per request of any length, read and written each step")
+    ]
+
+
+def _coverage(shape: ModelShape) -> dict[str, float]:
+    """Expected share of the experts that a decode step reads, by its batch; empty for a dense model."""
+    return {} if shape.experts is None else {str(b): shape.experts.expected_coverage(b) for b in EXAMPLE_BATCHES}
+
+
+def _expert_lines(shape: ModelShape) -> list[tuple[str, str]]:
+    if shape.experts is None:
+        return []
+    shares = ", ".join(f"{format_percent(share)} at batch {batch}" for batch, share in _coverage(shape).items())
+    count, each = shape.experts.experts, shape.experts.experts_per_token
+    return [("experts", f"{count}, {each} per token; a step reads {shares}, if routing were uniform")]
+
+
+def _weight_dtypes(shape: ModelShape) -> list[str]:
+    """bfloat16, in which infergy runs models, and the format of the checkpoint if its size is known."""
+    from infergy.hardware import DTYPE_BYTES
+
+    published = shape.checkpoint.dtype
+    if published is None or published == "bfloat16" or published not in DTYPE_BYTES:
+        return ["bfloat16"]
+    return ["bfloat16", published]
+
+
+def _limit(shape: ModelShape, gpu: Gpu, engine: str) -> dict[str, Any]:
+    from infergy.hardware import largest_batch
+
+    limit = largest_batch(shape, gpu, EXAMPLE_INPUT, EXAMPLE_OUTPUT, engine=engine)
+    return {"batch": limit.batch, "reason": limit.reason}
+
+
+def _measured() -> Mapping[str, frozenset[str]]:
+    """Ids of the cells that have a row in a shipped table, by GPU."""
+    from infergy.hardware import catalogue_name
+    from infergy.records.store import read_store, shipped_rows
+
+    cells: dict[str, frozenset[str]] = {}
+    for path in shipped_rows():
+        for row in read_store(path).rows:
+            if row.is_ok and row.environment.gpus:
+                gpu = catalogue_name(row.environment.gpus[0].name)
+                cells[gpu] = cells.get(gpu, frozenset()) | {row.cell_id}
+    return cells
+
+
+def _sizes(size: StudySize | None) -> tuple[str, str, str]:
+    if size is None:
+        return NONE, NONE, NONE
+    return f"{size.cells}", format_duration(size.forecast_s), format_si(size.forecast_energy_j, "J")
+
+
+def _echo_json(content: object) -> None:
+    typer.echo(json.dumps(content, indent=1))
+
+
+def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    width = max(len(head) for head, _ in pairs)
+    for head, text in pairs:
+        typer.echo(f"{head:{width}}  {text}")

@@ -1,0 +1,246 @@
+"""Options that several verbs share: dataclasses whose fields are options of each verb that names them."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infergy.errors import UsageError
+from infergy.units import parse_duration
+from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
+from infergy.workload.bins import BIN_NAMES, PAPER, Histogram, edges_of
+from infergy.workload.tasks import is_task
+
+if TYPE_CHECKING:
+    from infergy.workload import Requests, Trace
+    from infergy.workload.sampling import Sample
+
+UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+_TRACE = (
+    "A shipped trace (azure-conv-2023, azure-code-2023), a task (task:translation, task:generation, "
+    "task:classification, task:summarisation), a CSV (.gz too), JSONL or Parquet file, or a URL of Parquet (s3://…)."
+)
+TraceArg = Annotated[str, typer.Argument(metavar="TRACE", help=_TRACE)]
+TracesArg = Annotated[list[str], typer.Argument(metavar="TRACE", help=_TRACE)]
+BinsOption = Annotated[
+    str | None, typer.Option("--bins", help="powers-of-two (no request is left out), or paper (arXiv 2504.17674)")
+]
+InputEdgesOption = Annotated[str | None, typer.Option("--input-edges", help="Upper edges of input bins: 32,128,512")]
+OutputEdgesOption = Annotated[str | None, typer.Option("--output-edges", help="Upper edges of output bins: 8,64,512")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, in SI units")]
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Also print how each figure was obtained, and notes")]
+SimulateOption = Annotated[
+    bool, typer.Option("--simulate", help="Use a simulated GPU; results are marked and say nothing about real ones")
+]
+MeterOption = Annotated[str, typer.Option("--meter", help="nvml, or a plug-in such as zeus-gpu or zeus-cpu")]
+AllowSimulatedOption = Annotated[
+    bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
+]
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let typer see the fields of a command's dataclass parameters as options of the command.
+
+    Args:
+        command: A function; each parameter annotated with a dataclass stands for the fields of that.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        annotations = typing.get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            annotation = annotations[field.name]
+            parameters.append(
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            )
+
+    def run(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    # typer reads the annotations of the function itself where it finds them.
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    return run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceFormat:
+    """How a trace is read: its format, the names of its columns, and the lengths of a task."""
+
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help=f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]"),
+    ] = None
+    input_column: Annotated[
+        str | None,
+        typer.Option("--input-column", help="Column of input tokens; usage.prompt_tokens names a nested one"),
+    ] = None
+    output_column: Annotated[str | None, typer.Option("--output-column", help="Column of output tokens")] = None
+    time_column: Annotated[str | None, typer.Option("--time-column", help="Column of arrivals")] = None
+    cached_column: Annotated[
+        str | None,
+        typer.Option("--cached-column", help="Column of input tokens found in a prefix cache: no prefill for them"),
+    ] = None
+    time_unit: Annotated[
+        str | None,
+        typer.Option("--time-unit", help="Unit of a numeric time column: s, ms, us, ns [default: the format's]"),
+    ] = None
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=1, help="Number of requests [default: all; of a task 1024]")
+    ] = None
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of a task's lengths [default: 0]")] = None
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
+            "[default: lengths drawn by the published moments]",
+        ),
+    ] = None
+
+    def reading(self, requests: int | None) -> dict[str, Any]:
+        """Options for `infergy.workload.open_trace`; `requests` is how many a task makes.
+
+        Raises:
+            UsageError: No such time unit, or a number of requests out of range.
+        """
+        if self.time_unit is not None and self.time_unit not in UNITS_S:
+            raise UsageError.unknown("time unit", self.time_unit, UNITS_S, code="unknown-name", option="--time-unit")
+        columns = Columns(
+            input=self.input_column,
+            output=self.output_column,
+            time=self.time_column,
+            cached=self.cached_column,
+            time_unit_s=None if self.time_unit is None else UNITS_S[self.time_unit],
+        )
+        given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer}
+        task: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return {
+            "format": self.format,
+            "columns": None if columns == Columns() else columns,
+            "task": TaskOptions(**task) if task else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceSelection(TraceFormat):
+    """How a trace is read, and which of its requests are served."""
+
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="Start of the window: 10m is minute 10 after the first request"),
+    ] = None
+    duration: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="Wall time of arrivals to serve: 75s at --speed 3 are 225 s of it"),
+    ] = None
+    speed: Annotated[
+        float | None, typer.Option("--speed", help="Factor on the request rate: 2 is twice as fast [default: 1]")
+    ] = None
+    all_at_once: Annotated[
+        bool, typer.Option("--all-at-once", help="All requests arrive at once, whatever times the trace has")
+    ] = False
+
+    def open(self, source: str) -> Sample:
+        """The requests; windows of them where a trace is longer than can be simulated whole.
+
+        Raises:
+            UsageError: An option out of range.
+            DataError: The source cannot be read.
+        """
+        from infergy.estimates.estimate import sample_of
+
+        return sample_of(self.choose(source))
+
+    def choose(self, source: str) -> Requests | Trace | Histogram:
+        """A trace or a histogram, or the requests of it that the options choose: the window before the count.
+
+        Raises:
+            UsageError: An option out of range, or one that the source does not have.
+            DataError: The source cannot be read.
+        """
+        # Readers are loaded late: the help of the command line needs none.
+        from infergy.workload import open_requests, requests_of_histogram
+
+        made = self.requests if is_task(source) else None
+        opened = open_requests(source, **self.reading(made))
+        is_window = (self.start, self.duration, self.speed) != (None, None, None)
+        count = self.requests if made is None else None
+        if not (is_window or count is not None or self.all_at_once):
+            return opened
+        if isinstance(opened, Histogram):
+            chosen = requests_of_histogram(opened)
+        else:
+            chosen = opened.requests(arrivals=is_window or not self.all_at_once)
+        if is_window:
+            chosen = chosen.window(
+                start_s=0.0 if self.start is None else seconds_of("--from", self.start),
+                duration_s=None if self.duration is None else seconds_of("--for", self.duration),
+                speed=1.0 if self.speed is None else self.speed,
+            )
+        if count is not None:
+            chosen = chosen.slice(0, count)
+        return chosen.all_at_once() if self.all_at_once else chosen
+
+
+def bins_of(name: str | None, input_edges: str | None, output_edges: str | None) -> Bins | None:
+    """The bins that the options mean; None for powers of two up to the longest request.
+
+    Raises:
+        UsageError: No bins of that name, edges out of range, or edges of one axis alone.
+    """
+    if name is not None and name not in BIN_NAMES:
+        hint = "Your own: --input-edges and --output-edges"
+        raise UsageError.unknown("bins", name, BIN_NAMES, hint, code="unknown-name", option="--bins")
+    base = Bins.paper() if name == PAPER else None
+    if input_edges is None and output_edges is None:
+        return base
+    sides = [None if text is None else tuple(edges_of(text)) for text in (input_edges, output_edges)]
+    if base is not None:
+        sides = [given or edges for given, edges in zip(sides, (base.input_edges, base.output_edges), strict=True)]
+    inputs, outputs = sides
+    if inputs is None or outputs is None:
+        missing = "--input-edges" if inputs is None else "--output-edges"
+        message = f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis"
+        raise UsageError(message, code="option-missing", option=missing)
+    return Bins(name="custom", input_edges=inputs, output_edges=outputs)
+
+
+def seconds_of(option: str, text: str) -> float:
+    """``50ms``, ``0.05s``, ``5m``, ``1h``, or plain seconds.
+
+    Raises:
+        UsageError: It is no time.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError.bad_value(option, text, "a time, as 50ms, 0.05s or 5m") from error
+
+
+def fraction(option: str, text: str) -> float:
+    """``2%`` or ``0.02``.
+
+    Raises:
+        UsageError: It is no share.
+    """
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise UsageError.bad_value(option, text, "a share, as 2% or 0.02") from error

@@ -1,0 +1,191 @@
+"""What verbs print: tables, notes, JSON, pictures; and the notes that several of them share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from infergy.errors import MissingError, UsageError
+from infergy.units import count_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from infergy.estimates.results import RunEstimate, ServerEstimate, TraceFacts
+
+WIDTH = 100
+"""Columns of sentences, and of tables that can be divided."""
+WIDTH_OF_FILES = 120
+UNBOUNDED = 10_000
+"""Columns of a terminal that every table fits."""
+UNKNOWN, NONE = "unknown", "-"
+PICTURES = (".svg", ".png", ".html")
+
+
+def stdout_console() -> Console:
+    """A console on stdout; a pipe or a file is wider than a terminal may be."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, highlight=False)
+
+
+def make_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[RenderableType] | None],
+    *,
+    left: int = 1,
+    title: str | None = None,
+) -> Table:
+    """A table whose first `left` columns are text, the others right-aligned figures, or remarks under an empty head.
+
+    Args:
+        heads: Names of the columns.
+        rows: Cells of each row; None draws a line.
+        left: How many columns are text.
+        title: Stands above it.
+    """
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    kept = list(rows)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, head in enumerate(heads):
+        is_remark = number >= left and not head
+        column = (head, *(str(row[number]) for row in kept if row is not None))
+        width = max(cell_len(line) for cell in column for line in cell.split("\n"))
+        table.add_column(
+            head,
+            justify="left" if number < left or is_remark else "right",
+            no_wrap=not is_remark,
+            min_width=None if is_remark else width,
+        )
+    for row in kept:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    return table
+
+
+def print_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[RenderableType] | None],
+    *,
+    left: int = 1,
+    title: str | None = None,
+) -> None:
+    """Print a table as `make_table` makes it; where the terminal is too narrow it breaks lines: no name is cut."""
+    show_table(make_table(heads, rows, left=left, title=title))
+
+
+def show_table(table: Table) -> None:
+    """Print a table in full."""
+    console = stdout_console()
+    least = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).minimum
+    console.width = max(console.width, least)
+    console.print(table)
+
+
+def print_notes(lines: Iterable[str], *, width: int = WIDTH) -> None:
+    """Print sentences as a list."""
+    for text in lines:
+        typer.echo(fill(text, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
+
+
+def print_json(answers: Sequence[Any]) -> None:
+    """One object for one answer; for several traces a list of them under ``traces``."""
+    from infergy.records.codec import to_json
+
+    content = [to_json(answer) for answer in answers]
+    typer.echo(json.dumps(content[0] if len(content) == 1 else {"traces": content}, indent=1, allow_nan=False))
+
+
+def check_picture(path: Path | None) -> None:
+    """Reject a picture's name before anything is computed.
+
+    Raises:
+        UsageError: It ends in no known format.
+    """
+    if path is not None and path.suffix not in PICTURES:
+        raise UsageError.bad_value("-o", str(path), f"a name that ends in one of {', '.join(PICTURES)}")
+
+
+def save_picture(draw: Callable[[], Any], path: Path) -> None:
+    """Write what `draw` makes, an altair chart, in the format of the file's name.
+
+    Raises:
+        MissingError: The extra ``report`` is not installed.
+        UsageError: The file cannot be written.
+    """
+    try:
+        # A page brings its scripts with it: it opens without a network.
+        options: dict[str, Any] = {"inline": True} if path.suffix == ".html" else {"scale_factor": 2}
+        draw().save(str(path), **options)
+    except ImportError as error:
+        packages = "altair and vl-convert-python"
+        raise MissingError.package("drawing", packages, "pip install 'infergy[report]'", str(error)) from error
+    except OSError as error:
+        raise UsageError.not_writable(path, error) from error
+
+
+def title_of(trace: TraceFacts, estimate: ServerEstimate) -> str:
+    """A trace and how it is served."""
+    how = "as they arrive" if estimate.served is not None else "all at once"
+    return f"{trace.source}: {count_of(trace.requests, 'request')} {how}"
+
+
+def trace_notes(trace: TraceFacts) -> list[str]:
+    """Rows of a log that are not served as they are."""
+    lines = {
+        "Requests without input or output tokens, left out": trace.set_aside,
+        "Requests out of order, sorted by arrival": trace.out_of_order,
+        "Requests without the id of a session, each served as a session of its own": trace.without_session,
+        "Requests without hashes of their blocks, served as if they shared no prefix": trace.without_blocks,
+    }
+    return [f"{what}: {count:,}." for what, count in lines.items() if count]
+
+
+def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
+    """Requests that runs, by label, reject: one sentence for those that reject equally many."""
+    alike: dict[str, list[str]] = {}
+    for label, run in runs.items():
+        if run.rejected_requests:
+            verb = "is" if run.rejected_requests == 1 else "are"
+            sentence = (
+                f"{run.rejected_requests:,} of {count_of(run.requests, 'request')} {verb} longer than the context or "
+                "the KV cache, and rejected."
+            )
+            alike.setdefault(sentence, []).append(label)
+    is_common = len(runs) > 1 and any(len(labels) == len(runs) for labels in alike.values())
+    return [f"{'every server' if is_common else ', '.join(labels)}: {note}" for note, labels in alike.items()]
+
+
+def run_notes(estimates: Sequence[ServerEstimate]) -> list[str]:
+    """Queues without limit, rejected requests, and servers of which nothing was measured; each once."""
+    from infergy.estimates.servers import weights_only_note
+    from infergy.hardware import get_gpu
+
+    lines = []
+    for one in estimates:
+        lines += [
+            f"{one.engine}: {run.overload}."
+            for run in (one.served, one.offline)
+            if run is not None and run.overload is not None
+        ]
+        narrow = weights_only_note(get_gpu(one.gpu), one.precision)
+        lines += [] if narrow is None else [f"{narrow}."]
+        lines += rejected_notes({one.engine: one.run})
+        if one.run.measured_share == 0:
+            lines.append(
+                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured: by datasheet and "
+                "what other servers showed. One measured cell sharpens it: infergy next."
+            )
+    return list(dict.fromkeys(lines))
