@@ -48,13 +48,13 @@ def test_a_shipped_trace_is_estimated() -> None:
 def test_a_plan_is_measured_on_the_simulated_gpu_and_its_rows_are_checked(tmp_path: Path) -> None:
     plan, rows = (str(tmp_path / name) for name in ("plan.json", "rows.jsonl"))
     grid = ["--engine", "vllm", "--model", "llama-3.1-8b", "--gpu", "h200", "--input", "512", "--output", "8"]
-    run("plan", *grid, "--batch", "1,8", "-o", plan)
+    run("measure", *grid, "--batch", "1,8", "--plan", plan)
     run("measure", plan, "--simulate", "-o", rows)
     assert [json.loads(line)["result"]["energy_j"] > 0 for line in Path(rows).read_text().splitlines()] == [True, True]
     assert "2 rows" in run("check", rows)
 
 
 def test_the_catalogue_is_shipped() -> None:
-    assert "h200" in run("gpus")
-    assert "llama-3.1-8b" in run("models")
-    assert "$schema" in json.loads(run("schema", "measurement"))
+    assert "h200" in run("list", "gpus")
+    assert "llama-3.1-8b" in run("list", "models")
+    assert "$schema" in json.loads(run("list", "schemas", "measurement"))

@@ -16,7 +16,6 @@ from typer.testing import CliRunner, Result
 from infergy.cli import app
 from infergy.cli.catalog import make_schema
 from infergy.errors import DataError
-from infergy.hardware.gpus import IDLE_SHARE
 from raising import seen
 
 ESTIMATE = ("estimate", "azure-code-2023", "--requests", "50")
@@ -41,7 +40,7 @@ def test_it_tells_each_window_and_then_the_constants(tmp_path: Path) -> None:
     assert "product 16 x 8192 x 28672 bfloat16:" in done.stderr
     assert "the budget leaves no time for" in done.stderr
     assert "--calibration" in done.stderr
-    for words in ("SIMULATED", "weight_efficiency", "0.800", "of bandwidth", f"idle power: {700 * IDLE_SHARE:.0f} W"):
+    for words in ("SIMULATED", "weight_efficiency", "0.800", "of bandwidth"):
         assert words in done.stdout
     assert "product 16 x 8192" not in done.stdout
 
@@ -175,17 +174,6 @@ def test_measuring_needs_the_standard_library_alone(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(path.read_text().splitlines()) > 3
-    assert invoke("calibrate", "--show", path).exit_code == 0
-
-
-def test_without_numpy_the_windows_are_kept_and_the_cure_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "h200.jsonl"
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "scipy.optimize", None)
-        done = invoke("calibrate", "--simulate", "h200", "--budget", "30s", "-o", path)
-    assert seen(done.exception, "package") == ("package-missing", {"package": "scipy"})
     assert invoke("calibrate", "--show", path).exit_code == 0
 
 

@@ -302,7 +302,7 @@ def test_a_flagged_window_counts_less_and_is_told() -> None:
     flagged = [replace(one, during=hot) if one.workload.name in wrong else one for one in slow]
     trusting, doubting = (abs(off(fit_calibration(one), 4)["cache_efficiency"]) for one in (slow, flagged))
     assert doubting < trusting / 2
-    assert sum("clocks were held down" in note for note in fit_calibration(flagged).notes) == len(wrong)
+    assert sum("clocks were lowered" in note for note in fit_calibration(flagged).notes) == len(wrong)
     assert not fit_calibration(slow).notes
 
 

@@ -74,7 +74,7 @@ class Speculation:
 
     def __post_init__(self) -> None:
         if not self.draft or ":" in self.draft:
-            raise UsageError.bad_value("draft", self.draft, "the name of a model, without a colon: infergy models")
+            raise UsageError.bad_value("draft", self.draft, "the name of a model, without a colon: infergy list models")
         if self.look_ahead < 1:
             raise UsageError.bad_value("look_ahead", self.look_ahead, "at least 1")
         if self.acceptance is not None and not 0 <= self.acceptance <= 1:

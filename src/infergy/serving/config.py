@@ -371,13 +371,14 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
     if blocks >= 2:
         return blocks
     few = next((few for few in FEWER_TOKENS if few < tokens and room(tokens=few) > 1), None)
-    fields = {"code": "does-not-fit", "model": shape.name, "gpu": gpu.name}
+    place = {"model": shape.name, "gpu": gpu.name}
     if few is not None:
         message = (
             f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
             f"cache of {shape.name} on {gpus} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
         )
-        raise UsageError(message, **fields, option="--max-num-batched-tokens", value=tokens)
+        option = "--max-num-batched-tokens"
+        raise UsageError(message, code="does-not-fit", **place, option=option, value=tokens)
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     ways = [f"--tensor-parallel-size {size}" for size in sizes if room(gpus=size) > 1][:1]
     if DTYPE_BYTES[dtype] > DTYPE_BYTES[FP8] and room(dtype=FP8) > 1:
@@ -387,7 +388,8 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
         f"{gpu.title}, of which vLLM takes "
         f"{format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "
         + (f"{' or '.join(ways)} would" if ways else "no --tensor-parallel-size up to 16 and no --precision would"),
-        **fields,
+        code="does-not-fit",
+        **place,
     )
 
 

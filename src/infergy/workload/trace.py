@@ -284,7 +284,7 @@ def open_requests(source: Any, **options: Any) -> Trace | Histogram:
 
 
 def find_histogram(source: Any) -> Histogram | None:
-    """The histogram in a file, as `infergy bins --json` prints it; None if there is none.
+    """The histogram in a file, as `infergy trace --bins … --json` prints it; None if there is none.
 
     Raises:
         DataError: The file has the schema of a histogram, and is none or does not add up.
@@ -299,7 +299,7 @@ def find_histogram(source: Any) -> Histogram | None:
     for name, value in sums.items():
         total = getattr(histogram, name)
         if total != value:
-            expected = f"{total:,}, the sum over its bins; bin the trace again: infergy bins TRACE --json"
+            expected = f"{total:,}, the sum over its bins; bin it again: infergy trace TRACE --bins paper --json"
             raise DataError.bad_field(source, name, value, expected)
     return histogram
 
