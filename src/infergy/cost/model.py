@@ -15,6 +15,8 @@ from infergy.cost.rates import Rates, ServerWork, rates_of
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
 from infergy.hardware.gpus import Gpu
 
+PART = 32_768
+"""Entries whose energy is computed at once."""
 SHIFT = 0.02
 """Of a constant's logarithm, for derivatives."""
 STRETCHED = 1.05
@@ -75,9 +77,12 @@ class StepCost:
 
     def step_energy_j(self, steps: Steps) -> Column:
         """Joules of one step of each entry, at its logged seconds."""
-        sums, power = sums_of(steps), self.rates.power
-        free = np.minimum(free_s(self.rates, sums), steps.step_s)
-        joules: Column = slowed_j(power, added_j(self.rates, sums), free, steps.step_s) + power.base_w * steps.step_s
+        power, joules = self.rates.power, np.empty(len(steps))
+        for begin in range(0, len(steps), PART):  # in the cache, and without temporary columns of millions
+            part = slice(begin, begin + PART)
+            sums, seconds = StepSums(*(column[part] for column in sums_of(steps))), steps.step_s[part]
+            free = np.minimum(free_s(self.rates, sums), seconds)
+            joules[part] = slowed_j(power, added_j(self.rates, sums), free, seconds) + power.base_w * seconds
         return joules
 
     def log_slopes(self, steps: Steps, idle_j: float, open_share: float = 0.0) -> Column:

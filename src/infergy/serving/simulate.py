@@ -197,10 +197,9 @@ def _conclude(
         ):
             column[list(known)] = list(known.values())
     recomputed = sum(server.recomputed_tokens for server in servers)
-    log = np.concatenate([np.frombuffer(server.log, dtype=LAYOUT) for server in servers])
+    logs = [np.frombuffer(server.log, dtype=LAYOUT) for server in servers]
     servers.clear()
-    if replicas > 1:
-        log = log[np.argsort(log["start_s"], kind="stable")]
+    steps = _steps(logs, padded)
     served = ServedRequests(
         input_tokens=np.asarray(requests.input_tokens),
         output_tokens=np.asarray(requests.output_tokens),
@@ -211,7 +210,6 @@ def _conclude(
         preemptions=preemptions,
         rejected=asked.rejected,
     )
-    steps = _steps(log, padded)
     step_energy_j = cost.step_energy_j(steps)
     start_s = float(np.nanmin(arrival_s)) if np.isfinite(arrival_s).any() else 0.0
     end_s = float(np.nanmax(served.finished_s)) if len(steps) else start_s
@@ -231,7 +229,12 @@ def _conclude(
     )
 
 
-def _steps(log: NDArray[np.void], padded: Sequence[int]) -> Steps:
+def _steps(logs: list[NDArray[np.void]], padded: Sequence[int]) -> Steps:
+    """The entries of all replicas by their time; `logs` is emptied."""
+    log = logs[0] if len(logs) == 1 else np.concatenate(logs)
+    if len(logs) > 1:
+        log = log[np.argsort(log["start_s"], kind="stable")]
+    logs.clear()
     columns = {name: log[name].astype(np.float64) for name in LAYOUT.names or ()}
     total = columns["decodes"] + columns["prefill_tokens"]
     table = np.asarray(padded, dtype=np.float64)
