@@ -12,6 +12,7 @@ from infergy.cli import app
 from infergy.errors import DataError
 from infergy.records.store import shipped_rows
 from known_tables import rows_of, write_store
+from raising import raises
 from rows import build_row
 
 
@@ -46,6 +47,8 @@ def test_the_gate_opens_within_the_limit_and_shuts_beyond_it(stores: tuple[str, 
     assert run(b, a, "--fail-if-worse", "3%")[0] == 0
     assert run(a, b, "--fail-if-worse", "0.03")[0] == 5
     assert run(b, a, "--fail-if-worse", "0%")[0] == 0
+    with raises("bad-value", option="--fail-if-worse"):
+        run(a, b, "--fail-if-worse", "3")
 
 
 def test_a_gate_that_cannot_judge_says_so(tmp_path: Path) -> None:

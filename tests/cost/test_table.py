@@ -82,6 +82,32 @@ def test_the_same_table_gives_the_same_bytes_and_reading_loses_none(tmp_path: Pa
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_measured_rows_are_not_replaced_by_a_table(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    write_store(store, rows_of()[:3])
+    before = store.read_bytes()
+    built = build_table([store])
+    with raises("file-exists", path=str(store)):
+        write_table(built, store)
+    assert store.read_bytes() == before
+    with raises("file-not-writable"):
+        write_table(built, tmp_path / "no" / "table.jsonl")
+
+
+def test_a_server_that_both_tables_measured_counts_once_with_the_range_of_both(small: Table) -> None:
+    few = [entry for entry in small.entries if entry.served_by == small.entries[0].served_by][:1]
+    other = replace(few[0], origin=replace(few[0].origin, measured_utc="2030-01-01T00:00:00Z"), steps=3 * few[0].steps)
+    joined = make_table([other], small.environments, prior=small)
+    was, now = small.find(few[0].served_by), joined.find(few[0].served_by)
+    assert was is not None
+    assert now is not None
+    assert len(joined.measured) == len(small.measured)
+    assert now.rows == was.rows + 1
+    assert all(a <= b for a, b in zip(now.low, was.low, strict=True))
+    assert all(a >= b for a, b in zip(now.high, was.high, strict=True))
+    assert now.high != was.high
+
+
 def test_the_header_is_read_alone(tmp_path: Path, small: Table) -> None:
     path = tmp_path / "table.jsonl"
     write_table(small, path)
@@ -190,8 +216,9 @@ def test_a_prior_keeps_its_servers_and_gives_the_constants_that_rows_do_not_show
     assert alone.fits.keys() == {"vllm"}
     assert informed.fits.keys() == shipped.fits.keys()
     assert informed.fits["transformers"] is shipped.fits["transformers"]
-    assert informed.measured[: len(alone.measured)] != informed.measured
-    assert informed.measured[-len(shipped.measured) :] == shipped.measured
+    asked = {one.served_by for one in alone.measured}
+    others = [one for one in shipped.measured if one.served_by not in asked]
+    assert [one for one in informed.measured if one.served_by not in asked] == others
     assert informed.entries == tuple(vllm)
     # What many rows showed is known better than datasheets know it.
     widths = {name: float(np.trace(fit_of(one, "vllm").covariance)) for name, one in

@@ -170,7 +170,7 @@ def test_text_files_packed_too_are_counted_as_polars_counts_them(session: Any, t
 
 
 @pytest.mark.parametrize(
-    ("column", "words"), [("a", "of each request are in no column"), (None, "input tokens in column")]
+    ("column", "words"), [("a", "no known columns of input and output tokens"), (None, "input tokens in column")]
 )
 def test_what_is_wrong_with_a_table_is_told_by_its_name(
     session: Any, tmp_path: Path, column: str | None, words: str
@@ -242,7 +242,8 @@ def test_a_spark_connect_server_counts_and_an_estimate_goes_on_from_its_histogra
     assert json.loads(counted.stdout)["requests"] == here.requests
     # A table with rows that cannot be meant is told by its name, not by that of the library that holds it.
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.splitlines()[-1].startswith(f"error: {nulls}: ")
+    error = json.loads(refused.stderr.splitlines()[-1])["error"]
+    assert (error["code"], error["fields"]["trace"]) == ("bad-trace", nulls)
     (tmp_path / "lake.json").write_text(counted.stdout)
     told = run_infergy("estimate", str(tmp_path / "lake.json"), "--json")
     assert told.returncode == 0, told.stderr

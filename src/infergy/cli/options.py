@@ -241,6 +241,9 @@ def fraction(option: str, text: str) -> float:
         UsageError: It is no share.
     """
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
         raise UsageError.bad_value(option, text, "a share, as 2% or 0.02") from error
+    if value >= 1 and not text.endswith("%"):
+        raise UsageError.bad_value(option, text, f"a share below 1, or percent: {text}%")
+    return value

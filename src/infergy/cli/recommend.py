@@ -110,9 +110,10 @@ def _answer(found: Recommendation) -> Iterator[str]:
         certain = "" if chosen.is_significant else ", no significant difference"
         yield f"It {verb} {_saving(chosen)} of the energy{certain}."
     yield f"  {' '.join(chosen.command)}"
-    if not chosen.estimate.run.measured_share:
-        replay = f"infergy replay {found.trace.source} -e {chosen.estimate.engine} -o replay.jsonl"
-        yield f"No run of it was measured on {chosen.estimate.gpu}; measure it first: {replay}"
+    if not chosen.estimate.run.measured_share and chosen.estimate.engine.startswith("vllm"):
+        engine = chosen.estimate.engine.replace("vllm", "vllm-server", 1)
+        replay = f"infergy replay {found.trace.source} --from 10m --for 75s -e {engine} -o replay.jsonl"
+        yield f"No run of it was measured on {chosen.estimate.gpu}; measure a window of it first: {replay}"
 
 
 def _row(one: Configuration, *, is_present: bool) -> tuple[str, ...]:

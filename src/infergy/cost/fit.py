@@ -9,6 +9,7 @@ normal priors; errors are robust (Huber). Gauss-Newton finds the maximum, and th
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -315,18 +316,33 @@ def make_table(
     # A batch interface and an API server run the same steps.
     kinds = {id(entry): replace(entry.served_by, is_api=False) for entry in entries}
     servers = dict.fromkeys(kinds.values())
-    measured = []
+    measured = {} if prior is None else {replace(one.served_by, is_api=False): one for one in prior.measured}
     for by in servers:
         own = [entry for entry in entries if kinds[id(entry)] == by]
-        measured.append(_measured(by, own, np.array([left[id(entry)] for entry in own]), fits[by.engine]))
+        found = _measured(by, own, np.array([left[id(entry)] for entry in own]), fits[by.engine])
+        measured[by] = _joined(measured[by], found) if by in measured else found
     return Table(
         fits={**earlier, **fits},
-        measured=tuple(measured) + (() if prior is None else prior.measured),
+        measured=tuple(measured.values()),
         environments={**({} if prior is None else prior.environments), **environments},
         sources=tuple(dict.fromkeys(entry.origin.source for entry in entries)),
         identities=known.union(own_entries),
         entries=entries,
         repeated=repeated,
+    )
+
+
+def _joined(a: MeasuredServer, b: MeasuredServer) -> MeasuredServer:
+    """One server measured by the rows of both: the range of all, and means by rows."""
+    rows, share = a.rows + b.rows, a.rows / (a.rows + b.rows)
+    return MeasuredServer(
+        served_by=a.served_by,
+        rows=rows,
+        low=tuple(map(min, a.low, b.low)),
+        high=tuple(map(max, a.high, b.high)),
+        idle_w=share * a.idle_w + (1 - share) * b.idle_w,
+        energy_sd=math.sqrt(share * a.energy_sd**2 + (1 - share) * b.energy_sd**2),
+        time_sd=math.sqrt(share * a.time_sd**2 + (1 - share) * b.time_sd**2),
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from infergy.cost.constants import Column, Fit, prior_fit
-from infergy.errors import DataError
+from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 
 TABLE_SCHEMA = "infergy.table/2"
@@ -199,7 +199,14 @@ Made = TypeVar("Made")
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Write a table; the same table gives the same bytes."""
+    """Write a table; the same table gives the same bytes.
+
+    Raises:
+        UsageError: The file cannot be written, or holds something else than a table, which would be lost.
+    """
+    if path.is_file() and path.stat().st_size and not is_table(path):
+        message = f"{path}: there is a file already, and it is no table. Name another one with -o"
+        raise UsageError(message, code="file-exists", path=str(path))
     header = {
         "schema": table.schema,
         "sources": table.sources,
@@ -209,9 +216,11 @@ def write_table(table: Table, path: Path) -> None:
         "entries": [entry.origin.identity for entry in table.entries],
     }
     lines = [header, *map(asdict, table.entries)]
-    path.write_text(
-        "".join(f"{json.dumps(_rounded(line), separators=(',', ':'))}\n" for line in lines), encoding="utf-8"
-    )
+    text = "".join(f"{json.dumps(_rounded(line), separators=(',', ':'))}\n" for line in lines)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError.not_writable(path, error) from error
 
 
 def read_table(path: Path, *, entries: bool = False) -> Table:

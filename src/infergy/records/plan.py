@@ -123,8 +123,14 @@ class Plan:
         """Write the plan as JSON.
 
         Raises:
-            UsageError: The file cannot be written.
+            UsageError: The file cannot be written, or holds something else than a plan, which would be lost.
         """
+        if path.is_file() and path.stat().st_size:
+            try:
+                Plan.load(path)
+            except DataError as error:
+                message = f"{path}: there is a file already, and it is no plan. Name another one"
+                raise UsageError(message, code="file-exists", path=str(path)) from error
         try:
             path.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
