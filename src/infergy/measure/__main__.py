@@ -1,4 +1,4 @@
-"""``python -m infergy.measure PLAN.json -o ROWS.jsonl``: the same sweep with the standard library only.
+"""``python -m infergy.measure PLAN.json -o ROWS.jsonl``: the same sweep on a node with numpy, pynvml and the engine.
 
 For GPU nodes where nothing can be installed: copy the source tree and a plan (``infergy measure GRID.toml --plan
 PLAN.json``), set PYTHONPATH to its ``src``, and run this. `infergy measure` does the same with a progress bar.
