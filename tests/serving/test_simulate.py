@@ -136,6 +136,15 @@ def test_a_growing_queue_is_reported() -> None:
     assert run.counts.peak_running == 1
 
 
+def test_the_queue_is_that_of_all_replicas() -> None:
+    # Each of two serves every other request, one at a time in ten steps of a second: both queues grow alike.
+    requests = ask([(10, 10)] * 80, [0.5 * k for k in range(80)])
+    one = simulate(ask([(10, 10)] * 40, [float(k) for k in range(40)]), engine(max_num_seqs=1), STEP).counts
+    both = simulate(requests, engine(max_num_seqs=1), STEP, replicas=2).counts
+    assert abs(both.waiting_at_last_arrival - 2 * one.waiting_at_last_arrival) <= 2
+    assert abs(both.peak_waiting - 2 * one.peak_waiting) <= 2
+
+
 def test_prefixes_are_found_and_counted() -> None:
     prefix_blocks = hashes([[1, 2], [1, 3]], 32)
     requests = ask([(64, 2), (64, 2)], [0.0, 10.0], prefix_blocks=prefix_blocks)

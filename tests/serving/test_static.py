@@ -49,3 +49,11 @@ def test_replicas_by_load() -> None:
 def test_a_batch_of_none_is_rejected() -> None:
     with raises("bad-value", option="--max-num-seqs", value=0):
         StaticConfig(max_num_seqs=0)
+
+
+def test_a_queue_that_grows_while_a_batch_runs_is_counted() -> None:
+    # One request at a time, twenty steps each: of forty that come in a second all but one wait.
+    requests = ask([(10, 20)] * 40, [k / 40 for k in range(40)])
+    counts = simulate(requests, StaticConfig(max_num_seqs=1), STEP).counts
+    assert counts.waiting_at_last_arrival == 39
+    assert counts.peak_waiting == 39

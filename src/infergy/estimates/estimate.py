@@ -246,7 +246,7 @@ def _overload(run: Run, server: OpenServer) -> str | None:
     rate = counts.finished_requests / run.duration_s
     more = math.ceil(server.spec.replicas / share)
     return (
-        f"the queue grows to {count_of(queue, 'request')}: this server finishes {rate:.3g} requests a second; {more} "
+        f"the queue grows to {count_of(queue, 'request')}: at most {rate:.3g} requests per second finish; {more} "
         "replicas would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
     )
 

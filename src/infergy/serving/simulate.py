@@ -88,7 +88,8 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    return _conclude(requests, asked, cost, times, servers, padded)
+    is_static = isinstance(config, StaticConfig)
+    return _conclude(requests, asked, cost, times, servers, padded, is_static=is_static)
 
 
 def _servers(
@@ -185,6 +186,8 @@ def _conclude(
     times: tuple[list[float], list[float]],
     servers: list[Server],
     padded: Sequence[int],
+    *,
+    is_static: bool,
 ) -> Run:
     """The run that replicas logged; their list is emptied: with a million requests they keep hundreds of MiB."""
     arrival_s, size, replicas = asked.arrival_s, len(asked.inputs), len(servers)
@@ -220,7 +223,7 @@ def _conclude(
         steps=steps,
         step_energy_j=step_energy_j,
         energy=_split(steps, step_energy_j, idle_j, recomputed),
-        counts=_count(served, steps, recomputed),
+        counts=_count(served, steps, recomputed, is_static=is_static),
         start_s=start_s,
         duration_s=end_s - start_s,
         busy_s=busy_s,
@@ -234,6 +237,11 @@ def _steps(logs: list[NDArray[np.void]], padded: Sequence[int]) -> Steps:
     log = logs[0] if len(logs) == 1 else np.concatenate(logs)
     if len(logs) > 1:
         log = log[np.argsort(log["start_s"], kind="stable")]
+        queued = np.zeros(len(log), dtype=np.int64)
+        for own in logs:  # of each replica by its last step, before the first of which nothing waits
+            last = np.searchsorted(own["start_s"], log["start_s"], side="right")
+            queued += np.append(0, own["waiting"])[last]
+        log["waiting"] = queued
     logs.clear()
     columns = {name: log[name].astype(np.float64) for name in LAYOUT.names or ()}
     total = columns["decodes"] + columns["prefill_tokens"]
@@ -256,11 +264,14 @@ def _split(steps: Steps, step_energy_j: Floats, idle_j: float, recomputed: int) 
     )
 
 
-def _count(served: ServedRequests, steps: Steps, recomputed: int) -> RunCounts:
+def _count(served: ServedRequests, steps: Steps, recomputed: int, *, is_static: bool) -> RunCounts:
     arrived = served.arrival_s[np.isfinite(served.arrival_s)]
     # The queue when the last request came, that one included: arrived by then, not rejected, not yet in a step.
     waiting_last = 0
-    if len(steps) and arrived.size:
+    if len(steps) and arrived.size and is_static:  # batches note their queue when they form: those that are in none
+        started = steps.prefills * steps.count
+        waiting_last = int((~served.rejected).sum() - started[steps.start_s <= arrived.max()].sum())
+    elif len(steps) and arrived.size:
         k = int(np.searchsorted(steps.start_s, arrived.max(), side="right"))
         waiting_last = int(steps.waiting[min(k, len(steps) - 1)])
     return RunCounts(
@@ -270,7 +281,7 @@ def _count(served: ServedRequests, steps: Steps, recomputed: int) -> RunCounts:
         preemptions=int(served.preemptions.sum()),
         hit_tokens=int(served.hit_tokens.sum()),
         recomputed_tokens=recomputed,
-        peak_waiting=int(steps.waiting.max(initial=0)),
+        peak_waiting=max(waiting_last, int(steps.waiting.max(initial=0))),
         waiting_at_last_arrival=waiting_last,
         peak_running=int((steps.decodes + steps.prefills).max(initial=0)),
         peak_kv_blocks=int(steps.kv_blocks.max(initial=0)),
