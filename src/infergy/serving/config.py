@@ -377,16 +377,15 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
             f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
             f"cache of {shape.name} on {gpus} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
         )
-        option = "--max-num-batched-tokens"
-        raise UsageError(message, code="does-not-fit", **place, option=option, value=tokens)
+        place["option"] = "--max-num-batched-tokens"
+        raise UsageError(message, code="does-not-fit", **place, value=tokens)
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     ways = [f"--tensor-parallel-size {size}" for size in sizes if room(gpus=size) > 1][:1]
     if DTYPE_BYTES[dtype] > DTYPE_BYTES[FP8] and room(dtype=FP8) > 1:
         ways.append(f"--precision {FP8}")
     raise UsageError(
         f"{shape.name} does not fit: its {dtype} weights need {format_bytes(shape.weight_bytes(dtype))} on {gpus} × "
-        f"{gpu.title}, of which vLLM takes "
-        f"{format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "
+        f"{gpu.title}, of which vLLM takes {format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "
         + (f"{' or '.join(ways)} would" if ways else "no --tensor-parallel-size up to 16 and no --precision would"),
         code="does-not-fit",
         **place,
@@ -396,7 +395,6 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
 def _activation_bytes(shape: ModelShape, tokens: int, gpus: int) -> float:
     """Bytes of a step's activations on one GPU; of the residual stream each keeps all."""
     whole = 3 * shape.hidden
-    activations = 2.0 * tokens * (whole + (activation_values_per_token(shape) - whole) / gpus) * ACTIVATION_SHARE
-    if shape.experts is not None:
-        activations += 2.0 * tokens * shape.experts.experts_per_token * shape.hidden
-    return activations
+    visited = 0 if shape.experts is None else shape.experts.experts_per_token * shape.hidden
+    values = (whole + (activation_values_per_token(shape) - whole) / gpus) * ACTIVATION_SHARE + visited
+    return 2.0 * tokens * values
