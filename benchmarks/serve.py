@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 import infergy
+from infergy.catalog.gpus import get_gpu
+from infergy.catalog.models import get_model
 from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import server_work
-from infergy.hardware.gpus import get_gpu
-from infergy.hardware.models import get_model
 from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from infergy.hardware import get_gpu, get_model
-from infergy.hardware.models import Draft
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.models import Draft
 from infergy.records import EngineSetup
 from infergy.serving.run import Run
 from infergy.serving.setups import cost_of_setup, serve_setup

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from infergy.hardware.shape import DTYPE_BYTES
+from infergy.catalog.shape import DTYPE_BYTES
 from scoreboard.rows import Rows
 
 Column = np.ndarray[Any, np.dtype[np.float64]]

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from infergy.catalog.gpus import get_gpu
+from infergy.catalog.shape import DTYPE_BYTES
 from infergy.cost.constants import BY_NAME
 from infergy.cost.step import attention_cost, matmul_cost
 from infergy.errors import MissingError
-from infergy.hardware.gpus import get_gpu
-from infergy.hardware.shape import DTYPE_BYTES
 from scoreboard.protocol import Estimator, Fitted, Prediction
 from scoreboard.rows import Rows
 from scoreboard.steps import ANY_INPUT_TOKENS, INPUT_TOKENS, steps_of

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from infergy.catalog.gpus import find_gpu_by_driver_name, get_gpu
+from infergy.catalog.models import get_model, shape_of_id
+from infergy.catalog.shape import DTYPE_BYTES, ModelShape
 from infergy.errors import DataError, UsageError
-from infergy.hardware.gpus import find_gpu_by_driver_name, get_gpu
-from infergy.hardware.models import get_model, shape_of_id
-from infergy.hardware.shape import DTYPE_BYTES, ModelShape
 
 Column = np.ndarray[Any, Any]
 
 ENERGY = "energy_per_token_joules"
 TEXT_TASKS = ("lm-arena-chat", "gpqa", "sourcegraph-fim")
 GPU_NAMES: Mapping[str, str] = {"H100": "h100-sxm", "H200": "h200", "B200": "b200", "A100": "a100-80gb-sxm"}
-"""What the benchmark calls GPUs, and the catalogue."""
+"""What the benchmark calls GPUs, and the catalog."""
 
 WORDS = ("task", "model_id", "architecture", "gpu_model", "weight_precision")
 COUNTS = ("num_gpus", "tensor_parallel", "expert_parallel", "data_parallel", "max_num_seqs")
@@ -46,7 +46,7 @@ class Rows:
         model: Name on the hub.
         backbone: One name for all variants of a network (`backbone_of`).
         architecture: ``Dense Transformer``, ``MoE`` or ``Mamba-Transformer Hybrid``.
-        gpu: Name in the catalogue.
+        gpu: Name in the catalog.
         precision: ``bfloat16``, ``fp8`` or ``mxfp4``, of the weights.
         gpus: GPUs of the server; `tensor_parallel`, `expert_parallel` and `data_parallel` as configured.
         max_num_seqs: Limit of sequences served at once; `batch` their mean.
@@ -116,7 +116,7 @@ def read_rows(
 
     Raises:
         DataError: A column is missing, or a value is invalid; the row is named.
-        UsageError: A GPU is not in the catalogue.
+        UsageError: A GPU is not in the catalog.
     """
     import polars as pl
 
@@ -180,7 +180,7 @@ def _check_numbers(values: Sequence[float | None], written: Sequence[Any], name:
 
 @cache
 def gpu_name(name: str) -> str:
-    """The catalogue's name of a GPU that the benchmark, a driver or the catalogue names.
+    """The catalog's name of a GPU that the benchmark, a driver or the catalog names.
 
     Raises:
         UsageError: It is in none of them.

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from infergy.catalog.gpus import IDLE_SHARE, Gpu, get_gpu
+from infergy.catalog.layers import AttentionShape, ExpertShape, MlpShape
+from infergy.catalog.shape import Checkpoint, ModelShape
 from infergy.cost.calibration_fit import columns_of
 from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.hardware.gpus import IDLE_SHARE, Gpu, get_gpu
-from infergy.hardware.layers import AttentionShape, ExpertShape, MlpShape
-from infergy.hardware.shape import Checkpoint, ModelShape
 from scoreboard.rows import Rows
 
 Column = np.ndarray[Any, np.dtype[Any]]

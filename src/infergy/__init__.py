@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infergy.catalog import Gpu, ModelShape, get_gpu, get_model
     from infergy.errors import (
         DataError,
         EngineError,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from infergy.estimates.estimate import estimate
     from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate
     from infergy.estimates.servers import ServerSpec, load_tables
-    from infergy.hardware import Gpu, ModelShape, get_gpu, get_model
     from infergy.measure.block import BlockEnergy, window
     from infergy.records import Measurement, Plan
     from infergy.serving.config import EngineOptions
@@ -75,7 +75,7 @@ _HOMES = {
     "infergy.estimates.estimate": ("estimate",),
     "infergy.estimates.results": ("RunEstimate", "ServerEstimate", "TraceEstimate"),
     "infergy.estimates.servers": ("ServerSpec", "load_tables"),
-    "infergy.hardware": ("Gpu", "ModelShape", "get_gpu", "get_model"),
+    "infergy.catalog": ("Gpu", "ModelShape", "get_gpu", "get_model"),
     "infergy.measure.block": ("BlockEnergy", "window"),
     "infergy.records": ("Measurement", "Plan"),
     "infergy.serving.config": ("EngineOptions",),

@@ -412,7 +412,7 @@ def test_bad_rows_are_named(tmp_path: Path, change: object, words: str) -> None:
         read_rows(mine)
 
 
-def test_a_gpu_outside_the_catalogue_is_named(tmp_path: Path) -> None:
+def test_a_gpu_outside_the_catalog_is_named(tmp_path: Path) -> None:
     frame = pl.read_csv(CSV).head(3)
     mine = tmp_path / "mine.csv"
     frame.with_columns(pl.lit("H101").alias("gpu_model")).write_csv(mine)

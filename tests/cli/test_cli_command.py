@@ -14,9 +14,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
+from infergy.catalog import get_gpu
 from infergy.cli import app, command
-from infergy.cli.catalog import make_schema
-from infergy.hardware import get_gpu
+from infergy.cli.lists import make_schema
 from infergy.meters.simulated import SimulatedMeter, pretend_node
 
 # Of a pretended GPU in real time: what is said where this machine was too busy to read it, as it may be.

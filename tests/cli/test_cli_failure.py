@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from infergy.cli import main
-from infergy.cli.catalog import make_schema
 from infergy.cli.failure import asks_json
+from infergy.cli.lists import make_schema
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

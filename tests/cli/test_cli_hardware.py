@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from infergy.catalog import get_model, gpu_names, model_config, model_names
 from infergy.cli import app
-from infergy.hardware import get_model, gpu_names, model_config, model_names
 from raising import raises
 
 
@@ -25,7 +25,7 @@ def run_json(*arguments: str) -> Any:
     return json.loads(run(*arguments, "--json"))
 
 
-def test_gpus_lists_the_catalogue_one_a_line() -> None:
+def test_gpus_lists_the_catalog_one_a_line() -> None:
     lines = run("list", "gpus").splitlines()
     assert [line.split()[0] for line in lines[3:-1]] == list(gpu_names())
 

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.catalog import SCHEMAS, make_schema
+from infergy.cli.lists import SCHEMAS, make_schema
 from raising import raises
 
 DATA = Path(str(resources.files("infergy"))) / "data"

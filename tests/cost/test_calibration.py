@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infergy.catalog.gpus import IDLE_SHARE, get_gpu
+from infergy.catalog.models import get_model
 from infergy.cost.calibration import (
     Calibration,
     find_calibration,
@@ -26,8 +28,6 @@ from infergy.cost.calibration_fit import BEARS, is_used
 from infergy.cost.constants import BY_NAME, Column, Fit, prior_fit, values_of
 from infergy.cost.rates import Rates, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, stretched_s
-from infergy.hardware.gpus import IDLE_SHARE, get_gpu
-from infergy.hardware.models import get_model
 from infergy.measure.calibrate import calibrate
 from infergy.measure.calibration_work import SimulatedBench, draw_truth
 from infergy.meters.simulated import SimulatedMeter, pretend_node
@@ -334,7 +334,7 @@ def test_only_windows_of_one_known_gpu_make_a_calibration() -> None:
         fit_calibration(windows(0)).constants_of(get_gpu("b200"))
 
 
-def test_a_gpu_that_is_not_in_the_catalogue_is_described_by_a_file(tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_in_the_catalog_is_described_by_a_file(tmp_path: Path) -> None:
     def renamed(one: CalibrationWindow) -> CalibrationWindow:
         gpus = tuple(replace(gpu, name="NVIDIA Unheard") for gpu in one.environment.gpus)
         return replace(one, environment=replace(one.environment, gpus=gpus))

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infergy.catalog import get_gpu, get_model
 from infergy.cost.compiled import Symbol, compile_formula, least, most
 from infergy.cost.constants import values_of
 from infergy.cost.rates import Rates, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, compile_steps, free_s, slowed_j, stretched_s
-from infergy.hardware import get_gpu, get_model
 
 # Dense, with experts, with windows and experts, latent attention, state layers, windows.
 MODELS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v3", "nemotron-nano-9b-v2", "gemma-3-12b")

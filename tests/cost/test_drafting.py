@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.models import Draft
 from infergy.cost.drafting import DraftedCost
-from infergy.hardware import get_gpu, get_model
-from infergy.hardware.models import Draft
 from infergy.records import EngineSetup
 from infergy.serving.setups import cost_of_setup
 from simulated_truth import play, truth_of

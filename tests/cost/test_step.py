@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infergy.catalog import get_gpu, get_model
 from infergy.cost.constants import prior_fit, values_of
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import Rates, rates_of, server_work
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, roofline, slowed_j
-from infergy.hardware import get_gpu, get_model
 
 MODELS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v3", "nemotron-nano-9b-v2", "gemma-3-12b")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware import ModelShape, read_shape
+from infergy.catalog import ModelShape, read_shape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware import get_model, model_config, model_names, read_shape
+from infergy.catalog import get_model, model_config, model_names, read_shape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

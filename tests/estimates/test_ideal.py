@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infergy.catalog import get_gpu, get_model
 from infergy.estimates.paper_bins import Ideal, flops_ideal, roofline_ideal
-from infergy.hardware import get_gpu, get_model
 from infergy.workload.bins import Bin, BinCount, Bins, Histogram
 from raising import raises
 

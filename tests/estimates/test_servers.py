@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from infergy.catalog import get_gpu, get_model, model_config
 from infergy.cli import app
 from infergy.cost.constants import values_of
 from infergy.cost.rates import rates_of, server_work
@@ -17,7 +18,6 @@ from infergy.errors import DataError, UsageError
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.recommend import command_of, default_candidates
 from infergy.estimates.servers import PRECISIONS, ServerSpec, open_server, shipped_table, weights_only_note
-from infergy.hardware import get_gpu, get_model, model_config
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from infergy.catalog import get_gpu, get_model, model_config
 from infergy.engines.vllm import VllmEngine
 from infergy.engines.vllm_options import sampling_options
 from infergy.estimates.build import entries_of_rows
-from infergy.hardware import get_gpu, get_model, model_config
 from infergy.measure.grid import parse_grid
 from infergy.measure.sweep import sweep
 from infergy.records import Decoding, EngineSetup, Measurement, result_of

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from infergy.cli.catalog import make_schema
+from infergy.catalog.gpus import get_gpu
+from infergy.cli.lists import make_schema
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError
-from infergy.hardware.gpus import get_gpu
 from infergy.measure.calibrate import CalibrationEvent, calibrate
 from infergy.measure.calibration_work import (
     SimulatedBench,

@@ -303,7 +303,7 @@ def test_a_gpu_is_described_with_what_answers_and_what_does_not(nvml: BoardNvml,
     assert found.can_measure
     assert found.meters[0].scope == "gpu-board"
     assert (found.driver, found.cuda) == ("580.1", "13.0")
-    assert (gpu.gpu.uuid, gpu.index, gpu.catalogue, gpu.has_mig) == ("GPU-aaaa-1", 0, None, False)
+    assert (gpu.gpu.uuid, gpu.index, gpu.catalog, gpu.has_mig) == ("GPU-aaaa-1", 0, None, False)
     assert (gpu.gpu.power_limit_w, gpu.power_limit_low_w, gpu.power_limit_high_w) == (700.0, 200.0, 700.0)
     assert gpu.has_counter
     assert gpu.is_visible
@@ -314,9 +314,9 @@ def test_a_gpu_is_described_with_what_answers_and_what_does_not(nvml: BoardNvml,
     assert nvml.started == 0
 
 
-def test_a_known_gpu_is_named_as_in_the_catalogue(nvml: BoardNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_gpu_is_named_as_in_the_catalog(nvml: BoardNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoardNvml, "nvmlDeviceGetName", lambda *_: "NVIDIA H200")
-    assert diagnose().gpus[0].catalogue == "h200"
+    assert diagnose().gpus[0].catalog == "h200"
 
 
 def test_a_gpu_without_a_counter_is_described_and_cannot_be_measured(nvml: BoardNvml) -> None:

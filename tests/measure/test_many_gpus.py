@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from infergy.catalog import get_gpu, get_model, largest_batch, model_config
 from infergy.engines import Completion, Work
 from infergy.engines.engine import gpu_uuid_of
 from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.errors import EngineError, GpuLostError, MissingError
-from infergy.hardware import get_gpu, get_model, largest_batch, model_config
 from infergy.measure.block import window
 from infergy.measure.grid import make_plan, parse_grid, read_toml
 from infergy.measure.sweep import describe_row, sweep

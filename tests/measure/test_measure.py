@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
+from infergy.catalog import get_gpu, model_config
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.simulated_engine import SimulatedEngine
 from infergy.errors import EngineError
-from infergy.hardware import get_gpu, model_config
 from infergy.measure.cell import WrongTokensError, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.grid import make_plan, parse_grid

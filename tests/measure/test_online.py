@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from infergy.catalog.gpus import IDLE_SHARE, get_gpu
 from infergy.cli import app
 from infergy.estimates.build import entries_of_rows
-from infergy.hardware.gpus import IDLE_SHARE, get_gpu
 from infergy.measure.anchors import plan_again, plan_anchors
 from infergy.measure.forecast import total_j
 from infergy.measure.studies import size_of

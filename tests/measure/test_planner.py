@@ -13,11 +13,11 @@ from statistics import median
 import numpy as np
 import pytest
 
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.models import Draft
 from infergy.cost.table import SHIPPED_TABLE, read_table, shipped_table
 from infergy.errors import UsageError
 from infergy.estimates.servers import ServerSpec, open_server
-from infergy.hardware import get_gpu, get_model
-from infergy.hardware.models import Draft
 from infergy.measure.forecast import total_j
 from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.planner import Planner

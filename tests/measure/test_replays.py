@@ -192,7 +192,7 @@ def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -
 
 
 def test_options_of_vllm_are_refused_for_another_engine() -> None:
-    from infergy.hardware import get_gpu
+    from infergy.catalog import get_gpu
     from infergy.meters.simulated import pretend_node
 
     engine = SimulatedEngine(pretend_node(get_gpu("h200"), 1), get_gpu("h200"))

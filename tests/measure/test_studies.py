@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from infergy.catalog import get_gpu, get_model, largest_batch, model_config
+from infergy.catalog.models import find_draft
 from infergy.cli import app
-from infergy.hardware import get_gpu, get_model, largest_batch, model_config
-from infergy.hardware.models import find_draft
 from infergy.measure.forecast import total_j
 from infergy.measure.grid import Grid, make_plan, parse_grid, read_toml, shrink
 from infergy.measure.studies import describe_study, size_of, study_names, study_path

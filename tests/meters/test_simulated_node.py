@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from infergy.hardware import get_gpu
+from infergy.catalog import get_gpu
 from infergy.meters import next_tick
 from infergy.meters.simulated import SimulatedGpu, SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import GpuIdentity

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infergy.catalog import get_gpu, get_model, model_config
 from infergy.engines.simulated_engine import SimulatedEngine
-from infergy.hardware import get_gpu, get_model, model_config
 from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.planner import Planner

@@ -22,7 +22,7 @@ pytest.importorskip("ray")
 
 import ray
 
-from infergy.hardware import get_gpu, gpu_names
+from infergy.catalog import get_gpu, gpu_names
 from infergy.measure import cluster as cluster_module
 from infergy.measure import cluster_nodes, node
 from infergy.measure.cluster import sweep_on_ray
@@ -394,7 +394,7 @@ def test_a_loss_that_ray_tells_by_any_error_is_retried_elsewhere(
     assert all(row.is_ok for row in read_store(path).rows)
 
 
-def test_a_gpu_of_the_catalogue_is_called_as_ray_calls_it_by_any_of_its_drivers_names() -> None:
+def test_a_gpu_of_the_catalog_is_called_as_ray_calls_it_by_any_of_its_drivers_names() -> None:
     from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
     for name in gpu_names():

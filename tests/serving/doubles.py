@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from infergy.catalog.gpus import get_gpu
+from infergy.catalog.models import get_model
 from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import server_work
 from infergy.cost.step import Steps
-from infergy.hardware.gpus import get_gpu
-from infergy.hardware.models import get_model
 from infergy.serving.config import EngineConfig, SchedulerLimits
 from infergy.serving.run import Floats
 from infergy.workload.requests import PrefixBlocks, Requests

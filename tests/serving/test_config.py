@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware.gpus import get_gpu
-from infergy.hardware.models import get_model, model_config
+from infergy.catalog.gpus import get_gpu
+from infergy.catalog.models import get_model, model_config
 from infergy.serving.config import EngineOptions, batch_defaults, model_context, resolve
 from raising import raises
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.gpus import IDLE_SHARE
 from infergy.errors import UsageError
-from infergy.hardware import get_gpu, get_model
-from infergy.hardware.gpus import IDLE_SHARE
 from infergy.records import SERVER, Arrivals, EngineSetup
 from infergy.serving.setups import cost_of_setup, memory_fault, serve_setup
 from infergy.workload.load_generator import draw_times

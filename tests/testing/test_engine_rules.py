@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from infergy.catalog import get_gpu, model_config
 from infergy.engines import Completion, EngineOutOfMemoryError, Work
 from infergy.engines.simulated_engine import SimulatedEngine, SimulatedSession
 from infergy.errors import EngineError
-from infergy.hardware import get_gpu, model_config
 from infergy.meters.simulated import SimulatedGpu
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, GpuIdentity
 from infergy.testing import ENGINE_RULES, BrokenRuleError, check_engine

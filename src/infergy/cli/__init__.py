@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130
 GARBAGE = 300_000
 """New objects after which cycles of them are looked for: modules and numbers have few, and looking takes time."""
 HOMES = {
-    "list": "catalog:catalog",
+    "list": "lists:catalog",
     "next": "next:next_cells",
     "report": "show:report",
     "run": "command:run_command",

@@ -12,9 +12,9 @@ from infergy.cli.output import print_json, print_notes, print_table
 from infergy.units import count_of, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
+    from infergy.catalog.gpus import Gpu
     from infergy.cost.calibration import Calibration
     from infergy.cost.calibration_fit import Calibrated
-    from infergy.hardware.gpus import Gpu
 
 DEFAULT_FILE = Path("calibration.jsonl")
 BUDGET = "4m"
@@ -60,7 +60,7 @@ def calibrate(
 
 
 def _chip(gpu: str | None) -> Gpu | None:
-    from infergy.hardware.gpus import get_gpu
+    from infergy.catalog.gpus import get_gpu
 
     return None if gpu is None else get_gpu(gpu)
 
@@ -71,8 +71,8 @@ def _refuse_unmeant(chip: Gpu | None, simulate: str | None) -> None:
     Raises:
         UsageError: The simulated GPU is another than `chip`, or there is none of that name.
     """
+    from infergy.catalog.gpus import get_gpu
     from infergy.cost.calibration import refuse_other
-    from infergy.hardware.gpus import get_gpu
 
     if chip is not None and simulate is not None:
         refuse_other(get_gpu(simulate).title, chip)

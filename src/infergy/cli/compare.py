@@ -116,11 +116,11 @@ def _shipped(gpu: str | None) -> Path:
 
 
 def _gpu_of(rows: Sequence[Measurement]) -> str | None:
-    """Catalogue name of the GPU that rows were measured on; None if they do not say."""
-    from infergy.hardware import catalogue_name
+    """Catalog name of the GPU that rows were measured on; None if they do not say."""
+    from infergy.catalog import catalog_name
 
     names = [gpu.name for row in rows for gpu in row.environment.gpus]
-    return catalogue_name(names[0]) if names else None
+    return catalog_name(names[0]) if names else None
 
 
 def _is_of_one_gpu(stored: Sequence[Measurement], measured: Sequence[Measurement]) -> bool:

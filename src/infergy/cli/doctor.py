@@ -155,12 +155,10 @@ def _print_gpu(found: GpuFound, *, explain: bool) -> None:
     gpu = found.gpu
     index = "-" if found.index is None else found.index
     hidden = "" if found.is_visible else ", hidden by CUDA_VISIBLE_DEVICES"
-    catalogue = (
-        "not in the catalogue (infergy list gpus)" if found.catalogue is None else f"{found.catalogue} in the catalogue"
-    )
+    catalog = "not in the catalog (infergy list gpus)" if found.catalog is None else f"{found.catalog} in the catalog"
     uuid = f", {gpu.uuid}" if explain else ""
     memory = "" if gpu.memory_bytes is None else f", {format_bytes(gpu.memory_bytes)}"
-    typer.echo(f"  {index}: {gpu.name}{uuid}, {catalogue}{memory}{hidden}")
+    typer.echo(f"  {index}: {gpu.name}{uuid}, {catalog}{memory}{hidden}")
     between = (
         ""
         if found.power_limit_low_w is None or found.power_limit_high_w is None

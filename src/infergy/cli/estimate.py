@@ -158,7 +158,7 @@ def _head(trace: TraceFacts) -> str:
 
 
 def _server(one: ServerEstimate, *, name: bool = True) -> str:
-    from infergy.hardware import get_gpu
+    from infergy.catalog import get_gpu
 
     gpu = get_gpu(one.gpu).title
     count = "one" if one.gpus == 1 else str(one.gpus)

@@ -173,8 +173,8 @@ def check_meter(meter: str, *, simulate: bool) -> None:
 
 
 def gpu_here() -> str | None:
-    """Catalogue name of the first GPU that CUDA would use; None without one, or if the catalogue lacks it."""
-    from infergy.hardware import find_gpu_by_driver_name
+    """Catalog name of the first GPU that CUDA would use; None without one, or if the catalog lacks it."""
+    from infergy.catalog import find_gpu_by_driver_name
     from infergy.meters import open_meter
 
     try:

@@ -170,8 +170,8 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
 
 def run_notes(estimates: Sequence[ServerEstimate]) -> list[str]:
     """Queues without limit, rejected requests, and servers of which nothing was measured; each once."""
+    from infergy.catalog import get_gpu
     from infergy.estimates.servers import weights_only_note
-    from infergy.hardware import get_gpu
 
     lines = []
     for one in estimates:

@@ -58,8 +58,8 @@ def replay(
 
     Example: infergy replay azure-conv-2023 --from 10m --for 75s --speed 3 -o replays.jsonl
     """
+    from infergy.catalog import get_gpu
     from infergy.estimates.replay import compare_rows, predict
-    from infergy.hardware import get_gpu
     from infergy.records import Plan
     from infergy.records.store import read_store
 
@@ -173,11 +173,11 @@ def _kind_of(path: Path) -> str:
 
 
 def _gpu_of(rows: Sequence[object]) -> str:
-    from infergy.hardware import catalogue_name
+    from infergy.catalog import catalog_name
     from infergy.records import Measurement
 
     names = {
-        catalogue_name(row.environment.gpus[0].name)
+        catalog_name(row.environment.gpus[0].name)
         for row in rows
         if isinstance(row, Measurement) and row.environment.gpus
     }

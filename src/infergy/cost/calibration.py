@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from infergy.catalog.gpus import SIMULATED_PREFIX, Gpu, find_gpu_by_driver_name, get_gpu
 from infergy.cost.calibration_fit import DOUBT, Calibrated, fit, is_used
 from infergy.cost.constants import Fit, constants_of
 from infergy.errors import DataError, UsageError
-from infergy.hardware.gpus import SIMULATED_PREFIX, Gpu, find_gpu_by_driver_name, get_gpu
 from infergy.records.calibration import CalibrationWindow, latest, read_calibration_file
 
 CALIBRATION_SCHEMA = "infergy.calibration/3"
@@ -35,7 +35,7 @@ class Calibration:
     """The step-cost model's constants for one GPU.
 
     Attributes:
-        gpu: Name in the catalogue, or the file that describes it; `title` the vendor's.
+        gpu: Name in the catalog, or the file that describes it; `title` the vendor's.
         driver_name: Name reported by the driver.
         uuids: The GPUs that were measured.
         measured_from: First window, UTC; `measured_to` the last one.
@@ -136,12 +136,12 @@ def load_calibration(name: str | Path, gpu: Gpu | None = None) -> Calibration:
 
     Args:
         name: A file that `infergy calibrate` made; a string may also name a shipped one (`shipped_calibrations`).
-        gpu: The GPU's datasheet; None looks it up in the catalogue by the driver's name.
+        gpu: The GPU's datasheet; None looks it up in the catalog by the driver's name.
 
     Raises:
         DataError: The file is missing, foreign or damaged.
         UsageError: No such shipped one, or the file holds windows of several kinds of GPU, or of one that is not in
-            the catalogue or another.
+            the catalog or another.
     """
     return fit_calibration(read_calibration_file(find_calibration(name)), gpu, str(name))
 
@@ -207,7 +207,7 @@ def _datasheet(driver: str, gpu: Gpu | None, name: str) -> Gpu:
     known = find_gpu_by_driver_name(driver.removeprefix(SIMULATED_PREFIX))
     if known is None:
         message = (
-            f"{name}: {driver} is not in the catalogue: describe it in a TOML file with title = "
+            f"{name}: {driver} is not in the catalog: describe it in a TOML file with title = "
             f'"{driver}" (docs/models.md), and give it with --gpu mine.toml'
         )
         raise UsageError(message, code="unknown-gpu", place=str(name), name=driver)

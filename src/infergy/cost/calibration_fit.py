@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from infergy.catalog.gpus import IDLE_SHARE, Gpu
 from infergy.cost.constants import BY_NAME, Column, Constant
 from infergy.cost.rates import NVLINK_4, AttentionWork, Rates, ServerWork, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, CalibrationWindow, Workload
 
 LAUNCHES_A_LAYER = 12.0

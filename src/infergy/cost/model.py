@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from infergy.catalog.gpus import Gpu
 from infergy.cost.constants import Column, Fit
 from infergy.cost.rates import Rates, ServerWork, rates_of
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
-from infergy.hardware.gpus import Gpu
 
 PART = 32_768
 """Entries whose energy is computed at once."""

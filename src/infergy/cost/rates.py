@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from infergy.hardware.gpus import Gpu
-from infergy.hardware.shape import ModelShape, cache_bytes, dtype_bytes
+from infergy.catalog.gpus import Gpu
+from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
 
 ACTIVATION_BYTES = 2.0
 """A value that GPUs exchange: bfloat16, also where weights are narrower."""
 REFERENCE_EXPERT_BYTES = 30e6
 NVLINK_4 = 450e9
-"""Bytes/s in one direction, where the catalogue knows no link."""
+"""Bytes/s in one direction, where the catalog knows no link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

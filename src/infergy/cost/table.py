@@ -40,7 +40,7 @@ class ServedBy:
     """What served a measured cell.
 
     Attributes:
-        gpu: Kind of GPU in the catalogue; `gpus` how many share the model.
+        gpu: Kind of GPU in the catalog; `gpus` how many share the model.
         is_api: Whether an API server handed out tokens one by one.
         has_graphs: Whether decode steps replay CUDA graphs.
     """

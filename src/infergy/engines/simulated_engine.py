@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from infergy.catalog import Gpu, ModelShape, read_shape
+from infergy.catalog.models import Draft, find_draft
 from infergy.engines.engine import (
     STATIC_BATCHES,
     Completion,
@@ -20,8 +22,6 @@ from infergy.engines.engine import (
     check_vllm,
 )
 from infergy.errors import UsageError
-from infergy.hardware import Gpu, ModelShape, read_shape
-from infergy.hardware.models import Draft, find_draft
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
 from infergy.records.window import Drafts
 from infergy.serving.run import Run

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from infergy.catalog import catalog_name, find_gpu_by_driver_name, get_gpu, get_model, model_names
 from infergy.cost.constants import Fit, prior_fit
 from infergy.cost.fit import make_table
 from infergy.cost.model import Server, StepCost
@@ -15,7 +16,6 @@ from infergy.cost.rates import server_work
 from infergy.cost.step import compress
 from infergy.cost.table import Origin, ServedBy, Table, TableEntry
 from infergy.errors import DataError, MeterError
-from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_gpu, get_model, model_names
 from infergy.records import GREEDY, Measurement, PlannedCell, result_of
 from infergy.records.facts import find_idle_power
 from infergy.records.store import read_store
@@ -173,7 +173,7 @@ def served_by(row: Measurement) -> ServedBy:
         engine=setup.engine,
         model=setup.model,
         dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
-        gpu=catalogue_name(row.environment.gpus[0].name),
+        gpu=catalog_name(row.environment.gpus[0].name),
         gpus=setup.tensor_parallel,
         is_api=row.environment.engine.get("usage_context") == "server",
         has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
@@ -189,7 +189,7 @@ def _is_usable(row: Measurement) -> bool:
         and not setup.compiled
         and row.cell.load.decoding == GREEDY
         and bool(row.environment.gpus)
-        and find_gpu_by_driver_name(catalogue_name(row.environment.gpus[0].name)) is not None
+        and find_gpu_by_driver_name(catalog_name(row.environment.gpus[0].name)) is not None
     )
 
 

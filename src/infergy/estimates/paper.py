@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from infergy.catalog import get_model
 from infergy.cost.model import log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import InfergyError, UsageError
@@ -31,7 +32,6 @@ from infergy.estimates.paper_bins import (
     roofline_ideal,
 )  # fmt: skip
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
-from infergy.hardware import get_model
 from infergy.serving.config import EngineOptions
 from infergy.workload.bins import POWERS_OF_TWO, Bin, Bins, Histogram
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infergy.catalog import Gpu, ModelShape, get_model
+from infergy.catalog.memory import largest_batch
 from infergy.cost.model import CostedRun
 from infergy.errors import UsageError
 from infergy.estimates.servers import OpenServer
-from infergy.hardware import Gpu, ModelShape, get_model
-from infergy.hardware.memory import largest_batch
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run, join_columns
 from infergy.serving.simulate import requests_of_lengths

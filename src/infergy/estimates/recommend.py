@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
+from infergy.catalog import get_gpu
 from infergy.cost.model import CostedRun, log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.estimate import Z90, estimate_server, facts_of, open_share, sample_of, serve_sample, steps_of
 from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server, setup_of
-from infergy.hardware import get_gpu
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.sampling import Sample

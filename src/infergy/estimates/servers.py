@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from infergy.catalog import canonical_name, get_gpu, get_model, model_config
+from infergy.catalog.gpus import IDLE_SHARE, Gpu
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import server_work
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
 from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table, read_table
 from infergy.cost.table import shipped_table as shipped_table
 from infergy.errors import DataError, UsageError
-from infergy.hardware import canonical_name, get_gpu, get_model, model_config
-from infergy.hardware.gpus import IDLE_SHARE, Gpu
 from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
 from infergy.serving.config import (
     EngineConfig,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from infergy.catalog import catalog_name, get_gpu, model_config
 from infergy.errors import UsageError
-from infergy.hardware import catalogue_name, get_gpu, model_config
 from infergy.records import (
     END_VISIT,
     GRID_VISIT,
@@ -38,7 +38,7 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
     """A plan that measures three cells of a table again, of the engine set-up with a label such as ``vllm``.
 
     Raises:
-        UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalogue.
+        UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalog.
     """
     measured = [row for row in rows if row.is_ok and row.result is not None and not row.cell.load.is_online]
     labels = {row.cell.label for row in measured}
@@ -63,7 +63,7 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: flo
         target: Half-width that is to be reached, as a fraction; they get twice the time that cells usually have.
 
     Raises:
-        UsageError: The table's GPU or a model is not in the catalogue, or rows are of several kinds of GPU.
+        UsageError: The table's GPU or a model is not in the catalog, or rows are of several kinds of GPU.
     """
     by_id = {row.cell_id: row for row in rows if row.result is not None or row.cell_id in cells}
     gpu = _only_gpu(list(by_id.values()))
@@ -94,7 +94,7 @@ def _with_anchors(cells: Sequence[PlannedCell], anchors: Sequence[PlannedCell]) 
 
 def _plan_of(name: str, gpu: str, cells: Sequence[PlannedCell], options: MeasureOptions) -> Plan:
     models = {one.cell.setup.model: model_config(one.cell.setup.model) for one in cells}
-    return Plan(name=name, gpu=get_gpu(catalogue_name(gpu)).name, cells=tuple(cells), models=models, options=options)
+    return Plan(name=name, gpu=get_gpu(catalog_name(gpu)).name, cells=tuple(cells), models=models, options=options)
 
 
 def _plan(row: Measurement) -> PlannedCell:

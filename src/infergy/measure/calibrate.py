@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from infergy.catalog.gpus import get_gpu
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError, MissingError, UsageError
-from infergy.hardware.gpus import get_gpu
 from infergy.measure.block import window
 from infergy.measure.calibration_work import IDLE_WORK, SimulatedBench, draw_truth, look_nowhere, make_works
 from infergy.measure.environment import gather

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from infergy.hardware.gpus import Gpu
+from infergy.catalog.gpus import Gpu
 from infergy.meters.simulated import SimulatedNode
 from infergy.records.calibration import ATTENTION, COPY, IDLE, LAUNCH, PRODUCT, Workload
 

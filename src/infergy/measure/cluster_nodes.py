@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from infergy.catalog import get_gpu
 from infergy.errors import MissingError, UsageError
-from infergy.hardware import get_gpu
 from infergy.records import EngineSetup
 from infergy.version import VERSION
 
@@ -39,7 +39,7 @@ START = "Start one: ray start --head; on each further node: ray start --address=
 
 
 def gpu_type(name: str) -> str | None:
-    """What Ray calls a GPU of the catalogue; None where its name gives none."""
+    """What Ray calls a GPU of the catalog; None where its name gives none."""
     for known in (*get_gpu(name).aliases, get_gpu(name).title):
         if known.startswith(BRAND):
             words = known.removeprefix(BRAND)
@@ -51,7 +51,7 @@ def gpu_type(name: str) -> str | None:
 def needs_of(setup: EngineSetup, gpu: str, *, simulate: bool) -> dict[str, float]:
     """What a set-up asks of a node, by Ray's names of resources; one CPU, and no GPU if it is simulated.
 
-    A cluster that has a resource of the GPU's catalogue name (``ray start --resources='{"h200": 8}'``) is asked for it,
+    A cluster that has a resource of the GPU's catalog name (``ray start --resources='{"h200": 8}'``) is asked for it,
     as many as GPUs; any other for Ray's own type.
     """
     import ray

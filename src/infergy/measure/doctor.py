@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
+from infergy.catalog import find_gpu_by_driver_name
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
-from infergy.hardware import find_gpu_by_driver_name
 from infergy.measure.environment import cpu_name, version_of
 from infergy.meters import Meter, powers_of
 from infergy.meters.nvml import Board, NvmlMeter, open_boards, visible_uuids
@@ -69,7 +69,7 @@ class GpuFound:
 
     Attributes:
         index: NVML's, in PCI order.
-        catalogue: Its name in `infergy list gpus`; None if it is not there.
+        catalog: Its name in `infergy list gpus`; None if it is not there.
         is_visible: Whether CUDA_VISIBLE_DEVICES leaves it visible; None where that is unknown.
         power_limit_low_w: The lowest limit that it could be set to, and `power_limit_high_w` the highest.
         has_mig: Whether it is divided into MIG slices.
@@ -84,7 +84,7 @@ class GpuFound:
 
     index: int | None
     gpu: GpuIdentity
-    catalogue: str | None
+    catalog: str | None
     is_visible: bool | None
     power_limit_low_w: float | None
     power_limit_high_w: float | None
@@ -275,7 +275,7 @@ def _probe(meter: Meter, gpu: GpuIdentity, board: Board | None, visible: Sequenc
     return GpuFound(
         index=None if board is None else board.index,
         gpu=gpu,
-        catalogue=None if known is None else known.name,
+        catalog=None if known is None else known.name,
         is_visible=True if board is None else None if visible is None else gpu.uuid in visible,
         power_limit_low_w=None if board is None else board.power_limit_low_w,
         power_limit_high_w=None if board is None else board.power_limit_high_w,

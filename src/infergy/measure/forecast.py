@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from infergy.catalog import get_gpu
+from infergy.catalog.gpus import IDLE_SHARE
 from infergy.errors import UsageError
-from infergy.hardware import get_gpu
-from infergy.hardware.gpus import IDLE_SHARE
 from infergy.records import EngineSetup, MeasureOptions, Plan, PlannedCell
 
 LOAD_S = {"transformers": 20.0, "vllm": 100.0}

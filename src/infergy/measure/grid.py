@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from infergy.catalog import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
+from infergy.catalog.models import find_draft
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
-from infergy.hardware.models import find_draft
 from infergy.measure.anchors import ANCHORS, choose_anchors
 from infergy.measure.planner import Planner, online_sizes, resolve_arrivals
 from infergy.measure.validation import Problems, batch_errors, draft_errors, length_errors, setup_errors

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from infergy.catalog import Gpu, ModelShape, largest_batch
+from infergy.catalog.models import Draft
 from infergy.cost.constants import prior_fit
 from infergy.cost.drafting import DraftedCost
 from infergy.cost.model import StepCost
@@ -21,8 +23,6 @@ from infergy.cost.rates import Rates
 from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table
 from infergy.errors import DataError, UsageError
-from infergy.hardware import Gpu, ModelShape, largest_batch
-from infergy.hardware.models import Draft
 from infergy.records import SERVER, Arrivals, Cell, EngineSetup, Load, PlannedCell
 from infergy.records.load import FEWEST_ARRIVALS, REPLAY, TRACE
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup

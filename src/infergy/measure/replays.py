@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from infergy.catalog import canonical_name, get_gpu, model_config, read_shape
+from infergy.catalog.models import find_draft
 from infergy.errors import UsageError
-from infergy.hardware import canonical_name, get_gpu, model_config, read_shape
-from infergy.hardware.models import find_draft
 from infergy.measure.planner import Planner, Run, resolve_arrivals
 from infergy.measure.validation import Problems, length_errors, setup_errors
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load, MeasureOptions, Plan, PlannedCell, grid_visit

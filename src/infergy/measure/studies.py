@@ -95,7 +95,7 @@ def describe_study(name: str, changes: Mapping[str, Any], measured: Mapping[str,
     Args:
         name: Of a shipped study.
         changes: `gpu` or `model` in place of the grid's own.
-        measured: Ids of the cells that have a row, by the catalogue's name of the GPU.
+        measured: Ids of the cells that have a row, by the catalog's name of the GPU.
 
     Raises:
         UsageError: There is no such study.
@@ -131,7 +131,7 @@ def describe_study(name: str, changes: Mapping[str, Any], measured: Mapping[str,
 
 
 def study_cells(gpu: str) -> dict[str, tuple[Cell, ...]]:
-    """The cells of each study's full grid on a GPU of the catalogue; none of one that cannot be measured there."""
+    """The cells of each study's full grid on a GPU of the catalog; none of one that cannot be measured there."""
     from infergy.measure.grid import make_plan, parse_grid, read_toml
 
     cells: dict[str, tuple[Cell, ...]] = dict.fromkeys(study_names(), ())

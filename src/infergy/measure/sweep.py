@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infergy.catalog import BY_HAND, find_gpu_by_driver_name, read_shape
 from infergy.engines.weights import describe_weights
 from infergy.errors import DataError, EngineError, InfergyError, UsageError
-from infergy.hardware import BY_HAND, find_gpu_by_driver_name, read_shape
 from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
@@ -179,7 +179,7 @@ def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surro
         environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
         opened.close()
         known[setup] = Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
-        # A GPU that the catalogue lacks is measured with another's batches: its rows say so by its own name.
+        # A GPU that the catalog lacks is measured with another's batches: its rows say so by its own name.
         if not simulate and here is not None and here.name != plan.gpu:
             message = (
                 f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: -g {here.name}"

@@ -34,7 +34,7 @@ QUEUED = 2
 PROBES = 5
 FP8_CAPABILITY = (8, 9)
 LARGE_L2 = 2**27
-"""Where torch does not report it: more than any GPU of the catalogue has."""
+"""Where torch does not report it: more than any GPU of the catalog has."""
 
 Call = Callable[[], object]
 

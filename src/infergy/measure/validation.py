@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from infergy.catalog import ModelShape, read_shape
 from infergy.engines import find_engine
 from infergy.engines.engine import check_assisted_batch
 from infergy.errors import DataError, InfergyError, MissingError, UsageError
-from infergy.hardware import ModelShape, read_shape
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, Load
 
 

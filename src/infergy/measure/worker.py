@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from infergy.catalog import read_shape
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
 from infergy.engines.engine import GPU_UUIDS
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
-from infergy.hardware import read_shape
 from infergy.measure.cell import failed_cell, failure_of, measure_cell, measure_idle
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler, open_sampler
@@ -119,8 +119,8 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NV
     """The engine of a set-up and the meter of its GPUs; simulated, they share simulated GPUs."""
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
+    from infergy.catalog import get_gpu
     from infergy.engines.simulated_engine import SimulatedEngine
-    from infergy.hardware import get_gpu
     from infergy.meters.simulated import SimulatedMeter, pretend_node
 
     gpu = get_gpu(plan.gpu)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from infergy.hardware.gpus import IDLE_SHARE, SIMULATED_PREFIX, Gpu
+from infergy.catalog.gpus import IDLE_SHARE, SIMULATED_PREFIX, Gpu
 from infergy.meters.meter import Clock, Power, SystemClock
 from infergy.records import GpuIdentity, GpuState
 

@@ -60,7 +60,7 @@ class Speculation:
     """A draft model and how far it looks ahead.
 
     Attributes:
-        draft: Name of the draft's shape in the catalogue or in the plan's `models`.
+        draft: Name of the draft's shape in the catalog or in the plan's `models`.
         look_ahead: Tokens drafted a round, at least 1.
         acceptance: Probability that a drafted token is accepted if all before it in its round were, 0 to 1; it is set
             with random weights, and None with real ones, which decide it.
@@ -120,7 +120,7 @@ class EngineSetup:
 
     Attributes:
         engine: Name of the engine: ``transformers``, ``vllm``, ``simulated``.
-        model: Name of a model shape in the catalogue or in the plan's `models`.
+        model: Name of a model shape in the catalog or in the plan's `models`.
         dtype: Arithmetic and weights: ``bfloat16``, ``float16``, or ``fp8``: the matrices of linear layers and what
             goes into them as e4m3, a scale for each matrix and each token, all else bfloat16.
         cuda_graphs: Whether decode steps replay CUDA graphs, where that is not the engine's own default; None where

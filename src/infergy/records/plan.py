@@ -94,10 +94,10 @@ class MeasureOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Cells in the order of measuring, and all that a node without the catalogue needs to run them.
+    """Cells in the order of measuring, and all that a node without the catalog needs to run them.
 
     Attributes:
-        gpu: Catalogue name of the GPU for which batches and forecasts were resolved.
+        gpu: Catalog name of the GPU for which batches and forecasts were resolved.
         models: Hugging Face `config.json` objects by the names that engine configs use, also of draft models.
     """
 

@@ -193,7 +193,7 @@ def shipped_rows() -> tuple[Path, ...]:
 
 
 def shipped_store(gpu: str | None = None) -> Path:
-    """The first file of rows of a GPU of the catalogue, or of the default GPU where there is none."""
+    """The first file of rows of a GPU of the catalog, or of the default GPU where there is none."""
     rows = shipped_rows()
     return next((path for path in rows if gpu is not None and path.name.startswith(f"{gpu}-")), rows[0])
 

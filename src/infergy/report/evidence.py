@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from infergy.catalog import catalog_name, find_gpu_by_driver_name, get_gpu
 from infergy.cost.table import Table
 from infergy.errors import DataError, UsageError
 from infergy.estimates.estimate import estimate, sample_of
@@ -14,7 +15,6 @@ from infergy.estimates.paper import PaperEstimate, estimate_paper
 from infergy.estimates.recommend import Recommendation, recommend
 from infergy.estimates.results import TraceEstimate
 from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
-from infergy.hardware import catalogue_name, find_gpu_by_driver_name, get_gpu
 from infergy.quality.phases import SetupPhases, find_phases
 from infergy.records import ENGINES, FP8
 from infergy.records.agreement import IDENTITY, MUST, key_of
@@ -70,7 +70,7 @@ class Evidence:
         phases = [setup for setup in self.phases if setup.gpu.split(" + ")[0] == kind]
         part = Evidence(points=points, online=online, replays=replays, phases=phases, failed=self.failed)
         # All traces are estimated on one kind of GPU.
-        if all(paper.servers[0].gpu != catalogue_name(kind) for paper in self.papers.values()):
+        if all(paper.servers[0].gpu != catalog_name(kind) for paper in self.papers.values()):
             return part
         return replace(part, estimates=self.estimates, papers=self.papers, rankings=self.rankings)
 
@@ -103,7 +103,7 @@ def load_evidence(
     if not samples:
         return evidence
     model = _choose("model", model, {point.model for point in points}, DEFAULT_MODEL, files)
-    gpu = _choose("gpu", gpu, {catalogue_name(point.gpu_kind) for point in points}, DEFAULT_GPU, files)
+    gpu = _choose("gpu", gpu, {catalog_name(point.gpu_kind) for point in points}, DEFAULT_GPU, files)
     return _with_estimates(evidence, samples, load_tables(files, allow_simulated=allow_simulated), model, gpu)
 
 
@@ -145,6 +145,6 @@ def _choose(option: str, asked: str | None, measured: set[str], default: str, fi
 
 
 def gpu_title(name: str) -> str:
-    """The vendor's name of a GPU that the catalogue knows; others unchanged."""
+    """The vendor's name of a GPU that the catalog knows; others unchanged."""
     gpu = find_gpu_by_driver_name(name)
     return name if gpu is None else gpu.title

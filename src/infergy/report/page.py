@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infergy.catalog import catalog_name
 from infergy.errors import UsageError
-from infergy.hardware import catalogue_name
 from infergy.records import Cell
 from infergy.report.charts import FILE_INK, INK, Figure, for_file
 from infergy.report.claims import HEAD, NOT_MEASURED, Compared, claimed_traces, compare_claims, load_claims
@@ -93,7 +93,7 @@ def build_report(
         allow_simulated: Whether rows of a simulated GPU are accepted.
         mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None refuses a user's and splits
             the shipped ones, whose environments are known.
-        planned: The cells of the shipped grids by name, for a GPU of the catalogue, to list those without a row.
+        planned: The cells of the shipped grids by name, for a GPU of the catalog, to list those without a row.
 
     Raises:
         UsageError: An option is unknown, environments are mixed, or a trace cannot be estimated.
@@ -128,7 +128,7 @@ def _draw(study: Study, parts: Sequence[Evidence], rule: str, names: Counter[str
         for figure in study.draw(part, rule):
             kind = next((point.gpu_kind for point in figure.points), "")
             title = gpu_title(kind)
-            name = f"{figure.name}-{catalogue_name(kind)}" if number and kind else figure.name
+            name = f"{figure.name}-{catalog_name(kind)}" if number and kind else figure.name
             names[name] += 1
             name = name if names[name] == 1 else f"{name}-{names[name]}"
             yield replace(figure, name=name, gpu="" if len(parts) == 1 or title in figure.title else title)
@@ -161,7 +161,7 @@ def _gaps(
     for part in parts:
         measured = {point.row.cell_id for point in part.all_points}
         kind = part.all_points[0].gpu_kind
-        name = catalogue_name(kind)
+        name = catalog_name(kind)
         for grid, cells in planned(name).items():
             gaps = find_gaps(grid, gpu_title(kind), cells, measured, part.failed.get(name, {}))
             found.setdefault(grid, []).extend(gaps)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from infergy.catalog import catalog_name
 from infergy.errors import DataError, MeterError, UsageError
-from infergy.hardware import catalogue_name
 from infergy.records import EngineSetup, Load, Measurement, result_of
 from infergy.records.agreement import BESIDE, IDENTITY, MUST, Difference, Fact, differences
 from infergy.records.check import check_rows
@@ -173,7 +173,7 @@ def failures_of(stores: Mapping[Path, Sequence[Measurement]]) -> dict[str, dict[
         for row in rows:
             if not row.is_ok and row.cell_id not in measured and row.environment.gpus:
                 code = "unknown" if row.failure is None else row.failure.code
-                failures.setdefault(catalogue_name(row.environment.gpus[0].name), {})[row.cell_id] = code
+                failures.setdefault(catalog_name(row.environment.gpus[0].name), {})[row.cell_id] = code
     return failures
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from infergy.catalog import catalog_name
 from infergy.estimates.breakdown import IDLE, Breakdown
 from infergy.estimates.paper import PaperEstimate, PaperServer
 from infergy.estimates.recommend import Configuration, Recommendation
 from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate
-from infergy.hardware import catalogue_name
 from infergy.records import EngineSetup
 from infergy.report.charts import UNKNOWN, Figure, Mark, bar_chart, dot_chart, inline, make_figure
 from infergy.report.evidence import Evidence, gpu_title
@@ -149,9 +149,7 @@ def _percent(value: float | None, *, signed: bool = False) -> str:
 def _points_of(evidence: Evidence, server: ServerEstimate | PaperServer) -> tuple[Point, ...]:
     """The measured cells of a server."""
     kind = (server.engine, server.model, server.gpu)
-    return tuple(
-        point for point in evidence.points if (point.label, point.model, catalogue_name(point.gpu_kind)) == kind
-    )
+    return tuple(point for point in evidence.points if (point.label, point.model, catalog_name(point.gpu_kind)) == kind)
 
 
 def draw_advice(evidence: Evidence, _mixed: str) -> Iterator[Figure]:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from infergy.catalog.gpus import Gpu
+from infergy.catalog.memory import activation_values_per_token
+from infergy.catalog.shape import DTYPE_BYTES, ModelShape
 from infergy.errors import UsageError
-from infergy.hardware.gpus import Gpu
-from infergy.hardware.memory import activation_values_per_token
-from infergy.hardware.shape import DTYPE_BYTES, ModelShape
 from infergy.records import FP8
 from infergy.units import format_bytes
 

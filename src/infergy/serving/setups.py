@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+from infergy.catalog.gpus import IDLE_SHARE, Gpu
+from infergy.catalog.memory import largest_batch
+from infergy.catalog.models import Draft
+from infergy.catalog.shape import ModelShape
 from infergy.cost.constants import Fit, prior_fit
 from infergy.cost.drafting import DraftedCost
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import server_work
 from infergy.errors import UsageError
-from infergy.hardware.gpus import IDLE_SHARE, Gpu
-from infergy.hardware.memory import largest_batch
-from infergy.hardware.models import Draft
-from infergy.hardware.shape import ModelShape
 from infergy.records import SERVER, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, UsageContext, resolve
 from infergy.serving.run import Run

@@ -173,7 +173,7 @@ def _tables(session: Any) -> str:
     """The tables there are, if Spark can list them."""
     try:
         names = [table.name for table in session.catalog.listTables()]
-    except Exception:  # noqa: BLE001 - whatever a catalogue cannot do, the first error is the one to report
+    except Exception:  # noqa: BLE001 - whatever a catalog cannot do, the first error is the one to report
         return ""
     more = ", …" if len(names) > _SHOWN_TABLES else ""
     return f". Tables here: {', '.join(names[:_SHOWN_TABLES])}{more}" if names else ". There are no tables here"

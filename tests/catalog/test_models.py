@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from infergy.hardware import get_model, model_config, model_names
+from infergy.catalog import get_model, model_config, model_names
 from raising import raises
 
 
-def test_case_does_not_matter_and_the_name_is_the_catalogues() -> None:
+def test_case_does_not_matter_and_the_name_is_the_catalogs() -> None:
     assert get_model("Llama-3.1-8B") == get_model("llama-3.1-8b")
 
 
@@ -59,7 +59,7 @@ def test_hardware_needs_the_standard_library_only() -> None:
     code = (
         "import sys\n"
         "for name in ('polars', 'pydantic', 'narwhals', 'numpy', 'typer', 'rich', 'torch'): sys.modules[name] = None\n"
-        "from infergy.hardware import get_gpu, get_model, largest_batch\n"
+        "from infergy.catalog import get_gpu, get_model, largest_batch\n"
         "print(largest_batch(get_model('qwen3-8b'), get_gpu('l4'), 512, 64, engine='vllm').batch)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -13,9 +13,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from infergy.catalog.configs import read_shape, with_checkpoint
+from infergy.catalog.shape import ModelShape
 from infergy.errors import DataError, UsageError
-from infergy.hardware.configs import read_shape, with_checkpoint
-from infergy.hardware.shape import ModelShape
 from infergy.records import EngineSetup
 from infergy.records.cell import tokens_per_round
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.hardware import ModelShape, get_model
-from infergy.hardware.layers import attended_tokens, chunked_tokens
+from infergy.catalog import ModelShape, get_model
+from infergy.catalog.layers import attended_tokens, chunked_tokens
 from raising import raises
 
 LLAMA = get_model("llama-3.1-8b")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infergy.catalog.gpus import Gpu
+from infergy.catalog.models import Draft
+from infergy.catalog.shape import ModelShape, dtype_bytes
 from infergy.errors import UsageError
-from infergy.hardware.gpus import Gpu
-from infergy.hardware.models import Draft
-from infergy.hardware.shape import ModelShape, dtype_bytes
 from infergy.records import ENGINES
 from infergy.units import format_bytes
 

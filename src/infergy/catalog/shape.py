@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infergy.errors import UsageError
-from infergy.hardware.layers import (
+from infergy.catalog.layers import (
     AttentionShape,
     ExpertShape,
     MambaShape,
@@ -19,6 +18,7 @@ from infergy.hardware.layers import (
     attended_tokens,
     chunked_tokens,
 )
+from infergy.errors import UsageError
 
 DTYPE_BYTES: Mapping[str, float] = {
     "float32": 4.0,

@@ -1,19 +1,19 @@
 """What inference runs on: GPUs by their datasheets, models by their shapes. Standard library only."""
 
-from infergy.hardware.configs import BY_HAND, read_shape
-from infergy.hardware.gpus import (
+from infergy.catalog.configs import BY_HAND, read_shape
+from infergy.catalog.gpus import (
     SIMULATED_PREFIX,
     Gpu,
     Link,
-    catalogue_name,
+    catalog_name,
     find_gpu_by_driver_name,
     get_gpu,
     gpu_names,
 )
-from infergy.hardware.layers import AttentionShape, ExpertShape, LatentAttention, MambaShape, MlpShape
-from infergy.hardware.memory import BatchLimit, largest_batch
-from infergy.hardware.models import canonical_name, get_model, model_config, model_names, shape_of_id
-from infergy.hardware.shape import DTYPE_BYTES, Checkpoint, ModelShape
+from infergy.catalog.layers import AttentionShape, ExpertShape, LatentAttention, MambaShape, MlpShape
+from infergy.catalog.memory import BatchLimit, largest_batch
+from infergy.catalog.models import canonical_name, get_model, model_config, model_names, shape_of_id
+from infergy.catalog.shape import DTYPE_BYTES, Checkpoint, ModelShape
 
 __all__ = [
     "BY_HAND",
@@ -30,7 +30,7 @@ __all__ = [
     "MlpShape",
     "ModelShape",
     "canonical_name",
-    "catalogue_name",
+    "catalog_name",
     "find_gpu_by_driver_name",
     "get_gpu",
     "get_model",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.hardware import get_gpu, get_model, largest_batch
-from infergy.hardware.models import Draft
+from infergy.catalog import get_gpu, get_model, largest_batch
+from infergy.catalog.models import Draft
 from infergy.records.cell import tokens_per_round
 
 LLAMA, SMALL, H200 = get_model("llama-3.1-8b"), get_model("llama-3.2-1b"), get_gpu("h200")

@@ -132,7 +132,7 @@ def get_gpu(name: str) -> Gpu:
     return gpu
 
 
-def catalogue_name(driver_name: str) -> str:
+def catalog_name(driver_name: str) -> str:
     """The catalog's name of a GPU that a driver calls `driver_name`, or that a simulated one plays; else that name."""
     gpu = find_gpu_by_driver_name(driver_name.removeprefix(SIMULATED_PREFIX))
     return driver_name if gpu is None else gpu.name

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.hardware import get_gpu, get_model, largest_batch
-from infergy.hardware.memory import BLOCK_TOKENS, CHUNK_TOKENS, RESERVE_BYTES, activation_values_per_token
+from infergy.catalog import get_gpu, get_model, largest_batch
+from infergy.catalog.memory import BLOCK_TOKENS, CHUNK_TOKENS, RESERVE_BYTES, activation_values_per_token
 from raising import raises
 
 LLAMA, H200 = get_model("llama-3.1-8b"), get_gpu("h200")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infergy.hardware import ModelShape, canonical_name, get_model, read_shape
+from infergy.catalog import ModelShape, canonical_name, get_model, read_shape
 from raising import raises
 
 LLAMA: dict[str, Any] = {

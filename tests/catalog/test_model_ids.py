@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from infergy.hardware import get_model, model_names, shape_of_id
-from infergy.hardware.models import id_rules
+from infergy.catalog import get_model, model_names, shape_of_id
+from infergy.catalog.models import id_rules
 from raising import raises
 
 BENCHMARKED = {

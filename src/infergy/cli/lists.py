@@ -15,7 +15,7 @@ from infergy.errors import UsageError
 from infergy.units import count_of, format_bytes, format_duration, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.hardware import Gpu, ModelShape
+    from infergy.catalog import Gpu, ModelShape
     from infergy.measure.studies import StudySize
 
 catalog = typer.Typer(
@@ -69,11 +69,11 @@ def gpus(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the GPUs of the catalogue, or print all that is known of one, with its source.
+    """List the GPUs of the catalog, or print all that is known of one, with its source.
 
     Example: infergy list gpus h200
     """
-    from infergy.hardware import get_gpu, gpu_names
+    from infergy.catalog import get_gpu, gpu_names
     from infergy.records.codec import to_json
 
     if name is not None:
@@ -112,7 +112,7 @@ def models(
 
     Example: infergy list models llama-3.1-8b --gpu h200
     """
-    from infergy.hardware import get_gpu, get_model, model_names
+    from infergy.catalog import get_gpu, get_model, model_names
 
     device = get_gpu(gpu)
     if name is not None:
@@ -149,7 +149,7 @@ def studies(
 
     A grid to start your own from: infergy list studies paper-bins > mine.toml
     """
-    from infergy.hardware import canonical_name, get_gpu, get_model
+    from infergy.catalog import canonical_name, get_gpu, get_model
     from infergy.measure.studies import StudyList, describe_study, study_names, study_path
 
     if name is not None:
@@ -345,7 +345,7 @@ def _expert_lines(shape: ModelShape) -> list[tuple[str, str]]:
 
 def _weight_dtypes(shape: ModelShape) -> list[str]:
     """bfloat16, in which infergy runs models, and the format of the checkpoint if its size is known."""
-    from infergy.hardware import DTYPE_BYTES
+    from infergy.catalog import DTYPE_BYTES
 
     published = shape.checkpoint.dtype
     if published is None or published == "bfloat16" or published not in DTYPE_BYTES:
@@ -354,7 +354,7 @@ def _weight_dtypes(shape: ModelShape) -> list[str]:
 
 
 def _limit(shape: ModelShape, gpu: Gpu, engine: str) -> dict[str, Any]:
-    from infergy.hardware import largest_batch
+    from infergy.catalog import largest_batch
 
     limit = largest_batch(shape, gpu, EXAMPLE_INPUT, EXAMPLE_OUTPUT, engine=engine)
     return {"batch": limit.batch, "reason": limit.reason}
@@ -362,14 +362,14 @@ def _limit(shape: ModelShape, gpu: Gpu, engine: str) -> dict[str, Any]:
 
 def _measured() -> Mapping[str, frozenset[str]]:
     """Ids of the cells that have a row in a shipped table, by GPU."""
-    from infergy.hardware import catalogue_name
+    from infergy.catalog import catalog_name
     from infergy.records.store import read_store, shipped_rows
 
     cells: dict[str, frozenset[str]] = {}
     for path in shipped_rows():
         for row in read_store(path).rows:
             if row.is_ok and row.environment.gpus:
-                gpu = catalogue_name(row.environment.gpus[0].name)
+                gpu = catalog_name(row.environment.gpus[0].name)
                 cells[gpu] = cells.get(gpu, frozenset()) | {row.cell_id}
     return cells
 

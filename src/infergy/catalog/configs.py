@@ -26,10 +26,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpShape
+from infergy.catalog.shape import Checkpoint, ModelShape
+from infergy.catalog.text_models import TEXT_MODELS, Config, Reader
 from infergy.errors import DataError, UsageError
-from infergy.hardware.layers import AttentionShape, ExpertShape, MambaShape, MlpShape
-from infergy.hardware.shape import Checkpoint, ModelShape
-from infergy.hardware.text_models import TEXT_MODELS, Config, Reader
 
 BY_HAND_HINT = "Or give its numbers by hand in a small TOML file: docs/models.md"
 BY_HAND = "by hand"

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from infergy.catalog.layers import AttentionShape, ExpertShape, LatentAttention, MambaShape, MlpShape
+from infergy.catalog.shape import Checkpoint, ModelShape, dtype_bytes
 from infergy.errors import DataError, UsageError
-from infergy.hardware.layers import AttentionShape, ExpertShape, LatentAttention, MambaShape, MlpShape
-from infergy.hardware.shape import Checkpoint, ModelShape, dtype_bytes
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 NEMOTRON_LAYERS = {"M": "Mamba-2", "*": "attention", "-": "MLP", "E": "experts"}

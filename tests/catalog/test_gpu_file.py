@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infergy.hardware import get_gpu, get_model, largest_batch
+from infergy.catalog import get_gpu, get_model, largest_batch
 from raising import raises
 
 LINES = {
@@ -26,7 +26,7 @@ def write(folder: Path, **changes: str | None) -> str:
     return str(path)
 
 
-def test_a_described_gpu_does_what_the_catalogues_does(tmp_path: Path) -> None:
+def test_a_described_gpu_does_what_the_catalogs_does(tmp_path: Path) -> None:
     path = write(tmp_path)
     mine, known = get_gpu(path), get_gpu("h200")
     assert mine.dense_flops("bfloat16") == known.dense_flops("bfloat16")

@@ -1,10 +1,10 @@
-"""The catalogue of GPUs."""
+"""The catalog of GPUs."""
 
 from __future__ import annotations
 
 import pytest
 
-from infergy.hardware import find_gpu_by_driver_name, get_gpu, gpu_names
+from infergy.catalog import find_gpu_by_driver_name, get_gpu, gpu_names
 from raising import raises
 
 DRIVER_NAMES = {
