@@ -391,7 +391,7 @@ def test_files_that_may_not_be_read_are_named_with_what_to_type(
     device.parent.mkdir()
     device.write_text("")
     monkeypatch.setattr("os.access", lambda path, _: Path(path) == device)
-    granted = {one.path: (one.is_granted, one.cure) for one in diagnose(tmp_path).permissions}
+    granted = {one.path: (one.is_granted, one.fix) for one in diagnose(tmp_path).permissions}
     assert granted == {str(device): (True, None), str(counter): (False, f"sudo chmod a+r {counter}")}
 
 

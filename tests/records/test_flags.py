@@ -90,7 +90,7 @@ def test_each_doubt_raises_its_flag_alone(row: Measurement, uncertainty: Uncerta
     (flag,) = find_flags(row, uncertainty)
     assert flag.code == code
     assert flag.reason
-    assert flag.cure
+    assert flag.fix
 
 
 def test_what_the_driver_does_not_tell_is_no_doubt() -> None:
@@ -105,7 +105,7 @@ def test_a_batch_that_an_engine_holds_at_once_is_no_doubt() -> None:
 
 def test_the_batch_to_type_is_the_one_that_fits() -> None:
     (flag,) = find_flags(told(kv_cache_blocks="200", kv_block_size="16"), SURE)
-    assert "--batch 5 or less" in flag.cure
+    assert "--batch 5 or less" in flag.fix
 
 
 def test_a_failed_row_has_no_flag() -> None:

@@ -86,7 +86,7 @@ def test_two_witnesses_that_disagree_are_a_flag(power_w: float, codes: list[str]
     (uncertainty,) = find_uncertainties([row])
     flags = find_flags(row, uncertainty, target=1.0)
     assert [flag.code for flag in flags] == codes
-    assert all("infergy doctor --meter" in flag.cure for flag in flags)
+    assert all("infergy doctor --meter" in flag.fix for flag in flags)
 
 
 def test_a_hole_in_the_looks_tells_no_joules() -> None:

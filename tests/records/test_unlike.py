@@ -92,7 +92,7 @@ def test_an_environment_that_no_estimate_takes_is_flagged_so(changes: dict[str, 
     (flag,) = find_unlike([build_row(), build_row(), in_environment(**changes)])[-1][0]
     assert flag.code == "environment"
     assert words in flag.reason
-    assert "no table takes both" in flag.cure
+    assert "no table takes both" in flag.fix
 
 
 def test_another_gpu_or_host_is_a_fact_and_no_flag() -> None:

@@ -85,7 +85,7 @@ def _print_summary(checked: CheckedFile, *, show_rows: bool) -> None:
     typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} flagged{failures}")
     for code, meaning in CODES.items():
         if counts[code]:
-            fix = next(flag.cure for flag in flags if flag.code == code)
+            fix = next(flag.fix for flag in flags if flag.code == code)
             typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {meaning}. Fix: {fix}")
     if show_rows:
         for row in checked.rows:
@@ -108,7 +108,7 @@ def _print_row(row: CheckedRow) -> None:
             "  backlog {}: {:.0f} requests halfway through the arrivals, {:.0f} at the last".format(state, *counts)
         )
     for flag in row.flags:
-        typer.echo(f"  {flag.code}: {flag.reason}; {flag.cure}")
+        typer.echo(f"  {flag.code}: {flag.reason}; {flag.fix}")
     typer.echo(f"  {row.facts}")
 
 

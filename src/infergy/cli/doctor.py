@@ -131,13 +131,13 @@ def _print(found: Diagnosis, *, explain: bool) -> None:
             typer.echo(f"{name}={value}")
     for permission in found.permissions:
         if not permission.is_granted:
-            typer.echo(f"{permission.path} may not be read: {permission.cure}")
+            typer.echo(f"{permission.path} may not be read: {permission.fix}")
     have = [f"{name} {version}" for name, version in found.packages.items() if version is not None]
     typer.echo(f"Packages: {', '.join(have) or 'none of those that measuring uses'}")
     if found.missing:
         typer.echo("Not installed")
     for one in found.missing:
-        typer.echo(f"  {one.what}, for {one.purpose}: {one.cure}")
+        typer.echo(f"  {one.what}, for {one.purpose}: {one.fix}")
     for warning in found.warnings:
         typer.echo(f"Warning: {warning}")
     if found.behaviour is not None:

@@ -166,7 +166,7 @@ def _notes(setup: SetupPhases) -> list[str]:
     for cell in setup.cells:
         for way, energy in (("pair", cell.pair), ("fit", cell.fit)):
             lines += [
-                f"{cell.cell}, by {way}: {flag.code}: {flag.reason}; {flag.cure}"
+                f"{cell.cell}, by {way}: {flag.code}: {flag.reason}; {flag.fix}"
                 for flag in (energy.flags if energy else ())
             ]
     return lines
@@ -184,7 +184,7 @@ def _law(fit: PhaseFit) -> list[str]:
     )
     if fit.mixed is not None:
         lines.append(f"No phases by fit: {fit.mixed}")
-    return lines + [f"  {flag.code}: {flag.reason}; {flag.cure}" for flag in fit.flags]
+    return lines + [f"  {flag.code}: {flag.reason}; {flag.fix}" for flag in fit.flags]
 
 
 @with_groups

@@ -104,12 +104,12 @@ class Permission:
     """A file that a meter reads.
 
     Attributes:
-        cure: What to type where it may not be read; None where it may.
+        fix: What to type where it may not be read; None where it may.
     """
 
     path: str
     is_granted: bool
-    cure: str | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class Missing:
 
     what: str
     purpose: str
-    cure: str
+    fix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,7 @@ def _diagnosis(
         permissions=permissions,
         packages=packages,
         missing=tuple(
-            Missing(what=name, purpose=PACKAGES[name][0], cure=PACKAGES[name][1])
+            Missing(what=name, purpose=PACKAGES[name][0], fix=PACKAGES[name][1])
             for name, version in packages.items()
             if version is None
         ),
@@ -333,6 +333,6 @@ def _permissions(root: Path) -> Iterator[Permission]:
     devices = [*sorted((root / "dev").glob("nvidia[0-9]*")), root / "dev" / "nvidiactl"]
     counters = sorted((root / "sys" / "class" / "powercap").glob("intel-rapl:*/energy_uj"))
     for path in filter(Path.exists, (*devices, *counters)):
-        cure = f"sudo chmod a+r {path}" if path in counters else f"ls -l {path}; ask for membership of its group"
+        fix = f"sudo chmod a+r {path}" if path in counters else f"ls -l {path}; ask for membership of its group"
         granted = os.access(path, os.R_OK if path in counters else os.R_OK | os.W_OK)
-        yield Permission(path=str(path), is_granted=granted, cure=None if granted else cure)
+        yield Permission(path=str(path), is_granted=granted, fix=None if granted else fix)

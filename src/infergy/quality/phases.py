@@ -329,9 +329,9 @@ def _around(value_j: float, half_j: float) -> Joules:
     return Joules(value_j=value_j, low_j=value_j - half_j, high_j=value_j + half_j)
 
 
-def _phases(load: Load, prefill: Joules, decode: Joules, cure: str) -> PhaseEnergy:
+def _phases(load: Load, prefill: Joules, decode: Joules, fix: str) -> PhaseEnergy:
     tokens = load.batch * (load.output_tokens - 1)
-    found = (_flag(PREFILL, prefill, cure), _flag(DECODE, decode, cure))
+    found = (_flag(PREFILL, prefill, fix), _flag(DECODE, decode, fix))
     return PhaseEnergy(
         prefill=prefill,
         decode=decode,
@@ -347,12 +347,12 @@ def _phases(load: Load, prefill: Joules, decode: Joules, cure: str) -> PhaseEner
     )
 
 
-def _flag(what: str, joules: Joules, cure: str) -> Flag | None:
+def _flag(what: str, joules: Joules, fix: str) -> Flag | None:
     """A figure below 0 with all of its interval, or of an unknown one; None for others."""
     if joules.value_j >= 0 or (joules.high_j is not None and joules.high_j >= 0):
         return None
     high = "its interval is unknown" if joules.high_j is None else f"its interval ends at {joules.high_j:.3g} J"
-    return Flag(code=NEGATIVE, reason=f"{what} is {joules.value_j:.3g} J, expected 0 or more; {high}", cure=cure)
+    return Flag(code=NEGATIVE, reason=f"{what} is {joules.value_j:.3g} J, expected 0 or more; {high}", fix=fix)
 
 
 def _describe(law: Law, observed: Sequence[Observed], names: Sequence[str]) -> PhaseFit:

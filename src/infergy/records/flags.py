@@ -69,14 +69,14 @@ class Flag:
     Attributes:
         code: One of `CODES`.
         reason: What was measured and what was expected.
-        cure: What to do or type.
+        fix: What to do or type.
         value: What was measured, where it is a number; a fraction unless `reason` has another unit.
         limit: The value from which on it is flagged; None where there is none.
     """
 
     code: str
     reason: str
-    cure: str
+    fix: str
     value: float | None = None
     limit: float | None = None
 
@@ -109,7 +109,7 @@ def _uncertain(uncertainty: Uncertainty | None, target: float | None) -> Flag | 
     return Flag(
         code="uncertain",
         reason=f"95 % interval {interval}, target ±{format_percent(target)}",
-        cure="measure the cell again with more windows: --max-time 120",
+        fix="measure the cell again with more windows: --max-time 120",
         value=half,
         limit=target,
     )
@@ -123,7 +123,7 @@ def _unsteady(row: Measurement, uncertainty: Uncertainty | None) -> Flag | None:
     return Flag(
         code="unsteady",
         reason=f"95 % interval ±{format_percent(half)} after {count} windows (limit ±{format_percent(WIDE)})",
-        cure="look for other work on the host (small batches wait for the CPU), then measure the cell again",
+        fix="look for other work on the host (small batches wait for the CPU), then measure the cell again",
         value=half,
         limit=WIDE,
     )
@@ -134,7 +134,7 @@ def _interrupted(row: Measurement) -> Flag | None:
         return None
     reason = f"stopped after {len(row.windows)} windows: {row.interrupted.code}: {row.interrupted.message}"
     return Flag(
-        code="interrupted", reason=reason, cure="remove the cause, then measure the cell again into another file"
+        code="interrupted", reason=reason, fix="remove the cause, then measure the cell again into another file"
     )
 
 
@@ -146,8 +146,8 @@ def _slowed(row: Measurement) -> Flag | None:
             slowed.append(f"clocks of {name_gpu(row, uuid)} were lowered by {', '.join(seen)}")
     if not slowed:
         return None
-    cure = "check cooling and power supply (nvidia-smi -q -d PERFORMANCE), then measure the cell again"
-    return Flag(code="slowed", reason="; ".join(slowed), cure=cure)
+    fix = "check cooling and power supply (nvidia-smi -q -d PERFORMANCE), then measure the cell again"
+    return Flag(code="slowed", reason="; ".join(slowed), fix=fix)
 
 
 def _crowded(row: Measurement) -> Flag | None:
@@ -155,9 +155,9 @@ def _crowded(row: Measurement) -> Flag | None:
     crowded = [f"{count} processes on {name_gpu(row, uuid)}" for uuid, count in most.items() if count > 1]
     if not crowded:
         return None
-    cure = "end the others (nvidia-smi lists them), then measure the cell again"
+    fix = "end the others (nvidia-smi lists them), then measure the cell again"
     reason = f"{'; '.join(crowded)}, expected one"
-    return Flag(code="other-process", reason=reason, cure=cure, value=max(most.values()), limit=1)
+    return Flag(code="other-process", reason=reason, fix=fix, value=max(most.values()), limit=1)
 
 
 def _states_by_gpu(row: Measurement) -> dict[str, list[GpuState]]:
@@ -192,7 +192,7 @@ def _queued(row: Measurement) -> Flag | None:
             return Flag(
                 code="batch",
                 reason=f"batch of {load.batch}, but {what} allows {most} such requests at once: the others waited",
-                cure=f"measure it with --batch {max(1, most)} or less",
+                fix=f"measure it with --batch {max(1, most)} or less",
                 value=load.batch,
                 limit=most,
             )
@@ -221,7 +221,7 @@ def _disagree(row: Measurement) -> Flag | None:
                 f"energy counter of {name_gpu(row, uuid)} differs by {format_percent(ratio - 1, signed=True)} from "
                 f"sampled power over {where} (limit ±{format_percent(most)}){_beat(row)}"
             )
-            return Flag(code="disagree", reason=reason, cure=METER_FIX, value=ratio - 1, limit=most)
+            return Flag(code="disagree", reason=reason, fix=METER_FIX, value=ratio - 1, limit=most)
     return _lost(row)
 
 
@@ -253,5 +253,5 @@ def _lost(row: Measurement) -> Flag | None:
                 f"{format_percent(energy, signed=True)} energy per batch, {format_percent(power, signed=True)} power"
             )
             reason = f"window {number} against the sampled one: {change} (limit ±{format_percent(LOST)})"
-            return Flag(code="disagree", reason=reason, cure=METER_FIX, value=energy, limit=LOST)
+            return Flag(code="disagree", reason=reason, fix=METER_FIX, value=energy, limit=LOST)
     return None

@@ -75,7 +75,7 @@ def _find_drift(rows: Sequence[Measurement]) -> dict[tuple[str, tuple[str, ...]]
                 code="drift",
                 reason=f"energy of this control cell changed by {format_percent(change, signed=True)} from the start "
                 f"of its engine config to the end (limit ±{format_percent(DRIFT)})",
-                cure="measure the engine config again on a quiet machine; until then its rows differ by as much",
+                fix="measure the engine config again on a quiet machine; until then its rows differ by as much",
                 value=change,
                 limit=DRIFT,
             )
@@ -98,7 +98,7 @@ def _environment(row: Measurement, usual: Measurement) -> Flag | None:
     return Flag(
         code="environment",
         reason=f"differs from most rows of its engine config: {'; '.join(map(str, found))}",
-        cure="put these rows into a file of their own: no table takes both",
+        fix="put these rows into a file of their own: no table takes both",
     )
 
 
@@ -131,7 +131,7 @@ def _clocks(row: Measurement, sm_hz: float | None, memory_hz: float | None) -> F
                     code="clocks",
                     reason=f"{name} clock of {name_gpu(row, state.uuid)} {megahertz:.0f} MHz, median of its engine "
                     f"config {usual_mhz:.0f} MHz (limit ±{format_percent(CLOCKS)})",
-                    cure="find what set it (nvidia-smi -q -d CLOCK), then measure the cell again",
+                    fix="find what set it (nvidia-smi -q -d CLOCK), then measure the cell again",
                     value=hz / usual_hz - 1,
                     limit=CLOCKS,
                 )

@@ -72,7 +72,7 @@ def flags_table(points: Iterable[Point]) -> Table:
     cases: dict[str, list[tuple[str, str]]] = {}
     for point in points:
         for flag in point.flags:
-            cases.setdefault(flag.code, []).append((f"{point.row.cell}: {flag.reason}", flag.cure))
+            cases.setdefault(flag.code, []).append((f"{point.row.cell}: {flag.reason}", flag.fix))
     rows = tuple((code, f"{len(found)}", *found[0]) for code, found in sorted(cases.items()))
     note = "Flags never change a number; docs/flags.md explains them." if rows else "No row is flagged."
     return Table(title="Flags", head=FLAGS_HEAD, rows=rows, note=note)
