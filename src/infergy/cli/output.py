@@ -168,8 +168,8 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
     return [f"{'every server' if is_common else ', '.join(labels)}: {note}" for note, labels in alike.items()]
 
 
-def run_notes(estimates: Sequence[ServerEstimate]) -> list[str]:
-    """Queues without limit, rejected requests, and servers of which nothing was measured; each once."""
+def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next") -> list[str]:
+    """Queues without limit, rejected requests, and runs of which no step was measured, with what to do; each once."""
     from infergy.catalog import get_gpu
     from infergy.estimates.servers import weights_only_note
 
@@ -185,7 +185,7 @@ def run_notes(estimates: Sequence[ServerEstimate]) -> list[str]:
         lines += rejected_notes({one.engine: one.run})
         if one.run.measured_share == 0:
             lines.append(
-                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured: by datasheet and "
-                "what other servers showed. One measured cell sharpens it: infergy next."
+                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured at these batch "
+                f"sizes and lengths: by datasheet and what other steps showed. One measured cell sharpens it: {advice}."
             )
     return list(dict.fromkeys(lines))

@@ -273,13 +273,16 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
         DataError: The file is neither, or its rows are simulated.
     """
     from infergy.cost.fit import make_table
-    from infergy.estimates.build import build_table
+    from infergy.estimates.build import build_table, simulated_rows
 
     if not path.exists():
         raise DataError.not_found(path, f"Measure one: infergy measure paper-bins -o {path}")
     if not is_table(path):
         return build_table([path], table, allow_simulated=allow_simulated)
     own = read_table(path, entries=True)
+    simulated = next((entry.origin for entry in own.entries if entry.origin.simulated), None)
+    if simulated is not None and not allow_simulated:
+        raise simulated_rows(path, simulated.cell_id, simulated.cell)
     return make_table(own.entries, own.environments, prior=table)
 
 

@@ -126,7 +126,7 @@ def _head_errors(setup: EngineSetup, shape: ModelShape) -> Iterator[UsageError]:
     """Each GPU of vLLM has as many query heads as the others (its ModelConfig.verify_with_parallel_config)."""
     gpus, heads = setup.tensor_parallel, shape.attention.heads
     if heads % gpus:
-        fitting = ", ".join(str(count) for count in range(1, min(heads, 16) + 1) if heads % count == 0)
+        fitting = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
         expected = f"a divisor of the {heads} attention heads of {shape.name}: {fitting}"
         yield UsageError.bad_value("tensor_parallel", gpus, expected).within(setup.label)
 

@@ -310,7 +310,7 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
     check_context(shape, options.max_model_len, context_tokens)
     heads, size = shape.attention.heads, options.tensor_parallel_size
     if heads % size:
-        fitting = ", ".join(str(k) for k in range(1, 17) if heads % k == 0)
+        fitting = ", ".join(str(k) for k in range(1, heads + 1) if heads % k == 0)
         raise UsageError.bad_value(
             "--tensor-parallel-size", size, f"a divisor of the {heads} attention heads of {shape.name}: {fitting}"
         )
