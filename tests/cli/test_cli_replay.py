@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records import Plan
 from infergy.records.store import read_store
 from infergy.workload.load_generator import hash_lengths, trace_lengths
@@ -106,9 +106,12 @@ def test_columns_and_their_unit_are_named_as_for_estimate(tmp_path: Path) -> Non
     plain.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\n1,100,12\n2,200,20\n9,200,20\n", encoding="utf-8")
     printed("replay", str(plain), "--for", "3s", "--gpu", "h200", "--plan", str(other))
     assert Plan.load(other).cells[0].cell.id == cell.cell.id
-    done = runner.invoke(app, ["replay", str(path), *names[:4], "--requests", "3", "--gpu", "h200"])
-    assert isinstance(done.exception, DataError)
-    assert str(done.exception).startswith(f"{path}: ")
+    # Without times requests are served all at once, and a window of time is an error.
+    at_once = printed("replay", str(path), *names[:4], "--requests", "3", "--gpu", "h200")
+    assert (at_once["requests"], at_once["input_tokens"], at_once["output_tokens"]) == (3, 400, 42)
+    done = runner.invoke(app, ["replay", str(path), *names[:4], "--for", "3s", "--gpu", "h200"])
+    assert isinstance(done.exception, InfergyError)
+    assert str(path) in str(done.exception)
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.json", "empty.jsonl", "empty.csv"])

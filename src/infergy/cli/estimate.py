@@ -96,7 +96,8 @@ def estimate(
     if method == RUNS and given:
         message = f"{', '.join(given)}: of the study's method alone. Add --method ceiling"
         raise UsageError(message, code="option-missing", option="--method ceiling", needed_by=given)
-    specs, table = servers.specs(), measured.load()
+    specs = servers.specs()
+    table = measured.load(spec.gpu for spec in specs)
     if method == CEILING:
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper

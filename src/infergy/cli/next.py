@@ -55,7 +55,8 @@ def next_cells(
     if servers.gpu is None and servers.compare is None:
         here = gpu_here()
         servers = servers if here is None else replace(servers, gpu=[here])
-    specs, table, sample = servers.specs(), measured.load(), trace.open(source)
+    specs, sample = servers.specs(), trace.open(source)
+    table = measured.load(spec.gpu for spec in specs)
     opened = [open_server(spec, table) for spec in specs]
     found = choose_next(
         sample,

@@ -91,10 +91,10 @@ def replay(
         "meter": None if meter == "nvml" else meter,
     }
     _check_options(path, kind_of_file, {field.name: getattr(trace, field.name) for field in fields(trace)} | own)
-    table = measured.load()
     if kind_of_file == "rows":
         rows = read_store(path).rows
         kind = gpu or _gpu_of(rows)
+        table = measured.load([kind])
         found = compare_rows(rows, get_gpu(kind).name, table)
         if not found:
             message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
@@ -111,6 +111,7 @@ def replay(
                 {"max_sequences": max_num_seqs, "tensor_parallel": tensor_parallel_size},
             )
             resolved = _plan(source, trace, setups, max_tokens=max_tokens, gpu=kind)
+        table = measured.load([resolved.gpu or kind])
         found = [predict(cell, resolved.gpu or kind, table) for cell in resolved.cells]
         if plan is not None:
             resolved.save(plan)

@@ -242,6 +242,7 @@ def load_tables(
         table = add_rows(table, path, allow_simulated=allow_simulated)
         if table.repeated:
             notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
+        notes += [f"{path}, {note}" for note in outlier_notes(table)]
         if any(one.origin.simulated for one in table.entries):
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
@@ -263,7 +264,16 @@ def load_tables(
     if found.simulated:
         notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
     notes.append(f"constants of {gpu.name} are narrowed by the {count_of(found.windows, 'window')} of {calibration}")
-    return replace(table, fits=fits, notes=tuple(notes))
+    return replace(table, fits=fits, calibrated=gpu.name, notes=tuple(notes))
+
+
+def outlier_notes(table: Table) -> list[str]:
+    """Rows that the fit of a table misses by far."""
+    return [
+        f"cell {origin.cell_id} ({origin.cell}): {factor:.3g} times the energy that the fit of all rows gives it, which "
+        "widens the intervals. Measure it again, or leave the row out"
+        for origin, factor in table.outliers
+    ]
 
 
 def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Table:
