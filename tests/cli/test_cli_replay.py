@@ -14,6 +14,7 @@ from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records import Plan
 from infergy.records.store import read_store
 from infergy.workload.load_generator import hash_lengths, trace_lengths
+from raising import raises
 
 runner = CliRunner()
 FEW = ("replay", "azure-code-2023", "--requests", "40", "--all-at-once", "--gpu", "h200")
@@ -132,3 +133,38 @@ def test_a_plan_takes_no_options_of_a_trace(tmp_path: Path) -> None:
         done = runner.invoke(app, ["replay", str(plan), *given])
         assert isinstance(done.exception, UsageError)
         assert given[0] in str(done.exception)
+
+
+def test_tasks_and_first_requests_are_replayed_as_they_are_estimated() -> None:
+    for source in ("classification", "azure-conv-2023"):
+        asked = (source, "--requests", "30", "--all-at-once", "--gpu", "h200")
+        estimated = printed("estimate", *asked)
+        assert (
+            printed("replay", *asked)["requests"] == estimated["servers"][0]["run"]["counts"]["finished_requests"] == 30
+        )
+
+
+def test_one_request_and_a_histogram_are_no_replay(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\n1,100,12\n", encoding="utf-8")
+    with raises("too-few-requests", found=1):
+        runner.invoke(app, ["replay", str(path), "--requests", "1"], catch_exceptions=False, standalone_mode=False)
+
+
+@pytest.mark.parametrize("options", [("-e", "vllm-fp8"), ("--simulate",), ("--requests", "3"), ("--max-num-seqs", "8")])
+def test_options_that_say_nothing_of_rows_are_rejected(tmp_path: Path, options: tuple[str, ...]) -> None:
+    store = tmp_path / "rows.jsonl"
+    printed(*FEW, "--simulate", "-o", str(store))
+    error = runner.invoke(app, ["replay", str(store), *options]).exception
+    assert isinstance(error, UsageError)
+    assert (error.code, error.fields["path"]) == ("option-not-applicable", str(store))
+    assert "SIMULATED" in runner.invoke(app, ["replay", str(store)]).stdout
+
+
+def test_vllm_is_its_server_unless_the_class_is_asked_for(tmp_path: Path) -> None:
+    contexts = []
+    for options in ((), ("-e", "vllm"), ("-e", "vllm-server"), ("--usage-context", "llm")):
+        plan = tmp_path / "plan.json"
+        printed(*FEW, *options, "--plan", str(plan))
+        contexts.append(Plan.load(plan).cells[0].cell.setup.usage_context)
+    assert contexts == ["server", "server", "server", "llm"]

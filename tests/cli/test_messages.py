@@ -70,9 +70,10 @@ def test_the_verbs_and_options_that_messages_name_exist() -> None:
             seen += 1
             known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
             # What follows " -- " is another program's; what a plain text goes on to say may be of another verb.
-            for option in OPTION.findall(rest.partition(" -- ")[0].partition(",")[0]):
-                if option not in known | {"--help", "--json"} and not getattr(command, "commands", None):
-                    wrong.append(f"{path.name}: infergy {verb} has no {option}")
+            options = set(OPTION.findall(rest.partition(" -- ")[0].partition(",")[0]))
+            if not getattr(command, "commands", None):
+                unknown = sorted(options - known - {"--help", "--json"})
+                wrong += [f"{path.name}: infergy {verb} has no {option}" for option in unknown]
     assert not wrong, "\n".join(wrong)
     assert seen > 60
 

@@ -74,7 +74,7 @@ def next_cells(
     if as_json:
         print_json([found])
     else:
-        _print(found, table.notes)
+        _print(found)
 
 
 def _measurable(sample: Sample, server: OpenServer) -> list[CellChoice]:
@@ -128,7 +128,7 @@ def _plan_of(found: NextCells, servers: Sequence[OpenServer]) -> Plan:
     return make_plan(*(_grid(servers[cell.server], cell) for cell in found.cells))
 
 
-def _print(found: NextCells, of_table: Sequence[str]) -> None:
+def _print(found: NextCells) -> None:
     typer.echo(f"{found.trace.source}: {count_of(found.trace.requests, 'request')}")
     for server in found.servers:
         one = server.estimate
@@ -156,6 +156,6 @@ def _print(found: NextCells, of_table: Sequence[str]) -> None:
         size = f"{count_of(len(found.cells), 'cell')}, about {format_duration(found.cost_s)}, loading included"
     advice = "write the cells above with -o next.json, then infergy measure next.json -o mine.jsonl"
     advice = advice if found.cells else "a larger --budget"
-    notes = (*of_table, *trace_notes(found.trace), *run_notes([server.estimate for server in found.servers], advice))
+    notes = (*trace_notes(found.trace), *run_notes([server.estimate for server in found.servers], advice))
     for line in (f"{size}; {STOPPED[found.stopped]}", *notes):
         typer.echo(fill(line, WIDTH))

@@ -169,10 +169,7 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
 
 
 def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next") -> list[str]:
-    """Queues without limit, rejected requests, and runs of which no step was measured, with what to do; each once."""
-    from infergy.catalog import get_gpu
-    from infergy.estimates.servers import weights_only_note
-
+    """What was assumed, queues without limit, rejected requests, and runs of which no step was measured; each once."""
     lines = []
     for one in estimates:
         lines += [
@@ -180,8 +177,7 @@ def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next")
             for run in (one.served, one.offline)
             if run is not None and run.overload is not None
         ]
-        narrow = weights_only_note(get_gpu(one.gpu), one.precision)
-        lines += [] if narrow is None else [f"{narrow}."]
+        lines += [f"{note}." for note in one.notes]
         lines += rejected_notes({one.engine: one.run})
         if one.run.measured_share == 0:
             lines.append(

@@ -48,7 +48,7 @@ class Study:
         model: Its model, several with commas between, and `gpu` the GPU for which its sizes are.
         needs: What infergy lacks to measure it; empty if nothing.
         full: All of it; None with `reason` where it cannot be measured.
-        quick: Its smaller grid; None with `quick_reason` where it cannot be measured.
+        quick: Its smaller grid; None where it has none, and with `quick_reason` where it cannot be measured.
     """
 
     name: str
@@ -114,7 +114,7 @@ def describe_study(name: str, changes: Mapping[str, Any], measured: Mapping[str,
     data = read_toml(path) | dict(changes)
     grid = parse_grid(data, str(path))
     full, reason = size(data)
-    quick, quick_reason = size(shrink(data, name)) if grid.quick else (None, "it has no quick grid")
+    quick, quick_reason = size(shrink(data, name)) if grid.quick else (None, None)
     return Study(
         name=name,
         title=grid.title,
