@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
@@ -195,23 +194,6 @@ class Grid(_Strict):
     claims: list[str] = []
     needs: list[str] = []
     quick: Quick | None = None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        DataError: The file is missing, cannot be read, or is no TOML.
-    """
-    hint = "An example: infergy list studies paper-bins"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError.not_found(path, hint) from error
-    except OSError as error:
-        raise DataError.not_readable(path, error) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError.bad_syntax(path, "TOML", error, hint) from error
 
 
 def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
