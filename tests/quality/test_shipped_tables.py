@@ -357,6 +357,8 @@ def test_the_page_tells_which_cells_of_the_studies_no_h100_measured() -> None:
     quick: dict[str, dict[str, int]] = {}
     for name in study_names():
         data = read_toml(study_path(name))
+        if "quick" not in data:
+            continue
         for found, tables in ((lacking, data), (quick, shrink(data, name))):
             plan = make_plan(parse_grid(tables, name).model_copy(update={"gpu": "h100-sxm"}))
             cells = {one.cell.id: one.cell for one in plan.cells if one.cell.id not in known}

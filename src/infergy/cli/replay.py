@@ -162,8 +162,8 @@ def _setups(
     for label in engines:
         parts = EngineSetup.parse_label(label)
         if usage_context == LLM_CLASS and parts.get("usage_context") == SERVER:
-            options = {"--engine": label, "--usage-context": usage_context}
-            raise UsageError.conflict(options, "they contradict: give one of them")
+            given = {"--engine": label, "--usage-context": usage_context}
+            raise UsageError.conflict(given, "they contradict: give one of them")
         if parts["engine"] == "vllm" and parts.get("speculation") is None:
             parts["usage_context"] = usage_context or SERVER
         elif usage_context is not None:
