@@ -75,7 +75,7 @@ def test_figures_follow_from_raw_facts(path: Path) -> None:
     for row in finished(path):
         assert row.loaded_idle is not None
         derived = derive(row.windows, row.loaded_idle, row.lengths)
-        # Rows from before watts were told by GPU, or requests a second, lack them.
+        # Rows from before watts were told by GPU, or requests per second, lack them.
         older = replace(derived, requests_per_s=None)
         assert rounded(row.result) in map(rounded, (derived, older, replace(older, power_by_gpu_w={})))
 

@@ -153,7 +153,7 @@ def _check_options(path: Path, kind_of_file: str, options: Mapping[str, object])
 def _setups(
     engines: Sequence[str], usage_context: str | None, model: str, options: Mapping[str, int | None]
 ) -> list[EngineSetup]:
-    """Engine set-ups of labels: vLLM is its server, as for `estimate`, unless --usage-context says otherwise."""
+    """Engine configs of labels: vLLM is its server, as for `estimate`, unless --usage-context says otherwise."""
     from infergy.records import LLM_CLASS, SERVER, EngineSetup
 
     if usage_context not in (None, SERVER, LLM_CLASS):
