@@ -7,8 +7,8 @@ from typing import Any
 
 KEYS = ("quantization_config", "compression_config")
 """The second is what compressed-tensors wrote before its version 0.8."""
-FLOATS = {4: "fp4", 8: "fp8"}
-GROUPS_OF_FLOAT4 = {16: "nvfp4", 32: "mxfp4"}
+FLOATS: Mapping[Any, str] = {4: "fp4", 8: "fp8"}
+GROUPS_OF_FLOAT4: Mapping[Any, str] = {16: "nvfp4", 32: "mxfp4"}
 
 
 def find_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

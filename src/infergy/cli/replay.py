@@ -153,7 +153,7 @@ def _check_options(path: Path, kind_of_file: str, options: Mapping[str, object])
 def _setups(
     engines: Sequence[str], usage_context: str | None, model: str, options: Mapping[str, int | None]
 ) -> list[EngineSetup]:
-    """Engine set-ups of labels: vLLM is its server, as for `estimate`, unless --usage-context says otherwise."""
+    """Engine configs of labels: vLLM is its server, as for `estimate`, unless --usage-context says otherwise."""
     from infergy.records import LLM_CLASS, SERVER, EngineSetup
 
     if usage_context not in (None, SERVER, LLM_CLASS):
@@ -162,8 +162,8 @@ def _setups(
     for label in engines:
         parts = EngineSetup.parse_label(label)
         if usage_context == LLM_CLASS and parts.get("usage_context") == SERVER:
-            options = {"--engine": label, "--usage-context": usage_context}
-            raise UsageError.conflict(options, "they contradict: give one of them")
+            given = {"--engine": label, "--usage-context": usage_context}
+            raise UsageError.conflict(given, "they contradict: give one of them")
         if parts["engine"] == "vllm" and parts.get("speculation") is None:
             parts["usage_context"] = usage_context or SERVER
         elif usage_context is not None:

@@ -140,7 +140,7 @@ def _check_row(row: Measurement, where: str) -> None:
     except ZeroDivisionError as error:
         raise bad("a window, or all of its batches, last zero seconds", "zero seconds") from error
     if not result.energy_j > 0:
-        raise bad(f"{result.energy_j:g} J a batch, expected more than 0", "zero energy")
+        raise bad(f"{result.energy_j:g} J per batch, expected more than 0", "zero energy")
 
 
 def _energy_sd(row: Measurement, uncertainty: Uncertainty | None) -> float:

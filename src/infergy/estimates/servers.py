@@ -224,7 +224,7 @@ def _assumed_precision(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, 
 
 
 def loaded_setup(setup: EngineSetup) -> EngineSetup:
-    """What of a set-up is a matter of engine, precision and GPUs, without the options of its scheduler."""
+    """What of an engine config is a matter of engine, precision and GPUs, without the options of its scheduler."""
     return EngineSetup(
         engine=setup.engine,
         model=setup.model,

@@ -59,7 +59,7 @@ class Forecast:
 
 
 class Planner:
-    """Plans cells of an engine set-up that serves a model of some shape on a kind of GPU."""
+    """Plans cells of an engine config that serves a model of some shape on a kind of GPU."""
 
     def __init__(self, setup: EngineSetup, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> None:
         self._setup, self._shape, self._gpu, self._draft = setup, shape, gpu, draft

@@ -22,8 +22,8 @@ class StudySize:
 
     Attributes:
         cells: Distinct cells.
-        setups: Engine set-ups, each loaded once.
-        gpus: GPUs of the set-up that needs most.
+        setups: Engine configs, each loaded once.
+        gpus: GPUs of the engine config that needs most.
         forecast_s: Seconds of measuring, loading included.
         forecast_energy_j: Joules of all GPUs while measuring.
         measured: How many of the cells have a row in the shipped tables of this GPU.
