@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,8 @@ def demand_finite(data: Any, place: object) -> None:
         DataError: There is one, or the value is nested too deep.
     """
     for key, value in _leaves(data, place):
-        if isinstance(value, (int, float)) and not abs(value) <= (1e308 if isinstance(value, float) else LARGEST_INTEGER):
+        largest = LARGEST_INTEGER if isinstance(value, int) else sys.float_info.max
+        if isinstance(value, (int, float)) and not abs(value) <= largest:
             raise DataError.bad_field(place, key, value, "a finite number, a whole one of at most 64 bits")
 
 

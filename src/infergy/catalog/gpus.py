@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+
 from infergy.errors import DataError, UsageError
 from infergy.files import read_toml
 

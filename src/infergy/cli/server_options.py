@@ -13,6 +13,7 @@ import typer
 
 from infergy.cli.options import AllowSimulatedOption
 from infergy.errors import DataError, UsageError
+from infergy.files import read_toml
 
 if TYPE_CHECKING:
     from infergy.cost.table import Table

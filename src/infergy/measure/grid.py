@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from infergy import files
 from infergy.catalog import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
 from infergy.catalog.models import find_draft
 from infergy.errors import DataError, UsageError
@@ -194,6 +195,15 @@ class Grid(_Strict):
     claims: list[str] = []
     needs: list[str] = []
     quick: Quick | None = None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a grid's file.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is no TOML.
+    """
+    return files.read_toml(path, "An example: infergy list studies paper-bins")
 
 
 def parse_grid(data: Mapping[str, Any], place: str) -> Grid:
