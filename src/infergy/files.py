@@ -1,4 +1,4 @@
-"""Files of JSON and TOML as plain values: all that people or other programs wrote is read here, and checked once.
+"""JSON and TOML that people or other programs wrote, as plain values: read and checked once.
 
 Numbers must be finite, and whole ones fit 64 bits: past these a computation ends in an error far from the file, or goes
 on with an infinity.

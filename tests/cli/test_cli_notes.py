@@ -95,3 +95,9 @@ def test_a_run_outside_the_measured_range_is_named_as_that_and_next_advises_its_
     assert "infergy next." in estimate
     assert "infergy next." not in following
     assert "infergy measure next.json" in following
+
+
+def test_a_breakdown_prints_each_note_once() -> None:
+    done = runner.invoke(app, ["breakdown", "azure-conv-2023", "--requests", "50", "-g", "a100-80gb-sxm"])
+    assert done.exit_code == 0, done.output
+    assert " ".join(done.stdout.split()).count("idle power of NVIDIA A100 80GB SXM was not measured") == 1

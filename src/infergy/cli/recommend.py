@@ -110,8 +110,8 @@ def _answer(found: Recommendation) -> Iterator[str]:
         yield f"It {verb} {_saving(chosen)} of the energy{certain}."
     yield f"  {' '.join(chosen.command)}"
     if not chosen.estimate.run.measured_share and chosen.estimate.engine.startswith("vllm"):
-        engine = chosen.estimate.engine.replace("vllm", "vllm-server", 1)
-        replay = f"infergy replay {found.trace.source} --from 10m --for 75s -e {engine} -o replay.jsonl"
+        window = f"{found.trace.source} --from 10m --for 75s"
+        replay = f"infergy replay {window} -e {chosen.estimate.engine} -o replay.jsonl"
         yield f"No run of it was measured on {chosen.estimate.gpu}; measure a window of it first: {replay}"
 
 

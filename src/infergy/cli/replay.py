@@ -72,6 +72,7 @@ def replay(
     """
     from infergy.catalog import get_gpu
     from infergy.estimates.replay import compare_rows, predict
+    from infergy.estimates.servers import DEFAULT_MODEL
     from infergy.records import Plan
     from infergy.records.store import read_store
 
@@ -107,12 +108,13 @@ def replay(
             setups = _setups(
                 engine or ["vllm"],
                 usage_context,
-                model or "llama-3.1-8b",
+                model or DEFAULT_MODEL,
                 {"max_sequences": max_num_seqs, "tensor_parallel": tensor_parallel_size},
             )
             resolved = _plan(source, trace, setups, max_tokens=max_tokens, gpu=kind)
-        table = measured.load([resolved.gpu or kind])
-        found = [predict(cell, resolved.gpu or kind, table) for cell in resolved.cells]
+        kind = resolved.gpu or kind
+        table = measured.load([kind])
+        found = [predict(cell, kind, table) for cell in resolved.cells]
         if plan is not None:
             resolved.save(plan)
             typer.echo(

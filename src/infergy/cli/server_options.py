@@ -132,8 +132,10 @@ class MeasuredSelection:
         from infergy.estimates.servers import load_tables
 
         table = load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
+        if table.calibrated is None:
+            return table
         others = sorted({get_gpu(gpu).name for gpu in gpus} - {table.calibrated})
-        if table.calibrated is None or not others:
+        if not others:
             return table
         note = f"{self.calibration} is a calibration of {table.calibrated}, not of {', '.join(others)}"
         return replace(table, notes=(*table.notes, note))

@@ -120,7 +120,8 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
     flops, _ = server.cost.work_of(sums_of(steps))
     useful = min(1.0, asked / float(flops @ steps.count))
     facts = facts_of(sample)
-    notes = estimate.notes if estimate.served is not None else (f"all at once: {estimate.served_reason}",)
+    # What was assumed of the server stands in `estimate`.
+    reason = None if estimate.served is not None else f"all at once: {estimate.served_reason}"
     return Breakdown(
         trace=facts,
         estimate=estimate,
@@ -129,7 +130,7 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
         by_time=_by_time(time_parts(server.cost, steps), useful, counted, idle),
         by_source=_by_source(steps, server.cost, counted, idle),
         by_activity=(*(_whole(name, getattr(energy, f"{name}_j")) for name in ("prefill", "decode", "mixed")), idle),
-        notes=notes if facts.lengths_from is None else (*notes, facts.lengths_from),
+        notes=tuple(note for note in (reason, facts.lengths_from) if note is not None),
     )
 
 

@@ -76,7 +76,7 @@ class Planner:
         # Each beam is a sequence of its own.
         served = lengths or (load.lengths,) * (load.batch * (1 if load.is_online else load.decoding.beams))
         # A batch that is too large for the memory is served in parts by vLLM; one request must fit.
-        asked = served if load.is_online else served[:1]
+        asked = served if load.is_online else (min(served, key=sum),)
         fault = memory_fault(self._setup, self._shape, self._gpu, asked, self._draft, together=False)
         if fault is not None:
             is_batch = load.is_online and self._setup.engine == "transformers"

@@ -1,7 +1,7 @@
 """Prefill and decode apart: what each phase of a batch took, in joules. A pure function of rows.
 
-by pair   a cell and another of the same engine config, input and batch with one output token: the joules of the second
-          are those of prefill (and of the first token, which comes out of it), the difference those of decode
+by pair   a cell and another of the same engine config, input and batch with one output token: the second one's energy
+          is that of prefill (and of the first token, which comes out of it), the difference that of decode
 by fit    the law of `infergy.quality.phase_law` over all cells of the engine config
 
 The interval of a difference adds the variances of both cells, Student's with Welch and Satterthwaite's degrees of

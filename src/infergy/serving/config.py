@@ -377,13 +377,10 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
             f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
             f"cache of {shape.name} on {gpus} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
         )
-        place["option"] = "--max-num-batched-tokens"
-        raise UsageError(message, code="does-not-fit", **place, value=tokens)
+        raise UsageError(message, code="does-not-fit", **place, option="--max-num-batched-tokens", value=tokens)
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     ways = [f"--tensor-parallel-size {size}" for size in sizes if room(gpus=size) > 1][:1]
-    formats = [FP8] if shape.experts is None else [FP8, *EXPERTS_ONLY]
-    # The checkpoint's own first.
-    formats.sort(key=lambda name: name != shape.checkpoint.dtype)
+    formats = [FP8] if shape.experts is None else sorted([FP8, *EXPERTS_ONLY], key=shape.precision.__ne__)
     narrower = (name for name in formats if DTYPE_BYTES[name] < DTYPE_BYTES[dtype] and room(dtype=name) > 1)
     ways += [f"--precision {name}" for name in narrower][:1]
     raise UsageError(
