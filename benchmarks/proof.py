@@ -289,7 +289,7 @@ def main() -> None:
     for name, are_long in (("with like cells", False), ("long ones", True)):
         outcomes = draw_series_outcomes(chosen.runs, chosen.seed, options, are_long=are_long)
         held.append(show(name, outcomes, options, []))
-    print("set-ups of 8 cells whose noise lasts, each cell visited once, and twice with the others between:")
+    print("engine configs of 8 cells whose noise lasts, each cell visited once, and twice with the others between:")
     for memory_s in (0.0, *MEMORIES_S):
         for repeats in (1, 2):
             some = replace(options, repeats=repeats)

@@ -194,7 +194,7 @@ def draw_scenarios(name: str, runs: int, seed: int) -> list[Scenario]:
 
 
 def draw_series(rng: random.Random, cells: int, *, are_long: bool = False) -> list[Scenario]:
-    """The cells of one set-up: one GPU and one counter, batches of other lengths and powers, noise within a half.
+    """The cells of one engine config: one GPU and one counter, batches of other lengths and powers, noise within a half.
 
     Long ones take 4 to 18 s, so that a window is a batch, and differ in their noise by a factor of 2 to either side.
     """

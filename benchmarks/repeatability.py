@@ -6,11 +6,11 @@
 
 Without files it does so three times on the simulated GPU, which repeats itself to the edges of its windows.
 
-What a store holds of one chip, or of one group of chips, is taken for one process. Stores may hold other cells too: those
+What a store holds of one GPU, or of one group of GPUs, is taken for one process. Stores may hold other cells too: those
 that two processes share are compared. A row that stands in two stores counts once.
 
-For each cell: mean joules a request, the largest distance of a process from it, and the largest half-width that a process
-states. Then, over all pairs of processes on one chip, and over those on two, how many of the cells' ratios have an
+For each cell: mean joules per request, the largest distance of a process from it, and the largest half-width that a process
+states. Then, over all pairs of processes on one GPU, and over those on two, how many of the cells' ratios have an
 interval that holds 1; 95 % are expected where nothing but chance differs, fewer where processes differ (clocks, heat,
 memory layout). The same over pairs of rows without a flag. Last, what a process errs beyond its
 interval, as a standard error β by the method of moments (DerSimonian and Laird, Control. Clin. Trials 7, 1986) over the
@@ -41,7 +41,7 @@ from infergy.records.visits import join_visits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """What one process measured on one chip, or one group of chips.
+    """What one process measured on one GPU, or one group of GPUs.
 
     Attributes:
         rows: As they were measured.
@@ -151,11 +151,11 @@ def show(paths: Sequence[Path], engine: str | None = None) -> None:
         widths = [one.half_width for _, one in rows if one is not None]
         stated = f"± {max(widths):.2%}" if widths else "unknown"
         worst.append(far)
-        print(f"  {rows[0][0].cell!s:44} {len(rows)} × {mean_j:9.2f} J a request, {far:6.2%} apart, stated {stated}")
+        print(f"  {rows[0][0].cell!s:44} {len(rows)} × {mean_j:9.2f} J per request, {far:6.2%} apart, stated {stated}")
     print(f"largest distance from a cell's mean: median {sorted(worst)[len(worst) // 2]:.2%}, worst {max(worst):.2%}")
     pairs = list(combinations(processes, 2))
-    show_pairs("one chip", [found for a, b in pairs if a.chips == b.chips for found in pair_cells(a, b)])
-    show_pairs("two chips", [found for a, b in pairs if a.chips != b.chips for found in pair_cells(a, b)])
+    show_pairs("one GPU", [found for a, b in pairs if a.chips == b.chips for found in pair_cells(a, b)])
+    show_pairs("two GPUs", [found for a, b in pairs if a.chips != b.chips for found in pair_cells(a, b)])
 
 
 def show_pairs(where: str, pairs: Sequence[Pair]) -> None:

@@ -19,7 +19,7 @@ Law = Callable[[int, int], float]
 
 
 def power_law(input_tokens: int, output_tokens: int) -> float:
-    """Joules a request, straight in log space: interpolation and extrapolation are exact."""
+    """Joules per request, straight in log space: interpolation and extrapolation are exact."""
     return float(0.02 * input_tokens**0.8 * output_tokens**0.5)
 
 
@@ -32,7 +32,7 @@ def rows_of(
     scale: float = 1.0,
     **others: Any,
 ) -> list[Measurement]:
-    """One row for each input and output, of `law` × `scale` joules and a hundredth as many seconds a request."""
+    """One row for each input and output, of `law` × `scale` joules and a hundredth as many seconds per request."""
     return [
         build_row(
             input_tokens=i,

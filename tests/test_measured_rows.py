@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import infergy
 from infergy.cli import app
+from infergy.measure.grid import make_plan, parse_grid, read_toml
+from infergy.measure.studies import study_path
 from infergy.quality.compare import compare
 from infergy.quality.phases import find_phases
 from infergy.records import Measurement, derive, result_of
@@ -268,8 +270,23 @@ def test_under_a_steady_load_counter_and_instant_power_agree_within_two_thousand
 
 
 def test_compare_tells_what_differs_between_the_cells_that_both_hold() -> None:
-    """The table holds transformers and other set-ups too, which the ten cells are not compared with."""
+    """The table holds transformers and other engine configs too, which the ten cells are not compared with."""
     found = compare(rows_in(H100[1]), read_store(H100_TABLES[0]).rows)
     (difference,) = found.differences
     assert difference.startswith("chip: GPU-13ea17f5")
     assert len(found.only_b) == 60
+
+
+def test_rows_of_the_study_quick() -> None:
+    study = make_plan(parse_grid(read_toml(study_path("quick")), "quick"))
+    cells = {planned.cell.id for planned in study.cells}
+    assert (study.name, len(cells)) == ("quick", 5)
+    first, second = rows_in("../quick/h200-vllm-1"), rows_in("../quick/h200-vllm-2")
+    assert {row.cell_id for row in first} == {row.cell_id for row in second} == cells
+    energy = [{load_of(row): result_of(row).energy_j for row in rows} for rows in (first, second)]
+    differ = {load: energy[1][load] / energy[0][load] - 1 for load in energy[0]}
+    assert differ.pop((128, 128, 1)) == pytest.approx(-0.170, abs=0.001)
+    assert differ.pop((128, 128, 16)) == pytest.approx(-0.196, abs=0.001)
+    assert all(abs(change) < 0.03 for change in differ.values())
+    for name in ("h200-hf", "h200-3b-hf", "h200-3b-vllm"):
+        assert {load_of(row) for row in rows_in(f"../quick/{name}")} == set(energy[0])

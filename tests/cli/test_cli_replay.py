@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records import Plan
 from infergy.records.store import read_store
 from infergy.workload.load_generator import hash_lengths, trace_lengths
+from raising import raises
 
 runner = CliRunner()
 FEW = ("replay", "azure-code-2023", "--requests", "40", "--all-at-once", "--gpu", "h200")
@@ -106,9 +107,12 @@ def test_columns_and_their_unit_are_named_as_for_estimate(tmp_path: Path) -> Non
     plain.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\n1,100,12\n2,200,20\n9,200,20\n", encoding="utf-8")
     printed("replay", str(plain), "--for", "3s", "--gpu", "h200", "--plan", str(other))
     assert Plan.load(other).cells[0].cell.id == cell.cell.id
-    done = runner.invoke(app, ["replay", str(path), *names[:4], "--requests", "3", "--gpu", "h200"])
-    assert isinstance(done.exception, DataError)
-    assert str(done.exception).startswith(f"{path}: ")
+    # Without times requests are served all at once, and a window of time is an error.
+    at_once = printed("replay", str(path), *names[:4], "--requests", "3", "--gpu", "h200")
+    assert (at_once["requests"], at_once["input_tokens"], at_once["output_tokens"]) == (3, 400, 42)
+    done = runner.invoke(app, ["replay", str(path), *names[:4], "--for", "3s", "--gpu", "h200"])
+    assert isinstance(done.exception, InfergyError)
+    assert str(path) in str(done.exception)
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.json", "empty.jsonl", "empty.csv"])
@@ -129,3 +133,37 @@ def test_a_plan_takes_no_options_of_a_trace(tmp_path: Path) -> None:
         done = runner.invoke(app, ["replay", str(plan), *given])
         assert isinstance(done.exception, UsageError)
         assert given[0] in str(done.exception)
+
+
+def test_tasks_and_first_requests_are_replayed_as_they_are_estimated() -> None:
+    for source in ("task:classification", "azure-conv-2023"):
+        asked = (source, "--requests", "30", "--all-at-once", "--gpu", "h200")
+        (estimated,) = printed("estimate", *asked)["estimates"]
+        replayed = printed("replay", *asked)["predicted"]
+        assert replayed["energy_j"] == pytest.approx(estimated["offline"]["energy_j"], rel=0.02)
+
+
+def test_one_request_and_a_histogram_are_no_replay(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\n1,100,12\n", encoding="utf-8")
+    with raises("too-few-requests", found=1):
+        runner.invoke(app, ["replay", str(path), "--requests", "1"], catch_exceptions=False, standalone_mode=False)
+
+
+@pytest.mark.parametrize("options", [("-e", "vllm-fp8"), ("--simulate",), ("--requests", "3"), ("--max-num-seqs", "8")])
+def test_options_that_say_nothing_of_rows_are_rejected(tmp_path: Path, options: tuple[str, ...]) -> None:
+    store = tmp_path / "rows.jsonl"
+    printed(*FEW, "--simulate", "-o", str(store))
+    error = runner.invoke(app, ["replay", str(store), *options]).exception
+    assert isinstance(error, UsageError)
+    assert (error.code, error.fields["path"]) == ("option-not-applicable", str(store))
+    assert "SIMULATED" in runner.invoke(app, ["replay", str(store)]).stdout
+
+
+def test_vllm_is_its_server_unless_the_class_is_asked_for(tmp_path: Path) -> None:
+    contexts = []
+    for options in ((), ("-e", "vllm"), ("-e", "vllm-server"), ("--usage-context", "llm")):
+        plan = tmp_path / "plan.json"
+        printed(*FEW, *options, "--plan", str(plan))
+        contexts.append(Plan.load(plan).cells[0].cell.setup.usage_context)
+    assert contexts == ["server", "server", "server", "llm"]

@@ -23,7 +23,7 @@ def drafted(acceptance: float, look_ahead: int = 4) -> Draft:
 
 def test_decoding_takes_a_round_over_its_tokens() -> None:
     sure, never = (truth_of(512, 64, 8, draft=drafted(acceptance)) for acceptance in (1.0, 0.0))
-    # Five tokens a round against one: the steps that mix prompts and decodes aside.
+    # Five tokens per round against one: the steps that mix prompts and decodes aside.
     assert never.duration_s - never.prefill_s == pytest.approx(5 * (sure.duration_s - sure.prefill_s), rel=0.02)
     assert never.decode_energy_j == pytest.approx(5 * sure.decode_energy_j, rel=0.02)
     assert never.prefill_s == sure.prefill_s

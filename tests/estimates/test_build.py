@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infergy.cost.table import TableEntry
+from infergy.cost.table import TableEntry, write_table
 from infergy.errors import DataError
 from infergy.estimates.build import LEAST_SD, build_table, entries_of_rows
 from infergy.estimates.servers import SHIPPED_TABLE, load_tables, shipped_table
@@ -128,6 +128,12 @@ def test_simulated_rows_need_the_option_that_allows_them(tmp_path: Path) -> None
     entries, _ = entries_of_rows([path], {}, allow_simulated=True)
     assert [entry.origin.simulated for entry in entries] == [False, True]
     assert {entry.served_by.gpu for entry in entries} == {"h200"}
+    # A table of such rows is no different.
+    table = tmp_path / "table.jsonl"
+    write_table(build_table([path], None, allow_simulated=True), table)
+    with raises("simulated-rows", path=table, cell=row.cell_id):
+        load_tables([table])
+    assert any("simulated" in note for note in load_tables([table], allow_simulated=True).notes)
 
 
 def test_a_torn_last_line_leaves_the_others(tmp_path: Path) -> None:
@@ -270,7 +276,9 @@ def test_what_the_shipped_table_knows_counts_once(tmp_path: Path) -> None:
     assert len(again.notes) == 1
     mine = write_store(tmp_path / "mine.jsonl", rows_of(inputs=[512]))
     once, twice = load_tables([mine]), load_tables([mine, mine])
-    assert not once.notes
+    # Energies that were made up are far from the fit, which is said of each such row.
+    assert {cell.origin.cell_id for cell in once.entries} >= {one.cell_id for one, _ in once.outliers}
+    assert len(once.notes) == len(once.outliers) > 0
     assert twice.measured == once.measured
     assert {name: fit.rows for name, fit in twice.fits.items()} == {name: fit.rows for name, fit in once.fits.items()}
 

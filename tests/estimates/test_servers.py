@@ -17,7 +17,7 @@ from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.recommend import command_of, default_candidates
-from infergy.estimates.servers import PRECISIONS, ServerSpec, open_server, shipped_table, weights_only_note
+from infergy.estimates.servers import PRECISIONS, ServerSpec, open_server, shipped_table
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
@@ -65,11 +65,12 @@ def test_a_precision_that_model_or_engine_lacks_is_rejected(
 
 def test_fp8_without_units_for_it_is_of_weights_alone() -> None:
     ampere, hopper = get_gpu("a100-80gb-sxm"), get_gpu("h200")
-    note = weights_only_note(ampere, FP8)
-    assert note is not None
-    assert note in open_server(ServerSpec(gpu=ampere.name, precision=FP8), shipped_table()).notes
-    assert weights_only_note(ampere, "bfloat16") is None
-    assert weights_only_note(hopper, FP8) is None
+    notes = {
+        (gpu.name, dtype): " ".join(open_server(ServerSpec(gpu=gpu.name, precision=dtype), shipped_table()).notes)
+        for gpu in (ampere, hopper)
+        for dtype in ("bfloat16", FP8)
+    }
+    assert [key for key, note in notes.items() if "W8A16" in note] == [(ampere.name, FP8)]
     constants = values_of("vllm")
     rates = {
         (gpu.name, dtype): rates_of(

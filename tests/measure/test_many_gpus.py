@@ -320,7 +320,7 @@ def test_a_lost_gpu_fails_the_rest_of_its_set_up_and_the_sweep_goes_on_without_i
     events = list(sweep(plan_for(2, 1), tmp_path / "rows.jsonl", simulate=True))
     rows = read_store(tmp_path / "rows.jsonl").rows
     assert [row.status for row in rows] == ["ok", "failed", "failed", "failed", "ok", "ok", "ok", "ok"]
-    # One child that lost it, one that found it gone, one for the set-up that does not need it.
+    # One child that lost it, one that found it gone, one for the engine config that does not need it.
     assert [event.kind for event in events].count("loading") == 3
     for row in rows[1:4]:
         assert row.failure is not None

@@ -707,7 +707,7 @@ def test_cells_are_shuffled_within_their_set_up_by_the_seed() -> None:
     assert order() == order()
     assert len({tuple(order(seed=seed)) for seed in range(5)}) == 5
     engines = [one.cell.setup.engine for one in tiny_plan(cells=WIDE, options={}).cells]
-    assert engines == sorted(engines, reverse=True), "a set-up is loaded once"
+    assert engines == sorted(engines, reverse=True), "an engine config is loaded once"
 
 
 def test_three_anchors_are_visited_at_the_start_and_the_end_of_each_set_up() -> None:

@@ -1,4 +1,4 @@
-"""A set-up on one node of a cluster: what it tells, which anchors it repeats, and whom it waits for. No Ray needed."""
+"""An engine config on one node of a cluster: what it tells, which anchors it repeats, and whom it waits for. No Ray needed."""
 
 from __future__ import annotations
 

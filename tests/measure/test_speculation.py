@@ -1,4 +1,4 @@
-"""Speculative decoding, from the grid to the rows: an axis of set-ups, refused where it could not be right."""
+"""Speculative decoding, from the grid to the rows: an axis of engine configs, refused where it could not be right."""
 
 from __future__ import annotations
 

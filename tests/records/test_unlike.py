@@ -1,4 +1,4 @@
-"""Rows among the others of their set-up: drift, clocks, environment."""
+"""Rows among the others of their engine config: drift, clocks, environment."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_parts_of_a_set_up_that_two_machines_measured_have_anchors_each() -> Non
         for uuid, joules in (("GPU-a", 1000.0), ("GPU-b", 1050.0))
     )
     assert codes(*here, *there) == [[]] * 4
-    # A set-up that began on one chip and ended on another: its anchors tell.
+    # An engine config that began on one chip and ended on another: its anchors tell.
     assert codes(here[0], there[1]) == [[], ["drift"]]
 
 

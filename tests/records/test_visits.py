@@ -148,7 +148,7 @@ def test_a_cell_visited_once_bears_what_visits_of_like_cells_differ_by() -> None
 
 
 def test_intervals_hold_the_truth_where_visits_differ() -> None:
-    """Set-ups of eight cells, two visits of two windows each; visits differ by twice what windows do."""
+    """Engine configs of eight cells, two visits of two windows each; visits differ by twice what windows do."""
     rng = random.Random(9)
     held = total = 0
     for _ in range(125):

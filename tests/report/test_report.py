@@ -91,7 +91,7 @@ def test_lines_of_one_batch_are_drawn_beside_those_of_the_largest(tmp_path: Path
     assert {point.batch for point in found["sequences-input-batch"].points} == {1, 64}
 
 
-@pytest.mark.parametrize("name", [name for name in study_names() if name not in ("paper-bins", "batches")])
+@pytest.mark.parametrize("name", [name for name in study_names() if name not in ("paper-bins", "batches", "quick")])
 def test_the_quick_grid_of_each_study_draws_the_figure_of_that_study(name: str, tmp_path: Path) -> None:
     store = tmp_path / "rows.jsonl"
     list(sweep_plan(quick_plan(name), store, simulate=True))

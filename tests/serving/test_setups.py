@@ -1,4 +1,4 @@
-"""Engine set-ups served in simulation: what forecasts and the simulated engine play."""
+"""Engine configs served in simulation: what forecasts and the simulated engine play."""
 
 from __future__ import annotations
 

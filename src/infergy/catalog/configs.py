@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpShape
+from infergy.catalog.quantization import find_quantization, weights_format
 from infergy.catalog.shape import Checkpoint, ModelShape
 from infergy.catalog.text_models import TEXT_MODELS, Config, Reader
 from infergy.errors import DataError, UsageError
@@ -75,10 +76,11 @@ def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
         fields = {"place": name, "key": "model_type"}
         raise UsageError.unknown(what, kind, READERS, BY_HAND_HINT, code="unknown-architecture", **fields)
     shape = READERS[kind](Config(data=config, name=name))
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, Mapping) and quantization.get("weight_block_size"):
-        shape = with_checkpoint(shape, scaled_in_blocks=True)
-    return shape
+    quantization = find_quantization(config)
+    if quantization is None:
+        return shape
+    blocks = bool(quantization.get("weight_block_size"))
+    return with_checkpoint(shape, dtype=weights_format(quantization), scaled_in_blocks=blocks)
 
 
 def with_checkpoint(shape: ModelShape, **changes: Any) -> ModelShape:

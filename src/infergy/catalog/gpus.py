@@ -27,7 +27,7 @@ IDLE_SHARE = 0.175
 
 FIGURES: Mapping[str, tuple[float, str]] = {
     "memory_bytes": (1e9, "bytes: 80 GiB are 85_899_345_920"),
-    "memory_bandwidth": (1e10, "bytes a second: 3.35 TB/s are 3.35e12"),
+    "memory_bandwidth": (1e10, "bytes per second: 3.35 TB/s are 3.35e12"),
     "tdp_w": (1.0, "watts"),
 }
 """Figures that a file must have: the least plausible value (less is another unit), and the unit."""
@@ -42,7 +42,7 @@ TEXTS: Mapping[str, str] = {
 
 DTYPES = ("float32", "tf32", "bfloat16", "float16", "fp8", "int8", "fp4")
 FLOPS = (1e11, "dense FLOP/s: 989.5 TFLOP/s are 989.5e12")
-LINK = (1e9, "bytes a second in one direction: PCIe 4.0 x16 has 31.5e9")
+LINK = (1e9, "bytes per second in one direction: PCIe 4.0 x16 has 31.5e9")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Gpu:
         headline_flops: The vendor's leading figure, where it counts sparsity; None where it does not.
         headline_basis: What `headline_flops` counts, or why there is none.
         memory_bytes: Memory as the driver reports it.
-        memory_bandwidth: Bytes a second.
+        memory_bandwidth: Bytes per second.
         tdp_w: Board power, in watts.
         link: How it reaches its peers.
         source: Where the figures come from.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infergy.catalog.configs import read_shape, with_checkpoint
+from infergy.catalog.quantization import find_quantization
 from infergy.catalog.shape import ModelShape
 from infergy.errors import DataError, UsageError
 from infergy.records import EngineSetup
@@ -64,6 +65,13 @@ def model_config(name_or_path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         message = f"{path}: expected a JSON object, the config.json of a Hugging Face model"
         raise DataError(message, code="bad-syntax", path=str(path), format="JSON object")
+    beside = path.with_name("hf_quant_config.json")
+    if path.name == "config.json" and find_quantization(config) is None and beside.is_file():
+        # Where ModelOpt keeps the format of its checkpoints.
+        try:
+            config["quantization_config"] = json.loads(_read(beside))
+        except json.JSONDecodeError as error:
+            raise DataError.bad_syntax(beside, "JSON", error, "Expected what NVIDIA ModelOpt writes") from error
     return config
 
 

@@ -61,7 +61,7 @@ class Checkpoint:
 
     Attributes:
         architecture: `model_type` of its configuration.
-        dtype: Format of the weights; None if the configuration does not say.
+        dtype: Format of the weights (``fp8``, ``int4``, …); None if the configuration does not say.
         scaled_in_blocks: Whether fp8 weights have a scale for each block of a matrix (128 × 128, as DeepSeek-V3's:
             arXiv 2412.19437, section 3.3.2), not per row or matrix.
         encoder_parameters: Of encoders of images and sound that are loaded, but idle for text.
@@ -104,6 +104,13 @@ class ModelShape:
     experts: ExpertShape | None = None
     mamba: MambaShape | None = None
     other_parameters: int = 0
+
+    @property
+    def precision(self) -> str:
+        """Format in which vLLM serves the checkpoint, of those that steps are costed in: else bfloat16."""
+        published = self.checkpoint.dtype
+        known = published == "fp8" or (published in EXPERTS_ONLY and self.experts is not None)
+        return published if known and published is not None else "bfloat16"
 
     @property
     def state_bytes(self) -> float:

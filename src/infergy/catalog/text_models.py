@@ -79,10 +79,7 @@ class Config:
 
     @property
     def checkpoint_dtype(self) -> str | None:
-        """Format of the published weights."""
-        quantization = self.data.get("quantization_config")
-        if isinstance(quantization, Mapping) and "quant_method" in quantization:
-            return str(quantization["quant_method"])
+        """Format of the published weights, unless they are quantised."""
         dtype = self.data.get("torch_dtype") or self.data.get("dtype")
         return None if dtype is None else str(dtype)
 

@@ -96,7 +96,8 @@ def estimate(
     if method == RUNS and given:
         message = f"{', '.join(given)}: of the study's method alone. Add --method ceiling"
         raise UsageError(message, code="option-missing", option="--method ceiling", needed_by=given)
-    specs, table = servers.specs(), measured.load()
+    specs = servers.specs()
+    table = measured.load(spec.gpu for spec in specs)
     if method == CEILING:
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper
@@ -138,7 +139,7 @@ def _print(answer: TraceEstimate, *, explain: bool) -> None:
         for table in _tables(list(zip(_names(servers), (one.run for one in servers), strict=True))):
             show_table(table)
     lengths = [] if answer.trace.lengths_from is None else [answer.trace.lengths_from]
-    for line in (*lengths, *trace_notes(answer.trace), *answer.notes, *run_notes(servers), *_paper(answer)):
+    for line in (*lengths, *trace_notes(answer.trace), *run_notes(servers), *_paper(answer)):
         typer.echo(fill(line, WIDTH))
     if explain:
         print_notes(note for one in servers for note in _explained(one))
@@ -267,7 +268,7 @@ def _explained(one: ServerEstimate) -> list[str]:
         for name in ("prefill", "decode", "mixed", "idle")
     )
     options = ", ".join(f"{name} {value}" for name, value in one.config.items())
-    lines = [
+    return [
         f"{one.engine}: energy by activity: {parts}; {format_percent(run.measured_share)} of it in steps inside the "
         "measured range",
         f"{one.engine}: {options}",
@@ -276,4 +277,3 @@ def _explained(one: ServerEstimate) -> list[str]:
         f"{format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, steps at "
         f"{format_percent(run.load.roofline_share)} of the roofline",
     ]
-    return [*lines, *(f"{one.engine}: {note}" for note in one.notes)]

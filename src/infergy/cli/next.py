@@ -55,7 +55,8 @@ def next_cells(
     if servers.gpu is None and servers.compare is None:
         here = gpu_here()
         servers = servers if here is None else replace(servers, gpu=[here])
-    specs, table, sample = servers.specs(), measured.load(), trace.open(source)
+    specs, sample = servers.specs(), trace.open(source)
+    table = measured.load(spec.gpu for spec in specs)
     opened = [open_server(spec, table) for spec in specs]
     found = choose_next(
         sample,
@@ -153,6 +154,8 @@ def _print(found: NextCells) -> None:
         )
         print_table(("Engine", "Input", "Output", "Batch", "Batch takes", "Measuring", "Then ±"), rows)
         size = f"{count_of(len(found.cells), 'cell')}, about {format_duration(found.cost_s)}, loading included"
-    notes = (*trace_notes(found.trace), *run_notes([server.estimate for server in found.servers]))
+    advice = "write the cells above with -o next.json, then infergy measure next.json -o mine.jsonl"
+    advice = advice if found.cells else "a larger --budget"
+    notes = (*trace_notes(found.trace), *run_notes([server.estimate for server in found.servers], advice))
     for line in (f"{size}; {STOPPED[found.stopped]}", *notes):
         typer.echo(fill(line, WIDTH))

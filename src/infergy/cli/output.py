@@ -168,11 +168,8 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
     return [f"{'every server' if is_common else ', '.join(labels)}: {note}" for note, labels in alike.items()]
 
 
-def run_notes(estimates: Sequence[ServerEstimate]) -> list[str]:
-    """Queues without limit, rejected requests, and servers of which nothing was measured; each once."""
-    from infergy.catalog import get_gpu
-    from infergy.estimates.servers import weights_only_note
-
+def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next") -> list[str]:
+    """What was assumed, queues without limit, rejected requests, and runs of which no step was measured; each once."""
     lines = []
     for one in estimates:
         lines += [
@@ -180,12 +177,11 @@ def run_notes(estimates: Sequence[ServerEstimate]) -> list[str]:
             for run in (one.served, one.offline)
             if run is not None and run.overload is not None
         ]
-        narrow = weights_only_note(get_gpu(one.gpu), one.precision)
-        lines += [] if narrow is None else [f"{narrow}."]
+        lines += [f"{note}." for note in one.notes]
         lines += rejected_notes({one.engine: one.run})
         if one.run.measured_share == 0:
             lines.append(
-                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured: by datasheet and "
-                "what other servers showed. One measured cell sharpens it: infergy next."
+                f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured at these batch "
+                f"sizes and lengths: by datasheet and what other steps showed. One measured cell sharpens it: {advice}."
             )
     return list(dict.fromkeys(lines))

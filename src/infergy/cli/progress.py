@@ -97,7 +97,7 @@ class Progress:
         self._bar.stop()
 
     def _total(self, finished: frozenset[str]) -> float:
-        """Seconds of the cells that are not finished, and of loading their set-ups."""
+        """Seconds of the cells that are not finished, and of loading their engine configs."""
         left = [planned for planned in self._cells if planned.key not in finished]
         setups = {planned.cell.setup.id for planned in left}
         return sum(self._seconds[one.key] for one in left) + sum(self._loading[setup] for setup in setups)

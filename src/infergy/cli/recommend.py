@@ -64,10 +64,9 @@ def recommend(
             if text is not None
         }
     )
-    present, *others = servers.specs()
-    found = rank(
-        trace.open(source), others or None, measured.load(), present=present, limits=limits, keep_outputs=keep_outputs
-    )
+    present, *others = specs = servers.specs()
+    table = measured.load(spec.gpu for spec in specs)
+    found = rank(trace.open(source), others or None, table, present=present, limits=limits, keep_outputs=keep_outputs)
     if as_json:
         print_json([found])
     else:

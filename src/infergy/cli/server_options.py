@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from types import NoneType
@@ -122,15 +122,21 @@ class MeasuredSelection:
     ] = None
     allow_simulated: AllowSimulatedOption = False
 
-    def load(self) -> Table:
-        """The shipped table, with these.
+    def load(self, gpus: Iterable[str]) -> Table:
+        """The shipped table, with these, for servers on GPUs of some names.
 
         Raises:
             DataError: A file is neither rows nor a table nor a calibration.
         """
+        from infergy.catalog import get_gpu
         from infergy.estimates.servers import load_tables
 
-        return load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
+        table = load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
+        others = sorted({get_gpu(gpu).name for gpu in gpus} - {table.calibrated})
+        if table.calibrated is None or not others:
+            return table
+        note = f"{self.calibration} is a calibration of {table.calibrated}, not of {', '.join(others)}"
+        return replace(table, notes=(*table.notes, note))
 
 
 TABLES = "[[server]] tables with engine, model, gpu, …"

@@ -174,7 +174,7 @@ def _notes(setup: SetupPhases) -> list[str]:
 
 def _law(fit: PhaseFit) -> list[str]:
     terms = " + ".join(f"{one.name}·{one.formula}" if one.formula != "1" else one.name for one in fit.coefficients)
-    lines = [f"Law: joules a batch = {terms}; B requests of I tokens in, O out, S = O − 1"]
+    lines = [f"Law: joules per batch = {terms}; B requests of I tokens in, O out, S = O − 1"]
     lines += [f"  {one.name} = {_joules(one.joules)} ({one.phase})" for one in fit.coefficients]
     lines += [f"  {one.name} ({one.formula}) is left out: {one.reason}" for one in fit.dropped]
     lines.append(

@@ -36,12 +36,14 @@ def build(
     """
     from infergy.cost.table import write_table
     from infergy.estimates.build import build_table
-    from infergy.estimates.servers import shipped_table
+    from infergy.estimates.servers import outlier_notes, shipped_table
 
     built = build_table(rows, None if alone else shipped_table(), allow_simulated=allow_simulated)
     write_table(built, output)
     if built.repeated:
         typer.echo(f"{count_of(built.repeated, 'row')} known already or given twice, which counts once", err=True)
+    for note in outlier_notes(built):
+        typer.echo(note, err=True)
     if as_json:
         fits = {engine: fit.rows for engine, fit in built.fits.items()}
         print_json([{"output": str(output), "entries": len(built.entries), "fits": fits}])

@@ -135,9 +135,9 @@ class Fit:
     Attributes:
         engine: Name of the engine.
         names: Of the common logarithms, then ``constant@gpu`` for the differences of kinds of GPU.
-        mean: Their values; `covariance` likewise.
+        mean: Their values; `covariance` the same.
         energy_sd: Standard deviation of the logarithm of what is left of a row's energy; `time_sd` of its seconds.
-        unit_energy_sd: By how much single GPUs differ; `unit_time_sd` likewise.
+        unit_energy_sd: By how much single GPUs differ; `unit_time_sd` the same.
         rows: How many rows were fitted, by kind of GPU.
     """
 

@@ -140,6 +140,8 @@ class Table:
         identities: Of all entries that it was fitted to (`Origin.identity`).
         entries: Empty where only the header was read.
         repeated: Entries that were given, but already among those.
+        outliers: Origins of entries whose energy the fit misses by far, and measured over fitted; not in the file.
+        calibrated: Kind of GPU of the calibration that narrowed `fits`; None without; not part of the file.
         notes: What to say with each answer that rests on it; not part of the file.
     """
 
@@ -150,6 +152,8 @@ class Table:
     identities: frozenset[str] = frozenset()
     entries: tuple[TableEntry, ...] = ()
     repeated: int = 0
+    outliers: tuple[tuple[Origin, float], ...] = ()
+    calibrated: str | None = None
     notes: tuple[str, ...] = ()
     schema: str = field(default=TABLE_SCHEMA)
 

@@ -98,15 +98,20 @@ def _usable_rows(path: Path, *, allow_simulated: bool) -> list[Measurement]:
     rows = [row for row in stored if row.is_ok]
     simulated = next((row for row in rows if row.simulated), None)
     if simulated is not None and not allow_simulated:
-        message = (
-            f"{path}, cell {simulated.cell_id} ({simulated.cell}): rows of the simulated GPU say nothing about real "
-            "ones. To use them all the same: --allow-simulated"
-        )
-        raise DataError(message, code="simulated-rows", path=str(path), cell=simulated.cell_id)
+        raise simulated_rows(path, simulated.cell_id, str(simulated.cell))
     usable = [row for row in rows if _is_usable(row)]
     for row in usable:
         _check_row(row, f"{path}, cell {row.cell_id} ({row.cell})")
     return usable
+
+
+def simulated_rows(path: Path, cell_id: str, cell: str) -> DataError:
+    """The error of rows, or of a table of rows, that the simulated GPU made, by the first of them."""
+    message = (
+        f"{path}, cell {cell_id} ({cell}): rows of the simulated GPU say nothing about real ones. To use them all the "
+        "same: --allow-simulated"
+    )
+    return DataError(message, code="simulated-rows", path=str(path), cell=cell_id)
 
 
 def _check_row(row: Measurement, where: str) -> None:
@@ -135,7 +140,7 @@ def _check_row(row: Measurement, where: str) -> None:
     except ZeroDivisionError as error:
         raise bad("a window, or all of its batches, last zero seconds", "zero seconds") from error
     if not result.energy_j > 0:
-        raise bad(f"{result.energy_j:g} J a batch, expected more than 0", "zero energy")
+        raise bad(f"{result.energy_j:g} J per batch, expected more than 0", "zero energy")
 
 
 def _energy_sd(row: Measurement, uncertainty: Uncertainty | None) -> float:

@@ -3,7 +3,7 @@
 The energy of a run is uncertain by the constants of the step-cost model, which have a covariance. A measured cell, a
 batch of equal requests, observes its own energy and seconds: near the fit both are linear in the constants' logarithms,
 so what a cell would leave of the covariance is known before it is measured (Kalman's update). Cells are taken one after
-the other, each the one that takes most variance off the logarithm of the run's energy a second, given those before it
+the other, each the one that takes most variance off the logarithm of the run's energy per second, given those before it
 (greedy; A. Krause, A. Singh, C. Guestrin, JMLR 9, 2008, study how near that comes to the best set).
 
 What no cell takes off stays in the interval, as `estimate` has it: the model's own error, and how single GPUs of a kind

@@ -69,7 +69,7 @@ class PaperServer:
         engine: With what is not at its default: ``vllm-eager``.
         gpus: GPUs of a replica.
         energy_j: Sum over bins; None if no bin is served.
-        low_j: Each request at the floor of its bin. A bracket of the binning, not an interval; `high_j` likewise.
+        low_j: Each request at the floor of its bin. A bracket of the binning, not an interval; `high_j` the same.
         high_j: Whole batches at the upper corner.
         duration_s: Seconds of one replica.
         unserved_requests: In bins whose corner exceeds the context or the memory; in no sum, the ideal included.

@@ -38,7 +38,7 @@ class BinEnergy:
     """The requests of one bin on one server.
 
     Attributes:
-        input_tokens: Upper corner of the bin; `output_tokens` likewise.
+        input_tokens: Upper corner of the bin; `output_tokens` the same.
         requests: Requests in the bin.
         batch: Requests served at once; 0 if not one fits the context or the memory, and the rest is None.
         energy_j: Of all requests of the bin, at its upper corner.

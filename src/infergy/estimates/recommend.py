@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from infergy.catalog import get_gpu
+from infergy.catalog import get_gpu, get_model
 from infergy.cost.model import CostedRun, log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import UsageError
@@ -223,7 +223,7 @@ def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:
         for dtype, changes in product(formats, ({}, *({"max_num_seqs": size} for size in SEQUENCES), FEWER_TOKENS))
     ]
     others = [spec("vllm", enforce_eager=True), spec("vllm", size=2 * gpus)]
-    if gpus == 1 and setup.dtype != FP8:
+    if gpus == 1 and setup.dtype in (DEFAULT_DTYPE, "float16"):
         static = EngineOptions(max_num_seqs=STATIC, max_model_len=options.max_model_len)
         others.append(replace(spec("transformers"), options=static))
     return (*batching, *others)
@@ -259,8 +259,9 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
         static = ', cache_implementation="static"' if setup.compiled else ""
         size = server.config.options()["max_num_seqs"]
         return (f"model.generate(batches of up to {size}{static})", f"dtype=torch.{setup.dtype}")
+    published = get_model(server.spec.model).checkpoint.dtype
     words = ["vllm serve MODEL"]
-    words += ["--quantization fp8_per_tensor"] if setup.dtype == FP8 else []
+    words += ["--quantization fp8_per_tensor"] if setup.dtype == FP8 != published else []
     words += [f"--dtype {setup.dtype}"] if setup.dtype == "float16" else []
     words += [f"--max-num-seqs {sequences}"] if sequences else []
     words += [f"--tensor-parallel-size {setup.tensor_parallel}"] if setup.tensor_parallel > 1 else []

@@ -116,7 +116,7 @@ def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Re
 
 
 def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
-    """The server that an engine set-up stands for, with its engine's defaults for what it leaves open.
+    """The server that an engine config stands for, with its engine's defaults for what it leaves open.
 
     Raises:
         UsageError: A draft model speculates.

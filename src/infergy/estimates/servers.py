@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 from infergy.catalog import canonical_name, get_gpu, get_model, model_config
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
+from infergy.catalog.shape import ModelShape
 from infergy.cost.model import Server, StepCost
 from infergy.cost.rates import server_work
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
@@ -33,6 +33,7 @@ from infergy.workload.requests import Requests
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
 PRECISIONS = (DEFAULT_DTYPE, "float16", FP8, "mxfp4")
 """Formats that servers are simulated in: those that were measured, or that measured networks have."""
+UNQUANTISED = ("bfloat16", "float16", "float32")
 LONGEST_TOKENS = 2**20
 """Of a request to a model that states no context and keeps no keys and values."""
 ANY_ENGINE = ("max_num_seqs", "max_model_len", "tensor_parallel_size", "enforce_eager")
@@ -47,7 +48,7 @@ class ServerSpec:
 
     Attributes:
         engine: ``vllm`` or ``transformers``, and what is not at its default: ``vllm-fp8-tp2``.
-        precision: Of weights and matmuls; None is that of `engine`.
+        precision: Of weights and matmuls; None is that of `engine`, under vLLM else that of the model's checkpoint.
         replicas: Servers of the same kind; `router` gives each request to one.
         usage_context: Whose defaults: ``server`` (`vllm serve`) or ``llm`` (the `LLM` class).
         version: Of vLLM.
@@ -129,9 +130,12 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         is_api=setup.engine == "vllm" and spec.usage_context == "server",
         errors=None if measured is None else (measured.energy_sd, measured.time_sd),
     )
-    config = _config(spec, setup, shape, gpu)
-    narrow = weights_only_note(gpu, setup.dtype)
-    notes += [] if narrow is None else [narrow]
+    assumed = _assumed_precision(spec, setup, shape, gpu)
+    try:
+        config = _config(spec, setup, shape, gpu)
+    except UsageError as error:
+        error.args = (". ".join([str(error), *assumed]),)
+        raise
     return OpenServer(
         spec=spec,
         setup=setup,
@@ -139,7 +143,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         cost=StepCost(server, fit_of(table, by.engine)),
         config=config,
         measured=measured,
-        notes=(*config.notes, *notes, *table.notes),
+        notes=(*assumed, *config.notes, *notes, *table.notes),
     )
 
 
@@ -164,6 +168,8 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
         if value is not None and parts.setdefault(name, value) != value:
             option = "--precision" if name == "dtype" else "--tensor-parallel-size"
             raise UsageError.conflict({"--engine": spec.engine, option: value}, "they contradict: give one of them")
+    if parts["engine"] == "vllm" and "dtype" not in parts:
+        parts["dtype"] = get_model(spec.model).precision
     if parts.get("dtype", DEFAULT_DTYPE) not in PRECISIONS:
         raise UsageError.bad_value("--precision", parts["dtype"], f"one of {', '.join(PRECISIONS)}")
     if parts["engine"] == "transformers" and parts.get("dtype") in (FP8, "mxfp4"):
@@ -196,22 +202,29 @@ def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
         raise UsageError(message, code="engine-lacks", engine=engine, option=options[0])
 
 
-def weights_only_note(gpu: Gpu, dtype: str) -> str | None:
-    """What vLLM does with fp8 weights on a GPU that does not compute in fp8; None where it does, or for other formats.
+def _assumed_precision(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> list[str]:
+    """What stands in for a format that cannot be costed, or that the GPU does not compute in.
 
     vLLM's docs, features/quantization: below compute capability 8.9 fp8 models run "as weight-only W8A16, utilizing
     FP8 Marlin".
     """
-    if dtype != FP8 or gpu.has_units(FP8):
-        return None
-    return (
-        f"{gpu.title} has no FP8 arithmetic: vLLM keeps the weights in fp8 there and computes in 16 bits (W8A16), and "
-        "so does this estimate"
-    )
+    published, notes = shape.checkpoint.dtype, []
+    is_open = spec.precision is None and "dtype" not in EngineSetup.parse_label(spec.engine)
+    if is_open and published not in (None, setup.dtype, *UNQUANTISED):
+        notes.append(
+            f"the checkpoint of {shape.name} is in {published}, which is not simulated under {setup.engine}: it is "
+            f"taken as {setup.dtype}, {format_bytes(shape.weight_bytes(setup.dtype))} of weights"
+        )
+    if setup.dtype == FP8 and not gpu.has_units(FP8):
+        notes.append(
+            f"{gpu.title} has no FP8 arithmetic: vLLM keeps the weights in fp8 there and computes in 16 bits (W8A16), "
+            "and so does this estimate"
+        )
+    return notes
 
 
 def loaded_setup(setup: EngineSetup) -> EngineSetup:
-    """What of a set-up is a matter of engine, precision and GPUs, without the options of its scheduler."""
+    """What of an engine config is a matter of engine, precision and GPUs, without the options of its scheduler."""
     return EngineSetup(
         engine=setup.engine,
         model=setup.model,
@@ -242,6 +255,7 @@ def load_tables(
         table = add_rows(table, path, allow_simulated=allow_simulated)
         if table.repeated:
             notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
+        notes += [f"{path}, {note}" for note in outlier_notes(table)]
         if any(one.origin.simulated for one in table.entries):
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
@@ -263,7 +277,16 @@ def load_tables(
     if found.simulated:
         notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
     notes.append(f"constants of {gpu.name} are narrowed by the {count_of(found.windows, 'window')} of {calibration}")
-    return replace(table, fits=fits, notes=tuple(notes))
+    return replace(table, fits=fits, calibrated=gpu.name, notes=tuple(notes))
+
+
+def outlier_notes(table: Table) -> list[str]:
+    """Rows that the fit of a table misses by far."""
+    return [
+        f"cell {origin.cell_id} ({origin.cell}): {factor:.3g} times the energy by the fit of all rows, which widens "
+        "the intervals. Measure it again, or leave the row out"
+        for origin, factor in table.outliers
+    ]
 
 
 def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Table:
@@ -273,17 +296,20 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
         DataError: The file is neither, or its rows are simulated.
     """
     from infergy.cost.fit import make_table
-    from infergy.estimates.build import build_table
+    from infergy.estimates.build import build_table, simulated_rows
 
     if not path.exists():
         raise DataError.not_found(path, f"Measure one: infergy measure paper-bins -o {path}")
     if not is_table(path):
         return build_table([path], table, allow_simulated=allow_simulated)
     own = read_table(path, entries=True)
+    simulated = next((entry.origin for entry in own.entries if entry.origin.simulated), None)
+    if simulated is not None and not allow_simulated:
+        raise simulated_rows(path, simulated.cell_id, simulated.cell)
     return make_table(own.entries, own.environments, prior=table)
 
 
-def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> EngineConfig | StaticConfig:
+def _config(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> EngineConfig | StaticConfig:
     options = replace(
         spec.options,
         tensor_parallel_size=setup.tensor_parallel,
@@ -305,7 +331,7 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: Any, gpu: Gpu) -> Engin
 
 
 def _static_config(
-    engine: str, options: EngineOptions, setup: EngineSetup, shape: Any, gpu: Gpu, context: int | None
+    engine: str, options: EngineOptions, setup: EngineSetup, shape: ModelShape, gpu: Gpu, context: int | None
 ) -> StaticConfig:
     plain = EngineOptions()
     reject_vllm_options(

@@ -35,10 +35,10 @@ def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[P
 
 
 def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
-    """A plan that measures three cells of a table again, of the engine set-up with a label such as ``vllm``.
+    """A plan that measures three cells of a table again, of the engine config with a label such as ``vllm``.
 
     Raises:
-        UsageError: The table has no measured row of that set-up, or its GPU or model is not in the catalog.
+        UsageError: The table has no measured row of that engine config, or its GPU or model is not in the catalog.
     """
     measured = [row for row in rows if row.is_ok and row.result is not None and not row.cell.load.is_online]
     labels = {row.cell.label for row in measured}
@@ -47,7 +47,7 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
             "engine of the table", label, sorted(labels), "Name one with --engine", code="unknown-name"
         )
     first = next(row for row in measured if row.cell.label == label)
-    # Of several kinds of weights the first one's rows are a set-up of their own.
+    # Of several kinds of weights the first one's rows are an engine config of their own.
     cells = {row.cell_id: _plan(row) for row in measured if row.cell.setup == first.cell.setup}
     name = first.environment.gpus[0].name if first.environment.gpus else "unknown"
     options = MeasureOptions(seed=first.seed)
@@ -55,7 +55,7 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
 
 
 def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: float) -> Plan:
-    """A plan that measures cells of a table again, between control cells of their set-ups.
+    """A plan that measures cells of a table again, between control cells of their engine configs.
 
     Args:
         rows: The table's rows.

@@ -48,7 +48,7 @@ class BlockEnergy:
         gpus: The boards that were counted.
         scope: What the energy covers: ``gpu-board``.
         simulated: Whether it comes from a model instead of a GPU.
-        before: State of each GPU before the block; `after` likewise.
+        before: State of each GPU before the block; `after` the same.
     """
 
     name: str

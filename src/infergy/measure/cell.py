@@ -1,6 +1,6 @@
 """One cell: the only place where an engine and a meter meet.
 
-load engine ── idle window ──┐ once an engine set-up; another idle window before loading
+load engine ── idle window ──┐ once an engine config; another idle window before loading
                              │
 for each cell                ▼
   prompts   warm-up   watched window   state   tick delay   batch batch …   state   settle   tick   tick   row
@@ -90,8 +90,8 @@ def measure_cell(
 ) -> Measurement:
     """Warm up, sample power, and measure windows until the energy is certain enough or the time is up.
 
-    Fewer windows are needed where the scatter of `peers`, the cells of the set-up that were measured before, is known,
-    and after `earlier` visits of the cell; `is_watched` if one of them has a timeline. What fails after a whole window
+    Fewer windows are needed where the scatter of `peers`, cells of the engine config that were measured before, is
+    known, and after `earlier` visits of the cell; `is_watched` if one of them has a timeline. What fails after a window
     ends the cell with the windows it has; the row's `interrupted` says why.
 
     Raises:

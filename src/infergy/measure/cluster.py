@@ -1,6 +1,6 @@
-"""A plan on a Ray cluster: each engine set-up a task, its rows in one store on the driver as they finish.
+"""A plan on a Ray cluster: each engine config a task, its rows in one store on the driver as they finish.
 
-The driver holds the store's lock, needs no GPU, and measures nothing. A task is the plain sweep of one set-up
+The driver holds the store's lock, needs no GPU, and measures nothing. A task is the plain sweep of one engine config
 (`infergy.measure.node`): Ray knows nothing of engines or meters.
 """
 
@@ -26,7 +26,7 @@ from infergy.records.merge import refuse_unlike
 from infergy.records.store import StoreWriter
 
 ATTEMPTS = 3
-"""Nodes that may be lost under one cell, or while a set-up loads, before it is recorded as failed."""
+"""Nodes that may be lost under one cell, or while an engine config loads, before it is recorded as failed."""
 
 LOOK_S = 5.0
 """How often the driver looks whether a node is left that can run what waits."""
@@ -34,7 +34,7 @@ LOOK_S = 5.0
 
 @dataclass(slots=True, kw_only=True)
 class _Job:
-    """What is left of one set-up, and where it runs now."""
+    """What is left of one engine config, and where it runs now."""
 
     setup: EngineSetup
     todo: list[PlannedCell]
@@ -50,12 +50,12 @@ def sweep_on_ray(
 ) -> Iterator[SweepEvent]:
     """Measure all cells of `plan` that the store `path` does not hold yet, on the Ray cluster at `address`.
 
-    `address` is ``auto``, or host and port of the cluster's head. A simulated GPU needs a CPU for each set-up. `meter`
+    `address` is ``auto``, or host and port of the cluster's head. A simulated GPU needs one CPU per config. `meter`
     names that of real GPUs. Cells that failed before are tried again with `retry_failed`.
 
     Raises:
         UsageError: The plan cannot be run, or the store is in use or holds rows of another kind.
-        MissingError: No cluster, no Ray, or no node that can run a set-up; another version of infergy on a node.
+        MissingError: No cluster, no Ray, or no node that can run an engine config; a node with another infergy.
         EngineError: Cells have no row because no node was left that had reported its GPUs.
     """
     check_contents(plan, simulate=simulate)
@@ -92,7 +92,7 @@ class _Run:
         self._simulate, self._meter = simulate, meter
         self._rows = list(store.rows)
         self.done: set[str] = set()
-        # Ray's own retries would begin a set-up anew, with cells that are measured.
+        # Ray's own retries would begin an engine config anew, with cells that are measured.
         self._task = ray.remote(max_retries=0)(measure_here)
 
     def all(self, jobs: list[_Job]) -> Iterator[SweepEvent]:
@@ -128,7 +128,7 @@ class _Run:
         names = {planned.key for planned in job.todo}
         models = {name: self._plan.models[name] for name in job.setup.models}
         part = replace(self._plan, cells=tuple(job.todo), models=models)
-        # The first row says to any node what this store is of; those of the set-up are for its scatter.
+        # The first row says to any node what this store is of; those of the engine config are for its scatter.
         earlier = [row for place, row in enumerate(self._rows) if place == 0 or row.cell.setup == job.setup]
         rows = [row.to_json() for row in earlier if row.key not in names]
         needs = dict(self._needs[job.setup])
@@ -139,7 +139,7 @@ class _Run:
         )
 
     def _anchors(self, job: _Job) -> list[PlannedCell]:
-        """Those at the set-up's start that are measured: other GPUs than those that did measure them again."""
+        """Those at the engine config's start that are measured: other GPUs than those that did measure them again."""
         group = self._plan.by_setup()[job.setup]
         return [planned for planned in group if planned.visit == START_VISIT and planned.key in self.done]
 

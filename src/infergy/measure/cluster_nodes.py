@@ -49,7 +49,7 @@ def gpu_type(name: str) -> str | None:
 
 
 def needs_of(setup: EngineSetup, gpu: str, *, simulate: bool) -> dict[str, float]:
-    """What a set-up asks of a node, by Ray's names of resources; one CPU, and no GPU if it is simulated.
+    """What an engine config asks of a node, by Ray's names of resources; one CPU, and no GPU if it is simulated.
 
     A cluster that has a resource of the GPU's catalog name (``ray start --resources='{"h200": 8}'``) is asked for it,
     as many as GPUs; any other for Ray's own type.

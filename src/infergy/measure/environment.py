@@ -1,4 +1,4 @@
-"""The facts of a host, its GPUs and a loaded engine, gathered once for each engine set-up."""
+"""The facts of a host, its GPUs and a loaded engine, gathered once for each engine config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infergy.version import VERSION
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What is the same for all cells of a set-up; token ids are drawn below `vocabulary`."""
+    """What is the same for all cells of an engine config; token ids are drawn below `vocabulary`."""
 
     environment: Environment
     vocabulary: int
@@ -30,7 +30,7 @@ def gather(
     engine: Mapping[str, str | None],
     counter_period_s: float | None,
 ) -> Environment:
-    """The environment of all rows of a set-up."""
+    """The environment of all rows of an engine config."""
     facts = meter.facts()
     return Environment(
         infergy=VERSION,

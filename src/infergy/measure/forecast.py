@@ -11,10 +11,10 @@ from infergy.errors import UsageError
 from infergy.records import EngineSetup, MeasureOptions, Plan, PlannedCell
 
 LOAD_S = {"transformers": 20.0, "vllm": 100.0}
-"""Seconds until a set-up of an 8B model is loaded, as seen on an H200 (vllm with graph capture)."""
+"""Seconds until an engine config of an 8B model is loaded, as seen on an H200 (vllm with graph capture)."""
 
 WINDOWS = 2.0
-"""Windows a cell, on average: the first cells of a set-up take four, most later ones one."""
+"""Windows a cell, on average: the first cells of an engine config take four, most later ones one."""
 
 HANG_FACTOR = 10.0
 """Forecasts are rough; what takes ten times as long hangs."""
@@ -60,12 +60,12 @@ def patience_s(forecast_s: float, options: MeasureOptions) -> float:
 
 
 def setup_s(setup: EngineSetup, options: MeasureOptions) -> float:
-    """Forecast seconds of loading a set-up and taking idle power before and after."""
+    """Forecast seconds of loading an engine config and taking idle power before and after."""
     return LOAD_S.get(setup.engine, 0.0) + 2 * options.idle_s
 
 
 def total_s(groups: Iterable[tuple[EngineSetup, list[PlannedCell]]], options: MeasureOptions) -> float:
-    """Forecast seconds of all cells, grouped by set-up."""
+    """Forecast seconds of all cells, grouped by engine config."""
     return sum(setup_s(setup, options) + sum(cell_s(planned, options) for planned in cells) for setup, cells in groups)
 
 

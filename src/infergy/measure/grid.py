@@ -68,7 +68,7 @@ class SpeculationAxis(_Strict):
 
 
 class EngineAxis(_Strict):
-    """One engine set-up of a grid, of the grid's model unless `model` is given; see `infergy.records.EngineSetup`."""
+    """One engine config of a grid, of the grid's model unless `model` is given; see `infergy.records.EngineSetup`."""
 
     engine: str
     model: str | None = None
@@ -86,7 +86,7 @@ class EngineAxis(_Strict):
     max_model_len: PositiveInt | None = None
 
     def setup(self, model: str) -> EngineSetup:
-        """The set-up that serves `model`.
+        """The engine config that serves `model`.
 
         Raises:
             UsageError: A look-ahead or an acceptance that cannot be.
@@ -142,10 +142,10 @@ class Options(_Strict):
     """How each cell is measured; see `infergy.records.MeasureOptions`.
 
     Attributes:
-        shuffle: Whether the cells of a set-up are measured in random order, drawn from the seed, so that no axis of the
-            grid follows the time of day or the temperature of the GPU.
-        anchors: How many cells of each set-up are measured at its start and again at its end, so that drift shows;
-            none in a set-up of fewer than `FEWEST_FOR_ANCHORS` cells.
+        shuffle: Whether cells of an engine config are measured in random order, drawn from the seed, so that no axis
+            of the grid follows the time of day or the temperature of the GPU.
+        anchors: How many cells of each engine config are measured at its start and again at its end, so that drift
+            shows; none in one of fewer than `FEWEST_FOR_ANCHORS` cells.
     """
 
     seed: int = _DEFAULTS.seed
@@ -174,7 +174,7 @@ class Quick(_Strict):
 
 
 class Grid(_Strict):
-    """What to measure: a model on a GPU, engine set-ups, and blocks of cells.
+    """What to measure: a model on a GPU, engine configs, and blocks of cells.
 
     Attributes:
         title: What it shows, in a few words.
@@ -241,9 +241,9 @@ def shrink(data: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def make_plan(first: Grid, *others: Grid) -> Plan:
-    """Resolve grids: multiply the axes, choose the batches, forecast the times, order by engine set-up.
+    """Resolve grids: multiply the axes, choose the batches, forecast the times, order by engine config.
 
-    Of several grids a set-up that more than one has is loaded once, and a cell that more than one has measured once.
+    Of several grids a shared engine config is loaded once, and a shared cell measured once.
 
     Raises:
         UsageError: infergy lacks what a grid needs; a GPU, model or engine is unknown, an engine lacks an option, a
@@ -293,7 +293,7 @@ def _choose_anchors(cells: list[PlannedCell], options: Options) -> list[PlannedC
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
-    """The cells of one set-up as they are measured: anchors, rounds of all others, the same anchors again."""
+    """The cells of one engine config as they are measured: anchors, rounds of all others, the same anchors again."""
     anchors = _choose_anchors(cells, options)
     others = [planned for planned in cells if planned not in anchors]
     shuffle = random.Random(f"{options.seed} {cells[0].cell.setup.id}").shuffle
@@ -306,7 +306,7 @@ def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
 
 
 def _resolve(grid: Grid) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:
-    """The GPU, the configurations of models, and the cells of each set-up by their keys, in the grid's order."""
+    """The GPU, the configurations of models, and the cells of each engine config by their keys, in the grid's order."""
     if grid.needs:
         message = f"{grid.name} cannot be measured yet: it needs {', '.join(grid.needs)}. Others: infergy list studies"
         raise UsageError(message, code="not-supported", study=grid.name, needs=list(grid.needs))
@@ -329,10 +329,10 @@ def _resolve(grid: Grid) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[Engine
 
 
 def _resolve_names(grid: Grid, problems: Problems) -> tuple[list[EngineSetup], Gpu, dict[str, Mapping[str, Any]]]:
-    """The set-ups, the GPU that a grid names, and the configurations of models, those of drafts too.
+    """The engine configs, the GPU that a grid names, and the configurations of models, those of drafts too.
 
     Raises:
-        UsageError: One of them is unknown, or an engine cannot serve a set-up: all reasons at once.
+        UsageError: One of them is unknown, or an engine cannot serve an engine config: all reasons at once.
         DataError: A model's file is no configuration.
     """
     gpus: list[Gpu] = []

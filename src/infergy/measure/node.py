@@ -1,4 +1,4 @@
-"""One engine set-up on one node of a Ray cluster: the plain sweep, reported to the driver event by event.
+"""One engine config on one node of a Ray cluster: the plain sweep, reported to the driver event by event.
 
 Ray decides where it runs and nothing else: the store, the child process and the meter are those of any sweep.
 """
@@ -41,11 +41,11 @@ def measure_here(
     simulate: bool,
     meter: str,
 ) -> Iterator[bytes]:
-    """Measure all cells of `plan`, which is of one set-up; a Ray task.
+    """Measure all cells of `plan`, which is of one engine config; a Ray task.
 
     Args:
         plan: As JSON.
-        anchors: Control cells at the set-up's start that are measured, as JSON: again if that was on other GPUs.
+        anchors: Control cells at the engine config's start that are measured, as JSON: again if that was on other GPUs.
         earlier: Rows that the driver's store holds, as JSON, for scatter and earlier visits.
         simulate: Use the simulated GPU.
         meter: Name of the meter on real GPUs.

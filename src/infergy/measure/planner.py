@@ -26,6 +26,7 @@ from infergy.errors import DataError, UsageError
 from infergy.records import SERVER, Arrivals, Cell, EngineSetup, Load, PlannedCell
 from infergy.records.load import FEWEST_ARRIVALS, REPLAY, TRACE
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
+from infergy.units import count_of
 from infergy.workload.load_generator import (
     DIGEST_LENGTH,
     draw_times,
@@ -58,7 +59,7 @@ class Forecast:
 
 
 class Planner:
-    """Plans cells of an engine set-up that serves a model of some shape on a kind of GPU."""
+    """Plans cells of an engine config that serves a model of some shape on a kind of GPU."""
 
     def __init__(self, setup: EngineSetup, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> None:
         self._setup, self._shape, self._gpu, self._draft = setup, shape, gpu, draft
@@ -69,14 +70,18 @@ class Planner:
         """A cell with its forecast; `reason` says how its batch was chosen.
 
         Raises:
-            UsageError: Online, not even one request fits the memory.
+            UsageError: Not even one request fits the memory, or online no static batch of transformers.
         """
         cell = Cell(setup=self._setup, load=load)
         # Each beam is a sequence of its own.
         served = lengths or (load.lengths,) * (load.batch * (1 if load.is_online else load.decoding.beams))
-        if load.is_online and memory_fault(self._setup, self._shape, self._gpu, served, self._draft, together=False):
-            least = "a static batch" if self._setup.engine == "transformers" else "one of its requests"
-            raise self._does_not_fit(f"{cell}: not {least} fits {self._gpu.title}")
+        # A batch that is too large for the memory is served in parts by vLLM; one request must fit.
+        asked = served if load.is_online else served[:1]
+        fault = memory_fault(self._setup, self._shape, self._gpu, asked, self._draft, together=False)
+        if fault is not None:
+            is_batch = load.is_online and self._setup.engine == "transformers"
+            least = "a static batch" if is_batch else "one of its requests"
+            raise self._does_not_fit(f"{cell}: not {least} fits {self._gpu.title}: {fault}", reason=fault)
         forecast = self.forecast(served, arrival_s)
         return PlannedCell(
             cell=cell,
@@ -225,6 +230,14 @@ def resolve_arrivals(load: Load, seed: int, max_tokens: int | None = None) -> Ru
         return Run(load=replace(load, arrivals=identified), arrival_s=times)
     if arrivals.for_s is None and not arrivals.timed:
         lengths = trace_lengths(source, arrivals.first, load.batch)
+        lengths = tuple(pair for pair in lengths if max_tokens is None or sum(pair) <= max_tokens)
+        if len(lengths) < FEWEST_ARRIVALS:
+            message = (
+                f"{source}: {count_of(len(lengths), 'request')} of at most {max_tokens} tokens. Raise --max-tokens"
+            )
+            raise DataError(
+                message, code="too-few-requests", trace=source, found=len(lengths), expected=FEWEST_ARRIVALS
+            )
     else:
         times, lengths = timed_requests(arrivals, load.batch, max_tokens)
     content = hash_lengths(lengths)

@@ -82,16 +82,16 @@ def plan_replays(
     max_tokens: int | None = None,
     options: MeasureOptions = REPLAY_OPTIONS,
 ) -> Plan:
-    """A plan that serves each replay on its engine set-up, in the order given, set-up by set-up.
+    """A plan that serves each replay on its engine config, in the order given, engine config by engine config.
 
     A pair that is given twice is measured twice, in visits of their own.
 
     Args:
-        asked: Engine set-ups, and what each serves.
+        asked: Engine configs, and what each serves.
         gpu: Name of the GPU to plan for.
         name: Of the plan.
         max_tokens: Requests of more input and output tokens are left out; None leaves out none, and a longer one than
-            the model or the set-up's `max_model_len` allows is an error.
+            the model or the engine config's `max_model_len` allows is an error.
         options: How each is measured.
 
     Raises:

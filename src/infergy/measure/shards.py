@@ -34,8 +34,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 def shard(plan: Plan, index: int, count: int) -> Plan:
     """Part `index` of `count` (from 1 on), its cells in the plan's order.
 
-    A set-up stays whole while there are at least as many set-ups as parts; else the longest ones are divided by cells,
-    each piece with the set-up's anchors. The longest piece goes first, each to the part that has least to do.
+    An engine config stays whole while there are at least as many engine configs as parts; else the longest ones
+    are divided by cells, each piece with the config's anchors. The longest goes first,
+    each to the part that has least to do.
 
     Raises:
         UsageError: There are fewer cells than parts.
@@ -47,7 +48,7 @@ def shard(plan: Plan, index: int, count: int) -> Plan:
         )
     parts = _spread({place: _seconds(piece, plan) for place, piece in enumerate(pieces)}, count)
     mine = {planned.key for place in parts[index - 1] for planned in pieces[place]}
-    # Control cells of a divided set-up are in several pieces under the same keys, and in this part once.
+    # Control cells of a divided engine config are in several pieces under the same keys, and in this part once.
     cells = tuple(planned for planned in plan.cells if planned.key in mine)
     models = {name for planned in cells for name in planned.cell.setup.models}
     return replace(
@@ -59,9 +60,9 @@ def shard(plan: Plan, index: int, count: int) -> Plan:
 
 
 def _pieces(plan: Plan, count: int) -> list[list[PlannedCell]]:
-    """At least `count` pieces of whole set-ups or of cells of one, if there are so many cells."""
+    """At least `count` pieces of whole engine configs or of cells of one, if there are so many cells."""
     groups = sorted(plan.by_setup().items(), key=lambda group: group[0].id)
-    # Into how many pieces each set-up is divided: the one with the longest pieces gets one more.
+    # Into how many pieces each engine config is divided: the one with the longest pieces gets one more.
     shares = dict.fromkeys((setup for setup, _ in groups), 1)
     seconds = {setup: _seconds(cells, plan) for setup, cells in groups}
     most = {setup: len(_by_cell(cells)) for setup, cells in groups}
@@ -77,7 +78,7 @@ def _pieces(plan: Plan, count: int) -> list[list[PlannedCell]]:
 
 
 def _divide(cells: Sequence[PlannedCell], plan: Plan, count: int) -> list[list[PlannedCell]]:
-    """The cells of one set-up in `count` pieces, all visits of a cell in one, its control cells in each."""
+    """The cells of one engine config in `count` pieces, all visits of a cell in one, its control cells in each."""
     by_cell = _by_cell(cells)
     anchors = [planned for planned in cells if planned.visit in (START_VISIT, END_VISIT)]
     parts = _spread({name: sum(cell_s(one, plan.options) for one in visits) for name, visits in by_cell.items()}, count)
@@ -85,7 +86,7 @@ def _divide(cells: Sequence[PlannedCell], plan: Plan, count: int) -> list[list[P
 
 
 def _by_cell(cells: Sequence[PlannedCell]) -> dict[str, list[PlannedCell]]:
-    """All visits in the grid by the cell's id; of a set-up that has none, its control cells."""
+    """All visits in the grid by the cell's id; of an engine config that has none, its control cells."""
     visits: dict[str, list[PlannedCell]] = {}
     for planned in cells:
         if planned.visit not in (START_VISIT, END_VISIT):

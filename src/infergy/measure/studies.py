@@ -22,8 +22,8 @@ class StudySize:
 
     Attributes:
         cells: Distinct cells.
-        setups: Engine set-ups, each loaded once.
-        gpus: GPUs of the set-up that needs most.
+        setups: Engine configs, each loaded once.
+        gpus: GPUs of the engine config that needs most.
         forecast_s: Seconds of measuring, loading included.
         forecast_energy_j: Joules of all GPUs while measuring.
         measured: How many of the cells have a row in the shipped tables of this GPU.
@@ -48,7 +48,7 @@ class Study:
         model: Its model, several with commas between, and `gpu` the GPU for which its sizes are.
         needs: What infergy lacks to measure it; empty if nothing.
         full: All of it; None with `reason` where it cannot be measured.
-        quick: Its smaller grid; None with `quick_reason` where it cannot be measured.
+        quick: Its smaller grid; None where it has none, and with `quick_reason` where it cannot be measured.
     """
 
     name: str
@@ -114,7 +114,7 @@ def describe_study(name: str, changes: Mapping[str, Any], measured: Mapping[str,
     data = read_toml(path) | dict(changes)
     grid = parse_grid(data, str(path))
     full, reason = size(data)
-    quick, quick_reason = size(shrink(data, name)) if grid.quick else (None, "it has no quick grid")
+    quick, quick_reason = size(shrink(data, name)) if grid.quick else (None, None)
     return Study(
         name=name,
         title=grid.title,

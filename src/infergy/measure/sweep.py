@@ -1,4 +1,4 @@
-"""A plan becomes rows: one child process for each engine set-up, resumed by the same command.
+"""A plan becomes rows: one child process for each engine config, resumed by the same command.
 
 The parent validates, locks the store, starts children and blocks on their events; it never touches CUDA and never
 polls, so that it disturbs nothing that is measured.
@@ -159,7 +159,7 @@ def _check_requests(planned: PlannedCell) -> None:
 
 
 def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
-    """Reject what cannot work before the first GPU-second; the environment of each set-up, for rows that fail.
+    """Reject what cannot work before the first GPU-second; the environment of each engine config, for rows that fail.
 
     Once a GPU is lost, it cannot be gathered any more.
 

@@ -59,7 +59,7 @@ def setup_errors(
     decodings: Iterable[Decoding],
     arrivals: Iterable[Arrivals | None] = (),
 ) -> Iterator[UsageError]:
-    """Why an engine cannot serve a set-up under any of `decodings` and `arrivals`; not whether it is installed.
+    """Why an engine cannot serve an engine config under any of `decodings` and `arrivals`; not whether it is installed.
 
     `shape` is that of the model; None where the model itself is rejected.
     """
@@ -89,7 +89,7 @@ def setup_errors(
 
 
 def _single_options(setup: EngineSetup, plain: EngineSetup) -> Iterator[EngineSetup]:
-    """The plain set-up with each of the options that `setup` changes."""
+    """The plain engine config with each of the options that `setup` changes."""
     for name in (field.name for field in dataclasses.fields(setup)):
         if getattr(setup, name) != getattr(plain, name):
             one = dataclasses.replace(plain, **{name: getattr(setup, name)})
@@ -98,7 +98,7 @@ def _single_options(setup: EngineSetup, plain: EngineSetup) -> Iterator[EngineSe
 
 
 def draft_errors(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]]) -> Iterator[UsageError]:
-    """Why a set-up's draft model cannot draft for its model; a model that `models` lacks is rejected elsewhere.
+    """Why an engine config's draft model cannot draft for its model; a model that `models` lacks is rejected elsewhere.
 
     Raises:
         UsageError: The draft's architecture is not known.
@@ -126,13 +126,13 @@ def _head_errors(setup: EngineSetup, shape: ModelShape) -> Iterator[UsageError]:
     """Each GPU of vLLM has as many query heads as the others (its ModelConfig.verify_with_parallel_config)."""
     gpus, heads = setup.tensor_parallel, shape.attention.heads
     if heads % gpus:
-        fitting = ", ".join(str(count) for count in range(1, min(heads, 16) + 1) if heads % count == 0)
+        fitting = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
         expected = f"a divisor of the {heads} attention heads of {shape.name}: {fitting}"
         yield UsageError.bad_value("tensor_parallel", gpus, expected).within(setup.label)
 
 
 def length_errors(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], load: Load) -> Iterator[UsageError]:
-    """Why a request is too long for a set-up.
+    """Why a request is too long for an engine config.
 
     vLLM takes no request past the positions of the model or past its option. Past those of a draft model it goes on
     without drafting (its `_input_fits_in_drafter`), which would be measured as if it drafted.

@@ -1,4 +1,4 @@
-"""The child process of one engine set-up: load once, then one row for each cell, on disk before the next.
+"""The child process of one engine config: load once, then one row for each cell, on disk before the next.
 
 Run as ``python -m infergy.measure.worker`` with a job as JSON on standard input; reports to its parent by JSON lines on
 the job's `events_fd`. An error that no engine adapter foresaw ends the child with a traceback in the log; the parent
@@ -116,7 +116,7 @@ def end_with_parent(parent_fd: int) -> None:
 
 
 def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NVML) -> tuple[Engine, Meter]:
-    """The engine of a set-up and the meter of its GPUs; simulated, they share simulated GPUs."""
+    """The engine of an engine config and the meter of its GPUs; simulated, they share simulated GPUs."""
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
     from infergy.catalog import get_gpu
@@ -162,7 +162,7 @@ def attempt(
 ) -> tuple[Measurement, bool]:
     """The row of a cell, measured or failed with its reason, and whether the session can go on.
 
-    `here` are the rows of the set-up so far: of other cells for their scatter, of the cell for its earlier visits.
+    `here` are rows of the engine config so far: of other cells for their scatter, of the cell for its earlier visits.
     """
     peers = [peer_of(row) for row in join_visits(here) if row.cell_id != planned.cell.id]
     earlier = [row for row in here if _is_earlier(row, planned, meter)]

@@ -59,7 +59,7 @@ class ComparedCell:
     Attributes:
         cell: The cell in words.
         model: Name of its model.
-        a_j: Joules a request in A; `b_j` in B.
+        a_j: Joules per request in A; `b_j` in B.
     """
 
     cell_id: str
@@ -76,7 +76,7 @@ class Comparison:
 
     Attributes:
         overall: The geometric mean of the cells' ratios.
-        only_a: Cells that A alone holds, in words; `only_b` likewise.
+        only_a: Cells that A alone holds, in words; `only_b` the same.
         same: Cells of which both hold the very same row, in words: they are left out of `cells` and of the mean, to
             which a ratio of exactly 1 would lend a certainty that nobody measured.
         differences: What differs in the environments of the cells that both hold, and in the token ids that were
@@ -138,7 +138,7 @@ class _Judged:
 
 
 def _judge(rows: Iterable[Measurement]) -> Mapping[str, _Judged]:
-    """The visits of each cell as one row, with its joules a request and its interval; the last where they differ."""
+    """The visits of each cell as one row, with its joules per request and its interval; the last where they differ."""
     last = {row.cell_id: row for row in join_visits(rows) if row.windows and row.loaded_idle is not None}
     chosen = list(last.values())
     intervals = {row.cell_id: found for row, found in zip(chosen, find_uncertainties(chosen), strict=True)}

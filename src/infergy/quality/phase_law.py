@@ -1,4 +1,4 @@
-"""A law of a batch's joules, linear in what its two phases do, fitted to the cells of one engine set-up.
+"""A law of a batch's joules, linear in what its two phases do, fitted to the cells of one engine config.
 
     E = a0 + a1·B·I + a2·B·I²                    prefill: B requests of I input tokens
       + b0·S + b1·B·S + b2·B·S·(I + O/2)         decode: S = O − 1 steps to O output tokens
@@ -88,7 +88,7 @@ class Observed:
     """One measured cell.
 
     Attributes:
-        energy_j: Joules a batch, above 0.
+        energy_j: Joules per batch, above 0.
         error: Relative standard error of them; None where nothing tells.
     """
 
@@ -128,7 +128,7 @@ class Law:
     mixed: str | None
 
     def fitted_j(self, load: Load) -> float:
-        """Joules a batch by the law."""
+        """Joules per batch by the law."""
         return float(_row(load) @ self.values_j)
 
     def phase_j(self, load: Load, phase: str) -> tuple[float, float]:
@@ -148,7 +148,7 @@ class Law:
 
 
 def fit_law(rows: Sequence[Observed]) -> Law:
-    """Fit the law to at least `FEWEST_ROWS` cells of one set-up."""
+    """Fit the law to at least `FEWEST_ROWS` cells of one engine config."""
     import numpy as np
 
     energy_j = np.array([row.energy_j for row in rows])

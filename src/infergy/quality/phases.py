@@ -1,8 +1,8 @@
 """Prefill and decode apart: what each phase of a batch took, in joules. A pure function of rows.
 
-by pair   a cell and another of the same set-up, input and batch with one output token: the second one's joules are
-          those of prefill (and of the first token, which comes out of it), the difference those of decode
-by fit    the law of `infergy.quality.phase_law` over all cells of the set-up
+by pair   a cell and another of the same engine config, input and batch with one output token: the joules of the second
+          are those of prefill (and of the first token, which comes out of it), the difference those of decode
+by fit    the law of `infergy.quality.phase_law` over all cells of the engine config
 
 The interval of a difference adds the variances of both cells, Student's with Welch and Satterthwaite's degrees of
 freedom. A negative figure is kept, and flagged: it says that the method does not hold there.
@@ -60,8 +60,8 @@ class PhaseEnergy:
     """The two phases of a batch.
 
     Attributes:
-        prefill: Joules a batch until the first token.
-        decode: Joules a batch from there to the last.
+        prefill: Joules per batch until the first token.
+        decode: Joules per batch from there to the last.
         decode_token: Joules of decode an output token after the first; None where there is only that one.
         decode_share: Decode over both.
         flags: ``negative-phase``, where a figure is negative.
@@ -80,11 +80,11 @@ class CellPhases:
 
     Attributes:
         cell: The cell in words.
-        energy_j: Joules a batch, as measured.
+        energy_j: Joules per batch, as measured.
         pair: By the paired cell.
         pair_missing: Why there are no figures by pair; None if there are.
         fit: By the fitted law; its `prefill` and `decode` add up to what the law says, not to `energy_j`.
-        residual: The law's joules a batch over the measured, less 1; None where no law was fitted.
+        residual: The law's joules per batch over the measured, less 1; None where no law was fitted.
         prefill_difference_j: Prefill by fit less prefill by pair; None where one is missing.
         decode_difference_j: Likewise.
         time_to_first_token_s: Mean over requests; None where the engine did not tell.
@@ -119,13 +119,13 @@ class Coefficient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseFit:
-    """The law fitted to the cells of a set-up.
+    """The law fitted to the cells of an engine config.
 
     Attributes:
         rows: Cells that it was fitted to.
         dropped: Terms that these cells cannot tell.
         mixed: Why the phases cannot be told apart by it; None if they can.
-        r2: Share of the variance of the joules a batch that it explains.
+        r2: Share of the variance of the joules per batch that it explains.
         median_residual: Median size of the relative residuals.
         worst_residual: The largest of them, with its sign; `worst_cell` names its cell.
         law_error: Relative error of the law itself, beyond what the spread of the cells explains.
@@ -148,7 +148,7 @@ class PhaseFit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupPhases:
-    """All cells of one engine set-up on one kind of GPU.
+    """All cells of one engine config on one kind of GPU.
 
     Attributes:
         label: Engine and whatever is not at its default.
@@ -188,22 +188,22 @@ class _Judged:
 
     @property
     def error(self) -> float | None:
-        """Relative standard error of the joules a batch."""
+        """Relative standard error of the joules per batch."""
         one = self.uncertainty
         return None if one is None else one.standard_error
 
 
 def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | None = None) -> PhaseReport:
-    """The phases of all measured cells, set-up by set-up; several rows of a cell count as its visits.
+    """The phases of all measured cells, engine config by engine config; several rows of a cell count as its visits.
 
     Args:
         rows: Rows of one store.
         file: Its name, for the report.
-        label: Of the only set-up to judge, such as ``vllm``; None for all.
+        label: Of the only engine config to judge, such as ``vllm``; None for all.
 
     Raises:
         DataError: No row was measured offline, or the table is rescaled.
-        UsageError: No row is of that set-up.
+        UsageError: No row is of that engine config.
         MeterError: A counter stood still.
     """
     last: dict[tuple[object, str], Measurement] = {}

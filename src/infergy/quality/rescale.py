@@ -1,6 +1,6 @@
 """A table made to stand for another GPU of the same kind: its joules times the ratio of a few cells measured there.
 
-Two chips of one kind differ by about 2 % (docs/measurements.md), much alike in all cells of an engine set-up, so a few
+Two chips of one kind differ by about 2 % (docs/measurements.md), much alike in all cells of an engine config, so a few
 cells tell the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its origin
 (`infergy.records.Rescaled`), and `infergy.records.result_of` applies it.
 """
@@ -22,9 +22,9 @@ class RescaledTable:
     """A table for another GPU.
 
     Attributes:
-        rows: The rows of the set-ups that were measured again, each marked; failed rows as they were.
-        factors: The mark of each of these set-ups.
-        left_out: Rows of other set-ups: nothing is known of them on the other GPU.
+        rows: The rows of the engine configs that were measured again, each marked; failed rows as they were.
+        factors: The mark of each of these engine configs.
+        left_out: Rows of other engine configs: nothing is known of them on the other GPU.
     """
 
     rows: tuple[Measurement, ...]
@@ -33,7 +33,7 @@ class RescaledTable:
 
 
 def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, force: bool = False) -> RescaledTable:
-    """Scale a table's joules to the GPU on which some of its cells were `measured` again, set-up by set-up.
+    """Scale a table's joules to the GPU on which some of its cells were `measured` again, per engine config.
 
     Args:
         table: Rows as they were measured.
@@ -65,7 +65,7 @@ def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, fo
 def _mark(
     setup: EngineSetup, table: Sequence[Measurement], measured: Sequence[Measurement], *, force: bool
 ) -> Rescaled:
-    """The factor of one set-up, if it may be used."""
+    """The factor of one engine config, if it may be used."""
     name = f"{setup.label} {setup.model}"
     old = [row for row in table if row.cell.setup == setup and row.windows]
     new = [row for row in measured if row.cell.setup == setup]

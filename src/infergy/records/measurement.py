@@ -131,7 +131,7 @@ class Measurement:
         if not isinstance(data, Mapping) or not str(data.get("schema", "")).startswith("infergy.measurement/"):
             message = (
                 f'{place}: not an infergy measurement (no "schema": "{SCHEMA}"). '
-                "Tables are made by: infergy measure GRID.toml -o FILE.jsonl"
+                "Rows are made by: infergy measure GRID.toml -o FILE.jsonl"
             )
             raise DataError(
                 message,

@@ -32,7 +32,7 @@ class Span:
 
     Attributes:
         phase: ``prefill``, ``decode``, or ``batch`` where the time of its first tokens is unknown.
-        start_s: Seconds after the window opened; `end_s` likewise.
+        start_s: Seconds after the window opened; `end_s` the same.
     """
 
     phase: str

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from infergy.catalog.gpus import Gpu
 from infergy.catalog.memory import activation_values_per_token
-from infergy.catalog.shape import DTYPE_BYTES, ModelShape
+from infergy.catalog.shape import DTYPE_BYTES, EXPERTS_ONLY, ModelShape
 from infergy.errors import UsageError
 from infergy.records import FP8
 from infergy.units import format_bytes
@@ -310,7 +310,7 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
     check_context(shape, options.max_model_len, context_tokens)
     heads, size = shape.attention.heads, options.tensor_parallel_size
     if heads % size:
-        fitting = ", ".join(str(k) for k in range(1, 17) if heads % k == 0)
+        fitting = ", ".join(str(k) for k in range(1, heads + 1) if heads % k == 0)
         raise UsageError.bad_value(
             "--tensor-parallel-size", size, f"a divisor of the {heads} attention heads of {shape.name}: {fitting}"
         )
@@ -381,8 +381,11 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
         raise UsageError(message, code="does-not-fit", **place, value=tokens)
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     ways = [f"--tensor-parallel-size {size}" for size in sizes if room(gpus=size) > 1][:1]
-    if DTYPE_BYTES[dtype] > DTYPE_BYTES[FP8] and room(dtype=FP8) > 1:
-        ways.append(f"--precision {FP8}")
+    formats = [FP8] if shape.experts is None else [FP8, *EXPERTS_ONLY]
+    # The checkpoint's own first.
+    formats.sort(key=lambda name: name != shape.checkpoint.dtype)
+    narrower = (name for name in formats if DTYPE_BYTES[name] < DTYPE_BYTES[dtype] and room(dtype=name) > 1)
+    ways += [f"--precision {name}" for name in narrower][:1]
     raise UsageError(
         f"{shape.name} does not fit: its {dtype} weights need {format_bytes(shape.weight_bytes(dtype))} on {gpus} × "
         f"{gpu.title}, of which vLLM takes {format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "

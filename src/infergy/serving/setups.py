@@ -1,4 +1,4 @@
-"""Engine set-ups, as plans and rows name them, served in simulation: what forecasts and the simulated engine play."""
+"""Engine configs, as plans and rows name them, served in simulation: what forecasts and the simulated engine play."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cost_of_setup(
     idle_w: float | None = None,
     draft: Draft | None = None,
 ) -> StepCost | DraftedCost:
-    """What steps of a set-up cost.
+    """What steps of an engine config cost.
 
     Args:
         setup: What serves.
@@ -94,8 +94,8 @@ def memory_fault(
         gpu: Kind of its GPUs.
         lengths: Input and output tokens of each request.
         draft: Its draft model; None without.
-        together: Whether all of them run at once; else static batches of the set-up's bound under transformers, and
-            under vLLM as many as there is room for, at least one.
+        together: Whether all of them run at once; else static batches of its bound under transformers, and under
+            vLLM as many as there is room for, at least one.
     """
     is_static = setup.engine == "transformers"
     size = len(lengths)
@@ -119,7 +119,7 @@ def memory_fault(
 
 
 def options_of_setup(setup: EngineSetup) -> EngineOptions:
-    """The options that a set-up gives, with its engine's defaults for what it leaves open."""
+    """The options that an engine config gives, with its engine's defaults for what it leaves open."""
     return EngineOptions(
         max_num_seqs=setup.max_sequences,
         max_num_batched_tokens=setup.max_batched_tokens,
@@ -133,7 +133,7 @@ def options_of_setup(setup: EngineSetup) -> EngineOptions:
 
 
 def _config(setup: EngineSetup, shape: ModelShape, gpu: Gpu, lengths: Lengths) -> EngineConfig | StaticConfig:
-    """The options that a set-up's engine runs with."""
+    """The options that an engine config's engine runs with."""
     if setup.engine == "transformers":
         return StaticConfig(
             max_num_seqs=setup.max_sequences or len(lengths),

@@ -66,7 +66,7 @@ class Sample:
     Attributes:
         source: Name of the trace, or its path.
         windows: In order of time; a single one of weight 1 is the whole trace.
-        requests: Requests of the whole trace; `input_tokens` and `output_tokens` likewise.
+        requests: Requests of the whole trace; `input_tokens` and `output_tokens` the same.
         duration_s: From the first arrival to the last; None if arrivals are unknown.
         relative_se: Standard error of any weighted sum of input and output tokens, relative to it, at most; 0 if whole.
             Of a histogram, the difference that rounding its bins' shares leaves.

@@ -44,7 +44,7 @@ class Padding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthSummary:
-    """One axis of a trace, in tokens a request.
+    """One axis of a trace, in tokens per request.
 
     Attributes:
         std: Standard deviation of the sample (divided by n − 1); None for one request.

@@ -63,7 +63,7 @@ class Task:
 
     Attributes:
         aliases: Other names.
-        mean: Of input tokens; `std` and `longest` likewise, of the study's 1,024 examples.
+        mean: Of input tokens; `std` and `longest` the same, of the study's 1,024 examples.
         output_tokens: Of every answer.
         dataset: Name on the Hugging Face hub, with `config` (empty for none) and `split`.
         field: Which text of an example; dotted within nested ones.
