@@ -76,7 +76,7 @@ def calibrate(
         wanted = f"at least {LEAST_BUDGET_S:g} s for three windows; all take about 3 minutes: --budget 3m"
         raise UsageError.bad_value("--budget", budget_s, wanted)
     with CalibrationFile(path) as file:
-        _refuse_others(file, meter)
+        _reject_others(file, meter)
         done = file.finished()
         if done:
             yield CalibrationEvent(text=f"{len(done)} windows are in {path} already")
@@ -129,7 +129,7 @@ def _dropped_event(works: Sequence[Workload]) -> CalibrationEvent:
     return CalibrationEvent(text=text, dropped=tuple(work.name for work in works))
 
 
-def _refuse_others(file: CalibrationFile, meter: Meter) -> None:
+def _reject_others(file: CalibrationFile, meter: Meter) -> None:
     here = meter.gpus[0]
     for there in (one.environment.gpus[0] for one in file.windows):
         if there.uuid != here.uuid:
