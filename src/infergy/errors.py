@@ -71,7 +71,7 @@ class UsageError(InfergyError):
     @classmethod
     def bad_value(cls, option: str, value: object, expected: str, **fields: Any) -> Self:
         """An option, or a field of a grid, whose value cannot be meant."""
-        shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        shown = f"{value:g}" if isinstance(value, float) else f"{value!r:.300}"
         message = f"{option} is {shown}; expected {expected}"
         return cls(message, code="bad-value", option=option, value=value, expected=expected, **fields)
 
@@ -122,7 +122,7 @@ class DataError(InfergyError):
     @classmethod
     def bad_field(cls, place: object, key: str, value: object, expected: str) -> Self:
         """A key of a file whose value cannot be meant; `place` names the file and the table."""
-        message = f"{place}: {key} is {value!r}; expected {expected}"
+        message = f"{place}: {key} is {value!r:.80}; expected {expected}"
         return cls(message, code="bad-field", place=str(place), key=key, value=value, expected=expected)
 
     @classmethod

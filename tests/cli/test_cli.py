@@ -91,7 +91,7 @@ def test_a_grid_that_lacks_a_part_or_is_no_text_is_told_though_options_would_add
     (tmp_path / "folder.json").mkdir()
     for name, words in (
         ("no_engines.toml", "engines: Field required"),
-        ("binary.toml", "not TOML"),
+        ("binary.toml", "cannot be read ('utf-8'"),
         ("folder.toml", "cannot be read"),
         ("folder.json", "cannot be read"),
     ):

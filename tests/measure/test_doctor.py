@@ -229,7 +229,7 @@ def test_what_is_kept_reads_back_and_another_file_is_told(tmp_path: Path) -> Non
     with raises("wrong-schema", path=path, found="infergy.meter/0", expected="infergy.meter/1"):
         MeterBehaviour.load_file(path)
     path.write_text("not JSON")
-    with raises("file-not-readable", path=path):
+    with raises("bad-syntax", path=path):
         MeterBehaviour.load_file(path)
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.files import read_toml
 
 SIMULATED_PREFIX = "simulated "
 """Precedes the name of the GPU that a simulated one plays."""
@@ -156,7 +156,7 @@ def read_gpu_file(path: Path) -> Gpu:
     Raises:
         DataError: The file cannot be read, lacks a figure, or has an invalid one; the message names it.
     """
-    facts = _load(path)
+    facts = read_toml(path, "docs/models.md shows how to describe a GPU; those of the catalog: infergy list gpus")
     _check_keys(path, facts)
     headline = facts.get("headline_flops")
     figures = {key: _figure(path, key, facts[key], rule) for key, rule in FIGURES.items()}
@@ -171,17 +171,6 @@ def read_gpu_file(path: Path) -> Gpu:
         link=_link(path, facts["link"]),
         **{key: facts.get(key, default) for key, default in texts.items()},
     )
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError.not_found(path, "The GPUs of the catalog: infergy list gpus") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError.not_readable(path, error) from error
-    except tomllib.TOMLDecodeError as error:
-        raise DataError.bad_syntax(path, "TOML", error, "docs/models.md shows how to describe a GPU") from error
 
 
 def _check_keys(path: Path, facts: Mapping[str, object]) -> None:

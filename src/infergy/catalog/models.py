@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -17,8 +16,11 @@ from infergy.catalog.configs import read_shape, with_checkpoint
 from infergy.catalog.quantization import find_quantization
 from infergy.catalog.shape import ModelShape
 from infergy.errors import DataError, UsageError
+from infergy.files import demand_shallow, parse_json, read_text, read_toml
 from infergy.records import EngineSetup
 from infergy.records.cell import tokens_per_round
+
+SHIPPED_MODELS = "The shipped models: infergy list models"
 
 LIKELY_ACCEPTANCE = 0.7
 """Assumed in forecasts where the acceptance will be measured: the middle of the 0.5 to 0.9 of published draft models
@@ -43,14 +45,10 @@ def model_config(name_or_path: str) -> dict[str, Any]:
     if name_or_path.lower() in model_names():
         text = (_folder() / f"{name_or_path.lower()}.json").read_text(encoding="utf-8")
     elif path.suffix == ".toml":
-        try:
-            return tomllib.loads(_read(path))
-        except tomllib.TOMLDecodeError as error:
-            hint = "Expected the numbers of a model: docs/models.md"
-            raise DataError.bad_syntax(path, "TOML", error, hint) from error
+        return read_toml(path, f"Expected the numbers of a model (docs/models.md). {SHIPPED_MODELS}")
     elif path.is_dir() or path.suffix == ".json":
         path = path / "config.json" if path.is_dir() else path
-        text = _read(path)
+        text = read_text(path, SHIPPED_MODELS)
     else:
         shipped = shape_of_id(name_or_path)
         if shipped is not None:
@@ -58,20 +56,17 @@ def model_config(name_or_path: str) -> dict[str, Any]:
             raise UsageError(message, code="unknown-model", name=name_or_path, nearest=[shipped.name])
         hint = "Or give the path of a config.json, or numbers by hand: docs/models.md"
         raise UsageError.unknown("model", name_or_path, model_names(), hint, code="unknown-model")
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError.bad_syntax(path, "JSON", error, "Expected the config.json of a Hugging Face model") from error
+    config = parse_json(text, path, "Expected the config.json of a Hugging Face model", finite=False)
+    demand_shallow(config, path)
     if not isinstance(config, dict):
         message = f"{path}: expected a JSON object, the config.json of a Hugging Face model"
         raise DataError(message, code="bad-syntax", path=str(path), format="JSON object")
     beside = path.with_name("hf_quant_config.json")
     if path.name == "config.json" and find_quantization(config) is None and beside.is_file():
         # Where ModelOpt keeps the format of its checkpoints.
-        try:
-            config["quantization_config"] = json.loads(_read(beside))
-        except json.JSONDecodeError as error:
-            raise DataError.bad_syntax(beside, "JSON", error, "Expected what NVIDIA ModelOpt writes") from error
+        expected = "Expected what NVIDIA ModelOpt writes"
+        config["quantization_config"] = parse_json(read_text(beside, expected), beside, expected)
+        demand_shallow(config, beside)
     return config
 
 
@@ -173,12 +168,3 @@ def find_draft(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]]) -> D
 
 def _folder() -> Traversable:
     return resources.files("infergy") / "data" / "models"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError.not_found(path, "The shipped models: infergy list models") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError.not_readable(path, error) from error

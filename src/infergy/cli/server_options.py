@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -14,6 +13,7 @@ import typer
 
 from infergy.cli.options import AllowSimulatedOption
 from infergy.errors import DataError, UsageError
+from infergy.files import read_toml
 
 if TYPE_CHECKING:
     from infergy.cost.table import Table
@@ -159,14 +159,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _servers_of(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError.not_found(path, f"--compare takes a file of {TABLES}") from error
-    except OSError as error:
-        raise DataError.not_readable(path, error) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError.bad_syntax(path, "TOML", error, f"Expected {TABLES}") from error
+    content = read_toml(path, f"--compare takes a file of {TABLES}")
     servers = content.get("server")
     if not isinstance(servers, list) or not servers or set(content) != {"server"}:
         raise DataError.missing_field(path, ["server"], f"expected are {TABLES}, alone")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from infergy import files
 from infergy.catalog import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
 from infergy.catalog.models import find_draft
 from infergy.errors import DataError, UsageError
@@ -198,20 +198,12 @@ class Grid(_Strict):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """The tables of a grid's file.
 
     Raises:
         DataError: The file is missing, cannot be read, or is no TOML.
     """
-    hint = "An example: infergy list studies paper-bins"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError.not_found(path, hint) from error
-    except OSError as error:
-        raise DataError.not_readable(path, error) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError.bad_syntax(path, "TOML", error, hint) from error
+    return files.read_toml(path, "An example: infergy list studies paper-bins")
 
 
 def parse_grid(data: Mapping[str, Any], place: str) -> Grid:

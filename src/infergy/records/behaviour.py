@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infergy.errors import DataError, UsageError
+from infergy.files import parse_json, read_text
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import GpuIdentity
 
@@ -128,10 +129,8 @@ class MeterBehaviour:
         Raises:
             DataError: It is no such file, or damaged.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError.not_readable(path, error, f"Make it: infergy doctor --meter -o {path}") from error
+        hint = f"Make it: infergy doctor --meter -o {path}"
+        content = parse_json(read_text(path, hint), path, hint)
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema != BEHAVIOUR_SCHEMA:
             message = f"{path}: schema {schema!r}; expected {BEHAVIOUR_SCHEMA!r}: infergy doctor --meter -o FILE"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.files import parse_json, read_text
 from infergy.records.cell import GRID_VISIT, Cell, EngineSetup, visit_key
 from infergy.records.codec import from_json, to_json
 
@@ -143,18 +144,9 @@ class Plan:
         Raises:
             DataError: The file is no plan of a schema this release reads.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError.not_readable(path, error) from error
-        except (ValueError, RecursionError) as error:
-            raise DataError.bad_syntax(
-                path, "JSON", error, f"Make a plan with: infergy measure GRID.toml --plan {path}"
-            ) from error
+        hint = f"Make a plan with: infergy measure GRID.toml --plan {path}"
+        data = parse_json(read_text(path, hint), path, hint, finite=False)
         if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
-            message = (
-                f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). '
-                f"Make one with: infergy measure GRID.toml --plan {path}"
-            )
+            message = f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). {hint}'
             raise DataError(message, code="wrong-schema", path=str(path), expected=PLAN_SCHEMA)
         return from_json(cls, data, str(path))

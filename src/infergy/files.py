@@ -1,0 +1,131 @@
+"""Files of JSON and TOML as plain values: all that people or other programs wrote is read here, and checked once.
+
+Numbers must be finite, and whole ones fit 64 bits: past these a computation ends in an error far from the file, or goes
+on with an infinity.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infergy.errors import DataError
+
+LARGEST_INTEGER = 2**63 - 1
+LONGEST_INTEGER = len(str(LARGEST_INTEGER))
+DEEPEST = 100
+"""Levels of nesting; files of infergy and configurations of models have a dozen."""
+
+
+def read_text(path: Path, hint: str) -> str:
+    """The text of a file; `hint` says where one comes from.
+
+    Raises:
+        DataError: The file is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError.not_found(path, hint) from error
+    except (OSError, ValueError) as error:
+        raise DataError.not_readable(path, error, hint) from error
+
+
+def parse_json(text: str | bytes, path: Path, hint: str, line: int | None = None, *, finite: bool = True) -> Any:
+    """The value of a JSON file, or of a line of one; `hint` says what is expected, or what to do about it.
+
+    Args:
+        text: JSON.
+        path: The file, for messages.
+        hint: For messages.
+        line: Its number in the file.
+        finite: Whether numbers out of range are rejected. False where the keys that count are checked later, as in a
+            model's configuration, which may have ``Infinity`` under a key that is not read; large integers become
+            infinite then.
+
+    Raises:
+        DataError: It is no JSON, is nested too deep, or has a number out of range; the message names its key.
+    """
+    out_of_range = False
+
+    def note(value: float) -> float:
+        nonlocal out_of_range
+        out_of_range = out_of_range or not math.isfinite(value)
+        return value
+
+    def integer(digits: str) -> float:
+        if len(digits) < LONGEST_INTEGER:
+            return int(digits)
+        value = int(digits) if len(digits) <= LONGEST_INTEGER + 1 else math.inf
+        return value if abs(value) <= LARGEST_INTEGER else note(math.inf)
+
+    try:
+        data = json.loads(
+            text,
+            parse_float=lambda digits: note(float(digits)),
+            parse_int=integer,
+            parse_constant=lambda name: note(float(name)),
+        )
+    except (ValueError, RecursionError) as error:
+        raise DataError.bad_syntax(path, "JSON", error, hint, line) from error
+    if out_of_range and finite:
+        demand_finite(data, path if line is None else f"{path} line {line}")
+    return data
+
+
+def read_toml(path: Path, hint: str) -> dict[str, Any]:
+    """The tables of a TOML file; `hint` says what is expected.
+
+    Raises:
+        DataError: The file cannot be read, is no TOML, is nested too deep, or has a number out of range.
+    """
+    text = read_text(path, hint)
+    try:
+        data = tomllib.loads(text)
+    # An integer of thousands of digits is a ValueError, of which that of TOML is a kind.
+    except (ValueError, RecursionError) as error:
+        raise DataError.bad_syntax(path, "TOML", error, hint) from error
+    demand_finite(data, path)
+    return data
+
+
+def demand_finite(data: Any, place: object) -> None:
+    """Reject a number out of range by its key.
+
+    Raises:
+        DataError: There is one, or the value is nested too deep.
+    """
+    for key, value in _leaves(data, place):
+        largest = LARGEST_INTEGER if isinstance(value, int) else sys.float_info.max
+        if isinstance(value, (int, float)) and not abs(value) <= largest:
+            raise DataError.bad_field(place, key, value, "a finite number, a whole one of at most 64 bits")
+
+
+def demand_shallow(data: Any, place: object) -> None:
+    """Reject a value nested too deep to be walked through.
+
+    Raises:
+        DataError: It is.
+    """
+    for _ in _leaves(data, place):
+        pass
+
+
+def _leaves(data: Any, place: object) -> Iterator[tuple[str, Any]]:
+    """The scalars of a value, and the key of each, as ``windows[0].batches[1].start_s``; without recursion."""
+    rest: list[tuple[str, Any, int]] = [("", data, 0)]
+    while rest:
+        key, value, depth = rest.pop()
+        if depth > DEEPEST:
+            raise DataError.bad_field(place, f"{key[:40]}…", "nested", f"at most {DEEPEST} levels")
+        if isinstance(value, dict):
+            rest += [(f"{key}.{name}" if key else name, inner, depth + 1) for name, inner in value.items()]
+        elif isinstance(value, list):
+            rest += [(f"{key}[{number}]", inner, depth + 1) for number, inner in enumerate(value)]
+        else:
+            yield key, value
