@@ -8,8 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
+from known_tables import write_store
+from raising import raises
+from rows import build_row
 
 runner = CliRunner()
+ALL = ("estimate", "breakdown", "next", "recommend", "replay")
 VERBS = ("estimate", "breakdown", "next", "recommend")
 
 
@@ -47,3 +51,47 @@ def test_next_speaks_of_cells_only_where_there_are_some(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "the cells below" not in done.stdout
     assert "0 cells" not in done.stdout
+
+
+@pytest.mark.parametrize("verb", ALL)
+def test_a_table_of_simulated_rows_needs_the_option_and_is_named(verb: str, tmp_path: Path) -> None:
+    rows, table = write_store(tmp_path / "rows.jsonl", [build_row(simulated=True)]), tmp_path / "table.jsonl"
+    built = runner.invoke(app, ["table", "build", str(rows), "--allow-simulated", "-o", str(table)])
+    assert built.exit_code == 0, built.output
+    asked = [verb, "azure-code-2023", "--requests", "20", "-g", "h200", "--table", str(table)]
+    with raises("simulated-rows", path=table):
+        runner.invoke(app, asked, catch_exceptions=False)
+    done = runner.invoke(app, [*asked, "--allow-simulated"])
+    assert done.exit_code == 0, done.output
+    assert "rows of a simulated GPU" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", ALL)
+def test_a_calibration_of_another_gpu_is_named(verb: str) -> None:
+    asked = [verb, "azure-code-2023", "--requests", "20", "--calibration", "h100-sxm", "-g"]
+    other, own = (" ".join(runner.invoke(app, [*asked, gpu]).stdout.split()) for gpu in ("h200", "h100-sxm"))
+    assert "h100-sxm is a calibration of h100-sxm, not of h200" in other
+    assert "is a calibration of" not in own
+    assert "are narrowed by" in own
+
+
+def test_an_absurd_row_is_named_with_its_file_and_cell(tmp_path: Path) -> None:
+    def notes_of(name: str, energies_j: tuple[float, ...]) -> tuple[str, str]:
+        rows = [build_row(batch=2**place, energy_j=energy_j) for place, energy_j in enumerate(energies_j)]
+        path = write_store(tmp_path / name, rows)
+        done = runner.invoke(app, ["estimate", "azure-code-2023", "--requests", "20", "--table", str(path)])
+        return " ".join(done.stdout.split()), f"{name}, cell {rows[-1].cell_id} ("
+
+    notes, cell = notes_of("bad.jsonl", (300.0, 300.0, 300.0, 300_000.0))
+    assert cell in notes
+    notes, cell = notes_of("good.jsonl", (300.0, 300.0, 300.0, 300.0))
+    assert cell not in notes
+
+
+def test_a_run_outside_the_measured_range_is_named_as_that_and_next_advises_its_own_cells() -> None:
+    asked = ["azure-code-2023", "--requests", "20", "-g", "a100-80gb-sxm"]
+    estimate, following = (" ".join(runner.invoke(app, [verb, *asked]).stdout.split()) for verb in ("estimate", "next"))
+    assert "was measured at these batch sizes and lengths" in estimate
+    assert "infergy next." in estimate
+    assert "infergy next." not in following
+    assert "infergy measure next.json" in following
