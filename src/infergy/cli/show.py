@@ -179,8 +179,9 @@ def _law(fit: PhaseFit) -> list[str]:
     lines += [f"  {one.name} ({one.formula}) is left out: {one.reason}" for one in fit.dropped]
     lines.append(
         f"  {count_of(fit.rows, 'cell')}; residuals: median {format_percent(fit.median_residual)}, worst "
-        f"{format_percent(fit.worst_residual, signed=True)} ({fit.worst_cell}); R² {fit.r2:.4f}; error of the regression "
-        f"itself {format_percent(fit.law_error)}; condition number {format_number(fit.condition, 2)}"
+        f"{format_percent(fit.worst_residual, signed=True)} ({fit.worst_cell}); R² {fit.r2:.4f}; "
+        f"error of the regression itself {format_percent(fit.law_error)}; "
+        f"condition number {format_number(fit.condition, 2)}"
     )
     if fit.mixed is not None:
         lines.append(f"No phases by fit: {fit.mixed}")

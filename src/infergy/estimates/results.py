@@ -57,7 +57,8 @@ class LatencyParts(Latency):
     """Percentiles in seconds over requests, by nearest rank; None where no request has one.
 
     Attributes:
-        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` is that of `tpot_s` and `itl_s`, `e2e_sd` of `e2e_s`.
+        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` is that of `tpot_s` and `itl_s`,
+            `e2e_sd` of `e2e_s`.
     """
 
     ttft_sd: float

@@ -9,8 +9,9 @@ cache read at the mean context I + O/2, a0 what a batch costs whatever is in it.
 that each takes. Where a phase is held up now by one resource, now by another (a roofline: the larger of two times), the
 regression is a compromise, as its residuals show.
 
-Cells are weighted by their relative error: 1 / (E² (σ² + δ²)), with σ measured and δ the regression's own relative error, the
-least for which the residuals are no larger than they should be (Paule and Mandel, "Consensus values and weighting
+Cells are weighted by their relative error: 1 / (E² (σ² + δ²)), with σ measured and δ that of the regression itself, the
+smallest
+that explains the residuals (Paule and Mandel, "Consensus values and weighting
 factors", J. Res. NBS 87, 1982). Intervals are Student's, from the covariance of the weighted least squares.
 """
 
@@ -41,7 +42,7 @@ TELLING = 0.01
 to 1 % in 45 cells would leave its part of them unknown by 15 %."""
 
 MIXED = 0.05
-"""A term that was left out and was made up of the other phase by this share or more means that the phases are unknown."""
+"""The phases are unknown where a term that was left out consists of the other phase by this share or more."""
 
 LEAST_ERROR = 1e-6
 """Stands for a relative error of nothing."""
@@ -132,7 +133,7 @@ class Law:
         return float(_row(load) @ self.values_j)
 
     def phase_j(self, load: Load, phase: str) -> tuple[float, float]:
-        """Energy of one phase of a batch, and the half-width of their 95 % interval, the regression's own error included."""
+        """Energy of one phase of a batch, and the half-width of their 95 % interval, with the regression's error."""
         import numpy as np
 
         row = _row(load) * np.array([term.phase == phase for term in TERMS])

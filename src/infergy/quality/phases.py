@@ -217,8 +217,8 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         raise DataError(message, code="no-rows", path=file)
     if any(row.rescaled for row in last.values()):
         message = (
-            f"{file or 'the rows'}: rescaled, and what the factor's interval does to a difference of cells is not known "
-            "apart. Ask of the table as it was measured"
+            f"{file or 'the rows'}: rescaled: the effect of its factor's interval on a difference of cells is not "
+            "known. Use the table as it was measured"
         )
         raise DataError(message, code="rescaled", path=file)
     labels = sorted({row.cell.label for row in last.values()})

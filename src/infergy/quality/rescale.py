@@ -1,7 +1,8 @@
 """A table made to stand for another GPU of the same kind: its joules times the ratio of a few cells measured there.
 
-Two GPUs of one kind differ by about 2 % (docs/measurements.md), much the same in all cells of an engine config, so a
-few cells give the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its origin
+Two GPUs of one kind differ by about 2 % (docs/measurements.md), much the same in all cells of an engine config:
+a few
+cells give the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its origin
 (`infergy.records.Rescaled`), and `infergy.records.result_of` applies it.
 """
 
@@ -101,7 +102,7 @@ def _mark(
             f"{ratio.high:.4f}), so there is nothing to rescale: use the table as it is"
         )
         raise DataError(message, code="no-difference", setup=name, ratio=ratio.value, low=ratio.low, high=ratio.high)
-    # The interval of the mean of n control cells is t s / √n; a cell that was not measured again scatters as one of them:
+    # The interval of the mean of n control cells is t s / √n; another cell scatters as one of them:
     # t s √(1 + 1 / n), √(n + 1) times as wide (a prediction interval, in logs).
     wider = math.sqrt(len(compared.cells) + 1)
     low, high = (ratio.value * (edge / ratio.value) ** wider for edge in (ratio.low, ratio.high))

@@ -87,7 +87,7 @@ MUST = (
 )
 
 SHOULD = (
-    Fact("GPU", lambda row: _one(", ".join(gpu.uuid for gpu in row.environment.gpus) or None)),
+    Fact("GPU UUID", lambda row: _one(", ".join(gpu.uuid for gpu in row.environment.gpus) or None)),
     Fact("meter", lambda row: _one(row.environment.meter)),
     Fact("CPU", lambda row: _one(row.environment.cpu)),
     Fact("system", lambda row: _one(row.environment.platform)),

@@ -38,8 +38,8 @@ class Arrivals:
     Attributes:
         law: ``poisson``, ``gamma``, ``trace`` or ``replay``.
         rate_per_s: Requests per second, above 0; None for a trace at its own times, and for a replay.
-        burstiness: Shape of the gamma distribution, above 0: below 1 more bursty than Poisson's, which is 1, above 1 more even.
-        trace: Name of the trace; None for the other laws.
+        burstiness: Shape of the gamma distribution, above 0; 1 is Poisson's, below 1 more bursty, above 1 more even.
+        trace: Name of the trace; None for Poisson and gamma.
         digest: Hash of the trace's times, of a replay of its lengths (and times, if it is timed), so that two logs of
             one name are two loads; None for the other laws, and until the log is read.
         first: Of a replay without a window, how many requests of the log come before it.

@@ -148,7 +148,7 @@ class BlockPool:
                     self._link_last(part)
 
     def discard(self, cached: int, blank: int) -> None:
-        """Free blocks whose content cannot be looked up again: `cached` go to the end of the queue, `blank` to its head."""
+        """Free blocks whose content is not reused: `cached` go to the end of the queue, `blank` to its head."""
         self.free += cached + blank
         self.blank += blank
         last = self._queue.before
