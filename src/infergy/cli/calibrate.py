@@ -51,7 +51,7 @@ def calibrate(
     path: Path | str = output if show is None else show
     if show is None:
         _reject_invalid(known, simulate)
-        run_here(output, budget_s=parse_budget(budget), simulate=simulate, tell=_tell)
+        run_here(output, budget_s=parse_budget(budget), simulate=simulate, report=_report)
     found = load_calibration(path, known)
     if as_json:
         print_json([found])
@@ -78,7 +78,7 @@ def _reject_invalid(known: Gpu | None, simulate: str | None) -> None:
         reject_other(get_gpu(simulate).title, known)
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     typer.echo(text, err=True)
 
 
@@ -91,7 +91,7 @@ def _print(found: Calibration, path: Path | str) -> None:
     heads = ("Constant", "Datasheet", "Calibrated", "±", "90 %", "Windows", "")
     print_table(heads, (_row(one) for one in found.constants))
     print_notes(found.notes)
-    _tell(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")
+    _report(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")
 
 
 def _row(one: Calibrated) -> list[str]:
