@@ -273,7 +273,7 @@ def test_compare_tells_what_differs_between_the_cells_that_both_hold() -> None:
     """The table holds transformers and other engine configs too, which the ten cells are not compared with."""
     found = compare(rows_in(H100[1]), read_store(H100_TABLES[0]).rows)
     (difference,) = found.differences
-    assert difference.startswith("chip: GPU-13ea17f5")
+    assert difference.startswith("GPU UUID: GPU-13ea17f5")
     assert len(found.only_b) == 60
 
 

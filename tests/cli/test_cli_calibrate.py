@@ -168,7 +168,7 @@ def test_measuring_needs_the_standard_library_alone(tmp_path: Path) -> None:
         "for name in ('typer', 'rich', 'numpy', 'scipy', 'polars', 'pydantic', 'pandas', 'torch'):\n"
         "    sys.modules[name] = None\n"
         "from infergy.measure.calibrate import run_here\n"
-        "run_here(Path(sys.argv[1]), budget_s=30.0, simulate='h200', tell=print)\n"
+        "run_here(Path(sys.argv[1]), budget_s=30.0, simulate='h200', report=print)\n"
     )
     path = tmp_path / "h200.jsonl"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)

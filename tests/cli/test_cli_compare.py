@@ -109,4 +109,4 @@ def test_two_real_chips_differ_by_less_than_the_intervals_of_most_cells() -> Non
     assert "mean of 69 cells" in text
     assert "no significant difference" in text
     assert "…" not in text
-    assert "Different: chip: GPU-7777fe63" in text
+    assert "Different: GPU UUID: GPU-7777fe63" in text

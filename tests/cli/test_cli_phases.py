@@ -24,7 +24,7 @@ def test_the_shipped_table_is_told_by_fit_with_its_residuals_and_what_pairs_are_
     text = run("--engine", "vllm")
     assert text.startswith("vllm llama-3.1-8b on NVIDIA H200; random weights")
     assert "transformers" not in text
-    assert "Law: joules per batch = a0 + a1·B·I" in text
+    assert "Regression: J per batch = a0 + a1·B·I" in text
     assert "residuals: median 0.9 %, worst -5.9 %" in text
     assert "By pair: 0 of 45 cells; no cell 32→1 × 256 in the file: set paired = true" in text
     assert "No fit: 4 cells" in text

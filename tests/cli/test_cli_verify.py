@@ -168,4 +168,4 @@ def test_rows_of_an_h100_are_compared_with_the_table_of_h100s() -> None:
     rows = str(Path(__file__).parents[2] / "benchmarks" / "rows" / "h100-vllm-process-2.jsonl")
     found = json.loads(run(rows, "--json"))
     assert len(found["cells"]) == 10
-    assert not any(text.startswith("GPU") for text in found["differences"])
+    assert not any(text.startswith("GPU: ") for text in found["differences"])

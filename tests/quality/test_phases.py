@@ -16,7 +16,7 @@ from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.planner import Planner
 from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
-from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_law
+from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_phases
 from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
 from infergy.records.store import read_store, shipped_store
@@ -87,7 +87,7 @@ def law_holds(law: Law, load: Load, phase: str) -> bool:
 
 
 def test_without_noise_the_law_is_found_again() -> None:
-    law = fit_law([Observed(load=load, energy_j=law_j(load), error=0.001) for load in LOADS])
+    law = fit_phases([Observed(load=load, energy_j=law_j(load), error=0.001) for load in LOADS])
     assert law.values_j == pytest.approx(KNOWN, rel=1e-6)
     assert law.dropped == ()
     assert law.mixed is None
@@ -102,7 +102,7 @@ def test_intervals_of_coefficients_and_phases_hold_the_truth_nineteen_times_in_t
     coefficients = np.zeros(len(TERMS))
     phases = dict.fromkeys((PREFILL, DECODE), 0)
     for _ in range(tables):
-        law = fit_law(observe(rng, 0.01, told=told))
+        law = fit_phases(observe(rng, 0.01, told=told))
         for place, truth in enumerate(KNOWN):
             value, half = law.coefficient_j(place)
             coefficients[place] += abs(value - truth) <= half
@@ -116,7 +116,7 @@ def test_intervals_of_coefficients_and_phases_hold_the_truth_nineteen_times_in_t
 def test_what_the_law_misses_beyond_the_spread_of_the_cells_is_told_and_widens_the_intervals() -> None:
     rng = random.Random(12)
     cells = observe(rng, 0.04)
-    spread, doubted = fit_law(cells), fit_law([replace(one, error=0.001) for one in cells])
+    spread, doubted = fit_phases(cells), fit_phases([replace(one, error=0.001) for one in cells])
     assert spread.error < 0.02
     assert doubted.error == pytest.approx(0.04, rel=0.35)
     assert doubted.phase_j(LOADS[0], PREFILL)[1] > 10 * 0.001 * law_j(LOADS[0], phase=PREFILL)
@@ -126,18 +126,18 @@ def test_uncertain_cells_weigh_less() -> None:
     rng = random.Random(13)
     good = observe(rng, 0.001)
     wild = [Observed(load=load, energy_j=3 * law_j(load), error=1.5) for load in LOADS[:4]]
-    law = fit_law([*good, *wild])
+    law = fit_phases([*good, *wild])
     assert law.values_j[1] == pytest.approx(KNOWN[1], rel=0.01)
 
 
 def test_terms_that_the_grid_cannot_tell_are_left_out_and_named() -> None:
     one_input = [Load(input_tokens=512, output_tokens=o, batch=b) for o in (1, 8, 64, 256) for b in (1, 8, 64)]
-    law = fit_law(observe(random.Random(1), 0.001, one_input))
+    law = fit_phases(observe(random.Random(1), 0.001, one_input))
     assert [one.name for one in law.dropped] == ["a2"]
     assert "a1 (B·I)" in law.dropped[0].reason
     assert law.mixed is None
     no_decode = [Load(input_tokens=i, output_tokens=1, batch=b) for i in (32, 512, 4096) for b in (1, 8, 64)]
-    law = fit_law(observe(random.Random(1), 0.001, no_decode))
+    law = fit_phases(observe(random.Random(1), 0.001, no_decode))
     assert [one.name for one in law.dropped] == ["b0", "b1", "b2"]
     assert law.mixed is None
 

@@ -283,7 +283,7 @@ def test_a_node_is_refused_by_what_is_installed_there(
     there: tuple[str | None, str, str], code: str, fields: dict[str, object]
 ) -> None:
     with raises(code, **fields):
-        cluster_nodes.refuse_versions("far", there)
+        cluster_nodes.reject_versions("far", there)
 
 
 def test_a_node_that_is_slow_to_answer_is_named_while_it_is_waited_for(

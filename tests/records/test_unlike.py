@@ -99,7 +99,7 @@ def test_another_gpu_or_host_is_a_fact_and_no_flag() -> None:
     gpu = in_environment(gpus=(GpuIdentity(uuid="GPU-other", name="NVIDIA H200"),))
     host = in_environment(cpu="another")
     *_, first, second = find_unlike([build_row(), build_row(), gpu, host])
-    assert first == ((), (f"chip: {UUID} against GPU-other",))
+    assert first == ((), (f"GPU UUID: {UUID} against GPU-other",))
     assert second == ((), ("CPU: unknown against another",))
 
 

@@ -57,7 +57,7 @@ class AttentionShape:
         sinks: Whether each head has a learned sink (gpt-oss).
         window_tokens: Tokens that a sliding-window layer sees, itself included; None without such layers.
         window_layers: How many layers have that window.
-        chunked: Whether the window is a chunk (Llama 4): it starts anew at each multiple of its length.
+        chunked: Whether the window is a chunk (Llama 4): it starts again at each multiple of its length.
         latent: Ranks of MLA; None for ordinary attention.
     """
 

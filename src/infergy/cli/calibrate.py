@@ -25,7 +25,7 @@ def calibrate(
         Path, typer.Option("-o", "--output-file", help="Keep the windows here; what it holds is not measured again.")
     ] = DEFAULT_FILE,
     budget: Annotated[
-        str, typer.Option("--budget", help="Time for it, 90s or 3m; the most telling windows come first.")
+        str, typer.Option("--budget", help="Time for it, 90s or 3m; the most informative windows come first.")
     ] = BUDGET,
     gpu: Annotated[
         str | None,
@@ -47,51 +47,51 @@ def calibrate(
     from infergy.cost.calibration import load_calibration
     from infergy.measure.calibrate import parse_budget, run_here
 
-    chip = _chip(gpu)
+    known = _gpu_named(gpu)
     path: Path | str = output if show is None else show
     if show is None:
-        _refuse_unmeant(chip, simulate)
-        run_here(output, budget_s=parse_budget(budget), simulate=simulate, tell=_tell)
-    found = load_calibration(path, chip)
+        _reject_invalid(known, simulate)
+        run_here(output, budget_s=parse_budget(budget), simulate=simulate, report=_report)
+    found = load_calibration(path, known)
     if as_json:
         print_json([found])
         return
     _print(found, path)
 
 
-def _chip(gpu: str | None) -> Gpu | None:
+def _gpu_named(gpu: str | None) -> Gpu | None:
     from infergy.catalog.gpus import get_gpu
 
     return None if gpu is None else get_gpu(gpu)
 
 
-def _refuse_unmeant(chip: Gpu | None, simulate: str | None) -> None:
-    """Refuse before measuring what the fit would refuse after it.
+def _reject_invalid(known: Gpu | None, simulate: str | None) -> None:
+    """Reject before measuring what the fit would reject after it.
 
     Raises:
-        UsageError: The simulated GPU is another than `chip`, or there is none of that name.
+        UsageError: The simulated GPU is not the GPU `known`, or there is none of that name.
     """
     from infergy.catalog.gpus import get_gpu
-    from infergy.cost.calibration import refuse_other
+    from infergy.cost.calibration import reject_other
 
-    if chip is not None and simulate is not None:
-        refuse_other(get_gpu(simulate).title, chip)
+    if known is not None and simulate is not None:
+        reject_other(get_gpu(simulate).title, known)
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     typer.echo(text, err=True)
 
 
 def _print(found: Calibration, path: Path | str) -> None:
-    pretended = " SIMULATED: this says nothing about real hardware" if found.simulated else ""
+    simulated = " SIMULATED: this says nothing about real hardware" if found.simulated else ""
     days = dict.fromkeys(stamp[:10] for stamp in (found.measured_from, found.measured_to))
     typer.echo(
-        f"{found.title} ({', '.join(found.uuids)}): {count_of(found.windows, 'window')}, {' to '.join(days)}{pretended}"
+        f"{found.title} ({', '.join(found.uuids)}): {count_of(found.windows, 'window')}, {' to '.join(days)}{simulated}"
     )
     heads = ("Constant", "Datasheet", "Calibrated", "±", "90 %", "Windows", "")
     print_table(heads, (_row(one) for one in found.constants))
     print_notes(found.notes)
-    _tell(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")
+    _report(f"to use it: infergy estimate LOG --gpu {found.gpu} --model MODEL --calibration {path}")
 
 
 def _row(one: Calibrated) -> list[str]:

@@ -30,7 +30,7 @@ class ErrorFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorReport:
-    """What stands on stderr where a verb with ``--json`` fails."""
+    """What a failing verb with ``--json`` writes to stderr."""
 
     error: ErrorFacts
 

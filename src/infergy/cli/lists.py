@@ -218,7 +218,7 @@ def make_schema(name: str) -> dict[str, Any]:
     home = import_module(f"infergy.{module}")
     version = getattr(home, tag)
     made = TypeAdapter(getattr(home, record)).json_schema()
-    # The tag is what tells one file from another: it must be there and be this one.
+    # The tag distinguishes the schemas of files: it is required and has this value.
     made["properties"]["schema"] = {"const": version, "title": "Schema", "type": "string"}
     made["required"] = [*made.get("required", []), "schema"]
     if name == "histogram":

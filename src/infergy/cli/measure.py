@@ -180,7 +180,7 @@ def gpu_here() -> str | None:
     try:
         meter = open_meter("nvml", 1)
     except InfergyError:
-        # Whoever measures is told by the sweep; a dry run needs no GPU.
+        # The sweep reports this where it measures; a dry run needs no GPU.
         return None
     known = find_gpu_by_driver_name(meter.gpus[0].name)
     meter.close()

@@ -169,7 +169,7 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
 
 
 def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next") -> list[str]:
-    """What was assumed, queues without limit, rejected requests, and runs of which no step was measured; each once."""
+    """What was assumed, queues without limit, rejected requests, and runs without a measured step; each once."""
     lines = []
     for one in estimates:
         lines += [

@@ -106,8 +106,8 @@ def phases(
 
 
 def _print(setup: SetupPhases) -> None:
-    pretended = ", simulated" if setup.simulated else ""
-    typer.echo(f"{setup.label} {setup.model} on {setup.gpu}{pretended}; {setup.weights}")
+    simulated = ", simulated" if setup.simulated else ""
+    typer.echo(f"{setup.label} {setup.model} on {setup.gpu}{simulated}; {setup.weights}")
     if any(cell.pair or cell.fit for cell in setup.cells):
         _print_cells(setup.cells)
     for line in _notes(setup):
@@ -157,7 +157,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _notes(setup: SetupPhases) -> list[str]:
-    """What stands below the table: the law, its residuals, pairs that are missing, flags."""
+    """The lines below the table: the regression, its residuals, missing pairs, flags."""
     lines = [f"No fit: {setup.fit_missing}"] if setup.fit is None else _law(setup.fit)
     asked = [cell for cell in setup.cells if cell.output_tokens > 1]
     missing = [cell.pair_missing for cell in asked if cell.pair is None]
@@ -174,13 +174,14 @@ def _notes(setup: SetupPhases) -> list[str]:
 
 def _law(fit: PhaseFit) -> list[str]:
     terms = " + ".join(f"{one.name}·{one.formula}" if one.formula != "1" else one.name for one in fit.coefficients)
-    lines = [f"Law: joules per batch = {terms}; B requests of I tokens in, O out, S = O − 1"]
+    lines = [f"Regression: J per batch = {terms}; B requests of I tokens in, O out, S = O − 1"]
     lines += [f"  {one.name} = {_joules(one.joules)} ({one.phase})" for one in fit.coefficients]
     lines += [f"  {one.name} ({one.formula}) is left out: {one.reason}" for one in fit.dropped]
     lines.append(
         f"  {count_of(fit.rows, 'cell')}; residuals: median {format_percent(fit.median_residual)}, worst "
-        f"{format_percent(fit.worst_residual, signed=True)} ({fit.worst_cell}); R² {fit.r2:.4f}; error of the law "
-        f"itself {format_percent(fit.law_error)}; condition number {format_number(fit.condition, 2)}"
+        f"{format_percent(fit.worst_residual, signed=True)} ({fit.worst_cell}); R² {fit.r2:.4f}; "
+        f"error of the regression itself {format_percent(fit.law_error)}; "
+        f"condition number {format_number(fit.condition, 2)}"
     )
     if fit.mixed is not None:
         lines.append(f"No phases by fit: {fit.mixed}")

@@ -1,1 +1,1 @@
-"""What a step of a server costs: its work, the seconds and joules of it, and how these are fitted to measurements."""
+"""What a step of a server costs: its work, its seconds and joules, and how these are fitted to measurements."""

@@ -69,7 +69,7 @@ class Calibration:
         Raises:
             UsageError: `gpu` is another one.
         """
-        refuse_other(self.driver_name, gpu)
+        reject_other(self.driver_name, gpu)
         return self.measured
 
 
@@ -185,7 +185,7 @@ def fit_calibration(windows: Sequence[CalibrationWindow], gpu: Gpu | None = None
     )
 
 
-def refuse_other(driver_name: str, gpu: Gpu) -> None:
+def reject_other(driver_name: str, gpu: Gpu) -> None:
     """Reject a calibration of another kind of GPU.
 
     Raises:
@@ -202,7 +202,7 @@ def refuse_other(driver_name: str, gpu: Gpu) -> None:
 
 def _datasheet(driver: str, gpu: Gpu | None, name: str) -> Gpu:
     if gpu is not None:
-        refuse_other(driver, gpu)
+        reject_other(driver, gpu)
         return gpu
     known = find_gpu_by_driver_name(driver.removeprefix(SIMULATED_PREFIX))
     if known is None:
@@ -221,7 +221,7 @@ def _notes(kept: Sequence[CalibrationWindow], gpu: Gpu) -> Iterator[str]:
             yield f"{window.workload.name}: left out: {window.reason}"
     for window in whole:
         if window.doubts and is_used(window):
-            yield f"{window.workload.name}: taken for {DOUBT:g} times as uncertain: {'; '.join(window.doubts)}"
+            yield f"{window.workload.name}: uncertainty multiplied by {DOUBT:g}: {'; '.join(window.doubts)}"
     for limit in sorted({g.power_limit_w for one in kept for g in one.environment.gpus if g.power_limit_w is not None}):
         if abs(limit / gpu.tdp_w - 1) > 0.02:
             datasheet = f"not the {gpu.tdp_w:g} W of the datasheet"

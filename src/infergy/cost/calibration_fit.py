@@ -98,7 +98,7 @@ class Calibrated:
         prior_sd: Standard deviation of the prior's logarithm, for a kind of GPU without measurements.
         value: Posterior median, given the windows and the prior.
         low: Lower end of its 90 % interval; `high` the upper. How engines' kernels differ is not in it.
-        sd: Standard deviation of its logarithm, likewise.
+        sd: Standard deviation of its logarithm, from the same fit.
         windows: How many bear on it; 0 leaves the prior.
     """
 

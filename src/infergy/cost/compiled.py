@@ -20,7 +20,7 @@ class Symbol:
     Attributes:
         name: Unique in its notes.
         form: Template of the text, of the operands; empty for an argument.
-        is_late: Whether it hangs on an argument of the inner function.
+        is_late: Whether it depends on an argument of the inner function.
         is_positive: Whether it is known to be above zero.
     """
 
@@ -160,7 +160,7 @@ def compile_formula(
     Args:
         formula: Of numbers, in operators, `Symbol.exp`, `least` and `most`; without branches.
         arguments: Of the function, and first ones of the formula.
-        late: If any, the function returns one of these arguments: what does not hang on them is computed once.
+        late: If any, the function returns one of these arguments: what does not depend on them is computed once.
         positive: Whether all arguments are above zero.
     """
     notes = Notes()

@@ -39,7 +39,7 @@ class DraftedCost:
         return DraftedPace(self)
 
     def step_energy_j(self, steps: Steps) -> Column:
-        """Joules of one step of each entry, at its logged seconds."""
+        """Energy of one step of each entry, at its logged seconds."""
         sums, is_prefill = sums_of(steps), steps.prefills > 0
         added, free = (
             np.where(is_prefill, one + other, (one + self.look_ahead * other) / self.tokens_per_round)

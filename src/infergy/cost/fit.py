@@ -63,7 +63,7 @@ class FitRow:
 
 
 def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column, Column]:
-    """Seconds and joules of rows of one server, of shape (k, rows) where the rates are k variants.
+    """Seconds and energy of rows of one server, of shape (k, rows) where the rates are k variants.
 
     Steps are taken in order, all rows at once, so that the power limiter's average is that of each row.
     """
@@ -154,7 +154,7 @@ class _Problem:
         self.precision[np.ix_(own, own)] = np.linalg.inv(prior.covariance[np.ix_(theirs, theirs)])
 
     def model(self, theta: Column, *, slopes: bool = False) -> tuple[Column, Column]:
-        """Logarithms of joules of each row, then of seconds; and their derivatives, of shape (2 rows, names)."""
+        """Logarithms of energy of each row, then of seconds; and their derivatives, of shape (2 rows, names)."""
         logs, found = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
         for number, members in enumerate(self.groups):
             rows = [self.rows[index] for index in members]

@@ -52,7 +52,7 @@ class Server:
 
 
 class StepCost:
-    """Seconds and joules of steps of one server, with the likeliest constants of a fit.
+    """Seconds and energy of steps of one server, with the likeliest constants of a fit.
 
     Attributes:
         intake_s: Seconds from a request's arrival until the scheduler can see it.
@@ -76,7 +76,7 @@ class StepCost:
         return Pace(self.rates)
 
     def step_energy_j(self, steps: Steps) -> Column:
-        """Joules of one step of each entry, at its logged seconds."""
+        """Energy of one step of each entry, at its logged seconds."""
         power, joules = self.rates.power, np.empty(len(steps))
         for begin in range(0, len(steps), PART):  # in the cache, and without temporary columns of millions
             part = slice(begin, begin + PART)
@@ -90,7 +90,7 @@ class StepCost:
 
         Args:
             steps: The entries of the run.
-            idle_j: Joules of the run while nothing was served.
+            idle_j: Energy of the run while nothing was served.
             open_share: Share of the time in which requests still arrive and none waits (`infergy.cost.model`).
 
         Returns:
@@ -110,7 +110,7 @@ class StepCost:
 
         Args:
             steps: The entries of the run.
-            idle_j: Joules of the run while nothing was served.
+            idle_j: Energy of the run while nothing was served.
             open_share: Share of the time in which requests still arrive and none waits.
         """
         _, _, covariance = self.fit.logs(self.server.gpu.name)
@@ -247,7 +247,7 @@ class RunSums:
 
 
 def _steps(rates: Rates, sums: StepSums, stretched: NDArray[np.bool_]) -> tuple[Column, Column]:
-    """Seconds and joules of a step: at the power limit where the run was held by it."""
+    """Seconds and energy of a step: at the power limit where the run was held by it."""
     free, added, power = free_s(rates, sums), added_j(rates, sums), rates.power
     over = added / ((power.limit_w - power.base_w) * free)
     limited = free * np.maximum(over, 1.0) ** (1.0 / (1.0 + power.slowing))
@@ -262,7 +262,7 @@ class CostedRun(NamedTuple):
     Attributes:
         cost: The server's step costs.
         steps: The entries of the run.
-        idle_j: Joules of the run while nothing was served.
+        idle_j: Energy of the run while nothing was served.
         slopes: Derivatives of the logarithm of its energy by those of the constants.
     """
 

@@ -167,7 +167,7 @@ def _experts(shape: ModelShape, dtype: str, parts: int) -> ExpertWork | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatmulRates:
-    """Seconds and joules of matmuls, on all GPUs of a server at once; experts count per share of them visited.
+    """Seconds and energy of matmuls, on all GPUs of a server at once; experts count per share of them visited.
 
     Attributes:
         weight: Of reading the weights that every step reads; `expert` of all routed experts.
@@ -187,7 +187,7 @@ class MatmulRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionRates:
-    """Seconds or joules of attention, on all GPUs of a server at once.
+    """Seconds or energy of attention, on all GPUs of a server at once.
 
     Attributes:
         read: Of a position that a decoding sequence reads; `window_read` in layers with a window.

@@ -1,4 +1,4 @@
-"""Seconds and joules of a step of a server, by what it must move, compute and launch.
+"""Seconds and energy of a step of a server, by what it must move, compute and launch.
 
     matmul    = roofline of weights / (eta_w x bandwidth) and FLOPs / (eta_c x peak)
     attention = roofline of KV cache / (eta_kv x bandwidth) and FLOPs / (eta_a x peak)
@@ -161,7 +161,7 @@ def attention_cost(r: AttentionRates, s: StepSums, least: Any = np.minimum) -> t
 
 
 def added_j(r: Rates, s: StepSums, least: Any = np.minimum) -> Any:
-    """Joules of a step beside those of base power."""
+    """Energy of a step beside those of base power."""
     return sum((*matmul_cost(r.matmul_j, s), *attention_cost(r.attention_j, s, least)))
 
 
@@ -297,7 +297,7 @@ class Pace:
             count = fitting if 0 < fitting < count else count - 1
             added, seconds = cost(context + decodes * (count - 1) / 2)
         if count > 1 and added > self._free_w * seconds:
-            # Near the limit what a step takes hangs on those just before it.
+            # Near the limit what a step takes depends on those just before it.
             count = max(1, min(count, int(self._limiter_s / 16 / seconds)))
             added, seconds = cost(context + decodes * (count - 1) / 2)
         return count, self._take(added * count, seconds * count) / count

@@ -87,7 +87,7 @@ class TableEntry:
 
     Attributes:
         requests: Requests of a batch or run.
-        energy_j: Joules of it; `energy_sd` the standard deviation of its logarithm.
+        energy_j: Energy of it; `energy_sd` the standard deviation of its logarithm.
         duration_s: Seconds of it; None where arrivals set the time.
         idle_w: Watts of all GPUs, idle, with the model loaded.
         idle_s: Seconds with nothing to serve.

@@ -189,7 +189,7 @@ def check_transformers(setup: EngineSetup, decoding: Decoding, arrivals: Arrival
         raise UsageError.conflict(options, "a static KV cache does not follow beams")
     if setup.compiled and arrivals is not None:
         options = {"arrivals": arrivals.label, "compiled": True}
-        raise UsageError.conflict(options, "each batch has its own lengths and would be compiled anew; leave out one")
+        raise UsageError.conflict(options, "each batch has its own lengths and would be compiled again; leave out one")
     _check_speculation(setup, decoding)
 
 

@@ -85,7 +85,7 @@ class DraftCounts:
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Set the counts to zero."""
         self._rounds = self._drafted = self._accepted = 0
 
     def total(self) -> Drafts:

@@ -41,7 +41,7 @@ class StepCounts:
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Set the counts to zero."""
         self._steps = self._preemptions = self._running = self._waiting = 0
         self._cache_share = 0.0
 

@@ -43,7 +43,7 @@ def build_table(paths: Iterable[Path], prior: Table | None = None, *, allow_simu
     Args:
         paths: The stores.
         prior: What earlier rows showed; None takes the datasheet's priors, and then builds twice: the steps of runs
-            under arrivals hang on what steps take.
+            under arrivals depend on what steps take.
         allow_simulated: Whether rows of the simulated GPU may be used.
 
     Raises:

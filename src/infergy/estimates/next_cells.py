@@ -7,7 +7,7 @@ the other, each the one that takes most variance off the logarithm of the run's 
 (greedy; A. Krause, A. Singh, C. Guestrin, JMLR 9, 2008, study how near that comes to the best set).
 
 What no cell takes off stays in the interval, as `estimate` has it: the model's own error, and how single GPUs of a kind
-differ. What it adds for a server or a kind of GPU of which nothing was measured is gone with the first cell of it.
+differ. What it adds for a server or a kind of GPU without rows is gone with the first cell of it.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class _State:
         return gain / sum(known.variance(question) for question in known.questions), gain
 
     def outlook(self, index: int, before: float) -> ServerOutlook:
-        """What is known of a question, of which the half-width was `before` at first."""
+        """The state of a question, whose half-width was `before` at first."""
         question = self.questions[index]
         return ServerOutlook(
             estimate=question.estimate,

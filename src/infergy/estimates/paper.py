@@ -121,7 +121,7 @@ class PaperReference:
         bins: Name of the grid; `requests` in it.
         left_out_requests: Past the last bin, or in bins that the server cannot serve.
         ideal_energy_j: FLOPs of the bins' upper corners at the dense peak and TDP; None where no bin is served.
-        energy_j: By the study's method; None likewise.
+        energy_j: By the study's method; None for the same reason.
     """
 
     bins: str

@@ -250,7 +250,7 @@ class Ideal:
     below a roofline's; with a lower power limit, or a narrower dtype, below all.
 
     Attributes:
-        energy_j: Joules of the whole workload.
+        energy_j: Energy of the whole workload.
         duration_s: GPU-seconds that the reference takes for it.
         basis: How it was computed, in words.
     """

@@ -26,7 +26,7 @@ class Compared:
 
     Attributes:
         measured: None where the engine reported none.
-        error: Predicted over measured, less 1; None likewise.
+        error: Predicted over measured, less 1; None for the same reason.
     """
 
     name: str

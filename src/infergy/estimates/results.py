@@ -57,7 +57,8 @@ class LatencyParts(Latency):
     """Percentiles in seconds over requests, by nearest rank; None where no request has one.
 
     Attributes:
-        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` (`itl_s` too) and `e2e_sd` likewise.
+        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` is that of `tpot_s` and `itl_s`,
+            `e2e_sd` of `e2e_s`.
     """
 
     ttft_sd: float
@@ -122,7 +123,7 @@ class RunEstimate:
 
     @property
     def energy_per_request_j(self) -> float | None:
-        """Joules of a served request; None where none was."""
+        """Energy of a served request; None where none was."""
         served = self.requests - self.rejected_requests
         return self.energy_j / served if served else None
 

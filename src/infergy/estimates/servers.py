@@ -203,7 +203,7 @@ def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
 
 
 def _assumed_precision(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> list[str]:
-    """What stands in for a format that cannot be costed, or that the GPU does not compute in.
+    """The substitute for a format that cannot be costed, or that the GPU does not compute in.
 
     vLLM's docs, features/quantization: below compute capability 8.9 fp8 models run "as weight-only W8A16, utilizing
     FP8 Marlin".

@@ -76,7 +76,7 @@ def calibrate(
         wanted = f"at least {LEAST_BUDGET_S:g} s for three windows; all take about 3 minutes: --budget 3m"
         raise UsageError.bad_value("--budget", budget_s, wanted)
     with CalibrationFile(path) as file:
-        _refuse_others(file, meter)
+        _reject_others(file, meter)
         done = file.finished()
         if done:
             yield CalibrationEvent(text=f"{len(done)} windows are in {path} already")
@@ -129,7 +129,7 @@ def _dropped_event(works: Sequence[Workload]) -> CalibrationEvent:
     return CalibrationEvent(text=text, dropped=tuple(work.name for work in works))
 
 
-def _refuse_others(file: CalibrationFile, meter: Meter) -> None:
+def _reject_others(file: CalibrationFile, meter: Meter) -> None:
     here = meter.gpus[0]
     for there in (one.environment.gpus[0] for one in file.windows):
         if there.uuid != here.uuid:
@@ -246,7 +246,7 @@ def parse_budget(text: str) -> float:
         raise UsageError.bad_value("--budget", text, "a time, as 90s, 3m or 1h") from error
 
 
-def run_here(path: Path, *, budget_s: float, simulate: str | None, tell: Callable[[str], None]) -> None:
+def run_here(path: Path, *, budget_s: float, simulate: str | None, report: Callable[[str], None]) -> None:
     """Measure on this machine, or on a simulated GPU of a kind, and report each window in a line.
 
     Raises:
@@ -265,8 +265,8 @@ def run_here(path: Path, *, budget_s: float, simulate: str | None, tell: Callabl
         if simulate is None and find_spec("torch") is None:
             raise MissingError.package("a calibration", "torch", "pip install torch", "No model, no engine is needed")
         identity = meter.gpus[0]
-        tell(f"{identity.name}, {identity.uuid}: at most {format_duration(budget_s)}, into {path}")
+        report(f"{identity.name}, {identity.uuid}: at most {format_duration(budget_s)}, into {path}")
         for event in calibrate(meter, open_bench, path, budget_s=budget_s):
-            tell(event.text)
+            report(event.text)
     finally:
         meter.close()

@@ -156,7 +156,7 @@ def attention_work(batch: int, context: int, traits: Traits) -> Workload:
 
 
 def launch_work(*, in_graph: bool) -> Workload:
-    """A chain of small kernels, each of which waits for the one before."""
+    """A chain of small kernels, each waiting for the one before."""
     name = "launch in a graph" if in_graph else "launch one by one"
     return Workload(name=name, kind=LAUNCH, sizes=(LAUNCHED,), in_graph=in_graph)
 

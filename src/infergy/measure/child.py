@@ -43,7 +43,7 @@ class Child:
     Attributes:
         alive: While this end of a pipe is open, the child knows that its parent lives.
         log_start: Where in the log its own output begins.
-        patience_s: How long it may report nothing; its listener sets it to what the work at hand may take.
+        patience_s: How long it may report nothing; its listener sets it to what the current work may take.
     """
 
     process: subprocess.Popen[bytes]

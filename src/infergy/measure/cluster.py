@@ -22,7 +22,7 @@ from infergy.measure.sweep import NODE_LOST, SweepEvent, check_contents, find_do
 from infergy.measure.worker import NVML
 from infergy.records import START_VISIT, EngineSetup, Environment, Failure, Measurement, Plan, PlannedCell
 from infergy.records.codec import from_json, to_json
-from infergy.records.merge import refuse_unlike
+from infergy.records.merge import reject_unlike
 from infergy.records.store import StoreWriter
 
 ATTEMPTS = 3
@@ -92,7 +92,7 @@ class _Run:
         self._simulate, self._meter = simulate, meter
         self._rows = list(store.rows)
         self.done: set[str] = set()
-        # Ray's own retries would begin an engine config anew, with cells that are measured.
+        # Ray's own retries would start an engine config again, with cells that are measured.
         self._task = ray.remote(max_retries=0)(measure_here)
 
     def all(self, jobs: list[_Job]) -> Iterator[SweepEvent]:
@@ -182,7 +182,7 @@ class _Run:
 
     def _keep(self, job: _Job, planned: PlannedCell, row: Measurement) -> SweepEvent:
         if self._rows:
-            refuse_unlike((str(self._store.path), self._rows[0]), (job.host, row))
+            reject_unlike((str(self._store.path), self._rows[0]), (job.host, row))
         self._store.append(row)
         self._rows.append(row)
         self.done.add(row.key)
@@ -195,7 +195,7 @@ class _Run:
     def _lose(self, job: _Job, reason: str) -> Iterator[SweepEvent]:
         """A node is gone: what it had in hand is tried elsewhere, but not for ever."""
         job.stream = None
-        # An anchor that was to be repeated is none of what is left.
+        # A control cell that was to be repeated is not one of the cells left.
         hit = [job.in_progress] if job.in_progress in job.todo else list(job.todo)
         for planned in hit:
             job.losses[planned.key] += 1
@@ -216,7 +216,7 @@ class _Run:
                 yield from self._fail(job, list(job.todo), str(error))
 
     def _fail(self, job: _Job, cells: list[PlannedCell], reason: str) -> Iterator[SweepEvent]:
-        # A row must say of which GPUs it is: without a node that reported them there is none.
+        # A row must name its GPUs: without a node that reported them there is none.
         if job.surroundings is None:
             return
         for planned in cells:

@@ -28,7 +28,7 @@ PATIENCE_S = 15.0
 
 TYPE = "accelerator_type:"
 A_LITTLE = 0.001
-"""Ray's own convention: a type of accelerator is a resource of which each task takes a thousandth."""
+"""Ray's own convention: a type of accelerator is a resource, and each task takes a thousandth of it."""
 
 BRAND = "NVIDIA "
 MODEL = re.compile(r"((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")
@@ -201,7 +201,7 @@ def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 asked[again] = asked[answer]
                 waiting.append(again)
                 continue
-            refuse_versions(name, there)
+            reject_versions(name, there)
         names = ", ".join(sorted(str(asked[answer]["NodeName"]) for answer in waiting))
         if waiting and time.monotonic() > begun + PROBE_S:
             message = f"{names} of the cluster did not answer within {PROBE_S:.0f} s. See: ray status"
@@ -237,7 +237,7 @@ def _is_alive(node: Mapping[str, Any]) -> bool:
     return any(one["Alive"] and one["NodeID"] == node["NodeID"] for one in ray.nodes())
 
 
-def refuse_versions(name: str, there: tuple[str | None, str, str]) -> None:
+def reject_versions(name: str, there: tuple[str | None, str, str]) -> None:
     """Check a node by its infergy (None without), Python and Ray.
 
     Raises:

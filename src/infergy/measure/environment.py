@@ -58,7 +58,7 @@ def version_of(package: str) -> str | None:
 
 
 def cpu_name() -> str | None:
-    """The processor's name; None where the system does not tell."""
+    """The processor's name; None where the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

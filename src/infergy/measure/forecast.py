@@ -41,7 +41,7 @@ def _work(planned: PlannedCell, options: MeasureOptions) -> tuple[float, float]:
 
 
 def watch_s(batch_s: float, options: MeasureOptions) -> float:
-    """Seconds of the batches of the watched window of a cell, of which a long one is cut; 0 without a timeline."""
+    """Seconds of the batches of a cell's watched window, at most the limit; 0 without a timeline."""
     if options.timeline_s <= 0:
         return 0.0
     if batch_s >= options.long_batch_s:

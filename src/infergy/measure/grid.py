@@ -285,7 +285,7 @@ def _choose_anchors(cells: list[PlannedCell], options: Options) -> list[PlannedC
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
-    """The cells of one engine config as they are measured: anchors, rounds of all others, the same anchors again."""
+    """The cells of one engine config in order of measuring: control cells, rounds of all others, control cells."""
     anchors = _choose_anchors(cells, options)
     others = [planned for planned in cells if planned not in anchors]
     shuffle = random.Random(f"{options.seed} {cells[0].cell.setup.id}").shuffle

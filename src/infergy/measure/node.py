@@ -56,12 +56,12 @@ def measure_here(
     try:
         yield from _measure(plan, anchors, earlier, simulate, meter)
     except InfergyError as error:
-        yield _refused(type(error).__name__, str(error), error.code, error.fields)
+        yield _failed_event(type(error).__name__, str(error), error.code, error.fields)
     except OSError as error:
-        yield _refused(EngineError.__name__, f"its disk: {error}", "engine-failed", {"reason": str(error)})
+        yield _failed_event(EngineError.__name__, f"its disk: {error}", "engine-failed", {"reason": str(error)})
 
 
-def _refused(kind: str, reason: str, code: str | None, fields: dict[str, Any]) -> bytes:
+def _failed_event(kind: str, reason: str, code: str | None, fields: dict[str, Any]) -> bytes:
     return pack({"kind": "refused", "error": kind, "reason": reason, "code": code, "fields": fields})
 
 
@@ -90,7 +90,7 @@ def _measure(
 def _measured_elsewhere(
     anchors: Sequence[PlannedCell], rows: Sequence[Measurement], surroundings: Surroundings
 ) -> list[PlannedCell]:
-    """The control cells of which no row is of these very GPUs."""
+    """The control cells without a row of these very GPUs."""
     here = {gpu.uuid for gpu in surroundings.environment.gpus}
     known = {row.key for row in rows if {gpu.uuid for gpu in row.environment.gpus} == here}
     return [planned for planned in anchors if planned.key not in known]

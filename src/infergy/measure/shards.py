@@ -35,7 +35,7 @@ def shard(plan: Plan, index: int, count: int) -> Plan:
     """Part `index` of `count` (from 1 on), its cells in the plan's order.
 
     An engine config stays whole while there are at least as many engine configs as parts; else the longest ones
-    are divided by cells, each piece with the config's anchors. The longest goes first,
+    are divided by cells, each piece with the config's control cells. The longest goes first,
     each to the part that has least to do.
 
     Raises:

@@ -53,7 +53,7 @@ def is_regular(intervals_s: Sequence[float], gap_s: float) -> bool:
 
 
 def step_j(*runs: Sequence[Tick]) -> float | None:
-    """The greatest step of which all increments are multiples, in joules, to a microjoule; None if all are equal."""
+    """The greatest common divisor of all increments, in joules, to a microjoule; None if all are equal."""
     counts = [[round(tick.energy_j * MICROJOULES_PER_JOULE) for tick in run] for run in runs]
     increments = {later - earlier for run in counts for earlier, later in pairwise(run)}
     return math.gcd(*increments) / MICROJOULES_PER_JOULE if len(increments) > 1 else None

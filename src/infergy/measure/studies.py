@@ -25,7 +25,7 @@ class StudySize:
         setups: Engine configs, each loaded once.
         gpus: GPUs of the engine config that needs most.
         forecast_s: Seconds of measuring, loading included.
-        forecast_energy_j: Joules of all GPUs while measuring.
+        forecast_energy_j: Energy of all GPUs while measuring.
         measured: How many of the cells have a row in the shipped tables of this GPU.
     """
 
@@ -44,7 +44,7 @@ class Study:
     Attributes:
         title: What it shows, in a few words.
         figure: Which figure or table of the paper it stands beside; empty for one of our own.
-        claims: Groups of the paper's claims that it is held against.
+        claims: Groups of the paper's claims that it is compared with.
         model: Its model, several with commas between, and `gpu` the GPU for which its sizes are.
         needs: What infergy lacks to measure it; empty if nothing.
         full: All of it; None with `reason` where it cannot be measured.

@@ -314,8 +314,12 @@ def describe(event: SweepEvent) -> str:
 
 
 def name_visit(visit: str) -> str:
-    """``anchor, start``, ``visit 2``: a visit that is not the first of the grid, in words."""
-    return f"anchor, {visit}" if visit in (START_VISIT, END_VISIT) else f"visit {visit.removeprefix(f'{GRID_VISIT}-')}"
+    """``control cell, start``, ``visit 2``: a session that is not the first of the grid, in words."""
+    return (
+        f"control cell, {visit}"
+        if visit in (START_VISIT, END_VISIT)
+        else f"visit {visit.removeprefix(f'{GRID_VISIT}-')}"
+    )
 
 
 def describe_row(row: Measurement) -> str:

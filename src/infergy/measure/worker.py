@@ -59,7 +59,7 @@ def main() -> int:
     # Progress belongs to the parent: what an engine prints goes to the log, which is our stdout and stderr.
     with os.fdopen(job["events_fd"], "w", buffering=1) as events:
 
-        def tell(event: str, **facts: object) -> None:
+        def send(event: str, **facts: object) -> None:
             events.write(json.dumps({"event": event, **facts}) + "\n")
 
         setup = todo[0].cell.setup
@@ -73,31 +73,31 @@ def main() -> int:
             session = engine.open(setup, plan.models[setup.model], plan.options.seed, plan.draft_config(setup))
             surroundings, idle = wake(session, meter, engine, plan, setup)
         except InfergyError as error:
-            tell("refused", reason=str(error), code=failure_of(error).code)
+            send("refused", reason=str(error), code=failure_of(error).code)
             # What is loaded may be broken, and closing it hang; the kernel frees what it held.
             os._exit(error.exit_code)
-        tell("ready")
+        send("ready")
         with StoreWriter(Path(job["store"]), lock=False) as store:
             rows: dict[object, list[Measurement]] = {}
             for row in store.rows:
                 rows.setdefault(spread_key(row), []).append(row)
             for planned in todo:
-                tell("begin", cell=planned.key)
+                send("begin", cell=planned.key)
                 key = spread_key(failed_cell(planned, plan.options, surroundings, Failure(code="", message="")))
                 here = rows.setdefault(key, [])
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, sampler)
                 row = replace(row, bare_idle=bare)
                 here.append(row)
                 store.append(row)
-                tell("end", cell=planned.key, row=row.to_json())
+                send("end", cell=planned.key, row=row.to_json())
                 if not is_usable:
                     # Closing a broken engine can hang; the kernel frees what it held.
-                    tell("bye")
+                    send("bye")
                     os._exit(EXIT_RESTART)
         sampler.close()
         session.close()
         meter.close()
-        tell("bye")
+        send("bye")
     return 0
 
 

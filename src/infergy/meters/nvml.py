@@ -32,7 +32,7 @@ SLOWDOWNS = {
 
 SIMULATE_HINT = "Without a GPU, try the simulated one: infergy measure GRID.toml --simulate -o FILE.jsonl"
 LOST = "LOST-"
-"""Prefix of what stands for the UUID of a lost GPU, which does not report its own."""
+"""Prefix of the substitute for the UUID of a lost GPU, which does not report its own."""
 
 
 class NvmlMeter:
@@ -72,7 +72,7 @@ class NvmlMeter:
         return meter
 
     def read(self) -> Mapping[str, float]:
-        """Joules of each board since its driver was loaded, by UUID; about 1 µs per GPU."""
+        """Energy of each board since its driver was loaded, by UUID; about 1 µs per GPU."""
         energy = self._nvml.nvmlDeviceGetTotalEnergyConsumption
         energy_j: dict[str, float] = {}
         try:

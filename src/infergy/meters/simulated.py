@@ -57,7 +57,7 @@ class PowerSensor:
     """How the power fields differ from the truth.
 
     Attributes:
-        period_s: They change so often; 0 for always.
+        period_s: Time between changes; 0 for continuous.
         window_s: Instant power is the mean over so long before the change; 0 for the power of that moment. Below
             `period_s` the sensor samples part-time.
         delay_s: A change shows the power of so long before.
@@ -311,7 +311,7 @@ class SimulatedNode:
             gpu.advance(seconds, power_w * share)
 
     def read(self) -> dict[str, float]:
-        """Joules of each counter by UUID, read one after the other, each after the time of a call."""
+        """Energy of each counter by UUID, read one after the other, each after the time of a call."""
         energy_j: dict[str, float] = {}
         for gpu in self.gpus:
             begun_s = gpu.now_s()
@@ -358,7 +358,7 @@ class SimulatedMeter(_Simulated):
         self.gpus: tuple[GpuIdentity, ...] = tuple(gpu.identity for gpu in self._node.gpus)
 
     def read(self) -> Mapping[str, float]:
-        """Joules of the counters, by UUID."""
+        """Energy of the counters, by UUID."""
         return self._node.read()
 
     def states(self) -> tuple[GpuState, ...]:

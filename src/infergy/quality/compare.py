@@ -5,7 +5,7 @@ log ratio of a cell      log E_B − log E_A, variance the sum of both relative 
 log ratio of all cells   the mean of the cells' log ratios; its interval is Student's over the cells, or that of the
                          only cell: what processes differ by cell by cell is in their scatter
 
-Of a cell of which both hold the same windows the ratio is 1 whatever it takes: it tells nothing and is left out.
+A cell whose windows are the same in both has the ratio 1, which is no information, and is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infergy.records.visits import join_visits
 from infergy.units import count_of
 
 BETWEEN_PROCESSES = 0.004
-"""Standard deviation of what a whole process takes more or less than another of the same cells on the same chip.
+"""Standard deviation of the difference between whole processes that measure the same cells on the same GPU.
 
 The interval of a row is of its own process. What processes differ by beyond it was 0.15 % on an H200 and 0.20 and
 0.48 % on H100s of two hosts: 0.4 % by their numbers of pairs (docs/uncertainty.md). The simulated GPU's do not differ.
@@ -34,12 +34,12 @@ COMPARISON_SCHEMA = "infergy.comparison/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """Joules of B over those of A.
+    """Energy of B over those of A.
 
     Attributes:
         value: Above 1 where B takes more.
         low: Lower end of the 95 % interval; None where the spread of one side is unknown.
-        high: Upper end; None likewise.
+        high: Upper end; None for the same reason.
     """
 
     value: float
@@ -77,8 +77,8 @@ class Comparison:
     Attributes:
         overall: The geometric mean of the cells' ratios.
         only_a: Cells that A alone holds, in words; `only_b` the same.
-        same: Cells of which both hold the very same row, in words: they are left out of `cells` and of the mean, to
-            which a ratio of exactly 1 would lend a certainty that nobody measured.
+        same: Cells whose row is the same in both, in words: they are left out of `cells` and of the mean, since a
+            ratio of exactly 1 would narrow its interval without a measurement.
         differences: What differs in the environments of the cells that both hold, and in the token ids that were
             served, in words.
     """
@@ -95,10 +95,10 @@ class Comparison:
 def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     """Compare the measured cells of two stores; several rows of a cell in one store count as its visits.
 
-    Where they are not of one chip and environment, the last counts.
+    Where they are not of one GPU and environment, the last counts.
 
     Raises:
-        DataError: The two have no measured cell in common, or only cells of which both hold the same row.
+        DataError: The two have no measured cell in common, or only cells whose row is the same in both.
         MeterError: A counter stood still.
     """
     left, right = _judge(a), _judge(b)
@@ -113,7 +113,7 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     if not pairs:
         message = (
             f"of each of the {count_of(len(common), 'cell')} that the two files share they hold the very same row, "
-            "which tells nothing. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
+            "which is no comparison. Measure these cells again, into a new file: infergy measure GRID.toml -o NEW.jsonl"
         )
         raise DataError(message, code="same-rows", cells=len(common))
     cells = tuple(_compare_cell(*pair) for pair in pairs)

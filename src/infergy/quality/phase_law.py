@@ -1,16 +1,17 @@
-"""A law of a batch's joules, linear in what its two phases do, fitted to the cells of one engine config.
+"""A regression of a batch's joules, linear in what its two phases do, fitted to the cells of one engine config.
 
     E = a0 + a1·B·I + a2·B·I²                    prefill: B requests of I input tokens
       + b0·S + b1·B·S + b2·B·S·(I + O/2)         decode: S = O − 1 steps to O output tokens
 
-Each term is one of `infergy.cost.step`: a1 and b1 the matrix products of a token (2 FLOPs a weight),
+Each term is one of `infergy.cost.step`: a1 and b1 the matmuls of a token (2 FLOPs per weight),
 a2 the attention of a prompt to itself, b0 the weights read once a step (and the launching of its kernels), b2 the KV
 cache read at the mean context I + O/2, a0 what a batch costs whatever is in it. Base power enters through the seconds
 that each takes. Where a phase is held up now by one resource, now by another (a roofline: the larger of two times), the
-law is a compromise, and its residuals say so.
+regression is a compromise, as its residuals show.
 
-Cells are weighted by their relative error: 1 / (E² (σ² + δ²)), with σ measured and δ the law's own relative error, the
-least for which the residuals are no larger than they should be (Paule and Mandel, "Consensus values and weighting
+Cells are weighted by their relative error: 1 / (E² (σ² + δ²)), with σ measured and δ that of the regression itself, the
+smallest
+that explains the residuals (Paule and Mandel, "Consensus values and weighting
 factors", J. Res. NBS 87, 1982). Intervals are Student's, from the covariance of the weighted least squares.
 """
 
@@ -41,7 +42,7 @@ TELLING = 0.01
 to 1 % in 45 cells would leave its part of them unknown by 15 %."""
 
 MIXED = 0.05
-"""A term that was left out and was made up of the other phase by this share or more leaves the phases untold."""
+"""The phases are unknown where a term that was left out consists of the other phase by this share or more."""
 
 LEAST_ERROR = 1e-6
 """Stands for a relative error of nothing."""
@@ -49,7 +50,7 @@ LEAST_ERROR = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One term of the law.
+    """One term of the regression.
 
     Attributes:
         name: As in the module's formula.
@@ -80,7 +81,7 @@ TERMS = (
 FEWEST_ROWS = len(TERMS) + SPARE_ROWS
 
 _BY_IMPORTANCE = (1, 4, 3, 0, 5, 2)
-"""Places in `TERMS`, in the order in which they are kept where the cells cannot tell all of them."""
+"""Indices in `TERMS`, in the order in which they are kept where the cells do not identify all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class Observed:
 
     Attributes:
         energy_j: Joules per batch, above 0.
-        error: Relative standard error of them; None where nothing tells.
+        error: Relative standard error of them; None where it is unknown.
     """
 
     load: Load
@@ -99,7 +100,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """A term that the cells cannot tell, and why."""
+    """A term that the cells do not identify, and why."""
 
     name: str
     formula: str
@@ -108,15 +109,15 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
-    """The fitted law.
+    """The fitted regression.
 
     Attributes:
         values_j: A coefficient for each of `TERMS`; 0 for those that were dropped.
         covariance: Of the coefficients, in J².
         degrees: Of freedom: rows less terms.
-        error: δ, the law's own relative error, of a cell's joules.
+        error: δ, the regression's own relative error, of a cell's joules.
         condition: Condition number of the weighted columns, each scaled to length 1.
-        mixed: Why the phases cannot be told apart; None if they can.
+        mixed: Why the phases cannot be separated; None if they can.
     """
 
     values_j: Array
@@ -128,11 +129,11 @@ class Law:
     mixed: str | None
 
     def fitted_j(self, load: Load) -> float:
-        """Joules per batch by the law."""
+        """Joules per batch by the regression."""
         return float(_row(load) @ self.values_j)
 
     def phase_j(self, load: Load, phase: str) -> tuple[float, float]:
-        """Joules of one phase of a batch, and the half-width of their 95 % interval, the law's own error included."""
+        """Energy of one phase of a batch, and the half-width of their 95 % interval, with the regression's error."""
         import numpy as np
 
         row = _row(load) * np.array([term.phase == phase for term in TERMS])
@@ -147,8 +148,8 @@ class Law:
         return student_t(self.degrees) * sqrt(max(0.0, variance))
 
 
-def fit_law(rows: Sequence[Observed]) -> Law:
-    """Fit the law to at least `FEWEST_ROWS` cells of one engine config."""
+def fit_phases(rows: Sequence[Observed]) -> Law:
+    """Fit the regression to at least `FEWEST_ROWS` cells of one engine config."""
     import numpy as np
 
     energy_j = np.array([row.energy_j for row in rows])
@@ -180,7 +181,7 @@ def fit_law(rows: Sequence[Observed]) -> Law:
 
 
 def describe_residuals(law: Law, rows: Sequence[Observed]) -> tuple[list[float], float, float]:
-    """Relative residual of each row (law over measured, less 1), their median size, and R² of the joules."""
+    """Relative residual of each row (fitted over measured, less 1), their median size, and R² of the joules."""
     fitted_j = [law.fitted_j(row.load) for row in rows]
     residuals = [fitted / row.energy_j - 1 for fitted, row in zip(fitted_j, rows, strict=True)]
     mean_j = sum(row.energy_j for row in rows) / len(rows)
@@ -197,7 +198,7 @@ def _row(load: Load) -> Array:
 
 
 def _choose(relative: Array) -> tuple[list[int], tuple[Dropped, ...], str | None]:
-    """The places of the terms that the cells can tell, ascending, those that they cannot, and whether phases mix."""
+    """The indices of the terms that the cells identify, ascending, those that they do not, and whether phases mix."""
     import numpy as np
 
     kept: list[int] = []

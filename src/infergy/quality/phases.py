@@ -1,8 +1,8 @@
 """Prefill and decode apart: what each phase of a batch took, in joules. A pure function of rows.
 
-by pair   a cell and another of the same engine config, input and batch with one output token: the second one's energy
+by pair   a cell and another of the same engine config, input and batch with one output token: the energy of the second
           is that of prefill (and of the first token, which comes out of it), the difference that of decode
-by fit    the law of `infergy.quality.phase_law` over all cells of the engine config
+by fit    the regression of `infergy.quality.phase_law` over all cells of the engine config
 
 The interval of a difference adds the variances of both cells, Student's with Welch and Satterthwaite's degrees of
 freedom. A negative figure is kept, and flagged: it says that the method does not hold there.
@@ -24,7 +24,7 @@ from infergy.quality.phase_law import (
     Law,
     Observed,
     describe_residuals,
-    fit_law,
+    fit_phases,
 )
 from infergy.records import Load, Measurement, Result, result_of
 from infergy.records.agreement import pool_key
@@ -46,8 +46,8 @@ class Joules:
     """Joules and their 95 % interval.
 
     Attributes:
-        low_j: Lower end; None where nothing tells the spread of a cell.
-        high_j: Upper end; None likewise.
+        low_j: Lower end; None where the standard error of a cell is unknown.
+        high_j: Upper end; None for the same reason.
     """
 
     value_j: float
@@ -62,7 +62,7 @@ class PhaseEnergy:
     Attributes:
         prefill: Joules per batch until the first token.
         decode: Joules per batch from there to the last.
-        decode_token: Joules of decode an output token after the first; None where there is only that one.
+        decode_token: Energy of decode an output token after the first; None where there is only that one.
         decode_share: Decode over both.
         flags: ``negative-phase``, where a figure is negative.
     """
@@ -83,12 +83,12 @@ class CellPhases:
         energy_j: Joules per batch, as measured.
         pair: By the paired cell.
         pair_missing: Why there are no figures by pair; None if there are.
-        fit: By the fitted law; its `prefill` and `decode` add up to what the law says, not to `energy_j`.
-        residual: The law's joules per batch over the measured, less 1; None where no law was fitted.
+        fit: By the regression; its `prefill` and `decode` add up to the fitted energy, not to `energy_j`.
+        residual: The fitted joules per batch over the measured, less 1; None where nothing was fitted.
         prefill_difference_j: Prefill by fit less prefill by pair; None where one is missing.
-        decode_difference_j: Likewise.
-        time_to_first_token_s: Mean over requests; None where the engine did not tell.
-        time_per_output_token_s: Likewise, and for one output token.
+        decode_difference_j: The same for decode.
+        time_to_first_token_s: Mean over requests; None where the engine did not report it.
+        time_per_output_token_s: The same; None for one output token too.
     """
 
     cell_id: str
@@ -109,7 +109,7 @@ class CellPhases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficient:
-    """One fitted coefficient of the law, `formula` what it multiplies."""
+    """One fitted coefficient of the regression, `formula` what it multiplies."""
 
     name: str
     phase: str
@@ -119,16 +119,16 @@ class Coefficient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseFit:
-    """The law fitted to the cells of an engine config.
+    """The regression fitted to the cells of an engine config.
 
     Attributes:
         rows: Cells that it was fitted to.
-        dropped: Terms that these cells cannot tell.
-        mixed: Why the phases cannot be told apart by it; None if they can.
+        dropped: Terms that these cells do not identify.
+        mixed: Why it cannot separate the phases; None if it can.
         r2: Share of the variance of the joules per batch that it explains.
         median_residual: Median size of the relative residuals.
         worst_residual: The largest of them, with its sign; `worst_cell` names its cell.
-        law_error: Relative error of the law itself, beyond what the spread of the cells explains.
+        law_error: Relative error of the regression itself, beyond what the standard errors of the cells explain.
         condition: Condition number of the weighted and scaled columns; from 1 on, the less the better.
         flags: ``negative-phase``, for a negative coefficient.
     """
@@ -153,8 +153,8 @@ class SetupPhases:
     Attributes:
         label: Engine and whatever is not at its default.
         gpu: As the driver names it.
-        weights: The law of the random weights, or where real ones came from.
-        fit_missing: Why no law was fitted; None if one was.
+        weights: The distribution of the random weights, or where real ones came from.
+        fit_missing: Why nothing was fitted; None if one was.
     """
 
     label: str
@@ -217,8 +217,8 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         raise DataError(message, code="no-rows", path=file)
     if any(row.rescaled for row in last.values()):
         message = (
-            f"{file or 'the rows'}: rescaled, and what the factor's interval does to a difference of cells is not told "
-            "apart. Ask of the table as it was measured"
+            f"{file or 'the rows'}: rescaled: the effect of its factor's interval on a difference of cells is not "
+            "known. Use the table as it was measured"
         )
         raise DataError(message, code="rescaled", path=file)
     labels = sorted({row.cell.label for row in last.values()})
@@ -242,7 +242,7 @@ def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
     judged.sort(key=lambda one: (one.load.input_tokens, one.load.output_tokens, one.load.batch))
     pairs = {(one.load.input_tokens, one.load.batch): one for one in judged if one.load.output_tokens == 1}
     observed = [Observed(load=one.load, energy_j=one.result.energy_j, error=one.error) for one in judged]
-    law = fit_law(observed) if len(observed) >= FEWEST_ROWS else None
+    law = fit_phases(observed) if len(observed) >= FEWEST_ROWS else None
     first = rows[0]
     return SetupPhases(
         label=first.cell.label,
@@ -302,7 +302,7 @@ def _by_pair(one: _Judged, pair: _Judged) -> PhaseEnergy:
 
 
 def _difference(one: _Judged, pair: _Judged) -> Joules:
-    """Joules of one cell less those of another, with the interval of both."""
+    """Energy of one cell less those of another, with the interval of both."""
     value_j = one.result.energy_j - pair.result.energy_j
     if one.uncertainty is None or pair.uncertainty is None:
         return Joules(value_j=value_j, low_j=None, high_j=None)

@@ -1,7 +1,8 @@
 """A table made to stand for another GPU of the same kind: its joules times the ratio of a few cells measured there.
 
-Two chips of one kind differ by about 2 % (docs/measurements.md), much alike in all cells of an engine config, so a few
-cells tell the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its origin
+Two GPUs of one kind differ by about 2 % (docs/measurements.md), much the same in all cells of an engine config:
+a few
+cells give the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its origin
 (`infergy.records.Rescaled`), and `infergy.records.result_of` applies it.
 """
 
@@ -41,7 +42,7 @@ def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, fo
         force: Scale also by a factor whose interval holds 1.
 
     Raises:
-        DataError: The table is rescaled already, the two are not of one kind of GPU, hold rows of several chips or no
+        DataError: The table is rescaled already, the two are not of one kind of GPU, hold rows of several GPUs or no
             cell in common, or do not differ significantly.
         MeterError: A counter stood still.
     """
@@ -73,7 +74,7 @@ def _mark(
         for found in differences(new[0], row, SAME_KIND):
             message = (
                 f"{name}: {found.fact} {found.was or 'unknown'} here, {found.now or 'unknown'} in cell {row.cell_id}: "
-                "a few cells tell nothing of the others across these. Measure the whole table here: "
+                "a few cells do not predict the others across these. Measure the whole table here: "
                 "infergy measure GRID.toml -o MINE.jsonl"
             )
             raise DataError(
@@ -85,7 +86,7 @@ def _mark(
                 now=found.now,
                 cell=row.cell_id,
             )
-    _only_chips(f"{name} in the table", old)
+    _only_gpus(f"{name} in the table", old)
     wanted = {row.cell_id for row in new}
     compared = compare([row for row in old if row.cell_id in wanted], new)
     ratio = compared.overall
@@ -101,7 +102,7 @@ def _mark(
             f"{ratio.high:.4f}), so there is nothing to rescale: use the table as it is"
         )
         raise DataError(message, code="no-difference", setup=name, ratio=ratio.value, low=ratio.low, high=ratio.high)
-    # Of the mean of n anchors the interval is t s / √n; a cell that was not measured again scatters as one anchor does:
+    # The interval of the mean of n control cells is t s / √n; another cell scatters as one of them:
     # t s √(1 + 1 / n), √(n + 1) times as wide (a prediction interval, in logs).
     wider = math.sqrt(len(compared.cells) + 1)
     low, high = (ratio.value * (edge / ratio.value) ** wider for edge in (ratio.low, ratio.high))
@@ -110,22 +111,22 @@ def _mark(
         low=low,
         high=high,
         gpu=new[0].environment.gpus[0].name if new[0].environment.gpus else "unknown",
-        chips=_only_chips(f"{name} measured again", new),
+        chips=_only_gpus(f"{name} measured again", new),
         cells=tuple(sorted(cell.cell_id for cell in compared.cells)),
         measured_utc=max(row.measured_utc for row in new),
     )
 
 
-def _only_chips(what: str, rows: Iterable[Measurement]) -> tuple[str, ...]:
-    """The UUIDs that all rows share: a factor between two chips is none between three."""
-    chips = {tuple(gpu.uuid for gpu in row.environment.gpus): row for row in rows}
-    if len(chips) > 1:
-        one, other, *_ = (f"{', '.join(uuids)} (cell {row.cell_id})" for uuids, row in chips.items())
-        message = f"{what}: rows of several chips, {one} and {other}. Put those of each into a file of their own"
+def _only_gpus(what: str, rows: Iterable[Measurement]) -> tuple[str, ...]:
+    """The UUIDs that all rows share: a factor holds between two GPUs, not three."""
+    by_gpus = {tuple(gpu.uuid for gpu in row.environment.gpus): row for row in rows}
+    if len(by_gpus) > 1:
+        one, other, *_ = (f"{', '.join(uuids)} (cell {row.cell_id})" for uuids, row in by_gpus.items())
+        message = f"{what}: rows of several GPUs, {one} and {other}. Put those of each into a file of their own"
         raise DataError(
-            message, code="several-gpus", place=what, gpus=sorted(uuid for uuids in chips for uuid in uuids)
+            message, code="several-gpus", place=what, gpus=sorted(uuid for uuids in by_gpus for uuid in uuids)
         )
-    return next(iter(chips))
+    return next(iter(by_gpus))
 
 
 def _scaled(row: Measurement, mark: Rescaled) -> Measurement:

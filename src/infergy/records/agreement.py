@@ -9,7 +9,7 @@ Standard library only.
                  less (docs/measurements.md), another host drives a host-bound engine at another speed
 
 All else in the environment of a row may differ: the versions of infergy and of Python, which neither launch
-kernels nor read counters, and what an engine finds anew at each loading (`VOLATILE_OPTIONS`).
+kernels nor read counters, and what an engine determines at each loading (`VOLATILE_OPTIONS`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ MUST = (
 )
 
 SHOULD = (
-    Fact("chip", lambda row: _one(", ".join(gpu.uuid for gpu in row.environment.gpus) or None)),
+    Fact("GPU UUID", lambda row: _one(", ".join(gpu.uuid for gpu in row.environment.gpus) or None)),
     Fact("meter", lambda row: _one(row.environment.meter)),
     Fact("CPU", lambda row: _one(row.environment.cpu)),
     Fact("system", lambda row: _one(row.environment.platform)),

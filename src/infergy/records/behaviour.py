@@ -27,7 +27,7 @@ class CounterBehaviour:
         intervals: How many there were.
         is_regular: Whether both percentiles are within a tenth of the median, but for the gap between two reads.
         read_gap_s: The longest time between two reads before a tick: no stamp is later than that.
-        step_j: The greatest step of which all increments are multiples.
+        step_j: The greatest common divisor of all increments.
         delay_s: Mean time from a load step until it shows. A counter that looks only at the end of each period shows
             steps before they are whole: half of what it skips is missing here.
         sampled_share: About which share of the time it looks, from the scatter of that delay.

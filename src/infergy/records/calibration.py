@@ -29,7 +29,7 @@ FEWEST_S = 2.5
 """Below, the edges of a window weigh: an H200's counter ticks each 0.1 s."""
 
 WIDEST = 0.1
-"""Of a window's joules: where they are less certain than so, by when ticks were stamped, they are doubted."""
+"""Relative uncertainty of a window's joules, from the timestamps of its ticks, above which its weight is reduced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class CalibrationWindow:
     Attributes:
         calls: How often the workload ran; 0 for an idle GPU.
         duration_s: From the first call to when the last one was done.
-        energy_j: Joules of all GPUs in that time, idle power included; None where `reason` says why.
+        energy_j: Energy of all GPUs in that time, idle power included; None where `reason` says why.
         low_j: What it was at least, and `high_j` at most, by the counter's ticks.
         energy_by_gpu_j: By UUID.
         before: State of each GPU before the work; `during` in the midst of it; `after` it.

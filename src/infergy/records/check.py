@@ -32,7 +32,7 @@ class CheckedRow:
         failure: Why the cell has no number; None if it has one.
         energy_by_gpu_j: Energy per batch of each GPU, by UUID in the engine's order; empty if the cell failed.
         power_by_gpu_w: Mean power of each while batches ran.
-        timeline_ratio: Joules of the counters over those of the power timelines; None where there are none.
+        timeline_ratio: Energy of the counters over those of the power timelines; None where there are none.
         imbalance: Largest less smallest energy of a GPU, over their mean; None with one GPU. No flag: GPUs differ, and
             so do their shares of the work.
         requests_per_s: Requests finished per second; None if the cell failed.

@@ -49,7 +49,7 @@ class Environment:
     """The host, the GPUs and the engine of a row.
 
     Attributes:
-        weights: The law of random weights, or where real ones came from.
+        weights: The distribution of random weights, or where real ones came from.
         packages: Version by package name, of those that shape the result.
         engine: The engine's resolved options, as it reported them.
         meter: Name of the meter, and `scope` of its joules (``gpu-board``).

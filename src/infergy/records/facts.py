@@ -1,4 +1,4 @@
-"""What a row shows of how it was measured, none of which predicts an error beyond its interval. Standard library only.
+"""Facts of how a row was measured that predict no error beyond its interval. Standard library only.
 
 Which of these were compared with replicates, and what came of it: benchmarks/flags.py, docs/flags.md.
 
@@ -22,7 +22,7 @@ from infergy.records.window import Tick, Window
 from infergy.units import format_percent, format_si
 
 FEWEST_FOR_DRIFT = 4
-"""Batches or windows of which the halves are compared."""
+"""Batches or windows whose halves are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ DISAGREEMENT = 0.05
 """How far the energy of the counter may differ from that of the power timeline."""
 
 WINDOW_DISAGREEMENT = 0.08
-"""The same over one window, of which a sensor that lags misplaces up to 3 % at either edge."""
+"""The same over one window: a sensor that lags misplaces up to 3 % at either edge."""
 
 LOOKING_ERRORS = 2.0
 """How many standard errors of a sensor that samples part of the time the two may differ by, if that is more. They are

@@ -1,8 +1,8 @@
 """What a load asks of an engine: lengths, decoding, and when requests arrive. Standard library only.
 
 offline     all at once (no `Arrivals`)
-poisson     gaps drawn from an exponential law
-gamma       gaps drawn from a gamma law, shape = burstiness, scale = 1 / (rate × burstiness): mean 1 / rate, coefficient
+poisson     exponential gaps
+gamma       gamma gaps, shape = burstiness, scale = 1 / (rate × burstiness): mean 1 / rate, coefficient
             of variation 1 / √burstiness; as `vllm bench serve --request-rate --burstiness` draws them
 trace       the times of a log, as they were or scaled to a rate
 replay      requests of a log, each with its own lengths: consecutive ones, or those of a window of time; all at once,
@@ -38,8 +38,8 @@ class Arrivals:
     Attributes:
         law: ``poisson``, ``gamma``, ``trace`` or ``replay``.
         rate_per_s: Requests per second, above 0; None for a trace at its own times, and for a replay.
-        burstiness: Shape of the gamma law, above 0: below 1 more bursty than Poisson's, which is 1, above 1 more even.
-        trace: Name of the trace; None for the other laws.
+        burstiness: Shape of the gamma distribution, above 0; 1 is Poisson's, below 1 more bursty, above 1 more even.
+        trace: Name of the trace; None for Poisson and gamma.
         digest: Hash of the trace's times, of a replay of its lengths (and times, if it is timed), so that two logs of
             one name are two loads; None for the other laws, and until the log is read.
         first: Of a replay without a window, how many requests of the log come before it.
@@ -89,7 +89,7 @@ class Arrivals:
             raise UsageError.bad_value("rate_per_s", self.rate_per_s, "more than 0 per second, or offline")
         if not 0 < self.burstiness < math.inf or (self.burstiness != 1 and self.law != GAMMA):
             raise UsageError.bad_value(
-                "burstiness", self.burstiness, "more than 0, and 1 unless the law is gamma", law=self.law
+                "burstiness", self.burstiness, "more than 0, and 1 unless arrivals are gamma", law=self.law
             )
 
     def _check_window(self) -> None:

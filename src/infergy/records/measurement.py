@@ -157,7 +157,7 @@ class Measurement:
 
 
 def _demand_joules(row: Measurement, place: str) -> None:
-    """Refuse a row whose counters cannot be, by its line: no window of zero or fewer joules was ever written."""
+    """Reject a row whose counters are impossible, by its line: no window of zero or fewer joules was ever written."""
     seen = () if row.watched is None else (row.watched,)
     try:
         for window in (*row.windows, *seen):
@@ -241,7 +241,7 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     Idle time counts at the power between the settled and the closing tick of the same window. The joules that a
     counter shows late are counted by then, whatever its delay: the first tick after the last token would miss some.
 
-    Online a batch is a run from its first arrival to its last token: the joules of the gaps in which nothing was served
+    Online a batch is a run from its first arrival to its last token: the energy of the gaps in which nothing was served
     are among its own, its seconds and its power are over both.
 
     A window without a settled tick closes on that first one. Its idle time counts at loaded-idle power. Clocks fall
@@ -291,7 +291,7 @@ def batch_energy_j(windows: Sequence[Window], loaded_idle: Window) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Joules:
-    """Joules of all windows by GPU: between the edges, of these while idle, and how far the idle ones may be off."""
+    """Energy of all windows by GPU: between the edges, of these while idle, and how far the idle ones may be off."""
 
     used_j: dict[str, float]
     idle_s: dict[str, float]

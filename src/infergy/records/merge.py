@@ -78,7 +78,7 @@ def join(stores: Iterable[tuple[str, Sequence[Measurement]]]) -> list[Measuremen
     for name, rows in stores:
         for row in rows:
             first = first or (name, row)
-            refuse_unlike(first, (name, row))
+            reject_unlike(first, (name, row))
             line = encode_row(row)
             other, known, _ = found.setdefault(_identity(row), (name, line, row))
             if known != line:
@@ -95,7 +95,7 @@ def _identity(row: Measurement) -> tuple[str, ...]:
     return row.key, row.measured_utc, row.environment.platform, *(gpu.uuid for gpu in row.environment.gpus)
 
 
-def refuse_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]) -> None:
+def reject_unlike(first: tuple[str, Measurement], other: tuple[str, Measurement]) -> None:
     """Reject two rows, each with the name of where it is from, that cannot stand in one store.
 
     Raises:

@@ -117,7 +117,7 @@ def make_timeline(
 
 
 def ratio_by_gpu(row: Measurement) -> Mapping[str, float]:
-    """Joules of the counter over those of the timeline, over all it saw, by UUID; empty where it cannot be totals.
+    """Energy of the counter over those of the timeline, over all it saw, by UUID; empty where it cannot be totals.
 
     Raises:
         MeterError: A counter stood still.
@@ -131,7 +131,7 @@ def ratio_by_gpu(row: Measurement) -> Mapping[str, float]:
 
 
 def looking_error_by_gpu(row: Measurement, windows: Iterable[Window]) -> Mapping[str, float]:
-    """How far the joules of each timeline may be off because its sensor looks part of the time, by UUID.
+    """How far the energy of each timeline may be off because its sensor looks part of the time, by UUID.
 
     The standard error of the mean of the values shown while batches ran, as a fraction, as if each were a look at a
     moment drawn at random; 0 of fewer than two.
@@ -146,7 +146,7 @@ def looking_error_by_gpu(row: Measurement, windows: Iterable[Window]) -> Mapping
 
 
 def ratio_by_window(row: Measurement) -> Iterator[tuple[int, str, float]]:
-    """Of each window, from 1 on, and each GPU the joules of the counter over those of the timeline, where totals.
+    """Of each window, from 1 on, and each GPU the energy of the counter over those of the timeline, where totals.
 
     Raises:
         MeterError: A counter stood still.
@@ -159,7 +159,7 @@ def ratio_by_window(row: Measurement) -> Iterator[tuple[int, str, float]]:
 
 
 def ratio(row: Measurement) -> float | None:
-    """Joules of all counters over those of all timelines; None where one of them is not totals.
+    """Energy of all counters over those of all timelines; None where one of them is not totals.
 
     Raises:
         MeterError: A counter stood still.

@@ -12,7 +12,7 @@ Four independent parts, as fractions of the energy per batch:
     visits   what lasts longer than a window and differs from one visit of a cell to the next, where cells of the engine
              config were measured more than once (`infergy.records.visits`)
 
-v is estimated from the joules of repeated windows, which hold what the counter errs too, or, in one window, from the
+v is estimated from the energy of repeated windows, which include errors of the counter, or, in one window, from the
 seconds of its batches (energy varies less than seconds, for power falls when work waits). Few windows say little, so v
 is moderated by that of like cells (Smyth, "Linear models and empirical Bayes methods", Stat. Appl. Genet. Mol. Biol.
 3, 2004):
@@ -66,12 +66,12 @@ a fit to `scipy.special.stdtrit`, within 0.002 % from 1 degree on. A node that m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """The relative variance of the joules of one second of batches, and how well it is known.
+    """The relative variance of the energy of one second of batches, and how well it is known.
 
     Attributes:
         variance_s: Of joules over their mean, times the seconds over which they are taken.
         degrees_of_freedom: Of that estimate, above 0.
-        is_of_joules: Whether it stands on the joules of repeated windows, not on the seconds of batches.
+        is_of_joules: Whether it comes from the energy of repeated windows, not from the seconds of batches.
     """
 
     variance_s: float
@@ -87,8 +87,8 @@ class Uncertainty:
         low_j: Lower end, in joules per batch.
         high_j: Upper end, in joules per batch.
         half_width: Half of the interval over `Result.energy_j`, as a fraction.
-        spread: Standard error that the spread between batches leaves, as a fraction; `edges`, `tail` and `visits`
-            likewise.
+        spread: Standard error from the scatter between batches, as a fraction; `edges`, `tail` and `visits` are
+            fractions too.
         degrees_of_freedom: Of the interval; None if the spread is negligible, so that it is the normal one.
         rescaling: Half-width that the factor of a rescaled row adds, as a fraction; 0 for others.
     """

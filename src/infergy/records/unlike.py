@@ -51,7 +51,7 @@ def find_unlike(rows: Sequence[Measurement]) -> list[tuple[tuple[Flag, ...], tup
 
 
 def _place(row: Measurement) -> tuple[str, tuple[str, ...]]:
-    """Which visit of which cell, and on which GPUs: each part of a divided engine config has control cells."""
+    """The session and cell, and on which GPUs: each part of a divided engine config has control cells."""
     return row.key, tuple(sorted(row.windows[0].open))
 
 

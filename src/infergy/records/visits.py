@@ -73,7 +73,7 @@ def variance_between(scatters: Iterable[VisitScatter | None], variance_s: float)
 
     Args:
         scatters: Of like cells.
-        variance_s: The relative variance of the joules of one second, v.
+        variance_s: The relative variance of the energy of one second, v.
     """
     known = [scatter for scatter in scatters if scatter is not None]
     degrees = sum(scatter.degrees_of_freedom for scatter in known)

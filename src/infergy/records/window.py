@@ -131,7 +131,7 @@ class Window:
 
     @property
     def energy_by_gpu_j(self) -> dict[str, float]:
-        """Joules of each GPU between its two edges, by UUID.
+        """Energy of each GPU between its two edges, by UUID.
 
         Raises:
             MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.

@@ -1,4 +1,4 @@
-"""Figures as Vega-Lite charts, in colours and shapes that colour-blind readers can tell apart.
+"""Figures as Vega-Lite charts, in colours and shapes that colour-blind readers can distinguish.
 
 Ink is ``currentColor``, so that a page's own colours apply, in light, dark and print; `for_file` sets it for a file.
 """

@@ -89,7 +89,7 @@ def load_evidence(
         files: Stores.
         traces: Traces, or samples of them, to estimate from these.
         model: For which the traces are estimated; None: the default if it was measured, else the only one that was.
-        gpu: On which; None: likewise.
+        gpu: On which; None: on any.
         allow_simulated: Whether rows of a simulated GPU are accepted.
     """
     paths = files or [path for path in shipped_rows() if path.parent == SHIPPED_ROWS]

@@ -91,7 +91,7 @@ def build_report(
         model: Of the estimates.
         gpu: Of the estimates.
         allow_simulated: Whether rows of a simulated GPU are accepted.
-        mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None refuses a user's and splits
+        mixed: ``split`` or ``refuse`` rows of environments that must not be mixed; None rejects a user's and splits
             the shipped ones, whose environments are known.
         planned: The cells of the shipped grids by name, for a GPU of the catalog, to list those without a row.
 

@@ -19,7 +19,7 @@ TIMELINE_SCHEMA = "infergy.timeline/1"
 PREFILL, DECODE, BATCH = "prefill", "decode", "batch"
 PHASE_COLOURS = {PREFILL: "#E69F00", DECODE: "#56B4E9", BATCH: "#999999"}
 GPU_COLOURS = ("#000000", "#D55E00", "#009E73", "#CC79A7", "#0072B2", "#F0E442", "#882255", "#44AA99")
-"""Okabe and Ito's colours, which colour-blind readers can tell apart, and two of Tol's."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish, and two of Tol's."""
 
 COLUMNS = 72
 BARS = "▁▂▃▄▅▆▇█"

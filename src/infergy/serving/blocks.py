@@ -62,7 +62,7 @@ class BlockPool:
     def __init__(self, blocks: int) -> None:
         self.free = self.blank = blocks
         self._cached: dict[int, list[Extent]] = {}
-        self._queue = Extent(None, 0, 0, 0)  # the ring's anchor: `after` is evicted first
+        self._queue = Extent(None, 0, 0, 0)  # the ring's sentinel: `after` is evicted first
 
     def take(self, count: int) -> None:
         """Take `count` of the free blocks, evicting what the first in the queue hold."""
@@ -148,7 +148,7 @@ class BlockPool:
                     self._link_last(part)
 
     def discard(self, cached: int, blank: int) -> None:
-        """Free blocks whose content nobody can find again: `cached` go to the end of the queue, `blank` to its head."""
+        """Free blocks whose content is not reused: `cached` go to the end of the queue, `blank` to its head."""
         self.free += cached + blank
         self.blank += blank
         last = self._queue.before
@@ -249,7 +249,7 @@ def _nodes(ids: Ints, index: Ints) -> Ints:
     known[nodes] = before
     if np.array_equal(known[nodes], before):
         return nodes
-    # The ids name text alone, not what stands before it: number them by what precedes, one by one.
+    # The ids name text alone, not what precedes it: number them by what precedes, one by one.
     numbers: dict[tuple[int, int], int] = {}
     parent = -1
     for k, (place, node) in enumerate(zip(index.tolist(), nodes.tolist(), strict=True)):

@@ -95,7 +95,7 @@ class EnergySplit:
         decode_j: Steps that only decode.
         mixed_j: Steps with both.
         idle_j: Waiting, of all replicas, between the first arrival and the last token.
-        recomputed_j: Of which for tokens computed again after a preemption: their share of the tokens of prefills.
+        recomputed_j: Part for tokens computed again after a preemption: their share of the tokens of prefills.
     """
 
     prefill_j: float

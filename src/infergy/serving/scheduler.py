@@ -261,7 +261,7 @@ class Scheduler:
             self.ended.append(request)
 
     def _admit(self, budget: int) -> None:
-        """Admit from the head of the queue: nobody overtakes, and the whole known sequence must fit."""
+        """Admit from the head of the queue: no request overtakes, and the whole known sequence must fit."""
         block, pool, waiting, running = self._block, self.pool, self.waiting, self.running
         while waiting and budget > 0:
             if len(running) >= self._limits.max_num_seqs:

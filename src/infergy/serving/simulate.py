@@ -238,7 +238,7 @@ def _steps(logs: list[NDArray[np.void]], padded: Sequence[int]) -> Steps:
     if len(logs) > 1:
         log = log[np.argsort(log["start_s"], kind="stable")]
         queued = np.zeros(len(log), dtype=np.int64)
-        for own in logs:  # of each replica by its last step, before the first of which nothing waits
+        for own in logs:  # of each replica by its last step; before its first step nothing waits
             last = np.searchsorted(own["start_s"], log["start_s"], side="right")
             queued += np.append(0, own["waiting"])[last]
         log["waiting"] = queued

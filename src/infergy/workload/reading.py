@@ -91,7 +91,7 @@ def collect(table: Table, query: Any) -> pl.DataFrame:
 
 
 def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: float | None = None) -> Requests:
-    """Requests of collected rows, of which some have output.
+    """Requests of collected rows, some with output.
 
     Args:
         table: Where the rows come from.

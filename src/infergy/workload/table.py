@@ -204,7 +204,7 @@ class Table:
 
 
 def build_table(source: Source, layout: Format) -> Table:
-    """Attach the reader of a source to its layout, of which only polars reads blocks and sessions; nothing is read.
+    """Attach the reader of a source to its layout (only polars reads blocks and sessions); nothing is read.
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.

@@ -161,7 +161,7 @@ def fit_lengths(mean: float, std: float, longest: int) -> LengthLaw:
         raise UsageError.bad_value("moments", [mean, std], f"those of lengths of 1 to {longest} tokens")
 
     def law(place: Sequence[float]) -> LengthLaw:
-        # Further out a law is a point or flat to the last digit, and the exponential overflows.
+        # Further out a distribution is a point or flat to the last digit, and the exponential overflows.
         return LengthLaw(mu=float(place[0]), sigma=math.exp(min(20.0, max(-20.0, place[1]))), longest=longest)
 
     def errors(place: Sequence[float]) -> tuple[float, float]:

@@ -176,7 +176,7 @@ class Trace:
 
     @property
     def _has_columns(self) -> bool:
-        """Whether its requests ship as columns too: a shipped trace, of which no other columns are named."""
+        """Whether its requests ship as columns too: a shipped trace, whose other columns cannot be named."""
         if "columns" not in self.origin.about:
             return False
         return self.layout == settle(self.origin.fields, source=self.source, records=False, wanted=None, columns=None)
