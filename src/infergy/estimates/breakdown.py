@@ -22,7 +22,7 @@ from infergy.cost.step import Steps, StepSums, attention_cost, free_s, matmul_co
 from infergy.cost.table import Table
 from infergy.estimates.estimate import estimate_server, facts_of, sample_of, serve_sample, steps_of
 from infergy.estimates.results import ServerEstimate, TraceFacts
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.estimates.servers import OpenServer, ServerSpec, open_server
 from infergy.serving.run import Run
 
 WATERFALL_SCHEMA = "infergy.waterfall/2"
@@ -110,7 +110,7 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
     """
     sample = sample_of(source)
     if not isinstance(server, OpenServer):
-        server = open_server(server or ServerSpec(), load_tables() if table is None else table)
+        server = open_server(server or ServerSpec(), table)
     runs = serve_sample(sample, server)
     estimate = estimate_server(sample, server, offline=False, runs=runs)
     steps, energy = steps_of(runs), estimate.run.energy

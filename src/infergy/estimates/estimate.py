@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,6 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     """
     if runs is None:
         runs = tuple((server.serve(window.requests), window) for window in sample.windows)
-    weights, counts = np.array([window.weight for _, window in runs]), [run.counts for run, _ in runs]
     if not sum(len(run.steps) for run, _ in runs):
         raise UsageError(
             f"{sample.source}: not one request can be served: all are longer than {server.config.max_model_len} tokens "
@@ -149,34 +149,33 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
             code="does-not-fit",
             trace=sample.source,
         )
-    energy = EnergySplit(
-        **{f.name: float(weights @ [getattr(run.energy, f.name) for run, _ in runs]) for f in fields(EnergySplit)}
-    )
+    energy = EnergySplit(**{field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)})
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
-
-    def total(name: str) -> int:
-        return round(float(weights @ [getattr(one, name) for one in counts]))
-
-    seen = run_of(runs).latency()
-    latency: dict[str, Any] = {f.name: getattr(seen, f.name) for f in fields(seen)}
-    latency |= {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
+    latency = run_of(runs).latency()
+    percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
+    sds = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
     return RunEstimate(
         energy_j=energy_j,
         low_j=energy_j * math.exp(-half),
         high_j=energy_j * math.exp(half),
-        duration_s=float(weights @ [run.duration_s for run, _ in runs]),
-        requests=total("requests"),
-        rejected_requests=total("rejected_requests"),
-        preemptions=total("preemptions"),
+        duration_s=total(runs, "duration_s"),
+        requests=round(total(runs, "counts.requests")),
+        rejected_requests=round(total(runs, "counts.rejected_requests")),
+        preemptions=round(total(runs, "counts.preemptions")),
         energy=energy,
-        latency=LatencyParts(**latency),
-        load=_load(runs, weights, server, energy_j),
+        latency=LatencyParts(**percentiles, **sds),
+        load=_load(runs, server, energy_j),
         measured_share=measured_share(runs, server, energy_j),
         overload=_overload(largest, server) if sample.windows[0].requests.arrival_s is not None else None,
     )
+
+
+def total(runs: Runs, figure: str) -> float:
+    """Sum of a figure of runs, such as ``counts.requests``, each by its window's weight."""
+    return float(np.array([window.weight for _, window in runs]) @ [attrgetter(figure)(run) for run, _ in runs])
 
 
 def measured_share(runs: Sequence[tuple[Run, Window]], server: OpenServer, energy_j: float) -> float:
@@ -212,24 +211,24 @@ def facts_of(sample: Sample) -> TraceFacts:
     )
 
 
-def _load(runs: Runs, weights: np.ndarray[Any, Any], server: OpenServer, energy_j: float) -> Load:
-    cost, steps, replicas = server.cost, steps_of(runs), runs[0][0].replicas
-    duration_s = float(weights @ [run.duration_s for run, _ in runs])
-    busy_s = float(weights @ [run.busy_s for run, _ in runs])
+def _load(runs: Runs, server: OpenServer, energy_j: float) -> Load:
+    cost, steps = server.cost, steps_of(runs)
+    duration_s, busy_s = total(runs, "duration_s"), total(runs, "busy_s")
+    all_s = duration_s * runs[0][0].replicas
     decode_s = steps.duration_s * (steps.decodes > 0)
-    flops = float(steps.count @ cost.work_of(sums_of(steps))[0])
-    blocks = server.config.limits.num_gpu_blocks if isinstance(server.config, EngineConfig) else 0
+    # All but the null block; static batches log none.
+    blocks = server.config.limits.num_gpu_blocks - 1 if isinstance(server.config, EngineConfig) else 1
     counts = [run.counts for run, _ in runs]
     return Load(
-        power_w=energy_j / duration_s if duration_s else 0.0,
-        busy_share=busy_s / (duration_s * replicas) if duration_s else 0.0,
+        power_w=energy_j / duration_s,
+        busy_share=busy_s / all_s,
         mean_batch=float(decode_s @ steps.decodes) / (float(decode_s.sum()) or 1.0),
-        peak_waiting=max(one.peak_waiting for one in counts),
-        waiting_at_last_arrival=max(one.waiting_at_last_arrival for one in counts),
-        peak_kv_share=max(one.peak_kv_blocks for one in counts) / (blocks - 1) if blocks > 1 else 0.0,
-        hit_tokens=round(float(weights @ [one.hit_tokens for one in counts])),
-        mfu=flops / (cost.peak_flops * replicas * duration_s) if duration_s else 0.0,
-        roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s if busy_s else 0.0,
+        peak_waiting=max(count.peak_waiting for count in counts),
+        waiting_at_last_arrival=max(count.waiting_at_last_arrival for count in counts),
+        peak_kv_share=max(count.peak_kv_blocks for count in counts) / blocks,
+        hit_tokens=round(total(runs, "counts.hit_tokens")),
+        mfu=float(steps.count @ cost.work_of(sums_of(steps))[0]) / (cost.peak_flops * all_s),
+        roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s,
     )
 
 
@@ -260,7 +259,7 @@ def open_share(runs: Runs) -> float:
             continue
         span_s = float(np.nanmax(arrivals) - np.nanmin(arrivals))
         open_s += window.weight * span_s * float(steps.duration_s @ (steps.waiting == 0) / steps.duration_s.sum())
-    total_s = sum(window.weight * run.duration_s for run, window in runs)
+    total_s = total(runs, "duration_s")
     return min(1.0, open_s / total_s) if total_s else 0.0
 
 

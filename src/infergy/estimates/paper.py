@@ -31,7 +31,7 @@ from infergy.estimates.paper_bins import (
     histogram_of,
     roofline_ideal,
 )  # fmt: skip
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.estimates.servers import OpenServer, ServerSpec, open_server
 from infergy.serving.config import EngineOptions
 from infergy.workload.bins import POWERS_OF_TWO, Bin, Bins, Histogram
 
@@ -163,7 +163,6 @@ def estimate_paper(
             option = f"--{name}"
             raise UsageError.unknown(name, value, known, f"Give one with {option}", code="unknown-name", option=option)
     histogram = histogram_of(source, bins)
-    table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers
     for spec in specs:
         if spec.replicas > 1:

@@ -7,7 +7,7 @@ the bytes that decode must move, at the peak bandwidth and TDP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run, join_columns
 from infergy.serving.simulate import requests_of_lengths
 from infergy.units import count_of, format_si
-from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bin, BinCount, Bins, Histogram
+from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bin, BinCount, Bins, Histogram, fold_groups
 from infergy.workload.requests import Requests
 from infergy.workload.sampling import Sample, whole
 
@@ -189,53 +189,28 @@ class ServedBins:
 
 def _count(sample: Sample, bins: str | Bins) -> Histogram:
     """Count the requests of a sample by output and by the input that costs prefill; windows by their weight."""
-    windows = [(window.requests, window.weight) for window in sample.windows if len(window.requests)]
+    windows = [(window.requests, window.weight) for window in sample.windows]
     inputs = np.concatenate([_uncached(requests) for requests, _ in windows])
     outputs = np.concatenate([requests.output_tokens for requests, _ in windows])
-    weights = np.concatenate([np.full(len(requests), weight) for requests, weight in windows])
+    weights = np.repeat([weight for _, weight in windows], [len(requests) for requests, _ in windows])
     if isinstance(bins, str):
-        longest = int(inputs.max()), int(outputs.max())
-        bins = Bins.powers_of_two(*longest) if bins == POWERS_OF_TWO else Bins.paper()
-    shape = len(bins.input_edges) + 1, len(bins.output_edges) + 1
-    position = np.searchsorted(bins.input_edges, inputs) * shape[1] + np.searchsorted(bins.output_edges, outputs)
-    sums = [
-        np.bincount(position, weights * column, minlength=shape[0] * shape[1]).reshape(shape).round().astype(int)
-        for column in (np.ones(len(position)), inputs, outputs)
-    ]
-    counts = [
-        BinCount(bin=bins.at(i, o), **_sums(sums, np.s_[i, o])) for i, o in np.argwhere(sums[0][:-1, :-1] > 0).tolist()
-    ]
-    past = np.ones(shape, dtype=bool)
-    past[:-1, :-1] = False
-    outside = past.ravel()[position]
-    left_out = None
-    if outside.any():
-        longest_past = Bin(
-            input_tokens=int(inputs[outside].max()),
-            output_tokens=int(outputs[outside].max()),
-            input_floor=0,
-            output_floor=0,
-        )
-        left_out = BinCount(bin=longest_past, **_sums(sums, past))
+        is_doubling = bins == POWERS_OF_TWO
+        bins = Bins.powers_of_two(int(inputs.max()), int(outputs.max())) if is_doubling else Bins.paper()
+    corner = np.searchsorted(bins.input_edges, inputs) * (len(bins.output_edges) + 1)
+    _, group = np.unique(corner + np.searchsorted(bins.output_edges, outputs), return_inverse=True)
+    longest = np.zeros((2, group.max() + 1), dtype=int)
+    np.maximum.at(longest[0], group, inputs)
+    np.maximum.at(longest[1], group, outputs)
+    sums = (np.bincount(group, weights * column).round() for column in (np.ones(len(inputs)), inputs, outputs))
+    names = ("longest_input", "longest_output", "requests", "input", "output")
+    groups = {row[:2]: dict(zip(names, row, strict=True)) for row in zip(*longest, *sums, strict=True)}
+    histogram = fold_groups(groups, bins, sample.source, sample.set_aside.failed)
     cached = sum(
         weight * float(requests.cached_tokens.sum())
         for requests, weight in windows
         if requests.cached_tokens is not None
     )
-    return Histogram(
-        source=sample.source,
-        bins=bins,
-        counts=tuple(counts),
-        left_out=left_out,
-        failed_requests=sample.set_aside.failed,
-        cached_input_tokens=round(cached),
-        lengths_from=windows[0][0].lengths_from,
-    )
-
-
-def _sums(columns: Sequence[Any], at: Any) -> dict[str, int]:
-    names = ("requests", "input_tokens", "output_tokens")
-    return {name: int(column[at].sum()) for name, column in zip(names, columns, strict=True)}
+    return replace(histogram, cached_input_tokens=round(cached), lengths_from=windows[0][0].lengths_from)
 
 
 def _uncached(requests: Requests) -> Any:

@@ -20,7 +20,7 @@ from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.estimate import Z90, estimate_server, facts_of, open_share, sample_of, serve_sample, steps_of
 from infergy.estimates.results import ServerEstimate, TraceFacts
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server, setup_of
+from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, setup_of
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.sampling import Sample
@@ -176,7 +176,6 @@ def recommend(
             kinds of GPU.
     """
     sample, limits, present = sample_of(source), limits or Limits(), present or ServerSpec()
-    table = load_tables() if table is None else table
     specs = default_candidates(present) if candidates is None else tuple(candidates)
     if len({(spec.model, spec.gpu) for spec in (present, *specs)}) > 1:
         message = "configurations are compared on one model and one kind of GPU: give one --model and one --gpu"
@@ -254,35 +253,40 @@ def label_of(server: OpenServer) -> str:
 def command_of(server: OpenServer) -> tuple[str, ...]:
     """What to type to serve so: vLLM's own options; of transformers, what to write."""
     setup, options, plain = server.setup, server.spec.options, EngineOptions()
-    sequences = options.max_num_seqs or setup.max_sequences
     if setup.engine != "vllm":
         static = ', cache_implementation="static"' if setup.compiled else ""
         size = server.config.options()["max_num_seqs"]
         return (f"model.generate(batches of up to {size}{static})", f"dtype=torch.{setup.dtype}")
     published = get_model(server.spec.model).checkpoint.dtype
+    given: dict[str, Any] = {
+        "quantization": "fp8_per_tensor" if setup.dtype == FP8 != published else None,
+        "dtype": {"float16": "float16"}.get(setup.dtype),
+        "max_num_seqs": options.max_num_seqs or setup.max_sequences,
+        "tensor_parallel_size": setup.tensor_parallel,
+        "enforce_eager": setup.cuda_graphs is False,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "long_prefill_token_threshold": options.long_prefill_token_threshold,
+        "no_enable_prefix_caching": not options.enable_prefix_caching or None,
+    }
     words = ["vllm serve MODEL"]
-    words += ["--quantization fp8_per_tensor"] if setup.dtype == FP8 != published else []
-    words += [f"--dtype {setup.dtype}"] if setup.dtype == "float16" else []
-    words += [f"--max-num-seqs {sequences}"] if sequences else []
-    words += [f"--tensor-parallel-size {setup.tensor_parallel}"] if setup.tensor_parallel > 1 else []
-    words += ["--enforce-eager"] if setup.cuda_graphs is False else []
-    typed = ("max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "long_prefill_token_threshold")
-    for name in typed:
-        value = getattr(options, name)
-        words += [f"--{name.replace('_', '-')} {value}"] if value != getattr(plain, name) else []
-    words += [] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]
+    for name, value in given.items():
+        if value != getattr(plain, name, None):
+            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
     count, router = server.spec.replicas, server.spec.router
     # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
     # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
-    if count > 1 and router == "least_loaded" and server.cost.server.work.experts is None:
-        words.append(f"--data-parallel-size {count}")
-    elif count > 1:
-        words.append(f"# {count} such servers behind a router, {router}")
+    if count > 1:
+        is_flag = router == "least_loaded" and server.cost.server.work.experts is None
+        words.append(
+            f"--data-parallel-size {count}" if is_flag else f"# {count} such servers behind a router, {router}"
+        )
     return tuple(words)
 
 
 def _open(
-    present: ServerSpec, specs: Sequence[ServerSpec], table: Table, *, keep_outputs: bool
+    present: ServerSpec, specs: Sequence[ServerSpec], table: Table | None, *, keep_outputs: bool
 ) -> tuple[dict[str, OpenServer], dict[str, UsageError]]:
     """Servers by label, the present one first and none twice, and why others cannot be opened."""
     now = open_server(present, table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -93,14 +93,14 @@ class OpenServer:
         return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
 
 
-def open_server(spec: ServerSpec, table: Table) -> OpenServer:
-    """Resolve a server: what it costs a step, by what was measured, and the options that its engine runs with.
+def open_server(spec: ServerSpec, table: Table | None = None) -> OpenServer:
+    """Resolve a server: what it costs a step, by the (shipped) table, and the options that its engine runs with.
 
     Raises:
         UsageError: A name is unknown, the engine rejects an option, or the model does not fit.
         DataError: A file of a model or GPU is not what it should be.
     """
-    setup = setup_of(spec)
+    setup, table = setup_of(spec), table or shipped_table()
     gpu, shape = get_gpu(spec.gpu), get_model(spec.model)
     if setup.dtype == "mxfp4" and shape.experts is None:
         raise UsageError.bad_value(
@@ -116,11 +116,10 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         gpus=setup.tensor_parallel,
         has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
     )
-    measured = table.find(by)
-    idle_w, notes = table.idle_w(gpu.name), []
+    measured, idle_w, notes = table.find(by), table.idle_w(gpu.name), table.notes
     if idle_w is None:
         idle_w = IDLE_SHARE * gpu.tdp_w
-        notes.append(f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken")
+        notes = (f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken", *notes)
     server = Server(
         engine=by.engine,
         model=by.model,
@@ -143,7 +142,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         cost=StepCost(server, fit_of(table, by.engine)),
         config=config,
         measured=measured,
-        notes=(*assumed, *config.notes, *notes, *table.notes),
+        notes=(*assumed, *config.notes, *notes),
     )
 
 
@@ -154,37 +153,30 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
         UsageError: The two contradict, or a part is unknown.
     """
     parts = EngineSetup.parse_label(spec.engine)
-    if parts["engine"] not in ENGINES:
-        raise UsageError.unknown("engine", parts["engine"], ENGINES, code="unknown-engine")
-    if parts.get("speculation") is not None:
+    engine, options = parts["engine"], spec.options
+    if engine not in ENGINES:
+        raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
+    if "speculation" in parts:
         message = f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…"
         raise UsageError(message, code="not-supported", engine=spec.engine, reason="speculation")
-    options = spec.options
-    given = {
-        "dtype": spec.precision,
-        "tensor_parallel": options.tensor_parallel_size if options.tensor_parallel_size > 1 else None,
-    }
-    for name, value in given.items():
-        if value is not None and parts.setdefault(name, value) != value:
-            option = "--precision" if name == "dtype" else "--tensor-parallel-size"
+    for name, option, value, default in (
+        ("dtype", "--precision", spec.precision, None),
+        ("tensor_parallel", "--tensor-parallel-size", options.tensor_parallel_size, 1),
+    ):
+        if value != default and parts.setdefault(name, value) != value:
             raise UsageError.conflict({"--engine": spec.engine, option: value}, "they contradict: give one of them")
-    if parts["engine"] == "vllm" and "dtype" not in parts:
-        parts["dtype"] = get_model(spec.model).precision
-    if parts.get("dtype", DEFAULT_DTYPE) not in PRECISIONS:
-        raise UsageError.bad_value("--precision", parts["dtype"], f"one of {', '.join(PRECISIONS)}")
-    if parts["engine"] == "transformers" and parts.get("dtype") in (FP8, "mxfp4"):
+    dtype = parts.setdefault("dtype", get_model(spec.model).precision if engine == "vllm" else DEFAULT_DTYPE)
+    if dtype not in PRECISIONS:
+        raise UsageError.bad_value("--precision", dtype, f"one of {', '.join(PRECISIONS)}")
+    if engine == "transformers" and dtype in (FP8, "mxfp4"):
         message = (
-            f"--engine {spec.engine} in {parts['dtype']}: transformers serves bfloat16 and float16. Other engines in "
+            f"--engine {spec.engine} in {dtype}: transformers serves bfloat16 and float16. Other engines in "
             f"it: -e transformers -e vllm-{FP8}"
         )
-        raise UsageError(
-            message, code="engine-lacks", engine="transformers", option="--precision", value=parts["dtype"]
-        )
-    if options.enforce_eager and parts["engine"] == "vllm":
+        raise UsageError(message, code="engine-lacks", engine=engine, option="--precision", value=dtype)
+    if options.enforce_eager and engine == "vllm":
         parts["cuda_graphs"] = False
-    return EngineSetup(
-        model=canonical_name(spec.model), **{key: value for key, value in parts.items() if value is not None}
-    )
+    return EngineSetup(model=canonical_name(spec.model), **parts)
 
 
 def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
@@ -250,34 +242,44 @@ def load_tables(
     """
     table, notes = shipped_table(), []
     for path in map(Path, paths):
-        from infergy.records.store import read_store
-
         table = add_rows(table, path, allow_simulated=allow_simulated)
-        if table.repeated:
-            notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
-        notes += [f"{path}, {note}" for note in outlier_notes(table)]
-        if any(one.origin.simulated for one in table.entries):
-            notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
-        if not is_table(path) and read_store(path).torn is not None:
-            notes.append(f"{path}: its last line is half-written and left out")
-    if calibration is None:
-        return replace(table, notes=tuple(notes)) if notes else table
+        notes += [f"{path}{note}" for note in _row_notes(table, path)]
+    if calibration is not None:
+        table, more = _narrowed(table, calibration, allow_simulated=allow_simulated)
+        notes += more
+    return replace(table, notes=tuple(notes)) if notes else table
+
+
+def _row_notes(table: Table, path: Path) -> Iterator[str]:
+    """What to say of rows or a table that `table` has just taken in."""
+    from infergy.records.store import read_store
+
+    if table.repeated:
+        yield f": {count_of(table.repeated, 'row')} of it known already, which counts once"
+    yield from (f", {note}" for note in outlier_notes(table))
+    if any(entry.origin.simulated for entry in table.entries):
+        yield ": rows of a simulated GPU, which say nothing about real ones"
+    if not is_table(path) and read_store(path).torn is not None:
+        yield ": its last line is half-written and left out"
+
+
+def _narrowed(table: Table, name: str, *, allow_simulated: bool) -> tuple[Table, list[str]]:
+    """A table whose constants a calibration narrows, and what to say of that."""
     from infergy.cost.calibration import load_calibration, narrow
 
-    found = load_calibration(calibration)
-    if found.simulated and not allow_simulated:
+    known, notes = load_calibration(name), []
+    if known.simulated and not allow_simulated:
         message = (
-            f"{calibration}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
+            f"{name}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
             "--allow-simulated"
         )
-        raise DataError(message, code="simulated-rows", path=str(calibration))
-    gpu = get_gpu(found.gpu)
-    constants = found.constants_of(gpu)
-    fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
-    if found.simulated:
-        notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
-    notes.append(f"constants of {gpu.name} are narrowed by the {count_of(found.windows, 'window')} of {calibration}")
-    return replace(table, fits=fits, calibrated=gpu.name, notes=tuple(notes))
+        raise DataError(message, code="simulated-rows", path=name)
+    if known.simulated:
+        notes.append(f"{name}: windows of a simulated GPU, which say nothing about real ones")
+    notes.append(f"constants of {known.gpu} are narrowed by the {count_of(known.windows, 'window')} of {name}")
+    constants = known.constants_of(get_gpu(known.gpu))
+    fits = {engine: narrow(fit_of(table, engine), known.gpu, constants) for engine in ENGINES}
+    return replace(table, fits=fits, calibrated=known.gpu), notes
 
 
 def outlier_notes(table: Table) -> list[str]:

@@ -277,11 +277,7 @@ def model_context(config: Mapping[str, Any]) -> int | None:
 
 
 def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: int | None) -> None:
-    """Reject a longest request that is longer than the model's context.
-
-    Raises:
-        UsageError: It is.
-    """
+    """Raise UsageError for a longest request that is longer than the model's context."""
     if max_model_len and context_tokens and max_model_len > context_tokens:
         raise UsageError.bad_value(
             "--max-model-len", max_model_len, f"at most {context_tokens}, the context of {shape.name}"

@@ -345,12 +345,13 @@ class Scheduler:
                 self._advance(request, tokens, computed)
         self.attended, self.context = attended, self.context + decodes
         self.starved = starved
-        if starved:
-            self._delay(starved)
+        self._delay(starved)
         return decodes, budget, preempted
 
     def _delay(self, requests: set[int]) -> None:
         """Move decodes that this step leaves out by one step."""
+        if not requests:
+            return
         for request in requests:
             self._remainders[(1 - self._origin[request]) % self._block] -= 1
             self._origin[request] -= 1
