@@ -196,9 +196,11 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         UsageError: No row is of that engine config.
         MeterError: A counter stood still.
     """
-    # Online, prefill and decode of many requests overlap.
-    offline = [row for row in measured_rows(rows) if not row.cell.load.is_online]
-    last = {(pool_key(row), row.cell.load.decoding, row.cell_id): row for row in offline}
+    last = {
+        (pool_key(row), row.cell.load.decoding, row.cell_id): row
+        for row in measured_rows(rows)
+        if not row.cell.load.is_online  # there prefill and decode of many requests overlap
+    }
     name = file or "the rows"
     if not last:
         message = f"{name}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
@@ -210,9 +212,9 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         )
         raise DataError(message, code="rescaled", path=file)
     labels = sorted({row.cell.label for row in last.values()})
-    if label is not None and label not in labels:
+    if label not in (None, *labels):
         raise UsageError.unknown(
-            "engine of the table", label, labels, "Name one with --engine", code="unknown-name", path=file
+            "engine of the table", str(label), labels, "Name one with --engine", code="unknown-name", path=file
         )
     groups: dict[object, list[Measurement]] = {}
     for (*key, _), row in last.items():

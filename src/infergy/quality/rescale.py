@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.errors import DataError
-from infergy.quality.compare import compare
+from infergy.quality.compare import Comparison, compare
 from infergy.records import EngineSetup, Measurement, Rescaled, result_of
 from infergy.records.agreement import SAME_KIND, differences
 
@@ -59,22 +59,36 @@ def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, fo
     if not again:
         message = "the rows measured again hold no cell of the table. Measure some: infergy compare TABLE --measure"
         raise DataError(message, code="no-common-cells")
-    marks = {
-        setup: _mark([row for row in table if row.cell.setup == setup and row.windows], new, force=force)
-        for setup, new in again.items()
-    }
+    marks = {setup: _mark(table, new, force=force) for setup, new in again.items()}
     kept = tuple(
         _scaled(row, marks[row.cell.setup]) if row.windows else row for row in table if row.cell.setup in marks
     )
     return RescaledTable(rows=kept, factors=tuple(marks.items()), left_out=len(table) - len(kept))
 
 
-def _mark(old: Sequence[Measurement], new: Sequence[Measurement], *, force: bool) -> Rescaled:
-    """The factor of one engine config, if it may be used."""
+def _mark(table: Sequence[Measurement], new: Sequence[Measurement], *, force: bool) -> Rescaled:
+    """The factor of the engine config of `new`, if it may be used."""
     setup, gpus = new[0].cell.setup, new[0].environment.gpus
     name = f"{setup.label} {setup.model}"
+    old = [row for row in table if row.cell.setup == setup and row.windows]
     _reject_other_kinds(name, new[0], (*old, *new))
     _only_gpus(f"{name} in the table", old)
+    compared, low, high = _compare(name, old, new, force=force)
+    return Rescaled(
+        factor=compared.overall.value,
+        low=low,
+        high=high,
+        gpu=gpus[0].name if gpus else "unknown",
+        chips=_only_gpus(f"{name} measured again", new),
+        cells=tuple(sorted(cell.cell_id for cell in compared.cells)),
+        measured_utc=max(row.measured_utc for row in new),
+    )
+
+
+def _compare(
+    name: str, old: Iterable[Measurement], new: Sequence[Measurement], *, force: bool
+) -> tuple[Comparison, float, float]:
+    """The cells that were measured twice, and between which ratios another cell's lies."""
     wanted = {row.cell_id for row in new}
     compared = compare([row for row in old if row.cell_id in wanted], new)
     ratio = compared.overall
@@ -94,15 +108,7 @@ def _mark(old: Sequence[Measurement], new: Sequence[Measurement], *, force: bool
     # t s √(1 + 1 / n), √(n + 1) times as wide (a prediction interval, in logs).
     wider = math.sqrt(len(compared.cells) + 1)
     low, high = (ratio.value * (edge / ratio.value) ** wider for edge in (ratio.low, ratio.high))
-    return Rescaled(
-        factor=ratio.value,
-        low=low,
-        high=high,
-        gpu=gpus[0].name if gpus else "unknown",
-        chips=_only_gpus(f"{name} measured again", new),
-        cells=tuple(sorted(cell.cell_id for cell in compared.cells)),
-        measured_utc=max(row.measured_utc for row in new),
-    )
+    return compared, low, high
 
 
 def _reject_other_kinds(name: str, here: Measurement, rows: Iterable[Measurement]) -> None:
