@@ -25,7 +25,7 @@ from infergy.cost.calibration import (
     shipped_calibrations,
 )
 from infergy.cost.calibration_fit import BEARS, is_used
-from infergy.cost.constants import BY_NAME, Column, Fit, prior_fit, values_of
+from infergy.cost.constants import BY_NAME, Column, Fit, prior_fit
 from infergy.cost.rates import Rates, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, stretched_s
 from infergy.measure.calibrate import calibrate
@@ -162,7 +162,7 @@ def test_a_calibrated_step_is_nearer_to_the_gpu_than_the_datasheets() -> None:
         # How much a prefill saves at the power limit rests on `compute_efficiency`, which windows leave open.
         for sums, nearest in zip(steps, (0.03, 0.06), strict=True):
             (true_s, true_j), prior, mine = (
-                costs(rates_of(work, gpu, values_of("vllm", values), idle_w=IDLE_W), sums)
+                costs(rates_of(work, gpu, {**prior_fit("vllm").constants("h200"), **values}, idle_w=IDLE_W), sums)
                 for values in (truth_of(seed), {}, found)
             )
             for true, wrong, right in zip((true_s, true_j), prior, mine, strict=True):

@@ -84,15 +84,14 @@ def narrow(fit: Fit, gpu: str, constants: Sequence[tuple[str, float, float]]) ->
         gpu: Kind of the calibrated GPU.
         constants: Name, value, and standard deviation of its logarithm; what the engine has no constant for is ignored.
     """
-    priors = constants_of(fit.engine)
+    priors, old = constants_of(fit.engine), len(fit.names)
     known = [(priors[name], value, sd) for name, value, sd in constants if name in priors]
     if not known:
         return fit
     sds = {c.name: c.sd for c, _, _ in known} | {f"{c.name}@{gpu}": c.gpu_sd for c, _, _ in known if c.gpu_sd}
-    added = [name for name in sds if name not in fit.names]
-    names, old = (*fit.names, *added), len(fit.names)
-    mean = np.concatenate([fit.mean, np.zeros(len(added))])
-    covariance = np.diag([0.0] * old + [sds[name] ** 2 for name in added])
+    names = tuple(dict.fromkeys((*fit.names, *sds)))
+    mean = np.concatenate([fit.mean, np.zeros(len(names) - old)])
+    covariance = np.diag([sds.get(name, 0.0) ** 2 for name in names])
     covariance[:old, :old] = fit.covariance
     select = np.array([[float(name in (c.name, f"{c.name}@{gpu}")) for name in names] for c, _, _ in known])
     logs = np.array([math.log(value / c.value) for c, value, _ in known])
@@ -215,17 +214,18 @@ def _datasheet(driver: str, gpu: Gpu | None, name: str) -> Gpu:
 
 
 def _notes(kept: Sequence[CalibrationWindow], gpu: Gpu) -> Iterator[str]:
-    whole = [window for window in kept if window.is_whole]
+    limits: set[float | None] = set()
     for window in kept:
+        name = window.workload.name
+        limits.update(gpu.power_limit_w for gpu in window.environment.gpus)
         if not window.is_whole:
-            yield f"{window.workload.name}: left out: {window.reason}"
-    for window in whole:
+            yield f"{name}: left out: {window.reason}"
+            continue
         if window.doubts and is_used(window):
-            yield f"{window.workload.name}: uncertainty multiplied by {DOUBT:g}: {'; '.join(window.doubts)}"
-    for limit in sorted({g.power_limit_w for one in kept for g in one.environment.gpus if g.power_limit_w is not None}):
+            yield f"{name}: uncertainty multiplied by {DOUBT:g}: {'; '.join(window.doubts)}"
+        if window.workload.in_graph and window.in_graph is False:
+            yield f"{name}: without a CUDA graph: the host's speed is in its time"
+    for limit in sorted(filter(None, limits)):
         if abs(limit / gpu.tdp_w - 1) > 0.02:
             datasheet = f"not the {gpu.tdp_w:g} W of the datasheet"
             yield f"measured at a power limit of {limit:g} W, {datasheet}: the constants are valid at that limit"
-    for window in whole:
-        if window.workload.in_graph and window.in_graph is False:
-            yield f"{window.workload.name}: without a CUDA graph: the host's speed is in its time"

@@ -123,11 +123,6 @@ def constants_of(engine: str) -> Mapping[str, Constant]:
     return {**BY_NAME, **{constant.name: constant for constant in TRANSFORMERS}}
 
 
-def values_of(engine: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
-    """A value for each constant of an engine: those given, and the medians of the priors for the rest."""
-    return {name: (values or {}).get(name, constant.value) for name, constant in constants_of(engine).items()}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fit:
     """What measured rows say of an engine's constants.
