@@ -23,7 +23,6 @@ PROSE = {
     "measurement",
     "energy",
     "is",
-    "calibration",
     "itself",
     "needs",
     "runs",

@@ -97,7 +97,7 @@ def estimate(
         message = f"{', '.join(given)}: of the study's method alone. Add --method ceiling"
         raise UsageError(message, code="option-missing", option="--method ceiling", needed_by=given)
     specs = servers.specs()
-    table = measured.load(spec.gpu for spec in specs)
+    table = measured.load()
     if method == CEILING:
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper

@@ -35,8 +35,6 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 GRID_SCHEMA = "infergy.grid/1"
 """A grid names no schema of its own: a human writes it."""
 SCHEMAS = {
-    "calibration": "cost.calibration CALIBRATION_SCHEMA Calibration",
-    "calibration-window": "records.calibration CALIBRATION_WINDOW_SCHEMA CalibrationWindow",
     "check": "records.check CHECK_SCHEMA Checked",
     "comparison": "quality.compare COMPARISON_SCHEMA Comparison",
     "doctor": "measure.doctor DOCTOR_SCHEMA Diagnosis",

@@ -95,7 +95,7 @@ def replay(
     if kind_of_file == "rows":
         rows = read_store(path).rows
         kind = gpu or _gpu_of(rows)
-        table = measured.load([kind])
+        table = measured.load()
         found = compare_rows(rows, get_gpu(kind).name, table)
         if not found:
             message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
@@ -113,7 +113,7 @@ def replay(
             )
             resolved = _plan(source, trace, setups, max_tokens=max_tokens, gpu=kind)
         kind = resolved.gpu or kind
-        table = measured.load([kind])
+        table = measured.load()
         found = [predict(cell, kind, table) for cell in resolved.cells]
         if plan is not None:
             resolved.save(plan)

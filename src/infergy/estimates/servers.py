@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -227,59 +227,29 @@ def loaded_setup(setup: EngineSetup) -> EngineSetup:
     )
 
 
-def load_tables(
-    paths: Sequence[str | Path] = (), *, calibration: str | None = None, allow_simulated: bool = False
-) -> Table:
+def load_tables(paths: Sequence[str | Path] = (), *, allow_simulated: bool = False) -> Table:
     """The shipped table, with what a user's rows or tables add to it.
 
     Args:
         paths: Stores of rows, or tables.
-        calibration: Name or file of a calibration (`infergy calibrate`), which narrows the constants of its GPU.
         allow_simulated: Whether rows of the simulated GPU may be used.
 
     Raises:
-        DataError: A file is neither rows nor a table nor a calibration, or its rows are simulated.
+        DataError: A file is neither rows nor a table, or its rows are simulated.
     """
     table, notes = shipped_table(), []
     for path in map(Path, paths):
+        from infergy.records.store import read_store
+
         table = add_rows(table, path, allow_simulated=allow_simulated)
-        notes += [f"{path}{note}" for note in _row_notes(table, path)]
-    if calibration is not None:
-        table, more = _narrowed(table, calibration, allow_simulated=allow_simulated)
-        notes += more
+        if table.repeated:
+            notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
+        notes += [f"{path}, {note}" for note in outlier_notes(table)]
+        if any(entry.origin.simulated for entry in table.entries):
+            notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
+        if not is_table(path) and read_store(path).torn is not None:
+            notes.append(f"{path}: its last line is half-written and left out")
     return replace(table, notes=tuple(notes)) if notes else table
-
-
-def _row_notes(table: Table, path: Path) -> Iterator[str]:
-    """What to say of rows or a table that `table` has just taken in."""
-    from infergy.records.store import read_store
-
-    if table.repeated:
-        yield f": {count_of(table.repeated, 'row')} of it known already, which counts once"
-    yield from (f", {note}" for note in outlier_notes(table))
-    if any(entry.origin.simulated for entry in table.entries):
-        yield ": rows of a simulated GPU, which say nothing about real ones"
-    if not is_table(path) and read_store(path).torn is not None:
-        yield ": its last line is half-written and left out"
-
-
-def _narrowed(table: Table, name: str, *, allow_simulated: bool) -> tuple[Table, list[str]]:
-    """A table whose constants a calibration narrows, and what to say of that."""
-    from infergy.cost.calibration import load_calibration, narrow
-
-    known, notes = load_calibration(name), []
-    if known.simulated and not allow_simulated:
-        message = (
-            f"{name}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
-            "--allow-simulated"
-        )
-        raise DataError(message, code="simulated-rows", path=name)
-    if known.simulated:
-        notes.append(f"{name}: windows of a simulated GPU, which say nothing about real ones")
-    notes.append(f"constants of {known.gpu} are narrowed by the {count_of(known.windows, 'window')} of {name}")
-    constants = known.constants_of(get_gpu(known.gpu))
-    fits = {engine: narrow(fit_of(table, engine), known.gpu, constants) for engine in ENGINES}
-    return replace(table, fits=fits, calibrated=known.gpu), notes
 
 
 def outlier_notes(table: Table) -> list[str]:
