@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.catalog import get_gpu, get_model, largest_batch
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.memory import largest_batch
 from infergy.catalog.models import Draft
 from infergy.records.cell import tokens_per_round
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infergy.catalog import Gpu, ModelShape, get_model
-from infergy.catalog.memory import largest_batch
 from infergy.cost.model import CostedRun
 from infergy.errors import UsageError
 from infergy.estimates.servers import OpenServer
@@ -88,6 +87,8 @@ def batch_limit(server: OpenServer, input_tokens: int, output_tokens: int) -> in
         # The last token is sampled, not kept; one block is the null block.
         blocks = -(-(total - 1) // config.limits.block_size)
         return min(config.limits.max_num_seqs, (config.limits.num_gpu_blocks - 1) // max(1, blocks))
+    from infergy.catalog.memory import largest_batch
+
     fits = largest_batch(
         get_model(server.spec.model),
         server.gpu,

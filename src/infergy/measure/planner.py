@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from infergy.catalog import Gpu, ModelShape, largest_batch
+from infergy.catalog import Gpu, ModelShape
+from infergy.catalog.memory import largest_batch
 from infergy.catalog.models import Draft
 from infergy.cost.constants import prior_fit
 from infergy.cost.drafting import DraftedCost

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from infergy.catalog.gpus import Gpu
-from infergy.catalog.memory import activation_values_per_token
 from infergy.catalog.shape import EXPERTS_ONLY, ModelShape
 from infergy.errors import UsageError
 from infergy.records import FP8
@@ -356,7 +355,7 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
 
     def room(dtype: str = dtype, gpus: int = gpus, tokens: int = tokens) -> int:
         left = options.gpu_memory_utilization * gpu.memory_bytes - shape.weight_bytes(dtype) / gpus
-        values = (whole + (activation_values_per_token(shape) - whole) / gpus) * ACTIVATION_SHARE + visited
+        values = (whole + (shape.activation_values - whole) / gpus) * ACTIVATION_SHARE + visited
         left -= 2.0 * tokens * values + kept_back + (LINK_BYTES if gpus > 1 else 0.0)
         # Heads fewer than GPUs, and MLA's latent, are copied.
         return int(left // (per_block * max(1.0, gpus / heads) / gpus)) if per_block else 0
