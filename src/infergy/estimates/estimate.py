@@ -19,7 +19,7 @@ import numpy as np
 from infergy.cost.step import sums_of
 from infergy.cost.table import Table, box_of
 from infergy.errors import UsageError
-from infergy.estimates.paper import paper_reference
+from infergy.estimates.paper_bins import paper_reference
 from infergy.estimates.results import LatencyParts, Load, RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.config import EngineConfig

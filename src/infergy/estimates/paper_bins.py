@@ -7,7 +7,7 @@ the bytes that decode must move, at the peak bandwidth and TDP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -308,3 +308,78 @@ def _batch_s(shape: ModelShape, gpu: Gpu, corner: Bin, batch: int, peak: float, 
     prefill = (batch * shape.prefill_flops(inputs), moved_once)
     decode = (batch * shape.output_flops(inputs, outputs), shape.output_bytes(inputs, outputs, batch, dtype))
     return sum(max(flops / peak, moved / gpu.memory_bandwidth) for flops, moved in (prefill, decode))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperReference:
+    """The study's reference for one server, beside the estimate of a trace.
+
+    Attributes:
+        bins: Name of the grid; `requests` in it.
+        left_out_requests: Past the last bin, or in bins that the server cannot serve.
+        ideal_energy_j: FLOPs of the bins' upper corners at the dense peak and TDP; None where no bin is served.
+        energy_j: By the study's method; None for the same reason.
+    """
+
+    bins: str
+    requests: int
+    left_out_requests: int
+    ideal_energy_j: float | None
+    ideal_basis: str | None
+    energy_j: float | None
+    gap_to_ideal: float | None
+
+
+def paper_reference(source: Any, server: OpenServer) -> PaperReference:
+    """The ideal and the energy by the study's method of a trace, in powers of two, on one server.
+
+    Args:
+        source: As for `estimate_paper`.
+        server: What serves its bins.
+
+    Raises:
+        DataError: The trace is not what it should be.
+    """
+    histogram = histogram_of(source, POWERS_OF_TWO)
+    own = ServedBins(server, histogram, FRACTIONAL, brackets=False)
+    reference = ideal_of(own, [own], histogram, DENSE)
+    out = histogram.left_out.requests if histogram.left_out else 0
+    return PaperReference(
+        bins=histogram.bins.name,
+        requests=histogram.requests + out,
+        left_out_requests=out + own.unserved_requests,
+        energy_j=own.energy_j,
+        **compare_to_ideal(own, reference),
+    )
+
+
+def hardware_of(own: ServedBins) -> tuple[str, str, int]:
+    """Model, kind of GPU and GPUs of a replica."""
+    return own.server.setup.model, own.server.gpu.name, own.server.setup.tensor_parallel
+
+
+def ideal_of(own: ServedBins, served: Iterable[ServedBins], histogram: Histogram, kind: str) -> Ideal | None:
+    """The ideal of the bins that the server can serve; batches of a roofline are the largest of any engine."""
+    work = own.served(histogram)
+    if not work.counts:
+        return None
+    shape, gpu = get_model(own.server.spec.model), own.server.gpu
+    if kind == ROOFLINE:
+        like = [other for other in served if hardware_of(other)[:2] == hardware_of(own)[:2]]
+
+        def batch_of(corner: Bin) -> int:
+            batches = [other.batch(corner.input_tokens, corner.output_tokens) for other in like]
+            return max((batch.size for batch in batches if batch is not None), default=1)
+
+        reference = roofline_ideal(work, shape, gpu, batch_of)
+    else:
+        reference = flops_ideal(work, shape, gpu, headline=kind == PAPER_IDEAL)
+    return replace(reference, basis=f"{reference.basis}, at the upper corners of the bins")
+
+
+def compare_to_ideal(own: ServedBins, ideal: Ideal | None) -> dict[str, Any]:
+    """The fields of a comparison with an ideal."""
+    if ideal is None or own.energy_j is None:
+        return {"ideal_energy_j": None, "ideal_basis": None, "gap_to_ideal": None}
+    gap = own.energy_j / ideal.energy_j - 1
+    return {"ideal_energy_j": ideal.energy_j, "ideal_basis": ideal.basis, "gap_to_ideal": gap}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.estimates.paper import PaperReference
+from infergy.estimates.paper_bins import PaperReference
 from infergy.serving.run import EnergySplit, Latency
 
 ESTIMATE_SCHEMA = "infergy.estimate/2"
