@@ -142,12 +142,8 @@ def test_the_page_shows_how_three_whole_processes_repeat(capsys: pytest.CaptureF
 
 
 def test_a_cell_of_several_chips_is_one_change_and_of_one_chip_where_both_sides_have_it() -> None:
-    points = points_of(
-        {
-            TABLES / f"{name}.jsonl": rows_in(name)
-            for name in ("h100-sxm-llama-3.1-8b", "h100-sxm-llama-3.1-8b_third-host")
-        }
-    )
+    paths = (TABLES / "h100-sxm-llama-3.1-8b.jsonl", TABLES / "h100-sxm-llama-3.1-8b_third-host.jsonl")
+    points = points_of({path: read_store(path).rows for path in paths})
     lengths = [point for point in points if load_of(point.row)[:2] == (512, 64)]
     eager, graphs = ([point for point in lengths if point.label == label] for label in ("vllm-eager", "vllm"))
     found = {change.cell: change.value for change in changes(eager, graphs)}
