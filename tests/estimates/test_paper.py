@@ -20,8 +20,7 @@ from infergy.records.codec import to_json
 from infergy.serving.config import EngineConfig, EngineOptions
 from infergy.workload import open_trace
 from infergy.workload.bins import BinCount, Bins, Histogram
-from infergy.workload.requests import Requests
-from infergy.workload.sampling import Window
+from infergy.workload.requests import Requests, Window
 from raising import raises
 
 TRANSFORMERS, VLLM = ServerSpec(engine="transformers"), ServerSpec()

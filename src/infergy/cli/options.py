@@ -18,7 +18,7 @@ from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
     from infergy.workload import Requests, Trace
-    from infergy.workload.sampling import Sample
+    from infergy.workload.requests import Sample
 
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 

@@ -25,8 +25,7 @@ from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import EnergySplit, Run, join_columns
 from infergy.units import count_of
-from infergy.workload.requests import Requests
-from infergy.workload.sampling import Sample, Window, whole
+from infergy.workload.requests import Requests, Sample, Window, whole
 
 Runs = Sequence[tuple[Run, Window]]
 
@@ -93,11 +92,11 @@ def estimate_server(
 ) -> ServerEstimate:
     """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known."""
     requests = sample.windows[0].requests
-    timed = is_timed(sample)
+    timed = sample.is_timed
     served = estimate_run(sample, server, runs) if timed else None
     together = None
     if offline or not timed:
-        together = estimate_run(all_at_once(sample), server, None if timed else runs)
+        together = estimate_run(sample.all_at_once(), server, None if timed else runs)
     return ServerEstimate(
         engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
@@ -113,23 +112,9 @@ def estimate_server(
     )
 
 
-def is_timed(sample: Sample) -> bool:
-    """Whether the requests of all windows have arrival times."""
-    return all(window.requests.is_timed for window in sample.windows)
-
-
-def all_at_once(sample: Sample) -> Sample:
-    """The same requests without arrivals."""
-    windows = (
-        Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
-        for window in sample.windows
-    )
-    return replace(sample, windows=tuple(windows))
-
-
 def serve_sample(sample: Sample, server: OpenServer) -> Runs:
     """The runs that estimates are read from: as requests arrive, or all at once where arrivals are not known."""
-    asked = sample if is_timed(sample) else all_at_once(sample)
+    asked = sample if sample.is_timed else sample.all_at_once()
     return tuple((server.serve(window.requests), window) for window in asked.windows)
 
 

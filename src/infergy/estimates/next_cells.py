@@ -38,7 +38,7 @@ from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server
 from infergy.records import DEFAULT_DTYPE
 from infergy.serving.simulate import requests_of_lengths
-from infergy.workload.sampling import Sample
+from infergy.workload.requests import Sample
 
 NEXT_SCHEMA = "infergy.next/2"
 """History: 1 bins of a trace; 2 batches of equal requests, chosen for the run that `estimate` reports."""

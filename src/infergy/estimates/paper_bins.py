@@ -22,8 +22,7 @@ from infergy.serving.run import Run, join_columns
 from infergy.serving.simulate import requests_of_lengths
 from infergy.units import count_of, format_si
 from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bin, BinCount, Bins, Histogram, fold_groups
-from infergy.workload.requests import Requests
-from infergy.workload.sampling import Sample, whole
+from infergy.workload.requests import Requests, Sample, whole
 
 DENSE, PAPER_IDEAL, ROOFLINE = "dense", "paper", "roofline"
 IDEALS = (DENSE, PAPER_IDEAL, ROOFLINE)

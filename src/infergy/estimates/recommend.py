@@ -23,7 +23,7 @@ from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, setup_of
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
-from infergy.workload.sampling import Sample
+from infergy.workload.requests import Sample
 
 RECOMMENDATION_SCHEMA = "infergy.recommendation/2"
 """History: 1 measured batches, their bins summed; 2 runs, served as requests arrive."""

@@ -14,7 +14,7 @@ from infergy.estimates.results import RunEstimate
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
 from infergy.serving.setups import options_of_setup
-from infergy.workload.sampling import whole
+from infergy.workload.requests import whole
 
 REPLAY_SCHEMA = "infergy.replay/2"
 PERCENTILES = ("p50", "p90", "p99")

@@ -21,7 +21,7 @@ from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.store import SHIPPED_ROWS, read_store, shipped_rows
 from infergy.report.points import Point, failures_of, group_by, points_of
 from infergy.serving.config import EngineOptions
-from infergy.workload.sampling import Sample
+from infergy.workload.requests import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
