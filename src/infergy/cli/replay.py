@@ -181,7 +181,7 @@ def _plan(
 ) -> Plan:
     from infergy.measure.replays import Replay as Asked
     from infergy.measure.replays import plan_replays
-    from infergy.records.load import FEWEST_ARRIVALS
+    from infergy.records.cell import FEWEST_ARRIVALS
     from infergy.workload import find_histogram
 
     path = Path(source)

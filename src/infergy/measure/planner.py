@@ -25,7 +25,7 @@ from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table
 from infergy.errors import DataError, UsageError
 from infergy.records import SERVER, Arrivals, Cell, EngineSetup, Load, PlannedCell
-from infergy.records.load import FEWEST_ARRIVALS, REPLAY, TRACE
+from infergy.records.cell import FEWEST_ARRIVALS, REPLAY, TRACE
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
 from infergy.units import count_of
 from infergy.workload.load_generator import (

@@ -18,7 +18,7 @@ from infergy.errors import UsageError
 from infergy.measure.planner import Planner, Run, resolve_arrivals
 from infergy.measure.validation import Problems, length_errors, setup_errors
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load, MeasureOptions, Plan, PlannedCell, grid_visit
-from infergy.records.load import FEWEST_ARRIVALS, REPLAY
+from infergy.records.cell import FEWEST_ARRIVALS, REPLAY
 from infergy.records.plan import GIVEN
 
 REPLAY_OPTIONS = MeasureOptions(
