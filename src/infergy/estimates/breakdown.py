@@ -20,10 +20,9 @@ from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
 from infergy.cost.step import Steps, StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j, sums_of
 from infergy.cost.table import Table
-from infergy.estimates.estimate import estimate_server, facts_of, sample_of, serve_sample, steps_of
-from infergy.estimates.results import ServerEstimate, TraceFacts
+from infergy.estimates.estimate import ServerEstimate, TraceFacts, estimate_server, facts_of, sample_of, serve_sample
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
-from infergy.serving.run import Run
+from infergy.serving.run import Run, steps_of
 
 WATERFALL_SCHEMA = "infergy.waterfall/2"
 """History: 1 measured batches, from an ideal to the sum of bins; 2 the run that `estimate` reports."""

@@ -26,17 +26,16 @@ from infergy.errors import UsageError
 from infergy.estimates.build import LEAST_SD
 from infergy.estimates.estimate import (
     Z90,
-    Runs,
+    ServerEstimate,
+    TraceFacts,
     estimate_server,
     facts_of,
-    open_share,
     sample_of,
     serve_sample,
-    steps_of,
-)  # fmt: skip
-from infergy.estimates.results import ServerEstimate, TraceFacts
+)
 from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server
 from infergy.records import DEFAULT_DTYPE
+from infergy.serving.run import Runs, open_share, steps_of
 from infergy.serving.simulate import requests_of_lengths
 from infergy.workload.requests import Sample
 

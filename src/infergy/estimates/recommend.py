@@ -18,11 +18,19 @@ from infergy.catalog import get_gpu, get_model
 from infergy.cost.model import CostedRun, log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import UsageError
-from infergy.estimates.estimate import Z90, estimate_server, facts_of, open_share, sample_of, serve_sample, steps_of
-from infergy.estimates.results import ServerEstimate, TraceFacts
+from infergy.estimates.estimate import (
+    Z90,
+    ServerEstimate,
+    TraceFacts,
+    estimate_server,
+    facts_of,
+    sample_of,
+    serve_sample,
+)
 from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, setup_of
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
+from infergy.serving.run import open_share, steps_of
 from infergy.workload.requests import Sample
 
 RECOMMENDATION_SCHEMA = "infergy.recommendation/2"
