@@ -113,8 +113,8 @@ class _Problem:
         sds |= {f"{name}@{kind}": c.gpu_sd for kind in kinds for name, c in self.constants.items() if c.gpu_sd}
         self.names = tuple(sds)
         self.place = {name: index for index, name in enumerate(sds)}
-        units, unit = np.unique([row.unit for row in rows], return_inverse=True)
-        count = len(units)
+        names, unit = np.unique([row.unit for row in rows], return_inverse=True)
+        units, count = names.tolist(), len(names)
         offset_sds = [UNIT_ENERGY_SD] * count + [UNIT_TIME_SD] * count
         self.prior_mean = np.zeros(len(sds) + len(offset_sds))
         self.precision = np.diag(1.0 / np.array([*sds.values(), *offset_sds]) ** 2)
@@ -325,7 +325,7 @@ def make_table(
 
 def _fit_engines(entries: Mapping[str, TableEntry], prior: Table) -> tuple[dict[str, Fit], dict[str, Column]]:
     """The fits of all engines, and what they leave of each entry, by its identity."""
-    fits, left = dict(prior.fits), {}
+    fits, left = dict(prior.fits), dict[str, Column]()
     for engine in sorted({entry.served_by.engine for entry in entries.values()}):
         own = {identity: entry for identity, entry in entries.items() if entry.served_by.engine == engine}
         fits[engine], errors = fit(engine, [fit_row(entry) for entry in own.values()], prior.fits.get(engine))

@@ -311,7 +311,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
     latency = run_of(runs).latency()
     percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
-    sds = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
+    sds: dict[str, Any] = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
     return RunEstimate(
         energy_j=energy_j,
         low_j=energy_j * math.exp(-half),
