@@ -69,8 +69,8 @@ def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column,
     """
     longest = max(len(row.steps) for row in rows)
     table = np.zeros((longest, len(rows), 9))
-    for place, row in enumerate(rows):
-        table[: len(row.steps), place] = row.steps
+    for column, row in enumerate(rows):
+        table[: len(row.steps), column] = row.steps
     power = rates.power
     is_given = np.array([row.seconds is None for row in rows])
     measured_w = [row.energy_j / row.seconds if row.seconds else row.idle_w for row in rows]
@@ -112,7 +112,7 @@ class _Problem:
         sds = {name: c.sd for name, c in self.constants.items()}
         sds |= {f"{name}@{kind}": c.gpu_sd for kind in kinds for name, c in self.constants.items() if c.gpu_sd}
         self.names = tuple(sds)
-        self.place = {name: index for index, name in enumerate(sds)}
+        self.index_of = {name: index for index, name in enumerate(sds)}
         names, unit = np.unique([row.unit for row in rows], return_inverse=True)
         units, count = names.tolist(), len(names)
         offset_sds = [UNIT_ENERGY_SD] * count + [UNIT_TIME_SD] * count
@@ -147,29 +147,29 @@ class _Problem:
 
     def _narrow(self, prior: Fit) -> None:
         """Take what earlier rows say in place of the priors of the parameters that both have."""
-        shared = [name for name in prior.names if name in self.place]
-        own, theirs = [self.place[name] for name in shared], [prior.names.index(name) for name in shared]
+        shared = [name for name in prior.names if name in self.index_of]
+        own, theirs = [self.index_of[name] for name in shared], [prior.names.index(name) for name in shared]
         self.prior_mean[own] = prior.mean[theirs]
         self.precision[np.ix_(own, own)] = np.linalg.inv(prior.covariance[np.ix_(theirs, theirs)])
 
-    def model(self, theta: Column, *, slopes: bool = False) -> tuple[Column, Column]:
+    def model(self, theta: Column, *, with_slopes: bool = False) -> tuple[Column, Column]:
         """Logarithms of energy of each row, then of seconds; and their derivatives, of shape (2 rows, names)."""
-        logs, found = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
+        logs, slopes = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
         for number, members in enumerate(self.groups):
             rows = [self.rows[index] for index in members]
             kind, both = rows[0].gpu.name, np.r_[members, len(self.rows) + np.array(members)]
-            names = self._concerned(number) if slopes else ()
+            names = self._concerned(number) if with_slopes else ()
             shifts = np.vstack([np.zeros(len(names)), STEP * np.eye(len(names))])
             values: dict[str, Any] = self._values(theta, kind)
-            for place, name in enumerate(names):
-                values[name] = values[name] * np.exp(shifts[:, place])[:, None]
+            for index, name in enumerate(names):
+                values[name] = values[name] * np.exp(shifts[:, index])[:, None]
             at = self._logs(rows, values)
             logs[both] = at[0]
             for name, slope in zip(names, (at[1:] - at[0]) / STEP, strict=True):
-                found[both, self.place[name]] = slope
-                if f"{name}@{kind}" in self.place:
-                    found[both, self.place[f"{name}@{kind}"]] = slope
-        return logs, found
+                slopes[both, self.index_of[name]] = slope
+                if f"{name}@{kind}" in self.index_of:
+                    slopes[both, self.index_of[f"{name}@{kind}"]] = slope
+        return logs, slopes
 
     def _concerned(self, number: int) -> tuple[str, ...]:
         """The constants on which rows of a group depend: fp8's do not concern bfloat16."""
@@ -212,8 +212,8 @@ class _Problem:
     def linear(self, theta: Column) -> tuple[Column, Column]:
         """The gradient of the log posterior and its curvature, with the model made linear at `theta`."""
         count = len(self.names)
-        logs, found = self.model(theta[:count], slopes=True)
-        slopes = np.hstack([found, self.offsets]) * self.weight[:, None]
+        logs, of_constants = self.model(theta[:count], with_slopes=True)
+        slopes = np.hstack([of_constants, self.offsets]) * self.weight[:, None]
         off = (self.measured - logs - self.offsets @ theta[count:]) * self.weight
         robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
         pulled = (slopes * robust[:, None]).T
@@ -223,9 +223,9 @@ class _Problem:
     def _values(self, theta: Column, kind: str) -> dict[str, Any]:
         values = {}
         for name, constant in self.constants.items():
-            log = theta[self.place[name]]
-            if f"{name}@{kind}" in self.place:
-                log = log + theta[self.place[f"{name}@{kind}"]]
+            log = theta[self.index_of[name]]
+            if f"{name}@{kind}" in self.index_of:
+                log = log + theta[self.index_of[f"{name}@{kind}"]]
             values[name] = constant.value * float(np.exp(log))
         return values
 

@@ -179,9 +179,9 @@ class ServerEstimate:
     @property
     def run(self) -> RunEstimate:
         """The run as the requests arrive; all at once where no arrivals are known."""
-        found = self.served or self.offline
-        assert found is not None
-        return found
+        run = self.served or self.offline
+        assert run is not None
+        return run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +205,7 @@ class TraceEstimate:
         Raises:
             UsageError: That engine was not asked for.
         """
-        estimates = {one.engine: one for one in reversed(self.estimates)}
+        estimates = {estimate.engine: estimate for estimate in reversed(self.estimates)}
         if engine not in estimates:
             raise UsageError.unknown("estimated engine", engine, [*reversed(estimates)], code="unknown-name")
         return estimates[engine]

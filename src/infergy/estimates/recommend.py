@@ -327,26 +327,26 @@ def _serve(sample: Any, server: OpenServer, label: str, limits: Limits) -> _Serv
 
 def _rank(served: Sequence[_Served], now: _Served) -> tuple[Configuration, ...]:
     """Those that keep the limits by energy, then the others by how far they are over."""
-    fewest = min(one.estimate.run.rejected_requests for one in served)
+    fewest = min(own.estimate.run.rejected_requests for own in served)
     ranked = []
-    for one in served:
-        run = one.estimate.run
-        breaks = [*one.excess]
+    for own in served:
+        run = own.estimate.run
+        breaks = [*own.excess]
         breaks += [REJECTS] if run.rejected_requests > fewest else []
         breaks += [OVERLOADED] if run.overload is not None else []
-        over = max(one.excess.values(), default=1.0) if breaks else 0.0
-        ranked.append(((over, run.energy_j), _configuration(one, now, breaks)))
+        over = max(own.excess.values(), default=1.0) if breaks else 0.0
+        ranked.append(((over, run.energy_j), _configuration(own, now, breaks)))
     return tuple(configuration for _, configuration in sorted(ranked, key=lambda pair: pair[0]))
 
 
-def _configuration(one: _Served, now: _Served, breaks: Sequence[str]) -> Configuration:
-    ratio = one.estimate.run.energy_j / now.estimate.run.energy_j
-    half = 0.0 if one is now else Z90 * log_ratio_sd(one.run, now.run)
-    dtype, present = one.server.setup.dtype, now.server.setup.dtype
+def _configuration(own: _Served, now: _Served, breaks: Sequence[str]) -> Configuration:
+    ratio = own.estimate.run.energy_j / now.estimate.run.energy_j
+    half = 0.0 if own is now else Z90 * log_ratio_sd(own.run, now.run)
+    dtype, present = own.server.setup.dtype, now.server.setup.dtype
     return Configuration(
-        label=one.label,
-        command=command_of(one.server),
-        estimate=one.estimate,
+        label=own.label,
+        command=command_of(own.server),
+        estimate=own.estimate,
         saving=1.0 - ratio,
         saving_low=1.0 - ratio * math.exp(half),
         saving_high=1.0 - ratio * math.exp(-half),
@@ -357,14 +357,14 @@ def _configuration(one: _Served, now: _Served, breaks: Sequence[str]) -> Configu
 
 
 def _choose(ranked: Sequence[Configuration], now: str) -> tuple[Configuration | None, str]:
-    """The one to choose, and why."""
-    present = next(one for one in ranked if one.label == now)
-    within = [one for one in ranked if not one.breaks]
+    """The own to choose, and why."""
+    present = next(choice for choice in ranked if choice.label == now)
+    within = [choice for choice in ranked if not choice.breaks]
     if not within:
         return None, "nothing_keeps_limits"
     if present.breaks:
         return within[0], "present_breaks_limits"
-    saving = [one for one in within if one.is_significant and one.saving > 0]
+    saving = [choice for choice in within if choice.is_significant and choice.saving > 0]
     return (saving[0], "saves") if saving else (present, "present_is_best")
 
 
@@ -376,4 +376,4 @@ def _notes(ranked: Sequence[Configuration], limits: Limits, sample: Sample) -> I
         yield f"all at once: {ranked[0].estimate.served_reason}; TTFT and E2E are waiting in the queue"
     elif not limits.given():
         yield "no limit on latency was given: the least energy may keep requests waiting. Type --tpot-p99 50ms"
-    yield from dict.fromkeys(note for one in ranked for note in one.estimate.notes)
+    yield from dict.fromkeys(note for choice in ranked for note in choice.estimate.notes)
