@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infergy.catalog.gpus import Gpu
+from infergy.catalog import Gpu, ModelShape
 from infergy.cost.constants import Column, Fit
-from infergy.cost.rates import Rates, ServerWork, rates_of
+from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
+from infergy.cost.table import ServedBy
 
 PART = 32_768
 """Entries whose energy is computed at once."""
@@ -49,6 +50,14 @@ class Server:
     idle_w: float
     is_api: bool
     errors: tuple[float, float] | None = None
+
+    @classmethod
+    def of(
+        cls, by: ServedBy, shape: ModelShape, gpu: Gpu, idle_w: float, errors: tuple[float, float] | None = None
+    ) -> Server:
+        """The server of a measured cell, or of one that could be."""
+        work = server_work(shape, dtype=by.dtype, gpus=by.gpus)
+        return cls(engine=by.engine, model=by.model, work=work, gpu=gpu, idle_w=idle_w, is_api=by.is_api, errors=errors)
 
 
 class StepCost:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from infergy.errors import DataError, UsageError
 from infergy.files import parse_json
 from infergy.records.codec import from_json
 from infergy.units import count_of
+
+if TYPE_CHECKING:
+    from infergy.records import EngineSetup
 
 TABLE_SCHEMA = "infergy.table/2"
 READABLE = ("infergy.table/1", TABLE_SCHEMA)
@@ -55,6 +58,19 @@ class ServedBy:
     gpus: int
     is_api: bool = False
     has_graphs: bool = True
+
+    @classmethod
+    def of(cls, setup: EngineSetup, gpu: str, *, is_api: bool) -> ServedBy:
+        """An engine config on a kind of GPU; float16 costs what bfloat16 does."""
+        return cls(
+            engine=setup.engine,
+            model=setup.model,
+            dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
+            gpu=gpu,
+            gpus=setup.tensor_parallel,
+            is_api=is_api,
+            has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

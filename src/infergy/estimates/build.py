@@ -12,7 +12,6 @@ from infergy.catalog import catalog_name, find_gpu_by_driver_name, get_gpu, get_
 from infergy.cost.constants import Fit, prior_fit
 from infergy.cost.fit import make_table
 from infergy.cost.model import Server, StepCost
-from infergy.cost.rates import server_work
 from infergy.cost.step import compress
 from infergy.cost.table import Origin, ServedBy, Table, TableEntry
 from infergy.errors import DataError, MeterError
@@ -171,20 +170,6 @@ def environment_id(environment: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def served_by(row: Measurement) -> ServedBy:
-    """What served a row."""
-    setup = row.cell.setup
-    return ServedBy(
-        engine=setup.engine,
-        model=setup.model,
-        dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
-        gpu=catalog_name(row.environment.gpus[0].name),
-        gpus=setup.tensor_parallel,
-        is_api=row.environment.engine.get("usage_context") == "server",
-        has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
-    )
-
-
 def _is_usable(row: Measurement) -> bool:
     setup = row.cell.setup
     return (
@@ -199,7 +184,9 @@ def _is_usable(row: Measurement) -> bool:
 
 
 def _entry(row: Measurement, source: str, environment: str, energy_sd: float, fit: Fit) -> TableEntry:
-    by, result = served_by(row), result_of(row)
+    is_api = row.environment.engine.get("usage_context") == "server"
+    by = ServedBy.of(row.cell.setup, catalog_name(row.environment.gpus[0].name), is_api=is_api)
+    result = result_of(row)
     is_timed = any(row.arrival_s)
     run, idle_w = simulate_row(row, by, fit)
     return TableEntry(
@@ -229,15 +216,7 @@ def simulate_row(row: Measurement, by: ServedBy, fit: Fit) -> tuple[Run, float]:
     """The run that a row's engine makes, by its recorded options, and the idle watts of its GPUs."""
     shape, gpu = get_model(by.model), get_gpu(by.gpu)
     idle_w = find_idle_power(row).loaded_w or 0.0
-    server = Server(
-        engine=by.engine,
-        model=by.model,
-        work=server_work(shape, dtype=by.dtype, gpus=by.gpus),
-        gpu=gpu,
-        idle_w=idle_w,
-        is_api=by.is_api,
-    )
-    cost = StepCost(server, fit)
+    cost = StepCost(Server.of(by, shape, gpu, idle_w), fit)
     requests = requests_of(row)
     if by.engine == "transformers":
         size = row.cell.setup.max_sequences or len(requests)

@@ -10,7 +10,6 @@ from infergy.catalog import canonical_name, get_gpu, get_model, model_config
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
 from infergy.catalog.shape import ModelShape
 from infergy.cost.model import Server, StepCost
-from infergy.cost.rates import server_work
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
 from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table, read_table
 from infergy.cost.table import shipped_table as shipped_table
@@ -108,27 +107,13 @@ def open_server(spec: ServerSpec, table: Table | None = None) -> OpenServer:
         )
     if setup.dtype == "float16":
         gpu.dense_flops(setup.dtype)
-    by = ServedBy(
-        engine=setup.engine,
-        model=canonical_name(spec.model),
-        dtype="bfloat16" if setup.dtype == "float16" else setup.dtype,
-        gpu=gpu.name,
-        gpus=setup.tensor_parallel,
-        has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
-    )
+    by = ServedBy.of(setup, gpu.name, is_api=setup.engine == "vllm" and spec.usage_context == "server")
     measured, idle_w, notes = table.find(by), table.idle_w(gpu.name), table.notes
     if idle_w is None:
         idle_w = IDLE_SHARE * gpu.tdp_w
         notes = (f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken", *notes)
-    server = Server(
-        engine=by.engine,
-        model=by.model,
-        work=server_work(shape, dtype=by.dtype, gpus=by.gpus),
-        gpu=gpu,
-        idle_w=idle_w * by.gpus,
-        is_api=setup.engine == "vllm" and spec.usage_context == "server",
-        errors=None if measured is None else (measured.energy_sd, measured.time_sd),
-    )
+    errors = None if measured is None else (measured.energy_sd, measured.time_sd)
+    server = Server.of(by, shape, gpu, idle_w * by.gpus, errors)
     assumed = _assumed_precision(spec, setup, shape, gpu)
     try:
         config = _config(spec, setup, shape, gpu)

@@ -13,7 +13,7 @@ from infergy.catalog.shape import ModelShape
 from infergy.cost.constants import Fit, prior_fit
 from infergy.cost.drafting import DraftedCost
 from infergy.cost.model import Server, StepCost
-from infergy.cost.rates import server_work
+from infergy.cost.table import ServedBy
 from infergy.errors import UsageError
 from infergy.records import SERVER, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, UsageContext, resolve
@@ -48,15 +48,10 @@ def cost_of_setup(
     each_w = IDLE_SHARE * gpu.tdp_w if idle_w is None else idle_w
     gpu.dense_flops("bfloat16" if setup.dtype == "mxfp4" else setup.dtype)
 
+    by = ServedBy.of(setup, gpu.name, is_api=setup.usage_context == SERVER)
+
     def cost(of: ModelShape) -> StepCost:
-        server = Server(
-            engine=setup.engine,
-            model=of.name,
-            work=server_work(of, dtype=setup.dtype, gpus=setup.tensor_parallel),
-            gpu=gpu,
-            idle_w=each_w * setup.tensor_parallel,
-            is_api=setup.usage_context == SERVER,
-        )
+        server = Server.of(replace(by, model=of.name), of, gpu, each_w * by.gpus)
         return StepCost(server, fit or prior_fit(setup.engine))
 
     if draft is None:
