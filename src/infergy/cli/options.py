@@ -79,6 +79,15 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def typed_options(context: typer.Context) -> dict[str, str]:
+    """The options and arguments that stand on the command line: the longest spelling of each, by parameter."""
+    return {
+        parameter.name: max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceFormat:
     """How a trace is read: its format, the names of its columns, and the lengths of a task."""
@@ -169,34 +178,58 @@ class TraceSelection(TraceFormat):
         return sample_of(self.choose(source))
 
     def choose(self, source: str) -> Requests | Trace | Histogram:
-        """A trace or a histogram, or the requests of it that the options choose: the window before the count.
+        """A trace or a histogram, or the requests of it that the options choose.
 
         Raises:
             UsageError: An option out of range, or one that the source does not have.
             DataError: The source cannot be read.
         """
-        # Readers are loaded late: the help of the command line needs none.
-        from infergy.workload import open_requests, requests_of_histogram
+        opened = self.opened(source)
+        is_part = self._is_window or self.all_at_once or (self.requests is not None and not is_task(source))
+        return self.part_of(self.all_of(opened), source) if is_part else opened
 
-        made = self.requests if is_task(source) else None
-        opened = open_requests(source, **self.reading(made))
-        is_window = (self.start, self.duration, self.speed) != (None, None, None)
-        count = self.requests if made is None else None
-        if not (is_window or count is not None or self.all_at_once):
-            return opened
+    def opened(self, source: str) -> Trace | Histogram:
+        """A trace, unread, or a histogram.
+
+        Raises:
+            UsageError: An option without effect, or out of range.
+            DataError: The source cannot be read.
+        """
+        # Readers are loaded late: the help of the command line needs none.
+        from infergy.workload import open_requests
+
+        if self.all_at_once and self.speed is not None and self.duration is None:
+            given = {"--all-at-once": True, "--speed": self.speed}
+            raise UsageError.conflict(given, "no time passes: leave --speed out, or give --for TIME")
+        return open_requests(source, **self.reading(self.requests if is_task(source) else None))
+
+    def all_of(self, opened: Trace | Histogram) -> Requests:
+        """All requests of a source, without times where no option needs them."""
+        from infergy.workload import requests_of_histogram
+
         if isinstance(opened, Histogram):
-            chosen = requests_of_histogram(opened)
-        else:
-            chosen = opened.requests(arrivals=is_window or not self.all_at_once)
-        if is_window:
-            chosen = chosen.window(
+            return requests_of_histogram(opened)
+        return opened.requests(arrivals=self._is_window or not self.all_at_once)
+
+    def part_of(self, requests: Requests, source: str) -> Requests:
+        """The requests that the options choose of all: the window before the count.
+
+        Raises:
+            UsageError: An option out of range, or no arrivals for a window.
+        """
+        if self._is_window:
+            requests = requests.window(
                 start_s=0.0 if self.start is None else seconds_of("--from", self.start),
                 duration_s=None if self.duration is None else seconds_of("--for", self.duration),
                 speed=1.0 if self.speed is None else self.speed,
             )
-        if count is not None:
-            chosen = chosen.slice(0, count)
-        return chosen.all_at_once() if self.all_at_once else chosen
+        if self.requests is not None and not is_task(source):
+            requests = requests.slice(0, self.requests)
+        return requests.all_at_once() if self.all_at_once else requests
+
+    @property
+    def _is_window(self) -> bool:
+        return (self.start, self.duration, self.speed) != (None, None, None)
 
 
 def bins_of(name: str | None, input_edges: str | None, output_edges: str | None) -> Bins | None:
