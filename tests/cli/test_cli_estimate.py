@@ -258,3 +258,10 @@ def test_options_without_effect_on_a_trace_are_rejected(tmp_path: Path) -> None:
         with raises("options-conflict", options=options):
             asked = [verb, "azure-conv-2023", "--speed", "2", "--all-at-once"]
             CliRunner().invoke(app, asked, catch_exceptions=False, standalone_mode=False)
+
+
+def test_the_studys_reference_names_its_server_once() -> None:
+    several = invoke(*SHORT, "-e", "transformers", "-e", "vllm").stdout
+    assert several.count("study's reference") == 1
+    assert "(arXiv 2504.17674) for transformers: ideal" in several
+    assert "(arXiv 2504.17674): ideal" in invoke(*SHORT).stdout

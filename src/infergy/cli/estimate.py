@@ -249,16 +249,18 @@ FIGURES = (
 
 
 def _paper(answer: TraceEstimate) -> list[str]:
-    paper = answer.paper
+    """The study's reference, of the first of several servers."""
+    paper, servers = answer.paper, answer.estimates
     if paper is None:
         return []
+    of = "The study's reference (arXiv 2504.17674)"
+    if len(servers) > 1:
+        of += f" for {_names(servers)[0].replace(chr(10), ', ')}"
     if paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
-        return ["The study's reference: no bin of the trace can be served."]
+        return [f"{of}: no bin of the trace can be served."]
     ideal, by_bins = (format_number(joules / 3600) for joules in (paper.ideal_energy_j, paper.energy_j))
-    return [
-        f"The study's reference (arXiv 2504.17674): ideal {ideal} Wh; by its bins {by_bins} Wh, "
-        f"{format_percent(paper.gap_to_ideal, signed=True)} over the ideal."
-    ]
+    gap = format_percent(paper.gap_to_ideal, signed=True)
+    return [f"{of}: ideal {ideal} Wh; by its bins {by_bins} Wh, {gap} over the ideal."]
 
 
 def _explained(one: ServerEstimate) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 from infergy.cli.options import JsonOption
 from infergy.cli.output import NONE, print_json, print_table
 from infergy.errors import UsageError
+from infergy.files import read_toml
 from infergy.units import count_of, format_bytes, format_duration, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 GRID_SCHEMA = "infergy.grid/1"
 """A grid names no schema of its own: a human writes it."""
 SCHEMAS = {
+    "breakdown": "estimates.breakdown BREAKDOWN_SCHEMA Breakdown",
     "calibration": "cost.calibration CALIBRATION_SCHEMA Calibration",
     "calibration-window": "records.calibration CALIBRATION_WINDOW_SCHEMA CalibrationWindow",
+    "ceiling": "estimates.paper CEILING_SCHEMA PaperEstimate",
     "check": "records.check CHECK_SCHEMA Checked",
-    "comparison": "quality.compare COMPARISON_SCHEMA Comparison",
+    "compare": "quality.compare COMPARE_SCHEMA Comparison",
     "doctor": "measure.doctor DOCTOR_SCHEMA Diagnosis",
     "error": "cli.failure ERROR_SCHEMA ErrorReport",
     "estimate": "estimates.results ESTIMATE_SCHEMA TraceEstimate",
@@ -48,18 +51,17 @@ SCHEMAS = {
     "merge": "records.merge MERGE_SCHEMA Merged",
     "meter": "records.behaviour BEHAVIOUR_SCHEMA MeterBehaviour",
     "next": "estimates.next_cells NEXT_SCHEMA NextCells",
-    "paper": "estimates.paper PAPER_SCHEMA PaperEstimate",
     "phases": "quality.phases PHASES_SCHEMA PhaseReport",
     "plan": "records PLAN_SCHEMA Plan",
-    "recommendation": "estimates.recommend RECOMMENDATION_SCHEMA Recommendation",
+    "recommend": "estimates.recommend RECOMMEND_SCHEMA Recommendation",
     "replay": "estimates.replay REPLAY_SCHEMA Replay",
     "studies": "measure.studies STUDIES_SCHEMA StudyList",
     "timeline": "report.power_chart TIMELINE_SCHEMA Picture",
     "trace": "workload.summary TRACE_SCHEMA TraceSummary",
-    "waterfall": "estimates.breakdown WATERFALL_SCHEMA Breakdown",
     "window": "measure.block BLOCK_SCHEMA BlockEnergy",
 }
 """Where the version and the class of a published format are, under `infergy`."""
+RENAMED = {"comparison": "compare", "paper": "ceiling", "recommendation": "recommend", "waterfall": "breakdown"}
 
 
 @catalog.command()
@@ -153,7 +155,11 @@ def studies(
     from infergy.measure.studies import StudyList, describe_study, study_names, study_path
 
     if name is not None:
-        typer.echo(study_path(name).read_text(encoding="utf-8"), nl=False)
+        path = study_path(name)
+        if as_json:
+            _echo_json(read_toml(path, "a study"))
+        else:
+            typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
     changes: dict[str, Any] = {}
     if gpu is not None:
@@ -206,6 +212,10 @@ def make_schema(name: str) -> dict[str, Any]:
     Raises:
         UsageError: There is no such format.
     """
+    if name in RENAMED:
+        instead = f"infergy list schemas {RENAMED[name]}"
+        message = f"the schema {name} has the name of its verb now. Type: {instead}"
+        raise UsageError(message, code="retired-command", command=f"list schemas {name}", instead=instead)
     if name not in SCHEMAS:
         raise UsageError.unknown("schema", name, SCHEMAS, code="unknown-name")
     if name == "grid":
