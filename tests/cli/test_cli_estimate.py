@@ -263,5 +263,5 @@ def test_options_without_effect_on_a_trace_are_rejected(tmp_path: Path) -> None:
 def test_the_studys_reference_names_its_server_once() -> None:
     several = invoke(*SHORT, "-e", "transformers", "-e", "vllm").stdout
     assert several.count("study's reference") == 1
-    assert "(arXiv 2504.17674) for transformers: ideal" in several
+    assert "(arXiv 2504.17674) for the first server, transformers: ideal" in several
     assert "(arXiv 2504.17674): ideal" in invoke(*SHORT).stdout

@@ -255,7 +255,7 @@ def _paper(answer: TraceEstimate) -> list[str]:
         return []
     of = "The study's reference (arXiv 2504.17674)"
     if len(servers) > 1:
-        of += f" for {_names(servers)[0].replace(chr(10), ', ')}"
+        of += f" for the first server, {servers[0].engine}"
     if paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
         return [f"{of}: no bin of the trace can be served."]
     ideal, by_bins = (format_number(joules / 3600) for joules in (paper.ideal_energy_j, paper.energy_j))
