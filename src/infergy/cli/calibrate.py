@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import JsonOption
+from infergy.cli.options import JsonOption, option, with_options
 from infergy.cli.output import print_json, print_notes, print_table
 from infergy.units import count_of, format_number, format_percent, format_si
 
@@ -20,24 +20,17 @@ DEFAULT_FILE = Path("calibration.jsonl")
 BUDGET = "4m"
 
 
+@with_options
 def calibrate(
-    output: Annotated[
-        Path, typer.Option("-o", "--output-file", help="Keep the windows here; what it holds is not measured again.")
-    ] = DEFAULT_FILE,
-    budget: Annotated[
-        str, typer.Option("--budget", help="Time for it, 90s or 3m; the most informative windows come first.")
-    ] = BUDGET,
-    gpu: Annotated[
-        str | None,
-        typer.Option("--gpu", "-g", help="The GPU's datasheet: a name or a TOML file [default: by the driver's name]"),
-    ] = None,
-    simulate: Annotated[
-        str | None, typer.Option("--simulate", metavar="GPU", help="Calibrate a simulated GPU, which says nothing.")
-    ] = None,
-    show: Annotated[
-        str | None,
-        typer.Option("--show", metavar="NAME|FILE", help="Measure nothing: show what a file or a shipped one says."),
-    ] = None,
+    output: Path = option(
+        "Keep the windows here; what it holds is not measured again.", "-o", "--output-file", default=DEFAULT_FILE
+    ),
+    budget: str = option("Time for it, 90s or 3m; the most informative windows come first.", default=BUDGET),
+    gpu: str | None = option(
+        "The GPU's datasheet: a name or a TOML file [default: by the driver's name]", "--gpu", "-g"
+    ),
+    simulate: str | None = option("Calibrate a simulated GPU, which says nothing.", metavar="GPU"),
+    show: str | None = option("Measure nothing: show what a file or a shipped one says.", metavar="NAME|FILE"),
     as_json: JsonOption = False,
 ) -> None:
     """Measure what this GPU takes for copies, products, attention and launches, and fit the step-cost model to it.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.options import JsonOption, fraction
+from infergy.cli.options import JsonOption, fraction, option, with_options
 from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent, format_si
 
@@ -19,19 +19,14 @@ if TYPE_CHECKING:
 EXIT_FLAGGED = 5
 
 
+@with_options
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl)")],
-    target: Annotated[
-        str | None, typer.Option("--target", help="Flag rows with a 95 % interval wider than ± this, such as 2%.")
-    ] = None,
-    rows: Annotated[bool, typer.Option("--rows", help="List each row with its interval, flags and facts.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 5 if any row is flagged or failed.")] = False,
-    again: Annotated[
-        Path | None, typer.Option("--again", help="Write a plan that measures flagged and failed cells again.")
-    ] = None,
-    worst: Annotated[
-        int | None, typer.Option("--worst", min=1, help="With --again: at most so many, the widest intervals first.")
-    ] = None,
+    target: str | None = option("Flag rows with a 95 % interval wider than ± this, such as 2%."),
+    rows: bool = option("List each row with its interval, flags and facts.", "--rows", default=False),
+    strict: bool = option("Exit with 5 if any row is flagged or failed.", "--strict", default=False),
+    again: Path | None = option("Write a plan that measures flagged and failed cells again."),
+    worst: int | None = option("With --again: at most so many, the widest intervals first.", min=1),
     as_json: JsonOption = False,
 ) -> None:
     """Summarise the flags of measured rows: figures that may be wrong by more than their interval (docs/flags.md).

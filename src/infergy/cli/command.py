@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infergy.cli.measure import check_meter
-from infergy.cli.options import MeterOption, SimulateOption
+from infergy.cli.options import MeterOption, SimulateOption, option, with_options
 from infergy.errors import UsageError
 from infergy.units import format_duration, format_number, format_si
 
@@ -24,23 +24,18 @@ if TYPE_CHECKING:
 DEFAULT_IDLE_S = 2.0
 
 
+@with_options
 def run_command(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="Append one JSON line per run to this file")
-    ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Number of measured runs")] = 1,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Number of unmeasured runs before them")] = 0,
-    idle: Annotated[
-        float, typer.Option("--idle", min=0, help="Seconds of idle power before each run; 0 for none")
-    ] = DEFAULT_IDLE_S,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs to count [default: all visible]")] = None,
+    output: Path | None = option("Append one JSON line per run to this file", "-o", "--output-file"),
+    runs: int = option("Number of measured runs", default=1, min=1),
+    warmup: int = option("Number of unmeasured runs before them", default=0, min=0),
+    idle: float = option("Seconds of idle power before each run; 0 for none", default=DEFAULT_IDLE_S, min=0),
+    gpus: int | None = option("GPUs to count [default: all visible]", min=1),
     meter: MeterOption = "nvml",
     simulate: SimulateOption = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Also print the UUID of each GPU")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON line per run; the program's stdout goes to stderr")
-    ] = False,
+    explain: bool = option("Also print the UUID of each GPU", "--explain", default=False),
+    as_json: bool = option("Print one JSON line per run; the program's stdout goes to stderr", "--json", default=False),
 ) -> None:
     """Measure the energy of any program: infergy run [OPTIONS] -- COMMAND.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infergy.cli.measure import check_meter, gpu_here
-from infergy.cli.options import JsonOption, MeterOption, SimulateOption, fraction
+from infergy.cli.options import JsonOption, MeterOption, SimulateOption, fraction, option, with_options
 from infergy.cli.output import UNKNOWN, print_json, print_table
 from infergy.errors import UsageError
 from infergy.units import count_of, format_percent, format_si
@@ -24,6 +24,7 @@ EXIT_WORSE = 5
 SUGGESTED = "rescaled.jsonl"
 
 
+@with_options
 def compare(
     files: Annotated[
         list[Path] | None,
@@ -32,26 +33,15 @@ def compare(
             help="Rows to compare with, and rows of the same cells (.jsonl). With one file A is what ships of its GPU",
         ),
     ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure three cells of A on this GPU now, as B [A: what ships of it]")
-    ] = False,
-    engine: Annotated[
-        str, typer.Option("--engine", "-e", help="With --measure: engine config of the cells in A")
-    ] = "vllm",
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output-file", help="With --measure: keep B here [default: compare-TIME.jsonl]"),
-    ] = None,
+    measure: bool = option(
+        "Measure three cells of A on this GPU now, as B [A: what ships of it]", "--measure", default=False
+    ),
+    engine: str = option("With --measure: engine config of the cells in A", "--engine", "-e", default="vllm"),
+    output: Path | None = option("With --measure: keep B here [default: compare-TIME.jsonl]", "-o", "--output-file"),
     meter: MeterOption = "nvml",
     simulate: SimulateOption = False,
-    rescale: Annotated[
-        Path | None,
-        typer.Option("--rescale", help="Write a table for the GPU of B: energy of A times the ratio, each row marked"),
-    ] = None,
-    fail_if_worse: Annotated[
-        str | None,
-        typer.Option("--fail-if-worse", help="Exit with 5 if B takes significantly more energy than A, by over 3%"),
-    ] = None,
+    rescale: Path | None = option("Write a table for the GPU of B: energy of A times the ratio, each row marked"),
+    fail_if_worse: str | None = option("Exit with 5 if B takes significantly more energy than A, by over 3%"),
     as_json: JsonOption = False,
 ) -> None:
     """Compare the energy of two files of measurements, cell by cell, each with its 95 % interval.

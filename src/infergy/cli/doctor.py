@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import JsonOption, SimulateOption
+from infergy.cli.options import JsonOption, SimulateOption, option, with_options
 from infergy.cli.output import UNKNOWN, print_json
 from infergy.errors import MissingError, UsageError
 from infergy.units import format_bytes, format_duration, format_number, format_percent, format_si
@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 EXIT_MISSING = 3
 
 
+@with_options
 def doctor(
-    meter: Annotated[
-        bool, typer.Option("--meter", help="Switch a load on the first GPU on and off; report how its meter follows")
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="With --meter: write the result to this JSON file")
-    ] = None,
+    meter: bool = option(
+        "Switch a load on the first GPU on and off; report how its meter follows", "--meter", default=False
+    ),
+    output: Path | None = option("With --meter: write the result to this JSON file", "-o", "--output-file"),
     simulate: SimulateOption = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Also print UUIDs, and what each GPU answers")] = False,
+    explain: bool = option("Also print UUIDs, and what each GPU answers", "--explain", default=False),
     as_json: JsonOption = False,
 ) -> None:
     """Report what can be measured on this machine, how well, and what is missing; exit with 3 if nothing can be.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,7 +17,8 @@ from infergy.cli.options import (
     TracesArg,
     TraceSelection,
     bins_of,
-    with_groups,
+    option,
+    with_options,
 )
 from infergy.cli.output import (
     NONE,
@@ -44,35 +45,22 @@ if TYPE_CHECKING:
 RUNS, CEILING = "runs", "ceiling"
 
 
-@with_groups
+@with_options
 def estimate(
     sources: TracesArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            help="runs: requests served in simulation; ceiling: the binning of arXiv 2504.17674, its ideal and gap",
-        ),
-    ] = RUNS,
-    ideal: Annotated[
-        str | None,
-        typer.Option(
-            "--ideal",
-            help="Of --method ceiling: dense (FLOPs at the dense peak and TDP), paper (at the vendor's headline peak), "
-            "roofline (FLOPs or bytes) [default: dense]",
-        ),
-    ] = None,
-    rare: Annotated[
-        str | None,
-        typer.Option(
-            "--rare",
-            help="Of --method ceiling: N requests take N/B of a batch of B (fractional), or whole ones "
-            "[default: fractional]",
-        ),
-    ] = None,
+    method: str = option(
+        "runs: requests served in simulation; ceiling: the binning of arXiv 2504.17674, its ideal and gap", default=RUNS
+    ),
+    ideal: str | None = option(
+        "Of --method ceiling: dense (FLOPs at the dense peak and TDP), paper (at the vendor's headline peak), "
+        "roofline (FLOPs or bytes) [default: dense]"
+    ),
+    rare: str | None = option(
+        "Of --method ceiling: N requests take N/B of a batch of B (fractional), or whole ones [default: fractional]"
+    ),
     bins: BinsOption = None,
     input_edges: InputEdgesOption = None,
     output_edges: OutputEdgesOption = None,

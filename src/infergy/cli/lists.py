@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.options import JsonOption
+from infergy.cli.options import JsonOption, option, with_options
 from infergy.cli.output import NONE, print_json, print_table
 from infergy.errors import UsageError
 from infergy.files import read_toml
@@ -65,6 +65,7 @@ RENAMED = {"comparison": "compare", "paper": "ceiling", "recommendation": "recom
 
 
 @catalog.command()
+@with_options
 def gpus(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME_OR_PATH", help="One GPU, or a TOML file of one [default: all]")
@@ -100,6 +101,7 @@ def gpus(
 
 
 @catalog.command()
+@with_options
 def models(
     name: Annotated[
         str | None,
@@ -107,7 +109,7 @@ def models(
             metavar="NAME_OR_PATH", help="A shipped model, a config.json, or numbers by hand [default: all]"
         ),
     ] = None,
-    gpu: Annotated[str, typer.Option("--gpu", "-g", help="GPU of the largest batch; a TOML file too")] = "h200",
+    gpu: str = option("GPU of the largest batch; a TOML file too", "--gpu", "-g", default="h200"),
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped models, or print what follows from the shape of one: FLOPs, bytes, largest batch.
@@ -139,10 +141,11 @@ def models(
 
 
 @catalog.command()
+@with_options
 def studies(
     name: Annotated[str | None, typer.Argument(help="Print the grid of this study, a TOML file [default: all]")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Forecast for it [default: the study's]")] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", "-g", help="Forecast for it [default: the study's]")] = None,
+    model: str | None = option("Forecast for it [default: the study's]", "--model", "-m"),
+    gpu: str | None = option("Forecast for it [default: the study's]", "--gpu", "-g"),
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped studies: figure of the paper, cells, forecast time and energy, full and quick; or print one.
@@ -194,6 +197,7 @@ def studies(
 
 
 @catalog.command()
+@with_options
 def schemas(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Print the JSON Schema of this format [default: list names]")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.options import MeterOption, SimulateOption, fraction
+from infergy.cli.options import MeterOption, SimulateOption, fraction, option, with_options
 from infergy.cli.output import print_table
 from infergy.cli.progress import run_sweep
 from infergy.errors import DataError, InfergyError, UsageError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EXIT_SOME_FAILED = 4
 
 
+@with_options
 def measure(
     grids: Annotated[
         list[str] | None,
@@ -33,64 +34,31 @@ def measure(
             "share is measured once. Leave it out to give the grid by options.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output-file", help="The store: one JSON row per cell; resumed if it exists"),
-    ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", help="Measure nothing: write the plan, a JSON file that a bare GPU node can measure"),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", help="This part of the plan only, 2/5; put rows together with infergy table merge"),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A study's smaller grid; the full one resumes from its store")
-    ] = False,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", "-e", help="transformers, vllm, vllm-eager, vllm-float16-tp2 …; repeatable"),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or config.json")] = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else the grid's]")
-    ] = None,
-    input_tokens: Annotated[str | None, typer.Option("--input", help="Input tokens: 512,2048")] = None,
-    output_tokens: Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")] = None,
-    batch: Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")] = None,
-    decoding: Annotated[
-        str | None, typer.Option("--decoding", help="greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas")
-    ] = None,
-    arrivals: Annotated[
-        str | None,
-        typer.Option("--arrivals", help="offline, poisson4, gamma4-b0.5, trace:azure-conv-2023@4; several with commas"),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", help="Repeat windows until the 95 % interval is within ± this [default: 2%]"),
-    ] = None,
-    max_time: Annotated[
-        float | None, typer.Option("--max-time", help="Seconds per cell after which no window starts [default: 60]")
-    ] = None,
-    min_window: Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")] = None,
-    repeats: Annotated[
-        int | None, typer.Option("--repeats", min=1, help="Visits of each cell, in shuffled order [default: 1]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing")
-    ] = False,
+    output: Path | None = option("The store: one JSON row per cell; resumed if it exists", "-o", "--output-file"),
+    plan: Path | None = option("Measure nothing: write the plan, a JSON file that a bare GPU node can measure"),
+    shard: str | None = option("This part of the plan only, 2/5; put rows together with infergy table merge"),
+    quick: bool = option("A study's smaller grid; the full one resumes from its store", "--quick", default=False),
+    engine: list[str] | None = option(
+        "transformers, vllm, vllm-eager, vllm-float16-tp2 …; repeatable", "--engine", "-e"
+    ),
+    model: str | None = option("Name or config.json", "--model", "-m"),
+    gpu: str | None = option("GPU to plan for [default: the one here, else the grid's]", "--gpu", "-g"),
+    input_tokens: str | None = option("Input tokens: 512,2048", "--input"),
+    output_tokens: str | None = option("Output tokens: 8,64,512", "--output"),
+    batch: str | None = option("Batch sizes, 1,8,32, or 'largest'"),
+    decoding: str | None = option("greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas"),
+    arrivals: str | None = option("offline, poisson4, gamma4-b0.5, trace:azure-conv-2023@4; several with commas"),
+    target: str | None = option("Repeat windows until the 95 % interval is within ± this [default: 2%]"),
+    max_time: float | None = option("Seconds per cell after which no window starts [default: 60]"),
+    min_window: float | None = option("Shortest window, in seconds"),
+    repeats: int | None = option("Visits of each cell, in shuffled order [default: 1]", min=1),
+    seed: int | None = option("Seed of prompts and random weights"),
+    dry_run: bool = option("Print the plan and its forecast time; measure nothing", "--dry-run", default=False),
     simulate: SimulateOption = False,
     meter: MeterOption = "nvml",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Measure cells again that failed before")
-    ] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster: auto, or HOST:6379 (extra ray)"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each finished row; with --dry-run the plan")] = False,
+    retry_failed: bool = option("Measure cells again that failed before", "--retry-failed", default=False),
+    ray: str | None = option("Measure on a Ray cluster: auto, or HOST:6379 (extra ray)", metavar="ADDRESS"),
+    as_json: bool = option("Print each finished row; with --dry-run the plan", "--json", default=False),
 ) -> None:
     """Measure the energy of each cell of a grid; interrupted, the same command resumes.
 

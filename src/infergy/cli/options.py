@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from infergy.workload import Requests, Trace
     from infergy.workload.sampling import Sample
 
+OPTION = "option"
+"""Key of a field's metadata: its option."""
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 _TRACE = (
@@ -44,31 +46,26 @@ AllowSimulatedOption = Annotated[
 ]
 
 
-def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Let typer see the fields of a command's dataclass parameters as options of the command.
+def option(help: str, *names: str, default: Any = None, **settings: Any) -> Any:  # noqa: A002
+    """An option of a verb, as the default of its parameter or of a field of a group; else it is called as these."""
+    return field(default=default, metadata={OPTION: typer.Option(*names, help=help, **settings)})
 
-    Args:
-        command: A function; each parameter annotated with a dataclass stands for the fields of that.
-    """
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer reads it: each `option` an option, each dataclass the options that its fields are."""
     hints = typing.get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if name not in groups:
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        annotations = typing.get_type_hints(groups[name], include_extras=True)
-        for field in fields(groups[name]):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            annotation = annotations[field.name]
-            parameters.append(
-                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            )
+        if name in groups:
+            inner = typing.get_type_hints(groups[name], include_extras=True)
+            parameters += [_parameter(one.name, inner[one.name], one) for one in fields(groups[name])]
+        else:
+            parameters.append(_parameter(name, hints[name], parameter.default))
 
     def run(**values: Any) -> None:
         made = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
+            name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
         }
         command(**values, **made)
 
@@ -77,6 +74,13 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(run)["__signature__"] = inspect.Signature(parameters)
     return run
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    if isinstance(default, Field):
+        annotation = Annotated[annotation, default.metadata[OPTION]] if OPTION in default.metadata else annotation
+        default = inspect.Parameter.empty if default.default is MISSING else default.default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def typed_options(context: typer.Context) -> dict[str, str]:
@@ -92,36 +96,18 @@ def typed_options(context: typer.Context) -> dict[str, str]:
 class TraceFormat:
     """How a trace is read: its format, the names of its columns, and the lengths of a task."""
 
-    format: Annotated[
-        str | None,
-        typer.Option("--format", help=f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]"),
-    ] = None
-    input_column: Annotated[
-        str | None,
-        typer.Option("--input-column", help="Column of input tokens; usage.prompt_tokens names a nested one"),
-    ] = None
-    output_column: Annotated[str | None, typer.Option("--output-column", help="Column of output tokens")] = None
-    time_column: Annotated[str | None, typer.Option("--time-column", help="Column of arrivals")] = None
-    cached_column: Annotated[
-        str | None,
-        typer.Option("--cached-column", help="Column of input tokens found in a prefix cache: no prefill for them"),
-    ] = None
-    time_unit: Annotated[
-        str | None,
-        typer.Option("--time-unit", help="Unit of a numeric time column: s, ms, us, ns [default: the format's]"),
-    ] = None
-    requests: Annotated[
-        int | None, typer.Option("--requests", min=1, help="Number of requests [default: all; of a task 1024]")
-    ] = None
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of a task's lengths [default: 0]")] = None
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer",
-            help="Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
-            "[default: lengths drawn by the published moments]",
-        ),
-    ] = None
+    format: str | None = option(f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]")
+    input_column: str | None = option("Column of input tokens; usage.prompt_tokens names a nested one")
+    output_column: str | None = option("Column of output tokens")
+    time_column: str | None = option("Column of arrivals")
+    cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
+    time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
+    requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
+    seed: int | None = option("Seed of a task's lengths [default: 0]")
+    tokenizer: str | None = option(
+        "Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
+        "[default: lengths drawn by the published moments]"
+    )
 
     def reading(self, requests: int | None) -> dict[str, Any]:
         """Options for `infergy.workload.open_trace`; `requests` is how many a task makes.
@@ -151,20 +137,16 @@ class TraceFormat:
 class TraceSelection(TraceFormat):
     """How a trace is read, and which of its requests are served."""
 
-    start: Annotated[
-        str | None,
-        typer.Option("--from", metavar="TIME", help="Start of the window: 10m is minute 10 after the first request"),
-    ] = None
-    duration: Annotated[
-        str | None,
-        typer.Option("--for", metavar="TIME", help="Wall time of arrivals to serve: 75s at --speed 3 are 225 s of it"),
-    ] = None
-    speed: Annotated[
-        float | None, typer.Option("--speed", help="Factor on the request rate: 2 is twice as fast [default: 1]")
-    ] = None
-    all_at_once: Annotated[
-        bool, typer.Option("--all-at-once", help="All requests arrive at once, whatever times the trace has")
-    ] = False
+    start: str | None = option(
+        "Start of the window: 10m is minute 10 after the first request", "--from", metavar="TIME"
+    )
+    duration: str | None = option(
+        "Wall time of arrivals to serve: 75s at --speed 3 are 225 s of it", "--for", metavar="TIME"
+    )
+    speed: float | None = option("Factor on the request rate: 2 is twice as fast [default: 1]")
+    all_at_once: bool = option(
+        "All requests arrive at once, whatever times the trace has", "--all-at-once", default=False
+    )
 
     def open(self, source: str) -> Sample:
         """The requests; windows of them where a trace is longer than can be simulated whole.

@@ -27,6 +27,7 @@ UNBOUNDED = 10_000
 """Columns of a terminal that every table fits."""
 UNKNOWN, NONE = "unknown", "-"
 PICTURES = (".svg", ".png", ".html")
+DRAW_HELP = f"Draw it into a file: {', '.join(PICTURES)}"
 
 
 def stdout_console() -> Console:

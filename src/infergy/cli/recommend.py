@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, seconds_of, with_groups
+from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, option, seconds_of, with_options
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes, title_of, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
@@ -31,7 +31,7 @@ def _limit(option: str, meaning: str) -> typer.models.OptionInfo:
     return option_info
 
 
-@with_groups
+@with_options
 def recommend(
     source: TraceArg,
     trace: TraceSelection,
@@ -40,9 +40,9 @@ def recommend(
     ttft_p99: Annotated[str | None, _limit("--ttft-p99", "the time to first token, 99 % of requests")] = None,
     tpot_p99: Annotated[str | None, _limit("--tpot-p99", "the time per output token, 99 % of requests")] = None,
     e2e_p99: Annotated[str | None, _limit("--e2e-p99", "the time to the last token, 99 % of requests")] = None,
-    keep_outputs: Annotated[
-        bool, typer.Option("--keep-outputs", help="Leave out what changes the model's answers: another precision")
-    ] = False,
+    keep_outputs: bool = option(
+        "Leave out what changes the model's answers: another precision", "--keep-outputs", default=False
+    ),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -16,9 +16,10 @@ from infergy.cli.options import (
     MeterOption,
     SimulateOption,
     TraceSelection,
+    option,
     seconds_of,
     typed_options,
-    with_groups,
+    with_options,
 )
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes
 from infergy.cli.server_options import MeasuredSelection
@@ -39,27 +40,15 @@ OF_ALL = ("source", "table", "calibration", "allow_simulated", "as_json")
 class ReplayTarget:
     """Which engines serve the requests, on which GPU."""
 
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]"),
-    ] = None
-    usage_context: Annotated[
-        str | None,
-        typer.Option("--usage-context", help="server (vllm serve) or llm (the LLM class) [default: server]"),
-    ] = None
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs that share the model")
-    ] = None
-    max_num_seqs: Annotated[int | None, typer.Option("--max-num-seqs", min=1, help="Requests at once")] = None
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Leave out requests of more input and output tokens")
-    ] = None
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or config.json [default: llama-3.1-8b]")] = (
-        None
+    engine: list[str] | None = option(
+        "vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]", "--engine", "-e"
     )
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", "-g", help="GPU to predict for [default: the one here, else h200]")
-    ] = None
+    usage_context: str | None = option("server (vllm serve) or llm (the LLM class) [default: server]")
+    tensor_parallel_size: int | None = option("GPUs that share the model", "--tensor-parallel-size", "-tp", min=1)
+    max_num_seqs: int | None = option("Requests at once", min=1)
+    max_tokens: int | None = option("Leave out requests of more input and output tokens")
+    model: str | None = option("Name or config.json [default: llama-3.1-8b]", "--model", "-m")
+    gpu: str | None = option("GPU to predict for [default: the one here, else h200]", "--gpu", "-g")
 
     def setups(self) -> list[EngineSetup]:
         """Engine configs: vLLM is its server, as for `estimate`, unless --usage-context says otherwise.
@@ -90,7 +79,7 @@ class ReplayTarget:
         return setups
 
 
-@with_groups
+@with_options
 def replay(
     context: typer.Context,
     source: Annotated[
@@ -99,10 +88,8 @@ def replay(
     trace: TraceSelection,
     measured: MeasuredSelection,
     target: ReplayTarget,
-    plan: Annotated[Path | None, typer.Option("--plan", help="Write the plan here, to measure it elsewhere")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="Measure it into this store, then print both")
-    ] = None,
+    plan: Path | None = option("Write the plan here, to measure it elsewhere"),
+    output: Path | None = option("Measure it into this store, then print both", "-o", "--output-file"),
     simulate: SimulateOption = False,
     meter: MeterOption = "nvml",
     as_json: JsonOption = False,

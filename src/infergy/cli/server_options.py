@@ -7,11 +7,9 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import typer
-
-from infergy.cli.options import AllowSimulatedOption
+from infergy.cli.options import AllowSimulatedOption, option
 from infergy.errors import DataError, UsageError
 from infergy.files import read_toml
 
@@ -26,70 +24,29 @@ ROUTERS = ("round_robin", "least_loaded")
 class ServerSelection:
     """Which servers, in vLLM's words; repeated options give one server for each combination."""
 
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]"),
-    ] = None
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", help="Name or config.json; repeatable [default: llama-3.1-8b]"),
-    ] = None
-    gpu: Annotated[
-        list[str] | None, typer.Option("--gpu", "-g", help="Name or .toml file; repeatable [default: h200]")
-    ] = None
-    precision: Annotated[
-        list[str] | None,
-        typer.Option("--precision", help="bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable"),
-    ] = None
-    tensor_parallel_size: Annotated[
-        int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs that share the model")
-    ] = 1
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Servers of this kind")] = 1
-    router: Annotated[str, typer.Option("--router", help="round_robin or least_loaded")] = "round_robin"
-    usage_context: Annotated[
-        str | None,
-        typer.Option(
-            "--usage-context", help="Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]"
-        ),
-    ] = None
-    vllm_version: Annotated[
-        str | None, typer.Option("--vllm-version", help="Whose scheduler: 0.25 or 0.33 [default: 0.25]")
-    ] = None
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option("--max-num-seqs", min=1, help="Requests at once; of transformers, of a batch [default: 32]"),
-    ] = None
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option("--max-num-batched-tokens", min=1, help="Tokens of a step")
-    ] = None
-    max_model_len: Annotated[
-        int | None, typer.Option("--max-model-len", min=1, help="Longest request, prompt and answer")
-    ] = None
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option("--gpu-memory-utilization", help="Share of the GPU's memory [default: 0.92]")
-    ] = None
-    enable_prefix_caching: Annotated[
-        bool | None,
-        typer.Option(
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            help="Keep blocks of finished requests [default: keep]",
-        ),
-    ] = None
-    long_prefill_token_threshold: Annotated[
-        int | None,
-        typer.Option(
-            "--long-prefill-token-threshold",
-            min=0,
-            help="Most prompt tokens of a request in a step [default: no limit]",
-        ),
-    ] = None
-    num_gpu_blocks: Annotated[
-        int | None, typer.Option("--num-gpu-blocks", min=2, help="Blocks of the KV cache, if you know vLLM's")
-    ] = None
-    compare: Annotated[
-        Path | None,
-        typer.Option("--compare", metavar="FILE.toml", help="Servers as [[server]] tables of these options' names"),
-    ] = None
+    engine: list[str] | None = option(
+        "vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]", "--engine", "-e"
+    )
+    model: list[str] | None = option("Name or config.json; repeatable [default: llama-3.1-8b]", "--model", "-m")
+    gpu: list[str] | None = option("Name or .toml file; repeatable [default: h200]", "--gpu", "-g")
+    precision: list[str] | None = option("bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable")
+    tensor_parallel_size: int = option("GPUs that share the model", "--tensor-parallel-size", "-tp", default=1, min=1)
+    replicas: int = option("Servers of this kind", default=1, min=1)
+    router: str = option("round_robin or least_loaded", default="round_robin")
+    usage_context: str | None = option("Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]")
+    vllm_version: str | None = option("Whose scheduler: 0.25 or 0.33 [default: 0.25]")
+    max_num_seqs: int | None = option("Requests at once; of transformers, of a batch [default: 32]", min=1)
+    max_num_batched_tokens: int | None = option("Tokens of a step", min=1)
+    max_model_len: int | None = option("Longest request, prompt and answer", min=1)
+    gpu_memory_utilization: float | None = option("Share of the GPU's memory [default: 0.92]")
+    enable_prefix_caching: bool | None = option(
+        "Keep blocks of finished requests [default: keep]", "--enable-prefix-caching/--no-enable-prefix-caching"
+    )
+    long_prefill_token_threshold: int | None = option(
+        "Most prompt tokens of a request in a step [default: no limit]", min=0
+    )
+    num_gpu_blocks: int | None = option("Blocks of the KV cache, if you know vLLM's", min=2)
+    compare: Path | None = option("Servers as [[server]] tables of these options' names", metavar="FILE.toml")
 
     def specs(self) -> list[ServerSpec]:
         """The servers, each once.
@@ -108,18 +65,12 @@ class ServerSelection:
 class MeasuredSelection:
     """Whose measurements."""
 
-    table: Annotated[
-        list[str] | None,
-        typer.Option("--table", "-t", help="Your own rows or table, which sharpen the shipped one; repeatable"),
-    ] = None
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration",
-            metavar="NAME|FILE",
-            help="A GPU's constants by infergy calibrate: shipped (h100-sxm), or a file",
-        ),
-    ] = None
+    table: list[str] | None = option(
+        "Your own rows or table, which sharpen the shipped one; repeatable", "--table", "-t"
+    )
+    calibration: str | None = option(
+        "A GPU's constants by infergy calibrate: shipped (h100-sxm), or a file", metavar="NAME|FILE"
+    )
     allow_simulated: AllowSimulatedOption = False
 
     def load(self, gpus: Iterable[str]) -> Table:

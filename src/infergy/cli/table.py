@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from infergy.cli.options import AllowSimulatedOption, JsonOption
+from infergy.cli.options import AllowSimulatedOption, JsonOption, option, with_options
 from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent
 
@@ -21,12 +22,13 @@ table = typer.Typer(
 
 
 @table.command()
+@with_options
 def build(
     rows: Annotated[list[Path], typer.Argument(metavar="ROWS", help="Stores of measured rows (.jsonl)")],
-    output: Annotated[Path, typer.Option("-o", "--output-file", help="The table to write")],
-    alone: Annotated[
-        bool, typer.Option("--alone", help="Fit these rows only, from the datasheet's priors, without the shipped ones")
-    ] = False,
+    output: Path = option("The table to write", "-o", "--output-file", default=MISSING),
+    alone: bool = option(
+        "Fit these rows only, from the datasheet's priors, without the shipped ones", "--alone", default=False
+    ),
     allow_simulated: AllowSimulatedOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,6 +60,7 @@ def build(
 
 
 @table.command()
+@with_options
 def merge(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The store to write; rows that it has are kept")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl, .jsonl.gz)")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,7 +16,8 @@ from infergy.cli.options import (
     TraceFormat,
     TracesArg,
     bins_of,
-    with_groups,
+    option,
+    with_options,
 )
 from infergy.cli.output import UNKNOWN, print_json, print_table, stdout_console
 from infergy.errors import UsageError
@@ -33,23 +34,17 @@ _HEAT = ("", "on grey15", "on grey30", "on dark_red", "bold on red")
 _BAR_WIDTH = 40
 
 
-@with_groups
+@with_options
 def trace(
     sources: TracesArg,
     reading: TraceFormat,
     bins: BinsOption = None,
     input_edges: InputEdgesOption = None,
     output_edges: OutputEdgesOption = None,
-    spark: Annotated[
-        str | None,
-        typer.Option(
-            "--spark",
-            help="With bins: TRACE is a table of this Spark: sc://host:15002, or a master (local[2], spark://host:7077)",
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", help="Also print the padding of static batches of this size")
-    ] = None,
+    spark: str | None = option(
+        "With bins: TRACE is a table of this Spark: sc://host:15002, or a master (local[2], spark://host:7077)"
+    ),
+    batch: int | None = option("Also print the padding of static batches of this size"),
     as_json: JsonOption = False,
 ) -> None:
     """Describe request traces: requests, lengths, arrival rate; with --bins the counts over bins of lengths.
