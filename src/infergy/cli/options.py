@@ -30,11 +30,6 @@ _TRACE = (
 )
 TraceArg = Annotated[str, typer.Argument(metavar="TRACE", help=_TRACE)]
 TracesArg = Annotated[list[str], typer.Argument(metavar="TRACE", help=_TRACE)]
-BinsOption = Annotated[
-    str | None, typer.Option("--bins", help="powers-of-two (no request is left out), or paper (arXiv 2504.17674)")
-]
-InputEdgesOption = Annotated[str | None, typer.Option("--input-edges", help="Upper edges of input bins: 32,128,512")]
-OutputEdgesOption = Annotated[str | None, typer.Option("--output-edges", help="Upper edges of output bins: 8,64,512")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, in SI units")]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Also print how each figure was obtained, and notes")]
 SimulateOption = Annotated[
@@ -214,27 +209,35 @@ class TraceSelection(TraceFormat):
         return (self.start, self.duration, self.speed) != (None, None, None)
 
 
-def bins_of(name: str | None, input_edges: str | None, output_edges: str | None) -> Bins | None:
-    """The bins that the options mean; None for powers of two up to the longest request.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinSelection:
+    """Over which bins of lengths requests are counted."""
 
-    Raises:
-        UsageError: No bins of that name, edges out of range, or edges of one axis alone.
-    """
-    if name is not None and name not in BIN_NAMES:
-        hint = "Your own: --input-edges and --output-edges"
-        raise UsageError.unknown("bins", name, BIN_NAMES, hint, code="unknown-name", option="--bins")
-    base = Bins.paper() if name == PAPER else None
-    if input_edges is None and output_edges is None:
-        return base
-    sides = [None if text is None else tuple(edges_of(text)) for text in (input_edges, output_edges)]
-    if base is not None:
-        sides = [given or edges for given, edges in zip(sides, (base.input_edges, base.output_edges), strict=True)]
-    inputs, outputs = sides
-    if inputs is None or outputs is None:
-        missing = "--input-edges" if inputs is None else "--output-edges"
-        message = f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis"
-        raise UsageError(message, code="option-missing", option=missing)
-    return Bins(name="custom", input_edges=inputs, output_edges=outputs)
+    bins: str | None = option("powers-of-two (no request is left out), or paper (arXiv 2504.17674)")
+    input_edges: str | None = option("Upper edges of input bins: 32,128,512")
+    output_edges: str | None = option("Upper edges of output bins: 8,64,512")
+
+    def grid(self) -> Bins | None:
+        """The bins that the options mean; None for powers of two up to the longest request.
+
+        Raises:
+            UsageError: No bins of that name, edges out of range, or edges of one axis alone.
+        """
+        if self.bins not in (None, *BIN_NAMES):
+            hint = "Your own: --input-edges and --output-edges"
+            raise UsageError.unknown("bins", self.bins, BIN_NAMES, hint, code="unknown-name", option="--bins")
+        base = Bins.paper() if self.bins == PAPER else None
+        texts = {"input_edges": self.input_edges, "output_edges": self.output_edges}
+        edges = {axis: tuple(edges_of(text)) for axis, text in texts.items() if text is not None}
+        if not edges:
+            return base
+        for axis in texts.keys() - edges.keys():
+            if base is None:
+                missing = f"--{axis.replace('_', '-')}"
+                message = f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis"
+                raise UsageError(message, code="option-missing", option=missing)
+            edges[axis] = getattr(base, axis)
+        return Bins(name="custom", **edges)
 
 
 def seconds_of(option: str, text: str) -> float:
