@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.lists import RENAMED, SCHEMAS, make_schema
+from infergy.cli.schemas import RENAMED, SCHEMAS, make_schema
 from raising import raises
 
 DATA = Path(str(resources.files("infergy"))) / "data"

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from infergy.catalog.gpus import get_gpu
-from infergy.cli.lists import make_schema
+from infergy.cli.schemas import make_schema
 from infergy.engines import EngineOutOfMemoryError
 from infergy.errors import EngineError, GpuLostError, MeterError
 from infergy.measure.calibrate import CalibrationEvent, calibrate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,8 @@ from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.records.check import Checked, CheckedFile, CheckedRow
+    from infergy.records import Measurement
+    from infergy.records.check import CheckedFile, CheckedRow
 
 EXIT_FLAGGED = 5
 
@@ -37,55 +39,52 @@ def check(
     from infergy.records.store import read_store
 
     widest = None if target is None else fraction("--target", target)
+    stores = {path: read_store(path).rows for path in files}
     checked = Checked(
-        files=tuple(
-            CheckedFile(file=str(path), rows=check_rows(read_store(path).rows, target=widest)) for path in files
-        )
+        files=tuple(CheckedFile(file=str(path), rows=check_rows(own, target=widest)) for path, own in stores.items())
     )
     if as_json:
         print_json([checked])
     else:
         for file in checked.files:
-            _print_summary(file, show_rows=rows)
+            _print(file, show_rows=rows)
+    flagged = [row for file in checked.files for row in file.rows if row.flags or row.failure]
     if again is not None:
-        _plan_again(checked, files, again, worst, widest)
-    if strict and any(row.flags or row.failure for file in checked.files for row in file.rows):
+        _plan_again(flagged, [row for own in stores.values() for row in own], again, worst, widest)
+    if strict and flagged:
         raise typer.Exit(EXIT_FLAGGED)
 
 
-def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | None, target: float | None) -> None:
+def _plan_again(
+    flagged: Iterable[CheckedRow], measured: Sequence[Measurement], path: Path, worst: int | None, target: float | None
+) -> None:
     from infergy.measure.anchors import plan_again
     from infergy.records.plan import MeasureOptions
-    from infergy.records.store import read_store
 
-    flagged = [row for file in checked.files for row in file.rows if row.flags or row.failure]
-    flagged.sort(key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
-    cells = list(dict.fromkeys(row.cell_id for row in flagged))[:worst]
+    widest = sorted(flagged, key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
+    cells = list(dict.fromkeys(row.cell_id for row in widest))[:worst]
     if not cells:
         typer.echo(f"{path}: not written, no cell is flagged or failed", err=True)
         return
-    measured = [row for file in files for row in read_store(file).rows]
     plan_again(measured, cells, target=MeasureOptions().target if target is None else target).save(path)
     count = count_of(len(cells), "cell")
     typer.echo(f"{path}: {count} and their control cells. Measure: infergy measure {path} -o NEW.jsonl", err=True)
 
 
-def _print_summary(checked: CheckedFile, *, show_rows: bool) -> None:
+def _print(checked: CheckedFile, *, show_rows: bool) -> None:
     from infergy.records.flags import CODES
 
     flags = [flag for row in checked.rows for flag in row.flags]
-    counts = Counter(flag.code for flag in flags)
-    flagged, failed = sum(bool(row.flags) for row in checked.rows), sum(bool(row.failure) for row in checked.rows)
+    flagged = sum(bool(row.flags) for row in checked.rows)
+    failed = sum(bool(row.failure) for row in checked.rows)
     failures = f", {failed} failed" if failed else ""
     typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} flagged{failures}")
-    for code, meaning in CODES.items():
-        if counts[code]:
-            fix = next(flag.fix for flag in flags if flag.code == code)
-            typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {meaning}. Fix: {fix}")
-    if show_rows:
-        for row in checked.rows:
-            _print_row(row)
-    elif flagged or failed:
+    counts, fixes = Counter(flag.code for flag in flags), {flag.code: flag.fix for flag in reversed(flags)}
+    for code in sorted(counts, key=list(CODES).index):
+        typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {CODES[code]}. Fix: {fixes[code]}")
+    for row in checked.rows if show_rows else ():
+        _print_row(row)
+    if not show_rows and (flagged or failed):
         typer.echo("  Which rows, and their values: --rows")
 
 

@@ -42,6 +42,7 @@ def run_command(
     Example: infergy run --runs 3 -- python serve_once.py
     """
     from infergy.measure.block import window
+    from infergy.meters.simulated import SteadyMeter
     from infergy.records.codec import to_json
 
     check_meter(meter, simulate=simulate)
@@ -55,7 +56,7 @@ def run_command(
         _run(command, stdout)
     code = 0
     for number in range(1, runs + 1):
-        source = _simulated(gpus or 1) if simulate else meter
+        source = SteadyMeter(count=gpus or 1) if simulate else meter
         # Before and after the command no process of its own is there.
         with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source, own_processes=0) as measured:
             code = _run(command, stdout)
@@ -70,12 +71,6 @@ def run_command(
         if code:
             break
     raise typer.Exit(code)
-
-
-def _simulated(gpus: int) -> Any:
-    from infergy.meters.simulated import SteadyMeter
-
-    return SteadyMeter(count=gpus)
 
 
 def _run(command: Sequence[str], stdout: Any) -> int:

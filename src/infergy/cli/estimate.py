@@ -181,16 +181,17 @@ def _names(servers: Sequence[ServerEstimate]) -> list[str]:
         {"engine": one.engine, "model": one.model, "gpu": one.gpu, "replicas": f"replicas {one.config['replicas']}"}
         for one in servers
     ]
+    # Blocks follow from the other options.
     options = [
-        {name: f"{name} {value}" for name, value in one.config.items() if name != "num_gpu_blocks"} for one in servers
+        {name: f"{name} {value}" for name, value in one.config.items()} | {"num_gpu_blocks": ""} for one in servers
     ]
     keys = _varying(facts) or ["engine"]
     names = [[own[key] for key in keys] for own in facts]
-    alike = [_varying([own for own, other in zip(options, names, strict=True) if other == name]) for name in names]
-    return [
-        "\n".join([*name, *(own.get(key, f"{key} None") for key in keys)])
-        for name, own, keys in zip(names, options, alike, strict=True)
-    ]
+    labels = []
+    for name, own in zip(names, options, strict=True):
+        alike = [other for other, label in zip(options, names, strict=True) if label == name]
+        labels.append("\n".join([*name, *(own.get(key, f"{key} None") for key in _varying(alike))]))
+    return labels
 
 
 def _varying(facts: Sequence[Mapping[str, str]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -26,20 +26,15 @@ BROKEN = {
 }
 
 
-def _limit(option: str, meaning: str) -> typer.models.OptionInfo:
-    option_info: typer.models.OptionInfo = typer.Option(option, metavar="TIME", help=f"Limit on {meaning}: 50ms, 0.05s")
-    return option_info
-
-
 @with_options
 def recommend(
     source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
-    ttft_p99: Annotated[str | None, _limit("--ttft-p99", "the time to first token, 99 % of requests")] = None,
-    tpot_p99: Annotated[str | None, _limit("--tpot-p99", "the time per output token, 99 % of requests")] = None,
-    e2e_p99: Annotated[str | None, _limit("--e2e-p99", "the time to the last token, 99 % of requests")] = None,
+    ttft_p99: str | None = option("Limit on the time to first token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
+    tpot_p99: str | None = option("Limit on the time per output token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
+    e2e_p99: str | None = option("Limit on the time to the last token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
     keep_outputs: bool = option(
         "Leave out what changes the model's answers: another precision", "--keep-outputs", default=False
     ),

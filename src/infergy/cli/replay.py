@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,8 @@ from infergy.units import count_of, format_duration, format_latency, format_perc
 
 if TYPE_CHECKING:
     from infergy.estimates.replay import Replay
-    from infergy.records import EngineSetup, Plan
+    from infergy.records import Arrivals, EngineSetup, Measurement, Plan
+    from infergy.workload import Requests
 
 DEFAULT_GPU = "h200"
 OF_A_PLAN = ("gpu", "output", "simulate", "meter")
@@ -59,24 +60,26 @@ class ReplayTarget:
         from infergy.estimates.servers import DEFAULT_MODEL
         from infergy.records import LLM_CLASS, SERVER, EngineSetup
 
-        context = self.usage_context
-        if context not in (None, SERVER, LLM_CLASS):
-            raise UsageError.bad_value("--usage-context", context, f"{SERVER} or {LLM_CLASS}")
+        if self.usage_context not in (None, SERVER, LLM_CLASS):
+            raise UsageError.bad_value("--usage-context", self.usage_context, f"{SERVER} or {LLM_CLASS}")
         options = {"max_sequences": self.max_num_seqs, "tensor_parallel": self.tensor_parallel_size}
-        setups = []
-        for label in self.engine or ["vllm"]:
-            parts = EngineSetup.parse_label(label)
-            if context == LLM_CLASS and parts.get("usage_context") == SERVER:
-                given = {"--engine": label, "--usage-context": context}
-                raise UsageError.conflict(given, "they contradict: give one of them")
-            if parts["engine"] == "vllm" and parts.get("speculation") is None:
-                parts["usage_context"] = context or SERVER
-            elif context is not None:
-                why = "leave it out: servers of vLLM alone have one"
-                raise UsageError.engine_lacks(parts["engine"], "--usage-context", context, why)
-            parts |= {name: value for name, value in options.items() if value is not None}
-            setups.append(EngineSetup(model=self.model or DEFAULT_MODEL, **parts))
-        return setups
+        given = {name: value for name, value in options.items() if value is not None}
+        labels = self.engine or ["vllm"]
+        return [EngineSetup(model=self.model or DEFAULT_MODEL, **self._parts(label) | given) for label in labels]
+
+    def _parts(self, label: str) -> dict[str, Any]:
+        from infergy.records import LLM_CLASS, SERVER, EngineSetup
+
+        parts, context = EngineSetup.parse_label(label), self.usage_context
+        if context == LLM_CLASS and parts.get("usage_context") == SERVER:
+            given = {"--engine": label, "--usage-context": context}
+            raise UsageError.conflict(given, "they contradict: give one of them")
+        if parts["engine"] == "vllm" and parts.get("speculation") is None:
+            return parts | {"usage_context": context or SERVER}
+        if context is not None:
+            why = "leave it out: servers of vLLM alone have one"
+            raise UsageError.engine_lacks(parts["engine"], "--usage-context", context, why)
+        return parts
 
 
 @with_options
@@ -104,39 +107,42 @@ def replay(
     from infergy.records.store import read_store
 
     path = Path(source)
-    kind_of_file = _kind_of(path)
-    _check_options(path, kind_of_file, typed_options(context))
-    if kind_of_file == "rows":
+    kind = _kind_of(path)
+    _check_options(path, kind, typed_options(context))
+    if kind == "rows":
         rows = read_store(path).rows
-        gpu = target.gpu or _gpu_of(rows)
+        gpu = get_gpu(target.gpu or _gpu_of(rows)).name
         table = measured.load([gpu])
-        found = compare_rows(rows, get_gpu(gpu).name, table)
+        found = compare_rows(rows, gpu, table)
         if not found:
             message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
             raise UsageError(message, code="no-rows", path=str(path))
     else:
         gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
-        resolved = Plan.load(path) if kind_of_file == "plan" else _plan(source, trace, target, gpu)
+        resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
         gpu = resolved.gpu or gpu
         table = measured.load([gpu])
         found = [predict(cell, gpu, table) for cell in resolved.cells]
         if plan is not None:
             resolved.save(plan)
-            typer.echo(
-                f"{plan}: on the machine with the GPU: python -m infergy.measure {plan} -o replays.jsonl", err=True
-            )
+            typer.echo(f"{plan}: on the machine with the GPU: python -m infergy.measure {plan} -o ROWS.jsonl", err=True)
         if output is not None:
             for one in found:
                 typer.echo(f"predicted {one.cell}: {_energy(one)}", err=True)
             measure_plan(resolved, output, simulate=simulate, meter=meter)
-            ids = {cell.cell.id for cell in resolved.cells}
-            rows = tuple(row for row in read_store(output).rows if row.cell_id in ids)
-            found = compare_rows(rows, gpu, table) or found
+            found = compare_rows(_rows_of(resolved, output), gpu, table) or found
     if as_json:
         print_json(found)
     else:
         _print(found)
         print_notes(table.notes)
+
+
+def _rows_of(plan: Plan, store: Path) -> list[Measurement]:
+    from infergy.records.store import read_store
+
+    ids = {planned.cell.id for planned in plan.cells}
+    return [row for row in read_store(store).rows if row.cell_id in ids]
 
 
 def _check_options(path: Path, kind_of_file: str, typed: Mapping[str, str]) -> None:
@@ -160,8 +166,6 @@ def _check_options(path: Path, kind_of_file: str, typed: Mapping[str, str]) -> N
 def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) -> Plan:
     from infergy.measure.planner import replay_run
     from infergy.measure.replays import plan_replays
-    from infergy.records import Arrivals
-    from infergy.records.load import REPLAY
     from infergy.workload import Histogram
 
     path = Path(source)
@@ -178,19 +182,26 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
     if not (timed or trace.all_at_once):
         reason = chosen.order_reason or "gaps of sessions are not replayed"
         typer.echo(f"{source}: all requests at once: {reason}", err=True)
-    start_s = 0.0 if trace.start is None else seconds_of("--from", trace.start)
-    speed = 1.0 if trace.speed is None else trace.speed
-    arrivals = Arrivals(law=REPLAY, trace=source, timed=timed, speed=speed if timed else 1.0)
-    if trace.duration is not None and trace.requests is None:
-        # All at once no time passes: what the speed decides is how much of the trace the window spans.
-        for_s = seconds_of("--for", trace.duration) * (1.0 if timed else speed)
-        arrivals = replace(arrivals, from_s=start_s, for_s=for_s)
-    elif whole.arrival_s is not None:
-        arrivals = replace(arrivals, first=int(whole.arrival_s.searchsorted(start_s)))
+    arrivals = _arrivals(source, trace, whole, timed=timed)
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
     run = replay_run(chosen, arrivals)
     return plan_replays([(setup, run) for setup in target.setups()], gpu=gpu)
+
+
+def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: bool) -> Arrivals:
+    """Which part of a trace the options choose: a window of its time, or consecutive requests."""
+    from infergy.records import Arrivals
+    from infergy.records.load import REPLAY
+
+    start_s = 0.0 if trace.start is None else seconds_of("--from", trace.start)
+    speed = 1.0 if trace.speed is None else trace.speed
+    part = Arrivals(law=REPLAY, trace=source, timed=timed, speed=speed if timed else 1.0)
+    if trace.duration is not None and trace.requests is None:
+        # All at once no time passes: what the speed decides is how much of the trace the window spans.
+        for_s = seconds_of("--for", trace.duration) * (1.0 if timed else speed)
+        return replace(part, from_s=start_s, for_s=for_s)
+    return part if whole.arrival_s is None else replace(part, first=int(whole.arrival_s.searchsorted(start_s)))
 
 
 def _kind_of(path: Path) -> str:

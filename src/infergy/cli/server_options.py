@@ -21,8 +21,8 @@ ROUTERS = ("round_robin", "least_loaded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSelection:
-    """Which servers, in vLLM's words; repeated options give one server for each combination."""
+class ServerKind:
+    """What a server is, and how many there are; repeated options give one server for each combination."""
 
     engine: list[str] | None = option(
         "vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]", "--engine", "-e"
@@ -35,6 +35,12 @@ class ServerSelection:
     router: str = option("round_robin or least_loaded", default="round_robin")
     usage_context: str | None = option("Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]")
     vllm_version: str | None = option("Whose scheduler: 0.25 or 0.33 [default: 0.25]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSelection(ServerKind):
+    """Which servers, in vLLM's words."""
+
     max_num_seqs: int | None = option("Requests at once; of transformers, of a batch [default: 32]", min=1)
     max_num_batched_tokens: int | None = option("Tokens of a step", min=1)
     max_model_len: int | None = option("Longest request, prompt and answer", min=1)
@@ -102,34 +108,30 @@ KINDS_OF_VALUE = {
 }
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value of a TOML file can stand for an option of a type."""
-    if kind == list[str]:
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
-
-
 def _servers_of(path: Path) -> list[dict[str, Any]]:
     content = read_toml(path, f"--compare takes a file of {TABLES}")
     servers = content.get("server")
-    if not isinstance(servers, list) or not servers or set(content) != {"server"}:
+    is_list = isinstance(servers, list) and servers and all(isinstance(one, dict) for one in servers)
+    if not is_list or set(content) != {"server"}:
         raise DataError.missing_field(path, ["server"], f"expected are {TABLES}, alone")
-    known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
-    types = get_type_hints(ServerSelection)
     for number, server in enumerate(servers, start=1):
         for name, value in server.items():
-            if name.replace("-", "_") not in known:
-                raise UsageError.unknown(
-                    f"option in {path}", name, known, code="unknown-field", place=str(path), key=name
-                )
-            wanted = {one for one in get_args(types[name.replace("-", "_")]) if one is not NoneType}
-            wanted = wanted or {types[name.replace("-", "_")]}
-            if not any(_is_of(value, one) for one in wanted):
-                kinds = " or ".join(sorted(KINDS_OF_VALUE[one] for one in wanted))
-                raise DataError.bad_field(f"{path}: server {number}", name, value, kinds)
+            _check_value(path, number, name, value)
     return [{name.replace("-", "_"): value for name, value in server.items()} for server in servers]
+
+
+def _check_value(path: Path, number: int, name: str, value: Any) -> None:
+    """Reject a key that is no option, and a value that the option could not have."""
+    hints = get_type_hints(ServerSelection)
+    known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
+    if name.replace("-", "_") not in known:
+        raise UsageError.unknown(f"option in {path}", name, known, code="unknown-field", place=str(path), key=name)
+    hint = hints[name.replace("-", "_")]
+    kind = next((one for one in get_args(hint) if one is not NoneType), hint)
+    is_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    kinds_of_value = {float: (int, float), list[str]: (list, str) if is_texts else (str,)}
+    if type(value) not in kinds_of_value.get(kind, (kind,)):
+        raise DataError.bad_field(f"{path}: server {number}", name, value, KINDS_OF_VALUE[kind])
 
 
 def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:

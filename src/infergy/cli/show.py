@@ -59,10 +59,11 @@ def timeline(
         typer.echo(draw_text(row, window))
 
 
-def _choose(rows: tuple[Measurement, ...], cell: str | None, file: Path) -> Measurement:
+def _choose(rows: Sequence[Measurement], cell: str | None, file: Path) -> Measurement:
+    """The first measured row of a cell; of any cell, one with a power timeline if there is one."""
     measured = [row for row in rows if row.windows]
     if cell is None:
-        chosen = [row for row in measured if row.timeline] or measured
+        chosen = sorted(measured, key=lambda row: not row.timeline)
     else:
         chosen = [row for row in measured if row.key.startswith(cell) or cell in str(row.cell)]
     if not chosen:
