@@ -64,7 +64,6 @@ def test_the_page_lists_all_codes_with_their_exit_statuses() -> None:
             code = code_of(call)
             if code is not None:
                 raised[code] |= set() if kind is None else {kind.exit_code}
-    raised["calibration-failed"] = {3, 4}
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     listed = {
         code: {int(status) for status in statuses.split(",")}

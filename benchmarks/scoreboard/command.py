@@ -17,7 +17,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from infergy.cost.calibration import load_calibration
 from infergy.errors import InfergyError, UsageError
 from scoreboard.board import (
     ESTIMATORS,
@@ -31,7 +30,6 @@ from scoreboard.board import (
     score_new,
 )
 from scoreboard.figure import FORMATS, draw_scoreboard, save_chart
-from scoreboard.ours import InfergyCalibrated
 from scoreboard.rows import Rows, read_rows
 from scoreboard.splits import SPLITS
 
@@ -66,13 +64,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--split", action="append", choices=tuple(SPLITS), help="repeat for several [default: all three]"
     )
-    parser.add_argument(
-        "--calibration",
-        action="append",
-        default=[],
-        metavar="NAME|FILE",
-        help="predict a held-out GPU with its own constants: shipped (h100-sxm), or from infergy calibrate; repeatable",
-    )
     parser.add_argument("--tasks", choices=TASKS, default=TEXT, help="tasks of the rows that are scored")
     parser.add_argument(
         "--by",
@@ -87,8 +78,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"-o {options.output_file}: the name must end in one of {', '.join(FORMATS)}")
     if options.rows is not None and (options.split or options.by):
         raise UsageError("--split and --by divide the rows of the benchmark; leave them out with --rows")
-    if options.by and (options.calibration or options.output_file):
-        raise UsageError("--by prints groups of rows of one estimator; leave out --calibration and -o")
+    if options.by and options.output_file:
+        raise UsageError("--by prints groups of rows of one estimator; leave out -o")
     for name in options.by or ():
         if name not in COLUMNS:
             raise UsageError.unknown("column", name, COLUMNS, "Give some with --by")
@@ -96,17 +87,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UsageError(
             f"--configs {options.configs}: no such folder. Expected one with OWNER/NAME/config.json or NAME.json in it"
         )
-    if options.calibration and options.rows is None and "gpu" not in (options.split or SPLITS):
-        raise UsageError("--calibration predicts a held-out GPU: add --split gpu, or leave out --calibration")
     return options
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score what the options ask for, and print or draw it.
-
-    Raises:
-        UsageError: A calibration is of no GPU that is predicted.
-    """
+    """Score what the options ask for, and print or draw it."""
     known, energy_j = read_rows()
     splits = options.split or tuple(SPLITS)
     if options.by:
@@ -119,57 +104,20 @@ def run(options: argparse.Namespace) -> None:
         ]
         _print_json(errors) if options.json else print_groups(errors, options.by, options.tasks)
         return
-    calibrated = _calibrated(options.calibration)
-    estimators = (*ESTIMATORS, *calibrated)
     if options.rows is None:
-        _reject_absent(calibrated, set(known.gpu), "among the rows of the benchmark")
-        scores = score_all(
-            known, energy_j, splits=splits, tasks=options.tasks, estimators=estimators, progress=_report_progress
-        )
+        scores = score_all(known, energy_j, splits=splits, tasks=options.tasks, progress=_report_progress)
     else:
         new, new_energy_j = read_rows(options.rows, options.configs, _warn)
-        gpus = set(new.gpu) - set(known.gpu)
-        _reject_absent(calibrated, gpus, f"in {options.rows} and not among those of the benchmark")
         seen = sum(name in set(known.backbone) for name in new.backbone)
         if seen:
             _warn(f"{seen} of {len(new)} rows are of models in the benchmark: fitted estimators have seen those")
-        scores = score_new(known, energy_j, new, new_energy_j, estimators=estimators, progress=_report_progress)
+        scores = score_new(known, energy_j, new, new_energy_j, progress=_report_progress)
     if options.output_file is not None:
         save_chart(draw_scoreboard(scores, TITLES), options.output_file)
     if options.json:
         _print_json(scores)
     elif options.output_file is None:
         print_scores(scores)
-
-
-def _calibrated(names: Sequence[str]) -> list[InfergyCalibrated]:
-    """The estimator that takes calibrations, if there are some.
-
-    Raises:
-        UsageError: Two are of one kind of GPU.
-    """
-    calibrations = [load_calibration(name) for name in names]
-    kinds = [calibration.gpu for calibration in calibrations]
-    for name, calibration in zip(names, calibrations, strict=True):
-        if kinds.count(calibration.gpu) > 1:
-            raise UsageError(
-                f"--calibration {name}: another one is of {calibration.title} too. Give one of each kind of GPU"
-            )
-        if calibration.simulated:
-            _warn(f"{name} is SIMULATED: its score says nothing about real hardware")
-    return [InfergyCalibrated(tuple(calibrations))] if calibrations else []
-
-
-def _reject_absent(calibrated: Sequence[InfergyCalibrated], gpus: set[str], where: str) -> None:
-    """Before anything is fitted: no row would be predicted with the calibration of a GPU that no row is of.
-
-    Raises:
-        UsageError: A calibrated GPU is not among `gpus`.
-    """
-    for calibration in (calibration for estimator in calibrated for calibration in estimator.calibrations):
-        if calibration.gpu not in gpus:
-            there = ", ".join(sorted(gpus)) or "none"
-            raise UsageError(f"--calibration of {calibration.title}: no row of it is {where}; GPUs that are: {there}")
 
 
 def _warn(what: str) -> None:

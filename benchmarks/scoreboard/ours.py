@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from infergy.cost.calibration import Calibration, narrow
 from infergy.cost.constants import prior_fit
 from scoreboard.fit import ServedFit, fit_served
 from scoreboard.protocol import Prediction
@@ -59,59 +57,6 @@ class InfergyDatasheet:
     def fit(self, rows: Rows, energy_j: Column) -> _Fitted:
         """Nothing."""
         return _Fitted(served=ServedFit(fit=prior_fit("vllm"), prompts={}), residual=None)
-
-
-@dataclass(frozen=True, slots=True)
-class InfergyCalibrated:
-    """Physics fitted to rows of other GPUs, and a calibration of the GPU at hand; NaN for GPUs without one.
-
-    Rows of other GPUs and plain kernels of this one are two estimates of a constant, weighted by their variances: the one
-    by how GPUs differ, the other by its windows and by how engines' kernels differ.
-
-    Args:
-        calibrations: Of different kinds of GPU (`infergy.cost.calibration.load_calibration`).
-    """
-
-    calibrations: Sequence[Calibration]
-    name: str = "infergy-calibrated"
-    title: str = "infergy: physics, fitted, and the GPU calibrated"
-    source: str = "docs/calibration.md"
-
-    def fit(self, rows: Rows, energy_j: Column) -> _Calibrated:
-        """Constants by `fit_served`; those of GPUs without rows by their calibration too."""
-        served = fit_served(rows, energy_j)
-        seen = set(map(str, rows.gpu))
-        return _Calibrated(
-            of_gpu={
-                calibration.gpu: _Fitted(
-                    served=replace(served, fit=narrow(served.fit, calibration.gpu, calibration.measured)),
-                    residual=None,
-                )
-                for calibration in self.calibrations
-                if calibration.gpu not in seen
-            }
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Calibrated:
-    """Attributes: `of_gpu` the fit of each GPU that was calibrated and of which no row was seen."""
-
-    of_gpu: Mapping[str, _Fitted]
-
-    def predict(self, rows: Rows) -> Prediction:
-        """Energy per output token; NaN for other GPUs."""
-        energy_j, low_j, high_j = (np.full(len(rows), np.nan) for _ in range(3))
-        for gpu, fitted in self.of_gpu.items():
-            of_gpu = np.flatnonzero(rows.gpu == gpu)
-            if len(of_gpu):
-                predicted = fitted.predict(rows.take(of_gpu))
-                energy_j[of_gpu], low_j[of_gpu], high_j[of_gpu] = (
-                    predicted.energy_j,
-                    predicted.low_j,
-                    predicted.high_j,
-                )
-        return Prediction(energy_j=energy_j, low_j=low_j, high_j=high_j)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from infergy.catalog.gpus import IDLE_SHARE, Gpu, get_gpu
 from infergy.catalog.layers import AttentionShape, ExpertShape, MlpShape
 from infergy.catalog.shape import Checkpoint, ModelShape
-from infergy.cost.calibration_fit import columns_of
 from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from scoreboard.rows import Rows
@@ -30,6 +29,8 @@ around a gap), corrected by a fitted factor."""
 
 ANY_INPUT_TOKENS = 500.0
 WIDTH_OVER_DEPTH = 128
+NO_WINDOW = 1e12
+"""Tokens; more than any context."""
 STAND_IN_EXPERTS, STAND_IN_VISITED = 128, 8
 
 
@@ -193,3 +194,25 @@ def stand_in(rows: Rows, place: int) -> ModelShape:
         checkpoint=Checkpoint(architecture="stand-in"),
         experts=experts,
     )
+
+
+def columns_of(rates: Sequence[Rates], rows: np.ndarray[Any, np.dtype[np.int64]]) -> Rates:
+    """Rates of several servers as columns of shape (k, rows).
+
+    Args:
+        rates: Of each server, from constants of one shape, (k, 1).
+        rows: For each row the index of its server.
+    """
+    columns: Rates = _joined(rates, rows)
+    return columns
+
+
+def _joined(parts: Sequence[Any], rows: Any) -> Any:
+    if is_dataclass(parts[0]):
+        kind: Any = type(parts[0])
+        return kind(**{f.name: _joined([getattr(part, f.name) for part in parts], rows) for f in fields(kind)})
+    if all(part is None for part in parts):
+        return None
+    # No window beside those of other servers: a finite one, since 0 decodes x infinity is no number.
+    values = [np.atleast_2d(NO_WINDOW if part is None else part) for part in parts]
+    return np.hstack(np.broadcast_arrays(*values))[:, rows]

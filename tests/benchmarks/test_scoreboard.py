@@ -10,23 +10,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
-from infergy.cli import app
-from infergy.cost.calibration import Calibration
-from infergy.cost.calibration_fit import Calibrated
-from infergy.cost.constants import BY_NAME
 from infergy.errors import DataError, UsageError
 from scoreboard.board import ESTIMATORS, Score, group_errors, score_all, score_new
-from scoreboard.command import main, parse, run
+from scoreboard.command import main, parse
 from scoreboard.figure import points
 from scoreboard.fit import fit_served
-from scoreboard.ours import Infergy, InfergyCalibrated, InfergyDatasheet, InfergyPhysics
+from scoreboard.ours import Infergy, InfergyDatasheet, InfergyPhysics
 from scoreboard.residual import Residual
 from scoreboard.rivals import RIVALS, ecologits, flops_at_tdp, request_terms, vidur_power_w, wilkins_terms
 from scoreboard.rows import Rows, backbone_of, find_shape, read_rows
 from scoreboard.splits import SPLITS
-from scoreboard.steps import stand_in, steps_of
+from scoreboard.steps import stand_in
 
 ROWS, ENERGY_J = read_rows()
 CSV = Path(__file__).parents[2] / "benchmarks/scoreboard/mlenergy_v3.csv"
@@ -219,84 +214,11 @@ def test_one_measurement_helps_and_none_hurts() -> None:
     assert wider[other].min() > half[0]
 
 
-def calibration_of(gpu: str, factors: dict[str, float]) -> Calibration:
-    """Of a GPU whose constants are so many times the priors."""
-    constants = tuple(
-        Calibrated(
-            name=name,
-            unit="ratio",
-            prior=BY_NAME[name].value,
-            prior_sd=0.3,
-            value=BY_NAME[name].value * factor,
-            low=0.0,
-            high=1.0,
-            sd=0.01,
-            windows=5,
-        )
-        for name, factor in factors.items()
-    )
-    return Calibration(
-        gpu=gpu,
-        title=gpu,
-        driver_name=gpu,
-        uuids=("GPU-a",),
-        measured_from="2026-01-01T00:00:00.000+00:00",
-        measured_to="2026-01-01T00:00:00.000+00:00",
-        simulated=False,
-        windows=5,
-        power_limit_w=None,
-        constants=constants,
-        notes=(),
-    )
-
-
-def test_a_calibration_tells_of_a_gpu_that_no_row_is_of_and_of_no_other() -> None:
-    """Joules made by the model, B200s with three times the power of being busy, and 0.6 times the energy of a byte."""
-    factors = {"busy_share": 3.0, "byte_j": 0.6}
-
-    def constants(gpu: str) -> dict[str, float]:
-        own = factors if gpu == "b200" else {}
-        return {name: constant.value * own.get(name, 1.0) for name, constant in BY_NAME.items()}
-
-    energy_j = steps_of(ROWS).energy_j(constants)[0]
-    seen = ROWS.gpu == "h100-sxm"
-    rows, others = ROWS.take(np.flatnonzero(seen)), ROWS.take(np.flatnonzero(~seen))
-    calibrated = InfergyCalibrated((calibration_of("b200", factors),)).fit(rows, energy_j[seen])
-    told = calibrated.predict(others)
-    plain = InfergyPhysics().fit(rows, energy_j[seen]).predict(others)
-    off, plainly_off = (np.median(np.abs(one.energy_j / energy_j[~seen] - 1)) for one in (told, plain))
-    assert off < 0.5 * plainly_off
-    assert told.low_j is not None
-    assert (told.low_j < told.energy_j).all()
-    assert np.isnan(calibrated.predict(rows).energy_j).all()
-    # Rows of the GPU itself tell more than its kernels.
-    everything = InfergyCalibrated((calibration_of("b200", factors),)).fit(ROWS, energy_j)
-    assert np.isnan(everything.predict(others).energy_j).all()
-
-
-def simulated_calibration(path: Path) -> str:
-    CliRunner().invoke(app, ["calibrate", "--simulate", "h200", "--budget", "20s", "-o", str(path)])
-    return str(path)
-
-
-def test_two_calibrations_of_one_kind_of_gpu_are_rejected(tmp_path: Path) -> None:
-    one, other = (simulated_calibration(tmp_path / name) for name in ("one.jsonl", "other.jsonl"))
-    with pytest.raises(UsageError, match="another one is of NVIDIA H200"):
-        run(parse(["--split", "gpu", "--calibration", one, "--calibration", other]))
-
-
-def test_a_calibration_of_a_gpu_without_rows_is_rejected(tmp_path: Path) -> None:
-    path = simulated_calibration(tmp_path / "h200.jsonl")
-    with pytest.raises(UsageError, match=r"of NVIDIA H200.*no row of it is among .*; GPUs that are: b200, h100-sxm"):
-        run(parse(["--split", "gpu", "--calibration", path]))
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--calibration", "h100-sxm", "--split", "batch"], "add --split gpu"),
         (["--rows", "mine.csv", "--split", "batch"], "leave them out with --rows"),
-        (["--by", "backbone", "-o", "board.svg"], "leave out --calibration and -o"),
+        (["--by", "backbone", "-o", "board.svg"], "leave out -o"),
         (["--by", "backbone,gpus,tasks"], "unknown column 'tasks'; did you mean task"),
         (["--configs", "no/such/folder"], "no such folder"),
         (["-o", "board.txt"], r"must end in one of .*\.svg"),

@@ -167,11 +167,6 @@ def test_requests_left_out_are_counted(tmp_path: Path) -> None:
     assert "Requests out of order, sorted by arrival: 1." in done.stdout
 
 
-def test_a_calibration_of_a_simulated_gpu_or_a_real_one_is_named_in_the_answer() -> None:
-    done = invoke(*SHORT, "-g", "h100-sxm", "--calibration", "h100-sxm")
-    assert "constants of h100-sxm are narrowed by the 31 windows of h100-sxm" in done.stdout
-
-
 def test_explain_adds_options_and_activities() -> None:
     done = invoke(*SHORT, "--explain")
     for words in ("energy by activity", "max_num_seqs 1024", "preemptions"):

@@ -66,15 +66,6 @@ def test_a_table_of_simulated_rows_needs_the_option_and_is_named(verb: str, tmp_
     assert "rows of a simulated GPU" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("verb", ALL)
-def test_a_calibration_of_another_gpu_is_named(verb: str) -> None:
-    asked = [verb, "azure-code-2023", "--requests", "20", "--calibration", "h100-sxm", "-g"]
-    other, own = (" ".join(runner.invoke(app, [*asked, gpu]).stdout.split()) for gpu in ("h200", "h100-sxm"))
-    assert "h100-sxm is a calibration of h100-sxm, not of h200" in other
-    assert "is a calibration of" not in own
-    assert "are narrowed by" in own
-
-
 def test_an_absurd_row_is_named_with_its_file_and_cell(tmp_path: Path) -> None:
     def notes_of(name: str, energies_j: tuple[float, ...]) -> tuple[str, str]:
         rows = [build_row(batch=2**place, energy_j=energy_j) for place, energy_j in enumerate(energies_j)]

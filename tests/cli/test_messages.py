@@ -25,7 +25,6 @@ PROSE = {
     "measurement",
     "energy",
     "is",
-    "calibration",
     "itself",
     "needs",
     "runs",

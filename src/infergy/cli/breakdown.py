@@ -52,7 +52,7 @@ def breakdown(
     specs = servers.specs()
     if output is not None and len(specs) > 1:
         raise UsageError.bad_value("-o", str(output), f"one server to draw, not {len(specs)}")
-    sample, table = trace.open(source), measured.load(spec.gpu for spec in specs)
+    sample, table = trace.open(source), measured.load()
     found = [break_down(sample, spec, table) for spec in specs]
     if output is not None:
         save_picture(lambda: _draw(found[0]), output)

@@ -91,7 +91,7 @@ def estimate(
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
     is_ceiling, specs = method.is_ceiling(bins), servers.specs()
-    table = measured.load(spec.gpu for spec in specs)
+    table = measured.load()
     samples = (trace.open(source) for source in sources)
     answers: Sequence[Any]
     show: Callable[[Any], None]

@@ -54,7 +54,7 @@ def next_cells(
         here = gpu_here()
         servers = servers if here is None else replace(servers, gpu=[here])
     specs, sample = servers.specs(), trace.open(source)
-    table = measured.load(spec.gpu for spec in specs)
+    table = measured.load()
     opened = [open_server(spec, table) for spec in specs]
     found = choose_next(
         sample,

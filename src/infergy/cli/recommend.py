@@ -59,8 +59,8 @@ def recommend(
             if text is not None
         }
     )
-    present, *others = specs = servers.specs()
-    table = measured.load(spec.gpu for spec in specs)
+    present, *others = servers.specs()
+    table = measured.load()
     found = rank(trace.open(source), others or None, table, present=present, limits=limits, keep_outputs=keep_outputs)
     if as_json:
         print_json([found])

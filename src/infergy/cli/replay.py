@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "h200"
 OF_A_PLAN = ("gpu", "output", "simulate", "meter")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
-OF_ALL = ("source", "table", "calibration", "allow_simulated", "as_json")
+OF_ALL = ("source", "table", "allow_simulated", "as_json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def replay(
     if kind == "rows":
         rows = read_store(path).rows
         gpu = get_gpu(target.gpu or _gpu_of(rows)).name
-        table = measured.load([gpu])
+        table = measured.load()
         found = compare_rows(rows, gpu, table)
         if not found:
             message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
@@ -121,7 +121,7 @@ def replay(
         gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
         resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
         gpu = resolved.gpu or gpu
-        table = measured.load([gpu])
+        table = measured.load()
         found = [predict(cell, gpu, table) for cell in resolved.cells]
         if plan is not None:
             resolved.save(plan)

@@ -12,8 +12,6 @@ GRID_SCHEMA = "infergy.grid/1"
 """A grid names no schema of its own: a human writes it."""
 SCHEMAS = {
     "breakdown": "estimates.breakdown BREAKDOWN_SCHEMA Breakdown",
-    "calibration": "cost.calibration CALIBRATION_SCHEMA Calibration",
-    "calibration-window": "records.calibration CALIBRATION_WINDOW_SCHEMA CalibrationWindow",
     "ceiling": "estimates.paper CEILING_SCHEMA PaperEstimate",
     "check": "records.check CHECK_SCHEMA Checked",
     "compare": "quality.compare COMPARE_SCHEMA Comparison",

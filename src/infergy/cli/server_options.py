@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from types import NoneType
@@ -74,28 +74,17 @@ class MeasuredSelection:
     table: list[str] | None = option(
         "Your own rows or table, which sharpen the shipped one; repeatable", "--table", "-t"
     )
-    calibration: str | None = option(
-        "A GPU's constants by infergy calibrate: shipped (h100-sxm), or a file", metavar="NAME|FILE"
-    )
     allow_simulated: AllowSimulatedOption = False
 
-    def load(self, gpus: Iterable[str]) -> Table:
-        """The shipped table, with these, for servers on GPUs of some names.
+    def load(self) -> Table:
+        """The shipped table, with these.
 
         Raises:
-            DataError: A file is neither rows nor a table nor a calibration.
+            DataError: A file is neither rows nor a table.
         """
-        from infergy.catalog import get_gpu
         from infergy.estimates.servers import load_tables
 
-        table = load_tables(self.table or (), calibration=self.calibration, allow_simulated=self.allow_simulated)
-        if table.calibrated is None:
-            return table
-        others = sorted({get_gpu(gpu).name for gpu in gpus} - {table.calibrated})
-        if not others:
-            return table
-        note = f"{self.calibration} is a calibration of {table.calibrated}, not of {', '.join(others)}"
-        return replace(table, notes=(*table.notes, note))
+        return load_tables(self.table or (), allow_simulated=self.allow_simulated)
 
 
 TABLES = "[[server]] tables with engine, model, gpu, …"

@@ -35,8 +35,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "table": "Build the table that estimates read; merge stores",
     },
 }
-HIDDEN = ("calibrate",)
-ALL = (*(verb for group in GROUPS.values() for verb in group), *HIDDEN)
+ALL = tuple(verb for group in GROUPS.values() for verb in group)
 
 RETIRED: Mapping[str, str] = {
     "scoreboard": "python benchmarks/scoreboard, in a checkout of infergy (with scikit-learn)",
@@ -45,6 +44,7 @@ RETIRED: Mapping[str, str] = {
     "plan": "infergy measure GRID --plan plan.json",
     "grid": "infergy list studies NAME",
     "study": "infergy list studies, infergy measure NAME --quick -o FILE.jsonl",
+    "calibrate": "infergy measure quick -o FILE.jsonl, then --table FILE.jsonl",
     "measure-command": "infergy run -- COMMAND",
     "merge": "infergy table merge OUT FILE …",
     "verify": "infergy compare --measure, or infergy compare ROWS",
@@ -72,8 +72,7 @@ class Verbs(TyperGroup):
             message = f"infergy {name} is no longer a command. Type: {instead}"
             raise UsageError(message, code="retired-command", command=name, instead=instead)
         if not name.startswith("-") and name not in ALL:
-            verbs = ALL[: -len(HIDDEN)]
-            raise UsageError.unknown("command", name, verbs, "All of them: infergy --help", code="unknown-name")
+            raise UsageError.unknown("command", name, ALL, "All of them: infergy --help", code="unknown-name")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -141,7 +141,6 @@ class Table:
         entries: Empty where only the header was read.
         repeated: Entries that were given, but already among those.
         outliers: Origins of entries whose energy the fit misses by far, and measured over fitted; not in the file.
-        calibrated: Kind of GPU of the calibration that narrowed `fits`; None without; not part of the file.
         notes: What to say with each answer that rests on it; not part of the file.
     """
 
@@ -153,7 +152,6 @@ class Table:
     entries: tuple[TableEntry, ...] = ()
     repeated: int = 0
     outliers: tuple[tuple[Origin, float], ...] = ()
-    calibrated: str | None = None
     notes: tuple[str, ...] = ()
     schema: str = field(default=TABLE_SCHEMA)
 

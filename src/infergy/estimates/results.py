@@ -167,7 +167,7 @@ class TraceEstimate:
 
     Attributes:
         paper: The study's reference: the ideal, and its binning (`infergy.estimates.paper`); None where not asked for.
-        notes: What to know of the rows and the calibration that were given.
+        notes: What to know of the rows that were given.
     """
 
     trace: TraceFacts

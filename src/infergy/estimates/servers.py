@@ -235,18 +235,15 @@ def loaded_setup(setup: EngineSetup) -> EngineSetup:
     )
 
 
-def load_tables(
-    paths: Sequence[str | Path] = (), *, calibration: str | None = None, allow_simulated: bool = False
-) -> Table:
+def load_tables(paths: Sequence[str | Path] = (), *, allow_simulated: bool = False) -> Table:
     """The shipped table, with what a user's rows or tables add to it.
 
     Args:
         paths: Stores of rows, or tables.
-        calibration: Name or file of a calibration (`infergy calibrate`), which narrows the constants of its GPU.
         allow_simulated: Whether rows of the simulated GPU may be used.
 
     Raises:
-        DataError: A file is neither rows nor a table nor a calibration, or its rows are simulated.
+        DataError: A file is neither rows nor a table, or its rows are simulated.
     """
     table, notes = shipped_table(), []
     for path in map(Path, paths):
@@ -260,24 +257,7 @@ def load_tables(
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
             notes.append(f"{path}: its last line is half-written and left out")
-    if calibration is None:
-        return replace(table, notes=tuple(notes)) if notes else table
-    from infergy.cost.calibration import load_calibration, narrow
-
-    found = load_calibration(calibration)
-    if found.simulated and not allow_simulated:
-        message = (
-            f"{calibration}: a calibration of the simulated GPU says nothing about real ones. To use it all the same: "
-            "--allow-simulated"
-        )
-        raise DataError(message, code="simulated-rows", path=str(calibration))
-    gpu = get_gpu(found.gpu)
-    constants = found.constants_of(gpu)
-    fits = {engine: narrow(fit_of(table, engine), gpu.name, constants) for engine in ENGINES}
-    if found.simulated:
-        notes.append(f"{calibration}: windows of a simulated GPU, which say nothing about real ones")
-    notes.append(f"constants of {gpu.name} are narrowed by the {count_of(found.windows, 'window')} of {calibration}")
-    return replace(table, fits=fits, calibrated=gpu.name, notes=tuple(notes))
+    return replace(table, notes=tuple(notes)) if notes else table
 
 
 def outlier_notes(table: Table) -> list[str]:

@@ -1,4 +1,8 @@
-"""The likeliest constants of the step-cost model, given the windows of a calibration and the priors.
+"""Windows of plain kernels on a GPU, and the constants of the step-cost model that follow from them.
+
+The rows are of `infergy calibrate`, a former command: copies, matmuls, attention and chains of small kernels, whose
+bytes and FLOPs are known exactly (`benchmarks/rows/*-calibration*.jsonl`). `benchmarks/quick_alone.py` compares what
+they predict with what a few cells of a model predict.
 
     minimise  sum over windows  rho(log t model - log t) + rho(log E model - log E)
               + sum over constants  (log value / prior)^2 / sd^2
@@ -13,17 +17,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
+from scipy.optimize import least_squares
 
-from infergy.catalog.gpus import IDLE_SHARE, Gpu
-from infergy.cost.constants import BY_NAME, Column, Constant
-from infergy.cost.rates import NVLINK_4, AttentionWork, Rates, ServerWork, rates_of
+from infergy.catalog.gpus import IDLE_SHARE, Gpu, find_gpu_by_driver_name, get_gpu
+from infergy.cost.constants import BY_NAME, Column, Constant, Fit, constants_of
+from infergy.cost.rates import NVLINK_4, AttentionWork, ServerWork, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
-from infergy.records.calibration import ATTENTION, COPY, LAUNCH, PRODUCT, REDUCE, CalibrationWindow, Workload
+from infergy.files import parse_json
+from infergy.records.codec import from_json
+from infergy.records.environment import Environment, GpuState
+from infergy.records.flags import HARMFUL_SLOWDOWNS
+from scoreboard.steps import columns_of
 
+IDLE, COPY, PRODUCT, ATTENTION, LAUNCH, REDUCE = KINDS = ("idle", "copy", "product", "attention", "launch", "reduce")
+
+WORDS_OF_LAUNCH = {"in a CUDA graph": True, "one by one": False}
+
+FEWEST_S = 2.5
+"""Below, the edges of a window weigh: an H200's counter ticks each 0.1 s."""
+
+WIDEST = 0.1
+"""Relative uncertainty of a window's joules, from the timestamps of its ticks, above which its weight is reduced."""
 LAUNCHES_A_LAYER = 12.0
 """Kernels of a layer: 10 to 14."""
 TIME_SD: Mapping[str, float] = {PRODUCT: 0.08, ATTENTION: 0.12, LAUNCH: 0.25, REDUCE: 0.15, COPY: math.inf}
@@ -44,20 +62,126 @@ CALL = StepSums(decodes=1, context=1.0, prefill_tokens=0, prefill_pairs=0.0, pre
 TILE, FEWEST_TILES = 128, 128
 """128 × 128 results each: a matmul of fewer, all within L2, leaves multiprocessors of a large GPU idle (an H100 has
 132), and its time would pass for a slow launch."""
-NO_WINDOW = 1e12
-"""Tokens; more than any context."""
 SMALL_SUM = 2**20
 """Bytes of an all-reduce below which its time is latency."""
-UNITS: Mapping[str, str] = {
-    "weight_efficiency": "of bandwidth",
-    "cache_efficiency": "of bandwidth",
-    "compute_efficiency": "of peak",
-    "layer_s": "s",
-    "busy_share": "of TDP",
-    "byte_j": "J",
-    "flop_share": "of TDP",
-    "reduce_s": "s",
-}
+ENGINES_DIFFER = 0.1
+"""Standard deviation of the logarithm of an engine's constant over that of plain kernels: our own estimate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Work that is repeated through a window; counts are of one call.
+
+    Attributes:
+        name: What it is called in the file; a window of that name is measured once.
+        kind: ``idle``, ``copy``, ``product``, ``attention``, ``launch`` or ``reduce``.
+        sizes: Of a copy and a sum: bytes. Of a product: rows, and rows and columns of the weights. Of attention:
+            sequences, tokens of context, heads, heads of the cache, width of a head. Of a launch: numbers of a kernel.
+        dtype: Of the operands: ``bfloat16`` or ``fp8``.
+        memory_bytes: Moved to and from the GPU's memory; 0 for what stays in its L2 cache.
+        flops: Floating-point operations.
+        launches: Kernels.
+        copies: Operands are cycled over, so many of them that none is still in L2 when its turn comes.
+        in_graph: Whether kernels are to be launched by a CUDA graph.
+        gpus: GPUs that take part.
+        link_bytes: What each GPU sends, and gets.
+    """
+
+    name: str
+    kind: str
+    sizes: tuple[int, ...] = ()
+    dtype: str = "bfloat16"
+    memory_bytes: float = 0.0
+    flops: float = 0.0
+    launches: float = 1.0
+    copies: int = 1
+    in_graph: bool = True
+    gpus: int = 1
+    link_bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationWindow:
+    """One window, or why there is none.
+
+    Attributes:
+        calls: How often the workload ran; 0 for an idle GPU.
+        duration_s: From the first call to when the last one was done.
+        energy_j: Energy of all GPUs in that time, idle power included; None where `reason` says why.
+        low_j: What it was at least, and `high_j` at most, by the counter's ticks.
+        energy_by_gpu_j: By UUID.
+        before: State of each GPU before the work; `during` in the midst of it; `after` it.
+        how: Which kernels did the work, and whether a CUDA graph launched them, in words.
+        in_graph: Whether a CUDA graph launched them; None where nothing was launched, or only `how` of an old row says.
+        reason: Why there is no window; None if there is one.
+    """
+
+    workload: Workload
+    measured_utc: str
+    simulated: bool
+    calls: int
+    duration_s: float
+    energy_j: float | None
+    low_j: float | None
+    high_j: float | None
+    environment: Environment
+    energy_by_gpu_j: Mapping[str, float] = field(default_factory=dict)
+    before: tuple[GpuState, ...] = ()
+    during: tuple[GpuState, ...] = ()
+    after: tuple[GpuState, ...] = ()
+    how: str | None = None
+    in_graph: bool | None = None
+    reason: str | None = None
+    schema: str = "infergy.calibration-window/1"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a window."""
+        return self.reason is None and self.energy_j is not None
+
+    @property
+    def call_s(self) -> float:
+        """Seconds of a call."""
+        return self.duration_s / max(1, self.calls)
+
+    @property
+    def power_w(self) -> float | None:
+        """Mean watts of all GPUs; None without joules."""
+        return None if self.energy_j is None or self.duration_s <= 0 else self.energy_j / self.duration_s
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why to trust it less, in words; a power cap is no reason, since throttling is part of the model."""
+        found = []
+        states = (*self.before, *self.during, *self.after)
+        harmful = sorted({reason for state in states for reason in state.slowdowns or ()} & HARMFUL_SLOWDOWNS)
+        if harmful:
+            found.append(f"clocks were lowered ({', '.join(harmful)})")
+        # A sum over GPUs runs in processes of its own, beside that which measures.
+        most = max((state.processes or 0 for state in states), default=0)
+        if most > (1 if self.workload.gpus == 1 else 2):
+            found.append("another process was on the GPU (see nvidia-smi)")
+        if self.duration_s < FEWEST_S:
+            found.append(f"it took {self.duration_s:.2g} s only: the edges weigh")
+        if self.energy_j and self.low_j is not None and self.high_j is not None:
+            doubt = (self.high_j - self.low_j) / 2 / self.energy_j
+            if doubt > WIDEST:
+                found.append(f"its energy is uncertain by ±{doubt:.0%}")
+        return tuple(found)
+
+
+def read_windows(path: Path) -> tuple[CalibrationWindow, ...]:
+    """Of each workload on each GPU the last whole window; in the file's order."""
+    found: dict[tuple[str, str], CalibrationWindow] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        data = parse_json(line, path, "Expected a window of plain kernels", number)
+        window = from_json(CalibrationWindow, data, f"{path} line {number}")
+        if window.in_graph is None and window.how is not None and window.calls:
+            # Rows from before the field say it in words only.
+            window = replace(window, in_graph=WORDS_OF_LAUNCH.get(window.how.rpartition(", ")[2]))
+        if window.is_whole:
+            found[window.workload.name, window.environment.gpus[0].uuid] = window
+    return tuple(found.values())
 
 
 def _of(*kinds: str, dtype: str = "", reads: bool = False) -> Callable[[CalibrationWindow], bool]:
@@ -93,7 +217,6 @@ class Calibrated:
 
     Attributes:
         name: As in `infergy.cost.constants.CONSTANTS`.
-        unit: ``s``, ``J``, ``of TDP``, ``of bandwidth``, ``of peak``; ``ratio`` otherwise.
         prior: Its value from the datasheet alone.
         prior_sd: Standard deviation of the prior's logarithm, for a kind of GPU without measurements.
         value: Posterior median, given the windows and the prior.
@@ -103,7 +226,6 @@ class Calibrated:
     """
 
     name: str
-    unit: str
     prior: float
     prior_sd: float
     value: float
@@ -130,8 +252,6 @@ def is_used(window: CalibrationWindow) -> bool:
 
 def fit(used: Sequence[CalibrationWindow], gpu: Gpu) -> tuple[Calibrated, ...]:
     """The constants of `BEARS`. Deterministic."""
-    from scipy.optimize import least_squares
-
     constants = [BY_NAME[name] for name in BEARS]
     priors = np.array([_prior_sd(constant) for constant in constants])
     off = _residuals_of(used, gpu)
@@ -154,7 +274,6 @@ def fit(used: Sequence[CalibrationWindow], gpu: Gpu) -> tuple[Calibrated, ...]:
     return tuple(
         Calibrated(
             name=constant.name,
-            unit=UNITS.get(constant.name, "ratio"),
             prior=constant.value,
             prior_sd=_prior_sd(constant),
             value=constant.value * math.exp(log),
@@ -235,23 +354,45 @@ def _energy_sd(window: CalibrationWindow) -> float:
     return sd * (DOUBT if window.doubts else 1.0)
 
 
-def columns_of(rates: Sequence[Rates], rows: np.ndarray[Any, np.dtype[np.int64]]) -> Rates:
-    """Rates of several servers as columns of shape (k, rows).
+def narrow(fit: Fit, gpu: str, constants: Sequence[tuple[str, float, float]]) -> Fit:
+    """A fit, given what a calibration of one kind of GPU found.
+
+    Both are Gaussian in logarithms: the fit of what the constants are in all GPUs and how this one differs, the
+    calibration of their sum, with `ENGINES_DIFFER` more.
 
     Args:
-        rates: Of each server, from constants of one shape, (k, 1).
-        rows: For each row the index of its server.
+        fit: Of rows of an engine, or its priors.
+        gpu: Kind of the calibrated GPU.
+        constants: Name, value, and standard deviation of its logarithm; what the engine has no constant for is ignored.
     """
-    columns: Rates = _joined(rates, rows)
-    return columns
+    priors = constants_of(fit.engine)
+    known = [(priors[name], value, sd) for name, value, sd in constants if name in priors]
+    if not known:
+        return fit
+    sds = {c.name: c.sd for c, _, _ in known} | {f"{c.name}@{gpu}": c.gpu_sd for c, _, _ in known if c.gpu_sd}
+    added = [name for name in sds if name not in fit.names]
+    names, old = (*fit.names, *added), len(fit.names)
+    mean = np.concatenate([fit.mean, np.zeros(len(added))])
+    covariance = np.diag([0.0] * old + [sds[name] ** 2 for name in added])
+    covariance[:old, :old] = fit.covariance
+    select = np.array([[float(name in (c.name, f"{c.name}@{gpu}")) for name in names] for c, _, _ in known])
+    logs = np.array([math.log(value / c.value) for c, value, _ in known])
+    noise = np.diag([sd**2 + ENGINES_DIFFER**2 for _, _, sd in known])
+    gain = np.linalg.solve(select @ covariance @ select.T + noise, select @ covariance).T
+    left = np.eye(len(names)) - gain @ select
+    # Joseph's form, which stays symmetric and positive.
+    return replace(
+        fit,
+        names=names,
+        mean=mean + gain @ (logs - select @ mean),
+        covariance=left @ covariance @ left.T + gain @ noise @ gain.T,
+    )
 
 
-def _joined(parts: Sequence[Any], rows: Any) -> Any:
-    if is_dataclass(parts[0]):
-        kind: Any = type(parts[0])
-        return kind(**{f.name: _joined([getattr(part, f.name) for part in parts], rows) for f in fields(kind)})
-    if all(part is None for part in parts):
-        return None
-    # No window beside those of other servers: a finite one, since 0 decodes x infinity is no number.
-    values = [np.atleast_2d(NO_WINDOW if part is None else part) for part in parts]
-    return np.hstack(np.broadcast_arrays(*values))[:, rows]
+def constants_of_file(path: Path) -> tuple[str, tuple[tuple[str, float, float], ...]]:
+    """The kind of GPU of a file, and the constants on which its windows bear: name, value, sd of its logarithm."""
+    windows = read_windows(path)
+    known = find_gpu_by_driver_name(windows[0].environment.gpus[0].name)
+    assert known is not None
+    found = fit(list(filter(is_used, windows)), get_gpu(known.name))
+    return known.name, tuple((c.name, c.value, c.sd) for c in found if c.windows)
