@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,18 +40,16 @@ def check(
     from infergy.records.store import read_store
 
     widest = None if target is None else fraction("--target", target)
-    stores = {path: read_store(path).rows for path in files}
-    checked = Checked(
-        files=tuple(CheckedFile(file=str(path), rows=check_rows(own, target=widest)) for path, own in stores.items())
-    )
+    stores = {str(path): read_store(path).rows for path in files}
+    checked = [CheckedFile(file=path, rows=check_rows(own, target=widest)) for path, own in stores.items()]
     if as_json:
-        print_json([checked])
+        print_json([Checked(files=tuple(checked))])
     else:
-        for file in checked.files:
+        for file in checked:
             _print(file, show_rows=rows)
-    flagged = [row for file in checked.files for row in file.rows if row.flags or row.failure]
+    flagged = [row for file in checked for row in file.rows if row.flags or row.failure]
     if again is not None:
-        _plan_again(flagged, [row for own in stores.values() for row in own], again, worst, widest)
+        _plan_again(flagged, list(chain.from_iterable(stores.values())), again, worst, widest)
     if strict and flagged:
         raise typer.Exit(EXIT_FLAGGED)
 
@@ -82,9 +81,10 @@ def _print(checked: CheckedFile, *, show_rows: bool) -> None:
     counts, fixes = Counter(flag.code for flag in flags), {flag.code: flag.fix for flag in reversed(flags)}
     for code in sorted(counts, key=list(CODES).index):
         typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {CODES[code]}. Fix: {fixes[code]}")
-    for row in checked.rows if show_rows else ():
-        _print_row(row)
-    if not show_rows and (flagged or failed):
+    if show_rows:
+        for row in checked.rows:
+            _print_row(row)
+    elif flagged or failed:
         typer.echo("  Which rows, and their values: --rows")
 
 

@@ -90,6 +90,9 @@ class CellMeasuring:
         return grid | {"options": grid.get("options", {}) | given}
 
 
+OF_GRIDS = ("quick", *(one.name for group in (CellOptions, CellMeasuring) for one in fields(group)))
+
+
 @with_options
 def measure(
     context: typer.Context,
@@ -125,15 +128,8 @@ def measure(
 
     A plan for another machine: infergy measure paper-bins --shard 2/5 --plan part.json
     """
-    names = grids or []
-    if any(name.endswith(".json") for name in names):
-        resolved = _load_plan(names, typed_options(context))
-    else:
-        from infergy.measure.grid import make_plan
-
-        if not (cells.gpu or simulate or ray):
-            cells = replace(cells, gpu=gpu_here())
-        resolved = make_plan(*(_grid(name, cells, measuring, quick=quick) for name in names or [None]))
+    has_gpu = cells.gpu or simulate or ray
+    resolved = _resolve(grids or [], cells, measuring, typed_options(context), quick=quick, here=not has_gpu)
     if shard is not None:
         from infergy.measure.shards import parse_shard
         from infergy.measure.shards import shard as take_shard
@@ -201,21 +197,33 @@ def gpu_here() -> str | None:
     return None if known is None else known.name
 
 
-def _load_plan(names: Sequence[str], typed: Mapping[str, str]) -> Plan:
-    """The one plan that is named; it takes no option of a grid.
+def _resolve(
+    names: Sequence[str],
+    cells: CellOptions,
+    measuring: CellMeasuring,
+    typed: Mapping[str, str],
+    *,
+    quick: bool,
+    here: bool,
+) -> Plan:
+    """The plan that grids, studies or options make, for the GPU `here` or theirs; or the one plan that is named.
 
     Raises:
-        UsageError: Something stands beside it.
-        DataError: The file is no plan.
+        UsageError: Nothing is named, it cannot be measured, or something stands beside a plan.
+        DataError: A file is no grid and no plan.
     """
+    path = next((name for name in names if name.endswith(".json")), None)
+    if path is None:
+        from infergy.measure.grid import make_plan
+
+        cells = replace(cells, gpu=gpu_here()) if here else cells
+        return make_plan(*(_grid(name, cells, measuring, quick=quick) for name in names or [None]))
     from infergy.records import Plan
 
-    path = next(name for name in names if name.endswith(".json"))
     if len(names) > 1:
         message = f"{path} is a plan, already resolved: it stands alone. Name the grids that it came from"
         raise UsageError(message, code="plan-is-resolved", plan=path)
-    of_grid = ("quick", *(one.name for group in (CellOptions, CellMeasuring) for one in fields(group)))
-    given = [typed[name] for name in of_grid if name in typed]
+    given = [typed[name] for name in OF_GRIDS if name in typed]
     if given:
         message = f"{path} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
         raise UsageError(message, code="plan-is-resolved", plan=path, options=given)

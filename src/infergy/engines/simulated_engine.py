@@ -140,7 +140,7 @@ class SimulatedSession:
             check_no_beams(work.decoding)
         elif is_static and setup.speculation is not None:
             check_assisted_batch(setup.speculation, len(lengths))
-        sequences = [pair for pair in lengths for _ in range(work.decoding.beams)]
+        sequences = lengths * work.decoding.beams
         fault = memory_fault(setup, self._shape, self._gpu, sequences, self._draft, together=is_batch)
         if fault is not None:
             reason = f"batch {len(lengths)} does not fit: {fault}" if is_batch else "not one request fits"
