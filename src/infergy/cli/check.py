@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import JsonOption, fraction, option, with_options
+from infergy.cli.options import JsonOption, argument, flag, fraction, option, with_options
 from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent, format_si
 
@@ -24,10 +24,10 @@ EXIT_FLAGGED = 5
 
 @with_options
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl)")],
+    files: list[Path] = argument("Stores of measurements (.jsonl)", "FILE"),
     target: str | None = option("Flag rows with a 95 % interval wider than ± this, such as 2%."),
-    rows: bool = option("List each row with its interval, flags and facts.", "--rows", default=False),
-    strict: bool = option("Exit with 5 if any row is flagged or failed.", "--strict", default=False),
+    rows: bool = flag("List each row with its interval, flags and facts.", "--rows"),
+    strict: bool = flag("Exit with 5 if any row is flagged or failed.", "--strict"),
     again: Path | None = option("Write a plan that measures flagged and failed cells again."),
     worst: int | None = option("With --again: at most so many, the widest intervals first.", min=1),
     as_json: JsonOption = False,
@@ -101,8 +101,8 @@ def _print_row(row: CheckedRow) -> None:
         typer.echo(
             "  backlog {}: {:.0f} requests halfway through the arrivals, {:.0f} at the last".format(state, *counts)
         )
-    for flag in row.flags:
-        typer.echo(f"  {flag.code}: {flag.reason}; {flag.fix}")
+    for raised in row.flags:
+        typer.echo(f"  {raised.code}: {raised.reason}; {raised.fix}")
     typer.echo(f"  {row.facts}")
 
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from infergy.cli.measure import check_meter
-from infergy.cli.options import MeterOption, SimulateOption, option, with_options
+from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, with_options
 from infergy.errors import UsageError
 from infergy.units import format_duration, format_number, format_si
 
@@ -26,7 +26,7 @@ DEFAULT_IDLE_S = 2.0
 
 @with_options
 def run_command(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments")],
+    command: list[str] = argument("The program and its arguments", "COMMAND"),
     output: Path | None = option("Append one JSON line per run to this file", "-o", "--output-file"),
     runs: int = option("Number of measured runs", default=1, min=1),
     warmup: int = option("Number of unmeasured runs before them", default=0, min=0),
@@ -34,8 +34,8 @@ def run_command(
     gpus: int | None = option("GPUs to count [default: all visible]", min=1),
     meter: MeterOption = "nvml",
     simulate: SimulateOption = False,
-    explain: bool = option("Also print the UUID of each GPU", "--explain", default=False),
-    as_json: bool = option("Print one JSON line per run; the program's stdout goes to stderr", "--json", default=False),
+    explain: bool = flag("Also print the UUID of each GPU", "--explain"),
+    as_json: bool = flag("Print one JSON line per run; the program's stdout goes to stderr", "--json"),
 ) -> None:
     """Measure the energy of any program: infergy run [OPTIONS] -- COMMAND.
 

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from infergy.cli.measure import check_meter, gpu_here
-from infergy.cli.options import JsonOption, MeterOption, SimulateOption, fraction, option, with_options
+from infergy.cli.options import JsonOption, MeterOption, SimulateOption, argument, flag, fraction, option, with_options
 from infergy.cli.output import UNKNOWN, print_json, print_table
 from infergy.errors import UsageError
 from infergy.units import count_of, format_percent, format_si
@@ -26,16 +26,12 @@ SUGGESTED = "rescaled.jsonl"
 
 @with_options
 def compare(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[A] [B]",
-            help="Rows to compare with, and rows of the same cells (.jsonl). With one file A is what ships of its GPU",
-        ),
-    ] = None,
-    measure: bool = option(
-        "Measure three cells of A on this GPU now, as B [A: what ships of it]", "--measure", default=False
+    files: list[Path] | None = argument(
+        "Rows to compare with, and rows of the same cells (.jsonl). With one file A is what ships of its GPU",
+        "[A] [B]",
+        default=None,
     ),
+    measure: bool = flag("Measure three cells of A on this GPU now, as B [A: what ships of it]", "--measure"),
     engine: str = option("With --measure: engine config of the cells in A", "--engine", "-e", default="vllm"),
     output: Path | None = option("With --measure: keep B here [default: compare-TIME.jsonl]", "-o", "--output-file"),
     meter: MeterOption = "nvml",

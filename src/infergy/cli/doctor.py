@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import JsonOption, SimulateOption, option, with_options
+from infergy.cli.options import JsonOption, SimulateOption, flag, option, with_options
 from infergy.cli.output import UNKNOWN, print_json
 from infergy.errors import MissingError, UsageError
 from infergy.units import format_bytes, format_duration, format_number, format_percent, format_si
@@ -24,12 +24,10 @@ EXIT_MISSING = 3
 
 @with_options
 def doctor(
-    meter: bool = option(
-        "Switch a load on the first GPU on and off; report how its meter follows", "--meter", default=False
-    ),
+    meter: bool = flag("Switch a load on the first GPU on and off; report how its meter follows", "--meter"),
     output: Path | None = option("With --meter: write the result to this JSON file", "-o", "--output-file"),
     simulate: SimulateOption = False,
-    explain: bool = option("Also print UUIDs, and what each GPU answers", "--explain", default=False),
+    explain: bool = flag("Also print UUIDs, and what each GPU answers", "--explain"),
     as_json: JsonOption = False,
 ) -> None:
     """Report what can be measured on this machine, how well, and what is missing; exit with 3 if nothing can be.

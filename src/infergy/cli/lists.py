@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.options import JsonOption, option, with_options
+from infergy.cli.options import JsonOption, argument, make_group, option, with_options
 from infergy.cli.output import NONE, print_json, print_table
 from infergy.cli.schemas import SCHEMAS, make_schema
 from infergy.files import read_toml
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
     from infergy.catalog import Gpu, ModelShape
     from infergy.measure.studies import Study, StudySize
 
-catalog = typer.Typer(
-    help="List GPUs, models, studies or JSON schemas, or print one of them.\n\n"
-    "Example: infergy list models llama-3.1-8b --gpu h200",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+catalog = make_group(
+    "List GPUs, models, studies or JSON schemas, or print one of them.\n\n"
+    "Example: infergy list models llama-3.1-8b --gpu h200"
 )
 
 EXAMPLE_INPUT = 2048
@@ -35,9 +32,7 @@ BINS_NOTE = "Figure 7, lengths before and after binning, needs no measuring: inf
 @catalog.command()
 @with_options
 def gpus(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME_OR_PATH", help="One GPU, or a TOML file of one [default: all]")
-    ] = None,
+    name: str | None = argument("One GPU, or a TOML file of one [default: all]", "NAME_OR_PATH", default=None),
     as_json: JsonOption = False,
 ) -> None:
     """List the GPUs of the catalog, or print all that is known of one, with its source.
@@ -71,12 +66,9 @@ def gpus(
 @catalog.command()
 @with_options
 def models(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="NAME_OR_PATH", help="A shipped model, a config.json, or numbers by hand [default: all]"
-        ),
-    ] = None,
+    name: str | None = argument(
+        "A shipped model, a config.json, or numbers by hand [default: all]", "NAME_OR_PATH", default=None
+    ),
     gpu: str = option("GPU of the largest batch; a TOML file too", "--gpu", "-g", default="h200"),
     as_json: JsonOption = False,
 ) -> None:
@@ -111,7 +103,7 @@ def models(
 @catalog.command()
 @with_options
 def studies(
-    name: Annotated[str | None, typer.Argument(help="Print the grid of this study, a TOML file [default: all]")] = None,
+    name: str | None = argument("Print the grid of this study, a TOML file [default: all]", default=None),
     model: str | None = option("Forecast for it [default: the study's]", "--model", "-m"),
     gpu: str | None = option("Forecast for it [default: the study's]", "--gpu", "-g"),
     as_json: JsonOption = False,
@@ -171,9 +163,7 @@ def _print_studies(found: Sequence[Study]) -> None:
 @catalog.command()
 @with_options
 def schemas(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Print the JSON Schema of this format [default: list names]")
-    ] = None,
+    name: str | None = argument("Print the JSON Schema of this format [default: list names]", "NAME", default=None),
 ) -> None:
     """List the published JSON Schemas of infergy's files and of what verbs print as --json, or print one.
 

@@ -6,11 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.options import MeterOption, SimulateOption, fraction, option, typed_options, with_options
+from infergy.cli.options import (
+    MeterOption,
+    SimulateOption,
+    argument,
+    flag,
+    fraction,
+    option,
+    typed_options,
+    with_options,
+)
 from infergy.cli.output import print_table
 from infergy.cli.progress import run_sweep
 from infergy.errors import DataError, InfergyError, UsageError
@@ -96,27 +105,25 @@ OF_GRIDS = ("quick", *(one.name for group in (CellOptions, CellMeasuring) for on
 @with_options
 def measure(
     context: typer.Context,
-    grids: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="GRID",
-            help="Grids (.toml), names of shipped studies (infergy list studies), or one plan (.json); what several "
-            "share is measured once. Leave it out to give the grid by options.",
-        ),
-    ] = None,
+    grids: list[str] | None = argument(
+        "Grids (.toml), names of shipped studies (infergy list studies), or one plan (.json); what several "
+        "share is measured once. Leave it out to give the grid by options.",
+        "GRID",
+        default=None,
+    ),
     output: Path | None = option("The store: one JSON row per cell; resumed if it exists", "-o", "--output-file"),
     plan: Path | None = option("Measure nothing: write the plan, a JSON file that a bare GPU node can measure"),
     shard: str | None = option("This part of the plan only, 2/5; put rows together with infergy table merge"),
-    quick: bool = option("A study's smaller grid; the full one resumes from its store", "--quick", default=False),
+    quick: bool = flag("A study's smaller grid; the full one resumes from its store", "--quick"),
     *,
     cells: CellOptions,
     measuring: CellMeasuring,
-    dry_run: bool = option("Print the plan and its forecast time; measure nothing", "--dry-run", default=False),
+    dry_run: bool = flag("Print the plan and its forecast time; measure nothing", "--dry-run"),
     simulate: SimulateOption = False,
     meter: MeterOption = "nvml",
-    retry_failed: bool = option("Measure cells again that failed before", "--retry-failed", default=False),
+    retry_failed: bool = flag("Measure cells again that failed before", "--retry-failed"),
     ray: str | None = option("Measure on a Ray cluster: auto, or HOST:6379 (extra ray)", metavar="ADDRESS"),
-    as_json: bool = option("Print each finished row; with --dry-run the plan", "--json", default=False),
+    as_json: bool = flag("Print each finished row; with --dry-run the plan", "--json"),
 ) -> None:
     """Measure the energy of each cell of a grid; interrupted, the same command resumes.
 

@@ -46,6 +46,22 @@ def option(help: str, *names: str, default: Any = None, **settings: Any) -> Any:
     return field(default=default, metadata={OPTION: typer.Option(*names, help=help, **settings)})
 
 
+def flag(help: str, name: str) -> Any:  # noqa: A002
+    """An option without a value, which is off by default."""
+    return option(help, name, default=False)
+
+
+def argument(help: str, metavar: str | None = None, default: Any = MISSING) -> Any:  # noqa: A002
+    """What a verb is given without an option."""
+    return field(default=default, metadata={OPTION: typer.Argument(metavar=metavar, help=help)})
+
+
+def make_group(help: str) -> typer.Typer:  # noqa: A002
+    """A verb of several words."""
+    settings = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command as typer reads it: each `option` an option, each dataclass the options that its fields are."""
     hints = typing.get_type_hints(command, include_extras=True)
@@ -139,9 +155,7 @@ class TraceSelection(TraceFormat):
         "Wall time of arrivals to serve: 75s at --speed 3 are 225 s of it", "--for", metavar="TIME"
     )
     speed: float | None = option("Factor on the request rate: 2 is twice as fast [default: 1]")
-    all_at_once: bool = option(
-        "All requests arrive at once, whatever times the trace has", "--all-at-once", default=False
-    )
+    all_at_once: bool = flag("All requests arrive at once, whatever times the trace has", "--all-at-once")
 
     def open(self, source: str) -> Sample:
         """The requests; windows of them where a trace is longer than can be simulated whole.

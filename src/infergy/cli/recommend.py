@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, option, seconds_of, with_options
+from infergy.cli.options import (
+    ExplainOption,
+    JsonOption,
+    TraceArg,
+    TraceSelection,
+    flag,
+    option,
+    seconds_of,
+    with_options,
+)
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes, title_of, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
@@ -35,9 +44,7 @@ def recommend(
     ttft_p99: str | None = option("Limit on the time to first token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
     tpot_p99: str | None = option("Limit on the time per output token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
     e2e_p99: str | None = option("Limit on the time to the last token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
-    keep_outputs: bool = option(
-        "Leave out what changes the model's answers: another precision", "--keep-outputs", default=False
-    ),
+    keep_outputs: bool = flag("Leave out what changes the model's answers: another precision", "--keep-outputs"),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:

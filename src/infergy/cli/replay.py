@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from infergy.cli.options import (
     MeterOption,
     SimulateOption,
     TraceSelection,
+    argument,
     option,
     seconds_of,
     typed_options,
@@ -85,9 +86,8 @@ class ReplayTarget:
 @with_options
 def replay(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="TRACE|PLAN|ROWS", help="A trace, a plan of replays, or rows that measured some")
-    ],
+    source: str = argument("A trace, a plan of replays, or rows that measured some", "TRACE|PLAN|ROWS"),
+    *,
     trace: TraceSelection,
     measured: MeasuredSelection,
     target: ReplayTarget,

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.options import AllowSimulatedOption, JsonOption, TraceSelection, option, with_options
+from infergy.cli.options import (
+    AllowSimulatedOption,
+    JsonOption,
+    TraceSelection,
+    argument,
+    make_group,
+    option,
+    with_options,
+)
 from infergy.cli.output import DRAW_HELP, NONE, check_picture, print_json, print_table, save_picture
 from infergy.errors import MissingError, UsageError
 from infergy.units import count_of, format_latency, format_number, format_percent, format_si
@@ -20,19 +28,15 @@ if TYPE_CHECKING:
 PAPER = "paper"
 DEFAULT_FOLDER = Path("infergy-report")
 
-show = typer.Typer(
-    help="Show measured rows: power over time, or prefill and decode apart.\n\n"
-    "Example: infergy show timeline mine.jsonl",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+show = make_group(
+    "Show measured rows: power over time, or prefill and decode apart.\n\nExample: infergy show timeline mine.jsonl"
 )
 
 
 @show.command()
 @with_options
 def timeline(
-    file: Annotated[Path, typer.Argument(metavar="ROWS", help="A store of measurements (.jsonl)")],
+    file: Path = argument("A store of measurements (.jsonl)", "ROWS"),
     cell: str | None = option("Start of a cell's id, or a part of its name [default: the first]"),
     window: int = option("Number of the window, from 1 on", default=1),
     output: Path | None = option(DRAW_HELP, "-o", "--output-file"),
@@ -82,9 +86,7 @@ def _draw(row: Measurement, window: int) -> Any:
 @show.command()
 @with_options
 def phases(
-    rows: Annotated[
-        Path | None, typer.Argument(metavar="ROWS", help="Measurements (.jsonl) [default: the shipped table]")
-    ] = None,
+    rows: Path | None = argument("Measurements (.jsonl) [default: the shipped table]", "ROWS", default=None),
     engine: str | None = option("This engine config only [default: all]", "--engine", "-e"),
     as_json: JsonOption = False,
 ) -> None:
@@ -189,9 +191,8 @@ def _law(fit: PhaseFit) -> list[str]:
 
 @with_options
 def report(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="paper for all that ships, or stores of measurements (.jsonl)")
-    ],
+    sources: list[str] = argument("paper for all that ships, or stores of measurements (.jsonl)", "SOURCE"),
+    *,
     trace: TraceSelection,
     output: Path = option("Where to write", "-o", "--output-folder", default=DEFAULT_FOLDER),
     traces: list[str] | None = option("Estimate this trace from the stores; repeat for more", "--trace"),

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import check_power, measure_idle
@@ -211,7 +212,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
                 reason = None if by_gpu_j else f"a block of {duration_s:.2g} s is too short for the counter; repeat it"
             except MeterError as broken:
                 reason = str(broken)
-        figures: dict[str, float | None] = dict.fromkeys(("energy_j", "low_j", "high_j", "net_j", "power_w"))
+        figures: dict[str, Any] = dict.fromkeys(("energy_j", "low_j", "high_j", "net_j", "power_w"))
         if by_gpu_j:
             energy_j = sum(by_gpu_j.values())
             figures["energy_j"] = energy_j
