@@ -29,7 +29,7 @@ from infergy.cost.rates import NVLINK_4, AttentionWork, ServerWork, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.files import parse_json
 from infergy.records.codec import from_json
-from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu, Environment, GpuState
+from infergy.records.environment import Environment, GpuState, processes_by_gpu, slowdowns_by_gpu
 from scoreboard.steps import columns_of
 
 IDLE, COPY, PRODUCT, ATTENTION, LAUNCH, REDUCE = KINDS = ("idle", "copy", "product", "attention", "launch", "reduce")
