@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from infergy.errors import InfergyError, UsageError
 from infergy.serving.run import Percentiles
 from raising import raises
 
+ROWS = next(Path(str(resources.files("infergy"))).glob("data/tables/h200-llama-3.1-8b.jsonl"))
 SHORT = ("azure-conv-2023", "--from", "10m", "--for", "20s")
 RUN_KEYS = {"energy_j", "low_j", "high_j", "duration_s", "requests", "rejected_requests", "preemptions", "energy"}
 RUN_KEYS |= {"latency", "measured_share"}
@@ -226,6 +228,7 @@ def test_long_latencies_are_durations() -> None:
         ("estimate", "azure-code-2023", "--requests", "20"),
         ("list", "gpus"),
         ("list", "schemas", "measurement"),
+        ("check", str(ROWS), "--rows", "--strict"),
         ("-h",),
     ],
 )

@@ -15,6 +15,7 @@ import typer
 
 from infergy.cli.measure import check_meter
 from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, with_options
+from infergy.cli.output import check_writable
 from infergy.errors import UsageError
 from infergy.units import format_duration, format_number, format_si
 
@@ -47,10 +48,7 @@ def run_command(
 
     check_meter(meter, simulate=simulate)
     if output is not None:
-        try:
-            output.open("a", encoding="utf-8").close()
-        except OSError as error:
-            raise UsageError.not_writable(output, error) from error
+        check_writable(output)
     stdout = sys.stderr if as_json else None
     for _ in range(warmup):
         _run(command, stdout)

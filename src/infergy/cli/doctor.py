@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from infergy.cli.options import JsonOption, SimulateOption, flag, option, with_options
-from infergy.cli.output import UNKNOWN, print_json
+from infergy.cli.output import UNKNOWN, check_writable, print_json
 from infergy.errors import MissingError, UsageError
 from infergy.units import format_bytes, format_duration, format_number, format_percent, format_si
 
@@ -52,13 +52,7 @@ def _check(output: Path, *, meter: bool) -> None:
     if not meter:
         message = f"-o {output} keeps the result of --meter: infergy doctor --meter -o {output}"
         raise UsageError(message, code="option-missing", option="--meter", needed_by=["-o"])
-    is_new = not output.exists()
-    try:
-        output.open("a", encoding="utf-8").close()
-        if is_new:
-            output.unlink()
-    except OSError as error:
-        raise UsageError.not_writable(output, error) from error
+    check_writable(output)
 
 
 def _simulated(with_behaviour: bool) -> Diagnosis:
