@@ -9,13 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import pytest
 import typer.main
 
 from infergy.cli import app
 from infergy.cli.verbs import RETIRED
 
-DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = Path(str(resources.files("infergy")))
 COMMAND = re.compile(r"\binfergy ((?:[a-z]+)(?: (?:build|merge|phases|timeline))?)\b(?![.:])([^.;:\n`]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
@@ -35,14 +33,6 @@ PROSE = {
     "and",
 }
 """Words after the name of the package that begin no command."""
-
-FOREIGN = {
-    *("--enforce-eager", "--data-parallel-size", "--mamba-ssm-cache-dtype"),  # vllm serve
-    *("--request-rate", "--burstiness"),  # vllm bench serve
-    *("--head", "--address", "--resources"),  # ray start
-    *("--write", "--million"),  # benchmarks
-}
-"""Options of other programs that the docs name; all of docs/scoreboard.md are."""
 
 
 def texts() -> Iterator[tuple[Path, str]]:
@@ -91,22 +81,3 @@ def test_what_stands_in_place_of_a_retired_verb_exists() -> None:
     for instead in RETIRED.values():
         for verb, _ in COMMAND.findall(instead):
             assert find(verb) or find(verb.split()[0]), instead
-
-
-def test_the_options_that_the_docs_name_exist() -> None:
-    if not DOCS.is_dir():
-        pytest.skip("the docs are in the checkout only")
-    wrong = []
-    known = {"--help"} | FOREIGN
-    for command in _commands(typer.main.get_command(app)):
-        known |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    for path in sorted(set(DOCS.glob("*.md")) - {DOCS / "scoreboard.md"}):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            wrong += [f"{path.name}:{number}: {option}" for option in OPTION.findall(line) if option not in known]
-    assert not wrong, "\n".join(wrong)
-
-
-def _commands(command: Any) -> Iterator[Any]:
-    yield command
-    for inner in getattr(command, "commands", {}).values():
-        yield from _commands(inner)

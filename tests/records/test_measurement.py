@@ -115,7 +115,10 @@ def test_a_row_survives_json(energy_j: float, duration_s: float, batches: int) -
         ({"seed": "one"}, "bad-row", {"key": "seed", "reason": "expected int, found 'one'"}),
         ({"colour": 1}, "bad-row", {"key": ""}),
         ({"cell": 3}, "bad-row", {"key": "cell"}),
-        ({"windows": []}, "bad-row", {"key": "windows", "reason": "missing"}),
+        ({"windows": []}, "bad-field", {"key": "windows"}),
+        ({"loaded_idle": None}, "bad-field", {"key": "loaded_idle"}),
+        ({"cell_id": "0" * 12}, "bad-field", {"key": "cell_id"}),
+        ({"warmup_s": 1e300}, "bad-row", {"key": "warmup_s"}),
     ],
 )
 def test_a_foreign_row_is_told_with_its_place(
@@ -123,6 +126,25 @@ def test_a_foreign_row_is_told_with_its_place(
 ) -> None:
     data = row().to_json() | change
     with raises(code, place="f.jsonl line 3", **fields):
+        Measurement.from_json(data, "f.jsonl line 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key"),
+    [
+        ("requests", 0, "requests"),
+        ("requests", -8, "requests"),
+        ("requests", 9, "requests"),
+        ("output_tokens", 0, "output_tokens"),
+        ("end_s", 1e9, "end_s"),
+        ("start_s", -1e9, "end_s"),
+        ("times", {"first_token_s": [0.1], "finished_s": [0.2]}, "times"),
+    ],
+)
+def test_a_batch_that_contradicts_its_row_is_rejected(row: Row, name: str, value: object, key: str) -> None:
+    data = row().to_json()
+    data["windows"][0]["batches"][0][name] = value
+    with raises("bad-field", key=f"windows[0].batches[0].{key}"):
         Measurement.from_json(data, "f.jsonl line 3")
 
 
@@ -212,5 +234,6 @@ def test_a_row_whose_counter_cannot_be_is_told_by_its_line(where: str) -> None:
     (window,) = row.windows
     back = replace(window, close={UUID: replace(window.close[UUID], energy_j=window.open[UUID].energy_j - 1.0)})
     broken = replace(row, windows=(back,)) if where == "windows" else replace(row, watched=back)
-    with raises("bad-row", place="rows.jsonl line 7", reason="counter-stuck", cell=row.cell_id):
+    key = "watched" if where == "watched" else "windows[0]"
+    with raises("bad-row", place="rows.jsonl line 7", reason="counter-stuck", key=key):
         Measurement.from_json(broken.to_json(), "rows.jsonl line 7")

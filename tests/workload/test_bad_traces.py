@@ -72,7 +72,7 @@ def test_cached_tokens_must_be_a_part_of_the_input(cached: Any, shown: str) -> N
 
 
 def test_a_request_longer_than_any_can_be_is_a_broken_log() -> None:
-    rows = pl.DataFrame({"input_tokens": [2**32, 2**32 + 1], "output_tokens": [1, 1]})
+    rows = pl.DataFrame({"input_tokens": [2**32 - 1, 2**32], "output_tokens": [1, 1]})
     with raises("bad-trace", rows={"input": 1}):
         open_trace(rows).histogram()
     assert open_trace(rows.head(1)).histogram().bins.input_edges[-1] == 2**32

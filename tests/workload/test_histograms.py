@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -48,6 +49,30 @@ def test_one_that_was_changed_by_hand_is_told(saved: Path) -> None:
     changed["counts"][0]["requests"] += 1
     saved.write_text(json.dumps(changed))
     with raises("bad-field", key="requests", value=8819):
+        find_histogram(saved)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "key"),
+    [
+        (("counts", 0, "requests"), 0, "counts[0].requests"),
+        (("counts", 0, "input_tokens"), -1, "counts[0].input_tokens"),
+        (("counts", 0, "output_tokens"), 10**12, "counts[0].output_tokens"),
+        (("counts", 0, "bin", "input_tokens"), 33, "counts[0].bin"),
+        (("failed_requests",), -1, "failed_requests"),
+        (("counts", 0, "requests"), 10**30, "counts[0].requests"),
+    ],
+)
+def test_counts_that_cannot_be_are_rejected_by_their_key(
+    saved: Path, path: tuple[Any, ...], value: int, key: str
+) -> None:
+    changed = json.loads(saved.read_text())
+    parent = changed
+    for step in path[:-1]:
+        parent = parent[step]
+    parent[path[-1]] = value
+    saved.write_text(json.dumps(changed))
+    with raises("bad-field", key=key):
         find_histogram(saved)
 
 

@@ -46,7 +46,7 @@ def model_config(name_or_path: str) -> dict[str, Any]:
         text = (_folder() / f"{name_or_path.lower()}.json").read_text(encoding="utf-8")
     elif path.suffix == ".toml":
         return read_toml(path, f"Expected the numbers of a model (docs/models.md). {SHIPPED_MODELS}")
-    elif path.is_dir() or path.suffix == ".json":
+    elif _is_folder(path) or path.suffix == ".json":
         path = path / "config.json" if path.is_dir() else path
         text = read_text(path, SHIPPED_MODELS)
     else:
@@ -68,6 +68,14 @@ def model_config(name_or_path: str) -> dict[str, Any]:
         config["quantization_config"] = parse_json(read_text(beside, expected), beside, expected)
         demand_shallow(config, beside)
     return config
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        # Too long for a name.
+        return False
 
 
 def get_model(name_or_path: str) -> ModelShape:

@@ -224,7 +224,8 @@ def _resolve(
         from infergy.measure.grid import make_plan
 
         cells = replace(cells, gpu=gpu_here()) if here else cells
-        return make_plan(*(_grid(name, cells, measuring, quick=quick) for name in names or [None]))
+        sources: Sequence[str | None] = names or [None]
+        return make_plan(*(_grid(source, cells, measuring, quick=quick) for source in sources))
     from infergy.records import Plan
 
     if len(names) > 1:

@@ -99,7 +99,7 @@ KINDS_OF_VALUE = {
 
 def _servers_of(path: Path) -> list[dict[str, Any]]:
     content = read_toml(path, f"--compare takes a file of {TABLES}")
-    servers = content.get("server")
+    servers: Any = content.get("server")
     is_list = isinstance(servers, list) and servers and all(isinstance(one, dict) for one in servers)
     if not is_list or set(content) != {"server"}:
         raise DataError.missing_field(path, ["server"], f"expected are {TABLES}, alone")

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,11 +23,14 @@ import numpy as np
 
 from infergy.cost.constants import Column, Fit, prior_fit
 from infergy.errors import DataError, UsageError
+from infergy.files import parse_json
+from infergy.records.codec import from_json
 from infergy.units import count_of
 
 TABLE_SCHEMA = "infergy.table/2"
 READABLE = ("infergy.table/1", TABLE_SCHEMA)
 SHIPPED_TABLE = Path(str(resources.files("infergy"))) / "data" / "table.jsonl"
+BUILD_AGAIN = "Build it again: infergy table build ROWS.jsonl -o TABLE.jsonl"
 DIGITS = 7
 """Significant digits of sums and constants in a table."""
 BOX = ("decodes", "context", "prefill_tokens", "prefill_pairs")
@@ -191,8 +194,10 @@ def box_of(steps: Any) -> Column:
 
 
 READERS: Mapping[str, Callable[[Any], Any]] = {
-    "served_by": lambda data: ServedBy(**data),
-    "origin": lambda data: Origin(**data),
+    "served_by": partial(from_json, ServedBy),
+    "origin": partial(from_json, Origin),
+    **dict.fromkeys(("energy_j", "energy_sd", "idle_w", "idle_s"), partial(from_json, float)),
+    **dict.fromkeys(("requests", "calls"), partial(from_json, int)),
     **dict.fromkeys(("steps", "mean", "covariance"), lambda data: np.array(data, dtype=float)),
     **dict.fromkeys(("names", "low", "high"), tuple),
 }
@@ -240,24 +245,26 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
         raise DataError.not_readable(
             path, error, "Build a table: infergy table build ROWS.jsonl -o TABLE.jsonl"
         ) from error
-    named = tuple(header.get("entries", [one.origin.identity for one in rest]))
-    if entries and named != tuple(one.origin.identity for one in rest):
+    identities = [one.origin.identity for one in rest]
+    named = header.get("entries", identities)
+    if entries and named != identities:
+        expected = len(named) if isinstance(named, list) else 0
         message = (
-            f"{path}: its header names {count_of(len(named), 'entry')}, and {len(rest):,} follow or others: the file "
+            f"{path}: its header names {count_of(expected, 'entry')}, and {len(rest):,} follow or others: the file "
             "was cut or edited. Copy it again, or build it again: infergy table build ROWS.jsonl -o TABLE.jsonl"
         )
-        raise DataError(message, code="table-cut", path=str(path), expected=len(named), found=len(rest))
+        raise DataError(message, code="table-cut", path=str(path), expected=expected, found=len(rest))
     try:
         return Table(
             fits={one["engine"]: _made(Fit, one) for one in header["fits"]},
             measured=tuple(_made(MeasuredServer, one) for one in header["measured"]),
-            environments=header["environments"],
+            environments=dict(header["environments"]),
             sources=tuple(header["sources"]),
             identities=frozenset(named),
             entries=rest,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{path} line 1: no header of a table ({error}). Build it again"
+    except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        message = f"{path} line 1: no header of a table ({error}). {BUILD_AGAIN}"
         raise DataError(message, code="bad-row", place=f"{path} line 1", reason=str(error)) from error
 
 
@@ -272,8 +279,10 @@ def is_table(path: Path) -> bool:
 
 def _header(line: str, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(line)
-    except ValueError:
+        header = parse_json(line, path, BUILD_AGAIN, 1)
+    except DataError as error:
+        if error.code != "bad-syntax":
+            raise
         header = None
     if not isinstance(header, dict) or header.get("schema") not in READABLE:
         message = (
@@ -285,10 +294,15 @@ def _header(line: str, path: Path) -> dict[str, Any]:
 
 def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
     for number, line in enumerate(lines, start=2):
+        data = parse_json(line, path, BUILD_AGAIN, number)
         try:
-            yield _made(TableEntry, json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            message = f"{path} line {number}: no entry of a table ({error}). Build it again"
+            entry = _made(TableEntry, data)
+            for name in ("energy_j", "requests"):
+                if not getattr(entry, name) > 0:
+                    raise ValueError(f"{name} is {getattr(entry, name)!r}")
+            yield entry
+        except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+            message = f"{path} line {number}: no entry of a table ({error}). {BUILD_AGAIN}"
             raise DataError(message, code="bad-row", place=f"{path} line {number}", reason=str(error)) from error
 
 

@@ -153,10 +153,10 @@ def length_errors(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], l
 
 def _positions(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config") or config
-    scaling = text.get("rope_scaling") or {}
+    scaling = text.get("rope_scaling") or {"type": "llama3"}
     positions = text.get("max_position_embeddings")
     # Other scalings stretch the positions by rules of their own, which only the engine knows.
-    is_known = scaling.get("rope_type", scaling.get("type", "llama3")) == "llama3"
+    is_known = isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type", "llama3")) == "llama3"
     return positions if is_known and isinstance(positions, int) else None
 
 

@@ -132,11 +132,17 @@ def _read_mapping(read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
     return found
 
 
+LARGEST = 1e30
+"""Of a number: no quantity of a row is larger, and squares of larger ones are out of range."""
+
+
 def _read_scalar(hint: type, value: Any) -> Any:
+    if hint is float and type(value) in (float, int):
+        if abs(value) <= LARGEST:
+            return float(value)
+        raise _MisfitError(f"expected a number of at most {LARGEST:g}, found {value:g}")
     if type(value) is hint:
         return value
-    if isinstance(value, int) and not isinstance(value, bool) and hint is float:
-        return float(value)
     if not isinstance(value, hint) or isinstance(value, bool):
         raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
     return value

@@ -21,6 +21,7 @@ from infergy.records.latency import (
     mean_first_token_s,
     mean_per_output_token_s,
 )
+from infergy.records.row_checks import reject_impossible
 from infergy.records.timeline import PowerTimeline
 from infergy.records.window import Window, sum_drafts
 
@@ -149,32 +150,8 @@ class Measurement:
             )
             raise DataError(message, code="newer-schema", place=place, found=data["schema"], expected=SCHEMA)
         row = from_json(cls, data, place)
-        if row.is_ok and not (row.windows and all(window.batches for window in row.windows)):
-            message = f"{place}: status is ok, but the row has no window, or one without batches"
-            raise DataError(message, code="bad-row", place=place, key="windows", reason="missing")
-        _demand_joules(row, place)
+        reject_impossible(row, place)
         return row
-
-
-def _demand_joules(row: Measurement, place: str) -> None:
-    """Reject a row whose counters are impossible, by its line: no window of zero or fewer joules was ever written."""
-    seen = () if row.watched is None else (row.watched,)
-    try:
-        for window in (*row.windows, *seen):
-            if window.open.keys() != window.close.keys():
-                message = (
-                    f"{place}: the edges of a window are of different GPUs. The line is damaged: remove it, and "
-                    f"measure {row.cell_id} ({row.cell}) again"
-                )
-                raise DataError(
-                    message, code="bad-row", place=place, key="windows", reason="different GPUs", cell=row.cell_id
-                )
-            _ = window.energy_by_gpu_j, window.tail_power_by_gpu_w
-    except MeterError as error:
-        message = f"{place}: {error}. The line is damaged: take it out, and measure {row.cell_id} ({row.cell}) again"
-        raise DataError(
-            message, code="bad-row", place=place, key="windows", reason=error.code, cell=row.cell_id
-        ) from error
 
 
 def _from_first(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from infergy.errors import DataError, InfergyError, UsageError
+from infergy.files import parse_json
 from infergy.records.measurement import Measurement
 
 DEFAULT_GPU = "h200"
@@ -57,14 +58,12 @@ def read_store(path: Path) -> StoreContents:
         is_last = number == len(lines)
         if line.strip():
             try:
-                row = Measurement.from_json(json.loads(line), f"{path} line {number}")
-            except (ValueError, RecursionError) as error:
-                if is_last:
+                data = parse_json(line, path, "A store holds one measurement a line; remove the line", number)
+            except DataError as error:
+                if is_last and error.code == "bad-syntax":
                     return StoreContents(rows=tuple(rows), torn=line, end_bytes=end)
-                raise DataError.bad_syntax(
-                    path, "JSON", error, "A store holds one measurement a line; remove the line to use the rest", number
-                ) from error
-            rows.append(row)
+                raise
+            rows.append(Measurement.from_json(data, f"{path} line {number}"))
         end += len(line) + (0 if is_last else 1)
     return StoreContents(rows=tuple(rows), end_bytes=end)
 

@@ -125,7 +125,7 @@ def _usual_clocks(rows: Sequence[Measurement]) -> tuple[float | None, float | No
 def _clocks(row: Measurement, sm_hz: float | None, memory_hz: float | None) -> Flag | None:
     for name, clocks, usual_hz in (("SM", _sm_clocks, sm_hz), ("memory", _memory_clocks, memory_hz)):
         for state, hz in clocks(row):
-            if usual_hz is not None and abs(hz / usual_hz - 1) > CLOCKS:
+            if usual_hz and abs(hz / usual_hz - 1) > CLOCKS:
                 megahertz, usual_mhz = hz / HERTZ_PER_MEGAHERTZ, usual_hz / HERTZ_PER_MEGAHERTZ
                 return Flag(
                     code="clocks",

@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 import operator
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
+from infergy.records.codec import to_json
 
 if TYPE_CHECKING:
     from infergy.workload.table import Table
@@ -29,8 +30,8 @@ PAPER_OUTPUT_EDGES = (8, 16, 32, 64, 128, 256, 512)
 FIRST_INPUT_EDGE = 32
 FIRST_OUTPUT_EDGE = 8
 
-LONGEST_TOKENS = 2**32
-"""A request of more tokens is a broken log; 64-bit sums are exact for 2^31 of the longest."""
+LONGEST_TOKENS = 2**32 - 1
+"""A request of more tokens is a broken log; 32 bits hold it, and 64-bit sums are exact for 2^31 of the longest."""
 
 HISTOGRAM_SCHEMA = "infergy.histogram/1"
 HISTOGRAM_SUMS = ("requests", "input_tokens", "output_tokens", "binned_input_tokens", "binned_output_tokens")
@@ -68,8 +69,9 @@ class Bins:
 
     def __post_init__(self) -> None:
         for axis, edges in (("input", self.input_edges), ("output", self.output_edges)):
-            if not edges or any(a >= b for a, b in zip((0, *edges), edges, strict=False)):
-                raise UsageError.bad_value(f"{axis} bin edges", list(edges), "positive, ascending numbers")
+            ascends = edges and all(a < b for a, b in zip((0, *edges), edges, strict=False))
+            if not ascends or edges[-1] > LONGEST_TOKENS + 1:
+                raise UsageError.bad_value(f"{axis} bin edges", list(edges), "positive, ascending numbers of tokens")
 
     @classmethod
     def paper(cls) -> Bins:
@@ -182,6 +184,32 @@ class Histogram:
     def binned_output_tokens(self) -> int:
         """Output tokens if each request had the length of its bin's upper edge."""
         return sum(count.requests * count.bin.output_tokens for count in self.counts)
+
+    def contradictions(self, sums: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+        """What a histogram that was edited may hold: key, value, and what is expected.
+
+        Args:
+            sums: Values printed beside it, by the names of `HISTOGRAM_SUMS`.
+        """
+        named = {f"counts[{index}]": count for index, count in enumerate(self.counts)}
+        for key, count in named.items():
+            if self.bins.find(count.bin.input_tokens, count.bin.output_tokens) != count.bin:
+                yield f"{key}.bin", to_json(count.bin), "a bin between edges of `bins`"
+        for key, count in (named if self.left_out is None else named | {"left_out": self.left_out}).items():
+            if count.requests < 1:
+                yield f"{key}.requests", count.requests, "at least 1"
+            for axis, floor in (("input_tokens", count.bin.input_floor), ("output_tokens", count.bin.output_floor)):
+                # Of an input all tokens may have been cached, of an output there is one.
+                shortest = floor + 1 if floor or axis == "output_tokens" else 0
+                least, most = count.requests * shortest, count.requests * getattr(count.bin, axis)
+                if not least <= getattr(count, axis) <= most:
+                    yield f"{key}.{axis}", getattr(count, axis), f"{least:,} to {most:,}, by its bin and requests"
+        for name in ("failed_requests", "cached_input_tokens"):
+            if getattr(self, name) < 0:
+                yield name, getattr(self, name), "at least 0"
+        for name, value in sums.items():
+            if value != getattr(self, name):
+                yield name, value, f"{getattr(self, name):,}, the sum over its bins"
 
     def along_input(self) -> tuple[AxisCount, ...]:
         """The requests in bins by input edge, one item for each edge of the grid, ascending."""

@@ -118,6 +118,10 @@ def _adopt(held: Any) -> Source:
 
     try:
         frame = nw.from_native(nw.to_native(held, pass_through=True))
+    except nw.exceptions.DuplicateError as error:
+        reason = " ".join(str(error).split())
+        message = f"the frame has columns of the same name ({reason}). Rename or drop one of each"
+        raise DataError(message, code="bad-trace", trace=type(held).__name__) from error
     except TypeError as error:
         message = (
             f"a {type(held).__name__} is no trace: expected a name, a path, or a polars, pandas, Arrow, DuckDB, Ibis, "

@@ -164,9 +164,11 @@ def _facts(table: Table, served: Any) -> list[Any]:
         cached = x.when(served).then(x.col("cached_tokens"))
         facts += [cached.sum().alias("cached"), cached.count().alias("reported")]
     if table.arrival is not None:
-        arrival = x.when(served).then(x.col(table.arrival))
+        in_seconds = table.arrival == ARRIVAL_S
+        arrival = x.col(table.arrival)
+        arrival = x.when(served & arrival.is_finite() if in_seconds else served).then(arrival)
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
-        if table.arrival == ARRIVAL_S:
+        if in_seconds:
             facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
     return facts
 

@@ -10,7 +10,6 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infergy.errors import DataError
+from infergy.files import parse_json
 from infergy.units import count_of
 from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
 from infergy.workload.formats import Columns, Format, settle
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from infergy.workload.table import Table
     from infergy.workload.tasks import TaskOptions
 
+BIN_AGAIN = "Bin the trace again: infergy trace TRACE --bins paper --json"
 _HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
 
 
@@ -296,11 +297,8 @@ def find_histogram(source: Any) -> Histogram | None:
 
     sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
     histogram = from_json(Histogram, record, str(source))
-    for name, value in sums.items():
-        total = getattr(histogram, name)
-        if total != value:
-            expected = f"{total:,}, the sum over its bins; bin it again: infergy trace TRACE --bins paper --json"
-            raise DataError.bad_field(source, name, value, expected)
+    for name, value, expected in histogram.contradictions(sums):
+        raise DataError.bad_field(source, name, value, f"{expected}. {BIN_AGAIN}")
     return histogram
 
 
@@ -313,8 +311,13 @@ def _histogram_record(source: Any) -> dict[str, Any] | None:
             if not _HISTOGRAM_START.match(file.read(256)):
                 return None
             file.seek(0)
-            record = json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+            text = file.read()
+        record = parse_json(text, path, BIN_AGAIN)
+    except UnicodeDecodeError:
+        return None
+    except DataError:
+        if HISTOGRAM_SCHEMA in text:
+            raise
         # Some log whose records begin so.
         return None
     return record if isinstance(record, dict) and record.get("schema") == HISTOGRAM_SCHEMA else None
