@@ -26,7 +26,7 @@ from infergy.records.timeline import ratio
 from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 from infergy.report.our_values import changes
-from infergy.report.points import read_points
+from infergy.report.points import points_of
 from quick_alone import errors
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "rows"
@@ -145,7 +145,8 @@ def test_the_page_shows_how_three_whole_processes_repeat(capsys: pytest.CaptureF
 
 
 def test_a_cell_of_several_chips_is_one_change_and_of_one_chip_where_both_sides_have_it() -> None:
-    points = read_points([TABLES / "h100-sxm-llama-3.1-8b.jsonl", TABLES / "h100-sxm-llama-3.1-8b_third-host.jsonl"])
+    names = ("h100-sxm-llama-3.1-8b.jsonl", "h100-sxm-llama-3.1-8b_third-host.jsonl")
+    points = points_of({TABLES / name: read_store(TABLES / name).rows for name in names})
     lengths = [point for point in points if load_of(point.row)[:2] == (512, 64)]
     eager, graphs = ([point for point in lengths if point.label == label] for label in ("vllm-eager", "vllm"))
     found = {change.cell: change.value for change in changes(eager, graphs)}

@@ -27,7 +27,7 @@ from infergy.report.claims import Claim, Compared, find_ours, judge, load_claims
 from infergy.report.evidence import Evidence
 from infergy.report.our_values import OurValue
 from infergy.report.page import Report, build_report, write_report
-from infergy.report.points import Point, read_points
+from infergy.report.points import Point, points_of
 from infergy.report.studies import STUDIES
 from infergy.report.tables import escape
 from infergy.units import format_number, format_percent
@@ -57,7 +57,7 @@ def store(tmp_path: Path, rows: Iterable[Measurement], name: str = "rows.jsonl")
 
 
 def points(*rows: Measurement, tmp_path: Path) -> list[Point]:
-    return read_points([store(tmp_path, rows)])
+    return points_of({store(tmp_path, rows): rows})
 
 
 def test_every_study_of_the_paper_is_in_the_page_and_what_is_not_measured_is_named(paper: Report) -> None:

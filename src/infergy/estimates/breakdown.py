@@ -25,7 +25,7 @@ from infergy.estimates.results import ServerEstimate, TraceFacts
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.run import Run
 
-WATERFALL_SCHEMA = "infergy.waterfall/2"
+BREAKDOWN_SCHEMA = "infergy.breakdown/2"
 """History: 1 measured batches, from an ideal to the sum of bins; 2 the run that `estimate` reports."""
 
 IDLE = "idle"
@@ -87,7 +87,7 @@ class Breakdown:
     by_source: tuple[Part, ...]
     by_activity: tuple[Part, ...]
     notes: tuple[str, ...] = ()
-    schema: str = WATERFALL_SCHEMA
+    schema: str = BREAKDOWN_SCHEMA
 
 
 class _Steps(NamedTuple):

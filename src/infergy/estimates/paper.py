@@ -35,7 +35,7 @@ from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_
 from infergy.serving.config import EngineOptions
 from infergy.workload.bins import POWERS_OF_TWO, Bin, Bins, Histogram
 
-PAPER_SCHEMA = "infergy.paper/1"
+CEILING_SCHEMA = "infergy.ceiling/1"
 BASELINE = "transformers"
 """The unoptimised engine of the study: PyTorch, not compiled."""
 Z90 = 1.645
@@ -110,7 +110,7 @@ class PaperEstimate:
     rare: str
     baseline: str
     servers: tuple[PaperServer, ...]
-    schema: str = PAPER_SCHEMA
+    schema: str = CEILING_SCHEMA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

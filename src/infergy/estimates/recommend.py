@@ -25,7 +25,7 @@ from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.sampling import Sample
 
-RECOMMENDATION_SCHEMA = "infergy.recommendation/2"
+RECOMMEND_SCHEMA = "infergy.recommend/2"
 """History: 1 measured batches, their bins summed; 2 runs, served as requests arrive."""
 
 SEQUENCES = (256, 64, 16)
@@ -129,7 +129,7 @@ class Recommendation:
     configurations: tuple[Configuration, ...]
     left_out: Mapping[str, str]
     notes: tuple[str, ...]
-    schema: str = RECOMMENDATION_SCHEMA
+    schema: str = RECOMMEND_SCHEMA
 
     def of(self, label: str) -> Configuration:
         """The configuration of a label.

@@ -13,7 +13,6 @@ from infergy.records import EngineSetup, Load, Measurement, result_of
 from infergy.records.agreement import BESIDE, IDENTITY, MUST, Difference, Fact, differences
 from infergy.records.check import check_rows
 from infergy.records.flags import Flag
-from infergy.records.store import read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
 from infergy.units import format_percent, format_si
@@ -107,11 +106,6 @@ class Point:
         low_j, high_j = self.interval_j
         half = (high_j - low_j) / 2 / self.energy_j
         return f"{format_si(low_j, 'J')} .. {format_si(high_j, 'J')} (± {format_percent(half)})"
-
-
-def read_points(files: Iterable[Path], *, allow_simulated: bool = False) -> list[Point]:
-    """As `points_of`, from files."""
-    return points_of({path: read_store(path).rows for path in files}, allow_simulated=allow_simulated)
 
 
 def points_of(stores: Mapping[Path, Sequence[Measurement]], *, allow_simulated: bool = False) -> list[Point]:
