@@ -29,8 +29,7 @@ from infergy.cost.rates import NVLINK_4, AttentionWork, ServerWork, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.files import parse_json
 from infergy.records.codec import from_json
-from infergy.records.environment import Environment, GpuState
-from infergy.records.flags import HARMFUL_SLOWDOWNS
+from infergy.records.environment import Environment, GpuState, processes_by_gpu, slowdowns_by_gpu
 from scoreboard.steps import columns_of
 
 IDLE, COPY, PRODUCT, ATTENTION, LAUNCH, REDUCE = KINDS = ("idle", "copy", "product", "attention", "launch", "reduce")
@@ -154,11 +153,11 @@ class CalibrationWindow:
         """Why to trust it less, in words; a power cap is no reason, since throttling is part of the model."""
         found = []
         states = (*self.before, *self.during, *self.after)
-        harmful = sorted({reason for state in states for reason in state.slowdowns or ()} & HARMFUL_SLOWDOWNS)
+        harmful = sorted({reason for reasons in slowdowns_by_gpu(states).values() for reason in reasons})
         if harmful:
             found.append(f"clocks were lowered ({', '.join(harmful)})")
         # A sum over GPUs runs in processes of its own, beside that which measures.
-        most = max((state.processes or 0 for state in states), default=0)
+        most = max(processes_by_gpu(states).values(), default=0)
         if most > (1 if self.workload.gpus == 1 else 2):
             found.append("another process was on the GPU (see nvidia-smi)")
         if self.duration_s < FEWEST_S:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import infergy
 from infergy.cli import app
+from infergy.cost.table import SHIPPED_TABLE, read_table
+from infergy.estimates.build import entries_of_rows
 from infergy.measure.grid import make_plan, parse_grid, read_toml
 from infergy.measure.studies import study_path
 from infergy.quality.compare import compare
@@ -25,6 +27,7 @@ from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 from infergy.report.our_values import changes
 from infergy.report.points import points_of
+from quick_alone import errors
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "rows"
 
@@ -142,8 +145,8 @@ def test_the_page_shows_how_three_whole_processes_repeat(capsys: pytest.CaptureF
 
 
 def test_a_cell_of_several_chips_is_one_change_and_of_one_chip_where_both_sides_have_it() -> None:
-    paths = (TABLES / "h100-sxm-llama-3.1-8b.jsonl", TABLES / "h100-sxm-llama-3.1-8b_third-host.jsonl")
-    points = points_of({path: read_store(path).rows for path in paths})
+    names = ("h100-sxm-llama-3.1-8b.jsonl", "h100-sxm-llama-3.1-8b_third-host.jsonl")
+    points = points_of({TABLES / name: read_store(TABLES / name).rows for name in names})
     lengths = [point for point in points if load_of(point.row)[:2] == (512, 64)]
     eager, graphs = ([point for point in lengths if point.label == label] for label in ("vllm-eager", "vllm"))
     found = {change.cell: change.value for change in changes(eager, graphs)}
@@ -293,3 +296,12 @@ def test_rows_of_the_study_quick() -> None:
     assert all(abs(change) < 0.03 for change in differ.values())
     for name in ("h200-hf", "h200-3b-hf", "h200-3b-vllm", "h200-3b-vllm-2"):
         assert {load_of(row) for row in rows_in(f"../quick/{name}")} == set(energy[0])
+
+
+def test_cells_of_small_batches_in_fp8_are_predicted_as_docs_say() -> None:
+    table = read_table(SHIPPED_TABLE, entries=True)
+    entries, _ = entries_of_rows([ROWS / "h200-vllm-fp8-small.jsonl"], table.fits)
+    energy, seconds = errors(entries, table.fits["vllm"])
+    assert not table.identities & {entry.origin.identity for entry in entries}
+    assert [round(100 * one, 1) for one in (seconds.min(), seconds.max())] == [-1.5, 4.3]
+    assert [round(100 * one) for one in (energy.min(), energy.max())] == [4, 10]

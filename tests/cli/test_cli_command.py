@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from infergy.catalog import get_gpu
 from infergy.cli import app, command
-from infergy.cli.lists import make_schema
+from infergy.cli.schemas import make_schema
 from infergy.meters.simulated import SimulatedMeter, pretend_node
 
 # Of a pretended GPU in real time: what is said where this machine was too busy to read it, as it may be.
@@ -125,7 +125,7 @@ def test_what_cannot_work_is_told_before_anything_runs(arguments: list[str], wor
 
 def test_of_several_gpus_each_has_a_line_and_the_total_is_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     node = pretend_node(get_gpu("h200"), 2)
-    monkeypatch.setattr(command, "_simulated", lambda gpus: SimulatedMeter(node))
+    monkeypatch.setattr("infergy.meters.simulated.SteadyMeter", lambda count: SimulatedMeter(node))
 
     def serve(*_: object) -> int:
         node.advance(5.0, 840.0)

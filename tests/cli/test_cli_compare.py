@@ -66,7 +66,7 @@ def test_a_gate_that_cannot_judge_says_so(tmp_path: Path) -> None:
 
 def test_as_json_it_is_one_object(stores: tuple[str, str]) -> None:
     found = json.loads(run(*stores, "--json")[1])
-    assert found["schema"] == "infergy.comparison/1"
+    assert found["schema"] == "infergy.compare/1"
     assert found["overall"]["value"] == pytest.approx(1.05)
     assert len(found["cells"]) == 12
 

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
 from infergy.cli import app
-from infergy.cli.lists import make_schema
+from infergy.cli.schemas import make_schema
 from infergy.records.behaviour import MeterBehaviour
 from infergy.records.codec import from_json
 from measure.test_doctor import BoardNvml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,9 @@ from infergy.cli.estimate import FIGURES
 from infergy.cli.output import WIDTH
 from infergy.errors import InfergyError, UsageError
 from infergy.serving.run import Percentiles
+from raising import raises
 
+ROWS = next(Path(str(resources.files("infergy"))).glob("data/tables/h200-llama-3.1-8b.jsonl"))
 SHORT = ("azure-conv-2023", "--from", "10m", "--for", "20s")
 RUN_KEYS = {"energy_j", "low_j", "high_j", "duration_s", "requests", "rejected_requests", "preemptions", "energy"}
 RUN_KEYS |= {"latency", "measured_share"}
@@ -225,6 +228,7 @@ def test_long_latencies_are_durations() -> None:
         ("estimate", "azure-code-2023", "--requests", "20"),
         ("list", "gpus"),
         ("list", "schemas", "measurement"),
+        ("check", str(ROWS), "--rows", "--strict"),
         ("-h",),
     ],
 )
@@ -237,3 +241,25 @@ def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...]) -> None:
         process.stdout.close()
         errors = process.stderr.read()
     assert (process.returncode, errors) == (0, b"")
+
+
+def test_options_without_effect_on_a_trace_are_rejected(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("input_tokens,output_tokens\n10,5\n12,6\n", encoding="utf-8")
+    for verb in ("estimate", "trace"):
+        with raises("option-missing", option="--time-column", needed_by=["--time-unit"]):
+            CliRunner().invoke(
+                app, [verb, str(log), "--time-unit", "ms"], catch_exceptions=False, standalone_mode=False
+            )
+    options = {"--all-at-once": True, "--speed": 2.0}
+    for verb in ("estimate", "recommend", "replay"):
+        with raises("options-conflict", options=options):
+            asked = [verb, "azure-conv-2023", "--speed", "2", "--all-at-once"]
+            CliRunner().invoke(app, asked, catch_exceptions=False, standalone_mode=False)
+
+
+def test_the_studys_reference_names_its_server_once() -> None:
+    several = invoke(*SHORT, "-e", "transformers", "-e", "vllm").stdout
+    assert several.count("study's reference") == 1
+    assert "(arXiv 2504.17674) for the first server, transformers: ideal" in several
+    assert "(arXiv 2504.17674): ideal" in invoke(*SHORT).stdout

@@ -10,7 +10,7 @@ import pytest
 
 from infergy.cli import main
 from infergy.cli.failure import asks_json
-from infergy.cli.lists import make_schema
+from infergy.cli.schemas import make_schema
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.lists import make_schema
+from infergy.cli.schemas import make_schema
 from known_tables import write_store
 from rows import build_row
 

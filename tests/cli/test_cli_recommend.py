@@ -30,7 +30,7 @@ def test_the_first_lines_are_what_to_type() -> None:
 
 def test_several_servers_are_ranked_as_they_are() -> None:
     found = json.loads(run("recommend", *TRACE, "-e", "transformers", "-e", "vllm", "--json"))
-    assert found["schema"] == "infergy.recommendation/2"
+    assert found["schema"] == "infergy.recommend/2"
     assert {one["label"] for one in found["configurations"]} == {"vllm", "transformers"}
     assert found["present"] == "transformers"
     assert found["recommended"] == "vllm"
@@ -58,7 +58,7 @@ def test_a_breakdown_is_printed_as_bars_that_add_up() -> None:
     text = run("breakdown", *TRACE, "-e", "transformers", "--explain")
     assert text.count("idle") >= 3
     found = json.loads(run("breakdown", *TRACE, "-e", "transformers", "--json"))
-    assert found["schema"] == "infergy.waterfall/2"
+    assert found["schema"] == "infergy.breakdown/2"
     for name in ("by_time", "by_source", "by_activity"):
         assert sum(part["energy_j"] for part in found[name]) == pytest.approx(found["energy_j"])
     estimated = json.loads(run("estimate", *TRACE, "-e", "transformers", "--json"))["estimates"][0]

@@ -13,7 +13,8 @@ from infergy.cli import app
 from infergy.errors import DataError, InfergyError, UsageError
 from infergy.records import Plan
 from infergy.records.store import read_store
-from infergy.workload.load_generator import hash_lengths, trace_lengths
+from infergy.workload import open_trace
+from infergy.workload.load_generator import hash_lengths
 from raising import raises
 
 runner = CliRunner()
@@ -47,7 +48,8 @@ def test_it_is_predicted_measured_and_compared(tmp_path: Path, asked: tuple[str,
 
 def test_each_request_keeps_its_lengths_in_the_plan_and_in_the_row(tmp_path: Path) -> None:
     store, plan = tmp_path / "replay.jsonl", tmp_path / "plan.json"
-    wanted = trace_lengths("azure-code-2023", 0, 40)
+    asked = open_trace("azure-code-2023").requests().slice(0, 40)
+    wanted = tuple(zip(asked.input_tokens.tolist(), asked.output_tokens.tolist(), strict=True))
     assert runner.invoke(app, [*FEW, "--plan", str(plan)]).exit_code == 0
     done = runner.invoke(app, ["measure", str(plan), "--simulate", "-o", str(store)])
     assert done.exit_code == 0, done.output
@@ -141,6 +143,28 @@ def test_tasks_and_first_requests_are_replayed_as_they_are_estimated() -> None:
         (estimated,) = printed("estimate", *asked)["estimates"]
         replayed = printed("replay", *asked)["predicted"]
         assert replayed["energy_j"] == pytest.approx(estimated["offline"]["energy_j"], rel=0.02)
+
+
+def test_longer_requests_are_left_out_when_asked(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    found = printed(*TIMED, "--max-tokens", "2000", "--plan", str(plan))
+    (cell,) = Plan.load(plan).cells
+    assert max(map(sum, cell.lengths)) <= 2000
+    assert 2 <= found["requests"] < printed(*TIMED)["requests"]
+    assert cell.arrival_s[0] == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--all-at-once",)], ids=["timed", "all at once"])
+def test_a_part_of_a_log_out_of_order_is_the_one_that_estimates_take(tmp_path: Path, options: tuple[str, ...]) -> None:
+    log, plan = tmp_path / "log.csv", tmp_path / "plan.json"
+    log.write_text("arrival_s,input_tokens,output_tokens\n30,3,3\n0,1,1\n20,2,2\n40,4,4\n10,5,5\n", encoding="utf-8")
+    asked = (str(log), "--from", "15s", "--requests", "2", "--gpu", "h200", *options)
+    printed("replay", *asked, "--plan", str(plan))
+    (cell,) = Plan.load(plan).cells
+    assert cell.lengths == ((2, 2), (3, 3))
+    assert cell.cell.load.arrivals is not None
+    assert cell.cell.load.arrivals.first == 2
+    assert printed("estimate", *asked)["trace"]["output_tokens"] == 5
 
 
 def test_one_request_and_a_histogram_are_no_replay(tmp_path: Path) -> None:

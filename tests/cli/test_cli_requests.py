@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from infergy.cli.options import TraceArg, TraceSelection, with_groups
+from infergy.cli.options import TraceArg, TraceSelection, with_options
 from infergy.cli.trace import trace
 from infergy.workload import Histogram, Trace, requests_of_histogram
 from raising import raises
@@ -20,7 +20,7 @@ app.command()(trace)
 
 
 @app.command()
-@with_groups
+@with_options
 def serve(source: TraceArg, selection: TraceSelection) -> None:
     chosen = selection.choose(source)
     found = requests_of_histogram(chosen) if isinstance(chosen, Histogram) else chosen

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.lists import SCHEMAS, make_schema
+from infergy.cli.schemas import RENAMED, SCHEMAS, make_schema
 from raising import raises
 
 DATA = Path(str(resources.files("infergy"))) / "data"
@@ -38,6 +38,17 @@ def test_the_published_file_is_what_the_code_says(name: str) -> None:
         f"infergy list schemas {name} > src/infergy/data/schemas/{name}.json"
     )
     assert printed("list", "schemas", name) == make_schema(name)
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_renamed_schema_is_rejected_with_its_new_name(name: str) -> None:
+    assert RENAMED[name] in SCHEMAS
+    with raises("retired-command", instead=f"infergy list schemas {RENAMED[name]}"):
+        printed("list", "schemas", name)
+
+
+def test_a_study_as_json_is_a_grid() -> None:
+    published("grid").validate(printed("list", "studies", "paper-bins", "--json"))
 
 
 def test_every_format_is_published() -> None:
@@ -67,7 +78,7 @@ def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
     ("name", "arguments"),
     [
         ("estimate", ("estimate", "azure-code-2023")),
-        ("paper", ("estimate", "azure-code-2023", "--bins", "paper", "--method", "ceiling", "--ideal", "roofline")),
+        ("ceiling", ("estimate", "azure-code-2023", "--bins", "paper", "--method", "ceiling", "--ideal", "roofline")),
         ("trace", ("trace", "azure-code-2023")),
         ("trace", ("trace", "task:imdb", "--batch", "8")),
         ("estimate", ("estimate", "task:translation")),
@@ -75,8 +86,8 @@ def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
         ("studies", ("list", "studies")),
         ("histogram", ("trace", "azure-code-2023", "--bins", "powers-of-two")),
         ("next", ("next", "azure-code-2023", "--requests", "50", "--gpu", "a100-80gb-sxm")),
-        ("recommendation", ("recommend", "azure-code-2023", "--requests", "50", "--tpot-p99", "20ms")),
-        ("waterfall", ("breakdown", "azure-code-2023", "--requests", "50", "--all-at-once")),
+        ("recommend", ("recommend", "azure-code-2023", "--requests", "50", "--tpot-p99", "20ms")),
+        ("breakdown", ("breakdown", "azure-code-2023", "--requests", "50", "--all-at-once")),
         ("histogram", ("trace", "azure-code-2023", "--bins", "paper")),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.options import TraceFormat, bins_of
+from infergy.cli.options import BinSelection, TraceFormat
 from infergy.errors import DataError
 from infergy.workload import Bins, open_trace
 from raising import raises
@@ -98,18 +98,18 @@ def test_bins_takes_edges_of_your_own(log: Path) -> None:
 
 
 def test_edges_of_one_axis_go_with_the_papers_on_the_other() -> None:
-    found = bins_of("paper", "100,200", None)
+    found = BinSelection(bins="paper", input_edges="100,200").grid()
     assert found is not None
     assert (found.input_edges, found.output_edges) == ((100, 200), Bins.paper().output_edges)
     with raises("option-missing", option="--output-edges"):
-        bins_of("powers-of-two", "100,200", None)
+        BinSelection(bins="powers-of-two", input_edges="100,200").grid()
     with raises("option-missing", option="--input-edges"):
-        bins_of("powers-of-two", None, "100")
+        BinSelection(output_edges="100").grid()
 
 
 def test_unknown_bins_and_time_units_are_told_with_the_known_ones() -> None:
     with raises("unknown-name", option="--bins", nearest=["powers-of-two"]):
-        bins_of("powers-of-2", None, None)
+        BinSelection(bins="powers-of-2").grid()
     with raises("unknown-name", option="--time-unit", name="minutes"):
         TraceFormat(time_column="when", time_unit="minutes").reading(None)
 

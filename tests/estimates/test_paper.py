@@ -206,7 +206,7 @@ def test_unknown_names_are_rejected(option: str) -> None:
 
 def test_it_is_json_and_a_table(code: PaperEstimate, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(json.dumps(to_json(code)))
-    assert told["schema"] == "infergy.paper/1"
+    assert told["schema"] == "infergy.ceiling/1"
     assert told["servers"][1]["compared"]["gap_to_ideal"] == code.servers[1].compared.gap_to_ideal
     print_paper([code, paper("azure-conv-2023", bins="paper")])
     printed = capsys.readouterr().out

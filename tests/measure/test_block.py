@@ -135,7 +135,7 @@ def test_heat_and_what_it_does_to_clocks_are_warned_of(gpu: SimulatedGpu, monkey
     with window(meter=meter) as w:
         gpu.advance(5.0, 300.0)
     assert w.result.warnings[1:] == (
-        "the GPU was held down by hw_thermal_slowdown (nvidia-smi -q -d PERFORMANCE)",
+        "clocks of the GPU were lowered by hw_thermal_slowdown (nvidia-smi -q -d PERFORMANCE)",
         "the GPU went from 40 to 70 °C: repeat the block when warm",
     )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infergy.engines.simulated_engine import SimulatedEngine
-from infergy.measure.replays import REPLAY_OPTIONS, Replay, plan_replays
+from infergy.measure.planner import Run, replay_run, resolve_arrivals
+from infergy.measure.replays import REPLAY_OPTIONS, plan_replays
 from infergy.measure.sweep import sweep
 from infergy.measure.warmup import WARMUP_REPLAY_TOKENS, WARMUP_REQUESTS, warm_up
-from infergy.records import EngineSetup, Measurement, Plan, result_of
+from infergy.records import Arrivals, EngineSetup, Load, Measurement, Plan, result_of
 from infergy.records.latency import backlog_of, percentiles
 from infergy.records.store import read_store
+from infergy.workload import open_trace
 from raising import raises, rejects
 
 CONVERSATION, CODE = "azure-conv-2023", "azure-code-2023"
@@ -23,8 +24,14 @@ def setup(label: str = "vllm-server") -> EngineSetup:
     return EngineSetup(model="llama-3.1-8b", **EngineSetup.parse_label(label))
 
 
-def plan_of(*replays: Replay, label: str = "vllm-server") -> Plan:
-    return plan_replays([(setup(label), one) for one in replays], gpu="h200")
+def run_of(part: str, count: int = 2) -> Run:
+    """The run of a part of a trace, by its label; `count` consecutive requests where it is no window."""
+    arrivals = Arrivals.parse_label(f"replay:{part}")
+    return resolve_arrivals(Load(input_tokens=1, output_tokens=1, batch=count, arrivals=arrivals), seed=0)
+
+
+def plan_of(*runs: Run, label: str = "vllm-server") -> Plan:
+    return plan_replays([(setup(label), run) for run in runs], gpu="h200")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,7 @@ def plan_of(*replays: Replay, label: str = "vllm-server") -> Plan:
 def test_windows_hold_the_requests_of_the_measured_reference_runs(
     source: str, minute: int, seconds: int, requests: int, inputs: int, outputs: int
 ) -> None:
-    (planned,) = plan_of(Replay(source=source, from_s=60 * minute, for_s=seconds)).cells
+    (planned,) = plan_of(run_of(f"{source}@1x+{60 * minute}s/{seconds}s")).cells
     assert len(planned.arrival_s) == planned.cell.load.batch == requests
     assert (sum(tokens for tokens, _ in planned.lengths), sum(tokens for _, tokens in planned.lengths)) == (
         inputs,
@@ -50,12 +57,12 @@ def test_windows_hold_the_requests_of_the_measured_reference_runs(
 
 
 def test_a_speed_takes_more_of_the_trace_into_the_same_seconds() -> None:
-    (slow,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=90)).cells
-    (fast,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=30, speed=3)).cells
+    (slow,) = plan_of(run_of(f"{CONVERSATION}@1x+600s/90s")).cells
+    (fast,) = plan_of(run_of(f"{CONVERSATION}@3x+600s/30s")).cells
     assert fast.lengths == slow.lengths
     assert fast.arrival_s == pytest.approx([time_s / 3 for time_s in slow.arrival_s], abs=2e-6)
     assert fast.cell.id != slow.cell.id
-    (at_once,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=30, speed=3, timed=False)).cells
+    (at_once,) = plan_of(run_of(f"{CONVERSATION}+600s/90s")).cells
     assert at_once.lengths == slow.lengths
     assert set(at_once.arrival_s) == {0.0}
     assert at_once.cell.label == "vllm-server-replay:azure-conv-2023+600s/90s"
@@ -63,23 +70,16 @@ def test_a_speed_takes_more_of_the_trace_into_the_same_seconds() -> None:
 
 def test_consecutive_requests_may_keep_their_times() -> None:
     at_once, timed = plan_of(
-        Replay(source=CONVERSATION, first=5, requests=20, timed=False),
-        Replay(source=CONVERSATION, first=5, requests=20),
+        run_of(f"{CONVERSATION}+5", 20),
+        run_of(f"{CONVERSATION}@1x+5", 20),
     ).cells
     assert at_once.lengths == timed.lengths
     assert timed.arrival_s[-1] > at_once.arrival_s[-1] == 0
     assert (at_once.cell.load.arrivals, timed.cell.load.arrivals) != (None, None)
 
 
-def test_longer_requests_are_left_out_when_asked() -> None:
-    window = Replay(source=CONVERSATION, from_s=600, for_s=75)
-    (planned,) = plan_replays([(setup(), window)], gpu="h200", max_tokens=2000).cells
-    assert 0 < len(planned.lengths) < 379
-    assert max(map(sum, planned.lengths)) <= 2000
-
-
 def test_a_plan_groups_by_set_up_and_counts_visits() -> None:
-    window, other = (Replay(source=CODE, from_s=60 * minute, for_s=10) for minute in (3, 9.5))
+    window, other = run_of(f"{CODE}@1x+180s/10s"), run_of(f"{CODE}@1x+570s/10s")
     plain, bound = setup(), setup("vllm-server-s16")
     plan = plan_replays([(plain, window), (bound, other), (plain, other), (plain, window)], gpu="h200", name="mine")
     assert [(one.cell.setup, one.visit) for one in plan.cells] == [
@@ -95,8 +95,8 @@ def test_a_plan_groups_by_set_up_and_counts_visits() -> None:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measurement, ...]:
     path = tmp_path_factory.mktemp("replays") / "rows.jsonl"
-    window = Replay(source=CODE, from_s=180, for_s=10)
-    plan = plan_of(window, replace(window, timed=False), window)
+    window = run_of(f"{CODE}@1x+180s/10s")
+    plan = plan_of(window, run_of(f"{CODE}+180s/10s"), window)
     plan.save(path.with_name("plan.json"))
     list(sweep(Plan.load(path.with_name("plan.json")), path, simulate=True))
     return read_store(path).rows
@@ -141,7 +141,7 @@ def test_the_time_per_output_token_is_each_requests_own(rows: tuple[Measurement,
 
 
 def test_a_warm_up_is_a_burst_of_the_replays_own_requests_that_trickles_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    (planned,) = plan_of(Replay(source=CONVERSATION, from_s=600, for_s=75)).cells
+    (planned,) = plan_of(run_of(f"{CONVERSATION}@1x+600s/75s")).cells
     seen = []
 
     class Session:
@@ -171,24 +171,30 @@ def test_a_warm_up_is_a_burst_of_the_replays_own_requests_that_trickles_out(monk
     assert list(run.arrival_s) == sorted(run.arrival_s)
 
 
+def test_a_log_out_of_order_is_cut_in_order_of_arrival(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("arrival_s,input_tokens,output_tokens\n30,3,3\n0,1,1\n20,2,2\n40,4,4\n", encoding="utf-8")
+    timed, window = run_of(f"{log}@2x+1", 2), run_of(f"{log}+5s/30s")
+    assert timed.lengths == window.lengths == ((2, 2), (3, 3))
+    assert (timed.arrival_s, window.arrival_s) == ((0.0, 5.0), (0.0, 0.0))
+    with raises("no-arrivals", trace=str(log)):
+        replay_run(open_trace(log).requests(arrivals=False), timed.load.arrivals)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    window = Replay(source=CONVERSATION, from_s=600, for_s=75)
+    window = run_of(f"{CONVERSATION}@1x+600s/75s")
     with rejects("engine-lacks", engine="transformers", option="arrivals"):
         plan_of(window, label="transformers")
     with raises("too-long", limit=1024):
         plan_of(window, label="vllm-server-len1024")
-    with raises("option-missing", option="--for"):
-        plan_of(Replay(source=CONVERSATION))
-    with raises("option-missing", alternatives=["--requests"]):
-        plan_of(replace(window, requests=10))
     with raises("option-missing", option="replays"):
         plan_of()
-    with raises("too-few-requests", trace=CODE):
-        plan_of(Replay(source=CODE, from_s=720, for_s=50))
+    with raises("no-requests", trace=CODE):
+        run_of(f"{CODE}@1x+720s/50s")
     bare = tmp_path / "bare.csv"
     bare.write_text("ContextTokens,GeneratedTokens\n10,5\n12,6\n")
     with raises("no-arrivals", trace=str(bare)):
-        plan_of(Replay(source=str(bare), for_s=5))
+        run_of(f"{bare}@1x+0s/5s")
 
 
 def test_options_of_vllm_are_refused_for_another_engine() -> None:

@@ -197,10 +197,11 @@ def test_studies_that_cannot_be_measured_together_say_why(tmp_path: Path) -> Non
     slow.write_text(text, encoding="utf-8")
     plan = tmp_path / "plan.json"
     plan.write_text("{}", encoding="utf-8")
-    cases: list[tuple[tuple[str, str], str, dict[str, object]]] = [
+    cases: list[tuple[tuple[str, ...], str, dict[str, object]]] = [
         ((str(other), "precision"), "grids-differ", {"grids": ["engines", "precision"]}),
         (("engines", str(slow)), "several-gpus", {"gpus": ["h100-sxm", "h200"]}),
         (("engines", str(plan)), "plan-is-resolved", {"plan": str(plan)}),
+        ((str(plan), "--batch", "4", "-e", "vllm"), "plan-is-resolved", {"options": ["--engine", "--batch"]}),
     ]
     for given, code, fields in cases:
         refused = invoke("measure", *given, "--dry-run", "--simulate")

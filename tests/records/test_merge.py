@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.lists import make_schema
+from infergy.cli.schemas import make_schema
 from infergy.records import Measurement
 from infergy.records.merge import join, merge
 from infergy.records.store import StoreWriter, read_store

@@ -22,7 +22,7 @@ from infergy.measure.grid import make_plan, parse_grid, read_toml, shrink
 from infergy.measure.studies import study_names, study_path
 from infergy.measure.sweep import sweep as sweep_plan
 from infergy.records import ENGINES, Measurement, Plan
-from infergy.records.store import create_store, read_store
+from infergy.records.store import create_store
 from infergy.report.claims import Claim, Compared, find_ours, judge, load_claims
 from infergy.report.evidence import Evidence
 from infergy.report.our_values import OurValue
@@ -57,8 +57,7 @@ def store(tmp_path: Path, rows: Iterable[Measurement], name: str = "rows.jsonl")
 
 
 def points(*rows: Measurement, tmp_path: Path) -> list[Point]:
-    path = store(tmp_path, rows)
-    return points_of({path: read_store(path).rows})
+    return points_of({store(tmp_path, rows): rows})
 
 
 def test_every_study_of_the_paper_is_in_the_page_and_what_is_not_measured_is_named(paper: Report) -> None:

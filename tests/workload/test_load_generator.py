@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from infergy.records import Arrivals, Load
 from infergy.workload.load_generator import (
     draw_times,
-    hash_lengths,
     hash_times,
     make_prompts,
-    trace_lengths,
     trace_times,
 )
 from raising import raises
@@ -130,16 +128,6 @@ def test_a_label_that_means_nothing_is_told(label: str, option: str) -> None:
 def test_a_replay_that_cannot_be_is_told(fields: dict[str, Any], code: str, values: dict[str, Any]) -> None:
     with raises(code, **values):
         Arrivals(**fields)
-
-
-def test_lengths_are_those_of_the_log_without_failed_requests(tmp_path: Path) -> None:
-    log = tmp_path / "log.csv"
-    log.write_text("input_tokens,output_tokens\n10,5\n20,0\n30,7\n40,1\n")
-    assert trace_lengths(str(log), 0, 3) == ((10, 5), (30, 7), (40, 1))
-    assert trace_lengths(str(log), 1, 2) == ((30, 7), (40, 1))
-    with raises("too-few-requests", found=2, expected=3):
-        trace_lengths(str(log), 1, 3)
-    assert hash_lengths([(1, 2)]) != hash_lengths([(2, 1)])
 
 
 def test_a_replayed_prompt_is_as_long_as_its_own_and_the_same_as_in_any_cell_of_its_length() -> None:

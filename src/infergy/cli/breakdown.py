@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, with_groups
+from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, option, with_options
 from infergy.cli.output import (
-    PICTURES,
+    DRAW_HELP,
     check_picture,
     print_json,
     print_notes,
@@ -32,15 +32,13 @@ RESIDUE = 1e-6
 BLOCK, GAP = "█", " "
 
 
-@with_groups
+@with_options
 def breakdown(
     source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(PICTURES)}")
-    ] = None,
+    output: Path | None = option(DRAW_HELP, "-o", "--output-file"),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import JsonOption, fraction
+from infergy.cli.options import JsonOption, argument, flag, fraction, option, with_options
 from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.records.check import Checked, CheckedFile, CheckedRow
+    from infergy.records import Measurement
+    from infergy.records.check import CheckedFile, CheckedRow
 
 EXIT_FLAGGED = 5
 
 
+@with_options
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl)")],
-    target: Annotated[
-        str | None, typer.Option("--target", help="Flag rows with a 95 % interval wider than ± this, such as 2%.")
-    ] = None,
-    rows: Annotated[bool, typer.Option("--rows", help="List each row with its interval, flags and facts.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 5 if any row is flagged or failed.")] = False,
-    again: Annotated[
-        Path | None, typer.Option("--again", help="Write a plan that measures flagged and failed cells again.")
-    ] = None,
-    worst: Annotated[
-        int | None, typer.Option("--worst", min=1, help="With --again: at most so many, the widest intervals first.")
-    ] = None,
+    files: list[Path] = argument("Stores of measurements (.jsonl)", "FILE"),
+    target: str | None = option("Flag rows with a 95 % interval wider than ± this, such as 2%."),
+    rows: bool = flag("List each row with its interval, flags and facts.", "--rows"),
+    strict: bool = flag("Exit with 5 if any row is flagged or failed.", "--strict"),
+    again: Path | None = option("Write a plan that measures flagged and failed cells again."),
+    worst: int | None = option("With --again: at most so many, the widest intervals first.", min=1),
     as_json: JsonOption = False,
 ) -> None:
     """Summarise the flags of measured rows: figures that may be wrong by more than their interval (docs/flags.md).
@@ -42,51 +40,47 @@ def check(
     from infergy.records.store import read_store
 
     widest = None if target is None else fraction("--target", target)
-    checked = Checked(
-        files=tuple(
-            CheckedFile(file=str(path), rows=check_rows(read_store(path).rows, target=widest)) for path in files
-        )
-    )
+    stores = {str(path): read_store(path).rows for path in files}
+    checked = [CheckedFile(file=path, rows=check_rows(own, target=widest)) for path, own in stores.items()]
     if as_json:
-        print_json([checked])
+        print_json([Checked(files=tuple(checked))])
     else:
-        for file in checked.files:
-            _print_summary(file, show_rows=rows)
+        for file in checked:
+            _print(file, show_rows=rows)
+    flagged = [row for file in checked for row in file.rows if row.flags or row.failure]
     if again is not None:
-        _plan_again(checked, files, again, worst, widest)
-    if strict and any(row.flags or row.failure for file in checked.files for row in file.rows):
+        _plan_again(flagged, list(chain.from_iterable(stores.values())), again, worst, widest)
+    if strict and flagged:
         raise typer.Exit(EXIT_FLAGGED)
 
 
-def _plan_again(checked: Checked, files: list[Path], path: Path, worst: int | None, target: float | None) -> None:
+def _plan_again(
+    flagged: Iterable[CheckedRow], measured: Sequence[Measurement], path: Path, worst: int | None, target: float | None
+) -> None:
     from infergy.measure.anchors import plan_again
     from infergy.records.plan import MeasureOptions
-    from infergy.records.store import read_store
 
-    flagged = [row for file in checked.files for row in file.rows if row.flags or row.failure]
-    flagged.sort(key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
-    cells = list(dict.fromkeys(row.cell_id for row in flagged))[:worst]
+    widest = sorted(flagged, key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
+    cells = list(dict.fromkeys(row.cell_id for row in widest))[:worst]
     if not cells:
         typer.echo(f"{path}: not written, no cell is flagged or failed", err=True)
         return
-    measured = [row for file in files for row in read_store(file).rows]
     plan_again(measured, cells, target=MeasureOptions().target if target is None else target).save(path)
     count = count_of(len(cells), "cell")
     typer.echo(f"{path}: {count} and their control cells. Measure: infergy measure {path} -o NEW.jsonl", err=True)
 
 
-def _print_summary(checked: CheckedFile, *, show_rows: bool) -> None:
+def _print(checked: CheckedFile, *, show_rows: bool) -> None:
     from infergy.records.flags import CODES
 
     flags = [flag for row in checked.rows for flag in row.flags]
-    counts = Counter(flag.code for flag in flags)
-    flagged, failed = sum(bool(row.flags) for row in checked.rows), sum(bool(row.failure) for row in checked.rows)
+    flagged = sum(bool(row.flags) for row in checked.rows)
+    failed = sum(bool(row.failure) for row in checked.rows)
     failures = f", {failed} failed" if failed else ""
     typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} flagged{failures}")
-    for code, meaning in CODES.items():
-        if counts[code]:
-            fix = next(flag.fix for flag in flags if flag.code == code)
-            typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {meaning}. Fix: {fix}")
+    counts, fixes = Counter(flag.code for flag in flags), {flag.code: flag.fix for flag in reversed(flags)}
+    for code in sorted(counts, key=list(CODES).index):
+        typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {CODES[code]}. Fix: {fixes[code]}")
     if show_rows:
         for row in checked.rows:
             _print_row(row)
@@ -107,8 +101,8 @@ def _print_row(row: CheckedRow) -> None:
         typer.echo(
             "  backlog {}: {:.0f} requests halfway through the arrivals, {:.0f} at the last".format(state, *counts)
         )
-    for flag in row.flags:
-        typer.echo(f"  {flag.code}: {flag.reason}; {flag.fix}")
+    for raised in row.flags:
+        typer.echo(f"  {raised.code}: {raised.reason}; {raised.fix}")
     typer.echo(f"  {row.facts}")
 
 

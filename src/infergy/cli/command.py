@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from infergy.cli.measure import check_meter
-from infergy.cli.options import MeterOption, SimulateOption
+from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, with_options
+from infergy.cli.output import check_writable
 from infergy.errors import UsageError
 from infergy.units import format_duration, format_number, format_si
 
@@ -24,43 +25,36 @@ if TYPE_CHECKING:
 DEFAULT_IDLE_S = 2.0
 
 
+@with_options
 def run_command(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="Append one JSON line per run to this file")
-    ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Number of measured runs")] = 1,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Number of unmeasured runs before them")] = 0,
-    idle: Annotated[
-        float, typer.Option("--idle", min=0, help="Seconds of idle power before each run; 0 for none")
-    ] = DEFAULT_IDLE_S,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs to count [default: all visible]")] = None,
+    command: list[str] = argument("The program and its arguments", "COMMAND"),
+    output: Path | None = option("Append one JSON line per run to this file", "-o", "--output-file"),
+    runs: int = option("Number of measured runs", default=1, min=1),
+    warmup: int = option("Number of unmeasured runs before them", default=0, min=0),
+    idle: float = option("Seconds of idle power before each run; 0 for none", default=DEFAULT_IDLE_S, min=0),
+    gpus: int | None = option("GPUs to count [default: all visible]", min=1),
     meter: MeterOption = "nvml",
     simulate: SimulateOption = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Also print the UUID of each GPU")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON line per run; the program's stdout goes to stderr")
-    ] = False,
+    explain: bool = flag("Also print the UUID of each GPU", "--explain"),
+    as_json: bool = flag("Print one JSON line per run; the program's stdout goes to stderr", "--json"),
 ) -> None:
     """Measure the energy of any program: infergy run [OPTIONS] -- COMMAND.
 
     Example: infergy run --runs 3 -- python serve_once.py
     """
     from infergy.measure.block import window
+    from infergy.meters.simulated import SteadyMeter
     from infergy.records.codec import to_json
 
     check_meter(meter, simulate=simulate)
     if output is not None:
-        try:
-            output.open("a", encoding="utf-8").close()
-        except OSError as error:
-            raise UsageError.not_writable(output, error) from error
+        check_writable(output)
     stdout = sys.stderr if as_json else None
     for _ in range(warmup):
         _run(command, stdout)
     code = 0
     for number in range(1, runs + 1):
-        source = _simulated(gpus or 1) if simulate else meter
+        source = SteadyMeter(count=gpus or 1) if simulate else meter
         # Before and after the command no process of its own is there.
         with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source, own_processes=0) as measured:
             code = _run(command, stdout)
@@ -75,12 +69,6 @@ def run_command(
         if code:
             break
     raise typer.Exit(code)
-
-
-def _simulated(gpus: int) -> Any:
-    from infergy.meters.simulated import SteadyMeter
-
-    return SteadyMeter(count=gpus)
 
 
 def _run(command: Sequence[str], stdout: Any) -> int:

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from infergy.cli.measure import check_meter, gpu_here
-from infergy.cli.options import JsonOption, MeterOption, SimulateOption, fraction
+from infergy.cli.options import JsonOption, MeterOption, SimulateOption, argument, flag, fraction, option, with_options
 from infergy.cli.output import UNKNOWN, print_json, print_table
 from infergy.errors import UsageError
 from infergy.units import count_of, format_percent, format_si
@@ -24,34 +24,20 @@ EXIT_WORSE = 5
 SUGGESTED = "rescaled.jsonl"
 
 
+@with_options
 def compare(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[A] [B]",
-            help="Rows to compare with, and rows of the same cells (.jsonl). With one file A is what ships of its GPU",
-        ),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure three cells of A on this GPU now, as B [A: what ships of it]")
-    ] = False,
-    engine: Annotated[
-        str, typer.Option("--engine", "-e", help="With --measure: engine config of the cells in A")
-    ] = "vllm",
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output-file", help="With --measure: keep B here [default: compare-TIME.jsonl]"),
-    ] = None,
+    files: list[Path] | None = argument(
+        "Rows to compare with, and rows of the same cells (.jsonl). With one file A is what ships of its GPU",
+        "[A] [B]",
+        default=None,
+    ),
+    measure: bool = flag("Measure three cells of A on this GPU now, as B [A: what ships of it]", "--measure"),
+    engine: str = option("With --measure: engine config of the cells in A", "--engine", "-e", default="vllm"),
+    output: Path | None = option("With --measure: keep B here [default: compare-TIME.jsonl]", "-o", "--output-file"),
     meter: MeterOption = "nvml",
     simulate: SimulateOption = False,
-    rescale: Annotated[
-        Path | None,
-        typer.Option("--rescale", help="Write a table for the GPU of B: energy of A times the ratio, each row marked"),
-    ] = None,
-    fail_if_worse: Annotated[
-        str | None,
-        typer.Option("--fail-if-worse", help="Exit with 5 if B takes significantly more energy than A, by over 3%"),
-    ] = None,
+    rescale: Path | None = option("Write a table for the GPU of B: energy of A times the ratio, each row marked"),
+    fail_if_worse: str | None = option("Exit with 5 if B takes significantly more energy than A, by over 3%"),
     as_json: JsonOption = False,
 ) -> None:
     """Compare the energy of two files of measurements, cell by cell, each with its 95 % interval.
@@ -61,35 +47,28 @@ def compare(
     This GPU and the shipped table: infergy compare --measure --rescale here.jsonl
     """
     from infergy.quality.compare import compare as run_compare
-    from infergy.records.store import read_store
 
     given = list(files or ())
     _check(given, rescale, measure=measure, output=output)
     limit = None if fail_if_worse is None else 1 + fraction("--fail-if-worse", fail_if_worse)
     if measure:
         check_meter(meter, simulate=simulate)
-        table = read_store(given[0] if given else _shipped(None if simulate else gpu_here())).rows
-        path = _measure(table, engine, output, meter=meter, simulate=simulate)
-        measured = read_store(path).rows
+        a = _read(given[:1], None if simulate else gpu_here())
+        path = _measure(a, engine, output, meter=meter, simulate=simulate)
+        b = _read([path])
     else:
-        path = given[-1]
-        measured = read_store(path).rows
-        table = read_store(given[0] if len(given) == 2 else _shipped(_gpu_of(measured))).rows
-    wanted = {row.cell_id for row in measured}
+        path, b = given[-1], _read(given[-1:])
+        a = _read(given[:-1], _gpu_of(b))
     is_table = measure or len(given) == 1
-    found = run_compare([row for row in table if row.cell_id in wanted] if is_table else table, measured)
+    found = run_compare(_of_same_cells(a, b) if is_table else a, b)
     if as_json:
         print_json([found])
     else:
-        _print(found)
-        if measure:
-            typer.echo(f"The rows of B are in {path}")
+        _print(found, path if measure else None)
     if rescale is not None:
-        _rescale(table, measured, rescale, as_json=as_json)
-    elif is_table and found.overall.is_significant and not as_json and _is_of_one_gpu(table, measured):
-        stored = [str(given[0])] if measure and given else []
-        typed = shlex.join(["infergy", "compare", *stored, str(path), "--rescale", SUGGESTED])
-        typer.echo(f"To make a table for this GPU, its energy scaled and marked: {typed}")
+        _rescale(a, b, rescale, as_json=as_json)
+    elif is_table and not as_json:
+        _advise(found, a, b, [*(given if measure else ()), path])
     if limit is not None:
         _judge(found.overall, limit)
 
@@ -109,10 +88,11 @@ def _check(given: Sequence[Path], rescale: Path | None, *, measure: bool, output
         )
 
 
-def _shipped(gpu: str | None) -> Path:
-    from infergy.records.store import shipped_store
+def _read(files: Sequence[Path], gpu: str | None = None) -> Sequence[Measurement]:
+    """The rows of a file; of none, what ships of a GPU."""
+    from infergy.records.store import read_store, shipped_store
 
-    return shipped_store(gpu)
+    return read_store(files[0] if files else shipped_store(gpu)).rows
 
 
 def _gpu_of(rows: Sequence[Measurement]) -> str | None:
@@ -123,10 +103,18 @@ def _gpu_of(rows: Sequence[Measurement]) -> str | None:
     return catalog_name(names[0]) if names else None
 
 
-def _is_of_one_gpu(stored: Sequence[Measurement], measured: Sequence[Measurement]) -> bool:
-    """Whether the table's rows of the configs measured are of one GPU, or one group: else no factor holds."""
-    setups = {row.cell.setup for row in measured}
-    return len({tuple(gpu.uuid for gpu in row.environment.gpus) for row in stored if row.cell.setup in setups}) == 1
+def _of_same_cells(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Measurement]:
+    wanted = {row.cell_id for row in b}
+    return [row for row in a if row.cell_id in wanted]
+
+
+def _advise(found: Comparison, a: Sequence[Measurement], b: Sequence[Measurement], files: Sequence[Path]) -> None:
+    """Say how to scale A, where its rows of the configs of B are of one GPU, or one group: else no factor holds."""
+    setups = {row.cell.setup for row in b}
+    gpus = {tuple(gpu.uuid for gpu in row.environment.gpus) for row in a if row.cell.setup in setups}
+    if found.overall.is_significant and len(gpus) == 1:
+        typed = shlex.join(["infergy", "compare", *map(str, files), "--rescale", SUGGESTED])
+        typer.echo(f"To make a table for this GPU, its energy scaled and marked: {typed}")
 
 
 def _measure(stored: Sequence[Measurement], engine: str, output: Path | None, *, meter: str, simulate: bool) -> Path:
@@ -173,14 +161,29 @@ def _judge(ratio: Ratio, limit: float) -> None:
         raise typer.Exit(EXIT_WORSE)
 
 
-def _print(found: Comparison) -> None:
-    """The answer, a table of all compared cells and their mean, and what else to know."""
-    mean = f"over {count_of(len(found.cells), 'cell')}"
+def _print(found: Comparison, stored: Path | None) -> None:
+    """The answer, a table of all compared cells and their mean, what else to know, and where rows of B are `stored`."""
+    cells = count_of(len(found.cells), "cell")
     if found.overall.is_significant:
         more = format_percent(abs(found.overall.value - 1))
-        typer.echo(f"B takes {more} {'more' if found.overall.value > 1 else 'less'} energy than A, {mean}.")
+        typer.echo(f"B takes {more} {'more' if found.overall.value > 1 else 'less'} energy than A, over {cells}.")
     else:
-        typer.echo(f"A and B do not differ significantly, {mean}.")
+        typer.echo(f"A and B do not differ significantly, over {cells}.")
+    _print_cells(found)
+    for name, only in (("A", found.only_a), ("B", found.only_b)):
+        if only:
+            typer.echo(f"Only in {name}: {count_of(len(only), 'cell')}, such as {only[0]}")
+    if found.same:
+        typer.echo(
+            f"Left out: {count_of(len(found.same), 'cell')}, such as {found.same[0]}: both files hold the very same row"
+        )
+    for difference in found.differences:
+        typer.echo(f"Different: {difference}")
+    if stored is not None:
+        typer.echo(f"The rows of B are in {stored}")
+
+
+def _print_cells(found: Comparison) -> None:
     models = {cell.model for cell in found.cells}
     # One model stands in the title, not in each line.
     common = models.pop() if len(models) == 1 else None
@@ -197,15 +200,6 @@ def _print(found: Comparison) -> None:
     title = "Energy per request" + ("" if common is None else f", {common}")
     heads = ("Cell", "A", "B", "B compared with A", "95 % interval", "")
     print_table(heads, [*rows, None, overall], title=title)
-    for name, cells in (("A", found.only_a), ("B", found.only_b)):
-        if cells:
-            typer.echo(f"Only in {name}: {count_of(len(cells), 'cell')}, such as {cells[0]}")
-    if found.same:
-        typer.echo(
-            f"Left out: {count_of(len(found.same), 'cell')}, such as {found.same[0]}: both files hold the very same row"
-        )
-    for difference in found.differences:
-        typer.echo(f"Different: {difference}")
 
 
 def _ratio(ratio: Ratio) -> tuple[str, str, str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import JsonOption, SimulateOption
-from infergy.cli.output import UNKNOWN, print_json
+from infergy.cli.options import JsonOption, SimulateOption, flag, option, with_options
+from infergy.cli.output import UNKNOWN, check_writable, print_json
 from infergy.errors import MissingError, UsageError
 from infergy.units import format_bytes, format_duration, format_number, format_percent, format_si
 
@@ -21,15 +22,12 @@ if TYPE_CHECKING:
 EXIT_MISSING = 3
 
 
+@with_options
 def doctor(
-    meter: Annotated[
-        bool, typer.Option("--meter", help="Switch a load on the first GPU on and off; report how its meter follows")
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help="With --meter: write the result to this JSON file")
-    ] = None,
+    meter: bool = flag("Switch a load on the first GPU on and off; report how its meter follows", "--meter"),
+    output: Path | None = option("With --meter: write the result to this JSON file", "-o", "--output-file"),
     simulate: SimulateOption = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Also print UUIDs, and what each GPU answers")] = False,
+    explain: bool = flag("Also print UUIDs, and what each GPU answers", "--explain"),
     as_json: JsonOption = False,
 ) -> None:
     """Report what can be measured on this machine, how well, and what is missing; exit with 3 if nothing can be.
@@ -54,13 +52,7 @@ def _check(output: Path, *, meter: bool) -> None:
     if not meter:
         message = f"-o {output} keeps the result of --meter: infergy doctor --meter -o {output}"
         raise UsageError(message, code="option-missing", option="--meter", needed_by=["-o"])
-    is_new = not output.exists()
-    try:
-        output.open("a", encoding="utf-8").close()
-        if is_new:
-            output.unlink()
-    except OSError as error:
-        raise UsageError.not_writable(output, error) from error
+    check_writable(output)
 
 
 def _simulated(with_behaviour: bool) -> Diagnosis:
@@ -110,38 +102,40 @@ def _behaviour() -> MeterBehaviour:
 
 
 def _print(found: Diagnosis, *, explain: bool) -> None:
-    if found.can_measure:
-        usable = ", ".join(meter.name for meter in found.meters if meter.is_usable)
-        typer.echo(f"Energy can be measured here, with {usable}.")
-    else:
-        typer.echo("Nothing can be measured here. Try the simulated GPU: infergy doctor --simulate --meter")
-    typer.echo(f"infergy {found.infergy}, Python {found.python}, {found.platform}, {found.cpu or 'unknown CPU'}")
-    if found.driver is not None:
-        typer.echo(f"NVIDIA driver {found.driver}, CUDA up to {found.cuda or UNKNOWN}")
-    if found.simulated:
-        typer.echo("SIMULATED: what follows comes from a model and says nothing about real hardware")
-    typer.echo("Meters")
+    for line in (*_machine(found), "Meters"):
+        typer.echo(line)
     for outcome, group in groupby(found.meters, key=_outcome):
         typer.echo(f"  {', '.join(one.name for one in group)}: {outcome}")
     typer.echo("GPUs" if found.gpus else "GPUs: none reported by NVML")
     for gpu in found.gpus:
         _print_gpu(gpu, explain=explain)
-    for name, value in found.variables.items():
-        if value is not None:
-            typer.echo(f"{name}={value}")
-    for permission in found.permissions:
-        if not permission.is_granted:
-            typer.echo(f"{permission.path} may not be read: {permission.fix}")
-    have = [f"{name} {version}" for name, version in found.packages.items() if version is not None]
-    typer.echo(f"Packages: {', '.join(have) or 'none of those that measuring uses'}")
-    if found.missing:
-        typer.echo("Not installed")
-    for one in found.missing:
-        typer.echo(f"  {one.what}, for {one.purpose}: {one.fix}")
-    for warning in found.warnings:
-        typer.echo(f"Warning: {warning}")
+    for line in _surroundings(found):
+        typer.echo(line)
     if found.behaviour is not None:
         _print_behaviour(found.behaviour, explain=explain)
+
+
+def _machine(found: Diagnosis) -> Iterator[str]:
+    if found.can_measure:
+        usable = ", ".join(meter.name for meter in found.meters if meter.is_usable)
+        yield f"Energy can be measured here, with {usable}."
+    else:
+        yield "Nothing can be measured here. Try the simulated GPU: infergy doctor --simulate --meter"
+    yield f"infergy {found.infergy}, Python {found.python}, {found.platform}, {found.cpu or 'unknown CPU'}"
+    if found.driver is not None:
+        yield f"NVIDIA driver {found.driver}, CUDA up to {found.cuda or UNKNOWN}"
+    if found.simulated:
+        yield "SIMULATED: what follows comes from a model and says nothing about real hardware"
+
+
+def _surroundings(found: Diagnosis) -> Iterator[str]:
+    yield from (f"{name}={value}" for name, value in found.variables.items() if value is not None)
+    yield from (f"{one.path} may not be read: {one.fix}" for one in found.permissions if not one.is_granted)
+    have = [f"{name} {version}" for name, version in found.packages.items() if version is not None]
+    yield f"Packages: {', '.join(have) or 'none of those that measuring uses'}"
+    yield from ["Not installed"] if found.missing else []
+    yield from (f"  {one.what}, for {one.purpose}: {one.fix}" for one in found.missing)
+    yield from (f"Warning: {warning}" for warning in found.warnings)
 
 
 def _outcome(meter: MeterFound) -> str:
@@ -154,30 +148,36 @@ def _outcome(meter: MeterFound) -> str:
 def _print_gpu(found: GpuFound, *, explain: bool) -> None:
     gpu = found.gpu
     index = "-" if found.index is None else found.index
-    hidden = "" if found.is_visible else ", hidden by CUDA_VISIBLE_DEVICES"
-    catalog = "not in the catalog (infergy list gpus)" if found.catalog is None else f"{found.catalog} in the catalog"
-    uuid = f", {gpu.uuid}" if explain else ""
-    memory = "" if gpu.memory_bytes is None else f", {format_bytes(gpu.memory_bytes)}"
-    typer.echo(f"  {index}: {gpu.name}{uuid}, {catalog}{memory}{hidden}")
-    between = (
-        ""
-        if found.power_limit_low_w is None or found.power_limit_high_w is None
-        else f" of {format_number(found.power_limit_low_w)} to {format_number(found.power_limit_high_w)} W"
-    )
-    limit = UNKNOWN if gpu.power_limit_w is None else f"{format_number(gpu.power_limit_w)} W"
-    typer.echo(f"     power limit {limit}{between}")
-    if found.reason is not None:
-        typer.echo(f"     energy counter: no: {found.reason}")
-    else:
-        typer.echo(
-            f"     energy counter: moves each {_seconds(found.counter_period_s)}; a read takes "
-            f"{_seconds(found.read_median_s)}, at worst {_seconds(found.read_worst_s)} of {found.reads}"
-        )
+    facts = [
+        gpu.name,
+        gpu.uuid if explain else None,
+        "not in the catalog (infergy list gpus)" if found.catalog is None else f"{found.catalog} in the catalog",
+        None if gpu.memory_bytes is None else format_bytes(gpu.memory_bytes),
+        None if found.is_visible else "hidden by CUDA_VISIBLE_DEVICES",
+    ]
+    typer.echo(f"  {index}: {', '.join(fact for fact in facts if fact)}")
+    typer.echo(f"     power limit {_power_limit(found)}")
+    typer.echo(f"     energy counter: {_counter(found)}")
     # What it does not answer limits what is measured; what it answers does not.
     for verb, wanted in (("answers", True), ("does not answer", False))[not explain :]:
         names = [name.replace("_", " ") for name, answers in found.answers.items() if answers is wanted]
         if names:
             typer.echo(f"     {verb}: {', '.join(names)}")
+
+
+def _counter(found: GpuFound) -> str:
+    if found.reason is not None:
+        return f"no: {found.reason}"
+    times = f"{_seconds(found.read_median_s)}, at worst {_seconds(found.read_worst_s)} of {found.reads}"
+    return f"moves each {_seconds(found.counter_period_s)}; a read takes {times}"
+
+
+def _power_limit(found: GpuFound) -> str:
+    low_w, high_w, limit_w = found.power_limit_low_w, found.power_limit_high_w, found.gpu.power_limit_w
+    limit = UNKNOWN if limit_w is None else f"{format_number(limit_w)} W"
+    if low_w is None or high_w is None:
+        return limit
+    return f"{limit} of {format_number(low_w)} to {format_number(high_w)} W"
 
 
 def _print_behaviour(found: MeterBehaviour, *, explain: bool) -> None:

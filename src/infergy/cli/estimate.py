@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from infergy.cli.options import (
-    BinsOption,
+    BinSelection,
     ExplainOption,
-    InputEdgesOption,
     JsonOption,
-    OutputEdgesOption,
     TracesArg,
     TraceSelection,
-    bins_of,
-    with_groups,
+    option,
+    with_options,
 )
 from infergy.cli.output import (
     NONE,
@@ -44,38 +44,45 @@ if TYPE_CHECKING:
 RUNS, CEILING = "runs", "ceiling"
 
 
-@with_groups
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSelection:
+    """By which method."""
+
+    method: str = option(
+        "runs: requests served in simulation; ceiling: the binning of arXiv 2504.17674, its ideal and gap", default=RUNS
+    )
+    ideal: str | None = option(
+        "Of --method ceiling: dense (FLOPs at the dense peak and TDP), paper (at the vendor's headline peak), "
+        "roofline (FLOPs or bytes) [default: dense]"
+    )
+    rare: str | None = option(
+        "Of --method ceiling: N requests take N/B of a batch of B (fractional), or whole ones [default: fractional]"
+    )
+
+    def is_ceiling(self, bins: BinSelection) -> bool:
+        """Whether the study's method is asked for.
+
+        Raises:
+            UsageError: No such method, or options of the study's without it.
+        """
+        if self.method not in (RUNS, CEILING):
+            raise UsageError.unknown("method", self.method, (RUNS, CEILING), code="unknown-name", option="--method")
+        own = {"ideal": self.ideal, "rare": self.rare} | asdict(bins)
+        given = [f"--{name.replace('_', '-')}" for name, value in own.items() if value is not None]
+        if self.method == RUNS and given:
+            message = f"{', '.join(given)}: of the study's method alone. Add --method ceiling"
+            raise UsageError(message, code="option-missing", option="--method ceiling", needed_by=given)
+        return self.method == CEILING
+
+
+@with_options
 def estimate(
     sources: TracesArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            help="runs: requests served in simulation; ceiling: the binning of arXiv 2504.17674, its ideal and gap",
-        ),
-    ] = RUNS,
-    ideal: Annotated[
-        str | None,
-        typer.Option(
-            "--ideal",
-            help="Of --method ceiling: dense (FLOPs at the dense peak and TDP), paper (at the vendor's headline peak), "
-            "roofline (FLOPs or bytes) [default: dense]",
-        ),
-    ] = None,
-    rare: Annotated[
-        str | None,
-        typer.Option(
-            "--rare",
-            help="Of --method ceiling: N requests take N/B of a batch of B (fractional), or whole ones "
-            "[default: fractional]",
-        ),
-    ] = None,
-    bins: BinsOption = None,
-    input_edges: InputEdgesOption = None,
-    output_edges: OutputEdgesOption = None,
+    method: MethodSelection,
+    bins: BinSelection,
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,66 +90,60 @@ def estimate(
 
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
-    if method not in (RUNS, CEILING):
-        raise UsageError.unknown("method", method, (RUNS, CEILING), code="unknown-name", option="--method")
-    of_ceiling = {
-        "--ideal": ideal,
-        "--rare": rare,
-        "--bins": bins,
-        "--input-edges": input_edges,
-        "--output-edges": output_edges,
-    }
-    given = [option for option, value in of_ceiling.items() if value is not None]
-    if method == RUNS and given:
-        message = f"{', '.join(given)}: of the study's method alone. Add --method ceiling"
-        raise UsageError(message, code="option-missing", option="--method ceiling", needed_by=given)
-    specs = servers.specs()
+    is_ceiling, specs = method.is_ceiling(bins), servers.specs()
     table = measured.load()
-    if method == CEILING:
+    samples = (trace.open(source) for source in sources)
+    answers: Sequence[Any]
+    show: Callable[[Any], None]
+    if is_ceiling:
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper
         from infergy.workload.bins import POWERS_OF_TWO
 
-        edges = bins_of(bins, input_edges, output_edges) or POWERS_OF_TWO
-        chosen = {"ideal": ideal or "dense", "rare": rare or "fractional"}
-        papers = [estimate_paper(trace.open(source), specs, table, bins=edges, **chosen) for source in sources]
-        if as_json:
-            print_json(papers)
-        else:
-            print_paper(papers)
-        return
-    from infergy.estimates.estimate import estimate as run_estimate
+        edges, ideal, rare = bins.grid() or POWERS_OF_TWO, method.ideal or "dense", method.rare or "fractional"
+        answers = [estimate_paper(sample, specs, table, bins=edges, ideal=ideal, rare=rare) for sample in samples]
+        show = print_paper
+    else:
+        from infergy.estimates.estimate import estimate as run_estimate
 
-    answers = [run_estimate(trace.open(source), specs, tables=table) for source in sources]
+        answers = [run_estimate(sample, specs, tables=table) for sample in samples]
+        show = partial(_print, explain=explain)
     if as_json:
         print_json(answers)
-        return
-    for answer in answers:
-        _print(answer, explain=explain)
-
-
-def _print(answer: TraceEstimate, *, explain: bool) -> None:
-    typer.echo(_head(answer.trace))
-    servers = answer.estimates
-    if len(servers) == 1:
-        (one,) = servers
-        typer.echo(_server(one))
-        show_table(_columns([("as it arrives", one.served), ("all at once", one.offline)]))
-        if one.served is None:
-            typer.echo(f"Served all at once: {one.served_reason}.")
     else:
-        shared = {_server(one, name=False) for one in servers}
-        if len(shared) == 1:
-            typer.echo(shared.pop())
-        reason = servers[0].served_reason
-        typer.echo("As it arrives:" if reason is None else f"All at once: {reason}.")
-        for table in _tables(list(zip(_names(servers), (one.run for one in servers), strict=True))):
-            show_table(table)
-    lengths = [] if answer.trace.lengths_from is None else [answer.trace.lengths_from]
-    for line in (*lengths, *trace_notes(answer.trace), *run_notes(servers), *_paper(answer)):
-        typer.echo(fill(line, WIDTH))
-    if explain:
-        print_notes(note for one in servers for note in _explained(one))
+        show(answers)
+
+
+def _print(answers: Sequence[TraceEstimate], *, explain: bool) -> None:
+    for answer in answers:
+        servers = answer.estimates
+        typer.echo(_head(answer.trace))
+        if len(servers) == 1:
+            _print_one(servers[0])
+        else:
+            _print_several(servers)
+        lengths = [] if answer.trace.lengths_from is None else [answer.trace.lengths_from]
+        for line in (*lengths, *trace_notes(answer.trace), *run_notes(servers), *_paper(answer)):
+            typer.echo(fill(line, WIDTH))
+        if explain:
+            print_notes(note for one in servers for note in _explained(one))
+
+
+def _print_one(server: ServerEstimate) -> None:
+    typer.echo(_server(server))
+    show_table(_columns([("as it arrives", server.served), ("all at once", server.offline)]))
+    if server.served is None:
+        typer.echo(f"Served all at once: {server.served_reason}.")
+
+
+def _print_several(servers: Sequence[ServerEstimate]) -> None:
+    shared = {_server(one, name=False) for one in servers}
+    if len(shared) == 1:
+        typer.echo(shared.pop())
+    reason = servers[0].served_reason
+    typer.echo("As it arrives:" if reason is None else f"All at once: {reason}.")
+    for table in _tables(list(zip(_names(servers), (one.run for one in servers), strict=True))):
+        show_table(table)
 
 
 def _head(trace: TraceFacts) -> str:
@@ -174,21 +175,29 @@ def _server(one: ServerEstimate, *, name: bool = True) -> str:
     return f"{one.model}, {one.precision}, on {count} {gpu}{engine}{options if name else ''}"
 
 
-def _names(estimates: Sequence[ServerEstimate]) -> list[str]:
+def _names(servers: Sequence[ServerEstimate]) -> list[str]:
     """Labels by which the servers differ, a fact a line; options only of those that are alike without."""
-    facts = [[one.engine, one.model, one.gpu, f"replicas {one.config['replicas']}"] for one in estimates]
-    differ = [place for place in range(4) if len({own[place] for own in facts}) > 1] or [0]
-    names = [[own[place] for place in differ] for own in facts]
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for index, own in enumerate(names):
-        alike.setdefault(tuple(own), []).append(index)
-    for group in alike.values():
-        configs = [estimates[index].config for index in group]
-        for name in dict.fromkeys(key for config in configs for key in config if key != "num_gpu_blocks"):
-            if len({str(config.get(name)) for config in configs}) > 1:
-                for index, config in zip(group, configs, strict=True):
-                    names[index].append(f"{name} {config.get(name)}")
-    return ["\n".join(own) for own in names]
+    facts = [
+        {"engine": one.engine, "model": one.model, "gpu": one.gpu, "replicas": f"replicas {one.config['replicas']}"}
+        for one in servers
+    ]
+    # Blocks follow from the other options.
+    options = [
+        {name: f"{name} {value}" for name, value in one.config.items()} | {"num_gpu_blocks": ""} for one in servers
+    ]
+    keys = _varying(facts) or ["engine"]
+    names = [[own[key] for key in keys] for own in facts]
+    labels = []
+    for name, own in zip(names, options, strict=True):
+        alike = [other for other, label in zip(options, names, strict=True) if label == name]
+        labels.append("\n".join([*name, *(own.get(key, f"{key} None") for key in _varying(alike))]))
+    return labels
+
+
+def _varying(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys of which the values differ."""
+    keys = dict.fromkeys(key for own in facts for key in own)
+    return [key for key in keys if len({own.get(key) for own in facts}) > 1]
 
 
 def _tables(columns: Sequence[tuple[str, RunEstimate]]) -> Iterator[Table]:
@@ -249,16 +258,18 @@ FIGURES = (
 
 
 def _paper(answer: TraceEstimate) -> list[str]:
-    paper = answer.paper
+    """The study's reference, of the first of several servers."""
+    paper, servers = answer.paper, answer.estimates
     if paper is None:
         return []
+    of = "The study's reference (arXiv 2504.17674)"
+    if len(servers) > 1:
+        of += f" for the first server, {servers[0].engine}"
     if paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
-        return ["The study's reference: no bin of the trace can be served."]
+        return [f"{of}: no bin of the trace can be served."]
     ideal, by_bins = (format_number(joules / 3600) for joules in (paper.ideal_energy_j, paper.energy_j))
-    return [
-        f"The study's reference (arXiv 2504.17674): ideal {ideal} Wh; by its bins {by_bins} Wh, "
-        f"{format_percent(paper.gap_to_ideal, signed=True)} over the ideal."
-    ]
+    gap = format_percent(paper.gap_to_ideal, signed=True)
+    return [f"{of}: ideal {ideal} Wh; by its bins {by_bins} Wh, {gap} over the ideal."]
 
 
 def _explained(one: ServerEstimate) -> list[str]:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.options import JsonOption
+from infergy.cli.options import JsonOption, argument, make_group, option, with_options
 from infergy.cli.output import NONE, print_json, print_table
-from infergy.errors import UsageError
+from infergy.cli.schemas import SCHEMAS, make_schema
+from infergy.files import read_toml
 from infergy.units import count_of, format_bytes, format_duration, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.catalog import Gpu, ModelShape
-    from infergy.measure.studies import StudySize
+    from infergy.measure.studies import Study, StudySize
 
-catalog = typer.Typer(
-    help="List GPUs, models, studies or JSON schemas, or print one of them.\n\n"
-    "Example: infergy list models llama-3.1-8b --gpu h200",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+catalog = make_group(
+    "List GPUs, models, studies or JSON schemas, or print one of them.\n\n"
+    "Example: infergy list models llama-3.1-8b --gpu h200"
 )
 
 EXAMPLE_INPUT = 2048
@@ -31,40 +28,11 @@ EXAMPLE_OUTPUT = 512
 EXAMPLE_BATCHES = (1, 8, 32, 128)
 BINS_NOTE = "Figure 7, lengths before and after binning, needs no measuring: infergy trace TRACE --bins paper"
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
-GRID_SCHEMA = "infergy.grid/1"
-"""A grid names no schema of its own: a human writes it."""
-SCHEMAS = {
-    "check": "records.check CHECK_SCHEMA Checked",
-    "comparison": "quality.compare COMPARISON_SCHEMA Comparison",
-    "doctor": "measure.doctor DOCTOR_SCHEMA Diagnosis",
-    "error": "cli.failure ERROR_SCHEMA ErrorReport",
-    "estimate": "estimates.estimate ESTIMATE_SCHEMA TraceEstimate",
-    "grid": "",
-    "histogram": "workload.bins HISTOGRAM_SCHEMA Histogram",
-    "measurement": "records SCHEMA Measurement",
-    "merge": "records.merge MERGE_SCHEMA Merged",
-    "meter": "records.behaviour BEHAVIOUR_SCHEMA MeterBehaviour",
-    "next": "estimates.next_cells NEXT_SCHEMA NextCells",
-    "paper": "estimates.paper PAPER_SCHEMA PaperEstimate",
-    "phases": "quality.phases PHASES_SCHEMA PhaseReport",
-    "plan": "records PLAN_SCHEMA Plan",
-    "recommendation": "estimates.recommend RECOMMENDATION_SCHEMA Recommendation",
-    "replay": "estimates.replay REPLAY_SCHEMA Replay",
-    "studies": "measure.studies STUDIES_SCHEMA StudyList",
-    "timeline": "report.power_chart TIMELINE_SCHEMA Picture",
-    "trace": "workload.summary TRACE_SCHEMA TraceSummary",
-    "waterfall": "estimates.breakdown WATERFALL_SCHEMA Breakdown",
-    "window": "measure.block BLOCK_SCHEMA BlockEnergy",
-}
-"""Where the version and the class of a published format are, under `infergy`."""
-
 
 @catalog.command()
+@with_options
 def gpus(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME_OR_PATH", help="One GPU, or a TOML file of one [default: all]")
-    ] = None,
+    name: str | None = argument("One GPU, or a TOML file of one [default: all]", "NAME_OR_PATH", default=None),
     as_json: JsonOption = False,
 ) -> None:
     """List the GPUs of the catalog, or print all that is known of one, with its source.
@@ -96,14 +64,12 @@ def gpus(
 
 
 @catalog.command()
+@with_options
 def models(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="NAME_OR_PATH", help="A shipped model, a config.json, or numbers by hand [default: all]"
-        ),
-    ] = None,
-    gpu: Annotated[str, typer.Option("--gpu", "-g", help="GPU of the largest batch; a TOML file too")] = "h200",
+    name: str | None = argument(
+        "A shipped model, a config.json, or numbers by hand [default: all]", "NAME_OR_PATH", default=None
+    ),
+    gpu: str = option("GPU of the largest batch; a TOML file too", "--gpu", "-g", default="h200"),
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped models, or print what follows from the shape of one: FLOPs, bytes, largest batch.
@@ -135,10 +101,11 @@ def models(
 
 
 @catalog.command()
+@with_options
 def studies(
-    name: Annotated[str | None, typer.Argument(help="Print the grid of this study, a TOML file [default: all]")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Forecast for it [default: the study's]")] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", "-g", help="Forecast for it [default: the study's]")] = None,
+    name: str | None = argument("Print the grid of this study, a TOML file [default: all]", default=None),
+    model: str | None = option("Forecast for it [default: the study's]", "--model", "-m"),
+    gpu: str | None = option("Forecast for it [default: the study's]", "--gpu", "-g"),
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped studies: figure of the paper, cells, forecast time and energy, full and quick; or print one.
@@ -151,7 +118,11 @@ def studies(
     from infergy.measure.studies import StudyList, describe_study, study_names, study_path
 
     if name is not None:
-        typer.echo(study_path(name).read_text(encoding="utf-8"), nl=False)
+        path = study_path(name)
+        if as_json:
+            _echo_json(read_toml(path, "a study"))
+        else:
+            typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
     changes: dict[str, Any] = {}
     if gpu is not None:
@@ -163,7 +134,11 @@ def studies(
     found = tuple(describe_study(known, changes, measured) for known in study_names())
     if as_json:
         print_json([StudyList(studies=found)])
-        return
+    else:
+        _print_studies(found)
+
+
+def _print_studies(found: Sequence[Study]) -> None:
     rows = []
     for one in found:
         cells, *size = _sizes(one.full)
@@ -186,49 +161,15 @@ def studies(
 
 
 @catalog.command()
+@with_options
 def schemas(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Print the JSON Schema of this format [default: list names]")
-    ] = None,
+    name: str | None = argument("Print the JSON Schema of this format [default: list names]", "NAME", default=None),
 ) -> None:
     """List the published JSON Schemas of infergy's files and of what verbs print as --json, or print one.
 
     Example: infergy list schemas measurement > measurement.schema.json
     """
     typer.echo("\n".join(SCHEMAS) if name is None else json.dumps(make_schema(name), indent=1))
-
-
-def make_schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a format, made from the classes that read and write it.
-
-    Raises:
-        UsageError: There is no such format.
-    """
-    if name not in SCHEMAS:
-        raise UsageError.unknown("schema", name, SCHEMAS, code="unknown-name")
-    if name == "grid":
-        from infergy.measure.grid import Grid
-
-        return {"$schema": DIALECT, "$id": GRID_SCHEMA} | Grid.model_json_schema()
-    from pydantic import TypeAdapter
-
-    module, tag, record = SCHEMAS[name].split()
-    home = import_module(f"infergy.{module}")
-    version = getattr(home, tag)
-    made = TypeAdapter(getattr(home, record)).json_schema()
-    # The tag distinguishes the schemas of files: it is required and has this value.
-    made["properties"]["schema"] = {"const": version, "title": "Schema", "type": "string"}
-    made["required"] = [*made.get("required", []), "schema"]
-    if name == "histogram":
-        from infergy.workload.bins import HISTOGRAM_SUMS
-
-        made["properties"] |= {key: {"type": "integer", "minimum": 0} for key in HISTOGRAM_SUMS}
-        made["required"] += HISTOGRAM_SUMS
-    for one in (made, *made.get("$defs", {}).values()):
-        # As `infergy.records.codec` reads them: an unknown key is an error.
-        if "properties" in one:
-            one["additionalProperties"] = False
-    return {"$schema": DIALECT, "$id": version} | made
 
 
 def _gpu_lines(gpu: Gpu) -> list[tuple[str, str]]:

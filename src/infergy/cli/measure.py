@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.options import MeterOption, SimulateOption, fraction
+from infergy.cli.options import (
+    MeterOption,
+    SimulateOption,
+    argument,
+    flag,
+    fraction,
+    option,
+    typed_options,
+    with_options,
+)
 from infergy.cli.output import print_table
 from infergy.cli.progress import run_sweep
 from infergy.errors import DataError, InfergyError, UsageError
@@ -24,73 +34,96 @@ if TYPE_CHECKING:
 EXIT_SOME_FAILED = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellOptions:
+    """Which cells, in place of what a grid says."""
+
+    engine: list[str] | None = option(
+        "transformers, vllm, vllm-eager, vllm-float16-tp2 …; repeatable", "--engine", "-e"
+    )
+    model: str | None = option("Name or config.json", "--model", "-m")
+    gpu: str | None = option("GPU to plan for [default: the one here, else the grid's]", "--gpu", "-g")
+    input_tokens: str | None = option("Input tokens: 512,2048", "--input")
+    output_tokens: str | None = option("Output tokens: 8,64,512", "--output")
+    batch: str | None = option("Batch sizes, 1,8,32, or 'largest'")
+    decoding: str | None = option("greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas")
+    arrivals: str | None = option("offline, poisson4, gamma4-b0.5, trace:azure-conv-2023@4; several with commas")
+
+    def change(self, grid: dict[str, Any]) -> dict[str, Any]:
+        """A grid with these in place of its own.
+
+        Raises:
+            UsageError: A number that is none, or an engine config that is unknown.
+        """
+        texts = {"input": self.input_tokens, "output": self.output_tokens, "batch": self.batch}
+        names = {"input": "input_tokens", "output": "output_tokens", "batch": "batch"}
+        block: dict[str, Any] = {
+            names[name]: text if text == "largest" else _integers(f"--{name}", text)
+            for name, text in texts.items()
+            if text is not None
+        }
+        if self.decoding is not None:
+            block["decoding"] = self.decoding.split(",")
+        if self.arrivals is not None:
+            block |= {"arrivals": self.arrivals.split(","), "rate": []}
+        changes = {"model": self.model, "gpu": self.gpu, "cells": [cell | block for cell in grid["cells"]]}
+        if self.engine:
+            changes["engines"] = [to_json(EngineSetup.parse_label(label)) for label in self.engine]
+        return grid | {key: value for key, value in changes.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellMeasuring:
+    """How each cell is measured, in place of what a grid says."""
+
+    target: str | None = option("Repeat windows until the 95 % interval is within ± this [default: 2%]")
+    max_time: float | None = option("Seconds per cell after which no window starts [default: 60]")
+    min_window: float | None = option("Shortest window, in seconds")
+    repeats: int | None = option("Visits of each cell, in shuffled order [default: 1]", min=1)
+    seed: int | None = option("Seed of prompts and random weights")
+
+    def change(self, grid: dict[str, Any]) -> dict[str, Any]:
+        """A grid with these in place of its own.
+
+        Raises:
+            UsageError: The target is no share.
+        """
+        changes = {
+            "target": None if self.target is None else fraction("--target", self.target),
+            "max_time_s": self.max_time,
+            "min_window_s": self.min_window,
+            "repeats": self.repeats,
+            "seed": self.seed,
+        }
+        given = {key: value for key, value in changes.items() if value is not None}
+        return grid | {"options": grid.get("options", {}) | given}
+
+
+OF_GRIDS = ("quick", *(one.name for group in (CellOptions, CellMeasuring) for one in fields(group)))
+
+
+@with_options
 def measure(
-    grids: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="GRID",
-            help="Grids (.toml), names of shipped studies (infergy list studies), or one plan (.json); what several "
-            "share is measured once. Leave it out to give the grid by options.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output-file", help="The store: one JSON row per cell; resumed if it exists"),
-    ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", help="Measure nothing: write the plan, a JSON file that a bare GPU node can measure"),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", help="This part of the plan only, 2/5; put rows together with infergy table merge"),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A study's smaller grid; the full one resumes from its store")
-    ] = False,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", "-e", help="transformers, vllm, vllm-eager, vllm-float16-tp2 …; repeatable"),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or config.json")] = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", "-g", help="GPU to plan for [default: the one here, else the grid's]")
-    ] = None,
-    input_tokens: Annotated[str | None, typer.Option("--input", help="Input tokens: 512,2048")] = None,
-    output_tokens: Annotated[str | None, typer.Option("--output", help="Output tokens: 8,64,512")] = None,
-    batch: Annotated[str | None, typer.Option("--batch", help="Batch sizes, 1,8,32, or 'largest'")] = None,
-    decoding: Annotated[
-        str | None, typer.Option("--decoding", help="greedy, beam4, t0.8, t0.8-p0.95-k50; several with commas")
-    ] = None,
-    arrivals: Annotated[
-        str | None,
-        typer.Option("--arrivals", help="offline, poisson4, gamma4-b0.5, trace:azure-conv-2023@4; several with commas"),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", help="Repeat windows until the 95 % interval is within ± this [default: 2%]"),
-    ] = None,
-    max_time: Annotated[
-        float | None, typer.Option("--max-time", help="Seconds per cell after which no window starts [default: 60]")
-    ] = None,
-    min_window: Annotated[float | None, typer.Option("--min-window", help="Shortest window, in seconds")] = None,
-    repeats: Annotated[
-        int | None, typer.Option("--repeats", min=1, help="Visits of each cell, in shuffled order [default: 1]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of prompts and random weights")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its forecast time; measure nothing")
-    ] = False,
+    context: typer.Context,
+    grids: list[str] | None = argument(
+        "Grids (.toml), names of shipped studies (infergy list studies), or one plan (.json); what several "
+        "share is measured once. Leave it out to give the grid by options.",
+        "GRID",
+        default=None,
+    ),
+    output: Path | None = option("The store: one JSON row per cell; resumed if it exists", "-o", "--output-file"),
+    plan: Path | None = option("Measure nothing: write the plan, a JSON file that a bare GPU node can measure"),
+    shard: str | None = option("This part of the plan only, 2/5; put rows together with infergy table merge"),
+    quick: bool = flag("A study's smaller grid; the full one resumes from its store", "--quick"),
+    *,
+    cells: CellOptions,
+    measuring: CellMeasuring,
+    dry_run: bool = flag("Print the plan and its forecast time; measure nothing", "--dry-run"),
     simulate: SimulateOption = False,
     meter: MeterOption = "nvml",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Measure cells again that failed before")
-    ] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster: auto, or HOST:6379 (extra ray)"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each finished row; with --dry-run the plan")] = False,
+    retry_failed: bool = flag("Measure cells again that failed before", "--retry-failed"),
+    ray: str | None = option("Measure on a Ray cluster: auto, or HOST:6379 (extra ray)", metavar="ADDRESS"),
+    as_json: bool = flag("Print each finished row; with --dry-run the plan", "--json"),
 ) -> None:
     """Measure the energy of each cell of a grid; interrupted, the same command resumes.
 
@@ -102,24 +135,8 @@ def measure(
 
     A plan for another machine: infergy measure paper-bins --shard 2/5 --plan part.json
     """
-    is_resolved = any(name.endswith(".json") for name in grids or ())
-    resolved = resolve(
-        grids,
-        quick=quick or None,
-        model=model,
-        gpu=gpu if gpu or simulate or is_resolved or ray else gpu_here(),
-        engines=engine,
-        input=input_tokens,
-        output=output_tokens,
-        batch=batch,
-        decoding=None if decoding is None else decoding.split(","),
-        arrivals=None if arrivals is None else arrivals.split(","),
-        target=None if target is None else fraction("--target", target),
-        max_time=max_time,
-        min_window=min_window,
-        repeats=repeats,
-        seed=seed,
-    )
+    has_gpu = cells.gpu or simulate or ray
+    resolved = _resolve(grids or [], cells, measuring, typed_options(context), quick=quick, here=not has_gpu)
     if shard is not None:
         from infergy.measure.shards import parse_shard
         from infergy.measure.shards import shard as take_shard
@@ -187,41 +204,53 @@ def gpu_here() -> str | None:
     return None if known is None else known.name
 
 
-def resolve(sources: Sequence[str] | None, **asked: Any) -> Plan:
-    """The plan that files, studies' names or options ask for; options, None where not given, win over the files.
-
-    Several make one plan, in which what they share is loaded and measured once.
+def _resolve(
+    names: Sequence[str],
+    cells: CellOptions,
+    measuring: CellMeasuring,
+    typed: Mapping[str, str],
+    *,
+    quick: bool,
+    here: bool,
+) -> Plan:
+    """The plan that grids, studies or options make, for the GPU `here` or theirs; or the one plan that is named.
 
     Raises:
-        UsageError: Nothing is named, or it cannot be measured.
+        UsageError: Nothing is named, it cannot be measured, or something stands beside a plan.
         DataError: A file is no grid and no plan.
     """
-    given = {key: value for key, value in asked.items() if value is not None and value != []}
-    names = list(sources or ())
-    plans = [name for name in names if name.endswith(".json")]
-    if plans and len(names) > 1:
-        message = f"{plans[0]} is a plan, already resolved: it stands alone. Name the grids that it came from"
-        raise UsageError(message, code="plan-is-resolved", plan=plans[0])
-    if plans:
-        from infergy.records import Plan
+    path = next((name for name in names if name.endswith(".json")), None)
+    if path is None:
+        from infergy.measure.grid import make_plan
 
-        if given:
-            message = f"{plans[0]} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
-            raise UsageError(message, code="plan-is-resolved", plan=plans[0], options=list(given))
-        return Plan.load(_existing(plans[0]))
+        cells = replace(cells, gpu=gpu_here()) if here else cells
+        sources: Sequence[str | None] = names or [None]
+        return make_plan(*(_grid(source, cells, measuring, quick=quick) for source in sources))
+    from infergy.records import Plan
 
-    from infergy.measure.grid import make_plan
+    if len(names) > 1:
+        message = f"{path} is a plan, already resolved: it stands alone. Name the grids that it came from"
+        raise UsageError(message, code="plan-is-resolved", plan=path)
+    given = [typed[name] for name in OF_GRIDS if name in typed]
+    if given:
+        message = f"{path} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
+        raise UsageError(message, code="plan-is-resolved", plan=path, options=given)
+    return Plan.load(_existing(path))
 
-    return make_plan(*([_grid(name, given) for name in names] or [_grid(None, given)]))
 
+def _grid(source: str | None, cells: CellOptions, measuring: CellMeasuring, *, quick: bool) -> Grid:
+    """A file, a shipped study or None for options alone, as a grid with the options in place of its own.
 
-def _grid(source: str | None, given: dict[str, Any]) -> Grid:
+    Raises:
+        UsageError: Neither a grid nor options that make one.
+        DataError: A file is no grid.
+    """
     from infergy.measure.grid import parse_grid, read_toml, shrink
     from infergy.measure.studies import study_path
 
     data: dict[str, Any]
     if source is None:
-        if not {"input", "output", "engines"} <= given.keys():
+        if not (cells.engine and cells.input_tokens and cells.output_tokens):
             message = (
                 "nothing to measure: name a grid (infergy measure paper-bins -o FILE), or give --engine, --input and "
                 "--output"
@@ -231,30 +260,8 @@ def _grid(source: str | None, given: dict[str, Any]) -> Grid:
     else:
         data = read_toml(_existing(source) if source.endswith(".toml") else study_path(source))
         parse_grid(data, source)
-        data = shrink(data, source) if "quick" in given else data
-    return parse_grid(_override(data, given), source or "the command line")
-
-
-def _override(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    data |= {key: given[key] for key in ("model", "gpu") if key in given}
-    if "engines" in given:
-        data["engines"] = [to_json(EngineSetup.parse_label(label)) for label in given["engines"]]
-    lengths = {"input": "input_tokens", "output": "output_tokens", "batch": "batch"}
-    block: dict[str, Any] = {
-        lengths[key]: value if value == "largest" else _integers(f"--{key}", value)
-        for key, value in given.items()
-        if key in lengths
-    }
-    if "decoding" in given:
-        block["decoding"] = given["decoding"]
-    if "arrivals" in given:
-        block |= {"arrivals": given["arrivals"], "rate": []}
-    if block:
-        data["cells"] = [old | block for old in data["cells"]]
-    options = {"min_window": "min_window_s", "max_time": "max_time_s", "target": "target", "seed": "seed"}
-    options["repeats"] = "repeats"
-    data["options"] = data.get("options", {}) | {options[key]: given[key] for key in options if key in given}
-    return data
+        data = shrink(data, source) if quick else data
+    return parse_grid(measuring.change(cells.change(data)), source or "the command line")
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from infergy.cli.measure import gpu_here
-from infergy.cli.options import JsonOption, TraceArg, TraceSelection, fraction, seconds_of, with_groups
+from infergy.cli.options import JsonOption, TraceArg, TraceSelection, fraction, option, seconds_of, with_options
 from infergy.cli.output import WIDTH, print_json, print_table, run_notes, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
@@ -31,17 +31,15 @@ STOPPED = {
 }
 
 
-@with_groups
+@with_options
 def next_cells(
     source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
-    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="GPU time to spend: 90s, 5m, 1h")] = "5m",
-    target: Annotated[
-        str, typer.Option("--target", help="Enough once half the 90 % interval of the energy is within this share")
-    ] = "5%",
-    output: Annotated[Path | None, typer.Option("-o", "--output-file", help="Write the plan here, to measure")] = None,
+    budget: str = option("GPU time to spend: 90s, 5m, 1h", default="5m", metavar="TIME"),
+    target: str = option("Enough once half the 90 % interval of the energy is within this share", default="5%"),
+    output: Path | None = option("Write the plan here, to measure", "-o", "--output-file"),
     as_json: JsonOption = False,
 ) -> None:
     """Choose the cells whose measurement narrows the interval of a trace's energy soonest, the most useful first.

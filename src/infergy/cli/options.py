@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from infergy.workload import Requests, Trace
     from infergy.workload.requests import Sample
 
+OPTION = "option"
+"""Key of a field's metadata: its option."""
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 _TRACE = (
@@ -28,11 +30,6 @@ _TRACE = (
 )
 TraceArg = Annotated[str, typer.Argument(metavar="TRACE", help=_TRACE)]
 TracesArg = Annotated[list[str], typer.Argument(metavar="TRACE", help=_TRACE)]
-BinsOption = Annotated[
-    str | None, typer.Option("--bins", help="powers-of-two (no request is left out), or paper (arXiv 2504.17674)")
-]
-InputEdgesOption = Annotated[str | None, typer.Option("--input-edges", help="Upper edges of input bins: 32,128,512")]
-OutputEdgesOption = Annotated[str | None, typer.Option("--output-edges", help="Upper edges of output bins: 8,64,512")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, in SI units")]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Also print how each figure was obtained, and notes")]
 SimulateOption = Annotated[
@@ -44,31 +41,42 @@ AllowSimulatedOption = Annotated[
 ]
 
 
-def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Let typer see the fields of a command's dataclass parameters as options of the command.
+def option(help: str, *names: str, default: Any = None, **settings: Any) -> Any:  # noqa: A002
+    """An option of a verb, as the default of its parameter or of a field of a group; else it is called as these."""
+    return field(default=default, metadata={OPTION: typer.Option(*names, help=help, **settings)})
 
-    Args:
-        command: A function; each parameter annotated with a dataclass stands for the fields of that.
-    """
+
+def flag(help: str, name: str) -> Any:  # noqa: A002
+    """An option without a value, which is off by default."""
+    return option(help, name, default=False)
+
+
+def argument(help: str, metavar: str | None = None, default: Any = MISSING) -> Any:  # noqa: A002
+    """What a verb is given without an option."""
+    return field(default=default, metadata={OPTION: typer.Argument(metavar=metavar, help=help)})
+
+
+def make_group(help: str) -> typer.Typer:  # noqa: A002
+    """A verb of several words."""
+    settings = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer reads it: each `option` an option, each dataclass the options that its fields are."""
     hints = typing.get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if name not in groups:
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        annotations = typing.get_type_hints(groups[name], include_extras=True)
-        for field in fields(groups[name]):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            annotation = annotations[field.name]
-            parameters.append(
-                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            )
+        if name in groups:
+            inner = typing.get_type_hints(groups[name], include_extras=True)
+            parameters += [_parameter(one.name, inner[one.name], one) for one in fields(groups[name])]
+        else:
+            parameters.append(_parameter(name, hints[name], parameter.default))
 
     def run(**values: Any) -> None:
         made = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
+            name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
         }
         command(**values, **made)
 
@@ -79,40 +87,38 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    if isinstance(default, Field):
+        annotation = Annotated[annotation, default.metadata[OPTION]] if OPTION in default.metadata else annotation
+        default = inspect.Parameter.empty if default.default is MISSING else default.default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def typed_options(context: typer.Context) -> dict[str, str]:
+    """The options and arguments that stand on the command line: the longest spelling of each, by parameter."""
+    return {
+        parameter.name: max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceFormat:
     """How a trace is read: its format, the names of its columns, and the lengths of a task."""
 
-    format: Annotated[
-        str | None,
-        typer.Option("--format", help=f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]"),
-    ] = None
-    input_column: Annotated[
-        str | None,
-        typer.Option("--input-column", help="Column of input tokens; usage.prompt_tokens names a nested one"),
-    ] = None
-    output_column: Annotated[str | None, typer.Option("--output-column", help="Column of output tokens")] = None
-    time_column: Annotated[str | None, typer.Option("--time-column", help="Column of arrivals")] = None
-    cached_column: Annotated[
-        str | None,
-        typer.Option("--cached-column", help="Column of input tokens found in a prefix cache: no prefill for them"),
-    ] = None
-    time_unit: Annotated[
-        str | None,
-        typer.Option("--time-unit", help="Unit of a numeric time column: s, ms, us, ns [default: the format's]"),
-    ] = None
-    requests: Annotated[
-        int | None, typer.Option("--requests", min=1, help="Number of requests [default: all; of a task 1024]")
-    ] = None
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of a task's lengths [default: 0]")] = None
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer",
-            help="Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
-            "[default: lengths drawn by the published moments]",
-        ),
-    ] = None
+    format: str | None = option(f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]")
+    input_column: str | None = option("Column of input tokens; usage.prompt_tokens names a nested one")
+    output_column: str | None = option("Column of output tokens")
+    time_column: str | None = option("Column of arrivals")
+    cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
+    time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
+    requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
+    seed: int | None = option("Seed of a task's lengths [default: 0]")
+    tokenizer: str | None = option(
+        "Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
+        "[default: lengths drawn by the published moments]"
+    )
 
     def reading(self, requests: int | None) -> dict[str, Any]:
         """Options for `infergy.workload.open_trace`; `requests` is how many a task makes.
@@ -142,20 +148,14 @@ class TraceFormat:
 class TraceSelection(TraceFormat):
     """How a trace is read, and which of its requests are served."""
 
-    start: Annotated[
-        str | None,
-        typer.Option("--from", metavar="TIME", help="Start of the window: 10m is minute 10 after the first request"),
-    ] = None
-    duration: Annotated[
-        str | None,
-        typer.Option("--for", metavar="TIME", help="Wall time of arrivals to serve: 75s at --speed 3 are 225 s of it"),
-    ] = None
-    speed: Annotated[
-        float | None, typer.Option("--speed", help="Factor on the request rate: 2 is twice as fast [default: 1]")
-    ] = None
-    all_at_once: Annotated[
-        bool, typer.Option("--all-at-once", help="All requests arrive at once, whatever times the trace has")
-    ] = False
+    start: str | None = option(
+        "Start of the window: 10m is minute 10 after the first request", "--from", metavar="TIME"
+    )
+    duration: str | None = option(
+        "Wall time of arrivals to serve: 75s at --speed 3 are 225 s of it", "--for", metavar="TIME"
+    )
+    speed: float | None = option("Factor on the request rate: 2 is twice as fast [default: 1]")
+    all_at_once: bool = flag("All requests arrive at once, whatever times the trace has", "--all-at-once")
 
     def open(self, source: str) -> Sample:
         """The requests; windows of them where a trace is longer than can be simulated whole.
@@ -169,57 +169,89 @@ class TraceSelection(TraceFormat):
         return sample_of(self.choose(source))
 
     def choose(self, source: str) -> Requests | Trace | Histogram:
-        """A trace or a histogram, or the requests of it that the options choose: the window before the count.
+        """A trace or a histogram, or the requests of it that the options choose.
 
         Raises:
             UsageError: An option out of range, or one that the source does not have.
             DataError: The source cannot be read.
         """
-        # Readers are loaded late: the help of the command line needs none.
-        from infergy.workload import open_requests, requests_of_histogram
+        opened = self.opened(source)
+        is_part = self._is_window or self.all_at_once or (self.requests is not None and not is_task(source))
+        return self.part_of(self.all_of(opened), source) if is_part else opened
 
-        made = self.requests if is_task(source) else None
-        opened = open_requests(source, **self.reading(made))
-        is_window = (self.start, self.duration, self.speed) != (None, None, None)
-        count = self.requests if made is None else None
-        if not (is_window or count is not None or self.all_at_once):
-            return opened
+    def opened(self, source: str) -> Trace | Histogram:
+        """A trace, unread, or a histogram.
+
+        Raises:
+            UsageError: An option without effect, or out of range.
+            DataError: The source cannot be read.
+        """
+        # Readers are loaded late: the help of the command line needs none.
+        from infergy.workload import open_requests
+
+        if self.all_at_once and self.speed is not None and self.duration is None:
+            given = {"--all-at-once": True, "--speed": self.speed}
+            raise UsageError.conflict(given, "no time passes: leave --speed out, or give --for TIME")
+        return open_requests(source, **self.reading(self.requests if is_task(source) else None))
+
+    def all_of(self, opened: Trace | Histogram) -> Requests:
+        """All requests of a source, without times where no option needs them."""
+        from infergy.workload import requests_of_histogram
+
         if isinstance(opened, Histogram):
-            chosen = requests_of_histogram(opened)
-        else:
-            chosen = opened.requests(arrivals=is_window or not self.all_at_once)
-        if is_window:
-            chosen = chosen.window(
+            return requests_of_histogram(opened)
+        return opened.requests(arrivals=self._is_window or not self.all_at_once)
+
+    def part_of(self, requests: Requests, source: str) -> Requests:
+        """The requests that the options choose of all: the window before the count.
+
+        Raises:
+            UsageError: An option out of range, or no arrivals for a window.
+        """
+        if self._is_window:
+            requests = requests.window(
                 start_s=0.0 if self.start is None else seconds_of("--from", self.start),
                 duration_s=None if self.duration is None else seconds_of("--for", self.duration),
                 speed=1.0 if self.speed is None else self.speed,
             )
-        if count is not None:
-            chosen = chosen.slice(0, count)
-        return chosen.all_at_once() if self.all_at_once else chosen
+        if self.requests is not None and not is_task(source):
+            requests = requests.slice(0, self.requests)
+        return requests.all_at_once() if self.all_at_once else requests
+
+    @property
+    def _is_window(self) -> bool:
+        return (self.start, self.duration, self.speed) != (None, None, None)
 
 
-def bins_of(name: str | None, input_edges: str | None, output_edges: str | None) -> Bins | None:
-    """The bins that the options mean; None for powers of two up to the longest request.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinSelection:
+    """Over which bins of lengths requests are counted."""
 
-    Raises:
-        UsageError: No bins of that name, edges out of range, or edges of one axis alone.
-    """
-    if name is not None and name not in BIN_NAMES:
-        hint = "Your own: --input-edges and --output-edges"
-        raise UsageError.unknown("bins", name, BIN_NAMES, hint, code="unknown-name", option="--bins")
-    base = Bins.paper() if name == PAPER else None
-    if input_edges is None and output_edges is None:
-        return base
-    sides = [None if text is None else tuple(edges_of(text)) for text in (input_edges, output_edges)]
-    if base is not None:
-        sides = [given or edges for given, edges in zip(sides, (base.input_edges, base.output_edges), strict=True)]
-    inputs, outputs = sides
-    if inputs is None or outputs is None:
-        missing = "--input-edges" if inputs is None else "--output-edges"
-        message = f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis"
-        raise UsageError(message, code="option-missing", option=missing)
-    return Bins(name="custom", input_edges=inputs, output_edges=outputs)
+    bins: str | None = option("powers-of-two (no request is left out), or paper (arXiv 2504.17674)")
+    input_edges: str | None = option("Upper edges of input bins: 32,128,512")
+    output_edges: str | None = option("Upper edges of output bins: 8,64,512")
+
+    def grid(self) -> Bins | None:
+        """The bins that the options mean; None for powers of two up to the longest request.
+
+        Raises:
+            UsageError: No bins of that name, edges out of range, or edges of one axis alone.
+        """
+        if self.bins not in (None, *BIN_NAMES):
+            hint = "Your own: --input-edges and --output-edges"
+            raise UsageError.unknown("bins", self.bins, BIN_NAMES, hint, code="unknown-name", option="--bins")
+        base = Bins.paper() if self.bins == PAPER else None
+        texts = {"input_edges": self.input_edges, "output_edges": self.output_edges}
+        edges = {axis: tuple(edges_of(text)) for axis, text in texts.items() if text is not None}
+        if not edges:
+            return base
+        for axis in texts.keys() - edges.keys():
+            if base is None:
+                missing = f"--{axis.replace('_', '-')}"
+                message = f"edges of one axis alone: give {missing} too, or --bins paper for the paper's on that axis"
+                raise UsageError(message, code="option-missing", option=missing)
+            edges[axis] = getattr(base, axis)
+        return Bins(name="custom", **edges)
 
 
 def seconds_of(option: str, text: str) -> float:

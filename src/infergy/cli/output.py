@@ -27,6 +27,7 @@ UNBOUNDED = 10_000
 """Columns of a terminal that every table fits."""
 UNKNOWN, NONE = "unknown", "-"
 PICTURES = (".svg", ".png", ".html")
+DRAW_HELP = f"Draw it into a file: {', '.join(PICTURES)}"
 
 
 def stdout_console() -> Console:
@@ -116,6 +117,21 @@ def check_picture(path: Path | None) -> None:
     """
     if path is not None and path.suffix not in PICTURES:
         raise UsageError.bad_value("-o", str(path), f"a name that ends in one of {', '.join(PICTURES)}")
+
+
+def check_writable(path: Path) -> None:
+    """Reject a file before its content is measured; one that is not there is not made.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    is_new = not path.exists()
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UsageError.not_writable(path, error) from error
+    if is_new:
+        path.unlink()
 
 
 def save_picture(draw: Callable[[], Any], path: Path) -> None:

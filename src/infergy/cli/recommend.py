@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from infergy.cli.options import ExplainOption, JsonOption, TraceArg, TraceSelection, seconds_of, with_groups
+from infergy.cli.options import (
+    ExplainOption,
+    JsonOption,
+    TraceArg,
+    TraceSelection,
+    flag,
+    option,
+    seconds_of,
+    with_options,
+)
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes, title_of, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
@@ -26,23 +35,16 @@ BROKEN = {
 }
 
 
-def _limit(option: str, meaning: str) -> typer.models.OptionInfo:
-    option_info: typer.models.OptionInfo = typer.Option(option, metavar="TIME", help=f"Limit on {meaning}: 50ms, 0.05s")
-    return option_info
-
-
-@with_groups
+@with_options
 def recommend(
     source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
-    ttft_p99: Annotated[str | None, _limit("--ttft-p99", "the time to first token, 99 % of requests")] = None,
-    tpot_p99: Annotated[str | None, _limit("--tpot-p99", "the time per output token, 99 % of requests")] = None,
-    e2e_p99: Annotated[str | None, _limit("--e2e-p99", "the time to the last token, 99 % of requests")] = None,
-    keep_outputs: Annotated[
-        bool, typer.Option("--keep-outputs", help="Leave out what changes the model's answers: another precision")
-    ] = False,
+    ttft_p99: str | None = option("Limit on the time to first token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
+    tpot_p99: str | None = option("Limit on the time per output token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
+    e2e_p99: str | None = option("Limit on the time to the last token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
+    keep_outputs: bool = flag("Leave out what changes the model's answers: another precision", "--keep-outputs"),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import typer
-
-from infergy.cli.options import AllowSimulatedOption
+from infergy.cli.options import AllowSimulatedOption, option
 from infergy.errors import DataError, UsageError
 from infergy.files import read_toml
 
@@ -23,73 +21,38 @@ ROUTERS = ("round_robin", "least_loaded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSelection:
-    """Which servers, in vLLM's words; repeated options give one server for each combination."""
+class ServerKind:
+    """What a server is, and how many there are; repeated options give one server for each combination."""
 
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", "-e", help="vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]"),
-    ] = None
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", help="Name or config.json; repeatable [default: llama-3.1-8b]"),
-    ] = None
-    gpu: Annotated[
-        list[str] | None, typer.Option("--gpu", "-g", help="Name or .toml file; repeatable [default: h200]")
-    ] = None
-    precision: Annotated[
-        list[str] | None,
-        typer.Option("--precision", help="bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable"),
-    ] = None
-    tensor_parallel_size: Annotated[
-        int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="GPUs that share the model")
-    ] = 1
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Servers of this kind")] = 1
-    router: Annotated[str, typer.Option("--router", help="round_robin or least_loaded")] = "round_robin"
-    usage_context: Annotated[
-        str | None,
-        typer.Option(
-            "--usage-context", help="Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]"
-        ),
-    ] = None
-    vllm_version: Annotated[
-        str | None, typer.Option("--vllm-version", help="Whose scheduler: 0.25 or 0.33 [default: 0.25]")
-    ] = None
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option("--max-num-seqs", min=1, help="Requests at once; of transformers, of a batch [default: 32]"),
-    ] = None
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option("--max-num-batched-tokens", min=1, help="Tokens of a step")
-    ] = None
-    max_model_len: Annotated[
-        int | None, typer.Option("--max-model-len", min=1, help="Longest request, prompt and answer")
-    ] = None
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option("--gpu-memory-utilization", help="Share of the GPU's memory [default: 0.92]")
-    ] = None
-    enable_prefix_caching: Annotated[
-        bool | None,
-        typer.Option(
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            help="Keep blocks of finished requests [default: keep]",
-        ),
-    ] = None
-    long_prefill_token_threshold: Annotated[
-        int | None,
-        typer.Option(
-            "--long-prefill-token-threshold",
-            min=0,
-            help="Most prompt tokens of a request in a step [default: no limit]",
-        ),
-    ] = None
-    num_gpu_blocks: Annotated[
-        int | None, typer.Option("--num-gpu-blocks", min=2, help="Blocks of the KV cache, if you know vLLM's")
-    ] = None
-    compare: Annotated[
-        Path | None,
-        typer.Option("--compare", metavar="FILE.toml", help="Servers as [[server]] tables of these options' names"),
-    ] = None
+    engine: list[str] | None = option(
+        "vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]", "--engine", "-e"
+    )
+    model: list[str] | None = option("Name or config.json; repeatable [default: llama-3.1-8b]", "--model", "-m")
+    gpu: list[str] | None = option("Name or .toml file; repeatable [default: h200]", "--gpu", "-g")
+    precision: list[str] | None = option("bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable")
+    tensor_parallel_size: int = option("GPUs that share the model", "--tensor-parallel-size", "-tp", default=1, min=1)
+    replicas: int = option("Servers of this kind", default=1, min=1)
+    router: str = option("round_robin or least_loaded", default="round_robin")
+    usage_context: str | None = option("Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]")
+    vllm_version: str | None = option("Whose scheduler: 0.25 or 0.33 [default: 0.25]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSelection(ServerKind):
+    """Which servers, in vLLM's words."""
+
+    max_num_seqs: int | None = option("Requests at once; of transformers, of a batch [default: 32]", min=1)
+    max_num_batched_tokens: int | None = option("Tokens of a step", min=1)
+    max_model_len: int | None = option("Longest request, prompt and answer", min=1)
+    gpu_memory_utilization: float | None = option("Share of the GPU's memory [default: 0.92]")
+    enable_prefix_caching: bool | None = option(
+        "Keep blocks of finished requests [default: keep]", "--enable-prefix-caching/--no-enable-prefix-caching"
+    )
+    long_prefill_token_threshold: int | None = option(
+        "Most prompt tokens of a request in a step [default: no limit]", min=0
+    )
+    num_gpu_blocks: int | None = option("Blocks of the KV cache, if you know vLLM's", min=2)
+    compare: Path | None = option("Servers as [[server]] tables of these options' names", metavar="FILE.toml")
 
     def specs(self) -> list[ServerSpec]:
         """The servers, each once.
@@ -108,10 +71,9 @@ class ServerSelection:
 class MeasuredSelection:
     """Whose measurements."""
 
-    table: Annotated[
-        list[str] | None,
-        typer.Option("--table", "-t", help="Your own rows or table, which sharpen the shipped one; repeatable"),
-    ] = None
+    table: list[str] | None = option(
+        "Your own rows or table, which sharpen the shipped one; repeatable", "--table", "-t"
+    )
     allow_simulated: AllowSimulatedOption = False
 
     def load(self) -> Table:
@@ -135,34 +97,30 @@ KINDS_OF_VALUE = {
 }
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value of a TOML file can stand for an option of a type."""
-    if kind == list[str]:
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
-
-
 def _servers_of(path: Path) -> list[dict[str, Any]]:
     content = read_toml(path, f"--compare takes a file of {TABLES}")
-    servers = content.get("server")
-    if not isinstance(servers, list) or not servers or set(content) != {"server"}:
+    servers: Any = content.get("server")
+    is_list = isinstance(servers, list) and servers and all(isinstance(one, dict) for one in servers)
+    if not is_list or set(content) != {"server"}:
         raise DataError.missing_field(path, ["server"], f"expected are {TABLES}, alone")
-    known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
-    types = get_type_hints(ServerSelection)
     for number, server in enumerate(servers, start=1):
         for name, value in server.items():
-            if name.replace("-", "_") not in known:
-                raise UsageError.unknown(
-                    f"option in {path}", name, known, code="unknown-field", place=str(path), key=name
-                )
-            wanted = {one for one in get_args(types[name.replace("-", "_")]) if one is not NoneType}
-            wanted = wanted or {types[name.replace("-", "_")]}
-            if not any(_is_of(value, one) for one in wanted):
-                kinds = " or ".join(sorted(KINDS_OF_VALUE[one] for one in wanted))
-                raise DataError.bad_field(f"{path}: server {number}", name, value, kinds)
+            _check_value(path, number, name, value)
     return [{name.replace("-", "_"): value for name, value in server.items()} for server in servers]
+
+
+def _check_value(path: Path, number: int, name: str, value: Any) -> None:
+    """Reject a key that is no option, and a value that the option could not have."""
+    hints = get_type_hints(ServerSelection)
+    known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
+    if name.replace("-", "_") not in known:
+        raise UsageError.unknown(f"option in {path}", name, known, code="unknown-field", place=str(path), key=name)
+    hint = hints[name.replace("-", "_")]
+    kind = next((one for one in get_args(hint) if one is not NoneType), hint)
+    is_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    kinds_of_value = {float: (int, float), list[str]: (list, str) if is_texts else (str,)}
+    if type(value) not in kinds_of_value.get(kind, (kind,)):
+        raise DataError.bad_field(f"{path}: server {number}", name, value, KINDS_OF_VALUE[kind])
 
 
 def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:

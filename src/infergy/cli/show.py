@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.options import AllowSimulatedOption, JsonOption, TraceSelection, with_groups
-from infergy.cli.output import NONE, PICTURES, check_picture, print_json, print_table, save_picture
+from infergy.cli.options import (
+    AllowSimulatedOption,
+    JsonOption,
+    TraceSelection,
+    argument,
+    make_group,
+    option,
+    with_options,
+)
+from infergy.cli.output import DRAW_HELP, NONE, check_picture, print_json, print_table, save_picture
 from infergy.errors import MissingError, UsageError
 from infergy.units import count_of, format_latency, format_number, format_percent, format_si
 
@@ -20,25 +28,18 @@ if TYPE_CHECKING:
 PAPER = "paper"
 DEFAULT_FOLDER = Path("infergy-report")
 
-show = typer.Typer(
-    help="Show measured rows: power over time, or prefill and decode apart.\n\n"
-    "Example: infergy show timeline mine.jsonl",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+show = make_group(
+    "Show measured rows: power over time, or prefill and decode apart.\n\nExample: infergy show timeline mine.jsonl"
 )
 
 
 @show.command()
+@with_options
 def timeline(
-    file: Annotated[Path, typer.Argument(metavar="ROWS", help="A store of measurements (.jsonl)")],
-    cell: Annotated[
-        str | None, typer.Option("--cell", help="Start of a cell's id, or a part of its name [default: the first]")
-    ] = None,
-    window: Annotated[int, typer.Option("--window", help="Number of the window, from 1 on")] = 1,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output-file", help=f"Draw it into a file: {', '.join(PICTURES)}")
-    ] = None,
+    file: Path = argument("A store of measurements (.jsonl)", "ROWS"),
+    cell: str | None = option("Start of a cell's id, or a part of its name [default: the first]"),
+    window: int = option("Number of the window, from 1 on", default=1),
+    output: Path | None = option(DRAW_HELP, "-o", "--output-file"),
     as_json: JsonOption = False,
 ) -> None:
     """Show the power of a cell over time, prefill and decode apart, and the mean power by the counter.
@@ -62,10 +63,11 @@ def timeline(
         typer.echo(draw_text(row, window))
 
 
-def _choose(rows: tuple[Measurement, ...], cell: str | None, file: Path) -> Measurement:
+def _choose(rows: Sequence[Measurement], cell: str | None, file: Path) -> Measurement:
+    """The first measured row of a cell; of any cell, one with a power timeline if there is one."""
     measured = [row for row in rows if row.windows]
     if cell is None:
-        chosen = [row for row in measured if row.timeline] or measured
+        chosen = sorted(measured, key=lambda row: not row.timeline)
     else:
         chosen = [row for row in measured if row.key.startswith(cell) or cell in str(row.cell)]
     if not chosen:
@@ -82,11 +84,10 @@ def _draw(row: Measurement, window: int) -> Any:
 
 
 @show.command()
+@with_options
 def phases(
-    rows: Annotated[
-        Path | None, typer.Argument(metavar="ROWS", help="Measurements (.jsonl) [default: the shipped table]")
-    ] = None,
-    engine: Annotated[str | None, typer.Option("--engine", "-e", help="This engine config only [default: all]")] = None,
+    rows: Path | None = argument("Measurements (.jsonl) [default: the shipped table]", "ROWS", default=None),
+    engine: str | None = option("This engine config only [default: all]", "--engine", "-e"),
     as_json: JsonOption = False,
 ) -> None:
     """Show the energy of prefill and decode apart: by cells of one output token, and by a fit; see docs/phases.md.
@@ -188,30 +189,19 @@ def _law(fit: PhaseFit) -> list[str]:
     return lines + [f"  {flag.code}: {flag.reason}; {flag.fix}" for flag in fit.flags]
 
 
-@with_groups
+@with_options
 def report(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="paper for all that ships, or stores of measurements (.jsonl)")
-    ],
+    sources: list[str] = argument("paper for all that ships, or stores of measurements (.jsonl)", "SOURCE"),
+    *,
     trace: TraceSelection,
-    output: Annotated[Path, typer.Option("-o", "--output-folder", help="Where to write")] = DEFAULT_FOLDER,
-    traces: Annotated[
-        list[str] | None, typer.Option("--trace", help="Estimate this trace from the stores; repeat for more")
-    ] = None,
-    mixed: Annotated[
-        str | None,
-        typer.Option(
-            "--mixed",
-            help="Rows of environments that must not be mixed in one figure: split into series, or refuse "
-            "[default: refuse; paper: split]",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Of the estimated traces [default: the one that was measured]")
-    ] = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", "-g", help="Of the estimated traces [default: the one that was measured]")
-    ] = None,
+    output: Path = option("Where to write", "-o", "--output-folder", default=DEFAULT_FOLDER),
+    traces: list[str] | None = option("Estimate this trace from the stores; repeat for more", "--trace"),
+    mixed: str | None = option(
+        "Rows of environments that must not be mixed in one figure: split into series, or refuse "
+        "[default: refuse; paper: split]"
+    ),
+    model: str | None = option("Of the estimated traces [default: the one that was measured]", "--model", "-m"),
+    gpu: str | None = option("Of the estimated traces [default: the one that was measured]", "--gpu", "-g"),
     allow_simulated: AllowSimulatedOption = False,
 ) -> None:
     """Write one page that needs no network, the same as Markdown, and each figure as PNG and SVG.

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from infergy.cli.options import AllowSimulatedOption, JsonOption
+from infergy.cli.options import AllowSimulatedOption, JsonOption, argument, flag, make_group, option, with_options
 from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent
 
-table = typer.Typer(
-    help="Build the table that estimates read from measured rows; merge stores.\n\n"
-    "Example: infergy table build mine.jsonl -o mine-table.jsonl",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+table = make_group(
+    "Build the table that estimates read from measured rows; merge stores.\n\n"
+    "Example: infergy table build mine.jsonl -o mine-table.jsonl"
 )
 
 
 @table.command()
+@with_options
 def build(
-    rows: Annotated[list[Path], typer.Argument(metavar="ROWS", help="Stores of measured rows (.jsonl)")],
-    output: Annotated[Path, typer.Option("-o", "--output-file", help="The table to write")],
-    alone: Annotated[
-        bool, typer.Option("--alone", help="Fit these rows only, from the datasheet's priors, without the shipped ones")
-    ] = False,
+    rows: list[Path] = argument("Stores of measured rows (.jsonl)", "ROWS"),
+    output: Path = option("The table to write", "-o", "--output-file", default=MISSING),
+    alone: bool = flag("Fit these rows only, from the datasheet's priors, without the shipped ones", "--alone"),
     allow_simulated: AllowSimulatedOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,9 +54,10 @@ def build(
 
 
 @table.command()
+@with_options
 def merge(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The store to write; rows that it has are kept")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Stores of measurements (.jsonl, .jsonl.gz)")],
+    output: Path = argument("The store to write; rows that it has are kept", "OUT"),
+    files: list[Path] = argument("Stores of measurements (.jsonl, .jsonl.gz)", "FILE"),
     as_json: JsonOption = False,
 ) -> None:
     """Put stores together: every row once, whatever their order, and as often as you like.

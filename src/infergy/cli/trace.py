@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from infergy.cli.options import (
-    BinsOption,
-    InputEdgesOption,
+    BinSelection,
     JsonOption,
-    OutputEdgesOption,
     TraceFormat,
     TracesArg,
-    bins_of,
-    with_groups,
+    option,
+    with_options,
 )
-from infergy.cli.output import UNKNOWN, print_json, print_table, stdout_console
+from infergy.cli.output import UNKNOWN, print_json, print_table
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_number, format_percent
 from infergy.workload.bins import Histogram
@@ -33,23 +31,15 @@ _HEAT = ("", "on grey15", "on grey30", "on dark_red", "bold on red")
 _BAR_WIDTH = 40
 
 
-@with_groups
+@with_options
 def trace(
     sources: TracesArg,
     reading: TraceFormat,
-    bins: BinsOption = None,
-    input_edges: InputEdgesOption = None,
-    output_edges: OutputEdgesOption = None,
-    spark: Annotated[
-        str | None,
-        typer.Option(
-            "--spark",
-            help="With bins: TRACE is a table of this Spark: sc://host:15002, or a master (local[2], spark://host:7077)",
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", help="Also print the padding of static batches of this size")
-    ] = None,
+    bins: BinSelection,
+    spark: str | None = option(
+        "With bins: TRACE is a table of this Spark: sc://host:15002, or a master (local[2], spark://host:7077)"
+    ),
+    batch: int | None = option("Also print the padding of static batches of this size"),
     as_json: JsonOption = False,
 ) -> None:
     """Describe request traces: requests, lengths, arrival rate; with --bins the counts over bins of lengths.
@@ -62,10 +52,10 @@ def trace(
 
     What padding wastes: infergy trace task:translation --batch 32
     """
-    if (bins, input_edges, output_edges) != (None, None, None):
+    if bins != BinSelection():
         if batch is not None:
-            raise UsageError.conflict({"--batch": batch, "--bins": bins or "custom"}, "give them in two commands")
-        _bins(sources, reading, bins_of(bins, input_edges, output_edges), spark=spark, as_json=as_json)
+            raise UsageError.conflict({"--batch": batch, "--bins": bins.bins or "custom"}, "give them in two commands")
+        _bins(sources, reading, bins.grid(), spark=spark, as_json=as_json)
         return
     if spark is not None:
         message = "--spark counts requests over bins: add --bins powers-of-two"
@@ -83,34 +73,33 @@ def trace(
 
 
 def _print(summaries: Sequence[TraceSummary]) -> None:
-    console = stdout_console()
-    overview = (
-        (
-            one.source,
-            one.format,
-            f"{one.requests:,}",
-            f"{one.failed_requests:,}",
-            UNKNOWN if one.duration_s is None else format_duration(one.duration_s),
-            UNKNOWN if one.arrival_rate_per_s is None else f"{format_number(one.arrival_rate_per_s)} /s",
-            UNKNOWN if one.cached_share is None else format_percent(one.cached_share),
-        )
-        for one in summaries
-    )
     heads = ("Trace", "Format", "Requests", "Without output", "Duration", "Arrivals", "Cached input")
-    print_table(heads, overview, title="Requests", left=2)
+    print_table(heads, map(_overview, summaries), title="Requests", left=2)
     _print_lengths("Input tokens per request", summaries, [summary.input for summary in summaries])
     _print_lengths("Output tokens per request", summaries, [summary.output for summary in summaries])
     padded = [(summary.source, summary.padding) for summary in summaries if summary.padding is not None]
     if padded:
         _print_padding(padded)
-        console.print("Continuous batching (vllm) pads nothing.")
+        typer.echo("Continuous batching (vllm) pads nothing.")
     for summary in summaries:
         if summary.lengths_from is not None:
-            console.print(f"{summary.source}: {summary.lengths_from}", markup=False, soft_wrap=True)
+            typer.echo(f"{summary.source}: {summary.lengths_from}")
         if summary.arrival_reason:
             typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
         if summary.attribution:
             typer.echo(summary.attribution, err=True)
+
+
+def _overview(one: TraceSummary) -> tuple[str, ...]:
+    return (
+        one.source,
+        one.format,
+        f"{one.requests:,}",
+        f"{one.failed_requests:,}",
+        UNKNOWN if one.duration_s is None else format_duration(one.duration_s),
+        UNKNOWN if one.arrival_rate_per_s is None else f"{format_number(one.arrival_rate_per_s)} /s",
+        UNKNOWN if one.cached_share is None else format_percent(one.cached_share),
+    )
 
 
 def _print_padding(padded: Sequence[tuple[str, Padding]]) -> None:

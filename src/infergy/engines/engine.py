@@ -184,13 +184,18 @@ def check_transformers(setup: EngineSetup, decoding: Decoding, arrivals: Arrival
     if setup.speculation is not None and setup.weights in LAWS:
         why = 'random models agree on nothing; give real weights to both, or set the acceptance, as engine = "vllm" can'
         raise UsageError.engine_lacks("transformers", "speculation", setup.speculation.label, why)
-    if setup.compiled and decoding.beams > 1:
+    if setup.compiled:
+        _check_compiled(decoding, arrivals)
+    _check_speculation(setup, decoding)
+
+
+def _check_compiled(decoding: Decoding, arrivals: Arrivals | None) -> None:
+    if decoding.beams > 1:
         options = {"compiled": True, "decoding": decoding.label}
         raise UsageError.conflict(options, "a static KV cache does not follow beams")
-    if setup.compiled and arrivals is not None:
+    if arrivals is not None:
         options = {"arrivals": arrivals.label, "compiled": True}
         raise UsageError.conflict(options, "each batch has its own lengths and would be compiled again; leave out one")
-    _check_speculation(setup, decoding)
 
 
 def check_vllm(setup: EngineSetup, decoding: Decoding) -> None:

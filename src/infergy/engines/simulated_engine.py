@@ -132,14 +132,15 @@ class SimulatedSession:
         """
         setup, lengths = self._setup, list(zip(map(len, work.prompts), work.output_tokens, strict=True))
         is_timed, is_static = any(work.arrival_s), setup.engine == "transformers"
-        is_batch = len(set(lengths)) == 1 and len(lengths) <= (setup.max_sequences or len(lengths)) and not is_timed
         if is_static and is_timed:
             raise UsageError.engine_lacks("transformers", "arrivals", "timed", STATIC_BATCHES)
+        fits_at_once = setup.max_sequences is None or len(lengths) <= setup.max_sequences
+        is_batch = len(set(lengths)) == 1 and fits_at_once and not is_timed
         if not is_batch:
             check_no_beams(work.decoding)
         elif is_static and setup.speculation is not None:
             check_assisted_batch(setup.speculation, len(lengths))
-        sequences = [pair for pair in lengths for _ in range(work.decoding.beams)]
+        sequences = lengths * work.decoding.beams
         fault = memory_fault(setup, self._shape, self._gpu, sequences, self._draft, together=is_batch)
         if fault is not None:
             reason = f"batch {len(lengths)} does not fit: {fault}" if is_batch else "not one request fits"

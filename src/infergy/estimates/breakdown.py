@@ -24,7 +24,7 @@ from infergy.estimates.estimate import ServerEstimate, TraceFacts, estimate_serv
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
 from infergy.serving.run import Run, steps_of
 
-WATERFALL_SCHEMA = "infergy.waterfall/2"
+BREAKDOWN_SCHEMA = "infergy.breakdown/2"
 """History: 1 measured batches, from an ideal to the sum of bins; 2 the run that `estimate` reports."""
 
 IDLE = "idle"
@@ -86,7 +86,7 @@ class Breakdown:
     by_source: tuple[Part, ...]
     by_activity: tuple[Part, ...]
     notes: tuple[str, ...] = ()
-    schema: str = WATERFALL_SCHEMA
+    schema: str = BREAKDOWN_SCHEMA
 
 
 class _Steps(NamedTuple):

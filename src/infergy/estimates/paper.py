@@ -32,7 +32,7 @@ from infergy.estimates.servers import ServerSpec, open_server
 from infergy.serving.config import EngineOptions
 from infergy.workload.bins import POWERS_OF_TWO, Bins, Histogram
 
-PAPER_SCHEMA = "infergy.paper/1"
+CEILING_SCHEMA = "infergy.ceiling/1"
 BASELINE = "transformers"
 """The unoptimised engine of the study: PyTorch, not compiled."""
 Z90 = 1.645
@@ -107,7 +107,7 @@ class PaperEstimate:
     rare: str
     baseline: str
     servers: tuple[PaperServer, ...]
-    schema: str = PAPER_SCHEMA
+    schema: str = CEILING_SCHEMA
 
 
 def estimate_paper(

@@ -33,7 +33,7 @@ from infergy.serving.config import EngineOptions
 from infergy.serving.run import open_share, steps_of
 from infergy.workload.requests import Sample
 
-RECOMMENDATION_SCHEMA = "infergy.recommendation/2"
+RECOMMEND_SCHEMA = "infergy.recommend/2"
 """History: 1 measured batches, their bins summed; 2 runs, served as requests arrive."""
 
 SEQUENCES = (256, 64, 16)
@@ -137,7 +137,7 @@ class Recommendation:
     configurations: tuple[Configuration, ...]
     left_out: Mapping[str, str]
     notes: tuple[str, ...]
-    schema: str = RECOMMENDATION_SCHEMA
+    schema: str = RECOMMEND_SCHEMA
 
     def of(self, label: str) -> Configuration:
         """The configuration of a label.

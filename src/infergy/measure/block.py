@@ -16,12 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import check_power, measure_idle
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
-from infergy.records.flags import HARMFUL_SLOWDOWNS
+from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
 
 BLOCK_SCHEMA = "infergy.window/1"
 
@@ -211,18 +212,18 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
                 reason = None if by_gpu_j else f"a block of {duration_s:.2g} s is too short for the counter; repeat it"
             except MeterError as broken:
                 reason = str(broken)
-        energy_j = sum(by_gpu_j.values()) if by_gpu_j else None
-        warnings = (*_warnings(duration_s, meter), *_state_warnings(self._before, after, meter, self._own_processes))
+        figures: dict[str, Any] = dict.fromkeys(("energy_j", "low_j", "high_j", "net_j", "power_w"))
+        if by_gpu_j:
+            energy_j = sum(by_gpu_j.values())
+            figures["energy_j"] = energy_j
+            figures["low_j"], figures["high_j"] = max(0.0, energy_j - doubt_j), energy_j + doubt_j
+            figures["net_j"] = None if idle_w is None else energy_j - idle_w * duration_s
+            figures["power_w"] = energy_j / duration_s
         return BlockEnergy(
             name=self._name,
             measured_utc=self._measured_utc,
             duration_s=duration_s,
-            energy_j=energy_j,
-            low_j=None if energy_j is None else max(0.0, energy_j - doubt_j),
-            high_j=None if energy_j is None else energy_j + doubt_j,
             energy_by_gpu_j=by_gpu_j,
-            net_j=None if energy_j is None or idle_w is None else energy_j - idle_w * duration_s,
-            power_w=None if energy_j is None or not duration_s else energy_j / duration_s,
             idle_power_w=idle_w,
             gpus=meter.gpus,
             meter=meter.name,
@@ -230,9 +231,10 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             simulated=meter.is_simulated,
             before=self._before,
             after=after,
-            warnings=warnings,
+            warnings=(*_warnings(duration_s, meter), *_state_warnings(self._before, after, meter, self._own_processes)),
             reason=reason,
-            power_by_gpu_w={uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()} if duration_s else {},
+            power_by_gpu_w={uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()},
+            **figures,
         )
 
     def _energy(
@@ -240,7 +242,7 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
     ) -> tuple[dict[str, float], float]:
         """Of each GPU, in the meter's order, and by how much the sum may be off; empty if the counters did not move."""
         by_gpu_j, doubt_j = _split(self._opened, *edges, duration_s)
-        if sum(by_gpu_j.values()) <= 0:
+        if sum(by_gpu_j.values()) <= 0 or not duration_s:
             return {}, 0.0
         if duration_s >= FEWEST_S:
             power_w = {uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()}
@@ -296,20 +298,16 @@ def _state_warnings(
     before: tuple[GpuState, ...], after: tuple[GpuState, ...], meter: Meter, own_processes: int
 ) -> Iterator[str]:
     states = (*before, *after)
-    if crowded := {state.uuid for state in states if (state.processes or 0) > own_processes}:
+    if crowded := {uuid for uuid, count in processes_by_gpu(states).items() if count > own_processes}:
         yield f"another process was on {_name(crowded, meter)}: its energy is counted too (nvidia-smi lists processes)"
-    for reason in sorted(HARMFUL_SLOWDOWNS):
-        if slowed := {state.uuid for state in states if reason in (state.slowdowns or ())}:
-            yield f"{_name(slowed, meter)} was held down by {reason} (nvidia-smi -q -d PERFORMANCE)"
+    for uuid, reasons in slowdowns_by_gpu(states).items():
+        yield f"clocks of {_name({uuid}, meter)} were lowered by {', '.join(reasons)} (nvidia-smi -q -d PERFORMANCE)"
     was_c = {state.uuid: state.temperature_c for state in before}
     for state in after:
-        if _has_warmed(was_c.get(state.uuid), state.temperature_c):
-            begin_end_c = f"from {was_c[state.uuid]:g} to {state.temperature_c:g} °C"
-            yield f"{_name({state.uuid}, meter)} went {begin_end_c}: repeat the block when warm"
-
-
-def _has_warmed(begin_c: float | None, end_c: float | None) -> bool:
-    return begin_c is not None and end_c is not None and abs(end_c - begin_c) > TEMPERATURE_CHANGE_C
+        begin_c, end_c = was_c.get(state.uuid), state.temperature_c
+        if begin_c is not None and end_c is not None and abs(end_c - begin_c) > TEMPERATURE_CHANGE_C:
+            gpu = _name({state.uuid}, meter)
+            yield f"{gpu} went from {begin_c:g} to {end_c:g} °C: repeat the block when warm"
 
 
 def _name(uuids: Collection[str], meter: Meter) -> str:

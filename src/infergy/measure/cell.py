@@ -111,8 +111,8 @@ def measure_cell(
     interrupted: Failure | None = None
     while not interrupted and not (windows and _is_enough(windows, earlier, planned, options, loaded_idle, peers)):
         try:
-            window, after = _measure_window(session, meter, work, options, delays.uniform(0, longest_s))
-            check_window(window, loaded_idle, meter.gpus)
+            delay_s = delays.uniform(0, longest_s)
+            window, after = _measure_window(session, meter, work, options, loaded_idle, delay_s)
         except (EngineError, MeterError) as error:
             if not windows:
                 raise
@@ -161,8 +161,7 @@ def _watch(
         return {"timeline_reason": sampler.reason}
     try:
         watched = _begin_of(work, planned, options)
-        window, _ = _measure_window(session, meter, watched, replace(options, min_batches=1), 0.0)
-        check_window(window, loaded_idle, meter.gpus)
+        window, _ = _measure_window(session, meter, watched, replace(options, min_batches=1), loaded_idle)
     except (EngineError, MeterError):
         # Nothing may sample during the windows of the next cell.
         sampler.stop()
@@ -234,9 +233,9 @@ def measure_idle(meter: Meter, seconds: float) -> Window:
 
 
 def _measure_window(
-    session: Session, meter: Meter, work: Work, options: MeasureOptions, delay_s: float
+    session: Session, meter: Meter, work: Work, options: MeasureOptions, loaded_idle: Window, delay_s: float = 0.0
 ) -> tuple[Window, tuple[GpuState, ...]]:
-    """One window, and the state of each GPU after its last batch."""
+    """One possible window, and the state of each GPU after its last batch; its first batch begins after `delay_s`."""
     opened = sharp_tick(meter)
     meter.clock.sleep(delay_s)
     batches = _run_batches(session, meter, work, options)
@@ -249,6 +248,7 @@ def _measure_window(
         batches=batches,
         settled=settled.ticks,
     )
+    check_window(window, loaded_idle, meter.gpus)
     return window, after
 
 

@@ -179,35 +179,41 @@ def probe_nodes(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         MissingError: One has another infergy, Ray or Python, or none, or does not answer.
     """
     import ray
-    from ray.exceptions import RayError, RayTaskError
 
     asked = {_ask(node): node for node in nodes}
-    waiting, begun = list(asked), time.monotonic()
+    waiting, begun_s = list(asked), time.monotonic()
     while waiting:
         ready, waiting = ray.wait(waiting, timeout=PATIENCE_S)
         for answer in ready:
-            name = str(asked[answer]["NodeName"])
-            try:
-                there = ray.get(answer)
-            except RayError as error:
-                if not _is_alive(asked[answer]):
-                    continue
-                # A node that has just joined is not known to all of Ray yet, and one that has just left still is.
-                if isinstance(error, RayTaskError) or time.monotonic() > begun + SETTLE_S:
-                    reason = f"{name} of the cluster does not run tasks: {error!s:.300}. See: ray status"
-                    raise MissingError(reason, code="node-silent", node=name) from error
-                time.sleep(AGAIN_S)
-                again = _ask(asked[answer])
+            if again := _check_answer(answer, asked[answer], begun_s):
                 asked[again] = asked[answer]
                 waiting.append(again)
-                continue
-            reject_versions(name, there)
         names = ", ".join(sorted(str(asked[answer]["NodeName"]) for answer in waiting))
-        if waiting and time.monotonic() > begun + PROBE_S:
+        if waiting and time.monotonic() > begun_s + PROBE_S:
             message = f"{names} of the cluster did not answer within {PROBE_S:.0f} s. See: ray status"
             raise MissingError(message, code="node-silent", node=names)
         if waiting and not ready:
             yield names
+
+
+def _check_answer(answer: Any, node: Mapping[str, Any], begun_s: float) -> Any:
+    """Check what a node answered; the question again where it may know soon, None where it is lost or done."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    name = str(node["NodeName"])
+    try:
+        reject_versions(name, ray.get(answer))
+    except RayError as error:
+        if not _is_alive(node):
+            return None
+        # A node that has just joined is not known to all of Ray yet, and one that has just left still is.
+        if isinstance(error, RayTaskError) or time.monotonic() > begun_s + SETTLE_S:
+            reason = f"{name} of the cluster does not run tasks: {error!s:.300}. See: ray status"
+            raise MissingError(reason, code="node-silent", node=name) from error
+        time.sleep(AGAIN_S)
+        return _ask(node)
+    return None
 
 
 def _ask(node: Mapping[str, Any]) -> Any:

@@ -196,6 +196,12 @@ class Grid(_Strict):
     needs: list[str] = []
     quick: Quick | None = None
 
+    @property
+    def models(self) -> list[str]:
+        """The models of its engine configs, those of drafts too, each once."""
+        drafts = [axis.speculation.draft for axis in self.engines if axis.speculation is not None]
+        return list(dict.fromkeys([*(axis.model or self.model for axis in self.engines), *drafts]))
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a grid's file.
@@ -336,8 +342,7 @@ def _resolve_names(grid: Grid, problems: Problems) -> tuple[list[EngineSetup], G
             setups.append(axis.setup(canonical_name(axis.model or grid.model)))
     configs: dict[str, Mapping[str, Any]] = {}
     shapes: dict[str, ModelShape] = {}
-    drafts = [axis.speculation.draft for axis in grid.engines if axis.speculation is not None]
-    for model in dict.fromkeys([*(axis.model or grid.model for axis in grid.engines), *drafts]):
+    for model in grid.models:
         with problems.collect():
             name = canonical_name(model)
             configs[name] = model_config(model)

@@ -24,18 +24,13 @@ from infergy.cost.rates import Rates
 from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table
 from infergy.errors import DataError, UsageError
-from infergy.records import SERVER, Arrivals, Cell, EngineSetup, Load, PlannedCell
+from infergy.records import GREEDY, SERVER, Arrivals, Cell, Decoding, EngineSetup, Load, PlannedCell
 from infergy.records.cell import FEWEST_ARRIVALS, REPLAY, TRACE
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
 from infergy.units import count_of
-from infergy.workload.load_generator import (
-    DIGEST_LENGTH,
-    draw_times,
-    hash_lengths,
-    hash_times,
-    trace_lengths,
-    trace_times,
-)
+from infergy.workload.load_generator import DIGEST_LENGTH, draw_times, hash_lengths, hash_times, trace_times
+from infergy.workload.requests import Requests
+from infergy.workload.trace import open_trace
 
 BATCH_STEP = 8
 """A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
@@ -210,93 +205,66 @@ class Run:
     lengths: tuple[tuple[int, int], ...] = ()
 
 
-def resolve_arrivals(load: Load, seed: int, max_tokens: int | None = None) -> Run:
-    """The run that a load asks for; of a replayed window, without requests of more tokens than `max_tokens`.
+def resolve_arrivals(load: Load, seed: int) -> Run:
+    """The run that a load asks for, read from its trace if it names one.
 
     Raises:
-        DataError: A trace has no times, or too few requests.
+        DataError: A trace cannot be read, or has no times.
+        UsageError: It has too few requests.
     """
     arrivals = load.arrivals
     if arrivals is None:
         return Run(load=load)
     if arrivals.law not in (TRACE, REPLAY):
         return Run(load=load, arrival_s=draw_times(arrivals, load.batch, seed))
-    # A path is this machine's; two logs differ by their times and lengths.
     source = str(arrivals.trace)
-    name = Path(source).name
-    times: tuple[float, ...] = ()
     if arrivals.law == TRACE:
         times = trace_times(source, load.batch, arrivals)
-        identified = replace(arrivals, trace=name, digest=hash_times(times)[:DIGEST_LENGTH])
+        # A path is this machine's; two logs differ by their times and lengths.
+        identified = replace(arrivals, trace=Path(source).name, digest=hash_times(times)[:DIGEST_LENGTH])
         return Run(load=replace(load, arrivals=identified), arrival_s=times)
-    if arrivals.for_s is None and not arrivals.timed:
-        lengths = trace_lengths(source, arrivals.first, load.batch)
-        lengths = tuple(pair for pair in lengths if max_tokens is None or sum(pair) <= max_tokens)
-        if len(lengths) < FEWEST_ARRIVALS:
-            message = (
-                f"{source}: {count_of(len(lengths), 'request')} of at most {max_tokens} tokens. Raise --max-tokens"
-            )
-            raise DataError(
-                message, code="too-few-requests", trace=source, found=len(lengths), expected=FEWEST_ARRIVALS
-            )
-    else:
-        times, lengths = timed_requests(arrivals, load.batch, max_tokens)
-    content = hash_lengths(lengths)
-    if arrivals.timed:
-        content = hashlib.sha256(f"{content} {hash_times(times)}".encode()).hexdigest()
-    longest_in, longest_out = (max(tokens) for tokens in zip(*lengths, strict=True))
-    load = replace(
-        load,
-        arrivals=replace(arrivals, trace=name, digest=content[:DIGEST_LENGTH]),
-        input_tokens=longest_in,
-        output_tokens=longest_out,
-        batch=len(lengths),
-    )
-    return Run(load=load, arrival_s=times if arrivals.timed else (0.0,) * len(lengths), lengths=lengths)
+    is_window = arrivals.for_s is not None
+    requests = open_trace(source).requests(arrivals=arrivals.timed or is_window)
+    if arrivals.timed or is_window:
+        requests = requests.window(start_s=arrivals.from_s, duration_s=arrivals.for_s, speed=arrivals.speed)
+    return replay_run(requests if is_window else requests.slice(arrivals.first, load.batch), arrivals, load.decoding)
 
 
-def timed_requests(
-    arrivals: Arrivals, count: int, max_tokens: int | None
-) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
-    """Arrivals and lengths of a part of a trace that has times, in the order of arrival, without failed requests.
+def replay_run(requests: Requests, arrivals: Arrivals, decoding: Decoding = GREEDY) -> Run:
+    """The run that serves requests of a trace, each with its own lengths.
 
-    A window holds the requests that arrive from `from_s` on, in seconds after the first request of the trace, until
-    `for_s` × `speed` seconds later; without one there are `count`. Requests of more tokens than `max_tokens` are left
-    out.
-
-    Returns:
-        Seconds after the first of these requests, divided by `speed`, in whole microseconds; input and output tokens.
+    Args:
+        requests: With arrivals in seconds of serving where they are timed.
+        arrivals: Which part of the trace they are, and whether they arrive at their own times.
+        decoding: How tokens are chosen.
 
     Raises:
-        DataError: The trace has no times, or fewer than two requests there, or than `count`.
+        UsageError: There are fewer than two.
+        DataError: They are timed, and have no arrivals.
     """
-    import polars
-
-    from infergy.workload.trace import open_trace
-
-    source = str(arrivals.trace)
-    frame = open_trace(source).frame
-    if "arrival_s" not in frame.collect_schema().names():
-        message = f"{source}: it has no arrival times, and so no window. Choose by number: --requests 1000"
-        raise DataError(message, code="no-arrivals", trace=source)
-    columns = ("arrival_s", "input_tokens", "output_tokens")
-    asked = polars.col("output_tokens") > 0, polars.col("input_tokens") > 0, polars.col("arrival_s").is_not_null()
-    rows = frame.filter(*asked).select(*columns).sort("arrival_s", maintain_order=True).collect()
-    if arrivals.for_s is not None:
-        after_s = polars.col("arrival_s") - rows["arrival_s"].min()
-        rows = rows.filter(after_s >= arrivals.from_s, after_s < arrivals.from_s + arrivals.for_s * arrivals.speed)
-    else:
-        rows = rows.slice(arrivals.first, count)
-    if max_tokens is not None:
-        rows = rows.filter(polars.col("input_tokens") + polars.col("output_tokens") <= max_tokens)
-    if len(rows) < FEWEST_ARRIVALS or (arrivals.for_s is None and max_tokens is None and len(rows) < count):
-        message = f"{source}: {len(rows)} requests for {arrivals.label}. Choose another part of the trace"
-        raise DataError(
-            message, code="too-few-requests", trace=source, found=len(rows), expected=count, arrivals=arrivals.label
+    source = requests.source
+    if len(requests) < FEWEST_ARRIVALS:
+        message = (
+            f"{source}: {count_of(len(requests), 'request')} chosen; a replay is a run of at least {FEWEST_ARRIVALS}. "
+            "Choose more: --requests N, --for TIME or a larger --max-tokens"
         )
-    first_s = rows["arrival_s"][0]
-    times = (round((time_s - first_s) / arrivals.speed, MICROSECOND_DIGITS) for time_s in rows["arrival_s"])
-    return tuple(times), tuple(rows.select("input_tokens", "output_tokens").rows())
+        raise UsageError(message, code="too-few-requests", trace=source, found=len(requests), expected=FEWEST_ARRIVALS)
+    lengths = tuple(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True))
+    times, content = (0.0,) * len(lengths), hash_lengths(lengths)
+    if arrivals.timed:
+        if requests.arrival_s is None:
+            message = f"{source}: no arrival times: {requests.order_reason}. Serve all at once: --all-at-once"
+            raise DataError(message, code="no-arrivals", trace=source)
+        times = tuple((requests.arrival_s - requests.arrival_s[0]).round(MICROSECOND_DIGITS).tolist())
+        content = hashlib.sha256(f"{content} {hash_times(times)}".encode()).hexdigest()
+    load = Load(
+        input_tokens=int(requests.input_tokens.max()),
+        output_tokens=int(requests.output_tokens.max()),
+        batch=len(lengths),
+        decoding=decoding,
+        arrivals=replace(arrivals, trace=Path(source).name, digest=content[:DIGEST_LENGTH]),
+    )
+    return Run(load=load, arrival_s=times, lengths=lengths)
 
 
 def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) -> list[int]:

@@ -29,7 +29,7 @@ The interval of a row is of its own process. What processes differ by beyond it 
 0.48 % on H100s of two hosts: 0.4 % by their numbers of pairs (docs/uncertainty.md). The simulated GPU's do not differ.
 """
 
-COMPARISON_SCHEMA = "infergy.comparison/1"
+COMPARE_SCHEMA = "infergy.compare/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class Comparison:
     only_b: tuple[str, ...]
     same: tuple[str, ...]
     differences: tuple[str, ...]
-    schema: str = COMPARISON_SCHEMA
+    schema: str = COMPARE_SCHEMA
 
 
 def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -42,6 +42,29 @@ class GpuState:
     memory_used_bytes: int | None = None
     slowdowns: tuple[str, ...] | None = None
     processes: int | None = None
+
+
+HARMFUL_SLOWDOWNS = frozenset(
+    {"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sync_boost"}
+)
+"""Reasons for lowered clocks that are no property of the work; being at the power limit is one."""
+
+
+def slowdowns_by_gpu(states: Iterable[GpuState]) -> dict[str, list[str]]:
+    """Why clocks were lowered but for the work itself, by UUID; only of GPUs whose clocks were."""
+    reasons: dict[str, set[str]] = {}
+    for state in states:
+        if harmful := HARMFUL_SLOWDOWNS.intersection(state.slowdowns or ()):
+            reasons.setdefault(state.uuid, set()).update(harmful)
+    return {uuid: sorted(own) for uuid, own in reasons.items()}
+
+
+def processes_by_gpu(states: Iterable[GpuState]) -> dict[str, int]:
+    """The most compute processes seen on each GPU, by UUID; 0 where that is unknown."""
+    most: dict[str, int] = {}
+    for state in states:
+        most[state.uuid] = max(most.get(state.uuid, 0), state.processes or 0)
+    return most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import fmean
 
-from infergy.records.environment import GpuState
+from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
 from infergy.records.measurement import Measurement, derive
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
@@ -19,11 +19,6 @@ FEWEST_WINDOWS, WIDE = 3, 0.02
 """Windows and half-width from which on windows differ by more than their interval allows for: it is the target of
 measuring, which a steady cell reaches. The interval of fewer windows is wide because little is known, and contains
 replicates."""
-
-HARMFUL_SLOWDOWNS = frozenset(
-    {"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sync_boost"}
-)
-"""Reasons for lowered clocks that are no property of the work; being at the power limit is one."""
 
 DISAGREEMENT = 0.05
 """How far the energy of the counter may differ from that of the power timeline."""
@@ -139,11 +134,10 @@ def _interrupted(row: Measurement) -> Flag | None:
 
 
 def _slowed(row: Measurement) -> Flag | None:
-    slowed = []
-    for uuid, states in _states_by_gpu(row).items():
-        seen = sorted({reason for state in states for reason in state.slowdowns or ()} & HARMFUL_SLOWDOWNS)
-        if seen:
-            slowed.append(f"clocks of {name_gpu(row, uuid)} were lowered by {', '.join(seen)}")
+    slowed = [
+        f"clocks of {name_gpu(row, uuid)} were lowered by {', '.join(reasons)}"
+        for uuid, reasons in slowdowns_by_gpu((*row.before, *row.after)).items()
+    ]
     if not slowed:
         return None
     fix = "check cooling and power supply (nvidia-smi -q -d PERFORMANCE), then measure the cell again"
@@ -151,20 +145,13 @@ def _slowed(row: Measurement) -> Flag | None:
 
 
 def _crowded(row: Measurement) -> Flag | None:
-    most = {uuid: max(state.processes or 0 for state in states) for uuid, states in _states_by_gpu(row).items()}
+    most = processes_by_gpu((*row.before, *row.after))
     crowded = [f"{count} processes on {name_gpu(row, uuid)}" for uuid, count in most.items() if count > 1]
     if not crowded:
         return None
     fix = "end the others (nvidia-smi lists them), then measure the cell again"
     reason = f"{'; '.join(crowded)}, expected one"
     return Flag(code="other-process", reason=reason, fix=fix, value=max(most.values()), limit=1)
-
-
-def _states_by_gpu(row: Measurement) -> dict[str, list[GpuState]]:
-    found: dict[str, list[GpuState]] = {}
-    for state in (*row.before, *row.after):
-        found.setdefault(state.uuid, []).append(state)
-    return found
 
 
 def name_gpu(row: Measurement, uuid: str) -> str:

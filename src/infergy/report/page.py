@@ -110,11 +110,11 @@ def build_report(
     parts = [evidence] if files else evidence.by_gpu()
     gaps = _gaps(parts, planned) if planned else {}
     source, _ = load_claims()
-    names = ", ".join(path.name for path in files)
     used: Counter[str] = Counter()
     figures = {study.name: tuple(_draw(study, parts, rule, used)) for study in STUDIES}
+    names = ", ".join(path.name for path in files)
     return Report(
-        title=f"Energy of {names}" if files else "Energy of LLM inference, compared with the paper",
+        title=f"Energy of {names or 'LLM inference, compared with the paper'}",
         source=names or "the tables that ship with infergy",
         paper=source,
         sections=tuple(_section(study, figures[study.name], compared, gaps) for study in STUDIES),

@@ -189,6 +189,11 @@ def settle(
     def chosen(path: str | None, known_paths: Iterable[str]) -> tuple[str, ...]:
         return (path,) if path else tuple(known for known in known_paths if records or known in fields)
 
+    if named.time_unit_s is not None and not chosen(named.time, known.time):
+        message = f"{source}: no column of arrivals that --time-unit could be of. Name one: --time-column NAME"
+        raise UsageError(
+            message, code="option-missing", trace=source, option="--time-column", needed_by=["--time-unit"]
+        )
     sessions = (links for links in (known.sessions, GAPS) if links is not None and set(links.paths) <= set(fields))
     return replace(
         known,

@@ -96,26 +96,6 @@ def trace_times(source: str, count: int, arrivals: Arrivals) -> tuple[float, ...
     return _scaled(tuple(time_s - times[0] for time_s in times), arrivals)
 
 
-def trace_lengths(source: str, first: int, count: int) -> tuple[tuple[int, int], ...]:
-    """Input and output tokens of `count` requests of a trace, in the order of the log, after the first `first`.
-
-    Failed requests are not among them; cached tokens are part of a prompt.
-
-    Raises:
-        DataError: The trace has fewer.
-    """
-    import polars
-
-    from infergy.workload.trace import open_trace
-
-    rows = open_trace(source).frame.filter(polars.col("output_tokens") > 0, polars.col("input_tokens") > 0)
-    lengths = rows.select("input_tokens", "output_tokens").slice(first, count).collect().rows()
-    if len(lengths) < count:
-        message = f"{source}: {count_of(len(lengths), 'request')} from {first} on, expected {count}. Ask for fewer"
-        raise DataError(message, code="too-few-requests", trace=source, found=len(lengths), expected=count)
-    return tuple((int(inputs), int(outputs)) for inputs, outputs in lengths)
-
-
 def hash_lengths(lengths: Sequence[tuple[int, int]]) -> str:
     """SHA-256 over lengths, in hexadecimal."""
     return hashlib.sha256(array("I", (tokens for pair in lengths for tokens in pair)).tobytes()).hexdigest()
