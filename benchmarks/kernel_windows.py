@@ -183,6 +183,9 @@ def read_windows(path: Path) -> tuple[CalibrationWindow, ...]:
     return tuple(found.values())
 
 
+Residuals = Callable[[Mapping[str, Column]], Column]
+
+
 def _of(*kinds: str, dtype: str = "", reads: bool = False) -> Callable[[CalibrationWindow], bool]:
     """Whether a window is of one of these kinds, this dtype, and moves bytes past L2."""
     return lambda window: (
@@ -290,47 +293,47 @@ def _prior_sd(constant: Constant) -> float:
     return math.hypot(PLAIN_SD.get(constant.name, constant.sd), constant.gpu_sd)
 
 
-def _residuals_of(used: Sequence[CalibrationWindow], gpu: Gpu) -> Callable[[Mapping[str, Column]], Column]:
+def _residuals_of(used: Sequence[CalibrationWindow], gpu: Gpu) -> Residuals:
     """By how many sds the model is off, given factors on constants: all-reduces apart, on seconds alone.
 
     Factors have shape (k, 1), the result (k, seconds and energy of each window, seconds of each all-reduce).
     """
-    on_one = [window for window in used if window.workload.kind != REDUCE]
+    alone = [window for window in used if window.workload.kind != REDUCE]
     reduced = [window for window in used if window.workload.kind == REDUCE]
-    works = [_work(window.workload) for window in on_one]
-    call_s = np.array([window.call_s for window in on_one])
-    call_j = np.array([(window.energy_j or 0.0) / max(1, window.calls) for window in on_one])
-    energy_sd = np.array([_energy_sd(window) for window in on_one])
-    time_sd, reduce_sd = (
-        np.array([TIME_SD[w.workload.kind] * (DOUBT if w.doubts else 1.0) for w in part]) for part in (on_one, reduced)
-    )
-    link = NVLINK_4 if gpu.link is None else gpu.link.bandwidth
-    link_s, reduce_s = (
-        np.array([window.workload.link_bytes / link for window in reduced]),
-        np.array([window.call_s for window in reduced]),
-    )
+    parts = [of(part, gpu) for of, part in ((_kernel_residuals, alone), (_reduce_residuals, reduced)) if part]
 
     def off(factors: Mapping[str, Column]) -> Column:
         plain = np.ones_like(next(iter(factors.values())))
         values = {name: constant.value * factors.get(name, plain) for name, constant in BY_NAME.items()}
-        parts = []
-        if works:
-            # Bare kernels have no engine about them, and their operands came in fp8.
-            bare = dict.fromkeys(("step_s", "fp8_layer_s"), 0.0 * plain)
-            idle_w = IDLE_SHARE * gpu.tdp_w
-            rates = columns_of(
-                [rates_of(work, gpu, values | bare, idle_w=idle_w) for work in works], np.arange(len(works))
-            )
-            added, free, power = added_j(rates, CALL), free_s(rates, CALL), rates.power
-            seconds = stretched_s(power, added, free, power.limit_w, np.exp, np.maximum)
-            worked = slowed_j(power, added, free, seconds)
-            parts.append(np.log(seconds / call_s) / time_sd)
-            parts.append(np.log((worked + power.base_w * call_s) / call_j) / energy_sd)
-        if reduced:
-            parts.append(np.log((values["reduce_s"] + link_s) / reduce_s) / reduce_sd)
-        return np.hstack(parts)
+        return np.hstack([part(values) for part in parts])
 
     return off
+
+
+def _kernel_residuals(windows: Sequence[CalibrationWindow], gpu: Gpu) -> Residuals:
+    works = [_work(window.workload) for window in windows]
+    call_s = np.array([window.call_s for window in windows])
+    call_j = np.array([(window.energy_j or 0.0) / max(1, window.calls) for window in windows])
+    time_sd, energy_sd = (np.array([sd(window) for window in windows]) for sd in (_time_sd, _energy_sd))
+
+    def off(values: Mapping[str, Column]) -> Column:
+        # Bare kernels have no engine about them, and their operands came in fp8.
+        bare = {**values, **dict.fromkeys(("step_s", "fp8_layer_s"), 0.0 * values["step_s"])}
+        idle_w = IDLE_SHARE * gpu.tdp_w
+        rates = columns_of([rates_of(work, gpu, bare, idle_w=idle_w) for work in works], np.arange(len(works)))
+        added, free, power = added_j(rates, CALL), free_s(rates, CALL), rates.power
+        seconds = stretched_s(power, added, free, power.limit_w, np.exp, np.maximum)
+        worked = slowed_j(power, added, free, seconds)
+        energy_off = np.log((worked + power.base_w * call_s) / call_j) / energy_sd
+        return np.hstack([np.log(seconds / call_s) / time_sd, energy_off])
+
+    return off
+
+
+def _reduce_residuals(windows: Sequence[CalibrationWindow], gpu: Gpu) -> Residuals:
+    link = NVLINK_4 if gpu.link is None else gpu.link.bandwidth
+    link_s, call_s, sd = np.array([(w.workload.link_bytes / link, w.call_s, _time_sd(w)) for w in windows]).T
+    return lambda values: np.log((values["reduce_s"] + link_s) / call_s) / sd
 
 
 def _work(workload: Workload) -> ServerWork:
@@ -343,6 +346,10 @@ def _work(workload: Workload) -> ServerWork:
         layers=workload.launches / LAUNCHES_A_LAYER,
         attention=AttentionWork(read_bytes=moved, pair_flops=flops) if is_attention else AttentionWork(),
     )
+
+
+def _time_sd(window: CalibrationWindow) -> float:
+    return TIME_SD[window.workload.kind] * (DOUBT if window.doubts else 1.0)
 
 
 def _energy_sd(window: CalibrationWindow) -> float:

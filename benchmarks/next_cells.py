@@ -19,7 +19,7 @@ from infergy.cost.table import Table, TableEntry, read_table
 from infergy.estimates.estimate import estimate_run, sample_of
 from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.servers import SHIPPED_TABLE, ServerSpec, open_server
-from infergy.workload.sampling import Sample
+from infergy.workload.requests import Sample
 
 TRACES = ("azure-conv-2023", "azure-code-2023")
 ENGINES = ("vllm", "transformers")

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
         MissingError,
         UsageError,
     )
-    from infergy.estimates.estimate import estimate
-    from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate
+    from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate, estimate
     from infergy.estimates.servers import ServerSpec, load_tables
     from infergy.measure.block import BlockEnergy, window
     from infergy.records import Measurement, Plan
@@ -72,8 +71,7 @@ _HOMES = {
         "MissingError",
         "UsageError",
     ),
-    "infergy.estimates.estimate": ("estimate",),
-    "infergy.estimates.results": ("RunEstimate", "ServerEstimate", "TraceEstimate"),
+    "infergy.estimates.estimate": ("RunEstimate", "ServerEstimate", "TraceEstimate", "estimate"),
     "infergy.estimates.servers": ("ServerSpec", "load_tables"),
     "infergy.catalog": ("Gpu", "ModelShape", "get_gpu", "get_model"),
     "infergy.measure.block": ("BlockEnergy", "window"),

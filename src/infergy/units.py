@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 
 JOULES_PER_WH = 3600.0
-SECONDS_PER_HOUR = 3600.0
 SECONDS_PER_MILLISECOND = 1e-3
 MICROSECONDS_PER_SECOND = 1e6
 JOULES_PER_MILLIJOULE = 1e-3
 WATTS_PER_MILLIWATT = 1e-3
 HERTZ_PER_MEGAHERTZ = 1e6
-BYTES_PER_GIB = 2**30
 
 
 def to_wh(energy_j: float) -> float:

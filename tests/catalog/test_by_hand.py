@@ -62,7 +62,7 @@ def test_numbers_by_hand_describe_the_same_model_as_its_configuration(numbers: d
     assert told.decode_flops(2048) == known.decode_flops(2048)
     assert told.kv_bytes(2048) == known.kv_bytes(2048)
     assert told.state_bytes == known.state_bytes
-    assert told.step_bytes(8, 2048) == pytest.approx(known.step_bytes(8, 2048), rel=1e-4)
+    assert told.output_bytes(2048, 2, 8) == pytest.approx(known.output_bytes(2048, 2, 8), rel=1e-4)
 
 
 def test_a_toml_file_and_a_json_file_describe_the_same(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.catalog import get_gpu, get_model, largest_batch
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.memory import largest_batch
 from infergy.catalog.models import Draft
-from infergy.records.cell import tokens_per_round
+from infergy.records.engine_setup import tokens_per_round
 
 LLAMA, SMALL, H200 = get_model("llama-3.1-8b"), get_model("llama-3.2-1b"), get_gpu("h200")
 

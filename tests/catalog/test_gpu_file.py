@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infergy.catalog import get_gpu, get_model, largest_batch
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.memory import largest_batch
 from raising import raises
 
 LINES = {

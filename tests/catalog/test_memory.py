@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.catalog import get_gpu, get_model, largest_batch
-from infergy.catalog.memory import BLOCK_TOKENS, CHUNK_TOKENS, RESERVE_BYTES, activation_values_per_token
+from infergy.catalog import get_gpu, get_model
+from infergy.catalog.memory import BLOCK_TOKENS, CHUNK_TOKENS, RESERVE_BYTES, largest_batch
 from raising import raises
 
 LLAMA, H200 = get_model("llama-3.1-8b"), get_gpu("h200")
@@ -27,7 +27,7 @@ def test_the_batch_fits_and_one_more_does_not(engine: str, inputs: int, outputs:
     limit = largest_batch(LLAMA, H200, inputs, outputs, engine=engine)
     fixed = limit.weight_bytes + RESERVE_BYTES
     if engine == "vllm":
-        fixed += activation_values_per_token(LLAMA) * 2 * CHUNK_TOKENS
+        fixed += LLAMA.activation_values * 2 * CHUNK_TOKENS
     each = limit.kv_bytes_per_request + limit.activation_bytes_per_request
     assert fixed + limit.batch * each <= limit.memory_bytes < fixed + (limit.batch + 1) * each
 

@@ -59,7 +59,8 @@ def test_hardware_needs_the_standard_library_only() -> None:
     code = (
         "import sys\n"
         "for name in ('polars', 'pydantic', 'narwhals', 'numpy', 'typer', 'rich', 'torch'): sys.modules[name] = None\n"
-        "from infergy.catalog import get_gpu, get_model, largest_batch\n"
+        "from infergy.catalog import get_gpu, get_model\n"
+        "from infergy.catalog.memory import largest_batch\n"
         "print(largest_batch(get_model('qwen3-8b'), get_gpu('l4'), 512, 64, engine='vllm').batch)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

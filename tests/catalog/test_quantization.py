@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.catalog import get_model, model_config
-from infergy.catalog.quantization import weights_format
+from infergy.catalog.configs import weights_format
 from infergy.cli import app
 
 NVFP4 = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}}}

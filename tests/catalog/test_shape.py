@@ -47,7 +47,7 @@ def test_output_flops_are_the_sum_of_the_decode_steps(shape: ModelShape, inputs:
 
 @given(shape=SHAPES, inputs=st.integers(1, 400), outputs=st.integers(1, 60), batch=st.integers(1, 300))
 def test_output_bytes_are_the_sum_of_the_decode_steps(shape: ModelShape, inputs: int, outputs: int, batch: int) -> None:
-    steps = [shape.step_bytes(batch, c) for c in range(inputs + 1, inputs + outputs)]
+    steps = [shape.output_bytes(c, 2, batch) for c in range(inputs, inputs + outputs - 1)]
     assert shape.output_bytes(inputs, outputs, batch) == pytest.approx(sum(steps), rel=1e-12)
 
 
@@ -147,9 +147,9 @@ def test_a_hybrid_by_hand() -> None:
 
 
 def test_a_state_is_read_and_written_each_step_and_does_not_grow() -> None:
-    one, two = (HYBRID.step_bytes(batch, 1000) - HYBRID.step_weight_bytes(batch) for batch in (1, 2))
+    one, two = (HYBRID.output_bytes(999, 2, batch) - HYBRID.step_weight_bytes(batch) for batch in (1, 2))
     assert two == 2 * one == 2 * (HYBRID.kv_bytes(1000) + HYBRID.kv_bytes_per_token() + 2 * HYBRID.state_bytes)
-    grown = HYBRID.step_bytes(1, 3000) - HYBRID.step_bytes(1, 1000)
+    grown = HYBRID.output_bytes(2999, 2, 1) - HYBRID.output_bytes(999, 2, 1)
     assert grown == 2000 * HYBRID.kv_bytes_per_token()
     assert LLAMA.state_bytes == 0
 
@@ -157,7 +157,7 @@ def test_a_state_is_read_and_written_each_step_and_does_not_grow() -> None:
 def test_a_chunk_begins_anew_but_what_it_took_stays_counted() -> None:
     shape = SMALL_CHUNKS
     per_layer = shape.attention.cached_values * 2
-    read = [shape.step_bytes(1, context) - shape.step_weight_bytes(1) for context in (100, 101)]
+    read = [shape.output_bytes(context - 1, 2, 1) - shape.step_weight_bytes(1) for context in (100, 101)]
     assert read[1] - read[0] == (12 * 1 - 36 * 99) * per_layer
     assert shape.kv_bytes(101) - shape.kv_bytes(100) == 12 * per_layer
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from infergy.cli import app
 from infergy.cli.schemas import make_schema
 from infergy.records.behaviour import MeterBehaviour
+from infergy.records.codec import from_json
 from measure.test_doctor import BoardNvml
 from raising import seen
 
@@ -73,7 +74,7 @@ def test_simulated_all_of_it_runs_and_is_kept(tmp_path: Path) -> None:
     kept = json.loads(path.read_text())
     Draft202012Validator(make_schema("meter")).validate(kept)
     assert kept == found["behaviour"]
-    behaviour = MeterBehaviour.load_file(path)
+    behaviour = from_json(MeterBehaviour, kept, str(path))
     assert behaviour.simulated
     assert behaviour.gpu.uuid == "GPU-simulated-0"
     assert behaviour.instant_power.sampled_share == pytest.approx(0.25, abs=0.05)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from infergy.catalog import get_gpu, get_model
 from infergy.cost.compiled import Symbol, compile_formula, least, most
-from infergy.cost.constants import values_of
+from infergy.cost.constants import prior_fit
 from infergy.cost.rates import Rates, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, compile_steps, free_s, slowed_j, stretched_s
 
@@ -21,7 +21,7 @@ MODELS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v3", "nemotr
 
 def rates(model: str, gpus: int) -> Rates:
     work = server_work(get_model(model), gpus=gpus)
-    return rates_of(work, get_gpu("h200"), values_of("vllm"), idle_w=123.0 * gpus)
+    return rates_of(work, get_gpu("h200"), prior_fit("vllm").constants("h200"), idle_w=123.0 * gpus)
 
 
 @given(

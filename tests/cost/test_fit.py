@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infergy.catalog import get_gpu, get_model
-from infergy.cost.constants import BY_NAME, Fit, prior_fit, values_of
+from infergy.cost.constants import BY_NAME, Fit, prior_fit
 from infergy.cost.fit import FitRow, fit, run_rows
 from infergy.cost.rates import rates_of, server_work
 
@@ -25,7 +25,7 @@ def batch_steps(inputs: int, outputs: int, batch: int) -> np.ndarray:
 def make_row(inputs: int, outputs: int, batch: int, *, unit: str = "GPU-a", offset: float = 0.0, gpu: str = "h200",
              constants: dict[str, float] | None = None) -> FitRow:  # fmt: skip
     work = server_work(get_model("llama-3.1-8b"))
-    values = values_of("vllm", constants or TRUTH)
+    values = {**prior_fit("vllm").constants("h200"), **(constants or TRUTH)}
     found_s, found_j = 1.0, 1.0
     for _ in range(3):  # a row's limiter begins at its own mean power
         row = FitRow(

@@ -10,9 +10,10 @@ import pytest
 
 from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
-from infergy.estimates.estimate import open_share, sample_of, serve_sample, steps_of
+from infergy.estimates.estimate import sample_of, serve_sample
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server, shipped_table
 from infergy.serving.config import EngineOptions
+from infergy.serving.run import open_share, steps_of
 from infergy.workload.requests import Requests
 from served import some_requests
 

@@ -12,7 +12,7 @@ from engines.test_transformers_engine import TINY, keep_tokens, work
 from infergy.engines import find_engine
 from infergy.engines.engine import Session
 from infergy.records import Decoding, EngineSetup
-from infergy.records.cell import Speculation
+from infergy.records.engine_setup import Speculation
 from raising import raises
 
 torch = pytest.importorskip("torch")

@@ -18,7 +18,7 @@ from infergy.engines import Work
 from infergy.engines.vllm import VllmEngine, VllmSession
 from infergy.engines.vllm_options import draw_draft_weights
 from infergy.records import EngineSetup
-from infergy.records.cell import Speculation
+from infergy.records.engine_setup import Speculation
 from infergy.records.window import Drafts
 from raising import raises
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infergy.estimates.breakdown import MEANINGS, Breakdown, break_down, time_parts
-from infergy.estimates.estimate import sample_of, serve_sample, steps_of
+from infergy.estimates.estimate import sample_of, serve_sample
 from infergy.estimates.servers import ServerSpec, open_server, shipped_table
 from infergy.serving.config import EngineOptions
+from infergy.serving.run import steps_of
 from infergy.workload.requests import Requests
 from served import some_requests
 

@@ -16,7 +16,7 @@ from infergy.errors import DataError
 from infergy.estimates.build import LEAST_SD, build_table, entries_of_rows
 from infergy.estimates.servers import SHIPPED_TABLE, load_tables, shipped_table
 from infergy.records import GREEDY, STATUS_FAILED, Decoding, Failure, Measurement, Window
-from infergy.records.cell import Speculation
+from infergy.records.engine_setup import Speculation
 from infergy.records.environment import Rescaled
 from known_tables import rows_of, with_environment, write_store
 from raising import raises

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infergy.cost.fit import FitRow, fit
-from infergy.estimates.estimate import Z90, open_share, sample_of, serve_sample, steps_of
+from infergy.estimates.estimate import Z90, sample_of, serve_sample
 from infergy.estimates.next_cells import (
     BATCHES,
     WINDOW_S,
@@ -19,6 +19,7 @@ from infergy.estimates.next_cells import (
 )
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server, shipped_table
 from infergy.serving.config import EngineOptions
+from infergy.serving.run import open_share, steps_of
 from infergy.workload.requests import Requests
 from raising import raises
 from served import some_requests

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from infergy.cli.paper_table import print_paper
 from infergy.estimates.estimate import sample_of
-from infergy.estimates.paper import PaperEstimate, PaperServer, estimate_paper, paper_reference
-from infergy.estimates.paper_bins import BinEnergy, batch_limit, histogram_of
+from infergy.estimates.paper import PaperEstimate, PaperServer, estimate_paper
+from infergy.estimates.paper_bins import BinEnergy, batch_limit, histogram_of, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server, shipped_table
 from infergy.records.codec import to_json
 from infergy.serving.config import EngineConfig, EngineOptions
 from infergy.workload import open_trace
 from infergy.workload.bins import BinCount, Bins, Histogram
-from infergy.workload.requests import Requests
-from infergy.workload.sampling import Window
+from infergy.workload.requests import Requests, Window
 from raising import raises
 
 TRANSFORMERS, VLLM = ServerSpec(engine="transformers"), ServerSpec()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from infergy.catalog import get_gpu, get_model, model_config
 from infergy.cli import app
-from infergy.cost.constants import values_of
+from infergy.cost.constants import prior_fit
 from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
 from infergy.estimates.paper import estimate_paper
@@ -71,7 +71,7 @@ def test_fp8_without_units_for_it_is_of_weights_alone() -> None:
         for dtype in ("bfloat16", FP8)
     }
     assert [key for key, note in notes.items() if "W8A16" in note] == [(ampere.name, FP8)]
-    constants = values_of("vllm")
+    constants = prior_fit("vllm").constants("h200")
     rates = {
         (gpu.name, dtype): rates_of(
             server_work(get_model("llama-3.1-8b"), dtype=dtype), gpu, constants, idle_w=50.0, server=True

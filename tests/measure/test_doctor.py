@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from infergy.measure.step_response import fit_ramp, integral_j, is_regular, shar
 from infergy.meters.simulated import CounterSensor, PowerSensor, Sensors, SimulatedGpu, SimulatedMeter, SteadyMeter
 from infergy.records import GpuIdentity, GpuState, Tick
 from infergy.records.behaviour import MeterBehaviour
+from infergy.records.codec import from_json
 from meters.test_nvml import FakeNvml, FakeNvmlError
 from raising import raises
 from waiting import wait_until
@@ -220,17 +222,11 @@ def test_a_process_that_was_stopped_blames_no_counter() -> None:
     assert meter.reads > 1000
 
 
-def test_what_is_kept_reads_back_and_another_file_is_told(tmp_path: Path) -> None:
+def test_what_is_kept_reads_back(tmp_path: Path) -> None:
     found = behaviour(Sensors(power=PowerSensor(period_s=0.1, window_s=0.025, noise_w=0.5)), wave=Wave(steps=5))
     path = tmp_path / "meter.json"
     found.save(path)
-    assert MeterBehaviour.load_file(path) == found
-    path.write_text('{"schema": "infergy.meter/0"}')
-    with raises("wrong-schema", path=path, found="infergy.meter/0", expected="infergy.meter/1"):
-        MeterBehaviour.load_file(path)
-    path.write_text("not JSON")
-    with raises("bad-syntax", path=path):
-        MeterBehaviour.load_file(path)
+    assert from_json(MeterBehaviour, json.loads(path.read_text()), str(path)) == found
 
 
 # --- the laws, on figures whose answer is known ---

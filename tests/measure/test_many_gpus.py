@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from infergy.catalog import get_gpu, get_model, largest_batch, model_config
+from infergy.catalog import get_gpu, get_model, model_config
+from infergy.catalog.memory import largest_batch
 from infergy.engines import Completion, Work
 from infergy.engines.engine import gpu_uuid_of
 from infergy.engines.simulated_engine import SimulatedEngine

@@ -15,7 +15,7 @@ from infergy.estimates.build import entries_of_rows
 from infergy.measure.grid import parse_grid
 from infergy.measure.sweep import sweep
 from infergy.records import EngineSetup, Measurement, Plan, derive
-from infergy.records.cell import Speculation, tokens_per_round
+from infergy.records.engine_setup import Speculation, tokens_per_round
 from infergy.records.store import read_store
 from infergy.records.window import Drafts, sum_drafts
 from measure.test_measure import tiny_plan

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from infergy.catalog import get_gpu, get_model, largest_batch, model_config
+from infergy.catalog import get_gpu, get_model, model_config
+from infergy.catalog.memory import largest_batch
 from infergy.catalog.models import find_draft
 from infergy.cli import app
 from infergy.measure.forecast import total_j

@@ -16,7 +16,7 @@ from infergy.measure.cell import measure_cell, measure_idle
 from infergy.measure.environment import Surroundings
 from infergy.measure.planner import Planner
 from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
-from infergy.quality.phase_law import DECODE, PREFILL, TERMS, Law, Observed, fit_phases
+from infergy.quality.phase_regression import DECODE, PREFILL, TERMS, Observed, Regression, fit_phases
 from infergy.quality.phases import CellPhases, Joules, SetupPhases, find_phases
 from infergy.records import Cell, EngineSetup, Environment, GpuIdentity, Load, Measurement, MeasureOptions, PlannedCell
 from infergy.records.store import read_store, shipped_store
@@ -78,7 +78,7 @@ def holds(joules: Joules, truth_j: float) -> bool:
     return joules.low_j <= truth_j <= joules.high_j
 
 
-def law_holds(law: Law, load: Load, phase: str) -> bool:
+def law_holds(law: Regression, load: Load, phase: str) -> bool:
     value, half = law.phase_j(load, phase)
     return abs(value - law_j(load, phase=phase)) <= half
 

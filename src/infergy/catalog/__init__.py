@@ -11,7 +11,6 @@ from infergy.catalog.gpus import (
     gpu_names,
 )
 from infergy.catalog.layers import AttentionShape, ExpertShape, LatentAttention, MambaShape, MlpShape
-from infergy.catalog.memory import BatchLimit, largest_batch
 from infergy.catalog.models import canonical_name, get_model, model_config, model_names, shape_of_id
 from infergy.catalog.shape import DTYPE_BYTES, Checkpoint, ModelShape
 
@@ -20,7 +19,6 @@ __all__ = [
     "DTYPE_BYTES",
     "SIMULATED_PREFIX",
     "AttentionShape",
-    "BatchLimit",
     "Checkpoint",
     "ExpertShape",
     "Gpu",
@@ -35,7 +33,6 @@ __all__ = [
     "get_gpu",
     "get_model",
     "gpu_names",
-    "largest_batch",
     "model_config",
     "model_names",
     "read_shape",

@@ -45,23 +45,6 @@ class BatchLimit:
     reason: str
 
 
-def activation_values_per_token(shape: ModelShape) -> int:
-    """Values alive at once for one token inside a layer: an upper bound, because allocators leave gaps.
-
-    3 × hidden (residual, its normed copy, the layer's output) + queries, keys, values and attention's output
-    + 3 × width of the MLP (gate, up, their product), or of all experts that a token visits.
-    """
-    attention = shape.attention
-    heads = attention.heads * (attention.head_dim + attention.value_dim) + attention.key_values
-    inner = shape.mlp.intermediate
-    if shape.experts is not None:
-        visited = shape.experts.experts_per_token * shape.experts.intermediate + shape.experts.shared_intermediate
-        inner = max(inner, visited)
-    if shape.mamba is not None:
-        inner = max(inner, shape.mamba.inner)
-    return 3 * shape.hidden + heads + 3 * inner
-
-
 def largest_batch(
     shape: ModelShape,
     gpu: Gpu,
@@ -95,7 +78,7 @@ def largest_batch(
     tokens = input_tokens + output_tokens + (0 if draft is None else draft.look_ahead)
     blocks = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
     wide = max(2.0, dtype_bytes(dtype))
-    per_token = activation_values_per_token(shape) * wide
+    per_token = shape.activation_values * wide
     if engine == "transformers":
         kv = shape.kv_bytes(tokens, dtype) + tokens * shape.attention.key_values * wide
         activations = per_token * input_tokens + shape.vocabulary * LOGIT_BYTES

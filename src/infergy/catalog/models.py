@@ -12,13 +12,12 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from infergy.catalog.configs import read_shape, with_checkpoint
-from infergy.catalog.quantization import find_quantization
+from infergy.catalog.configs import find_quantization, read_shape, with_checkpoint
 from infergy.catalog.shape import ModelShape
 from infergy.errors import DataError, UsageError
 from infergy.files import demand_shallow, parse_json, read_text, read_toml
 from infergy.records import EngineSetup
-from infergy.records.cell import tokens_per_round
+from infergy.records.engine_setup import tokens_per_round
 
 SHIPPED_MODELS = "The shipped models: infergy list models"
 

@@ -199,15 +199,30 @@ class ModelShape:
         """FLOPs of a request: its prefill and all its decode steps."""
         return self.prefill_flops(input_tokens, causal=causal) + self.output_flops(input_tokens, output_tokens)
 
-    def step_bytes(self, batch: int, context_tokens: int, dtype: str = "bfloat16") -> float:
-        """Bytes that a decode step moves: weights and KV cache read, one token per request written; states both."""
-        return self.step_weight_bytes(batch, dtype) + batch * self._step_cache_bytes(context_tokens, 1, dtype)
-
     def output_bytes(self, input_tokens: int, output_tokens: int, batch: int, dtype: str = "bfloat16") -> float:
-        """Bytes that all decode steps of `batch` equal requests move: the sum of `step_bytes`."""
+        """Bytes that all decode steps of `batch` equal requests move.
+
+        Weights and KV cache are read, one token per request and step is written, states are both.
+        """
         steps = output_tokens - 1
         cache = self._step_cache_bytes(input_tokens + 1, steps, dtype)
         return steps * self.step_weight_bytes(batch, dtype) + batch * cache
+
+    @property
+    def activation_values(self) -> int:
+        """Values alive at once for one token inside a layer: an upper bound, because allocators leave gaps.
+
+        3 × hidden (residual, its normed copy, the layer's output) + queries, keys, values and attention's output
+        + 3 × width of the MLP (gate, up, their product), or of all experts that a token visits.
+        """
+        attention, inner = self.attention, self.mlp.intermediate
+        heads = attention.heads * (attention.head_dim + attention.value_dim) + attention.key_values
+        if self.experts is not None:
+            visited = self.experts.experts_per_token * self.experts.intermediate + self.experts.shared_intermediate
+            inner = max(inner, visited)
+        if self.mamba is not None:
+            inner = max(inner, self.mamba.inner)
+        return 3 * self.hidden + heads + 3 * inner
 
     @property
     def _tables(self) -> int:

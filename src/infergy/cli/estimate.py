@@ -38,7 +38,7 @@ from infergy.units import count_of, format_duration, format_latency, format_numb
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
+    from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
     from infergy.serving.run import Percentiles
 
 RUNS, CEILING = "runs", "ceiling"

@@ -293,7 +293,7 @@ def _weight_dtypes(shape: ModelShape) -> list[str]:
 
 
 def _limit(shape: ModelShape, gpu: Gpu, engine: str) -> dict[str, Any]:
-    from infergy.catalog import largest_batch
+    from infergy.catalog.memory import largest_batch
 
     limit = largest_batch(shape, gpu, EXAMPLE_INPUT, EXAMPLE_OUTPUT, engine=engine)
     return {"batch": limit.batch, "reason": limit.reason}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from infergy.estimates.servers import OpenServer
     from infergy.measure.grid import Grid
     from infergy.records import Plan
-    from infergy.workload.sampling import Sample
+    from infergy.workload.requests import Sample
 
 STOPPED = {
     "target_reached": "every interval is within the target",

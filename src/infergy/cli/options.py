@@ -18,7 +18,7 @@ from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
     from infergy.workload import Requests, Trace
-    from infergy.workload.sampling import Sample
+    from infergy.workload.requests import Sample
 
 OPTION = "option"
 """Key of a field's metadata: its option."""

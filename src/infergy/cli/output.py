@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from infergy.estimates.results import RunEstimate, ServerEstimate, TraceFacts
+    from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceFacts
 
 WIDTH = 100
 """Columns of sentences, and of tables that can be divided."""

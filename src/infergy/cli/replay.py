@@ -192,7 +192,7 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
 def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: bool) -> Arrivals:
     """Which part of a trace the options choose: a window of its time, or consecutive requests."""
     from infergy.records import Arrivals
-    from infergy.records.load import REPLAY
+    from infergy.records.cell import REPLAY
 
     start_s = 0.0 if trace.start is None else seconds_of("--from", trace.start)
     speed = 1.0 if trace.speed is None else trace.speed

@@ -17,7 +17,7 @@ SCHEMAS = {
     "compare": "quality.compare COMPARE_SCHEMA Comparison",
     "doctor": "measure.doctor DOCTOR_SCHEMA Diagnosis",
     "error": "cli.failure ERROR_SCHEMA ErrorReport",
-    "estimate": "estimates.results ESTIMATE_SCHEMA TraceEstimate",
+    "estimate": "estimates.estimate ESTIMATE_SCHEMA TraceEstimate",
     "grid": "",
     "histogram": "workload.bins HISTOGRAM_SCHEMA Histogram",
     "measurement": "records SCHEMA Measurement",

@@ -123,11 +123,6 @@ def constants_of(engine: str) -> Mapping[str, Constant]:
     return {**BY_NAME, **{constant.name: constant for constant in TRANSFORMERS}}
 
 
-def values_of(engine: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
-    """A value for each constant of an engine: those given, and the medians of the priors for the rest."""
-    return {name: (values or {}).get(name, constant.value) for name, constant in constants_of(engine).items()}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fit:
     """What measured rows say of an engine's constants.
@@ -157,16 +152,16 @@ class Fit:
         A kind that no row is of has the common part, and the prior's variance of a difference.
         """
         constants = constants_of(self.engine)
-        place = {name: index for index, name in enumerate(self.names)}
+        index_of = {name: index for index, name in enumerate(self.names)}
         select = np.zeros((len(constants), len(self.names)))
         extra = np.zeros(len(constants))
         for row, (name, constant) in enumerate(constants.items()):
-            if name in place:
-                select[row, place[name]] = 1.0
+            if name in index_of:
+                select[row, index_of[name]] = 1.0
             else:
                 extra[row] += constant.sd**2
-            if f"{name}@{gpu}" in place:
-                select[row, place[f"{name}@{gpu}"]] = 1.0
+            if f"{name}@{gpu}" in index_of:
+                select[row, index_of[f"{name}@{gpu}"]] = 1.0
             else:
                 extra[row] += constant.gpu_sd**2
         return tuple(constants), select @ self.mean, select @ self.covariance @ select.T + np.diag(extra)

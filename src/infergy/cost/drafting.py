@@ -42,8 +42,8 @@ class DraftedCost:
         """Energy of one step of each entry, at its logged seconds."""
         sums, is_prefill = sums_of(steps), steps.prefills > 0
         added, free = (
-            np.where(is_prefill, one + other, (one + self.look_ahead * other) / self.tokens_per_round)
-            for one, other in (
+            np.where(is_prefill, target + draft, (target + self.look_ahead * draft) / self.tokens_per_round)
+            for target, draft in (
                 (cost(self.target.rates, sums), cost(self.draft.rates, sums)) for cost in (added_j, free_s)
             )
         )

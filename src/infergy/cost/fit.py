@@ -69,8 +69,8 @@ def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column,
     """
     longest = max(len(row.steps) for row in rows)
     table = np.zeros((longest, len(rows), 9))
-    for place, row in enumerate(rows):
-        table[: len(row.steps), place] = row.steps
+    for column, row in enumerate(rows):
+        table[: len(row.steps), column] = row.steps
     power = rates.power
     is_given = np.array([row.seconds is None for row in rows])
     measured_w = [row.energy_j / row.seconds if row.seconds else row.idle_w for row in rows]
@@ -109,15 +109,16 @@ class _Problem:
     def __init__(self, engine: str, rows: Sequence[FitRow], prior: Fit | None) -> None:
         self.engine, self.rows, self.constants = engine, rows, constants_of(engine)
         kinds = sorted({row.gpu.name for row in rows})
-        self.units = sorted({row.unit for row in rows})
-        differences = [(name, kind) for kind in kinds for name, c in self.constants.items() if c.gpu_sd]
-        self.names = (*self.constants, *(f"{name}@{kind}" for name, kind in differences))
-        self.place = {name: index for index, name in enumerate(self.names)}
-        sd = [c.sd for c in self.constants.values()] + [self.constants[name].gpu_sd for name, _ in differences]
-        units = [UNIT_ENERGY_SD] * len(self.units) + [UNIT_TIME_SD] * len(self.units)
-        self.prior_mean = np.zeros(len(sd) + len(units))
-        self.precision = np.diag(1.0 / np.array(sd + units) ** 2)
-        self._centre({row.unit: row.gpu.name for row in rows}, len(sd))
+        sds = {name: c.sd for name, c in self.constants.items()}
+        sds |= {f"{name}@{kind}": c.gpu_sd for kind in kinds for name, c in self.constants.items() if c.gpu_sd}
+        self.names = tuple(sds)
+        self.index_of = {name: index for index, name in enumerate(sds)}
+        names, unit = np.unique([row.unit for row in rows], return_inverse=True)
+        units, count = names.tolist(), len(names)
+        offset_sds = [UNIT_ENERGY_SD] * count + [UNIT_TIME_SD] * count
+        self.prior_mean = np.zeros(len(sds) + len(offset_sds))
+        self.precision = np.diag(1.0 / np.array([*sds.values(), *offset_sds]) ** 2)
+        self._centre(units, len(sds))
         if prior is not None:
             self._narrow(prior)
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -125,52 +126,50 @@ class _Problem:
             groups.setdefault((row.work, row.gpu.name, row.server), []).append(index)
         self.groups = list(groups.values())
         self.concerned: dict[int, tuple[str, ...]] = {}
-        timed = np.array([row.seconds is not None for row in rows])
-        self.measured = np.concatenate(
-            [np.log([row.energy_j for row in rows]), [np.log(row.seconds) if row.seconds else 0.0 for row in rows]]
-        )
-        energy = np.array([np.hypot(row.energy_sd, ENERGY_ERROR) for row in rows])
-        seconds = np.where(timed, np.array([np.hypot(row.energy_sd, TIME_ERROR) for row in rows]), np.inf)
-        self.weight = 1.0 / np.concatenate([energy, seconds])
-        unit = np.array([self.units.index(row.unit) for row in rows])
-        self.offsets = np.zeros((2 * len(rows), len(units)))
+        energy_j, seconds, sd = np.array([(row.energy_j, row.seconds or np.nan, row.energy_sd) for row in rows]).T
+        is_timed = np.isfinite(seconds)
+        self.measured = np.log(np.concatenate([energy_j, np.where(is_timed, seconds, 1.0)]))
+        time_sd = np.where(is_timed, np.hypot(sd, TIME_ERROR), np.inf)
+        self.weight = 1.0 / np.concatenate([np.hypot(sd, ENERGY_ERROR), time_sd])
+        self.offsets = np.zeros((2 * len(rows), 2 * count))
         self.offsets[np.arange(len(rows)), unit] = 1.0
-        self.offsets[len(rows) + np.arange(len(rows)), len(self.units) + unit] = 1.0
+        self.offsets[len(rows) + np.arange(len(rows)), count + unit] = 1.0
 
-    def _centre(self, kinds: Mapping[str, str], first: int) -> None:
+    def _centre(self, units: Sequence[str], first: int) -> None:
         """Let the GPUs of a kind differ about its mean: what they have in common is the constants' to explain."""
+        kinds = {row.unit: row.gpu.name for row in self.rows}
         for kind in set(kinds.values()):
-            members = np.array([kinds[unit] == kind for unit in self.units], dtype=float) / CENTRE_SD
-            members /= sum(kinds[unit] == kind for unit in self.units)
-            for start in (first, first + len(self.units)):
-                own = slice(start, start + len(self.units))
+            is_member = np.array([kinds[unit] == kind for unit in units], dtype=float)
+            members = is_member / CENTRE_SD / is_member.sum()
+            for start in (first, first + len(units)):
+                own = slice(start, start + len(units))
                 self.precision[own, own] += np.outer(members, members)
 
     def _narrow(self, prior: Fit) -> None:
         """Take what earlier rows say in place of the priors of the parameters that both have."""
-        shared = [name for name in prior.names if name in self.place]
-        own, theirs = [self.place[name] for name in shared], [prior.names.index(name) for name in shared]
+        shared = [name for name in prior.names if name in self.index_of]
+        own, theirs = [self.index_of[name] for name in shared], [prior.names.index(name) for name in shared]
         self.prior_mean[own] = prior.mean[theirs]
         self.precision[np.ix_(own, own)] = np.linalg.inv(prior.covariance[np.ix_(theirs, theirs)])
 
-    def model(self, theta: Column, *, slopes: bool = False) -> tuple[Column, Column]:
+    def model(self, theta: Column, *, with_slopes: bool = False) -> tuple[Column, Column]:
         """Logarithms of energy of each row, then of seconds; and their derivatives, of shape (2 rows, names)."""
-        logs, found = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
+        logs, slopes = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
         for number, members in enumerate(self.groups):
             rows = [self.rows[index] for index in members]
             kind, both = rows[0].gpu.name, np.r_[members, len(self.rows) + np.array(members)]
-            names = self._concerned(number) if slopes else ()
+            names = self._concerned(number) if with_slopes else ()
             shifts = np.vstack([np.zeros(len(names)), STEP * np.eye(len(names))])
             values: dict[str, Any] = self._values(theta, kind)
-            for place, name in enumerate(names):
-                values[name] = values[name] * np.exp(shifts[:, place])[:, None]
+            for index, name in enumerate(names):
+                values[name] = values[name] * np.exp(shifts[:, index])[:, None]
             at = self._logs(rows, values)
             logs[both] = at[0]
             for name, slope in zip(names, (at[1:] - at[0]) / STEP, strict=True):
-                found[both, self.place[name]] = slope
-                if f"{name}@{kind}" in self.place:
-                    found[both, self.place[f"{name}@{kind}"]] = slope
-        return logs, found
+                slopes[both, self.index_of[name]] = slope
+                if f"{name}@{kind}" in self.index_of:
+                    slopes[both, self.index_of[f"{name}@{kind}"]] = slope
+        return logs, slopes
 
     def _concerned(self, number: int) -> tuple[str, ...]:
         """The constants on which rows of a group depend: fp8's do not concern bfloat16."""
@@ -213,8 +212,8 @@ class _Problem:
     def linear(self, theta: Column) -> tuple[Column, Column]:
         """The gradient of the log posterior and its curvature, with the model made linear at `theta`."""
         count = len(self.names)
-        logs, found = self.model(theta[:count], slopes=True)
-        slopes = np.hstack([found, self.offsets]) * self.weight[:, None]
+        logs, of_constants = self.model(theta[:count], with_slopes=True)
+        slopes = np.hstack([of_constants, self.offsets]) * self.weight[:, None]
         off = (self.measured - logs - self.offsets @ theta[count:]) * self.weight
         robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
         pulled = (slopes * robust[:, None]).T
@@ -224,9 +223,9 @@ class _Problem:
     def _values(self, theta: Column, kind: str) -> dict[str, Any]:
         values = {}
         for name, constant in self.constants.items():
-            log = theta[self.place[name]]
-            if f"{name}@{kind}" in self.place:
-                log = log + theta[self.place[f"{name}@{kind}"]]
+            log = theta[self.index_of[name]]
+            if f"{name}@{kind}" in self.index_of:
+                log = log + theta[self.index_of[f"{name}@{kind}"]]
             values[name] = constant.value * float(np.exp(log))
         return values
 
@@ -262,7 +261,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
             break
     _, curvature = problem.linear(theta)
     left = np.where(problem.weight > 0, problem.left(theta), np.nan).reshape(2, len(rows)).T
-    found = Fit(
+    fitted = Fit(
         engine=engine,
         names=problem.names,
         mean=theta[:count],
@@ -271,7 +270,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         time_sd=sd_of(left[:, 1], TIME_ERROR),
         rows=dict(Counter(row.gpu.name for row in rows)),
     )
-    return found, left
+    return fitted, left
 
 
 def sd_of(left: Column, least: float) -> float:
@@ -308,34 +307,44 @@ def make_table(
         environments: Of the entries, by id.
         prior: A table whose fits stand in place of the datasheet's priors, and whose servers count as measured too.
     """
-    earlier = {} if prior is None else prior.fits
-    known = frozenset() if prior is None else prior.identities
-    own_entries = {one.origin.identity: one for one in entries if one.origin.identity not in known}
-    repeated, entries = len(entries) - len(own_entries), tuple(own_entries.values())
-    fits: dict[str, Fit] = {}
-    left: dict[int, Column] = {}
-    for engine in sorted({entry.served_by.engine for entry in entries}):
-        own = [entry for entry in entries if entry.served_by.engine == engine]
-        fits[engine], errors = fit(engine, [fit_row(entry) for entry in own], earlier.get(engine))
-        left |= {id(entry): error for entry, error in zip(own, errors, strict=True)}
-    # A batch interface and an API server run the same steps.
-    kinds = {id(entry): replace(entry.served_by, is_api=False) for entry in entries}
-    servers = dict.fromkeys(kinds.values())
-    measured = {} if prior is None else {replace(one.served_by, is_api=False): one for one in prior.measured}
-    for by in servers:
-        own = [entry for entry in entries if kinds[id(entry)] == by]
-        found = _measured(by, own, np.array([left[id(entry)] for entry in own]), fits[by.engine])
-        measured[by] = _joined(measured[by], found) if by in measured else found
+    prior = prior or Table(fits={}, measured=(), environments={}, sources=())
+    own = {entry.origin.identity: entry for entry in entries if entry.origin.identity not in prior.identities}
+    fits, left = _fit_engines(own, prior)
+    missed = {identity: math.exp(errors[0]) for identity, errors in left.items() if abs(errors[0]) > OUTLIER}
     return Table(
-        fits={**earlier, **fits},
-        measured=tuple(measured.values()),
-        environments={**({} if prior is None else prior.environments), **environments},
-        sources=tuple(dict.fromkeys(entry.origin.source for entry in entries)),
-        identities=known.union(own_entries),
-        entries=entries,
-        repeated=repeated,
-        outliers=tuple((one.origin, math.exp(left[id(one)][0])) for one in entries if abs(left[id(one)][0]) > OUTLIER),
+        fits=fits,
+        measured=_measured_servers(own, left, fits, prior),
+        environments={**prior.environments, **environments},
+        sources=tuple(dict.fromkeys(entry.origin.source for entry in own.values())),
+        identities=prior.identities.union(own),
+        entries=tuple(own.values()),
+        repeated=len(entries) - len(own),
+        outliers=tuple((own[identity].origin, missed[identity]) for identity in own if identity in missed),
     )
+
+
+def _fit_engines(entries: Mapping[str, TableEntry], prior: Table) -> tuple[dict[str, Fit], dict[str, Column]]:
+    """The fits of all engines, and what they leave of each entry, by its identity."""
+    fits, left = dict(prior.fits), dict[str, Column]()
+    for engine in sorted({entry.served_by.engine for entry in entries.values()}):
+        own = {identity: entry for identity, entry in entries.items() if entry.served_by.engine == engine}
+        fits[engine], errors = fit(engine, [fit_row(entry) for entry in own.values()], prior.fits.get(engine))
+        left.update(zip(own, errors, strict=True))
+    return fits, left
+
+
+def _measured_servers(
+    entries: Mapping[str, TableEntry], left: Mapping[str, Column], fits: Mapping[str, Fit], prior: Table
+) -> tuple[MeasuredServer, ...]:
+    # A batch interface and an API server run the same steps.
+    measured = {replace(known.served_by, is_api=False): known for known in prior.measured}
+    groups: dict[ServedBy, list[str]] = {}
+    for identity, entry in entries.items():
+        groups.setdefault(replace(entry.served_by, is_api=False), []).append(identity)
+    for by, members in groups.items():
+        own = _measured(by, [entries[k] for k in members], np.array([left[k] for k in members]), fits[by.engine])
+        measured[by] = _joined(measured[by], own) if by in measured else own
+    return tuple(measured.values())
 
 
 def _joined(a: MeasuredServer, b: MeasuredServer) -> MeasuredServer:
@@ -352,7 +361,7 @@ def _joined(a: MeasuredServer, b: MeasuredServer) -> MeasuredServer:
     )
 
 
-def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, found: Fit) -> MeasuredServer:
+def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, fitted: Fit) -> MeasuredServer:
     steps = np.vstack([entry.steps for entry in entries])
     boxes = box_of(StepSums(*steps[:, 2:].T))
 
@@ -368,6 +377,6 @@ def _measured(by: ServedBy, entries: Sequence[TableEntry], left: Column, found: 
         low=tuple(boxes.min(axis=0).tolist()),
         high=tuple(boxes.max(axis=0).tolist()),
         idle_w=float(np.median([entry.idle_w / by.gpus for entry in entries])),
-        energy_sd=sd(0, ENERGY_ERROR, found.energy_sd),
-        time_sd=sd(1, TIME_ERROR, found.time_sd),
+        energy_sd=sd(0, ENERGY_ERROR, fitted.energy_sd),
+        time_sd=sd(1, TIME_ERROR, fitted.time_sd),
     )

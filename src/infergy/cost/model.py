@@ -284,19 +284,19 @@ def log_ratio_sd(first: CostedRun, second: CostedRun) -> float:
     the derivatives counts. The model's own error is common in steps of the same kinds, and independent in the share of
     the energy that is left. Fits of two engines are independent, but for a kind of GPU that neither was measured on.
     """
-    one, other = first.cost, second.cost
-    is_same_fit = one.fit is other.fit
+    own, other = first.cost, second.cost
+    is_same_fit = own.fit is other.fit
     differences = (
-        [(one, first.slopes - second.slopes)] if is_same_fit else [(one, first.slopes), (other, second.slopes)]
+        [(own, first.slopes - second.slopes)] if is_same_fit else [(own, first.slopes), (other, second.slopes)]
     )
     variance = sum(float(slope @ cost.fit.logs(cost.server.gpu.name)[2] @ slope) for cost, slope in differences)
-    is_same_server = is_same_fit and one.server.model == other.server.model and one.server.work == other.server.work
+    is_same_server = is_same_fit and own.server.model == other.server.model and own.server.work == other.server.work
     common = _common_share(first, second) if is_same_server else 0.0
-    variance += (1.0 - common) ** 2 * (one.errors[0] ** 2 + other.errors[0] ** 2)
-    variance += abs(one.unseen_gpu_variance - other.unseen_gpu_variance)
+    variance += (1.0 - common) ** 2 * (own.errors[0] ** 2 + other.errors[0] ** 2)
+    variance += abs(own.unseen_gpu_variance - other.unseen_gpu_variance)
     if is_same_server:
-        return math.sqrt(variance + abs(one.unseen_server_variance - other.unseen_server_variance))
-    return math.sqrt(variance + one.unseen_server_variance + other.unseen_server_variance)
+        return math.sqrt(variance + abs(own.unseen_server_variance - other.unseen_server_variance))
+    return math.sqrt(variance + own.unseen_server_variance + other.unseen_server_variance)
 
 
 def _common_share(first: CostedRun, second: CostedRun) -> float:

@@ -29,6 +29,7 @@ class AttentionWork:
         window_tokens: Positions that such a layer sees at most; infinite without one.
         write_bytes: KV cache that one token adds.
         state_bytes: Bytes of recurrent state that one sequence reads and writes in a step.
+        state_layers: Layers with such a state.
         pair_flops: FLOPs of one decoded token at one position, in layers without a window; `window_pair_flops` with.
         prefill_ratio: FLOPs of a prompt's token over those of a decoded one: MLA decodes on latents.
     """
@@ -38,6 +39,7 @@ class AttentionWork:
     window_tokens: float = math.inf
     write_bytes: float = 0.0
     state_bytes: float = 0.0
+    state_layers: float = 0.0
     pair_flops: float = 0.0
     window_pair_flops: float = 0.0
     prefill_ratio: float = 1.0
@@ -53,6 +55,7 @@ class ExpertWork:
         experts: Experts of a layer; `layers` with experts.
         expert_bytes: Bytes of one expert on one GPU.
         row_flops: FLOPs of one row in every expert of all layers.
+        dispatched: Whether experts are divided among GPUs whole (expert parallel), not each over all GPUs.
     """
 
     routed_bytes: float
@@ -61,6 +64,7 @@ class ExpertWork:
     layers: float
     expert_bytes: float
     row_flops: float
+    dispatched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +78,8 @@ class ServerWork:
         token_flops: FLOPs of one token in all matmuls but the output head; `head_flops` those of the head.
         exchange_bytes: Bytes that each GPU sends for one token in the all-reduces of a step.
         vocabulary: Entries of a sequence's logits.
-        layers: Layers of all kinds; `state_layers` those with a recurrent state.
+        layers: Layers of all kinds.
         experts: None for a dense model.
-        dispatched: Whether experts are divided among GPUs whole (expert parallel), not each over all GPUs.
         replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
     """
 
@@ -90,9 +93,7 @@ class ServerWork:
     head_flops: float = 0.0
     exchange_bytes: float = 0.0
     vocabulary: int = 0
-    state_layers: float = 0.0
     experts: ExpertWork | None = None
-    dispatched: bool = False
     replicated: bool = False
 
 
@@ -104,7 +105,7 @@ def server_work(
     dispatched: bool = False,
     replicated: bool = False,
 ) -> ServerWork:
-    """The work of a model served in `dtype` on `gpus` GPUs; `dispatched` and `replicated` as in `ServerWork`.
+    """The work of a model served in `dtype` on `gpus` GPUs; `dispatched` and `replicated` as in the classes above.
 
     Raises:
         UsageError: `dtype` is not known.
@@ -122,10 +123,8 @@ def server_work(
         exchange_bytes=exchange,
         vocabulary=shape.vocabulary,
         layers=shape.layers,
-        state_layers=0 if shape.mamba is None else shape.mamba.layers,
         attention=_attention(shape, dtype, 1 if replicated else gpus),
-        experts=_experts(shape, dtype, 1 if dispatched else gpus),
-        dispatched=dispatched,
+        experts=_experts(shape, dtype, gpus, dispatched=dispatched),
         replicated=replicated,
     )
 
@@ -144,13 +143,14 @@ def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
         window_tokens=float("inf") if attention.window_tokens is None else float(attention.window_tokens),
         write_bytes=shape.attention_layers * value,
         state_bytes=2.0 * shape.state_bytes,
+        state_layers=0 if shape.mamba is None else shape.mamba.layers,
         pair_flops=full * pair,
         window_pair_flops=windowed * pair,
         prefill_ratio=attention.pair_flops() / pair,
     )
 
 
-def _experts(shape: ModelShape, dtype: str, parts: int) -> ExpertWork | None:
+def _experts(shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool) -> ExpertWork | None:
     experts = shape.experts
     if experts is None:
         return None
@@ -160,8 +160,9 @@ def _experts(shape: ModelShape, dtype: str, parts: int) -> ExpertWork | None:
         share=experts.experts_per_token / experts.experts,
         experts=experts.experts,
         layers=experts.layers,
-        expert_bytes=matmul * dtype_bytes(dtype) / parts,
+        expert_bytes=matmul * dtype_bytes(dtype) / (1 if dispatched else gpus),
         row_flops=2.0 * matmul * experts.layers * experts.experts,
+        dispatched=dispatched,
     )
 
 
@@ -297,24 +298,17 @@ def _flop_j(gpu: Gpu, c: Mapping[str, Any]) -> Any:
 
 def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[MatmulRates, MatmulRates]:
     """Seconds, and joules."""
-    is_fp8, is_mxfp4 = work.dtype == "fp8", work.dtype == "mxfp4"
-    # fp8 is computed in where the GPU can; elsewhere, and of mxfp4 always, weights are widened first.
-    in_fp8 = is_fp8 and gpu.has_units("fp8")
-    peak = gpu.dense_flops("fp8" if in_fp8 else "bfloat16")
-    narrow = c["fp8_bytes"] if is_fp8 else c["mxfp4_bytes"] if is_mxfp4 else 1.0
-    widened = c["fp8_flops"] if in_fp8 else c["mxfp4_flops"] if is_fp8 or is_mxfp4 else 1.0
-    if work.scaled_in_blocks and in_fp8:
-        widened = widened * c["block_flops"]
+    narrow, widened, byte_energy, flop_energy = _format_factors(work, gpu, c)
+    peak = gpu.dense_flops("fp8" if _is_in_fp8(work, gpu) else "bfloat16")
     byte_s = 1.0 / (c["weight_efficiency"] * gpu.memory_bandwidth * work.gpus)
     flop_s = widened / (c["compute_efficiency"] * peak * work.gpus)
-    byte_j = c["byte_j"] * (c["fp8_byte_energy"] if is_fp8 else 1.0)
-    byte_j = byte_j * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
-    flop_j = _flop_j(gpu, c) * widened * (c["fp8_flop_energy"] if in_fp8 else 1.0)
+    byte_j = c["byte_j"] * byte_energy
+    flop_j = _flop_j(gpu, c) * widened * flop_energy
     read, rows, miss = _expert_factors(work, c, narrow)
     routed, row_flops, lag = 0.0, 0.0, 0.0
     if work.experts is not None:
         routed, row_flops = work.experts.routed_bytes, work.experts.row_flops * rows
-        if work.dispatched:
+        if work.experts.dispatched:
             # Of n experts dropped on G GPUs the fullest has n / G + sqrt(2 n ln G / G), n large (Raab and Steger 1998).
             fullest = math.sqrt(2 * math.log(work.gpus) * work.gpus / work.experts.experts)
             lag = c["imbalance"] * fullest * routed * read * byte_s
@@ -331,6 +325,24 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
         )
 
     return rates(narrow * byte_s, read * byte_s, flop_s, lag), rates(byte_j, read**0.5 * byte_j, flop_j, 0.0)
+
+
+def _is_in_fp8(work: ServerWork, gpu: Gpu) -> bool:
+    """Whether matmuls are computed in fp8; elsewhere, and of mxfp4 always, weights are widened first."""
+    return work.dtype == "fp8" and gpu.has_units("fp8")
+
+
+def _format_factors(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Factors of a format of weights, over bfloat16: seconds of a byte, work and energy of a FLOP, energy of a byte."""
+    if work.dtype not in ("fp8", "mxfp4"):
+        return 1.0, 1.0, 1.0, 1.0
+    if work.dtype == "mxfp4":
+        return c["mxfp4_bytes"], c["mxfp4_flops"], 1.0, 1.0
+    byte_energy = c["fp8_byte_energy"] * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
+    if not gpu.has_units("fp8"):
+        return c["fp8_bytes"], c["mxfp4_flops"], byte_energy, 1.0
+    widened = c["fp8_flops"] * (c["block_flops"] if work.scaled_in_blocks else 1.0)
+    return c["fp8_bytes"], widened, byte_energy, c["fp8_flop_energy"]
 
 
 def _expert_factors(work: ServerWork, c: Mapping[str, Any], narrow: Any) -> tuple[Any, Any, float]:
@@ -363,14 +375,14 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
 def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
     # Activations are quantised only to compute in fp8.
-    narrow_s = c["fp8_layer_s"] if work.dtype == "fp8" and gpu.has_units("fp8") else 0.0
+    narrow_s = c["fp8_layer_s"] if _is_in_fp8(work, gpu) else 0.0
     narrow_s = c["mxfp4_layer_s"] if work.dtype == "mxfp4" else narrow_s
     launch = work.layers * (c["layer_s"] + narrow_s)
-    launch = launch + expert_layers * c["expert_layer_s"] + work.state_layers * c["state_layer_s"]
+    launch = launch + expert_layers * c["expert_layer_s"] + work.attention.state_layers * c["state_layer_s"]
     exchange: Any = 0.0
     if work.gpus > 1:
         launch = launch + 2 * work.layers * c["reduce_s"] * (work.gpus / 2) ** c["reduce_growth"]
-        if work.dispatched:
+        if work.experts is not None and work.experts.dispatched:
             launch = launch + expert_layers * c["dispatch_s"] * work.gpus / 2
         exchange = work.exchange_bytes / (NVLINK_4 if gpu.link is None else gpu.link.bandwidth)
     return HostRates(

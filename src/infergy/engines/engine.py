@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from infergy.engines.weights import LAWS
 from infergy.errors import EngineError, UsageError
 from infergy.records import FP8, GREEDY, SERVER, Arrivals, Decoding, EngineSetup
-from infergy.records.cell import Speculation
+from infergy.records.cell import REPLAY
+from infergy.records.engine_setup import Speculation
 from infergy.records.latency import EngineCounts, EngineTimes
-from infergy.records.load import REPLAY
 from infergy.records.window import Drafts
 
 VLLM_ONLY = 'this engine has no such option; engine = "vllm" has'

@@ -26,7 +26,7 @@ from infergy.engines.engine import (
 from infergy.engines.weights import LAWS, config_folder, draw_weights
 from infergy.errors import MissingError, UsageError
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
-from infergy.records.cell import Speculation
+from infergy.records.engine_setup import Speculation
 from infergy.records.window import Drafts, sum_drafts
 from infergy.units import SECONDS_PER_MILLISECOND
 

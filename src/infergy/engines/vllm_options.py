@@ -9,7 +9,7 @@ from infergy.engines.engine import EngineOutOfMemoryError
 from infergy.engines.weights import LAWS, config_folder, draw_weights
 from infergy.errors import EngineError
 from infergy.records import DEFAULT_DTYPE, FP8, Decoding, EngineSetup
-from infergy.records.cell import Speculation
+from infergy.records.engine_setup import Speculation
 from infergy.records.window import Drafts
 
 ONLINE_FP8 = "fp8_per_tensor"

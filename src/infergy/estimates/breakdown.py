@@ -20,10 +20,9 @@ from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
 from infergy.cost.step import Steps, StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j, sums_of
 from infergy.cost.table import Table
-from infergy.estimates.estimate import estimate_server, facts_of, sample_of, serve_sample, steps_of
-from infergy.estimates.results import ServerEstimate, TraceFacts
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
-from infergy.serving.run import Run
+from infergy.estimates.estimate import ServerEstimate, TraceFacts, estimate_server, facts_of, sample_of, serve_sample
+from infergy.estimates.servers import OpenServer, ServerSpec, open_server
+from infergy.serving.run import Run, steps_of
 
 BREAKDOWN_SCHEMA = "infergy.breakdown/2"
 """History: 1 measured batches, from an ideal to the sum of bins; 2 the run that `estimate` reports."""
@@ -110,7 +109,7 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
     """
     sample = sample_of(source)
     if not isinstance(server, OpenServer):
-        server = open_server(server or ServerSpec(), load_tables() if table is None else table)
+        server = open_server(server or ServerSpec(), table)
     runs = serve_sample(sample, server)
     estimate = estimate_server(sample, server, offline=False, runs=runs)
     steps, energy = steps_of(runs), estimate.run.energy

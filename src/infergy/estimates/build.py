@@ -126,9 +126,9 @@ def _check_row(row: Measurement, where: str) -> None:
 
     if not row.windows or row.loaded_idle is None:
         raise bad("status is ok, but its windows or its loaded-idle window are missing", "windows missing")
-    uuids = set(row.windows[0].open)
-    edges = [edge for window in row.windows for edge in (window.open, window.close)]
-    if any(set(edge) != uuids for edge in edges) or not uuids <= set(row.loaded_idle.open):
+    uuids = frozenset(row.windows[0].open)
+    edges = {frozenset(edge) for window in row.windows for edge in (window.open, window.close)}
+    if edges != {uuids} or not uuids <= set(row.loaded_idle.open):
         raise bad("the edges of its windows are not of the same GPUs", "different GPUs")
     wanted = row.cell.setup.tensor_parallel
     if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:

@@ -3,13 +3,17 @@
 requests ─┐
           ├─▶ serve as they arrive, and all at once ─▶ RunEstimate ─▶ ServerEstimate ─▶ TraceEstimate
 server  ──┘
+
+History of the schema:
+    1   bins: each request at the energy of its bin
+    2   runs: requests served in simulation, as they arrive and all at once
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +22,14 @@ import numpy as np
 from infergy.cost.step import sums_of
 from infergy.cost.table import Table, box_of
 from infergy.errors import UsageError
-from infergy.estimates.paper import paper_reference
-from infergy.estimates.results import LatencyParts, Load, RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
+from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.config import EngineConfig
-from infergy.serving.run import EnergySplit, Run, join_columns
+from infergy.serving.run import EnergySplit, Latency, Run, Runs, open_share, run_of, steps_of, total
 from infergy.units import count_of
-from infergy.workload.requests import Requests
-from infergy.workload.sampling import Sample, Window, whole
+from infergy.workload.requests import Requests, Sample, Window, whole
 
-Runs = Sequence[tuple[Run, Window]]
-
+ESTIMATE_SCHEMA = "infergy.estimate/2"
 Z90 = 1.645
 LATENCY_SD = {"ttft_sd": 0.12, "tpot_sd": 0.05, "e2e_sd": 0.04}
 """Beside that of the time of steps: what 21 replays differed by from predictions made before them (docs/replay.md).
@@ -38,6 +39,176 @@ SLACK = 1e-6
 FULL = 0.98
 """Share of a queue's peak that waits when the last request comes, from which the queue is taken to grow without end."""
 FEWEST_QUEUED = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceFacts:
+    """What was asked.
+
+    Attributes:
+        requests: Requests with output; `input_tokens` with those from a prefix cache.
+        duration_s: Seconds from the first arrival to the last; None without arrival times, with `order_reason`.
+        set_aside: Rows that are no requests: no output, or no input.
+        out_of_order: Requests that stood in the log after one that arrived later.
+        without_session: Requests without the id of a session in a log that has sessions: each is one of its own.
+        without_blocks: Requests without hashes of blocks in a log that has them: their prompts share no prefix.
+        simulated_requests: Of them, those that were simulated: a longer trace is sampled in windows.
+        lengths_from: Where the lengths of a task come from; None for a trace.
+    """
+
+    source: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    duration_s: float | None
+    order_reason: str | None
+    set_aside: int
+    out_of_order: int
+    without_session: int
+    without_blocks: int
+    simulated_requests: int
+    lengths_from: str | None = None
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Requests a second; None without arrival times."""
+        return self.requests / self.duration_s if self.duration_s else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyParts(Latency):
+    """Percentiles in seconds over requests, by nearest rank; None where no request has one.
+
+    Attributes:
+        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` is that of `tpot_s` and `itl_s`,
+            `e2e_sd` of `e2e_s`.
+    """
+
+    ttft_sd: float
+    tpot_sd: float
+    e2e_sd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How the server was used.
+
+    Attributes:
+        power_w: Mean power of all GPUs, idle ones included.
+        busy_share: Share of time in which a replica computes, mean over replicas.
+        mean_batch: Sequences that decode in a step, mean over decode steps' time.
+        peak_waiting: Most requests in the queue; `waiting_at_last_arrival` when the last one came.
+        peak_kv_share: Largest share of the KV cache in use.
+        hit_tokens: Prompt tokens found in the prefix cache.
+        mfu: FLOPs over the dense peak and time, idle included.
+        roofline_share: Least time of the steps by bytes or FLOPs, over their time.
+    """
+
+    power_w: float
+    busy_share: float
+    mean_batch: float
+    peak_waiting: int
+    waiting_at_last_arrival: int
+    peak_kv_share: float
+    hit_tokens: int
+    mfu: float
+    roofline_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEstimate:
+    """A run of all requests on one server: energy of all GPUs from the first arrival to the last token.
+
+    Attributes:
+        low_j: Lower end of the 90 % interval of `energy_j`; `high_j` the upper.
+        rejected_requests: Requests longer than the context or the cache, which the engine rejects.
+        measured_share: Share of the energy in steps inside the range that was measured.
+        overload: What would hold the load, where the queue grows without limit; None where it does not.
+    """
+
+    energy_j: float
+    low_j: float
+    high_j: float
+    duration_s: float
+    requests: int
+    rejected_requests: int
+    preemptions: int
+    energy: EnergySplit
+    latency: LatencyParts
+    load: Load
+    measured_share: float
+    overload: str | None = None
+
+    @property
+    def energy_wh(self) -> float:
+        """Energy in watt hours."""
+        return self.energy_j / 3600
+
+    @property
+    def energy_per_request_j(self) -> float | None:
+        """Energy of a served request; None where none was."""
+        served = self.requests - self.rejected_requests
+        return self.energy_j / served if served else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerEstimate:
+    """What one server draws for the trace.
+
+    Attributes:
+        engine: ``vllm`` or ``transformers``; with what is not at its default, as ``vllm-eager``.
+        gpu: Kind of GPU; `gpus` of all replicas together.
+        config: The engine's options, as resolved.
+        served: Requests at their arrival times; None with `served_reason`.
+        offline: The same requests all at once; None with `offline_reason`.
+        notes: What a reader must know, such as hardware whose defaults are not known.
+    """
+
+    engine: str
+    model: str
+    gpu: str
+    gpus: int
+    precision: str
+    config: Mapping[str, Any]
+    served: RunEstimate | None
+    offline: RunEstimate | None
+    served_reason: str | None = None
+    offline_reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> RunEstimate:
+        """The run as the requests arrive; all at once where no arrivals are known."""
+        run = self.served or self.offline
+        assert run is not None
+        return run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceEstimate:
+    """What a trace costs on each of the servers asked for.
+
+    Attributes:
+        paper: The study's reference: the ideal, and its binning (`infergy.estimates.paper`); None where not asked for.
+        notes: What to know of the rows that were given.
+    """
+
+    trace: TraceFacts
+    estimates: tuple[ServerEstimate, ...]
+    paper: PaperReference | None
+    notes: tuple[str, ...] = ()
+    schema: str = ESTIMATE_SCHEMA
+
+    def of(self, engine: str) -> ServerEstimate:
+        """The first estimate of an engine.
+
+        Raises:
+            UsageError: That engine was not asked for.
+        """
+        estimates = {estimate.engine: estimate for estimate in reversed(self.estimates)}
+        if engine not in estimates:
+            raise UsageError.unknown("estimated engine", engine, [*reversed(estimates)], code="unknown-name")
+        return estimates[engine]
 
 
 def estimate(
@@ -92,11 +263,11 @@ def estimate_server(
 ) -> ServerEstimate:
     """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known."""
     requests = sample.windows[0].requests
-    timed = is_timed(sample)
+    timed = sample.is_timed
     served = estimate_run(sample, server, runs) if timed else None
     together = None
     if offline or not timed:
-        together = estimate_run(all_at_once(sample), server, None if timed else runs)
+        together = estimate_run(sample.all_at_once(), server, None if timed else runs)
     return ServerEstimate(
         engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
@@ -112,23 +283,9 @@ def estimate_server(
     )
 
 
-def is_timed(sample: Sample) -> bool:
-    """Whether the requests of all windows have arrival times."""
-    return all(window.requests.is_timed for window in sample.windows)
-
-
-def all_at_once(sample: Sample) -> Sample:
-    """The same requests without arrivals."""
-    windows = (
-        Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
-        for window in sample.windows
-    )
-    return replace(sample, windows=tuple(windows))
-
-
 def serve_sample(sample: Sample, server: OpenServer) -> Runs:
     """The runs that estimates are read from: as requests arrive, or all at once where arrivals are not known."""
-    asked = sample if is_timed(sample) else all_at_once(sample)
+    asked = sample if sample.is_timed else sample.all_at_once()
     return tuple((server.serve(window.requests), window) for window in asked.windows)
 
 
@@ -138,9 +295,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     Raises:
         UsageError: Not one request can be served.
     """
-    if runs is None:
-        runs = tuple((server.serve(window.requests), window) for window in sample.windows)
-    weights, counts = np.array([window.weight for _, window in runs]), [run.counts for run, _ in runs]
+    runs = serve_sample(sample, server) if runs is None else runs
     if not sum(len(run.steps) for run, _ in runs):
         raise UsageError(
             f"{sample.source}: not one request can be served: all are longer than {server.config.max_model_len} tokens "
@@ -149,31 +304,25 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
             code="does-not-fit",
             trace=sample.source,
         )
-    energy = EnergySplit(
-        **{f.name: float(weights @ [getattr(run.energy, f.name) for run, _ in runs]) for f in fields(EnergySplit)}
-    )
+    energy = EnergySplit(**{field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)})
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
-
-    def total(name: str) -> int:
-        return round(float(weights @ [getattr(one, name) for one in counts]))
-
-    seen = run_of(runs).latency()
-    latency: dict[str, Any] = {f.name: getattr(seen, f.name) for f in fields(seen)}
-    latency |= {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
+    latency = run_of(runs).latency()
+    percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
+    sds: dict[str, Any] = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
     return RunEstimate(
         energy_j=energy_j,
         low_j=energy_j * math.exp(-half),
         high_j=energy_j * math.exp(half),
-        duration_s=float(weights @ [run.duration_s for run, _ in runs]),
-        requests=total("requests"),
-        rejected_requests=total("rejected_requests"),
-        preemptions=total("preemptions"),
+        duration_s=total(runs, "duration_s"),
+        requests=round(total(runs, "counts.requests")),
+        rejected_requests=round(total(runs, "counts.rejected_requests")),
+        preemptions=round(total(runs, "counts.preemptions")),
         energy=energy,
-        latency=LatencyParts(**latency),
-        load=_load(runs, weights, server, energy_j),
+        latency=LatencyParts(**percentiles, **sds),
+        load=_load(runs, server, energy_j),
         measured_share=measured_share(runs, server, energy_j),
         overload=_overload(largest, server) if sample.windows[0].requests.arrival_s is not None else None,
     )
@@ -212,24 +361,24 @@ def facts_of(sample: Sample) -> TraceFacts:
     )
 
 
-def _load(runs: Runs, weights: np.ndarray[Any, Any], server: OpenServer, energy_j: float) -> Load:
-    cost, steps, replicas = server.cost, steps_of(runs), runs[0][0].replicas
-    duration_s = float(weights @ [run.duration_s for run, _ in runs])
-    busy_s = float(weights @ [run.busy_s for run, _ in runs])
+def _load(runs: Runs, server: OpenServer, energy_j: float) -> Load:
+    cost, steps = server.cost, steps_of(runs)
+    duration_s, busy_s = total(runs, "duration_s"), total(runs, "busy_s")
+    all_s = duration_s * runs[0][0].replicas
     decode_s = steps.duration_s * (steps.decodes > 0)
-    flops = float(steps.count @ cost.work_of(sums_of(steps))[0])
-    blocks = server.config.limits.num_gpu_blocks if isinstance(server.config, EngineConfig) else 0
+    # All but the null block; static batches log none.
+    blocks = server.config.limits.num_gpu_blocks - 1 if isinstance(server.config, EngineConfig) else 1
     counts = [run.counts for run, _ in runs]
     return Load(
-        power_w=energy_j / duration_s if duration_s else 0.0,
-        busy_share=busy_s / (duration_s * replicas) if duration_s else 0.0,
+        power_w=energy_j / duration_s,
+        busy_share=busy_s / all_s,
         mean_batch=float(decode_s @ steps.decodes) / (float(decode_s.sum()) or 1.0),
-        peak_waiting=max(one.peak_waiting for one in counts),
-        waiting_at_last_arrival=max(one.waiting_at_last_arrival for one in counts),
-        peak_kv_share=max(one.peak_kv_blocks for one in counts) / (blocks - 1) if blocks > 1 else 0.0,
-        hit_tokens=round(float(weights @ [one.hit_tokens for one in counts])),
-        mfu=flops / (cost.peak_flops * replicas * duration_s) if duration_s else 0.0,
-        roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s if busy_s else 0.0,
+        peak_waiting=max(count.peak_waiting for count in counts),
+        waiting_at_last_arrival=max(count.waiting_at_last_arrival for count in counts),
+        peak_kv_share=max(count.peak_kv_blocks for count in counts) / blocks,
+        hit_tokens=round(total(runs, "counts.hit_tokens")),
+        mfu=float(steps.count @ cost.work_of(sums_of(steps))[0]) / (cost.peak_flops * all_s),
+        roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s,
     )
 
 
@@ -249,31 +398,3 @@ def _overload(run: Run, server: OpenServer) -> str | None:
         f"the queue grows to {count_of(queue, 'request')}: at most {rate:.3g} requests per second finish; {more} "
         "replicas would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
     )
-
-
-def open_share(runs: Runs) -> float:
-    """Share of the time in which requests still arrive and none waits: where it is 1, arrivals set a run's length."""
-    open_s = 0.0
-    for run, window in runs:
-        arrivals, steps = run.requests.arrival_s, run.steps
-        if not len(steps):
-            continue
-        span_s = float(np.nanmax(arrivals) - np.nanmin(arrivals))
-        open_s += window.weight * span_s * float(steps.duration_s @ (steps.waiting == 0) / steps.duration_s.sum())
-    total_s = sum(window.weight * run.duration_s for run, window in runs)
-    return min(1.0, open_s / total_s) if total_s else 0.0
-
-
-def run_of(runs: Runs) -> Run:
-    """Runs of windows as one, for the percentiles of all their requests."""
-    if len(runs) == 1:
-        return runs[0][0]
-    requests = join_columns([run.requests for run, _ in runs])
-    return replace(runs[0][0], requests=requests, steps=join_columns([run.steps for run, _ in runs]))
-
-
-def steps_of(runs: Runs) -> Any:
-    """The steps of all windows, each entry counted by its window's weight."""
-    if len(runs) == 1:
-        return runs[0][0].steps
-    return join_columns([replace(run.steps, count=run.steps.count * window.weight) for run, window in runs])

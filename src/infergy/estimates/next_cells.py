@@ -26,19 +26,18 @@ from infergy.errors import UsageError
 from infergy.estimates.build import LEAST_SD
 from infergy.estimates.estimate import (
     Z90,
-    Runs,
+    ServerEstimate,
+    TraceFacts,
     estimate_server,
     facts_of,
-    open_share,
     sample_of,
     serve_sample,
-    steps_of,
-)  # fmt: skip
-from infergy.estimates.results import ServerEstimate, TraceFacts
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server
+)
+from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server
 from infergy.records import DEFAULT_DTYPE
+from infergy.serving.run import Runs, open_share, steps_of
 from infergy.serving.simulate import requests_of_lengths
-from infergy.workload.sampling import Sample
+from infergy.workload.requests import Sample
 
 NEXT_SCHEMA = "infergy.next/2"
 """History: 1 bins of a trace; 2 batches of equal requests, chosen for the run that `estimate` reports."""
@@ -199,6 +198,7 @@ class _State:
         engines = {question.server.setup.engine: question.server for question in reversed(questions)}
         known = {engine: _Knowledge(server, questions) for engine, server in engines.items()}
         self.known = [known[question.server.setup.engine] for question in questions]
+        self.before = [self.half_width(index) for index in range(len(questions))]
 
     def half_width(self, index: int) -> float:
         """Half the width of the 90 % interval of a question, relative."""
@@ -210,19 +210,22 @@ class _State:
         load_s = 0.0 if question.is_loaded else LOAD_S.get(question.server.setup.engine, max(LOAD_S.values()))
         return load_s + max(WINDOW_S, BATCHES_OF_CELL * option.batch_s)
 
-    def share(self, option: _Option) -> tuple[float, float]:
-        """Variance that a cell takes off, as a share of what there is of its engine, and in all."""
-        known = self.known[option.question]
-        gain = known.gain(option.slopes) + self.questions[option.question].unseen
-        return gain / sum(known.variance(question) for question in known.questions), gain
+    def gain(self, option: _Option) -> float:
+        """Variance that a cell takes off."""
+        return self.known[option.question].gain(option.slopes) + self.questions[option.question].unseen
 
-    def outlook(self, index: int, before: float) -> ServerOutlook:
-        """The state of a question, whose half-width was `before` at first."""
+    def is_useful(self, option: _Option) -> bool:
+        """Whether a cell takes off a share worth measuring of the variance that there is of its engine."""
+        known = self.known[option.question]
+        return self.gain(option) >= LEAST_GAIN * sum(known.variance(question) for question in known.questions)
+
+    def outlook(self, index: int) -> ServerOutlook:
+        """What was known of a question at first, and is now."""
         question = self.questions[index]
         return ServerOutlook(
             estimate=question.estimate,
             measured=0 if question.server.measured is None else question.server.measured.rows,
-            half_width=before,
+            half_width=self.before[index],
             half_width_after=self.half_width(index),
             half_width_least=_half_width(question.least),
         )
@@ -271,25 +274,21 @@ def choose_next(
         raise UsageError.bad_value(
             "--budget and --target", [budget_s, target], "times and shares above 0, as --budget 5m --target 5%"
         )
-    sample, table = sample_of(source), load_tables() if table is None else table
-    opened = [open_server(spec, table) for spec in ([servers] if isinstance(servers, ServerSpec) else servers)]
+    sample, specs = sample_of(source), [servers] if isinstance(servers, ServerSpec) else servers
+    opened = [open_server(spec, table) for spec in specs]
     if len({server.gpu.name for server in opened}) != 1:
         raise UsageError("cells are chosen for one kind of GPU: give one --gpu", code="several-gpus", option="--gpu")
     state = _State([_Question(sample, server, serve_sample(sample, server)) for server in opened])
-    if choices is None:
-        choices = [cell_choices(sample, server) for server in opened]
-    options = [
-        option
-        for index, (server, own) in enumerate(zip(opened, choices, strict=True))
-        for option in _options(index, open_server(measuring_spec(server), table), own)
-    ]
-    before = [state.half_width(index) for index in range(len(opened))]
+    options: list[_Option] = []
+    for index, server in enumerate(opened):
+        own = cell_choices(sample, server) if choices is None else choices[index]
+        options += _options(index, open_server(measuring_spec(server), table), own)
     cells, stopped = _greedy(state, options, budget_s, target)
     return NextCells(
         trace=facts_of(sample),
         budget_s=budget_s,
         target=target,
-        servers=tuple(state.outlook(index, half_width) for index, half_width in enumerate(before)),
+        servers=tuple(map(state.outlook, range(len(opened)))),
         cells=tuple(cells),
         cost_s=sum(cell.cost_s for cell in cells),
         stopped=stopped,
@@ -356,17 +355,16 @@ def _greedy(state: _State, options: list[_Option], budget_s: float, target: floa
     cells: list[NextCell] = []
     left_s = budget_s
     while True:
-        still_open = {index for index in range(len(state.questions)) if state.half_width(index) > target}
-        if not still_open:
+        unknown = {index for index in range(len(state.questions)) if state.half_width(index) > target}
+        if not unknown:
             return cells, TARGET_REACHED
-        shares = [(option, *state.share(option)) for option in options if option.question in still_open]
-        useful = [(gain / state.cost_s(option), option) for option, share, gain in shares if share >= LEAST_GAIN]
+        useful = [option for option in options if option.question in unknown and state.is_useful(option)]
         if not useful:
             return cells, NOTHING_HELPS
-        affordable = [pair for pair in useful if state.cost_s(pair[1]) <= left_s]
+        affordable = [option for option in useful if state.cost_s(option) <= left_s]
         if not affordable:
             return cells, BUDGET_SPENT
-        _, best = max(affordable, key=lambda pair: pair[0])
+        best = max(affordable, key=lambda option: state.gain(option) / state.cost_s(option))
         cells.append(state.measure(best))
         left_s -= cells[-1].cost_s
         options.remove(best)

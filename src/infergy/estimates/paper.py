@@ -9,11 +9,10 @@ Arrivals and the order of requests do not enter; `infergy.estimates.estimate` se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infergy.catalog import get_model
 from infergy.cost.model import log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import InfergyError, UsageError
@@ -21,19 +20,17 @@ from infergy.estimates.paper_bins import (
     DENSE,
     FRACTIONAL,
     IDEALS,
-    PAPER_IDEAL,
     RARE_RULES,
-    ROOFLINE,
     BinEnergy,
-    Ideal,
     ServedBins,
-    flops_ideal,
+    compare_to_ideal,
+    hardware_of,
     histogram_of,
-    roofline_ideal,
+    ideal_of,
 )  # fmt: skip
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.estimates.servers import ServerSpec, open_server
 from infergy.serving.config import EngineOptions
-from infergy.workload.bins import POWERS_OF_TWO, Bin, Bins, Histogram
+from infergy.workload.bins import POWERS_OF_TWO, Bins, Histogram
 
 CEILING_SCHEMA = "infergy.ceiling/1"
 BASELINE = "transformers"
@@ -113,26 +110,6 @@ class PaperEstimate:
     schema: str = CEILING_SCHEMA
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaperReference:
-    """The study's reference for one server, beside the estimate of a trace.
-
-    Attributes:
-        bins: Name of the grid; `requests` in it.
-        left_out_requests: Past the last bin, or in bins that the server cannot serve.
-        ideal_energy_j: FLOPs of the bins' upper corners at the dense peak and TDP; None where no bin is served.
-        energy_j: By the study's method; None for the same reason.
-    """
-
-    bins: str
-    requests: int
-    left_out_requests: int
-    ideal_energy_j: float | None
-    ideal_basis: str | None
-    energy_j: float | None
-    gap_to_ideal: float | None
-
-
 def estimate_paper(
     source: Any,
     servers: ServerSpec | Sequence[ServerSpec],
@@ -163,7 +140,6 @@ def estimate_paper(
             option = f"--{name}"
             raise UsageError.unknown(name, value, known, f"Give one with {option}", code="unknown-name", option=option)
     histogram = histogram_of(source, bins)
-    table = load_tables() if table is None else table
     specs = [servers] if isinstance(servers, ServerSpec) else servers
     for spec in specs:
         if spec.replicas > 1:
@@ -186,43 +162,20 @@ def estimate_paper(
     )
 
 
-def paper_reference(source: Any, server: OpenServer) -> PaperReference:
-    """The ideal and the energy by the study's method of a trace, in powers of two, on one server.
-
-    Args:
-        source: As for `estimate_paper`.
-        server: What serves its bins.
-
-    Raises:
-        DataError: The trace is not what it should be.
-    """
-    histogram = histogram_of(source, POWERS_OF_TWO)
-    own = ServedBins(server, histogram, FRACTIONAL, brackets=False)
-    reference = _ideal(own, [own], histogram, DENSE)
-    out = histogram.left_out.requests if histogram.left_out else 0
-    return PaperReference(
-        bins=histogram.bins.name,
-        requests=histogram.requests + out,
-        left_out_requests=out + own.unserved_requests,
-        energy_j=own.energy_j,
-        **_to_ideal(own, reference),
-    )
-
-
 class _Bases:
     """The baseline of each server: that of its model and GPUs, opened where it was not asked for."""
 
     def __init__(self, served: Sequence[ServedBins], serve: Callable[[ServerSpec], ServedBins], engine: str) -> None:
         self.engine, self._serve = engine, serve
         self._known: dict[tuple[str, str, int], ServedBins | str] = {
-            _hardware(own): own
+            hardware_of(own): own
             for own in reversed(served)
             if replace(own.server.setup, tensor_parallel=1).label == engine
         }
 
     def of(self, own: ServedBins) -> ServedBins | str:
         """The baseline; or why there is none."""
-        key = _hardware(own)
+        key = hardware_of(own)
         if key not in self._known:
             options = EngineOptions(tensor_parallel_size=own.server.setup.tensor_parallel)
             try:
@@ -234,14 +187,10 @@ class _Bases:
         return self._known[key]
 
 
-def _hardware(own: ServedBins) -> tuple[str, str, int]:
-    return own.server.setup.model, own.server.gpu.name, own.server.setup.tensor_parallel
-
-
 def _result(
     own: ServedBins, served: Sequence[ServedBins], histogram: Histogram, ideal: str, bases: _Bases
 ) -> PaperServer:
-    setup, reference = own.server.setup, _ideal(own, served, histogram, ideal)
+    setup, reference = own.server.setup, ideal_of(own, served, histogram, ideal)
     saving, reason = _saving(own, bases)
     return PaperServer(
         engine=setup.label,
@@ -255,7 +204,7 @@ def _result(
         duration_s=own.duration_s,
         unserved_requests=own.unserved_requests,
         compared=Comparison(
-            **_to_ideal(own, reference),
+            **compare_to_ideal(own, reference),
             saving_vs_baseline=saving[0],
             saving_low=saving[1],
             saving_high=saving[2],
@@ -263,32 +212,6 @@ def _result(
         ),
         bins=own.bins,
     )
-
-
-def _ideal(own: ServedBins, served: Iterable[ServedBins], histogram: Histogram, kind: str) -> Ideal | None:
-    """The ideal of the bins that the server can serve; batches of a roofline are the largest of any engine."""
-    work = own.served(histogram)
-    if not work.counts:
-        return None
-    shape, gpu = get_model(own.server.spec.model), own.server.gpu
-    if kind == ROOFLINE:
-        like = [other for other in served if _hardware(other)[:2] == _hardware(own)[:2]]
-
-        def batch_of(corner: Bin) -> int:
-            batches = [other.batch(corner.input_tokens, corner.output_tokens) for other in like]
-            return max((batch.size for batch in batches if batch is not None), default=1)
-
-        reference = roofline_ideal(work, shape, gpu, batch_of)
-    else:
-        reference = flops_ideal(work, shape, gpu, headline=kind == PAPER_IDEAL)
-    return replace(reference, basis=f"{reference.basis}, at the upper corners of the bins")
-
-
-def _to_ideal(own: ServedBins, ideal: Ideal | None) -> dict[str, Any]:
-    if ideal is None or own.energy_j is None:
-        return {"ideal_energy_j": None, "ideal_basis": None, "gap_to_ideal": None}
-    gap = own.energy_j / ideal.energy_j - 1
-    return {"ideal_energy_j": ideal.energy_j, "ideal_basis": ideal.basis, "gap_to_ideal": gap}
 
 
 def _saving(own: ServedBins, bases: _Bases) -> tuple[tuple[float | None, float | None, float | None], str | None]:

@@ -7,14 +7,13 @@ the bytes that decode must move, at the peak bandwidth and TDP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from infergy.catalog import Gpu, ModelShape, get_model
-from infergy.catalog.memory import largest_batch
 from infergy.cost.model import CostedRun
 from infergy.errors import UsageError
 from infergy.estimates.servers import OpenServer
@@ -22,9 +21,8 @@ from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run, join_columns
 from infergy.serving.simulate import requests_of_lengths
 from infergy.units import count_of, format_si
-from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bin, BinCount, Bins, Histogram
-from infergy.workload.requests import Requests
-from infergy.workload.sampling import Sample, whole
+from infergy.workload.bins import BIN_NAMES, POWERS_OF_TWO, Bin, BinCount, Bins, Histogram, fold_groups
+from infergy.workload.requests import Requests, Sample, whole
 
 DENSE, PAPER_IDEAL, ROOFLINE = "dense", "paper", "roofline"
 IDEALS = (DENSE, PAPER_IDEAL, ROOFLINE)
@@ -88,6 +86,8 @@ def batch_limit(server: OpenServer, input_tokens: int, output_tokens: int) -> in
         # The last token is sampled, not kept; one block is the null block.
         blocks = -(-(total - 1) // config.limits.block_size)
         return min(config.limits.max_num_seqs, (config.limits.num_gpu_blocks - 1) // max(1, blocks))
+    from infergy.catalog.memory import largest_batch
+
     fits = largest_batch(
         get_model(server.spec.model),
         server.gpu,
@@ -189,53 +189,28 @@ class ServedBins:
 
 def _count(sample: Sample, bins: str | Bins) -> Histogram:
     """Count the requests of a sample by output and by the input that costs prefill; windows by their weight."""
-    windows = [(window.requests, window.weight) for window in sample.windows if len(window.requests)]
+    windows = [(window.requests, window.weight) for window in sample.windows]
     inputs = np.concatenate([_uncached(requests) for requests, _ in windows])
     outputs = np.concatenate([requests.output_tokens for requests, _ in windows])
-    weights = np.concatenate([np.full(len(requests), weight) for requests, weight in windows])
+    weights = np.repeat([weight for _, weight in windows], [len(requests) for requests, _ in windows])
     if isinstance(bins, str):
-        longest = int(inputs.max()), int(outputs.max())
-        bins = Bins.powers_of_two(*longest) if bins == POWERS_OF_TWO else Bins.paper()
-    shape = len(bins.input_edges) + 1, len(bins.output_edges) + 1
-    position = np.searchsorted(bins.input_edges, inputs) * shape[1] + np.searchsorted(bins.output_edges, outputs)
-    sums = [
-        np.bincount(position, weights * column, minlength=shape[0] * shape[1]).reshape(shape).round().astype(int)
-        for column in (np.ones(len(position)), inputs, outputs)
-    ]
-    counts = [
-        BinCount(bin=bins.at(i, o), **_sums(sums, np.s_[i, o])) for i, o in np.argwhere(sums[0][:-1, :-1] > 0).tolist()
-    ]
-    past = np.ones(shape, dtype=bool)
-    past[:-1, :-1] = False
-    outside = past.ravel()[position]
-    left_out = None
-    if outside.any():
-        longest_past = Bin(
-            input_tokens=int(inputs[outside].max()),
-            output_tokens=int(outputs[outside].max()),
-            input_floor=0,
-            output_floor=0,
-        )
-        left_out = BinCount(bin=longest_past, **_sums(sums, past))
+        is_doubling = bins == POWERS_OF_TWO
+        bins = Bins.powers_of_two(int(inputs.max()), int(outputs.max())) if is_doubling else Bins.paper()
+    corner = np.searchsorted(bins.input_edges, inputs) * (len(bins.output_edges) + 1)
+    _, group = np.unique(corner + np.searchsorted(bins.output_edges, outputs), return_inverse=True)
+    longest = np.zeros((2, group.max() + 1), dtype=int)
+    np.maximum.at(longest[0], group, inputs)
+    np.maximum.at(longest[1], group, outputs)
+    sums = (np.bincount(group, weights * column).round() for column in (np.ones(len(inputs)), inputs, outputs))
+    names = ("longest_input", "longest_output", "requests", "input", "output")
+    groups = {row[:2]: dict(zip(names, row, strict=True)) for row in zip(*longest, *sums, strict=True)}
+    histogram = fold_groups(groups, bins, sample.source, sample.set_aside.failed)
     cached = sum(
         weight * float(requests.cached_tokens.sum())
         for requests, weight in windows
         if requests.cached_tokens is not None
     )
-    return Histogram(
-        source=sample.source,
-        bins=bins,
-        counts=tuple(counts),
-        left_out=left_out,
-        failed_requests=sample.set_aside.failed,
-        cached_input_tokens=round(cached),
-        lengths_from=windows[0][0].lengths_from,
-    )
-
-
-def _sums(columns: Sequence[Any], at: Any) -> dict[str, int]:
-    names = ("requests", "input_tokens", "output_tokens")
-    return {name: int(column[at].sum()) for name, column in zip(names, columns, strict=True)}
+    return replace(histogram, cached_input_tokens=round(cached), lengths_from=windows[0][0].lengths_from)
 
 
 def _uncached(requests: Requests) -> Any:
@@ -332,3 +307,78 @@ def _batch_s(shape: ModelShape, gpu: Gpu, corner: Bin, batch: int, peak: float, 
     prefill = (batch * shape.prefill_flops(inputs), moved_once)
     decode = (batch * shape.output_flops(inputs, outputs), shape.output_bytes(inputs, outputs, batch, dtype))
     return sum(max(flops / peak, moved / gpu.memory_bandwidth) for flops, moved in (prefill, decode))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperReference:
+    """The study's reference for one server, beside the estimate of a trace.
+
+    Attributes:
+        bins: Name of the grid; `requests` in it.
+        left_out_requests: Past the last bin, or in bins that the server cannot serve.
+        ideal_energy_j: FLOPs of the bins' upper corners at the dense peak and TDP; None where no bin is served.
+        energy_j: By the study's method; None for the same reason.
+    """
+
+    bins: str
+    requests: int
+    left_out_requests: int
+    ideal_energy_j: float | None
+    ideal_basis: str | None
+    energy_j: float | None
+    gap_to_ideal: float | None
+
+
+def paper_reference(source: Any, server: OpenServer) -> PaperReference:
+    """The ideal and the energy by the study's method of a trace, in powers of two, on one server.
+
+    Args:
+        source: As for `estimate_paper`.
+        server: What serves its bins.
+
+    Raises:
+        DataError: The trace is not what it should be.
+    """
+    histogram = histogram_of(source, POWERS_OF_TWO)
+    own = ServedBins(server, histogram, FRACTIONAL, brackets=False)
+    reference = ideal_of(own, [own], histogram, DENSE)
+    out = histogram.left_out.requests if histogram.left_out else 0
+    return PaperReference(
+        bins=histogram.bins.name,
+        requests=histogram.requests + out,
+        left_out_requests=out + own.unserved_requests,
+        energy_j=own.energy_j,
+        **compare_to_ideal(own, reference),
+    )
+
+
+def hardware_of(own: ServedBins) -> tuple[str, str, int]:
+    """Model, kind of GPU and GPUs of a replica."""
+    return own.server.setup.model, own.server.gpu.name, own.server.setup.tensor_parallel
+
+
+def ideal_of(own: ServedBins, served: Iterable[ServedBins], histogram: Histogram, kind: str) -> Ideal | None:
+    """The ideal of the bins that the server can serve; batches of a roofline are the largest of any engine."""
+    work = own.served(histogram)
+    if not work.counts:
+        return None
+    shape, gpu = get_model(own.server.spec.model), own.server.gpu
+    if kind == ROOFLINE:
+        like = [other for other in served if hardware_of(other)[:2] == hardware_of(own)[:2]]
+
+        def batch_of(corner: Bin) -> int:
+            batches = [other.batch(corner.input_tokens, corner.output_tokens) for other in like]
+            return max((batch.size for batch in batches if batch is not None), default=1)
+
+        reference = roofline_ideal(work, shape, gpu, batch_of)
+    else:
+        reference = flops_ideal(work, shape, gpu, headline=kind == PAPER_IDEAL)
+    return replace(reference, basis=f"{reference.basis}, at the upper corners of the bins")
+
+
+def compare_to_ideal(own: ServedBins, ideal: Ideal | None) -> dict[str, Any]:
+    """The fields of a comparison with an ideal."""
+    if ideal is None or own.energy_j is None:
+        return {"ideal_energy_j": None, "ideal_basis": None, "gap_to_ideal": None}
+    gap = own.energy_j / ideal.energy_j - 1
+    return {"ideal_energy_j": ideal.energy_j, "ideal_basis": ideal.basis, "gap_to_ideal": gap}

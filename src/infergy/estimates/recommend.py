@@ -18,12 +18,20 @@ from infergy.catalog import get_gpu, get_model
 from infergy.cost.model import CostedRun, log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import UsageError
-from infergy.estimates.estimate import Z90, estimate_server, facts_of, open_share, sample_of, serve_sample, steps_of
-from infergy.estimates.results import ServerEstimate, TraceFacts
-from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, loaded_setup, open_server, setup_of
+from infergy.estimates.estimate import (
+    Z90,
+    ServerEstimate,
+    TraceFacts,
+    estimate_server,
+    facts_of,
+    sample_of,
+    serve_sample,
+)
+from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, setup_of
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
-from infergy.workload.sampling import Sample
+from infergy.serving.run import open_share, steps_of
+from infergy.workload.requests import Sample
 
 RECOMMEND_SCHEMA = "infergy.recommend/2"
 """History: 1 measured batches, their bins summed; 2 runs, served as requests arrive."""
@@ -176,7 +184,6 @@ def recommend(
             kinds of GPU.
     """
     sample, limits, present = sample_of(source), limits or Limits(), present or ServerSpec()
-    table = load_tables() if table is None else table
     specs = default_candidates(present) if candidates is None else tuple(candidates)
     if len({(spec.model, spec.gpu) for spec in (present, *specs)}) > 1:
         message = "configurations are compared on one model and one kind of GPU: give one --model and one --gpu"
@@ -254,35 +261,40 @@ def label_of(server: OpenServer) -> str:
 def command_of(server: OpenServer) -> tuple[str, ...]:
     """What to type to serve so: vLLM's own options; of transformers, what to write."""
     setup, options, plain = server.setup, server.spec.options, EngineOptions()
-    sequences = options.max_num_seqs or setup.max_sequences
     if setup.engine != "vllm":
         static = ', cache_implementation="static"' if setup.compiled else ""
         size = server.config.options()["max_num_seqs"]
         return (f"model.generate(batches of up to {size}{static})", f"dtype=torch.{setup.dtype}")
     published = get_model(server.spec.model).checkpoint.dtype
+    given: dict[str, Any] = {
+        "quantization": "fp8_per_tensor" if setup.dtype == FP8 != published else None,
+        "dtype": {"float16": "float16"}.get(setup.dtype),
+        "max_num_seqs": options.max_num_seqs or setup.max_sequences,
+        "tensor_parallel_size": setup.tensor_parallel,
+        "enforce_eager": setup.cuda_graphs is False,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "long_prefill_token_threshold": options.long_prefill_token_threshold,
+        "no_enable_prefix_caching": not options.enable_prefix_caching or None,
+    }
     words = ["vllm serve MODEL"]
-    words += ["--quantization fp8_per_tensor"] if setup.dtype == FP8 != published else []
-    words += [f"--dtype {setup.dtype}"] if setup.dtype == "float16" else []
-    words += [f"--max-num-seqs {sequences}"] if sequences else []
-    words += [f"--tensor-parallel-size {setup.tensor_parallel}"] if setup.tensor_parallel > 1 else []
-    words += ["--enforce-eager"] if setup.cuda_graphs is False else []
-    typed = ("max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "long_prefill_token_threshold")
-    for name in typed:
-        value = getattr(options, name)
-        words += [f"--{name.replace('_', '-')} {value}"] if value != getattr(plain, name) else []
-    words += [] if options.enable_prefix_caching else ["--no-enable-prefix-caching"]
+    for name, value in given.items():
+        if value != getattr(plain, name, None):
+            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
     count, router = server.spec.replicas, server.spec.router
     # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
     # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
-    if count > 1 and router == "least_loaded" and server.cost.server.work.experts is None:
-        words.append(f"--data-parallel-size {count}")
-    elif count > 1:
-        words.append(f"# {count} such servers behind a router, {router}")
+    if count > 1:
+        is_flag = router == "least_loaded" and server.cost.server.work.experts is None
+        words.append(
+            f"--data-parallel-size {count}" if is_flag else f"# {count} such servers behind a router, {router}"
+        )
     return tuple(words)
 
 
 def _open(
-    present: ServerSpec, specs: Sequence[ServerSpec], table: Table, *, keep_outputs: bool
+    present: ServerSpec, specs: Sequence[ServerSpec], table: Table | None, *, keep_outputs: bool
 ) -> tuple[dict[str, OpenServer], dict[str, UsageError]]:
     """Servers by label, the present one first and none twice, and why others cannot be opened."""
     now = open_server(present, table)
@@ -315,26 +327,26 @@ def _serve(sample: Any, server: OpenServer, label: str, limits: Limits) -> _Serv
 
 def _rank(served: Sequence[_Served], now: _Served) -> tuple[Configuration, ...]:
     """Those that keep the limits by energy, then the others by how far they are over."""
-    fewest = min(one.estimate.run.rejected_requests for one in served)
+    fewest = min(own.estimate.run.rejected_requests for own in served)
     ranked = []
-    for one in served:
-        run = one.estimate.run
-        breaks = [*one.excess]
+    for own in served:
+        run = own.estimate.run
+        breaks = [*own.excess]
         breaks += [REJECTS] if run.rejected_requests > fewest else []
         breaks += [OVERLOADED] if run.overload is not None else []
-        over = max(one.excess.values(), default=1.0) if breaks else 0.0
-        ranked.append(((over, run.energy_j), _configuration(one, now, breaks)))
+        over = max(own.excess.values(), default=1.0) if breaks else 0.0
+        ranked.append(((over, run.energy_j), _configuration(own, now, breaks)))
     return tuple(configuration for _, configuration in sorted(ranked, key=lambda pair: pair[0]))
 
 
-def _configuration(one: _Served, now: _Served, breaks: Sequence[str]) -> Configuration:
-    ratio = one.estimate.run.energy_j / now.estimate.run.energy_j
-    half = 0.0 if one is now else Z90 * log_ratio_sd(one.run, now.run)
-    dtype, present = one.server.setup.dtype, now.server.setup.dtype
+def _configuration(own: _Served, now: _Served, breaks: Sequence[str]) -> Configuration:
+    ratio = own.estimate.run.energy_j / now.estimate.run.energy_j
+    half = 0.0 if own is now else Z90 * log_ratio_sd(own.run, now.run)
+    dtype, present = own.server.setup.dtype, now.server.setup.dtype
     return Configuration(
-        label=one.label,
-        command=command_of(one.server),
-        estimate=one.estimate,
+        label=own.label,
+        command=command_of(own.server),
+        estimate=own.estimate,
         saving=1.0 - ratio,
         saving_low=1.0 - ratio * math.exp(half),
         saving_high=1.0 - ratio * math.exp(-half),
@@ -345,14 +357,14 @@ def _configuration(one: _Served, now: _Served, breaks: Sequence[str]) -> Configu
 
 
 def _choose(ranked: Sequence[Configuration], now: str) -> tuple[Configuration | None, str]:
-    """The one to choose, and why."""
-    present = next(one for one in ranked if one.label == now)
-    within = [one for one in ranked if not one.breaks]
+    """The own to choose, and why."""
+    present = next(choice for choice in ranked if choice.label == now)
+    within = [choice for choice in ranked if not choice.breaks]
     if not within:
         return None, "nothing_keeps_limits"
     if present.breaks:
         return within[0], "present_breaks_limits"
-    saving = [one for one in within if one.is_significant and one.saving > 0]
+    saving = [choice for choice in within if choice.is_significant and choice.saving > 0]
     return (saving[0], "saves") if saving else (present, "present_is_best")
 
 
@@ -364,4 +376,4 @@ def _notes(ranked: Sequence[Configuration], limits: Limits, sample: Sample) -> I
         yield f"all at once: {ranked[0].estimate.served_reason}; TTFT and E2E are waiting in the queue"
     elif not limits.given():
         yield "no limit on latency was given: the least energy may keep requests waiting. Type --tpot-p99 50ms"
-    yield from dict.fromkeys(note for one in ranked for note in one.estimate.notes)
+    yield from dict.fromkeys(note for choice in ranked for note in choice.estimate.notes)

@@ -9,12 +9,11 @@ from itertools import product
 from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.build import requests_of
-from infergy.estimates.estimate import estimate_run
-from infergy.estimates.results import RunEstimate
+from infergy.estimates.estimate import RunEstimate, estimate_run
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
 from infergy.serving.setups import options_of_setup
-from infergy.workload.sampling import whole
+from infergy.workload.requests import whole
 
 REPLAY_SCHEMA = "infergy.replay/2"
 PERCENTILES = ("p50", "p90", "p99")

@@ -93,14 +93,14 @@ class OpenServer:
         return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
 
 
-def open_server(spec: ServerSpec, table: Table) -> OpenServer:
-    """Resolve a server: what it costs a step, by what was measured, and the options that its engine runs with.
+def open_server(spec: ServerSpec, table: Table | None = None) -> OpenServer:
+    """Resolve a server: what it costs a step, by the (shipped) table, and the options that its engine runs with.
 
     Raises:
         UsageError: A name is unknown, the engine rejects an option, or the model does not fit.
         DataError: A file of a model or GPU is not what it should be.
     """
-    setup = setup_of(spec)
+    setup, table = setup_of(spec), table or shipped_table()
     gpu, shape = get_gpu(spec.gpu), get_model(spec.model)
     if setup.dtype == "mxfp4" and shape.experts is None:
         raise UsageError.bad_value(
@@ -116,11 +116,10 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         gpus=setup.tensor_parallel,
         has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
     )
-    measured = table.find(by)
-    idle_w, notes = table.idle_w(gpu.name), []
+    measured, idle_w, notes = table.find(by), table.idle_w(gpu.name), table.notes
     if idle_w is None:
         idle_w = IDLE_SHARE * gpu.tdp_w
-        notes.append(f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken")
+        notes = (f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken", *notes)
     server = Server(
         engine=by.engine,
         model=by.model,
@@ -143,7 +142,7 @@ def open_server(spec: ServerSpec, table: Table) -> OpenServer:
         cost=StepCost(server, fit_of(table, by.engine)),
         config=config,
         measured=measured,
-        notes=(*assumed, *config.notes, *notes, *table.notes),
+        notes=(*assumed, *config.notes, *notes),
     )
 
 
@@ -154,37 +153,30 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
         UsageError: The two contradict, or a part is unknown.
     """
     parts = EngineSetup.parse_label(spec.engine)
-    if parts["engine"] not in ENGINES:
-        raise UsageError.unknown("engine", parts["engine"], ENGINES, code="unknown-engine")
-    if parts.get("speculation") is not None:
+    engine, options = parts["engine"], spec.options
+    if engine not in ENGINES:
+        raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
+    if "speculation" in parts:
         message = f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…"
         raise UsageError(message, code="not-supported", engine=spec.engine, reason="speculation")
-    options = spec.options
-    given = {
-        "dtype": spec.precision,
-        "tensor_parallel": options.tensor_parallel_size if options.tensor_parallel_size > 1 else None,
-    }
-    for name, value in given.items():
-        if value is not None and parts.setdefault(name, value) != value:
-            option = "--precision" if name == "dtype" else "--tensor-parallel-size"
+    for name, option, value, default in (
+        ("dtype", "--precision", spec.precision, None),
+        ("tensor_parallel", "--tensor-parallel-size", options.tensor_parallel_size, 1),
+    ):
+        if value != default and parts.setdefault(name, value) != value:
             raise UsageError.conflict({"--engine": spec.engine, option: value}, "they contradict: give one of them")
-    if parts["engine"] == "vllm" and "dtype" not in parts:
-        parts["dtype"] = get_model(spec.model).precision
-    if parts.get("dtype", DEFAULT_DTYPE) not in PRECISIONS:
-        raise UsageError.bad_value("--precision", parts["dtype"], f"one of {', '.join(PRECISIONS)}")
-    if parts["engine"] == "transformers" and parts.get("dtype") in (FP8, "mxfp4"):
+    dtype = parts.setdefault("dtype", get_model(spec.model).precision if engine == "vllm" else DEFAULT_DTYPE)
+    if dtype not in PRECISIONS:
+        raise UsageError.bad_value("--precision", dtype, f"one of {', '.join(PRECISIONS)}")
+    if engine == "transformers" and dtype in (FP8, "mxfp4"):
         message = (
-            f"--engine {spec.engine} in {parts['dtype']}: transformers serves bfloat16 and float16. Other engines in "
+            f"--engine {spec.engine} in {dtype}: transformers serves bfloat16 and float16. Other engines in "
             f"it: -e transformers -e vllm-{FP8}"
         )
-        raise UsageError(
-            message, code="engine-lacks", engine="transformers", option="--precision", value=parts["dtype"]
-        )
-    if options.enforce_eager and parts["engine"] == "vllm":
+        raise UsageError(message, code="engine-lacks", engine=engine, option="--precision", value=dtype)
+    if options.enforce_eager and engine == "vllm":
         parts["cuda_graphs"] = False
-    return EngineSetup(
-        model=canonical_name(spec.model), **{key: value for key, value in parts.items() if value is not None}
-    )
+    return EngineSetup(model=canonical_name(spec.model), **parts)
 
 
 def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
@@ -253,7 +245,7 @@ def load_tables(paths: Sequence[str | Path] = (), *, allow_simulated: bool = Fal
         if table.repeated:
             notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
         notes += [f"{path}, {note}" for note in outlier_notes(table)]
-        if any(one.origin.simulated for one in table.entries):
+        if any(entry.origin.simulated for entry in table.entries):
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
         if not is_table(path) and read_store(path).torn is not None:
             notes.append(f"{path}: its last line is half-written and left out")

@@ -31,8 +31,8 @@ from infergy.records import (
     PlannedCell,
     grid_visit,
 )
-from infergy.records.cell import Speculation
-from infergy.records.load import GAMMA
+from infergy.records.cell import GAMMA
+from infergy.records.engine_setup import Speculation
 from infergy.records.plan import GIVEN
 
 FEWEST_FOR_ANCHORS = 8
@@ -59,7 +59,7 @@ def _known(parse: Callable[[str], object]) -> AfterValidator:
 
 
 class SpeculationAxis(_Strict):
-    """Speculative decoding; see `infergy.records.cell.Speculation`."""
+    """Speculative decoding; see `infergy.records.engine_setup.Speculation`."""
 
     draft: str
     look_ahead: int

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from infergy.catalog import Gpu, ModelShape, largest_batch
+from infergy.catalog import Gpu, ModelShape
+from infergy.catalog.memory import largest_batch
 from infergy.catalog.models import Draft
 from infergy.cost.constants import prior_fit
 from infergy.cost.drafting import DraftedCost
@@ -24,7 +25,7 @@ from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table
 from infergy.errors import DataError, UsageError
 from infergy.records import GREEDY, SERVER, Arrivals, Cell, Decoding, EngineSetup, Load, PlannedCell
-from infergy.records.load import FEWEST_ARRIVALS, REPLAY, TRACE
+from infergy.records.cell import FEWEST_ARRIVALS, REPLAY, TRACE
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
 from infergy.units import count_of
 from infergy.workload.load_generator import DIGEST_LENGTH, draw_times, hash_lengths, hash_times, trace_times

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from infergy.errors import DataError
-from infergy.records import Measurement, result_of
+from infergy.records import Measurement, Result, result_of
 from infergy.records.agreement import IDENTITY, MUST, SHOULD
 from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
 from infergy.records.visits import join_visits
@@ -102,14 +102,20 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
         MeterError: A counter stood still.
     """
     left, right = _judge(a), _judge(b)
-    common = [(one, right[cell_id]) for cell_id, one in left.items() if cell_id in right]
+    common = [(own, right[cell_id]) for cell_id, own in left.items() if cell_id in right]
     if not common:
         raise DataError(
             "the two files have no measured cell in common: engine, model, weights, lengths and batch must be the "
             "same. To measure the cells of another file again: infergy measure GRID.toml -o NEW.jsonl",
             code="no-common-cells",
         )
-    pairs = [pair for pair in common if not _is_same(*pair)]
+    pairs: list[tuple[Judged, Judged]] = []
+    same: list[str] = []
+    for own, other in common:
+        if _is_same(own, other):
+            same.append(str(own.row.cell))
+        else:
+            pairs.append((own, other))
     if not pairs:
         message = (
             f"of each of the {count_of(len(common), 'cell')} that the two files share they hold the very same row, "
@@ -120,70 +126,86 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     return Comparison(
         cells=cells,
         overall=_overall([cell.ratio for cell in cells]),
-        only_a=tuple(str(one.row.cell) for cell_id, one in left.items() if cell_id not in right),
-        only_b=tuple(str(one.row.cell) for cell_id, one in right.items() if cell_id not in left),
-        same=tuple(str(one.row.cell) for one, other in common if _is_same(one, other)),
-        differences=(
-            *_differences([one.row for one, _ in pairs], [other.row for _, other in pairs]),
-            *_other_prompts([(one.row, other.row) for one, other in pairs]),
-        ),
+        only_a=_cells_beside(left, right),
+        only_b=_cells_beside(right, left),
+        same=tuple(same),
+        differences=(*_differences(*zip(*pairs, strict=True)), *_other_prompts(pairs)),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Judged:
+class Judged:
+    """A measured row, its result and the uncertainty of its energy, if known."""
+
     row: Measurement
-    energy_j: float
+    result: Result
     uncertainty: Uncertainty | None
 
 
-def _judge(rows: Iterable[Measurement]) -> Mapping[str, _Judged]:
-    """The visits of each cell as one row, with its joules per request and its interval; the last where they differ."""
-    last = {row.cell_id: row for row in join_visits(rows) if row.windows and row.loaded_idle is not None}
-    chosen = list(last.values())
-    intervals = {row.cell_id: found for row, found in zip(chosen, find_uncertainties(chosen), strict=True)}
-    return {cell_id: _judged(row, intervals[cell_id]) for cell_id, row in last.items()}
+def measured_rows(rows: Iterable[Measurement]) -> list[Measurement]:
+    """The visits of each cell as one row, or several where environments differ; failed ones are left out."""
+    return [row for row in join_visits(rows) if row.windows and row.loaded_idle is not None]
 
 
-def _judged(row: Measurement, uncertainty: Uncertainty | None) -> _Judged:
-    return _Judged(row=row, energy_j=result_of(row).energy_per_request_j, uncertainty=uncertainty)
+def judge(rows: Sequence[Measurement]) -> list[Judged]:
+    """Measured rows with their results and uncertainties."""
+    return [
+        Judged(row=row, result=result_of(row), uncertainty=uncertainty)
+        for row, uncertainty in zip(rows, find_uncertainties(rows), strict=True)
+    ]
 
 
-def _is_same(a: _Judged, b: _Judged) -> bool:
+def half_of_sum(
+    parts: Sequence[tuple[float, float | None]], *, is_repeated: bool, known_variance: float = 0.0
+) -> float:
+    """Half of the 95 % interval of a sum whose parts have these variances and degrees of freedom (None: infinite).
+
+    Student's t, with Welch and Satterthwaite's degrees; `is_repeated`: a part is of several windows.
+    """
+    variance = sum(part for part, _ in parts) + known_variance
+    shared = sum(part**2 / degrees for part, degrees in parts if degrees is not None)
+    half = student_t(variance**2 / shared if shared else None) * math.sqrt(variance)
+    return half * (STOPPING_FACTOR if is_repeated else 1.0)
+
+
+def _judge(rows: Iterable[Measurement]) -> Mapping[str, Judged]:
+    """The last measured row of each cell."""
+    last = {row.cell_id: row for row in measured_rows(rows)}
+    return dict(zip(last, judge(list(last.values())), strict=True))
+
+
+def _cells_beside(own: Mapping[str, Judged], others: Mapping[str, Judged]) -> tuple[str, ...]:
+    return tuple(str(judged.row.cell) for cell_id, judged in own.items() if cell_id not in others)
+
+
+def _is_same(a: Judged, b: Judged) -> bool:
     """Whether a window counts in both: a row that stands in both files, among several visits perhaps."""
     windows = [replace(window, visit=1) for window in a.row.windows]
     return a.row.rescaled == b.row.rescaled and any(replace(window, visit=1) in windows for window in b.row.windows)
 
 
-def _compare_cell(a: _Judged, b: _Judged) -> ComparedCell:
+def _compare_cell(a: Judged, b: Judged) -> ComparedCell:
     return ComparedCell(
         cell_id=a.row.cell_id,
         cell=str(a.row.cell),
         model=a.row.cell.setup.model,
-        a_j=a.energy_j,
-        b_j=b.energy_j,
+        a_j=a.result.energy_per_request_j,
+        b_j=b.result.energy_per_request_j,
         ratio=_ratio(a, b),
     )
 
 
-def _ratio(a: _Judged, b: _Judged) -> Ratio:
-    value = b.energy_j / a.energy_j
+def _ratio(a: Judged, b: Judged) -> Ratio:
+    value = b.result.energy_per_request_j / a.result.energy_per_request_j
     if a.uncertainty is None or b.uncertainty is None:
         return Ratio(value=value, low=None, high=None)
-    parts = [(one.standard_error**2, one.degrees_of_freedom) for one in (a.uncertainty, b.uncertainty)]
-    between = _between(a.row, b.row)
-    variance = sum(part for part, _ in parts) + between**2
-    shared = sum(part**2 / degrees for part, degrees in parts if degrees is not None)
-    degrees = variance**2 / shared if shared else None
-    repeated = len(a.row.windows) > 1 or len(b.row.windows) > 1
-    half = student_t(degrees) * math.sqrt(variance) * (STOPPING_FACTOR if repeated else 1.0)
+    half = half_of_sum(
+        [(known.standard_error**2, known.degrees_of_freedom) for known in (a.uncertainty, b.uncertainty)],
+        is_repeated=len(a.row.windows) > 1 or len(b.row.windows) > 1,
+        known_variance=BETWEEN_PROCESSES**2 * ((not a.row.simulated) + (not b.row.simulated)),
+    )
     half = math.hypot(half, a.uncertainty.rescaling, b.uncertainty.rescaling)
     return Ratio(value=value, low=value * math.exp(-half), high=value * math.exp(half))
-
-
-def _between(a: Measurement, b: Measurement) -> float:
-    """Standard deviation of the logarithm of their ratio that is due to their processes."""
-    return math.hypot(*(0.0 if row.simulated else BETWEEN_PROCESSES for row in (a, b)))
 
 
 def _overall(ratios: Sequence[Ratio]) -> Ratio:
@@ -195,7 +217,7 @@ def _overall(ratios: Sequence[Ratio]) -> Ratio:
     return Ratio(value=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half))
 
 
-def _differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> tuple[str, ...]:
+def _differences(a: Sequence[Judged], b: Sequence[Judged]) -> tuple[str, ...]:
     """What the environments of the two say differently, one line a fact."""
     left, right = _environment(a), _environment(b)
     return tuple(
@@ -206,21 +228,21 @@ def _differences(a: Sequence[Measurement], b: Sequence[Measurement]) -> tuple[st
     )
 
 
-def _other_prompts(pairs: Sequence[tuple[Measurement, Measurement]]) -> tuple[str, ...]:
+def _other_prompts(pairs: Sequence[tuple[Judged, Judged]]) -> tuple[str, ...]:
     """That some cells were served other token ids: work of another content, though as much of it."""
-    hashes = [(a.prompt_sha256, b.prompt_sha256) for a, b in pairs]
+    hashes = [(a.row.prompt_sha256, b.row.prompt_sha256) for a, b in pairs]
     others = sum(a is not None and b is not None and a != b for a, b in hashes)
     if not others:
         return ()
-    seeds = (", ".join(sorted({str(pair[side].seed) for pair in pairs})) for side in (0, 1))
+    seeds = (", ".join(sorted({str(pair[side].row.seed) for pair in pairs})) for side in (0, 1))
     return (f"token ids of {others} of {count_of(len(pairs), 'cell')}: seed {' against '.join(seeds)}",)
 
 
-def _environment(rows: Sequence[Measurement]) -> dict[str, set[str]]:
+def _environment(cells: Sequence[Judged]) -> dict[str, set[str]]:
     """All values of each fact that must or should agree, by its name."""
     facts: dict[str, set[str]] = {}
-    for row in rows:
+    for cell in cells:
         for fact in (*IDENTITY, *MUST, *SHOULD):
-            for key, value in fact.read(row).items():
+            for key, value in fact.read(cell.row).items():
                 facts.setdefault(f"{fact.name} {key}".strip(), set()).add(value)
     return facts

@@ -2,7 +2,7 @@
 
 by pair   a cell and another of the same engine config, input and batch with one output token: the energy of the second
           is that of prefill (and of the first token, which comes out of it), the difference that of decode
-by fit    the regression of `infergy.quality.phase_law` over all cells of the engine config
+by fit    the regression of `infergy.quality.phase_regression` over all cells of the engine config
 
 The interval of a difference adds the variances of both cells, Student's with Welch and Satterthwaite's degrees of
 freedom. A negative figure is kept, and flagged: it says that the method does not hold there.
@@ -10,27 +10,25 @@ freedom. A negative figure is kept, and flagged: it says that the method does no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from infergy.errors import DataError, UsageError
-from infergy.quality.phase_law import (
+from infergy.quality.compare import Judged, half_of_sum, judge, measured_rows
+from infergy.quality.phase_regression import (
     DECODE,
     FEWEST_ROWS,
     PREFILL,
     TERMS,
     Dropped,
-    Law,
     Observed,
+    Regression,
     describe_residuals,
     fit_phases,
 )
-from infergy.records import Load, Measurement, Result, result_of
+from infergy.records import Load, Measurement
 from infergy.records.agreement import pool_key
 from infergy.records.flags import Flag
-from infergy.records.uncertainty import STOPPING_FACTOR, Uncertainty, find_uncertainties, student_t
-from infergy.records.visits import join_visits
 from infergy.units import count_of
 
 PHASES_SCHEMA = "infergy.phases/1"
@@ -75,18 +73,12 @@ class PhaseEnergy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CellPhases:
+class MeasuredCell:
     """One measured cell.
 
     Attributes:
         cell: The cell in words.
         energy_j: Joules per batch, as measured.
-        pair: By the paired cell.
-        pair_missing: Why there are no figures by pair; None if there are.
-        fit: By the regression; its `prefill` and `decode` add up to the fitted energy, not to `energy_j`.
-        residual: The fitted joules per batch over the measured, less 1; None where nothing was fitted.
-        prefill_difference_j: Prefill by fit less prefill by pair; None where one is missing.
-        decode_difference_j: The same for decode.
         time_to_first_token_s: Mean over requests; None where the engine did not report it.
         time_per_output_token_s: The same; None for one output token too.
     """
@@ -97,14 +89,29 @@ class CellPhases:
     output_tokens: int
     batch: int
     energy_j: float
+    time_to_first_token_s: float | None
+    time_per_output_token_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellPhases(MeasuredCell):
+    """The phases of one measured cell.
+
+    Attributes:
+        pair: By the paired cell.
+        pair_missing: Why there are no figures by pair; None if there are.
+        fit: By the regression; its `prefill` and `decode` add up to the fitted energy, not to `energy_j`.
+        residual: The fitted joules per batch over the measured, less 1; None where nothing was fitted.
+        prefill_difference_j: Prefill by fit less prefill by pair; None where one is missing.
+        decode_difference_j: The same for decode.
+    """
+
     pair: PhaseEnergy | None
     pair_missing: str | None
     fit: PhaseEnergy | None
     residual: float | None
     prefill_difference_j: float | None
     decode_difference_j: float | None
-    time_to_first_token_s: float | None
-    time_per_output_token_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,23 +183,6 @@ class PhaseReport:
     schema: str = PHASES_SCHEMA
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judged:
-    row: Measurement
-    result: Result
-    uncertainty: Uncertainty | None
-
-    @property
-    def load(self) -> Load:
-        return self.row.cell.load
-
-    @property
-    def error(self) -> float | None:
-        """Relative standard error of the joules per batch."""
-        one = self.uncertainty
-        return None if one is None else one.standard_error
-
-
 def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | None = None) -> PhaseReport:
     """The phases of all measured cells, engine config by engine config; several rows of a cell count as its visits.
 
@@ -206,43 +196,47 @@ def find_phases(rows: Iterable[Measurement], *, file: str = "", label: str | Non
         UsageError: No row is of that engine config.
         MeterError: A counter stood still.
     """
-    last: dict[tuple[object, str], Measurement] = {}
-    for row in join_visits(rows):
-        # Online, prefill and decode of many requests overlap.
-        if row.windows and row.loaded_idle is not None and not row.cell.load.is_online:
-            last[_group(row), row.cell_id] = row
+    last = {
+        (pool_key(row), row.cell.load.decoding, row.cell_id): row
+        for row in measured_rows(rows)
+        if not row.cell.load.is_online  # there prefill and decode of many requests overlap
+    }
+    name = file or "the rows"
     if not last:
-        # Those served online are not for this.
-        message = f"{file or 'the rows'}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
+        message = f"{name}: no measured cell. Make some with: infergy measure GRID.toml -o FILE.jsonl"
         raise DataError(message, code="no-rows", path=file)
     if any(row.rescaled for row in last.values()):
         message = (
-            f"{file or 'the rows'}: rescaled: the effect of its factor's interval on a difference of cells is not "
+            f"{name}: rescaled: the effect of its factor's interval on a difference of cells is not "
             "known. Use the table as it was measured"
         )
         raise DataError(message, code="rescaled", path=file)
     labels = sorted({row.cell.label for row in last.values()})
-    if label is not None and label not in labels:
+    if label not in (None, *labels):
         raise UsageError.unknown(
-            "engine of the table", label, labels, "Name one with --engine", code="unknown-name", path=file
+            "engine of the table", str(label), labels, "Name one with --engine", code="unknown-name", path=file
         )
     groups: dict[object, list[Measurement]] = {}
-    for (key, _), row in last.items():
+    for (*key, _), row in last.items():
         if label in (None, row.cell.label):
-            groups.setdefault(key, []).append(row)
+            groups.setdefault(tuple(key), []).append(row)
     return PhaseReport(file=file, setups=tuple(_find_setup(group) for group in groups.values()))
 
 
-def _group(row: Measurement) -> tuple[object, ...]:
-    return *pool_key(row), row.cell.load.decoding
-
-
 def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
-    judged = [_judge(row, one) for row, one in zip(rows, find_uncertainties(rows), strict=True)]
-    judged.sort(key=lambda one: (one.load.input_tokens, one.load.output_tokens, one.load.batch))
-    pairs = {(one.load.input_tokens, one.load.batch): one for one in judged if one.load.output_tokens == 1}
-    observed = [Observed(load=one.load, energy_j=one.result.energy_j, error=one.error) for one in judged]
-    law = fit_phases(observed) if len(observed) >= FEWEST_ROWS else None
+    cells = judge(rows)
+    cells.sort(key=lambda cell: (_load(cell).input_tokens, _load(cell).output_tokens, _load(cell).batch))
+    pairs = {(_load(cell).input_tokens, _load(cell).batch): cell for cell in cells if _load(cell).output_tokens == 1}
+    observed = [
+        Observed(
+            load=_load(cell),
+            energy_j=cell.result.energy_j,
+            error=None if cell.uncertainty is None else cell.uncertainty.standard_error,
+        )
+        for cell in cells
+    ]
+    fit = fit_phases(observed) if len(observed) >= FEWEST_ROWS else None
+    missing = f"{count_of(len(observed), 'cell')}; {len(TERMS)} terms need {FEWEST_ROWS} or more: measure more of them"
     first = rows[0]
     return SetupPhases(
         label=first.cell.label,
@@ -250,88 +244,88 @@ def _find_setup(rows: Sequence[Measurement]) -> SetupPhases:
         gpu=" + ".join(gpu.name for gpu in first.environment.gpus),
         weights=first.environment.weights,
         simulated=any(row.simulated for row in rows),
-        cells=tuple(_find_cell(one, pairs.get((one.load.input_tokens, one.load.batch)), law) for one in judged),
-        fit=None if law is None else _describe(law, observed, [str(one.row.cell) for one in judged]),
-        fit_missing=None
-        if law is not None
-        else f"{count_of(len(observed), 'cell')}; {len(TERMS)} terms need {FEWEST_ROWS} or more: measure more of them",
+        cells=tuple(_find_cell(cell, pairs.get((_load(cell).input_tokens, _load(cell).batch)), fit) for cell in cells),
+        fit=None if fit is None else _describe(fit, observed, [str(cell.row.cell) for cell in cells]),
+        fit_missing=missing if fit is None else None,
     )
 
 
-def _judge(row: Measurement, uncertainty: Uncertainty | None) -> _Judged:
-    return _Judged(row=row, result=result_of(row), uncertainty=uncertainty)
+def _load(cell: Judged) -> Load:
+    return cell.row.cell.load
 
 
-def _find_cell(one: _Judged, pair: _Judged | None, law: Law | None) -> CellPhases:
-    load = one.load
-    by_pair, missing = None, None
+def _find_cell(cell: Judged, pair: Judged | None, fit: Regression | None) -> CellPhases:
+    load, result = _load(cell), cell.result
+    by_pair = missing = None
     if load.output_tokens == 1:
         missing = "one output token: all of it is prefill"
     elif pair is None:
         missing = f"no cell {load.input_tokens}→1 × {load.batch} in the file: {MEASURE_PAIRS}"
     else:
-        by_pair = _by_pair(one, pair)
-    by_fit = None if law is None or law.mixed is not None else _by_fit(law, load)
-    both = by_pair is not None and by_fit is not None
+        by_pair = _by_pair(cell, pair)
+    by_fit = None if fit is None or fit.mixed is not None else _by_fit(fit, load)
+    prefill_j = decode_j = None
+    if by_fit is not None and by_pair is not None:
+        prefill_j = by_fit.prefill.value_j - by_pair.prefill.value_j
+        decode_j = by_fit.decode.value_j - by_pair.decode.value_j
     return CellPhases(
-        cell_id=one.row.cell_id,
-        cell=str(one.row.cell),
+        cell_id=cell.row.cell_id,
+        cell=str(cell.row.cell),
         input_tokens=load.input_tokens,
         output_tokens=load.output_tokens,
         batch=load.batch,
-        energy_j=one.result.energy_j,
+        energy_j=result.energy_j,
+        time_to_first_token_s=result.time_to_first_token_s,
+        time_per_output_token_s=result.time_per_output_token_s,
         pair=by_pair,
         pair_missing=missing,
         fit=by_fit,
-        residual=None if law is None else law.fitted_j(load) / one.result.energy_j - 1,
-        prefill_difference_j=by_fit.prefill.value_j - by_pair.prefill.value_j if both and by_fit and by_pair else None,
-        decode_difference_j=by_fit.decode.value_j - by_pair.decode.value_j if both and by_fit and by_pair else None,
-        time_to_first_token_s=one.result.time_to_first_token_s,
-        time_per_output_token_s=one.result.time_per_output_token_s,
+        residual=None if fit is None else fit.fitted_j(load) / result.energy_j - 1,
+        prefill_difference_j=prefill_j,
+        decode_difference_j=decode_j,
     )
 
 
-def _by_pair(one: _Judged, pair: _Judged) -> PhaseEnergy:
+def _by_pair(cell: Judged, pair: Judged) -> PhaseEnergy:
     own = pair.uncertainty
     prefill = Joules(
         value_j=pair.result.energy_j,
         low_j=None if own is None else own.low_j,
         high_j=None if own is None else own.high_j,
     )
-    return _phases(one.load, prefill, _difference(one, pair), BETTER_PAIR)
+    return _phases(_load(cell), prefill, _difference(cell, pair), BETTER_PAIR)
 
 
-def _difference(one: _Judged, pair: _Judged) -> Joules:
-    """Energy of one cell less those of another, with the interval of both."""
-    value_j = one.result.energy_j - pair.result.energy_j
-    if one.uncertainty is None or pair.uncertainty is None:
+def _difference(cell: Judged, pair: Judged) -> Joules:
+    """Energy of one cell less that of another, with the interval of both."""
+    value_j = cell.result.energy_j - pair.result.energy_j
+    own, other = cell.uncertainty, pair.uncertainty
+    if own is None or other is None:
         return Joules(value_j=value_j, low_j=None, high_j=None)
-    parts = []
-    for each, uncertainty in ((one, one.uncertainty), (pair, pair.uncertainty)):
-        error = uncertainty.standard_error
-        parts.append(((error * each.result.energy_j) ** 2, uncertainty.degrees_of_freedom))
-    variance = sum(part for part, _ in parts)
-    shared = sum(part**2 / degrees for part, degrees in parts if degrees is not None)
-    repeated = len(one.row.windows) > 1 or len(pair.row.windows) > 1
-    half_j = student_t(variance**2 / shared if shared else None) * math.sqrt(variance)
-    half_j *= STOPPING_FACTOR if repeated else 1.0
+    half_j = half_of_sum(
+        [
+            ((own.standard_error * cell.result.energy_j) ** 2, own.degrees_of_freedom),
+            ((other.standard_error * pair.result.energy_j) ** 2, other.degrees_of_freedom),
+        ],
+        is_repeated=len(cell.row.windows) > 1 or len(pair.row.windows) > 1,
+    )
     # The tail moves the middle of each cell's interval below its joules.
-    middle_j = (one.uncertainty.low_j + one.uncertainty.high_j - pair.uncertainty.low_j - pair.uncertainty.high_j) / 2
-    return Joules(value_j=value_j, low_j=middle_j - half_j, high_j=middle_j + half_j)
+    return _around((own.low_j + own.high_j - other.low_j - other.high_j) / 2, half_j, value_j)
 
 
-def _by_fit(law: Law, load: Load) -> PhaseEnergy:
-    prefill, decode = (_around(*law.phase_j(load, phase)) for phase in (PREFILL, DECODE))
+def _by_fit(fit: Regression, load: Load) -> PhaseEnergy:
+    prefill, decode = (_around(*fit.phase_j(load, phase)) for phase in (PREFILL, DECODE))
     return _phases(load, prefill, decode, BETTER_GRID)
 
 
-def _around(value_j: float, half_j: float) -> Joules:
-    return Joules(value_j=value_j, low_j=value_j - half_j, high_j=value_j + half_j)
+def _around(middle_j: float, half_j: float, value_j: float | None = None) -> Joules:
+    value_j = middle_j if value_j is None else value_j
+    return Joules(value_j=value_j, low_j=middle_j - half_j, high_j=middle_j + half_j)
 
 
 def _phases(load: Load, prefill: Joules, decode: Joules, fix: str) -> PhaseEnergy:
     tokens = load.batch * (load.output_tokens - 1)
-    found = (_flag(PREFILL, prefill, fix), _flag(DECODE, decode, fix))
+    flags = (_flag(PREFILL, prefill, fix), _flag(DECODE, decode, fix))
     return PhaseEnergy(
         prefill=prefill,
         decode=decode,
@@ -343,7 +337,7 @@ def _phases(load: Load, prefill: Joules, decode: Joules, fix: str) -> PhaseEnerg
         if tokens
         else None,
         decode_share=decode.value_j / (prefill.value_j + decode.value_j),
-        flags=tuple(flag for flag in found if flag is not None),
+        flags=tuple(filter(None, flags)),
     )
 
 
@@ -355,26 +349,26 @@ def _flag(what: str, joules: Joules, fix: str) -> Flag | None:
     return Flag(code=NEGATIVE, reason=f"{what} is {joules.value_j:.3g} J, expected 0 or more; {high}", fix=fix)
 
 
-def _describe(law: Law, observed: Sequence[Observed], names: Sequence[str]) -> PhaseFit:
-    residuals, middle, r2 = describe_residuals(law, observed)
-    worst = max(range(len(residuals)), key=lambda place: abs(residuals[place]))
-    gone = {one.name for one in law.dropped}
+def _describe(fit: Regression, observed: Sequence[Observed], names: Sequence[str]) -> PhaseFit:
+    residuals, middle, r2 = describe_residuals(fit, observed)
+    worst = max(range(len(residuals)), key=lambda index: abs(residuals[index]))
+    gone = {term.name for term in fit.dropped}
     coefficients = tuple(
-        Coefficient(name=term.name, phase=term.phase, formula=term.formula, joules=_around(*law.coefficient_j(place)))
-        for place, term in enumerate(TERMS)
+        Coefficient(name=term.name, phase=term.phase, formula=term.formula, joules=_around(*fit.coefficient_j(index)))
+        for index, term in enumerate(TERMS)
         if term.name not in gone
     )
-    flags = (_flag(f"{one.name} ({one.formula})", one.joules, BETTER_GRID) for one in coefficients)
+    flags = (_flag(f"{known.name} ({known.formula})", known.joules, BETTER_GRID) for known in coefficients)
     return PhaseFit(
         rows=len(observed),
         coefficients=coefficients,
-        dropped=law.dropped,
-        mixed=law.mixed,
+        dropped=fit.dropped,
+        mixed=fit.mixed,
         r2=r2,
         median_residual=middle,
         worst_residual=residuals[worst],
         worst_cell=names[worst],
-        law_error=law.error,
-        condition=law.condition,
-        flags=tuple(flag for flag in flags if flag is not None),
+        law_error=fit.error,
+        condition=fit.condition,
+        flags=tuple(filter(None, flags)),
     )

@@ -1,9 +1,8 @@
 """A table made to stand for another GPU of the same kind: its joules times the ratio of a few cells measured there.
 
-Two GPUs of one kind differ by about 2 % (docs/measurements.md), much the same in all cells of an engine config:
-a few
-cells give the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its origin
-(`infergy.records.Rescaled`), and `infergy.records.result_of` applies it.
+Two GPUs of one kind differ by about 2 % (docs/measurements.md), much the same in all cells of an engine config: a
+few cells give the factor. Raw facts stay as they were measured; each row carries the factor, its interval and its
+origin (`infergy.records.Rescaled`), and `infergy.records.result_of` applies it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.errors import DataError
-from infergy.quality.compare import compare
+from infergy.quality.compare import Comparison, compare
 from infergy.records import EngineSetup, Measurement, Rescaled, result_of
 from infergy.records.agreement import SAME_KIND, differences
 
@@ -52,41 +51,44 @@ def rescale(table: Sequence[Measurement], measured: Sequence[Measurement], *, fo
             "measured: infergy compare MEASURED.jsonl --measure --rescale OUT.jsonl",
             code="rescaled",
         )
-    again = [row for row in measured if row.windows and row.cell_id in {one.cell_id for one in table}]
+    cells = {row.cell_id for row in table}
+    again: dict[EngineSetup, list[Measurement]] = {}
+    for row in measured:
+        if row.windows and row.cell_id in cells:
+            again.setdefault(row.cell.setup, []).append(row)
     if not again:
         message = "the rows measured again hold no cell of the table. Measure some: infergy compare TABLE --measure"
         raise DataError(message, code="no-common-cells")
-    marks = {setup: _mark(setup, table, again, force=force) for setup in dict.fromkeys(row.cell.setup for row in again)}
+    marks = {setup: _mark(table, new, force=force) for setup, new in again.items()}
     kept = tuple(
         _scaled(row, marks[row.cell.setup]) if row.windows else row for row in table if row.cell.setup in marks
     )
     return RescaledTable(rows=kept, factors=tuple(marks.items()), left_out=len(table) - len(kept))
 
 
-def _mark(
-    setup: EngineSetup, table: Sequence[Measurement], measured: Sequence[Measurement], *, force: bool
-) -> Rescaled:
-    """The factor of one engine config, if it may be used."""
+def _mark(table: Sequence[Measurement], new: Sequence[Measurement], *, force: bool) -> Rescaled:
+    """The factor of the engine config of `new`, if it may be used."""
+    setup, gpus = new[0].cell.setup, new[0].environment.gpus
     name = f"{setup.label} {setup.model}"
     old = [row for row in table if row.cell.setup == setup and row.windows]
-    new = [row for row in measured if row.cell.setup == setup]
-    for row in (*old, *new):
-        for found in differences(new[0], row, SAME_KIND):
-            message = (
-                f"{name}: {found.fact} {found.was or 'unknown'} here, {found.now or 'unknown'} in cell {row.cell_id}: "
-                "a few cells do not predict the others across these. Measure the whole table here: "
-                "infergy measure GRID.toml -o MINE.jsonl"
-            )
-            raise DataError(
-                message,
-                code="environments-differ",
-                setup=name,
-                fact=found.fact,
-                was=found.was,
-                now=found.now,
-                cell=row.cell_id,
-            )
+    _reject_other_kinds(name, new[0], (*old, *new))
     _only_gpus(f"{name} in the table", old)
+    compared, low, high = _compare(name, old, new, force=force)
+    return Rescaled(
+        factor=compared.overall.value,
+        low=low,
+        high=high,
+        gpu=gpus[0].name if gpus else "unknown",
+        chips=_only_gpus(f"{name} measured again", new),
+        cells=tuple(sorted(cell.cell_id for cell in compared.cells)),
+        measured_utc=max(row.measured_utc for row in new),
+    )
+
+
+def _compare(
+    name: str, old: Iterable[Measurement], new: Sequence[Measurement], *, force: bool
+) -> tuple[Comparison, float, float]:
+    """The cells that were measured twice, and between which ratios another cell's lies."""
     wanted = {row.cell_id for row in new}
     compared = compare([row for row in old if row.cell_id in wanted], new)
     ratio = compared.overall
@@ -106,15 +108,21 @@ def _mark(
     # t s √(1 + 1 / n), √(n + 1) times as wide (a prediction interval, in logs).
     wider = math.sqrt(len(compared.cells) + 1)
     low, high = (ratio.value * (edge / ratio.value) ** wider for edge in (ratio.low, ratio.high))
-    return Rescaled(
-        factor=ratio.value,
-        low=low,
-        high=high,
-        gpu=new[0].environment.gpus[0].name if new[0].environment.gpus else "unknown",
-        chips=_only_gpus(f"{name} measured again", new),
-        cells=tuple(sorted(cell.cell_id for cell in compared.cells)),
-        measured_utc=max(row.measured_utc for row in new),
-    )
+    return compared, low, high
+
+
+def _reject_other_kinds(name: str, here: Measurement, rows: Iterable[Measurement]) -> None:
+    for row in rows:
+        for difference in differences(here, row, SAME_KIND):
+            fact, was, now = difference.fact, difference.was, difference.now
+            message = (
+                f"{name}: {fact} {was or 'unknown'} here, {now or 'unknown'} in cell {row.cell_id}: "
+                "a few cells do not predict the others across these. Measure the whole table here: "
+                "infergy measure GRID.toml -o MINE.jsonl"
+            )
+            raise DataError(
+                message, code="environments-differ", setup=name, fact=fact, was=was, now=now, cell=row.cell_id
+            )
 
 
 def _only_gpus(what: str, rows: Iterable[Measurement]) -> tuple[str, ...]:

@@ -9,22 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infergy.records.cell import (
-        DEFAULT_DTYPE,
         END_VISIT,
+        GREEDY,
+        GRID_VISIT,
+        START_VISIT,
+        Arrivals,
+        Cell,
+        Decoding,
+        Load,
+        grid_visit,
+    )  # fmt: skip
+    from infergy.records.engine_setup import (
+        DEFAULT_DTYPE,
         ENGINES,
         FP8,
-        GRID_VISIT,
         LLM_CLASS,
         RANDOM_WEIGHTS,
         SERVER,
-        START_VISIT,
         UNIFORM_WEIGHTS,
-        Cell,
         EngineSetup,
-        grid_visit,
-    )
+    )  # fmt: skip
     from infergy.records.environment import Environment, GpuIdentity, GpuState, Rescaled
-    from infergy.records.load import GREEDY, Arrivals, Decoding, Load
     from infergy.records.measurement import (
         SCHEMA,
         STATUS_FAILED,
@@ -79,11 +84,12 @@ __all__ = [
 
 _HOMES = {
     "cell": (
-        *("DEFAULT_DTYPE", "END_VISIT", "ENGINES", "FP8", "GRID_VISIT", "LLM_CLASS", "RANDOM_WEIGHTS", "SERVER"),
-        *("START_VISIT", "UNIFORM_WEIGHTS", "Cell", "EngineSetup", "grid_visit"),
+        *("END_VISIT", "GREEDY", "GRID_VISIT", "START_VISIT", "Arrivals", "Cell", "Decoding", "Load", "grid_visit"),
+    ),
+    "engine_setup": (
+        *("DEFAULT_DTYPE", "ENGINES", "FP8", "LLM_CLASS", "RANDOM_WEIGHTS", "SERVER", "UNIFORM_WEIGHTS", "EngineSetup"),
     ),
     "environment": ("Environment", "GpuIdentity", "GpuState", "Rescaled"),
-    "load": ("GREEDY", "Arrivals", "Decoding", "Load"),
     "measurement": (
         *("SCHEMA", "STATUS_FAILED", "STATUS_OK", "Failure", "Measurement", "Result", "derive", "result_of"),
     ),

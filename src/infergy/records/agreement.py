@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from infergy.records.cell import RANDOM_WEIGHTS
+from infergy.records.engine_setup import RANDOM_WEIGHTS
 from infergy.records.measurement import Measurement
 
 VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"}) | {

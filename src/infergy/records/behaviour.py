@@ -9,9 +9,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from infergy.errors import DataError, UsageError
-from infergy.files import parse_json, read_text
-from infergy.records.codec import from_json, to_json
+from infergy.errors import UsageError
+from infergy.records.codec import to_json
 from infergy.records.environment import GpuIdentity
 
 BEHAVIOUR_SCHEMA = "infergy.meter/1"
@@ -121,18 +120,3 @@ class MeterBehaviour:
             path.write_text(json.dumps(to_json(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise UsageError.not_writable(path, error) from error
-
-    @classmethod
-    def load_file(cls, path: Path) -> MeterBehaviour:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: It is no such file, or damaged.
-        """
-        hint = f"Make it: infergy doctor --meter -o {path}"
-        content = parse_json(read_text(path, hint), path, hint)
-        schema = content.get("schema") if isinstance(content, dict) else None
-        if schema != BEHAVIOUR_SCHEMA:
-            message = f"{path}: schema {schema!r}; expected {BEHAVIOUR_SCHEMA!r}: infergy doctor --meter -o FILE"
-            raise DataError(message, code="wrong-schema", path=str(path), found=schema, expected=BEHAVIOUR_SCHEMA)
-        return from_json(cls, content, str(path))

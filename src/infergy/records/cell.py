@@ -1,236 +1,270 @@
-"""What is measured: a cell is an engine config under a load."""
+"""A cell is an engine config under a load: lengths, decoding, and when requests arrive. Standard library only.
+
+offline     all at once (no `Arrivals`)
+poisson     exponential gaps
+gamma       gamma gaps, shape = burstiness, scale = 1 / (rate × burstiness): mean 1 / rate, coefficient
+            of variation 1 / √burstiness; as `vllm bench serve --request-rate --burstiness` draws them
+trace       the times of a log, as they were or scaled to a rate
+replay      requests of a log, each with its own lengths: consecutive ones, or those of a window of time; all at once,
+            or at their own times (`timed`), which a speed compresses
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
+import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from infergy.errors import UsageError
-from infergy.records.codec import to_json
-from infergy.records.load import GREEDY, Load
+from infergy.records.engine_setup import EngineSetup, digest, without_defaults
 
-RANDOM_WEIGHTS = "random"
-UNIFORM_WEIGHTS = "random-uniform"
-"""Names of the laws by which infergy draws weights itself; see `infergy.engines.weights.LAWS`."""
+OFFLINE = "offline"
+POISSON, GAMMA, TRACE, REPLAY = "poisson", "gamma", "trace", "replay"
 
-GRAPHS_BY_DEFAULT = {"transformers": False, "vllm": True}
-"""Whether an engine replays CUDA graphs by default."""
-
-ENGINES = tuple(GRAPHS_BY_DEFAULT)
-"""All engines that serve a model; the simulated one plays them."""
-
-DEFAULT_DTYPE = "bfloat16"
-FP8 = "fp8"
-LLM_CLASS, SERVER = "llm", "server"
-"""How vLLM is used: its `LLM` class, or the engine of ``vllm serve``; each has defaults of its own."""
-
-DTYPES = (DEFAULT_DTYPE, "float16", FP8)
-
-
-PLAIN_PARTS: dict[str, tuple[str, Any]] = {
-    SERVER: ("usage_context", SERVER),
-    "eager": ("cuda_graphs", False),
-    "compiled": ("compiled", True),
-    "pc": ("prefix_caching", True),
-}
-NUMBERED_PARTS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "tp": ("tensor_parallel", int),
-    "s": ("max_sequences", int),
-    "bt": ("max_batched_tokens", int),
-    "len": ("max_model_len", int),
-    "mem": ("gpu_memory_utilization", float),
-}
-NUMBERED_PART = re.compile(r"((?:tp|s|bt|len)(?=\d+$)|mem)(\d*\.?\d+)")
-"""Parts of an engine's label, and the fields for which they stand."""
-
-
-MEASURED_ACCEPTANCE = "measured"
-"""In a label, where the acceptance is not set: real weights decide it."""
-
-SPECULATION_LABEL = re.compile(r"spec(\d+):([^:]+)(?::([^:]+))?")
+NUMBER = r"(\d*\.?\d+)"
+ARRIVALS_LABEL = re.compile(
+    rf"poisson{NUMBER}|gamma{NUMBER}-b{NUMBER}|trace:(.+?)(?:@{NUMBER})?|"
+    rf"replay:(.+?)(?:@{NUMBER}x)?(?:\+(\d+)|\+{NUMBER}s/{NUMBER}s)?"
+)
+EXPECTED = (
+    "offline, poisson4, gamma4-b0.5, trace:azure-conv-2023, trace:azure-conv-2023@4, replay:azure-conv-2023 or "
+    "replay:azure-conv-2023@1x+600s/75s, rates and burstiness above 0"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speculation:
-    """A draft model and how far it looks ahead.
+class Arrivals:
+    """How requests arrive one after the other.
 
     Attributes:
-        draft: Name of the draft's shape in the catalog or in the plan's `models`.
-        look_ahead: Tokens drafted a round, at least 1.
-        acceptance: Probability that a drafted token is accepted if all before it in its round were, 0 to 1; it is set
-            with random weights, and None with real ones, which decide it.
-        weights: Folder or hub name of the draft's real weights; None where they are random, initialised as the model's.
+        law: ``poisson``, ``gamma``, ``trace`` or ``replay``.
+        rate_per_s: Requests per second, above 0; None for a trace at its own times, and for a replay.
+        burstiness: Shape of the gamma distribution, above 0; 1 is Poisson's, below 1 more bursty, above 1 more even.
+        trace: Name of the trace; None for Poisson and gamma.
+        digest: Hash of the trace's times, of a replay of its lengths (and times, if it is timed), so that two logs of
+            one name are two loads; None for the other laws, and until the log is read.
+        first: Of a replay without a window, how many requests of the log come before it.
+        timed: Whether the requests of a replay arrive at their own times; else they are there all at once.
+        speed: By what the times of a timed replay are divided, above 0.
+        from_s: Where the window of a replay begins, in seconds after the first request of the log.
+        for_s: Seconds of serving over which the requests of the window arrive, above 0: `speed` times as many of the
+            log; None for a replay of so many consecutive requests.
     """
 
-    draft: str
-    look_ahead: int
-    acceptance: float | None = None
-    weights: str | None = None
+    law: str
+    rate_per_s: float | None = None
+    burstiness: float = 1.0
+    trace: str | None = None
+    digest: str | None = None
+    first: int = 0
+    timed: bool = False
+    speed: float = 1.0
+    from_s: float = 0.0
+    for_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.draft or ":" in self.draft:
-            raise UsageError.bad_value("draft", self.draft, "the name of a model, without a colon: infergy list models")
-        if self.look_ahead < 1:
-            raise UsageError.bad_value("look_ahead", self.look_ahead, "at least 1")
-        if self.acceptance is not None and not 0 <= self.acceptance <= 1:
-            raise UsageError.bad_value("acceptance", self.acceptance, "0 to 1")
+        if self.law not in (POISSON, GAMMA, TRACE, REPLAY):
+            raise UsageError.unknown("law of arrivals", self.law, (POISSON, GAMMA, TRACE, REPLAY), code="unknown-name")
+        if (self.trace is None) == (self.law in (TRACE, REPLAY)):
+            raise UsageError.conflict(
+                {"law": self.law, "trace": self.trace}, "a trace goes with the laws trace and replay only"
+            )
+        if self.first < 0 or (self.law != REPLAY and self.first):
+            raise UsageError.bad_value("first", self.first, "0, or in a replay more", law=self.law)
+        self._check_window()
+        self._check_rate()
+        if self.law == GAMMA and self.burstiness == 1:
+            # One process has one id: gamma of shape 1 is Poisson's.
+            object.__setattr__(self, "law", POISSON)
+
+    def _check_rate(self) -> None:
+        if self.law == REPLAY and self.rate_per_s is not None:
+            raise UsageError.conflict(
+                {"law": self.law, "rate_per_s": self.rate_per_s},
+                "a replay has its requests at once or at the times of its log; a rate: trace:NAME@4",
+            )
+        if self.rate_per_s is None and self.law not in (TRACE, REPLAY):
+            message = f"{self.law} arrivals need a rate in requests per second: {self.law}4 for four"
+            raise UsageError(message, code="option-missing", option="rate_per_s", law=self.law)
+        if self.rate_per_s is not None and not 0 < self.rate_per_s < math.inf:
+            raise UsageError.bad_value("rate_per_s", self.rate_per_s, "more than 0 per second, or offline")
+        if not 0 < self.burstiness < math.inf or (self.burstiness != 1 and self.law != GAMMA):
+            raise UsageError.bad_value(
+                "burstiness", self.burstiness, "more than 0, and 1 unless arrivals are gamma", law=self.law
+            )
+
+    def _check_window(self) -> None:
+        if self.law != REPLAY and (self.timed or self.speed != 1 or self.from_s or self.for_s is not None):
+            raise UsageError.conflict(
+                {"law": self.law, "speed": self.speed, "for_s": self.for_s}, "only a replay has a window or a speed"
+            )
+        if not (0 < self.speed < math.inf and (self.timed or self.speed == 1)):
+            raise UsageError.bad_value("speed", self.speed, "more than 0, and 1 where all requests arrive at once")
+        if self.for_s is None:
+            if self.from_s:
+                message = f"a replay from {self.from_s:g} s on has no end: replay:NAME@1x+{self.from_s:g}s/75s"
+                raise UsageError(message, code="option-missing", option="for_s", from_s=self.from_s)
+            return
+        if self.first or not (0 <= self.from_s < math.inf and 0 < self.for_s < math.inf):
+            raise UsageError.bad_value(
+                "window",
+                [self.from_s, self.for_s],
+                "0 s or later, more than 0 s, and no first request: replay:NAME@1x+600s/75s",
+                first=self.first,
+            )
 
     @property
     def label(self) -> str:
-        """As it stands in an engine config's label: ``spec4:llama-3.2-1b:0.8``, with real weights ``…:measured``."""
-        acceptance = MEASURED_ACCEPTANCE if self.acceptance is None else f"{self.acceptance:g}"
-        return f"spec{self.look_ahead}:{self.draft}:{acceptance}"
+        """As `parse_label` reads it."""
+        if self.law == REPLAY:
+            speed = f"@{self.speed:g}x" if self.timed else ""
+            first = f"+{self.first}" if self.first else ""
+            window = "" if self.for_s is None else f"+{self.from_s:.12g}s/{self.for_s:.12g}s"
+            return f"{REPLAY}:{self.trace}{speed}{first}{window}"
+        rate = "" if self.rate_per_s is None else f"{self.rate_per_s:g}"
+        if self.law == TRACE:
+            return f"{TRACE}:{self.trace}{rate and f'@{rate}'}"
+        return f"{self.law}{rate}" + ("" if self.law == POISSON else f"-b{self.burstiness:g}")
 
     @classmethod
-    def parse_label(cls, label: str) -> Speculation:
+    def parse_label(cls, label: str) -> Arrivals | None:
+        """What a `label` stands for; None for ``offline``.
+
+        Raises:
+            UsageError: It means nothing, or a rate or burstiness is not above 0.
+        """
+        if label == OFFLINE:
+            return None
+        match = ARRIVALS_LABEL.fullmatch(label)
+        if match is None:
+            raise UsageError.bad_value("arrivals", label, EXPECTED)
+        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = match.groups()
+        if replay is not None:
+            return cls(
+                law=REPLAY,
+                trace=replay,
+                first=int(first or 0),
+                timed=speed is not None,
+                speed=float(speed or 1),
+                from_s=float(from_s or 0),
+                for_s=None if for_s is None else float(for_s),
+            )
+        if poisson is not None:
+            return cls(law=POISSON, rate_per_s=float(poisson))
+        if gamma is not None:
+            return cls(law=GAMMA, rate_per_s=float(gamma), burstiness=float(burstiness))
+        return cls(law=TRACE, trace=trace, rate_per_s=None if rate is None else float(rate))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How the next token is chosen; greedy by default.
+
+    Attributes:
+        beams: Beams of beam search, at least 1; 1 for none.
+        temperature: Of sampling, above 0; None where nothing is sampled.
+        top_p: Sample from the likeliest tokens whose probabilities add up to this; above 0, at most 1.
+        top_k: Sample from so many of the likeliest tokens; None for all.
+    """
+
+    beams: int = 1
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise UsageError.bad_value("beams", self.beams, "at least 1")
+        if self.temperature is None:
+            if self.top_p != 1.0 or self.top_k is not None:
+                message = "top_p and top_k choose among sampled tokens: give a temperature too, 1.0 for none"
+                raise UsageError(message, code="option-missing", option="temperature", needed_by=["top_p", "top_k"])
+            return
+        if self.beams > 1:
+            raise UsageError.conflict(
+                {"beams": self.beams, "temperature": self.temperature}, "a beam search samples nothing"
+            )
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and (self.top_k is None or self.top_k >= 1)):
+            raise UsageError.bad_value(
+                "sampling",
+                [self.temperature, self.top_p, self.top_k],
+                "temperature above 0, top_p above 0 and at most 1, top_k at least 1",
+            )
+
+    @property
+    def label(self) -> str:
+        """What is not at its default: ``greedy``, ``beam4``, ``t0.8``, ``t0.8-p0.95-k50``."""
+        if self.beams > 1:
+            return f"beam{self.beams}"
+        if self.temperature is None:
+            return "greedy"
+        top_p = "" if self.top_p == 1 else f"-p{self.top_p:g}"
+        return f"t{self.temperature:g}{top_p}{'' if self.top_k is None else f'-k{self.top_k}'}"
+
+    @classmethod
+    def parse_label(cls, label: str) -> Decoding:
         """What a `label` stands for.
 
         Raises:
             UsageError: It means nothing.
         """
-        match = SPECULATION_LABEL.fullmatch(label)
-        try:
-            if match is None:
-                raise ValueError
-            look_ahead, draft, acceptance = match.groups()
-            is_set = acceptance not in (None, MEASURED_ACCEPTANCE)
-            return cls(draft=draft, look_ahead=int(look_ahead), acceptance=float(acceptance) if is_set else None)
-        except ValueError:
-            raise UsageError.bad_value(
-                "speculation", label, "spec4:llama-3.2-1b:0.8, or with real weights spec4:llama-3.2-1b:measured"
-            ) from None
-
-    def __str__(self) -> str:
-        return self.label
+        match = DECODING_LABEL.fullmatch(label)
+        if match is None:
+            raise UsageError.bad_value("decoding", label, "greedy, beam4, t0.8 or t0.8-p0.95-k50")
+        beams, temperature, top_p, top_k = match.groups()
+        return cls(
+            beams=int(beams or 1),
+            temperature=None if temperature is None else float(temperature),
+            top_p=float(top_p or 1),
+            top_k=None if top_k is None else int(top_k),
+        )
 
 
-def tokens_per_round(acceptance: float, look_ahead: int) -> float:
-    """Expected tokens of a round (Leviathan et al. 2023, equation 1): 1 + a + a² + … + a^look_ahead."""
-    return sum(acceptance**place for place in range(look_ahead + 1))
+GREEDY = Decoding()
+FEWEST_ARRIVALS = 2
+"""Requests of an online run: one alone has no gap."""
+
+DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:-k(\d+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSetup:
-    """All that must be loaded before the first token: cells of one engine config share a process.
+class Load:
+    """Fixed lengths: `batch` requests, each of `input_tokens` in and exactly `output_tokens` out.
+
+    Of a replay, whose requests have lengths of their own, the tokens are the longest prompt's and the longest answer's.
 
     Attributes:
-        engine: Name of the engine: ``transformers``, ``vllm``, ``simulated``.
-        model: Name of a model shape in the catalog or in the plan's `models`.
-        dtype: Arithmetic and weights: ``bfloat16``, ``float16``, or ``fp8``: the matrices of linear layers and what
-            goes into them as e4m3, a scale for each matrix and each token, all else bfloat16.
-        cuda_graphs: Whether decode steps replay CUDA graphs, where that is not the engine's own default; None where
-            it is (vllm: yes; transformers: has none).
-        weights: ``random``, ``random-uniform``, or the folder or hub name of real weights.
-        tensor_parallel: GPUs the model is sharded over, at least 1.
-        compiled: Whether transformers compiles its decode step (TorchInductor) over a static KV cache.
-        speculation: The draft model that is loaded beside it, and how far it looks ahead; None without.
-        max_sequences: Requests that it serves at once, at most: vLLM's `max_num_seqs`, under transformers the size of
-            its static batches; None for vLLM's own default, and for all that transformers is given.
-        usage_context: ``llm``: vLLM's `LLM` class; ``server``: the engine that ``vllm serve`` runs, with its defaults.
-            The fields below are vLLM's options too; None stands for its own default.
-        max_batched_tokens: Tokens of a step, at most: `max_num_batched_tokens`.
-        prefix_caching: Whether prompts that begin alike share their cache; off by default, unlike vLLM's own, so that
-            repeated prompts are computed again.
-        gpu_memory_utilization: Share of the GPU's memory that it takes, above 0, at most 1.
-        max_model_len: Tokens of a request, at most.
+        batch: Requests at once; with `arrivals` those of one run.
+        arrivals: How they arrive; None for all at once, offline.
     """
 
-    engine: str
-    model: str
-    dtype: str = DEFAULT_DTYPE
-    cuda_graphs: bool | None = None
-    weights: str = RANDOM_WEIGHTS
-    tensor_parallel: int = 1
-    compiled: bool = False
-    speculation: Speculation | None = None
-    max_sequences: int | None = None
-    usage_context: str = LLM_CLASS
-    max_batched_tokens: int | None = None
-    prefix_caching: bool = False
-    gpu_memory_utilization: float | None = None
-    max_model_len: int | None = None
+    input_tokens: int
+    output_tokens: int
+    batch: int
+    decoding: Decoding = GREEDY
+    arrivals: Arrivals | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel", "max_sequences", "max_batched_tokens", "max_model_len"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError.bad_value(name, value, "at least 1")
-        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
-            raise UsageError.bad_value("gpu_memory_utilization", self.gpu_memory_utilization, "above 0 and at most 1")
-        if self.usage_context not in (LLM_CLASS, SERVER):
-            raise UsageError.unknown("usage context", self.usage_context, (LLM_CLASS, SERVER), code="unknown-name")
-        if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
-            # One engine config has one id, whether its default was written out or not.
-            object.__setattr__(self, "cuda_graphs", None)
+        for name in ("input_tokens", "output_tokens", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError.bad_value(name, getattr(self, name), "at least 1")
+        if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
+            raise UsageError.bad_value("batch", self.batch, f"at least {FEWEST_ARRIVALS}", arrivals=self.arrivals.label)
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Names of all models it loads: its own, and that of its draft."""
-        return (self.model,) if self.speculation is None else (self.model, self.speculation.draft)
+    def lengths(self) -> tuple[int, int]:
+        """Input and output tokens."""
+        return self.input_tokens, self.output_tokens
 
     @property
-    def label(self) -> str:
-        """The engine and whatever is not at its default: ``vllm``, ``vllm-float16-tp2``.
-
-        Options of vLLM follow: ``vllm-server-s16-bt2048-pc-mem0.9-len16384``. Speculation stands last, since names of
-        draft models hold dashes: ``vllm-eager-spec4:llama-3.2-1b:0.8``.
-        """
-        parts: list[tuple[str, Any, Any]] = [
-            ("", self.usage_context, LLM_CLASS),
-            ("", "eager" if self.cuda_graphs is False else "compiled" if self.compiled else "", ""),
-            ("", self.dtype, DEFAULT_DTYPE),
-            ("tp", self.tensor_parallel, 1),
-            ("s", self.max_sequences, None),
-            ("bt", self.max_batched_tokens, None),
-            ("", "pc" if self.prefix_caching else "", ""),
-            ("mem", None if self.gpu_memory_utilization is None else f"{self.gpu_memory_utilization:g}", None),
-            ("len", self.max_model_len, None),
-            ("", self.speculation, None),
-        ]
-        return self.engine + "".join(f"-{prefix}{value}" for prefix, value, default in parts if value != default)
-
-    @classmethod
-    def parse_label(cls, label: str) -> dict[str, Any]:
-        """The fields that a `label` stands for, those at their default left out.
-
-        Raises:
-            UsageError: A part of it means nothing.
-        """
-        plain, *drafting = re.split(r"-(?=spec\d*:)", label, maxsplit=1)
-        engine, *parts = plain.split("-")
-        fields: dict[str, Any] = {"engine": engine}
-        for part in parts:
-            numbered = NUMBERED_PART.fullmatch(part)
-            if part in PLAIN_PARTS:
-                name, value = PLAIN_PARTS[part]
-                fields[name] = value
-            elif part in DTYPES:
-                fields["dtype"] = part
-            elif numbered is not None:
-                name, read = NUMBERED_PARTS[numbered[1]]
-                fields[name] = read(numbered[2])
-            else:
-                raise UsageError.unknown(
-                    f"part of the engine label {label!r}",
-                    part,
-                    (*PLAIN_PARTS, *DTYPES, "tp2", "s16", "bt2048", "mem0.9", "len16384", "spec4:llama-3.2-1b:0.8"),
-                    "A label is an engine and what is not at its default: vllm-eager-float16-tp2",
-                    code="unknown-name",
-                    label=label,
-                )
-        if drafting:
-            fields["speculation"] = Speculation.parse_label(drafting[0])
-        return fields
+    def is_replay(self) -> bool:
+        """Whether each of its requests has lengths of its own, as in a log."""
+        return self.arrivals is not None and self.arrivals.law == REPLAY
 
     @property
-    def id(self) -> str:
-        """Twelve hexadecimal digits; fields at their default do not enter, so that new axes keep old ids."""
-        return _digest(_without_defaults(self))
+    def is_online(self) -> bool:
+        """Whether it is a run of requests that arrive one after the other, or are replayed: no batch of equal ones."""
+        return self.arrivals is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +277,7 @@ class Cell:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that name this cell in every file."""
-        return _digest({"setup": _without_defaults(self.setup), "load": _without_defaults(self.load)})
+        return digest({"setup": without_defaults(self.setup), "load": without_defaults(self.load)})
 
     @property
     def label(self) -> str:
@@ -271,20 +305,3 @@ def grid_visit(number: int) -> str:
 def visit_key(cell_id: str, visit: str) -> str:
     """One visit of a cell: the cell's id, and the visit if it is not that of the grid."""
     return cell_id if visit == GRID_VISIT else f"{cell_id}/{visit}"
-
-
-def _without_defaults(record: Any) -> dict[str, Any]:
-    found = {
-        field.name: getattr(record, field.name)
-        for field in dataclasses.fields(record)
-        if getattr(record, field.name) != field.default
-    }
-    return {
-        name: _without_defaults(value) if dataclasses.is_dataclass(value) else to_json(value)
-        for name, value in found.items()
-    }
-
-
-def _digest(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -14,8 +14,9 @@ from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.files import parse_json, read_text
-from infergy.records.cell import GRID_VISIT, Cell, EngineSetup, visit_key
+from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
+from infergy.records.engine_setup import EngineSetup
 
 PLAN_SCHEMA = "infergy.plan/1"
 

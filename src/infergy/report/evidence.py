@@ -10,10 +10,9 @@ from pathlib import Path
 from infergy.catalog import catalog_name, find_gpu_by_driver_name, get_gpu
 from infergy.cost.table import Table
 from infergy.errors import DataError, UsageError
-from infergy.estimates.estimate import estimate, sample_of
+from infergy.estimates.estimate import TraceEstimate, estimate, sample_of
 from infergy.estimates.paper import PaperEstimate, estimate_paper
 from infergy.estimates.recommend import Recommendation, recommend
-from infergy.estimates.results import TraceEstimate
 from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
 from infergy.quality.phases import SetupPhases, find_phases
 from infergy.records import ENGINES, FP8
@@ -21,7 +20,7 @@ from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.store import SHIPPED_ROWS, read_store, shipped_rows
 from infergy.report.points import Point, failures_of, group_by, points_of
 from infergy.serving.config import EngineOptions
-from infergy.workload.sampling import Sample
+from infergy.workload.requests import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from infergy.report.studies import STUDIES, Study
 from infergy.report.tables import Table, environment_table, escape, find_gaps, flags_table, gaps_table, table_lines
 
 if TYPE_CHECKING:
-    from infergy.workload.sampling import Sample
+    from infergy.workload.requests import Sample
 
 PAGE, MARKDOWN = "index.html", "report.md"
 FINDINGS_TITLE = "Findings: where our values contradict the paper's"

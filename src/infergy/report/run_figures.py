@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from infergy.quality.phases import CellPhases, PhaseEnergy, SetupPhases
 from infergy.records import RANDOM_WEIGHTS, Arrivals, result_of
-from infergy.records.load import TRACE
+from infergy.records.cell import TRACE
 from infergy.report.charts import (
     AXES,
     INTERVALS_NOTE,

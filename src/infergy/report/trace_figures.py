@@ -7,9 +7,9 @@ from typing import Any
 
 from infergy.catalog import catalog_name
 from infergy.estimates.breakdown import IDLE, Breakdown
+from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate
 from infergy.estimates.paper import PaperEstimate, PaperServer
 from infergy.estimates.recommend import Configuration, Recommendation
-from infergy.estimates.results import RunEstimate, ServerEstimate, TraceEstimate
 from infergy.records import EngineSetup
 from infergy.report.charts import UNKNOWN, Figure, Mark, bar_chart, dot_chart, inline, make_figure
 from infergy.report.evidence import Evidence, gpu_title

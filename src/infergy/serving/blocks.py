@@ -252,7 +252,7 @@ def _nodes(ids: Ints, index: Ints) -> Ints:
     # The ids name text alone, not what precedes it: number them by what precedes, one by one.
     numbers: dict[tuple[int, int], int] = {}
     parent = -1
-    for k, (place, node) in enumerate(zip(index.tolist(), nodes.tolist(), strict=True)):
-        parent = numbers.setdefault((parent if place else -1, node), len(numbers))
+    for k, (position, node) in enumerate(zip(index.tolist(), nodes.tolist(), strict=True)):
+        parent = numbers.setdefault((parent if position else -1, node), len(numbers))
         nodes[k] = parent
     return nodes

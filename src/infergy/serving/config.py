@@ -5,13 +5,12 @@ Sources: `vllm/engine/arg_utils.py` (get_batch_defaults), `vllm/config/{schedule
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from infergy.catalog.gpus import Gpu
-from infergy.catalog.memory import activation_values_per_token
-from infergy.catalog.shape import DTYPE_BYTES, EXPERTS_ONLY, ModelShape
+from infergy.catalog.shape import EXPERTS_ONLY, ModelShape
 from infergy.errors import UsageError
 from infergy.records import FP8
 from infergy.units import format_bytes
@@ -193,9 +192,9 @@ def resolve(
     default_tokens, default_seqs = batch_defaults(gpu, version, usage_context)
     wanted_len = options.max_model_len or context_tokens
     tokens, seqs = _batch(options, default_tokens, default_seqs, wanted_len)
-    blocks = options.num_gpu_blocks
-    if blocks is None:
-        blocks = kv_blocks(shape, gpu, options, dtype=dtype, tokens=tokens, server=usage_context == "server")
+    blocks = options.num_gpu_blocks or kv_blocks(
+        shape, gpu, options, dtype=dtype, tokens=tokens, server=usage_context == "server"
+    )
     length, note = _longest(shape, wanted_len, blocks, options)
     return EngineConfig(
         version=version,
@@ -269,8 +268,7 @@ def _batch(options: EngineOptions, tokens: int, seqs: int, longest: int | None) 
 
 def model_context(config: Mapping[str, Any]) -> int | None:
     """The longest context that a Hugging Face `config.json` states; None if it states none."""
-    text = config.get("text_config")
-    for facts in (config, text if isinstance(text, Mapping) else {}):
+    for facts in (config, config.get("text_config") or {}):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length"):
             if isinstance(facts.get(key), int):
                 return int(facts[key])
@@ -278,11 +276,7 @@ def model_context(config: Mapping[str, Any]) -> int | None:
 
 
 def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: int | None) -> None:
-    """Reject a longest request that is longer than the model's context.
-
-    Raises:
-        UsageError: It is.
-    """
+    """Raise UsageError for a longest request that is longer than the model's context."""
     if max_model_len and context_tokens and max_model_len > context_tokens:
         raise UsageError.bad_value(
             "--max-model-len", max_model_len, f"at most {context_tokens}, the context of {shape.name}"
@@ -343,12 +337,8 @@ def _graph_sizes(options: EngineOptions, gpu: Gpu, version: str, tokens: int, se
         return tuple(sorted({size for size in options.cudagraph_capture_sizes if size <= tokens}))
     recent = version != "0.25"
     most = min(2 * seqs, 1024 if recent and gpu.compute_capability.startswith("10.") else 512, tokens)
-    sizes = {size for size in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)) if size <= most}
-    if tokens <= most:
-        sizes.add(tokens)
-    if recent and seqs <= most:
-        sizes.add(seqs)
-    return tuple(sorted(sizes))
+    sizes = (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16), tokens, seqs if recent else 1)
+    return tuple(sorted({size for size in sizes if size <= most}))
 
 
 def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str, tokens: int, server: bool) -> int:
@@ -360,41 +350,48 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
     gpus, per_block = options.tensor_parallel_size, options.block_size * shape.kv_bytes_per_token()
     heads = shape.attention.kv_heads if shape.attention.latent is None else 1
     kept_back = FIXED_BYTES + gpu.memory_bytes * (MEMORY_SHARE + (SERVER_SHARE if server else 0.0))
+    whole = 3 * shape.hidden  # the residual stream, which each GPU keeps all of
+    visited = 0 if shape.experts is None else shape.experts.experts_per_token * shape.hidden
 
     def room(dtype: str = dtype, gpus: int = gpus, tokens: int = tokens) -> int:
         left = options.gpu_memory_utilization * gpu.memory_bytes - shape.weight_bytes(dtype) / gpus
-        left -= _activation_bytes(shape, tokens, gpus) + kept_back + (LINK_BYTES if gpus > 1 else 0.0)
+        values = (whole + (shape.activation_values - whole) / gpus) * ACTIVATION_SHARE + visited
+        left -= 2.0 * tokens * values + kept_back + (LINK_BYTES if gpus > 1 else 0.0)
         # Heads fewer than GPUs, and MLA's latent, are copied.
         return int(left // (per_block * max(1.0, gpus / heads) / gpus)) if per_block else 0
 
     blocks = room()
-    if blocks >= 2:
-        return blocks
-    few = next((few for few in FEWER_TOKENS if few < tokens and room(tokens=few) > 1), None)
-    place = {"model": shape.name, "gpu": gpu.name}
+    if blocks < 2:
+        raise _does_not_fit(room, shape, gpu, options, dtype, tokens)
+    return blocks
+
+
+def _does_not_fit(
+    room: Callable[..., int], shape: ModelShape, gpu: Gpu, options: EngineOptions, dtype: str, tokens: int
+) -> UsageError:
+    """The error that names what would give `room`, of `dtype`, `gpus` and `tokens`, for more than the null block."""
+    gpus = options.tensor_parallel_size
+    formats = sorted([FP8, *(EXPERTS_ONLY if shape.experts else ())], key=shape.precision.__ne__)
+    sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
+    few, *ways = (
+        next((f"--{option} {value}" for value in values if room(**{name: value}) > 1), None)
+        for option, name, values in (
+            ("max-num-batched-tokens", "tokens", FEWER_TOKENS),
+            ("tensor-parallel-size", "gpus", sizes),
+            ("precision", "dtype", formats),
+        )
+    )
     if few is not None:
         message = (
             f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
-            f"cache of {shape.name} on {gpus} × {gpu.title}: type --max-num-batched-tokens {few} or fewer"
+            f"cache of {shape.name} on {gpus} × {gpu.title}: type {few} or fewer"
         )
-        raise UsageError(message, code="does-not-fit", **place, option="--max-num-batched-tokens", value=tokens)
-    sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
-    ways = [f"--tensor-parallel-size {size}" for size in sizes if room(gpus=size) > 1][:1]
-    formats = [FP8] if shape.experts is None else sorted([FP8, *EXPERTS_ONLY], key=shape.precision.__ne__)
-    narrower = (name for name in formats if DTYPE_BYTES[name] < DTYPE_BYTES[dtype] and room(dtype=name) > 1)
-    ways += [f"--precision {name}" for name in narrower][:1]
-    raise UsageError(
+        details = {"option": "--max-num-batched-tokens", "value": tokens}
+        return UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name, **details)
+    fixes = " or ".join(filter(None, ways))
+    message = (
         f"{shape.name} does not fit: its {dtype} weights need {format_bytes(shape.weight_bytes(dtype))} on {gpus} × "
         f"{gpu.title}, of which vLLM takes {format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "
-        + (f"{' or '.join(ways)} would" if ways else "no --tensor-parallel-size up to 16 and no --precision would"),
-        code="does-not-fit",
-        **place,
+        f"{fixes or 'no --tensor-parallel-size up to 16 and no --precision'} would"
     )
-
-
-def _activation_bytes(shape: ModelShape, tokens: int, gpus: int) -> float:
-    """Bytes of a step's activations on one GPU; of the residual stream each keeps all."""
-    whole = 3 * shape.hidden
-    visited = 0 if shape.experts is None else shape.experts.experts_per_token * shape.hidden
-    values = (whole + (activation_values_per_token(shape) - whole) / gpus) * ACTIVATION_SHARE + visited
-    return 2.0 * tokens * values
+    return UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name)

@@ -179,6 +179,7 @@ class Replica:
 
     def run(self, until: float = inf) -> None:
         """Advance to the first plan of a step at `until` or later, or until nothing is left to do."""
+        # One function: a simulation spends its time here.
         scheduler, take, add = self.scheduler, self.arrivals.take, self.scheduler.add
         running, waiting, finished_s = scheduler.running, scheduler.waiting, self._finished_s
         upcoming = -inf

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infergy.cost.step import Steps
+from infergy.workload.requests import Window
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -192,3 +194,39 @@ def join_columns(parts: Sequence[Columns]) -> Columns:
     """Steps, or requests, of several runs one after the other."""
     columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
     return type(parts[0])(**columns)
+
+
+Runs = Sequence[tuple[Run, Window]]
+
+
+def total(runs: Runs, figure: str) -> float:
+    """Sum of a figure of runs, such as ``counts.requests``, each by its window's weight."""
+    return float(np.array([window.weight for _, window in runs]) @ [attrgetter(figure)(run) for run, _ in runs])
+
+
+def open_share(runs: Runs) -> float:
+    """Share of the time in which requests still arrive and none waits: where it is 1, arrivals set a run's length."""
+    open_s = 0.0
+    for run, window in runs:
+        arrivals, steps = run.requests.arrival_s, run.steps
+        if not len(steps):
+            continue
+        span_s = float(np.nanmax(arrivals) - np.nanmin(arrivals))
+        open_s += window.weight * span_s * float(steps.duration_s @ (steps.waiting == 0) / steps.duration_s.sum())
+    total_s = total(runs, "duration_s")
+    return min(1.0, open_s / total_s) if total_s else 0.0
+
+
+def run_of(runs: Runs) -> Run:
+    """Runs of windows as one, for the percentiles of all their requests."""
+    if len(runs) == 1:
+        return runs[0][0]
+    requests = join_columns([run.requests for run, _ in runs])
+    return replace(runs[0][0], requests=requests, steps=join_columns([run.steps for run, _ in runs]))
+
+
+def steps_of(runs: Runs) -> Steps:
+    """The steps of all windows, each entry counted by its window's weight."""
+    if len(runs) == 1:
+        return runs[0][0].steps
+    return join_columns([replace(run.steps, count=run.steps.count * window.weight) for run, window in runs])

@@ -154,8 +154,7 @@ class Scheduler:
             self._admit(budget)
         if self._ends and self._ends[0] < (self.tick + 1) * self._size:
             self._end_decodes()
-        for request in self.completed:
-            self._start_decoding(request)
+        self._start_decodes()
         return decodes
 
     def settle(self) -> None:
@@ -239,17 +238,18 @@ class Scheduler:
                 known = min(end, full)
                 self._blocked = False  # a longer prefix may now be found by who waits
 
-    def _start_decoding(self, request: int) -> None:
-        origin = self._known[request] - self.tick
-        self._origin[request] = origin
-        end = self._totals[request] - 1 - origin
-        if end == self.tick:
-            self.ended.append(request)
-            return
-        self.decodes += 1
-        self.context += self._known[request]
-        self._remainders[(1 - origin) % self._block] += 1
-        heappush(self._ends, end * self._size + request)
+    def _start_decodes(self) -> None:
+        for request in self.completed:
+            origin = self._known[request] - self.tick
+            self._origin[request] = origin
+            end = self._totals[request] - 1 - origin
+            if end == self.tick:
+                self.ended.append(request)
+                continue
+            self.decodes += 1
+            self.context += self._known[request]
+            self._remainders[(1 - origin) % self._block] += 1
+            heappush(self._ends, end * self._size + request)
 
     def _end_decodes(self) -> None:
         limit, ends, size = (self.tick + 1) * self._size, self._ends, self._size
@@ -262,6 +262,7 @@ class Scheduler:
 
     def _admit(self, budget: int) -> None:
         """Admit from the head of the queue: no request overtakes, and the whole known sequence must fit."""
+        # One function: a simulation spends its time here.
         block, pool, waiting, running = self._block, self.pool, self.waiting, self.running
         while waiting and budget > 0:
             if len(running) >= self._limits.max_num_seqs:
@@ -270,14 +271,14 @@ class Scheduler:
             request = waiting[0]
             known = self._known[request]
             needed = -(-known // block)
-            found = computed = 0
+            shared = computed = 0
             hits: list[Hit] = []
             again = self._computed_before.get(request) if self._computed_before else None
             if self._paths or self._cached or again is not None:
                 hits, computed = self._find_computed(request, known, is_new=again is None)
                 if hits:
-                    found = hits[-1].end
-                    needed += sum(end - first for extent, first, end in hits if not extent.users) - found
+                    shared = hits[-1].end
+                    needed += sum(end - first for extent, first, end in hits if not extent.users) - shared
             if needed > pool.free:
                 self._blocked = True
                 return
@@ -290,7 +291,7 @@ class Scheduler:
             if tokens > budget:
                 tokens = budget
             budget -= tokens
-            pool.take(-(-(computed + tokens) // block) - found)
+            pool.take(-(-(computed + tokens) // block) - shared)
             running[request] = None
             if again is not None:
                 self.recomputed_tokens += max(0, again - computed)

@@ -17,7 +17,7 @@ from typing import Any
 from infergy.engines import Completion, Engine, EngineOutOfMemoryError, Session, Work
 from infergy.errors import MissingError, UsageError
 from infergy.records import GREEDY, Arrivals, EngineSetup, Load
-from infergy.records.load import POISSON
+from infergy.records.cell import POISSON
 from infergy.testing.rules import calling, demand, named, run_rules
 from infergy.workload.load_generator import make_prompts
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
     from infergy.workload.formats import FORMAT_NAMES, Columns
-    from infergy.workload.requests import PrefixBlocks, Requests, SetAside, requests_of_histogram
-    from infergy.workload.sampling import Sample, Window
+    from infergy.workload.requests import PrefixBlocks, Requests, Sample, SetAside, Window, requests_of_histogram
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, Padding, TraceSummary
     from infergy.workload.tasks import TaskOptions
@@ -42,8 +41,7 @@ __all__ = [
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
     "formats": ("FORMAT_NAMES", "Columns"),
-    "requests": ("PrefixBlocks", "Requests", "SetAside", "requests_of_histogram"),
-    "sampling": ("Sample", "Window"),
+    "requests": ("PrefixBlocks", "Requests", "Sample", "SetAside", "Window", "requests_of_histogram"),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "Padding", "TraceSummary"),
     "tasks": ("TaskOptions",),

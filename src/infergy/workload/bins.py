@@ -277,7 +277,7 @@ def count_bins(table: Table, bins: Bins | None, *, lenient: bool) -> tuple[Histo
             failed += int(row["requests"])
         else:
             groups[marks[0][input_code], marks[1][output_code]] = row
-    return _fold(groups, bins, table.source.name, failed) if groups else None, failed, bad
+    return fold_groups(groups, bins, table.source.name, failed) if groups else None, failed, bad
 
 
 def _codes(table: Table, bins: Bins | None, lengths: Iterable[Any]) -> tuple[tuple[tuple[int, ...], ...], list[Any]]:
@@ -298,11 +298,17 @@ def _codes(table: Table, bins: Bins | None, lengths: Iterable[Any]) -> tuple[tup
     return marks, codes
 
 
-def _fold(groups: dict[tuple[int, int], dict[str, Any]], bins: Bins | None, source: str, failed: int) -> Histogram:
-    """Put groups, by the marks not below their lengths, into bins."""
+def fold_groups(
+    groups: Mapping[tuple[int, int], Mapping[str, Any]], bins: Bins | None, source: str, failed: int
+) -> Histogram:
+    """Put groups, by the marks not below their lengths, into bins.
+
+    Each has the sums `requests`, `input` and `output`, `cached` if known, and where `bins` end `longest_input` and
+    `longest_output`.
+    """
     bins = bins or Bins.powers_of_two(*(max(marks) for marks in zip(*groups, strict=True)))
-    inside: dict[Bin, list[dict[str, Any]]] = {}
-    outside: list[dict[str, Any]] = []
+    inside: dict[Bin, list[Mapping[str, Any]]] = {}
+    outside: list[Mapping[str, Any]] = []
     for marks in sorted(groups):
         bin_ = bins.find(*marks)
         (outside if bin_ is None else inside.setdefault(bin_, [])).append(groups[marks])
@@ -321,6 +327,6 @@ def _fold(groups: dict[tuple[int, int], dict[str, Any]], bins: Bins | None, sour
     )
 
 
-def _total(corner: Bin, groups: Sequence[dict[str, Any]]) -> BinCount:
+def _total(corner: Bin, groups: Sequence[Mapping[str, Any]]) -> BinCount:
     sums = [sum(int(group[name]) for group in groups) for name in ("requests", "input", "output")]
     return BinCount(bin=corner, requests=sums[0], input_tokens=sums[1], output_tokens=sums[2])

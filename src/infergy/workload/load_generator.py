@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from infergy.errors import DataError
 from infergy.records import Load
-from infergy.records.load import Arrivals
+from infergy.records.cell import Arrivals
 from infergy.units import MICROSECONDS_PER_SECOND, count_of
 
 DIGEST_LENGTH = 12

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Number = TypeVar("Number", np.int64, np.float64)
 
 AT_ONCE = "all at once was asked for"
+WHOLE_REQUESTS = 1_000_000
+"""A trace of so many requests is simulated whole."""
+SAMPLING_ERROR = 0.01
+"""Half-width of the 90 % interval of summed tokens, relative."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -309,3 +313,78 @@ def _mean_lengths(count: BinCount, share: float) -> Iterator[NDArray[np.float64]
         # The running sum of mean lengths, rounded: any part of the bin has the mean to within one token.
         ends = np.arange(kept + 1) * (tokens / count.requests)
         yield np.diff(np.rint(ends).astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Window:
+    """A part of a trace that stands for others.
+
+    Attributes:
+        requests: What arrives in it, in seconds after its start; may be empty.
+        start_s: Where it begins, in seconds after the first request of the trace; None if arrivals are unknown.
+        duration_s: Its length; None if arrivals are unknown.
+        weight: How many windows of the trace it stands for, itself included; at least 1.
+    """
+
+    requests: Requests
+    start_s: float | None
+    duration_s: float | None
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """Windows of a trace: a sum over the trace is the weighted sum over them.
+
+    Attributes:
+        source: Name of the trace, or its path.
+        windows: In order of time; a single one of weight 1 is the whole trace.
+        requests: Requests of the whole trace; `input_tokens` and `output_tokens` the same.
+        duration_s: From the first arrival to the last; None if arrivals are unknown.
+        relative_se: Standard error of any weighted sum of input and output tokens, relative to it, at most; 0 if whole.
+            Of a histogram, the difference that rounding its bins' shares leaves.
+    """
+
+    source: str
+    windows: tuple[Window, ...]
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    duration_s: float | None
+    relative_se: float
+    set_aside: SetAside = field(default_factory=SetAside)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the trace is whole in one window."""
+        return len(self.windows) == 1 and self.windows[0].weight == 1
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the requests of all windows have arrival times."""
+        return all(window.requests.is_timed for window in self.windows)
+
+    def all_at_once(self) -> Sample:
+        """The same requests without arrivals."""
+        windows = (
+            Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
+            for window in self.windows
+        )
+        return replace(self, windows=tuple(windows))
+
+
+def whole(requests: Requests) -> Sample:
+    """All requests in one window."""
+    window = Window(requests=requests, start_s=0.0, duration_s=requests.duration_s, weight=1.0)
+    if requests.arrival_s is None:
+        window = Window(requests=requests, start_s=None, duration_s=None, weight=1.0)
+    return Sample(
+        source=requests.source,
+        windows=(window,),
+        requests=len(requests),
+        input_tokens=int(requests.input_tokens.sum()),
+        output_tokens=int(requests.output_tokens.sum()),
+        duration_s=requests.duration_s,
+        relative_se=0.0,
+        set_aside=requests.set_aside,
+    )

@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
 from infergy.workload.bins import Histogram
-from infergy.workload.requests import Requests, SetAside, all_counts, requests_of_histogram
+from infergy.workload.requests import (
+    WHOLE_REQUESTS,
+    Requests,
+    Sample,
+    SetAside,
+    Window,
+    all_counts,
+    requests_of_histogram,
+    whole,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,12 +36,6 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int64]
     Floats = NDArray[np.float64]
 
-WHOLE_REQUESTS = 1_000_000
-"""A trace of so many requests is simulated whole."""
-
-SAMPLING_ERROR = 0.01
-"""Half-width of the 90 % interval of summed tokens, relative."""
-
 _NORMAL_90 = 1.6449
 _FEWEST_WINDOWS = 24
 _MORE = 1.2
@@ -40,68 +43,6 @@ _NEARLY_ALL = 0.8
 _SLOTS = 256
 _SHORTEST_S, _LONGEST_S = 60.0, 600.0
 _SLOT = "slot"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Window:
-    """A part of a trace that stands for others.
-
-    Attributes:
-        requests: What arrives in it, in seconds after its start; may be empty.
-        start_s: Where it begins, in seconds after the first request of the trace; None if arrivals are unknown.
-        duration_s: Its length; None if arrivals are unknown.
-        weight: How many windows of the trace it stands for, itself included; at least 1.
-    """
-
-    requests: Requests
-    start_s: float | None
-    duration_s: float | None
-    weight: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sample:
-    """Windows of a trace: a sum over the trace is the weighted sum over them.
-
-    Attributes:
-        source: Name of the trace, or its path.
-        windows: In order of time; a single one of weight 1 is the whole trace.
-        requests: Requests of the whole trace; `input_tokens` and `output_tokens` the same.
-        duration_s: From the first arrival to the last; None if arrivals are unknown.
-        relative_se: Standard error of any weighted sum of input and output tokens, relative to it, at most; 0 if whole.
-            Of a histogram, the difference that rounding its bins' shares leaves.
-    """
-
-    source: str
-    windows: tuple[Window, ...]
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    duration_s: float | None
-    relative_se: float
-    set_aside: SetAside = field(default_factory=SetAside)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the trace is whole in one window."""
-        return len(self.windows) == 1 and self.windows[0].weight == 1
-
-
-def whole(requests: Requests) -> Sample:
-    """All requests in one window."""
-    window = Window(requests=requests, start_s=0.0, duration_s=requests.duration_s, weight=1.0)
-    if requests.arrival_s is None:
-        window = Window(requests=requests, start_s=None, duration_s=None, weight=1.0)
-    return Sample(
-        source=requests.source,
-        windows=(window,),
-        requests=len(requests),
-        input_tokens=int(requests.input_tokens.sum()),
-        output_tokens=int(requests.output_tokens.sum()),
-        duration_s=requests.duration_s,
-        relative_se=0.0,
-        set_aside=requests.set_aside,
-    )
 
 
 def sample_table(

@@ -21,13 +21,12 @@ from infergy.files import parse_json
 from infergy.units import count_of
 from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
 from infergy.workload.formats import Columns, Format, settle
-from infergy.workload.requests import Requests, requests_of_histogram
-from infergy.workload.sampling import (
+from infergy.workload.requests import (
     SAMPLING_ERROR,
     WHOLE_REQUESTS,
+    Requests,
     Sample,
-    sample_histogram,
-    sample_table,
+    requests_of_histogram,
     whole,
 )
 from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
@@ -162,6 +161,8 @@ class Trace:
             whole_requests: Above this many windows are drawn.
         """
         if self.origin.is_spark:
+            from infergy.workload.sampling import sample_histogram
+
             return sample_histogram(self.histogram(), whole_requests=whole_requests)
         is_frame = self.origin.kind == FRAME
         if is_frame or self._has_columns:
@@ -171,6 +172,8 @@ class Trace:
             if is_frame:
                 sample = _in_polars(requests).sample(seed=seed, error=error, whole_requests=whole_requests)
                 return replace(sample, set_aside=requests.set_aside)
+        from infergy.workload.sampling import sample_table
+
         read = partial(sample_table, seed=seed, error=error, whole_requests=whole_requests)
         drawn: Sample = self._validated(read, self.layout)
         return drawn

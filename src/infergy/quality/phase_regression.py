@@ -10,9 +10,8 @@ that each takes. Where a phase is held up now by one resource, now by another (a
 regression is a compromise, as its residuals show.
 
 Cells are weighted by their relative error: 1 / (E² (σ² + δ²)), with σ measured and δ that of the regression itself, the
-smallest
-that explains the residuals (Paule and Mandel, "Consensus values and weighting
-factors", J. Res. NBS 87, 1982). Intervals are Student's, from the covariance of the weighted least squares.
+smallest that explains the residuals (Paule and Mandel, "Consensus values and weighting factors", J. Res. NBS 87, 1982).
+Intervals are Student's, from the covariance of the weighted least squares.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PREFILL, DECODE = "prefill", "decode"
 SPARE_ROWS = 2
 """Rows beyond one a term: residuals that nothing but the terms explain say nothing."""
 
-TELLING = 0.01
+LEAST_SHARE = 0.01
 """A term counts only if this share of its column, or more, is no mixture of the columns before it: below, joules known
 to 1 % in 45 cells would leave its part of them unknown by 15 %."""
 
@@ -108,7 +107,7 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Law:
+class Regression:
     """The fitted regression.
 
     Attributes:
@@ -140,15 +139,15 @@ class Law:
         value = float(row @ self.values_j)
         return value, self._half(float(row @ self.covariance @ row) + (self.error * value) ** 2)
 
-    def coefficient_j(self, place: int) -> tuple[float, float]:
+    def coefficient_j(self, index: int) -> tuple[float, float]:
         """The coefficient of one of `TERMS`, and the half-width of its 95 % interval."""
-        return float(self.values_j[place]), self._half(float(self.covariance[place, place]))
+        return float(self.values_j[index]), self._half(float(self.covariance[index, index]))
 
     def _half(self, variance: float) -> float:
         return student_t(self.degrees) * sqrt(max(0.0, variance))
 
 
-def fit_phases(rows: Sequence[Observed]) -> Law:
+def fit_phases(rows: Sequence[Observed]) -> Regression:
     """Fit the regression to at least `FEWEST_ROWS` cells of one engine config."""
     import numpy as np
 
@@ -169,7 +168,7 @@ def fit_phases(rows: Sequence[Observed]) -> Law:
     values[kept] = inverse @ (1 / np.hypot(errors, error)) / lengths
     covariance[np.ix_(kept, kept)] = inverse @ inverse.T / np.outer(lengths, lengths)
     scaled = weighted / np.linalg.norm(weighted, axis=0)
-    return Law(
+    return Regression(
         values_j=values,
         covariance=covariance,
         degrees=degrees,
@@ -180,9 +179,9 @@ def fit_phases(rows: Sequence[Observed]) -> Law:
     )
 
 
-def describe_residuals(law: Law, rows: Sequence[Observed]) -> tuple[list[float], float, float]:
+def describe_residuals(fit: Regression, rows: Sequence[Observed]) -> tuple[list[float], float, float]:
     """Relative residual of each row (fitted over measured, less 1), their median size, and R² of the joules."""
-    fitted_j = [law.fitted_j(row.load) for row in rows]
+    fitted_j = [fit.fitted_j(row.load) for row in rows]
     residuals = [fitted / row.energy_j - 1 for fitted, row in zip(fitted_j, rows, strict=True)]
     mean_j = sum(row.energy_j for row in rows) / len(rows)
     missed = sum((row.energy_j - fitted) ** 2 for fitted, row in zip(fitted_j, rows, strict=True))
@@ -204,27 +203,27 @@ def _choose(relative: Array) -> tuple[list[int], tuple[Dropped, ...], str | None
     kept: list[int] = []
     dropped: dict[int, Dropped] = {}
     mixed: str | None = None
-    for place in _BY_IMPORTANCE:
-        term, column = TERMS[place], relative[:, place]
+    for index in _BY_IMPORTANCE:
+        term, column = TERMS[index], relative[:, index]
         length = float(np.linalg.norm(column))
         if not length:
             reason = "no cell has any of it: all have one output token"
-            dropped[place] = Dropped(name=term.name, formula=term.formula, reason=reason)
+            dropped[index] = Dropped(name=term.name, formula=term.formula, reason=reason)
             continue
         unit = column / length
         basis = relative[:, kept] / np.linalg.norm(relative[:, kept], axis=0)
         shares = np.linalg.lstsq(basis, unit, rcond=None)[0] if kept else np.zeros(0)
-        if not kept or float(np.linalg.norm(unit - basis @ shares)) >= TELLING:
-            kept.append(place)
+        if not kept or float(np.linalg.norm(unit - basis @ shares)) >= LEAST_SHARE:
+            kept.append(index)
             continue
         alike = [TERMS[other] for other, share in zip(kept, shares, strict=True) if abs(share) >= MIXED]
         names = " and ".join(f"{other.name} ({other.formula})" for other in alike)
-        dropped[place] = Dropped(name=term.name, formula=term.formula, reason=f"in these cells it goes with {names}")
+        dropped[index] = Dropped(name=term.name, formula=term.formula, reason=f"in these cells it goes with {names}")
         if any(other.phase != term.phase for other in alike):
             mixed = (
                 f"in these cells {term.name} ({term.formula}) goes with {names}: give the grid more lengths and batches"
             )
-    return sorted(kept), tuple(dropped[place] for place in sorted(dropped)), mixed
+    return sorted(kept), tuple(dropped[index] for index in sorted(dropped)), mixed
 
 
 def _own_error(columns: Array, errors: Array, degrees: int) -> float:
