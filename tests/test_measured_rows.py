@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import infergy
 from infergy.cli import app
+from infergy.cost.table import SHIPPED_TABLE, read_table
+from infergy.estimates.build import entries_of_rows
 from infergy.measure.grid import make_plan, parse_grid, read_toml
 from infergy.measure.studies import study_path
 from infergy.quality.compare import compare
@@ -25,6 +27,7 @@ from infergy.records.uncertainty import find_uncertainties
 from infergy.records.visits import join_visits
 from infergy.report.our_values import changes
 from infergy.report.points import points_of
+from quick_alone import errors
 
 ROWS = Path(__file__).parents[1] / "benchmarks" / "rows"
 
@@ -293,3 +296,12 @@ def test_rows_of_the_study_quick() -> None:
     assert all(abs(change) < 0.03 for change in differ.values())
     for name in ("h200-hf", "h200-3b-hf", "h200-3b-vllm", "h200-3b-vllm-2"):
         assert {load_of(row) for row in rows_in(f"../quick/{name}")} == set(energy[0])
+
+
+def test_cells_of_small_batches_in_fp8_are_predicted_as_docs_say() -> None:
+    table = read_table(SHIPPED_TABLE, entries=True)
+    entries, _ = entries_of_rows([ROWS / "h200-vllm-fp8-small.jsonl"], table.fits)
+    energy, seconds = errors(entries, table.fits["vllm"])
+    assert not table.identities & {entry.origin.identity for entry in entries}
+    assert [round(100 * one, 1) for one in (seconds.min(), seconds.max())] == [-1.5, 4.3]
+    assert [round(100 * one) for one in (energy.min(), energy.max())] == [4, 10]
