@@ -47,11 +47,15 @@ def check(
     else:
         for file in checked:
             _print(file, show_rows=rows)
-    flagged = [row for file in checked for row in file.rows if row.flags or row.failure]
+    flagged = list(filter(_is_flagged_or_failed, chain.from_iterable(file.rows for file in checked)))
     if again is not None:
         _plan_again(flagged, list(chain.from_iterable(stores.values())), again, worst, widest)
     if strict and flagged:
         raise typer.Exit(EXIT_FLAGGED)
+
+
+def _is_flagged_or_failed(row: CheckedRow) -> bool:
+    return bool(row.flags or row.failure)
 
 
 def _plan_again(
@@ -84,7 +88,7 @@ def _print(checked: CheckedFile, *, show_rows: bool) -> None:
     if show_rows:
         for row in checked.rows:
             _print_row(row)
-    elif flagged or failed:
+    elif any(map(_is_flagged_or_failed, checked.rows)):
         typer.echo("  Which rows, and their values: --rows")
 
 

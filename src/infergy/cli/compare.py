@@ -53,12 +53,13 @@ def compare(
     limit = None if fail_if_worse is None else 1 + fraction("--fail-if-worse", fail_if_worse)
     if measure:
         check_meter(meter, simulate=simulate)
-        a = _read(given[:1], None if simulate else gpu_here())
+        a = _read(given, None if simulate else gpu_here())
         path = _measure(a, engine, output, meter=meter, simulate=simulate)
         b = _read([path])
     else:
-        path, b = given[-1], _read(given[-1:])
-        a = _read(given[:-1], _gpu_of(b))
+        *others, path = given
+        b = _read([path])
+        a = _read(others, _gpu_of(b))
     is_table = measure or len(given) == 1
     found = run_compare(_of_same_cells(a, b) if is_table else a, b)
     if as_json:

@@ -28,6 +28,7 @@ from infergy.errors import DataError, UsageError
 from infergy.units import count_of, format_duration, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
+    from infergy.cost.table import Table
     from infergy.estimates.replay import Replay
     from infergy.records import Arrivals, EngineSetup, Measurement, Plan
     from infergy.workload import Requests
@@ -104,19 +105,12 @@ def replay(
     from infergy.catalog import get_gpu
     from infergy.estimates.replay import compare_rows, predict
     from infergy.records import Plan
-    from infergy.records.store import read_store
 
     path = Path(source)
     kind = _kind_of(path)
     _check_options(path, kind, typed_options(context))
     if kind == "rows":
-        rows = read_store(path).rows
-        gpu = get_gpu(target.gpu or _gpu_of(rows)).name
-        table = measured.load()
-        found = compare_rows(rows, gpu, table)
-        if not found:
-            message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
-            raise UsageError(message, code="no-rows", path=str(path))
+        found, table = _compare_store(path, target.gpu, measured)
     else:
         gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
         resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
@@ -136,6 +130,20 @@ def replay(
     else:
         _print(found)
         print_notes(table.notes)
+
+
+def _compare_store(path: Path, gpu: str | None, measured: MeasuredSelection) -> tuple[list[Replay], Table]:
+    """Each measured replay of a store beside its prediction, and the table of the predictions."""
+    from infergy.catalog import get_gpu
+    from infergy.estimates.replay import compare_rows
+    from infergy.records.store import read_store
+
+    rows, table = read_store(path).rows, measured.load()
+    found = compare_rows(rows, get_gpu(gpu or _gpu_of(rows)).name, table)
+    if not found:
+        message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
+        raise UsageError(message, code="no-rows", path=str(path))
+    return found, table
 
 
 def _rows_of(plan: Plan, store: Path) -> list[Measurement]:

@@ -110,15 +110,14 @@ def measure_cell(
     windows: list[Window] = []
     interrupted: Failure | None = None
     while not interrupted and not (windows and _is_enough(windows, earlier, planned, options, loaded_idle, peers)):
+        delay_s = delays.uniform(0, longest_s)
         try:
-            delay_s = delays.uniform(0, longest_s)
             window, after = _measure_window(session, meter, work, options, loaded_idle, delay_s)
+            windows.append(window)
         except (EngineError, MeterError) as error:
             if not windows:
                 raise
             interrupted = failure_of(error)
-        else:
-            windows.append(window)
     return replace(
         _row(planned, options, surroundings, STATUS_OK),
         measured_utc=measured_utc,

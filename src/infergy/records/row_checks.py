@@ -44,10 +44,9 @@ def _windows(row: Measurement) -> Iterator[tuple[str, Window]]:
 def _misfits(row: Measurement) -> Iterator[Misfit]:
     if row.cell_id != row.cell.id:
         yield "cell_id", row.cell_id, f"{row.cell.id}, the id of its cell"
-    if row.is_ok and not row.windows:
-        yield "windows", [], "a window, for status is ok"
-    if row.is_ok and row.loaded_idle is None:
-        yield "loaded_idle", None, "a window, for status is ok"
+    for name in ("windows", "loaded_idle") if row.is_ok else ():
+        if not getattr(row, name):
+            yield name, None, "a window, for status is ok"
     for line in row.timeline:
         if len(line.offsets_ms) != len(line.power_w):
             yield "timeline.power_w", f"{len(line.power_w)} values", f"{len(line.offsets_ms)}, as in offsets_ms"

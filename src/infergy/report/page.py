@@ -103,8 +103,8 @@ def build_report(
     if rule not in MIXED_RULES:
         what, how = "rule for mixed environments", "Give one with --mixed"
         raise UsageError.unknown(what, rule, MIXED_RULES, how, code="unknown-name", option="--mixed")
-    default = () if files else claimed_traces()
-    evidence = load_evidence(files, traces or default, model=model, gpu=gpu, allow_simulated=allow_simulated)
+    wanted = traces if traces or files else claimed_traces()
+    evidence = load_evidence(files, wanted, model=model, gpu=gpu, allow_simulated=allow_simulated)
     compared = compare_claims(evidence)
     # The shipped rows are of several kinds of GPU, in figures of their own; a user's are drawn in one figure.
     parts = [evidence] if files else evidence.by_gpu()

@@ -118,6 +118,17 @@ class BinCount:
     input_tokens: int
     output_tokens: int
 
+    def contradictions(self) -> Iterator[tuple[str, int, str]]:
+        """Counts that cannot be: field, value, and what is expected."""
+        if self.requests < 1:
+            yield "requests", self.requests, "at least 1"
+        for axis, floor in (("input_tokens", self.bin.input_floor), ("output_tokens", self.bin.output_floor)):
+            # Of an input all tokens may have been cached, of an output there is one.
+            shortest = floor + 1 if floor or axis == "output_tokens" else 0
+            least, most = self.requests * shortest, self.requests * getattr(self.bin, axis)
+            if not least <= getattr(self, axis) <= most:
+                yield axis, getattr(self, axis), f"{least:,} to {most:,}, by its bin and requests"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisCount:
@@ -196,14 +207,7 @@ class Histogram:
             if self.bins.find(count.bin.input_tokens, count.bin.output_tokens) != count.bin:
                 yield f"{key}.bin", to_json(count.bin), "a bin between edges of `bins`"
         for key, count in (named if self.left_out is None else named | {"left_out": self.left_out}).items():
-            if count.requests < 1:
-                yield f"{key}.requests", count.requests, "at least 1"
-            for axis, floor in (("input_tokens", count.bin.input_floor), ("output_tokens", count.bin.output_floor)):
-                # Of an input all tokens may have been cached, of an output there is one.
-                shortest = floor + 1 if floor or axis == "output_tokens" else 0
-                least, most = count.requests * shortest, count.requests * getattr(count.bin, axis)
-                if not least <= getattr(count, axis) <= most:
-                    yield f"{key}.{axis}", getattr(count, axis), f"{least:,} to {most:,}, by its bin and requests"
+            yield from ((f"{key}.{name}", value, expected) for name, value, expected in count.contradictions())
         for name in ("failed_requests", "cached_input_tokens"):
             if getattr(self, name) < 0:
                 yield name, getattr(self, name), "at least 0"
