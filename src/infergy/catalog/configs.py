@@ -323,12 +323,7 @@ def weights_format(quantization: Mapping[str, Any]) -> str:
         if known in name:
             return known
     if isinstance(groups, Mapping) and groups:
-        first = next(iter(groups.values()))
-        weights = first.get("weights") if isinstance(first, Mapping) else None
-        weights = weights if isinstance(weights, Mapping) else {}
-        bits, kind = weights.get("num_bits"), weights.get("type", "int")
-        named = f"int{bits}" if kind == "int" else FLOATS.get(bits, f"{kind}{bits}")
-        return GROUPS_OF_FLOAT4.get(weights.get("group_size"), named) if named == "fp4" else named
+        return _group_format(next(iter(groups.values())))
     for known, meant in {"int4": "int4", "w4a16": "int4", "w4a8": "int4", "int8": "int8", "w8a8": "int8"}.items():
         if known in name:
             return meant
@@ -338,3 +333,12 @@ def weights_format(quantization: Mapping[str, Any]) -> str:
     elif quantization.get("load_in_8bit"):
         bits = 8
     return name if bits is None else f"int{bits}"
+
+
+def _group_format(group: Any) -> str:
+    """The format of a group of compressed-tensors."""
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    weights = weights if isinstance(weights, Mapping) else {}
+    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    named = f"int{bits}" if kind == "int" else FLOATS.get(bits, f"{kind}{bits}")
+    return GROUPS_OF_FLOAT4.get(weights.get("group_size"), named) if named == "fp4" else named
