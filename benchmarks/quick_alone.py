@@ -32,6 +32,7 @@ QUICK = {
     "h200": {
         "quick, 3B": "h200-3b-vllm-2.jsonl",
         "quick, 3B, other GPU": "h200-3b-vllm.jsonl",
+        "quick, 3B, third GPU": "h200-3b-vllm-3.jsonl",
         "quick, 1B": "h200-vllm-2.jsonl",
     }
 }

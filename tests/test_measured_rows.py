@@ -287,14 +287,18 @@ def test_rows_of_the_study_quick() -> None:
     assert (study.name, len(cells)) == ("quick", 5)
     first, second = rows_in("../quick/h200-vllm-1"), rows_in("../quick/h200-vllm-2")
     assert {row.cell_id for row in first} == {row.cell_id for row in second}
-    for name in ("h200-3b-vllm", "h200-3b-vllm-2"):
-        assert {row.cell_id for row in rows_in(f"../quick/{name}")} == cells
+    threes = [rows_in(f"../quick/{name}") for name in ("h200-3b-vllm", "h200-3b-vllm-2", "h200-3b-vllm-3")]
+    for rows in threes:
+        assert {row.cell_id for row in rows} == cells
+    for same in zip(*(sorted(rows, key=lambda row: row.cell_id) for rows in threes), strict=True):
+        joules = [result_of(row).energy_j for row in same]
+        assert max(joules) / min(joules) < 1.04
     energy = [{load_of(row): result_of(row).energy_j for row in rows} for rows in (first, second)]
     differ = {load: energy[1][load] / energy[0][load] - 1 for load in energy[0]}
     assert differ.pop((128, 128, 1)) == pytest.approx(-0.170, abs=0.001)
     assert differ.pop((128, 128, 16)) == pytest.approx(-0.196, abs=0.001)
     assert all(abs(change) < 0.03 for change in differ.values())
-    for name in ("h200-hf", "h200-3b-hf", "h200-3b-vllm", "h200-3b-vllm-2"):
+    for name in ("h200-hf", "h200-3b-hf", "h200-3b-hf-2", "h200-3b-vllm"):
         assert {load_of(row) for row in rows_in(f"../quick/{name}")} == set(energy[0])
 
 
@@ -305,3 +309,9 @@ def test_cells_of_small_batches_in_fp8_are_predicted_as_docs_say() -> None:
     assert not table.identities & {entry.origin.identity for entry in entries}
     assert [round(100 * one, 1) for one in (seconds.min(), seconds.max())] == [-1.5, 4.3]
     assert [round(100 * one) for one in (energy.min(), energy.max())] == [4, 10]
+
+
+def test_the_replay_on_another_host_is_what_docs_say() -> None:
+    (row,) = rows_in("h200-replay-20s")
+    assert (row.cell.load.batch, row.environment.gpus[0].uuid[:12]) == (88, "GPU-1a8c0f04")
+    assert result_of(row).energy_j == pytest.approx(11_400, rel=0.005)
