@@ -9,7 +9,7 @@ step's energy at either end. So each edge waits until the counter moves and stam
                                               settled
 
 By the settled tick the counter has reported all energy of the work, however late it does. From there to the closing one
-it shows the power of the GPU after the work, at which `infergy.records.derive` subtracts the idle parts.
+it shows the power of the GPU after the work, at which `infergy.records.result` subtracts the idle parts.
 """
 
 from __future__ import annotations

@@ -30,17 +30,9 @@ if TYPE_CHECKING:
         EngineSetup,
     )  # fmt: skip
     from infergy.records.environment import Environment, GpuIdentity, GpuState, Rescaled
-    from infergy.records.measurement import (
-        SCHEMA,
-        STATUS_FAILED,
-        STATUS_OK,
-        Failure,
-        Measurement,
-        Result,
-        derive,
-        result_of,
-    )
+    from infergy.records.measurement import SCHEMA, STATUS_FAILED, STATUS_OK, Failure, Measurement
     from infergy.records.plan import PLAN_SCHEMA, MeasureOptions, Plan, PlannedCell
+    from infergy.records.result import Result, derive, result_of
     from infergy.records.window import Batch, Tick, Window
 
 __all__ = [
@@ -90,10 +82,9 @@ _HOMES = {
         *("DEFAULT_DTYPE", "ENGINES", "FP8", "LLM_CLASS", "RANDOM_WEIGHTS", "SERVER", "UNIFORM_WEIGHTS", "EngineSetup"),
     ),
     "environment": ("Environment", "GpuIdentity", "GpuState", "Rescaled"),
-    "measurement": (
-        *("SCHEMA", "STATUS_FAILED", "STATUS_OK", "Failure", "Measurement", "Result", "derive", "result_of"),
-    ),
+    "measurement": ("SCHEMA", "STATUS_FAILED", "STATUS_OK", "Failure", "Measurement"),
     "plan": ("PLAN_SCHEMA", "MeasureOptions", "Plan", "PlannedCell"),
+    "result": ("Result", "derive", "result_of"),
     "window": ("Batch", "Tick", "Window"),
 }
 

@@ -9,7 +9,8 @@ from typing import Any
 from infergy.records.facts import IdlePower, RowFacts, find_facts, find_idle_power, net_energy_j
 from infergy.records.flags import Flag, find_flags
 from infergy.records.latency import Backlog, Latency, backlog_of, describe_serving
-from infergy.records.measurement import Measurement, result_of
+from infergy.records.measurement import Measurement
+from infergy.records.result import result_of
 from infergy.records.timeline import ratio
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.unlike import find_unlike

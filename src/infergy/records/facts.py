@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
-from infergy.records.measurement import Measurement, batch_energy_j, result_of
+from infergy.records.measurement import Measurement
+from infergy.records.result import batch_energy_j, result_of
 from infergy.records.window import Tick, Window
 from infergy.units import format_percent, format_si
 

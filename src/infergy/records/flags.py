@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
-from infergy.records.measurement import Measurement, derive
+from infergy.records.measurement import Measurement
+from infergy.records.result import derive
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 from infergy.units import format_percent

@@ -1,4 +1,4 @@
-"""One cell measured: the raw facts of its windows, and the figures that follow from them.
+"""One row: a cell, and the raw facts of its windows; the figures that follow from them are `infergy.records.result`.
 
 History of the row's schema:
     1   one window a row, its batches beside it; still read
@@ -7,23 +7,18 @@ History of the row's schema:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from infergy.errors import DataError, MeterError
+from infergy.errors import DataError
 from infergy.records.cell import GRID_VISIT, Cell, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState, Rescaled
-from infergy.records.latency import (
-    Latency,
-    find_latency,
-    mean_first_token_s,
-    mean_per_output_token_s,
-)
+from infergy.records.result import Result
 from infergy.records.row_checks import reject_impossible
 from infergy.records.timeline import PowerTimeline
-from infergy.records.window import Window, sum_drafts
+from infergy.records.window import Window
 
 SCHEMA = "infergy.measurement/2"
 FIRST_SCHEMA = "infergy.measurement/1"
@@ -160,170 +155,3 @@ def _from_first(data: Mapping[str, Any]) -> dict[str, Any]:
     window = data.get("window")
     windows = [] if window is None else [{**window, "batches": data.get("batches", [])}]
     return {**others, "windows": windows, "schema": SCHEMA}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What follows from a row's raw facts, per batch and in total.
-
-    Figures of requests are means over all of them; they are None if the engine does not report them, and in older rows.
-
-    Attributes:
-        energy_j: Energy per batch of all GPUs in the windows less the idle tails.
-        duration_s: Seconds per batch, from handing over to the last token.
-        power_w: Mean power while batches ran.
-        energy_per_output_token_j: With a draft model, per token that was accepted and returned.
-        batches: Batches in the windows.
-        idle_s: Seconds in the windows when no batch ran (mostly last token to closing tick); the longest of all GPUs.
-        idle_energy_j: What was subtracted for them, at the power of the settled tail, or at loaded-idle power.
-        idle_bound_j: How far that may be off in windows without a settled tail: idle time × (mean power − loaded-idle
-            power).
-        time_to_first_token_s: From arrival to first token.
-        time_per_output_token_s: From first token to last over the tokens after the first; None for one output token.
-        requests_per_s: Requests finished per second, online the throughput that was reached.
-        latency: Percentiles over the requests of online runs; None offline.
-        accepted_share: Of a draft model's tokens, those that were accepted; None without one.
-        tokens_per_round: Tokens per round of drafting, the model's own one included; None without a draft model.
-    """
-
-    energy_j: float
-    energy_by_gpu_j: Mapping[str, float]
-    duration_s: float
-    power_w: float
-    energy_per_request_j: float
-    energy_per_output_token_j: float
-    output_tokens_per_s: float
-    batches: int
-    idle_s: float
-    idle_energy_j: float
-    idle_bound_j: float
-    power_by_gpu_w: Mapping[str, float] = field(default_factory=dict)
-    time_to_first_token_s: float | None = None
-    time_per_output_token_s: float | None = None
-    requests_per_s: float | None = None
-    latency: Latency | None = None
-    accepted_share: float | None = None
-    tokens_per_round: float | None = None
-
-
-def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tuple[int, int]] = ()) -> Result:
-    """The figures of a row from its raw facts; a pure function, so that old rows can be checked again.
-
-    `lengths` are the input and output tokens of each request of a replay; empty where all are alike.
-
-        open tick            last token       settled      close tick
-            |....■■■■■■■■■|■■■■■■■■■|...........|............|
-            <idle><---- batches ----><------- idle ---------->
-
-    Idle time counts at the power between the settled and the closing tick of the same window. The joules that a
-    counter shows late are counted by then, whatever its delay: the first tick after the last token would miss some.
-
-    Online a batch is a run from its first arrival to its last token: the energy of the gaps in which nothing was served
-    are among its own, its seconds and its power are over both.
-
-    A window without a settled tick closes on that first one. Its idle time counts at loaded-idle power. Clocks fall
-    only some time after the last kernel, so its true power lies between loaded idle and the mean: the bound.
-
-    Raises:
-        MeterError: A counter or a clock stood still or ran backwards.
-    """
-    batches = [batch for window in windows for batch in window.batches]
-    busy_s = sum(batch.duration_s for batch in batches)
-    if busy_s <= 0:
-        message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
-        raise MeterError(message, code="clock-wrong", busy_s=busy_s)
-    totals = _joules_of(windows, loaded_idle)
-    energy_j = totals.energy_j
-    drafts = sum_drafts(batch.drafts for batch in batches)
-    return Result(
-        energy_j=energy_j / len(batches),
-        energy_by_gpu_j={uuid: joules / len(batches) for uuid, joules in totals.busy_by_gpu_j.items()},
-        duration_s=busy_s / len(batches),
-        power_w=energy_j / busy_s,
-        energy_per_request_j=energy_j / sum(batch.requests for batch in batches),
-        energy_per_output_token_j=energy_j / sum(batch.output_tokens for batch in batches),
-        output_tokens_per_s=sum(batch.output_tokens for batch in batches) / busy_s,
-        batches=len(batches),
-        idle_s=max(totals.idle_s.values()),
-        idle_energy_j=sum(totals.idle_j.values()),
-        idle_bound_j=sum(max(0.0, joules) for joules in totals.bound_j.values()),
-        power_by_gpu_w={uuid: joules / busy_s for uuid, joules in totals.busy_by_gpu_j.items()},
-        time_to_first_token_s=mean_first_token_s(batches),
-        time_per_output_token_s=mean_per_output_token_s(batches),
-        requests_per_s=sum(batch.requests for batch in batches) / busy_s,
-        latency=find_latency(batches, [tokens for _, tokens in lengths]),
-        accepted_share=None if drafts is None else drafts.accepted_share,
-        tokens_per_round=None if drafts is None else drafts.tokens_per_round,
-    )
-
-
-def batch_energy_j(windows: Sequence[Window], loaded_idle: Window) -> float:
-    """Energy per batch as of `derive`, without its other figures.
-
-    Raises:
-        MeterError: A counter stood still or ran backwards.
-    """
-    return _joules_of(windows, loaded_idle).energy_j / sum(len(window.batches) for window in windows)
-
-
-@dataclass(frozen=True, slots=True)
-class _Joules:
-    """Energy of all windows by GPU: between the edges, of these while idle, and how far the idle ones may be off."""
-
-    used_j: dict[str, float]
-    idle_s: dict[str, float]
-    idle_j: dict[str, float]
-    bound_j: dict[str, float]
-
-    @property
-    def energy_j(self) -> float:
-        return sum(self.used_j.values()) - sum(self.idle_j.values())
-
-    @property
-    def busy_by_gpu_j(self) -> dict[str, float]:
-        return {uuid: used_j - self.idle_j[uuid] for uuid, used_j in self.used_j.items()}
-
-
-def _joules_of(windows: Sequence[Window], loaded_idle: Window) -> _Joules:
-    idle_power_w = loaded_idle.power_by_gpu_w
-    used_j = dict.fromkeys(windows[0].open, 0.0)
-    idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
-    for window in windows:
-        tail_w, busy_s = window.tail_power_by_gpu_w, window.busy_s
-        duration_s = window.duration_by_gpu_s
-        for uuid, energy_j in window.energy_by_gpu_j.items():
-            seconds = max(0.0, duration_s[uuid] - busy_s)
-            used_j[uuid] += energy_j
-            idle_s[uuid] += seconds
-            idle_j[uuid] += seconds * tail_w.get(uuid, idle_power_w[uuid])
-            if uuid not in tail_w:
-                bound_j[uuid] += seconds * (energy_j / duration_s[uuid] - idle_power_w[uuid])
-    return _Joules(used_j, idle_s, idle_j, bound_j)
-
-
-def result_of(row: Measurement) -> Result:
-    """The figures of a measured row that count: `derive`, and if the row is rescaled, its joules times the factor.
-
-    The only place where the factor is applied to joules. Seconds and tokens stay.
-
-    Raises:
-        MeterError: A counter or a clock stood still or ran backwards, or the row holds no windows.
-    """
-    if not row.windows or row.loaded_idle is None:
-        message = f"cell {row.cell_id} ({row.cell}) has no windows, and so no energy. Measure it again"
-        raise MeterError(message, code="no-window", cell=row.cell_id)
-    result = derive(row.windows, row.loaded_idle, row.lengths)
-    if row.rescaled is None:
-        return result
-    factor = row.rescaled.factor
-    return replace(
-        result,
-        energy_j=result.energy_j * factor,
-        energy_by_gpu_j={uuid: joules * factor for uuid, joules in result.energy_by_gpu_j.items()},
-        power_by_gpu_w={uuid: watts * factor for uuid, watts in result.power_by_gpu_w.items()},
-        power_w=result.power_w * factor,
-        energy_per_request_j=result.energy_per_request_j * factor,
-        energy_per_output_token_j=result.energy_per_output_token_j * factor,
-        idle_energy_j=result.idle_energy_j * factor,
-        idle_bound_j=result.idle_bound_j * factor,
-    )

@@ -7,7 +7,7 @@ Four independent parts, as fractions of the energy per batch:
              with a settled tail the counter's joules are exact and only the idle time and its power are off, by
              √(2 / 12) u p (1 + idle time / tail); in one without, the joules at mean power
     tail     in a window without a settled tail the idle time drew something between loaded-idle and mean power:
-             uniform over the bound of `infergy.records.derive`, which also moves the middle of the interval down by
+             uniform over the bound of `infergy.records.result`, which also moves the middle of the interval down by
              half of it
     visits   what lasts longer than a window and differs from one visit of a cell to the next, where cells of the engine
              config were measured more than once (`infergy.records.visits`)
@@ -37,7 +37,8 @@ from dataclasses import dataclass, replace
 
 from infergy.records.agreement import spread_key
 from infergy.records.environment import Rescaled
-from infergy.records.measurement import Measurement, batch_energy_j, derive, result_of
+from infergy.records.measurement import Measurement
+from infergy.records.result import batch_energy_j, derive, result_of
 from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
 from infergy.records.window import Window
 

@@ -13,7 +13,8 @@ from infergy.records.agreement import MUST, SHOULD, differences, key_of
 from infergy.records.cell import END_VISIT, START_VISIT, visit_key
 from infergy.records.environment import GpuState
 from infergy.records.flags import Flag, name_gpu
-from infergy.records.measurement import Measurement, result_of
+from infergy.records.measurement import Measurement
+from infergy.records.result import result_of
 from infergy.units import HERTZ_PER_MEGAHERTZ, format_percent
 
 DRIFT = 0.02

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 
 from infergy.records.agreement import pool_key
 from infergy.records.cell import GRID_VISIT
-from infergy.records.measurement import Measurement, batch_energy_j, derive
+from infergy.records.measurement import Measurement
+from infergy.records.result import batch_energy_j, derive
 from infergy.records.window import Window
 
 
