@@ -82,13 +82,13 @@ def test_of_several_gpus_each_is_told_beside_their_sum(tmp_path: Path) -> None:
     assert round(told["imbalance"], 6) == 0.8
 
 
-def test_doubtful_cells_become_a_plan_between_anchors(tmp_path: Path) -> None:
+def test_doubtful_cells_become_a_plan_between_control_cells(tmp_path: Path) -> None:
     path, plan = store(tmp_path), tmp_path / "again.json"
     run(str(path), "--again", str(plan))
     planned = Plan.load(plan)
     assert planned.gpu == "h200"
     visits = [(one.visit, one.cell.load.input_tokens) for one in planned.cells]
-    # The failed cell; the short one is an anchor, and so measured twice anyway.
+    # The failed cell; the short one is a control cell, and so measured twice anyway.
     assert [tokens for visit, tokens in visits if visit == "grid"] == [16]
     start, end = ([tokens for visit, tokens in visits if visit == when] for when in ("start", "end"))
     assert start == end

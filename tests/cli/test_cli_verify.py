@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.measure.anchors import choose_anchors, plan_anchors
+from infergy.measure.control_cells import choose_control_cells, plan_control_cells
 from infergy.records import result_of
 from infergy.records.store import read_store, shipped_store
 from raising import raises
@@ -25,19 +25,19 @@ def run(*arguments: str) -> str:
 
 def test_three_unlike_cells_of_the_table_are_chosen_and_cheap_ones() -> None:
     rows = read_store(shipped_store()).rows
-    plan = plan_anchors(rows, "vllm")
+    plan = plan_control_cells(rows, "vllm")
     seconds = [planned.forecast_batch_s for planned in plan.cells]
     assert len(seconds) == 3
     assert seconds[0] < seconds[1] / 2 < seconds[2] / 2
     assert max(seconds) < 5.0
     assert {planned.cell.setup.weights for planned in plan.cells} == {"random"}
     assert plan.gpu == "h200"
-    assert choose_anchors([]) == []
+    assert choose_control_cells([]) == []
 
 
 def test_an_engine_that_the_table_lacks_gives_the_nearest() -> None:
     with raises("unknown-name", name="vlm", nearest=["vllm"]):
-        plan_anchors(read_store(shipped_store()).rows, "vlm")
+        plan_control_cells(read_store(shipped_store()).rows, "vlm")
 
 
 def test_the_simulated_gpu_is_compared_with_the_shipped_table_and_its_rows_are_kept(tmp_path: Path) -> None:

@@ -710,7 +710,7 @@ def test_cells_are_shuffled_within_their_set_up_by_the_seed() -> None:
     assert engines == sorted(engines, reverse=True), "an engine config is loaded once"
 
 
-def test_three_anchors_are_visited_at_the_start_and_the_end_of_each_set_up() -> None:
+def test_three_control_cells_are_visited_at_the_start_and_the_end_of_each_set_up() -> None:
     plan = tiny_plan(engines=[{"engine": "vllm"}], cells=WIDE, options={})
     start, end = plan.cells[:3], plan.cells[-3:]
     assert [one.visit for one in start] == ["start"] * 3
@@ -724,7 +724,7 @@ def test_three_anchors_are_visited_at_the_start_and_the_end_of_each_set_up() -> 
     assert len({one.key for one in plan.cells}) == len(plan.cells)
 
 
-def test_a_small_set_up_has_no_anchors() -> None:
+def test_a_small_set_up_has_no_control_cells() -> None:
     assert {one.visit for one in tiny_plan().cells} == {"grid"}
 
 

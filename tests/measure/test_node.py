@@ -1,4 +1,4 @@
-"""An engine config on one node of a cluster: what it tells, which anchors it repeats, and whom it waits for. No Ray needed."""
+"""An engine config on one node of a cluster: what it tells, which controls it repeats, and whom it waits for. No Ray needed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def plan_of() -> Plan:
     return make_plan(parse_grid(grid, "test"))
 
 
-def told(plan: Plan, anchors: list[Any], earlier: list[Measurement]) -> list[dict[str, Any]]:
+def told(plan: Plan, controls: list[Any], earlier: list[Measurement]) -> list[dict[str, Any]]:
     events = measure_here(
-        to_json(plan), [to_json(one) for one in anchors], [row.to_json() for row in earlier], True, "nvml"
+        to_json(plan), [to_json(one) for one in controls], [row.to_json() for row in earlier], True, "nvml"
     )
     return [unpack(event) for event in events]
 
@@ -47,26 +47,26 @@ def on(gpu: str, row: Measurement) -> Measurement:
 
 @pytest.fixture(scope="module")
 def begun() -> tuple[Plan, list[Any], list[Measurement]]:
-    """A plan, its anchors at the start, and their rows: what a driver knows when a node is lost after them."""
+    """A plan, its controls at the start, and their rows: what a driver knows when a node is lost after them."""
     plan = plan_of()
-    anchors = [planned for planned in plan.cells if planned.visit == START_VISIT]
-    assert anchors
-    return plan, anchors, rows_of(told(replace(plan, cells=tuple(anchors)), [], []))
+    controls = [planned for planned in plan.cells if planned.visit == START_VISIT]
+    assert controls
+    return plan, controls, rows_of(told(replace(plan, cells=tuple(controls)), [], []))
 
 
-def test_other_gpus_measure_the_anchors_of_a_set_up_again_before_what_is_left(
+def test_other_gpus_measure_the_control_cells_of_a_set_up_again_before_what_is_left(
     begun: tuple[Plan, list[Any], list[Measurement]],
 ) -> None:
-    plan, anchors, rows = begun
-    left = replace(plan, cells=tuple(one for one in plan.cells if one not in anchors))
-    events = told(left, anchors, [on("GPU-elsewhere", row) for row in rows])
-    assert [row.key for row in rows_of(events)] == [one.key for one in (*anchors, *left.cells)]
+    plan, controls, rows = begun
+    left = replace(plan, cells=tuple(one for one in plan.cells if one not in controls))
+    events = told(left, controls, [on("GPU-elsewhere", row) for row in rows])
+    assert [row.key for row in rows_of(events)] == [one.key for one in (*controls, *left.cells)]
 
 
 def test_the_same_gpus_do_not(begun: tuple[Plan, list[Any], list[Measurement]]) -> None:
-    plan, anchors, rows = begun
-    left = replace(plan, cells=tuple(one for one in plan.cells if one not in anchors))
-    assert [row.key for row in rows_of(told(left, anchors, rows))] == [one.key for one in left.cells]
+    plan, controls, rows = begun
+    left = replace(plan, cells=tuple(one for one in plan.cells if one not in controls))
+    assert [row.key for row in rows_of(told(left, controls, rows))] == [one.key for one in left.cells]
 
 
 def test_a_disk_that_takes_nothing_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from infergy.catalog.gpus import IDLE_SHARE, get_gpu
 from infergy.cli import app
 from infergy.estimates.build import entries_of_rows
-from infergy.measure.anchors import plan_again, plan_anchors
+from infergy.measure.control_cells import plan_again, plan_control_cells
 from infergy.measure.forecast import total_j
 from infergy.measure.studies import size_of
 from infergy.measure.sweep import sweep
@@ -139,9 +139,11 @@ def test_online_rows_enter_a_table_as_whole_runs_and_phases_leave_them_out(tmp_p
     assert [cell.cell_id for cell in phases.cells] == [row.cell_id for row in stored if not row.cell.load.is_online]
 
 
-def test_online_cells_are_no_anchors_and_are_measured_again_at_the_same_times(rows: dict[str, Measurement]) -> None:
+def test_online_cells_are_no_control_cells_and_are_measured_again_at_the_same_times(
+    rows: dict[str, Measurement],
+) -> None:
     stored = list(rows.values())
-    assert [one.cell.label for one in plan_anchors(stored, "vllm").cells] == ["vllm"]
+    assert [one.cell.label for one in plan_control_cells(stored, "vllm").cells] == ["vllm"]
     online = rows["vllm-poisson4"]
     again = plan_again(stored, [online.cell_id], target=0.02)
     assert online.arrival_s in [one.arrival_s for one in again.cells]

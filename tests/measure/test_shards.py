@@ -50,7 +50,7 @@ def test_set_ups_stay_whole_while_there_are_enough(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [4, 7, 20])
-def test_divided_set_ups_keep_each_cell_once_and_their_anchors_in_each_part(count: int) -> None:
+def test_divided_set_ups_keep_each_cell_once_and_their_control_cells_in_each_part(count: int) -> None:
     plan = plan_of(options={"repeats": 2})
     parts = parts_of(plan, count)
     assert any(planned.visit != GRID_VISIT for planned in plan.cells)
@@ -59,8 +59,8 @@ def test_divided_set_ups_keep_each_cell_once_and_their_anchors_in_each_part(coun
     for part in parts:
         for setup, cells in part.by_setup().items():
             assert any(one.visit.startswith(GRID_VISIT) for one in cells)
-            anchors = [one.key for one in plan.by_setup()[setup] if not one.visit.startswith(GRID_VISIT)]
-            assert [one.key for one in cells if not one.visit.startswith(GRID_VISIT)] == anchors
+            controls = [one.key for one in plan.by_setup()[setup] if not one.visit.startswith(GRID_VISIT)]
+            assert [one.key for one in cells if not one.visit.startswith(GRID_VISIT)] == controls
             visits = Counter(one.cell.id for one in cells if one.visit.startswith(GRID_VISIT))
             assert set(visits.values()) == {2}
 

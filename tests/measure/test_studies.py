@@ -180,7 +180,7 @@ def test_several_studies_make_one_plan_in_which_what_they_share_is_loaded_and_me
     assert {planned.cell.id for planned in joint.cells} == wanted
     assert len(wanted) < sum(len(plan.cells) for plan in alone)
     assert len(joint.by_setup()) == len({planned.cell.setup for plan in alone for planned in plan.cells})
-    # Each engine config in one piece, its anchors at both ends where it has become large enough for them.
+    # Each engine config in one piece, its controls at both ends where it has become large enough for them.
     setups = [planned.cell.setup for planned in joint.cells]
     assert sum(one != other for one, other in pairwise(setups)) == len(joint.by_setup()) - 1
     vllm = next(cells for setup, cells in joint.by_setup().items() if setup.label == "vllm")

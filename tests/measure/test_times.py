@@ -53,7 +53,7 @@ def test_a_pair_has_the_batch_that_was_chosen_for_its_cell_and_says_so() -> None
     assert 0 < pair.forecast_batch_s < cell.forecast_batch_s
 
 
-def test_pairs_are_no_anchors() -> None:
+def test_pairs_are_no_control_cells() -> None:
     grid = {
         "name": "pairs",
         "gpu": "h200",

@@ -25,16 +25,16 @@ from raising import raises
 from rows import build_row
 
 HERE = GpuIdentity(uuid="GPU-here", name="NVIDIA H200")
-ANCHORS = (32, 128, 512)
+CONTROL_CELLS = (32, 128, 512)
 MARKED = (0.99, 1.0, 1.01)
-"""How far the ratios of the three anchors scatter."""
+"""How far the ratios of the three controls scatter."""
 
 
 def here(scale: float, *, scatter: Sequence[float] = MARKED, gpu: GpuIdentity = HERE) -> list[Measurement]:
     """Three cells of the table, measured on another chip that takes `scale` times the joules."""
     return [
         with_environment(row, gpus=(gpu,))
-        for i, factor in zip(ANCHORS, scatter, strict=True)
+        for i, factor in zip(CONTROL_CELLS, scatter, strict=True)
         for row in slower(power_law, i, scale * factor)
     ]
 
@@ -140,7 +140,7 @@ def test_each_set_up_has_its_own_factor_and_those_not_measured_again_are_left_ou
     assert made.left_out == len(table) - len(made.rows) == len(rows_of())
     others = [
         with_environment(row, gpus=(HERE,))
-        for i, factor in zip(ANCHORS, MARKED, strict=True)
+        for i, factor in zip(CONTROL_CELLS, MARKED, strict=True)
         for row in rows_of(engine="transformers", inputs=[i], outputs=[8], scale=2.0 * 0.9 * factor)
     ]
     both = dict(rescale(table, [*here(1.10), *others]).factors)
@@ -204,10 +204,10 @@ def test_one_cell_whose_spread_is_unknown_gives_no_factor() -> None:
 
 
 def test_a_cell_that_was_not_measured_again_is_no_anchor() -> None:
-    table, anchors = rows_of(), here(1.10)
-    copied = next(row for row in table if row.cell_id == anchors[0].cell_id)
-    without = rescale(table, anchors[1:]).factors
-    assert rescale(table, [with_environment(copied, gpus=(HERE,)), *anchors[1:]]).factors == without
+    table, controls = rows_of(), here(1.10)
+    copied = next(row for row in table if row.cell_id == controls[0].cell_id)
+    without = rescale(table, controls[1:]).factors
+    assert rescale(table, [with_environment(copied, gpus=(HERE,)), *controls[1:]]).factors == without
 
 
 def test_phases_are_not_told_of_a_rescaled_table() -> None:
@@ -223,7 +223,7 @@ def test_rows_of_other_cells_are_refused() -> None:
 
 @pytest.mark.slow
 def test_the_interval_is_that_of_a_cell_that_was_not_measured_again() -> None:
-    """Three anchors whose ratios scatter: another cell's lies in the interval 19 times in 20, their mean's narrower one
+    """Three controls whose ratios scatter: another cell's lies in the interval 19 times in 20, their mean's narrower one
     would hold it 16 times only."""
     rng = random.Random(4)
     held = of_mean = 0

@@ -230,14 +230,14 @@ def test_a_driver_ended_in_mid_sweep_is_resumed_by_the_same_command(
     assert keys(path) == once(plan)
 
 
-def test_a_set_up_that_goes_on_elsewhere_begins_with_its_anchors_and_keeps_what_was_measured(
+def test_a_set_up_that_goes_on_elsewhere_begins_with_its_control_cells_and_keeps_what_was_measured(
     cluster: Any, tmp_path: Path
 ) -> None:
     plan, path = plan_of(engines=("vllm",)), tmp_path / "rows.jsonl"
-    anchors = [planned.key for planned in plan.cells if planned.visit == START_VISIT]
-    assert anchors
+    controls = [planned.key for planned in plan.cells if planned.visit == START_VISIT]
+    assert controls
     events = sweep_on_ray(plan, path, cluster.address, simulate=True)
-    while len(keys(path) if path.exists() else ()) < len(anchors) + 2:
+    while len(keys(path) if path.exists() else ()) < len(controls) + 2:
         next(events)
     del events
     # All simulated GPUs have one name: let these rows be another's.
@@ -246,8 +246,8 @@ def test_a_set_up_that_goes_on_elsewhere_begins_with_its_anchors_and_keeps_what_
     list(sweep_on_ray(plan, path, cluster.address, simulate=True))
     rows = read_store(path).rows
     assert rows[: len(before)] == before
-    assert [row.key for row in rows[len(before) :]][: len(anchors)] == anchors
-    assert keys(path) == once(plan) + Counter(anchors)
+    assert [row.key for row in rows[len(before) :]][: len(controls)] == controls
+    assert keys(path) == once(plan) + Counter(controls)
     assert {event.kind for event in sweep_on_ray(plan, path, cluster.address, simulate=True)} - {"waiting"} == {
         "resumed"
     }

@@ -50,13 +50,13 @@ def on_chip(uuid: str, row: Measurement) -> Measurement:
     return replace(row, windows=tuple(map(moved, row.windows)), loaded_idle=moved(row.loaded_idle))
 
 
-def test_parts_of_a_set_up_that_two_machines_measured_have_anchors_each() -> None:
+def test_parts_of_a_set_up_that_two_machines_measured_have_control_cells_each() -> None:
     here, there = (
         [on_chip(uuid, replace(build_row(energy_j=joules), visit=visit)) for visit in ("start", "end")]
         for uuid, joules in (("GPU-a", 1000.0), ("GPU-b", 1050.0))
     )
     assert codes(*here, *there) == [[]] * 4
-    # An engine config that began on one chip and ended on another: its anchors tell.
+    # An engine config that began on one chip and ended on another: its controls tell.
     assert codes(here[0], there[1]) == [[], ["drift"]]
 
 

@@ -61,7 +61,7 @@ def _is_flagged_or_failed(row: CheckedRow) -> bool:
 def _plan_again(
     flagged: Iterable[CheckedRow], measured: Sequence[Measurement], path: Path, worst: int | None, target: float | None
 ) -> None:
-    from infergy.measure.anchors import plan_again
+    from infergy.measure.control_cells import plan_again
     from infergy.records.plan import MeasureOptions
 
     widest = sorted(flagged, key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)

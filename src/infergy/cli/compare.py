@@ -121,10 +121,12 @@ def _advise(found: Comparison, a: Sequence[Measurement], b: Sequence[Measurement
 def _measure(stored: Sequence[Measurement], engine: str, output: Path | None, *, meter: str, simulate: bool) -> Path:
     """Measure the control cells; returns where their rows are."""
     from infergy.cli.progress import run_sweep
-    from infergy.measure.anchors import plan_anchors
+    from infergy.measure.control_cells import plan_control_cells
 
     path = output or Path(f"compare-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl")
-    run_sweep(plan_anchors(stored, engine), path, simulate=simulate, meter=meter, retry_failed=True, as_json=False)
+    run_sweep(
+        plan_control_cells(stored, engine), path, simulate=simulate, meter=meter, retry_failed=True, as_json=False
+    )
     return path
 
 

@@ -135,10 +135,10 @@ class _Run:
         cpus, gpus = needs.pop("CPU", 0.0), needs.pop("GPU", 0.0)
         job.in_progress = None
         job.stream = self._task.options(num_cpus=cpus, num_gpus=gpus, resources=needs).remote(
-            to_json(part), [to_json(planned) for planned in self._anchors(job)], rows, self._simulate, self._meter
+            to_json(part), [to_json(planned) for planned in self._controls(job)], rows, self._simulate, self._meter
         )
 
-    def _anchors(self, job: _Job) -> list[PlannedCell]:
+    def _controls(self, job: _Job) -> list[PlannedCell]:
         """Those at the engine config's start that are measured: other GPUs than those that did measure them again."""
         group = self._plan.by_setup()[job.setup]
         return [planned for planned in group if planned.visit == START_VISIT and planned.key in self.done]
@@ -165,7 +165,7 @@ class _Run:
 
     def _handle(self, job: _Job, event: dict[str, Any]) -> Iterator[SweepEvent]:
         kind = event["kind"]
-        known = [*job.todo, *self._anchors(job)]
+        known = [*job.todo, *self._controls(job)]
         planned = next((one for one in known if one.key == event.get("cell")), None)
         if kind == "here":
             job.host = event["host"]

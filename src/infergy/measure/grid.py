@@ -15,7 +15,7 @@ from infergy import files
 from infergy.catalog import Gpu, ModelShape, canonical_name, get_gpu, model_config, read_shape
 from infergy.catalog.models import find_draft
 from infergy.errors import DataError, UsageError
-from infergy.measure.anchors import ANCHORS, choose_anchors
+from infergy.measure.control_cells import CONTROL_CELLS, choose_control_cells
 from infergy.measure.planner import Planner, online_sizes, resolve_arrivals
 from infergy.measure.validation import Problems, batch_errors, draft_errors, length_errors, setup_errors
 from infergy.records import (
@@ -35,7 +35,7 @@ from infergy.records.cell import GAMMA
 from infergy.records.engine_setup import Speculation
 from infergy.records.plan import GIVEN
 
-FEWEST_FOR_ANCHORS = 8
+FEWEST_FOR_CONTROLS = 8
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -145,12 +145,12 @@ class Options(_Strict):
         shuffle: Whether cells of an engine config are measured in random order, drawn from the seed, so that no axis
             of the grid follows the time of day or the temperature of the GPU.
         anchors: How many cells of each engine config are measured at its start and again at its end, so that drift
-            shows; none in one of fewer than `FEWEST_FOR_ANCHORS` cells.
+            shows; none in one of fewer than `FEWEST_FOR_CONTROLS` cells.
     """
 
     seed: int = _DEFAULTS.seed
     shuffle: bool = True
-    anchors: Annotated[int, Field(ge=0)] = ANCHORS
+    anchors: Annotated[int, Field(ge=0)] = CONTROL_CELLS
     target: Annotated[float, Field(gt=0, lt=1)] = _DEFAULTS.target
     max_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.max_time_s
     min_window_s: Positive = _DEFAULTS.min_window_s
@@ -284,23 +284,23 @@ def _add(cells: dict[str, PlannedCell], planned: PlannedCell) -> None:
         cells[planned.key] = planned
 
 
-def _choose_anchors(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
+def _choose_controls(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     """None of prefill alone or online, if there is anything else: they say little of a machine."""
     full = [one for one in cells if one.cell.load.output_tokens > 1 and not one.cell.load.is_online] or cells
-    return choose_anchors(full, options.anchors if len(cells) >= FEWEST_FOR_ANCHORS else 0)
+    return choose_control_cells(full, options.anchors if len(cells) >= FEWEST_FOR_CONTROLS else 0)
 
 
 def _order(cells: list[PlannedCell], options: Options) -> list[PlannedCell]:
     """The cells of one engine config in order of measuring: control cells, rounds of all others, control cells."""
-    anchors = _choose_anchors(cells, options)
-    others = [planned for planned in cells if planned not in anchors]
+    controls = _choose_controls(cells, options)
+    others = [planned for planned in cells if planned not in controls]
     shuffle = random.Random(f"{options.seed} {cells[0].cell.setup.id}").shuffle
-    ordered = [replace(planned, visit=START_VISIT) for planned in anchors]
+    ordered = [replace(planned, visit=START_VISIT) for planned in controls]
     for number in range(1, options.repeats + 1):
         if options.shuffle:
             shuffle(others)
         ordered += [replace(planned, visit=grid_visit(number)) for planned in others]
-    return ordered + [replace(planned, visit=END_VISIT) for planned in anchors]
+    return ordered + [replace(planned, visit=END_VISIT) for planned in controls]
 
 
 def _resolve(grid: Grid) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[EngineSetup, dict[str, PlannedCell]]]:

@@ -36,7 +36,7 @@ def unpack(content: bytes) -> dict[str, Any]:
 
 def measure_here(
     plan: dict[str, Any],
-    anchors: Sequence[dict[str, Any]],
+    controls: Sequence[dict[str, Any]],
     earlier: Sequence[dict[str, Any]],
     simulate: bool,
     meter: str,
@@ -45,7 +45,7 @@ def measure_here(
 
     Args:
         plan: As JSON.
-        anchors: Control cells at the engine config's start that are measured, as JSON: again if that was on other GPUs.
+        controls: Control cells at the start of the engine config that are measured, as JSON: again where on other GPUs.
         earlier: Rows that the driver's store holds, as JSON, for scatter and earlier visits.
         simulate: Use the simulated GPU.
         meter: Name of the meter on real GPUs.
@@ -54,7 +54,7 @@ def measure_here(
         Packed events: where it runs, what the sweep reports, or why this node cannot run it.
     """
     try:
-        yield from _measure(plan, anchors, earlier, simulate, meter)
+        yield from _measure(plan, controls, earlier, simulate, meter)
     except InfergyError as error:
         yield _failed_event(type(error).__name__, str(error), error.code, error.fields)
     except OSError as error:
@@ -67,7 +67,7 @@ def _failed_event(kind: str, reason: str, code: str | None, fields: dict[str, An
 
 def _measure(
     plan: dict[str, Any],
-    anchors: Sequence[dict[str, Any]],
+    controls: Sequence[dict[str, Any]],
     earlier: Sequence[dict[str, Any]],
     simulate: bool,
     meter: str,
@@ -76,7 +76,7 @@ def _measure(
     rows = [Measurement.from_json(row, "the driver's row") for row in earlier]
     (surroundings,) = survey(todo, simulate=simulate, meter=meter).values()
     yield pack({"kind": "here", "host": os.uname().nodename, "environment": to_json(surroundings.environment)})
-    again = _measured_elsewhere([from_json(PlannedCell, one, "anchor") for one in anchors], rows, surroundings)
+    again = _measured_elsewhere([from_json(PlannedCell, one, "control cell") for one in controls], rows, surroundings)
     keys = {planned.key for planned in again}
     with _folder(simulate=simulate) as folder:
         store = folder / "rows.jsonl"
@@ -88,12 +88,12 @@ def _measure(
 
 
 def _measured_elsewhere(
-    anchors: Sequence[PlannedCell], rows: Sequence[Measurement], surroundings: Surroundings
+    controls: Sequence[PlannedCell], rows: Sequence[Measurement], surroundings: Surroundings
 ) -> list[PlannedCell]:
     """The control cells without a row of these very GPUs."""
     here = {gpu.uuid for gpu in surroundings.environment.gpus}
     known = {row.key for row in rows if {gpu.uuid for gpu in row.environment.gpus} == here}
-    return [planned for planned in anchors if planned.key not in known]
+    return [planned for planned in controls if planned.key not in known]
 
 
 @contextmanager

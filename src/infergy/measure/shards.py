@@ -80,9 +80,9 @@ def _pieces(plan: Plan, count: int) -> list[list[PlannedCell]]:
 def _divide(cells: Sequence[PlannedCell], plan: Plan, count: int) -> list[list[PlannedCell]]:
     """The cells of one engine config in `count` pieces, all visits of a cell in one, its control cells in each."""
     by_cell = _by_cell(cells)
-    anchors = [planned for planned in cells if planned.visit in (START_VISIT, END_VISIT)]
+    controls = [planned for planned in cells if planned.visit in (START_VISIT, END_VISIT)]
     parts = _spread({name: sum(cell_s(one, plan.options) for one in visits) for name, visits in by_cell.items()}, count)
-    return [[*anchors, *(planned for name in part for planned in by_cell[name])] for part in parts]
+    return [[*controls, *(planned for name in part for planned in by_cell[name])] for part in parts]
 
 
 def _by_cell(cells: Sequence[PlannedCell]) -> dict[str, list[PlannedCell]]:

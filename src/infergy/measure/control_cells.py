@@ -18,13 +18,13 @@ from infergy.records import (
     PlannedCell,
 )
 
-ANCHORS = 3
+CONTROL_CELLS = 3
 
 UNKNOWN_S = 10.0
 """Seconds of a batch that was never measured."""
 
 
-def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[PlannedCell]:
+def choose_control_cells(cells: Sequence[PlannedCell], count: int = CONTROL_CELLS) -> list[PlannedCell]:
     """Cells of the shortest third, evenly spread over how long a batch takes."""
     if not cells or not count:
         return []
@@ -34,7 +34,7 @@ def choose_anchors(cells: Sequence[PlannedCell], count: int = ANCHORS) -> list[P
     return [short[place] for place in sorted({round(i * step) for i in range(count)})]
 
 
-def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
+def plan_control_cells(rows: Sequence[Measurement], label: str) -> Plan:
     """A plan that measures three cells of a table again, of the engine config with a label such as ``vllm``.
 
     Raises:
@@ -51,7 +51,7 @@ def plan_anchors(rows: Sequence[Measurement], label: str) -> Plan:
     cells = {row.cell_id: _plan(row) for row in measured if row.cell.setup == first.cell.setup}
     name = first.environment.gpus[0].name if first.environment.gpus else "unknown"
     options = MeasureOptions(seed=first.seed)
-    return _plan_of("verify", name, choose_anchors(list(cells.values())), options)
+    return _plan_of("verify", name, choose_control_cells(list(cells.values())), options)
 
 
 def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: float) -> Plan:
@@ -73,7 +73,7 @@ def plan_again(rows: Sequence[Measurement], cells: Sequence[str], *, target: flo
     planned: list[PlannedCell] = []
     for setup, again in wanted.items():
         measured = [_plan(row) for row in by_id.values() if row.cell.setup == setup and row.result is not None]
-        planned += _with_anchors(again, choose_anchors(measured))
+        planned += _with_controls(again, choose_control_cells(measured))
     defaults = MeasureOptions(seed=next(iter(by_id.values())).seed, target=target)
     return _plan_of("again", gpu, planned, replace(defaults, max_time_s=2 * defaults.max_time_s))
 
@@ -86,9 +86,9 @@ def _only_gpu(rows: Sequence[Measurement]) -> str:
     return names.pop()
 
 
-def _with_anchors(cells: Sequence[PlannedCell], anchors: Sequence[PlannedCell]) -> Iterator[PlannedCell]:
-    others = [one for one in cells if one not in anchors]
-    for visit, group in ((START_VISIT, anchors), (GRID_VISIT, others), (END_VISIT, anchors)):
+def _with_controls(cells: Sequence[PlannedCell], controls: Sequence[PlannedCell]) -> Iterator[PlannedCell]:
+    others = [one for one in cells if one not in controls]
+    for visit, group in ((START_VISIT, controls), (GRID_VISIT, others), (END_VISIT, controls)):
         yield from (replace(one, visit=visit) for one in group)
 
 
