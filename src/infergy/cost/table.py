@@ -24,7 +24,6 @@ import numpy as np
 from infergy.cost.constants import Column, Fit, prior_fit
 from infergy.errors import DataError, UsageError
 from infergy.files import parse_json
-from infergy.records.codec import from_json
 from infergy.units import count_of
 
 if TYPE_CHECKING:
@@ -209,11 +208,9 @@ def box_of(steps: Any) -> Column:
     )
 
 
-READERS: Mapping[str, Callable[[Any], Any]] = {
-    "served_by": partial(from_json, ServedBy),
-    "origin": partial(from_json, Origin),
-    **dict.fromkeys(("energy_j", "energy_sd", "idle_w", "idle_s"), partial(from_json, float)),
-    **dict.fromkeys(("requests", "calls"), partial(from_json, int)),
+Readers = dict[str, Callable[[Any], Any]]
+READERS: Readers = {
+    "served_by": lambda data: ServedBy(**data),
     **dict.fromkeys(("steps", "mean", "covariance"), lambda data: np.array(data, dtype=float)),
     **dict.fromkeys(("names", "low", "high"), tuple),
 }
@@ -309,10 +306,16 @@ def _header(line: str, path: Path) -> dict[str, Any]:
 
 
 def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
+    # The header, which is all that an estimate reads, does without the codec.
+    from infergy.records.codec import from_json
+
+    strict = READERS | {"served_by": partial(from_json, ServedBy), "origin": partial(from_json, Origin)}
+    strict |= dict.fromkeys(("energy_j", "energy_sd", "idle_w", "idle_s"), partial(from_json, float))
+    strict |= dict.fromkeys(("requests", "calls"), partial(from_json, int))
     for number, line in enumerate(lines, start=2):
         data = parse_json(line, path, BUILD_AGAIN, number)
         try:
-            entry = _made(TableEntry, data)
+            entry = _made(TableEntry, data, strict)
             for name in ("energy_j", "requests"):
                 if not getattr(entry, name) > 0:
                     raise ValueError(f"{name} is {getattr(entry, name)!r}")
@@ -322,9 +325,9 @@ def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
             raise DataError(message, code="bad-row", place=f"{path} line {number}", reason=str(error)) from error
 
 
-def _made(kind: Callable[..., Made], data: Mapping[str, Any]) -> Made:
+def _made(kind: Callable[..., Made], data: Mapping[str, Any], readers: Readers = READERS) -> Made:
     """A noun of JSON."""
-    return kind(**{name: READERS[name](value) if name in READERS else value for name, value in data.items()})
+    return kind(**{name: readers[name](value) if name in readers else value for name, value in data.items()})
 
 
 def _rounded(value: Any) -> Any:

@@ -12,11 +12,10 @@ import functools
 import operator
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
-from infergy.records.codec import to_json
 
 if TYPE_CHECKING:
     from infergy.workload.table import Table
@@ -205,7 +204,7 @@ class Histogram:
         named = {f"counts[{index}]": count for index, count in enumerate(self.counts)}
         for key, count in named.items():
             if self.bins.find(count.bin.input_tokens, count.bin.output_tokens) != count.bin:
-                yield f"{key}.bin", to_json(count.bin), "a bin between edges of `bins`"
+                yield f"{key}.bin", asdict(count.bin), "a bin between edges of `bins`"
         for key, count in (named if self.left_out is None else named | {"left_out": self.left_out}).items():
             yield from ((f"{key}.{name}", value, expected) for name, value, expected in count.contradictions())
         for name in ("failed_requests", "cached_input_tokens"):
