@@ -22,11 +22,11 @@ import numpy as np
 from infergy.cost.step import sums_of
 from infergy.cost.table import Table, box_of
 from infergy.errors import UsageError
+from infergy.estimates.overload import overload_of
 from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import EnergySplit, Latency, Run, Runs, open_share, run_of, steps_of, total
-from infergy.units import count_of
 from infergy.workload.requests import Requests, Sample, Window, whole
 
 ESTIMATE_SCHEMA = "infergy.estimate/2"
@@ -36,9 +36,6 @@ LATENCY_SD = {"ttft_sd": 0.12, "tpot_sd": 0.05, "e2e_sd": 0.04}
 TTFT has the largest, because the intake of requests differs from host to host."""
 SLACK = 1e-6
 """Of the measured range: sums are means over entries."""
-FULL = 0.98
-"""Share of a queue's peak that waits when the last request comes, from which the queue is taken to grow without end."""
-FEWEST_QUEUED = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +120,7 @@ class RunEstimate:
         low_j: Lower end of the 90 % interval of `energy_j`; `high_j` the upper.
         rejected_requests: Requests longer than the context or the cache, which the engine rejects.
         measured_share: Share of the energy in steps inside the range that was measured.
-        overload: What would hold the load, where the queue grows without limit; None where it does not.
+        overload: What would hold the load, where the server cannot keep up with it; None where it can.
     """
 
     energy_j: float
@@ -308,7 +305,6 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
-    largest = max((run for run, _ in runs), key=lambda run: len(run.steps))
     latency = run_of(runs).latency()
     percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
     sds: dict[str, Any] = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
@@ -324,7 +320,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
         latency=LatencyParts(**percentiles, **sds),
         load=_load(runs, server, energy_j),
         measured_share=measured_share(runs, server, energy_j),
-        overload=_overload(largest, server) if sample.windows[0].requests.arrival_s is not None else None,
+        overload=None if sample.windows[0].requests.arrival_s is None else overload_of(runs, server),
     )
 
 
@@ -379,22 +375,4 @@ def _load(runs: Runs, server: OpenServer, energy_j: float) -> Load:
         hit_tokens=round(total(runs, "counts.hit_tokens")),
         mfu=float(steps.count @ cost.work_of(sums_of(steps))[0]) / (cost.peak_flops * all_s),
         roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s,
-    )
-
-
-def _overload(run: Run, server: OpenServer) -> str | None:
-    """At what rate, or with how many replicas, a load would hold that this server cannot keep up with."""
-    counts = run.counts
-    arrivals = run.requests.arrival_s
-    span_s = float(np.nanmax(arrivals) - np.nanmin(arrivals))
-    queue = counts.waiting_at_last_arrival
-    if not span_s or queue < FEWEST_QUEUED or queue < FULL * counts.peak_waiting:
-        return None
-    # The server was busy throughout, so what it finished a second is what it can.
-    share = span_s / run.duration_s
-    rate = counts.finished_requests / run.duration_s
-    more = math.ceil(server.spec.replicas / share)
-    return (
-        f"the queue grows to {count_of(queue, 'request')}: at most {rate:.3g} requests per second finish; {more} "
-        "replicas would keep up (--replicas), or more GPUs a replica (--tensor-parallel-size)"
     )

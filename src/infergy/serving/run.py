@@ -124,7 +124,7 @@ class RunCounts:
         hit_tokens: Prompt tokens found in the prefix cache at a first admission.
         recomputed_tokens: Tokens computed again after a preemption.
         peak_waiting: Largest number of requests in the queues of all replicas, at the start of a step.
-        waiting_at_last_arrival: The same when the last request came: near the peak, the queue grows without limit.
+        waiting_at_last_arrival: The same when the last request came.
         peak_running: Largest batch of a step.
         peak_kv_blocks: Most blocks of a replica in use.
     """
