@@ -279,12 +279,13 @@ def _explained(one: ServerEstimate) -> list[str]:
         for name in ("prefill", "decode", "mixed", "idle")
     )
     options = ", ".join(f"{name} {value}" for name, value in one.config.items())
+    waiting = run.load.peak_waiting
+    queue = "a queue that is not known" if waiting is None else f"at most {count_of(waiting, 'request')} in the queue"
     return [
         f"{one.engine}: energy by activity: {parts}; {format_percent(run.measured_share)} of it in steps inside the "
         "measured range",
         f"{one.engine}: {options}",
         f"{one.engine}: {run.preemptions:,} preemptions, {run.load.hit_tokens:,} prompt tokens from the prefix cache, "
-        f"at most {count_of(run.load.peak_waiting, 'request')} in the queue and "
-        f"{format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, steps at "
-        f"{format_percent(run.load.roofline_share)} of the roofline",
+        f"{queue} and {format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, "
+        f"steps at {format_percent(run.load.roofline_share)} of the roofline",
     ]

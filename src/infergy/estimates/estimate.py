@@ -17,25 +17,22 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from infergy.cost.step import sums_of
-from infergy.cost.table import Table, box_of
+from infergy.cost.table import Table
 from infergy.errors import UsageError
+from infergy.estimates.load import Load, load_of, measured_share
 from infergy.estimates.overload import overload_of
 from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
-from infergy.serving.config import EngineConfig
-from infergy.serving.run import EnergySplit, Latency, Run, Runs, open_share, run_of, steps_of, total
-from infergy.workload.requests import Requests, Sample, Window, whole
+from infergy.serving.run import EnergySplit, Latency, Runs, open_share, run_of, steps_of, total
+from infergy.units import count_of
+from infergy.workload.requests import Requests, Sample, whole
 
 ESTIMATE_SCHEMA = "infergy.estimate/2"
 Z90 = 1.645
 LATENCY_SD = {"ttft_sd": 0.12, "tpot_sd": 0.05, "e2e_sd": 0.04}
 """Beside that of the time of steps: what 21 replays differed by from predictions made before them (docs/replay.md).
 TTFT has the largest, because the intake of requests differs from host to host."""
-SLACK = 1e-6
-"""Of the measured range: sums are means over entries."""
+NO_LATENCY = Latency(ttft_s=None, tpot_s=None, itl_s=None, e2e_s=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,42 +71,18 @@ class TraceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyParts(Latency):
-    """Percentiles in seconds over requests, by nearest rank; None where no request has one.
+    """Percentiles in seconds over requests, by nearest rank; None where no request has one, or for `reason`.
 
     Attributes:
         ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` is that of `tpot_s` and `itl_s`,
             `e2e_sd` of `e2e_s`.
+        reason: Why none is known of a trace that was sampled.
     """
 
     ttft_sd: float
     tpot_sd: float
     e2e_sd: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """How the server was used.
-
-    Attributes:
-        power_w: Mean power of all GPUs, idle ones included.
-        busy_share: Share of time in which a replica computes, mean over replicas.
-        mean_batch: Sequences that decode in a step, mean over decode steps' time.
-        peak_waiting: Most requests in the queue; `waiting_at_last_arrival` when the last one came.
-        peak_kv_share: Largest share of the KV cache in use.
-        hit_tokens: Prompt tokens found in the prefix cache.
-        mfu: FLOPs over the dense peak and time, idle included.
-        roofline_share: Least time of the steps by bytes or FLOPs, over their time.
-    """
-
-    power_w: float
-    busy_share: float
-    mean_batch: float
-    peak_waiting: int
-    waiting_at_last_arrival: int
-    peak_kv_share: float
-    hit_tokens: int
-    mfu: float
-    roofline_share: float
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +249,7 @@ def estimate_server(
         served_reason=None if timed else requests.order_reason,
         offline=together,
         offline_reason=None if together is not None else "not asked for",
-        notes=server.notes,
+        notes=(*server.notes, *_notes_of(sample)),
     )
 
 
@@ -305,36 +278,23 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
-    latency = run_of(runs).latency()
-    percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
-    sds: dict[str, Any] = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
+    overload = overload_of(runs, server) if sample.windows[0].requests.arrival_s is not None else None
+    latency = _latency(runs, sample, seconds_sd, overload)
+    scale = sample.requests / total(runs, "counts.requests")
     return RunEstimate(
         energy_j=energy_j,
         low_j=energy_j * math.exp(-half),
         high_j=energy_j * math.exp(half),
         duration_s=total(runs, "duration_s"),
-        requests=round(total(runs, "counts.requests")),
-        rejected_requests=round(total(runs, "counts.rejected_requests")),
-        preemptions=round(total(runs, "counts.preemptions")),
+        requests=sample.requests,
+        rejected_requests=round(scale * total(runs, "counts.rejected_requests")),
+        preemptions=round(scale * total(runs, "counts.preemptions")),
         energy=energy,
-        latency=LatencyParts(**percentiles, **sds),
-        load=_load(runs, server, energy_j),
+        latency=latency,
+        load=load_of(runs, server, energy_j, knows_queue=latency.reason is None),
         measured_share=measured_share(runs, server, energy_j),
-        overload=None if sample.windows[0].requests.arrival_s is None else overload_of(runs, server),
+        overload=overload,
     )
-
-
-def measured_share(runs: Sequence[tuple[Run, Window]], server: OpenServer, energy_j: float) -> float:
-    """Share of the energy in steps inside the range that was measured of this server."""
-    if server.measured is None:
-        return 0.0
-    inside = 0.0
-    for run, window in runs:
-        box = box_of(run.steps)
-        low, high = np.array(server.measured.low), np.array(server.measured.high)
-        within = ((box >= low * (1 - SLACK)) & (box <= high * (1 + SLACK))).all(axis=1)
-        inside += window.weight * float((run.step_energy_j * run.steps.count)[within].sum())
-    return inside / energy_j
 
 
 def facts_of(sample: Sample) -> TraceFacts:
@@ -357,22 +317,25 @@ def facts_of(sample: Sample) -> TraceFacts:
     )
 
 
-def _load(runs: Runs, server: OpenServer, energy_j: float) -> Load:
-    cost, steps = server.cost, steps_of(runs)
-    duration_s, busy_s = total(runs, "duration_s"), total(runs, "busy_s")
-    all_s = duration_s * runs[0][0].replicas
-    decode_s = steps.duration_s * (steps.decodes > 0)
-    # All but the null block; static batches log none.
-    blocks = server.config.limits.num_gpu_blocks - 1 if isinstance(server.config, EngineConfig) else 1
-    counts = [run.counts for run, _ in runs]
-    return Load(
-        power_w=energy_j / duration_s,
-        busy_share=busy_s / all_s,
-        mean_batch=float(decode_s @ steps.decodes) / (float(decode_s.sum()) or 1.0),
-        peak_waiting=max(count.peak_waiting for count in counts),
-        waiting_at_last_arrival=max(count.waiting_at_last_arrival for count in counts),
-        peak_kv_share=max(count.peak_kv_blocks for count in counts) / blocks,
-        hit_tokens=round(total(runs, "counts.hit_tokens")),
-        mfu=float(steps.count @ cost.work_of(sums_of(steps))[0]) / (cost.peak_flops * all_s),
-        roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s,
-    )
+def _latency(runs: Runs, sample: Sample, seconds_sd: float, overload: str | None) -> LatencyParts:
+    reason = None
+    if not sample.is_whole and not sample.is_timed:
+        reason = "windows of the trace were simulated, all at once"
+    elif not sample.is_whole and overload is not None:
+        reason = "windows of the trace were simulated, and a queue outlasts them"
+    latency = NO_LATENCY if reason is not None else run_of(runs).latency()
+    percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
+    sds: dict[str, Any] = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
+    return LatencyParts(**percentiles, **sds, reason=reason)
+
+
+def _notes_of(sample: Sample) -> list[str]:
+    """What is not as the trace has it."""
+    if sample.is_whole:
+        return []
+    simulated = sum(len(window.requests) for window in sample.windows)
+    return [
+        f"{simulated:,} of {count_of(sample.requests, 'request')} were simulated, in "
+        f"{count_of(len(sample.windows), 'window')}: latencies and queues are not reported of windows all at once, nor "
+        "where a queue outlasts them"
+    ]
