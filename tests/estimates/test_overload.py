@@ -75,3 +75,18 @@ def test_long_answers_that_outlast_a_short_trace_are_no_overload() -> None:
         order_reason=None,
     )
     assert overload_of(requests, ServerSpec()) is None
+
+
+def test_a_day_has_energy_only_at_a_load_that_goes_on() -> None:
+    def daily_j(requests: Requests, spec: ServerSpec = ServerSpec()) -> tuple[float | None, float | None]:  # noqa: B008 - frozen
+        one = estimate(requests, spec, paper=False).estimates[0]
+        assert one.offline is not None
+        return None if one.served is None else one.served.load.daily_j, one.offline.load.daily_j
+
+    served = estimate(CONV, paper=False).estimates[0].run
+    assert daily_j(CONV) == (pytest.approx(served.energy_j / served.duration_s * 86_400), None)
+    assert daily_j(CONV.window(speed=20.0)) == (None, None)
+    assert daily_j(CONV.slice(0, 1)) == (None, None)
+    assert daily_j(CONV.all_at_once()) == (None, None)
+    # Two requests within a tenth of a second: seconds of answers are no load that goes on.
+    assert daily_j(CONV.slice(0, 2).window(speed=100.0)) == (None, None)

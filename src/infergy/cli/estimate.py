@@ -226,9 +226,9 @@ def _interval(run: RunEstimate) -> str:
 
 
 def _per_day(run: RunEstimate) -> str:
-    if run.duration_s <= 0:
+    if run.load.daily_j is None:
         return NONE
-    day = run.energy_j / run.duration_s * 86400 / 3.6e6
+    day = run.load.daily_j / 3.6e6
     return f"{format_number(day)} / {format_number(day * 30.4)} kWh"
 
 

@@ -278,7 +278,9 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
-    overload = overload_of(runs, server) if sample.windows[0].requests.arrival_s is not None else None
+    arrive = sample.windows[0].requests.arrival_s is not None
+    overload = overload_of(runs, server) if arrive else None
+    span_s = sample.duration_s if arrive and overload is None else None
     latency = _latency(runs, sample, seconds_sd, overload)
     scale = sample.requests / total(runs, "counts.requests")
     return RunEstimate(
@@ -291,7 +293,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
         preemptions=round(scale * total(runs, "counts.preemptions")),
         energy=energy,
         latency=latency,
-        load=load_of(runs, server, energy_j, knows_queue=latency.reason is None),
+        load=load_of(runs, server, energy_j, span_s=span_s, knows_queue=latency.reason is None),
         measured_share=measured_share(runs, server, energy_j),
         overload=overload,
     )

@@ -14,6 +14,7 @@ from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run, Runs, steps_of, total
 from infergy.workload.requests import Window
 
+DAY_S = 86_400
 SLACK = 1e-6
 """Of the measured range: sums are means over entries."""
 
@@ -24,6 +25,8 @@ class Load:
 
     Attributes:
         power_w: Mean power of all GPUs, idle ones included.
+        daily_j: Energy of a day at this load. None where the load has no length: all at once, at one instant, of a
+            server that cannot keep up, or where the answers take longer than the arrivals.
         busy_share: Share of time in which a replica computes, mean over replicas.
         mean_batch: Sequences that decode in a step, mean over decode steps' time.
         peak_waiting: Most requests in the queue; `waiting_at_last_arrival` when the last one came. None where latencies
@@ -35,6 +38,7 @@ class Load:
     """
 
     power_w: float
+    daily_j: float | None
     busy_share: float
     mean_batch: float
     peak_waiting: int | None
@@ -58,8 +62,16 @@ def measured_share(runs: Sequence[tuple[Run, Window]], server: OpenServer, energ
     return inside / energy_j
 
 
-def load_of(runs: Runs, server: OpenServer, energy_j: float, *, knows_queue: bool) -> Load:
-    """How the server was used; `knows_queue` is whether the queues of the runs are those of the trace."""
+def load_of(runs: Runs, server: OpenServer, energy_j: float, *, span_s: float | None, knows_queue: bool) -> Load:
+    """How the server was used.
+
+    Args:
+        runs: Of all windows.
+        server: Which serves.
+        energy_j: Of the runs.
+        span_s: Length of a load that lasts: from the first arrival to the last; None if it does not.
+        knows_queue: Whether the queues of the runs are those of the trace.
+    """
     cost, steps = server.cost, steps_of(runs)
     duration_s, busy_s = total(runs, "duration_s"), total(runs, "busy_s")
     all_s = duration_s * runs[0][0].replicas
@@ -69,6 +81,7 @@ def load_of(runs: Runs, server: OpenServer, energy_j: float, *, knows_queue: boo
     counts = [run.counts for run, _ in runs]
     return Load(
         power_w=energy_j / duration_s,
+        daily_j=energy_j / duration_s * DAY_S if span_s and duration_s <= 2 * span_s else None,
         busy_share=busy_s / all_s,
         mean_batch=float(decode_s @ steps.decodes) / (float(decode_s.sum()) or 1.0),
         peak_waiting=max(count.peak_waiting for count in counts) if knows_queue else None,
