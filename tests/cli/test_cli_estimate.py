@@ -169,6 +169,12 @@ def test_requests_left_out_are_counted(tmp_path: Path) -> None:
     assert "Requests out of order, sorted by arrival: 1." in done.stdout
 
 
+def test_the_rate_of_arrivals_is_that_of_the_trace(tmp_path: Path) -> None:
+    source = log(tmp_path, "arrival_s,input_tokens,output_tokens", *(f"{k},10,5" for k in range(10)))
+    assert "10 requests in 9.0 s (1.00 a second)" in " ".join(invoke(source).stdout.split())
+    assert "1.00 /s" in CliRunner().invoke(app, ["trace", source]).stdout
+
+
 def test_explain_adds_options_and_activities() -> None:
     done = invoke(*SHORT, "--explain")
     for words in ("energy by activity", "max_num_seqs 1024", "preemptions"):

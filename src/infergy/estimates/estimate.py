@@ -65,8 +65,8 @@ class TraceFacts:
 
     @property
     def rate_per_s(self) -> float | None:
-        """Requests a second; None without arrival times."""
-        return self.requests / self.duration_s if self.duration_s else None
+        """Requests after the first, divided by the duration; None if unknown, or if all arrive at one instant."""
+        return (self.requests - 1) / self.duration_s if self.duration_s else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
