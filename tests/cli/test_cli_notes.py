@@ -35,6 +35,19 @@ def test_rejected_requests_and_those_without_a_session_are_counted(verb: str, lo
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_sessions_without_times_are_named(verb: str, tmp_path: Path) -> None:
+    path, words = tmp_path / "log.csv", "sessions of the trace have no times: all begin at 0 s"
+    head, rows = "session_id,pre_gap,input_length,output_length", ("a,0,100,10", "b,0,100,10", "a,1,200,10")
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    assert words in " ".join(runner.invoke(app, [verb, str(path)]).stdout.split())
+    lines = [f"{head},timestamp", *(f"{row},{10 * k}" for k, row in enumerate(rows))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = runner.invoke(app, [verb, str(path)])
+    assert done.exit_code == 0, done.output
+    assert words not in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_one_request_is_no_plural(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("input_tokens,output_tokens\n100,10\n", encoding="utf-8")

@@ -261,6 +261,21 @@ def test_sessions_with_gaps_need_no_arrivals(tmp_path: Path) -> None:
     assert listed(requests.gap_s) == [0, 0, 1.5, 0, 2, 0]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_sessions_with_gaps_begin_at_their_times(tmp_path: Path, kind: str) -> None:
+    records = [session("a", 0, timestamp=100), session("b", 0, timestamp=107.5), session("a", 2, timestamp=103)]
+    path = jsonl(tmp_path / "log.jsonl", records)
+    if kind == "csv":
+        path = tmp_path / "log.csv"
+        pl.DataFrame(records).write_csv(path)
+    requests = open_trace(path).requests()
+    assert listed(requests.arrival_s) == [0, 3, 7.5]
+    assert requests.after is not None
+    assert requests.after.tolist() == [-1, 0, -1]
+    assert listed(requests.gap_s) == [0, 2, 0]
+    assert open_trace(path, columns=Columns(time_unit_s=1e-3)).describe().duration_s == pytest.approx(7.5e-3)
+
+
 def test_sessions_of_logs_with_other_columns_are_linked_in_order_of_arrival(tmp_path: Path) -> None:
     records = [
         {"session_id": 1, "pre_gap": gap, "prompt": 5, "answer": 2, "at": at} for gap, at in ((4.0, 9.0), (0.0, 1.0))

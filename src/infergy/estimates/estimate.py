@@ -333,11 +333,15 @@ def _latency(runs: Runs, sample: Sample, seconds_sd: float, overload: str | None
 
 def _notes_of(sample: Sample) -> list[str]:
     """What is not as the trace has it."""
+    first, notes = sample.windows[0].requests, []
+    if first.is_timed and first.arrival_s is None:
+        notes.append("the sessions of the trace have no times: all begin at 0 s")
     if sample.is_whole:
-        return []
+        return notes
     simulated = sum(len(window.requests) for window in sample.windows)
     return [
+        *notes,
         f"{simulated:,} of {count_of(sample.requests, 'request')} were simulated, in "
         f"{count_of(len(sample.windows), 'window')}: latencies and queues are not reported of windows all at once, nor "
-        "where a queue outlasts them"
+        "where a queue outlasts them",
     ]

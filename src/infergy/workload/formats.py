@@ -3,7 +3,7 @@
     azure       TIMESTAMP, ContextTokens, GeneratedTokens                       Azure LLM inference traces 2023, 2024
     burstgpt    Timestamp, Request tokens, Response tokens, …                   BurstGPT, with or without sessions
     bailian     chat_id, parent_chat_id, timestamp (s), hash_ids (16 tokens), … Qwen-Bailian usage traces
-    agentic     session_id, pre_gap (s), input_length, output_length            sessions without arrival times
+    agentic     session_id, pre_gap (s), input_length, … [, timestamp (s)]      sessions; times of their first requests
     mooncake    timestamp (ms), input_length, output_length, hash_ids           Mooncake, FAST '25 traces
     openai      usage.prompt_tokens …, usage.input_tokens …, or batch output    OpenAI- and vLLM-style response logs
     tokens      input_tokens, output_tokens [, cached_tokens, arrival_s]        what infergy itself would write
@@ -141,7 +141,7 @@ FORMATS = (
         blocks=BlockColumn(path="hash_ids", block_tokens=16),
         sessions=SessionColumns(id="chat_id", parent="parent_chat_id"),
     ),
-    Format(name="agentic", input="input_length", output="output_length", marks=GAPS.paths),
+    Format(name="agentic", input="input_length", output="output_length", time=("timestamp",), marks=GAPS.paths),
     Format(
         name="mooncake",
         input="input_length",
