@@ -114,7 +114,7 @@ def test_a_model_that_does_not_fit_is_told_what_would() -> None:
         (("--max-num-seqs", "64", "--max-num-batched-tokens", "32"), "expected at least --max-num-seqs, 64"),
         (("--gpu-memory-utilization", "1.5"), "expected a share above 0, up to 1"),
         (("--from", "2h"), "Choose another part: --from TIME --for TIME"),
-        (("--speed", "0"), "expected a positive factor"),
+        (("--speed", "0"), "expected a factor above 0"),
     ],
 )
 def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: str) -> None:

@@ -31,7 +31,7 @@ class ServerKind:
     gpu: list[str] | None = option("Name or .toml file; repeatable [default: h200]", "--gpu", "-g")
     precision: list[str] | None = option("bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable")
     tensor_parallel_size: int = option("GPUs that share the model", "--tensor-parallel-size", "-tp", default=1, min=1)
-    replicas: int = option("Servers of this kind", default=1, min=1)
+    replicas: int = option("Servers of this kind", default=1, min=1, max=10_000)
     router: str = option("round_robin or least_loaded", default="round_robin")
     usage_context: str | None = option("Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]")
     vllm_version: str | None = option("Whose scheduler: 0.25 or 0.33 [default: 0.25]")
@@ -51,7 +51,7 @@ class ServerSelection(ServerKind):
     long_prefill_token_threshold: int | None = option(
         "Most prompt tokens of a request in a step [default: no limit]", min=0
     )
-    num_gpu_blocks: int | None = option("Blocks of the KV cache, if you know vLLM's", min=2)
+    num_gpu_blocks: int | None = option("Blocks of the KV cache, if you know vLLM's", min=2, max=2**31)
     compare: Path | None = option("Servers as [[server]] tables of these options' names", metavar="FILE.toml")
 
     def specs(self) -> list[ServerSpec]:
@@ -63,8 +63,8 @@ class ServerSelection(ServerKind):
         """
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "compare"}
         if self.compare is not None:
-            return [spec for server in _servers_of(self.compare) for spec in _specs({**own, **server})]
-        return _specs(own)
+            return list(dict.fromkeys(spec for one in _servers_of(self.compare) for spec in _specs({**own, **one})))
+        return list(dict.fromkeys(_specs(own)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
