@@ -10,6 +10,7 @@ import pytest
 
 from infergy.cli.estimate import _print
 from infergy.estimates.estimate import ServerEstimate, TraceEstimate, estimate
+from infergy.estimates.recommend import Limits, recommend
 from infergy.estimates.servers import ServerSpec
 from infergy.serving.config import EngineOptions
 from infergy.workload import Sample, open_trace
@@ -76,3 +77,10 @@ def test_a_whole_trace_has_no_such_line() -> None:
     assert not any("were simulated" in note for note in one.notes)
     assert one.offline is not None
     assert one.offline.latency.ttft_s is not None
+
+
+def test_a_limit_on_a_latency_that_is_not_known_is_named() -> None:
+    limits = Limits(ttft_p99_s=1e-6)
+    sampled = recommend(a_sample(at_once=True), [], limits=limits)
+    assert any(note.startswith("limits on latency are not checked") for note in sampled.notes)
+    assert not any(note.startswith("limits on") for note in recommend(a_sample(), [], limits=limits).notes)

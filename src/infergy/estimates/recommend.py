@@ -376,4 +376,7 @@ def _notes(ranked: Sequence[Configuration], limits: Limits, sample: Sample) -> I
         yield f"all at once: {ranked[0].estimate.served_reason}; TTFT and E2E are waiting in the queue"
     elif not limits.given():
         yield "no limit on latency was given: the least energy may keep requests waiting. Type --tpot-p99 50ms"
+    unknown = ranked[0].estimate.run.latency.reason
+    if limits.given() and unknown is not None:
+        yield f"limits on latency are not checked: {unknown}"
     yield from dict.fromkeys(note for choice in ranked for note in choice.estimate.notes)
