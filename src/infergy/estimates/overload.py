@@ -22,7 +22,7 @@ request has its first token, or more than all of the span until each has its las
 beyond what the request with the longest output takes alone. The time that a queue needs grows with the span if arrivals
 exceed what the server can, and does not if they do not. Rule and figures are this project's own."""
 FEWEST = 50
-"""Fewer served requests are no load that a server keeps up with or not."""
+"""Fewer served requests, in all windows that are late, are no load that a server keeps up with or not."""
 TRIES, GROWTH = 8, 1.25
 """How many numbers of replicas are simulated, and the factor from one to the next."""
 MOST_TRIED = 200_000
@@ -68,14 +68,14 @@ class _Late:
 def overload_of(runs: Runs, server: OpenServer) -> str | None:
     """What would hold a load that a server cannot keep up with; None if it keeps up in each window."""
     late = [
-        (own, window.requests)
+        (own, window.requests, run.counts.finished_requests)
         for run, window in runs
-        if run.counts.finished_requests >= FEWEST and _Late.of(run).share > 1
+        if run.counts.finished_requests and _Late.of(run).share > 1
         if (own := _Late.of(run, _alone_s(run, window.requests, server))).share > 1
     ]
-    if not late:
+    if sum(finished for *_, finished in late) < FEWEST:
         return None
-    worst = max((own for own, _ in late), key=lambda own: own.share)
+    worst = max((own for own, *_ in late), key=lambda own: own.share)
     where = "" if len(runs) == 1 else f" in {len(late)} of {len(runs)} windows"
     waiting = max(run.counts.waiting_at_last_arrival for run, _ in runs)
     return (
@@ -85,15 +85,15 @@ def overload_of(runs: Runs, server: OpenServer) -> str | None:
     )
 
 
-def _replicas(late: list[tuple[_Late, Requests]], server: OpenServer) -> str:
+def _replicas(late: list[tuple[_Late, Requests, int]], server: OpenServer) -> str:
     """How many replicas would keep up: found by serving with them, since larger batches are more efficient."""
     count = server.spec.replicas
-    count = max(count + 1, math.ceil(count * max(own.factor for own, _ in late)))
-    if sum(len(requests) for _, requests in late) > MOST_TRIED:
+    count = max(count + 1, math.ceil(count * max(own.factor for own, *_ in late)))
+    if sum(len(requests) for _, requests, _ in late) > MOST_TRIED:
         return f"about {count}"
     for _ in range(TRIES):
         larger = replace(server, spec=replace(server.spec, replicas=count))
-        if all(_Late.of(larger.serve(requests), own.alone_s).share <= 1 for own, requests in late):
+        if all(_Late.of(larger.serve(requests), own.alone_s).share <= 1 for own, requests, _ in late):
             return str(count)
         tried, count = count, math.ceil(count * GROWTH)
     return f"more than {tried}"
