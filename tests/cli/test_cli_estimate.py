@@ -269,3 +269,10 @@ def test_the_studys_reference_names_its_server_once() -> None:
     assert several.count("study's reference") == 1
     assert "(arXiv 2504.17674) for the first server, transformers: ideal" in several
     assert "(arXiv 2504.17674): ideal" in invoke(*SHORT).stdout
+
+
+@pytest.mark.parametrize("option", [("--all-at-once",), ("--speed", "2")])
+def test_bins_have_no_arrivals(option: tuple[str, ...]) -> None:
+    done = invoke("azure-code-2023", "--method", "ceiling", *option)
+    assert isinstance(done.exception, UsageError)
+    assert option[0] in done.exception.fields["options"]

@@ -96,6 +96,9 @@ def estimate(
     answers: Sequence[Any]
     show: Callable[[Any], None]
     if is_ceiling:
+        if trace.all_at_once or (trace.speed is not None and trace.duration is None):
+            given = {"--method": CEILING, "--all-at-once" if trace.all_at_once else "--speed": trace.speed or True}
+            raise UsageError.conflict(given, "bins have no arrivals: leave it out")
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper
         from infergy.workload.bins import POWERS_OF_TWO
