@@ -16,7 +16,7 @@ from infergy.cost.constants import prior_fit
 from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
 from infergy.estimates.paper import estimate_paper
-from infergy.estimates.recommend import command_of, default_candidates
+from infergy.estimates.recommend import command_of, default_candidates, label_of
 from infergy.estimates.servers import PRECISIONS, ServerSpec, open_server, shipped_table
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
@@ -173,6 +173,61 @@ def test_what_to_type_names_all_servers() -> None:
 def test_candidates_of_a_configured_server_can_all_be_opened() -> None:
     options = EngineOptions(enable_prefix_caching=False, gpu_memory_utilization=0.8, max_num_batched_tokens=4096)
     for spec in default_candidates(ServerSpec(options=options)):
+        open_server(spec, shipped_table())
+
+
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        ("vllm-bt512", EngineOptions(max_num_batched_tokens=512)),
+        ("vllm-len4096", EngineOptions(max_model_len=4096)),
+        ("vllm-mem0.5", EngineOptions(gpu_memory_utilization=0.5)),
+        ("vllm-pc", EngineOptions(enable_prefix_caching=True)),
+        ("vllm-server-s16-tp2", EngineOptions(max_num_seqs=16, tensor_parallel_size=2)),
+        ("vllm-eager", EngineOptions(enforce_eager=True)),
+        ("transformers-len2048", EngineOptions(max_model_len=2048)),
+    ],
+)
+def test_each_part_of_a_label_is_an_option(label: str, options: EngineOptions) -> None:
+    by_label, by_options = (
+        open_server(spec, shipped_table())
+        for spec in (ServerSpec(engine=label), ServerSpec(engine=label.partition("-")[0], options=options))
+    )
+    assert by_label.config == by_options.config
+    assert by_label.spec.options == options
+    assert label_of(by_label) == label_of(by_options)
+    # Options of the present server are those of the candidates, however they were given.
+    assert [[own.options for own in default_candidates(one.spec)] for one in (by_label, by_options)] == [
+        [own.options for own in default_candidates(ServerSpec(engine=label))]
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("label", "option"),
+    [
+        ("vllm-compiled", "--engine"),
+        ("transformers-bt512", "--max-num-batched-tokens"),
+        ("transformers-pc", "--enable-prefix-caching"),
+        ("transformers-mem0.5", "--gpu-memory-utilization"),
+        ("transformers-server", "--usage-context"),
+    ],
+)
+def test_a_part_of_a_label_that_the_engine_lacks_is_rejected(label: str, option: str) -> None:
+    with raises("engine-lacks", option=option):
+        open_server(ServerSpec(engine=label), shipped_table())
+
+
+@pytest.mark.parametrize(
+    ("spec", "option"),
+    [
+        (ServerSpec(options=EngineOptions(max_num_seqs=0)), "--max-num-seqs"),
+        (ServerSpec(options=EngineOptions(tensor_parallel_size=0)), "--tensor-parallel-size"),
+        (ServerSpec(engine="vllm-s0"), "--max-num-seqs"),
+        (ServerSpec(engine="transformers", options=EngineOptions(max_model_len=0)), "--max-model-len"),
+    ],
+)
+def test_nought_is_no_default(spec: ServerSpec, option: str) -> None:
+    with raises("bad-value", option=option, value=0, expected="at least 1"):
         open_server(spec, shipped_table())
 
 

@@ -283,7 +283,8 @@ def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: 
         )
 
 
-def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None) -> None:
+def check_options(options: EngineOptions) -> None:
+    """Raise UsageError for a value that is out of its range, whatever the model."""
     lowest = {
         "max_num_seqs": 1,
         "max_num_batched_tokens": 1,
@@ -301,6 +302,10 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
         raise UsageError.bad_value(
             "--gpu-memory-utilization", options.gpu_memory_utilization, "a share above 0, up to 1"
         )
+
+
+def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None) -> None:
+    check_options(options)
     check_context(shape, options.max_model_len, context_tokens)
     heads, size = shape.attention.heads, options.tensor_parallel_size
     if heads % size:
