@@ -15,9 +15,10 @@ from infergy.cli import app
 from infergy.cost.constants import prior_fit
 from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
+from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.paper import estimate_paper
-from infergy.estimates.recommend import command_of, default_candidates, label_of
-from infergy.estimates.servers import PRECISIONS, ServerSpec, open_server, shipped_table
+from infergy.estimates.recommend import command_of, default_candidates, label_of, recommend
+from infergy.estimates.servers import PRECISIONS, STATIC_BATCH, ServerSpec, open_server, shipped_table
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
@@ -229,6 +230,54 @@ def test_a_part_of_a_label_that_the_engine_lacks_is_rejected(label: str, option:
 def test_nought_is_no_default(spec: ServerSpec, option: str) -> None:
     with raises("bad-value", option=option, value=0, expected="at least 1"):
         open_server(spec, shipped_table())
+
+
+def test_a_static_batch_is_as_large_as_fits_where_no_size_was_given() -> None:
+    lengths = [(2048, 64)] * 40
+    small = ServerSpec(engine="transformers", gpu="l4")
+    server = open_server(small, shipped_table())
+    run = server.serve(requests(lengths))
+    assert run.counts.finished_requests == 40
+    assert 1 < run.counts.peak_running < STATIC_BATCH
+    assert any("as many as fit" in note for note in server.notes)
+    # That size fits where it is given, too; one more is an error.
+    most = run.counts.peak_running
+    for size in (most, most + 1):
+        given = open_server(replace(small, options=EngineOptions(max_num_seqs=size)), shipped_table())
+        assert not any("as many as fit" in note for note in given.notes)
+        if size == most:
+            assert given.serve(requests(lengths)).energy_j == run.energy_j
+            continue
+        with raises("does-not-fit", option="--max-num-seqs", value=size, gpu="l4"):
+            given.serve(requests(lengths))
+    large = open_server(ServerSpec(engine="transformers"), shipped_table())
+    assert large.serve(requests(lengths)).counts.peak_running == STATIC_BATCH
+
+
+def test_a_request_that_does_not_fit_alone_is_rejected_in_any_batch() -> None:
+    for size in (None, 1):
+        spec = ServerSpec(engine="transformers", gpu="l4", options=EngineOptions(max_num_seqs=size))
+        counts = open_server(spec, shipped_table()).serve(requests([(100, 3), (100_000, 3), (100, 3)])).counts
+        assert (counts.finished_requests, counts.rejected_requests) == (2, 1)
+
+
+def test_a_static_candidate_that_does_not_fit_is_left_out_with_its_reason() -> None:
+    present = ServerSpec(gpu="l4")
+    found = recommend(requests([(2048, 64)] * 40), None, shipped_table(), present=present)
+    (reason,) = (why for label, why in found.left_out.items() if label.startswith("transformers"))
+    assert "--max-num-seqs 32" in reason
+    with raises("does-not-fit", option="--max-num-seqs"):
+        static = ServerSpec(engine="transformers-s32", gpu="l4")
+        recommend(requests([(2048, 64)] * 40), [static], shipped_table(), present=present)
+
+
+def test_cells_of_static_batches_that_do_not_fit_are_not_chosen() -> None:
+    spec, choice = ServerSpec(engine="transformers", gpu="l4"), {"input_tokens": 2048, "output_tokens": 64}
+    choices = [CellChoice(batch=size, **choice) for size in (2, 32)]
+    found = choose_next(
+        requests([(2048, 64)] * 4), spec, shipped_table(), choices=[choices], target=0.001, budget_s=1e6
+    )
+    assert {cell.batch for cell in found.cells} == {2}
 
 
 def test_a_missing_file_of_servers_is_named_in_plain_words() -> None:

@@ -192,7 +192,14 @@ def recommend(
     if left_out and candidates is not None:
         raise next(iter(left_out.values()))
     now = next(iter(servers))
-    served = [_serve(sample, server, label, limits) for label, server in servers.items()]
+    served = []
+    for label, server in servers.items():
+        try:
+            served.append(_serve(sample, server, label, limits))
+        except UsageError as error:  # a static batch of its own size that does not fit the memory
+            if label == now or candidates is not None:
+                raise
+            left_out[label] = error
     ranked = _rank(served, served[0])
     chosen, reason = _choose(ranked, now)
     return Recommendation(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 from infergy.catalog import canonical_name, get_gpu, get_model, model_config
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
+from infergy.catalog.memory import RESERVE_BYTES, largest_batch
 from infergy.catalog.shape import ModelShape
 from infergy.cost.model import Server, StepCost
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
@@ -309,11 +312,13 @@ def _static_config(
         engine, (own.name for own in fields(options) if getattr(options, own.name) != getattr(plain, own.name))
     )
     check_context(shape, options.max_model_len, context)
-    need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
+    have = (gpu.memory_bytes - RESERVE_BYTES) * setup.tensor_parallel
+    need = shape.weight_bytes(setup.dtype)
     if need > have:
         message = (
             f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
-            f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
+            f"{format_bytes(gpu.memory_bytes)}, {format_bytes(RESERVE_BYTES)} of it for workspaces; choose a larger "
+            "GPU (-g) or a smaller model (-m)"
         )
         raise UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name)
     longest, notes = options.max_model_len or context, []
@@ -323,10 +328,53 @@ def _static_config(
         kept = int((have - need) // per_token) if per_token else LONGEST_TOKENS
         longest = min(longest or kept, kept)
         notes.append(f"the longest context of {shape.name} is not known: the memory bounds it, {longest:,} tokens")
+    fits = partial(_batch_that_fits, setup=setup, shape=shape, gpu=gpu, given=options.max_num_seqs)
+    if options.max_num_seqs is None and longest is not None and fits(STATIC_BATCH, longest, 1) < STATIC_BATCH:
+        most = bisect_right(range(longest), -STATIC_BATCH, key=lambda tokens: -fits(STATIC_BATCH, tokens, 1)) or 1
+        notes.append(
+            f"static batches are of {STATIC_BATCH} requests where the memory takes them, of up to {most - 1:,} tokens "
+            f"on {gpu.title}; of longer ones as many as fit are served at once"
+        )
     return StaticConfig(
         max_num_seqs=options.max_num_seqs or STATIC_BATCH,
         max_model_len=longest,
         tensor_parallel_size=setup.tensor_parallel,
         has_graphs=setup.compiled,
         notes=tuple(notes),
+        fits=fits,
     )
+
+
+def _batch_that_fits(
+    size: int,
+    input_tokens: int,
+    output_tokens: int,
+    *,
+    setup: EngineSetup,
+    shape: ModelShape,
+    gpu: Gpu,
+    given: int | None,
+) -> int:
+    """How many of `size` requests fit at once: transformers may use all of the memory, of which plans leave a tenth.
+
+    Raises:
+        UsageError: Fewer than were `given` as the size of a batch.
+    """
+    limit = largest_batch(
+        shape,
+        gpu,
+        input_tokens,
+        output_tokens,
+        engine=setup.engine,
+        dtype=setup.dtype,
+        tensor_parallel=setup.tensor_parallel,
+        memory_fraction=1.0,
+    )
+    if given is not None and limit.batch < size > 1:
+        message = (
+            f"--max-num-seqs {given}: not a static batch fits {gpu.title}: {limit.reason}, and {size} of up to "
+            f"{input_tokens:,} input and {output_tokens:,} output tokens are served at once. Give at most "
+            f"{max(1, limit.batch)}, or leave it out to serve as many as fit"
+        )
+        raise UsageError(message, code="does-not-fit", option="--max-num-seqs", value=given, gpu=gpu.name)
+    return min(size, limit.batch)
