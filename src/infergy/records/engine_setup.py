@@ -252,8 +252,8 @@ def parse_label_beside(label: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if value is not None and parts.get(name, value) != value:
             option = OPTIONS[name].replace("_", "-")
-            typed = {f"--no-{option}": True} if value is False else {f"--{option}": value}
-            raise UsageError.conflict({"--engine": label} | typed, "they contradict: give one of them")
+            typed: dict[str, object] = {f"--no-{option}": True} if value is False else {f"--{option}": value}
+            raise UsageError.conflict({"--engine": label, **typed}, "they contradict: give one of them")
     return parts
 
 
