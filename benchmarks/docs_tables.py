@@ -26,6 +26,7 @@ COMMANDS = (
     ("../README.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
+    ("next.md", "infergy next azure-code-2023 --gpu a100-80gb-sxm --model qwen3-32b --engine vllm-tp2"),
     ("recommend.md", "infergy recommend azure-conv-2023 --tpot-p99 20ms --keep-outputs"),
     ("waterfall.md", "infergy breakdown azure-conv-2023"),
     ("replay.md", "infergy replay azure-conv-2023 --from 10m --for 75s --speed 3"),

@@ -114,7 +114,7 @@ def test_a_model_that_does_not_fit_is_told_what_would() -> None:
         (("--max-num-seqs", "64", "--max-num-batched-tokens", "32"), "expected at least --max-num-seqs, 64"),
         (("--gpu-memory-utilization", "1.5"), "expected a share above 0, up to 1"),
         (("--from", "2h"), "Choose another part: --from TIME --for TIME"),
-        (("--speed", "0"), "expected a positive factor"),
+        (("--speed", "0"), "expected a factor above 0"),
     ],
 )
 def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: str) -> None:
@@ -134,6 +134,7 @@ def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: 
         ("max-num-seqs = 0", "server 1: max-num-seqs is 0; expected at least 1"),
         ("tensor-parallel-size = 0", "server 1: tensor-parallel-size is 0; expected at least 1"),
         ("long-prefill-token-threshold = -1", "expected at least 0"),
+        ("replicas = 100_000", "expected at most 10000"),
     ],
 )
 def test_servers_of_a_file_are_checked(tmp_path: Path, line: str, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,33 @@ def test_the_first_lines_are_what_to_type() -> None:
     assert "savings compared with vllm-eager" in lines[0]
     assert lines[1].startswith(("Recommended: ", "Keep "))
     assert lines[2].startswith("  vllm serve MODEL")
+
+
+def test_the_replay_that_it_advises_is_of_the_same_requests_and_server() -> None:
+    asked = (*TRACE, "-m", "qwen3-32b", "--speed", "2", "-g", "h200")
+    found = json.loads(run("recommend", *asked, "--json"))
+    chosen = next(one for one in found["configurations"] if one["label"] == found["recommended"])
+    (line,) = (line for line in run("recommend", *asked).splitlines() if "measure a window of it first" in line)
+    words = shlex.split(line.partition("infergy ")[2])
+    assert words[-2:] == ["-o", "replay.jsonl"]
+    replayed = json.loads(run(*words[:-2], "--json"))
+    assert replayed["predicted"]["energy_j"] == pytest.approx(
+        (chosen["estimate"]["served"] or chosen["estimate"]["offline"])["energy_j"], rel=1e-6
+    )
+
+
+def test_a_short_trace_is_replayed_from_its_beginning(tmp_path: Path) -> None:
+    log = tmp_path / "my log.csv"
+    rows = [f"{arrival},100,20" for arrival in range(300)]
+    log.write_text("\n".join(["at,in,out", *rows]))
+    columns = ("--time-column", "at", "--input-column", "in", "--output-column", "out")
+    text = run("recommend", str(log), *columns, "-m", "qwen3-32b", "-e", "vllm", "-e", "vllm-eager")
+    (line,) = (line for line in text.splitlines() if "measure a window of it first" in line)
+    words = shlex.split(line.partition("infergy ")[2])
+    assert words[:2] == ["replay", str(log)]
+    assert set(columns) < set(words)
+    assert "--for" in words
+    assert "--from" not in words
 
 
 def test_several_servers_are_ranked_as_they_are() -> None:

@@ -153,7 +153,7 @@ def _print(found: NextCells) -> None:
         print_table(("Engine", "Input", "Output", "Batch", "Batch takes", "Measuring", "Then ±"), rows)
         size = f"{count_of(len(found.cells), 'cell')}, about {format_duration(found.cost_s)}, loading included"
     advice = "write the cells above with -o next.json, then infergy measure next.json -o mine.jsonl"
-    advice = advice if found.cells else "a larger --budget"
+    advice = advice if found.cells else "give a larger --budget"
     notes = (*trace_notes(found.trace), *run_notes([server.estimate for server in found.servers], advice))
     for line in (f"{size}; {STOPPED[found.stopped]}", *notes):
         typer.echo(fill(line, WIDTH))

@@ -198,6 +198,6 @@ def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next")
         if one.run.measured_share == 0:
             lines.append(
                 f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured at these batch "
-                f"sizes and lengths: by datasheet and what other steps showed. One measured cell sharpens it: {advice}."
+                f"sizes and lengths: by datasheet and what other steps showed. One measured cell narrows it: {advice}."
             )
     return list(dict.fromkeys(lines))

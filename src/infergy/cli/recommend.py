@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from infergy.cli.options import (
     flag,
     option,
     seconds_of,
+    typed_options,
     with_options,
 )
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes, title_of, trace_notes
@@ -34,9 +36,18 @@ BROKEN = {
     "overload": "queue grows without limit",
 }
 
+OF_REPLAYS = (
+    *("format", "input_column", "output_column", "time_column", "cached_column", "time_unit", "requests", "seed"),
+    *("tokenizer", "start", "duration", "speed", "all_at_once", "table"),
+)
+"""Options of a trace that a replay takes too."""
+REPLAYED_S, LATER_S = 75, 700
+"""Seconds of a long trace that a replay takes, and from which on it begins at minute 10."""
+
 
 @with_options
 def recommend(
+    context: typer.Context,
     source: TraceArg,
     trace: TraceSelection,
     servers: ServerSelection,
@@ -72,7 +83,7 @@ def recommend(
     if as_json:
         print_json([found])
     else:
-        _print(found, explain=explain)
+        _print(found, replay=_replay_of(found, source, context), explain=explain)
 
 
 def _seconds(option: str, text: str) -> float:
@@ -82,10 +93,39 @@ def _seconds(option: str, text: str) -> float:
     return seconds_of(option, text)
 
 
-def _print(found: Recommendation, *, explain: bool) -> None:
+def _replay_of(found: Recommendation, source: str, context: typer.Context) -> str:
+    """The command that replays the trace as it was asked for, or 75 s of it, on the recommended configuration."""
+    from infergy.estimates.servers import DEFAULT_MODEL
+
+    if found.recommended is None:
+        return ""
+    server = found.of(found.recommended).estimate
+    words, typed = ["infergy replay", shlex.quote(source)], typed_options(context)
+    for name, spelling in typed.items():
+        if name in OF_REPLAYS:
+            words += [spelling] if context.params[name] is True else [spelling, shlex.quote(str(context.params[name]))]
+    span_s = found.trace.duration_s
+    if (
+        span_s is not None
+        and span_s > 2 * REPLAYED_S
+        and not {"start", "duration", "requests", "all_at_once"} & set(typed)
+    ):
+        words += ["--from 10m"] * (span_s > LATER_S) + [f"--for {REPLAYED_S}s"]
+    options = dict(
+        word.removeprefix("--").split(" ") for word in found.of(found.recommended).command if word.count(" ") == 1
+    )
+    batched = options.get("max-num-batched-tokens")
+    words += ["-e", f"{server.engine}-bt{batched}" if batched else server.engine]
+    words += [f"--max-num-seqs {options['max-num-seqs']}"] if "max-num-seqs" in options else []
+    words += [] if server.model == DEFAULT_MODEL else ["-m", shlex.quote(server.model)]
+    words += ["-g", server.gpu] if "gpu" in typed else []
+    return " ".join([*words, "-o replay.jsonl"])
+
+
+def _print(found: Recommendation, *, replay: str, explain: bool) -> None:
     first = found.configurations[0].estimate
     typer.echo(f"{title_of(found.trace, first)}; {first.model} on {first.gpu}; savings compared with {found.present}")
-    for line in _answer(found):
+    for line in _answer(found, replay):
         typer.echo(line)
     heads = ("Configuration", "Energy", "Saves (90 %)", "TTFT p99", "TPOT p99", "")
     print_table(heads, (_row(one, is_present=one.label == found.present) for one in found.configurations))
@@ -95,9 +135,12 @@ def _print(found: Recommendation, *, explain: bool) -> None:
         print_notes(f"{label} is left out: {reason}" for label, reason in found.left_out.items())
 
 
-def _answer(found: Recommendation) -> Iterator[str]:
+def _answer(found: Recommendation, replay: str) -> Iterator[str]:
     if found.recommended is None:
         nearest = found.configurations[0]
+        if nearest.breaks == ("overload",):
+            yield f"Each configuration that keeps the limits is overloaded. Nearest: {nearest.label}. Give --replicas."
+            return
         yield f"No configuration keeps the limits. Nearest: {nearest.label} ({_broken(nearest)})."
         return
     chosen, present = found.of(found.recommended), found.of(found.present)
@@ -112,9 +155,7 @@ def _answer(found: Recommendation) -> Iterator[str]:
         yield f"It {verb} {_saving(chosen)} of the energy{certain}."
     yield f"  {' '.join(chosen.command)}"
     if not chosen.estimate.run.measured_share and chosen.estimate.engine.startswith("vllm"):
-        window = f"{found.trace.source} --from 10m --for 75s"
-        replay = f"infergy replay {window} -e {chosen.estimate.engine} -o replay.jsonl"
-        yield f"No run of it was measured on {chosen.estimate.gpu}; measure a window of it first: {replay}"
+        yield f"The table has no run of it on {chosen.estimate.gpu}; measure a window of it first: {replay}"
 
 
 def _row(one: Configuration, *, is_present: bool) -> tuple[str, ...]:

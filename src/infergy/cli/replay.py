@@ -114,7 +114,7 @@ def replay(
     else:
         gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
         resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
-        gpu = resolved.gpu or gpu
+        gpu = gpu if target.gpu else resolved.gpu or gpu
         table = measured.load()
         found = [predict(cell, gpu, table) for cell in resolved.cells]
         if plan is not None:

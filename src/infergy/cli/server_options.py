@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import product
@@ -33,7 +34,7 @@ class ServerKind:
     tensor_parallel_size: int | None = option(
         "GPUs that share the model [default: 1]", "--tensor-parallel-size", "-tp", min=1
     )
-    replicas: int = option("Servers of this kind", default=1, min=1)
+    replicas: int = option("Servers of this kind", default=1, min=1, max=10_000)
     router: str = option("round_robin or least_loaded", default="round_robin")
     usage_context: str | None = option("Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]")
     vllm_version: str | None = option("Whose scheduler: 0.25 or 0.33 [default: 0.25]")
@@ -53,7 +54,7 @@ class ServerSelection(ServerKind):
     long_prefill_token_threshold: int | None = option(
         "Most prompt tokens of a request in a step [default: no limit]", min=0
     )
-    num_gpu_blocks: int | None = option("Blocks of the KV cache, if you know vLLM's", min=2)
+    num_gpu_blocks: int | None = option("Blocks of the KV cache, if you know vLLM's", min=2, max=2**31)
     compare: Path | None = option("Servers as [[server]] tables of these options' names", metavar="FILE.toml")
 
     def specs(self) -> list[ServerSpec]:
@@ -65,8 +66,8 @@ class ServerSelection(ServerKind):
         """
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "compare"}
         if self.compare is not None:
-            return [spec for server in _servers_of(self.compare) for spec in _specs({**own, **server})]
-        return _specs(own)
+            return list(dict.fromkeys(spec for one in _servers_of(self.compare) for spec in _specs({**own, **one})))
+        return list(dict.fromkeys(_specs(own)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +124,10 @@ def _check_value(path: Path, number: int, name: str, value: Any) -> None:
     kinds_of_value = {float: (int, float), list[str]: (list, str) if is_texts else (str,)}
     if type(value) not in kinds_of_value.get(kind, (kind,)):
         raise DataError.bad_field(place, name, value, KINDS_OF_VALUE[kind])
-    least = known[name.replace("-", "_")].metadata[OPTION].min
-    if least is not None and value < least:
-        raise DataError.bad_field(place, name, value, f"at least {least}")
+    limits = known[name.replace("-", "_")].metadata[OPTION]
+    for limit, words, is_past in ((limits.min, "at least", operator.lt), (limits.max, "at most", operator.gt)):
+        if limit is not None and is_past(value, limit):
+            raise DataError.bad_field(place, name, value, f"{words} {limit}")
 
 
 def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:

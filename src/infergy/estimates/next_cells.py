@@ -270,10 +270,10 @@ def choose_next(
         UsageError: A value out of range, a name is unknown, servers of several kinds of GPU or models, or one cannot
             serve the trace.
     """
-    if not (budget_s > 0 and 0 < target < 1):
-        raise UsageError.bad_value(
-            "--budget and --target", [budget_s, target], "times and shares above 0, as --budget 5m --target 5%"
-        )
+    if not budget_s > 0:
+        raise UsageError.bad_value("--budget", budget_s, "a time above 0, as 5m")
+    if not 0 < target < 1:
+        raise UsageError.bad_value("--target", target, "a share above 0 and below 1, as 5%")
     sample, specs = sample_of(source), [servers] if isinstance(servers, ServerSpec) else servers
     opened = [open_server(spec, table) for spec in specs]
     if len({server.gpu.name for server in opened}) != 1:

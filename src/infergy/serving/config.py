@@ -384,14 +384,17 @@ def _does_not_fit(
     if few is not None:
         message = (
             f"--max-num-batched-tokens {tokens}: activations of a step of so many tokens leave no room for the KV "
-            f"cache of {shape.name} on {gpus} × {gpu.title}: type {few} or fewer"
+            f"cache of {shape.name} on {gpus} × {gpu.title}: type {few}, for example"
         )
         details = {"option": "--max-num-batched-tokens", "value": tokens}
         return UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name, **details)
-    fixes = " or ".join(filter(None, ways))
+    share = options.gpu_memory_utilization
+    more = "a larger --gpu-memory-utilization" if share < EngineOptions().gpu_memory_utilization else None
+    fixes = " or ".join(filter(None, (more, *ways)))
+    weights, taken = shape.weight_bytes(dtype), share * gpu.memory_bytes * gpus
     message = (
-        f"{shape.name} does not fit: its {dtype} weights need {format_bytes(shape.weight_bytes(dtype))} on {gpus} × "
-        f"{gpu.title}, of which vLLM takes {format_bytes(options.gpu_memory_utilization * gpu.memory_bytes * gpus)}; "
+        f"{shape.name} does not fit: its {dtype} weights need {format_bytes(weights)}, and activations and CUDA graphs "
+        f"more, on {gpus} × {gpu.title}, of which vLLM takes {format_bytes(taken)}; "
         f"{fixes or 'no --tensor-parallel-size up to 16 and no --precision'} would"
     )
     return UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name)

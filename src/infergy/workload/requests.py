@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 AT_ONCE = "all at once was asked for"
 WHOLE_REQUESTS = 1_000_000
 """A trace of so many requests is simulated whole."""
+FASTEST = 1e6
+"""Of factors on the rate of arrivals: past it, all requests come at once."""
 SAMPLING_ERROR = 0.01
 """Half-width of the 90 % interval of summed tokens, relative."""
 
@@ -184,8 +186,8 @@ class Requests:
         Raises:
             UsageError: No arrival times, no request in the window, or a time or speed out of range.
         """
-        if not 0 < speed < math.inf:
-            raise UsageError.bad_value("--speed", speed, "a positive factor, as 2 or 0.5")
+        if not 0 < speed <= FASTEST:
+            raise UsageError.bad_value("--speed", speed, f"a factor above 0 and up to {FASTEST:g}, as 2 or 0.5")
         if not 0 <= start_s < math.inf:
             raise UsageError.bad_value("--from", start_s, "a time of 0 s or later, as 10m")
         if duration_s is not None and not 0 < duration_s < math.inf:
