@@ -248,7 +248,7 @@ def again_table(runs: Sequence[Compared], intake_s: float | None = None) -> str:
     """The runs simulated again by the table that ships now: steps, energy and TTFT, over those measured."""
     rows = []
     for run in runs:
-        server = open_server(spec_of(run.row.cell.setup, "h200"), shipped_table())
+        server = open_server(spec_of(run.row.cell.setup, "h200", run.row.cell.load.batch), shipped_table())
         if intake_s is not None:
             server.cost.intake_s = intake_s
         served = server.serve(requests_of(run.row))

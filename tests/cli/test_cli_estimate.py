@@ -131,6 +131,10 @@ def test_options_that_cannot_be_meant_are_told(options: tuple[str, ...], words: 
         ('enable-prefix-caching = "no"', "expected true or false"),
         ("gpu = 3", "expected text in quotes, or a list of such"),
         ("replica = 2", "replica"),
+        ("max-num-seqs = 0", "server 1: max-num-seqs is 0; expected at least 1"),
+        ("tensor-parallel-size = 0", "server 1: tensor-parallel-size is 0; expected at least 1"),
+        ("long-prefill-token-threshold = -1", "expected at least 0"),
+        ("replicas = 100_000", "expected at most 10000"),
     ],
 )
 def test_servers_of_a_file_are_checked(tmp_path: Path, line: str, words: str) -> None:
@@ -262,6 +266,42 @@ def test_options_without_effect_on_a_trace_are_rejected(tmp_path: Path) -> None:
         with raises("options-conflict", options=options):
             asked = [verb, "azure-conv-2023", "--speed", "2", "--all-at-once"]
             CliRunner().invoke(app, asked, catch_exceptions=False, standalone_mode=False)
+
+
+@pytest.mark.parametrize("verb", ["estimate", "replay"])
+@pytest.mark.parametrize(
+    ("label", "option", "value"),
+    [
+        ("vllm-tp2", "--tensor-parallel-size", 1),
+        ("vllm-tp2", "--tensor-parallel-size", 4),
+        ("vllm-s16", "--max-num-seqs", 32),
+        ("vllm-server", "--usage-context", "llm"),
+    ],
+)
+def test_a_label_and_an_option_that_contradict_are_rejected(
+    verb: str, label: str, option: str, value: str | int
+) -> None:
+    asked = [verb, "azure-code-2023", "--requests", "3", "--gpu", "h200", "-e", label, option, str(value)]
+    with raises("options-conflict", options={"--engine": label, option: value}):
+        CliRunner().invoke(app, asked, catch_exceptions=False, standalone_mode=False)
+
+
+def test_options_of_vllm_that_contradict_a_label_are_rejected_at_their_defaults_too() -> None:
+    for label, option, typed in (
+        ("vllm-pc", "--no-enable-prefix-caching", True),
+        ("vllm-mem0.5", "--gpu-memory-utilization", 0.92),
+        ("vllm-fp8", "--precision", "bfloat16"),
+    ):
+        given = [option] if typed is True else [option, str(typed)]
+        with raises("options-conflict", options={"--engine": label, option: typed}):
+            CliRunner().invoke(
+                app, ["estimate", *SHORT, "-e", label, *given], catch_exceptions=False, standalone_mode=False
+            )
+
+
+def test_a_label_and_an_option_that_agree_are_one() -> None:
+    asked = ("-e", "vllm-s16", "--requests", "3")
+    assert answer("azure-code-2023", *asked) == answer("azure-code-2023", *asked, "--max-num-seqs", "16")
 
 
 def test_the_studys_reference_names_its_server_once() -> None:

@@ -191,3 +191,31 @@ def test_vllm_is_its_server_unless_the_class_is_asked_for(tmp_path: Path) -> Non
         printed(*FEW, *options, "--plan", str(plan))
         contexts.append(Plan.load(plan).cells[0].cell.setup.usage_context)
     assert contexts == ["server", "server", "server", "llm"]
+
+
+def test_a_static_batch_without_a_bound_is_of_all_requests_in_the_prediction_too() -> None:
+    asked = ("replay", "task:translation", "--requests", "60", "-e", "transformers", "--gpu", "h200")
+    free, bound, small = (
+        printed(*asked, *more)["predicted"] for more in ((), *(("--max-num-seqs", k) for k in ("60", "32")))
+    )
+    assert free == bound
+    assert free["duration_s"] < small["duration_s"]
+
+
+@pytest.mark.parametrize(("gpu", "size"), [("h200", 32), ("l4", 1)])
+def test_static_batches_that_fit_are_named_where_all_requests_do_not(gpu: str, size: int) -> None:
+    asked = ["replay", "azure-code-2023", "--requests", "400", "--all-at-once", "-e", "transformers", "--gpu", gpu]
+    with raises("does-not-fit", gpu=gpu) as caught:
+        runner.invoke(app, asked, catch_exceptions=False, standalone_mode=False)
+    assert f"--max-num-seqs {size}," in str(caught.value)
+    assert runner.invoke(app, [*asked, "--max-num-seqs", str(size)]).exit_code == 0
+
+
+def test_fp8_on_a_gpu_without_units_for_it_is_predicted_as_estimated() -> None:
+    gpu = ("-g", "a100-80gb-sxm", "-e", "vllm-fp8")
+    predicted = printed("replay", "azure-code-2023", "--requests", "20", *gpu)["predicted"]
+    asked = ["estimate", "azure-code-2023", "--requests", "20", *gpu, "--no-enable-prefix-caching", "--json"]
+    estimated = json.loads(runner.invoke(app, asked).stdout)["estimates"][0]
+    # Arrival times of plans are whole microseconds.
+    for name in ("energy_j", "low_j", "high_j", "duration_s"):
+        assert predicted[name] == pytest.approx(estimated["served"][name], rel=1e-6)

@@ -58,5 +58,5 @@ def test_a_replay_is_predicted_by_the_estimate(engine: str) -> None:
         arrival_s=tuple(requests.arrival_s.tolist()),
         lengths=tuple(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True)),
     )
-    asked = estimate(requests, spec_of(setup, "h200"), tables=table, offline=False).estimates[0]
+    asked = estimate(requests, spec_of(setup, "h200", len(requests)), tables=table, offline=False).estimates[0]
     assert predict(planned, "h200", table).predicted == asked.served

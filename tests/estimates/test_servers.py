@@ -15,9 +15,10 @@ from infergy.cli import app
 from infergy.cost.constants import prior_fit
 from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
+from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.paper import estimate_paper
-from infergy.estimates.recommend import command_of, default_candidates
-from infergy.estimates.servers import PRECISIONS, ServerSpec, open_server, shipped_table
+from infergy.estimates.recommend import command_of, default_candidates, label_of, recommend
+from infergy.estimates.servers import PRECISIONS, STATIC_BATCH, ServerSpec, open_server, shipped_table
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
@@ -174,6 +175,109 @@ def test_candidates_of_a_configured_server_can_all_be_opened() -> None:
     options = EngineOptions(enable_prefix_caching=False, gpu_memory_utilization=0.8, max_num_batched_tokens=4096)
     for spec in default_candidates(ServerSpec(options=options)):
         open_server(spec, shipped_table())
+
+
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        ("vllm-bt512", EngineOptions(max_num_batched_tokens=512)),
+        ("vllm-len4096", EngineOptions(max_model_len=4096)),
+        ("vllm-mem0.5", EngineOptions(gpu_memory_utilization=0.5)),
+        ("vllm-pc", EngineOptions(enable_prefix_caching=True)),
+        ("vllm-server-s16-tp2", EngineOptions(max_num_seqs=16, tensor_parallel_size=2)),
+        ("vllm-eager", EngineOptions(enforce_eager=True)),
+        ("transformers-len2048", EngineOptions(max_model_len=2048)),
+    ],
+)
+def test_each_part_of_a_label_is_an_option(label: str, options: EngineOptions) -> None:
+    by_label, by_options = (
+        open_server(spec, shipped_table())
+        for spec in (ServerSpec(engine=label), ServerSpec(engine=label.partition("-")[0], options=options))
+    )
+    assert by_label.config == by_options.config
+    assert by_label.spec.options == options
+    assert label_of(by_label) == label_of(by_options)
+    # Options of the present server are those of the candidates, however they were given.
+    assert [[own.options for own in default_candidates(one.spec)] for one in (by_label, by_options)] == [
+        [own.options for own in default_candidates(ServerSpec(engine=label))]
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("label", "option"),
+    [
+        ("vllm-compiled", "--engine"),
+        ("transformers-bt512", "--max-num-batched-tokens"),
+        ("transformers-pc", "--enable-prefix-caching"),
+        ("transformers-mem0.5", "--gpu-memory-utilization"),
+        ("transformers-server", "--usage-context"),
+    ],
+)
+def test_a_part_of_a_label_that_the_engine_lacks_is_rejected(label: str, option: str) -> None:
+    with raises("engine-lacks", option=option):
+        open_server(ServerSpec(engine=label), shipped_table())
+
+
+@pytest.mark.parametrize(
+    ("spec", "option"),
+    [
+        (ServerSpec(options=EngineOptions(max_num_seqs=0)), "--max-num-seqs"),
+        (ServerSpec(options=EngineOptions(tensor_parallel_size=0)), "--tensor-parallel-size"),
+        (ServerSpec(engine="vllm-s0"), "--max-num-seqs"),
+        (ServerSpec(engine="transformers", options=EngineOptions(max_model_len=0)), "--max-model-len"),
+    ],
+)
+def test_nought_is_no_default(spec: ServerSpec, option: str) -> None:
+    with raises("bad-value", option=option, value=0, expected="at least 1"):
+        open_server(spec, shipped_table())
+
+
+def test_a_static_batch_is_as_large_as_fits_where_no_size_was_given() -> None:
+    lengths = [(2048, 64)] * 40
+    small = ServerSpec(engine="transformers", gpu="l4")
+    server = open_server(small, shipped_table())
+    run = server.serve(requests(lengths))
+    assert run.counts.finished_requests == 40
+    assert 1 < run.counts.peak_running < STATIC_BATCH
+    assert any("as many as fit" in note for note in server.notes)
+    # That size fits where it is given, too; one more is an error.
+    most = run.counts.peak_running
+    for size in (most, most + 1):
+        given = open_server(replace(small, options=EngineOptions(max_num_seqs=size)), shipped_table())
+        assert not any("as many as fit" in note for note in given.notes)
+        if size == most:
+            assert given.serve(requests(lengths)).energy_j == run.energy_j
+            continue
+        with raises("does-not-fit", option="--max-num-seqs", value=size, gpu="l4"):
+            given.serve(requests(lengths))
+    large = open_server(ServerSpec(engine="transformers"), shipped_table())
+    assert large.serve(requests(lengths)).counts.peak_running == STATIC_BATCH
+
+
+def test_a_request_that_does_not_fit_alone_is_rejected_in_any_batch() -> None:
+    for size in (None, 1):
+        spec = ServerSpec(engine="transformers", gpu="l4", options=EngineOptions(max_num_seqs=size))
+        counts = open_server(spec, shipped_table()).serve(requests([(100, 3), (100_000, 3), (100, 3)])).counts
+        assert (counts.finished_requests, counts.rejected_requests) == (2, 1)
+
+
+def test_a_static_candidate_that_does_not_fit_is_left_out_with_its_reason() -> None:
+    present = ServerSpec(gpu="l4")
+    found = recommend(requests([(2048, 64)] * 40), None, shipped_table(), present=present)
+    (reason,) = (why for label, why in found.left_out.items() if label.startswith("transformers"))
+    assert "--max-num-seqs 32" in reason
+    with raises("does-not-fit", option="--max-num-seqs"):
+        static = ServerSpec(engine="transformers-s32", gpu="l4")
+        recommend(requests([(2048, 64)] * 40), [static], shipped_table(), present=present)
+
+
+def test_cells_of_static_batches_that_do_not_fit_are_not_chosen() -> None:
+    spec, choice = ServerSpec(engine="transformers", gpu="l4"), {"input_tokens": 2048, "output_tokens": 64}
+    choices = [CellChoice(batch=size, **choice) for size in (2, 32)]
+    found = choose_next(
+        requests([(2048, 64)] * 4), spec, shipped_table(), choices=[choices], target=0.001, budget_s=1e6
+    )
+    assert {cell.batch for cell in found.cells} == {2}
 
 
 def test_a_missing_file_of_servers_is_named_in_plain_words() -> None:

@@ -138,9 +138,16 @@ def test_fp8_moves_and_multiplies_less_than_sixteen_bits_but_keeps_the_cache(tmp
     assert EngineSetup.parse_label("vllm-fp8") == {"engine": "vllm", "dtype": "fp8"}
 
 
-def test_a_gpu_without_fp8_is_refused_before_anything_runs() -> None:
-    with raises("unknown-name", gpu="a100-80gb-sxm", name="fp8"):
-        tiny_plan(gpu="a100-80gb-sxm", engines=[{"engine": "vllm", "dtype": "fp8"}])
+def test_fp8_without_units_for_it_reads_fewer_bytes_and_computes_in_16_bits() -> None:
+    cells = [{"input_tokens": [2048], "output_tokens": [64], "batch": [1]}]
+    engines = [{"engine": "vllm"}, {"engine": "vllm", "dtype": "fp8"}]
+    plan = tiny_plan(gpu="a100-80gb-sxm", engines=engines, cells=cells)
+    wide, narrow = (
+        next(one for one in plan.cells if one.cell.setup.dtype == dtype and one.cell.load.input_tokens == 2048)
+        for dtype in ("bfloat16", "fp8")
+    )
+    assert narrow.forecast_batch_s < wide.forecast_batch_s
+    assert narrow.forecast_prefill_s > 0.9 * wide.forecast_prefill_s
 
 
 def test_fp8_is_quantised_by_vllm_while_it_loads_and_told_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,11 +101,7 @@ def test_idle_power_is_a_share_of_the_limit_where_it_is_not_given() -> None:
 
 def test_what_the_gpu_or_the_engine_lacks_is_rejected() -> None:
     with pytest.raises(UsageError):
-        cost_of_setup(
-            replace(VLLM, dtype="fp8"),
-            SHAPE,
-            get_gpu("a6000") if "fp8" not in get_gpu("a6000").peak_flops else get_gpu("a100-sxm-80gb"),
-        )
+        cost_of_setup(replace(VLLM, dtype="float64"), SHAPE, GPU)
     odd = replace(VLLM, tensor_parallel=3)
     with pytest.raises(UsageError):
         serve_setup(odd, SHAPE, GPU, cost_of_setup(odd, SHAPE, GPU), [(512, 8)])

@@ -47,7 +47,9 @@ class ReplayTarget:
         "vllm, transformers, vllm-eager, vllm-fp8-tp2; repeatable [default: vllm]", "--engine", "-e"
     )
     usage_context: str | None = option("server (vllm serve) or llm (the LLM class) [default: server]")
-    tensor_parallel_size: int | None = option("GPUs that share the model", "--tensor-parallel-size", "-tp", min=1)
+    tensor_parallel_size: int | None = option(
+        "GPUs that share the model [default: 1]", "--tensor-parallel-size", "-tp", min=1
+    )
     max_num_seqs: int | None = option("Requests at once", min=1)
     max_tokens: int | None = option("Leave out requests of more input and output tokens")
     model: str | None = option("Name or config.json [default: llama-3.1-8b]", "--model", "-m")
@@ -64,18 +66,16 @@ class ReplayTarget:
 
         if self.usage_context not in (None, SERVER, LLM_CLASS):
             raise UsageError.bad_value("--usage-context", self.usage_context, f"{SERVER} or {LLM_CLASS}")
-        options = {"max_sequences": self.max_num_seqs, "tensor_parallel": self.tensor_parallel_size}
-        given = {name: value for name, value in options.items() if value is not None}
         labels = self.engine or ["vllm"]
-        return [EngineSetup(model=self.model or DEFAULT_MODEL, **self._parts(label) | given) for label in labels]
+        return [EngineSetup(model=self.model or DEFAULT_MODEL, **self._parts(label)) for label in labels]
 
     def _parts(self, label: str) -> dict[str, Any]:
-        from infergy.records import LLM_CLASS, SERVER, EngineSetup
+        from infergy.records import SERVER
+        from infergy.records.engine_setup import OPTIONS, parse_label_beside
 
-        parts, context = EngineSetup.parse_label(label), self.usage_context
-        if context == LLM_CLASS and parts.get("usage_context") == SERVER:
-            given = {"--engine": label, "--usage-context": context}
-            raise UsageError.conflict(given, "they contradict: give one of them")
+        context = self.usage_context
+        given = {part: getattr(self, name) for part, name in OPTIONS.items() if getattr(self, name, None) is not None}
+        parts = parse_label_beside(label, given) | given
         if parts["engine"] == "vllm" and parts.get("speculation") is None:
             return parts | {"usage_context": context or SERVER}
         if context is not None:

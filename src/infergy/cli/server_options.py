@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import product
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from infergy.cli.options import AllowSimulatedOption, option
+from infergy.cli.options import OPTION, AllowSimulatedOption, option
 from infergy.errors import DataError, UsageError
 from infergy.files import read_toml
 
@@ -30,7 +31,9 @@ class ServerKind:
     model: list[str] | None = option("Name or config.json; repeatable [default: llama-3.1-8b]", "--model", "-m")
     gpu: list[str] | None = option("Name or .toml file; repeatable [default: h200]", "--gpu", "-g")
     precision: list[str] | None = option("bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable")
-    tensor_parallel_size: int = option("GPUs that share the model", "--tensor-parallel-size", "-tp", default=1, min=1)
+    tensor_parallel_size: int | None = option(
+        "GPUs that share the model [default: 1]", "--tensor-parallel-size", "-tp", min=1
+    )
     replicas: int = option("Servers of this kind", default=1, min=1, max=10_000)
     router: str = option("round_robin or least_loaded", default="round_robin")
     usage_context: str | None = option("Whose defaults: server (vllm serve) or llm (the LLM class) [default: server]")
@@ -111,8 +114,8 @@ def _servers_of(path: Path) -> list[dict[str, Any]]:
 
 def _check_value(path: Path, number: int, name: str, value: Any) -> None:
     """Reject a key that is no option, and a value that the option could not have."""
-    hints = get_type_hints(ServerSelection)
-    known = [field.name for field in fields(ServerSelection) if field.name != "compare"]
+    hints, place = get_type_hints(ServerSelection), f"{path}: server {number}"
+    known = {field.name: field for field in fields(ServerSelection) if field.name != "compare"}
     if name.replace("-", "_") not in known:
         raise UsageError.unknown(f"option in {path}", name, known, code="unknown-field", place=str(path), key=name)
     hint = hints[name.replace("-", "_")]
@@ -120,11 +123,16 @@ def _check_value(path: Path, number: int, name: str, value: Any) -> None:
     is_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
     kinds_of_value = {float: (int, float), list[str]: (list, str) if is_texts else (str,)}
     if type(value) not in kinds_of_value.get(kind, (kind,)):
-        raise DataError.bad_field(f"{path}: server {number}", name, value, KINDS_OF_VALUE[kind])
+        raise DataError.bad_field(place, name, value, KINDS_OF_VALUE[kind])
+    limits = known[name.replace("-", "_")].metadata[OPTION]
+    for limit, words, is_past in ((limits.min, "at least", operator.lt), (limits.max, "at most", operator.gt)):
+        if limit is not None and is_past(value, limit):
+            raise DataError.bad_field(place, name, value, f"{words} {limit}")
 
 
 def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
     from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, reject_vllm_options
+    from infergy.records.engine_setup import OPTIONS, parse_label_beside
     from infergy.serving.config import EngineOptions
 
     if values["router"] not in ROUTERS:
@@ -133,6 +141,7 @@ def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
     names = [field.name for field in fields(EngineOptions)]
     options = EngineOptions(**{name: known[name] for name in names if name in known})
     of_vllm = ("usage_context", "vllm_version", *names)
+    given = {part: known.get(name) for part, name in OPTIONS.items()}
 
     def listed(name: str, default: Any) -> list[Any]:
         value = values[name]
@@ -144,6 +153,7 @@ def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
     specs = []
     for model, gpu, engine, precision in choices:
         reject_vllm_options(engine, (name for name in of_vllm if name in known))
+        parse_label_beside(engine, given | {"dtype": precision})
         specs.append(
             ServerSpec(
                 engine=engine,

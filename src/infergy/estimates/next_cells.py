@@ -345,7 +345,11 @@ def measuring_spec(server: OpenServer) -> ServerSpec:
 def _options(index: int, server: OpenServer, choices: Sequence[CellChoice]) -> Iterator[_Option]:
     """The cells that a server can serve as one batch, with their derivatives."""
     for choice in choices:
-        run = server.serve(requests_of_lengths("cell", [(choice.input_tokens, choice.output_tokens)] * choice.batch))
+        requests = requests_of_lengths("cell", [(choice.input_tokens, choice.output_tokens)] * choice.batch)
+        try:
+            run = server.serve(requests)
+        except UsageError:  # a static batch that does not fit the memory
+            continue
         if run.counts.rejected_requests or run.counts.preemptions or run.counts.peak_running < choice.batch:
             continue
         yield _Option(index, choice, run.duration_s, server.cost.log_slopes(run.steps, 0.0))

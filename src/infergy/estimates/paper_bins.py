@@ -97,7 +97,7 @@ def batch_limit(server: OpenServer, input_tokens: int, output_tokens: int) -> in
         dtype=server.setup.dtype,
         tensor_parallel=server.setup.tensor_parallel,
     ).batch
-    asked = server.spec.options.max_num_seqs or server.setup.max_sequences
+    asked = server.spec.options.max_num_seqs
     return fits if asked is None else min(fits, asked)
 
 

@@ -27,7 +27,7 @@ from infergy.estimates.estimate import (
     sample_of,
     serve_sample,
 )
-from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, setup_of
+from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, options_of, setup_of
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
 from infergy.serving.run import open_share, steps_of
@@ -192,7 +192,14 @@ def recommend(
     if left_out and candidates is not None:
         raise next(iter(left_out.values()))
     now = next(iter(servers))
-    served = [_serve(sample, server, label, limits) for label, server in servers.items()]
+    served = []
+    for label, server in servers.items():
+        try:
+            served.append(_serve(sample, server, label, limits))
+        except UsageError as error:  # a static batch of its own size that does not fit the memory
+            if label == now or candidates is not None:
+                raise
+            left_out[label] = error
     ranked = _rank(served, served[0])
     chosen, reason = _choose(ranked, now)
     return Recommendation(
@@ -209,7 +216,7 @@ def recommend(
 
 def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:
     """VLLM's batching options, eager mode, fp8 where the GPU has it, twice the GPUs; and transformers."""
-    setup, options = setup_of(present), present.options
+    setup, options = setup_of(present), options_of(present)
     gpus = setup.tensor_parallel
     formats = [setup.dtype]
     if setup.dtype in (DEFAULT_DTYPE, "float16") and FP8 in get_gpu(present.gpu).peak_flops:
@@ -240,7 +247,7 @@ def label_of(server: OpenServer) -> str:
     """The engine, and the options that are not at its default: ``vllm-fp8 max-num-seqs=16``."""
     options, plain = server.spec.options, EngineOptions()
     label = loaded_setup(server.setup).label
-    given = {"max_num_seqs": options.max_num_seqs or server.setup.max_sequences}
+    given = {"max_num_seqs": options.max_num_seqs}
     if server.setup.engine == "vllm":
         given |= {name: getattr(options, name) for name in VLLM_OPTIONS}
     given |= {"max_model_len": options.max_model_len}
@@ -269,7 +276,7 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
     given: dict[str, Any] = {
         "quantization": "fp8_per_tensor" if setup.dtype == FP8 != published else None,
         "dtype": {"float16": "float16"}.get(setup.dtype),
-        "max_num_seqs": options.max_num_seqs or setup.max_sequences,
+        "max_num_seqs": options.max_num_seqs,
         "tensor_parallel_size": setup.tensor_parallel,
         "enforce_eager": setup.cuda_graphs is False,
         "max_num_batched_tokens": options.max_num_batched_tokens,

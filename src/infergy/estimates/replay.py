@@ -72,7 +72,7 @@ def predict(planned: PlannedCell | Measurement, gpu: str, table: Table) -> Repla
         UsageError: The engine is not known, or the model does not fit.
     """
     requests = requests_of(planned)
-    server = open_server(spec_of(planned.cell.setup, gpu), table)
+    server = open_server(spec_of(planned.cell.setup, gpu, len(requests)), table)
     return Replay(
         cell=str(planned.cell),
         cell_id=planned.cell.id,
@@ -114,8 +114,10 @@ def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Re
     ]
 
 
-def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
+def spec_of(setup: EngineSetup, gpu: str, requests: int) -> ServerSpec:
     """The server that an engine config stands for, with its engine's defaults for what it leaves open.
+
+    Without a bound transformers serves all `requests` as one batch.
 
     Raises:
         UsageError: A draft model speculates.
@@ -123,11 +125,14 @@ def spec_of(setup: EngineSetup, gpu: str) -> ServerSpec:
     if setup.speculation is not None:
         message = f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…"
         raise UsageError(message, code="not-supported", server=setup.label, reason="speculation")
+    options = options_of_setup(setup)
+    if setup.engine == "transformers":
+        options = replace(options, max_num_seqs=setup.max_sequences or requests)
     return ServerSpec(
         engine="transformers-compiled" if setup.compiled else setup.engine,
         model=setup.model,
         gpu=gpu,
         precision=setup.dtype,
         usage_context="server" if setup.usage_context == "server" else "llm",
-        options=options_of_setup(setup),
+        options=options,
     )

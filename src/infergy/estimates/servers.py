@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 from infergy.catalog import canonical_name, get_gpu, get_model, model_config
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
+from infergy.catalog.memory import RESERVE_BYTES, largest_batch
 from infergy.catalog.shape import ModelShape
 from infergy.cost.model import Server, StepCost
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
@@ -15,12 +18,14 @@ from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table
 from infergy.cost.table import shipped_table as shipped_table
 from infergy.errors import DataError, UsageError
 from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
+from infergy.records.engine_setup import OPTIONS, parse_label_beside
 from infergy.serving.config import (
     EngineConfig,
     EngineOptions,
     StaticConfig,
     UsageContext,
     check_context,
+    check_options,
     model_context,
     resolve,
 )
@@ -35,7 +40,7 @@ PRECISIONS = (DEFAULT_DTYPE, "float16", FP8, "mxfp4")
 UNQUANTISED = ("bfloat16", "float16", "float32")
 LONGEST_TOKENS = 2**20
 """Of a request to a model that states no context and keeps no keys and values."""
-ANY_ENGINE = ("max_num_seqs", "max_model_len", "tensor_parallel_size", "enforce_eager")
+ANY_ENGINE = ("precision", "max_num_seqs", "max_model_len", "tensor_parallel_size", "enforce_eager")
 """Options that not only vLLM has."""
 STATIC_BATCH = 32
 """Requests of a static batch under transformers, unless --max-num-seqs says otherwise."""
@@ -70,7 +75,7 @@ class OpenServer:
     """A server that can serve, in simulation.
 
     Attributes:
-        spec: As it was asked for.
+        spec: As it was asked for, with the options that its engine's name gives.
         setup: Engine, model, precision and GPUs, as rows name them.
         gpu: Kind of its GPUs.
         cost: What its steps cost.
@@ -100,6 +105,7 @@ def open_server(spec: ServerSpec, table: Table | None = None) -> OpenServer:
         DataError: A file of a model or GPU is not what it should be.
     """
     setup, table = setup_of(spec), table or shipped_table()
+    spec = replace(spec, options=options_of(spec))
     gpu, shape = get_gpu(spec.gpu), get_model(spec.model)
     if setup.dtype == "mxfp4" and shape.experts is None:
         raise UsageError.bad_value(
@@ -137,20 +143,29 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     Raises:
         UsageError: The two contradict, or a part is unknown.
     """
-    parts = EngineSetup.parse_label(spec.engine)
-    engine, options = parts["engine"], spec.options
+    options, plain = spec.options, ServerSpec()
+    given = {"dtype": spec.precision} | {
+        part: getattr(of, name)
+        for of, default in ((options, plain.options), (spec, plain))
+        for part, name in OPTIONS.items()
+        if getattr(of, name, None) != getattr(default, name, None)
+    }
+    parts = parse_label_beside(spec.engine, given)
+    check_options(options_of(spec))
+    engine = parts["engine"]
     if engine not in ENGINES:
         raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
     if "speculation" in parts:
         message = f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…"
         raise UsageError(message, code="not-supported", engine=spec.engine, reason="speculation")
-    for name, option, value, default in (
-        ("dtype", "--precision", spec.precision, None),
-        ("tensor_parallel", "--tensor-parallel-size", options.tensor_parallel_size, 1),
-    ):
-        if value != default and parts.setdefault(name, value) != value:
-            raise UsageError.conflict({"--engine": spec.engine, option: value}, "they contradict: give one of them")
-    dtype = parts.setdefault("dtype", get_model(spec.model).precision if engine == "vllm" else DEFAULT_DTYPE)
+    if "compiled" in parts and engine == "vllm":
+        why = 'vLLM compiles by itself; leave "compiled" out, which is for transformers'
+        raise UsageError.engine_lacks(engine, "--engine", spec.engine, why)
+    reject_vllm_options(spec.engine, (OPTIONS[part] for part in parts if part in OPTIONS))
+    parts.setdefault("tensor_parallel", options.tensor_parallel_size)
+    dtype = parts["dtype"] = (
+        parts.get("dtype") or spec.precision or (get_model(spec.model).precision if engine == "vllm" else DEFAULT_DTYPE)
+    )
     if dtype not in PRECISIONS:
         raise UsageError.bad_value("--precision", dtype, f"one of {', '.join(PRECISIONS)}")
     if engine == "transformers" and dtype in (FP8, "mxfp4"):
@@ -162,6 +177,14 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     if options.enforce_eager and engine == "vllm":
         parts["cuda_graphs"] = False
     return EngineSetup(model=canonical_name(spec.model), **parts)
+
+
+def options_of(spec: ServerSpec) -> EngineOptions:
+    """Options of a spec, those that its engine's name gives among them."""
+    parts, own = EngineSetup.parse_label(spec.engine), {known.name for known in fields(EngineOptions)}
+    given = {OPTIONS[part]: value for part, value in parts.items() if OPTIONS.get(part) in own}
+    is_eager = spec.options.enforce_eager or parts.get("cuda_graphs") is False
+    return replace(spec.options, enforce_eager=is_eager, **given)
 
 
 def reject_vllm_options(engine: str, names: Iterable[str]) -> None:
@@ -267,19 +290,13 @@ def add_rows(table: Table, path: Path, *, allow_simulated: bool = False) -> Tabl
 
 
 def _config(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -> EngineConfig | StaticConfig:
-    options = replace(
-        spec.options,
-        tensor_parallel_size=setup.tensor_parallel,
-        enforce_eager=setup.cuda_graphs is False,
-        max_num_seqs=spec.options.max_num_seqs or setup.max_sequences,
-    )
     context = model_context(model_config(spec.model))
     if setup.engine == "transformers":
-        return _static_config(spec.engine, options, setup, shape, gpu, context)
+        return _static_config(spec.engine, spec.options, setup, shape, gpu, context)
     return resolve(
         shape,
         gpu,
-        options,
+        spec.options,
         dtype=setup.dtype,
         version=spec.version,
         usage_context=spec.usage_context,
@@ -295,11 +312,13 @@ def _static_config(
         engine, (own.name for own in fields(options) if getattr(options, own.name) != getattr(plain, own.name))
     )
     check_context(shape, options.max_model_len, context)
-    need, have = shape.weight_bytes(setup.dtype), gpu.memory_bytes * setup.tensor_parallel
+    have = (gpu.memory_bytes - RESERVE_BYTES) * setup.tensor_parallel
+    need = shape.weight_bytes(setup.dtype)
     if need > have:
         message = (
             f"{shape.name} does not fit: its {setup.dtype} weights need {format_bytes(need)}, {gpu.title} has "
-            f"{format_bytes(gpu.memory_bytes)}; choose a larger GPU (-g) or a smaller model (-m)"
+            f"{format_bytes(gpu.memory_bytes)}, {format_bytes(RESERVE_BYTES)} of it for workspaces; choose a larger "
+            "GPU (-g) or a smaller model (-m)"
         )
         raise UsageError(message, code="does-not-fit", model=shape.name, gpu=gpu.name)
     longest, notes = options.max_model_len or context, []
@@ -309,10 +328,53 @@ def _static_config(
         kept = int((have - need) // per_token) if per_token else LONGEST_TOKENS
         longest = min(longest or kept, kept)
         notes.append(f"the longest context of {shape.name} is not known: the memory bounds it, {longest:,} tokens")
+    fits = partial(_batch_that_fits, setup=setup, shape=shape, gpu=gpu, given=options.max_num_seqs)
+    if options.max_num_seqs is None and longest is not None and fits(STATIC_BATCH, longest, 1) < STATIC_BATCH:
+        most = bisect_right(range(longest), -STATIC_BATCH, key=lambda tokens: -fits(STATIC_BATCH, tokens, 1)) or 1
+        notes.append(
+            f"static batches are of {STATIC_BATCH} requests where the memory takes them, of up to {most - 1:,} tokens "
+            f"on {gpu.title}; of longer ones as many as fit are served at once"
+        )
     return StaticConfig(
         max_num_seqs=options.max_num_seqs or STATIC_BATCH,
         max_model_len=longest,
         tensor_parallel_size=setup.tensor_parallel,
         has_graphs=setup.compiled,
         notes=tuple(notes),
+        fits=fits,
     )
+
+
+def _batch_that_fits(
+    size: int,
+    input_tokens: int,
+    output_tokens: int,
+    *,
+    setup: EngineSetup,
+    shape: ModelShape,
+    gpu: Gpu,
+    given: int | None,
+) -> int:
+    """How many of `size` requests fit at once: transformers may use all of the memory, of which plans leave a tenth.
+
+    Raises:
+        UsageError: Fewer than were `given` as the size of a batch.
+    """
+    limit = largest_batch(
+        shape,
+        gpu,
+        input_tokens,
+        output_tokens,
+        engine=setup.engine,
+        dtype=setup.dtype,
+        tensor_parallel=setup.tensor_parallel,
+        memory_fraction=1.0,
+    )
+    if given is not None and limit.batch < size > 1:
+        message = (
+            f"--max-num-seqs {given}: not a static batch fits {gpu.title}: {limit.reason}, and {size} of up to "
+            f"{input_tokens:,} input and {output_tokens:,} output tokens are served at once. Give at most "
+            f"{max(1, limit.batch)}, or leave it out to serve as many as fit"
+        )
+        raise UsageError(message, code="does-not-fit", option="--max-num-seqs", value=given, gpu=gpu.name)
+    return min(size, limit.batch)

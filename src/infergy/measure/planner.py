@@ -32,6 +32,9 @@ from infergy.workload.load_generator import DIGEST_LENGTH, draw_times, hash_leng
 from infergy.workload.requests import Requests
 from infergy.workload.trace import open_trace
 
+PARTS = (32, 16, 8, 4, 2, 1)
+"""Sizes of static batches to advise where all requests together do not fit."""
+
 BATCH_STEP = 8
 """A chosen batch is rounded down to a multiple of this: CUDA graphs are captured for such sizes."""
 
@@ -77,7 +80,8 @@ class Planner:
         if fault is not None:
             is_batch = load.is_online and self._setup.engine == "transformers"
             least = "a static batch" if is_batch else "one of its requests"
-            raise self._does_not_fit(f"{cell}: not {least} fits {self._gpu.title}: {fault}", reason=fault)
+            advice = self._parts_that_fit(served) if is_batch else ""
+            raise self._does_not_fit(f"{cell}: not {least} fits {self._gpu.title}: {fault}{advice}", reason=fault)
         forecast = self.forecast(served, arrival_s)
         return PlannedCell(
             cell=cell,
@@ -183,6 +187,14 @@ class Planner:
                 reason=limit.reason,
             )
         return fits
+
+    def _parts_that_fit(self, lengths: Lengths) -> str:
+        """What to type to serve requests in static batches that fit the memory; nothing if they do not fit alone."""
+        for size in PARTS:
+            setup = replace(self._setup, max_sequences=size)
+            if memory_fault(setup, self._shape, self._gpu, lengths, self._draft, together=False) is None:
+                return f". Batches of {size} fit: --max-num-seqs {size}, in a grid max_sequences = {size}"
+        return ""
 
     def _does_not_fit(self, message: str, **fields: str) -> UsageError:
         setup = self._setup

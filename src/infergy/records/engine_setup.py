@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,17 @@ NUMBERED_PARTS: dict[str, tuple[str, Callable[[str], Any]]] = {
 NUMBERED_PART = re.compile(r"((?:tp|s|bt|len)(?=\d+$)|mem)(\d*\.?\d+)")
 """Parts of an engine's label, and the fields for which they stand."""
 
+OPTIONS: Mapping[str, str] = {
+    "dtype": "precision",
+    "tensor_parallel": "tensor_parallel_size",
+    "max_sequences": "max_num_seqs",
+    "max_batched_tokens": "max_num_batched_tokens",
+    "max_model_len": "max_model_len",
+    "gpu_memory_utilization": "gpu_memory_utilization",
+    "prefix_caching": "enable_prefix_caching",
+    "usage_context": "usage_context",
+}
+"""Fields of an engine config, and the options of the command line that give them beside a label."""
 
 MEASURED_ACCEPTANCE = "measured"
 """In a label, where the acceptance is not set: real weights decide it."""
@@ -229,6 +240,21 @@ class EngineSetup:
     def id(self) -> str:
         """Twelve hexadecimal digits; fields at their default do not enter, so that new axes keep old ids."""
         return digest(without_defaults(self))
+
+
+def parse_label_beside(label: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a `label` stands for, beside options that give some too: by `OPTIONS`, None where not given.
+
+    Raises:
+        UsageError: A part of the label means nothing, or contradicts an option.
+    """
+    parts = EngineSetup.parse_label(label)
+    for name, value in given.items():
+        if value is not None and parts.get(name, value) != value:
+            option = OPTIONS[name].replace("_", "-")
+            typed: dict[str, object] = {f"--no-{option}": True} if value is False else {f"--{option}": value}
+            raise UsageError.conflict({"--engine": label, **typed}, "they contradict: give one of them")
+    return parts
 
 
 def without_defaults(record: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Sources: `vllm/engine/arg_utils.py` (get_batch_defaults), `vllm/config/{schedule
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from infergy.catalog.gpus import Gpu
@@ -142,6 +142,7 @@ class StaticConfig:
         tensor_parallel_size: GPUs of a replica.
         has_graphs: Whether decode steps are compiled and replay CUDA graphs.
         notes: What had to be assumed, in sentences.
+        fits: How many of so many requests the memory takes at once, by their longest input and output; None: all.
     """
 
     max_num_seqs: int
@@ -149,6 +150,7 @@ class StaticConfig:
     tensor_parallel_size: int = 1
     has_graphs: bool = False
     notes: tuple[str, ...] = ()
+    fits: Callable[[int, int, int], int] | None = field(default=None, compare=False, repr=False)
 
     def padded_sizes(self) -> list[int]:
         """By tokens of a step, its tokens in a CUDA graph: a decode step's own, where there are graphs."""
@@ -283,16 +285,10 @@ def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: 
         )
 
 
-def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None) -> None:
-    lowest = {
-        "max_num_seqs": 1,
-        "max_num_batched_tokens": 1,
-        "max_model_len": 1,
-        "long_prefill_token_threshold": 0,
-        "num_gpu_blocks": 2,
-        "block_size": 1,
-        "tensor_parallel_size": 1,
-    }
+def check_options(options: EngineOptions) -> None:
+    """Raise UsageError for a value that is out of its range, whatever the model."""
+    counts = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "tensor_parallel_size")
+    lowest = dict.fromkeys(counts, 1) | {"long_prefill_token_threshold": 0, "num_gpu_blocks": 2}
     for name, least in lowest.items():
         value = getattr(options, name)
         if value is not None and value < least:
@@ -301,6 +297,10 @@ def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None
         raise UsageError.bad_value(
             "--gpu-memory-utilization", options.gpu_memory_utilization, "a share above 0, up to 1"
         )
+
+
+def _check(shape: ModelShape, options: EngineOptions, context_tokens: int | None) -> None:
+    check_options(options)
     check_context(shape, options.max_model_len, context_tokens)
     heads, size = shape.attention.heads, options.tensor_parallel_size
     if heads % size:

@@ -281,7 +281,7 @@ class StaticReplica:
         self.preempted: dict[int, int] = {}
         self.recomputed_tokens = 0
         self._inputs, self._outputs = inputs, outputs
-        self._most = config.max_num_seqs
+        self._most, self._fits = config.max_num_seqs, config.fits
         self._pace = cost.start()
         self._has_graphs = config.has_graphs
         self._first_s, self._finished_s = first_s, finished_s
@@ -307,6 +307,11 @@ class StaticReplica:
                 self._now = max(self._now, upcoming)
                 continue
             self._running = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            if self._fits is not None:
+                inputs, outputs = (max(own[k] for k in self._running) for own in (self._inputs, self._outputs))
+                size = max(1, self._fits(len(self._running), inputs, outputs))
+                self._waiting.extendleft(reversed(self._running[size:]))
+                del self._running[size:]
             self._generate(self._running)
 
     def _generate(self, batch: list[int]) -> None:

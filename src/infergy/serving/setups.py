@@ -15,7 +15,7 @@ from infergy.cost.drafting import DraftedCost
 from infergy.cost.model import Server, StepCost
 from infergy.cost.table import ServedBy
 from infergy.errors import UsageError
-from infergy.records import SERVER, EngineSetup
+from infergy.records import FP8, SERVER, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, UsageContext, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import requests_of_lengths, simulate
@@ -42,11 +42,13 @@ def cost_of_setup(
         idle_w: Watts of one GPU, idle, with the model loaded; None: a share of the TDP.
         draft: Its draft model; None without.
 
+    On GPUs without FP8 arithmetic vLLM keeps fp8 weights and computes in 16 bits.
+
     Raises:
         UsageError: The GPU has no such dtype.
     """
     each_w = IDLE_SHARE * gpu.tdp_w if idle_w is None else idle_w
-    gpu.dense_flops("bfloat16" if setup.dtype == "mxfp4" else setup.dtype)
+    gpu.dense_flops("bfloat16" if setup.dtype in (FP8, "mxfp4") else setup.dtype)
 
     by = ServedBy.of(setup, gpu.name, is_api=setup.usage_context == SERVER)
 

@@ -129,7 +129,7 @@ def _servers(
 
 def _read(requests: Requests, config: EngineConfig | StaticConfig) -> _Asked:
     inputs, outputs = np.asarray(requests.input_tokens), np.asarray(requests.output_tokens)
-    rejected = _rejected(inputs + outputs, config)
+    rejected = _rejected(inputs, outputs, config)
     arrival_s = np.zeros(inputs.size) if requests.arrival_s is None else np.array(requests.arrival_s, dtype=float)
     following: dict[int, list[tuple[int, float]]] = {}
     if requests.after is not None and requests.gap_s is not None:
@@ -143,13 +143,19 @@ def _read(requests: Requests, config: EngineConfig | StaticConfig) -> _Asked:
     )
 
 
-def _rejected(tokens: Ints, config: EngineConfig | StaticConfig) -> Booleans:
-    """Requests longer than the context, or than all blocks: the last token is sampled, not kept."""
+def _rejected(inputs: Ints, outputs: Ints, config: EngineConfig | StaticConfig) -> Booleans:
+    """Requests longer than the context, or than the memory: of blocks, the last token is sampled, not kept."""
+    tokens = inputs + outputs
     rejected = np.zeros(tokens.size, dtype=bool)
     if config.max_model_len is not None:
         rejected |= tokens > config.max_model_len
     if not isinstance(config, StaticConfig):
         rejected |= -(-(tokens - 1) // config.limits.block_size) > config.limits.num_gpu_blocks - 1
+    elif config.fits is not None and not rejected.all():
+        kept = ~rejected
+        if config.fits(1, int(inputs[kept].max()), int(outputs[kept].max())) < 1:
+            pairs = zip(inputs[kept].tolist(), outputs[kept].tolist(), strict=True)
+            rejected[kept] = [config.fits(1, *lengths) < 1 for lengths in pairs]
     return rejected
 
 
