@@ -189,17 +189,15 @@ def recommend(
         message = "configurations are compared on one model and one kind of GPU: give one --model and one --gpu"
         raise UsageError(message, code="several-gpus")
     servers, left_out = _open(present, specs, table, keep_outputs=keep_outputs)
-    if left_out and candidates is not None:
-        raise next(iter(left_out.values()))
     now = next(iter(servers))
     served = []
     for label, server in servers.items():
         try:
             served.append(_serve(sample, server, label, limits))
         except UsageError as error:  # a static batch of its own size that does not fit the memory
-            if label == now or candidates is not None:
-                raise
             left_out[label] = error
+    if now in left_out or (left_out and candidates is not None):
+        raise left_out.get(now) or next(iter(left_out.values()))
     ranked = _rank(served, served[0])
     chosen, reason = _choose(ranked, now)
     return Recommendation(
