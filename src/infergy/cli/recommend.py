@@ -115,7 +115,7 @@ def _replay_of(found: Recommendation, source: str, context: typer.Context) -> st
         word.removeprefix("--").split(" ") for word in found.of(found.recommended).command if word.count(" ") == 1
     )
     batched = options.get("max-num-batched-tokens")
-    words += ["-e", f"{server.engine}-bt{batched}" if batched else server.engine]
+    words += ["-e", f"{server.engine}-bt{batched}" if batched and "-bt" not in server.engine else server.engine]
     words += [f"--max-num-seqs {options['max-num-seqs']}"] if "max-num-seqs" in options else []
     words += [] if server.model == DEFAULT_MODEL else ["-m", shlex.quote(server.model)]
     words += ["-g", server.gpu] if "gpu" in typed else []
