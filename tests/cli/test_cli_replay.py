@@ -219,3 +219,16 @@ def test_fp8_on_a_gpu_without_units_for_it_is_predicted_as_estimated() -> None:
     # Arrival times of plans are whole microseconds.
     for name in ("energy_j", "low_j", "high_j", "duration_s"):
         assert predicted[name] == pytest.approx(estimated["served"][name], rel=1e-6)
+
+
+def test_what_a_replay_leaves_out_of_a_log_is_named(tmp_path: Path) -> None:
+    rows = [
+        {"session_id": 1, "pre_gap": 2.0, "arrival_s": float(at), "input_tokens": 50, "output_tokens": 9}
+        for at in range(3)
+    ]
+    log = tmp_path / "sessions.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(app, ["replay", str(log)], catch_exceptions=False)
+    assert "left out, of the prediction too: gaps between requests of a session" in done.stderr
+    done = CliRunner().invoke(app, ["replay", "azure-code-2023", "--requests", "5"], catch_exceptions=False)
+    assert "left out, of" not in done.stderr

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "h200"
 OF_A_PLAN = ("gpu", "output", "simulate", "meter")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
+NOT_REPLAYED = {
+    "gap_s": "gaps between requests of a session (each comes at its time in the log)",
+    "prefix_blocks": "hashes of prompt blocks (prefix caching is off)",
+    "cached_tokens": "cached tokens (prefix caching is off)",
+}
+"""Columns of requests that a replay has no use for; `estimate` has."""
 OF_ALL = ("source", "table", "allow_simulated", "as_json")
 
 
@@ -190,6 +196,9 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
     if not (timed or trace.all_at_once):
         reason = chosen.order_reason or "gaps of sessions are not replayed"
         typer.echo(f"{source}: all requests at once: {reason}", err=True)
+    lost = [words for name, words in NOT_REPLAYED.items() if getattr(chosen, name) is not None]
+    if lost:
+        typer.echo(f"{source}: left out, of the prediction too: {', '.join(lost)}", err=True)
     arrivals = _arrivals(source, trace, whole, timed=timed)
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
