@@ -95,31 +95,33 @@ def _seconds(option: str, text: str) -> float:
 
 def _replay_of(found: Recommendation, source: str, context: typer.Context) -> str:
     """The command that replays the trace as it was asked for, or 75 s of it, on the recommended configuration."""
-    from infergy.estimates.servers import DEFAULT_MODEL
-
     if found.recommended is None:
         return ""
-    server = found.of(found.recommended).estimate
-    words, typed = ["infergy replay", shlex.quote(source)], typed_options(context)
-    for name, spelling in typed.items():
-        if name in OF_REPLAYS:
-            words += [spelling] if context.params[name] is True else [spelling, shlex.quote(str(context.params[name]))]
-    span_s = found.trace.duration_s
-    if (
-        span_s is not None
-        and span_s > 2 * REPLAYED_S
-        and not {"start", "duration", "requests", "all_at_once"} & set(typed)
-    ):
+    typed = typed_options(context)
+    given = {spelling: context.params[name] for name, spelling in typed.items() if name in OF_REPLAYS}
+    words = ["infergy replay", shlex.quote(source)]
+    words += [word if value is True else f"{word} {shlex.quote(str(value))}" for word, value in given.items()]
+    span_s = found.trace.duration_s or 0.0
+    if span_s > 2 * REPLAYED_S and not {"start", "duration", "requests", "all_at_once"} & set(typed):
         words += ["--from 10m"] * (span_s > LATER_S) + [f"--for {REPLAYED_S}s"]
-    options = dict(
-        word.removeprefix("--").split(" ") for word in found.of(found.recommended).command if word.count(" ") == 1
-    )
-    batched = options.get("max-num-batched-tokens")
-    words += ["-e", f"{server.engine}-bt{batched}" if batched and "-bt" not in server.engine else server.engine]
-    words += [f"--max-num-seqs {options['max-num-seqs']}"] if "max-num-seqs" in options else []
-    words += [] if server.model == DEFAULT_MODEL else ["-m", shlex.quote(server.model)]
-    words += ["-g", server.gpu] if "gpu" in typed else []
+    words += _server_words(found.of(found.recommended), is_gpu_typed="gpu" in typed)
     return " ".join([*words, "-o replay.jsonl"])
+
+
+def _server_words(chosen: Configuration, *, is_gpu_typed: bool) -> Iterator[str]:
+    """A configuration as options of a replay, whose engine's name holds the tokens of a step."""
+    from infergy.estimates.servers import DEFAULT_MODEL
+
+    server = chosen.estimate
+    options = dict(word.removeprefix("--").split(" ") for word in chosen.command if word.count(" ") == 1)
+    batched = None if "-bt" in server.engine else options.get("max-num-batched-tokens")
+    yield f"-e {server.engine}" + (f"-bt{batched}" if batched else "")
+    if "max-num-seqs" in options:
+        yield f"--max-num-seqs {options['max-num-seqs']}"
+    if server.model != DEFAULT_MODEL:
+        yield f"-m {shlex.quote(server.model)}"
+    if is_gpu_typed:
+        yield f"-g {shlex.quote(server.gpu)}"
 
 
 def _print(found: Recommendation, *, replay: str, explain: bool) -> None:

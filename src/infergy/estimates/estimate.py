@@ -19,8 +19,7 @@ from typing import Any
 
 from infergy.cost.table import Table
 from infergy.errors import UsageError
-from infergy.estimates.load import Load, load_of, measured_share
-from infergy.estimates.overload import overload_of
+from infergy.estimates.load import Load, load_of, measured_share, overload_of
 from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
 from infergy.serving.run import EnergySplit, Latency, Runs, open_share, run_of, steps_of, total

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from infergy.catalog import canonical_name, get_gpu, get_model, model_config
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
-from infergy.catalog.memory import RESERVE_BYTES, largest_batch
 from infergy.catalog.shape import ModelShape
 from infergy.cost.model import Server, StepCost
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
@@ -153,15 +153,7 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     parts = parse_label_beside(spec.engine, given)
     check_options(options_of(spec))
     engine = parts["engine"]
-    if engine not in ENGINES:
-        raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
-    if "speculation" in parts:
-        message = f"--engine {spec.engine}: speculative decoding is measured, not simulated; leave out spec…"
-        raise UsageError(message, code="not-supported", engine=spec.engine, reason="speculation")
-    if "compiled" in parts and engine == "vllm":
-        why = 'vLLM compiles by itself; leave "compiled" out, which is for transformers'
-        raise UsageError.engine_lacks(engine, "--engine", spec.engine, why)
-    reject_vllm_options(spec.engine, (OPTIONS[part] for part in parts if part in OPTIONS))
+    _reject_parts(spec.engine, parts)
     parts.setdefault("tensor_parallel", options.tensor_parallel_size)
     dtype = parts["dtype"] = (
         parts.get("dtype") or spec.precision or (get_model(spec.model).precision if engine == "vllm" else DEFAULT_DTYPE)
@@ -177,6 +169,20 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     if options.enforce_eager and engine == "vllm":
         parts["cuda_graphs"] = False
     return EngineSetup(model=canonical_name(spec.model), **parts)
+
+
+def _reject_parts(label: str, parts: Mapping[str, Any]) -> None:
+    """Reject parts of an engine's label that are not simulated, or that the engine has not."""
+    engine = parts["engine"]
+    if engine not in ENGINES:
+        raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
+    if "speculation" in parts:
+        message = f"--engine {label}: speculative decoding is measured, not simulated; leave out spec…"
+        raise UsageError(message, code="not-supported", engine=label, reason="speculation")
+    if "compiled" in parts and engine == "vllm":
+        why = 'vLLM compiles by itself; leave "compiled" out, which is for transformers'
+        raise UsageError.engine_lacks(engine, "--engine", label, why)
+    reject_vllm_options(label, (OPTIONS[part] for part in parts if part in OPTIONS))
 
 
 def options_of(spec: ServerSpec) -> EngineOptions:
@@ -307,6 +313,8 @@ def _config(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, gpu: Gpu) -
 def _static_config(
     engine: str, options: EngineOptions, setup: EngineSetup, shape: ModelShape, gpu: Gpu, context: int | None
 ) -> StaticConfig:
+    from infergy.catalog.memory import RESERVE_BYTES
+
     plain = EngineOptions()
     reject_vllm_options(
         engine, (own.name for own in fields(options) if getattr(options, own.name) != getattr(plain, own.name))
@@ -360,6 +368,8 @@ def _batch_that_fits(
     Raises:
         UsageError: Fewer than were `given` as the size of a batch.
     """
+    from infergy.catalog.memory import largest_batch
+
     limit = largest_batch(
         shape,
         gpu,

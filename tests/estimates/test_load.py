@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infergy.estimates.estimate import estimate
-from infergy.estimates.overload import FEWEST
+from infergy.estimates.load import FEWEST
 from infergy.estimates.servers import ServerSpec
 from infergy.serving.config import EngineOptions
 from infergy.workload import open_trace
