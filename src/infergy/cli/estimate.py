@@ -59,11 +59,11 @@ class MethodSelection:
         "Of --method ceiling: N requests take N/B of a batch of B (fractional), or whole ones [default: fractional]"
     )
 
-    def is_ceiling(self, bins: BinSelection) -> bool:
+    def is_ceiling(self, bins: BinSelection, trace: TraceSelection) -> bool:
         """Whether the study's method is asked for.
 
         Raises:
-            UsageError: No such method, or options of the study's without it.
+            UsageError: No such method, options of the study's without it, or others with it.
         """
         if self.method not in (RUNS, CEILING):
             raise UsageError.unknown("method", self.method, (RUNS, CEILING), code="unknown-name", option="--method")
@@ -72,7 +72,11 @@ class MethodSelection:
         if self.method == RUNS and given:
             message = f"{', '.join(given)}: of the study's method alone. Add --method ceiling"
             raise UsageError(message, code="option-missing", option="--method ceiling", needed_by=given)
-        return self.method == CEILING
+        is_ceiling = self.method == CEILING
+        if is_ceiling and (trace.all_at_once or (trace.speed is not None and trace.duration is None)):
+            given_too: dict[str, object] = {"--all-at-once": True} if trace.all_at_once else {"--speed": trace.speed}
+            raise UsageError.conflict({"--method": CEILING, **given_too}, "bins have no arrivals: leave it out")
+        return is_ceiling
 
 
 @with_options
@@ -90,15 +94,12 @@ def estimate(
 
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
-    is_ceiling, specs = method.is_ceiling(bins), servers.specs()
+    is_ceiling, specs = method.is_ceiling(bins, trace), servers.specs()
     table = measured.load()
     samples = (trace.open(source) for source in sources)
     answers: Sequence[Any]
     show: Callable[[Any], None]
     if is_ceiling:
-        if trace.all_at_once or (trace.speed is not None and trace.duration is None):
-            given = {"--method": CEILING, "--all-at-once" if trace.all_at_once else "--speed": trace.speed or True}
-            raise UsageError.conflict(given, "bins have no arrivals: leave it out")
         from infergy.cli.paper_table import print_paper
         from infergy.estimates.paper import estimate_paper
         from infergy.workload.bins import POWERS_OF_TWO

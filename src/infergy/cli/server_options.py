@@ -120,14 +120,18 @@ def _check_value(path: Path, number: int, name: str, value: Any) -> None:
         raise UsageError.unknown(f"option in {path}", name, known, code="unknown-field", place=str(path), key=name)
     hint = hints[name.replace("-", "_")]
     kind = next((one for one in get_args(hint) if one is not NoneType), hint)
-    is_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
-    kinds_of_value = {float: (int, float), list[str]: (list, str) if is_texts else (str,)}
-    if type(value) not in kinds_of_value.get(kind, (kind,)):
+    if not _is_of(kind, value):
         raise DataError.bad_field(place, name, value, KINDS_OF_VALUE[kind])
     limits = known[name.replace("-", "_")].metadata[OPTION]
     for limit, words, is_past in ((limits.min, "at least", operator.lt), (limits.max, "at most", operator.gt)):
         if limit is not None and is_past(value, limit):
             raise DataError.bad_field(place, name, value, f"{words} {limit}")
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    if kind == list[str]:
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:

@@ -190,12 +190,7 @@ def recommend(
         raise UsageError(message, code="several-gpus")
     servers, left_out = _open(present, specs, table, keep_outputs=keep_outputs)
     now = next(iter(servers))
-    served = []
-    for label, server in servers.items():
-        try:
-            served.append(_serve(sample, server, label, limits))
-        except UsageError as error:  # a static batch of its own size that does not fit the memory
-            left_out[label] = error
+    served = _serve_all(sample, servers, limits, left_out)
     if now in left_out or (left_out and candidates is not None):
         raise left_out.get(now) or next(iter(left_out.values()))
     ranked = _rank(served, served[0])
@@ -210,6 +205,19 @@ def recommend(
         left_out={label: str(error) for label, error in left_out.items()},
         notes=tuple(_notes(ranked, limits, sample)),
     )
+
+
+def _serve_all(
+    sample: Sample, servers: Mapping[str, OpenServer], limits: Limits, left_out: dict[str, UsageError]
+) -> list[_Served]:
+    """Those that can serve; the others go into `left_out`: a static batch of its own size may not fit the memory."""
+    served = []
+    for label, server in servers.items():
+        try:
+            served.append(_serve(sample, server, label, limits))
+        except UsageError as error:
+            left_out[label] = error
+    return served
 
 
 def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:

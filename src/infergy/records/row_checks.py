@@ -50,11 +50,11 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
     for line in row.timeline:
         if len(line.offsets_ms) != len(line.power_w):
             yield "timeline.power_w", f"{len(line.power_w)} values", f"{len(line.offsets_ms)}, as in offsets_ms"
-    most = max((batch.requests for window in row.windows for batch in window.batches), default=0)
-    if row.is_ok and row.cell.load.is_online and len(row.arrival_s) < most:
-        yield "arrival_s", f"{len(row.arrival_s)} values", f"{most}, one for each request"
     for key, window in _windows(row):
         yield from _misfits_of_window(row, window, key)
+        most = max((batch.requests for batch in window.batches), default=0)
+        if row.is_ok and row.cell.load.is_online and len(row.arrival_s) < most:
+            yield "arrival_s", f"{len(row.arrival_s)} values", f"{most}, one for each request"
 
 
 def _misfits_of_window(row: Measurement, window: Window, key: str) -> Iterator[Misfit]:
