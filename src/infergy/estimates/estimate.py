@@ -228,12 +228,15 @@ def sample_of(source: Any) -> Sample:
 
 
 def estimate_server(
-    sample: Sample, server: OpenServer, *, offline: bool = True, runs: Runs | None = None
+    sample: Sample, server: OpenServer, *, offline: bool = True, runs: Runs | None = None, advise: bool = True
 ) -> ServerEstimate:
-    """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known."""
+    """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known.
+
+    With `advise` it is said how many replicas would keep up, where the server does not.
+    """
     requests = sample.windows[0].requests
     timed = sample.is_timed
-    served = estimate_run(sample, server, runs) if timed else None
+    served = estimate_run(sample, server, runs, advise=advise) if timed else None
     together = None
     if offline or not timed:
         together = estimate_run(sample.all_at_once(), server, None if timed else runs)
@@ -258,7 +261,7 @@ def serve_sample(sample: Sample, server: OpenServer) -> Runs:
     return tuple((server.serve(window.requests), window) for window in asked.windows)
 
 
-def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -> RunEstimate:
+def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *, advise: bool = True) -> RunEstimate:
     """Energy, latencies and load of serving a sample's windows, each by itself, weighted; `runs` where those are known.
 
     Raises:
@@ -278,7 +281,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None) -
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     arrive = sample.windows[0].requests.arrival_s is not None
-    overload = overload_of(runs, server) if arrive else None
+    overload = overload_of(runs, server, advise=advise) if arrive else None
     span_s = sample.duration_s if arrive and overload is None else None
     latency = _latency(runs, sample, seconds_sd, overload)
     scale = sample.requests / total(runs, "counts.requests")

@@ -146,8 +146,11 @@ class _Late:
         return max((self.span_s + self.begun_s) / begun_s, (self.span_s + self.ended_s) / ended_s)
 
 
-def overload_of(runs: Runs, server: OpenServer) -> str | None:
-    """What would hold a load that a server cannot keep up with; None if it keeps up in each window."""
+def overload_of(runs: Runs, server: OpenServer, *, advise: bool = True) -> str | None:
+    """What would hold a load that a server cannot keep up with; None if it keeps up in each window.
+
+    With `advise` the number of replicas is found, in up to `TRIES` more simulations.
+    """
     late = [
         (own, window.requests, run.counts.finished_requests)
         for run, window in runs
@@ -159,9 +162,10 @@ def overload_of(runs: Runs, server: OpenServer) -> str | None:
     worst = max((own for own, *_ in late), key=lambda own: own.share)
     where = "" if len(runs) == 1 else f" in {len(late)} of {len(runs)} windows"
     waiting = max(run.counts.waiting_at_last_arrival for run, _ in runs)
+    count = f"{_replicas(late, server)} replicas" if advise else "more replicas"
     return (
         f"it cannot keep up{where}: {count_of(waiting, 'request')} in the queue at the last arrival, the last answer "
-        f"{format_duration(worst.ended_s)} after it; {_replicas(late, server)} replicas would keep up (--replicas), "
+        f"{format_duration(worst.ended_s)} after it; {count} would keep up (--replicas), "
         "or more GPUs a replica (--tensor-parallel-size)"
     )
 

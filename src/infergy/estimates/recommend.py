@@ -333,7 +333,7 @@ def _identity(server: OpenServer) -> tuple[Any, ...]:
 
 def _serve(sample: Any, server: OpenServer, label: str, limits: Limits) -> _Served:
     runs = serve_sample(sample, server)
-    estimate = estimate_server(sample, server, offline=False, runs=runs)
+    estimate = estimate_server(sample, server, offline=False, runs=runs, advise=False)
     run = CostedRun.of(server.cost, steps_of(runs), estimate.run.energy.idle_j, open_share(runs))
     return _Served(server, label, estimate, run, limits.excess(estimate))
 
