@@ -38,7 +38,7 @@ BROKEN = {
 
 OF_REPLAYS = (
     *("format", "input_column", "output_column", "time_column", "cached_column", "time_unit", "requests", "seed"),
-    *("tokenizer", "start", "duration", "speed", "all_at_once", "table"),
+    *("tokenizer", "start", "duration", "speed", "all_at_once", "table", "usage_context"),
 )
 """Options of a trace that a replay takes too."""
 REPLAYED_S, LATER_S = 75, 700
@@ -95,6 +95,8 @@ def _seconds(option: str, text: str) -> float:
 
 def _replay_of(found: Recommendation, source: str, context: typer.Context) -> str:
     """The command that replays the trace as it was asked for, or 75 s of it, on the recommended configuration."""
+    from infergy.estimates.servers import DEFAULT_MODEL
+
     if found.recommended is None:
         return ""
     typed = typed_options(context)
@@ -104,24 +106,11 @@ def _replay_of(found: Recommendation, source: str, context: typer.Context) -> st
     span_s = found.trace.duration_s or 0.0
     if span_s > 2 * REPLAYED_S and not {"start", "duration", "requests", "all_at_once"} & set(typed):
         words += ["--from 10m"] * (span_s > LATER_S) + [f"--for {REPLAYED_S}s"]
-    words += _server_words(found.of(found.recommended), is_gpu_typed="gpu" in typed)
+    chosen = found.of(found.recommended)
+    words += [f"-e {chosen.engine}"]
+    words += [] if chosen.estimate.model == DEFAULT_MODEL else [f"-m {shlex.quote(chosen.estimate.model)}"]
+    words += [f"-g {shlex.quote(chosen.estimate.gpu)}"] if "gpu" in typed else []
     return " ".join([*words, "-o replay.jsonl"])
-
-
-def _server_words(chosen: Configuration, *, is_gpu_typed: bool) -> Iterator[str]:
-    """A configuration as options of a replay, whose engine's name holds the tokens of a step."""
-    from infergy.estimates.servers import DEFAULT_MODEL
-
-    server = chosen.estimate
-    options = dict(word.removeprefix("--").split(" ") for word in chosen.command if word.count(" ") == 1)
-    batched = None if "-bt" in server.engine else options.get("max-num-batched-tokens")
-    yield f"-e {server.engine}" + (f"-bt{batched}" if batched else "")
-    if "max-num-seqs" in options:
-        yield f"--max-num-seqs {options['max-num-seqs']}"
-    if server.model != DEFAULT_MODEL:
-        yield f"-m {shlex.quote(server.model)}"
-    if is_gpu_typed:
-        yield f"-g {shlex.quote(server.gpu)}"
 
 
 def _print(found: Recommendation, *, replay: str, explain: bool) -> None:

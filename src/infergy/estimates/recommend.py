@@ -81,7 +81,7 @@ class Configuration:
 
     Attributes:
         label: Engine and what is not at the engine's default.
-        command: What to type for it.
+        command: What to type for it; `engine` its label, as `infergy replay --engine` takes it.
         estimate: What it draws: the same as `infergy.estimate` reports.
         saving: 1 − its energy over that of the present configuration; `saving_low` and `saving_high` bound it by the
             90 % interval of what is not common to both.
@@ -93,6 +93,7 @@ class Configuration:
 
     label: str
     command: tuple[str, ...]
+    engine: str
     estimate: ServerEstimate
     saving: float
     saving_low: float
@@ -359,6 +360,7 @@ def _configuration(own: _Served, now: _Served, breaks: Sequence[str]) -> Configu
     return Configuration(
         label=own.label,
         command=command_of(own.server),
+        engine=own.server.label,
         estimate=own.estimate,
         saving=1.0 - ratio,
         saving_low=1.0 - ratio * math.exp(half),
@@ -370,7 +372,7 @@ def _configuration(own: _Served, now: _Served, breaks: Sequence[str]) -> Configu
 
 
 def _choose(ranked: Sequence[Configuration], now: str) -> tuple[Configuration | None, str]:
-    """The own to choose, and why."""
+    """The one to choose, and why."""
     present = next(choice for choice in ranked if choice.label == now)
     within = [choice for choice in ranked if not choice.breaks]
     if not within:

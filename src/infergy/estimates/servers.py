@@ -42,6 +42,7 @@ LONGEST_TOKENS = 2**20
 """Of a request to a model that states no context and keeps no keys and values."""
 ANY_ENGINE = ("precision", "max_num_seqs", "max_model_len", "tensor_parallel_size", "enforce_eager")
 """Options that not only vLLM has."""
+LABELLED = ("max_sequences", "max_batched_tokens", "max_model_len", "gpu_memory_utilization")
 STATIC_BATCH = 32
 """Requests of a static batch under transformers, unless --max-num-seqs says otherwise."""
 
@@ -91,6 +92,14 @@ class OpenServer:
     config: EngineConfig | StaticConfig
     measured: MeasuredServer | None
     notes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The engine and all that a label can say of its options, as `--engine` takes it: ``vllm-fp8-s16``."""
+        options, plain = self.spec.options, EngineOptions()
+        given = {part: getattr(options, OPTIONS[part]) for part in LABELLED}
+        changed = {part: value for part, value in given.items() if value != getattr(plain, OPTIONS[part])}
+        return replace(self.setup, **changed).label
 
     def serve(self, requests: Requests) -> Run:
         """Serve requests in simulation."""
