@@ -116,7 +116,6 @@ def recommend(
 
 
 def _typed(present: str, servers: ServerSelection, typed: Mapping[str, str]) -> TypedServer:
-    from infergy.estimates.servers import DEFAULT_GPU
     from infergy.estimates.vllm_command import parse_command
 
     own = {field.name for field in fields(servers)} - set(OF_THE_TRACE)
@@ -125,9 +124,7 @@ def _typed(present: str, servers: ServerSelection, typed: Mapping[str, str]) -> 
         message = f"--present says what runs now: leave out {', '.join(wrong)}, or write them into its command"
         raise UsageError(message, code="options-conflict", options=["--present", *wrong])
     (spec, *_) = servers.specs()
-    return parse_command(
-        present, gpu=spec.gpu if servers.gpu else DEFAULT_GPU, model=servers.model[0] if servers.model else None
-    )
+    return parse_command(present, gpu=spec.gpu, model=servers.model[0] if servers.model else None)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
