@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,10 +38,15 @@ OF_A_PLAN = ("gpu", "output", "simulate", "meter")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
 NOT_REPLAYED = {
     "gap_s": "gaps between requests of a session (each comes at its time in the log)",
-    "prefix_blocks": "hashes of prompt blocks (prefix caching is off)",
-    "cached_tokens": "cached tokens (prefix caching is off)",
+    "cached_tokens": "cached tokens (which prompts share a prefix is not known)",
 }
 """Columns of requests that a replay has no use for; `estimate` has."""
+SHOWN: Mapping[str, Callable[[float], str]] = {
+    "_j": partial(format_si, unit="J"),
+    "_tokens": "{:,.0f}".format,
+    "": format_latency,
+}
+"""How a figure is printed, by the end of its name."""
 OF_ALL = ("source", "table", "allow_simulated", "as_json")
 
 
@@ -57,12 +62,19 @@ class ReplayTarget:
         "GPUs that share the model [default: 1]", "--tensor-parallel-size", "-tp", min=1
     )
     max_num_seqs: int | None = option("Requests at once", min=1)
+    enable_prefix_caching: bool | None = option(
+        "Keep blocks of finished requests [default: keep if the trace has hashes of them]",
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+    )
     max_tokens: int | None = option("Leave out requests of more input and output tokens")
     model: str | None = option("Name or config.json [default: llama-3.1-8b]", "--model", "-m")
     gpu: str | None = option("GPU to predict for [default: the one here, else h200]", "--gpu", "-g")
 
-    def setups(self) -> list[EngineSetup]:
+    def setups(self, *, has_blocks: bool) -> list[EngineSetup]:
         """Engine configs: vLLM is its server, as for `estimate`, unless --usage-context says otherwise.
+
+        Args:
+            has_blocks: Whether the trace has hashes of blocks: vLLM caches prefixes unless an option says otherwise.
 
         Raises:
             UsageError: A label or a context is unknown, or they contradict.
@@ -73,9 +85,12 @@ class ReplayTarget:
         if self.usage_context not in (None, SERVER, LLM_CLASS):
             raise UsageError.bad_value("--usage-context", self.usage_context, f"{SERVER} or {LLM_CLASS}")
         labels = self.engine or ["vllm"]
-        return [EngineSetup(model=self.model or DEFAULT_MODEL, **self._parts(label)) for label in labels]
+        return [
+            EngineSetup(model=self.model or DEFAULT_MODEL, **self._parts(label, has_blocks=has_blocks))
+            for label in labels
+        ]
 
-    def _parts(self, label: str) -> dict[str, Any]:
+    def _parts(self, label: str, *, has_blocks: bool) -> dict[str, Any]:
         from infergy.records import SERVER
         from infergy.records.engine_setup import OPTIONS, parse_label_beside
 
@@ -83,7 +98,7 @@ class ReplayTarget:
         given = {part: getattr(self, name) for part, name in OPTIONS.items() if getattr(self, name, None) is not None}
         parts = parse_label_beside(label, given) | given
         if parts["engine"] == "vllm" and parts.get("speculation") is None:
-            return parts | {"usage_context": context or SERVER}
+            return {"prefix_caching": has_blocks} | parts | {"usage_context": context or SERVER}
         if context is not None:
             why = "leave it out: servers of vLLM alone have one"
             raise UsageError.engine_lacks(parts["engine"], "--usage-context", context, why)
@@ -203,7 +218,8 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
     run = replay_run(chosen, arrivals)
-    return plan_replays([(setup, run) for setup in target.setups()], gpu=gpu)
+    setups = target.setups(has_blocks=chosen.prefix_blocks is not None)
+    return plan_replays([(setup, run) for setup in setups], gpu=gpu)
 
 
 def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: bool) -> Arrivals:
@@ -249,9 +265,11 @@ def _gpu_of(rows: Sequence[object]) -> str:
 
 def _energy(one: Replay) -> str:
     run = one.predicted
+    hits = run.load.hit_tokens
     return (
         f"{format_si(run.energy_j, 'J')} (90 % interval {format_si(run.low_j, 'J')} .. {format_si(run.high_j, 'J')}) "
         f"in {format_duration(run.duration_s)}"
+        + (f", {format_percent(hits / one.input_tokens)} of input tokens cached" if hits else "")
     )
 
 
@@ -272,7 +290,7 @@ def _print(found: Sequence[Replay]) -> None:
         typer.echo(f"  measured energy {inside} the 90 % interval: {_energy(one)}")
         rows = []
         for figure in one.compared:
-            shown = partial(format_si, unit="J") if figure.name.endswith("_j") else format_latency
+            shown = next(show for end, show in SHOWN.items() if figure.name.endswith(end))
             name = figure.name.replace("_s", "").replace("_j", "")
             measured = NONE if figure.measured is None else shown(figure.measured)
             error = NONE if figure.error is None else format_percent(figure.error, signed=True)

@@ -20,7 +20,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from infergy.engines.engine import GPU_UUIDS, Completion, Work, gpu_uuid_of
-from infergy.engines.vllm_options import FORCED, failed, join_uuids, not_loaded, resolved_options, sampling_options
+from infergy.engines.vllm_options import (
+    CACHE_IN_USE,
+    FORCED,
+    failed,
+    join_uuids,
+    not_loaded,
+    resolved_options,
+    sampling_options,
+)
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.records import SERVER, EngineSetup
 from infergy.records.latency import EngineCounts, EngineTimes
@@ -29,6 +37,8 @@ T = TypeVar("T")
 MICROSECOND_DIGITS = 6
 ALIVE_S = 1.0
 """How often a pending call checks that the engine is still alive."""
+RESET_TRIES = 5
+"""How often it is tried to empty the prefix cache, `ALIVE_S` apart."""
 
 
 class StepCounts:
@@ -167,8 +177,14 @@ class VllmServerSession:
     ) -> float:
         """Serve until all are finished; returns when the run began, by `time.monotonic`."""
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
-            # Prompts are drawn from one seed: the cache would still hold those of an earlier run.
-            await _alive(self._engine, self._engine.reset_prefix_cache())
+            # Prompts are drawn from one seed: the cache would still hold those of an earlier run. vLLM answers False
+            # while blocks are in use.
+            for _ in range(RESET_TRIES):
+                if await _alive(self._engine, self._engine.reset_prefix_cache()):
+                    break
+                await asyncio.sleep(ALIVE_S)
+            else:
+                raise RuntimeError(CACHE_IN_USE)
         order = sorted(range(len(requests)), key=lambda index: arrival_s[index])
         # As a server does after loading; else Python traverses all prompts again and again.
         gc.collect()

@@ -136,7 +136,7 @@ def measure_cell(
 
 def _work_of(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings) -> Work:
     load = planned.cell.load
-    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths)
+    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths, planned.links)
     outputs = tuple(tokens for _, tokens in planned.lengths)
     return make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
 
@@ -379,6 +379,7 @@ def _row(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundin
         arrival_s=planned.arrival_s,
         arrival_sha256=hash_times(planned.arrival_s) if planned.arrival_s else None,
         lengths=planned.lengths,
+        links=planned.links,
         measured_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seed=options.seed,
         simulated=surroundings.is_simulated,

@@ -146,9 +146,11 @@ def check_contents(plan: Plan, *, simulate: bool) -> None:
 def _check_requests(planned: PlannedCell) -> None:
     """A plan holds arrival times and the lengths of a replay, since a bare node cannot draw them."""
     load = planned.cell.load
+    prefixes = () if planned.links is None else planned.links.prefixes
     for name, found, is_needed in (
         ("lengths", len(planned.lengths), load.is_replay),
         ("arrival_s", len(planned.arrival_s), load.is_online),
+        ("links.prefixes", len(prefixes), bool(prefixes)),
     ):
         if found != (load.batch if is_needed else 0):
             message = (

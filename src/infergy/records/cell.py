@@ -268,6 +268,20 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """How the requests of a replay depend on each other; each attribute has an entry per request, or none.
+
+    Attributes:
+        block_tokens: Tokens of a block of `prefixes`, at least 1.
+        prefixes: The beginning that a prompt shares with others, in stretches: the number of each, and how many blocks
+            it has. Equal numbers are equal tokens; what follows them is shared with no other request.
+    """
+
+    block_tokens: int
+    prefixes: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One point of a grid: an engine config and a load."""
 
