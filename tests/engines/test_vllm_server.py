@@ -36,6 +36,7 @@ class FakeAsyncLlm:
     fail: dict[int, Exception] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     errored: bool = False
+    busy_resets: int = 0
     calls: list[Any] = field(default_factory=list)
     submitted: list[int] = field(default_factory=list)
     shut_down: int = 0
@@ -66,7 +67,7 @@ class FakeAsyncLlm:
 
     async def reset_prefix_cache(self) -> bool:
         self.calls.append("reset")
-        return True
+        return self.calls.count("reset") > self.busy_resets
 
     async def generate(self, prompt: Any, parameters: Any, request_id: str) -> AsyncIterator[Any]:
         tokens = prompt["prompt_token_ids"]
@@ -226,6 +227,20 @@ def test_a_prefix_cache_begins_each_run_empty(opened: Opened) -> None:
     session, engine = opened()
     session.run(work(0.0))
     assert "reset" not in engine.calls
+
+
+def test_a_prefix_cache_that_is_in_use_is_emptied_later_or_ends_the_run(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infergy.engines.vllm_server.ALIVE_S", 0.01)
+    session, engine = opened("vllm-server-pc")
+    engine.busy_resets = 2
+    session.run(work(0.0))
+    assert engine.calls.count("reset") == 3
+    engine.busy_resets = 100
+    with raises("engine-failed"):
+        session.run(work(0.0))
+    assert engine.submitted == [0], "nothing is served with the blocks of an earlier run"
 
 
 def test_facts_are_the_options_as_vllm_resolved_them(opened: Opened) -> None:
