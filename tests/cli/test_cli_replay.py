@@ -133,6 +133,34 @@ def test_prompts_share_the_prefixes_of_the_log_and_hits_are_predicted_and_measur
     assert again
 
 
+@pytest.mark.parametrize("times", [True, False], ids=["with times", "without"])
+def test_requests_that_follow_answers_do_so_in_a_replay(tmp_path: Path, times: bool) -> None:
+    log, store = tmp_path / "log.jsonl", tmp_path / "rows.jsonl"
+    turns = [
+        {"session_id": f"s{talk}", "pre_gap": 1.5 * turn, "input_length": 100 * (turn + 1), "output_length": 30}
+        | ({"timestamp": 0.5 * talk} if times else {})
+        for talk in range(5)
+        for turn in range(3)
+    ]
+    log.write_text("".join(f"{json.dumps(one)}\n" for one in turns), encoding="utf-8")
+    found = printed("replay", str(log), "--gpu", "h200", "--simulate", "-o", str(store))
+    estimate = printed("estimate", str(log), "--gpu", "h200", "--no-enable-prefix-caching")["estimates"][0]["served"]
+    for name in ("energy_j", "duration_s"):
+        assert found["predicted"][name] == pytest.approx(estimate[name], rel=1e-6)
+    (duration,) = [one for one in found["compared"] if one["name"] == "duration_s"]
+    assert duration["measured"] > (2.0 if times else 0.0) + 1.5 + 3.0
+    (row,) = read_store(store).rows
+    assert row.links is not None
+    assert row.links.block_tokens is None
+    assert [after >= 0 for after in row.links.after].count(True) == 10
+    assert sum(row.links.gap_s) == pytest.approx(5 * (1.5 + 3.0))
+    done = runner.invoke(app, ["check", str(store), "--allow-simulated"])
+    assert not isinstance(done.exception, (IndexError, TypeError)), done.output
+    lacks = runner.invoke(app, ["replay", str(log), "--gpu", "h200", "--usage-context", "llm"])
+    assert isinstance(lacks.exception, UsageError)
+    assert printed("replay", str(log), "--gpu", "h200", "--usage-context", "llm", "--all-at-once")["requests"] == 15
+
+
 def test_a_trace_without_hashes_is_replayed_without_a_cache_unless_asked(tmp_path: Path) -> None:
     found = [printed(*TIMED, *more)["cell"] for more in ((), ("--enable-prefix-caching",), ("-e", "vllm-pc"))]
     assert [cell.startswith("vllm-server-pc-replay") for cell in found] == [False, True, True]
@@ -280,12 +308,11 @@ def test_fp8_on_a_gpu_without_units_for_it_is_predicted_as_estimated() -> None:
 
 def test_what_a_replay_leaves_out_of_a_log_is_named(tmp_path: Path) -> None:
     rows = [
-        {"session_id": 1, "pre_gap": 2.0, "arrival_s": float(at), "input_tokens": 50, "output_tokens": 9}
-        for at in range(3)
+        {"arrival_s": float(at), "input_tokens": 50, "cached_tokens": 16 * at, "output_tokens": 9} for at in range(3)
     ]
-    log = tmp_path / "sessions.jsonl"
+    log = tmp_path / "cached.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = CliRunner().invoke(app, ["replay", str(log)], catch_exceptions=False)
-    assert "left out, of the prediction too: gaps between requests of a session" in done.stderr
+    assert "left out, of the prediction too: cached tokens" in done.stderr
     done = CliRunner().invoke(app, ["replay", "azure-code-2023", "--requests", "5"], catch_exceptions=False)
     assert "left out, of" not in done.stderr

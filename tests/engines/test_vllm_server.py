@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -179,6 +179,20 @@ def test_requests_are_submitted_in_the_order_of_arrival_and_never_before_it(open
     assert (done.input_tokens, done.output_tokens) == ((2, 2, 2), (2, 3, 4))
     assert done.engine_times is not None
     assert min(done.engine_times.submitted_s) >= 0
+
+
+def test_a_request_that_follows_an_answer_comes_so_long_after_its_last_token(opened: Opened) -> None:
+    session, engine = opened()
+    # The second follows the first, the third the second; the fourth comes by itself.
+    asked = replace(work(0.0, 0.0, 0.0, 0.0), after=(-1, 0, 1, -1), gap_s=(0.0, 0.03, 0.01, 0.0))
+    done = session.run(asked)
+    assert engine.submitted == [0, 3, 1, 2]
+    assert done.output_tokens == (2, 3, 4, 5)
+    assert done.first_token_s is not None
+    assert done.finished_s is not None
+    assert all(
+        0 < first_s <= last_s < 0.03 for first_s, last_s in zip(done.first_token_s, done.finished_s, strict=True)
+    ), "times are from the request's own arrival"
 
 
 def test_times_are_the_clients_and_lie_around_the_engines(opened: Opened) -> None:

@@ -193,8 +193,10 @@ def test_a_plan_with_prefixes_of_other_requests_is_incomplete(tmp_path: Path) ->
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     fewer = replace(planned, links=Links(block_tokens=512, prefixes=(((0, 2),),)))
-    with raises("plan-incomplete", missing="links.prefixes", found=1):
-        list(sweep(replace(plan, cells=(fewer,)), tmp_path / "rows.jsonl", simulate=True))
+    later = replace(planned, links=Links(after=(-1, 2, 1), gap_s=(0.0,) * 3))
+    for wrong, missing, found in ((fewer, "links.prefixes", 1), (later, "links.after", 2)):
+        with raises("plan-incomplete", missing=missing, found=found):
+            list(sweep(replace(plan, cells=(wrong,)), tmp_path / "rows.jsonl", simulate=True))
 
 
 def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -36,11 +36,6 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "h200"
 OF_A_PLAN = ("gpu", "output", "simulate", "meter")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
-NOT_REPLAYED = {
-    "gap_s": "gaps between requests of a session (each comes at its time in the log)",
-    "cached_tokens": "cached tokens (which prompts share a prefix is not known)",
-}
-"""Columns of requests that a replay has no use for; `estimate` has."""
 SHOWN: Mapping[str, Callable[[float], str]] = {
     "_j": partial(format_si, unit="J"),
     "_tokens": "{:,.0f}".format,
@@ -207,18 +202,17 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
         raise DataError(message, code="wrong-schema", path=source, found="histogram", expected="trace")
     whole = trace.all_of(opened)
     chosen = trace.part_of(whole, source)
-    timed = chosen.arrival_s is not None
+    timed, has_blocks = chosen.is_timed, chosen.prefix_blocks is not None
     if not (timed or trace.all_at_once):
-        reason = chosen.order_reason or "gaps of sessions are not replayed"
-        typer.echo(f"{source}: all requests at once: {reason}", err=True)
-    lost = [words for name, words in NOT_REPLAYED.items() if getattr(chosen, name) is not None]
-    if lost:
-        typer.echo(f"{source}: left out, of the prediction too: {', '.join(lost)}", err=True)
+        typer.echo(f"{source}: all requests at once: {chosen.order_reason}", err=True)
+    if chosen.cached_tokens is not None and not has_blocks:
+        lost = "cached tokens, since the log does not say which prompts share a prefix"
+        typer.echo(f"{source}: left out, of the prediction too: {lost}", err=True)
     arrivals = _arrivals(source, trace, whole, timed=timed)
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
     run = replay_run(chosen, arrivals)
-    setups = target.setups(has_blocks=chosen.prefix_blocks is not None)
+    setups = target.setups(has_blocks=has_blocks)
     return plan_replays([(setup, run) for setup in setups], gpu=gpu)
 
 

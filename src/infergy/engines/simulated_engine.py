@@ -24,6 +24,7 @@ from infergy.engines.engine import (
 )
 from infergy.errors import UsageError
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records.cell import Links
 from infergy.records.latency import EngineCounts
 from infergy.records.window import Drafts
 from infergy.serving.blocks import blocks_of_prompts
@@ -106,7 +107,9 @@ class SimulatedSession:
         """
         self._check(work)
         beams = work.decoding.beams
-        order = sorted(range(len(work.prompts)), key=lambda index: work.arrival_s[index])
+        order: Sequence[int] = range(len(work.prompts))
+        if not work.after:
+            order = sorted(order, key=lambda index: work.arrival_s[index])
         if self._served is None or self._served[0] != work:
             self._served = work, self._serve(work, [index for index in order for _ in range(beams)])
         run = self._served[1]
@@ -132,7 +135,8 @@ class SimulatedSession:
         """The run of a work's requests in the order of their arrival."""
         setup = self._setup
         lengths = [(len(work.prompts[index]), work.output_tokens[index]) for index in order]
-        requests = requests_of_lengths(setup.label, lengths, [work.arrival_s[index] for index in order])
+        links = Links(after=work.after, gap_s=work.gap_s)
+        requests = requests_of_lengths(setup.label, lengths, [work.arrival_s[index] for index in order], links)
         if setup.prefix_caching:
             requests = replace(requests, prefix_blocks=blocks_of_prompts([work.prompts[index] for index in order]))
         return serve_setup(setup, self._shape, self._gpu, self._cost, requests)
@@ -157,7 +161,7 @@ class SimulatedSession:
         Equal requests at once are one batch, whose size is the user's: all of them must fit together.
         """
         setup, lengths = self._setup, list(zip(map(len, work.prompts), work.output_tokens, strict=True))
-        is_timed, is_static = any(work.arrival_s), setup.engine == "transformers"
+        is_timed, is_static = work.is_timed, setup.engine == "transformers"
         if is_static and is_timed:
             raise UsageError.engine_lacks("transformers", "arrivals", "timed", STATIC_BATCHES)
         fits_at_once = setup.max_sequences is None or len(lengths) <= setup.max_sequences

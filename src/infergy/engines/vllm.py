@@ -101,7 +101,7 @@ class VllmSession:
             # Prompts are drawn from one seed: the cache would still hold those of an earlier run.
             if self._is_caching and not self._llm.reset_prefix_cache():
                 raise RuntimeError(CACHE_IN_USE)
-            if any(work.arrival_s):
+            if work.is_timed:
                 answers = _serve(self._llm, prompts, parameters, work.arrival_s, begun_s)
             else:
                 answers = self._llm.generate(prompts, parameters, use_tqdm=False)

@@ -187,7 +187,7 @@ def _entry(row: Measurement, source: str, environment: str, energy_sd: float, fi
     is_api = row.environment.engine.get("usage_context") == "server"
     by = ServedBy.of(row.cell.setup, catalog_name(row.environment.gpus[0].name), is_api=is_api)
     result = result_of(row)
-    is_timed = any(row.arrival_s)
+    is_timed = requests_of(row).is_timed
     run, idle_w = simulate_row(row, by, fit)
     return TableEntry(
         served_by=by,

@@ -24,7 +24,7 @@ from infergy.cost.rates import Rates
 from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table
 from infergy.errors import DataError, UsageError
-from infergy.records import GREEDY, SERVER, Arrivals, Cell, Decoding, EngineSetup, Load, PlannedCell
+from infergy.records import GREEDY, LLM_CLASS, SERVER, Arrivals, Cell, Decoding, EngineSetup, Load, PlannedCell
 from infergy.records.cell import FEWEST_ARRIVALS, REPLAY, TRACE, Links
 from infergy.serving.blocks import shared_prefixes
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
@@ -71,8 +71,11 @@ class Planner:
         Raises:
             UsageError: Not even one request fits the memory, or online no static batch of transformers.
         """
-        load = run.load
-        cell = Cell(setup=self._setup, load=load)
+        load, setup = run.load, self._setup
+        if run.links is not None and run.links.after and (setup.engine, setup.usage_context) == ("vllm", LLM_CLASS):
+            why = "it does not wait for answers; the server does, or serve all at once"
+            raise UsageError.engine_lacks("vllm", "usage_context", LLM_CLASS, why)
+        cell = Cell(setup=setup, load=load)
         # Each beam is a sequence of its own.
         served = run.lengths or (load.lengths,) * (load.batch * (1 if load.is_online else load.decoding.beams))
         # A batch that is too large for the memory is served in parts by vLLM; one request must fit.
@@ -169,7 +172,7 @@ class Planner:
         """Seconds and energy of a run, and of handing a batch over."""
         cost, requests = self._cost, requests_of_lengths(self._setup.label, lengths, arrival_s, links)
         run = serve_setup(self._setup, self._shape, self._gpu, cost, requests)
-        call_s = 0.0 if self._setup.usage_context == SERVER or any(arrival_s) else cost.call_s
+        call_s = 0.0 if self._setup.usage_context == SERVER or requests.is_timed else cost.call_s
         return run.duration_s + call_s, run.energy_j + call_s * cost.rates.power.base_w
 
     def _largest_batch(self, load: Load) -> int:
@@ -270,14 +273,14 @@ def replay_run(requests: Requests, arrivals: Arrivals, decoding: Decoding = GREE
     lengths = tuple(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True))
     times, content = (0.0,) * len(lengths), hash_lengths(lengths)
     if arrivals.timed:
-        if requests.arrival_s is None:
+        if not requests.is_timed:
             message = f"{source}: no arrival times: {requests.order_reason}. Serve all at once: --all-at-once"
             raise DataError(message, code="no-arrivals", trace=source)
-        times = tuple((requests.arrival_s - requests.arrival_s[0]).round(MICROSECOND_DIGITS).tolist())
+        if requests.arrival_s is not None:
+            times = tuple((requests.arrival_s - requests.arrival_s[0]).round(MICROSECOND_DIGITS).tolist())
         content = hashlib.sha256(f"{content} {hash_times(times)}".encode()).hexdigest()
-    links, blocks = None, requests.prefix_blocks
-    if blocks is not None and any(prefixes := shared_prefixes(blocks)):
-        links = Links(block_tokens=blocks.block_tokens, prefixes=prefixes)
+    links = _links_of(requests, timed=arrivals.timed)
+    if links is not None:
         content = hashlib.sha256(f"{content} {hash_links(links)}".encode()).hexdigest()
     load = Load(
         input_tokens=int(requests.input_tokens.max()),
@@ -287,6 +290,16 @@ def replay_run(requests: Requests, arrivals: Arrivals, decoding: Decoding = GREE
         arrivals=replace(arrivals, trace=Path(source).name, digest=content[:DIGEST_LENGTH]),
     )
     return Run(load=load, arrival_s=times, lengths=lengths, links=links)
+
+
+def _links_of(requests: Requests, *, timed: bool) -> Links | None:
+    """How requests depend on each other, without the names that a log has for blocks; None if they do not."""
+    links, blocks, after, gap_s = Links(), requests.prefix_blocks, requests.after, requests.gap_s
+    if blocks is not None and any(prefixes := shared_prefixes(blocks)):
+        links = Links(block_tokens=blocks.block_tokens, prefixes=prefixes)
+    if timed and after is not None and gap_s is not None and (after >= 0).any():
+        links = replace(links, after=tuple(after.tolist()), gap_s=tuple(gap_s.round(MICROSECOND_DIGITS).tolist()))
+    return None if links == Links() else links
 
 
 def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) -> list[int]:

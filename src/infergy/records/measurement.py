@@ -111,6 +111,11 @@ class Measurement:
         return self.status == STATUS_OK
 
     @property
+    def waits_for_answers(self) -> bool:
+        """Whether some of its requests arrive after answers, not at `arrival_s`."""
+        return self.links is not None and bool(self.links.after)
+
+    @property
     def seen_windows(self) -> tuple[Window, ...]:
         """The windows over which its timeline was taken, if there is one."""
         return self.windows if self.watched is None else (self.watched,)

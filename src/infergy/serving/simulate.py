@@ -37,14 +37,16 @@ def requests_of_lengths(
 ) -> Requests:
     """Requests of so many input and output tokens, which arrive in ascending order at `arrival_s`, or at once."""
     inputs, outputs = np.array(lengths, dtype=np.int64).reshape(-1, 2).T
-    timed = any(arrival_s)
+    timed, links = any(arrival_s), links or Links()
     return Requests(
         source=source,
         input_tokens=inputs,
         output_tokens=outputs,
         arrival_s=np.array(arrival_s) if timed else None,
         order_reason=None if timed else "all at once",
-        prefix_blocks=None if links is None else blocks_of_prefixes(links.prefixes, links.block_tokens),
+        prefix_blocks=blocks_of_prefixes(links.prefixes, links.block_tokens) if links.block_tokens else None,
+        after=np.array(links.after) if links.after else None,
+        gap_s=np.array(links.gap_s) if links.after else None,
     )
 
 

@@ -33,14 +33,14 @@ def make_prompts(
     widths = [tokens for tokens, _ in lengths] or [load.input_tokens] * load.batch
     prompts = {width: _random_ids(width, count, vocabulary, seed) for width, count in Counter(widths).items()}
     own = (next(prompts[width]) for width in widths)
-    if links is None or not links.prefixes:
+    if links is None or not links.block_tokens:
         return tuple(own)
-    pairs = {pair for path in links.prefixes for pair in path}
+    size, stretches = links.block_tokens, {pair for path in links.prefixes for pair in path}
     tokens = {
-        pair: next(_random_ids(pair[1] * links.block_tokens, 1, vocabulary, f"{seed}:shared:{pair[0]}"))
-        for pair in pairs
+        (number, blocks): next(_random_ids(blocks * size, 1, vocabulary, f"{seed}:shared:{number}"))
+        for number, blocks in stretches
     }
-    begins = (tuple(chain.from_iterable(tokens[pair] for pair in path)) for path in links.prefixes)
+    begins = (tuple(chain.from_iterable(map(tokens.__getitem__, path))) for path in links.prefixes)
     return tuple((begin + rest[len(begin) :])[: len(rest)] for begin, rest in zip(begins, own, strict=True))
 
 
