@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 from infergy.errors import DataError
 from infergy.records import Load
 from infergy.records.cell import Arrivals, Links
-from infergy.records.codec import to_json
+from infergy.records.engine_setup import without_defaults
 from infergy.units import MICROSECONDS_PER_SECOND, count_of
 
 DIGEST_LENGTH = 12
@@ -114,7 +114,7 @@ def hash_lengths(lengths: Sequence[tuple[int, int]]) -> str:
 
 def hash_links(links: Links) -> str:
     """SHA-256 over how requests depend on each other, in hexadecimal."""
-    return hashlib.sha256(json.dumps(to_json(links)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(without_defaults(links)).encode()).hexdigest()
 
 
 def hash_times(times: Sequence[float]) -> str:
