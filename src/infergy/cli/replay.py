@@ -188,8 +188,11 @@ def _check_options(path: Path, kind_of_file: str, typed: Mapping[str, str]) -> N
 
 
 def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) -> Plan:
+    from infergy.estimates.replay import spec_of
+    from infergy.estimates.servers import open_server
     from infergy.measure.planner import replay_run
     from infergy.measure.replays import plan_replays
+    from infergy.serving.simulate import rejected_of
     from infergy.workload import Histogram
 
     path = Path(source)
@@ -211,9 +214,15 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
     arrivals = _arrivals(source, trace, whole, timed=timed)
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
-    run = replay_run(chosen, arrivals)
-    setups = target.setups(has_blocks=has_blocks)
-    return plan_replays([(setup, run) for setup in setups], gpu=gpu)
+    asked = []
+    for setup in target.setups(has_blocks=has_blocks):
+        if timed and setup.engine == "transformers":
+            message = f"{source}: transformers serves static batches, all at once: --all-at-once"
+            raise UsageError(message, code="engine-lacks", engine="transformers", option="arrivals", value=True)
+        rejected = rejected_of(chosen, open_server(spec_of(setup, gpu, len(chosen))).config)
+        part = replace(arrivals, rejected=int(rejected.sum()))
+        asked.append((setup, replay_run(chosen.take(~rejected) if part.rejected else chosen, part)))
+    return plan_replays(asked, gpu=gpu)
 
 
 def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: bool) -> Arrivals:

@@ -40,8 +40,8 @@ class Replay:
 
     Attributes:
         cell: The run in words; `cell_id` its id in plans and rows.
-        requests: How many; `input_tokens` and `output_tokens` of all of them.
-        predicted: Energy with its interval, latencies, load.
+        requests: How many are served; `input_tokens` and `output_tokens` of all of them.
+        predicted: Energy with its interval, latencies, load. Its requests are those that the engine rejects too.
         compared: Figures beside what was measured; empty before it was.
         is_inside: Whether the energy's interval contains what was measured; None before it was.
         gpu_uuids: Of the GPUs that measured it.
@@ -71,15 +71,17 @@ def predict(planned: PlannedCell | Measurement, gpu: str, table: Table) -> Repla
     Raises:
         UsageError: The engine is not known, or the model does not fit.
     """
-    requests = requests_of(planned)
+    requests, arrivals = requests_of(planned), planned.cell.load.arrivals
     server = open_server(spec_of(planned.cell.setup, gpu, len(requests)), table)
+    run = estimate_run(whole(requests), server)
+    left_out = 0 if arrivals is None else arrivals.rejected
     return Replay(
         cell=str(planned.cell),
         cell_id=planned.cell.id,
         requests=len(requests),
         input_tokens=int(requests.input_tokens.sum()),
         output_tokens=int(requests.output_tokens.sum()),
-        predicted=estimate_run(whole(requests), server),
+        predicted=replace(run, requests=run.requests + left_out, rejected_requests=run.rejected_requests + left_out),
     )
 
 
