@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from statistics import fmean
 
 from infergy.cost.table import Table
 from infergy.errors import UsageError
@@ -98,9 +99,7 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
         if guess is not None and seen is not None:
             figures.append((f"{name}_{p}", getattr(guess, p), getattr(seen, f"{p}_s")))
     if row.cell.setup.prefix_caching:
-        counts = [batch.counts for window in row.windows for batch in window.batches if batch.counts is not None]
-        hits = sum(count.cached_tokens for count in counts) / len(counts) if counts else None
-        figures.append(("cached_tokens", run.load.hit_tokens, hits))
+        figures.append(("cached_tokens", run.load.hit_tokens, _cached_tokens(row)))
     return replace(
         predicted,
         compared=tuple(
@@ -111,6 +110,12 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
         gpu_uuids=tuple(gpu.uuid for gpu in row.environment.gpus),
         simulated=row.simulated,
     )
+
+
+def _cached_tokens(row: Measurement) -> float | None:
+    """Prompt tokens that the engine's prefix cache had, mean over the runs of a row; None if it reported none."""
+    counts = [batch.counts for window in row.windows for batch in window.batches if batch.counts is not None]
+    return fmean(count.cached_tokens for count in counts) if counts else None
 
 
 def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Replay]:
