@@ -31,7 +31,9 @@ def test_rejected_requests_and_those_without_a_session_are_counted(verb: str, lo
     assert done.exit_code == 0, done.output
     text = " ".join(done.stdout.split())
     assert "1 of 3 requests is longer than the context" in text
-    assert "without the id of a session, each served as a session of its own: 1." in text
+    assert (
+        "without a session, or no later than the one that they follow, each served as a session of its own: 1." in text
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -68,7 +68,11 @@ def test_each_request_keeps_its_lengths_in_the_plan_and_in_the_row(tmp_path: Pat
     [
         (["azure-code-2023", "--requests", "9000"], UsageError, ["azure-code-2023", "8,819"]),
         (["azure-code-2023", "--requests", "9000", "--all-at-once"], UsageError, ["8,819", "9,000"]),
-        (["azure-code-2023", "--requests", "40", "--engine", "transformers"], UsageError, ["transformers"]),
+        (
+            ["azure-code-2023", "--requests", "40", "--engine", "transformers"],
+            UsageError,
+            ["transformers", "--all-at-once"],
+        ),
         (["azure-code-2023", "--requests", "40", "--engine", "vllm-spec4:llama-3.2-1b:0.8"], UsageError, ["spec4"]),
         (["azure-code-2023", "--from", "5h", "--for", "10s"], UsageError, ["azure-code-2023", "--from", "3435.95"]),
         (["azure-code-2023", "--from", "5h"], UsageError, ["azure-code-2023", "--from", "3435.95"]),
@@ -159,6 +163,28 @@ def test_requests_that_follow_answers_do_so_in_a_replay(tmp_path: Path, times: b
     lacks = runner.invoke(app, ["replay", str(log), "--gpu", "h200", "--usage-context", "llm"])
     assert isinstance(lacks.exception, UsageError)
     assert printed("replay", str(log), "--gpu", "h200", "--usage-context", "llm", "--all-at-once")["requests"] == 15
+
+
+def test_a_request_that_is_too_long_is_left_out_and_counted_as_estimate_counts_it(tmp_path: Path) -> None:
+    log, store = tmp_path / "log.csv", tmp_path / "rows.jsonl"
+    # The longest prompt and the longest answer are not of one request, and the second last fits exactly.
+    lengths = [(100, 300), (4000, 97), (200, 200), (4095, 1), (4095, 2)]
+    lines = [f"{at},{inputs},{outputs}" for at, (inputs, outputs) in enumerate(lengths)]
+    log.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *lines]), encoding="utf-8")
+    asked = [str(log), "--gpu", "h200"]
+    found = printed("replay", *asked, "-e", "vllm-len4096", "--simulate", "-o", str(store))
+    options = ("--max-model-len", "4096", "--no-enable-prefix-caching")
+    estimate = printed("estimate", *asked, *options)["estimates"][0]["served"]
+    assert (estimate["requests"], estimate["rejected_requests"], found["requests"]) == (5, 2, 3)
+    assert [found["predicted"][name] for name in ("requests", "rejected_requests")] == [5, 2]
+    assert found["predicted"]["energy_j"] == pytest.approx(estimate["energy_j"], rel=1e-6)
+    (row,) = read_store(store).rows
+    assert row.lengths == ((100, 300), (200, 200), (4095, 1))
+    assert printed("replay", str(store))["predicted"]["rejected_requests"] == 2
+    plain = printed("replay", *asked)
+    assert (plain["requests"], plain["predicted"]["rejected_requests"]) == (5, 0)
+    done = runner.invoke(app, ["replay", *asked, "-e", "vllm-len200"])
+    assert isinstance(done.exception, UsageError)
 
 
 def test_a_trace_without_hashes_is_replayed_without_a_cache_unless_asked(tmp_path: Path) -> None:

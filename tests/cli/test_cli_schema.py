@@ -89,6 +89,7 @@ def test_shipped_studies_are_grids_and_their_plans_plans() -> None:
         ("recommend", ("recommend", "azure-code-2023", "--requests", "50", "--tpot-p99", "20ms")),
         ("breakdown", ("breakdown", "azure-code-2023", "--requests", "50", "--all-at-once")),
         ("histogram", ("trace", "azure-code-2023", "--bins", "paper")),
+        ("answers", ("trace", "azure-code-2023", "azure-conv-2023")),
     ],
 )
 def test_what_a_verb_prints_follows_its_schema(name: str, arguments: tuple[str, ...]) -> None:

@@ -227,9 +227,10 @@ def test_bailians_times_are_seconds_and_its_chats_are_linked(tmp_path: Path) -> 
 
 def test_a_parent_that_comes_no_earlier_is_no_link(tmp_path: Path) -> None:
     records = [chat(1, 2, 0.0), chat(2, 1, 1.0), chat(3, 3, 2.0), chat(4, 5, 3.0), chat(5, -1, 4.0)]
-    after = open_trace(jsonl(tmp_path / "log.jsonl", records)).requests().after
-    assert after is not None
-    assert after.tolist() == [-1, 0, -1, -1, -1]
+    requests = open_trace(jsonl(tmp_path / "log.jsonl", records)).requests()
+    assert requests.after is not None
+    assert requests.after.tolist() == [-1, 0, -1, -1, -1]
+    assert requests.set_aside.without_session == 3, "they are counted"
 
 
 def test_bailians_trace_is_still_mooncakes_if_asked_for(tmp_path: Path) -> None:

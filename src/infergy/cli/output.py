@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -101,12 +102,23 @@ def print_notes(lines: Iterable[str], *, width: int = WIDTH) -> None:
         typer.echo(fill(text, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False))
 
 
+ANSWERS_SCHEMA = "infergy.answers/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a verb prints of several traces or runs, in their order; each has the schema of one."""
+
+    traces: tuple[Any, ...]
+    schema: str = ANSWERS_SCHEMA
+
+
 def print_json(answers: Sequence[Any]) -> None:
     """One object for one answer; for several traces a list of them under ``traces``."""
     from infergy.records.codec import to_json
 
-    content = [to_json(answer) for answer in answers]
-    typer.echo(json.dumps(content[0] if len(content) == 1 else {"traces": content}, indent=1, allow_nan=False))
+    content = answers[0] if len(answers) == 1 else Answers(traces=tuple(answers))
+    typer.echo(json.dumps(to_json(content), indent=1, allow_nan=False))
 
 
 def check_picture(path: Path | None) -> None:
@@ -163,7 +175,9 @@ def trace_notes(trace: TraceFacts) -> list[str]:
     lines = {
         "Requests without input or output tokens, left out": trace.set_aside,
         "Requests out of order, sorted by arrival": trace.out_of_order,
-        "Requests without the id of a session, each served as a session of its own": trace.without_session,
+        "Requests without a session, or no later than the one that they follow, each served as a session of its own": (
+            trace.without_session
+        ),
         "Requests without hashes of their blocks, served as if they shared no prefix": trace.without_blocks,
     }
     return [f"{what}: {count:,}." for what, count in lines.items() if count]

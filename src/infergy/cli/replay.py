@@ -30,6 +30,7 @@ from infergy.units import count_of, format_duration, format_latency, format_perc
 if TYPE_CHECKING:
     from infergy.cost.table import Table
     from infergy.estimates.replay import Replay
+    from infergy.measure.planner import Run
     from infergy.records import Arrivals, EngineSetup, Measurement, Plan
     from infergy.workload import Requests
 
@@ -188,7 +189,6 @@ def _check_options(path: Path, kind_of_file: str, typed: Mapping[str, str]) -> N
 
 
 def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) -> Plan:
-    from infergy.measure.planner import replay_run
     from infergy.measure.replays import plan_replays
     from infergy.workload import Histogram
 
@@ -214,9 +214,26 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
     arrivals = _arrivals(source, trace, whole, timed=timed)
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
-    run = replay_run(chosen, arrivals)
     setups = target.setups(has_blocks=has_blocks)
-    return plan_replays([(setup, run) for setup in setups], gpu=gpu)
+    return plan_replays([(setup, _run_on(setup, chosen, arrivals, gpu)) for setup in setups], gpu=gpu)
+
+
+def _run_on(setup: EngineSetup, requests: Requests, arrivals: Arrivals, gpu: str) -> Run:
+    """The run that serves requests on an engine, without those that it rejects.
+
+    Raises:
+        UsageError: The engine serves static batches, and requests arrive one after the other.
+    """
+    from infergy.estimates.replay import spec_of
+    from infergy.estimates.servers import open_server
+    from infergy.measure.planner import replay_run
+    from infergy.serving.simulate import rejected_of
+
+    if arrivals.timed and setup.engine == "transformers":
+        message = f"{requests.source}: transformers serves static batches, all at once: --all-at-once"
+        raise UsageError(message, code="engine-lacks", engine=setup.engine, option="arrivals", value=arrivals.label)
+    rejected = rejected_of(requests, open_server(spec_of(setup, gpu, len(requests))).config)
+    return replay_run(requests.take(~rejected), replace(arrivals, rejected=int(rejected.sum())))
 
 
 def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: bool) -> Arrivals:

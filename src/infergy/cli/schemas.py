@@ -11,6 +11,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 GRID_SCHEMA = "infergy.grid/1"
 """A grid names no schema of its own: a human writes it."""
 SCHEMAS = {
+    "answers": "cli.output ANSWERS_SCHEMA Answers",
     "breakdown": "estimates.breakdown BREAKDOWN_SCHEMA Breakdown",
     "ceiling": "estimates.paper CEILING_SCHEMA PaperEstimate",
     "check": "records.check CHECK_SCHEMA Checked",

@@ -99,7 +99,7 @@ class VllmSession:
         begun_s = time.monotonic()
         try:
             # Prompts are drawn from one seed: the cache would still hold those of an earlier run.
-            if self._is_caching and not self._llm.reset_prefix_cache():
+            if self._is_caching and self._llm.reset_prefix_cache() is False:
                 raise RuntimeError(CACHE_IN_USE)
             if work.is_timed:
                 answers = _serve(self._llm, prompts, parameters, work.arrival_s, begun_s)

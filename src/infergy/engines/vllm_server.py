@@ -177,9 +177,9 @@ class VllmServerSession:
         """Serve until all are finished; returns when the run began, by `time.monotonic`."""
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
             # Prompts are drawn from one seed: the cache would still hold those of an earlier run. vLLM answers False
-            # while blocks are in use.
+            # while blocks are in use, older versions nothing.
             for _ in range(RESET_TRIES):
-                if await _alive(self._engine, self._engine.reset_prefix_cache()):
+                if await _alive(self._engine, self._engine.reset_prefix_cache()) is not False:
                     break
                 await asyncio.sleep(ALIVE_S)
             else:

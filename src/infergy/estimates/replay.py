@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from statistics import fmean
 
 from infergy.cost.table import Table
 from infergy.errors import UsageError
@@ -40,8 +41,8 @@ class Replay:
 
     Attributes:
         cell: The run in words; `cell_id` its id in plans and rows.
-        requests: How many; `input_tokens` and `output_tokens` of all of them.
-        predicted: Energy with its interval, latencies, load.
+        requests: How many are served; `input_tokens` and `output_tokens` of all of them.
+        predicted: Energy with its interval, latencies, load. Its requests are those that the engine rejects too.
         compared: Figures beside what was measured; empty before it was.
         is_inside: Whether the energy's interval contains what was measured; None before it was.
         gpu_uuids: Of the GPUs that measured it.
@@ -71,15 +72,17 @@ def predict(planned: PlannedCell | Measurement, gpu: str, table: Table) -> Repla
     Raises:
         UsageError: The engine is not known, or the model does not fit.
     """
-    requests = requests_of(planned)
+    requests, arrivals = requests_of(planned), planned.cell.load.arrivals
     server = open_server(spec_of(planned.cell.setup, gpu, len(requests)), table)
+    run = estimate_run(whole(requests), server)
+    left_out = 0 if arrivals is None else arrivals.rejected
     return Replay(
         cell=str(planned.cell),
         cell_id=planned.cell.id,
         requests=len(requests),
         input_tokens=int(requests.input_tokens.sum()),
         output_tokens=int(requests.output_tokens.sum()),
-        predicted=estimate_run(whole(requests), server),
+        predicted=replace(run, requests=run.requests + left_out, rejected_requests=run.rejected_requests + left_out),
     )
 
 
@@ -96,9 +99,7 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
         if guess is not None and seen is not None:
             figures.append((f"{name}_{p}", getattr(guess, p), getattr(seen, f"{p}_s")))
     if row.cell.setup.prefix_caching:
-        counts = [batch.counts for window in row.windows for batch in window.batches if batch.counts is not None]
-        hits = sum(count.cached_tokens for count in counts) / len(counts) if counts else None
-        figures.append(("cached_tokens", run.load.hit_tokens, hits))
+        figures.append(("cached_tokens", run.load.hit_tokens, _cached_tokens(row)))
     return replace(
         predicted,
         compared=tuple(
@@ -109,6 +110,12 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
         gpu_uuids=tuple(gpu.uuid for gpu in row.environment.gpus),
         simulated=row.simulated,
     )
+
+
+def _cached_tokens(row: Measurement) -> float | None:
+    """Prompt tokens that the engine's prefix cache had, mean over the runs of a row; None if it reported none."""
+    counts = [batch.counts for window in row.windows for batch in window.batches if batch.counts is not None]
+    return fmean(count.cached_tokens for count in counts) if counts else None
 
 
 def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Replay]:

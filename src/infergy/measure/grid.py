@@ -317,7 +317,7 @@ def _resolve(grid: Grid) -> tuple[Gpu, dict[str, Mapping[str, Any]], dict[Engine
         cells = cells_of.setdefault(setup, {})
         for block in grid.cells:
             for load in _loads(block):
-                problems.add(length_errors(setup, configs, load))
+                problems.add(length_errors(setup, configs, load.lengths))
                 with problems.collect():
                     for planned in _plan_load(block, load, planner, grid.options.seed):
                         problems.add(batch_errors(setup, planned.cell.load))

@@ -59,7 +59,7 @@ def plan_replays(
             models.setdefault(setup.speculation.draft, model_config(setup.speculation.draft))
         shape = read_shape(models[setup.model], name=setup.model)
         problems.add(setup_errors(setup, shape, [GREEDY], [run.load.arrivals]))
-        problems.add(length_errors(setup, models, run.load))
+        problems.add(length_errors(setup, models, max(run.lengths or (run.load.lengths,), key=sum)))
         with problems.collect():
             planner = Planner(setup, shape, device, find_draft(setup, models))
             planned = planner.plan(run, GIVEN)

@@ -131,13 +131,15 @@ def _head_errors(setup: EngineSetup, shape: ModelShape) -> Iterator[UsageError]:
         yield UsageError.bad_value("tensor_parallel", gpus, expected).within(setup.label)
 
 
-def length_errors(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], load: Load) -> Iterator[UsageError]:
-    """Why a request is too long for an engine config.
+def length_errors(
+    setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], lengths: tuple[int, int]
+) -> Iterator[UsageError]:
+    """Why a request of so many input and output tokens is too long for an engine config.
 
     vLLM takes no request past the positions of the model or past its option. Past those of a draft model it goes on
     without drafting (its `_input_fits_in_drafter`), which would be measured as if it drafted.
     """
-    tokens = load.input_tokens + load.output_tokens
+    tokens = sum(lengths)
     limits = {}
     if setup.max_model_len is not None:
         limits[f"max_model_len = {setup.max_model_len}"] = setup.max_model_len
@@ -147,7 +149,7 @@ def length_errors(setup: EngineSetup, models: Mapping[str, Mapping[str, Any]], l
                 limits[f"the {positions} positions of {name}"] = positions
     for words, limit in limits.items():
         if tokens > limit:
-            message = f"{setup.label}: {load.input_tokens} input and {load.output_tokens} output tokens exceed {words}"
+            message = f"{setup.label}: {lengths[0]} input and {lengths[1]} output tokens exceed {words}"
             yield UsageError(message, code="too-long", tokens=tokens, limit=limit)
 
 

@@ -49,6 +49,8 @@ class Arrivals:
         from_s: Where the window of a replay begins, in seconds after the first request of the log.
         for_s: Seconds of serving over which the requests of the window arrive, above 0: `speed` times as many of the
             log; None for a replay of so many consecutive requests.
+        rejected: Requests of that part of the log that are left out of a replay, because the engine rejects them: they
+            are longer than its context or its cache.
     """
 
     law: str
@@ -61,6 +63,7 @@ class Arrivals:
     speed: float = 1.0
     from_s: float = 0.0
     for_s: float | None = None
+    rejected: int = 0
 
     def __post_init__(self) -> None:
         if self.law not in (POISSON, GAMMA, TRACE, REPLAY):
@@ -69,8 +72,9 @@ class Arrivals:
             raise UsageError.conflict(
                 {"law": self.law, "trace": self.trace}, "a trace goes with the laws trace and replay only"
             )
-        if self.first < 0 or (self.law != REPLAY and self.first):
-            raise UsageError.bad_value("first", self.first, "0, or in a replay more", law=self.law)
+        for name in ("first", "rejected"):
+            if (count := getattr(self, name)) < 0 or (self.law != REPLAY and count):
+                raise UsageError.bad_value(name, count, "0, or in a replay more", law=self.law)
         self._check_window()
         self._check_rate()
         if self.law == GAMMA and self.burstiness == 1:

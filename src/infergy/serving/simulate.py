@@ -17,7 +17,7 @@ from infergy.records.cell import Links
 from infergy.serving.blocks import blocks_of_prefixes, shared_paths
 from infergy.serving.config import EngineConfig, StaticConfig
 from infergy.serving.replica import ENTRY, Arrivals, Replica, StaticReplica, StepCost
-from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests
+from infergy.serving.run import Booleans, EnergySplit, Floats, Run, RunCounts, ServedRequests
 from infergy.serving.scheduler import Scheduler
 from infergy.workload.requests import Requests
 
@@ -135,7 +135,7 @@ def _servers(
 
 def _read(requests: Requests, config: EngineConfig | StaticConfig) -> _Asked:
     inputs, outputs = np.asarray(requests.input_tokens), np.asarray(requests.output_tokens)
-    rejected = _rejected(inputs, outputs, config)
+    rejected = rejected_of(requests, config)
     arrival_s = np.zeros(inputs.size) if requests.arrival_s is None else np.array(requests.arrival_s, dtype=float)
     following: dict[int, list[tuple[int, float]]] = {}
     if requests.after is not None and requests.gap_s is not None:
@@ -149,8 +149,9 @@ def _read(requests: Requests, config: EngineConfig | StaticConfig) -> _Asked:
     )
 
 
-def _rejected(inputs: Ints, outputs: Ints, config: EngineConfig | StaticConfig) -> Booleans:
-    """Requests longer than the context, or than the memory: of blocks, the last token is sampled, not kept."""
+def rejected_of(requests: Requests, config: EngineConfig | StaticConfig) -> Booleans:
+    """Which are longer than the context, or than the memory: of blocks, the last token is sampled, not kept."""
+    inputs, outputs = np.asarray(requests.input_tokens), np.asarray(requests.output_tokens)
     tokens = inputs + outputs
     rejected = np.zeros(tokens.size, dtype=bool)
     if config.max_model_len is not None:

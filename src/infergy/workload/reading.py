@@ -112,7 +112,10 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
         times = served[ARRIVAL_S].to_numpy()
         arrival_s = times - (times[0] if origin_s is None else origin_s) if len(times) else times
     cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
-    after, gap_s = _sessions(table, served)
+    after, gap_s, lost = _sessions(table, served)
+    lacking = {name: int(served.select(lacks.sum()).item()) for name, lacks in unlinked(table).items()}
+    if lost:
+        lacking["without_session"] += lost
     return Requests(
         source=table.source.name,
         input_tokens=served["input_tokens"].to_numpy(),
@@ -127,7 +130,7 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
             out_of_order=out_of_order,
-            **{name: int(served.select(lacks.sum()).item()) for name, lacks in unlinked(table).items()},
+            **lacking,
         ),
         lengths_from=table.source.lengths_from,
     )
@@ -163,14 +166,17 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     raise arrivals_missing(table, len(untimed), len(served), f" ({_numbers(untimed)})")
 
 
-def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any]:
-    """Index of the previous request of the session, and the gap after it; None for what the log does not know."""
+def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
+    """Index of the previous request of the session, and the gap after it; None for what the log does not know.
+
+    Last, how many requests have one that comes no earlier.
+    """
     import numpy as np
     import polars as pl
 
     sessions = table.layout.sessions
     if sessions is None:
-        return None, None
+        return None, None, 0
     index = pl.int_range(pl.len(), dtype=pl.Int64)
     if sessions.parent is not None:
         own = served.select(parent="session", after=index).unique("parent", keep="first", maintain_order=True)
@@ -178,14 +184,14 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any]:
     else:
         previous = pl.col("place").shift(1).over("session")
         linked = served.with_columns(place=index).select(after=pl.when(pl.col("session").is_not_null()).then(previous))
-    after = linked["after"].fill_null(-1).to_numpy()
+    named = linked["after"].fill_null(-1).to_numpy()
     # An answer cannot precede its question: such links, cycles among them, are none.
-    after = np.where(after < np.arange(len(after)), after, -1)
-    follows = pl.Series(after >= 0)
+    after = np.where(named < np.arange(len(named)), named, -1)
+    lost, follows = int((after != named).sum()), pl.Series(after >= 0)
     if not follows.any():
-        return None, None
+        return None, None, lost
     if sessions.gap is None:
-        return after, None
+        return after, None, lost
     gaps = served["gap_s"]
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
@@ -195,7 +201,7 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any]:
             "once: --all-at-once"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, column=sessions.gap, rows=len(wrong))
-    return after, gaps.zip_with(follows, pl.Series([0.0])).to_numpy()
+    return after, gaps.zip_with(follows, pl.Series([0.0])).to_numpy(), lost
 
 
 def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:

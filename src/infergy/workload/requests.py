@@ -77,7 +77,8 @@ class SetAside:
         without_input: Rows with output and 0 input tokens, left out: engines reject an empty prompt.
         out_of_order: Requests that arrived before the one above them in the log; all are sorted by arrival, ties in
             the log's order.
-        without_session: Requests without the id of a session, in a log that has sessions: each is one of its own.
+        without_session: Requests without the id of a session, in a log that has sessions, or no later than the request
+            that they follow: each is one of its own.
         without_blocks: Requests without hashes of blocks, in a log that has them: their prompts share no prefix.
     """
 
