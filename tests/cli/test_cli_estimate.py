@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from importlib import resources
@@ -17,6 +18,7 @@ from infergy.cli import app
 from infergy.cli.estimate import FIGURES
 from infergy.cli.output import WIDTH
 from infergy.errors import InfergyError, UsageError
+from infergy.estimates.latency import Z90, LatencyParts, LikelyPercentiles
 from infergy.serving.run import Percentiles
 from raising import raises
 
@@ -58,6 +60,8 @@ def test_the_json_has_each_server_as_requests_arrive_and_all_at_once() -> None:
         for name in ("ttft_s", "tpot_s", "e2e_s"):
             times = run["latency"][name]
             assert 0 < times["p50"] <= times["p90"] <= times["p99"]
+            for p in ("p50", "p90", "p99"):
+                assert 0 < times["low"][p] < times[p] < times["high"][p]
     assert one["served"]["energy_j"] > 2 * one["offline"]["energy_j"]
     assert one["served"]["latency"]["ttft_s"]["p50"] < one["offline"]["latency"]["ttft_s"]["p50"]
     assert found["paper"]["ideal_energy_j"] < found["paper"]["energy_j"]
@@ -223,13 +227,26 @@ def test_of_many_servers_it_is_said_how_requests_arrive(tmp_path: Path) -> None:
     assert "All at once: no column of arrivals" in untimed
 
 
-def test_long_latencies_are_durations() -> None:
-    run: Any = SimpleNamespace(
-        latency=SimpleNamespace(ttft_s=Percentiles(p50=7550.0, p90=7550.0, p99=59.5), tpot_s=None)
-    )
-    figures: dict[str, Any] = dict(FIGURES)
-    shown = figures["TTFT p50 / p99"](run)
-    assert shown == "2 h 06 min / 59.5 s"
+def test_a_latency_has_its_interval_in_its_own_unit() -> None:
+    shown: Any = dict(FIGURES)["TTFT p50 / p99"]
+
+    def cell(p50: float, p99: float) -> str:
+        percentiles = LikelyPercentiles.within(Percentiles(p50=p50, p90=p99, p99=p99), math.log(2) / Z90)
+        return str(shown(SimpleNamespace(latency=LatencyParts(ttft_s=percentiles))))
+
+    assert cell(0.05, 0.2) == "50.0 / 200 ms (100 .. 400)"
+    assert cell(0.05, 2.0) == "50.0 ms / 2.00 s (1.00 .. 4.00)"
+    assert cell(30.0, 90.0) == "30.0 / 90.0 s (45.0 .. 180)"
+    assert cell(90.0, 660.0) == "1.50 / 11.0 min (5.50 .. 22.0)"
+    assert cell(600.0, 7200.0) == "10 min 00 s / 2.00 h (1.00 .. 4.00)"
+    assert shown(SimpleNamespace(latency=LatencyParts())) == "-"
+
+
+def test_the_figures_of_an_answer_are_ten_lines_that_fit_ninety_columns() -> None:
+    lines = [line.rstrip() for line in invoke(*SHORT).stdout.splitlines()]
+    table = [line for line in lines if line.startswith(" ")]
+    assert len(table) == 10
+    assert max(map(len, table)) <= 90
 
 
 @pytest.mark.parametrize(

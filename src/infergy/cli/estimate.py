@@ -33,15 +33,26 @@ from infergy.cli.output import (
 )
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
-from infergy.units import count_of, format_duration, format_latency, format_number, format_percent, format_si
+from infergy.units import (
+    count_of,
+    format_duration,
+    format_interval,
+    format_latency,
+    format_number,
+    format_percent,
+    format_si,
+    latency_scale,
+    scale_of,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
-    from infergy.serving.run import Percentiles
+    from infergy.estimates.latency import LikelyPercentiles
 
 RUNS, CEILING = "runs", "ceiling"
+INTERVAL = "(90 % interval)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,11 +233,11 @@ def _tables(columns: Sequence[tuple[str, RunEstimate]]) -> Iterator[Table]:
 def _columns(runs: Sequence[tuple[str, RunEstimate | None]]) -> Table:
     known = [(label, run) for label, run in runs if run is not None]
     rows = [(name, *(figure(run) for _, run in known)) for name, figure in FIGURES]
-    return make_table(("", *(label for label, _ in known)), rows)
+    return make_table((INTERVAL, *(label for label, _ in known)), rows)
 
 
-def _interval(run: RunEstimate) -> str:
-    return f"{format_number(run.low_j / 3600)} .. {format_number(run.high_j / 3600)} Wh"
+def _energy(run: RunEstimate) -> str:
+    return format_interval(run.energy_j, run.low_j, run.high_j, scale_of(run.energy_j, "J"))
 
 
 def _per_day(run: RunEstimate) -> str:
@@ -236,8 +247,13 @@ def _per_day(run: RunEstimate) -> str:
     return f"{format_number(day)} / {format_number(day * 30.4)} kWh"
 
 
-def _pair(percentiles: Percentiles | None) -> str:
-    return NONE if percentiles is None else f"{format_latency(percentiles.p50)} / {format_latency(percentiles.p99)}"
+def _latency(own: LikelyPercentiles | None) -> str:
+    """p50, and p99 with its interval; p50 in the unit of p99 where that suits it."""
+    if own is None:
+        return NONE
+    divisor, unit = latency_scale(own.p99)
+    p50 = format_number(own.p50 / divisor) if own.p50 >= divisor else format_latency(own.p50)
+    return f"{p50} / {format_interval(own.p99, own.low.p99, own.high.p99, (divisor, unit))}"
 
 
 def _request(run: RunEstimate) -> str:
@@ -246,9 +262,8 @@ def _request(run: RunEstimate) -> str:
 
 
 FIGURES = (
-    ("Energy", lambda run: f"{format_number(run.energy_wh)} Wh"),
-    ("  90 % interval", _interval),
-    ("  per day / month at this load", _per_day),
+    ("Energy", _energy),
+    ("  per day / month", _per_day),
     ("Energy per request", _request),
     ("Duration", lambda run: format_duration(run.duration_s)),
     ("Mean power", lambda run: f"{format_number(run.load.power_w)} W"),
@@ -256,8 +271,8 @@ FIGURES = (
         "GPU busy / mean batch",
         lambda run: f"{format_percent(run.load.busy_share)} / {format_number(run.load.mean_batch)}",
     ),
-    ("TTFT p50 / p99", lambda run: _pair(run.latency.ttft_s)),
-    ("TPOT p50 / p99", lambda run: _pair(run.latency.tpot_s)),
+    ("TTFT p50 / p99", lambda run: _latency(run.latency.ttft_s)),
+    ("TPOT p50 / p99", lambda run: _latency(run.latency.tpot_s)),
 )
 
 
@@ -271,9 +286,9 @@ def _paper(answer: TraceEstimate) -> list[str]:
         of += f" for the first server, {servers[0].engine}"
     if paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
         return [f"{of}: no bin of the trace can be served."]
-    ideal, by_bins = (format_number(joules / 3600) for joules in (paper.ideal_energy_j, paper.energy_j))
+    ideal, by_bins = (format_si(joules, "J") for joules in (paper.ideal_energy_j, paper.energy_j))
     gap = format_percent(paper.gap_to_ideal, signed=True)
-    return [f"{of}: ideal {ideal} Wh; by its bins {by_bins} Wh, {gap} over the ideal."]
+    return [f"{of}: ideal {ideal}; by its bins {by_bins}, {gap} over the ideal."]
 
 
 def _explained(one: ServerEstimate) -> list[str]:

@@ -19,19 +19,16 @@ from typing import Any
 
 from infergy.cost.table import Table
 from infergy.errors import UsageError
+from infergy.estimates.latency import Z90 as Z90
+from infergy.estimates.latency import LatencyParts, latency_parts
 from infergy.estimates.load import Load, load_of, measured_share, overload_of
 from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
-from infergy.serving.run import EnergySplit, Latency, Runs, open_share, run_of, steps_of, total
+from infergy.serving.run import EnergySplit, Runs, open_share, steps_of, total
 from infergy.units import count_of
 from infergy.workload.requests import Requests, Sample, whole
 
 ESTIMATE_SCHEMA = "infergy.estimate/2"
-Z90 = 1.645
-LATENCY_SD = {"ttft_sd": 0.12, "tpot_sd": 0.05, "e2e_sd": 0.04}
-"""Beside that of the time of steps: what 21 replays differed by from predictions made before them (docs/replay.md).
-TTFT has the largest, because the intake of requests differs from host to host."""
-NO_LATENCY = Latency(ttft_s=None, tpot_s=None, itl_s=None, e2e_s=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,22 +63,6 @@ class TraceFacts:
     def rate_per_s(self) -> float | None:
         """Requests after the first, divided by the duration; None if unknown, or if all arrive at one instant."""
         return (self.requests - 1) / self.duration_s if self.duration_s else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyParts(Latency):
-    """Percentiles in seconds over requests, by nearest rank; None where no request has one, or for `reason`.
-
-    Attributes:
-        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` is that of `tpot_s` and `itl_s`,
-            `e2e_sd` of `e2e_s`.
-        reason: Why none is known of a trace that was sampled.
-    """
-
-    ttft_sd: float
-    tpot_sd: float
-    e2e_sd: float
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +264,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *
     arrive = sample.windows[0].requests.arrival_s is not None
     overload = overload_of(runs, server, advise=advise) if arrive else None
     span_s = sample.duration_s if arrive and overload is None else None
-    latency = _latency(runs, sample, seconds_sd, overload)
+    latency = latency_parts(runs, sample, seconds_sd, overload)
     scale = sample.requests / total(runs, "counts.requests")
     return RunEstimate(
         energy_j=energy_j,
@@ -319,18 +300,6 @@ def facts_of(sample: Sample) -> TraceFacts:
         simulated_requests=sum(len(window.requests) for window in sample.windows),
         lengths_from=first.lengths_from,
     )
-
-
-def _latency(runs: Runs, sample: Sample, seconds_sd: float, overload: str | None) -> LatencyParts:
-    reason = None
-    if not sample.is_whole and not sample.is_timed:
-        reason = "windows of the trace were simulated, all at once"
-    elif not sample.is_whole and overload is not None:
-        reason = "windows of the trace were simulated, and a queue outlasts them"
-    latency = NO_LATENCY if reason is not None else run_of(runs).latency()
-    percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
-    sds: dict[str, Any] = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
-    return LatencyParts(**percentiles, **sds, reason=reason)
 
 
 def _notes_of(sample: Sample) -> list[str]:
