@@ -183,9 +183,32 @@ def test_the_rate_of_arrivals_is_that_of_the_trace(tmp_path: Path) -> None:
     assert "1.00 /s" in CliRunner().invoke(app, ["trace", source]).stdout
 
 
+def test_power_over_time_is_given_where_asked_for() -> None:
+    (plain,), (one,) = (answer(*SHORT, *more)["estimates"] for more in ((), ("--timeline", "7")))
+    assert plain["served"]["load"]["timeline"] is None
+    for run in (one["served"], one["offline"]):
+        over_time = run["load"]["timeline"]
+        assert {len(over_time[name]) for name in ("start_s", "power_w", "running", "waiting")} == {7}
+        assert sum(over_time["power_w"]) * over_time["bin_s"] == pytest.approx(run["energy_j"])
+        assert max(over_time["running"]) <= run["load"]["peak_running"]
+    for more, needed in (
+        (("--timeline", "7"), "--json"),
+        (("--timeline", "7", "--method", "ceiling"), "--method runs"),
+    ):
+        with raises("option-missing", option=needed, needed_by=["--timeline"]):
+            CliRunner().invoke(app, ["estimate", *SHORT, *more], catch_exceptions=False, standalone_mode=False)
+
+
+def test_energy_is_given_by_request_and_by_token(tmp_path: Path) -> None:
+    source = log(tmp_path, "input_tokens,output_tokens", "100,10", "140000,20", "200,20")
+    run = answer(source)["estimates"][0]["offline"]
+    per = [run["energy"][f"per_{what}_j"] for what in ("request", "output_token", "token")]
+    assert per == pytest.approx([run["energy_j"] / count for count in (2, 30, 330)])
+
+
 def test_explain_adds_options_and_activities() -> None:
     done = invoke(*SHORT, "--explain")
-    for words in ("energy by activity", "max_num_seqs 1024", "preemptions"):
+    for words in ("energy by activity", "per output token", "max_num_seqs 1024", "preemptions", "in a step"):
         assert words in done.stdout
 
 

@@ -48,8 +48,9 @@ def test_a_sample_says_how_many_requests_were_simulated(capsys: pytest.CaptureFi
 
 
 def test_the_requests_of_a_sample_are_those_of_the_trace() -> None:
-    _, one = answer(a_sample())
+    one = estimate(a_sample(), timeline=10).estimates[0]
     assert one.served is not None
+    assert one.served.load.timeline is None
     assert one.offline is not None
     assert one.served.requests == one.offline.requests == 16_000
     assert one.served.latency.ttft_s is not None

@@ -98,6 +98,9 @@ def estimate(
     measured: MeasuredSelection,
     method: MethodSelection,
     bins: BinSelection,
+    timeline: int | None = option(
+        "With --json: power, batch and queue in so many equal parts of a run", min=1, max=10_000
+    ),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,6 +109,10 @@ def estimate(
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
     is_ceiling, specs = method.is_ceiling(bins, trace), servers.specs()
+    if timeline is not None and (is_ceiling or not as_json):
+        needed = "--method runs" if is_ceiling else "--json"
+        message = f"--timeline {timeline}: give {needed} too"
+        raise UsageError(message, code="option-missing", option=needed, needed_by=["--timeline"])
     table = measured.load()
     samples = (trace.open(source) for source in sources)
     answers: Sequence[Any]
@@ -121,7 +128,7 @@ def estimate(
     else:
         from infergy.estimates.estimate import estimate as run_estimate
 
-        answers = [run_estimate(sample, specs, tables=table) for sample in samples]
+        answers = [run_estimate(sample, specs, tables=table, timeline=timeline or 0) for sample in samples]
         show = partial(_print, explain=explain)
     if as_json:
         print_json(answers)
@@ -256,15 +263,14 @@ def _latency(own: LikelyPercentiles | None) -> str:
     return f"{p50} / {format_interval(own.p99, own.low.p99, own.high.p99, (divisor, unit))}"
 
 
-def _request(run: RunEstimate) -> str:
-    energy_j = run.energy_per_request_j
+def _joules(energy_j: float | None) -> str:
     return NONE if energy_j is None else format_si(energy_j, "J")
 
 
 FIGURES = (
     ("Energy", _energy),
     ("  per day / month", _per_day),
-    ("Energy per request", _request),
+    ("Energy per request", lambda run: _joules(run.energy.per_request_j)),
     ("Duration", lambda run: format_duration(run.duration_s)),
     ("Mean power", lambda run: f"{format_number(run.load.power_w)} W"),
     (
@@ -302,9 +308,11 @@ def _explained(one: ServerEstimate) -> list[str]:
     queue = "a queue that is not known" if waiting is None else f"at most {count_of(waiting, 'request')} in the queue"
     return [
         f"{one.engine}: energy by activity: {parts}; {format_percent(run.measured_share)} of it in steps inside the "
-        "measured range",
+        f"measured range; {_joules(run.energy.per_output_token_j)} per output token, {_joules(run.energy.per_token_j)} "
+        "per token, input and output",
         f"{one.engine}: {options}",
         f"{one.engine}: {run.preemptions:,} preemptions, {run.load.hit_tokens:,} prompt tokens from the prefix cache, "
-        f"{queue} and {format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, "
+        f"at most {count_of(run.load.peak_running, 'request')} in a step, {queue} and "
+        f"{format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, "
         f"steps at {format_percent(run.load.roofline_share)} of the roofline",
     ]

@@ -66,6 +66,32 @@ class TraceFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnergy(EnergySplit):
+    """Energy of a run by what the GPUs did, and by what was answered.
+
+    Attributes:
+        per_request_j: Energy of the run over its answered requests; None where none was.
+        per_output_token_j: Over their output tokens.
+        per_token_j: Over their input tokens, cached ones included, and output tokens.
+    """
+
+    per_request_j: float | None
+    per_output_token_j: float | None
+    per_token_j: float | None
+
+    @classmethod
+    def of(cls, runs: Runs) -> RunEnergy:
+        """Of all windows."""
+        split = {field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)}
+        requests, inputs, outputs = (
+            total(runs, f"counts.finished_{name}") for name in ("requests", "input_tokens", "output_tokens")
+        )
+        by = {"per_request_j": requests, "per_output_token_j": outputs, "per_token_j": inputs + outputs}
+        energy_j = EnergySplit(**split).total_j
+        return cls(**split, **{name: energy_j / count if count else None for name, count in by.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEstimate:
     """A run of all requests on one server: energy of all GPUs from the first arrival to the last token.
 
@@ -83,7 +109,7 @@ class RunEstimate:
     requests: int
     rejected_requests: int
     preemptions: int
-    energy: EnergySplit
+    energy: RunEnergy
     latency: LatencyParts
     load: Load
     measured_share: float
@@ -93,12 +119,6 @@ class RunEstimate:
     def energy_wh(self) -> float:
         """Energy in watt hours."""
         return self.energy_j / 3600
-
-    @property
-    def energy_per_request_j(self) -> float | None:
-        """Energy of a served request; None where none was."""
-        served = self.requests - self.rejected_requests
-        return self.energy_j / served if served else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +188,7 @@ def estimate(
     tables: Table | str | Path | Sequence[str | Path] = (),
     offline: bool = True,
     paper: bool = True,
+    timeline: int = 0,
 ) -> TraceEstimate:
     """Estimate what a trace draws on each of the servers: served as it arrives, and all at once.
 
@@ -177,6 +198,7 @@ def estimate(
         tables: A user's measured rows or tables, which sharpen the shipped one; or a loaded table, which counts alone.
         offline: Whether the requests are also served all at once, for comparison.
         paper: Whether the study's reference is given too, for the first server.
+        timeline: Equal parts of each run of which power, batch and queue are given; none of a trace in several windows.
 
     Raises:
         UsageError: A name or an option is unknown, the engine rejects an option, or a model does not fit.
@@ -190,7 +212,7 @@ def estimate(
     opened = [open_server(spec, table) for spec in specs]
     return TraceEstimate(
         trace=facts_of(sample),
-        estimates=tuple(estimate_server(sample, server, offline=offline) for server in opened),
+        estimates=tuple(estimate_server(sample, server, offline=offline, timeline=timeline) for server in opened),
         paper=paper_reference(sample, opened[0]) if paper else None,
         notes=table.notes,
     )
@@ -209,7 +231,13 @@ def sample_of(source: Any) -> Sample:
 
 
 def estimate_server(
-    sample: Sample, server: OpenServer, *, offline: bool = True, runs: Runs | None = None, advise: bool = True
+    sample: Sample,
+    server: OpenServer,
+    *,
+    offline: bool = True,
+    runs: Runs | None = None,
+    advise: bool = True,
+    timeline: int = 0,
 ) -> ServerEstimate:
     """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known.
 
@@ -217,10 +245,10 @@ def estimate_server(
     """
     requests = sample.windows[0].requests
     timed = sample.is_timed
-    served = estimate_run(sample, server, runs, advise=advise) if timed else None
+    served = estimate_run(sample, server, runs, advise=advise, timeline=timeline) if timed else None
     together = None
     if offline or not timed:
-        together = estimate_run(sample.all_at_once(), server, None if timed else runs)
+        together = estimate_run(sample.all_at_once(), server, None if timed else runs, timeline=timeline)
     return ServerEstimate(
         engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
@@ -242,7 +270,9 @@ def serve_sample(sample: Sample, server: OpenServer) -> Runs:
     return tuple((server.serve(window.requests), window) for window in asked.windows)
 
 
-def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *, advise: bool = True) -> RunEstimate:
+def estimate_run(
+    sample: Sample, server: OpenServer, runs: Runs | None = None, *, advise: bool = True, timeline: int = 0
+) -> RunEstimate:
     """Energy, latencies and load of serving a sample's windows, each by itself, weighted; `runs` where those are known.
 
     Raises:
@@ -257,7 +287,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *
             code="does-not-fit",
             trace=sample.source,
         )
-    energy = EnergySplit(**{field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)})
+    energy = RunEnergy.of(runs)
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
@@ -276,7 +306,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *
         preemptions=round(scale * total(runs, "counts.preemptions")),
         energy=energy,
         latency=latency,
-        load=load_of(runs, server, energy_j, span_s=span_s, knows_queue=latency.reason is None),
+        load=load_of(runs, server, energy_j, span_s=span_s, knows_queue=latency.reason is None, bins=timeline),
         measured_share=measured_share(runs, server, energy_j),
         overload=overload,
     )

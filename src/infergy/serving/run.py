@@ -111,7 +111,7 @@ class RunCounts:
     Attributes:
         requests: Requests that were asked.
         rejected_requests: Of these, rejected: longer than the context or than the cache.
-        finished_requests: Of these, answered.
+        finished_requests: Of these, answered; `finished_input_tokens` and `finished_output_tokens` are theirs.
         preemptions: How often requests lost their blocks.
         hit_tokens: Prompt tokens found in the prefix cache at a first admission.
         recomputed_tokens: Tokens computed again after a preemption.
@@ -124,6 +124,8 @@ class RunCounts:
     requests: int
     rejected_requests: int
     finished_requests: int
+    finished_input_tokens: int
+    finished_output_tokens: int
     preemptions: int
     hit_tokens: int
     recomputed_tokens: int

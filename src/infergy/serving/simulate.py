@@ -280,10 +280,13 @@ def _count(served: ServedRequests, steps: Steps, recomputed: int, *, is_static: 
     elif len(steps) and arrived.size:
         k = int(np.searchsorted(steps.start_s, arrived.max(), side="right"))
         waiting_last = int(steps.waiting[min(k, len(steps) - 1)])
+    done = np.isfinite(served.finished_s)
     return RunCounts(
         requests=served.arrival_s.size,
         rejected_requests=int(served.rejected.sum()),
-        finished_requests=int(np.isfinite(served.finished_s).sum()),
+        finished_requests=int(done.sum()),
+        finished_input_tokens=int(served.input_tokens[done].sum()),
+        finished_output_tokens=int(served.output_tokens[done].sum()),
         preemptions=int(served.preemptions.sum()),
         hit_tokens=int(served.hit_tokens.sum()),
         recomputed_tokens=recomputed,
