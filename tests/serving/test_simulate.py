@@ -208,6 +208,19 @@ def test_latencies_of_windows_count_by_their_weights() -> None:
     )
 
 
+def test_a_part_of_a_run_is_its_steps_and_its_waiting_up_to_then() -> None:
+    # Steps of 1 s and 500 W from 2 s to 5 s; 100 W idle.
+    run = simulate(ask([(10, 3)], [2.0]), engine(), Affine(base_s=1.0))
+    assert (run.start_s, run.duration_s, run.energy_j) == (2.0, 3.0, 1500.0)
+    for duration_s, energy_j, busy_s in ((1.0, 100.0, 0.0), (2.5, 450.0, 0.5), (5.0, 1700.0, 3.0), (9.0, 2100.0, 3.0)):
+        part = run.within(duration_s)
+        assert (part.start_s, part.duration_s) == (0.0, duration_s)
+        assert part.energy_j == pytest.approx(energy_j)
+        assert part.busy_s == pytest.approx(busy_s)
+        assert part.steps.count @ part.step_energy_j + part.energy.idle_j == pytest.approx(energy_j)
+        assert part.requests is run.requests
+
+
 def test_an_entrys_layout_is_that_of_its_bytes() -> None:
     assert LAYOUT.itemsize == ENTRY.size
     assert np.frombuffer(ENTRY.pack(1.5, 2, 3, 4.5, 5, 6.5, 7, 8, 9, 10, 11.5), dtype=LAYOUT)[0].tolist() == (

@@ -265,9 +265,16 @@ def estimate_server(
 
 
 def serve_sample(sample: Sample, server: OpenServer) -> Runs:
-    """The runs that estimates are read from: as requests arrive, or all at once where arrivals are not known."""
+    """The runs that estimates are read from: as requests arrive, or all at once where arrivals are not known.
+
+    Of a part of a trace what counts is its time: what ran before goes on when it begins, and what still runs at its end
+    shares its steps with what comes. So each run is that of its window, unless a queue grows past it.
+    """
     asked = sample if sample.is_timed else sample.all_at_once()
-    return tuple((server.serve(window.requests), window) for window in asked.windows)
+    runs = tuple((server.serve(window.requests), window) for window in asked.windows)
+    if asked.is_whole or overload_of(runs, server, advise=False) is not None:
+        return runs
+    return tuple((run if own.duration_s is None else run.within(own.duration_s), own) for run, own in runs)
 
 
 def estimate_run(

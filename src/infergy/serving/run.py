@@ -98,6 +98,21 @@ class EnergySplit:
     idle_j: float
     recomputed_j: float
 
+    @classmethod
+    def of(cls, steps: Steps, step_energy_j: Floats, idle_j: float, recomputed_tokens: int) -> EnergySplit:
+        """Of steps, and of waiting."""
+        energy_j = step_energy_j * steps.count
+        prefills, decodes = steps.prefills > 0, steps.decodes > 0
+        prompts_j = float((energy_j * steps.prefill_tokens / (steps.prefill_tokens + steps.decodes)).sum())
+        tokens = float(steps.prefill_tokens.sum())
+        return cls(
+            prefill_j=float(energy_j[prefills & ~decodes].sum()),
+            decode_j=float(energy_j[~prefills].sum()),
+            mixed_j=float(energy_j[prefills & decodes].sum()),
+            idle_j=idle_j,
+            recomputed_j=prompts_j * recomputed_tokens / tokens if tokens else 0.0,
+        )
+
     @property
     def total_j(self) -> float:
         """Of the run."""
@@ -168,6 +183,25 @@ class Run:
     def idle_s(self) -> float:
         """Seconds without a step, summed over replicas."""
         return self.replicas * self.duration_s - self.busy_s
+
+    def within(self, duration_s: float) -> Run:
+        """The servers from 0 s until `duration_s`: steps up to then, and waiting; what became of requests stays."""
+        begun = self.steps.start_s < duration_s
+        step_energy_j = self.step_energy_j[begun]
+        steps = Steps(**{column.name: getattr(self.steps, column.name)[begun] for column in fields(Steps)})
+        share = np.minimum((duration_s - steps.start_s) / steps.duration_s, 1.0)
+        steps = replace(steps, count=steps.count * share)
+        busy_s = float(steps.duration_s.sum())
+        idle_j = self.idle_w * (self.replicas * duration_s - busy_s)
+        return replace(
+            self,
+            steps=steps,
+            step_energy_j=step_energy_j,
+            energy=EnergySplit.of(steps, step_energy_j, idle_j, self.counts.recomputed_tokens),
+            start_s=0.0,
+            duration_s=duration_s,
+            busy_s=busy_s,
+        )
 
 
 def join_columns(parts: Sequence[Columns]) -> Columns:

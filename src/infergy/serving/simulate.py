@@ -228,7 +228,7 @@ def _conclude(
         requests=served,
         steps=steps,
         step_energy_j=step_energy_j,
-        energy=_split(steps, step_energy_j, idle_j, recomputed),
+        energy=EnergySplit.of(steps, step_energy_j, idle_j, recomputed),
         counts=_count(served, steps, recomputed, is_static=is_static),
         start_s=start_s,
         duration_s=end_s - start_s,
@@ -254,20 +254,6 @@ def _steps(logs: list[NDArray[np.void]], padded: Sequence[int]) -> Steps:
     table = np.asarray(padded, dtype=np.float64)
     fitting = table[np.minimum(total, table.size - 1).astype(np.int64)]
     return Steps(**columns, padded=np.where(total < table.size, fitting, 0.0))
-
-
-def _split(steps: Steps, step_energy_j: Floats, idle_j: float, recomputed: int) -> EnergySplit:
-    energy_j = step_energy_j * steps.count
-    prefills, decodes = steps.prefills > 0, steps.decodes > 0
-    prompts_j = float((energy_j * steps.prefill_tokens / (steps.prefill_tokens + steps.decodes)).sum())
-    tokens = float(steps.prefill_tokens.sum())
-    return EnergySplit(
-        prefill_j=float(energy_j[prefills & ~decodes].sum()),
-        decode_j=float(energy_j[~prefills].sum()),
-        mixed_j=float(energy_j[prefills & decodes].sum()),
-        idle_j=idle_j,
-        recomputed_j=prompts_j * recomputed / tokens if tokens else 0.0,
-    )
 
 
 def _count(served: ServedRequests, steps: Steps, recomputed: int, *, is_static: bool) -> RunCounts:

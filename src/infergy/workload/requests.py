@@ -367,12 +367,16 @@ class Sample:
         return all(window.requests.is_timed for window in self.windows)
 
     def all_at_once(self) -> Sample:
-        """The same requests without arrivals."""
-        windows = (
-            Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
-            for window in self.windows
-        )
-        return replace(self, windows=tuple(windows))
+        """The same requests without arrivals: all windows are one, which stands for the tokens of the trace."""
+        from infergy.workload.sampling import join
+
+        joined, weight = self.windows[0].requests, self.windows[0].weight
+        if len(self.windows) > 1:
+            joined = join([window.requests for window in self.windows])
+            inputs, outputs = int(joined.input_tokens.sum()), int(joined.output_tokens.sum())
+            weight = 2 / (inputs / self.input_tokens + outputs / self.output_tokens)
+        window = Window(requests=joined.all_at_once(), start_s=None, duration_s=None, weight=weight)
+        return replace(self, windows=(window,))
 
 
 def whole(requests: Requests) -> Sample:
