@@ -12,10 +12,14 @@ History of the schema:
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from infergy.cost.table import Table
 from infergy.errors import UsageError
@@ -24,6 +28,7 @@ from infergy.estimates.latency import LatencyParts, latency_parts
 from infergy.estimates.load import Load, load_of, measured_share, overload_of
 from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
+from infergy.serving.config import StaticConfig
 from infergy.serving.run import EnergySplit, Runs, open_share, steps_of, total
 from infergy.units import count_of
 from infergy.workload.requests import Requests, Sample, whole
@@ -260,7 +265,7 @@ def estimate_server(
         served_reason=None if timed else requests.order_reason,
         offline=together,
         offline_reason=None if together is not None else "not asked for",
-        notes=(*server.notes, *_notes_of(sample)),
+        notes=(*server.notes, *_notes_of(sample), *_notes_of_batches(sample, server)),
     )
 
 
@@ -337,6 +342,23 @@ def facts_of(sample: Sample) -> TraceFacts:
         simulated_requests=sum(len(window.requests) for window in sample.windows),
         lengths_from=first.lengths_from,
     )
+
+
+def _notes_of_batches(sample: Sample, server: OpenServer) -> list[str]:
+    """That static batches are smaller, where a request is too long for the memory to take a whole one."""
+    config = server.config
+    if not isinstance(config, StaticConfig) or config.fits is None or server.spec.options.max_num_seqs is not None:
+        return []
+    size, limit = config.max_num_seqs, config.max_model_len or math.inf
+    tokens = np.concatenate([window.requests.input_tokens + window.requests.output_tokens for window in sample.windows])
+    longest, fits = int(tokens[tokens <= limit].max(initial=1)), partial(config.fits, size)
+    if fits(longest, 0) == size:
+        return []
+    most = bisect_left(range(1, longest), True, key=lambda tokens: fits(tokens, 0) < size)
+    return [
+        f"static batches are of {size} requests of up to {most:,} tokens on {server.gpu.title}; of longer ones as many "
+        "as the memory takes are served at once"
+    ]
 
 
 def _notes_of(sample: Sample) -> list[str]:
