@@ -18,7 +18,7 @@ from infergy.estimates.servers import SHIPPED_TABLE, load_tables, shipped_table
 from infergy.records import GREEDY, STATUS_FAILED, Decoding, Failure, Measurement, Window
 from infergy.records.engine_setup import Speculation
 from infergy.records.environment import Rescaled
-from infergy.records.store import read_store
+from infergy.records.store import StoreContents, read_store
 from known_tables import rows_of, with_environment, write_store
 from raising import raises
 from rows import UUID, build_row, spread_over
@@ -146,8 +146,14 @@ def test_a_torn_last_line_leaves_the_others(tmp_path: Path) -> None:
 
 
 def test_a_store_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read = write_store(tmp_path / "rows.jsonl", rows_of(inputs=[32])), []
-    monkeypatch.setattr("infergy.estimates.build.read_store", lambda path: read.append(path) or read_store(path))
+    path = write_store(tmp_path / "rows.jsonl", rows_of(inputs=[32]))
+    read: list[Path] = []
+
+    def count(path: Path) -> StoreContents:
+        read.append(path)
+        return read_store(path)
+
+    monkeypatch.setattr("infergy.estimates.build.read_store", count)
     build_table([path])
     load_tables([path])
     assert read == [path, path]

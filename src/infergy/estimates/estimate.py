@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,21 @@ class RunEnergy(EnergySplit):
     per_token_j: float | None
 
     @classmethod
-    def of(cls, runs: Runs) -> RunEnergy:
+    def of_runs(cls, runs: Runs) -> RunEnergy:
         """Of all windows."""
-        split = {field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)}
+        split = EnergySplit(**{field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)})
         requests, inputs, outputs = (
             total(runs, f"counts.finished_{name}") for name in ("requests", "input_tokens", "output_tokens")
         )
-        by = {"per_request_j": requests, "per_output_token_j": outputs, "per_token_j": inputs + outputs}
-        energy_j = EnergySplit(**split).total_j
-        return cls(**split, **{name: energy_j / count if count else None for name, count in by.items()})
+        per_request_j, per_output_token_j, per_token_j = (
+            split.total_j / count if count else None for count in (requests, outputs, inputs + outputs)
+        )
+        return cls(
+            **asdict(split),
+            per_request_j=per_request_j,
+            per_output_token_j=per_output_token_j,
+            per_token_j=per_token_j,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +305,7 @@ def estimate_run(
             code="does-not-fit",
             trace=sample.source,
         )
-    energy = RunEnergy.of(runs)
+    energy = RunEnergy.of_runs(runs)
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from infergy.serving.run import Latency, Percentiles, Runs, latency_of
 from infergy.workload.requests import Sample
@@ -62,11 +63,8 @@ def latency_parts(runs: Runs, sample: Sample, seconds_sd: float, overload: str |
     if not sample.is_whole and overload is not None:
         return LatencyParts(reason="windows of the trace were simulated, and a queue outlasts them")
     found = latency_of(runs)
-    times = {field.name: getattr(found, field.name) for field in fields(Latency)}
-    return LatencyParts(
-        **{
-            name: LikelyPercentiles.within(own, math.hypot(seconds_sd, LATENCY_SD[name]))
-            for name, own in times.items()
-            if own is not None
-        }
-    )
+    own: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(Latency)}
+    for name, times in own.items():
+        if times is not None:
+            own[name] = LikelyPercentiles.within(times, math.hypot(seconds_sd, LATENCY_SD[name]))
+    return LatencyParts(**own)

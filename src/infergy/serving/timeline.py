@@ -56,4 +56,5 @@ def _means(begin_s: Floats, end_s: Floats, rate: Floats, edges: Floats) -> Float
     order = np.argsort(times, kind="stable")
     times, level = times[order], np.cumsum(np.concatenate((rate, -rate))[order])
     sums = np.append(0.0, np.cumsum(level[:-1] * np.diff(times)))
-    return np.diff(np.interp(edges, times, sums)) / np.diff(edges)
+    means: Floats = np.diff(np.interp(edges, times, sums)) / np.diff(edges)
+    return means
