@@ -16,7 +16,7 @@ from infergy.errors import UsageError
 from infergy.workload import Sample, open_trace
 from infergy.workload.formats import Columns
 from infergy.workload.requests import PrefixBlocks, Requests
-from infergy.workload.sampling import divide, draw_slots, join, sample_histogram
+from infergy.workload.sampling import divide, draw_slots, join_requests, sample_histogram
 from raising import raises
 
 Z_90 = 1.6449
@@ -123,10 +123,10 @@ def test_parts_without_hashes_or_hits_among_those_with_them_are_joined() -> None
     blocks = PrefixBlocks(ids=ids, offsets=offsets, block_tokens=16)
     lengths: dict[str, Any] = {"input_tokens": np.array([20, 10]), "output_tokens": np.array([1, 2])}
     part = Requests(source="a", **lengths, prefix_blocks=blocks, cached_tokens=np.array([16, 0]))
-    joined = join([part, part.take(np.array([1])), part.take(np.zeros(2, dtype=bool))])
+    joined = join_requests([part, part.take(np.array([1])), part.take(np.zeros(2, dtype=bool))])
     assert joined.prefix_blocks is not None
     assert [joined.prefix_blocks.of(k).tolist() for k in range(3)] == [[7, 8], [9], [9]]
-    joined = join([replace(part, prefix_blocks=None), replace(part, prefix_blocks=None, cached_tokens=None)])
+    joined = join_requests([replace(part, prefix_blocks=None), replace(part, prefix_blocks=None, cached_tokens=None)])
     assert joined.cached_tokens is not None
     assert joined.cached_tokens.tolist() == [16, 0, 0, 0]
 

@@ -174,7 +174,18 @@ def sample_histogram(histogram: Histogram, *, whole_requests: int = WHOLE_REQUES
     )
 
 
-def join(parts: Sequence[Requests]) -> Requests:
+def join(sample: Sample) -> Window:
+    """The requests of all windows, one after the other, all at once: a window that stands for the trace's tokens."""
+    first, *others = sample.windows
+    requests, weight = first.requests, first.weight
+    if others:
+        requests = join_requests([window.requests for window in sample.windows])
+        inputs, outputs = int(requests.input_tokens.sum()), int(requests.output_tokens.sum())
+        weight = 2 / (inputs / sample.input_tokens + outputs / sample.output_tokens)
+    return Window(requests=requests.all_at_once(), start_s=None, duration_s=None, weight=weight)
+
+
+def join_requests(parts: Sequence[Requests]) -> Requests:
     """Requests of several parts of one trace, one part after the other, without arrivals and sessions."""
     import numpy as np
 
