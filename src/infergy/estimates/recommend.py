@@ -48,7 +48,7 @@ NEAR = 1.3
 """Windows err on percentiles: so far over a limit a configuration may still keep it."""
 WORTH_VARYING, HOPELESS = 1.25, 2.0
 """Of the least energy: a layout that takes more is not varied, and not simulated where its idle power alone does."""
-WORTH_TYPING = 0.005
+WORTH_TYPING = 0.01
 """Changes that together save less of the present energy are left out."""
 
 
