@@ -96,7 +96,7 @@ def _compare(row: Measurement, predicted: dict[str, Any]) -> Compared:
         guesses += [latency[name]["p50"], latency[name]["p99"]]
         if "high" in latency[name]:
             widths += [latency[name]["high"][p] / latency[name][p] - 1 for p in ("p50", "p99")]
-        else:  # the first three rounds: a standard deviation, in the first two one for all latencies
+        else:  # earlier rounds: a standard deviation, in the first two one for all latencies
             sd = latency.get(f"{name[:-2]}_sd", latency.get("relative_sd"))
             widths += [math.expm1(Z90 * sd)] * 2
     return Compared(
