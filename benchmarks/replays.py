@@ -26,6 +26,8 @@ from infergy.estimates.servers import open_server, shipped_table
 from infergy.records import Measurement, result_of
 from infergy.records.latency import percentiles
 from infergy.records.store import read_store, shipped_rows
+from infergy.serving.run import latency_of
+from infergy.workload.requests import whole
 
 PREDICTIONS = Path(__file__).parent / "replays"
 ROWS = "h200-llama-3.1-8b_replays"
@@ -92,9 +94,11 @@ def _compare(row: Measurement, predicted: dict[str, Any]) -> Compared:
         seen = getattr(result.latency, own)
         measured += [seen.p50_s, seen.p99_s]
         guesses += [latency[name]["p50"], latency[name]["p99"]]
-        # The first two rounds had one for all latencies.
-        sd = latency.get(f"{name[:-2]}_sd", latency.get("relative_sd"))
-        widths += [math.expm1(Z90 * sd)] * 2
+        if "high" in latency[name]:
+            widths += [latency[name]["high"][p] / latency[name][p] - 1 for p in ("p50", "p99")]
+        else:  # earlier rounds: a standard deviation, in the first two one for all latencies
+            sd = latency.get(f"{name[:-2]}_sd", latency.get("relative_sd"))
+            widths += [math.expm1(Z90 * sd)] * 2
     return Compared(
         name=name_of(row),
         row=row,
@@ -251,8 +255,10 @@ def again_table(runs: Sequence[Compared], intake_s: float | None = None) -> str:
         server = open_server(spec_of(run.row.cell.setup, "h200", run.row.cell.load.batch), shipped_table())
         if intake_s is not None:
             server.cost.intake_s = intake_s
-        served = server.serve(requests_of(run.row))
-        counts, ttft_s = run.row.windows[0].batches[0].counts, served.latency().ttft_s
+        requests = requests_of(run.row)
+        served = server.serve(requests)
+        counts = run.row.windows[0].batches[0].counts
+        ttft_s = latency_of([(served, whole(requests).windows[0])]).ttft_s
         assert counts is not None
         assert ttft_s is not None
         steps = int(served.steps.count.sum())

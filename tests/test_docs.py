@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import runpy
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ import pytest
 import typer.main
 
 from infergy.cli import app
+from infergy.estimates.latency import LATENCY_SD, Z90
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -51,6 +53,17 @@ def test_each_measured_replay_was_predicted() -> None:
     assert (errors[8] + errors[9]) / 2 <= 0.015
     assert 0.04 < errors[-1] < 0.048
     assert all(run.inside[0] for run in runs)
+
+
+def test_intervals_of_latencies_contain_nine_of_ten_measured_ones() -> None:
+    # What docs/cost.md says, with the uncertainty of the time of steps that the answer for both traces has.
+    replays = runpy.run_path(str(BENCHMARKS / "replays.py"))
+    runs = [run for number in (1, 2, 3) for run in replays["load"](number)]
+    assert len(runs) == 34
+    for column, figure in enumerate(replays["FIGURES"]):
+        sd = LATENCY_SD.get(f"{figure.split()[0].lower()}_s")
+        if sd is not None:
+            assert sum(abs(math.log1p(run.errors[column])) <= Z90 * math.hypot(sd, 0.02) for run in runs) >= 30, figure
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

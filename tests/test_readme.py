@@ -13,4 +13,4 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     exec(code, {})
-    assert re.search(r"^vllm \d+ Wh as they arrive \d+ Wh all at once$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^vllm \d+ kJ as they arrive \d+ kJ all at once$", capsys.readouterr().out, re.MULTILINE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-JOULES_PER_WH = 3600.0
 SECONDS_PER_MILLISECOND = 1e-3
 MICROSECONDS_PER_SECOND = 1e6
 JOULES_PER_MILLIJOULE = 1e-3
@@ -12,22 +11,35 @@ WATTS_PER_MILLIWATT = 1e-3
 HERTZ_PER_MEGAHERTZ = 1e6
 
 
-def to_wh(energy_j: float) -> float:
-    """Joules to watt-hours."""
-    return energy_j / JOULES_PER_WH
-
-
 def format_si(value: float, unit: str, digits: int = 3) -> str:
     """`value` with an SI prefix from p to P: ``format_si(1.23e6, "J")`` is ``1.23 MJ``."""
-    if value == 0:
-        return f"0 {unit}"
+    divisor, scaled_unit = scale_of(value, unit, digits)
+    return f"{format_number(value / divisor, digits)} {scaled_unit}"
+
+
+def scale_of(value: float, unit: str, digits: int = 3) -> tuple[float, str]:
+    """What `value` is divided by to be shown with an SI prefix, and the unit with it."""
     prefixes = ["p", "n", "µ", "m", "", "k", "M", "G", "T", "P"]
-    step, size = 0, abs(value)
-    while float(f"{size:.{digits}g}") >= 1000 and step < 5:
-        size, step = size / 1000, step + 1
-    while float(f"{size:.{digits}g}") < 1 and step > -4:
-        size, step = size * 1000, step - 1
-    return f"{'-' if value < 0 else ''}{format_number(size, digits)} {prefixes[step + 4]}{unit}"
+    step = 0
+    while float(f"{abs(value) / 1000.0**step:.{digits}g}") >= 1000 and step < 5:
+        step += 1
+    while 0 < float(f"{abs(value) / 1000.0**step:.{digits}g}") < 1 and step > -4:
+        step -= 1
+    return 1000.0**step, f"{prefixes[step + 4]}{unit}"
+
+
+def latency_scale(seconds: float) -> tuple[float, str]:
+    """The same for a latency: minutes from ten on, and hours."""
+    if seconds < 600:
+        return scale_of(seconds, "s")
+    return (60.0, "min") if seconds < 3600 else (3600.0, "h")
+
+
+def format_interval(value: float, low: float, high: float, scale: tuple[float, str]) -> str:
+    """`value` and its interval in one unit: ``1.94 MJ (1.86 .. 2.02)``."""
+    divisor, unit = scale
+    shown, *ends = (format_number(number / divisor) for number in (value, low, high))
+    return f"{shown} {unit} ({' .. '.join(ends)})"
 
 
 def format_number(value: float, digits: int = 3) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from importlib import resources
@@ -17,6 +18,7 @@ from infergy.cli import app
 from infergy.cli.estimate import FIGURES
 from infergy.cli.output import WIDTH
 from infergy.errors import InfergyError, UsageError
+from infergy.estimates.latency import Z90, LatencyParts, LikelyPercentiles
 from infergy.serving.run import Percentiles
 from raising import raises
 
@@ -58,6 +60,8 @@ def test_the_json_has_each_server_as_requests_arrive_and_all_at_once() -> None:
         for name in ("ttft_s", "tpot_s", "e2e_s"):
             times = run["latency"][name]
             assert 0 < times["p50"] <= times["p90"] <= times["p99"]
+            for p in ("p50", "p90", "p99"):
+                assert 0 < times["low"][p] < times[p] < times["high"][p]
     assert one["served"]["energy_j"] > 2 * one["offline"]["energy_j"]
     assert one["served"]["latency"]["ttft_s"]["p50"] < one["offline"]["latency"]["ttft_s"]["p50"]
     assert found["paper"]["ideal_energy_j"] < found["paper"]["energy_j"]
@@ -179,9 +183,32 @@ def test_the_rate_of_arrivals_is_that_of_the_trace(tmp_path: Path) -> None:
     assert "1.00 /s" in CliRunner().invoke(app, ["trace", source]).stdout
 
 
+def test_power_over_time_is_given_where_asked_for() -> None:
+    (plain,), (one,) = (answer(*SHORT, *more)["estimates"] for more in ((), ("--timeline", "7")))
+    assert plain["served"]["load"]["timeline"] is None
+    for run in (one["served"], one["offline"]):
+        over_time = run["load"]["timeline"]
+        assert {len(over_time[name]) for name in ("start_s", "power_w", "running", "waiting")} == {7}
+        assert sum(over_time["power_w"]) * over_time["bin_s"] == pytest.approx(run["energy_j"])
+        assert max(over_time["running"]) <= run["load"]["peak_running"]
+    for more, needed in (
+        (("--timeline", "7"), "--json"),
+        (("--timeline", "7", "--method", "ceiling"), "--method runs"),
+    ):
+        with raises("option-missing", option=needed, needed_by=["--timeline"]):
+            CliRunner().invoke(app, ["estimate", *SHORT, *more], catch_exceptions=False, standalone_mode=False)
+
+
+def test_energy_is_given_by_request_and_by_token(tmp_path: Path) -> None:
+    source = log(tmp_path, "input_tokens,output_tokens", "100,10", "140000,20", "200,20")
+    run = answer(source)["estimates"][0]["offline"]
+    per = [run["energy"][f"per_{what}_j"] for what in ("request", "output_token", "token")]
+    assert per == pytest.approx([run["energy_j"] / count for count in (2, 30, 330)])
+
+
 def test_explain_adds_options_and_activities() -> None:
     done = invoke(*SHORT, "--explain")
-    for words in ("energy by activity", "max_num_seqs 1024", "preemptions"):
+    for words in ("energy by activity", "per output token", "max_num_seqs 1024", "preemptions", "in a step"):
         assert words in done.stdout
 
 
@@ -223,13 +250,26 @@ def test_of_many_servers_it_is_said_how_requests_arrive(tmp_path: Path) -> None:
     assert "All at once: no column of arrivals" in untimed
 
 
-def test_long_latencies_are_durations() -> None:
-    run: Any = SimpleNamespace(
-        latency=SimpleNamespace(ttft_s=Percentiles(p50=7550.0, p90=7550.0, p99=59.5), tpot_s=None)
-    )
-    figures: dict[str, Any] = dict(FIGURES)
-    shown = figures["TTFT p50 / p99"](run)
-    assert shown == "2 h 06 min / 59.5 s"
+def test_a_latency_has_its_interval_in_its_own_unit() -> None:
+    shown: Any = dict(FIGURES)["TTFT p50 / p99"]
+
+    def cell(p50: float, p99: float) -> str:
+        percentiles = LikelyPercentiles.within(Percentiles(p50=p50, p90=p99, p99=p99), math.log(2) / Z90)
+        return str(shown(SimpleNamespace(latency=LatencyParts(ttft_s=percentiles))))
+
+    assert cell(0.05, 0.2) == "50.0 / 200 ms (100 .. 400)"
+    assert cell(0.05, 2.0) == "50.0 ms / 2.00 s (1.00 .. 4.00)"
+    assert cell(30.0, 90.0) == "30.0 / 90.0 s (45.0 .. 180)"
+    assert cell(90.0, 660.0) == "1.50 / 11.0 min (5.50 .. 22.0)"
+    assert cell(600.0, 7200.0) == "10 min 00 s / 2.00 h (1.00 .. 4.00)"
+    assert shown(SimpleNamespace(latency=LatencyParts())) == "-"
+
+
+def test_the_figures_of_an_answer_are_ten_lines_that_fit_ninety_columns() -> None:
+    lines = [line.rstrip() for line in invoke(*SHORT).stdout.splitlines()]
+    table = [line for line in lines if line.startswith(" ")]
+    assert len(table) == 10
+    assert max(map(len, table)) <= 90
 
 
 @pytest.mark.parametrize(

@@ -324,9 +324,13 @@ def test_static_batches_that_fit_are_named_where_all_requests_do_not(gpu: str, s
 
 def test_fp8_on_a_gpu_without_units_for_it_is_predicted_as_estimated() -> None:
     gpu = ("-g", "a100-80gb-sxm", "-e", "vllm-fp8")
-    predicted = printed("replay", "azure-code-2023", "--requests", "20", *gpu)["predicted"]
+    replayed = printed("replay", "azure-code-2023", "--requests", "20", *gpu)
+    predicted = replayed["predicted"]
+    assert any("W8A16" in note for note in replayed["notes"])
     asked = ["estimate", "azure-code-2023", "--requests", "20", *gpu, "--no-enable-prefix-caching", "--json"]
     estimated = json.loads(runner.invoke(app, asked).stdout)["estimates"][0]
+    text = runner.invoke(app, ["replay", "azure-code-2023", "--requests", "20", *gpu, "-e", "vllm-fp8-s16"]).stdout
+    assert text.count("W8A16") == 1
     # Arrival times of plans are whole microseconds.
     for name in ("energy_j", "low_j", "high_j", "duration_s"):
         assert predicted[name] == pytest.approx(estimated["served"][name], rel=1e-6)

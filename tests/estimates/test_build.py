@@ -18,6 +18,7 @@ from infergy.estimates.servers import SHIPPED_TABLE, load_tables, shipped_table
 from infergy.records import GREEDY, STATUS_FAILED, Decoding, Failure, Measurement, Window
 from infergy.records.engine_setup import Speculation
 from infergy.records.environment import Rescaled
+from infergy.records.store import StoreContents, read_store
 from known_tables import rows_of, with_environment, write_store
 from raising import raises
 from rows import UUID, build_row, spread_over
@@ -139,6 +140,23 @@ def test_a_torn_last_line_leaves_the_others(tmp_path: Path) -> None:
     path = write_store(tmp_path / "torn.jsonl", rows_of(inputs=[32]))
     path.write_text(path.read_text()[:-40])
     assert len(entries_of_rows([path], {})[0]) == len(rows_of(inputs=[32])) - 1
+    note = f"{path}: its last line is half-written and left out"
+    assert build_table([path]).notes == (note,)
+    assert note in load_tables([path]).notes
+
+
+def test_a_store_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_store(tmp_path / "rows.jsonl", rows_of(inputs=[32]))
+    read: list[Path] = []
+
+    def count(path: Path) -> StoreContents:
+        read.append(path)
+        return read_store(path)
+
+    monkeypatch.setattr("infergy.estimates.build.read_store", count)
+    build_table([path])
+    load_tables([path])
+    assert read == [path, path]
 
 
 def test_damage_before_the_last_line_is_an_error_that_names_the_line(tmp_path: Path) -> None:

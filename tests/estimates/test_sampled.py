@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from infergy.cli.estimate import _print
-from infergy.estimates.estimate import ServerEstimate, TraceEstimate, estimate
+from infergy.estimates.estimate import ServerEstimate, TraceEstimate, estimate, estimate_server
 from infergy.estimates.limits import Limits
 from infergy.estimates.recommend import recommend
-from infergy.estimates.servers import ServerSpec
+from infergy.estimates.servers import ServerSpec, open_server
 from infergy.serving.config import EngineOptions
 from infergy.workload import Sample, open_trace
 from raising import raises
@@ -50,13 +50,30 @@ def test_a_sample_says_how_many_requests_were_simulated(capsys: pytest.CaptureFi
 
 
 def test_the_requests_of_a_sample_are_those_of_the_trace() -> None:
-    _, one = answer(a_sample())
+    one = estimate(a_sample(), timeline=10).estimates[0]
     assert one.served is not None
+    assert one.served.load.timeline is None
     assert one.offline is not None
     assert one.served.requests == one.offline.requests == 16_000
     assert one.served.latency.ttft_s is not None
     assert one.served.latency.reason is None
     assert one.served.load.peak_waiting is not None
+
+
+@pytest.mark.parametrize(("trace", "within"), [("azure-conv-2023", 0.02), ("azure-code-2023", 0.15)])
+def test_windows_take_the_energy_of_the_trace(trace: str, within: float) -> None:
+    # The code trace is idle for three quarters of its hour, which no window shows whose run ends with its last token.
+    opened, server = open_trace(trace), open_server(ServerSpec())
+    true = estimate_server(opened.sample(), server)
+    assert true.served is not None
+    assert true.offline is not None
+    sampled = estimate_server(opened.sample(error=0.25, whole_requests=1000), server)
+    assert sampled.served is not None
+    assert sampled.offline is not None
+    assert sampled.served.energy_j == pytest.approx(true.served.energy_j, rel=within)
+    assert sampled.served.low_j <= true.served.energy_j <= sampled.served.high_j
+    assert sampled.served.duration_s == pytest.approx(true.served.duration_s, rel=0.01)
+    assert sampled.offline.energy_j == pytest.approx(true.offline.energy_j, rel=0.05)
 
 
 def test_windows_all_at_once_or_with_a_queue_at_their_end_show_no_latency(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,14 +16,15 @@ from infergy.cost.constants import prior_fit
 from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
 from infergy.estimates.candidates import Space, layouts, plain_spec
+from infergy.estimates.estimate import estimate_server
 from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.recommend import recommend
-from infergy.estimates.servers import PRECISIONS, STATIC_BATCH, ServerSpec, open_server, shipped_table
+from infergy.estimates.servers import PRECISIONS, STATIC_BATCH, OpenServer, ServerSpec, open_server, shipped_table
 from infergy.estimates.vllm_command import command_of, label_of
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
-from infergy.workload.requests import Requests
+from infergy.workload.requests import Requests, whole
 from raising import raises
 from served import some_requests
 
@@ -33,6 +34,12 @@ MIXTURE = "gpt-oss-20b"
 def requests(lengths: list[tuple[int, int]]) -> Requests:
     inputs, outputs = (np.array(column, dtype=np.int64) for column in zip(*lengths, strict=True))
     return Requests(source="some", input_tokens=inputs, output_tokens=outputs, order_reason="all at once")
+
+
+def named(lengths: list[tuple[int, int]], server: OpenServer) -> int:
+    """How many notes say that batches are smaller than they would be."""
+    notes = estimate_server(whole(requests(lengths)), server).notes
+    return sum(note.startswith("static batches") for note in notes)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -241,19 +248,21 @@ def test_a_static_batch_is_as_large_as_fits_where_no_size_was_given() -> None:
     run = server.serve(requests(lengths))
     assert run.counts.finished_requests == 40
     assert 1 < run.counts.peak_running < STATIC_BATCH
-    assert any("as many as fit" in note for note in server.notes)
+    assert named(lengths, server) == 1
+    assert named([(128, 32)] * 40 + [(1, 100)], server) == 0
     # That size fits where it is given, too; one more is an error.
     most = run.counts.peak_running
     for size in (most, most + 1):
         given = open_server(replace(small, options=EngineOptions(max_num_seqs=size)), shipped_table())
-        assert not any("as many as fit" in note for note in given.notes)
         if size == most:
+            assert named(lengths, given) == 0
             assert given.serve(requests(lengths)).energy_j == run.energy_j
             continue
         with raises("does-not-fit", option="--max-num-seqs", value=size, gpu="l4"):
             given.serve(requests(lengths))
     large = open_server(ServerSpec(engine="transformers"), shipped_table())
     assert large.serve(requests(lengths)).counts.peak_running == STATIC_BATCH
+    assert named(lengths, large) == 0
 
 
 def test_a_request_that_does_not_fit_alone_is_rejected_in_any_batch() -> None:

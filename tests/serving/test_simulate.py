@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infergy.serving.replica import ENTRY
-from infergy.serving.run import Percentiles, Run
+from infergy.serving.run import Percentiles, Run, latency_of
 from infergy.serving.simulate import LAYOUT, simulate
+from infergy.workload.requests import whole
 from raising import raises
 from serving.doubles import Affine, ask, engine, hashes, llama_on_h200
 
@@ -36,9 +39,10 @@ def test_an_idle_engine_begins_at_once() -> None:
 
 
 def test_intake_delays_what_the_scheduler_sees() -> None:
-    run = simulate(ask([(10, 1)], [5.0]), engine(), Affine(base_s=1.0, intake_s=0.25))
+    requests = ask([(10, 1)], [5.0])
+    run = simulate(requests, engine(), Affine(base_s=1.0, intake_s=0.25))
     assert run.requests.first_token_s.tolist() == [6.25]
-    latency = run.latency()
+    latency = latency_of([(run, whole(requests).windows[0])])
     assert latency.ttft_s == Percentiles(p50=1.25, p90=1.25, p99=1.25)
     assert latency.tpot_s is None
     assert run.duration_s == 1.25
@@ -82,7 +86,7 @@ def test_a_run_without_requests_or_without_accepted_ones() -> None:
     for requests in (ask([]), ask([(500, 500)])):
         run = simulate(requests, engine(max_model_len=100), STEP)
         assert (len(run.steps), run.energy_j, run.duration_s) == (0, 0.0, 0.0)
-        assert run.latency().ttft_s is None
+        assert latency_of([(run, whole(requests).windows[0])]).ttft_s is None
         assert run.counts.finished_requests == 0
 
 
@@ -178,11 +182,43 @@ def test_preemptions_waste_energy() -> None:
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:
-    assert Percentiles.of(np.arange(1.0, 101.0)) == Percentiles(p50=50.0, p90=90.0, p99=99.0)
-    assert Percentiles.of(np.array([3.0])) == Percentiles(p50=3.0, p90=3.0, p99=3.0)
-    assert Percentiles.of(np.array([])) is None
-    assert Percentiles.weighted(np.array([2.0, 1.0]), np.array([1.0, 99.0])) == Percentiles(p50=1.0, p90=1.0, p99=1.0)
-    assert Percentiles.weighted(np.array([2.0]), np.array([0.0])) is None
+    assert Percentiles.of(np.arange(1.0, 101.0), np.ones(100)) == Percentiles(p50=50.0, p90=90.0, p99=99.0)
+    assert Percentiles.of(np.array([3.0]), np.ones(1)) == Percentiles(p50=3.0, p90=3.0, p99=3.0)
+    assert Percentiles.of(np.array([]), np.ones(0)) is None
+    assert Percentiles.of(np.array([2.0]), np.zeros(1)) is None
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(0, 5)), min_size=1))
+def test_a_weight_is_a_value_as_often(pairs: list[tuple[float, int]]) -> None:
+    values, weights = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    each = np.repeat(values, weights.astype(int))
+    assert Percentiles.of(values, weights) == Percentiles.of(each, np.ones(each.size))
+
+
+def test_latencies_of_windows_count_by_their_weights() -> None:
+    quick, slow = ask([(10, 1), (10, 1)], [0.0, 5.0]), ask([(10, 1)], [0.0])
+    runs = [
+        (simulate(quick, engine(), Affine(base_s=1.0)), replace(whole(quick).windows[0], weight=3.0)),
+        (simulate(slow, engine(), Affine(base_s=2.0)), replace(whole(slow).windows[0], weight=1.0)),
+    ]
+    latency = latency_of(runs)
+    assert latency.ttft_s == latency.e2e_s == Percentiles(p50=1.0, p90=2.0, p99=2.0)
+    assert latency_of([runs[0], (runs[1][0], replace(runs[1][1], weight=0.5))]).ttft_s == Percentiles(
+        p50=1.0, p90=1.0, p99=2.0
+    )
+
+
+def test_a_part_of_a_run_is_its_steps_and_its_waiting_up_to_then() -> None:
+    # Steps of 1 s and 500 W from 2 s to 5 s; 100 W idle.
+    run = simulate(ask([(10, 3)], [2.0]), engine(), Affine(base_s=1.0))
+    assert (run.start_s, run.duration_s, run.energy_j) == (2.0, 3.0, 1500.0)
+    for duration_s, energy_j, busy_s in ((1.0, 100.0, 0.0), (2.5, 450.0, 0.5), (5.0, 1700.0, 3.0), (9.0, 2100.0, 3.0)):
+        part = run.within(duration_s)
+        assert (part.start_s, part.duration_s) == (0.0, duration_s)
+        assert part.energy_j == pytest.approx(energy_j)
+        assert part.busy_s == pytest.approx(busy_s)
+        assert part.steps.count @ part.step_energy_j + part.energy.idle_j == pytest.approx(energy_j)
+        assert part.requests is run.requests
 
 
 def test_an_entrys_layout_is_that_of_its_bytes() -> None:

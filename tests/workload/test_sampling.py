@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from infergy.errors import UsageError
 from infergy.workload import Sample, open_trace
-from infergy.workload.sampling import divide, draw_slots, sample_histogram
+from infergy.workload.formats import Columns
+from infergy.workload.requests import PrefixBlocks, Requests
+from infergy.workload.sampling import divide, draw_slots, join_requests, sample_histogram
 from raising import raises
 
 Z_90 = 1.6449
@@ -99,6 +102,33 @@ def test_the_stated_error_is_the_error_over_many_draws() -> None:
     largest = np.sqrt((errors**2).mean(axis=0)).max()
     assert largest == pytest.approx(drawn[0].relative_se, rel=0.15)
     assert abs(errors.mean(axis=0)).max() < 4 * largest / np.sqrt(len(drawn))
+
+
+def test_windows_all_at_once_are_one_that_stands_for_the_tokens_of_the_trace() -> None:
+    frame = long_trace(20_000).with_columns(cached=pl.col("input_tokens") // 2)
+    sample = open_trace(frame, columns=Columns(cached="cached")).sample(error=0.1, whole_requests=1000)
+    together = sample.all_at_once()
+    (window,) = together.windows
+    assert not together.is_timed
+    assert window.requests.arrival_s is None
+    for name in ("input_tokens", "output_tokens", "cached_tokens"):
+        parts = [getattr(part.requests, name) for part in sample.windows]
+        np.testing.assert_array_equal(getattr(window.requests, name), np.concatenate(parts))
+    inputs, outputs = sums_of(together)
+    assert inputs / sample.input_tokens + outputs / sample.output_tokens == pytest.approx(2)
+
+
+def test_parts_without_hashes_or_hits_among_those_with_them_are_joined() -> None:
+    ids, offsets = np.array([7, 8, 9]), np.array([0, 2, 3])
+    blocks = PrefixBlocks(ids=ids, offsets=offsets, block_tokens=16)
+    lengths: dict[str, Any] = {"input_tokens": np.array([20, 10]), "output_tokens": np.array([1, 2])}
+    part = Requests(source="a", **lengths, prefix_blocks=blocks, cached_tokens=np.array([16, 0]))
+    joined = join_requests([part, part.take(np.array([1])), part.take(np.zeros(2, dtype=bool))])
+    assert joined.prefix_blocks is not None
+    assert [joined.prefix_blocks.of(k).tolist() for k in range(3)] == [[7, 8], [9], [9]]
+    joined = join_requests([replace(part, prefix_blocks=None), replace(part, prefix_blocks=None, cached_tokens=None)])
+    assert joined.cached_tokens is not None
+    assert joined.cached_tokens.tolist() == [16, 0, 0, 0]
 
 
 def test_a_draw_is_made_again_by_its_seed() -> None:
@@ -191,6 +221,7 @@ def test_slots_cover_the_trace(requests: int, duration_s: float | None) -> None:
     slots = divide(requests, duration_s)
     if slots.is_timed:
         assert duration_s is not None
-        assert (slots.count - 1) * slots.size <= duration_s < slots.count * slots.size
+        assert slots.count * slots.size == pytest.approx(duration_s)
+        assert slots.size <= 600 * (1 + 1e-9)
     else:
         assert (slots.count - 1) * slots.size < requests <= slots.count * slots.size

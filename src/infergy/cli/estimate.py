@@ -33,15 +33,26 @@ from infergy.cli.output import (
 )
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
-from infergy.units import count_of, format_duration, format_latency, format_number, format_percent, format_si
+from infergy.units import (
+    count_of,
+    format_duration,
+    format_interval,
+    format_latency,
+    format_number,
+    format_percent,
+    format_si,
+    latency_scale,
+    scale_of,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
-    from infergy.serving.run import Percentiles
+    from infergy.estimates.latency import LikelyPercentiles
 
 RUNS, CEILING = "runs", "ceiling"
+INTERVAL = "(90 % interval)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +98,9 @@ def estimate(
     measured: MeasuredSelection,
     method: MethodSelection,
     bins: BinSelection,
+    timeline: int | None = option(
+        "With --json: power, batch and queue in so many equal parts of a run", min=1, max=10_000
+    ),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,6 +109,10 @@ def estimate(
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
     is_ceiling, specs = method.is_ceiling(bins, trace), servers.specs()
+    if timeline is not None and (is_ceiling or not as_json):
+        needed = "--method runs" if is_ceiling else "--json"
+        message = f"--timeline {timeline}: give {needed} too"
+        raise UsageError(message, code="option-missing", option=needed, needed_by=["--timeline"])
     table = measured.load()
     samples = (trace.open(source) for source in sources)
     answers: Sequence[Any]
@@ -110,7 +128,7 @@ def estimate(
     else:
         from infergy.estimates.estimate import estimate as run_estimate
 
-        answers = [run_estimate(sample, specs, tables=table) for sample in samples]
+        answers = [run_estimate(sample, specs, tables=table, timeline=timeline or 0) for sample in samples]
         show = partial(_print, explain=explain)
     if as_json:
         print_json(answers)
@@ -222,11 +240,11 @@ def _tables(columns: Sequence[tuple[str, RunEstimate]]) -> Iterator[Table]:
 def _columns(runs: Sequence[tuple[str, RunEstimate | None]]) -> Table:
     known = [(label, run) for label, run in runs if run is not None]
     rows = [(name, *(figure(run) for _, run in known)) for name, figure in FIGURES]
-    return make_table(("", *(label for label, _ in known)), rows)
+    return make_table((INTERVAL, *(label for label, _ in known)), rows)
 
 
-def _interval(run: RunEstimate) -> str:
-    return f"{format_number(run.low_j / 3600)} .. {format_number(run.high_j / 3600)} Wh"
+def _energy(run: RunEstimate) -> str:
+    return format_interval(run.energy_j, run.low_j, run.high_j, scale_of(run.energy_j, "J"))
 
 
 def _per_day(run: RunEstimate) -> str:
@@ -236,28 +254,31 @@ def _per_day(run: RunEstimate) -> str:
     return f"{format_number(day)} / {format_number(day * 30.4)} kWh"
 
 
-def _pair(percentiles: Percentiles | None) -> str:
-    return NONE if percentiles is None else f"{format_latency(percentiles.p50)} / {format_latency(percentiles.p99)}"
+def _latency(own: LikelyPercentiles | None) -> str:
+    """p50, and p99 with its interval; p50 in the unit of p99 where that suits it."""
+    if own is None:
+        return NONE
+    divisor, unit = latency_scale(own.p99)
+    p50 = format_number(own.p50 / divisor) if own.p50 >= divisor else format_latency(own.p50)
+    return f"{p50} / {format_interval(own.p99, own.low.p99, own.high.p99, (divisor, unit))}"
 
 
-def _request(run: RunEstimate) -> str:
-    energy_j = run.energy_per_request_j
+def _joules(energy_j: float | None) -> str:
     return NONE if energy_j is None else format_si(energy_j, "J")
 
 
 FIGURES = (
-    ("Energy", lambda run: f"{format_number(run.energy_wh)} Wh"),
-    ("  90 % interval", _interval),
-    ("  per day / month at this load", _per_day),
-    ("Energy per request", _request),
+    ("Energy", _energy),
+    ("  per day / month", _per_day),
+    ("Energy per request", lambda run: _joules(run.energy.per_request_j)),
     ("Duration", lambda run: format_duration(run.duration_s)),
     ("Mean power", lambda run: f"{format_number(run.load.power_w)} W"),
     (
         "GPU busy / mean batch",
         lambda run: f"{format_percent(run.load.busy_share)} / {format_number(run.load.mean_batch)}",
     ),
-    ("TTFT p50 / p99", lambda run: _pair(run.latency.ttft_s)),
-    ("TPOT p50 / p99", lambda run: _pair(run.latency.tpot_s)),
+    ("TTFT p50 / p99", lambda run: _latency(run.latency.ttft_s)),
+    ("TPOT p50 / p99", lambda run: _latency(run.latency.tpot_s)),
 )
 
 
@@ -271,9 +292,9 @@ def _paper(answer: TraceEstimate) -> list[str]:
         of += f" for the first server, {servers[0].engine}"
     if paper.energy_j is None or paper.ideal_energy_j is None or paper.gap_to_ideal is None:
         return [f"{of}: no bin of the trace can be served."]
-    ideal, by_bins = (format_number(joules / 3600) for joules in (paper.ideal_energy_j, paper.energy_j))
+    ideal, by_bins = (format_si(joules, "J") for joules in (paper.ideal_energy_j, paper.energy_j))
     gap = format_percent(paper.gap_to_ideal, signed=True)
-    return [f"{of}: ideal {ideal} Wh; by its bins {by_bins} Wh, {gap} over the ideal."]
+    return [f"{of}: ideal {ideal}; by its bins {by_bins}, {gap} over the ideal."]
 
 
 def _explained(one: ServerEstimate) -> list[str]:
@@ -287,9 +308,11 @@ def _explained(one: ServerEstimate) -> list[str]:
     queue = "a queue that is not known" if waiting is None else f"at most {count_of(waiting, 'request')} in the queue"
     return [
         f"{one.engine}: energy by activity: {parts}; {format_percent(run.measured_share)} of it in steps inside the "
-        "measured range",
+        f"measured range; {_joules(run.energy.per_output_token_j)} per output token, {_joules(run.energy.per_token_j)} "
+        "per token, input and output",
         f"{one.engine}: {options}",
         f"{one.engine}: {run.preemptions:,} preemptions, {run.load.hit_tokens:,} prompt tokens from the prefix cache, "
-        f"{queue} and {format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, "
+        f"at most {count_of(run.load.peak_running, 'request')} in a step, {queue} and "
+        f"{format_percent(run.load.peak_kv_share)} of the KV cache; MFU {format_percent(run.load.mfu)}, "
         f"steps at {format_percent(run.load.roofline_share)} of the roofline",
     ]

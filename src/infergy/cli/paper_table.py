@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from infergy.cli.output import NONE, UNKNOWN, print_notes, print_table
-from infergy.units import count_of, format_duration, format_number, format_percent, format_si, to_wh
+from infergy.units import count_of, format_duration, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.paper import PaperEstimate, PaperServer
@@ -44,8 +44,7 @@ def print_paper(estimates: Sequence[PaperEstimate]) -> None:
 
 
 def _lines(estimate: PaperEstimate) -> Iterator[tuple[str, _Text]]:
-    yield "Energy", lambda s: _text(s.energy_j, lambda j: f"{format_number(to_wh(j))} Wh")
-    yield "", lambda s: _text(s.energy_j, lambda j: format_si(j, "J"))
+    yield "Energy", lambda s: _text(s.energy_j, lambda j: format_si(j, "J"))
     yield "  bins' floors .. whole batches", _bracket
     yield "Energy per request", lambda s: _text(s.energy_j, lambda j: format_si(j / _served(s), "J"))
     yield "Duration", lambda s: _text(s.duration_s, format_duration)

@@ -146,7 +146,7 @@ def replay(
         print_json(found)
     else:
         _print(found)
-        print_notes(table.notes)
+        print_notes(dict.fromkeys((*(note for one in found for note in one.notes), *table.notes)))
 
 
 def _compare_store(path: Path, gpu: str | None, measured: MeasuredSelection) -> tuple[list[Replay], Table]:

@@ -38,7 +38,7 @@ def build(
     write_table(built, output)
     if built.repeated:
         typer.echo(f"{count_of(built.repeated, 'row')} known already or given twice, which counts once", err=True)
-    for note in outlier_notes(built):
+    for note in (*built.notes, *outlier_notes(built)):
         typer.echo(note, err=True)
     if as_json:
         fits = {engine: fit.rows for engine, fit in built.fits.items()}

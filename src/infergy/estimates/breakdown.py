@@ -111,7 +111,7 @@ def break_down(source: Any, server: OpenServer | ServerSpec | None = None, table
     if not isinstance(server, OpenServer):
         server = open_server(server or ServerSpec(), table)
     runs = serve_sample(sample, server)
-    estimate = estimate_server(sample, server, offline=False, runs=runs)
+    estimate = estimate_server(sample, server, offline=False, runs=runs, advise=False)
     steps, energy = steps_of(runs), estimate.run.energy
     idle = _whole(IDLE, energy.idle_j)
     counted = _steps(steps, server.cost)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from infergy.cost.table import Origin, ServedBy, Table, TableEntry
 from infergy.errors import DataError, MeterError
 from infergy.records import GREEDY, Measurement, PlannedCell, result_of
 from infergy.records.facts import find_idle_power
-from infergy.records.store import read_store
+from infergy.records.store import StoreContents, read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, resolve
@@ -48,17 +50,22 @@ def build_table(paths: Iterable[Path], prior: Table | None = None, *, allow_simu
     Raises:
         DataError: As for `entries_of_rows`.
     """
-    files = tuple(paths)
+    files, read = tuple(paths), cache(read_store)
     fits = {} if prior is None else prior.fits
     for _ in range(2 if prior is None else 1):
-        entries, environments = entries_of_rows(files, fits, allow_simulated=allow_simulated)
+        entries, environments = entries_of_rows(files, fits, allow_simulated=allow_simulated, read=read)
         table = make_table(entries, environments, prior)
         fits = table.fits
-    return table
+    torn = (path for path in files if read(path).torn is not None)
+    return replace(table, notes=tuple(f"{path}: its last line is half-written and left out" for path in torn))
 
 
 def entries_of_rows(
-    paths: Iterable[Path], fits: Mapping[str, Fit], *, allow_simulated: bool = False
+    paths: Iterable[Path],
+    fits: Mapping[str, Fit],
+    *,
+    allow_simulated: bool = False,
+    read: Callable[[Path], StoreContents] = read_store,
 ) -> tuple[tuple[TableEntry, ...], dict[str, Mapping[str, Any]]]:
     """Entries of stores of rows, their steps by the constants of `fits`, and their environments by id.
 
@@ -72,7 +79,7 @@ def entries_of_rows(
     entries: list[TableEntry] = []
     environments: dict[str, Mapping[str, Any]] = {}
     for path in files:
-        joined = join_visits(_usable_rows(path, allow_simulated=allow_simulated))
+        joined = join_visits(_usable_rows(path, read(path).rows, allow_simulated=allow_simulated))
         for row, uncertainty in zip(joined, find_uncertainties(joined), strict=True):
             environment = environment_of(row)
             identity = environment_id(environment)
@@ -88,9 +95,8 @@ def entries_of_rows(
     return tuple(entries), environments
 
 
-def _usable_rows(path: Path, *, allow_simulated: bool) -> list[Measurement]:
+def _usable_rows(path: Path, stored: Sequence[Measurement], *, allow_simulated: bool) -> list[Measurement]:
     """Rows of a store that the cost model knows, each checked."""
-    stored = read_store(path).rows
     if not stored:
         message = f"{path}: no measurement in it. Make one: infergy measure GRID.toml -o FILE.jsonl"
         raise DataError(message, code="no-rows", path=str(path))

@@ -12,26 +12,28 @@ History of the schema:
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infergy.cost.table import Table
 from infergy.errors import UsageError
+from infergy.estimates.latency import Z90 as Z90
+from infergy.estimates.latency import LatencyParts, latency_parts
 from infergy.estimates.load import Load, load_of, measured_share, overload_of
 from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
-from infergy.serving.run import EnergySplit, Latency, Runs, open_share, run_of, steps_of, total
+from infergy.serving.config import StaticConfig
+from infergy.serving.run import EnergySplit, Runs, open_share, steps_of, total
 from infergy.units import count_of
 from infergy.workload.requests import Requests, Sample, whole
 
 ESTIMATE_SCHEMA = "infergy.estimate/2"
-Z90 = 1.645
-LATENCY_SD = {"ttft_sd": 0.12, "tpot_sd": 0.05, "e2e_sd": 0.04}
-"""Beside that of the time of steps: what 21 replays differed by from predictions made before them (docs/replay.md).
-TTFT has the largest, because the intake of requests differs from host to host."""
-NO_LATENCY = Latency(ttft_s=None, tpot_s=None, itl_s=None, e2e_s=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,19 +71,35 @@ class TraceFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyParts(Latency):
-    """Percentiles in seconds over requests, by nearest rank; None where no request has one, or for `reason`.
+class RunEnergy(EnergySplit):
+    """Energy of a run by what the GPUs did, and by what was answered.
 
     Attributes:
-        ttft_sd: Standard deviation of the logarithm of each of `ttft_s`; `tpot_sd` is that of `tpot_s` and `itl_s`,
-            `e2e_sd` of `e2e_s`.
-        reason: Why none is known of a trace that was sampled.
+        per_request_j: Energy of the run over its answered requests; None where none was.
+        per_output_token_j: Over their output tokens.
+        per_token_j: Over their input tokens, cached ones included, and output tokens.
     """
 
-    ttft_sd: float
-    tpot_sd: float
-    e2e_sd: float
-    reason: str | None = None
+    per_request_j: float | None
+    per_output_token_j: float | None
+    per_token_j: float | None
+
+    @classmethod
+    def of_runs(cls, runs: Runs) -> RunEnergy:
+        """Of all windows."""
+        split = EnergySplit(**{field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)})
+        requests, inputs, outputs = (
+            total(runs, f"counts.finished_{name}") for name in ("requests", "input_tokens", "output_tokens")
+        )
+        per_request_j, per_output_token_j, per_token_j = (
+            split.total_j / count if count else None for count in (requests, outputs, inputs + outputs)
+        )
+        return cls(
+            **asdict(split),
+            per_request_j=per_request_j,
+            per_output_token_j=per_output_token_j,
+            per_token_j=per_token_j,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +120,7 @@ class RunEstimate:
     requests: int
     rejected_requests: int
     preemptions: int
-    energy: EnergySplit
+    energy: RunEnergy
     latency: LatencyParts
     load: Load
     measured_share: float
@@ -112,12 +130,6 @@ class RunEstimate:
     def energy_wh(self) -> float:
         """Energy in watt hours."""
         return self.energy_j / 3600
-
-    @property
-    def energy_per_request_j(self) -> float | None:
-        """Energy of a served request; None where none was."""
-        served = self.requests - self.rejected_requests
-        return self.energy_j / served if served else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +199,7 @@ def estimate(
     tables: Table | str | Path | Sequence[str | Path] = (),
     offline: bool = True,
     paper: bool = True,
+    timeline: int = 0,
 ) -> TraceEstimate:
     """Estimate what a trace draws on each of the servers: served as it arrives, and all at once.
 
@@ -196,6 +209,7 @@ def estimate(
         tables: A user's measured rows or tables, which sharpen the shipped one; or a loaded table, which counts alone.
         offline: Whether the requests are also served all at once, for comparison.
         paper: Whether the study's reference is given too, for the first server.
+        timeline: Equal parts of each run of which power, batch and queue are given; none of a trace in several windows.
 
     Raises:
         UsageError: A name or an option is unknown, the engine rejects an option, or a model does not fit.
@@ -209,7 +223,7 @@ def estimate(
     opened = [open_server(spec, table) for spec in specs]
     return TraceEstimate(
         trace=facts_of(sample),
-        estimates=tuple(estimate_server(sample, server, offline=offline) for server in opened),
+        estimates=tuple(estimate_server(sample, server, offline=offline, timeline=timeline) for server in opened),
         paper=paper_reference(sample, opened[0]) if paper else None,
         notes=table.notes,
     )
@@ -228,7 +242,13 @@ def sample_of(source: Any) -> Sample:
 
 
 def estimate_server(
-    sample: Sample, server: OpenServer, *, offline: bool = True, runs: Runs | None = None, advise: bool = True
+    sample: Sample,
+    server: OpenServer,
+    *,
+    offline: bool = True,
+    runs: Runs | None = None,
+    advise: bool = True,
+    timeline: int = 0,
 ) -> ServerEstimate:
     """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known.
 
@@ -236,10 +256,10 @@ def estimate_server(
     """
     requests = sample.windows[0].requests
     timed = sample.is_timed
-    served = estimate_run(sample, server, runs, advise=advise) if timed else None
+    served = estimate_run(sample, server, runs, advise=advise, timeline=timeline) if timed else None
     together = None
     if offline or not timed:
-        together = estimate_run(sample.all_at_once(), server, None if timed else runs)
+        together = estimate_run(sample.all_at_once(), server, None if timed else runs, timeline=timeline)
     return ServerEstimate(
         engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
@@ -251,17 +271,26 @@ def estimate_server(
         served_reason=None if timed else requests.order_reason,
         offline=together,
         offline_reason=None if together is not None else "not asked for",
-        notes=(*server.notes, *_notes_of(sample)),
+        notes=(*server.notes, *_notes_of(sample), *_notes_of_batches(sample, server)),
     )
 
 
 def serve_sample(sample: Sample, server: OpenServer) -> Runs:
-    """The runs that estimates are read from: as requests arrive, or all at once where arrivals are not known."""
+    """The runs that estimates are read from: as requests arrive, or all at once where arrivals are not known.
+
+    Of a part of a trace what counts is its time: what ran before goes on when it begins, and what still runs at its end
+    shares its steps with what comes. So each run is that of its window, unless a queue grows past it.
+    """
     asked = sample if sample.is_timed else sample.all_at_once()
-    return tuple((server.serve(window.requests), window) for window in asked.windows)
+    runs = tuple((server.serve(window.requests), window) for window in asked.windows)
+    if asked.is_whole or overload_of(runs, server, advise=False) is not None:
+        return runs
+    return tuple((run if own.duration_s is None else run.within(own.duration_s), own) for run, own in runs)
 
 
-def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *, advise: bool = True) -> RunEstimate:
+def estimate_run(
+    sample: Sample, server: OpenServer, runs: Runs | None = None, *, advise: bool = True, timeline: int = 0
+) -> RunEstimate:
     """Energy, latencies and load of serving a sample's windows, each by itself, weighted; `runs` where those are known.
 
     Raises:
@@ -276,14 +305,14 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *
             code="does-not-fit",
             trace=sample.source,
         )
-    energy = EnergySplit(**{field.name: total(runs, f"energy.{field.name}") for field in fields(EnergySplit)})
+    energy = RunEnergy.of_runs(runs)
     energy_j = energy.total_j
     energy_sd, seconds_sd = server.cost.log_sd(steps_of(runs), energy.idle_j, open_share(runs))
     half = Z90 * math.hypot(energy_sd, sample.relative_se)
     arrive = sample.windows[0].requests.arrival_s is not None
     overload = overload_of(runs, server, advise=advise) if arrive else None
     span_s = sample.duration_s if arrive and overload is None else None
-    latency = _latency(runs, sample, seconds_sd, overload)
+    latency = latency_parts(runs, sample, seconds_sd, overload)
     scale = sample.requests / total(runs, "counts.requests")
     return RunEstimate(
         energy_j=energy_j,
@@ -295,7 +324,7 @@ def estimate_run(sample: Sample, server: OpenServer, runs: Runs | None = None, *
         preemptions=round(scale * total(runs, "counts.preemptions")),
         energy=energy,
         latency=latency,
-        load=load_of(runs, server, energy_j, span_s=span_s, knows_queue=latency.reason is None),
+        load=load_of(runs, server, energy_j, span_s=span_s, knows_queue=latency.reason is None, bins=timeline),
         measured_share=measured_share(runs, server, energy_j),
         overload=overload,
     )
@@ -321,16 +350,21 @@ def facts_of(sample: Sample) -> TraceFacts:
     )
 
 
-def _latency(runs: Runs, sample: Sample, seconds_sd: float, overload: str | None) -> LatencyParts:
-    reason = None
-    if not sample.is_whole and not sample.is_timed:
-        reason = "windows of the trace were simulated, all at once"
-    elif not sample.is_whole and overload is not None:
-        reason = "windows of the trace were simulated, and a queue outlasts them"
-    latency = NO_LATENCY if reason is not None else run_of(runs).latency()
-    percentiles: dict[str, Any] = {field.name: getattr(latency, field.name) for field in fields(latency)}
-    sds: dict[str, Any] = {name: math.hypot(seconds_sd, sd) for name, sd in LATENCY_SD.items()}
-    return LatencyParts(**percentiles, **sds, reason=reason)
+def _notes_of_batches(sample: Sample, server: OpenServer) -> list[str]:
+    """That static batches are smaller, where a request is too long for the memory to take a whole one."""
+    config = server.config
+    if not isinstance(config, StaticConfig) or config.fits is None or server.spec.options.max_num_seqs is not None:
+        return []
+    size, limit = config.max_num_seqs, config.max_model_len or math.inf
+    tokens = np.concatenate([window.requests.input_tokens + window.requests.output_tokens for window in sample.windows])
+    longest, fits = int(tokens[tokens <= limit].max(initial=1)), partial(config.fits, size)
+    if fits(longest, 0) == size:
+        return []
+    most = bisect_left(range(1, longest), True, key=lambda tokens: fits(tokens, 0) < size)
+    return [
+        f"static batches are of {size} requests of up to {most:,} tokens on {server.gpu.title}; of longer ones as many "
+        "as the memory takes are served at once"
+    ]
 
 
 def _notes_of(sample: Sample) -> list[str]:

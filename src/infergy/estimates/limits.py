@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 
 from infergy.errors import UsageError
+from infergy.estimates.latency import LatencyParts
 from infergy.serving.run import Latency
 
 
@@ -29,7 +30,7 @@ class Limits:
         limits = ((field.name, getattr(self, field.name)) for field in fields(self))
         return [(name, limit_s) for name, limit_s in limits if limit_s is not None]
 
-    def excess(self, latency: Latency) -> dict[str, float]:
+    def excess(self, latency: Latency | LatencyParts) -> dict[str, float]:
         """Each latency over its limit, by the limit's name; those within limits are left out."""
         over = {}
         for name, limit_s in self.given():

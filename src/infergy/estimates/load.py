@@ -17,6 +17,7 @@ from infergy.cost.table import box_of
 from infergy.estimates.servers import OpenServer
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run, Runs, steps_of, total
+from infergy.serving.timeline import Timeline, timeline_of
 from infergy.units import count_of, format_duration
 from infergy.workload.requests import Requests, Window
 
@@ -46,24 +47,28 @@ class Load:
             server that cannot keep up, or where the answers take longer than the arrivals.
         busy_share: Share of time in which a replica computes, mean over replicas.
         mean_batch: Sequences that decode in a step, mean over decode steps' time.
+        peak_running: Most sequences in a step of one replica.
         peak_waiting: Most requests in the queue; `waiting_at_last_arrival` when the last one came. None where latencies
             are not known.
         peak_kv_share: Largest share of the KV cache in use.
         hit_tokens: Prompt tokens found in the prefix cache.
         mfu: FLOPs over the dense peak and time, idle included.
         roofline_share: Least time of the steps by bytes or FLOPs, over their time.
+        timeline: Power, batch and queue over time; None where not asked for, or of a trace in several windows.
     """
 
     power_w: float
     daily_j: float | None
     busy_share: float
     mean_batch: float
+    peak_running: int
     peak_waiting: int | None
     waiting_at_last_arrival: int | None
     peak_kv_share: float
     hit_tokens: int
     mfu: float
     roofline_share: float
+    timeline: Timeline | None = None
 
 
 def measured_share(runs: Sequence[tuple[Run, Window]], server: OpenServer, energy_j: float) -> float:
@@ -79,7 +84,9 @@ def measured_share(runs: Sequence[tuple[Run, Window]], server: OpenServer, energ
     return inside / energy_j
 
 
-def load_of(runs: Runs, server: OpenServer, energy_j: float, *, span_s: float | None, knows_queue: bool) -> Load:
+def load_of(
+    runs: Runs, server: OpenServer, energy_j: float, *, span_s: float | None, knows_queue: bool, bins: int = 0
+) -> Load:
     """How the server was used.
 
     Args:
@@ -88,6 +95,7 @@ def load_of(runs: Runs, server: OpenServer, energy_j: float, *, span_s: float | 
         energy_j: Of the runs.
         span_s: Length of a load that lasts: from the first arrival to the last; None if it does not.
         knows_queue: Whether the queues of the runs are those of the trace.
+        bins: Parts of the run of which power, batch and queue are asked for.
     """
     cost, steps = server.cost, steps_of(runs)
     duration_s, busy_s = total(runs, "duration_s"), total(runs, "busy_s")
@@ -101,12 +109,14 @@ def load_of(runs: Runs, server: OpenServer, energy_j: float, *, span_s: float | 
         daily_j=energy_j / duration_s * DAY_S if span_s and duration_s <= 2 * span_s else None,
         busy_share=busy_s / all_s,
         mean_batch=float(decode_s @ steps.decodes) / (float(decode_s.sum()) or 1.0),
+        peak_running=max(count.peak_running for count in counts),
         peak_waiting=max(count.peak_waiting for count in counts) if knows_queue else None,
         waiting_at_last_arrival=max(count.waiting_at_last_arrival for count in counts) if knows_queue else None,
         peak_kv_share=max(count.peak_kv_blocks for count in counts) / blocks,
         hit_tokens=round(total(runs, "counts.hit_tokens")),
         mfu=float(steps.count @ cost.work_of(sums_of(steps))[0]) / (cost.peak_flops * all_s),
         roofline_share=float(steps.count @ cost.floor_s(steps)) / busy_s,
+        timeline=timeline_of(runs[0][0], bins) if bins and len(runs) == 1 else None,
     )
 
 

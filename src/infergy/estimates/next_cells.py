@@ -135,7 +135,7 @@ class _Question:
     def __init__(self, sample: Sample, server: OpenServer, runs: Runs) -> None:
         cost = server.cost
         self.server = server
-        self.estimate = estimate_server(sample, server, offline=False, runs=runs)
+        self.estimate = estimate_server(sample, server, offline=False, runs=runs, advise=False)
         self.slope = cost.log_slopes(steps_of(runs), self.estimate.run.energy.idle_j, open_share(runs))[:, 0]
         self.least = cost.errors[0] ** 2 + cost.fit.unit_energy_sd**2 + sample.relative_se**2
         self.unseen = cost.unseen_server_variance  # 0 once a cell of the server is measured

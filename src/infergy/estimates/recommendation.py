@@ -173,8 +173,8 @@ def _near_limits(one: Configuration, limits: Limits) -> Iterator[str]:
     latency = one.estimate.run.latency
     for name, limit_s in limits.given():
         kind, percentile = name.removesuffix("_s").split("_")
-        known, log_sd = getattr(latency, f"{kind}_s"), getattr(latency, f"{kind}_sd")
-        if known is not None and getattr(known, percentile) * math.exp(Z90 * log_sd) > limit_s:
+        known = getattr(latency, f"{kind}_s")
+        if known is not None and getattr(known.high, percentile) > limit_s:
             yield (
                 f"{kind.upper()} {percentile} of {one.label} may be over the limit: its 90 % interval reaches beyond "
                 "it. Measure it before you change: infergy replay"

@@ -46,6 +46,7 @@ class Replay:
         compared: Figures beside what was measured; empty before it was.
         is_inside: Whether the energy's interval contains what was measured; None before it was.
         gpu_uuids: Of the GPUs that measured it.
+        notes: What had to be assumed of the server.
     """
 
     cell: str
@@ -58,6 +59,7 @@ class Replay:
     is_inside: bool | None = None
     gpu_uuids: tuple[str, ...] = ()
     simulated: bool = False
+    notes: tuple[str, ...] = ()
     schema: str = REPLAY_SCHEMA
 
 
@@ -83,6 +85,7 @@ def predict(planned: PlannedCell | Measurement, gpu: str, table: Table) -> Repla
         input_tokens=int(requests.input_tokens.sum()),
         output_tokens=int(requests.output_tokens.sum()),
         predicted=replace(run, requests=run.requests + left_out, rejected_requests=run.rejected_requests + left_out),
+        notes=tuple(note for note in server.notes if note not in table.notes),
     )
 
 

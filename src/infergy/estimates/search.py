@@ -29,7 +29,7 @@ from infergy.estimates.limits import Limits
 from infergy.estimates.load import BEGUN, overload_of
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
 from infergy.serving.config import EngineConfig
-from infergy.serving.run import open_share, run_of, steps_of, total
+from infergy.serving.run import latency_of, open_share, steps_of, total
 from infergy.workload.requests import Sample, Window
 
 COARSE = 2_500
@@ -184,8 +184,8 @@ def screen(spec: ServerSpec, asked: _Asked) -> Screened | Pruned | UsageError:
         return error
     if not sum(len(run.steps) for run, _ in runs):
         return UsageError(f"{sample.source}: not one request can be served", code="does-not-fit")
-    run, is_open = run_of(runs), sample.is_timed and sample.windows[0].requests.arrival_s is not None
-    latency = run.latency()
+    is_open = sample.is_timed and sample.windows[0].requests.arrival_s is not None
+    latency, steps = latency_of(runs), steps_of(runs)
     return Screened(
         spec=spec,
         energy_j=total(runs, "energy.total_j"),
@@ -194,7 +194,7 @@ def screen(spec: ServerSpec, asked: _Asked) -> Screened | Pruned | UsageError:
         rejected_requests=round(total(runs, "counts.rejected_requests")),
         e2e_p99_s=None if latency.e2e_s is None else latency.e2e_s.p99,
         peak_running=max(run.counts.peak_running for run, _ in runs),
-        peak_tokens=int((run.steps.decodes + run.steps.prefill_tokens).max()),
+        peak_tokens=int((steps.decodes + steps.prefill_tokens).max()),
     )
 
 

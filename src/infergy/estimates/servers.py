@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -262,16 +261,13 @@ def load_tables(paths: Sequence[str | Path] = (), *, allow_simulated: bool = Fal
     """
     table, notes = shipped_table(), []
     for path in map(Path, paths):
-        from infergy.records.store import read_store
-
         table = add_rows(table, path, allow_simulated=allow_simulated)
         if table.repeated:
             notes.append(f"{path}: {count_of(table.repeated, 'row')} of it known already, which counts once")
         notes += [f"{path}, {note}" for note in outlier_notes(table)]
         if any(entry.origin.simulated for entry in table.entries):
             notes.append(f"{path}: rows of a simulated GPU, which say nothing about real ones")
-        if not is_table(path) and read_store(path).torn is not None:
-            notes.append(f"{path}: its last line is half-written and left out")
+        notes += table.notes
     return replace(table, notes=tuple(notes)) if notes else table
 
 
@@ -346,12 +342,6 @@ def _static_config(
         longest = min(longest or kept, kept)
         notes.append(f"the longest context of {shape.name} is not known: the memory bounds it, {longest:,} tokens")
     fits = partial(_batch_that_fits, setup=setup, shape=shape, gpu=gpu, given=options.max_num_seqs)
-    if options.max_num_seqs is None and longest is not None and fits(STATIC_BATCH, longest, 1) < STATIC_BATCH:
-        most = bisect_right(range(longest), -STATIC_BATCH, key=lambda tokens: -fits(STATIC_BATCH, tokens, 1)) or 1
-        notes.append(
-            f"static batches are of {STATIC_BATCH} requests where the memory takes them, of up to {most - 1:,} tokens "
-            f"on {gpu.title}; of longer ones as many as fit are served at once"
-        )
     return StaticConfig(
         max_num_seqs=options.max_num_seqs or STATIC_BATCH,
         max_model_len=longest,

@@ -51,24 +51,16 @@ class Percentiles:
     p99: float
 
     @classmethod
-    def of(cls, values: Floats) -> Percentiles | None:
-        """Of values; None if there are none."""
-        if not values.size:
-            return None
-        ordered = np.sort(values)
-        ranks = (max(0, int(np.ceil(p * ordered.size - 1e-9)) - 1) for p in (0.5, 0.9, 0.99))
-        return cls(**{name: float(ordered[k]) for name, k in zip(("p50", "p90", "p99"), ranks, strict=True)})
-
-    @classmethod
-    def weighted(cls, values: Floats, weights: Floats) -> Percentiles | None:
-        """Of values that each stand for several."""
+    def of(cls, values: Floats, weights: Floats) -> Percentiles | None:
+        """Of values that each stand for as many as their weight; None if there are none."""
         kept = weights > 0
         if not kept.any():
             return None
         order = np.argsort(values[kept])
         ordered, sums = values[kept][order], np.cumsum(weights[kept][order])
-        at = np.minimum(np.searchsorted(sums, np.array([0.5, 0.9, 0.99]) * sums[-1] * (1 - 1e-12)), ordered.size - 1)
-        return cls(p50=float(ordered[at[0]]), p90=float(ordered[at[1]]), p99=float(ordered[at[2]]))
+        ranks = np.searchsorted(sums, np.array([0.5, 0.9, 0.99]) * sums[-1] * (1 - 1e-12))
+        p50, p90, p99 = ordered[np.minimum(ranks, ordered.size - 1)].tolist()
+        return cls(p50=p50, p90=p90, p99=p99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +98,21 @@ class EnergySplit:
     idle_j: float
     recomputed_j: float
 
+    @classmethod
+    def of(cls, steps: Steps, step_energy_j: Floats, idle_j: float, recomputed_tokens: int) -> EnergySplit:
+        """Of steps, and of waiting."""
+        energy_j = step_energy_j * steps.count
+        prefills, decodes = steps.prefills > 0, steps.decodes > 0
+        prompts_j = float((energy_j * steps.prefill_tokens / (steps.prefill_tokens + steps.decodes)).sum())
+        tokens = float(steps.prefill_tokens.sum())
+        return cls(
+            prefill_j=float(energy_j[prefills & ~decodes].sum()),
+            decode_j=float(energy_j[~prefills].sum()),
+            mixed_j=float(energy_j[prefills & decodes].sum()),
+            idle_j=idle_j,
+            recomputed_j=prompts_j * recomputed_tokens / tokens if tokens else 0.0,
+        )
+
     @property
     def total_j(self) -> float:
         """Of the run."""
@@ -119,7 +126,7 @@ class RunCounts:
     Attributes:
         requests: Requests that were asked.
         rejected_requests: Of these, rejected: longer than the context or than the cache.
-        finished_requests: Of these, answered.
+        finished_requests: Of these, answered; `finished_input_tokens` and `finished_output_tokens` are theirs.
         preemptions: How often requests lost their blocks.
         hit_tokens: Prompt tokens found in the prefix cache at a first admission.
         recomputed_tokens: Tokens computed again after a preemption.
@@ -132,6 +139,8 @@ class RunCounts:
     requests: int
     rejected_requests: int
     finished_requests: int
+    finished_input_tokens: int
+    finished_output_tokens: int
     preemptions: int
     hit_tokens: int
     recomputed_tokens: int
@@ -175,23 +184,30 @@ class Run:
         """Seconds without a step, summed over replicas."""
         return self.replicas * self.duration_s - self.busy_s
 
-    def latency(self) -> Latency:
-        """Percentiles of the latencies."""
-        r = self.requests
-        done = np.isfinite(r.finished_s)
-        first, last = r.first_token_s[done] - r.arrival_s[done], r.finished_s[done] - r.arrival_s[done]
-        later = r.output_tokens[done] - 1
-        several = later > 0
-        return Latency(
-            ttft_s=Percentiles.of(first),
-            tpot_s=Percentiles.of((last - first)[several] / later[several]),
-            itl_s=Percentiles.weighted(self.steps.step_s, self.steps.count * self.steps.decodes),
-            e2e_s=Percentiles.of(last),
+    def within(self, duration_s: float) -> Run:
+        """The servers from 0 s until `duration_s`: steps up to then, and waiting; what became of requests stays."""
+        begun = self.steps.start_s < duration_s
+        step_energy_j = self.step_energy_j[begun]
+        steps = Steps(**{column.name: getattr(self.steps, column.name)[begun] for column in fields(Steps)})
+        share = np.minimum((duration_s - steps.start_s) / steps.duration_s, 1.0)
+        steps = replace(steps, count=steps.count * share)
+        busy_s = float(steps.duration_s.sum())
+        idle_j = self.idle_w * (self.replicas * duration_s - busy_s)
+        return replace(
+            self,
+            steps=steps,
+            step_energy_j=step_energy_j,
+            energy=EnergySplit.of(steps, step_energy_j, idle_j, self.counts.recomputed_tokens),
+            start_s=0.0,
+            duration_s=duration_s,
+            busy_s=busy_s,
         )
 
 
 def join_columns(parts: Sequence[Columns]) -> Columns:
     """Steps, or requests, of several runs one after the other."""
+    if len(parts) == 1:
+        return parts[0]
     columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(parts[0])}
     return type(parts[0])(**columns)
 
@@ -217,16 +233,22 @@ def open_share(runs: Runs) -> float:
     return min(1.0, open_s / total_s) if total_s else 0.0
 
 
-def run_of(runs: Runs) -> Run:
-    """Runs of windows as one, for the percentiles of all their requests."""
-    if len(runs) == 1:
-        return runs[0][0]
-    requests = join_columns([run.requests for run, _ in runs])
-    return replace(runs[0][0], requests=requests, steps=join_columns([run.steps for run, _ in runs]))
+def latency_of(runs: Runs) -> Latency:
+    """Percentiles of the latencies of all requests, each counted by its window's weight."""
+    r, steps = join_columns([run.requests for run, _ in runs]), steps_of(runs)
+    weights = np.repeat([window.weight for _, window in runs], [run.requests.finished_s.size for run, _ in runs])
+    weights = np.where(np.isfinite(r.finished_s), weights, 0.0)
+    first, last, later = r.first_token_s - r.arrival_s, r.finished_s - r.arrival_s, r.output_tokens - 1
+    return Latency(
+        ttft_s=Percentiles.of(first, weights),
+        tpot_s=Percentiles.of((last - first) / np.maximum(later, 1), weights * (later > 0)),
+        itl_s=Percentiles.of(steps.step_s, steps.count * steps.decodes),
+        e2e_s=Percentiles.of(last, weights),
+    )
 
 
 def steps_of(runs: Runs) -> Steps:
     """The steps of all windows, each entry counted by its window's weight."""
-    if len(runs) == 1:
-        return runs[0][0].steps
+    if all(window.weight == 1 for _, window in runs):
+        return join_columns([run.steps for run, _ in runs])
     return join_columns([replace(run.steps, count=run.steps.count * window.weight) for run, window in runs])

@@ -235,7 +235,7 @@ def _conclude(
         requests=served,
         steps=steps,
         step_energy_j=step_energy_j,
-        energy=_split(steps, step_energy_j, idle_j, recomputed),
+        energy=EnergySplit.of(steps, step_energy_j, idle_j, recomputed),
         counts=_count(served, steps, recomputed, is_static=is_static),
         start_s=start_s,
         duration_s=end_s - start_s,
@@ -263,20 +263,6 @@ def _steps(logs: list[NDArray[np.void]], padded: Sequence[int]) -> Steps:
     return Steps(**columns, padded=np.where(total < table.size, fitting, 0.0))
 
 
-def _split(steps: Steps, step_energy_j: Floats, idle_j: float, recomputed: int) -> EnergySplit:
-    energy_j = step_energy_j * steps.count
-    prefills, decodes = steps.prefills > 0, steps.decodes > 0
-    prompts_j = float((energy_j * steps.prefill_tokens / (steps.prefill_tokens + steps.decodes)).sum())
-    tokens = float(steps.prefill_tokens.sum())
-    return EnergySplit(
-        prefill_j=float(energy_j[prefills & ~decodes].sum()),
-        decode_j=float(energy_j[~prefills].sum()),
-        mixed_j=float(energy_j[prefills & decodes].sum()),
-        idle_j=idle_j,
-        recomputed_j=prompts_j * recomputed / tokens if tokens else 0.0,
-    )
-
-
 def _count(served: ServedRequests, steps: Steps, recomputed: int, *, is_static: bool) -> RunCounts:
     arrived = served.arrival_s[np.isfinite(served.arrival_s)]
     # The queue when the last request came, that one included: arrived by then, not rejected, not yet in a step.
@@ -287,10 +273,13 @@ def _count(served: ServedRequests, steps: Steps, recomputed: int, *, is_static: 
     elif len(steps) and arrived.size:
         k = int(np.searchsorted(steps.start_s, arrived.max(), side="right"))
         waiting_last = int(steps.waiting[min(k, len(steps) - 1)])
+    done = np.isfinite(served.finished_s)
     return RunCounts(
         requests=served.arrival_s.size,
         rejected_requests=int(served.rejected.sum()),
-        finished_requests=int(np.isfinite(served.finished_s).sum()),
+        finished_requests=int(done.sum()),
+        finished_input_tokens=int(served.input_tokens[done].sum()),
+        finished_output_tokens=int(served.output_tokens[done].sum()),
         preemptions=int(served.preemptions.sum()),
         hit_tokens=int(served.hit_tokens.sum()),
         recomputed_tokens=recomputed,

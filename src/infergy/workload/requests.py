@@ -391,12 +391,10 @@ class Sample:
         return all(window.requests.is_timed for window in self.windows)
 
     def all_at_once(self) -> Sample:
-        """The same requests without arrivals."""
-        windows = (
-            Window(requests=window.requests.all_at_once(), start_s=None, duration_s=None, weight=window.weight)
-            for window in self.windows
-        )
-        return replace(self, windows=tuple(windows))
+        """The same requests without arrivals: all windows are one, which stands for the tokens of the trace."""
+        from infergy.workload.sampling import join
+
+        return replace(self, windows=(join(self),))
 
 
 def whole(requests: Requests) -> Sample:

@@ -4,7 +4,7 @@
 
 Stratified random sampling without replacement (Cochran, Sampling Techniques, 1977, chapter 5). One pass finds the sums
 of all slots, so the standard error of a weighted sum over windows is known, not estimated. Memory is bounded by slots
-and by the requests drawn.
+and by the requests drawn. All at once the windows are one, which stands for the tokens of the trace.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _sampled(table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int
     rows = rows.filter(pl.col("output_tokens") > 0, pl.col("input_tokens") > 0)
     if slots.is_timed:
         slot = ((pl.col(ARRIVAL_S) - facts["first"]) / slots.size).floor().cast(pl.Int64)
-        rows = rows.with_columns(slot.alias(_SLOT))
+        rows = rows.with_columns(slot.clip(upper_bound=slots.count - 1).alias(_SLOT))  # the last request ends the last
     else:
         rows = rows.with_row_index(_SLOT).with_columns(pl.col(_SLOT).cast(pl.Int64) // int(slots.size))
     sums = np.zeros((slots.count, 2))
@@ -174,12 +174,43 @@ def sample_histogram(histogram: Histogram, *, whole_requests: int = WHOLE_REQUES
     )
 
 
+def join(sample: Sample) -> Window:
+    """The requests of all windows, one after the other, all at once: a window that stands for the trace's tokens."""
+    first, *others = sample.windows
+    requests, weight = first.requests, first.weight
+    if others:
+        requests = join_requests([window.requests for window in sample.windows])
+        inputs, outputs = int(requests.input_tokens.sum()), int(requests.output_tokens.sum())
+        weight = 2 / (inputs / sample.input_tokens + outputs / sample.output_tokens)
+    return Window(requests=requests.all_at_once(), start_s=None, duration_s=None, weight=weight)
+
+
+def join_requests(parts: Sequence[Requests]) -> Requests:
+    """Requests of several parts of one trace, one part after the other, without arrivals and sessions."""
+    import numpy as np
+
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("input_tokens", "output_tokens")
+    }
+    if any(part.cached_tokens is not None for part in parts):
+        held = (
+            np.zeros(len(part), dtype=np.int64) if part.cached_tokens is None else part.cached_tokens for part in parts
+        )
+        columns["cached_tokens"] = np.concatenate(list(held))
+    blocks = [part.prefix_blocks for part in parts if part.prefix_blocks is not None]
+    if blocks:
+        counts = np.concatenate([np.diff(own.offsets) for own in blocks])
+        ids = np.concatenate([own.ids for own in blocks])
+        columns["prefix_blocks"] = replace(blocks[0], ids=ids, offsets=np.append(0, np.cumsum(counts)))
+    return replace(parts[0].all_at_once(), **columns)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
     """Parts of equal length that a trace is divided into.
 
     Attributes:
-        count: How many; the last may be shorter.
+        count: How many; the last may have fewer requests.
         size: Seconds of a slot, or its requests if not `is_timed`.
         is_timed: Whether slots divide time; else they divide the order of requests.
     """
@@ -212,8 +243,8 @@ class Draw:
 def divide(requests: int, duration_s: float | None) -> Slots:
     """Slots of a trace: of time, or of its order where its duration is unknown or 0."""
     if duration_s:
-        size = min(max(duration_s / _SLOTS, _SHORTEST_S), _LONGEST_S)
-        return Slots(count=int(duration_s // size) + 1, size=size, is_timed=True)
+        count = max(1, math.ceil(duration_s / min(max(duration_s / _SLOTS, _SHORTEST_S), _LONGEST_S)))
+        return Slots(count=count, size=duration_s / count, is_timed=True)
     size = -(-requests // _SLOTS)
     return Slots(count=-(-requests // size), size=size, is_timed=False)
 
