@@ -15,7 +15,7 @@ from infergy.cli import app
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "online", "replay", "serving")]
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "replay", "serving")]
 PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
 OF_BENCHMARKS = {"--again", "--million", "--write"}
 OF_VLLM = {"--request-rate", "--burstiness", "--enforce-eager", "--data-parallel-size", "--mamba-ssm-cache-dtype"}

@@ -17,8 +17,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infergy.cost.table import Table
 from infergy.errors import UsageError
+from infergy.estimates.footprint import Footprint, Site, footprint_of, hourly_load
 from infergy.estimates.load import Load, load_of, measured_share, overload_of
 from infergy.estimates.paper_bins import PaperReference, paper_reference
 from infergy.estimates.servers import OpenServer, ServerSpec, load_tables, open_server
@@ -131,6 +134,7 @@ class ServerEstimate:
         served: Requests at their arrival times; None with `served_reason`.
         offline: The same requests all at once; None with `offline_reason`.
         notes: What a reader must know, such as hardware whose defaults are not known.
+        footprint: Money and carbon of `run`; None where no `Site` was given.
     """
 
     engine: str
@@ -144,6 +148,7 @@ class ServerEstimate:
     served_reason: str | None = None
     offline_reason: str | None = None
     notes: tuple[str, ...] = ()
+    footprint: Footprint | None = None
 
     @property
     def run(self) -> RunEstimate:
@@ -187,6 +192,7 @@ def estimate(
     tables: Table | str | Path | Sequence[str | Path] = (),
     offline: bool = True,
     paper: bool = True,
+    site: Site | None = None,
 ) -> TraceEstimate:
     """Estimate what a trace draws on each of the servers: served as it arrives, and all at once.
 
@@ -196,6 +202,7 @@ def estimate(
         tables: A user's measured rows or tables, which sharpen the shipped one; or a loaded table, which counts alone.
         offline: Whether the requests are also served all at once, for comparison.
         paper: Whether the study's reference is given too, for the first server.
+        site: Where the GPUs stand, for money and carbon; None computes neither.
 
     Raises:
         UsageError: A name or an option is unknown, the engine rejects an option, or a model does not fit.
@@ -209,7 +216,7 @@ def estimate(
     opened = [open_server(spec, table) for spec in specs]
     return TraceEstimate(
         trace=facts_of(sample),
-        estimates=tuple(estimate_server(sample, server, offline=offline) for server in opened),
+        estimates=tuple(estimate_server(sample, server, offline=offline, site=site) for server in opened),
         paper=paper_reference(sample, opened[0]) if paper else None,
         notes=table.notes,
     )
@@ -228,19 +235,27 @@ def sample_of(source: Any) -> Sample:
 
 
 def estimate_server(
-    sample: Sample, server: OpenServer, *, offline: bool = True, runs: Runs | None = None, advise: bool = True
+    sample: Sample,
+    server: OpenServer,
+    *,
+    offline: bool = True,
+    runs: Runs | None = None,
+    advise: bool = True,
+    site: Site | None = None,
 ) -> ServerEstimate:
     """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known.
 
-    With `advise` it is said how many replicas would keep up, where the server does not.
+    With `advise` it is said how many replicas would keep up, where the server does not; with `site` what the run costs.
     """
+    if site is not None and runs is None:
+        runs = serve_sample(sample, server)
     requests = sample.windows[0].requests
     timed = sample.is_timed
     served = estimate_run(sample, server, runs, advise=advise) if timed else None
     together = None
     if offline or not timed:
         together = estimate_run(sample.all_at_once(), server, None if timed else runs)
-    return ServerEstimate(
+    made = ServerEstimate(
         engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
         gpu=server.gpu.name,
@@ -252,6 +267,22 @@ def estimate_server(
         offline=together,
         offline_reason=None if together is not None else "not asked for",
         notes=(*server.notes, *_notes_of(sample)),
+    )
+    return made if site is None or runs is None else replace(made, footprint=_footprint(site, runs, made))
+
+
+def _footprint(site: Site, runs: Runs, made: ServerEstimate) -> Footprint:
+    answered = (
+        window.weight * own.requests.output_tokens[np.isfinite(own.requests.finished_s)].sum() for own, window in runs
+    )
+    return footprint_of(
+        site,
+        energy_j=made.run.energy_j,
+        duration_s=made.run.duration_s,
+        gpus=made.gpus,
+        output_tokens=float(sum(answered)),
+        hours=hourly_load(runs),
+        lasts=made.run.load.daily_j is not None,
     )
 
 

@@ -107,6 +107,7 @@ class Requests:
             `arrival_s` says; 0 where `after` is -1. None if unknown.
         set_aside: What was left out of the log.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
+        origin_unix_s: Unix time of `arrival_s` 0, UTC where the log names no zone; None where its times are no dates.
     """
 
     source: str
@@ -120,6 +121,7 @@ class Requests:
     gap_s: Floats | None = None
     set_aside: SetAside = field(default_factory=SetAside)
     lengths_from: str | None = None
+    origin_unix_s: float | None = None
 
     def __post_init__(self) -> None:
         wrong = self._wrong_lengths() or (self._wrong_values() if len(self) else [])
@@ -210,7 +212,8 @@ class Requests:
         part = self._part(int(first), int(last))
         assert part.arrival_s is not None
         gap_s = None if part.gap_s is None else part.gap_s / speed
-        return replace(part, arrival_s=(part.arrival_s - start_s) / speed, gap_s=gap_s)
+        arrival_s = (part.arrival_s - start_s) / speed
+        return replace(part, arrival_s=arrival_s, gap_s=gap_s, origin_unix_s=_later(part.origin_unix_s, start_s))
 
     def slice(self, first: int = 0, count: int | None = None) -> Requests:
         """`count` requests in order of arrival, `first` of them skipped; the earliest arrives at 0 s.
@@ -230,7 +233,13 @@ class Requests:
                 message, code="too-few-requests", trace=self.source, found=len(self), first=first, expected=count
             )
         part = self._part(first, last)
-        return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
+        return part if part.arrival_s is None else part.starting_at(float(part.arrival_s[0]))
+
+    def starting_at(self, start_s: float) -> Requests:
+        """The same requests, their arrivals counted from `start_s`; earlier ones, by rounding, arrive at 0 s."""
+        assert self.arrival_s is not None
+        origin = _later(self.origin_unix_s, start_s)
+        return replace(self, arrival_s=(self.arrival_s - start_s).clip(min=0.0), origin_unix_s=origin)
 
     def take(self, chosen: NDArray[np.bool_] | Integers) -> Requests:
         """The requests that a mask or ascending indices choose; arrivals as they are.
@@ -266,6 +275,10 @@ class Requests:
         import numpy as np
 
         return self if (first, last) == (0, len(self)) else self.take(np.arange(first, last))
+
+
+def _later(unix_s: float | None, by_s: float) -> float | None:
+    return None if unix_s is None else unix_s + by_s
 
 
 def _at(column: NDArray[Number] | None, index: Integers) -> NDArray[Number] | None:

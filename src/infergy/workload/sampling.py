@@ -194,7 +194,7 @@ class Slots:
         for requests, slot, weight in zip(parts, draw.slots.tolist(), draw.weights.tolist(), strict=True):
             start_s = slot * self.size if self.is_timed else None
             if requests.arrival_s is not None and start_s is not None:
-                requests = replace(requests, arrival_s=(requests.arrival_s - start_s).clip(min=0.0))
+                requests = requests.starting_at(start_s)
             duration_s = self.size if self.is_timed else None
             windows.append(Window(requests=requests, start_s=start_s, duration_s=duration_s, weight=weight))
         return tuple(windows)

@@ -197,6 +197,7 @@ class Trace:
                 output_tokens=columns["output_tokens"].astype(np.int64),
                 arrival_s=columns["arrival_s"],
                 order_reason=None,
+                origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
     def _table(self, layout: Format | None = None) -> Table:
