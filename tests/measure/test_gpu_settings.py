@@ -156,6 +156,20 @@ def test_gpus_that_are_not_restored_are_named_with_what_to_type(nvml: Nvml) -> N
     assert UUIDS[0] in str(error.value)
 
 
+def test_the_end_of_the_process_that_restores_is_noticed(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml()
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr("infergy.measure.gpu_settings.subprocess.Popen", Noted)
+    with raises("not-restored"), hold_settings(BOTH):
+        started[0].kill()
+
+
 def axes(**settings: Any) -> Any:
     return tiny_plan(engines=[{"engine": "vllm", **settings}, {"engine": "vllm"}], cells=CELLS)
 

@@ -4,7 +4,7 @@
       └── holds the other end of the pipe: closed when it leaves, crashes or is killed
 
 The process that restores has set: it knows what was before, and outlives the sweep. Its session is its own, so that an
-interrupt or the end of a terminal does not reach it. Nothing else in infergy writes to a GPU.
+interrupt or the end of a terminal does not reach it. Nothing else here writes to a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NEAREST = 3
 
 
 def check_allowed(setups: Iterable[EngineSetup], may_set: Iterable[str], *, simulate: bool) -> None:
-    """Reject settings that nobody allowed, or that no GPU would get.
+    """Reject settings that are not allowed, or that no GPU would get.
 
     Args:
         setups: Of a plan.
