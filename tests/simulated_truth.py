@@ -12,6 +12,7 @@ from infergy.catalog.models import Draft
 from infergy.records import EngineSetup
 from infergy.serving.run import Run
 from infergy.serving.setups import cost_of_setup, serve_setup
+from infergy.serving.simulate import requests_of_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,4 +67,4 @@ def play(
     served = EngineSetup(**{"engine": "vllm", "model": model} | setup)
     shape, device = get_model(model), get_gpu(gpu)
     cost = cost_of_setup(served, shape, device, draft=draft)
-    return serve_setup(served, shape, device, cost, lengths, arrival_s)
+    return serve_setup(served, shape, device, cost, requests_of_lengths(served.label, lengths, arrival_s))

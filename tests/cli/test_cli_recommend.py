@@ -23,10 +23,11 @@ def run(*arguments: str) -> str:
 
 
 def test_the_first_lines_are_what_to_type() -> None:
-    lines = run("recommend", *TRACE, "-e", "vllm-eager").splitlines()
-    assert "savings compared with vllm-eager" in lines[0]
-    assert lines[1].startswith(("Recommended: ", "Keep "))
-    assert lines[2].startswith("  vllm serve MODEL")
+    lines = run("recommend", *TRACE, "-e", "vllm-eager", "--tpot-p99", "500ms").splitlines()
+    assert lines[1] == "Limits: TPOT p99 500 ms"
+    assert lines[2].startswith("Present: vllm-eager, 1 × h200: ")
+    assert lines[3].startswith(("Recommended: ", "Keep "))
+    assert lines[4].startswith("  vllm serve MODEL")
 
 
 def test_the_replay_that_it_advises_is_of_the_same_requests_and_server() -> None:
@@ -58,7 +59,7 @@ def test_a_short_trace_is_replayed_from_its_beginning(tmp_path: Path) -> None:
 
 def test_several_servers_are_ranked_as_they_are() -> None:
     found = json.loads(run("recommend", *TRACE, "-e", "transformers", "-e", "vllm", "--json"))
-    assert found["schema"] == "infergy.recommend/2"
+    assert found["schema"] == "infergy.recommend/3"
     assert {one["label"] for one in found["configurations"]} == {"vllm", "transformers"}
     assert found["present"] == "transformers"
     assert found["recommended"] == "vllm"
@@ -105,3 +106,40 @@ def test_a_picture_has_a_known_format_and_one_server(tmp_path: Path) -> None:
     for arguments in (["-o", "x.gif"], ["-o", str(tmp_path / "x.svg"), "-e", "vllm", "-e", "transformers"]):
         done = runner.invoke(app, ["breakdown", *TRACE, *arguments])
         assert isinstance(done.exception, UsageError)
+
+
+def test_the_present_server_is_what_its_command_says() -> None:
+    command = "CUDA_VISIBLE_DEVICES=0,1 vllm serve meta-llama/Llama-3.1-8B-Instruct -dp 2 --max-num-seqs 64 --port 80"
+    asked = ("recommend", *TRACE, "--present", command)
+    found = json.loads(run(*asked, "--json"))
+    assert found["present"] == "vllm max-num-seqs=64 replicas=2 router=least_loaded"
+    lines = run(*asked).splitlines()
+    assert lines[2].startswith(f"Present: {found['present']}, 2 × h200: ")
+    assert lines[4].startswith("  vllm serve meta-llama/Llama-3.1-8B-Instruct ")
+    assert lines[4].endswith(" --port 80")
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--present", "vllm serve llama-3.1-8b", "-e", "vllm-eager"), "options-conflict"),
+        (("--present", "vllm serve llama-3.1-8b --max-num-seq 3"), "unknown-name"),
+        (("--gpus", "four"), "bad-value"),
+        (("--gpus", "0..2"), "bad-value"),
+        (("--gpus", "2", "-e", "vllm", "-e", "transformers"), "options-conflict"),
+        (("--rate", "0"), "bad-value"),
+        (("--rate", "2", "--speed", "2"), "options-conflict"),
+    ],
+)
+def test_what_cannot_be_meant_is_rejected(options: tuple[str, ...], code: str) -> None:
+    done = runner.invoke(app, ["recommend", *TRACE, *options])
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.code == code
+
+
+def test_limits_need_arrivals_and_a_rate_gives_them() -> None:
+    asked = ("recommend", "task:translation", "--requests", "64", "--ttft-p99", "1s", "-e", "vllm", "-e", "vllm-eager")
+    done = runner.invoke(app, list(asked))
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.code == "no-arrivals"
+    assert "Recommended: " in run(*asked, "--rate", "5")

@@ -85,6 +85,91 @@ def test_what_cannot_be_replayed_is_rejected(arguments: list[str], error: type[E
     assert all(word in str(done.exception) for word in words)
 
 
+@pytest.fixture
+def sessions(tmp_path: Path) -> Path:
+    """Ten sessions of four turns, each prompt the one before and more, in Mooncake's form."""
+    path = tmp_path / "sessions.jsonl"
+    turns = [
+        {
+            "timestamp": 2000 * turn + 100 * talk,
+            "input_length": 512 * (2 + turn) - talk,
+            "output_length": 20,
+            "hash_ids": [0, *range(100 * talk + 1, 100 * talk + 2 + turn)],
+        }
+        for turn in range(4)
+        for talk in range(10)
+    ]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in turns), encoding="utf-8")
+    return path
+
+
+def test_prompts_share_the_prefixes_of_the_log_and_hits_are_predicted_and_measured(
+    sessions: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "rows.jsonl"
+    cached = printed("replay", str(sessions), "--gpu", "h200", "--simulate", "-o", str(store))
+    # Of each later turn the full blocks of 16 tokens that the turn before had; of each first turn the first block.
+    wanted = 9 * 512 + sum(
+        (512 * (1 + turn) - talk if talk else 512 * (1 + turn)) // 16 * 16 for turn in (1, 2, 3) for talk in range(10)
+    )
+    (figure,) = [one for one in cached["compared"] if one["name"] == "cached_tokens"]
+    assert cached["predicted"]["load"]["hit_tokens"] == figure["predicted"] == figure["measured"]
+    assert figure["measured"] == pytest.approx(wanted, rel=0.1)
+    estimate = printed("estimate", str(sessions), "--gpu", "h200", "--speed", "1")["estimates"][0]["served"]
+    assert cached["predicted"]["energy_j"] == pytest.approx(estimate["energy_j"], rel=1e-6)
+    plain = printed(
+        "replay", str(sessions), "--gpu", "h200", "--no-enable-prefix-caching", "--simulate", "-o", str(store)
+    )
+    assert plain["cell_id"] != cached["cell_id"]
+    assert plain["predicted"]["load"]["hit_tokens"] == 0
+    assert "cached_tokens" not in {one["name"] for one in plain["compared"]}
+    on, off = read_store(store).rows
+    assert on.prompt_sha256 == off.prompt_sha256, "the option is all that differs"
+    assert (on.links, on.lengths, on.arrival_s) == (off.links, off.lengths, off.arrival_s)
+    assert [row.cell.setup.prefix_caching for row in (on, off)] == [True, False]
+    done = runner.invoke(app, ["replay", str(store), "--gpu", "h200"])
+    assert "cached_tokens" in done.stdout
+    again = printed("replay", str(store), "--gpu", "h200")
+    assert again
+
+
+@pytest.mark.parametrize("times", [True, False], ids=["with times", "without"])
+def test_requests_that_follow_answers_do_so_in_a_replay(tmp_path: Path, times: bool) -> None:
+    log, store = tmp_path / "log.jsonl", tmp_path / "rows.jsonl"
+    turns = [
+        {"session_id": f"s{talk}", "pre_gap": 1.5 * turn, "input_length": 100 * (turn + 1), "output_length": 30}
+        | ({"timestamp": 0.5 * talk} if times else {})
+        for talk in range(5)
+        for turn in range(3)
+    ]
+    log.write_text("".join(f"{json.dumps(one)}\n" for one in turns), encoding="utf-8")
+    found = printed("replay", str(log), "--gpu", "h200", "--simulate", "-o", str(store))
+    estimate = printed("estimate", str(log), "--gpu", "h200", "--no-enable-prefix-caching")["estimates"][0]["served"]
+    for name in ("energy_j", "duration_s"):
+        assert found["predicted"][name] == pytest.approx(estimate[name], rel=1e-6)
+    (duration,) = [one for one in found["compared"] if one["name"] == "duration_s"]
+    assert duration["measured"] > (2.0 if times else 0.0) + 1.5 + 3.0
+    (row,) = read_store(store).rows
+    assert row.links is not None
+    assert row.links.block_tokens is None
+    assert [after >= 0 for after in row.links.after].count(True) == 10
+    assert sum(row.links.gap_s) == pytest.approx(5 * (1.5 + 3.0))
+    done = runner.invoke(app, ["check", str(store), "--allow-simulated"])
+    assert not isinstance(done.exception, (IndexError, TypeError)), done.output
+    lacks = runner.invoke(app, ["replay", str(log), "--gpu", "h200", "--usage-context", "llm"])
+    assert isinstance(lacks.exception, UsageError)
+    assert printed("replay", str(log), "--gpu", "h200", "--usage-context", "llm", "--all-at-once")["requests"] == 15
+
+
+def test_a_trace_without_hashes_is_replayed_without_a_cache_unless_asked(tmp_path: Path) -> None:
+    found = [printed(*TIMED, *more)["cell"] for more in ((), ("--enable-prefix-caching",), ("-e", "vllm-pc"))]
+    assert [cell.startswith("vllm-server-pc-replay") for cell in found] == [False, True, True]
+    done = runner.invoke(app, [*FEW, "-e", "transformers", "--enable-prefix-caching"])
+    assert isinstance(done.exception, UsageError)
+    done = runner.invoke(app, [*TIMED, "-e", "vllm-pc", "--no-enable-prefix-caching"])
+    assert isinstance(done.exception, UsageError)
+
+
 def test_rows_without_a_replay_are_an_error_that_names_the_file(tmp_path: Path) -> None:
     store = tmp_path / "cells.jsonl"
     asked = ["measure", "--engine", "vllm", "--input", "64", "--output", "8", "--batch", "2", "--simulate"]
@@ -223,12 +308,11 @@ def test_fp8_on_a_gpu_without_units_for_it_is_predicted_as_estimated() -> None:
 
 def test_what_a_replay_leaves_out_of_a_log_is_named(tmp_path: Path) -> None:
     rows = [
-        {"session_id": 1, "pre_gap": 2.0, "arrival_s": float(at), "input_tokens": 50, "output_tokens": 9}
-        for at in range(3)
+        {"arrival_s": float(at), "input_tokens": 50, "cached_tokens": 16 * at, "output_tokens": 9} for at in range(3)
     ]
-    log = tmp_path / "sessions.jsonl"
+    log = tmp_path / "cached.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = CliRunner().invoke(app, ["replay", str(log)], catch_exceptions=False)
-    assert "left out, of the prediction too: gaps between requests of a session" in done.stderr
+    assert "left out, of the prediction too: cached tokens" in done.stderr
     done = CliRunner().invoke(app, ["replay", "azure-code-2023", "--requests", "5"], catch_exceptions=False)
     assert "left out, of" not in done.stderr

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -36,6 +36,7 @@ class FakeAsyncLlm:
     fail: dict[int, Exception] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     errored: bool = False
+    busy_resets: int = 0
     calls: list[Any] = field(default_factory=list)
     submitted: list[int] = field(default_factory=list)
     shut_down: int = 0
@@ -66,7 +67,7 @@ class FakeAsyncLlm:
 
     async def reset_prefix_cache(self) -> bool:
         self.calls.append("reset")
-        return True
+        return self.calls.count("reset") > self.busy_resets
 
     async def generate(self, prompt: Any, parameters: Any, request_id: str) -> AsyncIterator[Any]:
         tokens = prompt["prompt_token_ids"]
@@ -180,6 +181,20 @@ def test_requests_are_submitted_in_the_order_of_arrival_and_never_before_it(open
     assert min(done.engine_times.submitted_s) >= 0
 
 
+def test_a_request_that_follows_an_answer_comes_so_long_after_its_last_token(opened: Opened) -> None:
+    session, engine = opened()
+    # The second follows the first, the third the second; the fourth comes by itself.
+    asked = replace(work(0.0, 0.0, 0.0, 0.0), after=(-1, 0, 1, -1), gap_s=(0.0, 0.03, 0.01, 0.0))
+    done = session.run(asked)
+    assert engine.submitted == [0, 3, 1, 2]
+    assert done.output_tokens == (2, 3, 4, 5)
+    assert done.first_token_s is not None
+    assert done.finished_s is not None
+    assert all(
+        0 < first_s <= last_s < 0.03 for first_s, last_s in zip(done.first_token_s, done.finished_s, strict=True)
+    ), "times are from the request's own arrival"
+
+
 def test_times_are_the_clients_and_lie_around_the_engines(opened: Opened) -> None:
     session, _ = opened()
     done = session.run(work(0.0, 0.005))
@@ -226,6 +241,20 @@ def test_a_prefix_cache_begins_each_run_empty(opened: Opened) -> None:
     session, engine = opened()
     session.run(work(0.0))
     assert "reset" not in engine.calls
+
+
+def test_a_prefix_cache_that_is_in_use_is_emptied_later_or_ends_the_run(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infergy.engines.vllm_server.ALIVE_S", 0.01)
+    session, engine = opened("vllm-server-pc")
+    engine.busy_resets = 2
+    session.run(work(0.0))
+    assert engine.calls.count("reset") == 3
+    engine.busy_resets = 100
+    with raises("engine-failed"):
+        session.run(work(0.0))
+    assert engine.submitted == [0], "nothing is served with the blocks of an earlier run"
 
 
 def test_facts_are_the_options_as_vllm_resolved_them(opened: Opened) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from infergy.estimates.breakdown import break_down
@@ -10,10 +13,13 @@ from infergy.estimates.next_cells import choose_next
 from infergy.estimates.recommend import recommend
 from infergy.estimates.replay import predict, spec_of
 from infergy.estimates.servers import ServerSpec, shipped_table
+from infergy.measure.planner import replay_run
+from infergy.measure.replays import plan_replays
 from infergy.records import Arrivals, Cell, EngineSetup, Load, PlannedCell
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
 from served import some_requests
+from serving.doubles import hashes
 
 SERVERS = [
     ServerSpec(),
@@ -60,3 +66,19 @@ def test_a_replay_is_predicted_by_the_estimate(engine: str) -> None:
     )
     asked = estimate(requests, spec_of(setup, "h200", len(requests)), tables=table, offline=False).estimates[0]
     assert predict(planned, "h200", table).predicted == asked.served
+
+
+@pytest.mark.parametrize("engine", ["vllm-server-pc", "vllm-server"])
+def test_a_replay_of_shared_prompts_is_predicted_by_the_estimate(engine: str) -> None:
+    table = shipped_table()
+    rows = [list(range(n % 7, n % 7 + 4)) + [n] * (n % 2) for n in range(60)]
+    requests = replace(some_requests(), prefix_blocks=hashes(rows, 32)).take(np.arange(60))
+    setup = EngineSetup(model="llama-3.1-8b", **EngineSetup.parse_label(engine))
+    arrivals = Arrivals(law="replay", trace="log", timed=True)
+    (planned,) = plan_replays([(setup, replay_run(requests, arrivals))], gpu="h200").cells
+    asked = estimate(requests, spec_of(setup, "h200", 60), tables=table, offline=False).estimates[0]
+    found = predict(planned, "h200", table).predicted
+    assert asked.served is not None
+    assert (found.load.hit_tokens > 0) == setup.prefix_caching
+    assert found.load.hit_tokens == asked.served.load.hit_tokens
+    assert found.energy_j == pytest.approx(asked.served.energy_j, rel=1e-6)

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.estimates.recommend import Limits, command_of, default_candidates, label_of, recommend
+from infergy.estimates.limits import Limits
+from infergy.estimates.recommend import recommend
 from infergy.estimates.servers import ServerSpec, open_server, shipped_table
+from infergy.estimates.vllm_command import command_of, label_of
 from infergy.serving.config import EngineOptions
 from raising import raises
 from served import some_requests
@@ -38,7 +40,7 @@ def test_what_is_recommended_keeps_limits_and_saves_unless_the_present_breaks_on
     kept = [one for one in found.configurations if not one.breaks]
     assert list(found.configurations[: len(kept)]) == sorted(kept, key=lambda one: one.energy_j)
     now = found.of(found.present)
-    assert (now.saving, now.saving_low, now.saving_high, now.is_significant) == (0, 0, 0, False)
+    assert (now.saving.share, now.saving.low, now.saving.high, now.saving.is_significant) == (0, 0, 0, False)
     if found.recommended is None:
         assert not kept
         return
@@ -49,11 +51,11 @@ def test_what_is_recommended_keeps_limits_and_saves_unless_the_present_breaks_on
         assert chosen is kept[0]
     elif chosen is now:
         assert found.reason == "present_is_best"
-        assert not any(one.is_significant and one.saving > 0 for one in kept)
+        assert not any(one.saving.is_significant and one.saving.share > 0 for one in kept)
     else:
         assert found.reason == "saves"
         assert chosen.energy_j < now.energy_j
-        assert chosen.saving_low > 0
+        assert chosen.saving.low > 0
 
 
 def test_limits_are_on_the_estimated_percentiles() -> None:
@@ -64,48 +66,25 @@ def test_limits_are_on_the_estimated_percentiles() -> None:
         assert latency.e2e_s is not None
         for over, name in ((0.99, ("tpot_p50_s",)), (1.01, ())):
             limits = Limits(tpot_p50_s=latency.tpot_s.p50 * over, e2e_p99_s=latency.e2e_s.p99 * 1.01)
-            assert tuple(limits.excess(one.estimate)) == name
+            assert tuple(limits.excess(one.estimate.run.latency)) == name
 
 
 def test_a_saving_is_significant_where_its_interval_leaves_out_0() -> None:
     found = recommend(REQUESTS, FEW, shipped_table())
     for one in found.configurations:
-        assert one.saving_low <= one.saving <= one.saving_high
-        assert one.is_significant == (not one.saving_low <= 0 <= one.saving_high)
+        saving, run = one.saving, one.estimate.run
+        assert saving.low <= saving.share <= saving.high
+        assert saving.is_significant == (not saving.low <= 0 <= saving.high)
         # What is common to both is left out, so a ratio is known better than its two energies are.
-        half = (one.high_j / one.low_j) ** 0.5
-        assert (1 - one.saving_low) / (1 - one.saving) <= half * found.of(found.present).high_j / found.of(
-            found.present
-        ).energy_j
+        now = found.of(found.present).estimate.run
+        half = (run.high_j / run.low_j) ** 0.5
+        assert (1 - saving.low) / (1 - saving.share) <= half * now.high_j / now.energy_j
 
 
-def test_equal_runs_differ_by_nothing() -> None:
-    found = recommend(REQUESTS, [ServerSpec(options=EngineOptions(max_num_seqs=900))], shipped_table())
-    other = next(one for one in found.configurations if one.label != found.present)
-    assert [other.saving, other.saving_low, other.saving_high] == pytest.approx([0, 0, 0])
-    assert not other.is_significant
+def test_one_server_in_two_spellings_is_one_configuration() -> None:
+    found = recommend(REQUESTS, [ServerSpec(engine="vllm-bfloat16-tp1")], shipped_table())
+    assert [one.label for one in found.configurations] == ["vllm"]
     assert found.reason == "present_is_best"
-
-
-def test_default_candidates_are_of_the_present_model_and_gpus() -> None:
-    present = ServerSpec(model="qwen3-32b", options=EngineOptions(tensor_parallel_size=2, max_model_len=4096))
-    labels = {label_of(open_server(spec, shipped_table())) for spec in default_candidates(present)}
-    assert labels == {
-        *(
-            f"vllm-tp2 {words} max-model-len=4096"
-            for words in ("max-num-seqs=256", "max-num-seqs=64", "max-num-seqs=16")
-        ),
-        *(
-            f"vllm-fp8-tp2 {words} max-model-len=4096"
-            for words in ("max-num-seqs=256", "max-num-seqs=64", "max-num-seqs=16")
-        ),
-        *(f"vllm{dtype}-tp2 max-num-batched-tokens=2048 max-model-len=4096" for dtype in ("", "-fp8")),
-        *(f"vllm{setup} max-model-len=4096" for setup in ("-tp2", "-fp8-tp2", "-eager-tp2", "-tp4")),
-    }
-
-
-def test_a_gpu_without_fp8_gets_no_fp8() -> None:
-    assert not any("fp8" in (spec.precision or "") for spec in default_candidates(ServerSpec(gpu="a100-80gb-sxm")))
 
 
 def test_what_changes_outputs_is_labelled_or_left_out() -> None:
@@ -126,11 +105,12 @@ def test_servers_that_differ_in_router_or_context_alone_are_told_apart() -> None
     assert len({label_of(open_server(spec, shipped_table())) for spec in specs}) == 4
 
 
-def test_a_candidate_that_cannot_serve_is_left_out_with_its_reason() -> None:
+def test_a_configuration_that_cannot_serve_is_left_out_with_its_reason() -> None:
     # 14 attention heads: two GPUs share them, four cannot.
     present = ServerSpec(model="qwen2.5-0.5b", options=EngineOptions(tensor_parallel_size=2))
     found = recommend(REQUESTS, None, shipped_table(), present=present, keep_outputs=True)
-    assert set(found.left_out) == {"vllm-tp4"}
+    assert {label for label in found.searched.reasons if "-tp 4" in label}
+    assert not any("tp4" in one.label for one in found.configurations)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +153,13 @@ def test_a_limit_must_be_a_time(limit: float) -> None:
         Limits(tpot_p99_s=limit)
 
 
-def test_configurations_are_of_one_model_and_kind_of_gpu() -> None:
-    with raises("several-gpus"):
-        recommend(REQUESTS, [ServerSpec(gpu="h100-sxm")], shipped_table())
+def test_configurations_are_of_one_model() -> None:
+    with raises("several-models"):
+        recommend(REQUESTS, [ServerSpec(model="llama-3.2-1b")], shipped_table())
+
+
+def test_kinds_of_gpu_are_compared() -> None:
+    found = recommend(REQUESTS, [ServerSpec(gpu="h100-sxm")], shipped_table())
+    assert {one.label for one in found.configurations} == {"vllm", "vllm gpu=h100-sxm"}
+    with raises("unknown-gpu"):
+        recommend(REQUESTS, [ServerSpec(gpu="nonesuch")], shipped_table())

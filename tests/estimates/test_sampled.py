@@ -10,10 +10,12 @@ import pytest
 
 from infergy.cli.estimate import _print
 from infergy.estimates.estimate import ServerEstimate, TraceEstimate, estimate
-from infergy.estimates.recommend import Limits, recommend
+from infergy.estimates.limits import Limits
+from infergy.estimates.recommend import recommend
 from infergy.estimates.servers import ServerSpec
 from infergy.serving.config import EngineOptions
 from infergy.workload import Sample, open_trace
+from raising import raises
 
 
 def a_sample(**options: Any) -> Sample:
@@ -81,6 +83,8 @@ def test_a_whole_trace_has_no_such_line() -> None:
 
 def test_a_limit_on_a_latency_that_is_not_known_is_named() -> None:
     limits = Limits(ttft_p99_s=1e-6)
-    sampled = recommend(a_sample(at_once=True), [], limits=limits)
+    with raises("no-arrivals", option="--ttft-p99"):
+        recommend(a_sample(at_once=True), [], limits=limits)
+    sampled = recommend(a_sample().all_at_once(), [], limits=limits)
     assert any(note.startswith("limits on latency are not checked") for note in sampled.notes)
     assert not any(note.startswith("limits on") for note in recommend(a_sample(), [], limits=limits).notes)

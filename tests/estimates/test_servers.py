@@ -15,10 +15,12 @@ from infergy.cli import app
 from infergy.cost.constants import prior_fit
 from infergy.cost.rates import rates_of, server_work
 from infergy.errors import DataError, UsageError
+from infergy.estimates.candidates import Space, layouts, plain_spec
 from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.paper import estimate_paper
-from infergy.estimates.recommend import command_of, default_candidates, label_of, recommend
+from infergy.estimates.recommend import recommend
 from infergy.estimates.servers import PRECISIONS, STATIC_BATCH, ServerSpec, open_server, shipped_table
+from infergy.estimates.vllm_command import command_of, label_of
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
@@ -173,7 +175,8 @@ def test_what_to_type_names_all_servers() -> None:
 
 def test_candidates_of_a_configured_server_can_all_be_opened() -> None:
     options = EngineOptions(enable_prefix_caching=False, gpu_memory_utilization=0.8, max_num_batched_tokens=4096)
-    for spec in default_candidates(ServerSpec(options=options)):
+    present = ServerSpec(options=options)
+    for spec in layouts(present, Space.around(present), shares_prefixes=False):
         open_server(spec, shipped_table())
 
 
@@ -198,9 +201,8 @@ def test_each_part_of_a_label_is_an_option(label: str, options: EngineOptions) -
     assert by_label.spec.options == options
     assert label_of(by_label) == label_of(by_options)
     # Options of the present server are those of the candidates, however they were given.
-    assert [[own.options for own in default_candidates(one.spec)] for one in (by_label, by_options)] == [
-        [own.options for own in default_candidates(ServerSpec(engine=label))]
-    ] * 2
+    specs = [plain_spec(spec) for spec in (by_label.spec, by_options.spec, ServerSpec(engine=label))]
+    assert specs[0] == specs[1] == specs[2]
 
 
 @pytest.mark.parametrize(
@@ -261,11 +263,11 @@ def test_a_request_that_does_not_fit_alone_is_rejected_in_any_batch() -> None:
         assert (counts.finished_requests, counts.rejected_requests) == (2, 1)
 
 
-def test_a_static_candidate_that_does_not_fit_is_left_out_with_its_reason() -> None:
+def test_static_batches_are_as_large_as_fit_unless_their_size_is_given() -> None:
     present = ServerSpec(gpu="l4")
     found = recommend(requests([(2048, 64)] * 40), None, shipped_table(), present=present)
-    (reason,) = (why for label, why in found.left_out.items() if label.startswith("transformers"))
-    assert "--max-num-seqs 32" in reason
+    assert found.static_batches is not None
+    assert "transformers" in {one.label for one in found.configurations}
     with raises("does-not-fit", option="--max-num-seqs"):
         static = ServerSpec(engine="transformers-s32", gpu="l4")
         recommend(requests([(2048, 64)] * 40), [static], shipped_table(), present=present)

@@ -20,7 +20,7 @@ from infergy.errors import UsageError
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.measure.forecast import total_j
 from infergy.measure.grid import make_plan, parse_grid
-from infergy.measure.planner import Planner
+from infergy.measure.planner import Planner, Run
 from infergy.records import Decoding, EngineSetup, Load, Plan
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests
@@ -77,7 +77,7 @@ def test_each_beam_is_a_sequence() -> None:
     plain = Load(input_tokens=512, output_tokens=8, batch=8)
     setup = replace(VLLM, engine="transformers")
     planner = Planner(setup, LLAMA, H200)
-    forecasts = [planner.plan(load, "given").forecast_batch_s for load in (beams, plain)]
+    forecasts = [planner.plan(Run(load=load), "given").forecast_batch_s for load in (beams, plain)]
     assert forecasts[0] == forecasts[1]
 
 
@@ -86,7 +86,7 @@ def test_launching_kernels_is_no_work_of_the_gpu() -> None:
     eager = replace(VLLM, cuda_graphs=False)
     planner = Planner(eager, LLAMA, H200)
     assert planner.gpu_s(load) == Planner(VLLM, LLAMA, H200).gpu_s(load)
-    assert planner.gpu_s(load) < planner.plan(load, "given").forecast_batch_s / 2
+    assert planner.gpu_s(load) < planner.plan(Run(load=load), "given").forecast_batch_s / 2
 
 
 def test_gpu_work_grows_with_the_batch_and_with_a_draft() -> None:

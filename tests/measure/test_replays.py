@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from infergy.measure.replays import REPLAY_OPTIONS, plan_replays
 from infergy.measure.sweep import sweep
 from infergy.measure.warmup import WARMUP_REPLAY_TOKENS, WARMUP_REQUESTS, warm_up
 from infergy.records import Arrivals, EngineSetup, Load, Measurement, Plan, result_of
+from infergy.records.cell import Links
 from infergy.records.latency import backlog_of, percentiles
 from infergy.records.store import read_store
 from infergy.workload import open_trace
@@ -179,6 +181,22 @@ def test_a_log_out_of_order_is_cut_in_order_of_arrival(tmp_path: Path) -> None:
     assert (timed.arrival_s, window.arrival_s) == ((0.0, 5.0), (0.0, 0.0))
     with raises("no-arrivals", trace=str(log)):
         replay_run(open_trace(log).requests(arrivals=False), timed.load.arrivals)  # type: ignore[arg-type]
+
+
+def test_a_plan_with_prefixes_of_other_requests_is_incomplete(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    line = '{"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [0, 1]}\n'
+    log.write_text(3 * line, encoding="utf-8")
+    plan = plan_of(run_of(f"{log}@1x", 3))
+    (planned,) = plan.cells
+    assert planned.links == Links(block_tokens=512, prefixes=(((0, 2),),) * 3)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    fewer = replace(planned, links=Links(block_tokens=512, prefixes=(((0, 2),),)))
+    later = replace(planned, links=Links(after=(-1, 2, 1), gap_s=(0.0,) * 3))
+    for wrong, missing, found in ((fewer, "links.prefixes", 1), (later, "links.after", 2)):
+        with raises("plan-incomplete", missing=missing, found=found):
+            list(sweep(replace(plan, cells=(wrong,)), tmp_path / "rows.jsonl", simulate=True))
 
 
 def test_what_cannot_be_served_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +15,18 @@ from infergy.catalog.gpus import IDLE_SHARE
 from infergy.errors import UsageError
 from infergy.records import SERVER, Arrivals, EngineSetup
 from infergy.serving.setups import cost_of_setup, memory_fault, serve_setup
+from infergy.serving.simulate import requests_of_lengths
 from infergy.workload.load_generator import draw_times
+from infergy.workload.requests import Requests
 from simulated_truth import play, truth_of
 
 SHAPE, GPU = get_model("llama-3.1-8b"), get_gpu("h200")
 VLLM = EngineSetup(engine="vllm", model="llama-3.1-8b")
 STATIC = EngineSetup(engine="transformers", model="llama-3.1-8b")
+
+
+def asked(lengths: Sequence[tuple[int, int]]) -> Requests:
+    return requests_of_lengths("asked", lengths)
 
 
 @settings(deadline=None, max_examples=40)
@@ -62,7 +69,7 @@ def test_no_more_run_at_once_than_the_memory_takes() -> None:
     lengths = ((8192, 64),) * 60
     assert memory_fault(VLLM, SHAPE, small, lengths, together=True) is not None
     assert memory_fault(VLLM, SHAPE, small, lengths, together=False) is None
-    run = serve_setup(VLLM, SHAPE, small, cost_of_setup(VLLM, SHAPE, small), lengths)
+    run = serve_setup(VLLM, SHAPE, small, cost_of_setup(VLLM, SHAPE, small), asked(lengths))
     assert run.counts.finished_requests == 60
     assert run.counts.peak_running < 60
     large = get_model("llama-3.1-70b")
@@ -73,8 +80,8 @@ def test_static_batches_run_one_after_the_other_and_are_not_cut() -> None:
     bound = replace(STATIC, max_sequences=2)
     lengths = ((512, 64), (32, 8), (128, 16))
     cost = cost_of_setup(bound, SHAPE, GPU)
-    run = serve_setup(bound, SHAPE, GPU, cost, lengths)
-    first = serve_setup(bound, SHAPE, GPU, cost, ((512, 64),) * 2)
+    run = serve_setup(bound, SHAPE, GPU, cost, asked(lengths))
+    first = serve_setup(bound, SHAPE, GPU, cost, asked(((512, 64),) * 2))
     assert run.requests.finished_s[:2].tolist() == pytest.approx([first.duration_s] * 2)
     assert run.requests.first_token_s[2] > first.duration_s
     assert memory_fault(STATIC, SHAPE, GPU, [(8192, 64)] * 1000, together=False) is not None
@@ -84,7 +91,7 @@ def test_static_batches_run_one_after_the_other_and_are_not_cut() -> None:
 def test_weights_that_do_not_fit_are_found_where_memory_is_looked_at() -> None:
     small, large = get_gpu("a6000"), get_model("llama-3.1-70b")
     setup = replace(VLLM, model="llama-3.1-70b")
-    run = serve_setup(setup, large, small, cost_of_setup(setup, large, small), [(512, 64)] * 2)
+    run = serve_setup(setup, large, small, cost_of_setup(setup, large, small), asked([(512, 64)] * 2))
     assert run.counts.finished_requests == 2
 
 
@@ -104,4 +111,4 @@ def test_what_the_gpu_or_the_engine_lacks_is_rejected() -> None:
         cost_of_setup(replace(VLLM, dtype="float64"), SHAPE, GPU)
     odd = replace(VLLM, tensor_parallel=3)
     with pytest.raises(UsageError):
-        serve_setup(odd, SHAPE, GPU, cost_of_setup(odd, SHAPE, GPU), [(512, 8)])
+        serve_setup(odd, SHAPE, GPU, cost_of_setup(odd, SHAPE, GPU), asked([(512, 8)]))

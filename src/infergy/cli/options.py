@@ -114,7 +114,7 @@ class TraceFormat:
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
     time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
-    seed: int | None = option("Seed of a task's lengths [default: 0]")
+    seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")
     tokenizer: str | None = option(
         "Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
         "[default: lengths drawn by the published moments]"
@@ -155,6 +155,9 @@ class TraceSelection(TraceFormat):
         "Wall time of arrivals to serve: 75s at --speed 3 are 225 s of it", "--for", metavar="TIME"
     )
     speed: float | None = option("Factor on the request rate: 2 is twice as fast [default: 1]")
+    rate: float | None = option(
+        "Mean requests per second: faster or slower arrivals, or random ones (Poisson) of a trace without"
+    )
     all_at_once: bool = flag("All requests arrive at once, whatever times the trace has", "--all-at-once")
 
     def open(self, source: str) -> Sample:
@@ -192,6 +195,9 @@ class TraceSelection(TraceFormat):
         if self.all_at_once and self.speed is not None and self.duration is None:
             given = {"--all-at-once": True, "--speed": self.speed}
             raise UsageError.conflict(given, "no time passes: leave --speed out, or give --for TIME")
+        if self.rate is not None and (self.all_at_once or self.speed is not None):
+            given = {"--rate": self.rate, "--all-at-once" if self.all_at_once else "--speed": self.speed or True}
+            raise UsageError.conflict(given, "one of them says when requests come: leave the other out")
         return open_requests(source, **self.reading(self.requests if is_task(source) else None))
 
     def all_of(self, opened: Trace | Histogram) -> Requests:
@@ -208,19 +214,32 @@ class TraceSelection(TraceFormat):
         Raises:
             UsageError: An option out of range, or no arrivals for a window.
         """
+        speed = self.speed_of(requests)
+        if self.rate is not None and requests.arrival_s is None:
+            requests = requests.at_random(self.rate, self.seed or 0)
         if self._is_window:
             requests = requests.window(
                 start_s=0.0 if self.start is None else seconds_of("--from", self.start),
                 duration_s=None if self.duration is None else seconds_of("--for", self.duration),
-                speed=1.0 if self.speed is None else self.speed,
+                speed=speed,
             )
         if self.requests is not None and not is_task(source):
             requests = requests.slice(0, self.requests)
         return requests.all_at_once() if self.all_at_once else requests
 
+    def speed_of(self, requests: Requests) -> float:
+        """The factor on the rate of all requests of a trace.
+
+        Raises:
+            UsageError: A rate out of range.
+        """
+        if self.rate is not None:
+            return requests.speed_for(self.rate)
+        return 1.0 if self.speed is None else self.speed
+
     @property
     def _is_window(self) -> bool:
-        return (self.start, self.duration, self.speed) != (None, None, None)
+        return (self.start, self.duration, self.speed, self.rate) != (None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

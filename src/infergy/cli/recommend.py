@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,19 +24,14 @@ from infergy.cli.options import (
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes, title_of, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
-from infergy.units import format_latency, format_percent, format_si
+from infergy.units import format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.estimates.recommend import Configuration, Recommendation
+    from infergy.estimates.recommendation import Configuration, Recommendation, Saving
+    from infergy.estimates.vllm_command import TypedServer
 
-BROKEN = {
-    "ttft_p99_s": "TTFT p99 over limit",
-    "tpot_p50_s": "TPOT p50 over limit",
-    "tpot_p99_s": "TPOT p99 over limit",
-    "e2e_p99_s": "E2E p99 over limit",
-    "rejected_requests": "rejects more requests",
-    "overload": "queue grows without limit",
-}
+BROKEN = {"rejected_requests": "rejects more requests", "overload": "cannot keep up"}
+MONTH_DAYS = 30.4
 
 OF_REPLAYS = (
     *("format", "input_column", "output_column", "time_column", "cached_column", "time_unit", "requests", "seed"),
@@ -43,6 +40,10 @@ OF_REPLAYS = (
 """Options of a trace that a replay takes too."""
 REPLAYED_S, LATER_S = 75, 700
 """Seconds of a long trace that a replay takes, and from which on it begins at minute 10."""
+
+
+OF_THE_TRACE = ("model", "gpu", "table", "allow_simulated")
+"""Options that go with --present: it says all else of a server."""
 
 
 @with_options
@@ -55,19 +56,25 @@ def recommend(
     ttft_p99: str | None = option("Limit on the time to first token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
     tpot_p99: str | None = option("Limit on the time per output token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
     e2e_p99: str | None = option("Limit on the time to the last token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
+    gpus: str | None = option("GPUs that may serve: 2, 1..4 or 1,2,4 [default: 1 to twice the present]"),
+    present: str | None = option('What runs now: "vllm serve MODEL --max-num-seqs 256"', metavar="COMMAND"),
     keep_outputs: bool = flag("Leave out what changes the model's answers: another precision", "--keep-outputs"),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank configurations by the energy of serving a trace within limits on latency.
+    """Search for the configuration that serves a trace with the least energy within limits on latency.
 
-    The server options are those of the present configuration. Several servers (repeated options, or --compare) are
-    ranked as they are, the first of them the present one.
+    The server options, or --present, are those of the present configuration, by default vLLM's own on the fewest GPUs
+    that keep up; --gpu names kinds of GPU to choose from, the first the present one. Several servers (repeated options,
+    or --compare) are compared as they are, the first of them the present one.
 
-    Example: infergy recommend azure-conv-2023 --tpot-p99 50ms
+    Example: infergy recommend azure-conv-2023 --ttft-p99 1s --tpot-p99 50ms --gpus 1..4
     """
-    from infergy.estimates.recommend import Limits
-    from infergy.estimates.recommend import recommend as rank
+    from infergy.cli.progress import counting
+    from infergy.estimates.candidates import Space, plain_spec
+    from infergy.estimates.limits import Limits
+    from infergy.estimates.recommend import recommend as search
+    from infergy.estimates.search import fewest_gpus
 
     given = {"--ttft-p99": ttft_p99, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99}
     limits = Limits(
@@ -77,13 +84,57 @@ def recommend(
             if text is not None
         }
     )
-    present, *others = servers.specs()
-    table = measured.load()
-    found = rank(trace.open(source), others or None, table, present=present, limits=limits, keep_outputs=keep_outputs)
+    typed, wanted = typed_options(context), None if gpus is None else _numbers(gpus)
+    specs = servers.specs()
+    command = None if present is None else _typed(present, servers, typed)
+    kinds = tuple(dict.fromkeys(spec.gpu for spec in specs))
+    others = [] if len(specs) == len(kinds) else specs[1:]
+    if others and (gpus or present):
+        message = "several servers are compared as they are: leave out --gpus and --present, or name one server"
+        raise UsageError(message, code="options-conflict", options=["--gpus" if gpus else "--present"])
+    table, sample = measured.load(), trace.open(source)
+    now = specs[0] if command is None else command.spec
+    if command is None and not others and not {"tensor_parallel_size", "replicas"} & set(typed):
+        now = fewest_gpus(plain_spec(now), sample, table)
+    changes = {"kinds": kinds, "keep_outputs": keep_outputs} | ({} if wanted is None else {"gpus": wanted})
+    with counting("simulations") as progress:
+        found = search(
+            sample,
+            others or None,
+            table,
+            present=now,
+            limits=limits,
+            space=Space.around(now, **changes),
+            keep_outputs=keep_outputs,
+            processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            progress=progress,
+        )
     if as_json:
         print_json([found])
     else:
-        _print(found, replay=_replay_of(found, source, context), explain=explain)
+        _print(found, command, replay=_replay_of(found, source, context), explain=explain)
+
+
+def _typed(present: str, servers: ServerSelection, typed: Mapping[str, str]) -> TypedServer:
+    from infergy.estimates.vllm_command import parse_command
+
+    own = {field.name for field in fields(servers)} - set(OF_THE_TRACE)
+    wrong = [option for name, option in typed.items() if name in own]
+    if wrong:
+        message = f"--present says what runs now: leave out {', '.join(wrong)}, or write them into its command"
+        raise UsageError(message, code="options-conflict", options=["--present", *wrong])
+    (spec, *_) = servers.specs()
+    return parse_command(present, gpu=spec.gpu, model=servers.model[0] if servers.model else None)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """``1..4`` or ``1,2,4``."""
+    try:
+        first, dots, last = text.partition("..")
+        numbers = range(int(first), int(last) + 1) if dots else map(int, text.split(","))
+        return tuple(sorted(set(numbers)))
+    except ValueError as error:
+        raise UsageError.bad_value("--gpus", text, "numbers of GPUs, as 2, 1..4 or 1,2,4") from error
 
 
 def _seconds(option: str, text: str) -> float:
@@ -113,66 +164,123 @@ def _replay_of(found: Recommendation, source: str, context: typer.Context) -> st
     return " ".join([*words, "-o replay.jsonl"])
 
 
-def _print(found: Recommendation, *, replay: str, explain: bool) -> None:
-    first = found.configurations[0].estimate
-    typer.echo(f"{title_of(found.trace, first)}; {first.model} on {first.gpu}; savings compared with {found.present}")
-    for line in _answer(found, replay):
+def _print(found: Recommendation, command: TypedServer | None, *, replay: str, explain: bool) -> None:
+    present = found.of(found.present)
+    typer.echo(f"{title_of(found.trace, present.estimate)}; {present.estimate.model}")
+    limits = ", ".join(f"{_name(name)} {format_latency(limit_s)}" for name, limit_s in found.limits.given())
+    typer.echo(f"Limits: {limits or 'none on latency'}")
+    typer.echo(f"Present: {found.present}, {_gpus(present)}: {_energy(present)}")
+    for line in _answer(found, command, replay):
         typer.echo(line)
-    heads = ("Configuration", "Energy", "Saves (90 %)", "TTFT p99", "TPOT p99", "")
-    print_table(heads, (_row(one, is_present=one.label == found.present) for one in found.configurations))
+    heads = ("Configuration", "GPUs", "Energy", "Saves (90 %)", "TTFT p99", "TPOT p99", "")
+    shown = found.configurations if explain else _shown(found)
+    print_table(heads, (_row(one, found) for one in shown))
     rejects = rejected_notes({one.label: one.estimate.run for one in found.configurations})
-    print_notes((*found.notes, *trace_notes(found.trace), *rejects))
+    notes = () if command is None else command.notes
+    print_notes((*notes, *found.notes, *trace_notes(found.trace), *rejects))
     if explain:
-        print_notes(f"{label} is left out: {reason}" for label, reason in found.left_out.items())
+        searched = found.searched
+        print_notes(
+            [
+                f"{searched.configurations:,} configurations: {searched.equal:,} with limits on a step that this trace "
+                f"never reaches, {searched.pruned:,} left out by floors or as far from the best, {searched.windows:,} "
+                f"simulated in windows of the trace, {searched.whole:,} whole"
+            ]
+        )
+        print_notes(f"{label} is left out: {reason}" for label, reason in searched.reasons.items())
 
 
-def _answer(found: Recommendation, replay: str) -> Iterator[str]:
+def _shown(found: Recommendation) -> Iterator[Configuration]:
+    """The present one, those on the way, the Pareto set, static batches and the best that break a limit."""
+    always = {found.present, found.recommended, *found.pareto, *(step.label for step in found.steps)}
+    broken = [one.label for one in found.configurations if one.breaks][:2]
+    for one in found.configurations:
+        if one.label in always or one.label in broken or one.estimate.engine == "transformers":
+            yield one
+
+
+def _answer(found: Recommendation, command: TypedServer | None, replay: str) -> Iterator[str]:
     if found.recommended is None:
         nearest = found.configurations[0]
         if nearest.breaks == ("overload",):
-            yield f"Each configuration that keeps the limits is overloaded. Nearest: {nearest.label}. Give --replicas."
+            yield f"No configuration keeps up with this load. Nearest: {nearest.label}, {_gpus(nearest)}. Give --gpus."
             return
-        yield f"No configuration keeps the limits. Nearest: {nearest.label} ({_broken(nearest)})."
+        yield f"No configuration keeps the limits. Nearest: {nearest.label}, {_gpus(nearest)}: {_broken(nearest)}."
         return
     chosen, present = found.of(found.recommended), found.of(found.present)
     if found.reason == "present_is_best":
         yield f"Keep {found.present}: no configuration within the limits saves energy significantly."
     elif found.reason == "saves":
-        yield f"Recommended: {chosen.label}. It saves {_saving(chosen)} of the energy."
+        yield f"Recommended: {chosen.label}, {_gpus(chosen)}: {_energy(chosen)}, {_saving(chosen.saving)} saved"
     else:
-        yield f"Recommended: {chosen.label}, since {found.present} does not serve this load ({_broken(present)})."
-        verb = "saves" if chosen.saving >= 0 else "takes more energy: it saves"
-        certain = "" if chosen.is_significant else ", no significant difference"
-        yield f"It {verb} {_saving(chosen)} of the energy{certain}."
-    yield f"  {' '.join(chosen.command)}"
+        yield f"The present configuration does not serve this load within the limits: {_broken(present)}"
+        certain = "" if chosen.saving.is_significant else ", no significant difference"
+        verb = "saved" if chosen.saving.share >= 0 else "saved, that is, it takes more"
+        yield (
+            f"Recommended: {chosen.label}, {_gpus(chosen)}: {_energy(chosen)}, {_saving(chosen.saving)} {verb}{certain}"
+        )
+    words = " ".join(chosen.command)
+    if command is not None and chosen.estimate.engine.startswith("vllm"):
+        words = " ".join([words.replace("MODEL", command.model, 1), *command.others])
+    yield f"  {words}"
+    if len(found.steps) > 1:
+        yield "  step by step: " + ", ".join(f"{step.change} {format_percent(step.share)}" for step in found.steps)
+    if found.static_batches is not None:
+        yield f"  compared with static batches of transformers: {_saving(found.static_batches)} saved"
     if not chosen.estimate.run.measured_share and chosen.estimate.engine.startswith("vllm"):
         yield f"The table has no run of it on {chosen.estimate.gpu}; measure a window of it first: {replay}"
 
 
-def _row(one: Configuration, *, is_present: bool) -> tuple[str, ...]:
-    latency = one.estimate.run.latency
+def _row(one: Configuration, found: Recommendation) -> tuple[str, ...]:
+    latency, is_present = one.estimate.run.latency, one.label == found.present
     return (
         one.label,
+        str(one.estimate.gpus),
         format_si(one.energy_j, "J"),
-        "present" if is_present else _saving(one),
+        "present" if is_present else _saving(one.saving),
         *(NONE if time is None else format_latency(time.p99) for time in (latency.ttft_s, latency.tpot_s)),
-        _remarks(one, is_present=is_present),
+        _remarks(one, found),
     )
 
 
-def _saving(one: Configuration) -> str:
+def _gpus(one: Configuration) -> str:
+    return f"{one.estimate.gpus} × {one.estimate.gpu}"
+
+
+def _energy(one: Configuration) -> str:
+    """Energy of the run, and of a month at this load where the load lasts."""
+    daily_j = one.estimate.run.load.daily_j
+    month = "" if daily_j is None else f", {format_number(daily_j * MONTH_DAYS / 3.6e6)} kWh per month"
+    return f"{format_si(one.energy_j, 'J')}{month}"
+
+
+def _saving(saving: Saving) -> str:
     """A share with its interval."""
-    low, high = (format_percent(share).removesuffix(" %") for share in (one.saving_low, one.saving_high))
-    return f"{format_percent(one.saving)} ({low} .. {high})"
+    low, high = (format_percent(share).removesuffix(" %") for share in (saving.low, saving.high))
+    return f"{format_percent(saving.share)} ({low} .. {high})"
+
+
+def _name(limit: str) -> str:
+    """``ttft_p99_s`` as ``TTFT p99``."""
+    kind, percentile, _ = limit.split("_")
+    return f"{kind.upper()} {percentile}"
 
 
 def _broken(one: Configuration) -> str:
-    return ", ".join(BROKEN[name] for name in one.breaks)
+    """What it breaks, with the figures."""
+    words = []
+    for name in one.breaks:
+        kind, _, percentile = name.removesuffix("_s").partition("_")
+        time = getattr(one.estimate.run.latency, f"{kind}_s", None)
+        words.append(BROKEN.get(name) or f"{_name(name)} is {format_latency(getattr(time, percentile))}")
+    return ", ".join(words)
 
 
-def _remarks(one: Configuration, *, is_present: bool) -> str:
-    remarks = [_broken(one)] if one.breaks else []
-    remarks += [one.changes_outputs] if one.changes_outputs else []
-    remarks += [] if is_present or one.is_significant else ["no significant difference"]
-    remarks += [] if one.estimate.run.measured_share else ["not measured on this GPU"]
+def _remarks(one: Configuration, found: Recommendation) -> str:
+    over = [_name(name) for name in one.breaks if name not in BROKEN]
+    remarks = [f"over {', '.join(over)}"] if over else []
+    remarks += [BROKEN[name] for name in one.breaks if name in BROKEN]
+    remarks += [f"outputs of {one.estimate.precision}"] if one.changes_outputs else []
+    remarks += [] if one.label == found.present or one.saving.is_significant else ["no significant difference"]
+    remarks += [] if one.estimate.run.measured_share else ["not measured"]
     return "; ".join(remarks)

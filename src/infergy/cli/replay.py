@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "h200"
 OF_A_PLAN = ("gpu", "output", "simulate", "meter")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
-NOT_REPLAYED = {
-    "gap_s": "gaps between requests of a session (each comes at its time in the log)",
-    "prefix_blocks": "hashes of prompt blocks (prefix caching is off)",
-    "cached_tokens": "cached tokens (prefix caching is off)",
+SHOWN: Mapping[str, Callable[[float], str]] = {
+    "_j": partial(format_si, unit="J"),
+    "_tokens": "{:,.0f}".format,
+    "": format_latency,
 }
-"""Columns of requests that a replay has no use for; `estimate` has."""
+"""How a figure is printed, by the end of its name."""
 OF_ALL = ("source", "table", "allow_simulated", "as_json")
 
 
@@ -57,12 +57,19 @@ class ReplayTarget:
         "GPUs that share the model [default: 1]", "--tensor-parallel-size", "-tp", min=1
     )
     max_num_seqs: int | None = option("Requests at once", min=1)
+    enable_prefix_caching: bool | None = option(
+        "Keep blocks of finished requests [default: keep if the trace has hashes of them]",
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+    )
     max_tokens: int | None = option("Leave out requests of more input and output tokens")
     model: str | None = option("Name or config.json [default: llama-3.1-8b]", "--model", "-m")
     gpu: str | None = option("GPU to predict for [default: the one here, else h200]", "--gpu", "-g")
 
-    def setups(self) -> list[EngineSetup]:
+    def setups(self, *, has_blocks: bool) -> list[EngineSetup]:
         """Engine configs: vLLM is its server, as for `estimate`, unless --usage-context says otherwise.
+
+        Args:
+            has_blocks: Whether the trace has hashes of blocks: vLLM caches prefixes unless an option says otherwise.
 
         Raises:
             UsageError: A label or a context is unknown, or they contradict.
@@ -73,9 +80,12 @@ class ReplayTarget:
         if self.usage_context not in (None, SERVER, LLM_CLASS):
             raise UsageError.bad_value("--usage-context", self.usage_context, f"{SERVER} or {LLM_CLASS}")
         labels = self.engine or ["vllm"]
-        return [EngineSetup(model=self.model or DEFAULT_MODEL, **self._parts(label)) for label in labels]
+        return [
+            EngineSetup(model=self.model or DEFAULT_MODEL, **self._parts(label, has_blocks=has_blocks))
+            for label in labels
+        ]
 
-    def _parts(self, label: str) -> dict[str, Any]:
+    def _parts(self, label: str, *, has_blocks: bool) -> dict[str, Any]:
         from infergy.records import SERVER
         from infergy.records.engine_setup import OPTIONS, parse_label_beside
 
@@ -83,7 +93,7 @@ class ReplayTarget:
         given = {part: getattr(self, name) for part, name in OPTIONS.items() if getattr(self, name, None) is not None}
         parts = parse_label_beside(label, given) | given
         if parts["engine"] == "vllm" and parts.get("speculation") is None:
-            return parts | {"usage_context": context or SERVER}
+            return {"prefix_caching": has_blocks} | parts | {"usage_context": context or SERVER}
         if context is not None:
             why = "leave it out: servers of vLLM alone have one"
             raise UsageError.engine_lacks(parts["engine"], "--usage-context", context, why)
@@ -191,19 +201,22 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
         message = f"{source}: a histogram has no requests in order to replay. Give the trace that it was made of"
         raise DataError(message, code="wrong-schema", path=source, found="histogram", expected="trace")
     whole = trace.all_of(opened)
+    if trace.rate is not None and whole.arrival_s is None:
+        message = f"{source}: --rate makes random arrivals of a trace without; to measure such: a grid of poisson loads"
+        raise UsageError(message, code="no-arrivals", trace=source, option="--rate")
     chosen = trace.part_of(whole, source)
-    timed = chosen.arrival_s is not None
+    timed, has_blocks = chosen.is_timed, chosen.prefix_blocks is not None
     if not (timed or trace.all_at_once):
-        reason = chosen.order_reason or "gaps of sessions are not replayed"
-        typer.echo(f"{source}: all requests at once: {reason}", err=True)
-    lost = [words for name, words in NOT_REPLAYED.items() if getattr(chosen, name) is not None]
-    if lost:
-        typer.echo(f"{source}: left out, of the prediction too: {', '.join(lost)}", err=True)
+        typer.echo(f"{source}: all requests at once: {chosen.order_reason}", err=True)
+    if chosen.cached_tokens is not None and not has_blocks:
+        lost = "cached tokens, since the log does not say which prompts share a prefix"
+        typer.echo(f"{source}: left out, of the prediction too: {lost}", err=True)
     arrivals = _arrivals(source, trace, whole, timed=timed)
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
     run = replay_run(chosen, arrivals)
-    return plan_replays([(setup, run) for setup in target.setups()], gpu=gpu)
+    setups = target.setups(has_blocks=has_blocks)
+    return plan_replays([(setup, run) for setup in setups], gpu=gpu)
 
 
 def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: bool) -> Arrivals:
@@ -212,7 +225,7 @@ def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: boo
     from infergy.records.cell import REPLAY
 
     start_s = 0.0 if trace.start is None else seconds_of("--from", trace.start)
-    speed = 1.0 if trace.speed is None else trace.speed
+    speed = trace.speed_of(whole)
     part = Arrivals(law=REPLAY, trace=source, timed=timed, speed=speed if timed else 1.0)
     if trace.duration is not None and trace.requests is None:
         # All at once no time passes: what the speed decides is how much of the trace the window spans.
@@ -249,9 +262,11 @@ def _gpu_of(rows: Sequence[object]) -> str:
 
 def _energy(one: Replay) -> str:
     run = one.predicted
+    hits = run.load.hit_tokens
     return (
         f"{format_si(run.energy_j, 'J')} (90 % interval {format_si(run.low_j, 'J')} .. {format_si(run.high_j, 'J')}) "
         f"in {format_duration(run.duration_s)}"
+        + (f", {format_percent(hits / one.input_tokens)} of input tokens cached" if hits else "")
     )
 
 
@@ -272,7 +287,7 @@ def _print(found: Sequence[Replay]) -> None:
         typer.echo(f"  measured energy {inside} the 90 % interval: {_energy(one)}")
         rows = []
         for figure in one.compared:
-            shown = partial(format_si, unit="J") if figure.name.endswith("_j") else format_latency
+            shown = next(show for end, show in SHOWN.items() if figure.name.endswith(end))
             name = figure.name.replace("_s", "").replace("_j", "")
             measured = NONE if figure.measured is None else shown(figure.measured)
             error = NONE if figure.error is None else format_percent(figure.error, signed=True)

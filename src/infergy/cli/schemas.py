@@ -26,7 +26,7 @@ SCHEMAS = {
     "next": "estimates.next_cells NEXT_SCHEMA NextCells",
     "phases": "quality.phases PHASES_SCHEMA PhaseReport",
     "plan": "records PLAN_SCHEMA Plan",
-    "recommend": "estimates.recommend RECOMMEND_SCHEMA Recommendation",
+    "recommend": "estimates.recommendation RECOMMEND_SCHEMA Recommendation",
     "replay": "estimates.replay REPLAY_SCHEMA Replay",
     "studies": "measure.studies STUDIES_SCHEMA StudyList",
     "timeline": "report.power_chart TIMELINE_SCHEMA Picture",

@@ -149,7 +149,10 @@ def _specs(values: Mapping[str, Any]) -> list[ServerSpec]:
 
     def listed(name: str, default: Any) -> list[Any]:
         value = values[name]
-        return [default] if value in (None, []) else value if isinstance(value, list) else [value]
+        names = value if isinstance(value, list) else [value]
+        if name == "gpu":
+            names = [gpu for one in names if one for gpu in one.split(",")]
+        return [default] if value in (None, []) else names
 
     choices = product(
         listed("model", DEFAULT_MODEL), listed("gpu", DEFAULT_GPU), listed("engine", "vllm"), listed("precision", None)

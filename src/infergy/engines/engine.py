@@ -44,13 +44,16 @@ class EngineOutOfMemoryError(EngineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Requests to serve: three sequences of one length, an entry per request.
+    """Requests to serve: sequences of one length, an entry per request.
 
     Attributes:
         prompts: Token ids.
         output_tokens: How many tokens each must yield, whatever the model generates.
         arrival_s: When each arrives, in seconds after `Session.run` begins; all zero offline.
         decoding: How tokens are chosen.
+        after: Index of the earlier request whose answer each follows, then whatever `arrival_s` says; -1 without. Empty
+            where none does; `arrival_s` ascends where some do.
+        gap_s: Seconds from that answer's last token until it arrives.
         count_experts: Whether to count which share of a mixture's experts decode steps visit, if the engine can; it
             may take time.
     """
@@ -60,6 +63,13 @@ class Work:
     arrival_s: tuple[float, ...]
     decoding: Decoding = GREEDY
     count_experts: bool = False
+    after: tuple[int, ...] = ()
+    gap_s: tuple[float, ...] = ()
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether requests arrive one after the other, at their times or after answers."""
+        return any(self.arrival_s) or bool(self.after)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from infergy.catalog import Gpu, ModelShape, read_shape
@@ -23,9 +24,14 @@ from infergy.engines.engine import (
 )
 from infergy.errors import UsageError
 from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup
+from infergy.records.cell import Links
+from infergy.records.latency import EngineCounts
 from infergy.records.window import Drafts
+from infergy.serving.blocks import blocks_of_prompts
+from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run
-from infergy.serving.setups import cost_of_setup, memory_fault, serve_setup
+from infergy.serving.setups import config_of_setup, cost_of_setup, memory_fault, serve_setup
+from infergy.serving.simulate import requests_of_lengths
 
 GAP_S = 1e-9
 """Rounding of times; a longer gap between two steps is time in which the GPUs idle."""
@@ -90,7 +96,7 @@ class SimulatedSession:
         self._draft = draft
         self._cost = cost_of_setup(setup, shape, gpu, draft=draft)
         # Windows repeat one batch: its run is kept.
-        self._served: tuple[list[tuple[int, int]], list[float], Run] | None = None
+        self._served: tuple[Work, Run] | None = None
 
     def run(self, work: Work) -> Completion:
         """Spend the time and energy that serving `work` takes.
@@ -101,13 +107,12 @@ class SimulatedSession:
         """
         self._check(work)
         beams = work.decoding.beams
-        order = sorted(range(len(work.prompts)), key=lambda index: work.arrival_s[index])
-        lengths = [(len(work.prompts[index]), work.output_tokens[index]) for index in order for _ in range(beams)]
-        times = [work.arrival_s[index] for index in order for _ in range(beams)]
-        if self._served is None or self._served[:2] != (lengths, times):
-            run = serve_setup(self._setup, self._shape, self._gpu, self._cost, lengths, times)
-            self._served = lengths, times, run
-        run = self._served[2]
+        order: Sequence[int] = range(len(work.prompts))
+        if not work.after:
+            order = sorted(order, key=lambda index: work.arrival_s[index])
+        if self._served is None or self._served[0] != work:
+            self._served = work, self._serve(work, [index for index in order for _ in range(beams)])
+        run = self._served[1]
         if run.counts.rejected_requests:
             raise EngineOutOfMemoryError("not one request fits", is_usable=True)
         self._spend(run)
@@ -123,6 +128,31 @@ class SimulatedSession:
             finished_s=finished_s,
             drafts=self._play_drafts(work),
             experts_touched=self._experts_touched(work),
+            counts=None if self._setup.engine == "transformers" else self._count(run),
+        )
+
+    def _serve(self, work: Work, order: Sequence[int]) -> Run:
+        """The run of a work's requests in the order of their arrival."""
+        setup = self._setup
+        lengths = [(len(work.prompts[index]), work.output_tokens[index]) for index in order]
+        links = Links(after=work.after, gap_s=work.gap_s)
+        requests = requests_of_lengths(setup.label, lengths, [work.arrival_s[index] for index in order], links)
+        if setup.prefix_caching:
+            requests = replace(requests, prefix_blocks=blocks_of_prompts([work.prompts[index] for index in order]))
+        return serve_setup(setup, self._shape, self._gpu, self._cost, requests)
+
+    def _count(self, run: Run) -> EngineCounts:
+        """What vLLM counts of a run."""
+        config = config_of_setup(self._setup, self._shape, self._gpu, run.requests)
+        assert isinstance(config, EngineConfig)
+        counts = run.counts
+        return EngineCounts(
+            steps=round(float(run.steps.count.sum())),
+            preemptions=counts.preemptions,
+            cached_tokens=counts.hit_tokens,
+            peak_running=counts.peak_running,
+            peak_waiting=counts.peak_waiting,
+            peak_cache_share=counts.peak_kv_blocks / (config.limits.num_gpu_blocks - 1),
         )
 
     def _check(self, work: Work) -> None:
@@ -131,7 +161,7 @@ class SimulatedSession:
         Equal requests at once are one batch, whose size is the user's: all of them must fit together.
         """
         setup, lengths = self._setup, list(zip(map(len, work.prompts), work.output_tokens, strict=True))
-        is_timed, is_static = any(work.arrival_s), setup.engine == "transformers"
+        is_timed, is_static = work.is_timed, setup.engine == "transformers"
         if is_static and is_timed:
             raise UsageError.engine_lacks("transformers", "arrivals", "timed", STATIC_BATCHES)
         fits_at_once = setup.max_sequences is None or len(lengths) <= setup.max_sequences

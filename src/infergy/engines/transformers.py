@@ -134,7 +134,7 @@ class TransformersSession:
         Prompts of a batch are padded on the left to the longest of them, and all decode until its longest answer is
         done; neither is counted.
         """
-        if any(work.arrival_s):
+        if work.is_timed:
             raise UsageError.engine_lacks("transformers", "arrivals", "timed", STATIC_BATCHES)
         size = min(self._setup.max_sequences or len(work.prompts), len(work.prompts))
         if self._setup.speculation is not None:

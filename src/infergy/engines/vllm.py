@@ -12,6 +12,7 @@ from typing import Any
 
 from infergy.engines.engine import GPU_UUIDS, Completion, Session, Work, check_vllm, gpu_uuid_of
 from infergy.engines.vllm_options import (
+    CACHE_IN_USE,
     FORCED,
     DraftCounts,
     draw_draft_weights,
@@ -32,7 +33,7 @@ Times = tuple[float, ...] | None
 
 
 class VllmEngine:
-    """The `LLM` class with its own defaults, except that prefix caching is off: repeated prompts are computed again."""
+    """The `LLM` class with its own defaults, except that prefix caching is off unless the engine config has it."""
 
     name = "vllm"
     packages: tuple[str, ...] = ("vllm", "torch", "transformers", "triton")
@@ -71,14 +72,15 @@ class VllmEngine:
                 llm.collective_rpc(partial(draw_draft_weights, law=setup.weights, seed=seed))
         except (RuntimeError, ValueError, OSError) as error:
             raise not_loaded(setup, error) from error
-        return VllmSession(llm, is_drafting=has_draft)
+        return VllmSession(llm, is_drafting=has_draft, is_caching=setup.prefix_caching)
 
 
 class VllmSession:
     """A running vLLM engine."""
 
-    def __init__(self, llm: Any, *, is_drafting: bool = False) -> None:
+    def __init__(self, llm: Any, *, is_drafting: bool = False, is_caching: bool = False) -> None:
         self._llm = llm
+        self._is_caching = is_caching
         self._counts = DraftCounts() if is_drafting else None
         if self._counts is not None:
             # In place of vLLM's own, which print a line every 10 s, in the middle of a window.
@@ -96,7 +98,10 @@ class VllmSession:
             self._counts.reset()
         begun_s = time.monotonic()
         try:
-            if any(work.arrival_s):
+            # Prompts are drawn from one seed: the cache would still hold those of an earlier run.
+            if self._is_caching and not self._llm.reset_prefix_cache():
+                raise RuntimeError(CACHE_IN_USE)
+            if work.is_timed:
                 answers = _serve(self._llm, prompts, parameters, work.arrival_s, begun_s)
             else:
                 answers = self._llm.generate(prompts, parameters, use_tqdm=False)

@@ -18,6 +18,8 @@ ONLINE_FP8 = "fp8_per_tensor"
 FORCED: Mapping[str, Any] = {"ignore_eos": True, "detokenize": False}
 """Sampling parameters of all requests: exactly the tokens asked for, and no tokenizer."""
 
+CACHE_IN_USE = "its prefix cache cannot be emptied: blocks are in use although no request runs"
+
 
 def engine_options(setup: EngineSetup, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The arguments of vLLM's engine, the same for its `LLM` class and for its server."""

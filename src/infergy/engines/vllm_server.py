@@ -20,7 +20,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from infergy.engines.engine import GPU_UUIDS, Completion, Work, gpu_uuid_of
-from infergy.engines.vllm_options import FORCED, failed, join_uuids, not_loaded, resolved_options, sampling_options
+from infergy.engines.vllm_options import (
+    CACHE_IN_USE,
+    FORCED,
+    failed,
+    join_uuids,
+    not_loaded,
+    resolved_options,
+    sampling_options,
+)
 from infergy.engines.weights import LAWS, draw_weights
 from infergy.records import SERVER, EngineSetup
 from infergy.records.latency import EngineCounts, EngineTimes
@@ -29,6 +37,8 @@ T = TypeVar("T")
 MICROSECOND_DIGITS = 6
 ALIVE_S = 1.0
 """How often a pending call checks that the engine is still alive."""
+RESET_TRIES = 5
+"""How often it is tried to empty the prefix cache, `ALIVE_S` apart."""
 
 
 class StepCounts:
@@ -80,6 +90,7 @@ class StepCounts:
 class _Answer:
     """The answer to one request; instants by `time.monotonic`, 0 until known."""
 
+    arrived: float = 0.0
     submitted: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
@@ -148,10 +159,10 @@ class VllmServerSession:
         requests = list(zip(prompts, parameters, strict=True))
         answers = [_Answer() for _ in requests]
         try:
-            begun_s = self._loop.run_until_complete(self._serve(requests, work.arrival_s, answers))
+            begun_s = self._loop.run_until_complete(self._serve(requests, work, answers))
         except (RuntimeError, ValueError, EngineDeadError, EngineGenerateError) as error:
             raise failed(error) from error
-        arrived_s = [begun_s + after_s for after_s in work.arrival_s]
+        arrived_s = [answer.arrived for answer in answers]
         return Completion(
             input_tokens=tuple(answer.input_tokens for answer in answers),
             output_tokens=tuple(answer.output_tokens for answer in answers),
@@ -162,14 +173,29 @@ class VllmServerSession:
             counts=self._counts.total(sum(answer.cached_tokens for answer in answers)),
         )
 
-    async def _serve(
-        self, requests: list[tuple[Any, Any]], arrival_s: tuple[float, ...], answers: list[_Answer]
-    ) -> float:
+    async def _serve(self, requests: list[tuple[Any, Any]], work: Work, answers: list[_Answer]) -> float:
         """Serve until all are finished; returns when the run began, by `time.monotonic`."""
         if self._engine.vllm_config.cache_config.enable_prefix_caching:
-            # Prompts are drawn from one seed: the cache would still hold those of an earlier run.
-            await _alive(self._engine, self._engine.reset_prefix_cache())
-        order = sorted(range(len(requests)), key=lambda index: arrival_s[index])
+            # Prompts are drawn from one seed: the cache would still hold those of an earlier run. vLLM answers False
+            # while blocks are in use.
+            for _ in range(RESET_TRIES):
+                if await _alive(self._engine, self._engine.reset_prefix_cache()):
+                    break
+                await asyncio.sleep(ALIVE_S)
+            else:
+                raise RuntimeError(CACHE_IN_USE)
+        followers: dict[int, list[int]] = {}
+        for index, before in enumerate(work.after or (-1,) * len(requests)):
+            followers.setdefault(before, []).append(index)
+        order = sorted(followers.pop(-1), key=lambda index: work.arrival_s[index])
+
+        async def ask(index: int, arrived: float) -> None:
+            answers[index].arrived = arrived
+            await _until(arrived)
+            await self._stream(*requests[index], answers[index])
+            for follower in followers.get(index, ()):
+                tasks.create_task(ask(follower, answers[index].last_token + work.gap_s[follower]))
+
         # As a server does after loading; else Python traverses all prompts again and again.
         gc.collect()
         gc.freeze()
@@ -178,10 +204,8 @@ class VllmServerSession:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for index in order:
-                    # uvloop counts in whole milliseconds, and may wake up to one early.
-                    while (wait_s := begun_s + arrival_s[index] - time.monotonic()) > 0:
-                        await asyncio.sleep(wait_s)
-                    tasks.create_task(self._stream(*requests[index], answers[index]))
+                    await _until(begun_s + work.arrival_s[index])
+                    tasks.create_task(ask(index, begun_s + work.arrival_s[index]))
         except ExceptionGroup as group:
             # Once the engine has died all requests fail alike.
             raise group.exceptions[0] from group
@@ -239,6 +263,12 @@ async def _alive(engine: Any, call: Coroutine[Any, Any, T]) -> T:
             task.cancel()
             raise RuntimeError("the engine's process has died; its log says why")
     return task.result()
+
+
+async def _until(instant: float) -> None:
+    # uvloop counts in whole milliseconds, and may wake up to one early.
+    while (wait_s := instant - time.monotonic()) > 0:
+        await asyncio.sleep(wait_s)
 
 
 async def _cancel_others() -> None:

@@ -188,7 +188,7 @@ def _entry(row: Measurement, source: str, environment: str, energy_sd: float, fi
     is_api = row.environment.engine.get("usage_context") == "server"
     by = ServedBy.of(row.cell.setup, catalog_name(row.environment.gpus[0].name), is_api=is_api)
     result = result_of(row)
-    is_timed = any(row.arrival_s)
+    is_timed = requests_of(row).is_timed
     run, idle_w = simulate_row(row, by, fit)
     return TableEntry(
         served_by=by,
@@ -230,7 +230,7 @@ def requests_of(planned: PlannedCell | Measurement) -> Requests:
     """The requests of a planned or measured cell, at their arrival times if it has any."""
     load = planned.cell.load
     lengths = planned.lengths or (load.lengths,) * load.batch
-    return requests_of_lengths(str(planned.cell), lengths, planned.arrival_s)
+    return requests_of_lengths(str(planned.cell), lengths, planned.arrival_s, planned.links)
 
 
 def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
@@ -246,7 +246,7 @@ def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
         max_num_batched_tokens=number("max_num_batched_tokens"),
         num_gpu_blocks=number("kv_cache_blocks"),
         block_size=number("kv_block_size") or 16,
-        enable_prefix_caching=facts.get("prefix_caching") == "True",
+        enable_prefix_caching=facts.get("prefix_caching", str(row.cell.setup.prefix_caching)) == "True",
         tensor_parallel_size=by.gpus,
         enforce_eager=not by.has_graphs,
     )

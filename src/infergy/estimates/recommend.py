@@ -1,6 +1,6 @@
 """Which configuration serves a trace with the least energy within limits on latency, and what to type for it.
 
-    trace × candidates ─▶ the runs that `estimate` reads ─▶ those within limits, by energy ─▶ savings with intervals
+    present ─▶ layouts ─▶ variations ─▶ the best few, whole ─▶ within limits, by energy ─▶ what each change saves
 
 A configuration is recommended in place of the present one only if it saves energy significantly, or if the present one
 breaks a limit.
@@ -9,156 +9,47 @@ breaks a limit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import product
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from infergy.catalog import get_gpu, get_model
-from infergy.cost.model import CostedRun, log_ratio_sd
+from infergy.cost.model import log_ratio_sd
 from infergy.cost.table import Table
 from infergy.errors import UsageError
-from infergy.estimates.estimate import (
-    Z90,
-    ServerEstimate,
-    TraceFacts,
-    estimate_server,
-    facts_of,
-    sample_of,
-    serve_sample,
+from infergy.estimates.candidates import (
+    Space,
+    layout_of,
+    layouts,
+    plain_spec,
+    static_batches,
+    steps_between,
+    variations,
 )
-from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, options_of, setup_of
-from infergy.records import DEFAULT_DTYPE, FP8
-from infergy.serving.config import EngineOptions
-from infergy.serving.run import open_share, steps_of
-from infergy.workload.requests import Sample
+from infergy.estimates.estimate import facts_of, sample_of
+from infergy.estimates.limits import Limits
+from infergy.estimates.recommendation import (
+    OVERLOADED,
+    REJECTS,
+    Configuration,
+    Recommendation,
+    Saving,
+    Searched,
+    Step,
+    notes_of,
+)
+from infergy.estimates.search import Pool, Screened, Whole, fewest_gpus
+from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, shipped_table
+from infergy.estimates.vllm_command import command_of, label_of
+from infergy.workload.requests import AT_ONCE, Sample
 
-RECOMMEND_SCHEMA = "infergy.recommend/2"
-"""History: 1 measured batches, their bins summed; 2 runs, served as requests arrive."""
-
-SEQUENCES = (256, 64, 16)
-FEWER_TOKENS = {"max_num_batched_tokens": 2048}
-STATIC = 32
-VLLM_OPTIONS = ("max_num_batched_tokens", "long_prefill_token_threshold", "gpu_memory_utilization", "num_gpu_blocks")
-REJECTS, OVERLOADED = "rejected_requests", "overload"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Limits on latency in seconds, above 0; None: no limit."""
-
-    ttft_p99_s: float | None = None
-    tpot_p50_s: float | None = None
-    tpot_p99_s: float | None = None
-    e2e_p99_s: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, limit_s in self.given():
-            if not 0 < limit_s < math.inf:
-                option = "--" + name.removesuffix("_s").replace("_", "-")
-                raise UsageError.bad_value(option, limit_s, f"a time above 0, as {option} 50ms")
-
-    def given(self) -> list[tuple[str, float]]:
-        """Names and seconds of those that are set."""
-        limits = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return [(name, limit_s) for name, limit_s in limits if limit_s is not None]
-
-    def excess(self, estimate: ServerEstimate) -> dict[str, float]:
-        """Estimated latency over its limit, by the limit's name; those within limits are left out."""
-        over = {}
-        for name, limit_s in self.given():
-            latency, percentile = name.removesuffix("_s").split("_")
-            percentiles = getattr(estimate.run.latency, f"{latency}_s")
-            # Where no request has such a latency, none is over the limit.
-            if percentiles is not None and getattr(percentiles, percentile) > limit_s:
-                over[name] = getattr(percentiles, percentile) / limit_s
-        return over
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """One way to serve the trace.
-
-    Attributes:
-        label: Engine and what is not at the engine's default.
-        command: What to type for it; `engine` its label, as `infergy replay --engine` takes it.
-        estimate: What it draws: the same as `infergy.estimate` reports.
-        saving: 1 − its energy over that of the present configuration; `saving_low` and `saving_high` bound it by the
-            90 % interval of what is not common to both.
-        is_significant: Whether that interval leaves out 0.
-        breaks: Limits that it breaks, and ``rejected_requests`` where it rejects more than another, or ``overload``
-            where its queue grows without limit.
-        changes_outputs: Why its answers differ from those of the present one; None if they do not.
-    """
-
-    label: str
-    command: tuple[str, ...]
-    engine: str
-    estimate: ServerEstimate
-    saving: float
-    saving_low: float
-    saving_high: float
-    is_significant: bool
-    breaks: tuple[str, ...]
-    changes_outputs: str | None
-
-    @property
-    def energy_j(self) -> float:
-        """Of the run."""
-        return self.estimate.run.energy_j
-
-    @property
-    def low_j(self) -> float:
-        """Lower end of the 90 % interval of `energy_j`."""
-        return self.estimate.run.low_j
-
-    @property
-    def high_j(self) -> float:
-        """Upper end of it."""
-        return self.estimate.run.high_j
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """What to serve a trace with.
-
-    Attributes:
-        present: Label of the present configuration, which savings are over.
-        recommended: Label of the one to choose; None where no configuration keeps the limits.
-        reason: ``saves``, ``present_is_best``, ``present_breaks_limits`` or ``nothing_keeps_limits``.
-        configurations: Those that keep the limits first, by energy; then the rest, the nearest to its limits first.
-        left_out: Candidates that cannot serve, with the reason, by label.
-    """
-
-    trace: TraceFacts
-    limits: Limits
-    present: str
-    recommended: str | None
-    reason: str
-    configurations: tuple[Configuration, ...]
-    left_out: Mapping[str, str]
-    notes: tuple[str, ...]
-    schema: str = RECOMMEND_SCHEMA
-
-    def of(self, label: str) -> Configuration:
-        """The configuration of a label.
-
-        Raises:
-            UsageError: There is none.
-        """
-        known = {configuration.label: configuration for configuration in self.configurations}
-        if label not in known:
-            raise UsageError.unknown("configuration", label, [*known], code="unknown-name")
-        return known[label]
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    server: OpenServer
-    label: str
-    estimate: ServerEstimate
-    run: CostedRun
-    excess: Mapping[str, float]
+GROUPS, ROUNDS = 6, 4
+"""Layouts that are simulated whole at a time, and how often at most where none of them keeps the limits."""
+NEAR = 1.3
+"""Windows err on percentiles: so far over a limit a configuration may still keep it."""
+WORTH_VARYING, HOPELESS = 1.25, 2.0
+"""Of the least energy: a layout that takes more is not varied, and not simulated where its idle power alone does."""
+WORTH_TYPING = 0.005
+"""Changes that together save less of the present energy are left out."""
 
 
 def recommend(
@@ -168,230 +59,338 @@ def recommend(
     *,
     present: ServerSpec | None = None,
     limits: Limits | None = None,
+    space: Space | None = None,
     keep_outputs: bool = False,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Recommendation:
-    """Rank configurations by the energy of serving a trace.
+    """Search for the configuration that serves a trace with the least energy within limits.
 
     Args:
         source: What `infergy.estimates.estimate.sample_of` takes.
-        candidates: Beside the present one; None: `default_candidates` of it.
+        candidates: Compared with the present one as they are; None: a search of `space`.
         table: What was measured; None: the shipped table.
-        present: What serves now; None: vLLM with its defaults.
+        present: What serves now; None: vLLM with its defaults on the fewest GPUs that keep up.
         limits: On latencies; None: no limits.
-        keep_outputs: Leave out candidates with another precision, which changes answers.
+        space: What may be changed; None: `Space.around` the present configuration.
+        keep_outputs: Leave out another precision, which changes answers.
+        processes: That simulate (`Pool`).
+        progress: Called with the number of simulations done and known so far.
 
     Raises:
-        UsageError: A name is unknown, the present configuration cannot serve, or candidates are of several models or
-            kinds of GPU.
+        UsageError: A name is unknown, the present configuration cannot serve, candidates are of several models, or
+            limits are given for a trace without arrivals.
     """
-    sample, limits, present = sample_of(source), limits or Limits(), present or ServerSpec()
-    specs = default_candidates(present) if candidates is None else tuple(candidates)
-    if len({(spec.model, spec.gpu) for spec in (present, *specs)}) > 1:
-        message = "configurations are compared on one model and one kind of GPU: give one --model and one --gpu"
-        raise UsageError(message, code="several-gpus")
-    servers, left_out = _open(present, specs, table, keep_outputs=keep_outputs)
-    now = next(iter(servers))
-    served = _serve_all(sample, servers, limits, left_out)
-    if now in left_out or (left_out and candidates is not None):
-        raise left_out.get(now) or next(iter(left_out.values()))
-    ranked = _rank(served, served[0])
-    chosen, reason = _choose(ranked, now)
-    return Recommendation(
-        trace=facts_of(sample),
-        limits=limits,
-        present=now,
-        recommended=None if chosen is None else chosen.label,
-        reason=reason,
-        configurations=ranked,
-        left_out={label: str(error) for label, error in left_out.items()},
-        notes=tuple(_notes(ranked, limits, sample)),
-    )
+    sample, limits, table = sample_of(source), limits or Limits(), table or shipped_table()
+    if limits.given() and not sample.is_timed and sample.windows[0].requests.order_reason != AT_ONCE:
+        raise _no_arrivals(sample, limits)
+    present = plain_spec(present or fewest_gpus(ServerSpec(), sample, table))
+    if len({spec.model for spec in (present, *(candidates or ()))}) > 1:
+        raise UsageError("configurations are compared on one model: give one --model", code="several-models")
+    with Pool(sample, table, limits, processes=processes, progress=progress) as pool:
+        search = _Search(pool, present, keep_outputs=keep_outputs)
+        if candidates is not None:
+            search.serve(candidates, is_strict=True)
+        else:
+            search.run(space or Space.around(present, keep_outputs=keep_outputs))
+        return search.conclude()
 
 
-def _serve_all(
-    sample: Sample, servers: Mapping[str, OpenServer], limits: Limits, left_out: dict[str, UsageError]
-) -> list[_Served]:
-    """Those that can serve; the others go into `left_out`: a static batch of its own size may not fit the memory."""
-    served = []
-    for label, server in servers.items():
-        try:
-            served.append(_serve(sample, server, label, limits))
-        except UsageError as error:
-            left_out[label] = error
-    return served
+class _Search:
+    """The configurations of one question: screened, served whole, ranked."""
 
+    def __init__(self, pool: Pool, present: ServerSpec, *, keep_outputs: bool) -> None:
+        self.pool, self.present, self.keep_outputs = pool, present, keep_outputs
+        self.whole: dict[str, Whole] = {}
+        self.servers: dict[str, OpenServer] = {}
+        self.reasons: dict[str, str] = {}
+        self.screened: list[Screened] = []
+        self.pruned = self.equal = 0
+        (now,) = pool.serve([present])
+        if isinstance(now, UsageError):
+            raise now
+        self.now = self._keep(now)
 
-def default_candidates(present: ServerSpec) -> tuple[ServerSpec, ...]:
-    """VLLM's batching options, eager mode, fp8 where the GPU has it, twice the GPUs; and transformers."""
-    setup, options = setup_of(present), options_of(present)
-    gpus = setup.tensor_parallel
-    formats = [setup.dtype]
-    if setup.dtype in (DEFAULT_DTYPE, "float16") and FP8 in get_gpu(present.gpu).peak_flops:
-        formats.append(FP8)
+    def run(self, space: Space) -> None:
+        """Search: layouts, variations of the good ones, then the best few whole; and the way to the best."""
+        requests = self.pool.asked.sample.windows[0].requests
+        shares = requests.prefix_blocks is not None
+        found = [*self._afford(layouts(self.present, space, shares_prefixes=shares))]
+        self._screen([self.present, *found])
+        self._vary()
+        self.serve([static_batches(self.present)])
+        waiting = self._by_layout()
+        for _ in range(ROUNDS):
+            self.serve([one.spec for group in waiting[:GROUPS] for one in group[:2]])
+            del waiting[:GROUPS]
+            if not waiting or any(not self._breaks(whole) for whole in self.whole.values()):
+                break
+        self.serve(one.spec for one in self._pareto_of_windows())
 
-    def spec(engine: str, dtype: str = setup.dtype, size: int = gpus, **changes: Any) -> ServerSpec:
-        # A given number of blocks is that of the present configuration alone.
-        plain = replace(options, num_gpu_blocks=None, enforce_eager=False, max_num_batched_tokens=None)
-        return replace(
-            present,
-            engine=engine,
-            precision=dtype,
-            options=replace(plain, **{"max_num_seqs": None, "tensor_parallel_size": size, **changes}),
+    def serve(self, specs: Iterable[ServerSpec], *, is_strict: bool = False) -> None:
+        """Serve configurations whole that are not known yet; with `is_strict` one that cannot serve is an error."""
+        chosen: dict[str, ServerSpec] = {}
+        for spec in map(plain_spec, specs):
+            if self.keep_outputs and spec.precision != self.present.precision:
+                continue
+            try:
+                server = open_server(spec, self.pool.asked.table)
+            except UsageError as error:
+                if is_strict:
+                    raise
+                self._leave_out(spec, error)
+                continue
+            known = [_identity(other) for other in self.servers.values()]
+            if _identity(server) not in known:
+                chosen[label_of(server)] = spec
+        for label, whole in zip(chosen, self.pool.serve(chosen.values()), strict=True):
+            if not isinstance(whole, UsageError):
+                self._keep(whole)
+            elif is_strict:
+                raise whole
+            else:
+                self.pruned += 1
+                self.reasons[label] = str(whole)
+
+    def conclude(self) -> Recommendation:
+        """What to choose of all that was served whole."""
+        limits, sample = self.pool.asked.limits, self.pool.asked.sample
+        chosen, reason = self._choose()
+        steps = [] if chosen is None or chosen == self.now else self._steps(chosen)
+        if len(steps) > 1:
+            steps = self._shortest(steps)
+            chosen = steps[-1].label
+        ranked = self._ranked()
+        present = next(one for one in ranked if one.label == self.now)
+        return Recommendation(
+            trace=facts_of(sample),
+            limits=limits,
+            present=self.now,
+            recommended=chosen,
+            reason=reason,
+            configurations=ranked,
+            steps=tuple(steps),
+            pareto=_pareto(ranked),
+            static_batches=None if chosen is None else self._saving_over_static(chosen),
+            searched=Searched(
+                configurations=len(self.screened) + self.pruned + self.equal,
+                pruned=self.pruned,
+                equal=self.equal,
+                windows=len(self.screened),
+                whole=len(self.whole),
+                reasons=self.reasons,
+            ),
+            notes=tuple(notes_of(ranked, present, chosen, limits, sample)),
         )
 
-    batching = [
-        spec("vllm", dtype, **changes)
-        for dtype, changes in product(formats, ({}, *({"max_num_seqs": size} for size in SEQUENCES), FEWER_TOKENS))
-    ]
-    others = [spec("vllm", enforce_eager=True), spec("vllm", size=2 * gpus)]
-    if gpus == 1 and setup.dtype in (DEFAULT_DTYPE, "float16"):
-        static = EngineOptions(max_num_seqs=STATIC, max_model_len=options.max_model_len)
-        others.append(replace(spec("transformers"), options=static))
-    return (*batching, *others)
+    def _keep(self, whole: Whole) -> str:
+        server = open_server(whole.spec, self.pool.asked.table)
+        label = label_of(server)
+        if whole.spec.gpu != self.present.gpu:
+            label += f" gpu={server.gpu.name}"
+        self.servers[label], self.whole[label] = server, whole
+        return label
 
+    def _leave_out(self, spec: ServerSpec, error: UsageError) -> None:
+        self.pruned += 1
+        size = spec.options.tensor_parallel_size
+        if str(error) not in self.reasons.values():  # of one replica as of several
+            self.reasons[f"{spec.engine} --precision {spec.precision} -tp {size} -g {spec.gpu}"] = str(error)
 
-def label_of(server: OpenServer) -> str:
-    """The engine, and the options that are not at its default: ``vllm-fp8 max-num-seqs=16``."""
-    options, plain = server.spec.options, EngineOptions()
-    label = loaded_setup(server.setup).label
-    given = {"max_num_seqs": options.max_num_seqs}
-    if server.setup.engine == "vllm":
-        given |= {name: getattr(options, name) for name in VLLM_OPTIONS}
-    given |= {"max_model_len": options.max_model_len}
-    words = [f"{name.replace('_', '-')}={value}" for name, value in given.items() if value != getattr(plain, name)]
-    if not options.enable_prefix_caching and server.setup.engine == "vllm":
-        words.append("no-prefix-caching")
-    if server.spec.replicas > 1:
-        words.append(f"replicas={server.spec.replicas}")
-    standard = ServerSpec()
-    words += [
-        f"{name.replace('_', '-')}={getattr(server.spec, name)}"
-        for name in ("router", "usage_context", "version")
-        if getattr(server.spec, name) != getattr(standard, name)
-    ]
-    return " ".join([label, *words])
+    def _afford(self, specs: Iterable[ServerSpec]) -> Iterator[ServerSpec]:
+        """Those whose idle power alone does not take more than they could save, by far."""
+        run = self.whole[self.now].estimate.run
+        budget_j = HOPELESS * run.energy_j if not self._breaks(self.whole[self.now]) else math.inf
+        span_s = self.pool.asked.sample.duration_s or 0.0
+        for spec in specs:
+            try:
+                server = open_server(spec, self.pool.asked.table)
+            except UsageError as error:
+                self._leave_out(spec, error)
+                continue
+            idle_j = server.cost.idle_w * spec.replicas * span_s
+            if idle_j > budget_j and spec != self.present:
+                self.pruned += 1
+                self.reasons[label_of(server)] = (
+                    f"idle power alone would take {idle_j / run.energy_j:.2g} times as much"
+                )
+            else:
+                yield spec
 
+    def _screen(self, specs: Iterable[ServerSpec]) -> None:
+        seen = {one.spec for one in self.screened}
+        for spec, found in zip(new := [*dict.fromkeys(specs)], self.pool.screen(new), strict=True):
+            if isinstance(found, UsageError):
+                self._leave_out(spec, found)
+            elif not isinstance(found, Screened):
+                self.pruned += 1
+                self.reasons[label_of(open_server(spec, self.pool.asked.table))] = found.reason
+            elif found.spec not in seen:
+                self.screened.append(found)
 
-def command_of(server: OpenServer) -> tuple[str, ...]:
-    """What to type to serve so: vLLM's own options; of transformers, what to write."""
-    setup, options, plain = server.setup, server.spec.options, EngineOptions()
-    if setup.engine != "vllm":
-        static = ', cache_implementation="static"' if setup.compiled else ""
-        size = server.config.options()["max_num_seqs"]
-        return (f"model.generate(batches of up to {size}{static})", f"dtype=torch.{setup.dtype}")
-    published = get_model(server.spec.model).checkpoint.dtype
-    given: dict[str, Any] = {
-        "quantization": "fp8_per_tensor" if setup.dtype == FP8 != published else None,
-        "dtype": {"float16": "float16"}.get(setup.dtype),
-        "max_num_seqs": options.max_num_seqs,
-        "tensor_parallel_size": setup.tensor_parallel,
-        "enforce_eager": setup.cuda_graphs is False,
-        "max_num_batched_tokens": options.max_num_batched_tokens,
-        "max_model_len": options.max_model_len,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "long_prefill_token_threshold": options.long_prefill_token_threshold,
-        "no_enable_prefix_caching": not options.enable_prefix_caching or None,
-    }
-    words = ["vllm serve MODEL"]
-    for name, value in given.items():
-        if value != getattr(plain, name, None):
-            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
-    count, router = server.spec.replicas, server.spec.router
-    # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
-    # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
-    if count > 1:
-        is_flag = router == "least_loaded" and server.cost.server.work.experts is None
-        words.append(
-            f"--data-parallel-size {count}" if is_flag else f"# {count} such servers behind a router, {router}"
+    def _vary(self) -> None:
+        """Smaller batches and steps of the layouts that are not far from the best."""
+        good = [one.energy_j for one in self.screened if _is_near(one)]
+        limit_j = WORTH_VARYING * min(good, default=math.inf)
+        all_of = sum(1 for _ in variations(self.present, 10**9, 10**9))
+        chosen = []
+        for one in [own for own in self.screened if own.spec != self.present and own.spec.engine == "vllm"]:
+            own = [*variations(one.spec, one.peak_running, one.peak_tokens)]
+            self.equal += all_of - len(own)
+            chosen += own if one.energy_j <= limit_j else []
+            self.pruned += 0 if one.energy_j <= limit_j else len(own)
+        self._screen(chosen)
+
+    def _by_layout(self) -> list[list[Screened]]:
+        """Screened configurations by layout, the best of each first: those that may keep the limits, by energy."""
+
+        def rank(one: Screened) -> tuple[float, ...]:
+            over = () if _is_near(one) else (one.is_overloaded, max(one.excess.values(), default=0.0))
+            return not _is_near(one), *over, one.energy_j
+
+        groups: dict[object, list[Screened]] = {}
+        for one in sorted(self.screened, key=rank):
+            groups.setdefault(layout_of(one.spec), []).append(one)
+        return [*groups.values()]
+
+    def _pareto_of_windows(self) -> list[Screened]:
+        """At most `GROUPS` that may be in the Pareto set."""
+        near = [one for one in self.screened if _is_near(one) and one.e2e_p99_s is not None]
+        points = {id(one): (one.energy_j, one.e2e_p99_s or 0.0, _gpus(one.spec)) for one in near}
+        kept = [one for one in near if not any(_betters(other, points[id(one)]) for other in points.values())]
+        kept.sort(key=lambda one: one.energy_j)
+        every = -(-len(kept) // GROUPS) or 1
+        return kept[::every]
+
+    def _breaks(self, whole: Whole) -> tuple[str, ...]:
+        run = whole.estimate.run
+        fewest = min(own.estimate.run.rejected_requests for own in self.whole.values())
+        breaks = [*self.pool.asked.limits.excess(run.latency)]
+        breaks += [REJECTS] if run.rejected_requests > fewest else []
+        breaks += [OVERLOADED] if run.overload is not None else []
+        return tuple(breaks)
+
+    def _saving(self, label: str, other: str) -> Saving:
+        own, base = self.whole[label], self.whole[other]
+        ratio = own.estimate.run.energy_j / base.estimate.run.energy_j
+        if own is base:
+            return Saving.of(1.0, 0.0)
+        return Saving.of(ratio, log_ratio_sd(own.costed(self.servers[label]), base.costed(self.servers[other])))
+
+    def _saving_over_static(self, chosen: str) -> Saving | None:
+        wanted = static_batches(self.present)
+        label = next((label for label, whole in self.whole.items() if whole.spec == wanted), None)
+        return None if label is None else self._saving(chosen, label)
+
+    def _ranked(self) -> tuple[Configuration, ...]:
+        """Those that keep the limits by energy, then the others by how far they are over."""
+        ranked = []
+        for label, whole in self.whole.items():
+            run, breaks = whole.estimate.run, self._breaks(whole)
+            over = max(self.pool.asked.limits.excess(run.latency).values(), default=1.0) if breaks else 0.0
+            ranked.append((over, run.energy_j, self._configuration(label, breaks)))
+        return tuple(configuration for *_, configuration in sorted(ranked, key=lambda row: row[:2]))
+
+    def _configuration(self, label: str, breaks: tuple[str, ...]) -> Configuration:
+        server = self.servers[label]
+        dtype, present = server.setup.dtype, self.servers[self.now].setup.dtype
+        return Configuration(
+            label=label,
+            command=command_of(server),
+            engine=server.label,
+            estimate=self.whole[label].estimate,
+            saving=self._saving(label, self.now),
+            breaks=breaks,
+            changes_outputs=None if dtype == present else f"{dtype} instead of {present}",
         )
-    return tuple(words)
 
+    def _choose(self) -> tuple[str | None, str]:
+        """The one to choose, and why."""
+        ranked = self._ranked()
+        present = next(choice for choice in ranked if choice.label == self.now)
+        within = [choice for choice in ranked if not choice.breaks]
+        if not within:
+            return None, "nothing_keeps_limits"
+        if present.breaks:
+            return within[0].label, "present_breaks_limits"
+        saving = [choice for choice in within if choice.saving.is_significant and choice.saving.share > 0]
+        return (saving[0].label, "saves") if saving else (self.now, "present_is_best")
 
-def _open(
-    present: ServerSpec, specs: Sequence[ServerSpec], table: Table | None, *, keep_outputs: bool
-) -> tuple[dict[str, OpenServer], dict[str, UsageError]]:
-    """Servers by label, the present one first and none twice, and why others cannot be opened."""
-    now = open_server(present, table)
-    servers, left_out = {label_of(now): now}, dict[str, UsageError]()
-    for spec in specs:
-        try:
-            server = open_server(spec, table)
-        except UsageError as error:
-            most = "" if spec.options.max_num_seqs is None else f" max-num-seqs={spec.options.max_num_seqs}"
-            left_out[f"{setup_of(spec).label}{most}"] = error
-            continue
-        is_known = any(_identity(server) == _identity(other) for other in servers.values())
-        if not is_known and not (keep_outputs and server.setup.dtype != now.setup.dtype):
-            servers[label_of(server)] = server
-    return servers, left_out
+    def _steps(self, chosen: str) -> list[Step]:
+        """Changes from the present configuration to the chosen one: at each step the one that saves most."""
+        now, wanted = self.present, self.whole[chosen].spec
+        path: list[tuple[str, ServerSpec]] = []
+        while now != wanted:
+            changes = steps_between(now, wanted)
+            found = zip(changes, self.pool.screen(changes.values()), strict=True) if len(changes) > 1 else ()
+            energies = {change: own.energy_j for change, own in found if isinstance(own, Screened)}
+            best = min(energies, key=energies.__getitem__) if energies else next(iter(changes))
+            now = changes[best]
+            path.append((best, now))
+        self.serve(spec for _, spec in path)
+        return self._along(path)
+
+    def _along(self, path: Sequence[tuple[str, ServerSpec]]) -> list[Step]:
+        """What each change of a path saves; one whose configuration cannot serve goes with the next."""
+        labels = {_identity(self.servers[label]): label for label in self.whole}
+        steps, changed = list[Step](), list[str]()
+        before_j = all_j = self.whole[self.now].estimate.run.energy_j
+        for change, spec in path:
+            changed.append(change)
+            try:
+                label = labels[_identity(open_server(spec, self.pool.asked.table))]
+            except (UsageError, KeyError):
+                continue
+            energy_j = self.whole[label].estimate.run.energy_j
+            share = (before_j - energy_j) / all_j
+            steps.append(Step(change=", ".join(changed), label=label, energy_j=energy_j, share=share))
+            before_j, changed = energy_j, []
+        return steps
+
+    def _shortest(self, steps: Sequence[Step]) -> list[Step]:
+        """The first steps, if what follows them saves nothing to speak of and they keep the limits."""
+        worth_j = WORTH_TYPING * self.whole[self.now].estimate.run.energy_j
+        for k, step in enumerate(steps, 1):
+            if step.energy_j - steps[-1].energy_j < worth_j and not self._breaks(self.whole[step.label]):
+                return [*steps[:k]]
+        return [*steps]
 
 
 def _identity(server: OpenServer) -> tuple[Any, ...]:
     """What makes two servers one: all that they run with."""
     spec, setup = server.spec, loaded_setup(server.setup)
-    return setup, tuple(server.config.options().items()), spec.replicas, spec.router
+    return setup, spec.gpu, tuple(server.config.options().items()), spec.replicas, spec.router
 
 
-def _serve(sample: Any, server: OpenServer, label: str, limits: Limits) -> _Served:
-    runs = serve_sample(sample, server)
-    estimate = estimate_server(sample, server, offline=False, runs=runs, advise=False)
-    run = CostedRun.of(server.cost, steps_of(runs), estimate.run.energy.idle_j, open_share(runs))
-    return _Served(server, label, estimate, run, limits.excess(estimate))
+def _gpus(spec: ServerSpec) -> int:
+    return spec.replicas * spec.options.tensor_parallel_size
 
 
-def _rank(served: Sequence[_Served], now: _Served) -> tuple[Configuration, ...]:
-    """Those that keep the limits by energy, then the others by how far they are over."""
-    fewest = min(own.estimate.run.rejected_requests for own in served)
-    ranked = []
-    for own in served:
-        run = own.estimate.run
-        breaks = [*own.excess]
-        breaks += [REJECTS] if run.rejected_requests > fewest else []
-        breaks += [OVERLOADED] if run.overload is not None else []
-        over = max(own.excess.values(), default=1.0) if breaks else 0.0
-        ranked.append(((over, run.energy_j), _configuration(own, now, breaks)))
-    return tuple(configuration for _, configuration in sorted(ranked, key=lambda pair: pair[0]))
+def _is_near(one: Screened) -> bool:
+    """Whether a configuration may keep the limits when the whole trace is served."""
+    return not one.is_overloaded and max(one.excess.values(), default=0.0) <= NEAR
 
 
-def _configuration(own: _Served, now: _Served, breaks: Sequence[str]) -> Configuration:
-    ratio = own.estimate.run.energy_j / now.estimate.run.energy_j
-    half = 0.0 if own is now else Z90 * log_ratio_sd(own.run, now.run)
-    dtype, present = own.server.setup.dtype, now.server.setup.dtype
-    return Configuration(
-        label=own.label,
-        command=command_of(own.server),
-        engine=own.server.label,
-        estimate=own.estimate,
-        saving=1.0 - ratio,
-        saving_low=1.0 - ratio * math.exp(half),
-        saving_high=1.0 - ratio * math.exp(-half),
-        is_significant=abs(math.log(ratio)) > half,
-        breaks=tuple(breaks),
-        changes_outputs=None if dtype == present else f"{dtype} instead of {present}",
+def _betters(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
+    """Whether one has no more GPUs, no higher latency and no more energy to speak of, and less of one of them."""
+    energy_j, *rest = own
+    no_worse = other[0] <= energy_j * (1 + WORTH_TYPING) and all(map(operator.le, other[1:], rest))
+    return no_worse and (other[0] < energy_j or any(map(operator.lt, other[1:], rest)))
+
+
+def _pareto(ranked: Sequence[Configuration]) -> tuple[str, ...]:
+    points = {}
+    for one in ranked:
+        e2e_s = one.estimate.run.latency.e2e_s
+        if not one.breaks and e2e_s is not None:
+            points[one.label] = (one.energy_j, e2e_s.p99, one.estimate.gpus)
+    return tuple(label for label, own in points.items() if not any(_betters(other, own) for other in points.values()))
+
+
+def _no_arrivals(sample: Sample, limits: Limits) -> UsageError:
+    name = limits.given()[0][0].removesuffix("_s").replace("_", "-")
+    message = (
+        f"{sample.source}: --{name} needs arrivals, and {sample.windows[0].requests.order_reason}. Give the mean rate "
+        "in requests per second, as --rate 5, or --all-at-once for a batch job"
     )
-
-
-def _choose(ranked: Sequence[Configuration], now: str) -> tuple[Configuration | None, str]:
-    """The one to choose, and why."""
-    present = next(choice for choice in ranked if choice.label == now)
-    within = [choice for choice in ranked if not choice.breaks]
-    if not within:
-        return None, "nothing_keeps_limits"
-    if present.breaks:
-        return within[0], "present_breaks_limits"
-    saving = [choice for choice in within if choice.is_significant and choice.saving > 0]
-    return (saving[0], "saves") if saving else (present, "present_is_best")
-
-
-def _notes(ranked: Sequence[Configuration], limits: Limits, sample: Sample) -> Iterator[str]:
-    lengths_from = sample.windows[0].requests.lengths_from
-    if lengths_from is not None:
-        yield lengths_from
-    if ranked[0].estimate.served is None:
-        yield f"all at once: {ranked[0].estimate.served_reason}; TTFT and E2E are waiting in the queue"
-    elif not limits.given():
-        yield "no limit on latency was given: the least energy may keep requests waiting. Type --tpot-p99 50ms"
-    unknown = ranked[0].estimate.run.latency.reason
-    if limits.given() and unknown is not None:
-        yield f"limits on latency are not checked: {unknown}"
-    yield from dict.fromkeys(note for choice in ranked for note in choice.estimate.notes)
+    return UsageError(message, code="no-arrivals", trace=sample.source, option=f"--{name}")

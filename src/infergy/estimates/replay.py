@@ -20,7 +20,7 @@ PERCENTILES = ("p50", "p90", "p99")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One figure of a replay, in SI units.
+    """One figure of a replay, in SI units; of tokens, how many.
 
     Attributes:
         measured: None where the engine reported none.
@@ -94,6 +94,10 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
         guess, seen = getattr(run.latency, name), getattr(result.latency, known, None)
         if guess is not None and seen is not None:
             figures.append((f"{name}_{p}", getattr(guess, p), getattr(seen, f"{p}_s")))
+    if row.cell.setup.prefix_caching:
+        counts = [batch.counts for window in row.windows for batch in window.batches if batch.counts is not None]
+        hits = sum(count.cached_tokens for count in counts) / len(counts) if counts else None
+        figures.append(("cached_tokens", run.load.hit_tokens, hits))
     return replace(
         predicted,
         compared=tuple(

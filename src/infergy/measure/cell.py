@@ -50,6 +50,7 @@ from infergy.records import (
     Window,
     derive,
 )
+from infergy.records.cell import Links
 from infergy.records.latency import RequestTimes
 from infergy.records.uncertainty import FEWEST_WINDOWS, Peer, is_certain, scatters_at, spread_at
 from infergy.records.visits import number_visits
@@ -136,9 +137,10 @@ def measure_cell(
 
 def _work_of(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings) -> Work:
     load = planned.cell.load
-    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths)
-    outputs = tuple(tokens for _, tokens in planned.lengths)
-    return make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
+    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths, planned.links)
+    outputs, links = tuple(tokens for _, tokens in planned.lengths), planned.links or Links()
+    work = make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
+    return replace(work, after=links.after, gap_s=links.gap_s)
 
 
 def _watch(
@@ -188,6 +190,8 @@ def _begin_of(work: Work, planned: PlannedCell, options: MeasureOptions) -> Work
             prompts=work.prompts[:count],
             output_tokens=work.output_tokens[:count],
             arrival_s=work.arrival_s[:count],
+            after=work.after[:count],
+            gap_s=work.gap_s[:count],
         )
     decode_s = planned.forecast_batch_s - planned.forecast_prefill_s
     # What is compiled is compiled for one length of the cache.
@@ -296,7 +300,7 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
 def _times(work: Work, completion: Completion) -> RequestTimes | None:
     """Each request's own times where requests differ, in arrival or length."""
     first_s, finished_s = completion.first_token_s, completion.finished_s
-    is_alike = not any(work.arrival_s) and len(set(zip(map(len, work.prompts), work.output_tokens, strict=True))) == 1
+    is_alike = not work.is_timed and len(set(zip(map(len, work.prompts), work.output_tokens, strict=True))) == 1
     if first_s is None or finished_s is None or is_alike:
         return None
     first, finished = (tuple(round(time, MICROSECOND_DIGITS) for time in times) for times in (first_s, finished_s))
@@ -379,6 +383,7 @@ def _row(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundin
         arrival_s=planned.arrival_s,
         arrival_sha256=hash_times(planned.arrival_s) if planned.arrival_s else None,
         lengths=planned.lengths,
+        links=planned.links,
         measured_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seed=options.seed,
         simulated=surroundings.is_simulated,

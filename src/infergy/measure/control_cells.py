@@ -109,4 +109,5 @@ def _plan(row: Measurement) -> PlannedCell:
         forecast_batch_s=seconds,
         arrival_s=row.arrival_s,
         lengths=row.lengths,
+        links=row.links,
     )

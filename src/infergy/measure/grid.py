@@ -16,7 +16,7 @@ from infergy.catalog import Gpu, ModelShape, canonical_name, get_gpu, model_conf
 from infergy.catalog.models import find_draft
 from infergy.errors import DataError, UsageError
 from infergy.measure.control_cells import CONTROL_CELLS, choose_control_cells
-from infergy.measure.planner import Planner, online_sizes, resolve_arrivals
+from infergy.measure.planner import Planner, Run, online_sizes, resolve_arrivals
 from infergy.measure.validation import Problems, batch_errors, draft_errors, length_errors, setup_errors
 from infergy.records import (
     END_VISIT,
@@ -377,7 +377,7 @@ def _plan_load(block: CellAxes, load: Load, planner: Planner, seed: int) -> Iter
         if arrivals is not None:
             for size in online_sizes(arrivals, block.batch, paired=block.paired):
                 run = resolve_arrivals(replace(load, batch=size, arrivals=arrivals), seed)
-                yield planner.plan(run.load, GIVEN, run.arrival_s, run.lengths)
+                yield planner.plan(run, GIVEN)
             continue
         if isinstance(block.batch, str):
             chosen = [planner.choose_batch(load, block.max_batch, block.max_batch_s)]
@@ -385,7 +385,7 @@ def _plan_load(block: CellAxes, load: Load, planner: Planner, seed: int) -> Iter
             chosen = [(size, GIVEN) for size in block.batch]
         for batch, reason in chosen:
             sized = replace(load, batch=batch)
-            yield planner.plan(sized, reason)
+            yield planner.plan(Run(load=sized), reason)
             if block.paired:
                 pair = f"that of the pair with {load.output_tokens} output tokens"
-                yield planner.plan(replace(sized, output_tokens=1), pair)
+                yield planner.plan(Run(load=replace(sized, output_tokens=1)), pair)

@@ -24,11 +24,13 @@ from infergy.cost.rates import Rates
 from infergy.cost.step import StepSums, free_s
 from infergy.cost.table import fit_of, shipped_table
 from infergy.errors import DataError, UsageError
-from infergy.records import GREEDY, SERVER, Arrivals, Cell, Decoding, EngineSetup, Load, PlannedCell
-from infergy.records.cell import FEWEST_ARRIVALS, REPLAY, TRACE
+from infergy.records import GREEDY, LLM_CLASS, SERVER, Arrivals, Cell, Decoding, EngineSetup, Load, PlannedCell
+from infergy.records.cell import FEWEST_ARRIVALS, REPLAY, TRACE, Links
+from infergy.serving.blocks import shared_prefixes
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
+from infergy.serving.simulate import requests_of_lengths
 from infergy.units import count_of
-from infergy.workload.load_generator import DIGEST_LENGTH, draw_times, hash_lengths, hash_times, trace_times
+from infergy.workload.load_generator import DIGEST_LENGTH, draw_times, hash_lengths, hash_links, hash_times, trace_times
 from infergy.workload.requests import Requests
 from infergy.workload.trace import open_trace
 
@@ -63,17 +65,19 @@ class Planner:
     def __init__(self, setup: EngineSetup, shape: ModelShape, gpu: Gpu, draft: Draft | None = None) -> None:
         self._setup, self._shape, self._gpu, self._draft = setup, shape, gpu, draft
 
-    def plan(
-        self, load: Load, reason: str, arrival_s: tuple[float, ...] = (), lengths: tuple[tuple[int, int], ...] = ()
-    ) -> PlannedCell:
+    def plan(self, run: Run, reason: str) -> PlannedCell:
         """A cell with its forecast; `reason` says how its batch was chosen.
 
         Raises:
             UsageError: Not even one request fits the memory, or online no static batch of transformers.
         """
-        cell = Cell(setup=self._setup, load=load)
+        load, setup = run.load, self._setup
+        if run.links is not None and run.links.after and (setup.engine, setup.usage_context) == ("vllm", LLM_CLASS):
+            why = "it does not wait for answers; the server does, or serve all at once"
+            raise UsageError.engine_lacks("vllm", "usage_context", LLM_CLASS, why)
+        cell = Cell(setup=setup, load=load)
         # Each beam is a sequence of its own.
-        served = lengths or (load.lengths,) * (load.batch * (1 if load.is_online else load.decoding.beams))
+        served = run.lengths or (load.lengths,) * (load.batch * (1 if load.is_online else load.decoding.beams))
         # A batch that is too large for the memory is served in parts by vLLM; one request must fit.
         asked = served if load.is_online else (min(served, key=sum),)
         fault = memory_fault(self._setup, self._shape, self._gpu, asked, self._draft, together=False)
@@ -82,20 +86,21 @@ class Planner:
             least = "a static batch" if is_batch else "one of its requests"
             advice = self._parts_that_fit(served) if is_batch else ""
             raise self._does_not_fit(f"{cell}: not {least} fits {self._gpu.title}: {fault}{advice}", reason=fault)
-        forecast = self.forecast(served, arrival_s)
+        forecast = self.forecast(served, run.arrival_s, run.links)
         return PlannedCell(
             cell=cell,
             batch_choice=reason,
             forecast_prefill_s=forecast.prefill_s,
             forecast_batch_s=forecast.batch_s,
             forecast_batch_j=forecast.batch_j,
-            arrival_s=arrival_s,
-            lengths=lengths,
+            arrival_s=run.arrival_s,
+            lengths=run.lengths,
+            links=run.links,
         )
 
-    def forecast(self, lengths: Lengths, arrival_s: Sequence[float] = ()) -> Forecast:
+    def forecast(self, lengths: Lengths, arrival_s: Sequence[float] = (), links: Links | None = None) -> Forecast:
         """What requests of these input and output tokens take that arrive at `arrival_s`, or all at once."""
-        batch_s, batch_j = self._serve(lengths, arrival_s)
+        batch_s, batch_j = self._serve(lengths, arrival_s, links)
         # A warm-up hands all prompts over at once.
         mean = round(sum(inputs for inputs, _ in lengths) / len(lengths))
         prefill_s, _ = self._serve(((mean, 1),) * len(lengths))
@@ -161,11 +166,13 @@ class Planner:
         fit = fit_of(table, setup.engine)
         return cost_of_setup(setup, self._shape, self._gpu, fit=fit, idle_w=idle_w, draft=self._draft)
 
-    def _serve(self, lengths: Lengths, arrival_s: Sequence[float] = ()) -> tuple[float, float]:
+    def _serve(
+        self, lengths: Lengths, arrival_s: Sequence[float] = (), links: Links | None = None
+    ) -> tuple[float, float]:
         """Seconds and energy of a run, and of handing a batch over."""
-        cost = self._cost
-        run = serve_setup(self._setup, self._shape, self._gpu, cost, lengths, arrival_s)
-        call_s = 0.0 if self._setup.usage_context == SERVER or any(arrival_s) else cost.call_s
+        cost, requests = self._cost, requests_of_lengths(self._setup.label, lengths, arrival_s, links)
+        run = serve_setup(self._setup, self._shape, self._gpu, cost, requests)
+        call_s = 0.0 if self._setup.usage_context == SERVER or requests.is_timed else cost.call_s
         return run.duration_s + call_s, run.energy_j + call_s * cost.rates.power.base_w
 
     def _largest_batch(self, load: Load) -> int:
@@ -210,11 +217,13 @@ class Run:
     Attributes:
         arrival_s: When each of its requests arrives; empty offline.
         lengths: Input and output tokens of each request of a replay; empty where all are alike.
+        links: How they depend on each other; None if they do not.
     """
 
     load: Load
     arrival_s: tuple[float, ...] = ()
     lengths: tuple[tuple[int, int], ...] = ()
+    links: Links | None = None
 
 
 def resolve_arrivals(load: Load, seed: int) -> Run:
@@ -264,11 +273,15 @@ def replay_run(requests: Requests, arrivals: Arrivals, decoding: Decoding = GREE
     lengths = tuple(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True))
     times, content = (0.0,) * len(lengths), hash_lengths(lengths)
     if arrivals.timed:
-        if requests.arrival_s is None:
+        if not requests.is_timed:
             message = f"{source}: no arrival times: {requests.order_reason}. Serve all at once: --all-at-once"
             raise DataError(message, code="no-arrivals", trace=source)
-        times = tuple((requests.arrival_s - requests.arrival_s[0]).round(MICROSECOND_DIGITS).tolist())
+        if requests.arrival_s is not None:
+            times = tuple((requests.arrival_s - requests.arrival_s[0]).round(MICROSECOND_DIGITS).tolist())
         content = hashlib.sha256(f"{content} {hash_times(times)}".encode()).hexdigest()
+    links = _links_of(requests, timed=arrivals.timed)
+    if links is not None:
+        content = hashlib.sha256(f"{content} {hash_links(links)}".encode()).hexdigest()
     load = Load(
         input_tokens=int(requests.input_tokens.max()),
         output_tokens=int(requests.output_tokens.max()),
@@ -276,7 +289,17 @@ def replay_run(requests: Requests, arrivals: Arrivals, decoding: Decoding = GREE
         decoding=decoding,
         arrivals=replace(arrivals, trace=Path(source).name, digest=content[:DIGEST_LENGTH]),
     )
-    return Run(load=load, arrival_s=times, lengths=lengths)
+    return Run(load=load, arrival_s=times, lengths=lengths, links=links)
+
+
+def _links_of(requests: Requests, *, timed: bool) -> Links | None:
+    """How requests depend on each other, without the names that a log has for blocks; None if they do not."""
+    links, blocks, after, gap_s = Links(), requests.prefix_blocks, requests.after, requests.gap_s
+    if blocks is not None and any(prefixes := shared_prefixes(blocks)):
+        links = Links(block_tokens=blocks.block_tokens, prefixes=prefixes)
+    if timed and after is not None and gap_s is not None and (after >= 0).any():
+        links = replace(links, after=tuple(after.tolist()), gap_s=tuple(gap_s.round(MICROSECOND_DIGITS).tolist()))
+    return None if links == Links() else links
 
 
 def online_sizes(arrivals: Arrivals, batch: list[int] | str, *, paired: bool) -> list[int]:

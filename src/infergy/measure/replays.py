@@ -62,7 +62,7 @@ def plan_replays(
         problems.add(length_errors(setup, models, run.load))
         with problems.collect():
             planner = Planner(setup, shape, device, find_draft(setup, models))
-            planned = planner.plan(run.load, GIVEN, run.arrival_s, run.lengths)
+            planned = planner.plan(run, GIVEN)
             visits[planned.cell.id] += 1
             visit = grid_visit(visits[planned.cell.id])
             by_setup.setdefault(setup, []).append(replace(planned, visit=visit))

@@ -67,11 +67,13 @@ def _replay_warm_up(work: Work) -> Work:
     count = len(work.prompts)
     longest = max(range(count), key=lambda place: len(work.prompts[place]))
     chosen = sorted({longest, *range(0, count, math.ceil(count / WARMUP_REQUESTS))})
-    later = len(chosen) // 2 if any(work.arrival_s) else 0
+    later = len(chosen) // 2 if work.is_timed else 0
     gaps = range(later + 1 - len(chosen), later + 1)
     return replace(
         work,
         prompts=tuple(work.prompts[place] for place in chosen),
         output_tokens=tuple(min(work.output_tokens[place], WARMUP_REPLAY_TOKENS) for place in chosen),
         arrival_s=tuple(max(0, gap) * WARMUP_GAP_S for gap in gaps),
+        after=(),
+        gap_s=(),
     )

@@ -268,6 +268,24 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """How the requests of a replay depend on each other: columns of an entry per request, or none.
+
+    Attributes:
+        block_tokens: Tokens of a block of `prefixes`, at least 1; None without.
+        prefixes: The beginning that a prompt shares with others, in stretches: the number of each, and how many blocks
+            it has. Equal numbers are equal tokens; what follows them is shared with no other request.
+        after: Index of the earlier request whose answer this one follows, whatever its arrival time; -1 without.
+        gap_s: Seconds from that answer's last token until it arrives.
+    """
+
+    block_tokens: int | None = None
+    prefixes: tuple[tuple[tuple[int, int], ...], ...] = ()
+    after: tuple[int, ...] = ()
+    gap_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One point of a grid: an engine config and a load."""
 

@@ -203,10 +203,14 @@ def find_backlog(arrival_s: Sequence[float], runs: Sequence[RequestTimes]) -> Ba
 
 
 def backlog_of(row: Measurement) -> Backlog | None:
-    """That of an online row, whose runs have the same arrivals; None offline, and if the engine did not report it."""
+    """That of an online row, whose runs have the same arrivals.
+
+    None offline, where requests wait for answers, and if the engine did not report it.
+    """
     times = [batch.times for window in row.windows for batch in window.batches]
     known = [one for one in times if one is not None]
-    return find_backlog(row.arrival_s, known) if row.arrival_s and len(known) == len(times) else None
+    arrival_s = () if row.waits_for_answers or len(known) < len(times) else row.arrival_s
+    return find_backlog(arrival_s, known)
 
 
 def describe_serving(row: Measurement) -> str:
@@ -214,7 +218,7 @@ def describe_serving(row: Measurement) -> str:
     arrivals, result = row.cell.load.arrivals, row.result
     if arrivals is None or result is None or result.requests_per_s is None:
         return ""
-    span_s = row.arrival_s[-1]
+    span_s = 0.0 if row.waits_for_answers else row.arrival_s[-1]
     asked = f" of {format_number((len(row.arrival_s) - 1) / span_s)}" if span_s > 0 else ""
     reached = f"{format_number(result.requests_per_s)}{asked} requests/s"
     tokens = f"{format_number(result.output_tokens_per_s)} output tokens/s"

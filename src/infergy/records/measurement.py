@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infergy.errors import DataError
-from infergy.records.cell import GRID_VISIT, Cell, visit_key
+from infergy.records.cell import GRID_VISIT, Cell, Links, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.environment import Environment, GpuState, Rescaled
 from infergy.records.result import Result
@@ -53,6 +53,7 @@ class Measurement:
         arrival_s: When each request of an online run was to arrive, in seconds after the first; empty offline.
         arrival_sha256: Hash of these times; None offline.
         lengths: Input and output tokens of each request of a replay; empty where all are alike.
+        links: How the requests of a replay depend on each other; None if they do not.
         loaded_idle: A window over the idle, loaded GPU: the power of idle tails that have no settled tick.
         bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
         before: State of each GPU just before the first window opened.
@@ -96,6 +97,7 @@ class Measurement:
     arrival_s: tuple[float, ...] = ()
     arrival_sha256: str | None = None
     lengths: tuple[tuple[int, int], ...] = ()
+    links: Links | None = None
     schema: str = SCHEMA
 
     @property
@@ -107,6 +109,11 @@ class Measurement:
     def is_ok(self) -> bool:
         """Whether the cell was measured."""
         return self.status == STATUS_OK
+
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether some of its requests arrive after answers, not at `arrival_s`."""
+        return self.links is not None and bool(self.links.after)
 
     @property
     def seen_windows(self) -> tuple[Window, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.files import parse_json, read_text
-from infergy.records.cell import GRID_VISIT, Cell, visit_key
+from infergy.records.cell import GRID_VISIT, Cell, Links, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.engine_setup import EngineSetup
 
@@ -37,6 +37,7 @@ class PlannedCell:
             the ``start`` and at the ``end`` of its engine config, so that drift shows.
         arrival_s: When each request of a run arrives, in seconds after the first; empty offline.
         lengths: Input and output tokens of each request of a replay; empty where all are alike.
+        links: How the requests of a replay depend on each other; None if they do not.
     """
 
     cell: Cell
@@ -47,6 +48,7 @@ class PlannedCell:
     arrival_s: tuple[float, ...] = ()
     lengths: tuple[tuple[int, int], ...] = ()
     forecast_batch_j: float | None = None
+    links: Links | None = None
 
     @property
     def key(self) -> str:

@@ -12,7 +12,8 @@ from infergy.cost.table import Table
 from infergy.errors import DataError, UsageError
 from infergy.estimates.estimate import TraceEstimate, estimate, sample_of
 from infergy.estimates.paper import PaperEstimate, estimate_paper
-from infergy.estimates.recommend import Recommendation, recommend
+from infergy.estimates.recommend import recommend
+from infergy.estimates.recommendation import Recommendation
 from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
 from infergy.quality.phases import SetupPhases, find_phases
 from infergy.records import ENGINES, FP8

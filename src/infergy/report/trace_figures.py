@@ -9,7 +9,7 @@ from infergy.catalog import catalog_name
 from infergy.estimates.breakdown import IDLE, Breakdown
 from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate
 from infergy.estimates.paper import PaperEstimate, PaperServer
-from infergy.estimates.recommend import Configuration, Recommendation
+from infergy.estimates.recommendation import Configuration, Recommendation
 from infergy.records import EngineSetup
 from infergy.report.charts import UNKNOWN, Figure, Mark, bar_chart, dot_chart, inline, make_figure
 from infergy.report.evidence import Evidence, gpu_title
@@ -180,16 +180,16 @@ def _advice_mark(evidence: Evidence, configuration: Configuration, present: str)
     remarks = [limit.replace("_", " ") for limit in configuration.breaks]
     if is_present:
         remarks.append("present")
-    elif not configuration.is_significant:
+    elif not configuration.saving.is_significant:
         remarks.append("no significant difference from the present one")
     if configuration.changes_outputs:
         remarks.append(f"changes outputs: {configuration.changes_outputs}")
-    interval, saving = (run.low_j, run.high_j), (configuration.saving_low, configuration.saving_high)
+    interval, saving = (run.low_j, run.high_j), (configuration.saving.low, configuration.saving.high)
     cells = (
         configuration.label,
         format_si(run.energy_j, "J"),
         _joules(interval),
-        "-" if is_present else format_percent(configuration.saving),
+        "-" if is_present else format_percent(configuration.saving.share),
         "-" if is_present else interval_text(saving, signed=False),
         UNKNOWN if run.latency.ttft_s is None else format_latency(run.latency.ttft_s.p50),
         "; ".join(remarks) or "-",

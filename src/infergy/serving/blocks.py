@@ -209,7 +209,54 @@ def _first_copy(extents: list[Extent], position: int, end: int) -> Hit | None:
 
 
 def shared_paths(prefixes: PrefixBlocks, input_tokens: Ints, block_size: int) -> dict[int, Path]:
-    """The shared beginning of each request that has one: runs in order, each with its end in blocks of the engine.
+    """The shared beginning of each request that has one: runs in order, each with its end in blocks of the engine."""
+    owners, runs, ends = _shared_runs(prefixes)
+    full = np.asarray(input_tokens, dtype=np.int64) // block_size
+    ends = np.minimum(ends * prefixes.block_tokens // block_size, full[owners])
+    paths: dict[int, list[tuple[int, int]]] = {}
+    for owner, run, end in zip(owners.tolist(), runs.tolist(), ends.tolist(), strict=True):
+        paths.setdefault(owner, []).append((run, end))
+    return {owner: tuple(path) for owner, path in paths.items()}
+
+
+def shared_prefixes(prefixes: PrefixBlocks) -> tuple[Path, ...]:
+    """The shared beginning of each request: runs in order, numbered from 0 on, each with its hashed blocks."""
+    owners, runs, ends = _shared_runs(prefixes)
+    begins = np.r_[0, ends[:-1]] if ends.size else ends
+    begins[np.flatnonzero(np.diff(owners)) + 1] = 0
+    numbers: dict[int, int] = {}
+    paths: list[list[tuple[int, int]]] = [[] for _ in range(len(prefixes))]
+    for owner, run, blocks in zip(owners.tolist(), runs.tolist(), (ends - begins).tolist(), strict=True):
+        paths[owner].append((numbers.setdefault(run, len(numbers)), blocks))
+    return tuple(map(tuple, paths))
+
+
+def blocks_of_prefixes(prefixes: Sequence[Path], block_tokens: int) -> PrefixBlocks:
+    """Blocks of which `shared_prefixes` gives `prefixes`."""
+    pairs = [pair for path in prefixes for pair in path]
+    runs, blocks = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    offsets = np.cumsum([0, *(sum(count for _, count in path) for path in prefixes)])
+    widest = int(blocks.max(initial=0))
+    within = np.arange(offsets[-1]) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+    return PrefixBlocks(ids=np.repeat(runs * widest, blocks) + within, offsets=offsets, block_tokens=block_tokens)
+
+
+def blocks_of_prompts(prompts: Iterable[tuple[int, ...]], block_tokens: int = 16) -> PrefixBlocks:
+    """The full blocks of prompts as a prefix cache knows them, by their token ids and all before them."""
+    numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+    ids: list[int] = []
+    offsets = [0]
+    for prompt in prompts:
+        block = -1
+        for begin in range(0, len(prompt) - block_tokens + 1, block_tokens):
+            block = numbers.setdefault((block, prompt[begin : begin + block_tokens]), len(numbers))
+            ids.append(block)
+        offsets.append(len(ids))
+    return PrefixBlocks(ids=np.array(ids, dtype=np.int64), offsets=np.array(offsets), block_tokens=block_tokens)
+
+
+def _shared_runs(prefixes: PrefixBlocks) -> tuple[Ints, Ints, Ints]:
+    """Owner, name and end, in hashed blocks, of each shared run, request by request and in order.
 
     A run is a stretch of hashed blocks that occur in the same requests, so that requests part only between runs.
     """
@@ -217,7 +264,7 @@ def shared_paths(prefixes: PrefixBlocks, input_tokens: Ints, block_size: int) ->
     offsets = np.asarray(prefixes.offsets, dtype=np.int64)
     lengths = np.diff(offsets)
     if not ids.size:
-        return {}
+        return ids, ids, ids
     index = np.arange(ids.size, dtype=np.int64) - np.repeat(offsets[:-1], lengths)
     nodes = _nodes(ids, index)
     counts = np.bincount(nodes)[nodes]
@@ -225,19 +272,13 @@ def shared_paths(prefixes: PrefixBlocks, input_tokens: Ints, block_size: int) ->
     last = np.ones(ids.size, dtype=bool)
     last[:-1] = (index[1:] == 0) | (counts[1:] != counts[:-1])
     owners = np.repeat(np.arange(lengths.size, dtype=np.int64), lengths)
-    full = np.asarray(input_tokens, dtype=np.int64) // block_size
-    ends = np.minimum((index + 1) * prefixes.block_tokens // block_size, full[owners])
     # A run bears the name of its first node; at a run's last block that is the node where the run began.
     starts = np.zeros(ids.size, dtype=np.int64)
     begins = np.flatnonzero(np.r_[True, last[:-1]])
     starts[begins] = begins
     first_node = nodes[np.maximum.accumulate(starts)]
     chosen = np.flatnonzero(shared & last)
-    paths: dict[int, list[tuple[int, int]]] = {}
-    rows = zip(owners[chosen].tolist(), first_node[chosen].tolist(), ends[chosen].tolist(), strict=True)
-    for owner, run, end in rows:
-        paths.setdefault(owner, []).append((run, end))
-    return {owner: tuple(path) for owner, path in paths.items()}
+    return owners[chosen], first_node[chosen], index[chosen] + 1
 
 
 def _nodes(ids: Ints, index: Ints) -> Ints:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
+
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
 from infergy.catalog.memory import largest_batch
 from infergy.catalog.models import Draft
@@ -17,8 +19,9 @@ from infergy.cost.table import ServedBy
 from infergy.errors import UsageError
 from infergy.records import FP8, SERVER, EngineSetup
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, UsageContext, resolve
-from infergy.serving.run import Run
-from infergy.serving.simulate import requests_of_lengths, simulate
+from infergy.serving.run import Run, ServedRequests
+from infergy.serving.simulate import simulate
+from infergy.workload.requests import Requests
 
 MEASURED = {
     "speculation": "speculative decoding (spec…)",
@@ -73,18 +76,16 @@ def serve_setup(
     shape: ModelShape,
     gpu: Gpu,
     cost: StepCost | DraftedCost,
-    lengths: Lengths,
-    arrival_s: Sequence[float] = (),
+    requests: Requests,
 ) -> Run:
-    """Serve requests of so many input and output tokens, which arrive in ascending order at `arrival_s`, or at once.
+    """Serve requests.
 
     Memory that the weights leave no room for is not looked at: `memory_fault` does.
 
     Raises:
         UsageError: An option that the engine rejects.
     """
-    requests = requests_of_lengths(setup.label, lengths, arrival_s)
-    return simulate(requests, _config(setup, shape, gpu, lengths), cost)
+    return simulate(requests, config_of_setup(setup, shape, gpu, requests), cost)
 
 
 def memory_fault(
@@ -148,11 +149,13 @@ def options_of_setup(setup: EngineSetup) -> EngineOptions:
     )
 
 
-def _config(setup: EngineSetup, shape: ModelShape, gpu: Gpu, lengths: Lengths) -> EngineConfig | StaticConfig:
+def config_of_setup(
+    setup: EngineSetup, shape: ModelShape, gpu: Gpu, requests: Requests | ServedRequests
+) -> EngineConfig | StaticConfig:
     """The options that an engine config's engine runs with."""
     if setup.engine == "transformers":
         return StaticConfig(
-            max_num_seqs=setup.max_sequences or len(lengths),
+            max_num_seqs=setup.max_sequences or requests.input_tokens.size,
             tensor_parallel_size=setup.tensor_parallel,
             has_graphs=setup.compiled,
         )
@@ -162,5 +165,5 @@ def _config(setup: EngineSetup, shape: ModelShape, gpu: Gpu, lengths: Lengths) -
         return resolve(shape, gpu, options, dtype=setup.dtype, usage_context=context)
     except UsageError:
         # Weights that do not fit are found out where memory is looked at; an option that is rejected is so again.
-        blocks = 1 + sum(-(-sum(pair) // options.block_size) for pair in lengths)
+        blocks = 1 + int(np.ceil((requests.input_tokens + requests.output_tokens) / options.block_size).sum())
         return resolve(shape, gpu, replace(options, num_gpu_blocks=blocks), dtype=setup.dtype, usage_context=context)

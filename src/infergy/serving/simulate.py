@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from infergy.cost.step import Steps
 from infergy.errors import UsageError
-from infergy.serving.blocks import shared_paths
+from infergy.records.cell import Links
+from infergy.serving.blocks import blocks_of_prefixes, shared_paths
 from infergy.serving.config import EngineConfig, StaticConfig
 from infergy.serving.replica import ENTRY, Arrivals, Replica, StaticReplica, StepCost
 from infergy.serving.run import Booleans, EnergySplit, Floats, Ints, Run, RunCounts, ServedRequests
@@ -31,16 +32,21 @@ COLUMNS = (
 LAYOUT = np.dtype([(name, kind) for name, kind in zip(COLUMNS, ENTRY.format[1:], strict=True)])
 
 
-def requests_of_lengths(source: str, lengths: Sequence[tuple[int, int]], arrival_s: Sequence[float] = ()) -> Requests:
+def requests_of_lengths(
+    source: str, lengths: Sequence[tuple[int, int]], arrival_s: Sequence[float] = (), links: Links | None = None
+) -> Requests:
     """Requests of so many input and output tokens, which arrive in ascending order at `arrival_s`, or at once."""
     inputs, outputs = np.array(lengths, dtype=np.int64).reshape(-1, 2).T
-    timed = any(arrival_s)
+    timed, links = any(arrival_s), links or Links()
     return Requests(
         source=source,
         input_tokens=inputs,
         output_tokens=outputs,
         arrival_s=np.array(arrival_s) if timed else None,
         order_reason=None if timed else "all at once",
+        prefix_blocks=blocks_of_prefixes(links.prefixes, links.block_tokens) if links.block_tokens else None,
+        after=np.array(links.after) if links.after else None,
+        gap_s=np.array(links.gap_s) if links.after else None,
     )
 
 

@@ -6,34 +6,45 @@ Standard library only, but for what is read from a trace.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from infergy.errors import DataError
 from infergy.records import Load
-from infergy.records.cell import Arrivals
+from infergy.records.cell import Arrivals, Links
+from infergy.records.engine_setup import without_defaults
 from infergy.units import MICROSECONDS_PER_SECOND, count_of
 
 DIGEST_LENGTH = 12
 
 
 def make_prompts(
-    load: Load, vocabulary: int, seed: int, lengths: Sequence[tuple[int, int]] = ()
+    load: Load, vocabulary: int, seed: int, lengths: Sequence[tuple[int, int]] = (), links: Links | None = None
 ) -> tuple[tuple[int, ...], ...]:
     """Uniform random token ids, `load.batch` prompts of `load.input_tokens` each, in [0, `vocabulary`).
 
     Prompts of one length are the same sequence in every cell: a larger batch only takes more of them. In a replay each
-    prompt has the input tokens of its own of `lengths`.
+    prompt has the input tokens of its own of `lengths`, and begins with the stretches that `links` says.
     """
     widths = [tokens for tokens, _ in lengths] or [load.input_tokens] * load.batch
     prompts = {width: _random_ids(width, count, vocabulary, seed) for width, count in Counter(widths).items()}
-    return tuple(next(prompts[width]) for width in widths)
+    own = (next(prompts[width]) for width in widths)
+    if links is None or not links.block_tokens:
+        return tuple(own)
+    size, stretches = links.block_tokens, {pair for path in links.prefixes for pair in path}
+    tokens = {
+        (number, blocks): next(_random_ids(blocks * size, 1, vocabulary, f"{seed}:shared:{number}"))
+        for number, blocks in stretches
+    }
+    begins = (tuple(chain.from_iterable(map(tokens.__getitem__, path))) for path in links.prefixes)
+    return tuple((begin + rest[len(begin) :])[: len(rest)] for begin, rest in zip(begins, own, strict=True))
 
 
-def _random_ids(width: int, count: int, vocabulary: int, seed: int) -> Iterator[tuple[int, ...]]:
+def _random_ids(width: int, count: int, vocabulary: int, seed: int | str) -> Iterator[tuple[int, ...]]:
     source = random.Random(f"{seed}:{width}")
     ids = [value % vocabulary for value in array("I", source.randbytes(4 * width * count))]
     return (tuple(ids[i * width : (i + 1) * width]) for i in range(count))
@@ -99,6 +110,11 @@ def trace_times(source: str, count: int, arrivals: Arrivals) -> tuple[float, ...
 def hash_lengths(lengths: Sequence[tuple[int, int]]) -> str:
     """SHA-256 over lengths, in hexadecimal."""
     return hashlib.sha256(array("I", (tokens for pair in lengths for tokens in pair)).tobytes()).hexdigest()
+
+
+def hash_links(links: Links) -> str:
+    """SHA-256 over how requests depend on each other, in hexadecimal."""
+    return hashlib.sha256(json.dumps(without_defaults(links)).encode()).hexdigest()
 
 
 def hash_times(times: Sequence[float]) -> str:

@@ -215,6 +215,29 @@ class Requests:
         arrival_s = (part.arrival_s - start_s) / speed
         return replace(part, arrival_s=arrival_s, gap_s=gap_s, origin_unix_s=_later(part.origin_unix_s, start_s))
 
+    def speed_for(self, rate_per_s: float) -> float:
+        """The factor that makes a rate of the mean rate of the arrivals; 1 where they are not known.
+
+        Raises:
+            UsageError: The rate is not above 0, or all requests come at one instant.
+        """
+        if not 0 < rate_per_s <= FASTEST:
+            raise UsageError.bad_value("--rate", rate_per_s, f"requests per second, above 0 and up to {FASTEST:g}")
+        if self.arrival_s is None:
+            return 1.0
+        if self.rate_per_s is None:
+            message = f"{self.source}: --rate needs arrivals at several times: all requests come at one instant"
+            raise UsageError(message, code="no-arrivals", trace=self.source, option="--rate")
+        return rate_per_s / self.rate_per_s
+
+    def at_random(self, rate_per_s: float, seed: int = 0) -> Requests:
+        """The same requests, each after an exponential gap (a Poisson process of so many per second)."""
+        import numpy as np
+
+        gaps = np.random.default_rng(seed).exponential(1 / rate_per_s, len(self))
+        gaps[:1] = 0.0
+        return replace(self, arrival_s=np.cumsum(gaps), order_reason=None, after=None, gap_s=None)
+
     def slice(self, first: int = 0, count: int | None = None) -> Requests:
         """`count` requests in order of arrival, `first` of them skipped; the earliest arrives at 0 s.
 

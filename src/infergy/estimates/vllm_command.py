@@ -1,0 +1,243 @@
+"""What to type for a server, and the server that a typed command means.
+
+    OpenServer ──▶ label, command          "vllm serve MODEL --max-num-seqs 64" ──▶ TypedServer
+
+Flags are those of vLLM 0.25.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from infergy.catalog import get_model
+from infergy.catalog.models import shape_of_id
+from infergy.errors import UsageError
+from infergy.estimates.servers import DEFAULT_GPU, OpenServer, ServerSpec, loaded_setup
+from infergy.records import FP8
+from infergy.serving.config import EngineOptions
+
+VLLM_OPTIONS = ("max_num_batched_tokens", "long_prefill_token_threshold", "gpu_memory_utilization", "num_gpu_blocks")
+EXAMPLE = '"vllm serve meta-llama/Llama-3.1-8B-Instruct --max-num-seqs 256"'
+BEGINNINGS = ("serve", "vllm.entrypoints.openai.api_server")
+DTYPES = {"auto": None, "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedServer:
+    """A server that is started by a command.
+
+    Attributes:
+        spec: What is simulated.
+        model: As typed; a recommended command has it again.
+        others: Flags that nothing simulated depends on, as typed; a recommended command has them again.
+        notes: What of the command is not simulated.
+    """
+
+    spec: ServerSpec
+    model: str
+    others: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def label_of(server: OpenServer) -> str:
+    """The engine, and the options that are not at its default: ``vllm-fp8 max-num-seqs=16``."""
+    options, plain = server.spec.options, EngineOptions()
+    label = loaded_setup(server.setup).label
+    given = {"max_num_seqs": options.max_num_seqs}
+    if server.setup.engine == "vllm":
+        given |= {name: getattr(options, name) for name in VLLM_OPTIONS}
+    given |= {"max_model_len": options.max_model_len}
+    words = [f"{name.replace('_', '-')}={value}" for name, value in given.items() if value != getattr(plain, name)]
+    if not options.enable_prefix_caching and server.setup.engine == "vllm":
+        words.append("no-prefix-caching")
+    if server.spec.replicas > 1:
+        words.append(f"replicas={server.spec.replicas}")
+    standard = ServerSpec()
+    words += [
+        f"{name.replace('_', '-')}={getattr(server.spec, name)}"
+        for name in ("router", "usage_context", "version")
+        if getattr(server.spec, name) != getattr(standard, name)
+    ]
+    return " ".join([label, *words])
+
+
+def command_of(server: OpenServer) -> tuple[str, ...]:
+    """What to type to serve so: vLLM's own options; of transformers, what to write."""
+    setup, options, plain = server.setup, server.spec.options, EngineOptions()
+    if setup.engine != "vllm":
+        static = ', cache_implementation="static"' if setup.compiled else ""
+        size = server.config.options()["max_num_seqs"]
+        return (f"model.generate(batches of up to {size}{static})", f"dtype=torch.{setup.dtype}")
+    published = get_model(server.spec.model).checkpoint.dtype
+    given: dict[str, Any] = {
+        "quantization": "fp8_per_tensor" if setup.dtype == FP8 != published else None,
+        "dtype": {"float16": "float16"}.get(setup.dtype),
+        "max_num_seqs": options.max_num_seqs,
+        "tensor_parallel_size": setup.tensor_parallel,
+        "enforce_eager": setup.cuda_graphs is False,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "long_prefill_token_threshold": options.long_prefill_token_threshold,
+        "no_enable_prefix_caching": not options.enable_prefix_caching or None,
+    }
+    words = ["vllm serve MODEL"]
+    for name, value in given.items():
+        if value != getattr(plain, name, None):
+            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+    count, router = server.spec.replicas, server.spec.router
+    # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
+    # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
+    if count > 1:
+        is_flag = router == "least_loaded" and server.cost.server.work.experts is None
+        words.append(
+            f"--data-parallel-size {count}" if is_flag else f"# {count} such servers behind a router, {router}"
+        )
+    return tuple(words)
+
+
+def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = None) -> TypedServer:
+    """The server that a command line of vLLM 0.25 starts.
+
+    Args:
+        command: ``vllm serve MODEL --flags``; variables before it are left out.
+        gpu: Kind of its GPUs.
+        model: What MODEL is: a shipped name or a config.json; None: what is known of MODEL.
+
+    Raises:
+        UsageError: It is no such command, a flag is unknown, or a value is none of the flag.
+    """
+    name, flags = _read(command)
+    options: dict[str, Any] = {}
+    notes, others = [], []
+    for flag, values in flags.items():
+        if flag in SIMULATED:
+            options[SIMULATED[flag].option] = _value(flag, values)
+            continue
+        others.append(" ".join([f"--{flag}", *map(shlex.quote, values)]))
+        if flag not in known_flags()["no_effect"]:
+            notes.append(f"--{flag} of the present command is not simulated")
+    shape = shape_of_id(name) if model is None else None
+    formats = [options.pop("dtype", None), options.pop("quantization", None)]
+    if shape is not None and shape.checkpoint.dtype == FP8:
+        formats.append(FP8)
+    replicas = options.pop("replicas", 1)
+    spec = ServerSpec(
+        engine="vllm",
+        model=model or (name if shape is None else shape.name),
+        gpu=gpu,
+        # The narrowest counts: weights in 8 bits have a dtype of 16 beside them.
+        precision=next((given for given in reversed(formats) if given is not None), None),
+        replicas=replicas,
+        router="least_loaded" if replicas > 1 else "round_robin",
+        options=EngineOptions(**options),
+    )
+    return TypedServer(spec=spec, model=name, others=tuple(others), notes=tuple(notes))
+
+
+@cache
+def known_flags() -> Mapping[str, Any]:
+    """The content of data/vllm_flags.toml."""
+    return tomllib.loads((resources.files("infergy") / "data" / "vllm_flags.toml").read_text(encoding="utf-8"))
+
+
+def _read(command: str) -> tuple[str, dict[str, list[str]]]:
+    """MODEL and the values of each flag, ``no-`` before a flag as the value ``false``."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError.bad_value("--present", command, f"a command with closed quotes, as {EXAMPLE}") from error
+    begin = next((k for k, word in enumerate(words) if word in BEGINNINGS), None)
+    if begin is None:
+        raise UsageError.bad_value("--present", command, f"the command that starts the server, as {EXAMPLE}")
+    flags: dict[str, list[str]] = {"": []}
+    flag = ""
+    for word in words[begin + 1 :]:
+        if word.startswith("-") and not word[1:2].isdigit():
+            typed, _, value = word.partition("=")
+            flag, implied = _flag(typed)
+            flags[flag] = [value] if value else implied
+        else:
+            flags[flag].append(word)
+    names = flags.pop("") or flags.pop("model", [])
+    if len(names) != 1:
+        raise UsageError.bad_value("--present", command, f"one MODEL after serve, as {EXAMPLE}")
+    return names[0], flags
+
+
+def _flag(typed: str) -> tuple[str, list[str]]:
+    """The name of a flag, as vLLM reads it, and the value that its spelling implies."""
+    known = known_flags()
+    names = [*SIMULATED, "model", *known["no_effect"], *known["not_simulated"]]
+    # A dotted one sets a key of its JSON.
+    name = known["short"].get(typed, typed.removeprefix("--").partition(".")[0].replace("_", "-"))
+    if name in names:
+        return name, []
+    if name.startswith("no-") and name[3:] in names:
+        return name[3:], ["false"]
+    spelled = [f"--{name}" for name in names]
+    hint = "Flags are those of vLLM 0.25"
+    raise UsageError.unknown("flag of vllm serve", typed, spelled, hint, code="unknown-name", option="--present")
+
+
+def _value(flag: str, values: Sequence[str]) -> Any:
+    known = SIMULATED[flag]
+    try:
+        (text,) = [",".join(values)] if known.read is _sizes else values or (["true"] if known.read is _switch else [])
+        return known.read(text)
+    except (ValueError, KeyError, OverflowError) as error:
+        shown = " ".join(values) or "nothing"
+        raise UsageError.bad_value(f"--{flag} of --present", shown, f"a value such as {known.example}") from error
+
+
+def _switch(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _count(text: str) -> int:
+    """A number as vLLM reads it: 16k is 16,000 and 16K is 16,384 (`human_readable_int`)."""
+    factors = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+    factor = factors.get(text[-1:], 1)
+    return int(float(text[:-1]) * factor) if factor > 1 else int(text)
+
+
+def _quantization(text: str) -> str | None:
+    """FP8 of vLLM's own making; other formats are those of the checkpoint."""
+    return FP8 if text.lower() in ("fp8", "fp8_per_tensor", "fp8_per_block", "fbgemm_fp8", "ptpc_fp8") else None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.strip("[]").split(",")))
+
+
+class Flag(NamedTuple):
+    """A flag that is simulated: the name here, how its value is read, and an example of one."""
+
+    option: str
+    read: Callable[[str], Any]
+    example: str
+
+
+SIMULATED: Mapping[str, Flag] = {
+    "max-num-seqs": Flag("max_num_seqs", _count, "256"),
+    "max-num-batched-tokens": Flag("max_num_batched_tokens", _count, "8192"),
+    "max-model-len": Flag("max_model_len", lambda text: None if text in ("auto", "-1") else _count(text), "16384"),
+    "gpu-memory-utilization": Flag("gpu_memory_utilization", float, "0.92"),
+    "enable-prefix-caching": Flag("enable_prefix_caching", _switch, "true"),
+    "long-prefill-token-threshold": Flag("long_prefill_token_threshold", _count, "2048"),
+    "num-gpu-blocks-override": Flag("num_gpu_blocks", _count, "4096"),
+    "block-size": Flag("block_size", _count, "16"),
+    "async-scheduling": Flag("async_scheduling", _switch, "true"),
+    "tensor-parallel-size": Flag("tensor_parallel_size", _count, "2"),
+    "enforce-eager": Flag("enforce_eager", _switch, "true"),
+    "cudagraph-capture-sizes": Flag("cudagraph_capture_sizes", _sizes, "1 2 4"),
+    "data-parallel-size": Flag("replicas", _count, "2"),
+    "dtype": Flag("dtype", DTYPES.__getitem__, "bfloat16"),
+    "quantization": Flag("quantization", _quantization, "fp8"),
+}
