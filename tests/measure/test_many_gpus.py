@@ -22,6 +22,7 @@ from infergy.measure.block import window
 from infergy.measure.grid import make_plan, parse_grid, read_toml
 from infergy.measure.sweep import describe_row, sweep
 from infergy.measure.worker import attempt, open_pair, wake
+from infergy.meters import sharp_tick
 from infergy.meters.simulated import SimulatedMeter, SimulatedNode, pretend_node
 from infergy.records import EngineSetup, GpuIdentity, GpuState, Measurement, MeasureOptions, Plan, PlannedCell
 from infergy.records.store import read_store
@@ -214,7 +215,8 @@ def attempt_on(meter: SimulatedMeter, *, dies: bool = False) -> tuple[Measuremen
     session = BreakingSession(meter, dies=dies)
     setup = plan.cells[0].cell.setup
     engine = SimulatedEngine(pretend_node(H200, 2), H200)
-    surroundings, idle = wake(SteadySession(meter), meter, engine, plan, setup)
+    surroundings, idle, loading = wake(SteadySession(meter), meter, engine, plan, setup, sharp_tick(meter))
+    assert min(loading.duration_by_gpu_s.values()) > 0
     return attempt(session, meter, plan.cells[1], plan, surroundings, idle)
 
 
@@ -407,7 +409,8 @@ class TellingSession(SteadySession):
 def settle_on(meter: SimulatedMeter, told: str | None) -> Mapping[str, str | None]:
     plan = plan_for(2)
     engine = SimulatedEngine(pretend_node(H200, 2), H200)
-    surroundings, _ = wake(TellingSession(meter, told), meter, engine, plan, plan.cells[0].cell.setup)
+    setup = plan.cells[0].cell.setup
+    surroundings, *_ = wake(TellingSession(meter, told), meter, engine, plan, setup, sharp_tick(meter))
     return surroundings.environment.engine
 
 

@@ -35,6 +35,7 @@ from infergy.measure.environment import Surroundings
 from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler
 from infergy.measure.warmup import WARMUP_OUTPUT_TOKENS, make_work, warm_up
 from infergy.meters import LATE_S, Meter, settle, sharp_tick
+from infergy.meters.ticks import Edge
 from infergy.records import (
     END_VISIT,
     START_VISIT,
@@ -230,6 +231,11 @@ def measure_idle(meter: Meter, seconds: float) -> Window:
     meter.clock.sleep(SETTLE_S)
     opened = sharp_tick(meter)
     meter.clock.sleep(seconds)
+    return window_since(opened, meter)
+
+
+def window_since(opened: Edge, meter: Meter) -> Window:
+    """A window without batches, from an edge to the next tick."""
     closed = sharp_tick(meter)
     uncertainty_s = max(opened.uncertainty_s, closed.uncertainty_s)
     return Window(open=opened.ticks, close=closed.ticks, edge_uncertainty_s=uncertainty_s)

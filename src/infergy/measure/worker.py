@@ -21,12 +21,12 @@ from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
 from infergy.engines.engine import GPU_UUIDS
 from infergy.engines.weights import describe_weights
 from infergy.errors import EngineError, InfergyError, MeterError
-from infergy.measure.cell import failed_cell, failure_of, measure_cell, measure_idle
+from infergy.measure.cell import failed_cell, failure_of, measure_cell, measure_idle, window_since
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler, open_sampler
 from infergy.measure.warmup import make_work
-from infergy.meters import Meter, open_meter
-from infergy.meters.ticks import counter_period_s
+from infergy.meters import Meter, open_meter, sharp_tick
+from infergy.meters.ticks import Edge, counter_period_s
 from infergy.records import END_VISIT, START_VISIT, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.agreement import spread_key
 from infergy.records.store import StoreWriter
@@ -70,8 +70,9 @@ def main() -> int:
             sampler = open_sampler(meter, job["meter"], plan.options.timeline_s)
             bare_s = plan.options.idle_s if plan.options.bare_idle_s is None else plan.options.bare_idle_s
             bare = measure_idle(meter, bare_s) if bare_s > 0 else None
+            before_load = sharp_tick(meter)
             session = engine.open(setup, plan.models[setup.model], plan.options.seed, plan.draft_config(setup))
-            surroundings, idle = wake(session, meter, engine, plan, setup)
+            surroundings, idle, loading = wake(session, meter, engine, plan, setup, before_load)
         except InfergyError as error:
             send("refused", reason=str(error), code=failure_of(error).code)
             # What is loaded may be broken, and closing it hang; the kernel frees what it held.
@@ -86,7 +87,7 @@ def main() -> int:
                 key = spread_key(failed_cell(planned, plan.options, surroundings, Failure(code="", message="")))
                 here = rows.setdefault(key, [])
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, sampler)
-                row = replace(row, bare_idle=bare)
+                row = replace(row, bare_idle=bare, loading=loading)
                 here.append(row)
                 store.append(row)
                 send("end", cell=planned.key, row=row.to_json())
@@ -128,8 +129,10 @@ def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NV
     return SimulatedEngine(node, gpu), SimulatedMeter(node)
 
 
-def wake(session: Session, meter: Meter, engine: Engine, plan: Plan, setup: EngineSetup) -> tuple[Surroundings, Window]:
-    """Wake the engine once, take its idle power, and gather what all its rows share.
+def wake(
+    session: Session, meter: Meter, engine: Engine, plan: Plan, setup: EngineSetup, before_load: Edge
+) -> tuple[Surroundings, Window, Window]:
+    """Wake the engine once, take its idle power, and gather what all its rows share; also a window over its loading.
 
     Raises:
         MeterError: A counter failed, or counts another GPU than the engine uses.
@@ -139,6 +142,7 @@ def wake(session: Session, meter: Meter, engine: Engine, plan: Plan, setup: Engi
     check_same_gpus(meter, facts.get(GPU_UUIDS))
     vocabulary = read_shape(plan.models[setup.model], name=setup.model).vocabulary
     session.run(make_work(make_prompts(FIRST_LOAD, vocabulary, plan.options.seed), FIRST_LOAD.output_tokens))
+    loading = window_since(before_load, meter)
     idle = measure_idle(meter, plan.options.idle_s)
     environment = gather(
         meter,
@@ -147,7 +151,8 @@ def wake(session: Session, meter: Meter, engine: Engine, plan: Plan, setup: Engi
         engine=facts,
         counter_period_s=counter_period_s(meter),
     )
-    return Surroundings(environment=environment, vocabulary=vocabulary, is_simulated=meter.is_simulated), idle
+    surroundings = Surroundings(environment=environment, vocabulary=vocabulary, is_simulated=meter.is_simulated)
+    return surroundings, idle, loading
 
 
 def attempt(

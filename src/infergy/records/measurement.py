@@ -56,6 +56,7 @@ class Measurement:
         links: How the requests of a replay depend on each other; None if they do not.
         loaded_idle: A window over the idle, loaded GPU: the power of idle tails that have no settled tick.
         bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
+        loading: A window over the loading of the engine, from a free GPU to its first answer; None in older rows.
         before: State of each GPU just before the first window opened.
         after: State of each GPU just after the last batch.
         warmup_s: Seconds of warm-up that preceded the first window.
@@ -98,6 +99,7 @@ class Measurement:
     arrival_sha256: str | None = None
     lengths: tuple[tuple[int, int], ...] = ()
     links: Links | None = None
+    loading: Window | None = None
     schema: str = SCHEMA
 
     @property

@@ -36,7 +36,7 @@ def reject_impossible(row: Measurement, place: str) -> None:
 def _windows(row: Measurement) -> Iterator[tuple[str, Window]]:
     for index, window in enumerate(row.windows):
         yield f"windows[{index}]", window
-    for key in ("watched", "loaded_idle", "bare_idle"):
+    for key in ("watched", "loaded_idle", "bare_idle", "loading"):
         if (one := getattr(row, key)) is not None:
             yield key, one
 
@@ -64,7 +64,7 @@ def _misfits_of_window(row: Measurement, window: Window, key: str) -> Iterator[M
             yield f"{key}.{edge}", sorted(getattr(window, edge)), f"a tick of each GPU: {', '.join(gpus)}"
     if not set(window.settled) <= set(gpus):
         yield f"{key}.settled", sorted(window.settled), f"ticks of {', '.join(gpus)}"
-    if not window.batches and not key.endswith("idle"):
+    if not window.batches and key not in ("loaded_idle", "bare_idle", "loading"):
         yield f"{key}.batches", [], "at least one"
     first, last = max(t.time_s for t in window.open.values()), min(t.time_s for t in window.close.values())
     for number, batch in enumerate(window.batches):
