@@ -22,10 +22,12 @@ from infergy.cost.table import Table, shipped_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 KINDS = ("h200", "h100-sxm")
+SITE = "--price-per-kwh 0.12 --carbon 400 --pue 1.2 --host-watts 150"
 COMMANDS = (
     ("../README.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
+    ("footprint.md", f"infergy estimate azure-conv-2023 {SITE}"),
     ("next.md", "infergy next azure-code-2023 --gpu a100-80gb-sxm --model qwen3-32b --engine vllm-tp2"),
     ("recommend.md", "infergy recommend azure-conv-2023 --tpot-p99 20ms --keep-outputs"),
     ("waterfall.md", "infergy breakdown azure-conv-2023"),

@@ -17,7 +17,7 @@ from infergy.estimates.latency import LATENCY_SD, Z90
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "online", "replay", "serving")]
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "replay", "serving")]
 PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
 OF_BENCHMARKS = {"--again", "--million", "--write"}
 OF_VLLM = {"--request-rate", "--burstiness", "--enforce-eager", "--data-parallel-size", "--mamba-ssm-cache-dtype"}

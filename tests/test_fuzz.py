@@ -27,7 +27,7 @@ from infergy.records.check import check_rows
 from infergy.records.codec import to_json
 from infergy.records.store import read_store, shipped_rows
 from infergy.workload import Histogram, open_requests, open_trace
-from infergy.workload.requests import requests_of_histogram
+from infergy.workload.histograms import requests_of_histogram
 
 VALUES: tuple[Any, ...] = (
     *(None, True, "", "x", [], {}, [1], {"a": 1}),

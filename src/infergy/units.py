@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+JOULES_PER_KWH = 3.6e6
+DAYS_OF_MONTH = 30.4
 SECONDS_PER_MILLISECOND = 1e-3
 MICROSECONDS_PER_SECOND = 1e6
 JOULES_PER_MILLIJOULE = 1e-3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,26 @@ def test_a_window_takes_who_arrives_in_it_and_nobody_else(
     assert window.arrival_s is not None
     np.testing.assert_array_equal(window.output_tokens, requests.output_tokens[inside])
     np.testing.assert_allclose(window.arrival_s, (times[inside] - start_s) / speed)
+
+
+def test_parts_of_a_trace_know_the_date_of_their_first_second() -> None:
+    whole = open_trace("azure-conv-2023").requests()
+    assert whole.arrival_s is not None
+    assert whole.origin_unix_s is not None
+    assert datetime.fromtimestamp(whole.origin_unix_s, UTC).isoformat().startswith("2023-11-16T18:15:46.68")
+    assert whole.window(start_s=600, speed=3).origin_unix_s == whole.origin_unix_s + 600
+    first_s = whole.arrival_s[100]
+    assert whole.slice(100, 10).origin_unix_s == pytest.approx(whole.origin_unix_s + first_s)
+    assert whole.take(np.arange(100, 110)).origin_unix_s == whole.origin_unix_s
+
+
+@pytest.mark.parametrize(
+    ("times", "origin"), [(["2024-05-10 00:00:01", "2024-05-10 00:00:00"], 1715299200.0), (["5.0", "4.0"], None)]
+)
+def test_arrivals_that_are_dates_have_an_origin(tmp_path: Path, times: list[str], origin: float | None) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *(f"{time},1,1" for time in times)]))
+    assert open_trace(path).requests().origin_unix_s == origin
 
 
 @given(requests_drawn, st.data())

@@ -58,6 +58,7 @@ def test_a_longer_trace_is_sampled_and_knows_its_error() -> None:
     assert (sample.requests, sample.input_tokens) == (len(frame), frame["input_tokens"].sum())
     assert sample.output_tokens == frame["output_tokens"].sum()
     inputs, outputs = sums_of(sample)
+    assert all(window.requests.origin_unix_s is None for window in sample.windows)
     assert inputs == pytest.approx(sample.input_tokens, rel=4 * sample.relative_se)
     assert outputs == pytest.approx(sample.output_tokens, rel=4 * sample.relative_se)
 

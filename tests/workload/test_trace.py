@@ -399,6 +399,7 @@ def test_the_columns_of_a_shipped_trace_are_its_requests(name: str) -> None:
         ours, theirs = getattr(shipped, column), getattr(read, column)
         assert ours.dtype == theirs.dtype
         assert ours.tolist() == theirs.tolist()
+    assert shipped.origin_unix_s == pytest.approx(read.origin_unix_s, abs=1e-5)
     assert (read.cached_tokens, read.prefix_blocks, read.after, read.lengths_from) == (None, None, None, None)
     assert open_trace(name).sample().windows[0].requests.output_tokens.tolist() == read.output_tokens.tolist()
 

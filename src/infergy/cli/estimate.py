@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from textwrap import fill
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from infergy.cli.footprint import FootprintSelection, print_footprints
 from infergy.cli.options import (
     BinSelection,
     ExplainOption,
@@ -21,19 +22,17 @@ from infergy.cli.options import (
 )
 from infergy.cli.output import (
     NONE,
-    UNBOUNDED,
     WIDTH,
-    make_table,
+    print_figures,
     print_json,
     print_notes,
     run_notes,
-    show_table,
-    stdout_console,
     trace_notes,
 )
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
 from infergy.units import (
+    DAYS_OF_MONTH,
     count_of,
     format_duration,
     format_interval,
@@ -46,8 +45,6 @@ from infergy.units import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
     from infergy.estimates.latency import LikelyPercentiles
 
@@ -98,6 +95,7 @@ def estimate(
     measured: MeasuredSelection,
     method: MethodSelection,
     bins: BinSelection,
+    footprint: FootprintSelection,
     timeline: int | None = option(
         "With --json: power, batch and queue in so many equal parts of a run", min=1, max=10_000
     ),
@@ -113,6 +111,7 @@ def estimate(
         needed = "--method runs" if is_ceiling else "--json"
         message = f"--timeline {timeline}: give {needed} too"
         raise UsageError(message, code="option-missing", option=needed, needed_by=["--timeline"])
+    site = footprint.site(needs_runs=is_ceiling)
     table = measured.load()
     samples = (trace.open(source) for source in sources)
     answers: Sequence[Any]
@@ -128,7 +127,7 @@ def estimate(
     else:
         from infergy.estimates.estimate import estimate as run_estimate
 
-        answers = [run_estimate(sample, specs, tables=table, timeline=timeline or 0) for sample in samples]
+        answers = [run_estimate(sample, specs, tables=table, timeline=timeline or 0, site=site) for sample in samples]
         show = partial(_print, explain=explain)
     if as_json:
         print_json(answers)
@@ -147,13 +146,19 @@ def _print(answers: Sequence[TraceEstimate], *, explain: bool) -> None:
         lengths = [] if answer.trace.lengths_from is None else [answer.trace.lengths_from]
         for line in (*lengths, *trace_notes(answer.trace), *run_notes(servers), *_paper(answer)):
             typer.echo(fill(line, WIDTH))
+        names = (
+            _names(servers) if len(servers) > 1 else ["all at once" if servers[0].served is None else "as it arrives"]
+        )
+        footprints = zip(names, (one.footprint for one in servers), strict=True)
+        print_footprints([(name, footprint) for name, footprint in footprints if footprint is not None])
         if explain:
             print_notes(note for one in servers for note in _explained(one))
 
 
 def _print_one(server: ServerEstimate) -> None:
     typer.echo(_server(server))
-    show_table(_columns([("as it arrives", server.served), ("all at once", server.offline)]))
+    runs = {"as it arrives": server.served, "all at once": server.offline}
+    print_figures([(label, run) for label, run in runs.items() if run is not None], FIGURES, INTERVAL)
     if server.served is None:
         typer.echo(f"Served all at once: {server.served_reason}.")
 
@@ -164,8 +169,7 @@ def _print_several(servers: Sequence[ServerEstimate]) -> None:
         typer.echo(shared.pop())
     reason = servers[0].served_reason
     typer.echo("As it arrives:" if reason is None else f"All at once: {reason}.")
-    for table in _tables(list(zip(_names(servers), (one.run for one in servers), strict=True))):
-        show_table(table)
+    print_figures(list(zip(_names(servers), (one.run for one in servers), strict=True)), FIGURES, INTERVAL)
 
 
 def _head(trace: TraceFacts) -> str:
@@ -222,27 +226,6 @@ def _varying(facts: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({own.get(key) for own in facts}) > 1]
 
 
-def _tables(columns: Sequence[tuple[str, RunEstimate]]) -> Iterator[Table]:
-    """The servers side by side, in as many tables as fit the width of a page."""
-    console = stdout_console()
-    unbounded = console.options.update(max_width=UNBOUNDED)
-    limit = min(console.width, WIDTH)
-    first = 0
-    for last in range(1, len(columns) + 1):
-        if (
-            last == len(columns)
-            or console.measure(_columns(columns[first : last + 1]), options=unbounded).maximum > limit
-        ):
-            yield _columns(columns[first:last])
-            first = last
-
-
-def _columns(runs: Sequence[tuple[str, RunEstimate | None]]) -> Table:
-    known = [(label, run) for label, run in runs if run is not None]
-    rows = [(name, *(figure(run) for _, run in known)) for name, figure in FIGURES]
-    return make_table((INTERVAL, *(label for label, _ in known)), rows)
-
-
 def _energy(run: RunEstimate) -> str:
     return format_interval(run.energy_j, run.low_j, run.high_j, scale_of(run.energy_j, "J"))
 
@@ -251,7 +234,7 @@ def _per_day(run: RunEstimate) -> str:
     if run.load.daily_j is None:
         return NONE
     day = run.load.daily_j / 3.6e6
-    return f"{format_number(day)} / {format_number(day * 30.4)} kWh"
+    return f"{format_number(day)} / {format_number(day * DAYS_OF_MONTH)} kWh"
 
 
 def _latency(own: LikelyPercentiles | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,27 @@ class CellMeasuring:
         return grid | {"options": grid.get("options", {}) | given}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingSelection:
+    """What of the GPUs a grid may set while it is measured; without these, nothing is written to a GPU."""
+
+    set_power_limit: bool = flag("Let a grid set power_limit_w of the GPUs, and restore it (root)", "--set-power-limit")
+    set_clocks: bool = flag("Let a grid lock sm_clock_mhz of the GPUs, and unlock it (root)", "--set-clocks")
+
+    def may_set(self, ray: str | None) -> list[str]:
+        """Fields of an engine config that may be set.
+
+        Raises:
+            UsageError: Of the GPUs of a cluster.
+        """
+        allowed = {"power_limit_w": self.set_power_limit, "sm_clock_mhz": self.set_clocks}
+        names = [name for name, is_allowed in allowed.items() if is_allowed]
+        if names and ray is not None:
+            option = "--set-power-limit" if self.set_power_limit else "--set-clocks"
+            raise UsageError.conflict({option: True, "--ray": ray}, "GPUs are set here only: measure on each node")
+        return names
+
+
 OF_GRIDS = ("quick", *(one.name for group in (CellOptions, CellMeasuring) for one in fields(group)))
 
 
@@ -123,6 +144,7 @@ def measure(
     meter: MeterOption = "nvml",
     retry_failed: bool = flag("Measure cells again that failed before", "--retry-failed"),
     ray: str | None = option("Measure on a Ray cluster: auto, or HOST:6379 (extra ray)", metavar="ADDRESS"),
+    setting: SettingSelection,
     as_json: bool = flag("Print each finished row; with --dry-run the plan", "--json"),
 ) -> None:
     """Measure the energy of each cell of a grid; interrupted, the same command resumes.
@@ -151,7 +173,14 @@ def measure(
         if output is not None:
             typer.echo(f"{resolved.name}: {_size(resolved)} on {resolved.gpu}", err=True)
         measure_plan(
-            resolved, output, simulate=simulate, meter=meter, retry_failed=retry_failed, as_json=as_json, ray=ray
+            resolved,
+            output,
+            simulate=simulate,
+            meter=meter,
+            retry_failed=retry_failed,
+            as_json=as_json,
+            ray=ray,
+            may_set=setting.may_set(ray),
         )
 
 
@@ -164,6 +193,7 @@ def measure_plan(
     retry_failed: bool = False,
     as_json: bool = False,
     ray: str | None = None,
+    may_set: Collection[str] = (),
 ) -> None:
     """Measure a plan into `output`.
 
@@ -176,7 +206,14 @@ def measure_plan(
         raise UsageError(message, code="option-missing", option="-o")
     check_meter(meter, simulate=simulate)
     failed = run_sweep(
-        resolved, output, simulate=simulate, retry_failed=retry_failed, meter=meter, as_json=as_json, ray=ray
+        resolved,
+        output,
+        simulate=simulate,
+        retry_failed=retry_failed,
+        meter=meter,
+        as_json=as_json,
+        ray=ray,
+        may_set=may_set,
     )
     if failed:
         typer.echo(f"{count_of(failed, 'cell')} failed; their rows say why. Try them again: --retry-failed", err=True)

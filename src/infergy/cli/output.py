@@ -96,6 +96,32 @@ def show_table(table: Table) -> None:
     console.print(table)
 
 
+def print_figures(
+    columns: Sequence[tuple[str, Any]], figures: Sequence[tuple[str, Callable[[Any], str]]], head: str = ""
+) -> None:
+    """Print figures of several things side by side, in as many tables as fit the width of a page.
+
+    Args:
+        columns: Each with its label.
+        figures: What a row shows: a name, and the text of a column.
+        head: Above the names.
+    """
+    console = stdout_console()
+    unbounded = console.options.update(max_width=UNBOUNDED)
+    limit = min(console.width, WIDTH)
+
+    def table_of(part: Sequence[tuple[str, Any]]) -> Table:
+        rows = [(name, *(figure(column) for _, column in part)) for name, figure in figures]
+        return make_table((head, *(label for label, _ in part)), rows)
+
+    first = 0
+    for last in range(1, len(columns) + 1):
+        is_last = last == len(columns)
+        if is_last or console.measure(table_of(columns[first : last + 1]), options=unbounded).maximum > limit:
+            show_table(table_of(columns[first:last]))
+            first = last
+
+
 def print_notes(lines: Iterable[str], *, width: int = WIDTH) -> None:
     """Print sentences as a list."""
     for text in lines:

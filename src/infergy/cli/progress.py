@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ def run_sweep(
     meter: str,
     as_json: bool,
     ray: str | None = None,
+    may_set: Collection[str] = (),
 ) -> int:
     """Run the sweep, here or on the Ray cluster at `ray`, showing its progress; returns how many cells failed."""
     from infergy.measure.cluster import sweep_on_ray
@@ -35,7 +36,7 @@ def run_sweep(
     failed = 0
     try:
         events = (
-            sweep(resolved, path, simulate=simulate, retry_failed=retry_failed, meter=meter)
+            sweep(resolved, path, simulate=simulate, retry_failed=retry_failed, meter=meter, may_set=may_set)
             if ray is None
             else sweep_on_ray(resolved, path, ray, simulate=simulate, retry_failed=retry_failed, meter=meter)
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from infergy.cli.footprint import FootprintSelection, print_footprints
 from infergy.cli.options import (
     ExplainOption,
     JsonOption,
@@ -24,14 +25,13 @@ from infergy.cli.options import (
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes, title_of, trace_notes
 from infergy.cli.server_options import MeasuredSelection, ServerSelection
 from infergy.errors import UsageError
-from infergy.units import format_latency, format_number, format_percent, format_si
+from infergy.units import DAYS_OF_MONTH, JOULES_PER_KWH, format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.estimates.recommendation import Configuration, Recommendation, Saving
     from infergy.estimates.vllm_command import TypedServer
 
 BROKEN = {"rejected_requests": "rejects more requests", "overload": "cannot keep up"}
-MONTH_DAYS = 30.4
 
 OF_REPLAYS = (
     *("format", "input_column", "output_column", "time_column", "cached_column", "time_unit", "requests", "seed"),
@@ -53,6 +53,7 @@ def recommend(
     trace: TraceSelection,
     servers: ServerSelection,
     measured: MeasuredSelection,
+    footprint: FootprintSelection,
     ttft_p99: str | None = option("Limit on the time to first token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
     tpot_p99: str | None = option("Limit on the time per output token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
     e2e_p99: str | None = option("Limit on the time to the last token, 99 % of requests: 50ms, 0.05s", metavar="TIME"),
@@ -84,6 +85,7 @@ def recommend(
             if text is not None
         }
     )
+    site = footprint.site()
     typed, wanted = typed_options(context), None if gpus is None else _numbers(gpus)
     specs = servers.specs()
     command = None if present is None else _typed(present, servers, typed)
@@ -106,6 +108,7 @@ def recommend(
             limits=limits,
             space=Space.around(now, **changes),
             keep_outputs=keep_outputs,
+            site=site,
             processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             progress=progress,
         )
@@ -161,6 +164,7 @@ def _replay_of(found: Recommendation, source: str, context: typer.Context) -> st
     words += [f"-e {chosen.engine}"]
     words += [] if chosen.estimate.model == DEFAULT_MODEL else [f"-m {shlex.quote(chosen.estimate.model)}"]
     words += [f"-g {shlex.quote(chosen.estimate.gpu)}"] if "gpu" in typed else []
+    words += [] if chosen.estimate.config.get("enable_prefix_caching", True) else ["--no-enable-prefix-caching"]
     return " ".join([*words, "-o replay.jsonl"])
 
 
@@ -176,6 +180,8 @@ def _print(found: Recommendation, command: TypedServer | None, *, replay: str, e
     shown = found.configurations if explain else _shown(found)
     print_table(heads, (_row(one, found) for one in shown))
     rejects = rejected_notes({one.label: one.estimate.run for one in found.configurations})
+    both = (found.of(label) for label in dict.fromkeys((found.present, found.recommended)) if label is not None)
+    print_footprints([(one.label, one.estimate.footprint) for one in both if one.estimate.footprint is not None])
     notes = () if command is None else command.notes
     print_notes((*notes, *found.notes, *trace_notes(found.trace), *rejects))
     if explain:
@@ -250,7 +256,7 @@ def _gpus(one: Configuration) -> str:
 def _energy(one: Configuration) -> str:
     """Energy of the run, and of a month at this load where the load lasts."""
     daily_j = one.estimate.run.load.daily_j
-    month = "" if daily_j is None else f", {format_number(daily_j * MONTH_DAYS / 3.6e6)} kWh per month"
+    month = "" if daily_j is None else f", {format_number(daily_j * DAYS_OF_MONTH / JOULES_PER_KWH)} kWh per month"
     return f"{format_si(one.energy_j, 'J')}{month}"
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from infergy.cost.table import Table
 from infergy.errors import UsageError
+from infergy.estimates.footprint import Footprint, Site, footprint_of_runs
 from infergy.estimates.latency import Z90 as Z90
 from infergy.estimates.latency import LatencyParts, latency_parts
 from infergy.estimates.load import Load, load_of, measured_share, overload_of
@@ -143,6 +144,7 @@ class ServerEstimate:
         served: Requests at their arrival times; None with `served_reason`.
         offline: The same requests all at once; None with `offline_reason`.
         notes: What a reader must know, such as hardware whose defaults are not known.
+        footprint: Money and carbon of `run`; None where no `Site` was given.
     """
 
     engine: str
@@ -156,6 +158,7 @@ class ServerEstimate:
     served_reason: str | None = None
     offline_reason: str | None = None
     notes: tuple[str, ...] = ()
+    footprint: Footprint | None = None
 
     @property
     def run(self) -> RunEstimate:
@@ -200,6 +203,7 @@ def estimate(
     offline: bool = True,
     paper: bool = True,
     timeline: int = 0,
+    site: Site | None = None,
 ) -> TraceEstimate:
     """Estimate what a trace draws on each of the servers: served as it arrives, and all at once.
 
@@ -210,6 +214,7 @@ def estimate(
         offline: Whether the requests are also served all at once, for comparison.
         paper: Whether the study's reference is given too, for the first server.
         timeline: Equal parts of each run of which power, batch and queue are given; none of a trace in several windows.
+        site: Where the GPUs stand, for money and carbon; None computes neither.
 
     Raises:
         UsageError: A name or an option is unknown, the engine rejects an option, or a model does not fit.
@@ -223,7 +228,9 @@ def estimate(
     opened = [open_server(spec, table) for spec in specs]
     return TraceEstimate(
         trace=facts_of(sample),
-        estimates=tuple(estimate_server(sample, server, offline=offline, timeline=timeline) for server in opened),
+        estimates=tuple(
+            estimate_server(sample, server, offline=offline, timeline=timeline, site=site) for server in opened
+        ),
         paper=paper_reference(sample, opened[0]) if paper else None,
         notes=table.notes,
     )
@@ -249,18 +256,21 @@ def estimate_server(
     runs: Runs | None = None,
     advise: bool = True,
     timeline: int = 0,
+    site: Site | None = None,
 ) -> ServerEstimate:
     """What a trace draws on one server; `runs` is what `serve_sample` made of the two, where that is known.
 
-    With `advise` it is said how many replicas would keep up, where the server does not.
+    With `advise` it is said how many replicas would keep up, where the server does not; with `site` what the run costs.
     """
+    if site is not None and runs is None:
+        runs = serve_sample(sample, server)
     requests = sample.windows[0].requests
     timed = sample.is_timed
     served = estimate_run(sample, server, runs, advise=advise, timeline=timeline) if timed else None
     together = None
     if offline or not timed:
         together = estimate_run(sample.all_at_once(), server, None if timed else runs, timeline=timeline)
-    return ServerEstimate(
+    made = ServerEstimate(
         engine=replace(server.setup, max_sequences=None).label,
         model=server.cost.server.model,
         gpu=server.gpu.name,
@@ -272,6 +282,13 @@ def estimate_server(
         offline=together,
         offline_reason=None if together is not None else "not asked for",
         notes=(*server.notes, *_notes_of(sample), *_notes_of_batches(sample, server)),
+    )
+    return (
+        made
+        if site is None or runs is None
+        else replace(
+            made, footprint=footprint_of_runs(site, runs, gpus=made.gpus, lasts=made.run.load.daily_j is not None)
+        )
     )
 
 

@@ -9,7 +9,6 @@ breaks a limit.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from infergy.estimates.candidates import (
     variations,
 )
 from infergy.estimates.estimate import facts_of, sample_of
+from infergy.estimates.footprint import Site
 from infergy.estimates.limits import Limits
 from infergy.estimates.recommendation import (
     OVERLOADED,
@@ -37,7 +37,7 @@ from infergy.estimates.recommendation import (
     Step,
     notes_of,
 )
-from infergy.estimates.search import Pool, Screened, Whole, fewest_gpus
+from infergy.estimates.search import Pool, Screened, Whole, fewest_gpus, pareto_front
 from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, shipped_table
 from infergy.estimates.vllm_command import command_of, label_of
 from infergy.workload.requests import AT_ONCE, Sample
@@ -61,6 +61,7 @@ def recommend(
     limits: Limits | None = None,
     space: Space | None = None,
     keep_outputs: bool = False,
+    site: Site | None = None,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Recommendation:
@@ -74,6 +75,7 @@ def recommend(
         limits: On latencies; None: no limits.
         space: What may be changed; None: `Space.around` the present configuration.
         keep_outputs: Leave out another precision, which changes answers.
+        site: Where the GPUs stand, for money and carbon of each configuration.
         processes: That simulate (`Pool`).
         progress: Called with the number of simulations done and known so far.
 
@@ -87,7 +89,7 @@ def recommend(
     present = plain_spec(present or fewest_gpus(ServerSpec(), sample, table))
     if len({spec.model for spec in (present, *(candidates or ()))}) > 1:
         raise UsageError("configurations are compared on one model: give one --model", code="several-models")
-    with Pool(sample, table, limits, processes=processes, progress=progress) as pool:
+    with Pool(sample, table, limits, site=site, processes=processes, progress=progress) as pool:
         search = _Search(pool, present, keep_outputs=keep_outputs)
         if candidates is not None:
             search.serve(candidates, is_strict=True)
@@ -255,10 +257,8 @@ class _Search:
 
     def _pareto_of_windows(self) -> list[Screened]:
         """At most `GROUPS` that may be in the Pareto set."""
-        near = [one for one in self.screened if _is_near(one) and one.e2e_p99_s is not None]
-        points = {id(one): (one.energy_j, one.e2e_p99_s or 0.0, _gpus(one.spec)) for one in near}
-        kept = [one for one in near if not any(_betters(other, points[id(one)]) for other in points.values())]
-        kept.sort(key=lambda one: one.energy_j)
+        near = [one for one in self.screened if _is_near(one)]
+        kept = pareto_front([(one.energy_j, one.e2e_p99_s, _gpus(one.spec), one) for one in near])
         every = -(-len(kept) // GROUPS) or 1
         return kept[::every]
 
@@ -371,20 +371,12 @@ def _is_near(one: Screened) -> bool:
     return not one.is_overloaded and max(one.excess.values(), default=0.0) <= NEAR
 
 
-def _betters(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
-    """Whether one has no more GPUs, no higher latency and no more energy to speak of, and less of one of them."""
-    energy_j, *rest = own
-    no_worse = other[0] <= energy_j * (1 + WORTH_TYPING) and all(map(operator.le, other[1:], rest))
-    return no_worse and (other[0] < energy_j or any(map(operator.lt, other[1:], rest)))
-
-
 def _pareto(ranked: Sequence[Configuration]) -> tuple[str, ...]:
-    points = {}
-    for one in ranked:
+    points = []
+    for one in (own for own in ranked if not own.breaks):
         e2e_s = one.estimate.run.latency.e2e_s
-        if not one.breaks and e2e_s is not None:
-            points[one.label] = (one.energy_j, e2e_s.p99, one.estimate.gpus)
-    return tuple(label for label, own in points.items() if not any(_betters(other, own) for other in points.values()))
+        points.append((one.energy_j, None if e2e_s is None else e2e_s.p99, one.estimate.gpus, one.label))
+    return tuple(pareto_front(points))
 
 
 def _no_arrivals(sample: Sample, limits: Limits) -> UsageError:

@@ -8,12 +8,11 @@ from itertools import product
 from statistics import fmean
 
 from infergy.cost.table import Table
-from infergy.errors import UsageError
 from infergy.estimates.build import requests_of
 from infergy.estimates.estimate import RunEstimate, estimate_run
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
-from infergy.serving.setups import options_of_setup
+from infergy.serving.setups import MEASURED, options_of_setup, reject_measured
 from infergy.workload.requests import whole
 
 REPLAY_SCHEMA = "infergy.replay/2"
@@ -134,11 +133,9 @@ def spec_of(setup: EngineSetup, gpu: str, requests: int) -> ServerSpec:
     Without a bound transformers serves all `requests` as one batch.
 
     Raises:
-        UsageError: A draft model speculates.
+        UsageError: A draft model speculates, or a power limit or clock is set.
     """
-    if setup.speculation is not None:
-        message = f"{setup.label}: speculative decoding is measured, not simulated; leave out spec…"
-        raise UsageError(message, code="not-supported", server=setup.label, reason="speculation")
+    reject_measured(setup.label, [name for name in MEASURED if getattr(setup, name) is not None])
     options = options_of_setup(setup)
     if setup.engine == "transformers":
         options = replace(options, max_num_seqs=setup.max_sequences or requests)

@@ -25,6 +25,7 @@ from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.candidates import TENSOR_PARALLEL
 from infergy.estimates.estimate import ServerEstimate, estimate_server, serve_sample
+from infergy.estimates.footprint import Site
 from infergy.estimates.limits import Limits
 from infergy.estimates.load import BEGUN, overload_of
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
@@ -39,7 +40,11 @@ WINDOWS, SHORTEST_S = 10, 20.0
 FEW = 20_000
 """Fewer simulated requests are served faster in one process than others are started."""
 
+ALIKE = 0.02
+"""Latencies that differ by less are one point of the Pareto set."""
+
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,7 @@ class _Asked(NamedTuple):
     coarse: Sample
     table: Table
     limits: Limits
+    site: Site | None
 
 
 _ASKED: list[_Asked] = []
@@ -104,6 +110,7 @@ class Pool:
         sample: What is served.
         table: What was measured.
         limits: On latencies.
+        site: Where the GPUs stand, for money and carbon.
         processes: Where above 1 and there is much to do, so many are started; the caller's main module must then be
             importable, as `multiprocessing` demands.
         progress: Called with the number of simulations done and known so far.
@@ -115,10 +122,11 @@ class Pool:
         table: Table,
         limits: Limits,
         *,
+        site: Site | None = None,
         processes: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.asked = _Asked(sample, thin(sample), table, limits)
+        self.asked = _Asked(sample, thin(sample), table, limits, site)
         self._processes, self._progress = processes, progress
         self._executor: ProcessPoolExecutor | None = None
         self.done = self.known = 0
@@ -203,7 +211,7 @@ def serve_whole(spec: ServerSpec, asked: _Asked) -> Whole | UsageError:
     try:
         server = open_server(spec, asked.table)
         runs = serve_sample(asked.sample, server)
-        estimate = estimate_server(asked.sample, server, offline=False, runs=runs, advise=False)
+        estimate = estimate_server(asked.sample, server, offline=False, runs=runs, advise=False, site=asked.site)
     except UsageError as error:
         return error
     run = CostedRun.of(server.cost, steps_of(runs), estimate.run.energy.idle_j, open_share(runs))
@@ -321,3 +329,16 @@ def fewest_gpus(spec: ServerSpec, sample: Sample, table: Table) -> ServerSpec:
         middle = (least + most) // 2
         least, most = (least, middle) if keeps_up(middle) else (middle + 1, most)
     return replace(spec, replicas=most)
+
+
+def pareto_front(points: Iterable[tuple[float, float | None, int, Item]]) -> list[Item]:
+    """Those of (energy, latency, GPUs, item) that no other betters in all three, by energy.
+
+    Of two that differ by less than `ALIKE` in latency, the one of less energy alone is kept.
+    """
+    front: list[tuple[float, int, Item]] = []
+    for _, latency_s, gpus, item in sorted(points, key=lambda point: point[:1]):
+        least_s = min((own_s for own_s, own_gpus, _ in front if own_gpus <= gpus), default=math.inf)
+        if latency_s is not None and latency_s < least_s * (1 - ALIKE):
+            front.append((latency_s, gpus, item))
+    return [item for *_, item in front]

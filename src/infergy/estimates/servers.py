@@ -29,6 +29,7 @@ from infergy.serving.config import (
     resolve,
 )
 from infergy.serving.run import Run
+from infergy.serving.setups import reject_measured
 from infergy.serving.simulate import Router, simulate
 from infergy.units import count_of, format_bytes
 from infergy.workload.requests import Requests
@@ -184,9 +185,7 @@ def _reject_parts(label: str, parts: Mapping[str, Any]) -> None:
     engine = parts["engine"]
     if engine not in ENGINES:
         raise UsageError.unknown("engine", engine, ENGINES, code="unknown-engine")
-    if "speculation" in parts:
-        message = f"--engine {label}: speculative decoding is measured, not simulated; leave out spec…"
-        raise UsageError(message, code="not-supported", engine=label, reason="speculation")
+    reject_measured(label, parts)
     if "compiled" in parts and engine == "vllm":
         why = 'vLLM compiles by itself; leave "compiled" out, which is for transformers'
         raise UsageError.engine_lacks(engine, "--engine", label, why)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from infergy.errors import InfergyError, UsageError
+from infergy.measure.gpu_settings import OPTIONS
 from infergy.measure.sweep import describe, sweep
 from infergy.measure.worker import NVML
 from infergy.records import Plan
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--simulate", action="store_true", help="use the simulated GPU (needs numpy)")
     parser.add_argument("--meter", default=NVML, help=f"who reads joules: {NVML} or a plug-in [default: {NVML}]")
     parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed before")
+    for name, option in OPTIONS.items():
+        parser.add_argument(
+            option, action="append_const", dest="may_set", const=name, help=f"let the plan set {name} of GPUs (root)"
+        )
     options = parser.parse_args(arguments)
     failed = 0
     try:
@@ -33,7 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
                 {"--simulate": True, "--meter": options.meter}, "leave out --meter, for one is simulated"
             )
         events = sweep(
-            plan, options.output_file, simulate=options.simulate, retry_failed=options.retry_failed, meter=options.meter
+            plan,
+            options.output_file,
+            simulate=options.simulate,
+            retry_failed=options.retry_failed,
+            meter=options.meter,
+            may_set=options.may_set or (),
         )
         for event in events:
             if text := describe(event):

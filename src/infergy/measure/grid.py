@@ -68,7 +68,11 @@ class SpeculationAxis(_Strict):
 
 
 class EngineAxis(_Strict):
-    """One engine config of a grid, of the grid's model unless `model` is given; see `infergy.records.EngineSetup`."""
+    """One engine config of a grid, of the grid's model unless `model` is given; see `infergy.records.EngineSetup`.
+
+    Attributes:
+        power_limit_w: Limits of the GPUs, an engine config for each; `sm_clock_mhz` the same of clocks.
+    """
 
     engine: str
     model: str | None = None
@@ -84,18 +88,22 @@ class EngineAxis(_Strict):
     prefix_caching: bool = False
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     max_model_len: PositiveInt | None = None
+    power_limit_w: Positive | Annotated[list[Positive], Field(min_length=1)] | None = None
+    sm_clock_mhz: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] | None = None
 
-    def setup(self, model: str) -> EngineSetup:
-        """The engine config that serves `model`.
+    def setups(self, model: str) -> Iterator[EngineSetup]:
+        """The engine configs that serve `model`: one for each power limit and clock.
 
         Raises:
             UsageError: A look-ahead or an acceptance that cannot be.
         """
         plain, drafting = self.model_dump(exclude={"speculation", "model"}), self.speculation
-        if drafting is None:
-            return EngineSetup(model=model, **plain)
-        named = drafting.model_dump() | {"draft": canonical_name(drafting.draft)}
-        return EngineSetup(model=model, **plain, speculation=Speculation(**named))
+        if drafting is not None:
+            named = drafting.model_dump() | {"draft": canonical_name(drafting.draft)}
+            plain["speculation"] = Speculation(**named)
+        axes = [plain.pop(name) for name in ("power_limit_w", "sm_clock_mhz")]
+        for limit_w, clock_mhz in product(*(axis if isinstance(axis, list) else [axis] for axis in axes)):
+            yield EngineSetup(model=model, **plain, power_limit_w=limit_w, sm_clock_mhz=clock_mhz)
 
 
 class CellAxes(_Strict):
@@ -339,7 +347,7 @@ def _resolve_names(grid: Grid, problems: Problems) -> tuple[list[EngineSetup], G
     setups: list[EngineSetup] = []
     for axis in grid.engines:
         with problems.collect():
-            setups.append(axis.setup(canonical_name(axis.model or grid.model)))
+            setups += axis.setups(canonical_name(axis.model or grid.model))
     configs: dict[str, Mapping[str, Any]] = {}
     shapes: dict[str, ModelShape] = {}
     for model in grid.models:

@@ -7,7 +7,7 @@ polls, so that it disturbs nothing that is measured.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
+from infergy.measure.gpu_settings import check_allowed, hold_settings
 from infergy.measure.validation import draft_errors
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import (
@@ -64,20 +65,28 @@ class SweepEvent:
 
 
 def sweep(
-    plan: Plan, path: Path, *, simulate: bool = False, retry_failed: bool = False, meter: str = NVML
+    plan: Plan,
+    path: Path,
+    *,
+    simulate: bool = False,
+    retry_failed: bool = False,
+    meter: str = NVML,
+    may_set: Collection[str] = (),
 ) -> Iterator[SweepEvent]:
     """Measure all cells of `plan`, in its order, that the store `path` does not hold yet.
 
     `meter` names that of real GPUs; with `simulate` they are simulated. Cells that failed before are tried again with
-    `retry_failed`.
+    `retry_failed`. Of what engine configs set of GPUs (`infergy.measure.gpu_settings.OPTIONS`), `may_set` is allowed.
 
     Raises:
-        UsageError: An engine cannot do what the plan asks, or the store is in use or of another scope or GPU.
+        UsageError: An engine cannot do what the plan asks, a GPU may not be set so, or the store is in use or of
+            another scope or GPU.
         MissingError: The meter, a GPU or an engine is missing.
+        MeterError: A GPU cannot be set, or was not restored.
         DataError: `path` is no store.
         EngineError: An engine loads, but its process ends before any cell.
     """
-    known = survey(plan, simulate=simulate, meter=meter)
+    known = survey(plan, simulate=simulate, meter=meter, may_set=may_set)
     with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
@@ -89,20 +98,41 @@ def sweep(
         plan.save(plan_path)
         for setup, group in plan.by_setup().items():
             todo = [planned for planned in group if planned.key not in done]
-            while todo:
-                yield SweepEvent(kind="loading", setup=setup)
-                finished: list[str] = []
-                for event in _run_child(plan, plan_path, store, known[setup], todo, simulate=simulate, meter=meter):
+            if not todo:
+                continue
+            with hold_settings(setup):
+                children = _run_children(plan, plan_path, store, known[setup], todo, simulate=simulate, meter=meter)
+                for event in children:
                     if event.row is not None:
-                        finished.append(event.row.key)
                         done.add(event.row.key)
                         event = replace(event, detail=f"{len(done):4}/{len(plan.cells)}")
                     yield event
-                left = [planned for planned in todo if planned.key not in finished]
-                if len(left) == len(todo):
-                    message = f"{setup.label}: its process ended before any cell. See {log_path(store.path)}"
-                    raise EngineError(message, code="engine-died", setup=setup.label, log=str(log_path(store.path)))
-                todo = left
+
+
+def _run_children(
+    plan: Plan,
+    plan_path: Path,
+    store: StoreWriter,
+    known: Surroundings,
+    todo: list[PlannedCell],
+    *,
+    simulate: bool,
+    meter: str,
+) -> Iterator[SweepEvent]:
+    """Run children over `todo`, cells of one engine config, until each has a row."""
+    setup = todo[0].cell.setup
+    while todo:
+        yield SweepEvent(kind="loading", setup=setup)
+        finished: list[str] = []
+        for event in _run_child(plan, plan_path, store, known, todo, simulate=simulate, meter=meter):
+            if event.row is not None:
+                finished.append(event.row.key)
+            yield event
+        left = [planned for planned in todo if planned.key not in finished]
+        if len(left) == len(todo):
+            message = f"{setup.label}: its process ended before any cell. See {log_path(store.path)}"
+            raise EngineError(message, code="engine-died", setup=setup.label, log=str(log_path(store.path)))
+        todo = left
 
 
 def find_done(plan: Plan, rows: Iterable[Measurement], *, retry_failed: bool) -> set[str]:
@@ -164,7 +194,7 @@ def _check_requests(planned: PlannedCell) -> None:
             raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing=name, found=found)
 
 
-def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surroundings]:
+def survey(plan: Plan, *, simulate: bool, meter: str, may_set: Collection[str] = ()) -> dict[EngineSetup, Surroundings]:
     """Reject what cannot work before the first GPU-second; the environment of each engine config, for rows that fail.
 
     Once a GPU is lost, it cannot be gathered any more.
@@ -173,8 +203,10 @@ def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surro
         UsageError: An engine cannot do what the plan asks, or the plan is for another GPU.
         DataError: The plan lacks a model, or holds one that is no configuration.
         MissingError: The meter, a GPU or an engine is missing.
+        MeterError: A GPU cannot be set.
     """
     check_contents(plan, simulate=simulate)
+    check_allowed(plan.by_setup(), may_set, simulate=simulate)
     known: dict[EngineSetup, Surroundings] = {}
     for setup, cells in plan.by_setup().items():
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
@@ -184,6 +216,9 @@ def survey(plan: Plan, *, simulate: bool, meter: str) -> dict[EngineSetup, Surro
         weights = describe_weights(setup.weights)
         environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
         opened.close()
+        with hold_settings(setup):
+            # Set and restored: what a GPU does not take, or root alone may set, ends the sweep here.
+            pass
         known[setup] = Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
         # A GPU that the catalog lacks is measured with another's batches: its rows say so by its own name.
         if not simulate and here is not None and here.name != plan.gpu:

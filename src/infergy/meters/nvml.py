@@ -57,9 +57,9 @@ class NvmlMeter:
             UsageError: CUDA_VISIBLE_DEVICES is invalid, or a GPU is cut into MIG slices.
             GpuLostError: One of them does not answer any more.
         """
-        nvml = _load_nvml()
+        nvml = load_nvml()
         try:
-            handles = _visible_handles(nvml, count)
+            handles = visible_handles(nvml, count)
             meter = cls(nvml, handles, tuple(_identity(nvml, uuid, handle) for uuid, handle in handles.items()))
             meter.read()
         except nvml.NVMLError as error:
@@ -177,7 +177,7 @@ def open_boards() -> Iterator[tuple[Board, ...]]:
     Raises:
         MissingError: NVML or a driver is missing, or a board may not be opened.
     """
-    nvml = _load_nvml()
+    nvml = load_nvml()
     try:
         try:
             boards = tuple(_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
@@ -251,7 +251,7 @@ def _find_uuid(entry: str, uuids: list[str]) -> str:
 MIG_PROBLEM = "its counter covers the whole board and cannot be split"
 
 
-def _visible_handles(nvml: Any, count: int | None) -> dict[str, Any]:
+def visible_handles(nvml: Any, count: int | None) -> dict[str, Any]:
     """Handles of the first `count` visible boards by UUID; a lost one, or one with MIG slices, is rejected."""
     by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
     chosen = visible_uuids(list(by_uuid), os.environ)[:count]
@@ -293,7 +293,7 @@ def _lost(index: int, uuid: str | None, error: object) -> GpuLostError:
     return GpuLostError(message, code="gpu-lost", index=index, uuid=uuid, reason=str(error))
 
 
-def _load_nvml() -> Any:
+def load_nvml() -> Any:
     """pynvml, started; end it with `nvmlShutdown`."""
     try:
         import pynvml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,8 +43,11 @@ NUMBERED_PARTS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "bt": ("max_batched_tokens", int),
     "len": ("max_model_len", int),
     "mem": ("gpu_memory_utilization", float),
+    "pl": ("power_limit_w", float),
+    "clk": ("sm_clock_mhz", int),
 }
-NUMBERED_PART = re.compile(r"((?:tp|s|bt|len)(?=\d+$)|mem)(\d*\.?\d+)")
+EXAMPLES = ("tp2", "s16", "bt2048", "mem0.9", "len16384", "pl400", "clk1200", "spec4:llama-3.2-1b:0.8")
+NUMBERED_PART = re.compile(r"((?:tp|s|bt|len|clk)(?=\d+$)|mem|pl)(\d*\.?\d+)")
 """Parts of an engine's label, and the fields for which they stand."""
 
 OPTIONS: Mapping[str, str] = {
@@ -147,6 +151,8 @@ class EngineSetup:
             repeated prompts are computed again.
         gpu_memory_utilization: Share of the GPU's memory that it takes, above 0, at most 1.
         max_model_len: Tokens of a request, at most.
+        power_limit_w: Limit that is set on each GPU while it is measured, in watts; None leaves it as it is.
+        sm_clock_mhz: Clock that the SMs of each GPU are locked to meanwhile; None leaves them free.
     """
 
     engine: str
@@ -163,14 +169,21 @@ class EngineSetup:
     prefix_caching: bool = False
     gpu_memory_utilization: float | None = None
     max_model_len: int | None = None
+    power_limit_w: float | None = None
+    sm_clock_mhz: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel", "max_sequences", "max_batched_tokens", "max_model_len"):
+        for name in ("tensor_parallel", "max_sequences", "max_batched_tokens", "max_model_len", "sm_clock_mhz"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError.bad_value(name, value, "at least 1")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise UsageError.bad_value("gpu_memory_utilization", self.gpu_memory_utilization, "above 0 and at most 1")
+        if self.power_limit_w is not None and not 0 < self.power_limit_w < math.inf:
+            raise UsageError.bad_value("power_limit_w", self.power_limit_w, "watts, above 0")
+        if self.power_limit_w is not None:
+            # One engine config has one id, whether its watts were written as 400 or as 400.0.
+            object.__setattr__(self, "power_limit_w", float(self.power_limit_w))
         if self.usage_context not in (LLM_CLASS, SERVER):
             raise UsageError.unknown("usage context", self.usage_context, (LLM_CLASS, SERVER), code="unknown-name")
         if self.cuda_graphs is GRAPHS_BY_DEFAULT.get(self.engine):
@@ -183,11 +196,18 @@ class EngineSetup:
         return (self.model,) if self.speculation is None else (self.model, self.speculation.draft)
 
     @property
+    def gpu_settings(self) -> dict[str, float]:
+        """What is set of the GPUs while it is measured, by field; empty if nothing."""
+        given = {"power_limit_w": self.power_limit_w, "sm_clock_mhz": self.sm_clock_mhz}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
     def label(self) -> str:
         """The engine and whatever is not at its default: ``vllm``, ``vllm-float16-tp2``.
 
-        Options of vLLM follow: ``vllm-server-s16-bt2048-pc-mem0.9-len16384``. Speculation stands last, since names of
-        draft models hold dashes: ``vllm-eager-spec4:llama-3.2-1b:0.8``.
+        Options of vLLM follow: ``vllm-server-s16-bt2048-pc-mem0.9-len16384``, then what is set of the GPUs:
+        ``vllm-pl400-clk1200``. Speculation stands last, since names of draft models hold dashes:
+        ``vllm-eager-spec4:llama-3.2-1b:0.8``.
         """
         parts: list[tuple[str, Any, Any]] = [
             ("", self.usage_context, LLM_CLASS),
@@ -199,6 +219,8 @@ class EngineSetup:
             ("", "pc" if self.prefix_caching else "", ""),
             ("mem", None if self.gpu_memory_utilization is None else f"{self.gpu_memory_utilization:g}", None),
             ("len", self.max_model_len, None),
+            ("pl", None if self.power_limit_w is None else f"{self.power_limit_w:g}", None),
+            ("clk", self.sm_clock_mhz, None),
             ("", self.speculation, None),
         ]
         return self.engine + "".join(f"-{prefix}{value}" for prefix, value, default in parts if value != default)
@@ -227,7 +249,7 @@ class EngineSetup:
                 raise UsageError.unknown(
                     f"part of the engine label {label!r}",
                     part,
-                    (*PLAIN_PARTS, *DTYPES, "tp2", "s16", "bt2048", "mem0.9", "len16384", "spec4:llama-3.2-1b:0.8"),
+                    (*PLAIN_PARTS, *DTYPES, *EXAMPLES),
                     "A label is an engine and what is not at its default: vllm-eager-float16-tp2",
                     code="unknown-name",
                     label=label,

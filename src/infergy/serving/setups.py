@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -22,6 +22,13 @@ from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, Us
 from infergy.serving.run import Run, ServedRequests
 from infergy.serving.simulate import simulate
 from infergy.workload.requests import Requests
+
+MEASURED = {
+    "speculation": "speculative decoding (spec…)",
+    "power_limit_w": "a power limit that is set (pl…)",
+    "sm_clock_mhz": "a clock that is set (clk…)",
+}
+"""Fields of an engine config that are measured, but served in no simulation of a trace."""
 
 Lengths = Sequence[tuple[int, int]]
 
@@ -114,6 +121,18 @@ def memory_fault(
         if limit.batch < min(size, len(batch)):
             return limit.reason
     return None
+
+
+def reject_measured(label: str, given: Iterable[str]) -> None:
+    """Reject what is measured only, of the fields that an engine config has.
+
+    Raises:
+        UsageError: There is any.
+    """
+    for name in given:
+        if name in MEASURED:
+            message = f"{label}: {MEASURED[name]} is measured, not simulated; leave it out"
+            raise UsageError(message, code="not-supported", engine=label, reason=name)
 
 
 def options_of_setup(setup: EngineSetup) -> EngineOptions:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
     from infergy.workload.formats import FORMAT_NAMES, Columns
-    from infergy.workload.requests import PrefixBlocks, Requests, Sample, SetAside, Window, requests_of_histogram
+    from infergy.workload.histograms import requests_of_histogram
+    from infergy.workload.requests import PrefixBlocks, Requests, Sample, SetAside, Window
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, Padding, TraceSummary
     from infergy.workload.tasks import TaskOptions
@@ -41,7 +42,8 @@ __all__ = [
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
     "formats": ("FORMAT_NAMES", "Columns"),
-    "requests": ("PrefixBlocks", "Requests", "Sample", "SetAside", "Window", "requests_of_histogram"),
+    "histograms": ("requests_of_histogram",),
+    "requests": ("PrefixBlocks", "Requests", "Sample", "SetAside", "Window"),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "Padding", "TraceSummary"),
     "tasks": ("TaskOptions",),

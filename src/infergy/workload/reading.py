@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _SHOWN_ROWS = 3
 ROW = "row"
+EARLIEST_DATE_S = 1e9
+"""Smaller arrivals are no Unix times: they were counted from the start of the log."""
 
 
 def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tuple[Requests | None, int, int]:
@@ -110,7 +112,8 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
         out_of_order = int((served[ARRIVAL_S].diff() < 0).sum())
         served = served.sort(ARRIVAL_S, maintain_order=True) if out_of_order else served
         times = served[ARRIVAL_S].to_numpy()
-        arrival_s = times - (times[0] if origin_s is None else origin_s) if len(times) else times
+        origin_s = float(times[0]) if origin_s is None and len(times) else origin_s
+        arrival_s = times - origin_s if len(times) else times
     cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
     after, gap_s, lost = _sessions(table, served)
     lacking = {name: int(served.select(lacks.sum()).item()) for name, lacks in unlinked(table).items()}
@@ -133,6 +136,7 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
             **lacking,
         ),
         lengths_from=table.source.lengths_from,
+        origin_unix_s=origin_s if reason is None and origin_s and origin_s >= EARLIEST_DATE_S else None,
     )
 
 

@@ -1,7 +1,6 @@
 """Requests as columns: what a server is asked and when, from any trace, task or histogram.
 
     Trace.requests ──▶ Requests ──▶ window (part of its time), slice (part of its order), take, all_at_once
-    histogram      ──▶ Requests, all at once
 
 An index is the same request in every column. Requests stand in order of arrival.
 """
@@ -9,13 +8,11 @@ An index is the same request in every column. Requests stand in order of arrival
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from infergy.errors import DataError, UsageError
 from infergy.units import count_of
-from infergy.workload.bins import BinCount, Histogram
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,6 +105,7 @@ class Requests:
             `arrival_s` says; 0 where `after` is -1. None if unknown.
         set_aside: What was left out of the log.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
+        origin_unix_s: Unix time of `arrival_s` 0, UTC where the log names no zone; None where its times are no dates.
     """
 
     source: str
@@ -121,6 +119,7 @@ class Requests:
     gap_s: Floats | None = None
     set_aside: SetAside = field(default_factory=SetAside)
     lengths_from: str | None = None
+    origin_unix_s: float | None = None
 
     def __post_init__(self) -> None:
         wrong = self._wrong_lengths() or (self._wrong_values() if len(self) else [])
@@ -211,7 +210,8 @@ class Requests:
         part = self._part(int(first), int(last))
         assert part.arrival_s is not None
         gap_s = None if part.gap_s is None else part.gap_s / speed
-        return replace(part, arrival_s=(part.arrival_s - start_s) / speed, gap_s=gap_s)
+        arrival_s = (part.arrival_s - start_s) / speed
+        return replace(part, arrival_s=arrival_s, gap_s=gap_s, origin_unix_s=_later(part.origin_unix_s, start_s))
 
     def speed_for(self, rate_per_s: float) -> float:
         """The factor that makes a rate of the mean rate of the arrivals; 1 where they are not known.
@@ -254,7 +254,13 @@ class Requests:
                 message, code="too-few-requests", trace=self.source, found=len(self), first=first, expected=count
             )
         part = self._part(first, last)
-        return part if part.arrival_s is None else replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
+        return part if part.arrival_s is None else part.starting_at(float(part.arrival_s[0]))
+
+    def starting_at(self, start_s: float) -> Requests:
+        """The same requests, their arrivals counted from `start_s`; earlier ones, by rounding, arrive at 0 s."""
+        assert self.arrival_s is not None
+        origin = _later(self.origin_unix_s, start_s)
+        return replace(self, arrival_s=(self.arrival_s - start_s).clip(min=0.0), origin_unix_s=origin)
 
     def take(self, chosen: NDArray[np.bool_] | Integers) -> Requests:
         """The requests that a mask or ascending indices choose; arrivals as they are.
@@ -292,53 +298,12 @@ class Requests:
         return self if (first, last) == (0, len(self)) else self.take(np.arange(first, last))
 
 
+def _later(unix_s: float | None, by_s: float) -> float | None:
+    return None if unix_s is None else unix_s + by_s
+
+
 def _at(column: NDArray[Number] | None, index: Integers) -> NDArray[Number] | None:
     return None if column is None else column[index]
-
-
-def requests_of_histogram(histogram: Histogram, *, at_most: int | None = None) -> Requests:
-    """The requests of a histogram, all at once: each has the mean lengths of its bin, rounded so that sums are kept.
-
-    Requests of all bins, of those past the last edge too, are mixed evenly, since their order is unknown. Inputs are
-    the uncached tokens, at least 1: a histogram has no cached tokens by bin.
-
-    Args:
-        histogram: Counts over bins.
-        at_most: Keep about so many, each bin its share and at least one request; None keeps all.
-    """
-    import numpy as np
-
-    bins = all_counts(histogram)
-    total = sum(count.requests for count in bins)
-    share = 1.0 if at_most is None or at_most >= total else at_most / total
-    columns = list(zip(*(_mean_lengths(count, share) for count in bins), strict=True)) or [(np.zeros(0),)] * 3
-    positions, inputs, outputs = (np.concatenate(column) for column in columns)
-    order = np.argsort(positions, kind="stable")
-    return Requests(
-        source=histogram.source,
-        input_tokens=np.maximum(inputs[order].astype(np.int64), 1),
-        output_tokens=outputs[order].astype(np.int64),
-        order_reason="a histogram has no arrivals",
-        set_aside=SetAside(failed=histogram.failed_requests),
-        lengths_from=histogram.lengths_from,
-    )
-
-
-def all_counts(histogram: Histogram) -> list[BinCount]:
-    """The counts of a histogram, with what lies past its last edges."""
-    return [*histogram.counts, *(() if histogram.left_out is None else (histogram.left_out,))]
-
-
-def _mean_lengths(count: BinCount, share: float) -> Iterator[NDArray[np.float64] | Integers]:
-    """Positions of a bin's requests between 0 and 1, evenly spaced, and their lengths."""
-    import numpy as np
-
-    kept = count.requests if share == 1.0 else max(1, round(count.requests * share))
-    yield (np.arange(kept) + 0.5) / kept
-    for tokens in (count.input_tokens, count.output_tokens):
-        # The running sum of mean lengths, rounded: any part of the bin has the mean to within one token.
-        ends = np.arange(kept + 1) * (tokens / count.requests)
-        yield np.diff(np.rint(ends).astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

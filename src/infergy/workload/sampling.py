@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
 from infergy.workload.bins import Histogram
+from infergy.workload.histograms import all_counts, requests_of_histogram
 from infergy.workload.requests import (
     WHOLE_REQUESTS,
     Requests,
     Sample,
     SetAside,
     Window,
-    all_counts,
-    requests_of_histogram,
     whole,
 )  # fmt: skip
 
@@ -225,7 +224,7 @@ class Slots:
         for requests, slot, weight in zip(parts, draw.slots.tolist(), draw.weights.tolist(), strict=True):
             start_s = slot * self.size if self.is_timed else None
             if requests.arrival_s is not None and start_s is not None:
-                requests = replace(requests, arrival_s=(requests.arrival_s - start_s).clip(min=0.0))
+                requests = requests.starting_at(start_s)
             duration_s = self.size if self.is_timed else None
             windows.append(Window(requests=requests, start_s=start_s, duration_s=duration_s, weight=weight))
         return tuple(windows)

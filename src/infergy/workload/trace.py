@@ -21,12 +21,12 @@ from infergy.files import parse_json
 from infergy.units import count_of
 from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
 from infergy.workload.formats import Columns, Format, settle
+from infergy.workload.histograms import requests_of_histogram
 from infergy.workload.requests import (
     SAMPLING_ERROR,
     WHOLE_REQUESTS,
     Requests,
     Sample,
-    requests_of_histogram,
     whole,
 )
 from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
@@ -197,6 +197,7 @@ class Trace:
                 output_tokens=columns["output_tokens"].astype(np.int64),
                 arrival_s=columns["arrival_s"],
                 order_reason=None,
+                origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
     def _table(self, layout: Format | None = None) -> Table:
