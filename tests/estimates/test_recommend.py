@@ -95,14 +95,17 @@ def test_what_changes_outputs_is_labelled_or_left_out() -> None:
     assert {one.label for one in kept.configurations} == set(wanted)
 
 
-def test_servers_that_differ_in_router_or_context_alone_are_told_apart() -> None:
+def test_servers_that_differ_in_one_option_have_different_labels() -> None:
     specs = [
         ServerSpec(),
         ServerSpec(usage_context="llm"),
         ServerSpec(replicas=2),
         ServerSpec(replicas=2, router="least_loaded"),
+        ServerSpec(options=EngineOptions(block_size=32)),
+        ServerSpec(options=EngineOptions(async_scheduling=False)),
+        ServerSpec(options=EngineOptions(cudagraph_capture_sizes=(1, 2))),
     ]
-    assert len({label_of(open_server(spec, shipped_table())) for spec in specs}) == 4
+    assert len({label_of(open_server(spec, shipped_table())) for spec in specs}) == len(specs)
 
 
 def test_a_configuration_that_cannot_serve_is_left_out_with_its_reason() -> None:

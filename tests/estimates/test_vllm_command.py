@@ -23,6 +23,8 @@ SERVE = "vllm serve meta-llama/Llama-3.1-8B-Instruct "
         ServerSpec(precision="float16", options=EngineOptions(max_model_len=9000, gpu_memory_utilization=0.8)),
         ServerSpec(options=EngineOptions(enable_prefix_caching=False, long_prefill_token_threshold=512)),
         ServerSpec(replicas=3, router="least_loaded"),
+        ServerSpec(options=EngineOptions(block_size=32, num_gpu_blocks=2000, async_scheduling=False)),
+        ServerSpec(options=EngineOptions(cudagraph_capture_sizes=(1, 2, 8))),
     ],
 )
 def test_what_is_typed_is_read_as_the_same_server(spec: ServerSpec) -> None:
@@ -62,11 +64,49 @@ def test_the_rest_of_a_command_is_kept_and_what_is_not_simulated_is_named() -> N
     assert found.others == (
         "--port 80",
         "--kv-cache-dtype fp8",
-        "--hf-overrides y",
-        "--speculative-config {}"[:-2] + "'{}'",
+        "--hf-overrides.x y",
+        "--speculative-config '{}'",
     )
     assert [note.split()[0] for note in found.notes] == ["--kv-cache-dtype", "--hf-overrides", "--speculative-config"]
     assert parse_command("vllm serve /models/mine", model="qwen3-8b").spec.model == "qwen3-8b"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vllm serve meta-llama/Llama-3.1-8B-Instruct \\\n  --max-num-seqs 64 \\\n  -tp 2",
+        "CUDA_VISIBLE_DEVICES=0,1 nohup " + SERVE + "--max-num-seqs 64 -tp=2 > server.log 2>&1 &",
+        SERVE + "--max-num-seqs 64 -tp 2 | tee server.log",
+        "docker run --gpus all -p 8000:8000 vllm/vllm-openai:v0.25.0 --model meta-llama/Llama-3.1-8B-Instruct "
+        "--max-num-seqs 64 -tp 2",
+        "python -m vllm.entrypoints.openai.api_server --model llama-3.1-8b --max-num-seqs 64 -tp 2",
+    ],
+)
+def test_commands_are_read_as_they_are_pasted(command: str) -> None:
+    typed = parse_command(command)
+    assert typed.spec.options == EngineOptions(max_num_seqs=64, tensor_parallel_size=2)
+    assert (typed.spec.model, typed.others) == ("llama-3.1-8b", ())
+
+
+@pytest.mark.parametrize("flags", ["-O3", "-O 3", "-O.mode=3 -O.backend=x", "-cc.mode 3", "--config more.yaml"])
+def test_flags_that_are_not_simulated_are_kept_as_typed_and_noted(flags: str) -> None:
+    typed = parse_command(SERVE + flags)
+    assert " ".join(typed.others) == flags
+    assert len(typed.notes) == len(typed.others)
+
+
+def test_formats_of_weights_that_are_not_simulated_are_rejected_or_noted() -> None:
+    for method in ("awq", "gptq_marlin", "bitsandbytes"):
+        with raises("bad-value", option="--quantization of --present"):
+            parse_command(SERVE + f"--quantization {method}")
+    stored = "--quantization compressed-tensors"
+    assert not parse_command(f"vllm serve RedHatAI/Llama-3.1-8B-Instruct-FP8 {stored}").notes
+    assert "format of its weights is not known" in parse_command(SERVE + stored).notes[0]
+
+
+def test_a_model_that_is_not_known_can_be_named_beside_the_command() -> None:
+    with pytest.raises(UsageError, match="--model"):
+        parse_command("vllm serve /models/mine")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +119,8 @@ def test_the_rest_of_a_command_is_kept_and_what_is_not_simulated_is_named() -> N
         (SERVE + "--max-num-seqs many", "bad-value"),
         (SERVE + "--max-num-seqs 1 2", "bad-value"),
         (SERVE + "--dtype int4", "bad-value"),
+        (SERVE + "--data-parallel-size 0", "bad-value"),
+        (SERVE + "--data-parallel-size 1000000", "bad-value"),
     ],
 )
 def test_what_cannot_be_meant_is_rejected(command: str, code: str) -> None:

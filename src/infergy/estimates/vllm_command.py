@@ -7,24 +7,37 @@ Flags are those of vLLM 0.25.
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from infergy.catalog import get_model
 from infergy.catalog.models import shape_of_id
+from infergy.catalog.shape import ModelShape
 from infergy.errors import UsageError
-from infergy.estimates.servers import DEFAULT_GPU, OpenServer, ServerSpec, loaded_setup
+from infergy.estimates.candidates import MOST_GPUS
+from infergy.estimates.servers import DEFAULT_GPU, UNQUANTISED, OpenServer, ServerSpec, loaded_setup
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
 
-VLLM_OPTIONS = ("max_num_batched_tokens", "long_prefill_token_threshold", "gpu_memory_utilization", "num_gpu_blocks")
+VLLM_OPTIONS = (
+    *("max_num_batched_tokens", "long_prefill_token_threshold", "gpu_memory_utilization", "num_gpu_blocks"),
+    *("block_size", "async_scheduling", "cudagraph_capture_sizes"),
+)
 EXAMPLE = '"vllm serve meta-llama/Llama-3.1-8B-Instruct --max-num-seqs 256"'
-BEGINNINGS = ("serve", "vllm.entrypoints.openai.api_server")
+BEGINNING = re.compile(r"serve|vllm\.entrypoints\.openai\.api_server|(.*/)?vllm-openai(:.*)?")
+"""The word after which flags follow; the last one is an image."""
+ENDING = re.compile(r"[|&;]+|\d*[<>].*")
+"""A word with which a shell ends a command, or sends its output elsewhere."""
+FP8_METHODS = ("fp8", "fp8_per_tensor", "fp8_per_block", "fbgemm_fp8", "ptpc_fp8")
+STORED = ("compressed-tensors", "modelopt", "mxfp4", "gpt_oss_mxfp4")
+"""Methods of checkpoints in several formats."""
 DTYPES = {"auto": None, "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
 
 
@@ -86,6 +99,11 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "long_prefill_token_threshold": options.long_prefill_token_threshold,
         "no_enable_prefix_caching": not options.enable_prefix_caching or None,
+        "block_size": options.block_size,
+        "num_gpu_blocks_override": options.num_gpu_blocks,
+        "no_async_scheduling": not options.async_scheduling or None,
+        "cudagraph_capture_sizes": options.cudagraph_capture_sizes
+        and " ".join(map(str, options.cudagraph_capture_sizes)),
     }
     words = ["vllm serve MODEL"]
     for name, value in given.items():
@@ -116,21 +134,27 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
     name, flags = _read(command)
     options: dict[str, Any] = {}
     notes, others = [], []
-    for flag, values in flags.items():
+    for flag, typed, values in flags:
         if flag in SIMULATED:
             options[SIMULATED[flag].option] = _value(flag, values)
             continue
-        others.append(" ".join([f"--{flag}", *map(shlex.quote, values)]))
+        others.append(shlex.join(typed))
         if flag not in known_flags()["no_effect"]:
             notes.append(f"--{flag} of the present command is not simulated")
-    shape = shape_of_id(name) if model is None else None
+    shape = _shape(name) if model is None else get_model(model)
     formats = [options.pop("dtype", None), options.pop("quantization", None)]
-    if shape is not None and shape.checkpoint.dtype == FP8:
+    if model is None and shape.checkpoint.dtype == FP8:
         formats.append(FP8)
+    if (
+        any(flag.name == "quantization" for flag in flags)
+        and FP8 not in formats
+        and shape.checkpoint.dtype in UNQUANTISED
+    ):
+        notes.append(f"--quantization of {name}: the format of its weights is not known, and is taken as 16 bits")
     replicas = options.pop("replicas", 1)
     spec = ServerSpec(
         engine="vllm",
-        model=model or (name if shape is None else shape.name),
+        model=model or shape.name,
         gpu=gpu,
         # The narrowest counts: weights in 8 bits have a dtype of 16 beside them.
         precision=next((given for given in reversed(formats) if given is not None), None),
@@ -141,42 +165,52 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
     return TypedServer(spec=spec, model=name, others=tuple(others), notes=tuple(notes))
 
 
+def _shape(name: str) -> ModelShape:
+    """The shape of MODEL: a name of Hugging Face, or what `--model` takes."""
+    try:
+        return shape_of_id(name) or get_model(name)
+    except UsageError as error:
+        message = f"{error}. Beside --present, --model says what it is: --model llama-3.1-8b"
+        raise UsageError(message, code=error.code, **error.fields) from error
+
+
 @cache
 def known_flags() -> Mapping[str, Any]:
     """The content of data/vllm_flags.toml."""
     return tomllib.loads((resources.files("infergy") / "data" / "vllm_flags.toml").read_text(encoding="utf-8"))
 
 
-def _read(command: str) -> tuple[str, dict[str, list[str]]]:
-    """MODEL and the values of each flag, ``no-`` before a flag as the value ``false``."""
+def _read(command: str) -> tuple[str, list[Typed]]:
+    """MODEL and the flags."""
     try:
-        words = shlex.split(command)
+        words = shlex.split(command.replace("\\\n", " "))
     except ValueError as error:
         raise UsageError.bad_value("--present", command, f"a command with closed quotes, as {EXAMPLE}") from error
-    begin = next((k for k, word in enumerate(words) if word in BEGINNINGS), None)
+    begin = next((k for k, word in enumerate(words) if BEGINNING.fullmatch(word)), None)
     if begin is None:
         raise UsageError.bad_value("--present", command, f"the command that starts the server, as {EXAMPLE}")
-    flags: dict[str, list[str]] = {"": []}
-    flag = ""
-    for word in words[begin + 1 :]:
+    flags = [Typed("model", [], [])]
+    for word in takewhile(lambda word: not ENDING.fullmatch(word), words[begin + 1 :]):
         if word.startswith("-") and not word[1:2].isdigit():
             typed, _, value = word.partition("=")
-            flag, implied = _flag(typed)
-            flags[flag] = [value] if value else implied
+            name, implied = _flag(typed)
+            flags.append(Typed(name, [word], [value] if value else implied))
         else:
-            flags[flag].append(word)
-    names = flags.pop("") or flags.pop("model", [])
+            flags[-1].words.append(word)
+            flags[-1].values.append(word)
+    names = [name for flag in flags if flag.name == "model" for name in flag.values]
     if len(names) != 1:
         raise UsageError.bad_value("--present", command, f"one MODEL after serve, as {EXAMPLE}")
-    return names[0], flags
+    return names[0], [flag for flag in flags if flag.name != "model"]
 
 
 def _flag(typed: str) -> tuple[str, list[str]]:
     """The name of a flag, as vLLM reads it, and the value that its spelling implies."""
     known = known_flags()
     names = [*SIMULATED, "model", *known["no_effect"], *known["not_simulated"]]
-    # A dotted one sets a key of its JSON.
-    name = known["short"].get(typed, typed.removeprefix("--").partition(".")[0].replace("_", "-"))
+    # A dotted one sets a key of its JSON; -O3 is one word, and -O.mode=3 of another flag than -O.
+    head = re.sub(r"^-O\d$", "-O", typed.replace("-O.", "-cc.").partition(".")[0])
+    name = known["short"].get(head, head.removeprefix("--").replace("_", "-"))
     if name in names:
         return name, []
     if name.startswith("no-") and name[3:] in names:
@@ -207,13 +241,28 @@ def _count(text: str) -> int:
     return int(float(text[:-1]) * factor) if factor > 1 else int(text)
 
 
+def _replicas(text: str) -> int:
+    count = _count(text)
+    if not 1 <= count <= MOST_GPUS:
+        raise ValueError
+    return count
+
+
 def _quantization(text: str) -> str | None:
-    """FP8 of vLLM's own making; other formats are those of the checkpoint."""
-    return FP8 if text.lower() in ("fp8", "fp8_per_tensor", "fp8_per_block", "fbgemm_fp8", "ptpc_fp8") else None
+    """The format that a method makes, or of whose checkpoints it is; None where the checkpoint says."""
+    return (dict.fromkeys(FP8_METHODS, FP8) | dict.fromkeys(STORED))[text]
 
 
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.strip("[]").split(",")))
+
+
+class Typed(NamedTuple):
+    """A flag of a command, its words as typed, and its values; ``no-`` before a name is the value ``false``."""
+
+    name: str
+    words: list[str]
+    values: list[str]
 
 
 class Flag(NamedTuple):
@@ -237,7 +286,7 @@ SIMULATED: Mapping[str, Flag] = {
     "tensor-parallel-size": Flag("tensor_parallel_size", _count, "2"),
     "enforce-eager": Flag("enforce_eager", _switch, "true"),
     "cudagraph-capture-sizes": Flag("cudagraph_capture_sizes", _sizes, "1 2 4"),
-    "data-parallel-size": Flag("replicas", _count, "2"),
+    "data-parallel-size": Flag("replicas", _replicas, "2"),
     "dtype": Flag("dtype", DTYPES.__getitem__, "bfloat16"),
-    "quantization": Flag("quantization", _quantization, "fp8"),
+    "quantization": Flag("quantization", _quantization, "fp8; 4-bit and integer weights are not simulated"),
 }
