@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from infergy.estimates.candidates import Space, layouts, plain_spec, static_batches, steps_between, variations
 from infergy.estimates.limits import Limits
 from infergy.estimates.recommend import recommend
-from infergy.estimates.search import Pool, Pruned, Screened, Whole, fewest_gpus, thin
+from infergy.estimates.search import COARSE, Pool, Pruned, Screened, Whole, fewest_gpus, thin
 from infergy.estimates.servers import ServerSpec, shipped_table
 from infergy.serving.config import EngineOptions
 from infergy.workload import open_trace
@@ -53,7 +55,7 @@ def test_floors_are_below_what_is_simulated(spec: ServerSpec) -> None:
 
 
 def test_what_floors_rule_out_is_not_simulated() -> None:
-    hot = some_requests(400, rate_per_s=4000.0)
+    hot = some_requests(2000, rate_per_s=4000.0)
     for requests, limits, word in (
         (BUSY, Limits(tpot_p99_s=1e-4), "tpot p99"),
         (BUSY, Limits(ttft_p99_s=1e-4), "ttft p99"),
@@ -64,6 +66,45 @@ def test_what_floors_rule_out_is_not_simulated() -> None:
             (found,) = pool.screen([ServerSpec()])
         assert isinstance(found, Pruned)
         assert found.reason.startswith(word)
+
+
+def test_few_requests_and_short_bursts_are_no_overload() -> None:
+    for few in (some_requests(2, rate_per_s=1000.0), some_requests(100, rate_per_s=1000.0)):
+        with Pool(whole(few), shipped_table(), Limits()) as pool:
+            ((screened,), (served,)) = pool.screen([ServerSpec()]), pool.serve([ServerSpec()])
+        assert isinstance(served, Whole)
+        assert served.estimate.run.overload is None
+        assert isinstance(screened, Screened)
+
+
+def test_windows_have_requests_where_a_trace_is_bursts() -> None:
+    burst = some_requests(6000, rate_per_s=None)
+    arrival_s = np.repeat([0.0, 1e5], 3000)
+    few = thin(whole(replace(burst, arrival_s=arrival_s)))
+    assert 0 < sum(len(window.requests) for window in few.windows) <= 2 * COARSE
+    assert sum(window.weight * len(window.requests) for window in few.windows) == pytest.approx(6000)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tighter_limit_takes_no_less_and_more_gpus_no_more(seed: int) -> None:
+    busy = some_requests(200, rate_per_s=8.0, seed=seed)
+    energies = []
+    for limit_s in (0.2, 0.02, 0.015, 0.012, 0.01, 0.008):
+        found = recommend(busy, limits=Limits(tpot_p99_s=limit_s), present=ServerSpec())
+        assert found.recommended is not None
+        energies.append(found.of(found.recommended).energy_j)
+    assert energies == sorted(energies)
+    for gpus in ((1,), (1, 2), (1, 2, 3, 4, 5, 6, 7, 8)):
+        space = Space(gpus=gpus, kinds=("h200",))
+        found = recommend(busy, limits=Limits(tpot_p99_s=0.02), present=ServerSpec(), space=space)
+        assert found.recommended is not None
+        assert found.of(found.recommended).energy_j <= energies[1] * (1 + 1e-9)
+
+
+def test_the_present_configuration_is_varied() -> None:
+    space = Space(gpus=(1,), kinds=("h200",), keep_outputs=True)
+    searched = recommend(BUSY, present=ServerSpec(), space=space).searched
+    assert searched.configurations == 2 * 42
 
 
 def test_windows_rank_as_the_whole_trace_does() -> None:

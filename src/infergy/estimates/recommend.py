@@ -1,6 +1,8 @@
 """Which configuration serves a trace with the least energy within limits on latency, and what to type for it.
 
     present ─▶ layouts ─▶ variations ─▶ the best few, whole ─▶ within limits, by energy ─▶ what each change saves
+                             ▲                           │ while windows say that another may take less
+                             └───────────────────────────┘
 
 A configuration is recommended in place of the present one only if it saves energy significantly, or if the present one
 breaks a limit.
@@ -43,9 +45,9 @@ from infergy.estimates.vllm_command import command_of, label_of
 from infergy.workload.requests import AT_ONCE, Sample
 
 GROUPS, ROUNDS = 6, 4
-"""Layouts that are simulated whole at a time, and how often at most where none of them keeps the limits."""
+"""Layouts that are simulated whole at a time, and how often at most."""
 NEAR = 1.3
-"""Windows err on percentiles: so far over a limit a configuration may still keep it."""
+"""Windows err on percentiles: so far over a limit one may still keep it, unless another of its layout did not."""
 WORTH_VARYING, HOPELESS = 1.25, 2.0
 """Of the least energy: a layout that takes more is not varied, and not simulated where its idle power alone does."""
 WORTH_TYPING = 0.01
@@ -107,6 +109,8 @@ class _Search:
         self.servers: dict[str, OpenServer] = {}
         self.reasons: dict[str, str] = {}
         self.screened: list[Screened] = []
+        self.varied: set[ServerSpec] = set()
+        self.tried: set[ServerSpec] = {present}
         self.pruned = self.equal = 0
         (now,) = pool.serve([present])
         if isinstance(now, UsageError):
@@ -119,14 +123,15 @@ class _Search:
         shares = requests.prefix_blocks is not None
         found = [*self._afford(layouts(self.present, space, shares_prefixes=shares))]
         self._screen([self.present, *found])
-        self._vary()
         self.serve([static_batches(self.present)])
-        waiting = self._by_layout()
         for _ in range(ROUNDS):
-            self.serve([one.spec for group in waiting[:GROUPS] for one in group[:2]])
-            del waiting[:GROUPS]
-            if not waiting or any(not self._breaks(whole) for whole in self.whole.values()):
+            self._vary()
+            chosen = self._next()
+            if not chosen:
                 break
+            self.tried.update(chosen)
+            self.serve(chosen)
+        self._count_unvaried()
         self.serve(one.spec for one in self._pareto_of_windows())
 
     def serve(self, specs: Iterable[ServerSpec], *, is_strict: bool = False) -> None:
@@ -231,33 +236,56 @@ class _Search:
                 self.screened.append(found)
 
     def _vary(self) -> None:
-        """Smaller batches and steps of the layouts that are not far from the best."""
-        good = [one.energy_j for one in self.screened if _is_near(one)]
-        limit_j = WORTH_VARYING * min(good, default=math.inf)
-        all_of = sum(1 for _ in variations(self.present, 10**9, 10**9))
-        chosen = []
-        for one in [own for own in self.screened if own.spec != self.present and own.spec.engine == "vllm"]:
-            own = [*variations(one.spec, one.peak_running, one.peak_tokens)]
-            self.equal += all_of - len(own)
-            chosen += own if one.energy_j <= limit_j else []
-            self.pruned += 0 if one.energy_j <= limit_j else len(own)
-        self._screen(chosen)
+        """Smaller batches and steps of the layouts that are not far from the best of what may keep the limits."""
+        limit_j = WORTH_VARYING * min((one.energy_j for one in self.screened if self._is_near(one)), default=math.inf)
+        new = [one for one in self._layouts() if one.energy_j <= limit_j and one.spec not in self.varied]
+        self.varied.update(one.spec for one in new)
+        self._screen(spec for one in new for spec in variations(one.spec, one.peak_running, one.peak_tokens))
 
-    def _by_layout(self) -> list[list[Screened]]:
-        """Screened configurations by layout, the best of each first: those that may keep the limits, by energy."""
+    def _layouts(self) -> list[Screened]:
+        return [
+            one
+            for one in self.screened
+            if (one.spec.options.max_num_seqs, one.spec.options.max_num_batched_tokens) == (None, None)
+            and one.spec.engine == "vllm"
+        ]
+
+    def _count_unvaried(self) -> None:
+        """Variations that change nothing, and those of layouts far from the best."""
+        all_of = sum(1 for _ in variations(self.present, 10**9, 10**9))
+        for one in self._layouts():
+            own = sum(1 for _ in variations(one.spec, one.peak_running, one.peak_tokens))
+            self.equal += all_of - own
+            self.pruned += 0 if one.spec in self.varied else own
+
+    def _next(self) -> list[ServerSpec]:
+        """The best two of few layouts: those that may take less than what keeps the limits, all while nothing does."""
+        kept = [whole for whole in self.whole.values() if not self._breaks(whole)]
+        best = min(kept, key=lambda whole: whole.estimate.run.energy_j).spec if kept else None
+        least_j = next((one.energy_j for one in self.screened if one.spec == best), math.inf)
 
         def rank(one: Screened) -> tuple[float, ...]:
-            over = () if _is_near(one) else (one.is_overloaded, max(one.excess.values(), default=0.0))
-            return not _is_near(one), *over, one.energy_j
+            over = () if self._is_near(one) else (one.is_overloaded, max(one.excess.values(), default=0.0))
+            return not self._is_near(one), *over, one.energy_j
 
-        groups: dict[object, list[Screened]] = {}
-        for one in sorted(self.screened, key=rank):
-            groups.setdefault(layout_of(one.spec), []).append(one)
-        return [*groups.values()]
+        groups: dict[object, list[ServerSpec]] = {}
+        for one in sorted((one for one in self.screened if one.spec not in self.tried), key=rank):
+            if not kept or (self._is_near(one) and one.energy_j < least_j):
+                groups.setdefault(layout_of(one.spec), []).append(one.spec)
+        return [spec for group in [*groups.values()][:GROUPS] for spec in group[:2]]
+
+    def _is_near(self, one: Screened) -> bool:
+        """Whether a configuration may keep the limits when the whole trace is served."""
+        failed = [whole.spec for whole in self.whole.values() if self._breaks(whole)]
+        if one.is_overloaded or one.spec in failed:
+            return False
+        return max(one.excess.values(), default=0.0) <= NEAR and not (
+            one.excess and layout_of(one.spec) in map(layout_of, failed)
+        )
 
     def _pareto_of_windows(self) -> list[Screened]:
         """At most `GROUPS` that may be in the Pareto set."""
-        near = [one for one in self.screened if _is_near(one)]
+        near = [one for one in self.screened if self._is_near(one)]
         kept = pareto_front([(one.energy_j, one.e2e_p99_s, _gpus(one.spec), one) for one in near])
         every = -(-len(kept) // GROUPS) or 1
         return kept[::every]
@@ -364,11 +392,6 @@ def _identity(server: OpenServer) -> tuple[Any, ...]:
 
 def _gpus(spec: ServerSpec) -> int:
     return spec.replicas * spec.options.tensor_parallel_size
-
-
-def _is_near(one: Screened) -> bool:
-    """Whether a configuration may keep the limits when the whole trace is served."""
-    return not one.is_overloaded and max(one.excess.values(), default=0.0) <= NEAR
 
 
 def _pareto(ranked: Sequence[Configuration]) -> tuple[str, ...]:

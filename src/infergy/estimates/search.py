@@ -27,7 +27,8 @@ from infergy.estimates.candidates import TENSOR_PARALLEL
 from infergy.estimates.estimate import ServerEstimate, estimate_server, serve_sample
 from infergy.estimates.footprint import Site
 from infergy.estimates.limits import Limits
-from infergy.estimates.load import BEGUN, overload_of
+from infergy.estimates.load import BEGUN, FEWEST, overload_of
+from infergy.estimates.load import SHORTEST_S as SHORTEST_LATE_S
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import latency_of, open_share, steps_of, total
@@ -236,14 +237,20 @@ def thin(sample: Sample, at_most: int = COARSE) -> Sample:
     first_s, span_s = float(requests.arrival_s[0]), requests.duration_s or 0.0
     count = max(1, min(WINDOWS, int(span_s * at_most / size / SHORTEST_S)))
     length_s = span_s * at_most / size / count
+    starts_s = first_s + (np.arange(count) + 0.5) * span_s / count - length_s / 2
+    begins, ends = (requests.arrival_s.searchsorted(times_s) for times_s in (starts_s, starts_s + length_s))
+    if 2 * (ends - begins).sum() < at_most:
+        # Bursts, of which windows by the clock miss most: parts of as many requests each.
+        begins = np.arange(count) * size // count
+        ends = begins + at_most // count
+        starts_s = requests.arrival_s[begins]
     windows = []
-    for k in range(count):
-        start_s = first_s + (k + 0.5) * span_s / count - length_s / 2
-        begin, end = requests.arrival_s.searchsorted([start_s, start_s + length_s])
+    for start_s, begin, end in zip(starts_s.tolist(), begins.tolist(), ends.tolist(), strict=True):
         part = requests.take(np.arange(begin, end))
         if part.arrival_s is not None and len(part):
             part = replace(part, arrival_s=part.arrival_s - start_s)
-            windows.append(Window(requests=part, start_s=start_s, duration_s=length_s, weight=1.0))
+            own_s = max(length_s, float(part.arrival_s[-1]))
+            windows.append(Window(requests=part, start_s=start_s, duration_s=own_s, weight=1.0))
     return _of_windows(sample, windows, size / sum(len(window.requests) for window in windows))
 
 
@@ -283,7 +290,9 @@ def floor_reason(sample: Sample, server: OpenServer, limits: Limits) -> str | No
         steps = float(outputs.sum()) / batch
         least_s = max(float(prompts_s.sum()) + steps * float(flops_s.max()), steps * float(bytes_s.max()))
         least_s *= sample.requests / len(inputs) / server.spec.replicas
-        if least_s > (1 + BEGUN) * span_s:
+        # After the last first token as many steps follow as the longest answer has, at most, each of a full batch.
+        tail_s = float(outputs.max() * np.maximum(flops_s, bytes_s).max())
+        if sample.requests >= FEWEST and least_s > span_s + max(SHORTEST_LATE_S, BEGUN * span_s) + tail_s:
             return f"overloaded: its work takes at least {least_s / span_s:.2g} times the time of the arrivals"
     return None
 
