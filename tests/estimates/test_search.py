@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from multiprocessing import active_children
+from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -140,6 +148,35 @@ def test_processes_change_nothing() -> None:
         assert isinstance(own, Whole)
         assert isinstance(other, Whole)
         assert own.estimate == other.estimate
+
+
+def test_a_process_that_is_killed_is_done_without() -> None:
+    sample = whole(conversation().slice(0, 6000))
+    with Pool(sample, shipped_table(), Limits(), processes=2) as pool:
+        first = pool.serve(SPECS[:4])
+        for child in active_children():
+            child.kill()
+        again = pool.serve(SPECS[:4])
+        assert pool.done == pool.known == 8
+    energies = [[one.estimate.run.energy_j for one in some if isinstance(one, Whole)] for some in (first, again)]
+    assert energies[0] == energies[1]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists() or (os.cpu_count() or 1) < 2, reason="counts children in /proc"
+)
+def test_ctrl_c_prints_no_stack_of_a_process() -> None:
+    command = [sys.executable, "-m", "infergy", "recommend", "azure-conv-2023", "--gpus", "1..2"]
+    running = subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True)
+    for _ in range(600):
+        time.sleep(0.05)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text(encoding="utf-8").split()
+        if len(children) > 2:
+            break
+    os.killpg(running.pid, signal.SIGINT)
+    output, errors = running.communicate(timeout=60)
+    assert (running.returncode, output) == (130, "")
+    assert "Traceback" not in errors
 
 
 def test_variations_are_those_that_bind() -> None:

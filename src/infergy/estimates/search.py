@@ -10,8 +10,11 @@ Windows are the same for all configurations, so that what they leave out of one 
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from types import TracebackType
@@ -158,12 +161,16 @@ class Pool:
             self._executor = ProcessPoolExecutor(
                 self._processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(self.asked,)
             )
-        results: Iterator[Result]
-        if self._executor is None:
-            results = (task(spec, self.asked) for spec in specs)
-        else:
-            results = self._executor.map(_in_process, [task] * len(specs), specs)
-        return [self._counted(result) for result in results]
+        done = self.done
+        if self._executor is not None:
+            try:
+                with _interrupts_held():
+                    results = self._executor.map(_in_process, [task] * len(specs), specs)
+                return [self._counted(result) for result in results]
+            except BrokenProcessPool:
+                # One was killed, for memory as a rule: here is one process less to need it.
+                self._executor, self._processes, self.done = None, 1, done
+        return [self._counted(task(spec, self.asked)) for spec in specs]
 
     def _counted(self, result: Result) -> Result:
         self.done += 1
@@ -172,7 +179,19 @@ class Pool:
         return result
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits, here and in processes that are started meanwhile, where it would print their stacks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(asked: _Asked) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _ASKED.append(asked)
 
 
