@@ -126,6 +126,8 @@ def test_the_present_server_is_what_its_command_says() -> None:
         (("--present", "vllm serve llama-3.1-8b --max-num-seq 3"), "unknown-name"),
         (("--gpus", "four"), "bad-value"),
         (("--gpus", "0..2"), "bad-value"),
+        (("--gpus", "4..1"), "bad-value"),
+        (("--gpus", "1..1000000000000"), "bad-value"),
         (("--gpus", "2", "-e", "vllm", "-e", "transformers"), "options-conflict"),
         (("--rate", "0"), "bad-value"),
         (("--rate", "2", "--speed", "2"), "options-conflict"),
@@ -135,6 +137,16 @@ def test_what_cannot_be_meant_is_rejected(options: tuple[str, ...], code: str) -
     done = runner.invoke(app, ["recommend", *TRACE, *options])
     assert isinstance(done.exception, UsageError)
     assert done.exception.code == code
+
+
+def test_servers_that_differ_in_context_and_version_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "servers.toml"
+    path.write_text(
+        '[[server]]\nengine = "vllm"\n[[server]]\nusage-context = "llm"\nvllm-version = "0.33"\nprecision = "fp8"\n',
+        encoding="utf-8",
+    )
+    lines = run("recommend", *TRACE, "--compare", str(path)).splitlines()
+    assert lines[4] == "  LLM(MODEL, quantization='fp8_per_tensor')"
 
 
 def test_limits_need_arrivals_and_a_rate_gives_them() -> None:

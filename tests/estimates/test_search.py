@@ -219,6 +219,8 @@ def test_steps_lead_from_one_configuration_to_another() -> None:
     for change, spec in steps.items():
         assert set(steps_between(spec, wanted)) == set(steps) - {change}
     assert set(steps_between(static_batches(now), wanted)) == {"engine"}
+    llm = plain_spec(ServerSpec(usage_context="llm", version="0.33"))
+    assert set(steps_between(plain_spec(ServerSpec()), llm)) == {"usage_context", "version"}
 
 
 def test_the_fewest_gpus_that_keep_up() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from infergy.errors import UsageError
@@ -86,6 +88,20 @@ def test_commands_are_read_as_they_are_pasted(command: str) -> None:
     typed = parse_command(command)
     assert typed.spec.options == EngineOptions(max_num_seqs=64, tensor_parallel_size=2)
     assert (typed.spec.model, typed.others) == ("llama-3.1-8b", ())
+
+
+def test_a_checkpoint_in_fp8_is_not_quantised_again() -> None:
+    typed = parse_command("vllm serve RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8 --port 80")
+    command = command_of(open_server(replace(typed.spec, options=EngineOptions(max_num_seqs=16))))
+    assert " ".join(typed.again(command)) == (
+        "vllm serve RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8 --max-num-seqs 16 --port 80"
+    )
+
+
+def test_the_llm_class_is_typed_as_one() -> None:
+    options = EngineOptions(max_num_seqs=16, enable_prefix_caching=False, cudagraph_capture_sizes=(1, 2))
+    command = command_of(open_server(ServerSpec(usage_context="llm", options=options)))
+    assert command == ("LLM(MODEL, max_num_seqs=16, enable_prefix_caching=False, cudagraph_capture_sizes=(1, 2))",)
 
 
 @pytest.mark.parametrize("flags", ["-O3", "-O 3", "-O.mode=3 -O.backend=x", "-cc.mode 3", "--config more.yaml"])

@@ -132,12 +132,17 @@ def _typed(present: str, servers: ServerSelection, typed: Mapping[str, str]) -> 
 
 def _numbers(text: str) -> tuple[int, ...]:
     """``1..4`` or ``1,2,4``."""
+    from infergy.estimates.candidates import MOST_GPUS
+
+    expected = f"numbers of GPUs from 1 to {MOST_GPUS}, as 2, 1..4 or 1,2,4"
     try:
         first, dots, last = text.partition("..")
-        numbers = range(int(first), int(last) + 1) if dots else map(int, text.split(","))
-        return tuple(sorted(set(numbers)))
+        ends = [int(first), int(last)] if dots else [*map(int, text.split(","))]
     except ValueError as error:
-        raise UsageError.bad_value("--gpus", text, "numbers of GPUs, as 2, 1..4 or 1,2,4") from error
+        raise UsageError.bad_value("--gpus", text, expected) from error
+    if not all(1 <= count <= MOST_GPUS for count in ends) or (dots and ends[0] > ends[1]):
+        raise UsageError.bad_value("--gpus", text, expected)
+    return tuple(range(ends[0], ends[1] + 1) if dots else sorted(set(ends)))
 
 
 def _seconds(option: str, text: str) -> float:
@@ -225,10 +230,8 @@ def _answer(found: Recommendation, command: TypedServer | None, replay: str) -> 
         yield (
             f"Recommended: {chosen.label}, {_gpus(chosen)}: {_energy(chosen)}, {_saving(chosen.saving)} {verb}{certain}"
         )
-    words = " ".join(chosen.command)
-    if command is not None and chosen.estimate.engine.startswith("vllm"):
-        words = " ".join([words.replace("MODEL", command.model, 1), *command.others])
-    yield f"  {words}"
+    is_vllm = chosen.estimate.engine.startswith("vllm")
+    yield f"  {' '.join(chosen.command if command is None or not is_vllm else command.again(chosen.command))}"
     if len(found.steps) > 1:
         yield "  step by step: " + ", ".join(f"{step.change} {format_percent(step.share)}" for step in found.steps)
     if found.static_batches is not None:

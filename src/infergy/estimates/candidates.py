@@ -120,7 +120,7 @@ def steps_between(now: ServerSpec, wanted: ServerSpec) -> dict[str, ServerSpec]:
     if now.engine != wanted.engine:
         return {"engine": wanted}
     steps = {}
-    for name in ("gpu", "precision"):
+    for name in ("gpu", "precision", "usage_context", "version"):
         if getattr(now, name) != getattr(wanted, name):
             steps[name] = replace(now, **{name: getattr(wanted, name)})
     size = wanted.options.tensor_parallel_size

@@ -78,7 +78,8 @@ class Step:
     """One change on the way from the present configuration to the recommended one.
 
     Attributes:
-        change: Option of vLLM, ``gpu``, ``precision``, ``engine``, or ``GPUs and replicas``.
+        change: Option of vLLM, ``gpu``, ``precision``, ``engine``, ``usage_context``, ``version``, or ``GPUs and
+            replicas``.
         label: Of the configuration after it.
         energy_j: Of that configuration.
         share: What the change saves, of the energy of the present configuration; the shares add up to the saving.

@@ -26,6 +26,7 @@ from infergy.estimates.servers import DEFAULT_GPU, UNQUANTISED, OpenServer, Serv
 from infergy.records import FP8
 from infergy.serving.config import EngineOptions
 
+TO_FP8 = "--quantization fp8_per_tensor"
 VLLM_OPTIONS = (
     *("max_num_batched_tokens", "long_prefill_token_threshold", "gpu_memory_utilization", "num_gpu_blocks"),
     *("block_size", "async_scheduling", "cudagraph_capture_sizes"),
@@ -50,12 +51,20 @@ class TypedServer:
         model: As typed; a recommended command has it again.
         others: Flags that nothing simulated depends on, as typed; a recommended command has them again.
         notes: What of the command is not simulated.
+        is_stored_fp8: Whether the weights of MODEL are in fp8 already.
     """
 
     spec: ServerSpec
     model: str
     others: tuple[str, ...]
     notes: tuple[str, ...]
+    is_stored_fp8: bool = False
+
+    def again(self, command: Sequence[str]) -> list[str]:
+        """A command of `command_of` for the model that was typed, with the flags that were typed."""
+        # vLLM rejects another method than that of the checkpoint.
+        own = [word for word in command if not (self.is_stored_fp8 and word == TO_FP8)]
+        return [own[0].replace("MODEL", shlex.quote(self.model)), *own[1:], *self.others]
 
 
 def label_of(server: OpenServer) -> str:
@@ -102,13 +111,17 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
         "block_size": options.block_size,
         "num_gpu_blocks_override": options.num_gpu_blocks,
         "no_async_scheduling": not options.async_scheduling or None,
-        "cudagraph_capture_sizes": options.cudagraph_capture_sizes
-        and " ".join(map(str, options.cudagraph_capture_sizes)),
+        "cudagraph_capture_sizes": options.cudagraph_capture_sizes,
     }
-    words = ["vllm serve MODEL"]
-    for name, value in given.items():
-        if value != getattr(plain, name, None):
-            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+    given = {name: value for name, value in given.items() if value != getattr(plain, name, None)}
+    if server.spec.usage_context == "llm":
+        pairs = (
+            f"{name.removeprefix('no_')}={False if name.startswith('no_') else value!r}"
+            for name, value in given.items()
+        )
+        words = [f"LLM({', '.join(['MODEL', *pairs])})"]
+    else:
+        words = ["vllm serve MODEL", *(_spelled(name, value) for name, value in given.items())]
     count, router = server.spec.replicas, server.spec.router
     # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
     # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
@@ -118,6 +131,12 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
             f"--data-parallel-size {count}" if is_flag else f"# {count} such servers behind a router, {router}"
         )
     return tuple(words)
+
+
+def _spelled(name: str, value: Any) -> str:
+    """A flag with its value or values; True has none."""
+    values = [] if value is True else value if isinstance(value, tuple) else [value]
+    return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])
 
 
 def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = None) -> TypedServer:
@@ -143,8 +162,8 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
             notes.append(f"--{flag} of the present command is not simulated")
     shape = _shape(name) if model is None else get_model(model)
     formats = [options.pop("dtype", None), options.pop("quantization", None)]
-    if model is None and shape.checkpoint.dtype == FP8:
-        formats.append(FP8)
+    is_stored_fp8 = model is None and shape.checkpoint.dtype == FP8
+    formats += [FP8] * is_stored_fp8
     if (
         any(flag.name == "quantization" for flag in flags)
         and FP8 not in formats
@@ -162,7 +181,7 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
         router="least_loaded" if replicas > 1 else "round_robin",
         options=EngineOptions(**options),
     )
-    return TypedServer(spec=spec, model=name, others=tuple(others), notes=tuple(notes))
+    return TypedServer(spec=spec, model=name, others=tuple(others), notes=tuple(notes), is_stored_fp8=is_stored_fp8)
 
 
 def _shape(name: str) -> ModelShape:
