@@ -166,3 +166,27 @@ def test_kinds_of_gpu_are_compared() -> None:
     assert {one.label for one in found.configurations} == {"vllm", "vllm gpu=h100-sxm"}
     with raises("unknown-gpu"):
         recommend(REQUESTS, [ServerSpec(gpu="nonesuch")], shipped_table())
+
+
+def test_a_search_never_leads_to_what_takes_more() -> None:
+    """Answers of which one would regret to have followed them."""
+    limits = Limits(ttft_p99_s=2.0, tpot_p99_s=0.05)
+    found = recommend(REQUESTS, present=ServerSpec(), limits=limits)
+    assert found.recommended is not None
+    chosen, present = found.of(found.recommended), found.of(found.present)
+    assert chosen.estimate.engine.startswith("vllm")
+    assert chosen.energy_j < present.energy_j
+    # What the search looked at: another precision, several GPUs, static batches, each with the time between requests.
+    assert {one.estimate.precision for one in found.configurations} >= {"bfloat16", "fp8"}
+    assert max(one.estimate.gpus for one in found.configurations) == 2
+    assert any(one.estimate.engine == "transformers" and one.saving.share < 0 for one in found.configurations)
+    assert all(one.estimate.run.energy.idle_j > 0 for one in found.configurations if not one.breaks)
+
+
+@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "llama-3.1-70b", "qwen2.5-0.5b"])
+def test_any_model_is_searched(model: str) -> None:
+    size = 2 if model == "llama-3.1-70b" else 1
+    present = ServerSpec(model=model, options=EngineOptions(tensor_parallel_size=size))
+    found = recommend(REQUESTS, present=present)
+    assert found.recommended is not None
+    assert found.of(found.recommended).energy_j <= found.of(found.present).energy_j

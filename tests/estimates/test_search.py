@@ -113,6 +113,9 @@ def test_the_present_configuration_is_varied() -> None:
     space = Space(gpus=(1,), kinds=("h200",), keep_outputs=True)
     searched = recommend(BUSY, present=ServerSpec(), space=space).searched
     assert searched.configurations == 2 * 42
+    # Not where its GPUs are not among those that may serve.
+    found = recommend(BUSY, present=ServerSpec(replicas=3), space=space)
+    assert {one.estimate.gpus for one in found.configurations if one.label != found.present} == {1}
 
 
 def test_windows_rank_as_the_whole_trace_does() -> None:

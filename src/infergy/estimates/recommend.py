@@ -37,6 +37,7 @@ from infergy.estimates.recommendation import (
     Saving,
     Searched,
     Step,
+    no_arrivals,
     notes_of,
 )
 from infergy.estimates.search import Pool, Screened, Whole, fewest_gpus, pareto_front
@@ -87,7 +88,7 @@ def recommend(
     """
     sample, limits, table = sample_of(source), limits or Limits(), table or shipped_table()
     if limits.given() and not sample.is_timed and sample.windows[0].requests.order_reason != AT_ONCE:
-        raise _no_arrivals(sample, limits)
+        raise no_arrivals(sample, limits)
     present = plain_spec(present or fewest_gpus(ServerSpec(), sample, table))
     if len({spec.model for spec in (present, *(candidates or ()))}) > 1:
         raise UsageError("configurations are compared on one model: give one --model", code="several-models")
@@ -97,7 +98,7 @@ def recommend(
             search.serve(candidates, is_strict=True)
         else:
             search.run(space or Space.around(present, keep_outputs=keep_outputs))
-        return search.conclude()
+        return search.conclude(is_search=candidates is None)
 
 
 class _Search:
@@ -109,6 +110,7 @@ class _Search:
         self.servers: dict[str, OpenServer] = {}
         self.reasons: dict[str, str] = {}
         self.screened: list[Screened] = []
+        self.layouts: set[ServerSpec] = set()
         self.varied: set[ServerSpec] = set()
         self.tried: set[ServerSpec] = {present}
         self.pruned = self.equal = 0
@@ -122,6 +124,7 @@ class _Search:
         requests = self.pool.asked.sample.windows[0].requests
         shares = requests.prefix_blocks is not None
         found = [*self._afford(layouts(self.present, space, shares_prefixes=shares))]
+        self.layouts.update(found)
         self._screen([self.present, *found])
         self.serve([static_batches(self.present)])
         for _ in range(ROUNDS):
@@ -159,12 +162,12 @@ class _Search:
                 self.pruned += 1
                 self.reasons[label] = str(whole)
 
-    def conclude(self) -> Recommendation:
-        """What to choose of all that was served whole."""
+    def conclude(self, *, is_search: bool) -> Recommendation:
+        """What to choose of all that was served whole; in a search, no change that saves next to nothing."""
         limits, sample = self.pool.asked.limits, self.pool.asked.sample
         chosen, reason = self._choose()
         steps = [] if chosen is None or chosen == self.now else self._steps(chosen)
-        if len(steps) > 1:
+        if len(steps) > 1 and is_search:
             steps = self._shortest(steps)
             chosen = steps[-1].label
         ranked = self._ranked()
@@ -238,22 +241,14 @@ class _Search:
     def _vary(self) -> None:
         """Smaller batches and steps of the layouts that are not far from the best of what may keep the limits."""
         limit_j = WORTH_VARYING * min((one.energy_j for one in self.screened if self._is_near(one)), default=math.inf)
-        new = [one for one in self._layouts() if one.energy_j <= limit_j and one.spec not in self.varied]
+        new = [one for one in self.screened if one.spec in self.layouts - self.varied and one.energy_j <= limit_j]
         self.varied.update(one.spec for one in new)
         self._screen(spec for one in new for spec in variations(one.spec, one.peak_running, one.peak_tokens))
-
-    def _layouts(self) -> list[Screened]:
-        return [
-            one
-            for one in self.screened
-            if (one.spec.options.max_num_seqs, one.spec.options.max_num_batched_tokens) == (None, None)
-            and one.spec.engine == "vllm"
-        ]
 
     def _count_unvaried(self) -> None:
         """Variations that change nothing, and those of layouts far from the best."""
         all_of = sum(1 for _ in variations(self.present, 10**9, 10**9))
-        for one in self._layouts():
+        for one in (own for own in self.screened if own.spec in self.layouts):
             own = sum(1 for _ in variations(one.spec, one.peak_running, one.peak_tokens))
             self.equal += all_of - own
             self.pruned += 0 if one.spec in self.varied else own
@@ -400,12 +395,3 @@ def _pareto(ranked: Sequence[Configuration]) -> tuple[str, ...]:
         e2e_s = one.estimate.run.latency.e2e_s
         points.append((one.energy_j, None if e2e_s is None else e2e_s.p99, one.estimate.gpus, one.label))
     return tuple(pareto_front(points))
-
-
-def _no_arrivals(sample: Sample, limits: Limits) -> UsageError:
-    name = limits.given()[0][0].removesuffix("_s").replace("_", "-")
-    message = (
-        f"{sample.source}: --{name} needs arrivals, and {sample.windows[0].requests.order_reason}. Give the mean rate "
-        "in requests per second, as --rate 5, or --all-at-once for a batch job"
-    )
-    return UsageError(message, code="no-arrivals", trace=sample.source, option=f"--{name}")

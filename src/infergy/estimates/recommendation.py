@@ -180,3 +180,13 @@ def _near_limits(one: Configuration, limits: Limits) -> Iterator[str]:
                 f"{kind.upper()} {percentile} of {one.label} may be over the limit: its 90 % interval reaches beyond "
                 "it. Measure it before you change: infergy replay"
             )
+
+
+def no_arrivals(sample: Sample, limits: Limits) -> UsageError:
+    """Limits on latency without arrivals mean nothing."""
+    name = limits.given()[0][0].removesuffix("_s").replace("_", "-")
+    message = (
+        f"{sample.source}: --{name} needs arrivals, and {sample.windows[0].requests.order_reason}. Give the mean rate "
+        "in requests per second, as --rate 5, or --all-at-once for a batch job"
+    )
+    return UsageError(message, code="no-arrivals", trace=sample.source, option=f"--{name}")
