@@ -43,7 +43,7 @@ from infergy.estimates.recommendation import (
 from infergy.estimates.search import Pool, Screened, Whole, fewest_gpus, pareto_front
 from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, shipped_table
 from infergy.estimates.vllm_command import command_of, label_of
-from infergy.workload.requests import AT_ONCE, Sample
+from infergy.workload.requests import AT_ONCE
 
 GROUPS, ROUNDS = 6, 4
 """Layouts that are simulated whole at a time, and how often at most."""
