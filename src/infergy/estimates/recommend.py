@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from infergy.cost.model import log_ratio_sd
@@ -24,12 +25,11 @@ from infergy.estimates.candidates import (
     steps_between,
     variations,
 )
+from infergy.estimates.capacity import Capacity, serve_rates
 from infergy.estimates.estimate import facts_of, sample_of
 from infergy.estimates.footprint import Site
-from infergy.estimates.limits import Limits
+from infergy.estimates.limits import OVERLOADED, REJECTS, Limits
 from infergy.estimates.recommendation import (
-    OVERLOADED,
-    REJECTS,
     Configuration,
     Recommendation,
     Saving,
@@ -62,6 +62,7 @@ def recommend(
     space: Space | None = None,
     keep_outputs: bool = False,
     site: Site | None = None,
+    capacity: bool = False,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Recommendation:
@@ -76,6 +77,7 @@ def recommend(
         space: What may be changed; None: `Space.around` the present configuration.
         keep_outputs: Leave out another precision, which changes answers.
         site: Where the GPUs stand, for money and carbon of each configuration.
+        capacity: Also search for the highest rates that are served within the limits, and for replicas by hour.
         processes: That simulate (`Pool`).
         progress: Called with the number of simulations done and known so far.
 
@@ -95,7 +97,8 @@ def recommend(
             search.serve(candidates, is_strict=True)
         else:
             search.run(space or Space.around(present, keep_outputs=keep_outputs))
-        return search.conclude()
+        found = search.conclude()
+        return replace(found, capacity=search.capacities(found)) if capacity else found
 
 
 class _Search:
@@ -184,6 +187,12 @@ class _Search:
             ),
             notes=tuple(notes_of(ranked, present, chosen, limits, sample)),
         )
+
+    def capacities(self, found: Recommendation) -> tuple[Capacity, ...]:
+        """Of the present and the recommended configuration."""
+        labels = [*dict.fromkeys(filter(None, (found.present, found.recommended)))]
+        rates = self.pool.map(serve_rates, [self.whole[label].spec for label in labels])
+        return tuple(replace(own, label=label) for label, own in zip(labels, rates, strict=True))
 
     def _keep(self, whole: Whole) -> str:
         server = open_server(whole.spec, self.pool.asked.table)
