@@ -148,7 +148,7 @@ def test_limits_need_arrivals_and_a_rate_gives_them() -> None:
 
 
 def test_the_highest_rates_are_named_where_asked_for() -> None:
-    asked = ("recommend", *TRACE, "-e", "vllm", "-e", "vllm-fp8", "--tpot-p99", "20ms")
+    asked = ("recommend", *TRACE, "-e", "vllm", "-e", "vllm-fp8", "--tpot-p99", "500ms")
     assert "requests/s" not in run(*asked)
     assert "vllm-fp8 holds " in run(*asked, "--capacity")
     assert "Replicas by hour" not in run(*asked, "--capacity")
