@@ -178,8 +178,9 @@ def line_chart(
     line_title: str | None = None,
     *,
     is_share: bool = False,
+    fewest: int = FEWEST_ON_LINE,
 ) -> Any:
-    """Marks with intervals along ``x``, joined by a line for each series and ``line``.
+    """Marks with intervals along ``x``, joined by a line for each series and ``line`` of at least `fewest`.
 
     Axes are logarithmic; with `is_share` the y axis is linear, in percent. A mark at infinity is a dashed level.
     """
@@ -202,7 +203,7 @@ def line_chart(
     mean = altair.Y("mean(value):Q", title=y_title, scale=y_scale, axis=y_axis)
     joined = (
         base.transform_joinaggregate(values_on_line="distinct(x)", groupby=["series", "line"])
-        .transform_filter(f"datum.values_on_line >= {FEWEST_ON_LINE}")
+        .transform_filter(f"datum.values_on_line >= {fewest}")
         .mark_line(strokeWidth=1.75)
         .encode(y=mean, strokeDash=_dashes(marks, line_title))
     )
