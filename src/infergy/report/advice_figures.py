@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from infergy.estimates.recommendation import Configuration, Recommendation
 from infergy.report.charts import (
     COLOURS,
     ENERGY_TITLE,
+    INK,
     UNKNOWN,
     WIDTH,
     Figure,
@@ -47,7 +48,7 @@ def draw_advice(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
             note = (
                 "Lines join the Pareto set of each number of GPUs: no other takes less energy, time and GPUs at once."
             )
-            chart = line_chart(pareto, PARETO_HEAD, "E2E p99, s", "energy of the trace, J", fewest=2)
+            chart = line_chart(pareto, PARETO_HEAD, "E2E p99, s", "energy of the trace, J", fewest=2) + _names(pareto)
             title = f"{trace}: energy of {of} over latency"
             yield make_figure(f"advice-latency-{number}", title, note, PARETO_HEAD, pareto, chart)
         if rates := [*_rate_marks(ranking)]:
@@ -72,11 +73,20 @@ def _pareto_marks(ranking: Recommendation) -> Iterator[Mark]:
         yield Mark(
             series=count_of(gpus, "GPU"),
             value=run.energy_j,
-            interval=(run.low_j, run.high_j),
+            interval=(run.low_j, run.high_j) if is_best else None,
             cells=(one.label, str(gpus), format_si(run.energy_j, "J"), format_latency(e2e_s.p99), is_in),
             # A line of its own is none.
             where={"x": _rounded(e2e_s.p99), "line": "" if is_best else str(number)},
         )
+
+
+def _names(marks: Iterable[Mark]) -> Any:
+    """Configurations in words, above their marks."""
+    import altair
+
+    values = [{"x": mark.where["x"], "value": mark.value, "name": mark.cells[0]} for mark in marks]
+    words = inline(values).mark_text(dy=-12, color=INK, fontSize=11)
+    return words.encode(x=altair.X("x:Q"), y=altair.Y("value:Q"), text="name:N")
 
 
 def _rate_marks(ranking: Recommendation) -> Iterator[Mark]:
@@ -127,7 +137,12 @@ def draw_timelines(timelines: Mapping[str, Timeline]) -> Any:
     colours = altair.Scale(domain=names, range=[*COLOURS[: len(names)]])
     lines = inline(values).mark_line(interpolate="step-after", strokeWidth=1.25)
     lines = lines.encode(
-        x=altair.X("time:Q", title="seconds after the first arrival", scale=altair.Scale(nice=False)),
+        x=altair.X(
+            "time:Q",
+            title="seconds after the first arrival",
+            scale=altair.Scale(nice=False),
+            axis=altair.Axis(tickCount=8),
+        ),
         color=altair.Color("series:N", sort=names, scale=colours, title=None),
         tooltip=[
             altair.Tooltip("series:N"),
@@ -179,7 +194,7 @@ def _advice_mark(evidence: Evidence, configuration: Configuration, present: str)
         " ".join(configuration.command),
     )
     return Mark(
-        series=configuration.estimate.engine,
+        series=configuration.estimate.engine.partition("-")[0],
         value=run.energy_j,
         interval=interval,
         cells=cells,

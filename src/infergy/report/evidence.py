@@ -20,7 +20,6 @@ from infergy.records import ENGINES, FP8
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.store import SHIPPED_ROWS, read_store, shipped_rows
 from infergy.report.points import Point, failures_of, group_by, points_of
-from infergy.serving.config import EngineOptions
 from infergy.serving.timeline import BINS, Timeline
 from infergy.workload.requests import Sample
 
@@ -130,15 +129,14 @@ def _with_estimates(evidence: Evidence, samples: Mapping[str, Sample], table: Ta
 
 def _candidates(present: ServerSpec, table: Table) -> Iterator[ServerSpec]:
     """A few for a page: `infergy recommend` searches more."""
-    yield ServerSpec(engine="transformers", model=present.model, gpu=present.gpu)
-    yield replace(present, options=EngineOptions(max_num_seqs=16))
-    formats = ("", f"-{FP8}") if FP8 in get_gpu(present.gpu).peak_flops else ("",)
-    for parts in ("", "-eager", "-tp2"):
-        for name in formats:
-            spec = replace(present, engine=f"vllm{parts}{name}")
-            with suppress(UsageError):
-                open_server(spec, table)
-                yield spec
+    engines = ["transformers", "vllm-eager"]
+    has_fp8 = FP8 in get_gpu(present.gpu).peak_flops
+    engines += [f"vllm-{FP8}", f"vllm-eager-{FP8}", f"vllm-{FP8}-tp2"] if has_fp8 else ["vllm-tp2"]
+    for spec in (replace(present, engine=engine) for engine in engines):
+        # A model may not be divisible by two.
+        with suppress(UsageError):
+            open_server(spec, table)
+            yield spec
 
 
 def _timelines(sample: Sample, ranking: Recommendation, model: str, table: Table) -> dict[str, Timeline]:
