@@ -81,11 +81,11 @@ def _pareto_marks(ranking: Recommendation) -> Iterator[Mark]:
 
 
 def _names(marks: Iterable[Mark]) -> Any:
-    """Configurations in words, above their marks."""
+    """Configurations in words, next to their marks."""
     import altair
 
     values = [{"x": mark.where["x"], "value": mark.value, "name": mark.cells[0]} for mark in marks]
-    words = inline(values).mark_text(dy=-12, color=INK, fontSize=11)
+    words = inline(values).mark_text(align="left", dx=8, dy=-8, color=INK, fontSize=11)
     return words.encode(x=altair.X("x:Q"), y=altair.Y("value:Q"), text="name:N")
 
 
