@@ -105,6 +105,7 @@ class _Search:
         self.pool, self.present, self.keep_outputs = pool, present, keep_outputs
         self.whole: dict[str, Whole] = {}
         self.servers: dict[str, OpenServer] = {}
+        self.savings: dict[tuple[str, str], Saving] = {}
         self.reasons: dict[str, str] = {}
         self.screened: list[Screened] = []
         self.pruned = self.equal = 0
@@ -271,11 +272,12 @@ class _Search:
         return tuple(breaks)
 
     def _saving(self, label: str, other: str) -> Saving:
-        own, base = self.whole[label], self.whole[other]
-        ratio = own.estimate.run.energy_j / base.estimate.run.energy_j
-        if own is base:
-            return Saving.of(1.0, 0.0)
-        return Saving.of(ratio, log_ratio_sd(own.costed(self.servers[label]), base.costed(self.servers[other])))
+        if (label, other) not in self.savings:
+            own, base = self.whole[label], self.whole[other]
+            ratio = own.estimate.run.energy_j / base.estimate.run.energy_j
+            costed = own.costed(self.servers[label]), base.costed(self.servers[other])
+            self.savings[label, other] = Saving.of(ratio, 0.0 if own is base else log_ratio_sd(*costed))
+        return self.savings[label, other]
 
     def _saving_over_static(self, chosen: str) -> Saving | None:
         wanted = static_batches(self.present)
