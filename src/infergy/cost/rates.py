@@ -108,7 +108,7 @@ def server_work(
     replicated: bool = False,
     compiled: bool = True,
 ) -> ServerWork:
-    """The work of a model served in `dtype` on `gpus` GPUs; the other arguments as in the classes above.
+    """The work of a model served in `dtype` on `gpus` GPUs; the rest as in the classes above.
 
     Raises:
         UsageError: `dtype` is not known.
@@ -380,8 +380,7 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
     expert_layers = 0.0 if work.experts is None else work.experts.layers
     # Activations are quantised only to compute in fp8.
     is_fp8 = _is_in_fp8(work, gpu)
-    narrow_s = c["fp8_layer_s"] if is_fp8 else 0.0
-    narrow_s = c["mxfp4_layer_s"] if work.dtype == "mxfp4" else narrow_s
+    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype == "mxfp4" else 0.0
     launch = work.layers * (c["layer_s"] + narrow_s)
     launch = launch + expert_layers * c["expert_layer_s"] + work.attention.state_layers * c["state_layer_s"]
     exchange: Any = 0.0
