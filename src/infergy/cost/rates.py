@@ -274,11 +274,11 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         server: Whether an API server hands out each token as it comes.
     """
     c = constants
-    base_peak, tdp_w = gpu.dense_flops("bfloat16") * work.gpus, gpu.tdp_w * work.gpus
+    tdp_w = gpu.tdp_w * work.gpus
     matmul_s, matmul_j = _matmul_rates(work, gpu, c)
     traffic = c.get("cache_traffic", 1.0)
     cache_s = 1.0 / (c["cache_efficiency"] * gpu.memory_bandwidth * work.gpus)
-    pair_s = 1.0 / (c["attention_efficiency"] * base_peak)
+    pair_s = 1.0 / (c["attention_efficiency"] * gpu.dense_flops("bfloat16") * work.gpus)
     pair_j = _flop_j(gpu, c) * c["attention_energy"]
     return Rates(
         matmul_s=matmul_s,
