@@ -188,7 +188,9 @@ def _print(found: Recommendation, command: TypedServer | None, *, replay: str, e
     rejects = rejected_notes({one.label: one.estimate.run for one in found.configurations})
     both = (found.of(label) for label in dict.fromkeys((found.present, found.recommended)) if label is not None)
     print_footprints([(one.label, one.estimate.footprint) for one in both if one.estimate.footprint is not None])
-    notes = () if command is None else command.notes
+    notes = [] if command is None else [*command.notes]
+    changed = sorted({one.changes_outputs for one in found.configurations if one.changes_outputs is not None})
+    notes += [f"{', '.join(changed)} changes the model's answers: --keep-outputs leaves it out"] if changed else []
     print_notes((*notes, *found.notes, *trace_notes(found.trace), *rejects))
     if explain:
         searched = found.searched
@@ -286,7 +288,6 @@ def _remarks(one: Configuration, found: Recommendation) -> str:
     over = [limit_name(name) for name in one.breaks if name not in BROKEN]
     remarks = [f"over {', '.join(over)}"] if over else []
     remarks += [BROKEN[name] for name in one.breaks if name in BROKEN]
-    remarks += [f"outputs of {one.estimate.precision}"] if one.changes_outputs else []
     remarks += [] if one.label == found.present or one.saving.is_significant else ["no significant difference"]
     remarks += [] if one.estimate.run.measured_share else ["not measured"]
     return "; ".join(remarks)

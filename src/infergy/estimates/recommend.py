@@ -42,7 +42,7 @@ from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open
 from infergy.estimates.vllm_command import command_of, label_of
 from infergy.workload.requests import AT_ONCE, Sample
 
-GROUPS, ROUNDS = 6, 4
+GROUPS, ROUNDS = 4, 4
 """Layouts that are simulated whole at a time, and how often at most where none of them keeps the limits."""
 NEAR = 1.3
 """Windows err on percentiles: so far over a limit a configuration may still keep it."""
@@ -108,6 +108,7 @@ class _Search:
         self.pool, self.present, self.keep_outputs = pool, present, keep_outputs
         self.whole: dict[str, Whole] = {}
         self.servers: dict[str, OpenServer] = {}
+        self.savings: dict[tuple[str, str], Saving] = {}
         self.reasons: dict[str, str] = {}
         self.screened: list[Screened] = []
         self.pruned = self.equal = 0
@@ -123,14 +124,14 @@ class _Search:
         found = [*self._afford(layouts(self.present, space, shares_prefixes=shares))]
         self._screen([self.present, *found])
         self._vary()
-        self.serve([static_batches(self.present)])
         waiting = self._by_layout()
+        chosen = [static_batches(self.present), *(one.spec for one in self._pareto_of_windows())]
         for _ in range(ROUNDS):
-            self.serve([one.spec for group in waiting[:GROUPS] for one in group[:2]])
+            self.serve([*chosen, *(one.spec for group in waiting[:GROUPS] for one in group[:2])])
+            chosen = []
             del waiting[:GROUPS]
             if not waiting or any(not self._breaks(whole) for whole in self.whole.values()):
                 break
-        self.serve(one.spec for one in self._pareto_of_windows())
 
     def serve(self, specs: Iterable[ServerSpec], *, is_strict: bool = False) -> None:
         """Serve configurations whole that are not known yet; with `is_strict` one that cannot serve is an error."""
@@ -280,11 +281,12 @@ class _Search:
         return tuple(breaks)
 
     def _saving(self, label: str, other: str) -> Saving:
-        own, base = self.whole[label], self.whole[other]
-        ratio = own.estimate.run.energy_j / base.estimate.run.energy_j
-        if own is base:
-            return Saving.of(1.0, 0.0)
-        return Saving.of(ratio, log_ratio_sd(own.costed(self.servers[label]), base.costed(self.servers[other])))
+        if (label, other) not in self.savings:
+            own, base = self.whole[label], self.whole[other]
+            ratio = own.estimate.run.energy_j / base.estimate.run.energy_j
+            costed = own.costed(self.servers[label]), base.costed(self.servers[other])
+            self.savings[label, other] = Saving.of(ratio, 0.0 if own is base else log_ratio_sd(*costed))
+        return self.savings[label, other]
 
     def _saving_over_static(self, chosen: str) -> Saving | None:
         wanted = static_batches(self.present)
