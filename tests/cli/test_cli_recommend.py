@@ -162,10 +162,9 @@ def test_hours_with_equal_replicas_are_joined(capsys: pytest.CaptureFixture[str]
     schedule = Schedule(
         hours=hours, replicas=2, energy_j=5e6, loading_j=0.0, constant_j=8e6, load_s=47.0, notes=("a note",)
     )
-    of_label = {"binds": ("tpot_p99_s", "overload"), "curve": (), "rate_per_s": 7.0}
-    print_capacity(
-        [Capacity(label="vllm", reason="ttft p99"), Capacity(label="fp8", schedule=schedule, **of_label)], "fp8"
-    )
+    broken = Capacity(label="vllm", reason="ttft p99")
+    capable = Capacity(label="fp8", rate_per_s=7.0, binds=("tpot_p99_s", "overload"), schedule=schedule)
+    print_capacity([broken, capable], "fp8")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "vllm: no rate within the limits: ttft p99"
     assert lines[1] == "fp8 holds up to 7.00 requests/s within the limits; above, TPOT p99 is over and its queue grows"
