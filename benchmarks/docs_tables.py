@@ -29,7 +29,7 @@ COMMANDS = (
     ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
     ("footprint.md", f"infergy estimate azure-conv-2023 {SITE}"),
     ("next.md", "infergy next azure-code-2023 --gpu a100-80gb-sxm --model qwen3-32b --engine vllm-tp2"),
-    ("recommend.md", "infergy recommend azure-conv-2023 --tpot-p99 20ms --keep-outputs"),
+    ("recommend.md", "infergy recommend azure-conv-2023 --ttft-p99 1s --tpot-p99 50ms"),
     ("waterfall.md", "infergy breakdown azure-conv-2023"),
     ("replay.md", "infergy replay azure-conv-2023 --from 10m --for 75s --speed 3"),
 )
@@ -50,6 +50,9 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("replay.md", "repeats"): replays["repeats_table"](runs),
         ("replay.md", "second round"): replays["round_table"](2),
         ("replay.md", "third round"): replays["round_table"](3),
+        ("replay.md", "fourth round"): replays["round_table"](4),
+        ("replay.md", "savings"): replays["savings_table"](4),
+        ("../README.md", "savings"): replays["savings_table"](4),
         ("replay.md", "third intake"): replays["intake_table"](replays["load"](3)),
         **{(page, command): output_of(command) for page, command in COMMANDS},
         ("replay.md", "intake"): replays["intake_table"](runs),

@@ -19,8 +19,15 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "replay", "serving")]
 PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
-OF_BENCHMARKS = {"--again", "--million", "--write"}
-OF_VLLM = {"--request-rate", "--burstiness", "--enforce-eager", "--data-parallel-size", "--mamba-ssm-cache-dtype"}
+OF_BENCHMARKS = {"--exhaustive", "--again", "--million", "--write"}
+OF_VLLM = {
+    "--quantization",
+    "--request-rate",
+    "--burstiness",
+    "--enforce-eager",
+    "--data-parallel-size",
+    "--mamba-ssm-cache-dtype",
+}
 OF_RAY = {"--head", "--address", "--resources"}
 # The scoreboard has a command line of its own.
 PAGES_OF_OPTIONS = sorted({*PAGES, *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "scoreboard.md"})

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
+from infergy.cli.capacity import print_capacity
 from infergy.errors import UsageError
+from infergy.estimates.capacity import Capacity, Hour, Schedule
 
 runner = CliRunner()
 TRACE = ("azure-code-2023", "--requests", "60")
@@ -155,3 +157,31 @@ def test_limits_need_arrivals_and_a_rate_gives_them() -> None:
     assert isinstance(done.exception, UsageError)
     assert done.exception.code == "no-arrivals"
     assert "Recommended: " in run(*asked, "--rate", "5")
+
+
+def test_the_highest_rates_are_named_where_asked_for() -> None:
+    asked = ("recommend", *TRACE, "-e", "vllm", "-e", "vllm-fp8", "--tpot-p99", "500ms")
+    assert "requests/s" not in run(*asked)
+    assert "vllm-fp8 holds " in run(*asked, "--capacity")
+    assert "Replicas by hour" not in run(*asked, "--capacity")
+
+
+def test_hours_with_equal_replicas_are_joined(capsys: pytest.CaptureFixture[str]) -> None:
+    hours = tuple(
+        Hour(start_s=3600.0 * k, rate_per_s=rate, replicas=count, energy_j=1e6 * count, constant_j=2e6)
+        for k, (rate, count) in enumerate(((5.0, 2), (6.0, 2), (0.0, 0), (1.0, 1)))
+    )
+    schedule = Schedule(
+        hours=hours, replicas=2, energy_j=5e6, loading_j=0.0, constant_j=8e6, load_s=47.0, notes=("a note",)
+    )
+    broken = Capacity(label="vllm", reason="ttft p99")
+    capable = Capacity(label="fp8", rate_per_s=7.0, binds=("tpot_p99_s", "overload"), schedule=schedule)
+    print_capacity([broken, capable], "fp8")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "vllm: no rate within the limits: ttft p99"
+    assert lines[1] == "fp8 holds up to 7.00 requests/s within the limits; above, TPOT p99 is over and its queue grows"
+    assert lines[2] == "Replicas by hour: 5.00 MJ, 8.00 MJ with 2 all the time: 37.5 % saved"
+    rows = [line.split() for line in lines if " .. " in line]
+    assert [row[:3] for row in rows] == [["0", "..", "2"], ["2", "..", "3"], ["3", "..", "4"]]
+    assert rows[0][3:] == ["5.00", "..", "6.00", "2", "4.00", "MJ"]
+    assert "- a note" in lines

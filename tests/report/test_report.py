@@ -136,12 +136,31 @@ def test_few_batches_stand_below_each_other_and_no_line_joins_two(tmp_path: Path
 def test_the_page_ends_in_advice_for_each_trace_and_what_to_type(paper: Report) -> None:
     section = paper.sections[-1]
     assert section.study.name == "advice"
-    assert [figure.title.split(":")[0] for figure in section.figures] == ["azure-code-2023", "azure-conv-2023"]
-    for figure in section.figures:
+    ranked = [figure for figure in section.figures if re.fullmatch(r"advice-\d", figure.name)]
+    assert [figure.title.split(":")[0] for figure in ranked] == ["azure-code-2023", "azure-conv-2023"]
+    for figure in ranked:
         chosen = next(row for row in figure.table if figure.note.startswith(f"Recommended: {row[0]}."))
         assert chosen[-1] in figure.note
         assert "vllm serve MODEL" in chosen[-1]
         assert {"vllm", "transformers"} <= {row[0] for row in figure.table}
+
+
+def test_advice_is_drawn_over_latency_rate_and_time(paper: Report) -> None:
+    figures = {figure.name: figure for figure in paper.sections[-1].figures}
+    latency, rate, time = (figures[f"advice-{kind}-2"] for kind in ("latency", "rate", "time"))
+    best = [row for row in latency.table if row[-1] == "yes"]
+    assert {row[1] for row in latency.table} == {"1", "2"}
+    assert "transformers" not in {row[0] for row in latency.table}  # it cannot keep up
+    energies = [value["value"] for value in _inline(latency.spec) if value.get("cell4") == "yes"]
+    assert len(best) == len(energies) >= 3
+    curves = {label: [row for row in rate.table if row[0] == label] for label in {row[0] for row in rate.table}}
+    assert len(curves) == 2
+    for rows in curves.values():
+        assert float(rows[0][2]) > float(rows[-1][2])
+        assert (rows[0][-1], rows[-1][-1]) == ("yes", "no")
+    assert {row[0] for row in time.table} == set(curves)
+    panels = time.spec["vconcat"]
+    assert [panel["encoding"]["y"]["field"] for panel in panels] == ["power", "batch"]
 
 
 def test_where_ours_goes_the_other_way_it_is_a_finding_and_no_ratio(paper: Report) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from infergy.errors import UsageError
 from infergy.workload import Sample, open_trace
 from infergy.workload.formats import Columns
-from infergy.workload.requests import PrefixBlocks, Requests
-from infergy.workload.sampling import divide, draw_slots, join_requests, sample_histogram
+from infergy.workload.requests import PrefixBlocks, Requests, join_requests
+from infergy.workload.sampling import divide, draw_slots, sample_histogram
 from raising import raises
 
 Z_90 = 1.6449

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from infergy.cli.capacity import limit_name, print_capacity
 from infergy.cli.footprint import FootprintSelection, print_footprints
 from infergy.cli.options import (
     ExplainOption,
@@ -60,6 +61,9 @@ def recommend(
     gpus: str | None = option("GPUs that may serve: 2, 1..4 or 1,2,4 [default: 1 to twice the present]"),
     present: str | None = option('What runs now: "vllm serve MODEL --max-num-seqs 256"', metavar="COMMAND"),
     keep_outputs: bool = flag("Leave out what changes the model's answers: another precision", "--keep-outputs"),
+    capacity: bool = flag(
+        "Also the highest rates within the limits, and the replicas that each hour needs", "--capacity"
+    ),
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -109,6 +113,7 @@ def recommend(
             space=Space.around(now, **changes),
             keep_outputs=keep_outputs,
             site=site,
+            capacity=capacity,
             processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             progress=progress,
         )
@@ -176,7 +181,7 @@ def _replay_of(found: Recommendation, source: str, context: typer.Context) -> st
 def _print(found: Recommendation, command: TypedServer | None, *, replay: str, explain: bool) -> None:
     present = found.of(found.present)
     typer.echo(f"{title_of(found.trace, present.estimate)}; {present.estimate.model}")
-    limits = ", ".join(f"{_name(name)} {format_latency(limit_s)}" for name, limit_s in found.limits.given())
+    limits = ", ".join(f"{limit_name(name)} {format_latency(limit_s)}" for name, limit_s in found.limits.given())
     typer.echo(f"Limits: {limits or 'none on latency'}")
     typer.echo(f"Present: {found.present}, {_gpus(present)}: {_energy(present)}")
     for line in _answer(found, command, replay):
@@ -184,10 +189,13 @@ def _print(found: Recommendation, command: TypedServer | None, *, replay: str, e
     heads = ("Configuration", "GPUs", "Energy", "Saves (90 %)", "TTFT p99", "TPOT p99", "")
     shown = found.configurations if explain else _shown(found)
     print_table(heads, (_row(one, found) for one in shown))
+    print_capacity(found.capacity, found.recommended)
     rejects = rejected_notes({one.label: one.estimate.run for one in found.configurations})
     both = (found.of(label) for label in dict.fromkeys((found.present, found.recommended)) if label is not None)
     print_footprints([(one.label, one.estimate.footprint) for one in both if one.estimate.footprint is not None])
-    notes = () if command is None else command.notes
+    notes = [] if command is None else [*command.notes]
+    changed = sorted({one.changes_outputs for one in found.configurations if one.changes_outputs is not None})
+    notes += [f"{', '.join(changed)} changes the model's answers: --keep-outputs leaves it out"] if changed else []
     print_notes((*notes, *found.notes, *trace_notes(found.trace), *rejects))
     if explain:
         searched = found.searched
@@ -269,27 +277,20 @@ def _saving(saving: Saving) -> str:
     return f"{format_percent(saving.share)} ({low} .. {high})"
 
 
-def _name(limit: str) -> str:
-    """``ttft_p99_s`` as ``TTFT p99``."""
-    kind, percentile, _ = limit.split("_")
-    return f"{kind.upper()} {percentile}"
-
-
 def _broken(one: Configuration) -> str:
     """What it breaks, with the figures."""
     words = []
     for name in one.breaks:
         kind, _, percentile = name.removesuffix("_s").partition("_")
         time = getattr(one.estimate.run.latency, f"{kind}_s", None)
-        words.append(BROKEN.get(name) or f"{_name(name)} is {format_latency(getattr(time, percentile))}")
+        words.append(BROKEN.get(name) or f"{limit_name(name)} is {format_latency(getattr(time, percentile))}")
     return ", ".join(words)
 
 
 def _remarks(one: Configuration, found: Recommendation) -> str:
-    over = [_name(name) for name in one.breaks if name not in BROKEN]
+    over = [limit_name(name) for name in one.breaks if name not in BROKEN]
     remarks = [f"over {', '.join(over)}"] if over else []
     remarks += [BROKEN[name] for name in one.breaks if name in BROKEN]
-    remarks += [f"outputs of {one.estimate.precision}"] if one.changes_outputs else []
     remarks += [] if one.label == found.present or one.saving.is_significant else ["no significant difference"]
     remarks += [] if one.estimate.run.measured_share else ["not measured"]
     return "; ".join(remarks)

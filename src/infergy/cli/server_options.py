@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from infergy.cli.options import OPTION, AllowSimulatedOption, option
+from infergy.cli.options import OPTION, AllowSimulatedOption, flag, option
 from infergy.errors import DataError, UsageError
 from infergy.files import read_toml
 
@@ -46,6 +46,7 @@ class ServerSelection(ServerKind):
 
     max_num_seqs: int | None = option("Requests at once; of transformers, of a batch [default: 32]", min=1)
     max_num_batched_tokens: int | None = option("Tokens of a step", min=1)
+    enforce_eager: bool = flag("No CUDA graphs, as -e vllm-eager", "--enforce-eager")
     max_model_len: int | None = option("Longest request, prompt and answer", min=1)
     gpu_memory_utilization: float | None = option("Share of the GPU's memory [default: 0.92]")
     enable_prefix_caching: bool | None = option(

@@ -17,6 +17,7 @@ MEMORY = "1.05e-10 to 1.35e-10 on H100, H200 and B200 alike, whatever their TDP:
 VOLTAGE = "energy of a switch grows with the voltage squared, which falls with the clock; H200 replays (docs/replay.md)"
 OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
+ONE_REPLAY = "TPOT of one replay of Llama-3.1-8B by vLLM 0.25 on an H200 (docs/replay.md)"
 
 ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
 """Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
@@ -77,6 +78,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("fp8_bytes", 1.2, 0.3, "factor on the time of reading fp8 weights over their bytes"),
     _constant("fp8_flops", 1.2, 0.3, "factor on the time of fp8 matmuls over their FLOPs"),
     _constant("fp8_layer_s", 10e-6, 0.7, "s more for a layer in fp8: activations are quantised"),
+    _constant("fp8_eager", 1.8, 0.2, "factor on eager_layer_s in fp8: the host launches more kernels", ONE_REPLAY),
     _constant("block_bytes", 1.5, 0.5, "factor on reading fp8 experts scaled in blocks"),
     _constant("block_flops", 1.3, 0.4, "factor on fp8 matmuls scaled in blocks over other fp8"),
     _constant("mxfp4_bytes", 1.2, 0.3, "factor on the time of reading mxfp4 over its bytes"),

@@ -123,7 +123,7 @@ class _Problem:
             self._narrow(prior)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, row in enumerate(rows):
-            groups.setdefault((row.work, row.gpu.name, row.server), []).append(index)
+            groups.setdefault((row.work, row.work.compiled, row.gpu.name, row.server), []).append(index)
         self.groups = list(groups.values())
         self.concerned: dict[int, tuple[str, ...]] = {}
         energy_j, seconds, sd = np.array([(row.energy_j, row.seconds or np.nan, row.energy_sd) for row in rows]).T
@@ -283,7 +283,7 @@ def fit_row(entry: TableEntry) -> FitRow:
     """An entry of a table as a row of a fit."""
     by = entry.served_by
     return FitRow(
-        work=server_work(get_model(by.model), dtype=by.dtype, gpus=by.gpus),
+        work=server_work(get_model(by.model), dtype=by.dtype, gpus=by.gpus, compiled=by.has_graphs),
         gpu=get_gpu(by.gpu),
         server=by.is_api,
         steps=entry.steps,

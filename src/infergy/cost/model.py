@@ -56,7 +56,7 @@ class Server:
         cls, by: ServedBy, shape: ModelShape, gpu: Gpu, idle_w: float, errors: tuple[float, float] | None = None
     ) -> Server:
         """The server of a measured cell, or of one that could be."""
-        work = server_work(shape, dtype=by.dtype, gpus=by.gpus)
+        work = server_work(shape, dtype=by.dtype, gpus=by.gpus, compiled=by.has_graphs)
         return cls(engine=by.engine, model=by.model, work=work, gpu=gpu, idle_w=idle_w, is_api=by.is_api, errors=errors)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ class ServerWork:
         layers: Layers of all kinds.
         experts: None for a dense model.
         replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
+        compiled: Whether kernels of a layer are fused by the compiler; no part of what two servers have in common.
     """
 
     dtype: str
@@ -95,6 +96,7 @@ class ServerWork:
     vocabulary: int = 0
     experts: ExpertWork | None = None
     replicated: bool = False
+    compiled: bool = field(default=True, compare=False)
 
 
 def server_work(
@@ -104,8 +106,9 @@ def server_work(
     gpus: int = 1,
     dispatched: bool = False,
     replicated: bool = False,
+    compiled: bool = True,
 ) -> ServerWork:
-    """The work of a model served in `dtype` on `gpus` GPUs; `dispatched` and `replicated` as in the classes above.
+    """The work of a model served in `dtype` on `gpus` GPUs; the rest as in the classes above.
 
     Raises:
         UsageError: `dtype` is not known.
@@ -126,6 +129,7 @@ def server_work(
         attention=_attention(shape, dtype, 1 if replicated else gpus),
         experts=_experts(shape, dtype, gpus, dispatched=dispatched),
         replicated=replicated,
+        compiled=compiled,
     )
 
 
@@ -270,11 +274,11 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         server: Whether an API server hands out each token as it comes.
     """
     c = constants
-    base_peak, tdp_w = gpu.dense_flops("bfloat16") * work.gpus, gpu.tdp_w * work.gpus
+    tdp_w = gpu.tdp_w * work.gpus
     matmul_s, matmul_j = _matmul_rates(work, gpu, c)
     traffic = c.get("cache_traffic", 1.0)
     cache_s = 1.0 / (c["cache_efficiency"] * gpu.memory_bandwidth * work.gpus)
-    pair_s = 1.0 / (c["attention_efficiency"] * base_peak)
+    pair_s = 1.0 / (c["attention_efficiency"] * gpu.dense_flops("bfloat16") * work.gpus)
     pair_j = _flop_j(gpu, c) * c["attention_energy"]
     return Rates(
         matmul_s=matmul_s,
@@ -375,8 +379,8 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
 def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
     # Activations are quantised only to compute in fp8.
-    narrow_s = c["fp8_layer_s"] if _is_in_fp8(work, gpu) else 0.0
-    narrow_s = c["mxfp4_layer_s"] if work.dtype == "mxfp4" else narrow_s
+    is_fp8 = _is_in_fp8(work, gpu)
+    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype == "mxfp4" else 0.0
     launch = work.layers * (c["layer_s"] + narrow_s)
     launch = launch + expert_layers * c["expert_layer_s"] + work.attention.state_layers * c["state_layer_s"]
     exchange: Any = 0.0
@@ -388,7 +392,7 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
     return HostRates(
         launch=launch,
         exchange=exchange,
-        eager=work.layers * c["eager_layer_s"],
+        eager=work.layers * c["eager_layer_s"] * (c["fp8_eager"] if is_fp8 and not work.compiled else 1.0),
         piecewise=work.layers * c["piecewise_layer_s"],
         mixed=work.layers * c["mixed_layer_s"],
         step=c["step_s"] + (c["server_step_s"] if server else 0.0),

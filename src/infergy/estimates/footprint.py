@@ -129,20 +129,13 @@ def footprint_of(
         hours: When the energy was drawn; None if unknown, or for the mean intensity.
         lasts: Whether the load can go on for a month.
     """
-    intensity = site.intensity
-    of_day = None if intensity is None else intensity.hourly_g_per_kwh
-    run_g_per_kwh = None if intensity is None else intensity.mean_g_per_kwh
-    used = None if intensity is None else CONSTANT if intensity.source is None else MEAN
     site_j = site.energy_j(energy_j, gpus * duration_s)
-    if of_day is not None and hours is not None and site_j > 0:
-        pairs = zip(hours.energy_j, hours.duration_s, of_day, strict=True)
-        run_g_per_kwh = sum(site.energy_j(gpu_j, gpus * time_s) * grams for gpu_j, time_s, grams in pairs) / site_j
-        used = BY_HOUR
+    run_g_per_kwh, used = _intensity_of(site, site_j, gpus, hours)
     run = _amount(site, site_j, run_g_per_kwh)
     is_daily = used != BY_HOUR or duration_s >= DAY_S
     month = None
     if lasts and duration_s > 0:
-        grams = run_g_per_kwh if is_daily or intensity is None else intensity.mean_g_per_kwh
+        grams, _ = (run_g_per_kwh, used) if is_daily else _intensity_of(site, site_j, gpus, None)
         month = _amount(site, site_j * DAYS_OF_MONTH * DAY_S / duration_s, grams)
     return Footprint(
         site=site,
@@ -152,6 +145,18 @@ def footprint_of(
         run_intensity=used,
         month_intensity=None if month is None else used if is_daily else MEAN,
     )
+
+
+def _intensity_of(site: Site, site_j: float, gpus: int, hours: HourlyLoad | None) -> tuple[float | None, str | None]:
+    """Grams per kWh of a run, and how the hours of a file were used; None without an intensity."""
+    intensity = site.intensity
+    if intensity is None:
+        return None, None
+    if intensity.hourly_g_per_kwh is None or hours is None or not site_j > 0:
+        return intensity.mean_g_per_kwh, CONSTANT if intensity.source is None else MEAN
+    pairs = zip(hours.energy_j, hours.duration_s, intensity.hourly_g_per_kwh, strict=True)
+    grams = sum(site.energy_j(gpu_j, gpus * time_s) * g_per_kwh for gpu_j, time_s, g_per_kwh in pairs)
+    return grams / site_j, BY_HOUR
 
 
 def _amount(site: Site, site_j: float, g_per_kwh: float | None) -> Amount:

@@ -9,6 +9,9 @@ from infergy.errors import UsageError
 from infergy.estimates.latency import LatencyParts
 from infergy.serving.run import Latency
 
+REJECTS, OVERLOADED = "rejected_requests", "overload"
+"""What counts as a broken limit too: rejecting more than another, not keeping up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from infergy.cost.model import log_ratio_sd
@@ -26,12 +27,11 @@ from infergy.estimates.candidates import (
     steps_between,
     variations,
 )
+from infergy.estimates.capacity import Capacity, serve_rates
 from infergy.estimates.estimate import facts_of, sample_of
 from infergy.estimates.footprint import Site
-from infergy.estimates.limits import Limits
+from infergy.estimates.limits import OVERLOADED, REJECTS, Limits
 from infergy.estimates.recommendation import (
-    OVERLOADED,
-    REJECTS,
     Configuration,
     Recommendation,
     Saving,
@@ -45,7 +45,7 @@ from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open
 from infergy.estimates.vllm_command import command_of, label_of
 from infergy.workload.requests import AT_ONCE
 
-GROUPS, ROUNDS = 6, 4
+GROUPS, ROUNDS = 4, 4
 """Layouts that are simulated whole at a time, and how often at most."""
 NEAR = 1.3
 """Windows err on percentiles: so far over a limit one may still keep it, unless another of its layout did not."""
@@ -65,6 +65,7 @@ def recommend(
     space: Space | None = None,
     keep_outputs: bool = False,
     site: Site | None = None,
+    capacity: bool = False,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Recommendation:
@@ -79,6 +80,7 @@ def recommend(
         space: What may be changed; None: `Space.around` the present configuration.
         keep_outputs: Leave out another precision, which changes answers.
         site: Where the GPUs stand, for money and carbon of each configuration.
+        capacity: Also search for the highest rates that are served within the limits, and for replicas by hour.
         processes: That simulate (`Pool`).
         progress: Called with the number of simulations done and known so far.
 
@@ -98,7 +100,8 @@ def recommend(
             search.serve(candidates, is_strict=True)
         else:
             search.run(space or Space.around(present, keep_outputs=keep_outputs))
-        return search.conclude(is_search=candidates is None)
+        found = search.conclude(is_search=candidates is None)
+        return replace(found, capacity=search.capacities(found)) if capacity else found
 
 
 class _Search:
@@ -108,6 +111,7 @@ class _Search:
         self.pool, self.present, self.keep_outputs = pool, present, keep_outputs
         self.whole: dict[str, Whole] = {}
         self.servers: dict[str, OpenServer] = {}
+        self.savings: dict[tuple[str, str], Saving] = {}
         self.reasons: dict[str, str] = {}
         self.screened: list[Screened] = []
         self.layouts: set[ServerSpec] = set()
@@ -126,16 +130,17 @@ class _Search:
         found = [*self._afford(layouts(self.present, space, shares_prefixes=shares))]
         self.layouts.update(found)
         self._screen([self.present, *found])
-        self.serve([static_batches(self.present)])
+        self._vary()
+        first = [static_batches(self.present), *(one.spec for one in self._pareto_of_windows())]
         for _ in range(ROUNDS):
-            self._vary()
-            chosen = self._next()
+            chosen = [*first, *self._next()]
             if not chosen:
                 break
             self.tried.update(chosen)
             self.serve(chosen)
+            self._vary()
+            first = []
         self._count_unvaried()
-        self.serve(one.spec for one in self._pareto_of_windows())
 
     def serve(self, specs: Iterable[ServerSpec], *, is_strict: bool = False) -> None:
         """Serve configurations whole that are not known yet; with `is_strict` one that cannot serve is an error."""
@@ -192,6 +197,12 @@ class _Search:
             ),
             notes=tuple(notes_of(ranked, present, chosen, limits, sample)),
         )
+
+    def capacities(self, found: Recommendation) -> tuple[Capacity, ...]:
+        """Of the present and the recommended configuration."""
+        labels = [*dict.fromkeys(filter(None, (found.present, found.recommended)))]
+        rates = self.pool.map(serve_rates, [self.whole[label].spec for label in labels])
+        return tuple(replace(own, label=label) for label, own in zip(labels, rates, strict=True))
 
     def _keep(self, whole: Whole) -> str:
         server = open_server(whole.spec, self.pool.asked.table)
@@ -294,11 +305,12 @@ class _Search:
         return tuple(breaks)
 
     def _saving(self, label: str, other: str) -> Saving:
-        own, base = self.whole[label], self.whole[other]
-        ratio = own.estimate.run.energy_j / base.estimate.run.energy_j
-        if own is base:
-            return Saving.of(1.0, 0.0)
-        return Saving.of(ratio, log_ratio_sd(own.costed(self.servers[label]), base.costed(self.servers[other])))
+        if (label, other) not in self.savings:
+            own, base = self.whole[label], self.whole[other]
+            ratio = own.estimate.run.energy_j / base.estimate.run.energy_j
+            costed = own.costed(self.servers[label]), base.costed(self.servers[other])
+            self.savings[label, other] = Saving.of(ratio, 0.0 if own is base else log_ratio_sd(*costed))
+        return self.savings[label, other]
 
     def _saving_over_static(self, chosen: str) -> Saving | None:
         wanted = static_batches(self.present)

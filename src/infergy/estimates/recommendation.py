@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from infergy.errors import UsageError
+from infergy.estimates.capacity import Capacity
 from infergy.estimates.estimate import Z90, ServerEstimate, TraceFacts
 from infergy.estimates.limits import Limits
 from infergy.workload.requests import Sample
@@ -14,8 +15,6 @@ from infergy.workload.requests import Sample
 RECOMMEND_SCHEMA = "infergy.recommend/3"
 """History: 1 measured batches, their bins summed; 2 runs, served as requests arrive; 3 a search, what each change
 saves, the Pareto set."""
-
-REJECTS, OVERLOADED = "rejected_requests", "overload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +121,8 @@ class Recommendation:
         pareto: Labels of those within limits that no other betters in energy, E2E p99 and number of GPUs at once.
         static_batches: What the recommended one saves of the energy of padded static batches of transformers; None
             where those cannot serve.
+        capacity: Of the present configuration, and of the recommended one with its replicas by hour; empty where not
+            asked for.
     """
 
     trace: TraceFacts
@@ -135,6 +136,7 @@ class Recommendation:
     static_batches: Saving | None
     searched: Searched
     notes: tuple[str, ...]
+    capacity: tuple[Capacity, ...] = ()
     schema: str = RECOMMEND_SCHEMA
 
     def of(self, label: str) -> Configuration:

@@ -95,7 +95,9 @@ class Whole:
         return CostedRun(server.cost, self.steps, self.estimate.run.energy.idle_j, self.slopes)
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
+    """The question of a `Pool`."""
+
     sample: Sample
     coarse: Sample
     table: Table
@@ -103,7 +105,7 @@ class _Asked(NamedTuple):
     site: Site | None
 
 
-_ASKED: list[_Asked] = []
+_ASKED: list[Asked] = []
 """What this process simulates, if it is one of a `Pool`."""
 
 
@@ -130,7 +132,7 @@ class Pool:
         processes: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.asked = _Asked(sample, thin(sample), table, limits, site)
+        self.asked = Asked(sample, thin(sample), table, limits, site)
         self._processes, self._progress = processes, progress
         self._executor: ProcessPoolExecutor | None = None
         self.done = self.known = 0
@@ -146,16 +148,17 @@ class Pool:
 
     def screen(self, specs: Iterable[ServerSpec]) -> list[Screened | Pruned | UsageError]:
         """Each configuration by windows of the trace; the error of one that cannot be opened."""
-        return self._map(screen, list(specs), self.asked.coarse)
+        return self.map(screen, list(specs), self.asked.coarse)
 
     def serve(self, specs: Iterable[ServerSpec]) -> list[Whole | UsageError]:
         """Each configuration by the whole trace."""
-        return self._map(serve_whole, list(specs), self.asked.sample)
+        return self.map(serve_whole, list(specs))
 
-    def _map(
-        self, task: Callable[[ServerSpec, _Asked], Result], specs: Sequence[ServerSpec], sample: Sample
+    def map(
+        self, task: Callable[[ServerSpec, Asked], Result], specs: Sequence[ServerSpec], sample: Sample | None = None
     ) -> list[Result]:
-        size = sum(len(window.requests) for window in sample.windows)
+        """A task of each configuration; `sample` is what it serves, by default the whole trace."""
+        size = sum(len(window.requests) for window in (sample or self.asked.sample).windows)
         self.known += len(specs)
         if self._executor is None and self._processes > 1 and size * len(specs) > FEW:
             self._executor = ProcessPoolExecutor(
@@ -189,17 +192,17 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(asked: _Asked) -> None:
+def _begin(asked: Asked) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _ASKED.append(asked)
 
 
-def _in_process(task: Callable[[ServerSpec, _Asked], Result], spec: ServerSpec) -> Result:
+def _in_process(task: Callable[[ServerSpec, Asked], Result], spec: ServerSpec) -> Result:
     return task(spec, _ASKED[0])
 
 
-def screen(spec: ServerSpec, asked: _Asked) -> Screened | Pruned | UsageError:
+def screen(spec: ServerSpec, asked: Asked) -> Screened | Pruned | UsageError:
     """A configuration by the floors, and then by windows of the trace."""
     sample, limits = asked.coarse, asked.limits
     try:
@@ -226,7 +229,7 @@ def screen(spec: ServerSpec, asked: _Asked) -> Screened | Pruned | UsageError:
     )
 
 
-def serve_whole(spec: ServerSpec, asked: _Asked) -> Whole | UsageError:
+def serve_whole(spec: ServerSpec, asked: Asked) -> Whole | UsageError:
     """A configuration by the whole trace: what `infergy.estimate` reports."""
     try:
         server = open_server(spec, asked.table)

@@ -178,8 +178,9 @@ def line_chart(
     line_title: str | None = None,
     *,
     is_share: bool = False,
+    fewest: int = FEWEST_ON_LINE,
 ) -> Any:
-    """Marks with intervals along ``x``, joined by a line for each series and ``line``.
+    """Marks with intervals along ``x``, joined by a line for each series and ``line`` of at least `fewest`.
 
     Axes are logarithmic; with `is_share` the y axis is linear, in percent. A mark at infinity is a dashed level.
     """
@@ -202,7 +203,7 @@ def line_chart(
     mean = altair.Y("mean(value):Q", title=y_title, scale=y_scale, axis=y_axis)
     joined = (
         base.transform_joinaggregate(values_on_line="distinct(x)", groupby=["series", "line"])
-        .transform_filter(f"datum.values_on_line >= {FEWEST_ON_LINE}")
+        .transform_filter(f"datum.values_on_line >= {fewest}")
         .mark_line(strokeWidth=1.75)
         .encode(y=mean, strokeDash=_dashes(marks, line_title))
     )
@@ -341,24 +342,34 @@ def _ends(marks: Iterable[Mark]) -> tuple[float, float]:
 
 
 def _log_axis(marks: Iterable[Mark]) -> tuple[Any, Any]:
-    """Scale and axis, labelled at 1 of each decade, or at more steps where that gives too few ticks."""
+    """Scale and axis."""
     import altair
 
     low, high = _ends(marks)
     low, high = low / MARGIN, high * MARGIN
+    return altair.Scale(type="log", domain=[low, high], nice=False), altair.Axis(format="~s", values=_steps(low, high))
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """1 of each decade, or more steps where that gives too few ticks."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
         ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
         if len(ticks) >= FEWEST_TICKS:
             break
-    return altair.Scale(type="log", domain=[low, high], nice=False), altair.Axis(format="~s", values=ticks)
+    return ticks
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
-    """Where an axis of lengths, batches or rates is labelled: powers of two, if there are enough, else all values."""
+    """Where an axis of lengths, batches, rates or times is labelled: powers of two, if there are enough, or all values.
+
+    Values that are no whole numbers, and many, are labelled at steps of decades.
+    """
     every = sorted(set(values))
     even = [value for value in every if value >= 1 and math.log2(value).is_integer()]
+    if len(every) >= FEWEST_TICKS and not all(value.is_integer() for value in every):
+        return _steps(every[0], every[-1])
     return even if len(even) >= FEWEST_TICKS else every
 
 

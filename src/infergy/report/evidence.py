@@ -14,13 +14,13 @@ from infergy.estimates.estimate import TraceEstimate, estimate, sample_of
 from infergy.estimates.paper import PaperEstimate, estimate_paper
 from infergy.estimates.recommend import recommend
 from infergy.estimates.recommendation import Recommendation
-from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables
+from infergy.estimates.servers import DEFAULT_GPU, DEFAULT_MODEL, ServerSpec, load_tables, open_server
 from infergy.quality.phases import SetupPhases, find_phases
 from infergy.records import ENGINES, FP8
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.store import SHIPPED_ROWS, read_store, shipped_rows
 from infergy.report.points import Point, failures_of, group_by, points_of
-from infergy.serving.config import EngineOptions
+from infergy.serving.timeline import BINS, Timeline
 from infergy.workload.requests import Sample
 
 
@@ -37,6 +37,7 @@ class Evidence:
         estimates: By name of the trace.
         papers: By the study's method.
         rankings: Of configurations.
+        timelines: Of the present and the recommended configuration, by label, by name of the trace.
     """
 
     points: Sequence[Point]
@@ -47,6 +48,7 @@ class Evidence:
     estimates: Mapping[str, TraceEstimate] = field(default_factory=dict)
     papers: Mapping[str, PaperEstimate] = field(default_factory=dict)
     rankings: Mapping[str, Recommendation] = field(default_factory=dict)
+    timelines: Mapping[str, Mapping[str, Timeline]] = field(default_factory=dict)
 
     @property
     def all_points(self) -> tuple[Point, ...]:
@@ -72,7 +74,9 @@ class Evidence:
         # All traces are estimated on one kind of GPU.
         if all(paper.servers[0].gpu != catalog_name(kind) for paper in self.papers.values()):
             return part
-        return replace(part, estimates=self.estimates, papers=self.papers, rankings=self.rankings)
+        return replace(
+            part, estimates=self.estimates, papers=self.papers, rankings=self.rankings, timelines=self.timelines
+        )
 
 
 def load_evidence(
@@ -110,16 +114,39 @@ def load_evidence(
 def _with_estimates(evidence: Evidence, samples: Mapping[str, Sample], table: Table, model: str, gpu: str) -> Evidence:
     servers = [ServerSpec(engine=engine, model=model, gpu=gpu) for engine in ENGINES]
     present = ServerSpec(model=model, gpu=gpu)
-    # A few for a page: `infergy recommend` ranks more.
-    engines = ["vllm-eager", "transformers", *(["vllm-fp8"] if FP8 in get_gpu(gpu).peak_flops else [])]
-    candidates = [replace(present, options=EngineOptions(max_num_seqs=16))]
-    candidates += [ServerSpec(engine=engine, model=model, gpu=gpu) for engine in engines]
+    candidates = [*_candidates(present, table)]
+    rankings = {
+        trace: recommend(sample, candidates, table, present=present, capacity=True) for trace, sample in samples.items()
+    }
     return replace(
         evidence,
         estimates={trace: estimate(sample, servers, tables=table) for trace, sample in samples.items()},
         papers={trace: estimate_paper(sample, servers, table) for trace, sample in samples.items()},
-        rankings={trace: recommend(sample, candidates, table, present=present) for trace, sample in samples.items()},
+        rankings=rankings,
+        timelines={trace: _timelines(samples[trace], ranking, model, table) for trace, ranking in rankings.items()},
     )
+
+
+def _candidates(present: ServerSpec, table: Table) -> Iterator[ServerSpec]:
+    """A few for a page: `infergy recommend` searches more."""
+    engines = ["transformers", "vllm-eager"]
+    has_fp8 = FP8 in get_gpu(present.gpu).peak_flops
+    engines += [f"vllm-{FP8}", f"vllm-eager-{FP8}", f"vllm-{FP8}-tp2"] if has_fp8 else ["vllm-tp2"]
+    for spec in (replace(present, engine=engine) for engine in engines):
+        # A model may not be divisible by two.
+        with suppress(UsageError):
+            open_server(spec, table)
+            yield spec
+
+
+def _timelines(sample: Sample, ranking: Recommendation, model: str, table: Table) -> dict[str, Timeline]:
+    """Of the present and the recommended configuration; none of a trace in several windows."""
+    labels = [*dict.fromkeys(filter(None, (ranking.present, ranking.recommended)))]
+    shown = [ranking.of(label) for label in labels]
+    specs = [ServerSpec(engine=one.engine, model=model, gpu=one.estimate.gpu) for one in shown]
+    found = estimate(sample, specs, tables=table, offline=False, paper=False, timeline=BINS).estimates
+    loads = {label: own.run.load.timeline for label, own in zip(labels, found, strict=True)}
+    return {label: timeline for label, timeline in loads.items() if timeline is not None}
 
 
 def _phases(points: Iterable[Point]) -> Iterator[SetupPhases]:

@@ -11,11 +11,12 @@ from infergy.estimates.servers import DEFAULT_MODEL
 from infergy.records import DEFAULT_DTYPE, GREEDY
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.plan import GIVEN
+from infergy.report.advice_figures import draw_advice
 from infergy.report.charts import FEWEST_ON_LINE, INTERVALS_NOTE, Figure, dot_figure, sweep_figure
 from infergy.report.evidence import Evidence
 from infergy.report.points import Point, group_by
 from infergy.report.run_figures import draw_mixed_tasks, draw_online, draw_phases, draw_weights
-from infergy.report.trace_figures import draw_advice, draw_traces
+from infergy.report.trace_figures import draw_traces
 from infergy.units import count_of
 from infergy.workload.tasks import tasks
 

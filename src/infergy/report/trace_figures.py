@@ -1,4 +1,4 @@
-"""Figures of request traces: served, by the study's bins, by configuration, and where the energy goes."""
+"""Figures of request traces: served, by the study's bins, and where the energy goes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from infergy.catalog import catalog_name
 from infergy.estimates.breakdown import IDLE, Breakdown
 from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate
 from infergy.estimates.paper import PaperEstimate, PaperServer
-from infergy.estimates.recommendation import Configuration, Recommendation
 from infergy.records import EngineSetup
-from infergy.report.charts import UNKNOWN, Figure, Mark, bar_chart, dot_chart, inline, make_figure
+from infergy.report.charts import UNKNOWN, Figure, Mark, bar_chart, inline, make_figure
 from infergy.report.evidence import Evidence, gpu_title
 from infergy.report.our_values import interval_text
 from infergy.report.points import Interval, Point, as_interval
@@ -24,9 +23,6 @@ SERVED_HEAD = (
 PAPER_HEAD = (
     "Trace", "Engine", "Energy", "J per request", "bins' floors .. whole batches", "Gap to ideal", "Saving",
     "90 % of the saving",
-)  # fmt: skip
-ADVICE_HEAD = (
-    "Configuration", "Energy", "90 % interval", "Saves", "90 % of the saving", "TTFT p50", "Remarks", "Command",
 )  # fmt: skip
 BATCHING = {"transformers": "padded static batches of up to {}", "vllm": "up to {} sequences at once"}
 
@@ -96,7 +92,7 @@ def _served_mark(evidence: Evidence, trace: str, server: ServerEstimate, how: st
         how,
         format_si(run.energy_j, "J"),
         format_number(run.energy_j / requests),
-        _joules((run.low_j, run.high_j)),
+        joules((run.low_j, run.high_j)),
         format_duration(run.duration_s),
         f"{format_number(run.load.power_w)} W",
         UNKNOWN if ttft_s is None else format_latency(ttft_s.p50),
@@ -109,7 +105,7 @@ def _served_mark(evidence: Evidence, trace: str, server: ServerEstimate, how: st
         interval=(run.low_j / requests, run.high_j / requests),
         cells=cells,
         where={"trace": trace},
-        points=_points_of(evidence, server),
+        points=measured_points(evidence, server),
     )
 
 
@@ -123,7 +119,7 @@ def _paper_mark(evidence: Evidence, paper: PaperEstimate, server: PaperServer) -
         server.engine,
         UNKNOWN if server.energy_j is None else format_si(server.energy_j, "J"),
         UNKNOWN if energy_j is None else format_number(energy_j),
-        UNKNOWN if bracket is None else _joules(bracket),
+        UNKNOWN if bracket is None else joules(bracket),
         _percent(compared.gap_to_ideal, signed=True),
         "-" if server.engine == paper.baseline else _percent(compared.saving_vs_baseline),
         "-" if saving is None else interval_text(saving, signed=False),
@@ -134,11 +130,12 @@ def _paper_mark(evidence: Evidence, paper: PaperEstimate, server: PaperServer) -
         interval=None if bracket is None else (bracket[0] / requests, bracket[1] / requests),
         cells=cells,
         where={"trace": paper.source, "ideal": compared.ideal_energy_j and compared.ideal_energy_j / requests},
-        points=_points_of(evidence, server),
+        points=measured_points(evidence, server),
     )
 
 
-def _joules(interval: Interval) -> str:
+def joules(interval: Interval) -> str:
+    """Both ends."""
     return " .. ".join(format_si(end_j, "J") for end_j in interval)
 
 
@@ -146,63 +143,10 @@ def _percent(value: float | None, *, signed: bool = False) -> str:
     return UNKNOWN if value is None else format_percent(value, signed=signed)
 
 
-def _points_of(evidence: Evidence, server: ServerEstimate | PaperServer) -> tuple[Point, ...]:
+def measured_points(evidence: Evidence, server: ServerEstimate | PaperServer) -> tuple[Point, ...]:
     """The measured cells of a server."""
     kind = (server.engine, server.model, server.gpu)
     return tuple(point for point in evidence.points if (point.label, point.model, catalog_name(point.gpu_kind)) == kind)
-
-
-def draw_advice(evidence: Evidence, _mixed: str) -> Iterator[Figure]:
-    """Configurations ranked for each trace, and the command of the recommended one."""
-    for number, (trace, ranking) in enumerate(evidence.rankings.items(), 1):
-        server = ranking.configurations[0].estimate
-        title = f"{trace}: energy of {server.model} on {gpu_title(server.gpu)} by configuration"
-        marks = [_advice_mark(evidence, configuration, ranking.present) for configuration in ranking.configurations]
-        chart = dot_chart(marks, ADVICE_HEAD, "energy of the trace, J")
-        yield make_figure(f"advice-{number}", title, _advice_note(ranking), ADVICE_HEAD, marks, chart)
-
-
-def _advice_note(ranking: Recommendation) -> str:
-    note = "No configuration can be recommended."
-    if ranking.recommended is not None:
-        chosen = ranking.of(ranking.recommended)
-        note = f"Recommended: {chosen.label}. Command: {' '.join(chosen.command)}."
-        if chosen.label == ranking.present:
-            note += " No other saves energy significantly."
-    return (
-        f"{note} Savings are relative to {ranking.present}; thin lines are 90 % intervals of each configuration by "
-        "itself, most of whose uncertainty is common to all. For limits on latency and your own log: infergy recommend."
-    )
-
-
-def _advice_mark(evidence: Evidence, configuration: Configuration, present: str) -> Mark:
-    run, is_present = configuration.estimate.run, configuration.label == present
-    remarks = [limit.replace("_", " ") for limit in configuration.breaks]
-    if is_present:
-        remarks.append("present")
-    elif not configuration.saving.is_significant:
-        remarks.append("no significant difference from the present one")
-    if configuration.changes_outputs:
-        remarks.append(f"changes outputs: {configuration.changes_outputs}")
-    interval, saving = (run.low_j, run.high_j), (configuration.saving.low, configuration.saving.high)
-    cells = (
-        configuration.label,
-        format_si(run.energy_j, "J"),
-        _joules(interval),
-        "-" if is_present else format_percent(configuration.saving.share),
-        "-" if is_present else interval_text(saving, signed=False),
-        UNKNOWN if run.latency.ttft_s is None else format_latency(run.latency.ttft_s.p50),
-        "; ".join(remarks) or "-",
-        " ".join(configuration.command),
-    )
-    return Mark(
-        series=configuration.estimate.engine,
-        value=run.energy_j,
-        interval=interval,
-        cells=cells,
-        where={"place": configuration.label},
-        points=_points_of(evidence, configuration.estimate),
-    )
 
 
 WATERFALL_COLOURS = {"work": "#56B4E9", "overhead": "#E69F00", "idle": "#999999", "total": "#009E73"}

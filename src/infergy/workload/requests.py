@@ -8,11 +8,13 @@ An index is the same request in every column. Requests stand in order of arrival
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from infergy.errors import DataError, UsageError
 from infergy.units import count_of
+from infergy.workload.prefix_blocks import PrefixBlocks as PrefixBlocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,40 +31,6 @@ FASTEST = 1e6
 """Of factors on the rate of arrivals: past it, all requests come at once."""
 SAMPLING_ERROR = 0.01
 """Half-width of the 90 % interval of summed tokens, relative."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PrefixBlocks:
-    """Hashes of the blocks that prompts consist of: equal hashes are equal blocks after equal prefixes.
-
-    Attributes:
-        ids: Hashes of all requests, one after the other.
-        offsets: Where the hashes of each request begin in `ids`, and at last their number; shape (requests + 1,).
-        block_tokens: Tokens of a block; the last block of a prompt may be shorter. Tokens of a prompt past its blocks
-            are shared with no other request.
-    """
-
-    ids: Integers
-    offsets: Integers
-    block_tokens: int
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def of(self, request: int) -> Integers:
-        """The hashes of one request."""
-        return self.ids[self.offsets[request] : self.offsets[request + 1]]
-
-    def take(self, index: Integers) -> PrefixBlocks:
-        """The hashes of the requests at `index`, in its order."""
-        import numpy as np
-
-        counts = self.offsets[index + 1] - self.offsets[index]
-        offsets = np.concatenate(([0], np.cumsum(counts)))
-        # The k-th hash of a request lies k places after its first.
-        shift = np.repeat(self.offsets[index] - offsets[:-1], counts)
-        ids = self.ids[np.arange(offsets[-1]) + shift]
-        return PrefixBlocks(ids=ids, offsets=offsets, block_tokens=self.block_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,9 +325,7 @@ class Sample:
 
     def all_at_once(self) -> Sample:
         """The same requests without arrivals: all windows are one, which stands for the tokens of the trace."""
-        from infergy.workload.sampling import join
-
-        return replace(self, windows=(join(self),))
+        return replace(self, windows=(_join(self),))
 
 
 def whole(requests: Requests) -> Sample:
@@ -377,3 +343,34 @@ def whole(requests: Requests) -> Sample:
         relative_se=0.0,
         set_aside=requests.set_aside,
     )
+
+
+def _join(sample: Sample) -> Window:
+    """The requests of all windows, one after the other, all at once: a window that stands for the trace's tokens."""
+    first, *others = sample.windows
+    requests, weight = first.requests, first.weight
+    if others:
+        requests = join_requests([window.requests for window in sample.windows])
+        inputs, outputs = int(requests.input_tokens.sum()), int(requests.output_tokens.sum())
+        weight = 2 / (inputs / sample.input_tokens + outputs / sample.output_tokens)
+    return Window(requests=requests.all_at_once(), start_s=None, duration_s=None, weight=weight)
+
+
+def join_requests(parts: Sequence[Requests]) -> Requests:
+    """Requests of several parts of one trace, one part after the other, without arrivals and sessions."""
+    import numpy as np
+
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("input_tokens", "output_tokens")
+    }
+    if any(part.cached_tokens is not None for part in parts):
+        held = (
+            np.zeros(len(part), dtype=np.int64) if part.cached_tokens is None else part.cached_tokens for part in parts
+        )
+        columns["cached_tokens"] = np.concatenate(list(held))
+    blocks = [part.prefix_blocks for part in parts if part.prefix_blocks is not None]
+    if blocks:
+        counts = np.concatenate([np.diff(own.offsets) for own in blocks])
+        ids = np.concatenate([own.ids for own in blocks])
+        columns["prefix_blocks"] = replace(blocks[0], ids=ids, offsets=np.append(0, np.cumsum(counts)))
+    return replace(parts[0].all_at_once(), **columns)

@@ -173,37 +173,6 @@ def sample_histogram(histogram: Histogram, *, whole_requests: int = WHOLE_REQUES
     )
 
 
-def join(sample: Sample) -> Window:
-    """The requests of all windows, one after the other, all at once: a window that stands for the trace's tokens."""
-    first, *others = sample.windows
-    requests, weight = first.requests, first.weight
-    if others:
-        requests = join_requests([window.requests for window in sample.windows])
-        inputs, outputs = int(requests.input_tokens.sum()), int(requests.output_tokens.sum())
-        weight = 2 / (inputs / sample.input_tokens + outputs / sample.output_tokens)
-    return Window(requests=requests.all_at_once(), start_s=None, duration_s=None, weight=weight)
-
-
-def join_requests(parts: Sequence[Requests]) -> Requests:
-    """Requests of several parts of one trace, one part after the other, without arrivals and sessions."""
-    import numpy as np
-
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("input_tokens", "output_tokens")
-    }
-    if any(part.cached_tokens is not None for part in parts):
-        held = (
-            np.zeros(len(part), dtype=np.int64) if part.cached_tokens is None else part.cached_tokens for part in parts
-        )
-        columns["cached_tokens"] = np.concatenate(list(held))
-    blocks = [part.prefix_blocks for part in parts if part.prefix_blocks is not None]
-    if blocks:
-        counts = np.concatenate([np.diff(own.offsets) for own in blocks])
-        ids = np.concatenate([own.ids for own in blocks])
-        columns["prefix_blocks"] = replace(blocks[0], ids=ids, offsets=np.append(0, np.cumsum(counts)))
-    return replace(parts[0].all_at_once(), **columns)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
     """Parts of equal length that a trace is divided into.
