@@ -39,6 +39,7 @@ from infergy.estimates.recommendation import (
     Step,
     no_arrivals,
     notes_of,
+    pareto_of,
 )
 from infergy.estimates.search import Pool, Screened, Whole, fewest_gpus, pareto_front
 from infergy.estimates.servers import OpenServer, ServerSpec, loaded_setup, open_server, shipped_table
@@ -133,8 +134,7 @@ class _Search:
         self._vary()
         first = [static_batches(self.present), *(one.spec for one in self._pareto_of_windows())]
         for _ in range(ROUNDS):
-            chosen = [*first, *self._next()]
-            if not chosen:
+            if not (chosen := [*first, *self._next()]):
                 break
             self.tried.update(chosen)
             self.serve(chosen)
@@ -185,7 +185,7 @@ class _Search:
             reason=reason,
             configurations=ranked,
             steps=tuple(steps),
-            pareto=_pareto(ranked),
+            pareto=pareto_of(ranked),
             static_batches=None if chosen is None else self._saving_over_static(chosen),
             searched=Searched(
                 configurations=len(self.screened) + self.pruned + self.equal,
@@ -258,9 +258,9 @@ class _Search:
 
     def _count_unvaried(self) -> None:
         """Variations that change nothing, and those of layouts far from the best."""
-        all_of = sum(1 for _ in variations(self.present, 10**9, 10**9))
+        all_of = len([*variations(self.present, 10**9, 10**9)])
         for one in (own for own in self.screened if own.spec in self.layouts):
-            own = sum(1 for _ in variations(one.spec, one.peak_running, one.peak_tokens))
+            own = len([*variations(one.spec, one.peak_running, one.peak_tokens)])
             self.equal += all_of - own
             self.pruned += 0 if one.spec in self.varied else own
 
@@ -271,8 +271,8 @@ class _Search:
         least_j = next((one.energy_j for one in self.screened if one.spec == best), math.inf)
 
         def rank(one: Screened) -> tuple[float, ...]:
-            over = () if self._is_near(one) else (one.is_overloaded, max(one.excess.values(), default=0.0))
-            return not self._is_near(one), *over, one.energy_j
+            over = one.is_overloaded, max(one.excess.values(), default=0.0)
+            return (0.0, one.energy_j) if self._is_near(one) else (1.0, *over, one.energy_j)
 
         groups: dict[object, list[ServerSpec]] = {}
         for one in sorted((one for one in self.screened if one.spec not in self.tried), key=rank):
@@ -285,8 +285,8 @@ class _Search:
         failed = [whole.spec for whole in self.whole.values() if self._breaks(whole)]
         if one.is_overloaded or one.spec in failed:
             return False
-        return max(one.excess.values(), default=0.0) <= NEAR and not (
-            one.excess and layout_of(one.spec) in map(layout_of, failed)
+        return not one.excess or (
+            max(one.excess.values()) <= NEAR and layout_of(one.spec) not in map(layout_of, failed)
         )
 
     def _pareto_of_windows(self) -> list[Screened]:
@@ -399,11 +399,3 @@ def _identity(server: OpenServer) -> tuple[Any, ...]:
 
 def _gpus(spec: ServerSpec) -> int:
     return spec.replicas * spec.options.tensor_parallel_size
-
-
-def _pareto(ranked: Sequence[Configuration]) -> tuple[str, ...]:
-    points = []
-    for one in (own for own in ranked if not own.breaks):
-        e2e_s = one.estimate.run.latency.e2e_s
-        points.append((one.energy_j, None if e2e_s is None else e2e_s.p99, one.estimate.gpus, one.label))
-    return tuple(pareto_front(points))

@@ -10,6 +10,7 @@ from infergy.errors import UsageError
 from infergy.estimates.capacity import Capacity
 from infergy.estimates.estimate import Z90, ServerEstimate, TraceFacts
 from infergy.estimates.limits import Limits
+from infergy.estimates.search import pareto_front
 from infergy.workload.requests import Sample
 
 RECOMMEND_SCHEMA = "infergy.recommend/3"
@@ -192,3 +193,12 @@ def no_arrivals(sample: Sample, limits: Limits) -> UsageError:
         "in requests per second, as --rate 5, or --all-at-once for a batch job"
     )
     return UsageError(message, code="no-arrivals", trace=sample.source, option=f"--{name}")
+
+
+def pareto_of(ranked: Sequence[Configuration]) -> tuple[str, ...]:
+    """Labels of those within limits that no other betters in energy, E2E p99 and number of GPUs at once."""
+    points = []
+    for one in (own for own in ranked if not own.breaks):
+        e2e_s = one.estimate.run.latency.e2e_s
+        points.append((one.energy_j, None if e2e_s is None else e2e_s.p99, one.estimate.gpus, one.label))
+    return tuple(pareto_front(points))

@@ -251,21 +251,21 @@ def thin(sample: Sample, at_most: int = COARSE) -> Sample:
         kept = sample.windows[every // 2 :: every] or sample.windows[:1]
         return _of_windows(sample, kept, len(sample.windows) / len(kept))
     requests = sample.windows[0].requests
-    if requests.arrival_s is None:
+    arrival_s = requests.arrival_s
+    if arrival_s is None:
         if requests.gap_s is not None:
             return sample
         few = requests.take(np.arange(0, size, size // at_most))
         return _of_windows(sample, [Window(requests=few, start_s=None, duration_s=None, weight=1.0)], size / len(few))
-    first_s, span_s = float(requests.arrival_s[0]), requests.duration_s or 0.0
+    first_s, span_s = float(arrival_s[0]), requests.duration_s or 0.0
     count = max(1, min(WINDOWS, int(span_s * at_most / size / SHORTEST_S)))
     length_s = span_s * at_most / size / count
     starts_s = first_s + (np.arange(count) + 0.5) * span_s / count - length_s / 2
-    begins, ends = (requests.arrival_s.searchsorted(times_s) for times_s in (starts_s, starts_s + length_s))
+    begins, ends = (arrival_s.searchsorted(times_s) for times_s in (starts_s, starts_s + length_s))
     if 2 * (ends - begins).sum() < at_most:
         # Bursts, of which windows by the clock miss most: parts of as many requests each.
         begins = np.arange(count) * size // count
-        ends = begins + at_most // count
-        starts_s = requests.arrival_s[begins]
+        ends, starts_s = begins + at_most // count, arrival_s[begins]
     windows = []
     for start_s, begin, end in zip(starts_s.tolist(), begins.tolist(), ends.tolist(), strict=True):
         part = requests.take(np.arange(begin, end))
