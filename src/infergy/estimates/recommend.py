@@ -126,8 +126,7 @@ class _Search:
 
     def run(self, space: Space) -> None:
         """Search: layouts, variations of the good ones, then the best few whole; and the way to the best."""
-        requests = self.pool.asked.sample.windows[0].requests
-        shares = requests.prefix_blocks is not None
+        shares = self.pool.asked.sample.windows[0].requests.prefix_blocks is not None
         found = [*self._afford(layouts(self.present, space, shares_prefixes=shares))]
         self.layouts.update(found)
         self._screen([self.present, *found])
@@ -283,11 +282,9 @@ class _Search:
     def _is_near(self, one: Screened) -> bool:
         """Whether a configuration may keep the limits when the whole trace is served."""
         failed = [whole.spec for whole in self.whole.values() if self._breaks(whole)]
-        if one.is_overloaded or one.spec in failed:
+        if one.is_overloaded or one.spec in failed or (one.excess and layout_of(one.spec) in map(layout_of, failed)):
             return False
-        return not one.excess or (
-            max(one.excess.values()) <= NEAR and layout_of(one.spec) not in map(layout_of, failed)
-        )
+        return max(one.excess.values(), default=0.0) <= NEAR
 
     def _pareto_of_windows(self) -> list[Screened]:
         """At most `GROUPS` that may be in the Pareto set."""

@@ -271,7 +271,7 @@ def thin(sample: Sample, at_most: int = COARSE) -> Sample:
         part = requests.take(np.arange(begin, end))
         if part.arrival_s is not None and len(part):
             part = replace(part, arrival_s=part.arrival_s - start_s)
-            own_s = max(length_s, float(part.arrival_s[-1]))
+            own_s = max(length_s, part.duration_s or 0.0)
             windows.append(Window(requests=part, start_s=start_s, duration_s=own_s, weight=1.0))
     return _of_windows(sample, windows, size / sum(len(window.requests) for window in windows))
 

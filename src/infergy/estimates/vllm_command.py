@@ -189,8 +189,10 @@ def _shape(name: str) -> ModelShape:
     try:
         return shape_of_id(name) or get_model(name)
     except UsageError as error:
+        if error.code != "unknown-model":
+            raise
         message = f"{error}. Beside --present, --model says what it is: --model llama-3.1-8b"
-        raise UsageError(message, code=error.code, **error.fields) from error
+        raise UsageError(message, code="unknown-model", name=name, nearest=error.fields.get("nearest", [])) from error
 
 
 @cache
