@@ -156,7 +156,16 @@ def test_limits_need_arrivals_and_a_rate_gives_them() -> None:
     done = runner.invoke(app, list(asked))
     assert isinstance(done.exception, UsageError)
     assert done.exception.code == "no-arrivals"
-    assert "Recommended: " in run(*asked, "--rate", "5")
+    text = run(*asked, "--rate", "5")
+    assert "Recommended: " in text
+    # Random arrivals are not replayed.
+    assert "infergy replay" not in text
+
+
+def test_it_says_where_no_allowed_number_of_gpus_serves_better() -> None:
+    text = run("recommend", *TRACE, "-m", "llama-3.1-405b", "--gpus", "1")
+    assert "Keep vllm-tp8" in text
+    assert "with --gpus 1 nothing within the limits" in " ".join(text.split())
 
 
 def test_the_highest_rates_are_named_where_asked_for() -> None:

@@ -132,6 +132,7 @@ def test_a_model_that_is_not_known_can_be_named_beside_the_command() -> None:
         ("vllm serve", "bad-value"),
         ("vllm serve 'unclosed", "bad-value"),
         (SERVE + "--max-num-seqs", "bad-value"),
+        (SERVE + "-pp 2", "not-supported"),
         (SERVE + "--max-num-seqs many", "bad-value"),
         (SERVE + "--max-num-seqs 1 2", "bad-value"),
         (SERVE + "--dtype int4", "bad-value"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from infergy.errors import UsageError
 from infergy.units import DAYS_OF_MONTH, JOULES_PER_KWH, format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
+    from infergy.estimates.limits import Limits
     from infergy.estimates.recommendation import Configuration, Recommendation, Saving
     from infergy.estimates.vllm_command import TypedServer
 
@@ -36,7 +37,7 @@ BROKEN = {"rejected_requests": "rejects more requests", "overload": "cannot keep
 
 OF_REPLAYS = (
     *("format", "input_column", "output_column", "time_column", "cached_column", "time_unit", "requests", "seed"),
-    *("tokenizer", "start", "duration", "speed", "all_at_once", "table", "usage_context"),
+    *("tokenizer", "start", "duration", "speed", "rate", "all_at_once", "table", "usage_context"),
 )
 """Options of a trace that a replay takes too."""
 REPLAYED_S, LATER_S = 75, 700
@@ -77,18 +78,10 @@ def recommend(
     """
     from infergy.cli.progress import counting
     from infergy.estimates.candidates import Space, plain_spec
-    from infergy.estimates.limits import Limits
     from infergy.estimates.recommend import recommend as search
     from infergy.estimates.search import fewest_gpus
 
-    given = {"--ttft-p99": ttft_p99, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99}
-    limits = Limits(
-        **{
-            option[2:].replace("-", "_") + "_s": _seconds(option, text)
-            for option, text in given.items()
-            if text is not None
-        }
-    )
+    limits = _limits({"--ttft-p99": ttft_p99, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99})
     site = footprint.site()
     typed, wanted = typed_options(context), None if gpus is None else _numbers(gpus)
     specs = servers.specs()
@@ -114,13 +107,28 @@ def recommend(
             keep_outputs=keep_outputs,
             site=site,
             capacity=capacity,
-            processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            processes=_cores(),
             progress=progress,
         )
     if as_json:
         print_json([found])
     else:
-        _print(found, command, replay=_replay_of(found, source, context), explain=explain)
+        # Random arrivals are not those of a trace, so there is nothing to replay.
+        is_random = trace.rate is not None and not trace.all_of(trace.opened(source)).is_timed
+        replay = "" if is_random else _replay_of(found, source, context)
+        _print(found, command, wanted, replay=replay, explain=explain)
+
+
+def _limits(given: Mapping[str, str | None]) -> Limits:
+    from infergy.estimates.limits import Limits
+
+    known = {option: _seconds(option, text) for option, text in given.items() if text is not None}
+    return Limits(**{option[2:].replace("-", "_") + "_s": limit_s for option, limit_s in known.items()})
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _typed(present: str, servers: ServerSelection, typed: Mapping[str, str]) -> TypedServer:
@@ -178,7 +186,9 @@ def _replay_of(found: Recommendation, source: str, context: typer.Context) -> st
     return " ".join([*words, "-o replay.jsonl"])
 
 
-def _print(found: Recommendation, command: TypedServer | None, *, replay: str, explain: bool) -> None:
+def _print(
+    found: Recommendation, command: TypedServer | None, wanted: Sequence[int] | None, *, replay: str, explain: bool
+) -> None:
     present = found.of(found.present)
     typer.echo(f"{title_of(found.trace, present.estimate)}; {present.estimate.model}")
     limits = ", ".join(f"{limit_name(name)} {format_latency(limit_s)}" for name, limit_s in found.limits.given())
@@ -194,6 +204,8 @@ def _print(found: Recommendation, command: TypedServer | None, *, replay: str, e
     both = (found.of(label) for label in dict.fromkeys((found.present, found.recommended)) if label is not None)
     print_footprints([(one.label, one.estimate.footprint) for one in both if one.estimate.footprint is not None])
     notes = [] if command is None else [*command.notes]
+    if wanted is not None and found.recommended is not None and found.of(found.recommended).estimate.gpus not in wanted:
+        notes.append(f"with --gpus {','.join(map(str, wanted))} nothing within the limits saves energy significantly")
     changed = sorted({one.changes_outputs for one in found.configurations if one.changes_outputs is not None})
     notes += [f"{', '.join(changed)} changes the model's answers: --keep-outputs leaves it out"] if changed else []
     print_notes((*notes, *found.notes, *trace_notes(found.trace), *rejects))
@@ -222,7 +234,7 @@ def _answer(found: Recommendation, command: TypedServer | None, replay: str) -> 
     if found.recommended is None:
         nearest = found.configurations[0]
         if nearest.breaks == ("overload",):
-            yield f"No configuration keeps up with this load. Nearest: {nearest.label}, {_gpus(nearest)}. Give --gpus."
+            yield f"No configuration keeps up with this load. Nearest: {nearest.label}, {_gpus(nearest)}; more: --gpus"
             return
         yield f"No configuration keeps the limits. Nearest: {nearest.label}, {_gpus(nearest)}: {_broken(nearest)}."
         return
@@ -245,7 +257,8 @@ def _answer(found: Recommendation, command: TypedServer | None, replay: str) -> 
     if found.static_batches is not None:
         yield f"  compared with static batches of transformers: {_saving(found.static_batches)} saved"
     if not chosen.estimate.run.measured_share and chosen.estimate.engine.startswith("vllm"):
-        yield f"The table has no run of it on {chosen.estimate.gpu}; measure a window of it first: {replay}"
+        advice = f"; measure a window of it first: {replay}" if replay else ""
+        yield f"The table has no run of it on {chosen.estimate.gpu}{advice}"
 
 
 def _row(one: Configuration, found: Recommendation) -> tuple[str, ...]:

@@ -252,6 +252,8 @@ class _Search:
         """Smaller batches and steps of the layouts that are not far from the best of what may keep the limits."""
         limit_j = WORTH_VARYING * min((one.energy_j for one in self.screened if self._is_near(one)), default=math.inf)
         new = [one for one in self.screened if one.spec in self.layouts - self.varied and one.energy_j <= limit_j]
+        if math.isinf(limit_j):  # nothing is near the limits: few that are least over them
+            new = sorted(new, key=lambda one: (one.is_overloaded, max(one.excess.values(), default=0.0)))[:GROUPS]
         self.varied.update(one.spec for one in new)
         self._screen(spec for one in new for spec in variations(one.spec, one.peak_running, one.peak_tokens))
 

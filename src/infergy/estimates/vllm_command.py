@@ -157,6 +157,9 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
         if flag in SIMULATED:
             options[SIMULATED[flag].option] = _value(flag, values)
             continue
+        if flag == "pipeline-parallel-size" and values != ["1"]:
+            message = "--pipeline-parallel-size of --present is not simulated: give --tensor-parallel-size in its place"
+            raise UsageError(message, code="not-supported", option="--present", reason="pipeline parallelism")
         others.append(shlex.join(typed))
         if flag not in known_flags()["no_effect"]:
             notes.append(f"--{flag} of the present command is not simulated")
