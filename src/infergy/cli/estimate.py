@@ -107,10 +107,8 @@ def estimate(
     Example: infergy estimate azure-conv-2023 --gpu h200 --max-num-seqs 64
     """
     is_ceiling, specs = method.is_ceiling(bins, trace), servers.specs()
-    if timeline is not None and (is_ceiling or not as_json):
-        needed = "--method runs" if is_ceiling else "--json"
-        message = f"--timeline {timeline}: give {needed} too"
-        raise UsageError(message, code="option-missing", option=needed, needed_by=["--timeline"])
+    if timeline is not None:
+        _check_timeline(timeline, is_ceiling=is_ceiling, as_json=as_json)
     site = footprint.site(needs_runs=is_ceiling)
     table = measured.load()
     samples = (trace.open(source) for source in sources)
@@ -135,6 +133,13 @@ def estimate(
         show(answers)
 
 
+def _check_timeline(timeline: int, *, is_ceiling: bool, as_json: bool) -> None:
+    if is_ceiling or not as_json:
+        needed = "--method runs" if is_ceiling else "--json"
+        message = f"--timeline {timeline}: give {needed} too"
+        raise UsageError(message, code="option-missing", option=needed, needed_by=["--timeline"])
+
+
 def _print(answers: Sequence[TraceEstimate], *, explain: bool) -> None:
     for answer in answers:
         servers = answer.estimates
@@ -146,13 +151,15 @@ def _print(answers: Sequence[TraceEstimate], *, explain: bool) -> None:
         lengths = [] if answer.trace.lengths_from is None else [answer.trace.lengths_from]
         for line in (*lengths, *trace_notes(answer.trace), *run_notes(servers), *_paper(answer)):
             typer.echo(fill(line, WIDTH))
-        names = (
-            _names(servers) if len(servers) > 1 else ["all at once" if servers[0].served is None else "as it arrives"]
-        )
-        footprints = zip(names, (one.footprint for one in servers), strict=True)
-        print_footprints([(name, footprint) for name, footprint in footprints if footprint is not None])
+        _print_sites(servers)
         if explain:
             print_notes(note for one in servers for note in _explained(one))
+
+
+def _print_sites(servers: Sequence[ServerEstimate]) -> None:
+    names = _names(servers) if len(servers) > 1 else ["all at once" if servers[0].served is None else "as it arrives"]
+    footprints = zip(names, (one.footprint for one in servers), strict=True)
+    print_footprints([(name, footprint) for name, footprint in footprints if footprint is not None])
 
 
 def _print_one(server: ServerEstimate) -> None:

@@ -30,7 +30,7 @@ from infergy.units import DAYS_OF_MONTH, JOULES_PER_KWH, format_latency, format_
 
 if TYPE_CHECKING:
     from infergy.estimates.limits import Limits
-    from infergy.estimates.recommendation import Configuration, Recommendation, Saving
+    from infergy.estimates.recommendation import Configuration, Recommendation, Saving, Searched
     from infergy.estimates.vllm_command import TypedServer
 
 BROKEN = {"rejected_requests": "rejects more requests", "overload": "cannot keep up"}
@@ -200,25 +200,31 @@ def _print(
     shown = found.configurations if explain else _shown(found)
     print_table(heads, (_row(one, found) for one in shown))
     print_capacity(found.capacity, found.recommended)
-    rejects = rejected_notes({one.label: one.estimate.run for one in found.configurations})
     both = (found.of(label) for label in dict.fromkeys((found.present, found.recommended)) if label is not None)
     print_footprints([(one.label, one.estimate.footprint) for one in both if one.estimate.footprint is not None])
-    notes = [] if command is None else [*command.notes]
-    if wanted is not None and found.recommended is not None and found.of(found.recommended).estimate.gpus not in wanted:
-        notes.append(f"with --gpus {','.join(map(str, wanted))} nothing within the limits saves energy significantly")
-    changed = sorted({one.changes_outputs for one in found.configurations if one.changes_outputs is not None})
-    notes += [f"{', '.join(changed)} changes the model's answers: --keep-outputs leaves it out"] if changed else []
-    print_notes((*notes, *found.notes, *trace_notes(found.trace), *rejects))
+    print_notes(_notes(found, command, wanted))
     if explain:
-        searched = found.searched
-        print_notes(
-            [
-                f"{searched.configurations:,} configurations: {searched.equal:,} with limits on a step that this trace "
-                f"never reaches, {searched.pruned:,} left out by floors or as far from the best, {searched.windows:,} "
-                f"simulated in windows of the trace, {searched.whole:,} whole"
-            ]
-        )
-        print_notes(f"{label} is left out: {reason}" for label, reason in searched.reasons.items())
+        print_notes(_explained(found.searched))
+
+
+def _notes(found: Recommendation, command: TypedServer | None, wanted: Sequence[int] | None) -> Iterator[str]:
+    yield from () if command is None else command.notes
+    if wanted is not None and found.recommended is not None and found.of(found.recommended).estimate.gpus not in wanted:
+        yield f"with --gpus {','.join(map(str, wanted))} nothing within the limits saves energy significantly"
+    changed = sorted({one.changes_outputs for one in found.configurations if one.changes_outputs is not None})
+    if changed:
+        yield f"{', '.join(changed)} changes the model's answers: --keep-outputs leaves it out"
+    yield from (*found.notes, *trace_notes(found.trace))
+    yield from rejected_notes({one.label: one.estimate.run for one in found.configurations})
+
+
+def _explained(searched: Searched) -> Iterator[str]:
+    yield (
+        f"{searched.configurations:,} configurations: {searched.equal:,} with limits on a step that this trace "
+        f"never reaches, {searched.pruned:,} left out by floors or as far from the best, {searched.windows:,} "
+        f"simulated in windows of the trace, {searched.whole:,} whole"
+    )
+    yield from (f"{label} is left out: {reason}" for label, reason in searched.reasons.items())
 
 
 def _shown(found: Recommendation) -> Iterator[Configuration]:
@@ -233,32 +239,35 @@ def _shown(found: Recommendation) -> Iterator[Configuration]:
 def _answer(found: Recommendation, command: TypedServer | None, replay: str) -> Iterator[str]:
     if found.recommended is None:
         nearest = found.configurations[0]
+        kept, why = "keeps the limits", f": {_broken(nearest)}."
         if nearest.breaks == ("overload",):
-            yield f"No configuration keeps up with this load. Nearest: {nearest.label}, {_gpus(nearest)}; more: --gpus"
-            return
-        yield f"No configuration keeps the limits. Nearest: {nearest.label}, {_gpus(nearest)}: {_broken(nearest)}."
+            kept, why = "keeps up with this load", "; more: --gpus"
+        yield f"No configuration {kept}. Nearest: {nearest.label}, {_gpus(nearest)}{why}"
         return
-    chosen, present = found.of(found.recommended), found.of(found.present)
-    if found.reason == "present_is_best":
-        yield f"Keep {found.present}: no configuration within the limits saves energy significantly."
-    elif found.reason == "saves":
-        yield f"Recommended: {chosen.label}, {_gpus(chosen)}: {_energy(chosen)}, {_saving(chosen.saving)} saved"
-    else:
-        yield f"The present configuration does not serve this load within the limits: {_broken(present)}"
-        certain = "" if chosen.saving.is_significant else ", no significant difference"
-        verb = "saved" if chosen.saving.share >= 0 else "saved, that is, it takes more"
-        yield (
-            f"Recommended: {chosen.label}, {_gpus(chosen)}: {_energy(chosen)}, {_saving(chosen.saving)} {verb}{certain}"
-        )
+    chosen = found.of(found.recommended)
+    yield from _choice(found, chosen)
     is_vllm = chosen.estimate.engine.startswith("vllm")
     yield f"  {' '.join(chosen.command if command is None or not is_vllm else command.again(chosen.command))}"
     if len(found.steps) > 1:
         yield "  step by step: " + ", ".join(f"{step.change} {format_percent(step.share)}" for step in found.steps)
     if found.static_batches is not None:
         yield f"  compared with static batches of transformers: {_saving(found.static_batches)} saved"
-    if not chosen.estimate.run.measured_share and chosen.estimate.engine.startswith("vllm"):
+    if not chosen.estimate.run.measured_share and is_vllm:
         advice = f"; measure a window of it first: {replay}" if replay else ""
         yield f"The table has no run of it on {chosen.estimate.gpu}{advice}"
+
+
+def _choice(found: Recommendation, chosen: Configuration) -> Iterator[str]:
+    if found.reason == "present_is_best":
+        yield f"Keep {found.present}: no configuration within the limits saves energy significantly."
+        return
+    remark = ""
+    if found.reason == "present_breaks_limits":
+        broken = _broken(found.of(found.present))
+        yield f"The present configuration does not serve this load within the limits: {broken}"
+        remark = "" if chosen.saving.share >= 0 else ", that is, it takes more"
+        remark += "" if chosen.saving.is_significant else ", no significant difference"
+    yield f"Recommended: {chosen.label}, {_gpus(chosen)}: {_energy(chosen)}, {_saving(chosen.saving)} saved{remark}"
 
 
 def _row(one: Configuration, found: Recommendation) -> tuple[str, ...]:

@@ -138,8 +138,7 @@ def replay(
             resolved.save(plan)
             typer.echo(f"{plan}: on the machine with the GPU: python -m infergy.measure {plan} -o ROWS.jsonl", err=True)
         if output is not None:
-            for one in found:
-                typer.echo(f"predicted {one.cell}: {_energy(one)}", err=True)
+            typer.echo("\n".join(f"predicted {one.cell}: {_energy(one)}" for one in found), err=True)
             measure_plan(resolved, output, simulate=simulate, meter=meter)
             found = compare_rows(_rows_of(resolved, output), gpu, table) or found
     if as_json:

@@ -119,19 +119,14 @@ Rows = tuple[Iterator[tuple[str, Any, Any]], str | None, float]
 def _csv_rows(path: Path, text: str) -> Rows:
     reader = csv.DictReader(text.splitlines(), restval="")
     heads = {_plain(name): name for name in reader.fieldnames or () if name}
-    time = next((heads[name] for name in TIMES if name in heads), None)
+    time, zone = (next((heads[name] for name in names if name in heads), None) for names in (TIMES, ZONES))
     carbon = {found[1]: heads[name] for name in heads if (found := CARBON.fullmatch(name)) and name not in KINDS}
     if time is None or not carbon:
         lacking = ["Datetime (UTC)"] * (time is None) + ["Carbon intensity gCO2eq/kWh"] * (not carbon)
         raise DataError.missing_field(path, lacking, f"it has {', '.join(heads.values()) or 'none'}. {HINT}")
     kind = next(name for name in ("lifecycle", "lca", "direct", None) if name in carbon)
-    zone = next((heads[name] for name in ZONES if name in heads), None)
-    rows = ((f"{path} line {reader.line_num}", row) for row in reader)
-    return (
-        ((place, row[time], row[carbon[kind]]) for place, row in _of_one_zone(rows, zone)),
-        KINDS.get(kind or ""),
-        1.0,
-    )
+    rows = _of_one_zone(((f"{path} line {reader.line_num}", row) for row in reader), zone)
+    return ((place, row[time], row[carbon[kind]]) for place, row in rows), KINDS.get(kind or ""), 1.0
 
 
 def _json_rows(path: Path, text: str) -> Rows:
