@@ -253,7 +253,7 @@ class _Search:
         limit_j = WORTH_VARYING * min((one.energy_j for one in self.screened if self._is_near(one)), default=math.inf)
         new = [one for one in self.screened if one.spec in self.layouts - self.varied and one.energy_j <= limit_j]
         if math.isinf(limit_j):  # nothing is near the limits: few that are least over them
-            new = sorted(new, key=lambda one: (one.is_overloaded, max(one.excess.values(), default=0.0)))[:GROUPS]
+            new = sorted(new, key=lambda one: (one.is_overloaded, one.over))[:GROUPS]
         self.varied.update(one.spec for one in new)
         self._screen(spec for one in new for spec in variations(one.spec, one.peak_running, one.peak_tokens))
 
@@ -272,7 +272,7 @@ class _Search:
         least_j = next((one.energy_j for one in self.screened if one.spec == best), math.inf)
 
         def rank(one: Screened) -> tuple[float, ...]:
-            over = one.is_overloaded, max(one.excess.values(), default=0.0)
+            over = one.is_overloaded, one.over
             return (0.0, one.energy_j) if self._is_near(one) else (1.0, *over, one.energy_j)
 
         groups: dict[object, list[ServerSpec]] = {}
@@ -286,7 +286,7 @@ class _Search:
         failed = [whole.spec for whole in self.whole.values() if self._breaks(whole)]
         if one.is_overloaded or one.spec in failed or (one.excess and layout_of(one.spec) in map(layout_of, failed)):
             return False
-        return max(one.excess.values(), default=0.0) <= NEAR
+        return one.over <= NEAR
 
     def _pareto_of_windows(self) -> list[Screened]:
         """At most `GROUPS` that may be in the Pareto set."""

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infergy.cost.model import CostedRun, StepCost
 from infergy.cost.step import Steps, StepSums
@@ -35,7 +36,7 @@ from infergy.estimates.load import SHORTEST_S as SHORTEST_LATE_S
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import latency_of, open_share, steps_of, total
-from infergy.workload.requests import Sample, Window
+from infergy.workload.requests import Requests, Sample, Window
 
 COARSE = 2_500
 """Requests that a configuration is first simulated with."""
@@ -71,6 +72,11 @@ class Screened:
     e2e_p99_s: float | None
     peak_running: int
     peak_tokens: int
+
+    @property
+    def over(self) -> float:
+        """The largest excess; 0 within all limits."""
+        return max(self.excess.values(), default=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,13 +257,19 @@ def thin(sample: Sample, at_most: int = COARSE) -> Sample:
         kept = sample.windows[every // 2 :: every] or sample.windows[:1]
         return _of_windows(sample, kept, len(sample.windows) / len(kept))
     requests = sample.windows[0].requests
-    arrival_s = requests.arrival_s
-    if arrival_s is None:
-        if requests.gap_s is not None:
-            return sample
+    if requests.arrival_s is None and requests.gap_s is not None:
+        return sample
+    if requests.arrival_s is None:
         few = requests.take(np.arange(0, size, size // at_most))
-        return _of_windows(sample, [Window(requests=few, start_s=None, duration_s=None, weight=1.0)], size / len(few))
-    first_s, span_s = float(arrival_s[0]), requests.duration_s or 0.0
+        windows = [Window(requests=few, start_s=None, duration_s=None, weight=1.0)]
+    else:
+        windows = _spread_windows(requests, requests.arrival_s, at_most)
+    return _of_windows(sample, windows, size / sum(len(window.requests) for window in windows))
+
+
+def _spread_windows(requests: Requests, arrival_s: NDArray[np.float64], at_most: int) -> list[Window]:
+    """Windows of equal length, evenly spaced over the time of requests, with about so many of them."""
+    size, first_s, span_s = len(requests), float(arrival_s[0]), requests.duration_s or 0.0
     count = max(1, min(WINDOWS, int(span_s * at_most / size / SHORTEST_S)))
     length_s = span_s * at_most / size / count
     starts_s = first_s + (np.arange(count) + 0.5) * span_s / count - length_s / 2
@@ -273,7 +285,7 @@ def thin(sample: Sample, at_most: int = COARSE) -> Sample:
             part = replace(part, arrival_s=part.arrival_s - start_s)
             own_s = max(length_s, part.duration_s or 0.0)
             windows.append(Window(requests=part, start_s=start_s, duration_s=own_s, weight=1.0))
-    return _of_windows(sample, windows, size / sum(len(window.requests) for window in windows))
+    return windows
 
 
 def _of_windows(sample: Sample, windows: Sequence[Window], factor: float) -> Sample:

@@ -114,14 +114,9 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
         "cudagraph_capture_sizes": options.cudagraph_capture_sizes,
     }
     given = {name: value for name, value in given.items() if value != getattr(plain, name, None)}
+    words = ["vllm serve MODEL", *(_spelled(name, value) for name, value in given.items())]
     if server.spec.usage_context == "llm":
-        pairs = (
-            f"{name.removeprefix('no_')}={False if name.startswith('no_') else value!r}"
-            for name, value in given.items()
-        )
-        words = [f"LLM({', '.join(['MODEL', *pairs])})"]
-    else:
-        words = ["vllm serve MODEL", *(_spelled(name, value) for name, value in given.items())]
+        words = [f"LLM({', '.join(['MODEL', *(_argument(name, value) for name, value in given.items())])})"]
     count, router = server.spec.replicas, server.spec.router
     # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
     # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
@@ -137,6 +132,11 @@ def _spelled(name: str, value: Any) -> str:
     """A flag with its value or values; True has none."""
     values = [] if value is True else value if isinstance(value, tuple) else [value]
     return " ".join([f"--{name.replace('_', '-')}", *map(str, values)])
+
+
+def _argument(name: str, value: Any) -> str:
+    """An option as the `LLM` class takes it."""
+    return f"{name.removeprefix('no_')}={False if name.startswith('no_') else value!r}"
 
 
 def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = None) -> TypedServer:
@@ -164,22 +164,19 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
         if flag not in known_flags()["no_effect"]:
             notes.append(f"--{flag} of the present command is not simulated")
     shape = _shape(name) if model is None else get_model(model)
-    formats = [options.pop("dtype", None), options.pop("quantization", None)]
+    # The narrowest counts: weights in 8 bits have a dtype of 16 beside them.
+    precision = options.pop("quantization", None) or options.pop("dtype", None)
+    options.pop("dtype", None)
     is_stored_fp8 = model is None and shape.checkpoint.dtype == FP8
-    formats += [FP8] * is_stored_fp8
-    if (
-        any(flag.name == "quantization" for flag in flags)
-        and FP8 not in formats
-        and shape.checkpoint.dtype in UNQUANTISED
-    ):
+    precision = FP8 if is_stored_fp8 else precision
+    if precision != FP8 and shape.checkpoint.dtype in UNQUANTISED and "quantization" in (flag.name for flag in flags):
         notes.append(f"--quantization of {name}: the format of its weights is not known, and is taken as 16 bits")
     replicas = options.pop("replicas", 1)
     spec = ServerSpec(
         engine="vllm",
         model=model or shape.name,
         gpu=gpu,
-        # The narrowest counts: weights in 8 bits have a dtype of 16 beside them.
-        precision=next((given for given in reversed(formats) if given is not None), None),
+        precision=precision,
         replicas=replicas,
         router="least_loaded" if replicas > 1 else "round_robin",
         options=EngineOptions(**options),
