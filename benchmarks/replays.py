@@ -179,8 +179,16 @@ def savings_table(number: int) -> str:
             for name in ("TTFT p99", "TPOT p99")
         ]
         kilojoules = f"{base.measured[0] / 1e3:.1f} → {run.measured[0] / 1e3:.1f}"
-        rows.append([run.name, kilojoules, f"{seen:.1%}", f"{guess:.1%}", f"{100 * (guess - seen):+.1f}", *tails])
-    header = ["requests, change", "measured, kJ", "saved", "predicted", "points", "TTFT p99, ms", "TPOT p99, ms"]
+        rows.append([run.name, kilojoules, f"{100 * seen:.1f} %", f"{100 * guess:.1f} %", signed(guess - seen), *tails])
+    header = [
+        "requests, change",
+        "measured, kJ",
+        "saved",
+        "predicted",
+        "difference, points",
+        "TTFT p99, ms",
+        "TPOT p99, ms",
+    ]
     return table(header, rows)
 
 
