@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -77,15 +78,13 @@ def _figures(site: Site) -> Iterator[tuple[str, Callable[[Footprint], str]]]:
     if site.intensity is not None:
         shown.append(("Carbon", lambda amount: f"{format_si(amount.carbon_g or 0.0, 'g')} CO2e"))
     for name, text in shown:
-        yield name, lambda found, text=text: text(found.run)  # type: ignore[misc]
-        for label, field in (
-            ("per month at this load", "month"),
-            ("per million output tokens", "per_million_output_tokens"),
-        ):
-            yield f"  {label}", lambda found, text=text, field=field: _text(getattr(found, field), text)  # type: ignore[misc]
+        yield name, partial(_text, field="run", text=text)
+        yield "  per month at this load", partial(_text, field="month", text=text)
+        yield "  per million output tokens", partial(_text, field="per_million_output_tokens", text=text)
 
 
-def _text(amount: Amount | None, text: Callable[[Amount], str]) -> str:
+def _text(found: Footprint, *, field: str, text: Callable[[Amount], str]) -> str:
+    amount = getattr(found, field)
     return NONE if amount is None else text(amount)
 
 

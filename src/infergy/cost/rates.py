@@ -378,8 +378,7 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
 
 def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
-    # Activations are quantised only to compute in fp8.
-    is_fp8 = _is_in_fp8(work, gpu)
+    is_fp8 = _is_in_fp8(work, gpu)  # activations are quantised only to compute in it
     narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype == "mxfp4" else 0.0
     launch = work.layers * (c["layer_s"] + narrow_s)
     launch = launch + expert_layers * c["expert_layer_s"] + work.attention.state_layers * c["state_layer_s"]

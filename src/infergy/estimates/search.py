@@ -68,7 +68,6 @@ class Screened:
     energy_j: float
     excess: Mapping[str, float]
     is_overloaded: bool
-    rejected_requests: int
     e2e_p99_s: float | None
     peak_running: int
     peak_tokens: int
@@ -228,7 +227,6 @@ def screen(spec: ServerSpec, asked: Asked) -> Screened | Pruned | UsageError:
         energy_j=total(runs, "energy.total_j"),
         excess=limits.excess(latency),
         is_overloaded=is_open and overload_of(runs, server, advise=False) is not None,
-        rejected_requests=round(total(runs, "counts.rejected_requests")),
         e2e_p99_s=None if latency.e2e_s is None else latency.e2e_s.p99,
         peak_running=max(run.counts.peak_running for run, _ in runs),
         peak_tokens=int((steps.decodes + steps.prefill_tokens).max()),
