@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import fcntl
 import tempfile
 import threading
@@ -42,7 +43,10 @@ def rows_of(events: list[dict[str, Any]]) -> list[Measurement]:
 
 
 def on(gpu: str, row: Measurement) -> Measurement:
-    return replace(row, environment=replace(row.environment, gpus=(GpuIdentity(uuid=gpu, name="NVIDIA H200"),)))
+    """The row as measured on another GPU."""
+    text = json.dumps(row.to_json()).replace(row.environment.gpus[0].uuid, gpu)
+    moved = Measurement.from_json(json.loads(text))
+    return replace(moved, environment=replace(row.environment, gpus=(GpuIdentity(uuid=gpu, name="NVIDIA H200"),)))
 
 
 @pytest.fixture(scope="module")

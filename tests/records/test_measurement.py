@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -101,9 +103,9 @@ def test_a_counter_or_a_clock_that_runs_backwards_is_an_error(window: Window, co
         derive((window,), idle)
 
 
-@given(energy_j=st.floats(1, 1e6), duration_s=st.floats(0.01, 1e3), batches=st.integers(1, 5))
-def test_a_row_survives_json(energy_j: float, duration_s: float, batches: int) -> None:
-    measured = build_row(energy_j=energy_j, duration_s=duration_s, batches=batches)
+@given(power_w=st.floats(60, 1500), duration_s=st.floats(0.01, 1e3), batches=st.integers(1, 5))
+def test_a_row_survives_json(power_w: float, duration_s: float, batches: int) -> None:
+    measured = build_row(energy_j=power_w * duration_s, duration_s=duration_s, batches=batches)
     assert Measurement.from_json(json.loads(json.dumps(measured.to_json()))) == measured
 
 
@@ -119,6 +121,13 @@ def test_a_row_survives_json(energy_j: float, duration_s: float, batches: int) -
         ({"loaded_idle": None}, "bad-field", {"key": "loaded_idle"}),
         ({"cell_id": "0" * 12}, "bad-field", {"key": "cell_id"}),
         ({"warmup_s": 1e300}, "bad-row", {"key": "warmup_s"}),
+        ({"warmup_s": -1.0}, "bad-row", {"key": "warmup_s"}),
+        ({"warmup_s": math.nan}, "bad-row", {"key": "warmup_s"}),
+        ({"measured_utc": "yesterday"}, "bad-field", {"key": "measured_utc"}),
+        ({"measured_utc": "2026-01-01T00:00:00"}, "bad-field", {"key": "measured_utc"}),
+        ({"status": "good"}, "bad-field", {"key": "status"}),
+        ({"status": "failed"}, "bad-field", {"key": "status"}),
+        ({"experts_touched": 1.5}, "bad-field", {"key": "experts_touched"}),
     ],
 )
 def test_a_foreign_row_is_told_with_its_place(
@@ -133,11 +142,14 @@ def test_a_foreign_row_is_told_with_its_place(
     ("name", "value", "key"),
     [
         ("requests", 0, "requests"),
-        ("requests", -8, "requests"),
         ("requests", 9, "requests"),
         ("output_tokens", 0, "output_tokens"),
         ("end_s", 1e9, "end_s"),
-        ("start_s", -1e9, "end_s"),
+        ("start_s", 1.0, "end_s"),
+        ("input_tokens", 8 * 513, "input_tokens"),
+        ("output_tokens", 8 * 65, "output_tokens"),
+        ("first_token_s", 2.1, "finished_s"),
+        ("finished_s", 3.0, "finished_s"),
         ("times", {"first_token_s": [0.1], "finished_s": [0.2]}, "times"),
     ],
 )
@@ -146,6 +158,48 @@ def test_a_batch_that_contradicts_its_row_is_rejected(row: Row, name: str, value
     data["windows"][0]["batches"][0][name] = value
     with raises("bad-field", key=f"windows[0].batches[0].{key}"):
         Measurement.from_json(data, "f.jsonl line 3")
+
+
+def test_batches_that_overlap_are_rejected(row: Row) -> None:
+    data = row().to_json()
+    data["windows"][0]["batches"][1]["start_s"] -= 1.0
+    with raises("bad-field", key="windows[0].batches[1].end_s"):
+        Measurement.from_json(data)
+
+
+def scaled(row: Measurement, factor: float, **limits: float) -> dict[str, Any]:
+    """A row as JSON with the energy of its counter times a factor, idle power but not figures included."""
+    data = replace(row, result=None).to_json()
+    for window in (*data["windows"], data["loaded_idle"]):
+        for edge in ("open", "close"):
+            window[edge][UUID]["energy_j"] *= factor
+    data["environment"]["gpus"][0] |= limits
+    return data
+
+
+@pytest.mark.parametrize("factor", [0.001, 5.0])
+def test_a_power_that_no_board_draws_is_rejected(row: Row, factor: float) -> None:
+    with raises("bad-row", key="windows[0]", reason="counter-wrong"):
+        Measurement.from_json(scaled(row(), factor))
+
+
+def test_a_mean_power_of_over_twice_the_limit_is_rejected(row: Row) -> None:
+    assert Measurement.from_json(scaled(row(), 2.0, power_limit_w=700.0)).is_ok
+    with raises("bad-row", key="windows[0]", reason="counter-wrong"):
+        Measurement.from_json(scaled(row(), 3.0, power_limit_w=700.0))
+
+
+def test_a_busy_power_below_half_of_idle_power_is_rejected(row: Row) -> None:
+    with raises("bad-row", key="windows[0]", reason="counter-wrong"):
+        Measurement.from_json(replace(row(energy_j=60.0, idle_w=100.0), result=None).to_json())
+
+
+@pytest.mark.parametrize("name", ["energy_j", "duration_s", "power_w"])
+def test_figures_that_do_not_follow_from_the_raw_facts_are_rejected(row: Row, name: str) -> None:
+    data = row().to_json()
+    data["result"][name] *= 1.5
+    with raises("bad-field", key=f"result.{name}"):
+        Measurement.from_json(data)
 
 
 def test_a_missing_key_is_named(row: Row) -> None:
@@ -180,7 +234,9 @@ def test_a_row_of_the_first_schema_is_read_as_one_of_the_present(row: Row) -> No
     old = data | {"window": window, "batches": batches, "flags": [], "schema": "infergy.measurement/1"}
     del old["loaded_idle"]["batches"]
     assert Measurement.from_json(old) == measured
-    failed = data | {"window": None, "batches": [], "status": "failed", "schema": "infergy.measurement/1"}
+    failure = {"code": "engine", "message": "it died"}
+    failed = data | {"window": None, "batches": [], "status": "failed", "failure": failure}
+    failed["schema"] = "infergy.measurement/1"
     assert Measurement.from_json(failed).windows == ()
 
 

@@ -53,18 +53,19 @@ def test_one_that_was_changed_by_hand_is_told(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "key"),
+    ("path", "value", "code", "key"),
     [
-        (("counts", 0, "requests"), 0, "counts[0].requests"),
-        (("counts", 0, "input_tokens"), -1, "counts[0].input_tokens"),
-        (("counts", 0, "output_tokens"), 10**12, "counts[0].output_tokens"),
-        (("counts", 0, "bin", "input_tokens"), 33, "counts[0].bin"),
-        (("failed_requests",), -1, "failed_requests"),
-        (("counts", 0, "requests"), 10**30, "counts[0].requests"),
+        (("counts", 0, "requests"), 0, "bad-field", "counts[0].requests"),
+        (("counts", 0, "requests"), -10, "bad-row", "counts[0].requests"),
+        (("counts", 0, "input_tokens"), -1, "bad-row", "counts[0].input_tokens"),
+        (("counts", 0, "output_tokens"), 10**12, "bad-field", "counts[0].output_tokens"),
+        (("counts", 0, "bin", "input_tokens"), 33, "bad-field", "counts[0].bin"),
+        (("failed_requests",), -1, "bad-row", "failed_requests"),
+        (("counts", 0, "requests"), 10**30, "bad-field", "counts[0].requests"),
     ],
 )
 def test_counts_that_cannot_be_are_rejected_by_their_key(
-    saved: Path, path: tuple[Any, ...], value: int, key: str
+    saved: Path, path: tuple[Any, ...], value: int, code: str, key: str
 ) -> None:
     changed = json.loads(saved.read_text())
     parent = changed
@@ -72,7 +73,7 @@ def test_counts_that_cannot_be_are_rejected_by_their_key(
         parent = parent[step]
     parent[path[-1]] = value
     saved.write_text(json.dumps(changed))
-    with raises("bad-field", key=key):
+    with raises(code, key=key):
         find_histogram(saved)
 
 

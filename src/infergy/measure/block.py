@@ -19,10 +19,11 @@ from types import TracebackType
 from typing import Any
 
 from infergy.errors import InfergyError, MeterError, UsageError
-from infergy.measure.cell import check_power, measure_idle
+from infergy.measure.cell import measure_idle
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
 from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
+from infergy.records.row_checks import check_power
 
 BLOCK_SCHEMA = "infergy.window/1"
 

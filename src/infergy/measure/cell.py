@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -30,7 +30,7 @@ from statistics import fmean
 from typing import Any
 
 from infergy.engines import Completion, EngineOutOfMemoryError, Session, Work
-from infergy.errors import EngineError, GpuLostError, InfergyError, MeterError
+from infergy.errors import DataError, EngineError, GpuLostError, InfergyError, MeterError
 from infergy.measure.environment import Surroundings
 from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler
 from infergy.measure.warmup import WARMUP_OUTPUT_TOKENS, make_work, warm_up
@@ -53,6 +53,7 @@ from infergy.records import (
 )
 from infergy.records.cell import Links
 from infergy.records.latency import RequestTimes
+from infergy.records.row_checks import check_power, reject_impossible
 from infergy.records.uncertainty import FEWEST_WINDOWS, Peer, is_certain, scatters_at, spread_at
 from infergy.records.visits import number_visits
 from infergy.workload.load_generator import hash_prompts, hash_times, make_prompts
@@ -64,13 +65,6 @@ MICROSECOND_DIGITS = 6
 
 START_DELAY_S = 0.1
 """Longest start delay where the counter's period is not known."""
-
-MOST_OF_LIMIT = 2.0
-"""Highest mean power, over the enforced limit. An H200 showed 825 W at a limit of 700 W for some milliseconds, never
-over seconds."""
-
-LEAST_OF_IDLE = 0.5
-"""Lowest mean power, over that of the loaded, idle device."""
 
 
 class WrongTokensError(EngineError):
@@ -99,6 +93,7 @@ def measure_cell(
     Raises:
         EngineError: The engine failed before a window was whole, or did not return the tokens it was asked for.
         MeterError: The counter failed before a window was whole.
+        DataError: What was measured contradicts itself.
     """
     work = _work_of(planned, options, surroundings)
     warmup_s, experts_touched = warm_up(session, meter, planned, work, options)
@@ -120,7 +115,7 @@ def measure_cell(
             if not windows:
                 raise
             interrupted = failure_of(error)
-    return replace(
+    row = replace(
         _row(planned, options, surroundings, STATUS_OK),
         measured_utc=measured_utc,
         prompt_sha256=hash_prompts(work.prompts),
@@ -134,6 +129,9 @@ def measure_cell(
         interrupted=interrupted,
         **seen,
     )
+    # A row that cannot be read again would take the whole store with it.
+    reject_impossible(row, "what was measured")
+    return row
 
 
 def _work_of(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings) -> Work:
@@ -333,33 +331,6 @@ def check_window(window: Window, loaded_idle: Window, gpus: Sequence[GpuIdentity
     check_power(derive([window], loaded_idle).power_by_gpu_w, gpus, loaded_idle.power_by_gpu_w)
 
 
-def check_power(power_by_gpu_w: Mapping[str, float], gpus: Sequence[GpuIdentity], idle_w: Mapping[str, float]) -> None:
-    """Reject a mean power below half of idle power or above twice the limit; unknown ones are no bound.
-
-    A counter that fell by more than a window adds, or stopped, shows at once (`infergy.records.window`). Falls and
-    jumps within a window only show in its mean power.
-
-    Raises:
-        MeterError: The mean power of a device lies outside of what it can draw.
-    """
-    limit_w = {gpu.uuid: gpu.power_limit_w for gpu in gpus}
-    for uuid, power_w in power_by_gpu_w.items():
-        most_w, reason = limit_w.get(uuid), None
-        if most_w is not None and power_w > MOST_OF_LIMIT * most_w:
-            reason = f", expected at most {MOST_OF_LIMIT:g} times its limit of {most_w:g} W: it jumped"
-        elif power_w < LEAST_OF_IDLE * idle_w.get(uuid, 0.0):
-            reason = (
-                f" while it worked, {idle_w[uuid]:.4g} W when idle: it began again or stood still for a part of the "
-                "window"
-            )
-        if reason is not None:
-            message = (
-                f"the energy counter of {uuid} gives a mean power of {power_w:.4g} W{reason}. "
-                "Measure again; if it stays, see how it follows a load: infergy doctor --meter"
-            )
-            raise MeterError(message, code="counter-wrong", uuid=uuid, power_w=power_w)
-
-
 def failure_of(error: InfergyError) -> Failure:
     """The failure that a row records for an error."""
     codes: tuple[tuple[type[InfergyError], str], ...] = (
@@ -368,6 +339,7 @@ def failure_of(error: InfergyError) -> Failure:
         # The engine cannot go on either; a new child finds whether the GPU came back.
         (GpuLostError, "gpu_lost"),
         (MeterError, "meter"),
+        (DataError, "meter"),
     )
     return Failure(code=next((code for kind, code in codes if isinstance(error, kind)), "engine"), message=str(error))
 

@@ -20,7 +20,7 @@ from infergy.catalog import read_shape
 from infergy.engines import Engine, EngineOutOfMemoryError, Session, find_engine
 from infergy.engines.engine import GPU_UUIDS
 from infergy.engines.weights import describe_weights
-from infergy.errors import EngineError, InfergyError, MeterError
+from infergy.errors import DataError, EngineError, InfergyError, MeterError
 from infergy.measure.cell import failed_cell, failure_of, measure_cell, measure_idle, window_since
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.power_sampler import NO_SAMPLER, PowerSampler, open_sampler
@@ -177,7 +177,7 @@ def attempt(
         row = measure_cell(
             session, meter, planned, plan.options, surroundings, idle, peers, sampler, windows, is_watched=is_watched
         )
-    except (EngineError, MeterError) as error:
+    except (EngineError, MeterError, DataError) as error:
         failure = failure_of(error)
         if failure.code == "engine":
             failure = replace(failure, message=f"{failure.message}{_lost_gpu(meter)}")

@@ -13,9 +13,14 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from infergy.errors import DataError
+from infergy.errors import DataError, UsageError
 
 T = TypeVar("T")
+
+SIGNED = frozenset({"seed", "temperature_c", "after"})
+"""Fields whose numbers may be below 0: those of all others count or measure something."""
+LARGEST = 1e30
+"""Of a number: no quantity of a row is larger, and squares of larger ones are out of range."""
 
 
 def to_json(value: Any) -> Any:
@@ -38,7 +43,8 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
         place: Where the object stands, for the message: ``rows.jsonl line 3``.
 
     Raises:
-        DataError: A key is missing, unknown, or of another type than declared.
+        DataError: A key is missing, unknown, or of another type than declared; a number is below 0 or too large, or a
+            class rejects its values.
     """
     try:
         return typing.cast(T, _reader(typing.cast(Any, cls))(data))
@@ -62,22 +68,27 @@ class _MisfitError(Exception):
 
 
 @functools.cache
-def _reader(hint: Any) -> Callable[[Any], Any]:
+def _reader(hint: Any, *, is_signed: bool = True) -> Callable[[Any], Any]:
     """What reads a JSON value as a type: made once a type, for files hold thousands of the same."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return lambda value: value
     if origin in (typing.Union, types.UnionType):
-        (inner,) = [_reader(arg) for arg in args if arg is not type(None)]
+        (inner,) = [_reader(arg, is_signed=is_signed) for arg in args if arg is not type(None)]
         return lambda value: None if value is None else inner(value)
     if origin is tuple:
-        return functools.partial(_read_tuple, _reader(args[0]))
+        return functools.partial(_read_tuple, _reader(args[0], is_signed=is_signed))
     if origin is not None and issubclass(origin, Mapping):
-        return functools.partial(_read_mapping, _reader(args[1]))
+        return functools.partial(_read_mapping, _reader(args[1], is_signed=is_signed))
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
-        fields = {field.name: (_reader(hints[field.name]), _is_needed(field)) for field in dataclasses.fields(hint)}
+        fields = {
+            field.name: (_reader(hints[field.name], is_signed=field.name in SIGNED), _is_needed(field))
+            for field in dataclasses.fields(hint)
+        }
         return functools.partial(_read_fields, typing.cast(type, hint), fields)
+    if hint in (int, float):
+        return functools.partial(_read_number, hint, -LARGEST if is_signed else 0)
     return functools.partial(_read_scalar, hint)
 
 
@@ -102,7 +113,10 @@ def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], boo
     except _MisfitError as error:
         error.path.append(f".{name}")
         raise
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UsageError as error:
+        raise _MisfitError(str(error)) from error
 
 
 def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
@@ -132,17 +146,16 @@ def _read_mapping(read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
     return found
 
 
-LARGEST = 1e30
-"""Of a number: no quantity of a row is larger, and squares of larger ones are out of range."""
+def _read_number(hint: type, least: float, value: Any) -> Any:
+    if type(value) is not hint and (hint is not float or type(value) is not int):
+        raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
+    # Not a number lies in no range.
+    if not least <= value <= LARGEST:
+        raise _MisfitError(f"expected a number from {least:g} to {LARGEST:g}, found {value!r:.60}")
+    return hint(value)
 
 
 def _read_scalar(hint: type, value: Any) -> Any:
-    if hint is float and type(value) in (float, int):
-        if abs(value) <= LARGEST:
-            return float(value)
-        raise _MisfitError(f"expected a number of at most {LARGEST:g}, found {value:g}")
-    if type(value) is hint:
-        return value
-    if not isinstance(value, hint) or isinstance(value, bool):
+    if not isinstance(value, hint):
         raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
     return value

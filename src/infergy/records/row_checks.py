@@ -1,12 +1,19 @@
-"""Values of a row that contradict others of it, or that no release wrote: a damaged or edited line, found when read."""
+"""Values of a row that no device can have, or that contradict others of it: a damaged or edited line, found when read.
+
+What is measured is checked by the same rules before it is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from infergy.errors import DataError, MeterError
 from infergy.records.cell import Cell
+from infergy.records.environment import GpuIdentity
+from infergy.records.result import batch_energy_j
 from infergy.records.window import Batch, Window
 
 if TYPE_CHECKING:
@@ -14,6 +21,20 @@ if TYPE_CHECKING:
 
 Misfit = tuple[str, object, str]
 """Key, value, and what is expected."""
+
+MOST_OF_LIMIT = 2.0
+"""Highest mean power, over the enforced limit. An H200 showed 825 W at a limit of 700 W for some milliseconds, never
+over seconds."""
+LEAST_OF_IDLE = 0.5
+"""Lowest mean power, over that of the loaded, idle device."""
+BOARD, LEAST_W, MOST_W = "gpu-board", 1.0, 2000.0
+"""The scope of one GPU's energy, and between which powers any such board lies, idle or at work, whatever its limit."""
+ROUNDING = 0.02
+"""How far the figures that stand in a row may lie from those of its raw facts: releases may derive them otherwise."""
+LATE_S = 0.001
+"""How far past the end of a batch its last token may lie: the two are read from different clocks."""
+IDLE = ("loaded_idle", "bare_idle", "loading")
+"""Windows without batches."""
 
 
 def reject_impossible(row: Measurement, place: str) -> None:
@@ -27,16 +48,56 @@ def reject_impossible(row: Measurement, place: str) -> None:
         raise DataError.bad_field(place, key, value, f"{expected}. {advice}")
     for key, window in _windows(row):
         try:
-            _ = window.energy_by_gpu_j, window.tail_power_by_gpu_w
+            # Idle time counts at the power of a tail, which must be one.
+            _ = window.tail_power_by_gpu_w
+            idle = {} if row.loaded_idle is None or key in IDLE else row.loaded_idle.power_by_gpu_w
+            check_power(window.power_by_gpu_w, row.environment.gpus, idle, scope=row.environment.scope)
         except MeterError as error:
             message = f"{place}: {key}: {error}. {advice}"
             raise DataError(message, code="bad-row", place=place, key=key, reason=error.code) from error
+    for key, value, expected in _misfits_of_result(row):
+        raise DataError.bad_field(place, key, value, f"{expected}. {advice}")
+
+
+def check_power(
+    power_by_gpu_w: Mapping[str, float],
+    gpus: Sequence[GpuIdentity],
+    idle_w: Mapping[str, float],
+    *,
+    scope: str | None = None,
+) -> None:
+    """Reject a mean power below half of idle power or above twice the limit; unknown ones are no bound.
+
+    A counter that fell by more than a window adds, or stopped, shows at once (`infergy.records.window`). Falls and
+    jumps within a window only show in its mean power. With `scope` what no board draws is rejected too.
+
+    Raises:
+        MeterError: The mean power of a device lies outside of what it can draw.
+    """
+    limit_w = {gpu.uuid: gpu.power_limit_w for gpu in gpus}
+    for uuid, power_w in power_by_gpu_w.items():
+        most_w, reason = limit_w.get(uuid), None
+        if most_w is not None and power_w > MOST_OF_LIMIT * most_w:
+            reason = f", expected at most {MOST_OF_LIMIT:g} times its limit of {most_w:g} W: it jumped"
+        elif scope == BOARD and not LEAST_W <= power_w <= MOST_W:
+            reason = f", expected {LEAST_W:g} to {MOST_W:g} W of a board"
+        elif power_w < LEAST_OF_IDLE * idle_w.get(uuid, 0.0):
+            reason = (
+                f" while it worked, {idle_w[uuid]:.4g} W when idle: it began again or stood still for a part of the "
+                "window"
+            )
+        if reason is not None:
+            message = (
+                f"the energy counter of {uuid} gives a mean power of {power_w:.4g} W{reason}. "
+                "Measure again; if it stays, see how it follows a load: infergy doctor --meter"
+            )
+            raise MeterError(message, code="counter-wrong", uuid=uuid, power_w=power_w)
 
 
 def _windows(row: Measurement) -> Iterator[tuple[str, Window]]:
     for index, window in enumerate(row.windows):
         yield f"windows[{index}]", window
-    for key in ("watched", "loaded_idle", "bare_idle", "loading"):
+    for key in ("watched", *IDLE):
         if (one := getattr(row, key)) is not None:
             yield key, one
 
@@ -44,34 +105,58 @@ def _windows(row: Measurement) -> Iterator[tuple[str, Window]]:
 def _misfits(row: Measurement) -> Iterator[Misfit]:
     if row.cell_id != row.cell.id:
         yield "cell_id", row.cell_id, f"{row.cell.id}, the id of its cell"
+    if row.status not in ("ok", "failed") or row.is_ok != (row.failure is None):
+        yield "status", row.status, "ok, or failed with its `failure`"
+    if not is_instant(row.measured_utc):
+        yield "measured_utc", row.measured_utc, "an instant, as 2026-01-31T12:00:00.000+00:00"
     for name in ("windows", "loaded_idle") if row.is_ok else ():
         if not getattr(row, name):
             yield name, None, "a window, for status is ok"
+    if row.experts_touched is not None and row.experts_touched > 1:
+        yield "experts_touched", row.experts_touched, "a share, 0 to 1"
+    if (factor := row.rescaled) is not None and not 0 < factor.low <= factor.factor <= factor.high:
+        yield "rescaled.factor", factor.factor, f"more than 0, from {factor.low} to {factor.high}"
     for line in row.timeline:
         if len(line.offsets_ms) != len(line.power_w):
             yield "timeline.power_w", f"{len(line.power_w)} values", f"{len(line.offsets_ms)}, as in offsets_ms"
+        if any(later < earlier for earlier, later in pairwise(line.offsets_ms)) or line.end_s < line.start_s:
+            yield "timeline.offsets_ms", line.offsets_ms[:3], "ascending times, before end_s"
+    gpus = sorted(gpu.uuid for gpu in row.environment.gpus)
     for key, window in _windows(row):
-        yield from _misfits_of_window(row, window, key)
+        yield from _misfits_of_window(row, window, key, gpus)
         most = max((batch.requests for batch in window.batches), default=0)
         if row.is_ok and row.cell.load.is_online and len(row.arrival_s) < most:
             yield "arrival_s", f"{len(row.arrival_s)} values", f"{most}, one for each request"
 
 
-def _misfits_of_window(row: Measurement, window: Window, key: str) -> Iterator[Misfit]:
-    gpus = sorted(row.windows[0].open if row.windows else window.open)
+def is_instant(text: str) -> bool:
+    """Whether a text is a date and time with its zone."""
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _misfits_of_window(row: Measurement, window: Window, key: str, gpus: list[str]) -> Iterator[Misfit]:
     for edge in ("open", "close"):
         if gpus != sorted(getattr(window, edge)) or not gpus:
             yield f"{key}.{edge}", sorted(getattr(window, edge)), f"a tick of each GPU: {', '.join(gpus)}"
     if not set(window.settled) <= set(gpus):
         yield f"{key}.settled", sorted(window.settled), f"ticks of {', '.join(gpus)}"
-    if not window.batches and key not in ("loaded_idle", "bare_idle", "loading"):
+    if not window.batches and key not in IDLE:
         yield f"{key}.batches", [], "at least one"
-    first, last = max(t.time_s for t in window.open.values()), min(t.time_s for t in window.close.values())
+    now_s, last = max(tick.time_s for tick in window.open.values()), min(tick.time_s for tick in window.close.values())
     for number, batch in enumerate(window.batches):
         place = f"{key}.batches[{number}]"
         yield from _misfits_of_batch(row.cell, batch, place)
-        if not first <= batch.start_s <= batch.end_s <= last:
-            yield f"{place}.end_s", batch.end_s, f"{batch.start_s} to {last}, within its window"
+        if key.startswith("windows"):
+            yield from _misfits_of_tokens(row, batch, place)
+        if not now_s <= batch.start_s <= batch.end_s <= last:
+            yield f"{place}.end_s", batch.end_s, f"{now_s} to {last}, within its window and after the batch before"
+        now_s = batch.end_s
+    for uuid, tick in window.settled.items():
+        if not now_s <= tick.time_s <= window.close[uuid].time_s:
+            yield f"{key}.settled.{uuid}.time_s", tick.time_s, f"{now_s} to {last}, after the last batch"
 
 
 def _misfits_of_batch(cell: Cell, batch: Batch, key: str) -> Iterator[Misfit]:
@@ -82,3 +167,31 @@ def _misfits_of_batch(cell: Cell, batch: Batch, key: str) -> Iterator[Misfit]:
         yield f"{key}.requests", batch.requests, f"{cell.load.batch}, the batch of its cell"
     if batch.times is not None and not batch.requests == len(batch.times.first_token_s) == len(batch.times.finished_s):
         yield f"{key}.times", f"of {len(batch.times.finished_s)} requests", f"of {batch.requests}, as the batch"
+    times_s = [time_s for time_s in (batch.first_token_s, batch.finished_s) if time_s is not None]
+    if any(later < earlier for earlier, later in pairwise([*times_s, batch.duration_s + LATE_S])):
+        yield f"{key}.finished_s", times_s[-1], f"after the first token, within the {batch.duration_s} s of the batch"
+    if (drafts := batch.drafts) is not None and drafts.accepted_tokens > drafts.drafted_tokens:
+        yield f"{key}.drafts.accepted_tokens", drafts.accepted_tokens, f"at most the {drafts.drafted_tokens} drafted"
+
+
+def _misfits_of_tokens(row: Measurement, batch: Batch, key: str) -> Iterator[Misfit]:
+    """Tokens that a whole batch of the cell has not; the watched window may stop sooner."""
+    load, lengths = row.cell.load, row.lengths
+    each = ("input_tokens", load.input_tokens), ("output_tokens", load.output_tokens)
+    for axis, (name, tokens) in enumerate(each):
+        asked = sum(pair[axis] for pair in lengths) if lengths else batch.requests * tokens
+        if getattr(batch, name) != asked:
+            yield f"{key}.{name}", getattr(batch, name), f"{asked}, as its cell asks"
+
+
+def _misfits_of_result(row: Measurement) -> Iterator[Misfit]:
+    """Figures that do not follow from the windows beside them: one of the two was changed."""
+    if row.result is None or row.loaded_idle is None or not row.windows:
+        return
+    counts = sum(len(window.batches) for window in row.windows)
+    energy_j = batch_energy_j(row.windows, row.loaded_idle) * (1.0 if row.rescaled is None else row.rescaled.factor)
+    duration_s = sum(window.busy_s for window in row.windows) / counts
+    found = {"energy_j": energy_j, "duration_s": duration_s, "power_w": energy_j / duration_s if duration_s else 0.0}
+    for name, value in found.items():
+        if not abs(getattr(row.result, name) - value) <= ROUNDING * abs(value):
+            yield f"result.{name}", getattr(row.result, name), f"{value:.6g}, by its windows"

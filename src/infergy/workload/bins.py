@@ -207,9 +207,6 @@ class Histogram:
                 yield f"{key}.bin", asdict(count.bin), "a bin between edges of `bins`"
         for key, count in (named if self.left_out is None else named | {"left_out": self.left_out}).items():
             yield from ((f"{key}.{name}", value, expected) for name, value, expected in count.contradictions())
-        for name in ("failed_requests", "cached_input_tokens"):
-            if getattr(self, name) < 0:
-                yield name, getattr(self, name), "at least 0"
         for name, value in sums.items():
             if value != getattr(self, name):
                 yield name, value, f"{getattr(self, name):,}, the sum over its bins"
