@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 JOULES_PER_KWH = 3.6e6
@@ -83,9 +84,15 @@ def parse_duration(text: str) -> float:
         ValueError: It is none of these.
     """
     found = re.fullmatch(r"([\d.]+)\s*(ms|s|m|min|h)?", text.strip())
-    if found is None:
+    seconds = math.inf if found is None else float(found[1]) * _SECONDS[found[2] or "s"]
+    if not math.isfinite(seconds):
         raise ValueError(text)
-    return float(found[1]) * _SECONDS[found[2] or "s"]
+    return seconds
+
+
+def parse_count(text: str | None) -> int | None:
+    """A whole number of at most 18 digits; None of all else."""
+    return int(text) if text is not None and text.isdecimal() and len(text) <= 18 else None
 
 
 def format_bytes(count: float) -> str:

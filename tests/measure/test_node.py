@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import fcntl
+import json
 import tempfile
 import threading
 from collections.abc import Callable

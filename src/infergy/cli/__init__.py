@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
 import typer
 
-from infergy.cli.failure import run_app, show_error
+from infergy.cli.failure import (
+    DEBUG,
+    as_full_output,
+    close_streams,
+    open_streams,
+    run_app,
+    show_bug,
+    show_error,
+    take_debug,
+)
 from infergy.cli.verbs import ALL, SUMMARY, Verbs
 from infergy.errors import InfergyError
 from infergy.version import VERSION
@@ -65,6 +73,7 @@ def __getattr__(name: str) -> Any:
 def _version_or_help(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    _debug: bool = typer.Option(False, DEBUG, help="Show the stack of an error in infergy itself."),
 ) -> None:
     if version:
         typer.echo(f"infergy {VERSION}")
@@ -75,42 +84,48 @@ def _version_or_help(
 
 
 def main() -> None:
-    """Run the command line; errors that a user can act on end without a traceback."""
+    """Run the command line; errors that a user can act on end without a traceback, others with a report of them."""
     gc.set_threshold(GARBAGE)
-    arguments = sys.argv[1:]
+    open_streams()
+    arguments, is_debugged = take_debug(sys.argv[1:])
+    code: Any
     try:
-        run_app(make_app([verb for verb in arguments[:1] if verb in ALL]), arguments)
+        _run(arguments)
     except InfergyError as error:
         show_error(error, arguments)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except KeyboardInterrupt:
-        _report_interruption()
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
     except SystemExit as end:
-        # typer takes an interruption for an exit of this status, and says nothing.
-        if end.code == EXIT_INTERRUPTED:
-            _report_interruption()
-        if _has_reader_left(end):
-            sys.exit(0)
-        raise
+        # Rich and click, which write, make an exit of status 1 of a broken pipe.
+        code = 0 if isinstance(end.__context__, BrokenPipeError) else end.code
+    except BrokenPipeError:
+        code = 0
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        if is_debugged:
+            raise
+        show_bug(error, arguments)
+        code = 1
+    # typer takes an interruption for an exit of this status, and says nothing.
+    if code == EXIT_INTERRUPTED:
+        typer.echo("interrupted; what was finished is kept", err=True)
+    close_streams()
+    sys.exit(code)
 
 
-def _has_reader_left(end: SystemExit) -> bool:
-    """Whether a command ended because its output's reader has gone (``infergy … | head``).
+def _run(arguments: Sequence[str]) -> None:
+    """Run the verb, and write all that it prints.
 
-    Rich and click, which write, make an exit of status 1 of a broken pipe; what is still buffered finds it here.
+    Raises:
+        UsageError: The output takes no more.
     """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        is_broken = not end.code
-    else:
-        is_broken = isinstance(end.__context__, BrokenPipeError)
-    if is_broken:
-        # Python must not write the rest of its buffer at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return is_broken
-
-
-def _report_interruption() -> None:
-    typer.echo("interrupted; what was finished is kept", err=True)
+        try:
+            run_app(make_app([verb for verb in arguments[:1] if verb in ALL]), arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if (full := as_full_output(error)) is not None:
+            raise full from error
+        raise

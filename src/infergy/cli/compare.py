@@ -50,7 +50,7 @@ def compare(
 
     given = list(files or ())
     _check(given, rescale, measure=measure, output=output)
-    limit = None if fail_if_worse is None else 1 + fraction("--fail-if-worse", fail_if_worse)
+    limit = None if fail_if_worse is None else 1 + fraction("--fail-if-worse", fail_if_worse, least=0.0)
     if measure:
         check_meter(meter, simulate=simulate)
         a = _read(given, None if simulate else gpu_here())

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import platform
+import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from infergy.errors import InfergyError, UsageError
+from infergy.version import VERSION
 
 ERROR_SCHEMA = "infergy.error/1"
+DEBUG = "--debug"
+LONGEST_SHOWN = 500
+"""Characters of a foreign error, and of a command line, in the report of a bug."""
 
 # typer's own base of all that is wrong with a command line, which it does not export.
 PARSING_ERRORS: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -35,6 +46,32 @@ class ErrorReport:
     error: ErrorFacts
 
 
+def open_streams() -> None:
+    """Make stdout and stderr take any text: closed ones lead nowhere, ASCII ones escape what they lack."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (it stays open to the end)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_streams() -> None:
+    """Let go of what cannot be written: Python would try again at its end, and say so."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--debug``, and whether it is among them; what follows ``--`` is another program's."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*(word for word in arguments[:end] if word != DEBUG), *arguments[end:]], DEBUG in arguments[:end]
+
+
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> None:
     """Run the command line, which ends the process.
 
@@ -55,16 +92,43 @@ def asks_json(arguments: Sequence[str]) -> bool:
     return "--json" in arguments[: list(arguments).index("--") if "--" in arguments else None]
 
 
-def show_error(error: InfergyError, arguments: Sequence[str]) -> None:
-    """Print an error."""
-    if not asks_json(arguments):
-        typer.echo(f"error: {error}", err=True)
-        return
-    from infergy.records.codec import to_json
+def as_full_output(error: OSError) -> UsageError | None:
+    """The error of an output that takes no more, which has no name; None for another."""
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return None
+    return UsageError(
+        f"the output cannot be written ({error.strerror}). Free some space, or write elsewhere",
+        code="file-not-writable",
+        path="stdout",
+        reason=error.strerror,
+    )
 
-    facts = ErrorFacts(code=error.code, message=str(error), exit_code=error.exit_code, fields=error.fields)
-    report = {"schema": ERROR_SCHEMA} | to_json(ErrorReport(error=facts))
-    typer.echo(json.dumps(report, default=str), err=True)
+
+def show_error(error: InfergyError, arguments: Sequence[str]) -> None:
+    """Print an error to stderr, which may be full or closed too."""
+    text = f"error: {error}"
+    if asks_json(arguments):
+        from infergy.records.codec import to_json
+
+        facts = ErrorFacts(code=error.code, message=str(error), exit_code=error.exit_code, fields=error.fields)
+        text = json.dumps({"schema": ERROR_SCHEMA} | to_json(ErrorReport(error=facts)), default=str)
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)
+
+
+def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
+    """Print an error that nobody foresaw: what it is, where, and the command."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "infergy" in frame.filename]
+    place = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else "unknown"
+    command = shlex.join(["infergy", *arguments])[:LONGEST_SHOWN]
+    reason = f"{type(error).__name__}: {error}"[:LONGEST_SHOWN]
+    versions = f"infergy {VERSION}, Python {platform.python_version()}, {platform.system()}"
+    message = (
+        f"this is an error in infergy, not in what you typed: {reason} ({place})\n  command: {command}\n"
+        f"  version: {versions}\nPlease report these lines, with the file if you can. The stack: {DEBUG}"
+    )
+    bug = InfergyError(message, code="bug", command=command, version=versions, place=place, reason=reason)
+    show_error(bug, arguments)
 
 
 def _as_usage_error(error: Any) -> UsageError:

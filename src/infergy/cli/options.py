@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 OPTION = "option"
 """Key of a field's metadata: its option."""
+LARGEST = 1e18
+"""Of any number on the command line."""
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 _TRACE = (
@@ -75,6 +78,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(_parameter(name, hints[name], parameter.default))
 
     def run(**values: Any) -> None:
+        for name, value in values.items():
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
+                    raise UsageError.bad_value(f"--{name.replace('_', '-')}", number, "a finite number, below 1e18")
         made = {
             name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
         }
@@ -285,16 +292,19 @@ def seconds_of(option: str, text: str) -> float:
         raise UsageError.bad_value(option, text, "a time, as 50ms, 0.05s or 5m") from error
 
 
-def fraction(option: str, text: str) -> float:
-    """``2%`` or ``0.02``.
+def fraction(option: str, text: str, *, least: float = 1e-9) -> float:
+    """``2%`` or ``0.02``: a share of at least `least` and below one.
 
     Raises:
-        UsageError: It is no share.
+        UsageError: It is no such share.
     """
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise UsageError.bad_value(option, text, "a share, as 2% or 0.02") from error
-    if value >= 1 and not text.endswith("%"):
-        raise UsageError.bad_value(option, text, f"a share below 1, or percent: {text}%")
+    except ValueError:
+        value = math.nan
+    if 1 <= value < 100 and not text.endswith("%"):
+        raise UsageError.bad_value(option, text, f"a share below 1, or percent: {option} {text}%")
+    if not least <= value < 1:
+        expected = f"a share {'of 0' if least == 0 else 'above 0'} to below 100 %, as {option} 2% or 0.02"
+        raise UsageError.bad_value(option, text, expected)
     return value

@@ -25,7 +25,7 @@ from infergy.records.visits import join_visits
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import requests_of_lengths, simulate
-from infergy.units import count_of
+from infergy.units import count_of, parse_count
 from infergy.workload.requests import Requests
 
 LEAST_SD = 0.004
@@ -242,16 +242,11 @@ def requests_of(planned: PlannedCell | Measurement) -> Requests:
 def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
     """The options that vLLM recorded in a row; its version's defaults for what an old row lacks."""
     facts = row.environment.engine
-
-    def number(name: str) -> int | None:
-        value = facts.get(name)
-        return int(value) if value is not None and value.isdigit() else None
-
     options = EngineOptions(
-        max_num_seqs=number("max_num_seqs"),
-        max_num_batched_tokens=number("max_num_batched_tokens"),
-        num_gpu_blocks=number("kv_cache_blocks"),
-        block_size=number("kv_block_size") or 16,
+        max_num_seqs=parse_count(facts.get("max_num_seqs")),
+        max_num_batched_tokens=parse_count(facts.get("max_num_batched_tokens")),
+        num_gpu_blocks=parse_count(facts.get("kv_cache_blocks")),
+        block_size=parse_count(facts.get("kv_block_size")) or 16,
         enable_prefix_caching=facts.get("prefix_caching", str(row.cell.setup.prefix_caching)) == "True",
         tensor_parallel_size=by.gpus,
         enforce_eager=not by.has_graphs,

@@ -33,7 +33,6 @@ from infergy.records import (
     PlannedCell,
 )
 from infergy.records.agreement import SCOPE
-from infergy.records.cell import Links
 from infergy.records.latency import describe_serving
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration, format_number, format_percent, format_si
@@ -171,27 +170,7 @@ def check_contents(plan: Plan, *, simulate: bool) -> None:
         for error in draft_errors(setup, plan.models):
             raise error
         for planned in cells:
-            _check_requests(planned)
-
-
-def _check_requests(planned: PlannedCell) -> None:
-    """A plan holds arrival times and the lengths of a replay, since a bare node cannot draw them."""
-    load = planned.cell.load
-    links = planned.links or Links()
-    earlier = [index for index, before in enumerate(links.after) if -1 <= before < index]
-    for name, found, is_needed in (
-        ("lengths", len(planned.lengths), load.is_replay),
-        ("arrival_s", len(planned.arrival_s), load.is_online),
-        ("links.prefixes", len(links.prefixes), links.block_tokens is not None),
-        ("links.after", len(earlier), bool(links.after)),
-        ("links.gap_s", len(links.gap_s), bool(links.after)),
-    ):
-        if found != (load.batch if is_needed else 0):
-            message = (
-                f"the plan holds {found} {name} for {planned.cell}, which has {load.batch} requests. "
-                "Make it again with: infergy measure GRID --plan FILE"
-            )
-            raise DataError(message, code="plan-incomplete", cell=planned.cell.id, missing=name, found=found)
+            planned.check_requests()
 
 
 def survey(plan: Plan, *, simulate: bool, meter: str, may_set: Collection[str] = ()) -> dict[EngineSetup, Surroundings]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from infergy.errors import UsageError
 from infergy.records.engine_setup import EngineSetup, digest, without_defaults
@@ -225,6 +227,8 @@ class Decoding:
 
 
 GREEDY = Decoding()
+MOST_TOKENS, MOST_REQUESTS = 2**32 - 1, 10_000_000
+"""Of a request and of a load: more is a slip of the pen, and would not fit the memory of the host either."""
 FEWEST_ARRIVALS = 2
 """Requests of an online run: one alone has no gap."""
 
@@ -249,9 +253,9 @@ class Load:
     arrivals: Arrivals | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_tokens", "output_tokens", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError.bad_value(name, getattr(self, name), "at least 1")
+        for name, most in (("input_tokens", MOST_TOKENS), ("output_tokens", MOST_TOKENS), ("batch", MOST_REQUESTS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise UsageError.bad_value(name, getattr(self, name), f"1 to {most:,}")
         if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
             raise UsageError.bad_value("batch", self.batch, f"at least {FEWEST_ARRIVALS}", arrivals=self.arrivals.label)
 
@@ -287,6 +291,32 @@ class Links:
     prefixes: tuple[tuple[tuple[int, int], ...], ...] = ()
     after: tuple[int, ...] = ()
     gap_s: tuple[float, ...] = ()
+
+
+def request_misfits(
+    load: Load, arrival_s: Sequence[float], lengths: Sequence[tuple[int, int]], links: Links | None
+) -> Iterator[tuple[str, object, str]]:
+    """What the requests of a load cannot be: key, value, and what is expected.
+
+    Online each has its arrival, in a replay its lengths and links.
+    """
+    links = links or Links()
+    earlier = [index for index, before in enumerate(links.after) if -1 <= before < index]
+    for name, found, is_needed in (
+        ("lengths", len(lengths), load.is_replay),
+        ("arrival_s", len(arrival_s), load.is_online),
+        ("links.prefixes", len(links.prefixes), links.block_tokens is not None),
+        ("links.after", len(earlier), bool(links.after)),
+        ("links.gap_s", len(links.gap_s), bool(links.after)),
+    ):
+        if found != (load.batch if is_needed else 0):
+            yield name, found, f"{load.batch if is_needed else 0}, for {load.batch} requests"
+    if any(later_s < earlier_s for earlier_s, later_s in pairwise(arrival_s)):
+        yield "arrival_s", arrival_s[:3], "ascending times"
+    if lengths and (tuple(map(max, zip(*lengths, strict=True))) != load.lengths or min(map(min, lengths)) < 1):
+        yield "lengths", lengths[:3], f"1 to {load.input_tokens} input and 1 to {load.output_tokens} output tokens"
+    if links.block_tokens == 0 or any(blocks < 1 for own in links.prefixes for _, blocks in own):
+        yield "links.prefixes", links.prefixes[:3], "at least one block, of at least one token"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

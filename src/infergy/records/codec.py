@@ -77,7 +77,8 @@ def _reader(hint: Any, *, is_signed: bool = True) -> Callable[[Any], Any]:
         (inner,) = [_reader(arg, is_signed=is_signed) for arg in args if arg is not type(None)]
         return lambda value: None if value is None else inner(value)
     if origin is tuple:
-        return functools.partial(_read_tuple, _reader(args[0], is_signed=is_signed))
+        length = None if args[-1] is Ellipsis else len(args)
+        return functools.partial(_read_tuple, _reader(args[0], is_signed=is_signed), length)
     if origin is not None and issubclass(origin, Mapping):
         return functools.partial(_read_mapping, _reader(args[1], is_signed=is_signed))
     if dataclasses.is_dataclass(hint):
@@ -119,9 +120,9 @@ def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], boo
         raise _MisfitError(str(error)) from error
 
 
-def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise _MisfitError(f"expected a list, found {value!r:.60}")
+def _read_tuple(read: Callable[[Any], Any], length: int | None, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list) or length not in (None, len(value)):
+        raise _MisfitError(f"expected a list{'' if length is None else f' of {length}'}, found {value!r:.60}")
     found: list[Any] = []
     try:
         for item in value:

@@ -14,7 +14,7 @@ from infergy.records.measurement import Measurement
 from infergy.records.result import derive
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
-from infergy.units import format_percent
+from infergy.units import format_percent, parse_count
 
 FEWEST_WINDOWS, WIDE = 3, 0.02
 """Windows and half-width from which on windows differ by more than their interval allows for: it is the target of
@@ -169,8 +169,8 @@ def _queued(row: Measurement) -> Flag | None:
     if load.is_online:
         # The requests of a run need not fit at once.
         return None
-    sequences = _whole(options.get("max_num_seqs"))
-    blocks, block_tokens = _whole(options.get("kv_cache_blocks")), _whole(options.get("kv_block_size"))
+    sequences = parse_count(options.get("max_num_seqs"))
+    blocks, block_tokens = parse_count(options.get("kv_cache_blocks")), parse_count(options.get("kv_block_size"))
     largest = {"max_num_seqs": sequences}
     if blocks is not None and block_tokens:
         blocks_per_request = -(-(load.input_tokens + load.output_tokens) // block_tokens)
@@ -185,10 +185,6 @@ def _queued(row: Measurement) -> Flag | None:
                 limit=most,
             )
     return None
-
-
-def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
 
 
 def _disagree(row: Measurement) -> Flag | None:

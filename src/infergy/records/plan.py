@@ -14,9 +14,10 @@ from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.files import parse_json, read_text
-from infergy.records.cell import GRID_VISIT, Cell, Links, visit_key
+from infergy.records.cell import GRID_VISIT, Cell, Links, request_misfits, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.engine_setup import EngineSetup
+from infergy.units import parse_count
 
 PLAN_SCHEMA = "infergy.plan/1"
 
@@ -58,8 +59,20 @@ class PlannedCell:
     @property
     def round(self) -> int:
         """Which visit in the grid it is, from 1 on; 1 of a control cell."""
-        number = self.visit.removeprefix(f"{GRID_VISIT}-")
-        return int(number) if number.isdigit() else 1
+        return parse_count(self.visit.removeprefix(f"{GRID_VISIT}-")) or 1
+
+    def check_requests(self) -> None:
+        """Reject arrival times and lengths that are not those of its requests: a bare node cannot draw them.
+
+        Raises:
+            DataError: There are others than its load asks for.
+        """
+        for name, found, expected in request_misfits(self.cell.load, self.arrival_s, self.lengths, self.links):
+            message = (
+                f"the plan holds {found!r:.80} as {name} of {self.cell}; expected {expected}. "
+                "Make it again with: infergy measure GRID --plan FILE"
+            )
+            raise DataError(message, code="plan-incomplete", cell=self.cell.id, missing=name, found=found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +107,13 @@ class MeasureOptions:
     timeline_s: float = 0.02
     repeats: int = 1
     bare_idle_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_window_s", "min_batches", "long_batch_s", "warmup_s", "idle_s", "hang_s", "repeats"):
+            if not getattr(self, name) > 0:
+                raise UsageError.bad_value(name, getattr(self, name), "more than 0")
+        if not 0 < self.target < 1:
+            raise UsageError.bad_value("target", self.target, "a share above 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +165,14 @@ class Plan:
         """Read a plan.
 
         Raises:
-            DataError: The file is no plan of a schema this release reads.
+            DataError: The file is no plan of a schema this release reads, or has values that cannot be meant.
         """
         hint = f"Make a plan with: infergy measure GRID.toml --plan {path}"
         data = parse_json(read_text(path, hint), path, hint, finite=False)
         if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
             message = f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). {hint}'
             raise DataError(message, code="wrong-schema", path=str(path), expected=PLAN_SCHEMA)
-        return from_json(cls, data, str(path))
+        plan = from_json(cls, data, str(path))
+        for planned in plan.cells:
+            planned.check_requests()
+        return plan

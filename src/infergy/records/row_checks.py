@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from infergy.errors import DataError, MeterError
-from infergy.records.cell import Cell
+from infergy.records.cell import Cell, request_misfits
 from infergy.records.environment import GpuIdentity
 from infergy.records.result import batch_energy_j
 from infergy.records.window import Batch, Window
@@ -121,12 +121,10 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
             yield "timeline.power_w", f"{len(line.power_w)} values", f"{len(line.offsets_ms)}, as in offsets_ms"
         if any(later < earlier for earlier, later in pairwise(line.offsets_ms)) or line.end_s < line.start_s:
             yield "timeline.offsets_ms", line.offsets_ms[:3], "ascending times, before end_s"
+    yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links)
     gpus = sorted(gpu.uuid for gpu in row.environment.gpus)
     for key, window in _windows(row):
         yield from _misfits_of_window(row, window, key, gpus)
-        most = max((batch.requests for batch in window.batches), default=0)
-        if row.is_ok and row.cell.load.is_online and len(row.arrival_s) < most:
-            yield "arrival_s", f"{len(row.arrival_s)} values", f"{most}, one for each request"
 
 
 def is_instant(text: str) -> bool:
@@ -148,9 +146,10 @@ def _misfits_of_window(row: Measurement, window: Window, key: str, gpus: list[st
     now_s, last = max(tick.time_s for tick in window.open.values()), min(tick.time_s for tick in window.close.values())
     for number, batch in enumerate(window.batches):
         place = f"{key}.batches[{number}]"
-        yield from _misfits_of_batch(row.cell, batch, place)
-        if key.startswith("windows"):
-            yield from _misfits_of_tokens(row, batch, place)
+        # The watched window may stop sooner, online with fewer requests.
+        is_whole = key != "watched"
+        yield from _misfits_of_batch(row.cell, batch, place, is_whole=is_whole)
+        yield from _misfits_of_tokens(row, batch, place) if is_whole else ()
         if not now_s <= batch.start_s <= batch.end_s <= last:
             yield f"{place}.end_s", batch.end_s, f"{now_s} to {last}, within its window and after the batch before"
         now_s = batch.end_s
@@ -159,11 +158,11 @@ def _misfits_of_window(row: Measurement, window: Window, key: str, gpus: list[st
             yield f"{key}.settled.{uuid}.time_s", tick.time_s, f"{now_s} to {last}, after the last batch"
 
 
-def _misfits_of_batch(cell: Cell, batch: Batch, key: str) -> Iterator[Misfit]:
+def _misfits_of_batch(cell: Cell, batch: Batch, key: str, *, is_whole: bool) -> Iterator[Misfit]:
     for name in ("requests", "input_tokens", "output_tokens"):
         if getattr(batch, name) < 1:
             yield f"{key}.{name}", getattr(batch, name), "at least 1"
-    if not cell.load.is_online and batch.requests != cell.load.batch:
+    if batch.requests != cell.load.batch and (is_whole or not cell.load.is_online):
         yield f"{key}.requests", batch.requests, f"{cell.load.batch}, the batch of its cell"
     if batch.times is not None and not batch.requests == len(batch.times.first_token_s) == len(batch.times.finished_s):
         yield f"{key}.times", f"of {len(batch.times.finished_s)} requests", f"of {batch.requests}, as the batch"
@@ -175,7 +174,7 @@ def _misfits_of_batch(cell: Cell, batch: Batch, key: str) -> Iterator[Misfit]:
 
 
 def _misfits_of_tokens(row: Measurement, batch: Batch, key: str) -> Iterator[Misfit]:
-    """Tokens that a whole batch of the cell has not; the watched window may stop sooner."""
+    """Tokens that a whole batch of the cell has not."""
     load, lengths = row.cell.load, row.lengths
     each = ("input_tokens", load.input_tokens), ("output_tokens", load.output_tokens)
     for axis, (name, tokens) in enumerate(each):

@@ -6,10 +6,8 @@ Rows stand alone: any JSON tool reads them, and `infergy table merge` puts sever
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -17,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from infergy.errors import DataError, InfergyError, UsageError
-from infergy.files import parse_json
+from infergy.files import parse_json, read_bytes
 from infergy.records.measurement import Measurement
 
 DEFAULT_GPU = "h200"
@@ -45,12 +43,7 @@ def read_store(path: Path) -> StoreContents:
     Raises:
         DataError: The file is missing, foreign, or damaged anywhere but in its last line.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError.not_found(path, f"Measure one with: infergy measure GRID.toml -o {path}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError.not_readable(path, error) from error
+    content = read_bytes(path, f"Measure one with: infergy measure GRID.toml -o {path}")
     rows: list[Measurement] = []
     end = 0
     lines = content.split(b"\n")
