@@ -59,7 +59,7 @@ def test_each_error_has_a_code() -> None:
 def test_the_page_lists_all_codes_with_their_exit_statuses() -> None:
     raised: dict[str, set[int]] = defaultdict(set)
     raised["out-of-memory"].add(EngineOutOfMemoryError.exit_code)
-    # What nobody foresaw, shown by the command line.
+    # What was not foreseen, shown by the command line.
     raised["bug"].add(InfergyError.exit_code)
     for path in SOURCE.rglob("*.py"):
         for call, kind in calls(ast.parse(path.read_text(encoding="utf-8"))):

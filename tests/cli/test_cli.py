@@ -70,7 +70,7 @@ def test_traces_and_bins_speak_json(tmp_path: Path) -> None:
         (["measure", "--engine", "vllm", "--input", "a", "--output", "8"], 2, "--input is 'a'; expected whole numbers"),
         (["trace", "nowhere.csv"], 2, "unknown trace"),
         (["measure", "--engine", "vllm-egaer", "--input", "8", "--output", "8"], 2, "did you mean eager"),
-        (["measure", "paper-bins", "--min-window", "inf", "--dry-run"], 2, "min_window_s"),
+        (["measure", "paper-bins", "--min-window", "inf", "--dry-run"], 2, "--min-window"),
         (["measure", "paper-bins", "--simulate", "-o", "/proc/x.jsonl"], 2, "cannot be written"),
         (["measure", "paper-bins", "--simulate", "-o", "x.jsonl.gz"], 2, "Write to a .jsonl file"),
         (["measure", "paper-bins", "--plan", "/nonexistent/x.json"], 2, "cannot be written"),

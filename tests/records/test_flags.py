@@ -128,7 +128,10 @@ def test_a_wide_interval_of_few_windows_is_a_fact_and_of_repeated_ones_a_flag() 
 
 def test_facts_are_measured_and_not_flagged() -> None:
     row = replace(
-        lasting([1.5, 1.0, 1.0, 1.1]), before=(state(), GpuState(uuid="GPU-other")), after=(state(temperature_c=90.0),)
+        lasting([1.5, 1.0, 1.0, 1.1]),
+        result=None,
+        before=(state(), GpuState(uuid="GPU-other")),
+        after=(state(temperature_c=90.0),),
     )
     assert codes(row) == []
     facts = find_facts(row, ("GPU: a against b",))
@@ -336,3 +339,12 @@ def test_energy_that_rises_while_seconds_stay_is_a_drift() -> None:
     assert facts is not None
     assert facts.energy_drift == pytest.approx(1025 / 1005 - 1)
     assert facts.batch_time_drift == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("name", "factor", "expected"), [("energy_j", 2.0, ["changed"]), ("power_w", 1.001, [])])
+def test_figures_that_do_not_follow_from_the_raw_facts_are_flagged(
+    name: str, factor: float, expected: list[str]
+) -> None:
+    row = build_row()
+    assert row.result is not None
+    assert codes(replace(row, result=replace(row.result, **{name: factor * getattr(row.result, name)}))) == expected

@@ -117,7 +117,7 @@ def show_error(error: InfergyError, arguments: Sequence[str]) -> None:
 
 
 def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
-    """Print an error that nobody foresaw: what it is, where, and the command."""
+    """Print an error that was not foreseen: what it is, where, and the command."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "infergy" in frame.filename]
     place = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else "unknown"
     command = shlex.join(["infergy", *arguments])[:LONGEST_SHOWN]

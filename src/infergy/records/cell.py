@@ -254,8 +254,8 @@ class Load:
 
     def __post_init__(self) -> None:
         for name, most in (("input_tokens", MOST_TOKENS), ("output_tokens", MOST_TOKENS), ("batch", MOST_REQUESTS)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UsageError.bad_value(name, getattr(self, name), f"1 to {most:,}")
+            if not 1 <= (value := getattr(self, name)) <= most:
+                raise UsageError.bad_value(name, value, "at least 1" if value < 1 else f"at most {most:,}")
         if self.arrivals is not None and self.batch < FEWEST_ARRIVALS:
             raise UsageError.bad_value("batch", self.batch, f"at least {FEWEST_ARRIVALS}", arrivals=self.arrivals.label)
 

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
 from infergy.records.measurement import Measurement
-from infergy.records.result import derive
+from infergy.records.result import derive, result_of
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 from infergy.units import format_percent, parse_count
@@ -32,6 +32,9 @@ LOOKING_ERRORS = 2.0
 taken as if it sampled at random: its samples are evenly spaced, and of 170 sampled windows of H100 and H200 the median
 was 0.35 of them off."""
 
+CHANGED = 0.02
+"""How far the figures that stand in a row may lie from those of its raw facts: releases may derive them otherwise."""
+
 LOST = 0.25
 """How far energy and power of a window may both differ, to one side, from the sampled one's: sampling slows by 12 %."""
 
@@ -49,6 +52,7 @@ CODES = {
     "other-process": "another process ran on the GPU: its energy is counted too",
     "batch": "the engine cannot run the batch at once: requests waited",
     "disagree": "the energy counter and the power sampler disagree",
+    "changed": "the figures in the row do not follow from its ticks and batches: one of the two was edited",
     "drift": "a control cell changed between start and end",
     "clocks": "clocks differ from those of the other rows of the engine config",
     "environment": "driver, packages, power limit or options differ: no table takes both",
@@ -93,6 +97,7 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _crowded(row),
         _queued(row),
         _disagree(row),
+        _changed(row),
     )
     return tuple(flag for flag in found if flag is not None)
 
@@ -207,6 +212,24 @@ def _disagree(row: Measurement) -> Flag | None:
             )
             return Flag(code="disagree", reason=reason, fix=METER_FIX, value=ratio - 1, limit=most)
     return _lost(row)
+
+
+def _changed(row: Measurement) -> Flag | None:
+    """Figures beside the raw facts, for readers without this code, that are not theirs."""
+    if row.result is None:
+        return None
+    now = result_of(row)
+    pairs = {name: (getattr(row.result, name), getattr(now, name)) for name in ("energy_j", "duration_s", "power_w")}
+    for name, (stated, value) in pairs.items():
+        if not abs(stated - value) <= CHANGED * abs(value):
+            return Flag(
+                code="changed",
+                reason=f"its result.{name} is {stated:.6g}, by its windows {value:.6g} (limit ±{format_percent(CHANGED)})",
+                fix="restore the row from a copy, or measure the cell again",
+                value=stated / value - 1,
+                limit=CHANGED,
+            )
+    return None
 
 
 def _beat(row: Measurement) -> str:

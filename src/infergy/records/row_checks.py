@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from infergy.errors import DataError, MeterError
 from infergy.records.cell import Cell, request_misfits
 from infergy.records.environment import GpuIdentity
-from infergy.records.result import batch_energy_j
 from infergy.records.window import Batch, Window
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ LEAST_OF_IDLE = 0.5
 """Lowest mean power, over that of the loaded, idle device."""
 BOARD, LEAST_W, MOST_W = "gpu-board", 1.0, 2000.0
 """The scope of one GPU's energy, and between which powers any such board lies, idle or at work, whatever its limit."""
-ROUNDING = 0.02
-"""How far the figures that stand in a row may lie from those of its raw facts: releases may derive them otherwise."""
 LATE_S = 0.001
 """How far past the end of a batch its last token may lie: the two are read from different clocks."""
 IDLE = ("loaded_idle", "bare_idle", "loading")
@@ -55,8 +52,6 @@ def reject_impossible(row: Measurement, place: str) -> None:
         except MeterError as error:
             message = f"{place}: {key}: {error}. {advice}"
             raise DataError(message, code="bad-row", place=place, key=key, reason=error.code) from error
-    for key, value, expected in _misfits_of_result(row):
-        raise DataError.bad_field(place, key, value, f"{expected}. {advice}")
 
 
 def check_power(
@@ -181,16 +176,3 @@ def _misfits_of_tokens(row: Measurement, batch: Batch, key: str) -> Iterator[Mis
         asked = sum(pair[axis] for pair in lengths) if lengths else batch.requests * tokens
         if getattr(batch, name) != asked:
             yield f"{key}.{name}", getattr(batch, name), f"{asked}, as its cell asks"
-
-
-def _misfits_of_result(row: Measurement) -> Iterator[Misfit]:
-    """Figures that do not follow from the windows beside them: one of the two was changed."""
-    if row.result is None or row.loaded_idle is None or not row.windows:
-        return
-    counts = sum(len(window.batches) for window in row.windows)
-    energy_j = batch_energy_j(row.windows, row.loaded_idle) * (1.0 if row.rescaled is None else row.rescaled.factor)
-    duration_s = sum(window.busy_s for window in row.windows) / counts
-    found = {"energy_j": energy_j, "duration_s": duration_s, "power_w": energy_j / duration_s if duration_s else 0.0}
-    for name, value in found.items():
-        if not abs(getattr(row.result, name) - value) <= ROUNDING * abs(value):
-            yield f"result.{name}", getattr(row.result, name), f"{value:.6g}, by its windows"
