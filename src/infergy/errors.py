@@ -20,6 +20,9 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+LONGEST_MESSAGE = 4000
+"""Characters; in the middle of longer ones some are left out."""
+
 
 class InfergyError(Exception):
     """Base of all errors that infergy raises on purpose.
@@ -35,6 +38,9 @@ class InfergyError(Exception):
     """Where none is given, by meters and engines of other packages: infergy itself always gives one."""
 
     def __init__(self, message: str, *, code: str | None = None, **fields: Any) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            # A name or a value of a file may have any length.
+            message = f"{message[: LONGEST_MESSAGE - 1000]} … {message[-900:]}"
         super().__init__(message)
         self.code = code or self.default_code
         self.fields = fields

@@ -268,9 +268,12 @@ def read_table(path: Path, *, entries: bool = False) -> Table:
         )
         raise DataError(message, code="table-cut", path=str(path), expected=expected, found=len(rest))
     try:
+        measured = tuple(_made(MeasuredServer, one) for one in header["measured"])
+        for server in measured:
+            demand_positive(server, "rows", or_zero=("idle_w", "energy_sd", "time_sd"))
         return Table(
             fits={one["engine"]: _made(Fit, one) for one in header["fits"]},
-            measured=tuple(_made(MeasuredServer, one) for one in header["measured"]),
+            measured=measured,
             environments=dict(header["environments"]),
             sources=tuple(header["sources"]),
             identities=frozenset(named),
@@ -316,13 +319,22 @@ def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
         data = parse_json(line, path, BUILD_AGAIN, number)
         try:
             entry = _made(TableEntry, data, strict)
-            for name in ("energy_j", "requests"):
-                if not getattr(entry, name) > 0:
-                    raise ValueError(f"{name} is {getattr(entry, name)!r}")
+            demand_positive(entry, "energy_j", "requests", "calls", or_zero=("energy_sd", "idle_w"))
             yield entry
         except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
             message = f"{path} line {number}: no entry of a table ({error}). {BUILD_AGAIN}"
             raise DataError(message, code="bad-row", place=f"{path} line {number}", reason=str(error)) from error
+
+
+def demand_positive(noun: object, *names: str, or_zero: tuple[str, ...]) -> None:
+    """Reject a number that is below 0, or is 0 where it is not among `or_zero`.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name in (*names, *or_zero):
+        if not (value := getattr(noun, name)) > 0 and (name not in or_zero or value != 0):
+            raise ValueError(f"{name} is {value!r}")
 
 
 def _made(kind: Callable[..., Made], data: Mapping[str, Any], readers: Readers = READERS) -> Made:

@@ -38,6 +38,8 @@ from infergy.records.plan import GIVEN
 FEWEST_FOR_CONTROLS = 8
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MOST_VISITS = 10_000
+"""Of a cell, and batches of a window: more are a slip of the pen."""
 
 
 class _Strict(BaseModel):
@@ -162,13 +164,13 @@ class Options(_Strict):
     target: Annotated[float, Field(gt=0, lt=1)] = _DEFAULTS.target
     max_time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.max_time_s
     min_window_s: Positive = _DEFAULTS.min_window_s
-    min_batches: PositiveInt = _DEFAULTS.min_batches
+    min_batches: Annotated[int, Field(ge=1, le=MOST_VISITS)] = _DEFAULTS.min_batches
     long_batch_s: Positive = _DEFAULTS.long_batch_s
     warmup_s: Positive = _DEFAULTS.warmup_s
     idle_s: Positive = _DEFAULTS.idle_s
     hang_s: Positive = _DEFAULTS.hang_s
     timeline_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _DEFAULTS.timeline_s
-    repeats: PositiveInt = _DEFAULTS.repeats
+    repeats: Annotated[int, Field(ge=1, le=MOST_VISITS)] = _DEFAULTS.repeats
 
 
 class Quick(_Strict):

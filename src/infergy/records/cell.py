@@ -23,10 +23,10 @@ from infergy.records.engine_setup import EngineSetup, digest, without_defaults
 OFFLINE = "offline"
 POISSON, GAMMA, TRACE, REPLAY = "poisson", "gamma", "trace", "replay"
 
-NUMBER = r"(\d*\.?\d+)"
+NUMBER = r"(\d{0,18}\.?\d{1,18})"
 ARRIVALS_LABEL = re.compile(
     rf"poisson{NUMBER}|gamma{NUMBER}-b{NUMBER}|trace:(.+?)(?:@{NUMBER})?|"
-    rf"replay:(.+?)(?:@{NUMBER}x)?(?:\+(\d+)|\+{NUMBER}s/{NUMBER}s)?"
+    rf"replay:(.+?)(?:@{NUMBER}x)?(?:\+(\d{{1,18}})|\+{NUMBER}s/{NUMBER}s)?"
 )
 EXPECTED = (
     "offline, poisson4, gamma4-b0.5, trace:azure-conv-2023, trace:azure-conv-2023@4, replay:azure-conv-2023 or "
@@ -232,7 +232,7 @@ MOST_TOKENS, MOST_REQUESTS = 2**32 - 1, 10_000_000
 FEWEST_ARRIVALS = 2
 """Requests of an online run: one alone has no gap."""
 
-DECODING_LABEL = re.compile(r"greedy|beam(\d+)|t(\d*\.?\d+)(?:-p(\d*\.?\d+))?(?:-k(\d+))?")
+DECODING_LABEL = re.compile(rf"greedy|beam(\d{{1,9}})|t{NUMBER}(?:-p{NUMBER})?(?:-k(\d{{1,9}}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

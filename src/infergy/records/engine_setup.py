@@ -47,7 +47,7 @@ NUMBERED_PARTS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "clk": ("sm_clock_mhz", int),
 }
 EXAMPLES = ("tp2", "s16", "bt2048", "mem0.9", "len16384", "pl400", "clk1200", "spec4:llama-3.2-1b:0.8")
-NUMBERED_PART = re.compile(r"((?:tp|s|bt|len|clk)(?=\d+$)|mem|pl)(\d*\.?\d+)")
+NUMBERED_PART = re.compile(r"((?:tp|s|bt|len|clk)(?=\d{1,18}$)|mem|pl)(\d{0,18}\.?\d{1,18})")
 """Parts of an engine's label, and the fields for which they stand."""
 
 OPTIONS: Mapping[str, str] = {
@@ -65,7 +65,7 @@ OPTIONS: Mapping[str, str] = {
 MEASURED_ACCEPTANCE = "measured"
 """In a label, where the acceptance is not set: real weights decide it."""
 
-SPECULATION_LABEL = re.compile(r"spec(\d+):([^:]+)(?::([^:]+))?")
+SPECULATION_LABEL = re.compile(r"spec(\d{1,9}):([^:]+)(?::([^:]+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,13 @@ import gzip
 import itertools
 import json
 import math
+import os
+import tempfile
+import threading
 import tomllib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -247,10 +251,44 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
     import polars as pl
 
     try:
-        return pl.scan_parquet(path, glob=False).collect_schema()
+        with without_panics():
+            return pl.scan_parquet(path, glob=False).collect_schema()
     except pl.exceptions.PolarsError as error:
         message = f"{path}: damaged Parquet ({first_line(error)}). Write or copy it again"
         raise DataError(message, code="bad-syntax", path=str(path), form="Parquet") from error
+
+
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """The block, in which a panic of polars is an error of polars; in the main thread Rust's report of it is dropped."""
+    import polars as pl
+
+    try:
+        with _stderr_until_panic(pl.exceptions.PanicException):
+            yield
+    except pl.exceptions.PanicException as error:
+        raise pl.exceptions.ComputeError(first_line(error)) from error
+
+
+@contextmanager
+def _stderr_until_panic(panic: type[BaseException]) -> Iterator[None]:
+    # Descriptors are shared by threads: two that change one would leave it changed.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        kept = os.dup(2)
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except panic:
+            aside.truncate(0)
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            aside.seek(0)
+            os.write(2, aside.read())
 
 
 def flatten(schema: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.formats import Format
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.sources import CSV, FRAME, JSONL, Source, broken_record, first_line, flatten
+from infergy.workload.sources import CSV, FRAME, JSONL, Source, broken_record, first_line, flatten, without_panics
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
@@ -119,7 +119,8 @@ class Table:
         import polars as pl
 
         try:
-            return query.collect(engine="streaming")
+            with without_panics():
+                return query.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
             reason = first_line(error)
             if self.source.kind == JSONL and self.source.path is not None:
