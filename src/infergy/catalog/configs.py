@@ -1,4 +1,4 @@
-"""Reads the shape of a model, and the format of its weights, from its `config.json`, or from plain numbers.
+"""Reads the shape of a model from its `config.json`, or from plain numbers.
 
 A multimodal model is its text model, with its encoders' parameters added: they are loaded, but idle for text;
 docstrings name the class in transformers (5.x) that each count follows. What no reader knows can be described by hand
@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpShape
+from infergy.catalog.quantization import find_quantization, with_quantization
 from infergy.catalog.shape import Checkpoint, ModelShape
 from infergy.catalog.text_models import TEXT_MODELS, Config, Reader
 from infergy.errors import DataError, UsageError
@@ -53,10 +54,6 @@ OPTIONAL = {
 FLAGS = frozenset({"tied", "gated"})
 MAY_BE_ZERO = frozenset({"intermediate", "shared_intermediate", "mlp_layers", "window_layers"})
 
-QUANTIZATION_KEYS = ("quantization_config", "compression_config")
-"""The second is what compressed-tensors wrote before its version 0.8."""
-FLOATS: Mapping[Any, str] = {4: "fp4", 8: "fp8"}
-GROUPS_OF_FLOAT4: Mapping[Any, str] = {16: "nvfp4", 32: "mxfp4"}
 RADIO_H = {"width": 1280, "layers": 32, "inner": 5120}
 """ViT-H of C-RADIOv2-H (arXiv 2412.07679), whose dimensions are not in the configuration."""
 
@@ -80,10 +77,7 @@ def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
         raise UsageError.unknown(what, kind, READERS, BY_HAND_HINT, code="unknown-architecture", **fields)
     shape = READERS[kind](Config(data=config, name=name))
     quantization = find_quantization(config)
-    if quantization is None:
-        return shape
-    blocks = bool(quantization.get("weight_block_size"))
-    return with_checkpoint(shape, dtype=weights_format(quantization), scaled_in_blocks=blocks)
+    return shape if quantization is None else with_quantization(shape, quantization)
 
 
 def with_checkpoint(shape: ModelShape, **changes: Any) -> ModelShape:
@@ -297,48 +291,3 @@ READERS: Mapping[str, Reader] = {
     "qwen3_vl_moe": _multimodal("qwen3_moe", vision_config=_qwen3_vision),
 }
 """By `model_type`."""
-
-
-def find_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a configuration, or one of its parts (a multimodal model's text), says of its quantisation."""
-    for key in QUANTIZATION_KEYS:
-        if isinstance(config.get(key), Mapping):
-            own: Mapping[str, Any] = config[key]
-            # hf_quant_config.json, which ModelOpt writes, has it one level down.
-            inner = own.get("quantization")
-            return inner if isinstance(inner, Mapping) else own
-    parts = (part for part in config.values() if isinstance(part, Mapping))
-    return next((found for found in map(find_quantization, parts) if found is not None), None)
-
-
-def weights_format(quantization: Mapping[str, Any]) -> str:
-    """``fp8``, ``mxfp4``, ``nvfp4``, ``int4``, ``int8``; else the name of the method, in lower case.
-
-    Keys: transformers' quantization configs (5.x), compressed-tensors' `config_groups`, ModelOpt's `quant_algo`.
-    """
-    method = str(quantization.get("quant_method", "")).lower()
-    groups = quantization.get("config_groups")
-    name = str(quantization.get("quant_algo") or method).lower()
-    for known in ("nvfp4", "mxfp4", "fp8"):
-        if known in name:
-            return known
-    if isinstance(groups, Mapping) and groups:
-        return _group_format(next(iter(groups.values())))
-    for known, meant in {"int4": "int4", "w4a16": "int4", "w4a8": "int4", "int8": "int8", "w8a8": "int8"}.items():
-        if known in name:
-            return meant
-    bits = quantization.get("bits", quantization.get("w_bit"))
-    if quantization.get("load_in_4bit"):
-        bits = 4
-    elif quantization.get("load_in_8bit"):
-        bits = 8
-    return name if bits is None else f"int{bits}"
-
-
-def _group_format(group: Any) -> str:
-    """The format of a group of compressed-tensors."""
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    weights = weights if isinstance(weights, Mapping) else {}
-    bits, kind = weights.get("num_bits"), weights.get("type", "int")
-    named = f"int{bits}" if kind == "int" else FLOATS.get(bits, f"{kind}{bits}")
-    return GROUPS_OF_FLOAT4.get(weights.get("group_size"), named) if named == "fp4" else named

@@ -12,7 +12,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from infergy.catalog.configs import find_quantization, read_shape, with_checkpoint
+from infergy.catalog.configs import read_shape, with_checkpoint
+from infergy.catalog.quantization import find_quantization
 from infergy.catalog.shape import ModelShape
 from infergy.errors import DataError, UsageError
 from infergy.files import demand_shallow, parse_json, read_text, read_toml

@@ -19,6 +19,7 @@ from infergy.catalog.layers import (
     chunked_tokens,
 )
 from infergy.errors import UsageError
+from infergy.records.engine_setup import DEFAULT_DTYPE, FP8, WEIGHT_ONLY
 
 DTYPE_BYTES: Mapping[str, float] = {
     "float32": 4.0,
@@ -26,9 +27,13 @@ DTYPE_BYTES: Mapping[str, float] = {
     "float16": 2.0,
     "fp8": 1.0,
     "int8": 1.0,
-    "mxfp4": 4.25 / 8,
+    "int4": (4 + 20 / 128) / 8,
+    "nvfp4": (4 + 8 / 16) / 8,
+    "mxfp4": (4 + 8 / 32) / 8,
 }
-"""Bytes per value. mxfp4: 4 bits, and 8 shared by 32 values as scale (OCP Microscaling Formats 1.0, section 5)."""
+"""Bytes per value, scales included: a group of int4 is 128 values, with a scale of 16 bits and a zero of 4 (the default
+of AWQ and GPTQ), one of nvfp4 16 values (NVIDIA's format, scaled in fp8), one of mxfp4 32 (OCP Microscaling Formats
+1.0, section 5)."""
 
 EXPERTS_ONLY = frozenset({"mxfp4"})
 """Formats in which checkpoints keep only the experts' matrices; the rest stays bfloat16 (gpt-oss model card)."""
@@ -62,6 +67,7 @@ class Checkpoint:
     Attributes:
         architecture: `model_type` of its configuration.
         dtype: Format of the weights (``fp8``, ``int4``, …); None if the configuration does not say.
+        wider_bytes: Bytes of parts that are kept wider than `dtype`, beyond what they would take in it.
         scaled_in_blocks: Whether fp8 weights have a scale for each block of a matrix (128 × 128, as DeepSeek-V3's:
             arXiv 2412.19437, section 3.3.2), not per row or matrix.
         encoder_parameters: Of encoders of images and sound that are loaded, but idle for text.
@@ -69,6 +75,7 @@ class Checkpoint:
 
     architecture: str
     dtype: str | None = None
+    wider_bytes: float = 0.0
     scaled_in_blocks: bool = False
     encoder_parameters: int = 0
 
@@ -109,8 +116,8 @@ class ModelShape:
     def precision(self) -> str:
         """Format in which vLLM serves the checkpoint, of those that steps are costed in: else bfloat16."""
         published = self.checkpoint.dtype
-        known = published == "fp8" or (published in EXPERTS_ONLY and self.experts is not None)
-        return published if known and published is not None else "bfloat16"
+        known = (FP8, *WEIGHT_ONLY) if self.experts is not None else {FP8, *WEIGHT_ONLY} - EXPERTS_ONLY
+        return published if published in known else DEFAULT_DTYPE
 
     @property
     def state_bytes(self) -> float:
@@ -141,8 +148,8 @@ class ModelShape:
 
     def weight_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of all parameters at `dtype`."""
-        shared = self._layer_parameters + self.checkpoint.encoder_parameters
-        return _bytes(shared, self._routed_parameters, self._tables, dtype)
+        wide = self._tables + self.checkpoint.encoder_parameters
+        return _bytes(self._layer_parameters, self._routed_parameters, wide, dtype) + self._wider_bytes(dtype)
 
     def step_weight_bytes(self, batch: int, dtype: str = "bfloat16") -> float:
         """Bytes of weights that one decode step of `batch` requests reads (or one forward of `batch` tokens).
@@ -152,7 +159,10 @@ class ModelShape:
         """
         tables = (self.vocabulary + batch) * self.hidden
         visited = 0.0 if self.experts is None else self.experts.expected_coverage(batch) * self._routed_parameters
-        return _bytes(self._layer_parameters, visited, tables, dtype)
+        return _bytes(self._layer_parameters, visited, tables, dtype) + self._wider_bytes(dtype)
+
+    def _wider_bytes(self, dtype: str) -> float:
+        return self.checkpoint.wider_bytes if dtype == self.checkpoint.dtype else 0.0
 
     def routed_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of all routed experts; 0 for a dense model."""
@@ -279,6 +289,6 @@ class ModelShape:
         return flops
 
 
-def _bytes(shared: float, routed: float, tables: float, dtype: str) -> float:
-    # Embeddings and the output head stay wide where matrices are narrow: vLLM, and the FP8 checkpoints of the hub.
-    return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + tables * cache_bytes(dtype)
+def _bytes(shared: float, routed: float, wide: float, dtype: str) -> float:
+    # Embeddings, output head and encoders stay wide where matrices are narrow: vLLM, and the checkpoints of the hub.
+    return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + wide * cache_bytes(dtype)

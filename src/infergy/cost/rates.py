@@ -11,6 +11,7 @@ import numpy as np
 
 from infergy.catalog.gpus import Gpu
 from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
+from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 
 ACTIVATION_BYTES = 2.0
 """A value that GPUs exchange: bfloat16, also where weights are narrower."""
@@ -332,16 +333,16 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
 
 
 def _is_in_fp8(work: ServerWork, gpu: Gpu) -> bool:
-    """Whether matmuls are computed in fp8; elsewhere, and of mxfp4 always, weights are widened first."""
+    """Whether matmuls are computed in fp8; elsewhere, and of other formats always, weights are widened."""
     return work.dtype == "fp8" and gpu.has_units("fp8")
 
 
 def _format_factors(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     """Factors of a format of weights, over bfloat16: seconds of a byte, work and energy of a FLOP, energy of a byte."""
-    if work.dtype not in ("fp8", "mxfp4"):
-        return 1.0, 1.0, 1.0, 1.0
-    if work.dtype == "mxfp4":
+    if work.dtype in WEIGHT_ONLY:
         return c["mxfp4_bytes"], c["mxfp4_flops"], 1.0, 1.0
+    if work.dtype != FP8:
+        return 1.0, 1.0, 1.0, 1.0
     byte_energy = c["fp8_byte_energy"] * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
     if not gpu.has_units("fp8"):
         return c["fp8_bytes"], c["mxfp4_flops"], byte_energy, 1.0
@@ -379,7 +380,7 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
 def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
     is_fp8 = _is_in_fp8(work, gpu)  # activations are quantised only to compute in it
-    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype == "mxfp4" else 0.0
+    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype in WEIGHT_ONLY else 0.0
     launch = work.layers * (c["layer_s"] + narrow_s)
     launch = launch + expert_layers * c["expert_layer_s"] + work.attention.state_layers * c["state_layer_s"]
     exchange: Any = 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from infergy.catalog.gpus import Gpu
-from infergy.catalog.shape import EXPERTS_ONLY, ModelShape
+from infergy.catalog.shape import ModelShape, dtype_bytes
 from infergy.errors import UsageError
 from infergy.records import FP8
 from infergy.units import format_bytes
@@ -371,7 +371,7 @@ def _does_not_fit(
 ) -> UsageError:
     """The error that names what would give `room`, of `dtype`, `gpus` and `tokens`, for more than the null block."""
     gpus = options.tensor_parallel_size
-    formats = sorted([FP8, *(EXPERTS_ONLY if shape.experts else ())], key=shape.precision.__ne__)
+    formats = [one for one in (shape.precision, FP8) if dtype_bytes(one) < dtype_bytes(dtype)]
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     few, *ways = (
         next((f"--{option} {value}" for value in values if room(**{name: value}) > 1), None)
