@@ -8,15 +8,17 @@ stay, at `dtype`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from infergy.catalog.layers import (
     AttentionShape,
     ExpertShape,
+    Indexer,
     MambaShape,
     MlpShape,
+    Window,
     attended_tokens,
-    chunked_tokens,
 )
 from infergy.errors import UsageError
 from infergy.records.engine_setup import DEFAULT_DTYPE, FP8, WEIGHT_ONLY
@@ -90,11 +92,11 @@ class ModelShape:
         hidden: Width of the residual stream.
         vocabulary: Rows of the embedding table, padding included.
         tied: Whether the output head is the embedding table.
-        attention: Attention of a layer.
+        attention: Attention of a layer; its window says how the layers that have one differ.
         attention_layers: Layers with attention.
         mlp: The dense MLP and how many layers have it.
         experts: The mixture of experts; None for a dense model.
-        mamba: Its Mamba-2 layers; None without.
+        mamba: Its Mamba-2 or Gated DeltaNet layers; None without.
         other_parameters: Of all norms of the residual stream, and biases of the output head.
         checkpoint: What was published.
     """
@@ -170,17 +172,14 @@ class ModelShape:
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA those of the latents."""
-        return self.attention_layers * self.attention.cached_values * cache_bytes(dtype)
+        return self._cached_values(1) * cache_bytes(dtype)
 
     def kv_bytes(self, context_tokens: int, dtype: str = "bfloat16") -> float:
         """Bytes of KV cache of one request with `context_tokens`; a sliding window keeps no more than its length.
 
         A chunk that has just begun reads less than this: what the longest chunk so far took stays counted.
         """
-        windowed, window = self.attention.window_layers, self.attention.window_tokens
-        kept = (self.attention_layers - windowed) * context_tokens
-        kept += windowed * (context_tokens if window is None else min(context_tokens, window))
-        return kept * self.attention.cached_values * cache_bytes(dtype)
+        return self._cached_values(context_tokens) * cache_bytes(dtype)
 
     def prefill_flops(self, input_tokens: int, *, causal: bool = True) -> int:
         """FLOPs of one prompt: 2 × matrices × tokens, attention, and the output head on the last position.
@@ -189,9 +188,12 @@ class ModelShape:
         needed, and that flash kernels do except for the diagonal blocks. Not causal counts the full square in every
         layer, as kernels with a mask do and as PyTorch's FLOP counter and profilers assume.
         """
-        pairs = self._attended(1, input_tokens) if causal else self.attention_layers * input_tokens**2
         matmul = self.matmul_parameters * input_tokens + self.vocabulary * self.hidden
-        return 2 * matmul + self.attention.pair_flops() * pairs + self._mamba_flops * input_tokens
+        if causal:
+            attention = self._attention_flops(1, input_tokens, absorbed=False)
+        else:
+            attention = sum(layers * one.pair_flops() for layers, one, _ in self.attentions) * input_tokens**2
+        return 2 * matmul + attention + self._mamba_flops * input_tokens
 
     def decode_flops(self, context_tokens: int, *, absorbed: bool = True) -> int:
         """FLOPs of one output token that attends to `context_tokens`, itself included.
@@ -239,10 +241,20 @@ class ModelShape:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
-    def _kinds(self) -> list[tuple[int, AttentionShape | MlpShape | ExpertShape | MambaShape]]:
+    def attentions(self) -> tuple[tuple[int, AttentionShape, Window | None], ...]:
+        """Layers of each kind of attention, its shape, and its window."""
+        window = self.attention.window
+        if window is None:
+            return ((self.attention_layers, self.attention, None),)
+        rest = self.attention_layers - window.layers
+        return ((rest, self.attention, None), (window.layers, window.attention or self.attention, window))
+
+    @property
+    def _kinds(self) -> list[tuple[int, AttentionShape | MlpShape | ExpertShape | MambaShape | Indexer]]:
         """The number of layers of each kind."""
-        others = (kind for kind in (self.mlp, self.experts, self.mamba) if kind is not None)
-        return [(self.attention_layers, self.attention), *((kind.layers, kind) for kind in others)]
+        others = (kind for kind in (self.mlp, self.experts, self.mamba, self.attention.indexer) if kind is not None)
+        own = [(layers, attention) for layers, attention, _ in self.attentions]
+        return [*own, *((kind.layers, kind) for kind in others)]
 
     @property
     def _fixed_matmul(self) -> int:
@@ -261,13 +273,25 @@ class ModelShape:
             return 0
         return self.experts.layers * self.experts.experts * self.experts.expert_parameters(self.hidden)
 
-    def _attended(self, first: int, last: int) -> int:
-        """Positions that the tokens `first` to `last` attend to, over all layers."""
-        windowed, window = self.attention.window_layers, self.attention.window_tokens
-        full = attended_tokens(first, last, None) * (self.attention_layers - windowed)
-        if self.attention.chunked and window is not None:
-            return full + chunked_tokens(first, last, window) * windowed
-        return full + attended_tokens(first, last, window) * windowed
+    def _cached_values(self, context_tokens: int) -> int:
+        """Values in the KV cache of a request, over all layers."""
+        values = 0
+        for layers, attention, window in self.attentions:
+            kept = context_tokens if window is None else min(context_tokens, window.tokens)
+            values += layers * kept * attention.cached_values
+        indexer = self.attention.indexer
+        return values + (0 if indexer is None else indexer.layers * context_tokens * indexer.head_dim)
+
+    def _attention_flops(self, first: int, last: int, *, absorbed: bool) -> int:
+        """FLOPs of scores and sums of values of the tokens `first` to `last`, over all layers."""
+        flops = sum(
+            layers * (window or attention).attended(first, last) * attention.pair_flops(absorbed=absorbed)
+            for layers, attention, window in self.attentions
+        )
+        indexer = self.attention.indexer
+        if indexer is not None:
+            flops += indexer.layers * attended_tokens(first, last, None) * indexer.pair_flops
+        return flops
 
     @property
     def _mamba_flops(self) -> int:
@@ -276,13 +300,19 @@ class ModelShape:
 
     def _step_cache_bytes(self, first: int, steps: int, dtype: str) -> float:
         """Bytes of a request's cache and state that `steps` decode steps move, the first at context `first`."""
-        read = self._attended(first, first + steps - 1) * self.attention.cached_values * cache_bytes(dtype)
-        return read + steps * (self.kv_bytes_per_token(dtype) + 2 * self.state_bytes)
+        last, indexer = first + steps - 1, self.attention.indexer
+        values = sum(
+            layers * (window or attention).attended(first, last) * attention.cached_values
+            for layers, attention, window in self.attentions
+        )
+        if indexer is not None:
+            values += indexer.layers * attended_tokens(first, last, None) * indexer.head_dim
+        return values * cache_bytes(dtype) + steps * (self.kv_bytes_per_token(dtype) + 2 * self.state_bytes)
 
     def _decode_flops(self, first: int, last: int, *, absorbed: bool) -> int:
         steps = max(0, last - first + 1)
         flops = 2 * (self.matmul_parameters + self.vocabulary * self.hidden) * steps
-        flops += self.attention.pair_flops(absorbed=absorbed) * self._attended(first, last) + self._mamba_flops * steps
+        flops += self._attention_flops(first, last, absorbed=absorbed) + self._mamba_flops * steps
         if not absorbed:
             earlier = attended_tokens(first, last, None) - steps
             flops += 2 * self.attention_layers * self.attention.expansion_parameters * earlier
@@ -292,3 +322,8 @@ class ModelShape:
 def _bytes(shared: float, routed: float, wide: float, dtype: str) -> float:
     # Embeddings, output head and encoders stay wide where matrices are narrow: vLLM, and the checkpoints of the hub.
     return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + wide * cache_bytes(dtype)
+
+
+def with_checkpoint(shape: ModelShape, **changes: Any) -> ModelShape:
+    """`shape` with other fields of its checkpoint."""
+    return replace(shape, checkpoint=replace(shape.checkpoint, **changes))

@@ -226,7 +226,7 @@ def _assumed(shape: ModelShape, gpu: Gpu, tokens: int, seqs: int) -> list[str]:
             f"vLLM's defaults on {gpu.title} are not known: those of an NVIDIA GPU with its memory are taken "
             f"({tokens} tokens, {seqs} sequences); --max-num-batched-tokens and --max-num-seqs set them"
         )
-    if shape.attention.window_tokens is not None or shape.mamba is not None:
+    if shape.attention.window is not None or shape.mamba is not None:
         notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
     return notes
 
@@ -348,7 +348,7 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
         UsageError: The weights leave no room for a block on each GPU.
     """
     gpus, per_block = options.tensor_parallel_size, options.block_size * shape.kv_bytes_per_token()
-    heads = shape.attention.kv_heads if shape.attention.latent is None else 1
+    heads = shape.attention.cached_heads
     kept_back = FIXED_BYTES + gpu.memory_bytes * (MEMORY_SHARE + (SERVER_SHARE if server else 0.0))
     whole = 3 * shape.hidden  # the residual stream, which each GPU keeps all of
     visited = 0 if shape.experts is None else shape.experts.experts_per_token * shape.hidden
