@@ -29,9 +29,22 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "num_key_value_heads": ("num_attention_groups",),
     "num_local_experts": ("num_experts", "n_routed_experts"),
-    "share_expert_dim": ("share_expert_dims",),
+    "vt_hidden_size": ("hidden_size",),
+    "vt_intermediate_size": ("intermediate_size",),
+    "vt_num_hidden_layers": ("num_hidden_layers",),
 }
 """Other names of a key: those that transformers' `attribute_map`s take, and under which its version 5 saves some."""
+
+
+KV_HEADS: Mapping[str, int] = (
+    dict.fromkeys(("ernie4_5", "glm", "glm4", "qwen3_5_moe_text", "qwen3_next", "starcoder2"), 2)
+    | dict.fromkeys(("ernie4_5_moe", "gemma2", "gemma4_text", "qwen3_5_text", "qwen3_moe", "smollm3"), 4)
+    | dict.fromkeys(("glm4_moe", "gpt_oss", "llama4_text", "minimax_m2", "ministral", "ministral3", "mistral"), 8)
+    | dict.fromkeys(("mixtral", "nemotron_h", "phimoe", "qwen2_5_vl_text", "qwen2_vl_text", "seed_oss"), 8)
+    | dict.fromkeys(("gemma", "qwen2_moe", "qwen3_vl_moe_text"), 16)
+    | dict.fromkeys(("exaone4", "qwen2", "qwen3", "qwen3_vl_text", "stablelm"), 32)
+)
+"""Heads of keys and values where `num_key_value_heads` is missing, by `model_type`; of the others as many as heads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +188,8 @@ def make_attention(
 ) -> AttentionShape:
     """Grouped-query attention with defaults; `kv_heads` else equals heads, `head_norms` are on queries and keys."""
     heads = config.integer("num_attention_heads", heads)
+    if "num_key_value_heads" not in config.data:
+        kv_heads = kv_heads or KV_HEADS.get(str(config.data.get("model_type")))
     kv_heads = config.integer("num_key_value_heads", kv_heads or heads)
     head_dim = config.integer("head_dim", default_dim or config.integer("hidden_size") // heads)
     if heads % kv_heads:

@@ -187,8 +187,11 @@ def _mimo_v2_flash(config: Config) -> ModelShape:
     own = dataclasses.replace(
         full, kv_heads=config.integer("swa_num_key_value_heads", 2 * kv_heads), vector_parameters=heads
     )
-    layers = sum(map(bool, config.listed("hybrid_layer_pattern", [1] * config.layers)))
-    attention = windowed(config, full, layers, 128, own)
+    pattern = [layer > 0 and (layer + 1) % 6 > 0 for layer in range(config.layers)]
+    layers = config.window_count(sum(map(bool, config.listed("hybrid_layer_pattern", pattern))))
+    # `sliding_window_size` does not count the token itself.
+    tokens = config.integer("sliding_window_size", config.integer("sliding_window", 129) - 1) + 1
+    attention = dataclasses.replace(full, window=Window(tokens=tokens, layers=layers, attention=own))
     routed = config.integer("n_routed_experts")
     experts = make_experts(config, "n_routed_experts", layers=_sparse_layers(config), router_parameters=routed)
     return make_shape(config, attention, experts=experts)
@@ -203,22 +206,27 @@ def _gemma4_text(config: Config) -> ModelShape:
         if config.data.get(key):
             raise config.unsupported(key, config.data[key], "layers that share a cache, or have inputs of their own")
     own = make_attention(config, default_dim=256, head_norms=True, **biased(config))
-    wide = config.integer("global_head_dim", 512)
+    # As transformers 5 saves them, by layer.
+    layers = config.data.get("per_layer_config")
+    wider = dict(next(iter(layers.values()))) if isinstance(layers, Mapping) and layers else {}
+    wide = config.integer("global_head_dim", wider.get("head_dim", 512))
+    shares, kv_heads = config.flag("attention_k_eq_v"), wider.get("num_key_value_heads", own.kv_heads)
     full = dataclasses.replace(
         own,
-        kv_heads=config.integer("num_global_key_value_heads", own.kv_heads),
+        kv_heads=config.integer("num_global_key_value_heads", kv_heads) if shares else own.kv_heads,
         head_dim=wide,
         value_dim=wide,
         vector_parameters=2 * wide,
-        values_are_keys=config.flag("attention_k_eq_v"),
+        values_are_keys=shares,
     )
-    attention = windowed(config, full, config.layers - config.layers // 6, 512, own)
+    # The last layer sees all.
+    attention = windowed(config, full, config.layers - -(-config.layers // 6), 512, own)
     experts, norms = None, 4
     if config.flag("enable_moe_block"):
         scales = config.integer("hidden_size") + config.integer("num_experts")
         experts, norms = make_experts(config, "num_experts", router_parameters=scales), 7
-    layers = config.layers
-    return make_shape(config, attention, experts=experts, mlp_layers=layers, norms=norms, default_tied=True)
+    count = config.layers
+    return make_shape(config, attention, experts=experts, mlp_layers=count, norms=norms, default_tied=True)
 
 
 def _ernie4_5_moe(config: Config) -> ModelShape:
@@ -226,12 +234,13 @@ def _ernie4_5_moe(config: Config) -> ModelShape:
     bias, last = config.flag("use_bias"), config.data.get("moe_layer_end_index", -1)
     start, every = config.integer("moe_layer_start_index", 1, least=0), config.integer("moe_layer_interval", 1)
     last = config.layers - 1 if last in (None, -1) else config.integer("moe_layer_end_index", least=0)
+    shared = config.integer("moe_intermediate_size") * config.integer("n_shared_experts", 2, least=0)
     experts = make_experts(
         config,
         "num_experts",
         layers=sum((layer + 1) % every == 0 and start <= layer <= last for layer in range(config.layers)),
-        shared_intermediate=config.integer("moe_intermediate_size") * config.integer("n_shared_experts", 2, least=0),
-        router_parameters=config.integer("num_experts"),
+        shared_intermediate=shared,
+        router_parameters=config.integer("num_experts") + bias * (2 * shared + config.integer("hidden_size")),
     )
     attention = make_attention(config, qkv_bias=bias, output_bias=bias)
     return make_shape(config, attention, experts=experts, mlp_bias=bias, head_bias=bias, default_tied=True)

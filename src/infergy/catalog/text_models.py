@@ -147,7 +147,7 @@ DENSE: Mapping[str, Reader] = {
     "apertus": _apertus,
     "arcee": dense(gated=False),
     "cohere": _cohere,
-    "cohere2": dense(default_dim=128, window=4096, window_pattern=4, norms=1, tied=True),
+    "cohere2": dense(window=4096, window_pattern=4, norms=1, tied=True),
     "ernie4_5": dense(bias_key="use_bias", mlp_bias="use_bias", default_dim=128, tied=True),
     "exaone4": dense(head_norms=True, window=4096, window_pattern=4),
     "gemma": dense(default_dim=256, tied=True),
