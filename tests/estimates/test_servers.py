@@ -20,9 +20,10 @@ from infergy.estimates.estimate import estimate_server
 from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.recommend import recommend
-from infergy.estimates.servers import PRECISIONS, STATIC_BATCH, OpenServer, ServerSpec, open_server, shipped_table
+from infergy.estimates.servers import STATIC_BATCH, OpenServer, ServerSpec, open_server, shipped_table
 from infergy.estimates.vllm_command import command_of, label_of
 from infergy.records import FP8
+from infergy.records.engine_setup import DTYPES
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests, whole
 from raising import raises
@@ -42,14 +43,14 @@ def named(lengths: list[tuple[int, int]], server: OpenServer) -> int:
     return sum(note.startswith("static batches") for note in notes)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("gpu", ["h200", "a100-80gb-sxm"])
 def test_each_accepted_precision_serves(precision: str, gpu: str) -> None:
     server = open_server(ServerSpec(model=MIXTURE, gpu=gpu, precision=precision), shipped_table())
     assert server.serve(requests([(100, 3)])).counts.finished_requests == 1
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32", "tf32", "fp4"])
+@pytest.mark.parametrize("precision", ["int2", "float32", "tf32", "fp4"])
 def test_other_precisions_are_rejected_with_a_list_of_those(precision: str) -> None:
     with pytest.raises(UsageError) as told:
         open_server(ServerSpec(precision=precision), shipped_table())

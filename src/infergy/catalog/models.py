@@ -12,8 +12,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from infergy.catalog.configs import find_quantization, read_shape, with_checkpoint
-from infergy.catalog.shape import ModelShape
+from infergy.catalog.configs import read_shape
+from infergy.catalog.quantization import find_quantization
+from infergy.catalog.shape import ModelShape, with_checkpoint
 from infergy.errors import DataError, UsageError
 from infergy.files import demand_shallow, parse_json, read_text, read_toml
 from infergy.records import EngineSetup

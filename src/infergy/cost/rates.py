@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from infergy.catalog.gpus import Gpu
+from infergy.catalog.layers import AttentionShape
 from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
+from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 
 ACTIVATION_BYTES = 2.0
 """A value that GPUs exchange: bfloat16, also where weights are narrower."""
@@ -134,23 +136,36 @@ def server_work(
 
 
 def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
-    attention = shape.attention
-    # Beyond one GPU a head of keys and values, heads are copied; MLA's latents lie on every GPU.
-    copies = max(1.0, gpus / (1 if attention.latent is not None else attention.kv_heads))
-    value = attention.cached_values * cache_bytes(dtype) * copies
-    windowed = attention.window_layers if attention.window_tokens is not None else 0
-    full = shape.attention_layers - windowed
-    pair = attention.pair_flops(absorbed=True)
+    def bytes_of(attention: AttentionShape) -> float:
+        # Beyond one GPU a head of keys and values, heads are copied; MLA's latents lie on every GPU.
+        return attention.cached_values * cache_bytes(dtype) * max(1.0, gpus / attention.cached_heads)
+
+    attention, indexer = shape.attention, shape.attention.indexer
+    (full, _, _), *windowed = shape.attentions
+    ratio = attention.pair_flops() / attention.pair_flops(absorbed=True)
+    sums = [
+        (layers * bytes_of(one), layers * one.pair_flops(absorbed=True), window.tokens)
+        for layers, one, window in windowed
+        if window is not None
+    ]
+    read, pair = full * bytes_of(attention), full * attention.pair_flops(absorbed=True)
+    window_read, window_pair, tokens = sums[0] if sums else (0.0, 0, math.inf)
+    write = read + window_read
+    if indexer is not None:
+        # It reads its keys of all positions, attention those that it chose: as a window of so many.
+        window_read, window_pair, tokens = read, pair, indexer.tokens
+        read, pair = indexer.layers * indexer.head_dim * cache_bytes(dtype) * gpus, indexer.layers * indexer.pair_flops
+        write += read
     return AttentionWork(
-        read_bytes=full * value,
-        window_read_bytes=windowed * value,
-        window_tokens=float("inf") if attention.window_tokens is None else float(attention.window_tokens),
-        write_bytes=shape.attention_layers * value,
+        read_bytes=read,
+        window_read_bytes=window_read,
+        window_tokens=float(tokens),
+        write_bytes=write,
         state_bytes=2.0 * shape.state_bytes,
         state_layers=0 if shape.mamba is None else shape.mamba.layers,
-        pair_flops=full * pair,
-        window_pair_flops=windowed * pair,
-        prefill_ratio=attention.pair_flops() / pair,
+        pair_flops=pair,
+        window_pair_flops=window_pair,
+        prefill_ratio=ratio,
     )
 
 
@@ -332,16 +347,16 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
 
 
 def _is_in_fp8(work: ServerWork, gpu: Gpu) -> bool:
-    """Whether matmuls are computed in fp8; elsewhere, and of mxfp4 always, weights are widened first."""
+    """Whether matmuls are computed in fp8; elsewhere, and of other formats always, weights are widened."""
     return work.dtype == "fp8" and gpu.has_units("fp8")
 
 
 def _format_factors(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     """Factors of a format of weights, over bfloat16: seconds of a byte, work and energy of a FLOP, energy of a byte."""
-    if work.dtype not in ("fp8", "mxfp4"):
-        return 1.0, 1.0, 1.0, 1.0
-    if work.dtype == "mxfp4":
+    if work.dtype in WEIGHT_ONLY:
         return c["mxfp4_bytes"], c["mxfp4_flops"], 1.0, 1.0
+    if work.dtype != FP8:
+        return 1.0, 1.0, 1.0, 1.0
     byte_energy = c["fp8_byte_energy"] * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
     if not gpu.has_units("fp8"):
         return c["fp8_bytes"], c["mxfp4_flops"], byte_energy, 1.0
@@ -379,7 +394,7 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
 def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
     is_fp8 = _is_in_fp8(work, gpu)  # activations are quantised only to compute in it
-    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype == "mxfp4" else 0.0
+    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype in WEIGHT_ONLY else 0.0
     launch = work.layers * (c["layer_s"] + narrow_s)
     launch = launch + expert_layers * c["expert_layer_s"] + work.attention.state_layers * c["state_layer_s"]
     exchange: Any = 0.0
