@@ -14,6 +14,7 @@ import typer
 from infergy.cli.failure import run_app, show_error
 from infergy.cli.verbs import ALL, SUMMARY, Verbs
 from infergy.errors import InfergyError
+from infergy.processes import EndedError, end_by_exception
 from infergy.version import VERSION
 
 EXIT_INTERRUPTED = 130
@@ -77,6 +78,7 @@ def _version_or_help(
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback."""
     gc.set_threshold(GARBAGE)
+    end_by_exception()
     arguments = sys.argv[1:]
     try:
         run_app(make_app([verb for verb in arguments[:1] if verb in ALL]), arguments)
@@ -86,6 +88,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _report_interruption()
         sys.exit(EXIT_INTERRUPTED)
+    except EndedError as end:
+        _report_interruption(f"ended by {end}")
+        sys.exit(end.exit_code)
     except SystemExit as end:
         # typer takes an interruption for an exit of this status, and says nothing.
         if end.code == EXIT_INTERRUPTED:
@@ -112,5 +117,5 @@ def _has_reader_left(end: SystemExit) -> bool:
     return is_broken
 
 
-def _report_interruption() -> None:
-    typer.echo("interrupted; what was finished is kept", err=True)
+def _report_interruption(how: str = "interrupted") -> None:
+    typer.echo(f"{how}; what was finished is kept", err=True)

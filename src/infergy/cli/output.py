@@ -157,21 +157,6 @@ def check_picture(path: Path | None) -> None:
         raise UsageError.bad_value("-o", str(path), f"a name that ends in one of {', '.join(PICTURES)}")
 
 
-def check_writable(path: Path) -> None:
-    """Reject a file before its content is measured; one that is not there is not made.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
-    is_new = not path.exists()
-    try:
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise UsageError.not_writable(path, error) from error
-    if is_new:
-        path.unlink()
-
-
 def save_picture(draw: Callable[[], Any], path: Path) -> None:
     """Write what `draw` makes, an altair chart, in the format of the file's name.
 

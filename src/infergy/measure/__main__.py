@@ -12,8 +12,9 @@ from pathlib import Path
 
 from infergy.errors import InfergyError, UsageError
 from infergy.measure.gpu_settings import OPTIONS
-from infergy.measure.sweep import describe, sweep
+from infergy.measure.sweep import describe, kept_rows, sweep
 from infergy.measure.worker import NVML
+from infergy.processes import EndedError, end_by_exception
 from infergy.records import Plan
 
 
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             option, action="append_const", dest="may_set", const=name, help=f"let the plan set {name} of GPUs (root)"
         )
     options = parser.parse_args(arguments)
-    failed = 0
+    failed = rows = 0
+    end_by_exception()
     try:
         plan = Plan.load(options.plan)
         if options.simulate and options.meter != NVML:
@@ -48,13 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
         for event in events:
             if text := describe(event):
                 print(text, file=sys.stderr, flush=True)
+            rows += event.row is not None
             failed += event.row is not None and not event.row.is_ok
     except InfergyError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, EndedError) as end:
+        print(
+            f"{f'ended by {end}' if str(end) else 'interrupted'}; {kept_rows(rows, options.output_file)}",
+            file=sys.stderr,
+        )
+        return getattr(end, "exit_code", 130)
     return 4 if failed else 0
 
 
