@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+ROOT = Path(__file__).absolute().parents[1]
 _RUN = (
-    "import sys; root, module = sys.argv[1:3]; del sys.argv[1:3]; root in sys.path or sys.path.append(root); "
-    "import runpy; runpy.run_module(module, run_name='__main__', alter_sys=True)"
+    "import sys, os, typing, runpy; root, module = sys.argv[1:3]; del sys.argv[1:3]; sys.path.insert(0, root); "
+    "import infergy; sys.path.append(sys.path.pop(0)); runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
+"""Run a module of the infergy at a path; only infergy itself is looked for there first."""
 
 
 def python_command(module: str) -> list[str]:
-    """What runs a module of infergy as `python -m` does, wherever infergy was found, the working folder left out."""
+    """What runs a module of infergy of this infergy, wherever it was found, as `python -m` does; the working folder is left out."""
     return [sys.executable, "-P", "-c", _RUN, str(ROOT), module]
 
 

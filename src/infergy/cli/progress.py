@@ -34,7 +34,7 @@ def run_sweep(
     from infergy.measure.sweep import kept_rows, sweep
 
     progress = Progress(resolved)
-    failed = rows = 0
+    failed = 0
     try:
         events = (
             sweep(resolved, path, simulate=simulate, retry_failed=retry_failed, meter=meter, may_set=may_set)
@@ -44,12 +44,11 @@ def run_sweep(
         for event in events:
             progress.show(event)
             if event.row is not None:
-                rows += 1
                 failed += not event.row.is_ok
                 if as_json:
                     typer.echo(json.dumps(event.row.to_json()))
     except (KeyboardInterrupt, EndedError):
-        typer.echo(kept_rows(rows, path), err=True)
+        typer.echo(kept_rows(path), err=True)
         raise
     finally:
         progress.stop()

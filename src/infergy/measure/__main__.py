@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             option, action="append_const", dest="may_set", const=name, help=f"let the plan set {name} of GPUs (root)"
         )
     options = parser.parse_args(arguments)
-    failed = rows = 0
+    failed = 0
     end_by_exception()
     try:
         plan = Plan.load(options.plan)
@@ -50,14 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         for event in events:
             if text := describe(event):
                 print(text, file=sys.stderr, flush=True)
-            rows += event.row is not None
             failed += event.row is not None and not event.row.is_ok
     except InfergyError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, EndedError) as end:
         print(
-            f"{f'ended by {end}' if str(end) else 'interrupted'}; {kept_rows(rows, options.output_file)}",
+            f"{f'ended by {end}' if str(end) else 'interrupted'}; {kept_rows(options.output_file)}",
             file=sys.stderr,
         )
         return getattr(end, "exit_code", 130)

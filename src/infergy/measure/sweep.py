@@ -370,9 +370,10 @@ def describe(event: SweepEvent) -> str:
     return f"{event.detail} {describe_row(event.row)}" if event.row is not None else ""
 
 
-def kept_rows(rows: int, path: Path) -> str:
+def kept_rows(path: Path) -> str:
     """What stays of a sweep that was ended before its end."""
-    return f"{count_of(rows, 'row')} of this run kept in {path}; the same command goes on"
+    rows = path.read_bytes().count(b"\n") if path.is_file() else 0
+    return f"{path} keeps {count_of(rows, 'row')}; the same command goes on"
 
 
 def name_visit(visit: str) -> str:
