@@ -23,7 +23,7 @@ _RUN = (
 
 
 def python_command(module: str) -> list[str]:
-    """What runs a module of infergy of this infergy, wherever it was found, as `python -m` does; the working folder is left out."""
+    """What runs a module of this infergy as `python -m` does, wherever it was found, without the working folder."""
     return [sys.executable, "-P", "-c", _RUN, str(ROOT), module]
 
 

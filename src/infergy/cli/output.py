@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from infergy.errors import MissingError, UsageError
+from infergy.outputs import write_file
 from infergy.units import count_of
 
 if TYPE_CHECKING:
@@ -165,14 +166,14 @@ def save_picture(draw: Callable[[], Any], path: Path) -> None:
         UsageError: The file cannot be written.
     """
     try:
-        # A page brings its scripts with it: it opens without a network.
-        options: dict[str, Any] = {"inline": True} if path.suffix == ".html" else {"scale_factor": 2}
-        draw().save(str(path), **options)
+        from infergy.report.html import SIGNS
+        from infergy.report.html import draw as draw_file
+
+        content = draw_file(draw().to_dict(), path.suffix)
     except ImportError as error:
         packages = "altair and vl-convert-python"
         raise MissingError.package("drawing", packages, "pip install 'infergy[report]'", str(error)) from error
-    except OSError as error:
-        raise UsageError.not_writable(path, error) from error
+    write_file(path, content, f"picture ({path.suffix})", SIGNS[path.suffix])
 
 
 def title_of(trace: TraceFacts, estimate: ServerEstimate) -> str:
