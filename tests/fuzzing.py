@@ -22,6 +22,7 @@ from typing import Any
 
 from infergy.catalog.gpus import read_gpu_file
 from infergy.catalog.models import get_model, model_config
+from infergy.cli.options import fraction, seconds_of
 from infergy.cost.table import SHIPPED_TABLE, read_table
 from infergy.errors import InfergyError
 from infergy.estimates.build import build_table
@@ -40,7 +41,6 @@ from infergy.records.codec import to_json
 from infergy.records.engine_setup import EngineSetup
 from infergy.records.store import read_store, shipped_rows
 from infergy.testing.recording import ReplayMeter
-from infergy.units import parse_duration
 from infergy.workload import Histogram, open_requests, open_trace
 from infergy.workload.bins import edges_of
 from infergy.workload.histograms import requests_of_histogram
@@ -498,7 +498,8 @@ WORDS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "arrivals": (Arrivals.parse_label, "gamma4-b0.5"),
     "replay": (Arrivals.parse_label, "replay:azure-conv-2023@1x+600s/75s"),
     "decoding": (Decoding.parse_label, "t0.8-p0.95-k50"),
-    "duration": (parse_duration, "50ms"),
+    "duration": (lambda text: seconds_of("--for", text), "50ms"),
+    "share": (lambda text: fraction("--target", text), "2%"),
     "edges": (edges_of, "32,128,512"),
     "intensity": (parse_intensity, "120"),
     "command": (
@@ -519,7 +520,7 @@ def try_word(kind: str, number: int) -> None:
     with limited():
         try:
             value = parse(text)
-        except (InfergyError, *((ValueError,) if parse is parse_duration else ())):
+        except InfergyError:
             return
         if isinstance(value, float):
             demand(holds=math.isfinite(value) and value >= 0, what=value)

@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from infergy.cli.output import DRAW_HELP, check_picture, save_picture
 from infergy.errors import InfergyError, UsageError
 from scoreboard.board import (
     ESTIMATORS,
@@ -29,7 +30,7 @@ from scoreboard.board import (
     score_all,
     score_new,
 )
-from scoreboard.figure import FORMATS, draw_scoreboard, save_chart
+from scoreboard.figure import draw_scoreboard
 from scoreboard.rows import Rows, read_rows
 from scoreboard.splits import SPLITS
 
@@ -71,11 +72,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="COLUMN[,COLUMN…]",
         help="errors of infergy's estimator for each group of held-out rows, such as backbone or gpu,precision",
     )
-    parser.add_argument("-o", "--output-file", type=Path, help=f"write a figure: {', '.join(FORMATS)}")
+    parser.add_argument("-o", "--output-file", type=Path, help=DRAW_HELP)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     options = parser.parse_args(arguments)
-    if options.output_file is not None and options.output_file.suffix not in FORMATS:
-        raise UsageError(f"-o {options.output_file}: the name must end in one of {', '.join(FORMATS)}")
+    check_picture(options.output_file)
     if options.rows is not None and (options.split or options.by):
         raise UsageError("--split and --by divide the rows of the benchmark; leave them out with --rows")
     if options.by and options.output_file:
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
             _warn(f"{seen} of {len(new)} rows are of models in the benchmark: fitted estimators have seen those")
         scores = score_new(known, energy_j, new, new_energy_j, progress=_report_progress)
     if options.output_file is not None:
-        save_chart(draw_scoreboard(scores, TITLES), options.output_file)
+        save_picture(lambda: draw_scoreboard(scores, TITLES), options.output_file)
     if options.json:
         _print_json(scores)
     elif options.output_file is None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from infergy.errors import MissingError, UsageError
+from infergy.errors import MissingError
 from infergy.units import count_of, format_percent
 from scoreboard.board import Score
 
-FORMATS = (".html", ".svg", ".png")
 WIDTH, STEP_HEIGHT, PADDING = 520, 22, 40
 MEDIAN, TAIL = "median, and its 90 % interval", "90th percentile"
 COLOURS = {MEDIAN: "#0072B2", TAIL: "#E69F00"}
@@ -48,22 +46,6 @@ def draw_scoreboard(scores: Sequence[Score], titles: Mapping[str, str]) -> Any:
         panels.append(_panel(own, f"{titles[split]}; {count_of(own[0].of_rows, 'row')}, {own[0].tasks} tasks"))
     # A browser's letters may be wider than those by which the figure was laid out.
     return altair.vconcat(*panels, padding=PADDING).resolve_scale(x="shared")
-
-
-def save_chart(chart: Any, path: Path) -> None:
-    """Write a chart in the format of the file's name.
-
-    Raises:
-        MissingError: vl-convert-python is not installed.
-        UsageError: The file cannot be written.
-    """
-    try:
-        # A page contains its scripts: it opens without a network.
-        chart.save(str(path), **({"inline": True} if path.suffix == ".html" else {"scale_factor": 2}))
-    except ImportError as error:
-        raise MissingError(f"drawing needs vl-convert-python: pip install 'infergy[report]' ({error})") from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}). Name another file with -o") from error
 
 
 def _panel(scores: Sequence[Score], title: str) -> Any:

@@ -10,6 +10,16 @@ Names below are loaded when first used: importing the package reads no data libr
 
 from __future__ import annotations
 
+import os
+import sys
+
+# `python -m infergy` puts the working folder before the standard library: a json.py there would be run. It is left out,
+# or comes last if infergy itself lies there. While a module to run is looked up, the program's name is "-m".
+if sys.argv[:1] == ["-m"] and sys.path[0] in ("", os.getcwd()) and not sys.flags.safe_path:
+    _working_folder = os.path.abspath(sys.path.pop(0))
+    if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) == _working_folder:
+        sys.path.append(_working_folder)
+
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -94,10 +94,11 @@ class UsageError(InfergyError):
         return cls(message, code="engine-lacks", engine=engine, option=option, value=value)
 
     @classmethod
-    def not_writable(cls, path: Path, error: OSError, kind: str = "file") -> Self:
+    def not_writable(cls, path: Path, error: Exception, kind: str = "file") -> Self:
         """A file or folder that cannot be written."""
-        message = f"{path}: cannot be written ({error.strerror}). Name another {kind} with -o"
-        return cls(message, code="file-not-writable", path=str(path), reason=error.strerror)
+        reason = getattr(error, "strerror", None) or str(error)
+        message = f"{path}: cannot be written ({reason}). Name another {kind} with -o"
+        return cls(message, code="file-not-writable", path=str(path), reason=reason)
 
 
 class DataError(InfergyError):

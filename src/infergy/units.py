@@ -14,6 +14,15 @@ WATTS_PER_MILLIWATT = 1e-3
 HERTZ_PER_MEGAHERTZ = 1e6
 
 
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What controls a terminal, turns the direction of text, or is half a character; tabs and ends of lines are none."""
+
+
+def printable(text: str) -> str:
+    r"""`text` as it is safe to show, whoever wrote it: what would control a terminal is escaped, as ``\x1b``."""
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def format_si(value: float, unit: str, digits: int = 3) -> str:
     """`value` with an SI prefix from p to P: ``format_si(1.23e6, "J")`` is ``1.23 MJ``."""
     divisor, scaled_unit = scale_of(value, unit, digits)

@@ -236,7 +236,7 @@ def test_a_sweep_sets_each_engine_config_while_it_is_measured(
     nvml()
     pretend(monkeypatch)
 
-    def measure(plan: Any, plan_path: Path, store: Any, known: Any, todo: Any, **how: Any) -> Iterator[SweepEvent]:
+    def measure(plan: Any, store: Any, known: Any, todo: Any, **how: Any) -> Iterator[SweepEvent]:
         for planned in todo:
             limits.append((planned.cell.label, read()["gpus"][0]["limit_mw"]))
             row = failed_cell(planned, plan.options, known, Failure(code="engine", message="none here"))

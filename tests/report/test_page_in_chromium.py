@@ -6,13 +6,20 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from infergy.records.store import create_store
+from infergy.cli import app
+from infergy.measure.sweep import sweep as run_sweep
+from infergy.records import Measurement
+from infergy.records.store import create_store, read_store
+from infergy.report.html import draw
 from infergy.report.page import PAGE, Report, build_report, write_report
+from measure.test_measure import tiny_plan
 from report.test_report import HOSTILE, sweep
 from waiting import PATIENCE_S
 
@@ -67,9 +74,12 @@ class Elements(HTMLParser):
         super().__init__()
         self.seen: dict[str, int] = {}
         self.handlers: list[str] = []
+        self.images: list[str | None] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen[tag] = self.seen.get(tag, 0) + 1
+        # Our own stand in the page itself, for readers without scripts.
+        self.images += [value for name, value in attrs if tag == "img" and name == "src" and "data:" not in f"{value}"]
         self.handlers += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
 
 
@@ -91,6 +101,81 @@ def test_each_figure_of_the_paper_draws_its_marks_and_the_console_is_clean(paper
 def test_hostile_names_draw_their_marks_and_the_console_is_clean(tmp_path: Path) -> None:
     create_store(tmp_path / "rows.jsonl", sweep(model=HOSTILE))
     check_page(build_report([tmp_path / "rows.jsonl"]), tmp_path)
+
+
+NASTY = (
+    "</script><script>document.title='RAN'</script><img src=x onerror=document.title='RAN'><!--<svg onload=\"document."
+    "title='RAN'\">{{ 7*7 }}';document.title='RAN';'&quot;\x00\x1b[31m\u202e\udc80"
+)
+"""Ends a script, an attribute and a comment, and holds what no drawer takes: a NUL, half a character."""
+
+
+def nasty_row(row: Measurement) -> Measurement:
+    """A row with that in each of its texts that no reader of rows checks."""
+    gpus = tuple(replace(gpu, uuid=gpu.uuid, name=gpu.name + NASTY) for gpu in row.environment.gpus)
+    texts = dict.fromkeys(("infergy", "python", "platform", "cpu", "driver", "cuda", "weights"), NASTY)
+    packages, engine = {NASTY: NASTY}, {NASTY: NASTY}
+    environment = replace(row.environment, **texts, gpus=gpus, packages=packages, engine=engine)
+    setup = replace(row.cell.setup, model=NASTY)
+    cell = replace(row.cell, setup=setup)
+    return replace(row, cell=cell, cell_id=cell.id, environment=environment, batch_choice=NASTY)
+
+
+def check_nothing_ran(page: Path, profile: Path) -> str:
+    dom, console = open_page(page, profile)
+    assert console == []
+    assert 'data-drawn="yes"' in dom
+    assert "<title>RAN" not in dom
+    reader = Elements()
+    reader.feed(dom)
+    assert reader.handlers == []
+    assert reader.images == []
+    return dom
+
+
+def test_hostile_names_in_every_field_of_a_report_are_shown_and_run_nothing(tmp_path: Path) -> None:
+    name = NASTY.replace("\x00", "").replace("/", "_")[:200] + ".jsonl"
+    create_store(tmp_path / name, map(nasty_row, sweep()))
+    write_report(build_report([tmp_path / name]), tmp_path / "out")
+    dom = check_nothing_ran(tmp_path / "out" / PAGE, tmp_path / "profile")
+    assert "\\x1b[31m" in dom
+    for picture in (tmp_path / "out").glob("*.svg"):
+        assert "<script" not in picture.read_text(encoding="utf-8")
+        assert "<title>RAN" not in open_page(picture, tmp_path / "profile")[0]
+
+
+def test_hostile_names_in_a_page_of_one_chart_run_nothing(tmp_path: Path) -> None:
+    cells = [{"input_tokens": [64], "output_tokens": [8], "batch": [1]}]
+    list(run_sweep(tiny_plan(cells=cells, engines=[{"engine": "vllm"}]), tmp_path / "measured.jsonl", simulate=True))
+    create_store(tmp_path / "rows.jsonl", map(nasty_row, read_store(tmp_path / "measured.jsonl").rows))
+    trace = tmp_path / (NASTY.replace("\x00", "").replace("\udc80", "").replace("/", "_") + ".csv")
+    trace.write_text("arrival,input_tokens,output_tokens\n0,100,10\n1,100,10\n")
+    for number, verb in enumerate((["show", "timeline", str(tmp_path / "rows.jsonl")], ["breakdown", str(trace)])):
+        page = tmp_path / f"{number}.html"
+        done = CliRunner().invoke(app, [*verb, "-o", str(page)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        check_nothing_ran(page, tmp_path / "profile")
+
+
+def test_a_page_runs_no_script_but_its_own(tmp_path: Path) -> None:
+    page = tmp_path / "chart.html"
+    page.write_bytes(
+        draw({"data": {"values": [{"a": 1}]}, "mark": "point", "encoding": {"x": {"field": "a"}}}, ".html")
+    )
+    check_nothing_ran(page, tmp_path / "profile")
+    text = page.read_text(encoding="utf-8")
+    for injected in (
+        "<script>document.title='RAN'</script>",
+        "<img src=x onerror=\"document.title='RAN'\">",
+        "<script src=https://example.org/a.js></script>",
+        "<iframe srcdoc=\"<script>parent.document.title='RAN'</script>\"></iframe>",
+        "<a id=a href=\"javascript:document.title='RAN'\">x</a>",
+    ):
+        page.write_text(text.replace("<figure>", f"{injected}<figure>"), encoding="utf-8")
+        dom, console = open_page(page, tmp_path / "profile")
+        assert "<title>RAN" not in dom
+        assert 'data-drawn="yes"' in dom
+        assert console or "javascript:" in injected
 
 
 def check_page(built: Report, tmp_path: Path) -> None:

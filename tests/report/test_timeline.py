@@ -93,7 +93,7 @@ def test_the_chart_has_units_and_every_series(row: Measurement) -> None:
         assert words in text
 
 
-@pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<svg"), (".png", b"\x89PNG"), (".html", b"<!DOCTYPE html>")])
+@pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<svg"), (".png", b"\x89PNG"), (".html", b"<!doctype html>")])
 def test_a_file_is_drawn(store: Path, tmp_path: Path, suffix: str, begin: bytes) -> None:
     path = tmp_path / f"cell{suffix}"
     done = CliRunner().invoke(app, ["show", "timeline", str(store), "--cell", "× 1", "-o", str(path)])

@@ -22,6 +22,7 @@ from infergy.cli.failure import (
 )
 from infergy.cli.verbs import ALL, SUMMARY, Verbs
 from infergy.errors import InfergyError
+from infergy.processes import EndedError, end_by_exception
 from infergy.version import VERSION
 
 EXIT_INTERRUPTED = 130
@@ -87,6 +88,7 @@ def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback, others with a report of them."""
     gc.set_threshold(GARBAGE)
     open_streams()
+    end_by_exception()
     arguments, is_debugged = take_debug(sys.argv[1:])
     code: Any
     try:
@@ -96,6 +98,9 @@ def main() -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except EndedError as end:
+        _report_interruption(f"ended by {end}")
+        code = end.exit_code
     except SystemExit as end:
         # Rich and click, which write, make an exit of status 1 of a broken pipe.
         code = 0 if isinstance(end.__context__, BrokenPipeError) else end.code
@@ -109,7 +114,7 @@ def main() -> None:
         code = 1
     # typer takes an interruption for an exit of this status, and says nothing.
     if code == EXIT_INTERRUPTED:
-        typer.echo("interrupted; what was finished is kept", err=True)
+        _report_interruption()
     close_streams()
     sys.exit(code)
 
@@ -129,3 +134,7 @@ def _run(arguments: Sequence[str]) -> None:
         if (full := as_full_output(error)) is not None:
             raise full from error
         raise
+
+
+def _report_interruption(how: str = "interrupted") -> None:
+    typer.echo(f"{how}; what was finished is kept", err=True)

@@ -15,8 +15,9 @@ import typer
 
 from infergy.cli.measure import check_meter
 from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, with_options
-from infergy.cli.output import check_writable
 from infergy.errors import UsageError
+from infergy.outputs import append_line, check_output
+from infergy.processes import ENDING
 from infergy.units import format_duration, format_number, format_si
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def run_command(
 
     Example: infergy run --runs 3 -- python serve_once.py
     """
-    from infergy.measure.block import window
+    from infergy.measure.block import BLOCK_SCHEMA, window
     from infergy.meters.simulated import SteadyMeter
     from infergy.records.codec import to_json
 
     check_meter(meter, simulate=simulate)
     if output is not None:
-        check_writable(output)
+        check_output(output, "file of infergy run", f'"{BLOCK_SCHEMA.partition("/")[0]}/')
     stdout = sys.stderr if as_json else None
     for _ in range(warmup):
         _run(command, stdout)
@@ -60,8 +61,7 @@ def run_command(
             code = _run(command, stdout)
         line = json.dumps(to_json(measured.result), allow_nan=False)
         if output is not None:
-            with output.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            append_line(output, line)
         if as_json:
             typer.echo(line)
         else:
@@ -83,7 +83,7 @@ def _run(command: Sequence[str], stdout: Any) -> int:
             process.terminate()
 
     # Before it starts: else a signal in between would end us alone.
-    kept = signal.signal(signal.SIGTERM, end)
+    kept = {number: signal.signal(number, end) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}
     try:
         process = subprocess.Popen(command, stdout=stdout)
         if is_ended:
@@ -97,7 +97,8 @@ def _run(command: Sequence[str], stdout: Any) -> int:
         message = f"cannot run {command[0]!r}: {error.strerror}. Give a program and its arguments"
         raise UsageError(message, code="command-not-run", command=command[0], reason=error.strerror) from error
     finally:
-        signal.signal(signal.SIGTERM, kept)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _print(result: BlockEnergy, prefix: str, *, explain: bool) -> None:

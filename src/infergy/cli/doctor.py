@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from infergy.cli.options import JsonOption, SimulateOption, flag, option, with_options
-from infergy.cli.output import UNKNOWN, check_writable, print_json
+from infergy.cli.output import UNKNOWN, print_json
 from infergy.errors import MissingError, UsageError
 from infergy.units import format_bytes, format_duration, format_number, format_percent, format_si
 
@@ -52,7 +52,9 @@ def _check(output: Path, *, meter: bool) -> None:
     if not meter:
         message = f"-o {output} keeps the result of --meter: infergy doctor --meter -o {output}"
         raise UsageError(message, code="option-missing", option="--meter", needed_by=["-o"])
-    check_writable(output)
+    from infergy.records.behaviour import MeterBehaviour
+
+    MeterBehaviour.check_output(output)
 
 
 def _simulated(with_behaviour: bool) -> Diagnosis:

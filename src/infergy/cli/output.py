@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from infergy.errors import MissingError, UsageError
+from infergy.outputs import write_file
 from infergy.units import count_of
 
 if TYPE_CHECKING:
@@ -157,21 +158,6 @@ def check_picture(path: Path | None) -> None:
         raise UsageError.bad_value("-o", str(path), f"a name that ends in one of {', '.join(PICTURES)}")
 
 
-def check_writable(path: Path) -> None:
-    """Reject a file before its content is measured; one that is not there is not made.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
-    is_new = not path.exists()
-    try:
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise UsageError.not_writable(path, error) from error
-    if is_new:
-        path.unlink()
-
-
 def save_picture(draw: Callable[[], Any], path: Path) -> None:
     """Write what `draw` makes, an altair chart, in the format of the file's name.
 
@@ -180,14 +166,14 @@ def save_picture(draw: Callable[[], Any], path: Path) -> None:
         UsageError: The file cannot be written.
     """
     try:
-        # A page brings its scripts with it: it opens without a network.
-        options: dict[str, Any] = {"inline": True} if path.suffix == ".html" else {"scale_factor": 2}
-        draw().save(str(path), **options)
+        from infergy.report.html import SIGNS
+        from infergy.report.html import draw as draw_file
+
+        content = draw_file(draw().to_dict(), path.suffix)
     except ImportError as error:
         packages = "altair and vl-convert-python"
         raise MissingError.package("drawing", packages, "pip install 'infergy[report]'", str(error)) from error
-    except OSError as error:
-        raise UsageError.not_writable(path, error) from error
+    write_file(path, content, f"picture ({path.suffix})", SIGNS[path.suffix])
 
 
 def title_of(trace: TraceFacts, estimate: ServerEstimate) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from infergy.processes import EndedError
 from infergy.units import format_duration
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run_sweep(
 ) -> int:
     """Run the sweep, here or on the Ray cluster at `ray`, showing its progress; returns how many cells failed."""
     from infergy.measure.cluster import sweep_on_ray
-    from infergy.measure.sweep import sweep
+    from infergy.measure.sweep import kept_rows, sweep
 
     progress = Progress(resolved)
     failed = 0
@@ -46,6 +47,9 @@ def run_sweep(
                 failed += not event.row.is_ok
                 if as_json:
                     typer.echo(json.dumps(event.row.to_json()))
+    except (KeyboardInterrupt, EndedError):
+        typer.echo(kept_rows(path), err=True)
+        raise
     finally:
         progress.stop()
     return failed

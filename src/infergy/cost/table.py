@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from infergy.cost.constants import Column, Fit, prior_fit
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError
 from infergy.files import parse_json
+from infergy.outputs import write_file
 from infergy.units import count_of
 
 if TYPE_CHECKING:
@@ -224,9 +225,6 @@ def write_table(table: Table, path: Path) -> None:
     Raises:
         UsageError: The file cannot be written, or holds something else than a table, which would be lost.
     """
-    if path.is_file() and path.stat().st_size and not is_table(path):
-        message = f"{path}: there is a file already, and it is no table. Name another one with -o"
-        raise UsageError(message, code="file-exists", path=str(path))
     header = {
         "schema": table.schema,
         "sources": table.sources,
@@ -237,10 +235,7 @@ def write_table(table: Table, path: Path) -> None:
     }
     lines = [header, *map(asdict, table.entries)]
     text = "".join(f"{json.dumps(_rounded(line), separators=(',', ':'))}\n" for line in lines)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError.not_writable(path, error) from error
+    write_file(path, text, "table", f'"{TABLE_SCHEMA.partition("/")[0]}/')
 
 
 def read_table(path: Path, *, entries: bool = False) -> Table:

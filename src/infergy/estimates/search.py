@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -34,6 +34,7 @@ from infergy.estimates.limits import Limits
 from infergy.estimates.load import BEGUN, FEWEST, overload_of
 from infergy.estimates.load import SHORTEST_S as SHORTEST_LATE_S
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
+from infergy.processes import safe_path
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import latency_of, open_share, steps_of, total
 from infergy.workload.requests import Requests, Sample, Window
@@ -149,6 +150,10 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._executor is not None:
+            if kind is not None and not issubclass(kind, Exception):
+                # Interrupted or ended: nothing waits for what they simulate.
+                for process in active_children():
+                    process.terminate()
             self._executor.shutdown(cancel_futures=True)
 
     def screen(self, specs: Iterable[ServerSpec]) -> list[Screened | Pruned | UsageError]:
@@ -172,7 +177,7 @@ class Pool:
         done = self.done
         if self._executor is not None:
             try:
-                with _interrupts_held():
+                with safe_path(), _interrupts_held():
                     results = self._executor.map(_in_process, [task] * len(specs), specs)
                 return [self._counted(result) for result in results]
             except BrokenProcessPool:

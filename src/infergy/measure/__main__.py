@@ -13,8 +13,9 @@ from pathlib import Path
 from infergy.errors import InfergyError, UsageError
 from infergy.measure.gpu_settings import OPTIONS
 from infergy.measure.replicas import measure_replicas, split_replicas
-from infergy.measure.sweep import describe, sweep
+from infergy.measure.sweep import describe, kept_rows, sweep
 from infergy.measure.worker import NVML
+from infergy.processes import EndedError, end_by_exception
 from infergy.records import Plan
 
 
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     options = parser.parse_args(arguments)
     failed = 0
+    end_by_exception()
     try:
         plan = Plan.load(options.plan)
         if options.simulate and options.meter != NVML:
@@ -62,9 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InfergyError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, EndedError) as end:
+        print(
+            f"{f'ended by {end}' if str(end) else 'interrupted'}; {kept_rows(options.output_file)}",
+            file=sys.stderr,
+        )
+        return getattr(end, "exit_code", 130)
     return 4 if failed else 0
 
 

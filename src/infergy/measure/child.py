@@ -11,14 +11,18 @@ import os
 import select
 import signal
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from infergy.errors import EngineError
+from infergy.errors import EngineError, UsageError
+from infergy.outputs import open_beside
+from infergy.processes import python_command
+from infergy.records import Plan
+from infergy.records.codec import to_json
 from infergy.records.store import StoreWriter
 from infergy.units import format_duration
 
@@ -34,6 +38,16 @@ class HangError(EngineError):
 def log_path(store: Path) -> Path:
     """The log of the engines of a store's sweeps."""
     return store.with_name(store.name + ".log")
+
+
+def _nameless(content: bytes) -> IO[bytes]:
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the caller
+        file.write(content)
+        file.seek(0)
+    except OSError as error:
+        raise UsageError.not_writable(Path(tempfile.gettempdir()), error, "folder, as TMPDIR,") from error
+    return file
 
 
 @dataclass(slots=True)
@@ -55,17 +69,28 @@ class Child:
 
     @classmethod
     def start(
-        cls, plan: Path, store: StoreWriter, cells: Sequence[str], *, simulate: bool, meter: str, patience_s: float
+        cls, plan: Plan, store: StoreWriter, cells: Sequence[str], *, simulate: bool, meter: str, patience_s: float
     ) -> Child:
         """Start a child that measures `cells` of a plan into a store, with the meter of that name."""
         path = log_path(store.path)
         read_fd, write_fd = os.pipe()
         parent_fd, alive_fd = os.pipe()
-        with path.open("ab") as log:
-            start = log.tell()
+        job = {
+            "plan": to_json(plan),
+            "store": str(store.path),
+            "store_fd": store.fileno(),
+            "cells": list(cells),
+            "simulate": simulate,
+            "meter": meter,
+            "events_fd": write_fd,
+            "parent_fd": parent_fd,
+        }
+        # The job has no name, so nothing is left however processes end; and a child need not read it for us to go on.
+        with os.fdopen(open_beside(path), "ab") as log, _nameless(json.dumps(job).encode()) as stdin:
+            start = os.fstat(log.fileno()).st_size
             process = subprocess.Popen(
-                [sys.executable, "-m", "infergy.measure.worker"],
-                stdin=subprocess.PIPE,
+                python_command("infergy.measure.worker"),
+                stdin=stdin,
                 stdout=log,
                 stderr=log,
                 pass_fds=(write_fd, parent_fd, store.fileno()),
@@ -74,20 +99,6 @@ class Child:
             )
         os.close(write_fd)
         os.close(parent_fd)
-        job = {
-            "plan": str(plan),
-            "store": str(store.path),
-            "cells": list(cells),
-            "simulate": simulate,
-            "meter": meter,
-            "events_fd": write_fd,
-            "parent_fd": parent_fd,
-        }
-        assert process.stdin is not None
-        # A child that dies at once closes this pipe; its exit code says so.
-        with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(job).encode())
-            process.stdin.close()
         return cls(process, read_fd, alive_fd, path, start, patience_s)
 
     def events(self) -> Iterator[dict[str, Any]]:

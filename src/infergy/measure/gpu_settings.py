@@ -20,6 +20,7 @@ from typing import Any
 
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
 from infergy.meters.nvml import load_nvml, visible_handles
+from infergy.processes import python_command
 from infergy.records import EngineSetup
 from infergy.units import WATTS_PER_MILLIWATT
 
@@ -67,7 +68,7 @@ def hold_settings(setup: EngineSetup) -> Iterator[None]:
         yield
         return
     process = subprocess.Popen(
-        [sys.executable, "-m", "infergy.measure.gpu_settings"],
+        python_command("infergy.measure.gpu_settings"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -8,15 +8,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infergy.errors import EngineError, InfergyError
+from infergy.errors import EngineError, InfergyError, UsageError
 from infergy.measure.environment import Surroundings
 from infergy.measure.sweep import survey, sweep
 from infergy.records import Measurement, Plan, PlannedCell
@@ -110,11 +111,28 @@ def _folder(*, simulate: bool) -> Iterator[Path]:
         return
     base, prefix = Path(tempfile.gettempdir()), f"infergy-ray-{os.getuid()}-gpu-"
     mine = set(gpus.split(","))
-    for other in base.glob(f"{prefix}*/rows.jsonl"):
-        if mine & set(other.parent.name.removeprefix(prefix).split("+")):
-            with other.open("ab") as held:
+    for other in base.glob(f"{prefix}*"):
+        if mine & set(other.name.removeprefix(prefix).split("+")):
+            _demand_own(other)
+            with suppress(FileNotFoundError), (other / "rows.jsonl").open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_EX)
-            other.unlink(missing_ok=True)
+                (other / "rows.jsonl").unlink(missing_ok=True)
     folder = base / (prefix + "+".join(sorted(mine)))
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _demand_own(folder)
     yield folder
+
+
+def _demand_own(folder: Path) -> None:
+    """Reject a folder that another made under our name: temporary folders are shared, and its files would be theirs.
+
+    Raises:
+        UsageError: It is another's, others may write to it, or it is a link.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        message = (
+            f"{folder}: no folder of this user alone, so it is not used. Remove it, or name another place for "
+            "temporary files: TMPDIR=FOLDER before ray start"
+        )
+        raise UsageError(message, code="folder-not-ours", path=str(folder))

@@ -27,6 +27,7 @@ from contextlib import suppress
 from infergy.errors import InfergyError
 from infergy.meters import Meter, SystemClock, open_meter, powers_of
 from infergy.meters.simulated import SimulatedMeter
+from infergy.processes import python_command
 from infergy.records.timeline import PowerTimeline, make_timeline
 
 RECORD = struct.Struct("<did")
@@ -125,7 +126,7 @@ class ProcessSampler(PowerSampler):
         self._read = 0
         self._samples: dict[str, list[tuple[float, float]]] = {uuid: [] for uuid in self._uuids}
         fd = self._file.fileno()
-        command = [sys.executable, "-m", "infergy.measure.power_sampler"]
+        command = python_command("infergy.measure.power_sampler")
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, pass_fds=(fd,))
         job = {"meter": name, "uuids": self._uuids, "every_s": every_s, "fd": fd, "parent": os.getpid()}
         self._send(json.dumps(job).encode() + b"\n")

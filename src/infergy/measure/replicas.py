@@ -17,6 +17,7 @@ from pathlib import Path
 from infergy.errors import MissingError
 from infergy.measure.worker import NVML
 from infergy.meters import open_meter
+from infergy.processes import python_command
 from infergy.records import Plan, PlannedCell
 from infergy.records.merge import merge
 from infergy.records.store import create_store, read_store
@@ -70,7 +71,7 @@ def measure_replicas(
             if path.exists() and not store.exists():
                 keys = {planned.key for planned in part.cells}
                 create_store(store, [row for row in read_store(path).rows if row.key in keys])
-            command = [sys.executable, "-m", "infergy.measure", str(plan_path), "-o", str(store), *options]
+            command = [*python_command("infergy.measure"), str(plan_path), "-o", str(store), *options]
             environment = os.environ | ({} if simulate else {"CUDA_VISIBLE_DEVICES": ",".join(own)})
             processes.append(subprocess.Popen(command, env=environment))
         codes = [process.wait() for process in processes]

@@ -6,11 +6,11 @@ polls, so that it disturbs nothing that is measured.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infergy import errors
 from infergy.catalog import BY_HAND, find_gpu_by_driver_name, read_shape
 from infergy.engines.weights import describe_weights
 from infergy.errors import DataError, EngineError, InfergyError, UsageError
@@ -35,7 +35,7 @@ from infergy.records import (
 from infergy.records.agreement import SCOPE
 from infergy.records.latency import describe_serving
 from infergy.records.store import StoreWriter
-from infergy.units import format_duration, format_number, format_percent, format_si
+from infergy.units import count_of, format_duration, format_number, format_percent, format_si
 
 DIED_LOADING = "died_loading"
 """The code of cells whose engine died before it was ready for any of them."""
@@ -82,25 +82,23 @@ def sweep(
             another scope or GPU.
         MissingError: The meter, a GPU or an engine is missing.
         MeterError: A GPU cannot be set, or was not restored.
-        DataError: `path` is no store.
+        DataError: `path` is no store, or was removed or replaced meanwhile: the error names where its rows are.
         EngineError: An engine loads, but its process ends before any cell.
     """
     known = survey(plan, simulate=simulate, meter=meter, may_set=may_set)
-    with StoreWriter(path) as store, tempfile.TemporaryDirectory(prefix="infergy-sweep-") as folder:
+    with StoreWriter(path) as store:
         if store.torn is not None:
             yield SweepEvent(kind="torn", detail=str(store.torn))
         _check_store(store, next(iter(known.values())))
         done = find_done(plan, store.rows, retry_failed=retry_failed)
         if done:
             yield resumed(plan, done)
-        plan_path = Path(folder) / "plan.json"
-        plan.save(plan_path)
         for setup, group in plan.by_setup().items():
             todo = [planned for planned in group if planned.key not in done]
             if not todo:
                 continue
             with hold_settings(setup):
-                children = _run_children(plan, plan_path, store, known[setup], todo, simulate=simulate, meter=meter)
+                children = _run_children(plan, store, known[setup], todo, simulate=simulate, meter=meter)
                 for event in children:
                     if event.row is not None:
                         done.add(event.row.key)
@@ -110,7 +108,6 @@ def sweep(
 
 def _run_children(
     plan: Plan,
-    plan_path: Path,
     store: StoreWriter,
     known: Surroundings,
     todo: list[PlannedCell],
@@ -123,7 +120,7 @@ def _run_children(
     while todo:
         yield SweepEvent(kind="loading", setup=setup)
         finished: list[str] = []
-        for event in _run_child(plan, plan_path, store, known, todo, simulate=simulate, meter=meter):
+        for event in _run_child(plan, store, known, todo, simulate=simulate, meter=meter):
             if event.row is not None:
                 finished.append(event.row.key)
             yield event
@@ -232,16 +229,19 @@ def _check_store(store: StoreWriter, here: Surroundings) -> None:
 
 @dataclass(slots=True)
 class _Heard:
-    """What a child has reported so far: whether it is ready, the cell in progress, or why it cannot go on."""
+    """What a child has reported so far: whether it is ready, the cell in progress, or why it cannot go on.
+
+    `unwritten` is why a row could not be written.
+    """
 
     is_ready: bool = False
     in_progress: PlannedCell | None = None
     refusal: Failure | None = None
+    unwritten: InfergyError | None = None
 
 
 def _run_child(
     plan: Plan,
-    plan_path: Path,
     store: StoreWriter,
     known: Surroundings,
     todo: list[PlannedCell],
@@ -253,19 +253,31 @@ def _run_child(
     by_key = {planned.key: planned for planned in todo}
     setup = todo[0].cell.setup
     loading_s = patience_s(setup_s(setup, plan.options), plan.options)
-    child = Child.start(plan_path, store, list(by_key), simulate=simulate, meter=meter, patience_s=loading_s)
+    start_bytes = store.size_bytes
+    child = Child.start(plan, store, list(by_key), simulate=simulate, meter=meter, patience_s=loading_s)
     heard, hang = _Heard(), ""
     code: int | None = None
     try:
-        yield from _listen(child, heard, by_key, plan)
+        for event in _listen(child, heard, by_key, plan):
+            store.demand_in_place()
+            yield event
         code = child.end()
     except HangError as error:
         hang = str(error)
     finally:
         # Interrupted, or given up on: what the engine has started ends with it.
         child.kill()
+    store.demand_in_place()
+    if heard.unwritten is not None:
+        raise heard.unwritten
     if code in (0, EXIT_RESTART):
         return
+    if heard.in_progress is not None:
+        # It may have written its row, and died before it reported it.
+        for row in store.read(start_bytes).rows:
+            if row.key == heard.in_progress.key:
+                yield SweepEvent(kind="row", setup=setup, planned=heard.in_progress, row=row)
+                return
     failure = heard.refusal
     if hang or failure is None:
         # Hung, or dead without a word: the meter may know why.
@@ -287,6 +299,10 @@ def _listen(child: Child, heard: _Heard, by_key: Mapping[str, PlannedCell], plan
         if event["event"] == "refused":
             heard.refusal = Failure(code=event["code"], message=event["reason"])
             continue
+        if event["event"] == "unwritten":
+            kind_of: type[InfergyError] = getattr(errors, event["kind"])
+            heard.unwritten = kind_of(event["reason"], code=event["code"], **event["fields"])
+            return
         if event["event"] == "ready":
             heard.is_ready = True
             yield SweepEvent(kind="ready", setup=next(iter(by_key.values())).cell.setup)
@@ -331,6 +347,12 @@ def describe(event: SweepEvent) -> str:
     if event.kind == "loading" and event.setup is not None:
         return f"loading {event.setup.label} {event.setup.model} …"
     return f"{event.detail} {describe_row(event.row)}" if event.row is not None else ""
+
+
+def kept_rows(path: Path) -> str:
+    """What stays of a sweep that was ended before its end."""
+    rows = path.read_bytes().count(b"\n") if path.is_file() else 0
+    return f"{path} keeps {count_of(rows, 'row')}; the same command goes on"
 
 
 def name_visit(visit: str) -> str:

@@ -29,6 +29,7 @@ from infergy.meters import Meter, open_meter, sharp_tick
 from infergy.meters.ticks import Edge, counter_period_s
 from infergy.records import END_VISIT, START_VISIT, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.agreement import spread_key
+from infergy.records.codec import from_json
 from infergy.records.store import StoreWriter
 from infergy.records.uncertainty import peer_of
 from infergy.records.visits import join_visits
@@ -53,7 +54,7 @@ def main() -> int:
     """Run the job on standard input (`infergy.measure.child` makes it)."""
     job = json.loads(sys.stdin.read())
     end_with_parent(job["parent_fd"])
-    plan = Plan.load(Path(job["plan"]))
+    plan = from_json(Plan, job["plan"], "plan")
     keys = set(job["cells"])
     todo = [planned for planned in plan.cells if planned.key in keys]
     # Progress belongs to the parent: what an engine prints goes to the log, which is our stdout and stderr.
@@ -78,7 +79,7 @@ def main() -> int:
             # What is loaded may be broken, and closing it hang; the kernel frees what it held.
             os._exit(error.exit_code)
         send("ready")
-        with StoreWriter(Path(job["store"]), lock=False) as store:
+        with StoreWriter(Path(job["store"]), inherited=job["store_fd"]) as store:
             rows: dict[object, list[Measurement]] = {}
             for row in store.rows:
                 rows.setdefault(spread_key(row), []).append(row)
@@ -89,7 +90,13 @@ def main() -> int:
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, sampler)
                 row = replace(row, bare_idle=bare, loading=loading)
                 here.append(row)
-                store.append(row)
+                try:
+                    store.append(row)
+                except InfergyError as error:
+                    send(
+                        "unwritten", kind=type(error).__name__, reason=str(error), code=error.code, fields=error.fields
+                    )
+                    os._exit(error.exit_code)
                 send("end", cell=planned.key, row=row.to_json())
                 if not is_usable:
                     # Closing a broken engine can hang; the kernel frees what it held.

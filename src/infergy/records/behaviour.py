@@ -9,11 +9,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from infergy.errors import UsageError
+from infergy.outputs import check_output, write_file
 from infergy.records.codec import to_json
 from infergy.records.environment import GpuIdentity
 
 BEHAVIOUR_SCHEMA = "infergy.meter/1"
+_KIND = "result of infergy doctor --meter", f'"{BEHAVIOUR_SCHEMA.partition("/")[0]}/'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +115,15 @@ class MeterBehaviour:
         """Write it to `path`.
 
         Raises:
-            UsageError: The file cannot be written.
+            UsageError: The file cannot be written, or holds something else, which would be lost.
         """
-        try:
-            path.write_text(json.dumps(to_json(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError.not_writable(path, error) from error
+        write_file(path, json.dumps(to_json(self), indent=1, allow_nan=False) + "\n", *_KIND)
+
+    @staticmethod
+    def check_output(path: Path) -> None:
+        """Reject a file before the behaviour is measured.
+
+        Raises:
+            UsageError: As `save`.
+        """
+        check_output(path, *_KIND)

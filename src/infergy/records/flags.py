@@ -224,7 +224,7 @@ def _changed(row: Measurement) -> Flag | None:
         if not abs(stated - value) <= CHANGED * abs(value):
             return Flag(
                 code="changed",
-                reason=f"its result.{name} is {stated:.6g}, by its windows {value:.6g} (limit ±{format_percent(CHANGED)})",
+                reason=f"result.{name} is {stated:.6g}, by its windows {value:.6g} (limit ±{format_percent(CHANGED)})",
                 fix="restore the row from a copy, or measure the cell again",
                 value=stated / value - 1,
                 limit=CHANGED,

@@ -14,6 +14,7 @@ from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.files import parse_json, read_text
+from infergy.outputs import write_file
 from infergy.records.cell import GRID_VISIT, Cell, Links, request_misfits, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.engine_setup import EngineSetup
@@ -149,16 +150,7 @@ class Plan:
         Raises:
             UsageError: The file cannot be written, or holds something else than a plan, which would be lost.
         """
-        if path.is_file() and path.stat().st_size:
-            try:
-                Plan.load(path)
-            except DataError as error:
-                message = f"{path}: there is a file already, and it is no plan. Name another one"
-                raise UsageError(message, code="file-exists", path=str(path)) from error
-        try:
-            path.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError.not_writable(path, error) from error
+        write_file(path, json.dumps(to_json(self), indent=1) + "\n", "plan", f'"{PLAN_SCHEMA.partition("/")[0]}/')
 
     @classmethod
     def load(cls, path: Path) -> Plan:

@@ -145,7 +145,7 @@ def _misfits_of_window(row: Measurement, window: Window, key: str, gpus: list[st
         is_whole = key != "watched"
         yield from _misfits_of_batch(row.cell, batch, place, is_whole=is_whole)
         yield from _misfits_of_tokens(row, batch, place) if is_whole else ()
-        if not now_s <= batch.start_s <= batch.end_s <= last:
+        if not now_s <= batch.start_s < batch.end_s <= last:
             yield f"{place}.end_s", batch.end_s, f"{now_s} to {last}, within its window and after the batch before"
         now_s = batch.end_s
     for uuid, tick in window.settled.items():

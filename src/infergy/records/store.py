@@ -6,9 +6,12 @@ Rows stand alone: any JSON tool reads them, and `infergy table merge` puts sever
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
+import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,10 +19,14 @@ from types import TracebackType
 
 from infergy.errors import DataError, InfergyError, UsageError
 from infergy.files import parse_json, read_bytes
+from infergy.outputs import drafted, open_beside, write_all
 from infergy.records.measurement import Measurement
 
 DEFAULT_GPU = "h200"
 SHIPPED_ROWS = Path(str(resources.files("infergy"))) / "data" / "tables"
+READ_BYTES = 1 << 20
+_START = b'{"cell_id"'
+"""What each row begins with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,10 @@ def read_store(path: Path) -> StoreContents:
     Raises:
         DataError: The file is missing, foreign, or damaged anywhere but in its last line.
     """
-    content = read_bytes(path, f"Measure one with: infergy measure GRID.toml -o {path}")
+    return _parse(read_bytes(path, f"Measure one with: infergy measure GRID.toml -o {path}"), path)
+
+
+def _parse(content: bytes, path: Path) -> StoreContents:
     rows: list[Measurement] = []
     end = 0
     lines = content.split(b"\n")
@@ -53,7 +63,8 @@ def read_store(path: Path) -> StoreContents:
             try:
                 data = parse_json(line, path, "A store holds one measurement a line; remove the line", number)
             except DataError as error:
-                if is_last and error.code == "bad-syntax":
+                # What no row begins with is no half of one: the file is another's.
+                if is_last and error.code == "bad-syntax" and (rows or line.startswith(_START[: len(line)])):
                     return StoreContents(rows=tuple(rows), torn=line, end_bytes=end)
                 raise
             rows.append(Measurement.from_json(data, f"{path} line {number}"))
@@ -67,24 +78,18 @@ def create_store(path: Path, rows: Iterable[Measurement], *, replace: bool = Fal
     Raises:
         UsageError: There is such a file already and it is not to be replaced, or it cannot be written.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        with draft.open("xb") as file:
-            file.write(b"".join(encode_row(row) for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            draft.replace(path)
-        else:
-            # Unlike a rename, a link never replaces a file that was created meanwhile.
-            os.link(draft, path)
+        with drafted(path, b"".join(map(encode_row, rows))) as draft:
+            if replace:
+                draft.replace(path)
+            else:
+                # Unlike a rename, a link never replaces a file that was created meanwhile.
+                os.link(draft, path)
     except FileExistsError as error:
         message = f"{path}: there is such a file already. Name a new one"
         raise UsageError(message, code="file-exists", path=str(path)) from error
     except OSError as error:
         raise UsageError.not_writable(path, error) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def encode_row(row: Measurement) -> bytes:
@@ -96,47 +101,93 @@ class StoreWriter:
     """Appends rows to one store; only one sweep at a time may hold it.
 
     A half-written last line is moved to ``FILE.torn`` when the store is opened, or appended to.
+
+    Args:
+        path: The store; made, with its folder, where it is not there.
+        inherited: The descriptor of a parent that holds the store. It leads to the parent's file, whatever has its
+            name by now.
     """
 
-    def __init__(self, path: Path, *, lock: bool = True) -> None:
+    def __init__(self, path: Path, *, inherited: int | None = None) -> None:
         if path.suffix == ".gz":
             message = f"{path}: rows are appended one by one, which gzip does not allow. Write to a .jsonl file"
             raise UsageError(message, code="file-not-writable", path=str(path), reason="gzip")
         self.path = path
+        self._descriptor = _open(path) if inherited is None else inherited
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+")
-        except OSError as error:
-            raise UsageError.not_writable(path, error) from error
-        try:
-            if lock:
+            if inherited is None:
                 self._lock()
-            contents = read_store(path)
+            contents = self.read()
+            self.rows = contents.rows
+            self.torn = self._set_aside(contents)
         except InfergyError:
-            self._file.close()
+            self.close()
             raise
-        self.rows = contents.rows
-        self.torn = self._set_aside(contents)
 
     def append(self, row: Measurement) -> None:
         """Write one row and wait until it is on disk.
 
         Raises:
             DataError: The file was damaged since it was opened, anywhere but in its last line.
+            UsageError: It cannot be written: it ends as before, then.
         """
         # A child that shares this store may have died in mid-line: what is appended to half a line is lost with it.
         if not self._ends_well():
-            self.torn = self._set_aside(read_store(self.path)) or self.torn
-        self._file.write(encode_row(row))
-        self._sync()
+            self.torn = self._set_aside(self.read()) or self.torn
+        self._write(encode_row(row))
+
+    def read(self, start_bytes: int = 0) -> StoreContents:
+        """What it holds from there on, also if another file has its name by now.
+
+        Raises:
+            DataError: It is foreign, or damaged anywhere but in its last line.
+        """
+        return _parse(self._content(start_bytes), self.path)
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length now."""
+        return os.fstat(self._descriptor).st_size
+
+    def demand_in_place(self) -> None:
+        """Notice that the store was removed, or replaced by another file, and keep its rows beside it.
+
+        Raises:
+            DataError: It was; the message names the file that holds the rows.
+            UsageError: It was, and that file cannot be written.
+        """
+        try:
+            if os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
+                return
+        except OSError:
+            # What cannot be found is not there.
+            pass
+        kept = next(
+            path
+            for number in itertools.count(1)
+            if not (path := self.path.with_name(f"{self.path.stem}.kept-{number}{self.path.suffix}")).exists()
+        )
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with drafted(kept, self._content(0)) as draft:
+                os.link(draft, kept)
+        except OSError as error:
+            raise UsageError.not_writable(kept, error) from error
+        message = (
+            f"{self.path} was removed or replaced while it was measured into; its rows are in {kept}. To go on: "
+            f"mv {kept} {self.path}, or name it with -o"
+        )
+        raise DataError(message, code="store-replaced", path=str(self.path), kept=str(kept))
 
     def fileno(self) -> int:
         """The locked descriptor: a child that inherits it keeps the lock alive."""
-        return self._file.fileno()
+        return self._descriptor
 
     def close(self) -> None:
         """Release the store."""
-        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -148,34 +199,66 @@ class StoreWriter:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{self.path}: another sweep is writing to this store. Wait for it, or write to another with -o"
             raise UsageError(message, code="file-locked", path=str(self.path)) from error
 
+    def _content(self, start_bytes: int) -> bytes:
+        chunks = []
+        try:
+            while chunk := os.pread(self._descriptor, READ_BYTES, start_bytes):
+                chunks.append(chunk)
+                start_bytes += len(chunk)
+        except OSError as error:
+            raise DataError.not_readable(self.path, error) from error
+        return b"".join(chunks)
+
     def _ends_well(self) -> bool:
-        size = os.fstat(self._file.fileno()).st_size
-        return size == 0 or os.pread(self._file.fileno(), 1, size - 1) == b"\n"
+        size = self.size_bytes
+        return size == 0 or os.pread(self._descriptor, 1, size - 1) == b"\n"
 
     def _set_aside(self, contents: StoreContents) -> Path | None:
         """Move a half-written last line out of the store, and end a whole one that lacks its newline."""
         if contents.torn is None:
             if not self._ends_well():
-                self._file.write(b"\n")
-                self._sync()
+                self._write(b"\n")
             return None
         torn = self.path.with_name(self.path.name + ".torn")
-        with torn.open("ab") as aside:
-            aside.write(contents.torn + b"\n")
-            aside.flush()
-            os.fsync(aside.fileno())
-        self._file.truncate(contents.end_bytes)
-        self._sync()
+        aside = open_beside(torn)
+        try:
+            write_all(aside, contents.torn + b"\n")
+            os.fsync(aside)
+            os.ftruncate(self._descriptor, contents.end_bytes)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise UsageError.not_writable(torn, error) from error
+        finally:
+            os.close(aside)
         return torn
 
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _write(self, content: bytes) -> None:
+        """Append and wait until it is on disk; all of it, or nothing."""
+        size = self.size_bytes
+        try:
+            write_all(self._descriptor, content)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, size)
+            raise UsageError.not_writable(self.path, error) from error
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        raise OSError(None, "it is no regular file, and rows are read again")
+    except OSError as error:
+        raise UsageError.not_writable(path, error) from error
 
 
 def shipped_rows() -> tuple[Path, ...]:

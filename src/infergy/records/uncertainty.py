@@ -32,12 +32,14 @@ runs.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.records.agreement import spread_key
 from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement
+from infergy.records.range_sums import RangeSums
 from infergy.records.result import batch_energy_j, derive, result_of
 from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
 from infergy.records.window import Window
@@ -217,28 +219,84 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
         MeterError: A counter stood still.
     """
     peers = [peer_of(row) for row in rows]
-    groups: dict[tuple[object, ...], list[Peer | None]] = {}
+    groups: dict[tuple[object, ...], list[Peer]] = {}
     keys = [spread_key(row) for row in rows]
     for key, peer in zip(keys, peers, strict=True):
-        groups.setdefault(key, []).append(peer)
-    visited: dict[tuple[object, ...], list[tuple[str, Peer | None]]] = {}
+        if peer is not None:
+            groups.setdefault(key, []).append(peer)
+    visited: dict[tuple[object, ...], list[Peer]] = {}
     # A cell of one visit is its own row.
     known = {id(row): (key, peer) for row, key, peer in zip(rows, keys, peers, strict=True)}
+    of_cell: dict[tuple[object, ...], list[Peer]] = {}
     for joined in join_visits(rows):
         key, peer = known.get(id(joined)) or (spread_key(joined), peer_of(joined))
-        visited.setdefault(key, []).append((joined.cell_id, peer))
+        if peer is not None:
+            visited.setdefault(key, []).append(peer)
+            of_cell.setdefault((key, joined.cell_id), []).append(peer)
+    like = {key: _Alike(group) for key, group in groups.items()}
+    others = {key: _Alike(group) for key, group in visited.items()}
     found: list[Uncertainty | None] = []
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
             found.append(None)
             continue
-        like = spread_at(peer.power_w, (other for other in groups[key] if other is not peer))
         # A row of several visits has the scatter of its own windows.
-        others = (other for cell_id, other in visited.get(key, ()) if peer.scatter is None or cell_id != row.cell_id)
-        found.append(
-            find_uncertainty(row.windows, row.loaded_idle, like, row.rescaled, scatters_at(peer.power_w, others))
-        )
+        own = of_cell.get((key, row.cell_id), []) if peer.scatter is not None else []
+        scatters = others[key].scatters(peer.power_w, own) if key in others else []
+        spread = like[key].spread(peer.power_w, [peer])
+        found.append(find_uncertainty(row.windows, row.loaded_idle, spread, row.rescaled, scatters))
     return found
+
+
+class _Alike:
+    """Peers of one engine config: what those of about a power show together."""
+
+    def __init__(self, peers: Iterable[Peer]) -> None:
+        self._peers = sorted(peers, key=lambda peer: peer.power_w)
+        self._places = {id(peer): place for place, peer in enumerate(self._peers)}
+        self._sums = RangeSums([_vector(peer) for peer in self._peers], (0.0,) * 7)
+
+    def spread(self, power_w: float, without: Iterable[Peer]) -> Spread | None:
+        """As `spread_at`, of all peers but some."""
+        degrees, squares, other_degrees, other_squares, *_ = self._sum(power_w, without)
+        is_of_joules = degrees > 0
+        if not is_of_joules:
+            degrees, squares = other_degrees, other_squares
+        if not degrees:
+            return None
+        return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=is_of_joules)
+
+    def scatters(self, power_w: float, without: Iterable[Peer]) -> list[VisitScatter]:
+        """As `scatters_at`, of all peers but some, as one."""
+        *_, degrees, squares_s, weight_s = self._sum(power_w, without)
+        if not degrees:
+            return []
+        return [VisitScatter(squares_s=squares_s, degrees_of_freedom=int(degrees), weight_s=weight_s, seconds=weight_s)]
+
+    def _sum(self, power_w: float, without: Iterable[Peer]) -> tuple[float, ...]:
+        def power(peer: Peer) -> float:
+            return peer.power_w
+
+        place = bisect_left(self._peers, power_w * (1 - LIKE_POWER), key=power)
+        end = bisect_right(self._peers, power_w * (1 + LIKE_POWER), key=power)
+        left_out = sorted(self._places[id(peer)] for peer in without)
+        total = (0.0,) * 7
+        for gap in (*(one for one in left_out if place <= one < end), end):
+            total = tuple(map(sum, zip(total, self._sums.between(place, gap), strict=True)))
+            place = gap + 1
+        return total
+
+
+def _vector(peer: Peer) -> tuple[float, ...]:
+    """What is added up: degrees of freedom and squares of joules, of seconds, and of visits with their weight."""
+    spread, scatter = peer.spread, peer.scatter
+    pooled = (
+        (0.0, 0.0) if spread is None else (spread.degrees_of_freedom, spread.variance_s * spread.degrees_of_freedom)
+    )
+    is_of_joules = spread is not None and spread.is_of_joules
+    by_kind = (*pooled, 0.0, 0.0) if is_of_joules else (0.0, 0.0, *pooled)
+    visits = (0.0, 0.0, 0.0) if scatter is None else (scatter.degrees_of_freedom, scatter.squares_s, scatter.weight_s)
+    return (*by_kind, *visits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

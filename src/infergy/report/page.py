@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infergy.catalog import catalog_name
 from infergy.errors import UsageError
+from infergy.outputs import check_output, write_file
 from infergy.records import Cell
 from infergy.report.charts import FILE_INK, INK, Figure, for_file
 from infergy.report.claims import HEAD, NOT_MEASURED, Compared, claimed_traces, compare_claims, load_claims
 from infergy.report.evidence import Evidence, gpu_title, load_evidence
+from infergy.report.html import SIGNS, draw, png_of, render
 from infergy.report.points import MIXED_RULES, REFUSE, SPLIT
 from infergy.report.studies import STUDIES, Study
 from infergy.report.tables import Table, environment_table, escape, find_gaps, flags_table, gaps_table, table_lines
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 PAGE, MARKDOWN = "index.html", "report.md"
 FINDINGS_TITLE = "Findings: where our values contradict the paper's"
 SIMULATED_NOTE = "SIMULATED rows are among these: they say nothing about real hardware."
-PNG_SCALE = 2.0
+TITLE_BEGIN = "Energy of "
+MARKDOWN_BEGIN = f"# {TITLE_BEGIN}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def build_report(
     figures = {study.name: tuple(_draw(study, parts, rule, used)) for study in STUDIES}
     names = ", ".join(path.name for path in files)
     return Report(
-        title=f"Energy of {names or 'LLM inference, compared with the paper'}",
+        title=f"{TITLE_BEGIN}{names or 'LLM inference, compared with the paper'}",
         source=names or "the tables that ship with infergy",
         paper=source,
         sections=tuple(_section(study, figures[study.name], compared, gaps) for study in STUDIES),
@@ -175,57 +176,39 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
         UsageError: The folder cannot be written.
         ImportError: The extra ``report`` is not installed.
     """
-    import vl_convert
-
-    version = _vega_lite()
     pictures = {}
     for figure in report.figures:
-        svg = vl_convert.vegalite_to_svg(for_file(figure), vl_version=version)
-        pictures[figure.name] = re.sub(f'(fill|stroke)="{INK}"', rf'\1="{FILE_INK}"', svg)
-    files: dict[str, bytes] = {
-        PAGE: page_html(report, pictures).encode(),
-        MARKDOWN: page_markdown(report).encode(),
-    }
+        svg = draw(for_file(figure), ".svg").decode()
+        pictures[figure.name] = re.sub(f'(fill|stroke)="{INK}"', rf'\1="{FILE_INK}"', svg).encode()
+    files = {PAGE: page_html(report, pictures).encode(), MARKDOWN: page_markdown(report).encode()}
     for name, svg in pictures.items():
-        files |= {f"{name}.svg": svg.encode(), f"{name}.png": vl_convert.svg_to_png(svg, scale=PNG_SCALE)}
+        files |= {f"{name}.svg": svg, f"{name}.png": png_of(svg)}
+    signs = SIGNS | {".md": MARKDOWN_BEGIN}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
     except OSError as error:
         raise UsageError.not_writable(folder, error, "folder") from error
+    # Before the first is written: what is there of another kind is left as it is, all of it.
+    kinds = {name: ("file of a report", signs[Path(name).suffix]) for name in files}
+    for name, kind in kinds.items():
+        check_output(folder / name, *kind)
+    for name, content in files.items():
+        write_file(folder / name, content, *kinds[name])
     return tuple(folder / name for name in files)
 
 
-def _vega_lite() -> str:
-    """The version that altair writes, as vl-convert spells it."""
-    import altair
-
-    return ".".join(altair.SCHEMA_VERSION.split(".")[:2])
-
-
-def page_html(report: Report, pictures: Mapping[str, str]) -> str:
+def page_html(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The page: scripts and styles inside, one copy of Vega for all figures.
 
     Args:
         report: What to show.
         pictures: SVG by figure name, for readers without scripts.
     """
-    import vl_convert
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    text = (resources.files("infergy") / "data" / "report.html.j2").read_text(encoding="utf-8")
-    # The stubs of vl-convert require a snippet; its own default, None, leaves vegaEmbed to the page.
-    bundle: Any = vl_convert.javascript_bundle
-    vega = bundle(vl_version=_vega_lite()) if report.figures else ""
-    if "</script" in vega.lower() or "<!--" in vega:
-        raise AssertionError("the scripts of vl-convert would end their own element")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.from_string(text).render(
+    return render(
+        "report.html.j2",
+        report.title,
+        {figure.name: (figure.spec, pictures[figure.name]) for figure in report.figures},
         report=report,
-        vega=Markup(vega),
-        pictures={name: base64.b64encode(svg.encode()).decode() for name, svg in pictures.items()},
         not_measured=NOT_MEASURED,
         findings_title=FINDINGS_TITLE,
         simulated_note=SIMULATED_NOTE,
@@ -234,7 +217,7 @@ def page_html(report: Report, pictures: Mapping[str, str]) -> str:
 
 def page_markdown(report: Report) -> str:
     """The report as Markdown, with its pictures in the same folder."""
-    lines = [f"# {escape(report.title)}", ""]
+    lines = [f"{MARKDOWN_BEGIN}{escape(report.title.removeprefix(TITLE_BEGIN))}", ""]
     if report.simulated:
         lines += [f"**{SIMULATED_NOTE}**", ""]
     lines += [f"Rows: {escape(report.source)}. Claims: {escape(report.paper)}.", ""]

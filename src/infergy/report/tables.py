@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from infergy.records import RANDOM_WEIGHTS, Cell
 from infergy.records.agreement import MUST, SHOULD, WEIGHTS, key_of
 from infergy.report.points import Point, group_by
+from infergy.units import printable
 
 ENVIRONMENT_HEAD = (
     "Engine config", "Rows", "GPU", "GPU UUID", "Limit", "Driver", "Packages", "Weights", "Measured",
@@ -32,7 +33,7 @@ class Table:
 
 def escape(text: str) -> str:
     """`text` so that Markdown shows it as it is, on one line: no markup, no HTML, no new cell."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()).translate(_ENTITIES))
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()).translate(_ENTITIES))
 
 
 def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from infergy.errors import DataError, MeterError
 from infergy.meters import Clock, Meter
+from infergy.outputs import write_file
 from infergy.records import GpuIdentity, GpuState
 from infergy.records.codec import from_json, to_json
 
@@ -179,7 +180,8 @@ class RecordingMeter:
         if self._last is not None and self._last[0] > kept[-1][0]:
             kept.append(self._last)
         lines: list[Mapping[str, Any]] = [head, *({"time_s": time, "energy_j": joules} for time, joules in kept)]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_file(self._path, text, "recording", f'"{RECORDING.partition("/")[0]}/')
         self._meter.close()
 
 

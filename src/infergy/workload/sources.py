@@ -263,7 +263,7 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
 
 @contextmanager
 def without_panics() -> Iterator[None]:
-    """The block, in which a panic of polars is an error of polars; in the main thread Rust's report of it is dropped."""
+    """The block, in which a panic of polars is an error of polars; the main thread drops what Rust writes of it."""
     import polars as pl
 
     try:
