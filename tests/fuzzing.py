@@ -10,18 +10,21 @@ import gzip
 import io
 import json
 import math
+import os
 import random
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from infergy.catalog.gpus import read_gpu_file
 from infergy.catalog.models import get_model, model_config
+from infergy.cli import main, make_app
 from infergy.cli.options import fraction, seconds_of
 from infergy.cost.table import SHIPPED_TABLE, read_table
 from infergy.errors import InfergyError
@@ -45,6 +48,7 @@ from infergy.workload import Histogram, open_requests, open_trace
 from infergy.workload.bins import edges_of
 from infergy.workload.histograms import requests_of_histogram
 
+SEED = os.environ.get("FUZZ_SEED", "0")
 LONGEST_S = 30
 """Of one input, on a slow and busy machine."""
 HUGE, DEEP = "9" * 400, "[" * 3000 + "]" * 3000
@@ -464,7 +468,7 @@ def tomllib_of(content: bytes) -> dict[str, Any]:
 
 def damaged(kind: str, number: int) -> bytes:
     """The `number`-th damaged file of a kind."""
-    draw, good = random.Random(f"{kind} {number}"), KINDS[kind].good()
+    draw, good = random.Random(f"{SEED} {kind} {number}"), KINDS[kind].good()
     if KINDS[kind].name.endswith(".parquet") or draw.random() < 0.15:
         return damage_bytes(good, draw)
     text = good.decode()
@@ -513,7 +517,7 @@ WORDS: Mapping[str, tuple[Callable[[str], object], str]] = {
 def try_word(kind: str, number: int) -> None:
     """Read the `number`-th damaged text of an option: a value, or an error that says what is expected."""
     parse, good = WORDS[kind]
-    draw = random.Random(f"{kind} {number}")
+    draw = random.Random(f"{SEED} {kind} {number}")
     text = good
     for _ in range(draw.choice((1, 1, 2))):
         text = damage_text(text, draw).replace("\n", " ")[:6000]
@@ -524,3 +528,95 @@ def try_word(kind: str, number: int) -> None:
             return
         if isinstance(value, float):
             demand(holds=math.isfinite(value) and value >= 0, what=value)
+
+
+# Whole commands.
+
+COMMANDS = (
+    "trace LOG",
+    "trace LOG --bins paper",
+    "estimate LOG --requests 4",
+    "estimate LOG --rate 4 --requests 4 --json",
+    "estimate LOG --method ceiling",
+    "recommend LOG --requests 4 --gpus 1",
+    "breakdown LOG --requests 4",
+    "next LOG --requests 4",
+    "check ROWS",
+    "compare ROWS ROWS",
+    "show phases ROWS",
+    "list models llama-3.1-8b",
+    "measure --engine vllm --input 64 --output 8 --batch 1 --dry-run",
+)
+NOT_TRIED = {"--output-file", "--again", "--plan", "--rescale", "--ray", "--tokenizer", "--meter", "--help", "--table"}
+"""Options that write, or look for what is not here."""
+NUMBERS = ("0", "1", "2", "3", "7", "64", "1000", "123456", "4294967296", "-3", "0.5", "0.01", "0.92", "1e6", "1e-9")
+TIMES = ("0s", "1s", "5m", "50ms", "1h", "1e9s", "0.001s", "999999h")
+LIKELY: Mapping[str, tuple[str, ...]] = {
+    "engine": (
+        "vllm",
+        "transformers",
+        "vllm-server-s16",
+        "vllm-fp8",
+        "vllm-eager-tp2",
+        "vllm-s1-bt1",
+        "transformers-compiled",
+    ),
+    "gpu": ("h200", "rtx-4090", "l4", "b200"),
+    "model": ("llama-3.1-8b", "qwen3-30b-a3b", "llama-3.2-1b", "deepseek-v3"),
+    "precision": ("bfloat16", "fp8", "float16"),
+    "usage-context": ("llm", "server"),
+    "bins": ("paper", "powers-of-two"),
+    "method": ("simulation", "ceiling", "datasheet"),
+    "edges": ("32,128,512", "1", "8,4", "4294967296"),
+    "column": ("ContextTokens", "GeneratedTokens", "cached_tokens", "TIMESTAMP"),
+    "time-unit": ("s", "ms", "us", "ns"),
+    "format": ("azure", "tokens", "columns"),
+    "from|for|budget|p50|p90|p99|within": TIMES,
+    "target|worse|share": ("1%", "2%", "99%", "0.5"),
+    "gpus|batch|input|output": ("1", "2", "1,2", "1..4", "64,512"),
+    "": NUMBERS,
+}
+"""Values of options that may be meant, by a part of their names; the last are of all others."""
+OF_OPTIONS = (*(text for text in TEXTS if "\0" not in text), *NUMBERS)
+ENDS = (0, 2, 3, 4, 5)
+
+
+@cache
+def options_of(*verb: str) -> tuple[str, ...]:
+    """The options of a verb that take a value."""
+    import typer.main
+
+    command: Any = typer.main.get_command(make_app(verb[:1]))
+    for name in verb:
+        command = command.commands[name] if hasattr(command, "commands") else command
+    own = (one for one in command.params if one.opts[0].startswith("-") and not getattr(one, "is_flag", False))
+    return tuple(name for one in own if (name := max(one.opts, key=len)) not in NOT_TRIED)
+
+
+def command_line(number: int, folder: Path) -> list[str]:
+    """The `number`-th command with one or two options of nonsense."""
+    draw = random.Random(f"{SEED} options {number}")
+    files = {"LOG": ("log.csv", CSV), "ROWS": ("rows.jsonl", rows_text()), "TABLE": ("table.jsonl", b"")}
+    words = draw.choice(COMMANDS).split()
+    verb = words[:2] if words[0] in ("list", "show", "table") else words[:1]
+    for place, word in enumerate(words):
+        if word in files:
+            name, content = files[word]
+            (folder / name).write_bytes(content)
+            words[place] = str(folder / name)
+    for _ in range(draw.choice((1, 1, 2))):
+        name = draw.choice(options_of(*verb) or ("--nosuch",))
+        likely = next(values for part, values in LIKELY.items() if re.search(part, name))
+        words.append(f"{name}={draw.choice(likely if draw.random() < 0.85 else OF_OPTIONS)}")
+    return words
+
+
+def try_command(words: Sequence[str]) -> None:
+    """Run a command in this process: it ends with a status that says what was wrong, and with no bug."""
+    out, err = io.StringIO(), io.StringIO()
+    with limited(), redirect_stdout(out), redirect_stderr(err), patch("sys.argv", ["infergy", *words]):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    demand(holds=code in ENDS, what=f"{words}: {code}: {err.getvalue()[-1000:]}")

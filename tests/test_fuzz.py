@@ -1,140 +1,66 @@
-"""Files with one value changed at random: every reader ends in an answer or in an error of infergy, never otherwise."""
+"""Files, options and commands damaged at random: an answer that can be or an error of infergy, never otherwise.
+
+``FUZZ_SEED=7 python -m pytest tests/test_fuzz.py -m ""`` tries others than those of CI.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import cache
+import subprocess
+import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from infergy.cost.table import SHIPPED_TABLE, read_table
-from infergy.errors import InfergyError
-from infergy.estimates.build import build_table
-from infergy.estimates.servers import load_tables
-from infergy.measure.grid import make_plan, parse_grid, read_toml
-from infergy.measure.studies import study_path
-from infergy.quality.compare import compare
-from infergy.quality.phases import find_phases
-from infergy.records import Plan
-from infergy.records.check import check_rows
-from infergy.records.codec import to_json
-from infergy.records.store import read_store, shipped_rows
-from infergy.workload import Histogram, open_requests, open_trace
-from infergy.workload.histograms import requests_of_histogram
+import fuzzing
+from fuzzing import ENDS, KINDS, WORDS, NonsenseError, command_line, damaged, try_command, try_file, try_word
 
-VALUES: tuple[Any, ...] = (
-    *(None, True, "", "x", [], {}, [1], {"a": 1}),
-    *(0, 1, -1, 2**31, 2**63, -(2**63), 10**400),
-    *(0.5, -0.5, 1e-300, 1e30, 1e300, float("inf"), float("-inf"), float("nan")),
-)
-GONE = object()
+KINDS_AND_WORDS = (*KINDS, *WORDS)
+FEW, MANY, COMMANDS, TYPED = 10, 450, 12, 15
+"""Inputs of each kind in any case and in the slow part, commands in any case, and inputs typed of each kind of file."""
 
 
-def leaves(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all values, of those that hold others too."""
-    if path:
-        yield path
-    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in inner:
-        yield from leaves(value, (*path, key))
+def try_each(kind: str, numbers: range, folder: Path) -> None:
+    for number in numbers:
+        try:
+            if kind in KINDS:
+                try_file(kind, number, folder)
+            else:
+                try_word(kind, number)
+        except Exception as error:
+            error.add_note(f"input {number} of {kind!r}, seed {fuzzing.SEED}: tests/fuzzing.py makes it again")
+            raise
 
 
-def changed(text: str, path: tuple[Any, ...], value: object) -> str:
-    """JSON with the value at a path replaced or taken out."""
-    data = json.loads(text)
-    parent = data
-    for key in path[:-1]:
-        parent = parent[key]
-    if value is GONE:
-        del parent[path[-1]]
-    else:
-        parent[path[-1]] = value
-    return json.dumps(data)
+@pytest.mark.parametrize("kind", KINDS_AND_WORDS)
+def test_a_damaged_input_is_read_or_rejected(kind: str, tmp_path: Path) -> None:
+    try_each(kind, range(FEW), tmp_path)
 
 
-def use_rows(path: Path) -> None:
-    rows = read_store(path).rows
-    check_rows(rows)
-    compare(rows, rows)
-    find_phases(rows)
-    build_table([path])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS_AND_WORDS)
+def test_many_damaged_inputs_are_read_or_rejected(kind: str, tmp_path: Path) -> None:
+    try_each(kind, range(FEW, MANY), tmp_path)
 
 
-def use_table(path: Path) -> None:
-    read_table(path)
-    load_tables([path])
+@pytest.mark.parametrize("number", range(COMMANDS))
+def test_a_command_with_nonsense_ends_with_a_status_that_says_so(number: int, tmp_path: Path) -> None:
+    try_command(command_line(number, tmp_path))
 
 
-def use_histogram(path: Path) -> None:
-    requests = open_requests(path)
-    if isinstance(requests, Histogram):
-        requests_of_histogram(requests, at_most=1000)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(COMMANDS, 20 * COMMANDS))
+def test_many_commands_with_nonsense_end_with_a_status_that_says_so(number: int, tmp_path: Path) -> None:
+    try_command(command_line(number, tmp_path))
 
 
-@cache
-def rows_text() -> tuple[str, ...]:
-    """Two short rows: a batch and a run of arrivals."""
-    lines = [line for path in shipped_rows() for line in path.read_text(encoding="utf-8").splitlines()]
-    offline = min((line for line in lines if '"arrivals":null' in line), key=len)
-    online = min((line for line in lines if '"law":"poisson"' in line), key=len)
-    return offline, online
-
-
-@cache
-def table_text() -> tuple[str, str]:
-    """The header and the first entry of the shipped table."""
-    header, entry = SHIPPED_TABLE.read_text(encoding="utf-8").splitlines()[:2]
-    first = json.loads(header)
-    first["entries"] = first["entries"][:1]
-    return json.dumps(first), entry
-
-
-@cache
-def histogram_text() -> str:
-    histogram = open_trace("azure-code-2023").histogram()
-    return json.dumps(to_json(histogram) | {"requests": histogram.requests})
-
-
-@cache
-def plan_text() -> str:
-    return json.dumps(to_json(make_plan(parse_grid(read_toml(study_path("quick")), "quick"))))
-
-
-def texts(kind: str) -> tuple[tuple[str, Callable[[str], str]], ...]:
-    """Of each JSON value of a file: its text, and the file with it put back."""
-    if kind == "rows":
-        return tuple((line, lambda text: text + "\n") for line in rows_text())
-    if kind == "table":
-        header, entry = table_text()
-        return (header, lambda text: f"{text}\n{entry}\n"), (entry, lambda text: f"{header}\n{text}\n")
-    return ((histogram_text() if kind == "histogram" else plan_text(), str),)
-
-
-USES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "rows": ("rows.jsonl", use_rows),
-    "table": ("table.jsonl", use_table),
-    "histogram": ("bins.json", use_histogram),
-    "plan": ("plan.json", Plan.load),
-}
-
-
-@pytest.mark.parametrize("kind", USES)
-@settings(max_examples=150)
-@given(data=st.data())
-def test_a_file_with_a_changed_value_is_read_or_rejected(kind: str, data: st.DataObject) -> None:
-    text, whole = texts(kind)[data.draw(st.integers(0, len(texts(kind)) - 1))]
-    path = data.draw(st.sampled_from(tuple(leaves(json.loads(text)))))
-    value = data.draw(st.sampled_from((*VALUES, GONE)))
-    name, use = USES[kind]
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / name
-        file.write_text(whole(changed(text, path, value)), encoding="utf-8")
-        with suppress(InfergyError):
-            use(file)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_verb_ends_with_a_sentence_on_a_damaged_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / KINDS[kind].name
+    for number in range(TYPED):
+        path.write_bytes(damaged(kind, number))
+        words = [str(path) if word == "FILE" else word for word in KINDS[kind].verb.split()]
+        done = subprocess.run([sys.executable, "-m", "infergy", *words], capture_output=True, timeout=120, check=False)
+        shown = (done.stdout + done.stderr).decode("utf-8", "replace")
+        if done.returncode not in ENDS or "Traceback" in shown or "panicked" in shown:
+            raise NonsenseError(f"input {number} of {kind!r} ends with {done.returncode}: {shown[-2000:]}")

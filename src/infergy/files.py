@@ -78,9 +78,9 @@ def parse_json(text: str | bytes, path: Path, hint: str, line: int | None = None
         path: The file, for messages.
         hint: For messages.
         line: Its number in the file.
-        finite: Whether numbers out of range are rejected. False where the keys that count are checked later, as in a
-            model's configuration, which may have ``Infinity`` under a key that is not read; large integers become
-            infinite then.
+        finite: Whether infinite numbers are rejected, as ``NaN`` is in any case. False where the keys that count are
+            checked later, as in a model's configuration, which may have ``Infinity`` under a key that is not read;
+            large integers become infinite then.
 
     Raises:
         DataError: It is no JSON, is nested too deep, or has a number out of range; the message names its key.
@@ -89,7 +89,7 @@ def parse_json(text: str | bytes, path: Path, hint: str, line: int | None = None
 
     def note(value: float) -> float:
         nonlocal out_of_range
-        out_of_range = out_of_range or not math.isfinite(value)
+        out_of_range = out_of_range or math.isnan(value) or (finite and math.isinf(value))
         return value
 
     def integer(digits: str) -> float:
@@ -107,7 +107,7 @@ def parse_json(text: str | bytes, path: Path, hint: str, line: int | None = None
         )
     except (ValueError, RecursionError) as error:
         raise DataError.bad_syntax(path, "JSON", error, hint, line) from error
-    if out_of_range and finite:
+    if out_of_range:
         demand_finite(data, path if line is None else f"{path} line {line}")
     return data
 

@@ -15,6 +15,8 @@ from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpS
 from infergy.catalog.shape import Checkpoint, ModelShape
 from infergy.errors import DataError, UsageError
 
+LARGEST = 2**40
+"""Of a whole number that counts something of a model: products of more are out of any range."""
 SLIDING, FULL = "sliding_attention", "full_attention"
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "head_dim": ("attention_head_dim", "kv_channels"),
@@ -65,7 +67,7 @@ class Config:
         value = default if value is None else value
         if value is None:
             raise self.missing(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
             raise DataError.bad_field(self.name, key, value, f"a whole number of at least {least}")
         return value
 

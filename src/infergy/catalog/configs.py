@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infergy.catalog.config_parts import Config, Reader
+from infergy.catalog.config_parts import LARGEST, Config, Reader
 from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpShape, Window
 from infergy.catalog.mixture_models import MIXTURES
 from infergy.catalog.multimodal import MULTIMODAL
@@ -77,6 +77,11 @@ def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
         fields = {"place": name, "key": "model_type"}
         raise UsageError.unknown(what, kind, READERS, BY_HAND_HINT, code="unknown-architecture", **fields)
     shape = READERS[kind](Config(data=config, name=name))
+    parts = {"attention": shape.attention_layers, "dense": shape.mlp.layers}
+    parts |= {title: part.layers for title in ("experts", "mamba") if (part := getattr(shape, title)) is not None}
+    for title, layers in parts.items():
+        if not 0 <= layers <= shape.layers:
+            raise DataError.bad_field(name, f"{title} layers", layers, f"0 to {shape.layers}, its layers")
     quantization = find_quantization(config)
     return shape if quantization is None else with_quantization(shape, quantization)
 
@@ -180,5 +185,5 @@ def _check_value(where: str, key: str, value: object) -> None:
             raise DataError.bad_field(where, key, value, "true or false")
         return
     least = 0 if key in MAY_BE_ZERO else 1
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
         raise DataError.bad_field(where, key, value, f"a whole number of at least {least}")

@@ -47,7 +47,7 @@ def model_config(name_or_path: str) -> dict[str, Any]:
     elif path.suffix == ".toml":
         return read_toml(path, f"Expected the numbers of a model (docs/models.md). {SHIPPED_MODELS}")
     elif _is_folder(path) or path.suffix == ".json":
-        path = path / "config.json" if path.is_dir() else path
+        path = path / "config.json" if _is_folder(path) else path
         text = read_text(path, SHIPPED_MODELS)
     else:
         shipped = shape_of_id(name_or_path)

@@ -12,7 +12,7 @@ import typer
 
 from infergy.cli.failure import (
     DEBUG,
-    as_full_output,
+    as_file_error,
     close_streams,
     open_streams,
     run_app,
@@ -124,6 +124,7 @@ def _run(arguments: Sequence[str]) -> None:
 
     Raises:
         UsageError: The output takes no more.
+        DataError: A file cannot be read.
     """
     try:
         try:
@@ -131,8 +132,8 @@ def _run(arguments: Sequence[str]) -> None:
         finally:
             sys.stdout.flush()
     except OSError as error:
-        if (full := as_full_output(error)) is not None:
-            raise full from error
+        if (ours := as_file_error(error)) is not None:
+            raise ours from error
         raise
 
 

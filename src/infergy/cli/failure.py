@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from infergy.errors import InfergyError, UsageError
+from infergy.errors import DataError, InfergyError, UsageError
 from infergy.version import VERSION
 
 ERROR_SCHEMA = "infergy.error/1"
@@ -92,9 +92,11 @@ def asks_json(arguments: Sequence[str]) -> bool:
     return "--json" in arguments[: list(arguments).index("--") if "--" in arguments else None]
 
 
-def as_full_output(error: OSError) -> UsageError | None:
-    """The error of an output that takes no more, which has no name; None for another."""
-    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+def as_file_error(error: OSError) -> InfergyError | None:
+    """The error of a file by its name, or of an output that takes no more, which has none; None for another."""
+    if isinstance(error.filename, str):
+        return DataError.not_readable(Path(error.filename), error, "Name another file, or change its permissions")
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return None
     return UsageError(
         f"the output cannot be written ({error.strerror}). Free some space, or write elsewhere",

@@ -269,6 +269,7 @@ def _resolve(
         cells = replace(cells, gpu=gpu_here()) if here else cells
         sources: Sequence[str | None] = names or [None]
         return make_plan(*(_grid(source, cells, measuring, quick=quick) for source in sources))
+    from infergy.measure.sweep import check_contents
     from infergy.records import Plan
 
     if len(names) > 1:
@@ -278,7 +279,10 @@ def _resolve(
     if given:
         message = f"{path} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
         raise UsageError(message, code="plan-is-resolved", plan=path, options=given)
-    return Plan.load(_existing(path))
+    loaded = Plan.load(_existing(path))
+    # Whether an engine can load its models shows when it is measured.
+    check_contents(loaded, simulate=True)
+    return loaded
 
 
 def _grid(source: str | None, cells: CellOptions, measuring: CellMeasuring, *, quick: bool) -> Grid:
