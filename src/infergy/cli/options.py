@@ -12,8 +12,9 @@ import typer
 
 from infergy.errors import UsageError
 from infergy.units import parse_duration
-from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
+from infergy.workload import Bins, Columns, TaskOptions
 from infergy.workload.bins import BIN_NAMES, PAPER, Histogram, edges_of
+from infergy.workload.formats import UNITS_S
 from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 OPTION = "option"
 """Key of a field's metadata: its option."""
-UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 _TRACE = (
     "A shipped trace (azure-conv-2023, azure-code-2023), a task (task:translation, task:generation, "
@@ -107,11 +107,12 @@ def typed_options(context: typer.Context) -> dict[str, str]:
 class TraceFormat:
     """How a trace is read: its format, the names of its columns, and the lengths of a task."""
 
-    format: str | None = option(f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]")
-    input_column: str | None = option("Column of input tokens; usage.prompt_tokens names a nested one")
-    output_column: str | None = option("Column of output tokens")
+    format: str | None = option("Format of the log, as docs/logs.md lists them [default: recognised from its columns]")
+    input_column: str | None = option("Column of input tokens, cached ones included; a.b names a nested one, a+b a sum")
+    output_column: str | None = option("Column of output tokens, or a sum")
     time_column: str | None = option("Column of arrivals")
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
+    requests_column: str | None = option("Column of how many requests a row sums up: it is spread over them")
     time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")
@@ -133,6 +134,7 @@ class TraceFormat:
             output=self.output_column,
             time=self.time_column,
             cached=self.cached_column,
+            requests=self.requests_column,
             time_unit_s=None if self.time_unit is None else UNITS_S[self.time_unit],
         )
         given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer}

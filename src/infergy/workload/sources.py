@@ -10,20 +10,24 @@ import math
 import tomllib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.nested import Nested, all_keys, flat_of, nests_of
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
 
-CSV, JSONL, PARQUET, POLARS, FRAME = "csv", "jsonl", "parquet", "polars", "frame"
+CSV, JSONL, UNPACKED, PARQUET, POLARS, FRAME = "csv", "jsonl", "unpacked", "parquet", "polars", "frame"
 _PEEKED_RECORDS = 200
 _PEEKED_CHARACTERS = 4096
+_PEEKED_BYTES = 1 << 20
+_PEEKED_PLACES = 8
+_LFS = "version https://git-lfs.github.com/spec/"
 _LONGEST_NUMBER = 38
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _EXPECTED = "A trace is a shipped name, a task (task:translation), a CSV, JSONL or Parquet file, or a URL of Parquet"
@@ -35,11 +39,14 @@ class Source:
 
     Attributes:
         name: Shipped name, path, or what kind of frame it is.
-        kind: ``csv``, ``jsonl``, ``parquet``, ``polars``, or ``frame`` for what narwhals holds.
+        kind: ``csv``, ``jsonl``, ``unpacked`` for records in which rows are to be found, ``parquet``, ``polars``, or
+            ``frame`` for what narwhals holds.
         fields: Column names; those of nested records as dotted paths.
         path: The file; None for a frame.
         frame: A polars LazyFrame or a narwhals frame; None for a file.
-        flat: Those of `fields` that are names even where they hold a dot, as in ``{"usage.prompt_tokens": 7}``.
+        keys: The names along the path of each field, which may hold dots, as in ``{"usage.prompt_tokens": 7}``.
+        rows: The first rows of a text file, by field.
+        nested: How rows are found in records.
         separator: Between the fields of a CSV.
         about: The entry of a shipped trace in `traces.toml`.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
@@ -50,10 +57,21 @@ class Source:
     fields: tuple[str, ...]
     path: Path | None = None
     frame: Any = None
-    flat: frozenset[str] = frozenset()
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Any], ...] = ()
+    nested: Nested | None = None
     separator: str = ","
     about: Mapping[str, str] = field(default_factory=dict)
     lengths_from: str | None = None
+
+    @property
+    def is_records(self) -> bool:
+        """Whether rows are JSON records, in which an optional field may show up late."""
+        return self.kind in (JSONL, UNPACKED)
+
+    def keys_of(self, path: str) -> tuple[str, ...]:
+        """The names along the path of a field."""
+        return self.keys.get(path) or tuple(path.split("."))
 
     @property
     def is_spark(self) -> bool:
@@ -97,9 +115,8 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
 
 
 def _of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
-    schema = frame.collect_schema()
-    fields = tuple(flatten(schema))
-    return Source(name=name, kind=kind, fields=fields, flat=frozenset(schema), frame=frame, lengths_from=lengths_from)
+    keys = {path: names for path, (names, _) in flatten(frame.collect_schema()).items()}
+    return Source(name=name, kind=kind, fields=tuple(keys), keys=keys, frame=frame, lengths_from=lengths_from)
 
 
 def _make_task(name: str, options: TaskOptions | None) -> Source:
@@ -149,8 +166,8 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
             magic = file.read(4)
         if magic == _PARQUET:
             schema = dict.fromkeys(about["fields"].split()) if about else _parquet_schema(path)
-            fields, flat = tuple(flatten(schema)), frozenset(schema)
-            return Source(name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about)
+            keys = {field: names for field, (names, _) in flatten(schema).items()}
+            return Source(name=name, kind=PARQUET, fields=tuple(keys), keys=keys, path=path, about=about)
         if magic == _ZSTD:
             message = f"{name}: compressed with zstd. Unpack it first: zstd -d {path}"
             raise DataError(message, code="not-supported", path=str(path), reason="zstd")
@@ -175,25 +192,94 @@ def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -
     first = next((line for line in text if line.strip()), None)
     if first is None:
         raise DataError(f"{name}: the file is empty. {_EXPECTED}", code="no-requests", trace=name)
-    if first.lstrip().startswith("["):
-        message = f"{name}: one JSON list. Expected one JSON object per line (jq -c '.[]' converts it)"
-        raise DataError(message, code="bad-syntax", path=str(path), form="JSON lines")
-    if first.lstrip().startswith("{"):
-        text.seek(0)
-        records = []
-        # Where the log breaks later is reported when it is read.
-        for number, record, fault in itertools.islice(_records(text), _PEEKED_RECORDS):
-            if fault:
-                message = f"{name}: {_describe_fault(number, fault)}"
-                raise DataError(message, code="bad-syntax", path=name, line=number, form="JSON")
-            records.append(record)
-        fields = tuple(dict.fromkeys(itertools.chain.from_iterable(map(_record_paths, records))))
-        flat = frozenset(itertools.chain.from_iterable(records))
-        return Source(name=name, kind=JSONL, fields=fields, path=path, flat=flat, about=about)
+    if first.startswith(_LFS):
+        message = f"{name}: a pointer of Git LFS, not the data. Fetch it: git lfs pull"
+        raise DataError(message, code="not-supported", path=str(path), reason="git-lfs")
+    if first.lstrip()[:1] in ("[", "{"):
+        return _peek_records(text, path, name, about, first)
     separator = max(",;\t|", key=first.count)
-    fields = tuple(next(csv.reader([first], delimiter=separator)))
-    flat = frozenset(fields)
-    return Source(name=name, kind=CSV, fields=fields, flat=flat, path=path, separator=separator, about=about)
+    fields, *rows = csv.reader([first, *itertools.islice(text, _PEEKED_RECORDS // 4)], delimiter=separator)
+    kept = tuple(dict(zip(fields, row, strict=False)) for row in rows)
+    keys = {name: (name,) for name in fields}
+    return Source(
+        name=name, kind=CSV, fields=tuple(fields), keys=keys, rows=kept, path=path, separator=separator, about=about
+    )
+
+
+def _peek_records(text: IO[str], path: Path, name: str, about: Mapping[str, str], first: str) -> Source:
+    """The fields of the first records, and of some further down; of all records where the file is one document."""
+    try:
+        is_lines = isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        is_lines = first.lstrip().startswith("{") and first.strip() != "{"
+    nested = Nested(path=path, is_document=not is_lines)
+    if not is_lines:
+        return _of_nested(nested, name, about)
+    text.seek(0)
+    records, size = [], 0
+    # Where the log breaks later is reported when it is read.
+    for number, record, fault in _records(text):
+        if fault:
+            message = f"{name}: {_describe_fault(number, fault)}"
+            raise DataError(message, code="bad-syntax", path=name, line=number, form="JSON")
+        records.append(record)
+        size += sum(len(value) for value in record.values() if isinstance(value, str | list))
+        if len(records) >= _PEEKED_RECORDS or size > _PEEKED_BYTES:
+            break
+    if len(records) >= _PEEKED_RECORDS:
+        records += _further_down(path)
+    rows = [dict(flat_of(record)) for record in records]
+    keys = {".".join(names): names for row in rows for names in row}
+    kept = tuple({".".join(names): value for names, value in row.items()} for row in rows)
+    return Source(
+        name=name, kind=JSONL, fields=tuple(keys), keys=keys, rows=kept, path=path, about=about, nested=nested
+    )
+
+
+def _of_nested(nested: Nested, name: str, about: Mapping[str, str], most: int | None = _PEEKED_RECORDS) -> Source:
+    """Rows that are found in the records of a file."""
+    try:
+        rows = list(itertools.islice(nested.rows(), most))
+    except (ValueError, RecursionError) as error:
+        message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
+        raise DataError(message, code="bad-syntax", path=name, form="JSON") from error
+    fields = tuple(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    keys = {path: (path,) for path in fields}
+    return Source(
+        name=name,
+        kind=UNPACKED,
+        fields=fields,
+        keys=keys,
+        rows=tuple(rows),
+        path=nested.path,
+        about=about,
+        nested=nested,
+    )
+
+
+def _further_down(path: Path) -> list[dict[str, Any]]:
+    """Some records from places all over a file: a log may change its shape."""
+    size, found = path.stat().st_size, []
+    with path.open("rb") as file:
+        if file.read(2) == _GZIP:
+            return []
+        for place in range(1, _PEEKED_PLACES):
+            file.seek(size * place // _PEEKED_PLACES)
+            file.readline(_PEEKED_BYTES)
+            lines = file.read(_PEEKED_BYTES // (4 * _PEEKED_PLACES)).splitlines()[:-1]
+            found += [record for _, record, fault in _records(lines[: _PEEKED_RECORDS // _PEEKED_PLACES]) if not fault]
+    return found
+
+
+def other_readings(source: Source) -> Iterator[Source]:
+    """The same JSON file, for where its first records have no known columns: rows inside records, and all records."""
+    if source.nested is None:
+        return
+    for nest in nests_of(source.nested, _PEEKED_RECORDS):
+        yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
+    if source.kind == JSONL:
+        keys = {".".join(names): names for names in all_keys(source.nested)}
+        yield replace(source, fields=tuple(keys), keys=keys)
 
 
 def _records(lines: Iterable[str | bytes]) -> Iterator[tuple[int, dict[str, Any], str]]:
@@ -224,14 +310,6 @@ def _describe_fault(number: int, fault: str) -> str:
     return f"line {number} is {fault}. Expected one JSON object per line; repair or remove that line"
 
 
-def _record_paths(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in record.items():
-        if isinstance(value, dict):
-            yield from _record_paths(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
 def broken_record(path: Path) -> str:
     """The first line of a JSONL file that is no record, and why; empty if none, or if the file cannot be unpacked."""
     with path.open("rb") as file:
@@ -253,15 +331,16 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
         raise DataError(message, code="bad-syntax", path=str(path), form="Parquet") from error
 
 
-def flatten(schema: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Types of all columns by name, and of the fields of struct columns by dotted path (polars or narwhals)."""
-    types: dict[str, Any] = {}
+def flatten(schema: Mapping[str, Any], outer: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Names and types of all columns, and of the fields of struct columns, by dotted path (polars or narwhals)."""
+    types: dict[str, tuple[tuple[str, ...], Any]] = {}
     for name, dtype in schema.items():
         inner = getattr(dtype, "fields", None)
         if inner:
-            types |= flatten({field.name: field.dtype for field in inner}, f"{prefix}{name}.")
+            nested = flatten({field.name: field.dtype for field in inner}, (*outer, name))
+            types |= {path: found for path, found in nested.items() if path not in types}
         else:
-            types[f"{prefix}{name}"] = dtype
+            types[".".join((*outer, name))] = (*outer, name), dtype
     return types
 
 

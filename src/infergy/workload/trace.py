@@ -20,8 +20,9 @@ from infergy.errors import DataError
 from infergy.files import parse_json
 from infergy.units import count_of
 from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
-from infergy.workload.formats import Columns, Format, settle
+from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import requests_of_histogram
+from infergy.workload.recognise import settle
 from infergy.workload.requests import (
     SAMPLING_ERROR,
     WHOLE_REQUESTS,
@@ -29,7 +30,7 @@ from infergy.workload.requests import (
     Sample,
     whole,
 )
-from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
+from infergy.workload.sources import CSV, FRAME, Source, find, other_readings
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
@@ -56,7 +57,7 @@ class Trace:
     """
 
     origin: Source
-    layout: Format
+    layout: Layout
 
     @property
     def source(self) -> str:
@@ -200,7 +201,7 @@ class Trace:
                 origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
-    def _table(self, layout: Format | None = None) -> Table:
+    def _table(self, layout: Layout | None = None) -> Table:
         """Its rows; without `layout`, or where polars does not read them, without the columns that link requests."""
         from infergy.workload.table import build_table
 
@@ -208,7 +209,7 @@ class Trace:
             layout = replace(self.layout, blocks=None, sessions=None)
         return build_table(self.origin, layout)
 
-    def _validated(self, run: _Pass, layout: Format | None = None) -> Any:
+    def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
         """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and only then report what is wrong."""
         table = self._table(layout)
         result, failed, bad = run(table, lenient=False)
@@ -223,9 +224,9 @@ class Trace:
         if failed:
             message = (
                 f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
-                f"{self.layout.output!r}. Name another column: --output-column NAME"
+                f"{self.layout.label('output', self.origin.fields)}. Name another column: --output-column NAME"
             )
-            raise DataError(message, code="no-requests", trace=self.source, column=self.layout.output)
+            raise DataError(message, code="no-requests", trace=self.source, column=self.layout.usages[0].output[0])
         message = f"{self.source}: the trace has no requests, only a header or nothing at all"
         raise DataError(message, code="no-requests", trace=self.source)
 
@@ -244,8 +245,7 @@ def open_trace(
         source: Name of a shipped trace (``azure-conv-2023``) or of a task (``task:translation``), path of a CSV
             (``.gz`` too), JSONL or Parquet file, or a frame: polars (lazy too), pandas, Arrow table, DuckDB relation,
             or what else narwhals takes.
-        format: ``azure``, ``burstgpt``, ``mooncake``, ``openai``, ``tokens``, or ``columns`` if `columns` names all;
-            None recognises it.
+        format: Name of a format of `data/formats.toml`, or ``columns`` if `columns` names all; None recognises it.
         columns: Columns that differ from the format's.
         task: How many requests of a task, and where their lengths come from; for nothing else.
         name: What messages and results call it; None for its own name, which a frame lacks.
@@ -256,7 +256,7 @@ def open_trace(
     """
     origin = find(source, task)
     origin = origin if name is None else replace(origin, name=name)
-    layout = settle(origin.fields, source=origin.name, records=origin.kind == JSONL, wanted=format, columns=columns)
+    origin, layout = _recognised(origin, format, columns)
     twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
     if origin.kind == CSV and twice:
         message = (
@@ -268,6 +268,33 @@ def open_trace(
     if not trace._has_columns:
         trace._table()
     return trace
+
+
+def _recognised(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
+    """A source and what its columns hold; of a JSON file, the first of its readings that has known columns."""
+
+    def settled(reading: Source) -> Layout:
+        return settle(
+            reading.fields,
+            source=reading.name,
+            records=reading.is_records,
+            wanted=wanted,
+            columns=columns,
+            rows=reading.rows,
+        )
+
+    try:
+        return origin, settled(origin)
+    except DataError as error:
+        if error.code not in ("unknown-format", "no-column"):
+            raise
+        for reading in other_readings(origin):
+            try:
+                return reading, settled(reading)
+            except DataError as other:
+                if other.code not in ("unknown-format", "no-column"):
+                    raise
+        raise
 
 
 def _in_polars(requests: Requests) -> Trace:
