@@ -204,17 +204,24 @@ def measure_plan(
     if output is None:
         message = "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)"
         raise UsageError(message, code="option-missing", option="-o")
+    from infergy.measure.replicas import measure_replicas, split_replicas
+
     check_meter(meter, simulate=simulate)
-    failed = run_sweep(
-        resolved,
-        output,
-        simulate=simulate,
-        retry_failed=retry_failed,
-        meter=meter,
-        as_json=as_json,
-        ray=ray,
-        may_set=may_set,
-    )
+    if len(parts := split_replicas(resolved)) > 1:
+        if ray is not None:
+            raise UsageError.conflict({"--replicas": len(parts), "--ray": ray}, "replicas are measured on one node")
+        failed = measure_replicas(parts, output, simulate=simulate, retry_failed=retry_failed, meter=meter)
+    else:
+        failed = run_sweep(
+            resolved,
+            output,
+            simulate=simulate,
+            retry_failed=retry_failed,
+            meter=meter,
+            as_json=as_json,
+            ray=ray,
+            may_set=may_set,
+        )
     if failed:
         typer.echo(f"{count_of(failed, 'cell')} failed; their rows say why. Try them again: --retry-failed", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)
