@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import itertools
-import json
-import math
+import io
+import re
 import tomllib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.lines import Fault, Names, names_in, open_lines, read_records
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
 
 CSV, JSONL, PARQUET, POLARS, FRAME = "csv", "jsonl", "parquet", "polars", "frame"
-_PEEKED_RECORDS = 200
+_PEEKED_RECORDS, _MORE = 200, 10
 _PEEKED_CHARACTERS = 4096
-_LONGEST_NUMBER = 38
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_ZSTD, _PARQUET, _UTF16 = b"\x28\xb5\x2f\xfd", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
 _EXPECTED = "A trace is a shipped name, a task (task:translation), a CSV, JSONL or Parquet file, or a URL of Parquet"
 
 
@@ -36,30 +34,60 @@ class Source:
     Attributes:
         name: Shipped name, path, or what kind of frame it is.
         kind: ``csv``, ``jsonl``, ``parquet``, ``polars``, or ``frame`` for what narwhals holds.
-        fields: Column names; those of nested records as dotted paths.
+        names: The names along each column: several where records are nested, and any may hold a dot.
         path: The file; None for a frame.
         frame: A polars LazyFrame or a narwhals frame; None for a file.
-        flat: Those of `fields` that are names even where they hold a dot, as in ``{"usage.prompt_tokens": 7}``.
         separator: Between the fields of a CSV.
+        skipped: Lines of a CSV before its header, blank ones aside: ``sep=;`` is one.
+        line_end: Of a CSV.
         about: The entry of a shipped trace in `traces.toml`.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
     """
 
     name: str
     kind: str
-    fields: tuple[str, ...]
+    names: tuple[Names, ...]
     path: Path | None = None
     frame: Any = None
-    flat: frozenset[str] = frozenset()
     separator: str = ","
+    skipped: int = 0
+    line_end: str = "\n"
     about: Mapping[str, str] = field(default_factory=dict)
     lengths_from: str | None = None
+
+    @property
+    def fields(self) -> Names:
+        """Column names; those of nested records as dotted paths."""
+        return tuple(map(".".join, self.names))
+
+    def names_of(self, path: str) -> Names:
+        """The names along a dotted path; those of a field not seen yet are nested as in the one most like it."""
+        exact = next((names for names in self.names if ".".join(names) == path), None)
+        if exact is not None:
+            return exact
+        split = path.split(".")
+        alike = [_shared(field.split("."), split) for field in self.fields]
+        shared = max(alike, default=0)
+        outer: Names = ()
+        taken = 0
+        while taken < shared:
+            name = self.names[alike.index(shared)][len(outer)]
+            if taken + name.count(".") >= shared:
+                # The neighbour's name holds dots: so does this one's.
+                return (*outer, ".".join(split[taken:]))
+            outer, taken = (*outer, name), taken + name.count(".") + 1
+        return (*outer, *split[taken:])
 
     @property
     def is_spark(self) -> bool:
         """Whether Spark holds the rows."""
         held = self.frame.implementation if self.kind == FRAME else None
         return held is not None and bool(held.is_pyspark() or held.is_pyspark_connect())
+
+
+def _shared(path: Sequence[str], other: Sequence[str]) -> int:
+    """How many names two paths begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), min(len(path), len(other)))
 
 
 @cache
@@ -98,8 +126,8 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
 
 def _of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
     schema = frame.collect_schema()
-    fields = tuple(flatten(schema))
-    return Source(name=name, kind=kind, fields=fields, flat=frozenset(schema), frame=frame, lengths_from=lengths_from)
+    names = tuple(names for names, _ in flatten(schema))
+    return Source(name=name, kind=kind, names=names, frame=frame, lengths_from=lengths_from)
 
 
 def _make_task(name: str, options: TaskOptions | None) -> Source:
@@ -149,98 +177,78 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
             magic = file.read(4)
         if magic == _PARQUET:
             schema = dict.fromkeys(about["fields"].split()) if about else _parquet_schema(path)
-            fields, flat = tuple(flatten(schema)), frozenset(schema)
-            return Source(name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about)
+            names = tuple(names for names, _ in flatten(schema))
+            return Source(name=name, kind=PARQUET, names=names, path=path, about=about)
         if magic == _ZSTD:
             message = f"{name}: compressed with zstd. Unpack it first: zstd -d {path}"
             raise DataError(message, code="not-supported", path=str(path), reason="zstd")
-        opener: Any = gzip.open if magic[:2] == _GZIP else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
+        if magic.startswith(_UTF16):
+            message = f"{name}: text in UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {path}"
+            raise DataError(message, code="not-supported", path=str(path), reason="UTF-16")
+        with io.TextIOWrapper(open_lines(path), encoding="utf-8-sig", errors="replace", newline="") as text:
             return _peek_text(text, path, name, about)
-    except UnicodeDecodeError as error:
-        raise _not_text(name) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError.not_readable(path, error, _EXPECTED) from error
 
 
-def _not_text(name: str) -> DataError:
-    message = f"{name}: neither Parquet nor UTF-8 text. {_EXPECTED} (CSV and JSONL may be gzipped)"
-    return DataError(message, code="bad-syntax", path=name, form="text")
-
-
-def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -> Source:
-    if "\0" in text.read(_PEEKED_CHARACTERS):
-        raise _not_text(name)
+def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str, str]) -> Source:
+    start = text.read(_PEEKED_CHARACTERS)
+    if "\0" in start or start.count("\ufffd") > len(start) // 10:
+        message = f"{name}: neither Parquet nor UTF-8 text. {_EXPECTED} (CSV and JSONL may be gzipped)"
+        raise DataError(message, code="bad-syntax", path=name, form="text")
     text.seek(0)
-    first = next((line for line in text if line.strip()), None)
+    lines = filter(str.strip, text)
+    first = next(lines, None)
     if first is None:
         raise DataError(f"{name}: the file is empty. {_EXPECTED}", code="no-requests", trace=name)
     if first.lstrip().startswith("["):
         message = f"{name}: one JSON list. Expected one JSON object per line (jq -c '.[]' converts it)"
         raise DataError(message, code="bad-syntax", path=str(path), form="JSON lines")
     if first.lstrip().startswith("{"):
-        text.seek(0)
-        records = []
-        # Where the log breaks later is reported when it is read.
-        for number, record, fault in itertools.islice(_records(text), _PEEKED_RECORDS):
-            if fault:
-                message = f"{name}: {_describe_fault(number, fault)}"
-                raise DataError(message, code="bad-syntax", path=name, line=number, form="JSON")
-            records.append(record)
-        fields = tuple(dict.fromkeys(itertools.chain.from_iterable(map(_record_paths, records))))
-        flat = frozenset(itertools.chain.from_iterable(records))
-        return Source(name=name, kind=JSONL, fields=fields, path=path, flat=flat, about=about)
-    separator = max(",;\t|", key=first.count)
-    fields = tuple(next(csv.reader([first], delimiter=separator)))
-    flat = frozenset(fields)
-    return Source(name=name, kind=CSV, fields=fields, flat=flat, path=path, separator=separator, about=about)
+        return next(look_further(Source(name=name, kind=JSONL, names=(), path=path, about=about), _PEEKED_RECORDS))
+    separator, skipped = max(",;\t|", key=first.count), 0
+    if declared := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n")):
+        separator, skipped, first = declared[1], 1, next(lines, "")
+    names = tuple((field,) for field in next(csv.reader([first], delimiter=separator), ()))
+    line_end = "\r" if first.endswith("\r") else "\n"
+    return Source(
+        name=name,
+        kind=CSV,
+        names=names,
+        path=path,
+        separator=separator,
+        skipped=skipped,
+        line_end=line_end,
+        about=about,
+    )
 
 
-def _records(lines: Iterable[str | bytes]) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Number, record and fault of each line that is not blank; the fault is empty if the line is a JSON object."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record, fault = {}, ""
-        try:
-            record = json.loads(line, parse_constant=_number, parse_int=_number, parse_float=_number)
-        except UnicodeDecodeError:
-            fault = "not UTF-8"
-        except (ValueError, RecursionError) as error:
-            fault = f"not JSON ({error})"
-        if not isinstance(record, dict):
-            record, fault = {}, "not a JSON object"
-        yield number, record, fault
+def look_further(source: Source, records: int = _PEEKED_RECORDS * _MORE) -> Iterator[Source]:
+    """A JSONL file with the fields of its first records, then of ten times as many, and so on, at last of all.
 
+    Where lines are faulty is reported when all are read, but for a file without any record.
 
-def _number(text: str) -> float:
-    """A number that polars reads: finite, and of at most 38 digits if it is whole."""
-    if not math.isfinite(float(text)) or (len(text) > _LONGEST_NUMBER and text.lstrip("-").isdigit()):
-        raise ValueError(f"a number out of range: {text[:_LONGEST_NUMBER]}")
-    return float(text)
-
-
-def _describe_fault(number: int, fault: str) -> str:
-    return f"line {number} is {fault}. Expected one JSON object per line; repair or remove that line"
-
-
-def _record_paths(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in record.items():
-        if isinstance(value, dict):
-            yield from _record_paths(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def broken_record(path: Path) -> str:
-    """The first line of a JSONL file that is no record, and why; empty if none, or if the file cannot be unpacked."""
-    with path.open("rb") as file:
-        opener: Any = gzip.open if file.read(2) == _GZIP else open
-    try:
-        with opener(path, "rb") as lines:
-            return next((_describe_fault(number, fault) for number, _, fault in _records(lines) if fault), "")
-    except (OSError, EOFError, zlib.error):
-        return ""
+    Raises:
+        DataError: There is no record among the first.
+    """
+    if source.kind != JSONL or source.path is None:
+        return
+    names, faults, number = dict.fromkeys(source.names), [], 0
+    with open_lines(source.path) as lines:
+        for number, record in enumerate(read_records(lines), start=1):
+            if isinstance(record, Fault):
+                faults.append(record)
+            else:
+                names.update(dict.fromkeys(names_in(record)))
+            if number == records:
+                if not names:
+                    break
+                yield replace(source, names=tuple(names))
+                records *= _MORE
+    if number == len(faults):
+        message = f"{source.name}: {faults[0]}. Expected one JSON object per line; repair or remove that line"
+        raise DataError(message, code="bad-syntax", path=source.name, line=faults[0].number, form="JSON")
+    yield replace(source, names=tuple(names))
 
 
 def _parquet_schema(path: Path) -> Mapping[str, Any]:
@@ -253,16 +261,14 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
         raise DataError(message, code="bad-syntax", path=str(path), form="Parquet") from error
 
 
-def flatten(schema: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Types of all columns by name, and of the fields of struct columns by dotted path (polars or narwhals)."""
-    types: dict[str, Any] = {}
+def flatten(schema: Mapping[str, Any], outer: Names = ()) -> Iterator[tuple[Names, Any]]:
+    """The names along all columns and the fields of struct columns, and their types (polars or narwhals)."""
     for name, dtype in schema.items():
         inner = getattr(dtype, "fields", None)
         if inner:
-            types |= flatten({field.name: field.dtype for field in inner}, f"{prefix}{name}.")
+            yield from flatten({field.name: field.dtype for field in inner}, (*outer, name))
         else:
-            types[f"{prefix}{name}"] = dtype
-    return types
+            yield (*outer, name), dtype
 
 
 def first_line(error: Exception) -> str:

@@ -24,21 +24,26 @@ import functools
 import glob
 import importlib
 import operator
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.formats import Format
+from infergy.workload.lines import Fault, parse_csv, parse_records
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.sources import CSV, FRAME, JSONL, Source, broken_record, first_line, flatten
+from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, Source, first_line, flatten
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
 LATEST_ARRIVAL_S = 7_258_118_400
 """Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from."""
+_SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 99)
+"""Percent of rows, as --bad-rows may be given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,8 @@ class Table:
         frame: A polars LazyFrame, or a narwhals frame.
         x: polars or narwhals, to build expressions with.
         kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
+        faults: The first lines of the file that are no rows, which are not in `frame`.
+        unreadable: Rows that are left out, `fault_count` of them lines that are no rows.
     """
 
     source: Source
@@ -58,6 +65,9 @@ class Table:
     frame: Any
     x: Any
     kinds: Mapping[str, str]
+    faults: tuple[Fault, ...] = ()
+    fault_count: int = 0
+    unreadable: int = 0
 
     @property
     def arrival(self) -> str | None:
@@ -104,6 +114,41 @@ class Table:
                 columns += [_coalesce(x, [self._column(path) for path in paths]).alias(f"raw_{axis}")] if paths else []
         return self.frame.select(*columns, *self._arrivals(), *self._links())
 
+    def rows(self, *, lenient: bool) -> Any:
+        """The rows under the declared schema; if lenient, only those whose tokens can be read."""
+        rows = self.declared(lenient=lenient)
+        return rows.filter(self.good.fill_null(False)) if lenient else rows
+
+    def without_unreadable(self, share: float) -> Table:
+        """The same table, its unreadable rows counted.
+
+        Args:
+            share: Of all rows that may be unreadable, 0 to 1.
+
+        Raises:
+            DataError: More are.
+        """
+        good = self.good.fill_null(False).cast(self.x.Int64).sum().alias("good")
+        ((counts,),) = self.collect(self.declared(lenient=True).select(good, self.x.len().alias("rows")))
+        rows = int(counts["rows"]) + self.fault_count
+        unreadable = rows - int(counts["good"] or 0)
+        if unreadable <= share * rows:
+            return replace(self, unreadable=unreadable)
+        advice = next((f"{step:g}%" for step in _SHARES if unreadable <= step / 100 * rows), None)
+        leave_out = f", or leave them out: --bad-rows {advice}" if advice else ""
+        if self.fault_count <= share * rows:
+            from infergy.workload.reading import explain
+
+            raise explain(self, leave_out)
+        shown = ", ".join(map(str, self.faults)) + (", …" if self.fault_count > len(self.faults) else "")
+        raise DataError(
+            f"{self.source.name}: {self.fault_count:,} of {count_of(rows, 'row')} cannot be read ({shown}). Repair or "
+            f"remove these lines{leave_out}",
+            code="file-not-readable",
+            path=self.source.name,
+            reason=shown,
+        )
+
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
         """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts."""
         return [list(self.collected(query).iter_rows(named=True)) for query in queries]
@@ -122,8 +167,6 @@ class Table:
             return query.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
             reason = first_line(error)
-            if self.source.kind == JSONL and self.source.path is not None:
-                reason = broken_record(self.source.path) or reason
             if self.source.kind == CSV:
                 rule = "Every row must be UTF-8, close its quotes, and have as many fields as the header"
                 reason = f"{reason.rstrip('.')}. {rule}"
@@ -146,9 +189,7 @@ class Table:
 
     def _column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
-        if path in self.source.flat:
-            return self.x.col(path)
-        head, *rest = path.split(".")
+        head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
     def _whole(self, path: str, *, lenient: bool) -> Any:
@@ -215,10 +256,32 @@ def build_table(source: Source, layout: Format) -> Table:
     if source.kind in (CSV, JSONL):
         kinds = dict.fromkeys(paths, TEXT)
     else:
-        types = flatten(frame.collect_schema())
+        types = {".".join(names): dtype for names, dtype in flatten(frame.collect_schema())}
         kinds = {path: _kind(types[path]) for path in paths}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
+
+
+def parse_table(source: Source, layout: Format) -> Table | None:
+    """The rows of a text file that polars rejects, without its faulty lines; None if it is none, or is cut off.
+
+    Raises:
+        DataError: A quote of a CSV that is not closed.
+    """
+    fields = {path: source.names_of(path) for path in (*layout.paths, *layout.link_paths)}
+    if source.path is None or source.kind not in (CSV, JSONL):
+        return None
+    try:
+        if source.kind == CSV:
+            parsed = parse_csv(source.path, source.fields, fields, source.separator)
+        else:
+            lists = () if layout.blocks is None else (layout.blocks.path,)
+            parsed = parse_records(source.path, fields, lists)
+    except (OSError, EOFError, zlib.error):
+        return None
+    names = tuple((field,) for field in fields)
+    held = replace(source, kind=POLARS, path=None, names=names, frame=parsed.frame.lazy())
+    return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
 
 
 def _scan(source: Source, path: Path, layout: Format) -> Any:
@@ -226,21 +289,28 @@ def _scan(source: Source, path: Path, layout: Format) -> Any:
     import polars as pl
 
     if source.kind == CSV:
-        return pl.scan_csv(path, separator=source.separator, infer_schema=False, glob=False)
+        return pl.scan_csv(
+            path,
+            separator=source.separator,
+            skip_lines=source.skipped,
+            eol_char=source.line_end,
+            infer_schema=False,
+            glob=False,
+        )
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
-        schema = _record_schema(layout, source.flat)
+        schema = _record_schema(source, layout)
         return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
     return pl.scan_parquet(path, glob=False)
 
 
-def _record_schema(layout: Format, flat: Collection[str]) -> dict[str, Any]:
+def _record_schema(source: Source, layout: Format) -> dict[str, Any]:
     """Only the fields that are read, each as text, so that numbers keep their digits; blocks as lists."""
     import polars as pl
 
     tree: dict[str, Any] = {}
     for path in (*layout.paths, *layout.link_paths):
-        *outer, last = [path] if path in flat else path.split(".")
+        *outer, last = source.names_of(path)
         node = tree
         for name in outer:
             node = node.setdefault(name, {})
