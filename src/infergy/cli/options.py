@@ -114,6 +114,7 @@ class TraceFormat:
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
     requests_column: str | None = option("Column of how many requests a row sums up: it is spread over them")
     time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
+    bad_rows: str | None = option("Share of rows that may be unreadable: they are left out [default: 0.1%]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")
     tokenizer: str | None = option(
@@ -125,7 +126,7 @@ class TraceFormat:
         """Options for `infergy.workload.open_trace`; `requests` is how many a task makes.
 
         Raises:
-            UsageError: No such time unit, or a number of requests out of range.
+            UsageError: No such time unit, or a share or number of requests out of range.
         """
         if self.time_unit is not None and self.time_unit not in UNITS_S:
             raise UsageError.unknown("time unit", self.time_unit, UNITS_S, code="unknown-name", option="--time-unit")
@@ -143,6 +144,7 @@ class TraceFormat:
             "format": self.format,
             "columns": None if columns == Columns() else columns,
             "task": TaskOptions(**task) if task else None,
+            **({} if self.bad_rows is None else {"bad_rows": fraction("--bad-rows", self.bad_rows)}),
         }
 
 

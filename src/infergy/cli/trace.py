@@ -84,6 +84,8 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
     for summary in summaries:
         if summary.lengths_from is not None:
             typer.echo(f"{summary.source}: {summary.lengths_from}")
+        if summary.unreadable_rows:
+            typer.echo(f"{summary.source}: {_unreadable(summary.unreadable_rows)}")
         if summary.arrival_reason:
             typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
         if summary.attribution:
@@ -180,6 +182,10 @@ def _print_histogram(histogram: Histogram) -> None:
         typer.echo(line)
 
 
+def _unreadable(rows: int) -> str:
+    return f"{count_of(rows, 'row')} that cannot be read left out; to allow none: --bad-rows 0"
+
+
 def _heat_cell(requests: int, most: int) -> Text:
     from rich.text import Text
 
@@ -246,6 +252,8 @@ def _notes(histogram: Histogram) -> list[str]:
         )
     if histogram.failed_requests:
         notes.append(f"Set aside: {count_of(histogram.failed_requests, 'request')} without output tokens.")
+    if histogram.unreadable_rows:
+        notes.append(f"Set aside: {_unreadable(histogram.unreadable_rows)}.")
     if histogram.cached_input_tokens:
         notes.append(
             f"Input is what costs prefill: {histogram.cached_input_tokens:,} tokens from a prefix cache are taken off."

@@ -130,8 +130,7 @@ class Layout:
     Attributes:
         usages: A row's counts stand where it has an input.
         time_unit_s: Seconds in one unit of a number of `time`; None if neither the format nor the user says.
-        is_partial: Whether a row with input and without output is no request, as of embeddings and errors; else it is a
-            bad row. A row with neither is no request.
+        is_partial: Whether a row without output is no request, as of embeddings and errors; else it is a bad row.
         skip: Texts of columns whose rows are no requests to a model.
         missing: Text that stands for an unknown count.
         chunk: Column of ids: the rows of an id are chunks of one answer, whose largest counts count.

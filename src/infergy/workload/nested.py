@@ -7,13 +7,14 @@ parallel lists, such as ``input_lens`` and ``output_lens``, one value of each. A
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from infergy.workload.lines import Fault, open_lines, read_records, values_in
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,12 +39,15 @@ class Nested:
     nest: tuple[str, ...] = ()
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records, those of a document that is a list among them; lines that are none are left out."""
-        with self.path.open("rb") as file:
-            opener: Any = gzip.open if file.read(2) == b"\x1f\x8b" else open
-        with opener(self.path, "rt", encoding="utf-8-sig") as text:
-            values = _document(text) if self.is_document else _lines(text)
-            for value in values:
+        """The records, numbers as text; those of a document that is a list are its own.
+
+        Raises:
+            ValueError: A line, or the document, is no JSON.
+        """
+        with open_lines(self.path) as lines:
+            for value in _document(lines) if self.is_document else read_records(lines):
+                if isinstance(value, Fault):
+                    raise ValueError(str(value))
                 if isinstance(value, dict):
                     yield value
 
@@ -51,7 +55,7 @@ class Nested:
         """The rows by dotted path, values as they are.
 
         Raises:
-            ValueError: A line or the document is no JSON.
+            ValueError: As of `records`.
         """
         for record in self.records():
             yield from _unpack(_plain(record), self.nest)
@@ -76,21 +80,13 @@ class Nested:
         return register_io_source(read, schema=schema)
 
 
-def flat_of(record: Mapping[str, Any], outer: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The values of a record by the names along their paths; lists are values."""
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            yield from flat_of(value, (*outer, key))
-        else:
-            yield (*outer, key), value
-
-
-def all_keys(nested: Nested) -> dict[tuple[str, ...], None]:
-    """The names along the paths of all fields of a file."""
-    keys: dict[tuple[str, ...], None] = {}
-    for record in nested.records():
-        keys.update(dict.fromkeys(names for names, _ in flat_of(record)))
-    return keys
+def is_document(first: str) -> bool:
+    """Whether a file of JSON is one value, by its first line that is not blank."""
+    try:
+        return not isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        # A line that is cut off is one of many; a value over several lines opens alone in its first.
+        return first.lstrip().startswith("[") or first.strip() == "{"
 
 
 def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
@@ -105,15 +101,9 @@ def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
     return sorted(found, key=lambda nest: (len(nest), nest != LISTS))
 
 
-def _document(text: IO[str]) -> list[Any]:
-    value = json.load(text)
+def _document(lines: IO[bytes]) -> list[Any]:
+    value = json.load(lines, parse_constant=lambda _: None, parse_int=str, parse_float=str)
     return value if isinstance(value, list) else [value]
-
-
-def _lines(text: IO[str]) -> Iterator[Any]:
-    for line in text:
-        if line.strip():
-            yield json.loads(line)
 
 
 def _lists(record: Any, depth: int = 0) -> Iterator[tuple[str, ...]]:
@@ -141,7 +131,7 @@ def _unpack(record: dict[str, Any], nest: tuple[str, ...]) -> Iterator[dict[str,
         for values in zip(*columns.values(), strict=True):
             yield dict(zip(columns, values, strict=True))
         return
-    own = {".".join(names): value for names, value in flat_of(record)}
+    own = {".".join(names): value for names, value in values_in(record)}
     if not nest:
         yield own
         return
@@ -174,4 +164,6 @@ def _attribute(value: Any) -> Any:
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, list) and all(isinstance(inner, str) for inner in value):
+        return f"[{', '.join(value)}]"
     return json.dumps(value)

@@ -33,7 +33,7 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient)).with_row_index(ROW, offset=1)
+    rows = collect(table, table.rows(lenient=lenient)).with_row_index(ROW, offset=1)
     bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
     if bad or failed == len(rows):
         return None, failed, bad
@@ -54,7 +54,7 @@ def read_prompts(table: Table, *, lenient: bool) -> tuple[tuple[list[int], bool]
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient))
+    rows = collect(table, table.rows(lenient=lenient))
     bad = rows.select(is_bad().sum()).item()
     served = rows.filter(pl.col("output_tokens") > 0)
     if bad or not len(served):
@@ -132,6 +132,7 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
         set_aside=SetAside(
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
+            unreadable=table.unreadable,
             out_of_order=out_of_order,
             **lacking,
         ),
@@ -266,8 +267,13 @@ def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") 
     )
 
 
-def explain(table: Table) -> DataError:
-    """The error for a table with rows whose tokens cannot be read: how many in each column, and the first of them."""
+def explain(table: Table, leave_out: str) -> DataError:
+    """The error for a table with rows whose tokens cannot be read: how many in each column, and the first of them.
+
+    Args:
+        table: The rows.
+        leave_out: How to read the table without them, for the end of the message.
+    """
     x, layout = table.x, table.layout
     rows = table.declared(lenient=True, raw=True)
     wrong = {
@@ -292,7 +298,8 @@ def explain(table: Table) -> DataError:
         parts.append(f"{of_rows}: {axis} tokens in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
     return DataError(
-        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}",
+        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
+        f"{leave_out}",
         code="bad-trace",
         trace=table.source.name,
         rows=bad,

@@ -211,7 +211,10 @@ def _unit_of(path: str) -> float | None:
 
 
 def _chunks(layout: Layout, fields: Collection[str], rows: Rows, within: str) -> str | None:
-    """The column of ids, where the first rows of one id are chunks of an answer: counts that grow, of one prompt."""
+    """The column of ids, where the first rows of one id are chunks of an answer: counts that grow, of one prompt.
+
+    Claude Code writes a line for each part of an answer, all with the counts of the whole.
+    """
     place = f"{within}." if within else ""
     own = next((path for path in outer(place, "id") if path in fields), None)
     kind = next((path for path in outer(place, "object") if path in fields), None)
@@ -219,16 +222,16 @@ def _chunks(layout: Layout, fields: Collection[str], rows: Rows, within: str) ->
         return None
     counts: dict[Any, list[tuple[Any, ...]]] = defaultdict(list)
     for row in rows:
-        if row.get(own) is None:
+        if not isinstance(row.get(own), str):
             continue
         if kind is not None and str(row.get(kind)).endswith(".chunk"):
             return own
         for usage in layout.usages:
             if row.get(usage.input[0]) is not None:
                 counts[row[own]].append((*(row.get(part) for part in usage.input), _number(row.get(usage.output[0]))))
-    again = [list(seen) for seen in counts.values() if len(seen) > 1]
-    grows = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for seen in again for a, b in itertools.pairwise(seen))
-    return own if again and grows else None
+    pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
+    grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
+    return own if grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs) else None
 
 
 def _number(value: Any) -> float:

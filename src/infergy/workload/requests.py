@@ -39,6 +39,7 @@ class SetAside:
 
     Attributes:
         failed: Rows with 0 output tokens, left out.
+        unreadable: Rows whose tokens cannot be read, and lines that are no rows, left out.
         without_input: Rows with output and 0 input tokens, left out: engines reject an empty prompt.
         out_of_order: Requests that arrived before the one above them in the log; all are sorted by arrival, ties in
             the log's order.
@@ -48,6 +49,7 @@ class SetAside:
     """
 
     failed: int = 0
+    unreadable: int = 0
     without_input: int = 0
     out_of_order: int = 0
     without_session: int = 0

@@ -88,6 +88,7 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
     with_output = (pl.col("output_tokens") > 0).fill_null(False)
     served = with_output & (pl.col("input_tokens") > 0)
     queries = {
+        "unreadable": pl.lit(table.unreadable),
         "bad": is_bad().sum(),
         "failed": (pl.col("output_tokens") == 0).sum(),
         "without_input": with_output.sum() - served.sum(),
@@ -99,7 +100,7 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
         arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
         queries |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
         queries |= {"out_of_order": (arrival.diff() < 0).sum(), "beyond": is_beyond(arrival).any()}
-    (facts,) = table.collect(table.declared(lenient=lenient).select(**queries))[0]
+    (facts,) = table.collect(table.rows(lenient=lenient).select(**queries))[0]
     if facts["bad"]:
         return facts
     if facts.get("beyond"):
@@ -120,7 +121,7 @@ def _sampled(table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int
     from infergy.workload.table import ARRIVAL_S
 
     slots = divide(facts["requests"], facts.get("duration_s"))
-    rows = table.declared(lenient=lenient).with_row_index(ROW, offset=1)
+    rows = table.rows(lenient=lenient).with_row_index(ROW, offset=1)
     rows = rows.filter(pl.col("output_tokens") > 0, pl.col("input_tokens") > 0)
     if slots.is_timed:
         slot = ((pl.col(ARRIVAL_S) - facts["first"]) / slots.size).floor().cast(pl.Int64)

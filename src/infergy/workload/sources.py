@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import itertools
-import json
-import math
+import re
 import tomllib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
-from infergy.workload.nested import Nested, all_keys, flat_of, nests_of
+from infergy.workload.lines import GZIP, Fault, Names, open_lines, read_records, values_in
+from infergy.workload.nested import Nested, is_document, nests_of
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
 
 CSV, JSONL, UNPACKED, PARQUET, POLARS, FRAME = "csv", "jsonl", "unpacked", "parquet", "polars", "frame"
-_PEEKED_RECORDS = 200
+_PEEKED_RECORDS, _PEEKED_ROWS, _MORE = 200, 50, 10
 _PEEKED_CHARACTERS = 4096
-_PEEKED_BYTES = 1 << 20
-_PEEKED_PLACES = 8
+_PEEKED_BYTES, _PEEKED_PLACES = 1 << 20, 8
 _LFS = "version https://git-lfs.github.com/spec/"
-_LONGEST_NUMBER = 38
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_ZSTD, _PARQUET, _UTF16 = b"\x28\xb5\x2f\xfd", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
 _EXPECTED = "A trace is a shipped name, a task (task:translation), a CSV, JSONL or Parquet file, or a URL of Parquet"
 
 
@@ -41,26 +39,28 @@ class Source:
         name: Shipped name, path, or what kind of frame it is.
         kind: ``csv``, ``jsonl``, ``unpacked`` for records in which rows are to be found, ``parquet``, ``polars``, or
             ``frame`` for what narwhals holds.
-        fields: Column names; those of nested records as dotted paths.
+        names: The names along each column: several where records are nested, and any may hold a dot.
         path: The file; None for a frame.
         frame: A polars LazyFrame or a narwhals frame; None for a file.
-        keys: The names along the path of each field, which may hold dots, as in ``{"usage.prompt_tokens": 7}``.
         rows: The first rows of a text file, by field.
-        nested: How rows are found in records.
+        nested: How rows are found in JSON records.
         separator: Between the fields of a CSV.
+        skipped: Lines of a CSV before its header, blank ones aside: ``sep=;`` is one.
+        line_end: Of a CSV.
         about: The entry of a shipped trace in `traces.toml`.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
     """
 
     name: str
     kind: str
-    fields: tuple[str, ...]
+    names: tuple[Names, ...]
     path: Path | None = None
     frame: Any = None
-    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
     nested: Nested | None = None
     separator: str = ","
+    skipped: int = 0
+    line_end: str = "\n"
     about: Mapping[str, str] = field(default_factory=dict)
     lengths_from: str | None = None
 
@@ -69,15 +69,39 @@ class Source:
         """Whether rows are JSON records, in which an optional field may show up late."""
         return self.kind in (JSONL, UNPACKED)
 
-    def keys_of(self, path: str) -> tuple[str, ...]:
-        """The names along the path of a field."""
-        return self.keys.get(path) or tuple(path.split("."))
+    @property
+    def fields(self) -> Names:
+        """Column names; those of nested records as dotted paths."""
+        return tuple(map(".".join, self.names))
+
+    def names_of(self, path: str) -> Names:
+        """The names along a dotted path; those of a field not seen yet are nested as in the one most like it."""
+        exact = next((names for names in self.names if ".".join(names) == path), None)
+        if exact is not None:
+            return exact
+        split = path.split(".")
+        alike = [_shared(field.split("."), split) for field in self.fields]
+        shared = max(alike, default=0)
+        outer: Names = ()
+        taken = 0
+        while taken < shared:
+            name = self.names[alike.index(shared)][len(outer)]
+            if taken + name.count(".") >= shared:
+                # The neighbour's name holds dots: so does this one's.
+                return (*outer, ".".join(split[taken:]))
+            outer, taken = (*outer, name), taken + name.count(".") + 1
+        return (*outer, *split[taken:])
 
     @property
     def is_spark(self) -> bool:
         """Whether Spark holds the rows."""
         held = self.frame.implementation if self.kind == FRAME else None
         return held is not None and bool(held.is_pyspark() or held.is_pyspark_connect())
+
+
+def _shared(path: Sequence[str], other: Sequence[str]) -> int:
+    """How many names two paths begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), min(len(path), len(other)))
 
 
 @cache
@@ -115,8 +139,9 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
 
 
 def _of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
-    keys = {path: names for path, (names, _) in flatten(frame.collect_schema()).items()}
-    return Source(name=name, kind=kind, fields=tuple(keys), keys=keys, frame=frame, lengths_from=lengths_from)
+    schema = frame.collect_schema()
+    names = tuple(names for names, _ in flatten(schema))
+    return Source(name=name, kind=kind, names=names, frame=frame, lengths_from=lengths_from)
 
 
 def _make_task(name: str, options: TaskOptions | None) -> Source:
@@ -166,159 +191,127 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
             magic = file.read(4)
         if magic == _PARQUET:
             schema = dict.fromkeys(about["fields"].split()) if about else _parquet_schema(path)
-            keys = {field: names for field, (names, _) in flatten(schema).items()}
-            return Source(name=name, kind=PARQUET, fields=tuple(keys), keys=keys, path=path, about=about)
+            names = tuple(names for names, _ in flatten(schema))
+            return Source(name=name, kind=PARQUET, names=names, path=path, about=about)
         if magic == _ZSTD:
             message = f"{name}: compressed with zstd. Unpack it first: zstd -d {path}"
             raise DataError(message, code="not-supported", path=str(path), reason="zstd")
-        opener: Any = gzip.open if magic[:2] == _GZIP else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
+        if magic.startswith(_UTF16):
+            message = f"{name}: text in UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {path}"
+            raise DataError(message, code="not-supported", path=str(path), reason="UTF-16")
+        with io.TextIOWrapper(open_lines(path), encoding="utf-8-sig", errors="replace", newline="") as text:
             return _peek_text(text, path, name, about)
-    except UnicodeDecodeError as error:
-        raise _not_text(name) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError.not_readable(path, error, _EXPECTED) from error
 
 
-def _not_text(name: str) -> DataError:
-    message = f"{name}: neither Parquet nor UTF-8 text. {_EXPECTED} (CSV and JSONL may be gzipped)"
-    return DataError(message, code="bad-syntax", path=name, form="text")
-
-
-def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -> Source:
-    if "\0" in text.read(_PEEKED_CHARACTERS):
-        raise _not_text(name)
+def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str, str]) -> Source:
+    start = text.read(_PEEKED_CHARACTERS)
+    if "\0" in start or start.count("\ufffd") > len(start) // 10:
+        message = f"{name}: neither Parquet nor UTF-8 text. {_EXPECTED} (CSV and JSONL may be gzipped)"
+        raise DataError(message, code="bad-syntax", path=name, form="text")
     text.seek(0)
-    first = next((line for line in text if line.strip()), None)
+    lines = filter(str.strip, text)
+    first = next(lines, None)
     if first is None:
         raise DataError(f"{name}: the file is empty. {_EXPECTED}", code="no-requests", trace=name)
     if first.startswith(_LFS):
         message = f"{name}: a pointer of Git LFS, not the data. Fetch it: git lfs pull"
         raise DataError(message, code="not-supported", path=str(path), reason="git-lfs")
     if first.lstrip()[:1] in ("[", "{"):
-        return _peek_records(text, path, name, about, first)
-    separator = max(",;\t|", key=first.count)
-    fields, *rows = csv.reader([first, *itertools.islice(text, _PEEKED_RECORDS // 4)], delimiter=separator)
-    kept = tuple(dict(zip(fields, row, strict=False)) for row in rows)
-    keys = {name: (name,) for name in fields}
-    return Source(
-        name=name, kind=CSV, fields=tuple(fields), keys=keys, rows=kept, path=path, separator=separator, about=about
-    )
-
-
-def _peek_records(text: IO[str], path: Path, name: str, about: Mapping[str, str], first: str) -> Source:
-    """The fields of the first records, and of some further down; of all records where the file is one document."""
-    try:
-        is_lines = isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError):
-        is_lines = first.lstrip().startswith("{") and first.strip() != "{"
-    nested = Nested(path=path, is_document=not is_lines)
-    if not is_lines:
-        return _of_nested(nested, name, about)
-    text.seek(0)
-    records, size = [], 0
-    # Where the log breaks later is reported when it is read.
-    for number, record, fault in _records(text):
-        if fault:
-            message = f"{name}: {_describe_fault(number, fault)}"
-            raise DataError(message, code="bad-syntax", path=name, line=number, form="JSON")
-        records.append(record)
-        size += sum(len(value) for value in record.values() if isinstance(value, str | list))
-        if len(records) >= _PEEKED_RECORDS or size > _PEEKED_BYTES:
-            break
-    if len(records) >= _PEEKED_RECORDS:
-        records += _further_down(path)
-    rows = [dict(flat_of(record)) for record in records]
-    keys = {".".join(names): names for row in rows for names in row}
-    kept = tuple({".".join(names): value for names, value in row.items()} for row in rows)
-    return Source(
-        name=name, kind=JSONL, fields=tuple(keys), keys=keys, rows=kept, path=path, about=about, nested=nested
-    )
-
-
-def _of_nested(nested: Nested, name: str, about: Mapping[str, str], most: int | None = _PEEKED_RECORDS) -> Source:
-    """Rows that are found in the records of a file."""
-    try:
-        rows = list(itertools.islice(nested.rows(), most))
-    except (ValueError, RecursionError) as error:
-        message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
-        raise DataError(message, code="bad-syntax", path=name, form="JSON") from error
-    fields = tuple(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    keys = {path: (path,) for path in fields}
+        nested = Nested(path=path, is_document=is_document(first))
+        if nested.is_document:
+            return _of_nested(nested, name, about)
+        source = Source(name=name, kind=JSONL, names=(), path=path, about=about, nested=nested)
+        return _further_down(next(look_further(source, _PEEKED_RECORDS)))
+    separator, skipped = max(",;\t|", key=first.count), 0
+    if declared := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n")):
+        separator, skipped, first = declared[1], 1, next(lines, "")
+    header, *rows = csv.reader([first, *itertools.islice(lines, _PEEKED_ROWS)], delimiter=separator)
+    line_end = "\r" if first.endswith("\r") else "\n"
     return Source(
         name=name,
-        kind=UNPACKED,
-        fields=fields,
-        keys=keys,
-        rows=tuple(rows),
-        path=nested.path,
+        kind=CSV,
+        names=tuple((field,) for field in header),
+        rows=tuple(dict(zip(header, row, strict=False)) for row in rows),
+        path=path,
+        separator=separator,
+        skipped=skipped,
+        line_end=line_end,
         about=about,
-        nested=nested,
     )
 
 
-def _further_down(path: Path) -> list[dict[str, Any]]:
-    """Some records from places all over a file: a log may change its shape."""
-    size, found = path.stat().st_size, []
-    with path.open("rb") as file:
-        if file.read(2) == _GZIP:
-            return []
+def look_further(source: Source, records: int = _PEEKED_RECORDS * _MORE) -> Iterator[Source]:
+    """A JSONL file with the fields of its first records, then of ten times as many, and so on, at last of all.
+
+    Where lines are faulty is reported when all are read, but for a file without any record.
+
+    Raises:
+        DataError: There is no record among the first.
+    """
+    if source.kind != JSONL or source.path is None:
+        return
+    names, rows, faults, number = dict.fromkeys(source.names), list(source.rows), [], 0
+    with open_lines(source.path) as lines:
+        for number, record in enumerate(read_records(lines), start=1):
+            if isinstance(record, Fault):
+                faults.append(record)
+            else:
+                found = dict(values_in(record))
+                names.update(dict.fromkeys(found))
+                if len(rows) < _PEEKED_RECORDS:
+                    rows.append({".".join(path): value for path, value in found.items()})
+            if number == records or (number < records <= _PEEKED_RECORDS and lines.tell() > _PEEKED_BYTES):
+                if not names:
+                    break
+                yield replace(source, names=tuple(names), rows=tuple(rows))
+                records *= _MORE
+    if number == len(faults):
+        message = f"{source.name}: {faults[0]}. Expected one JSON object per line; repair or remove that line"
+        raise DataError(message, code="bad-syntax", path=source.name, line=faults[0].number, form="JSON")
+    yield replace(source, names=tuple(names), rows=tuple(rows))
+
+
+def _further_down(source: Source) -> Source:
+    """A JSONL file also with the fields of some records from places all over it: a log may change its shape."""
+    assert source.path is not None
+    size = source.path.stat().st_size
+    if len(source.rows) < _PEEKED_RECORDS and size < _PEEKED_BYTES:
+        return source
+    names, rows = dict.fromkeys(source.names), list(source.rows)
+    with source.path.open("rb") as file:
+        if file.read(2) == GZIP:
+            return source
         for place in range(1, _PEEKED_PLACES):
             file.seek(size * place // _PEEKED_PLACES)
             file.readline(_PEEKED_BYTES)
             lines = file.read(_PEEKED_BYTES // (4 * _PEEKED_PLACES)).splitlines()[:-1]
-            found += [record for _, record, fault in _records(lines[: _PEEKED_RECORDS // _PEEKED_PLACES]) if not fault]
-    return found
+            for record in read_records(lines[: _PEEKED_RECORDS // _PEEKED_PLACES]):
+                if not isinstance(record, Fault):
+                    found = dict(values_in(record))
+                    names.update(dict.fromkeys(found))
+                    rows.append({".".join(path): value for path, value in found.items()})
+    return replace(source, names=tuple(names), rows=tuple(rows))
 
 
 def other_readings(source: Source) -> Iterator[Source]:
-    """The same JSON file, for where its first records have no known columns: rows inside records, and all records."""
-    if source.nested is None:
-        return
-    for nest in nests_of(source.nested, _PEEKED_RECORDS):
-        yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
-    if source.kind == JSONL:
-        keys = {".".join(names): names for names in all_keys(source.nested)}
-        yield replace(source, fields=tuple(keys), keys=keys)
+    """The same JSON file, for where its first records have no known columns: rows inside records, and more records."""
+    if source.nested is not None:
+        for nest in nests_of(source.nested, _PEEKED_RECORDS):
+            yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
+        yield from look_further(source)
 
 
-def _records(lines: Iterable[str | bytes]) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Number, record and fault of each line that is not blank; the fault is empty if the line is a JSON object."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record, fault = {}, ""
-        try:
-            record = json.loads(line, parse_constant=_number, parse_int=_number, parse_float=_number)
-        except UnicodeDecodeError:
-            fault = "not UTF-8"
-        except (ValueError, RecursionError) as error:
-            fault = f"not JSON ({error})"
-        if not isinstance(record, dict):
-            record, fault = {}, "not a JSON object"
-        yield number, record, fault
-
-
-def _number(text: str) -> float:
-    """A number that polars reads: finite, and of at most 38 digits if it is whole."""
-    if not math.isfinite(float(text)) or (len(text) > _LONGEST_NUMBER and text.lstrip("-").isdigit()):
-        raise ValueError(f"a number out of range: {text[:_LONGEST_NUMBER]}")
-    return float(text)
-
-
-def _describe_fault(number: int, fault: str) -> str:
-    return f"line {number} is {fault}. Expected one JSON object per line; repair or remove that line"
-
-
-def broken_record(path: Path) -> str:
-    """The first line of a JSONL file that is no record, and why; empty if none, or if the file cannot be unpacked."""
-    with path.open("rb") as file:
-        opener: Any = gzip.open if file.read(2) == _GZIP else open
+def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
+    """Rows that are found in the records of a file."""
     try:
-        with opener(path, "rb") as lines:
-            return next((_describe_fault(number, fault) for number, _, fault in _records(lines) if fault), "")
-    except (OSError, EOFError, zlib.error):
-        return ""
+        rows = tuple(itertools.islice(nested.rows(), _PEEKED_RECORDS))
+    except (ValueError, RecursionError) as error:
+        message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
+        raise DataError(message, code="bad-syntax", path=name, form="JSON") from error
+    names = tuple((field,) for field in dict.fromkeys(itertools.chain.from_iterable(rows)))
+    return Source(name=name, kind=UNPACKED, names=names, rows=rows, path=nested.path, about=about, nested=nested)
 
 
 def _parquet_schema(path: Path) -> Mapping[str, Any]:
@@ -331,17 +324,14 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
         raise DataError(message, code="bad-syntax", path=str(path), form="Parquet") from error
 
 
-def flatten(schema: Mapping[str, Any], outer: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Names and types of all columns, and of the fields of struct columns, by dotted path (polars or narwhals)."""
-    types: dict[str, tuple[tuple[str, ...], Any]] = {}
+def flatten(schema: Mapping[str, Any], outer: Names = ()) -> Iterator[tuple[Names, Any]]:
+    """The names along all columns and the fields of struct columns, and their types (polars or narwhals)."""
     for name, dtype in schema.items():
         inner = getattr(dtype, "fields", None)
         if inner:
-            nested = flatten({field.name: field.dtype for field in inner}, (*outer, name))
-            types |= {path: found for path, found in nested.items() if path not in types}
+            yield from flatten({field.name: field.dtype for field in inner}, (*outer, name))
         else:
-            types[".".join((*outer, name))] = (*outer, name), dtype
-    return types
+            yield (*outer, name), dtype
 
 
 def first_line(error: Exception) -> str:

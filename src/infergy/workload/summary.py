@@ -83,6 +83,7 @@ class TraceSummary:
     Attributes:
         requests: Requests with output.
         failed_requests: Requests set aside because they have no output tokens.
+        unreadable_rows: Rows set aside because their tokens cannot be read, and lines that are no rows.
         input: Whole prompts, cached tokens included.
         output: Generated tokens.
         cached_input_tokens: Prompt tokens that a prefix cache served; None if the log does not report them.
@@ -99,6 +100,7 @@ class TraceSummary:
     format: str
     requests: int
     failed_requests: int
+    unreadable_rows: int
     input: LengthSummary
     output: LengthSummary
     cached_input_tokens: int | None
@@ -119,7 +121,7 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
         The figures, None if no request has output; the requests without output; the rows that cannot be read.
     """
     x = table.x
-    rows = table.declared(lenient=lenient)
+    rows = table.rows(lenient=lenient)
     served = (x.col("output_tokens") > 0).fill_null(False)
     by_input, by_output, (facts,) = table.collect(
         rows.filter(served).group_by("input_tokens").agg(x.len().alias("n")),
@@ -143,6 +145,7 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
         format=table.layout.name,
         requests=requests,
         failed_requests=failed,
+        unreadable_rows=table.unreadable,
         input=inputs,
         output=LengthSummary.from_counts(outputs.items()),
         cached_input_tokens=cached_tokens,

@@ -25,21 +25,26 @@ import functools
 import glob
 import importlib
 import operator
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
-from infergy.workload.formats import Layout, Usage
+from infergy.workload.formats import NAMED, Layout, Usage
+from infergy.workload.lines import Fault, parse_csv, parse_records
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.sources import CSV, FRAME, JSONL, UNPACKED, Source, broken_record, first_line, flatten
+from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
 LATEST_ARRIVAL_S = 7_258_118_400
 """Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from."""
+_SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 99)
+"""Percent of rows, as --bad-rows may be given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,8 @@ class Table:
         frame: A polars LazyFrame, or a narwhals frame.
         x: polars or narwhals, to build expressions with.
         kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
+        faults: The first lines of the file that are no rows, which are not in `frame`.
+        unreadable: Rows that are left out, `fault_count` of them lines that are no rows.
     """
 
     source: Source
@@ -59,6 +66,9 @@ class Table:
     frame: Any
     x: Any
     kinds: Mapping[str, str]
+    faults: tuple[Fault, ...] = ()
+    fault_count: int = 0
+    unreadable: int = 0
 
     @property
     def arrival(self) -> str | None:
@@ -95,8 +105,8 @@ class Table:
             return self._sum(parts, lenient=lenient)
 
         given, output = self._of_usage(lambda one: whole(one.input)), self._of_usage(lambda one: whole(one.output))
-        failed = self._no_request()
-        given, output = (x.when(failed).then(x.lit(0)).otherwise(tokens) for tokens in (given, output))
+        if (failed := self._no_request()) is not None:
+            given, output = (x.when(failed).then(x.lit(0)).otherwise(tokens) for tokens in (given, output))
         columns = [given.alias("input_tokens"), output.alias("output_tokens")]
         if layout.cached:
             columns += self._cached(given, whole)
@@ -112,6 +122,41 @@ class Table:
         if raw:
             return rows
         return _joined(rows) if layout.chunk else _spread(rows, layout) if layout.count else rows
+
+    def rows(self, *, lenient: bool) -> Any:
+        """The rows under the declared schema; if lenient, only those whose tokens can be read."""
+        rows = self.declared(lenient=lenient)
+        return rows.filter(self.good.fill_null(False)) if lenient else rows
+
+    def without_unreadable(self, share: float) -> Table:
+        """The same table, its unreadable rows counted.
+
+        Args:
+            share: Of all rows that may be unreadable, 0 to 1.
+
+        Raises:
+            DataError: More are.
+        """
+        good = self.good.fill_null(False).cast(self.x.Int64).sum().alias("good")
+        ((counts,),) = self.collect(self.declared(lenient=True).select(good, self.x.len().alias("rows")))
+        rows = int(counts["rows"]) + self.fault_count
+        unreadable = rows - int(counts["good"] or 0)
+        if unreadable <= share * rows:
+            return replace(self, unreadable=unreadable)
+        advice = next((f"{step:g}%" for step in _SHARES if unreadable <= step / 100 * rows), None)
+        leave_out = f", or leave them out: --bad-rows {advice}" if advice else ""
+        if self.fault_count <= share * rows:
+            from infergy.workload.reading import explain
+
+            raise explain(self, leave_out)
+        shown = ", ".join(map(str, self.faults)) + (", …" if self.fault_count > len(self.faults) else "")
+        raise DataError(
+            f"{self.source.name}: {self.fault_count:,} of {count_of(rows, 'row')} cannot be read ({shown}). Repair or "
+            f"remove these lines{leave_out}",
+            code="file-not-readable",
+            path=self.source.name,
+            reason=shown,
+        )
 
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
         """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts."""
@@ -131,8 +176,6 @@ class Table:
             return query.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
             reason = first_line(error)
-            if self.source.is_records and self.source.path is not None:
-                reason = broken_record(self.source.path) or reason
             if self.source.kind == CSV:
                 rule = "Every row must be UTF-8, close its quotes, and have as many fields as the header"
                 reason = f"{reason.rstrip('.')}. {rule}"
@@ -154,8 +197,8 @@ class Table:
             raise DataError(message, code="spark-failed", trace=self.source.name) from error
 
     def _column(self, path: str) -> Any:
-        """A column by name, or a field of a struct column by dotted path; null where it has the text for unknown."""
-        head, *rest = self.source.keys_of(path)
+        """A column by name, or a field of a struct column by dotted path."""
+        head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
     def _known(self, path: str) -> Any:
@@ -166,27 +209,27 @@ class Table:
         return self.x.when(column.cast(self.x.String) != self.layout.missing).then(column)
 
     def _of_usage(self, make: Callable[[Usage], Any]) -> Any:
-        """An expression of the first usage of which a row has an input, else of the last."""
+        """An expression of the first usage of which a row has a count, else of the last."""
         *others, last = self.layout.usages
         chosen = make(last)
         for usage in reversed(others):
-            has_input = functools.reduce(operator.or_, [self._known(path).is_not_null() for path in usage.input])
-            chosen = self.x.when(has_input).then(make(usage)).otherwise(chosen)
+            lacks = self._is_null((*usage.input, *usage.output))
+            chosen = self.x.when(lacks).then(chosen).otherwise(make(usage))
         return chosen
 
     def _is_null(self, parts: tuple[str, ...]) -> Any:
         nulls = [self._known(path).is_null() for path in parts]
         return functools.reduce(operator.and_, nulls) if nulls else self.x.lit(True)
 
-    def _no_request(self) -> Any:
-        """Whether a row is of no request to a model: it has no counts, or says so."""
-        layout = self.layout
-        is_none = self._of_usage(lambda one: self._is_null(one.output))
-        if not layout.is_partial:
-            is_none = is_none & self._of_usage(lambda one: self._is_null(one.input))
+    def _no_request(self) -> Any | None:
+        """Whether a row is of no request to a model: it lacks counts, or says so; None if each row is one."""
+        layout, tests = self.layout, []
+        if layout.is_partial or layout.name == NAMED:
+            lacks = self._of_usage(lambda one: self._is_null(one.output))
+            tests = [lacks if layout.is_partial else lacks & self._of_usage(lambda one: self._is_null(one.input))]
         for path, values in layout.skip.items():
-            is_none = is_none | self._column(path).cast(self.x.String).is_in(list(values)).fill_null(False)
-        return is_none
+            tests.append(self._column(path).cast(self.x.String).is_in(list(values)).fill_null(False))
+        return functools.reduce(operator.or_, tests) if tests else None
 
     def _sum(self, parts: tuple[str, ...], *, lenient: bool) -> Any:
         """The whole number that columns add up to: a part that is missing counts 0, if not all are."""
@@ -296,10 +339,32 @@ def build_table(source: Source, layout: Layout) -> Table:
     if source.kind in (CSV, JSONL, UNPACKED):
         kinds = dict.fromkeys(paths, TEXT)
     else:
-        types = {path: dtype for path, (_, dtype) in flatten(frame.collect_schema()).items()}
+        types = {".".join(names): dtype for names, dtype in flatten(frame.collect_schema())}
         kinds = {path: _kind(types[path]) for path in paths}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
+
+
+def parse_table(source: Source, layout: Layout) -> Table | None:
+    """The rows of a text file that polars rejects, without its faulty lines; None if it is none, or is cut off.
+
+    Raises:
+        DataError: A quote of a CSV that is not closed.
+    """
+    fields = {path: source.names_of(path) for path in (*layout.paths, *layout.link_paths)}
+    if source.path is None or source.kind not in (CSV, JSONL):
+        return None
+    try:
+        if source.kind == CSV:
+            parsed = parse_csv(source.path, source.fields, fields, source.separator)
+        else:
+            lists = () if layout.blocks is None else (layout.blocks.path,)
+            parsed = parse_records(source.path, fields, lists)
+    except (OSError, EOFError, zlib.error):
+        return None
+    names = tuple((field,) for field in fields)
+    held = replace(source, kind=POLARS, path=None, names=names, frame=parsed.frame.lazy())
+    return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
 
 
 def _scan(source: Source, path: Path, layout: Layout) -> Any:
@@ -307,7 +372,14 @@ def _scan(source: Source, path: Path, layout: Layout) -> Any:
     import polars as pl
 
     if source.kind == CSV:
-        return pl.scan_csv(path, separator=source.separator, infer_schema=False, glob=False)
+        return pl.scan_csv(
+            path,
+            separator=source.separator,
+            skip_lines=source.skipped,
+            eol_char=source.line_end,
+            infer_schema=False,
+            glob=False,
+        )
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
         schema = _record_schema(source, layout)
@@ -323,7 +395,7 @@ def _record_schema(source: Source, layout: Layout) -> dict[str, Any]:
 
     tree: dict[str, Any] = {}
     for path in (*layout.paths, *layout.link_paths):
-        *outer, last = source.keys_of(path)
+        *outer, last = source.names_of(path)
         node = tree
         for name in outer:
             node = node.setdefault(name, {})

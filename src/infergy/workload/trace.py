@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from infergy.errors import DataError
+from infergy.errors import DataError, UsageError
 from infergy.files import parse_json
 from infergy.units import count_of
 from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
 
 BIN_AGAIN = "Bin the trace again: infergy trace TRACE --bins paper --json"
+BAD_ROWS = 0.001
+"""Share of rows that may be unreadable."""
 _HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
 
 
@@ -54,10 +56,12 @@ class Trace:
     Attributes:
         origin: Where it comes from.
         layout: Which of its columns hold what.
+        bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
     """
 
     origin: Source
     layout: Layout
+    bad_rows: float = BAD_ROWS
 
     @property
     def source(self) -> str:
@@ -210,15 +214,20 @@ class Trace:
         return build_table(self.origin, layout)
 
     def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
-        """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and only then report what is wrong."""
+        """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
         table = self._table(layout)
-        result, failed, bad = run(table, lenient=False)
-        if bad and table.is_polars:
-            result, failed, bad = run(table, lenient=True)
-        if bad:
-            from infergy.workload.reading import explain
+        try:
+            result, failed, bad = run(table, lenient=False)
+        except DataError as error:
+            from infergy.workload.table import parse_table
 
-            raise explain(table)
+            parsed = parse_table(table.source, table.layout) if error.code == "file-not-readable" else None
+            if parsed is None:
+                raise
+            table, result, failed, bad = parsed, None, 0, 1
+        if bad:
+            table = table.without_unreadable(self.bad_rows)
+            result, failed, _ = run(table, lenient=True)
         if result is not None:
             return result
         if failed:
@@ -238,6 +247,7 @@ def open_trace(
     columns: Columns | None = None,
     task: TaskOptions | None = None,
     name: str | None = None,
+    bad_rows: float = BAD_ROWS,
 ) -> Trace:
     """Open a trace; nothing but its header or first records is read.
 
@@ -249,11 +259,14 @@ def open_trace(
         columns: Columns that differ from the format's.
         task: How many requests of a task, and where their lengths come from; for nothing else.
         name: What messages and results call it; None for its own name, which a frame lacks.
+        bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
 
     Raises:
         DataError: No such file (with the nearest shipped names), no such columns, or a file that is no trace.
-        UsageError: An unknown format or task, or a `source` that is nothing to read requests from.
+        UsageError: An unknown format or task, a share out of range, or a `source` that no requests are read from.
     """
+    if not 0 <= bad_rows < 1:
+        raise UsageError.bad_value("--bad-rows", bad_rows, "a share below 1, as 1% or 0.01")
     origin = find(source, task)
     origin = origin if name is None else replace(origin, name=name)
     origin, layout = _recognised(origin, format, columns)
@@ -264,7 +277,7 @@ def open_trace(
             "header. Keep one: rename or remove the others"
         )
         raise DataError(message, code="bad-column", trace=origin.name, column=twice[0])
-    trace = Trace(origin=origin, layout=layout)
+    trace = Trace(origin=origin, layout=layout, bad_rows=bad_rows)
     if not trace._has_columns:
         trace._table()
     return trace
