@@ -195,8 +195,12 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
     lost, follows = int((after != named).sum()), pl.Series(after >= 0)
     if not follows.any():
         return None, None, lost
-    if sessions.gap is None:
+    if sessions.gap is None and (sessions.elapsed is None or ARRIVAL_S not in served.columns):
         return after, None, lost
+    if sessions.gap is None:
+        answered = (served[ARRIVAL_S] + served["elapsed_s"].fill_null(0.0)).to_numpy()
+        waited = served[ARRIVAL_S].to_numpy() - answered[np.maximum(after, 0)]
+        return after, np.where(follows, waited.clip(min=0.0), 0.0), lost
     gaps = served["gap_s"]
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
@@ -231,6 +235,9 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     if not counts.any():
         return None
     flat = hashes.filter(hashes.list.len() > 0).explode()
+    if column.within is not None:
+        own = pl.DataFrame({"id": flat, "scope": served["block_scope"].gather(np.repeat(np.arange(len(counts)), counts))})
+        flat = own.select(pl.struct("scope", "id").rank("dense").cast(pl.Int64)).to_series()
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
 

@@ -14,6 +14,7 @@ and, where the layout has columns that link requests:
     block_ids         lists of hashes of a prompt's blocks          null where missing or no list of whole numbers
     session, parent   ids, as text                                  null where missing
     gap_s             seconds after the previous answer             null where missing
+    elapsed_s         seconds from the request to its answer        null where missing
 
 A frame of another library keeps its datetimes: its column is `arrival` then, since not every library can turn them into
 seconds.
@@ -306,13 +307,16 @@ class Table:
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
                 ids = _numbers_of(x, ids)
             columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
+            if blocks.within is not None:
+                columns.append(self._column(blocks.within).cast(x.String).alias("block_scope"))
         if sessions is not None:
             for name, path in (("session", sessions.id), ("parent", sessions.parent)):
                 if path is not None:
                     text = self._column(path).cast(x.String)
                     columns.append(x.when(text != "").then(text).alias(name))
-            if sessions.gap is not None:
-                columns.append(self._column(sessions.gap).cast(x.Float64, strict=False).alias("gap_s"))
+            for name, path in (("gap_s", sessions.gap), ("elapsed_s", sessions.elapsed)):
+                if path is not None:
+                    columns.append(self._column(path).cast(x.Float64, strict=False).alias(name))
         return columns
 
     def _seconds_of(self, path: str) -> Any:
