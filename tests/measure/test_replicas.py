@@ -16,7 +16,6 @@ from infergy.measure.replicas import measure_replicas, split_replicas
 from infergy.records import Arrivals, EngineSetup, Plan
 from infergy.records.store import read_store
 from infergy.workload import open_trace
-from raising import rejects
 
 SETUP = EngineSetup(engine="vllm", model="llama-3.1-8b", usage_context="server")
 
@@ -29,20 +28,20 @@ def plan_of(count: int, requests: int = 40) -> Plan:
 
 def test_each_replica_has_its_part_and_a_part_is_not_split_again() -> None:
     plan = plan_of(3)
-    parts = split_replicas(plan)
+    parts = split_replicas(plan, simulate=True)
     assert [cell for part in parts for cell in part.cells] == list(plan.cells)
-    assert [split_replicas(part) for part in parts] == [[part] for part in parts]
-    assert split_replicas(plan_of(1)) == [plan_of(1)]
+    assert [split_replicas(part, simulate=True) for part in parts] == [[part] for part in parts]
+    assert split_replicas(plan_of(1), simulate=True) == [plan_of(1)]
 
 
-def test_a_plan_of_two_numbers_of_replicas_is_rejected() -> None:
+def test_replicas_beside_other_cells_are_measured_one_after_the_other() -> None:
     plan = plan_of(2)
-    with rejects("not-supported", replicas=[1, 2]):
-        split_replicas(replace(plan, cells=(*plan.cells, *plan_of(1).cells)))
+    mixed = replace(plan, cells=(*plan.cells, *plan_of(1).cells))
+    assert split_replicas(mixed, simulate=True) == [mixed]
 
 
 def test_a_replica_that_fails_leaves_the_rows_of_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    first, second = split_replicas(plan_of(2))
+    first, second = split_replicas(plan_of(2), simulate=True)
     store = tmp_path / "rows.jsonl"
     with pytest.raises(SystemExit) as ended:
         measure_replicas([first, replace(second, models={})], store, simulate=True)
@@ -66,33 +65,31 @@ def test_each_replica_sees_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.M
         def wait(self) -> int:
             return 0
 
-    class Meter:
-        def close(self) -> None:
-            pass
-
-    wanted: list[Any] = []
-    monkeypatch.setattr(replicas, "open_meter", lambda name, count: wanted.append((name, count)) or Meter())
     monkeypatch.setattr(replicas.subprocess, "Popen", Ended)
     monkeypatch.setattr(replicas, "merge", lambda *_: None)
     two = replace(SETUP, tensor_parallel=2)
-    parts = [replace(part, cells=_on(part, two)) for part in split_replicas(plan_of(2))]
+    parts = [replace(part, cells=_on(part, two)) for part in split_replicas(plan_of(2), simulate=True)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,2,0,5")
     measure_replicas(parts, tmp_path / "rows.jsonl")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    measure_replicas(split_replicas(plan_of(2)), tmp_path / "rows.jsonl")
+    measure_replicas(split_replicas(plan_of(2), simulate=True), tmp_path / "rows.jsonl")
     assert [devices for _, devices in seen] == ["3,1", "2,0", "0", "1"]
-    assert wanted == [("nvml", 4), ("nvml", 2)]
 
 
 def _on(part: Plan, setup: EngineSetup) -> tuple[Any, ...]:
     return tuple(replace(planned, cell=replace(planned.cell, setup=setup)) for planned in part.cells)
 
 
-def test_too_few_gpus_are_found_before_any_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_here(name: str, count: int) -> None:
-        raise MissingError("GPUs wanted: 2, visible: 1", code="gpu-missing", wanted=count, found=1)
+def test_too_few_gpus_measure_them_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meter:
+        def close(self) -> None:
+            pass
 
-    monkeypatch.setattr(replicas, "open_meter", none_here)
-    monkeypatch.setattr(replicas.subprocess, "Popen", None)
-    with pytest.raises(MissingError):
-        measure_replicas(split_replicas(plan_of(2)), tmp_path / "rows.jsonl")
+    def open_few(name: str, count: int) -> Meter:
+        if count > 2:
+            raise MissingError("GPUs wanted: 3, visible: 2", code="gpu-missing", wanted=count, found=2)
+        return Meter()
+
+    monkeypatch.setattr(replicas, "open_meter", open_few)
+    assert len(split_replicas(plan_of(2))) == 2
+    assert split_replicas(plan_of(3)) == [plan_of(3)]

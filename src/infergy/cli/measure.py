@@ -207,9 +207,8 @@ def measure_plan(
     from infergy.measure.replicas import measure_replicas, split_replicas
 
     check_meter(meter, simulate=simulate)
-    if len(parts := split_replicas(resolved)) > 1:
-        if ray is not None:
-            raise UsageError.conflict({"--replicas": len(parts), "--ray": ray}, "replicas are measured on one node")
+    parts = [resolved] if ray else split_replicas(resolved, simulate=simulate, meter=meter)
+    if len(parts) > 1:
         failed = measure_replicas(parts, output, simulate=simulate, retry_failed=retry_failed, meter=meter)
     else:
         failed = run_sweep(

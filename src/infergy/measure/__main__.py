@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError.conflict(
                 {"--simulate": True, "--meter": options.meter}, "leave out --meter, for one is simulated"
             )
-        if len(parts := split_replicas(plan)) > 1:
+        if len(parts := split_replicas(plan, simulate=options.simulate, meter=options.meter)) > 1:
             failed = measure_replicas(
                 parts,
                 options.output_file,

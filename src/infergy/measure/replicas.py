@@ -1,7 +1,8 @@
 """Replays on several replicas at once: a process and a store for each, on GPUs of its own. Standard library only.
 
 The replicas load and serve side by side, each its requests by its own clock. Their stores become one; interrupted, they
-stay beside it, and the same command resumes from them.
+stay beside it, and the same command resumes from them. Where GPUs are too few, the replicas are measured one after the
+other like other cells: each serves its own requests alone, so that their energy is the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from infergy.errors import UsageError
+from infergy.errors import MissingError
 from infergy.measure.worker import NVML
 from infergy.meters import open_meter
 from infergy.records import Plan, PlannedCell
@@ -21,22 +22,26 @@ from infergy.records.merge import merge
 from infergy.records.store import create_store, read_store
 
 
-def split_replicas(plan: Plan) -> list[Plan]:
-    """The part of each replica; a plan of one replica, or of none, is the only one.
-
-    Raises:
-        UsageError: Some cells are of replicas, some not, or of another number of them.
-    """
+def split_replicas(plan: Plan, *, simulate: bool = False, meter: str = NVML) -> list[Plan]:
+    """The part of each replica, if all cells are of as many and there are GPUs for each; else the plan alone."""
     parts: dict[tuple[int, int], list[PlannedCell]] = {}
     for planned in plan.cells:
         arrivals = planned.cell.load.arrivals
         place = (1, 1) if arrivals is None else (arrivals.replicas, arrivals.replica)
         parts.setdefault(place, []).append(planned)
-    counts = sorted({replicas for replicas, _ in parts})
-    if len(counts) > 1:
-        message = f"{plan.name}: cells of {counts[0]} and of {counts[1]} replicas in one plan. Make a plan of each"
-        raise UsageError(message, code="not-supported", plan=plan.name, replicas=counts)
-    return [replace(plan, cells=tuple(cells)) for _, cells in sorted(parts.items())]
+    if len(parts) == 1 or len({replicas for replicas, _ in parts}) > 1:
+        return [plan]
+    plans = [replace(plan, cells=tuple(cells)) for _, cells in sorted(parts.items())]
+    try:
+        if not simulate:
+            open_meter(meter, sum(map(_gpus, plans))).close()
+    except MissingError:
+        return [plan]
+    return plans
+
+
+def _gpus(part: Plan) -> int:
+    return max(setup.tensor_parallel for setup in part.by_setup())
 
 
 def measure_replicas(
@@ -48,12 +53,12 @@ def measure_replicas(
         How many cells have failed.
 
     Raises:
-        MissingError: There are fewer GPUs than the replicas need.
         InfergyError: As for `merge`.
         SystemExit: A replica's process ended with an error, which it has printed; rows of all replicas are kept.
     """
-    sizes = [max(setup.tensor_parallel for setup in part.by_setup()) for part in parts]
-    visible = _visible_gpus(sum(sizes), meter, simulate=simulate)
+    sizes = [_gpus(part) for part in parts]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = given.split(",") if given else [str(index) for index in range(sum(sizes))]
     stores = [path.with_name(f"{path.stem}-{k}of{len(parts)}{path.suffix}") for k in range(1, len(parts) + 1)]
     options = ["--meter", meter, *(["--simulate"] if simulate else []), *(["--retry-failed"] if retry_failed else [])]
     processes: list[subprocess.Popen[bytes]] = []
@@ -89,12 +94,3 @@ def measure_replicas(
     for store in written:
         store.unlink()
     return failed
-
-
-def _visible_gpus(count: int, meter: str, *, simulate: bool) -> list[str]:
-    """Names by which CUDA knows the first `count` visible GPUs."""
-    if simulate:
-        return [""] * count
-    open_meter(meter, count).close()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",")[:count] if given else [str(index) for index in range(count)]
