@@ -14,6 +14,7 @@ from infergy.errors import UsageError
 from infergy.units import parse_duration
 from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
 from infergy.workload.bins import BIN_NAMES, PAPER, Histogram, edges_of
+from infergy.workload.clock import UNITS_S
 from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 OPTION = "option"
 """Key of a field's metadata: its option."""
-UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 _TRACE = (
     "A shipped trace (azure-conv-2023, azure-code-2023), a task (task:translation, task:generation, "
@@ -112,7 +112,9 @@ class TraceFormat:
     output_column: str | None = option("Column of output tokens")
     time_column: str | None = option("Column of arrivals")
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
-    time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
+    time_unit: str | None = option(
+        "Unit of a numeric time column: s, ms, us, ns [default: the format's, or recognised]"
+    )
     bad_rows: str | None = option("Share of rows that may be unreadable: they are left out [default: 0.1%]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")

@@ -77,6 +77,13 @@ class Table:
         return ARRIVAL if not self.is_polars and self.kinds[self.layout.time[0]] == TIME else ARRIVAL_S
 
     @property
+    def arrival_numbers(self) -> Any:
+        """The arrivals as the log's own numbers; None if no column of arrivals holds numbers."""
+        kinds = (INTEGER, DECIMAL, TEXT) if self.is_polars else (INTEGER, DECIMAL)
+        numbers = [self._number(path) for path in self.layout.time if self.kinds[path] in kinds]
+        return _coalesce(self.x, numbers) if numbers else None
+
+    @property
     def is_polars(self) -> bool:
         """Whether polars does the work, so that text is understood and reading streams."""
         return self.source.kind != FRAME
@@ -232,14 +239,23 @@ class Table:
                 columns.append(self._column(sessions.gap).cast(x.Float64, strict=False).alias("gap_s"))
         return columns
 
+    def _number(self, path: str) -> Any:
+        """Numbers as fractions; of text, null for all else."""
+        column = self._column(path)
+        if not self.is_polars:
+            return column.cast(self.x.Float64)
+        if self.source.separator == ";" and self.kinds[path] == TEXT:
+            column = column.str.replace(",", ".", literal=True)
+        return column.cast(self.x.Float64, strict=False)
+
     def _seconds_of(self, path: str) -> Any:
         x, column, kind = self.x, self._column(path), self.kinds[path]
         if kind in (INTEGER, DECIMAL):
-            return column.cast(x.Float64) * self.layout.time_unit_s
+            return self._number(path) * self.layout.time_unit_s
         if kind == TIME:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
         if kind == TEXT and self.is_polars:
-            number = column.cast(x.Float64, strict=False) * self.layout.time_unit_s
+            number = self._number(path) * self.layout.time_unit_s
             return x.coalesce(number, *_instants(x, column))
         return x.lit(None).cast(x.Float64)
 
