@@ -12,7 +12,7 @@ import pytest
 
 from infergy.errors import DataError, UsageError
 from infergy.workload import Columns, Trace, open_trace
-from infergy.workload.lines import names_in
+from infergy.workload.lines import values_in
 from infergy.workload.sources import Source
 from raising import raises
 
@@ -139,7 +139,7 @@ def test_names_that_hold_dots_are_reached_wherever_they_stand(tmp_path: Path, ki
     ],
 )
 def test_a_field_not_seen_yet_is_nested_as_its_neighbours(record: Any, path: str, names: tuple[str, ...]) -> None:
-    assert Source(name="log", kind="jsonl", names=tuple(names_in(record))).names_of(path) == names
+    assert Source(name="log", kind="jsonl", names=tuple(own for own, _ in values_in(record))).names_of(path) == names
 
 
 @pytest.mark.parametrize("bad", ["-1,1", "x,1", "1,2,3", '1,"2,3"'])
@@ -154,13 +154,13 @@ def test_one_bad_row_in_a_thousand_is_left_out_and_counted(tmp_path: Path, bad: 
     assert totals(trace_of(tmp_path / "log.csv", AZURE + f"10,5\n{bad}\n", bad_rows=0.5)) == (1, 10, 5, 1)
 
 
-@pytest.mark.parametrize("bad", ['{"usage": {"prompt_tokens"', "[1]", "\xff", '{"usage": {"prompt_tokens": 3}}'])
+@pytest.mark.parametrize("bad", ['{"usage": {"prompt_tokens"', "[1]", "\xff", '{"usage": {"completion_tokens": 3}}'])
 def test_one_bad_record_in_a_thousand_is_left_out_and_counted(tmp_path: Path, bad: str) -> None:
     text = (FIRST * 998).encode() + bad.encode("latin-1") + b'\n{"usage": NaN}\n' + SECOND.encode()
     trace = trace_of(tmp_path / "log.jsonl", text)
     assert totals(trace) == (999, 998 * 10 + 20, 999 * 5, 1)
     assert trace.describe().failed_requests == 1
-    with raises("bad-trace" if bad.startswith('{"usage": {"prompt_tokens": 3') else "file-not-readable"):
+    with raises("bad-trace" if bad.startswith('{"usage": {"completion_tokens": 3') else "file-not-readable"):
         trace_of(tmp_path / "log.jsonl", text, bad_rows=0).describe()
 
 

@@ -12,9 +12,9 @@ import typer
 
 from infergy.errors import UsageError
 from infergy.units import parse_duration
-from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
+from infergy.workload import Bins, Columns, TaskOptions
 from infergy.workload.bins import BIN_NAMES, PAPER, Histogram, edges_of
-from infergy.workload.clock import UNITS_S
+from infergy.workload.formats import UNITS_S
 from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
@@ -108,14 +108,13 @@ def typed_options(context: typer.Context) -> dict[str, str]:
 class TraceFormat:
     """How a trace is read: its format, the names of its columns, and the lengths of a task."""
 
-    format: str | None = option(f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]")
-    input_column: str | None = option("Column of input tokens; usage.prompt_tokens names a nested one")
-    output_column: str | None = option("Column of output tokens")
+    format: str | None = option("Format of the log, as docs/logs.md lists them [default: recognised from its columns]")
+    input_column: str | None = option("Column of input tokens, cached ones included; a.b names a nested one, a+b a sum")
+    output_column: str | None = option("Column of output tokens, or a sum")
     time_column: str | None = option("Column of arrivals")
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
-    time_unit: str | None = option(
-        "Unit of a numeric time column: s, ms, us, ns [default: the format's, or recognised]"
-    )
+    requests_column: str | None = option("Column of how many requests a row sums up: it is spread over them")
+    time_unit: str | None = option("Unit of numeric arrivals: s, ms, us, ns [default: the format's, or recognised]")
     bad_rows: str | None = option("Share of rows that may be unreadable: they are left out [default: 0.1%]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")
@@ -137,6 +136,7 @@ class TraceFormat:
             output=self.output_column,
             time=self.time_column,
             cached=self.cached_column,
+            requests=self.requests_column,
             time_unit_s=None if self.time_unit is None else UNITS_S[self.time_unit],
         )
         given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer}

@@ -12,10 +12,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from infergy.workload.formats import UNITS_S
+
 if TYPE_CHECKING:
     from infergy.workload.table import Table
 
-UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 DATES, NAME, RATE, DEFAULT = "dates", "name", "rate", "default"
 MOST_PER_S = 1e6
 """Requests per second that no log has."""
@@ -55,6 +56,8 @@ def find_unit(
 ) -> TimeUnit | None:
     """The unit of numbers from `low` to `high`, the arrivals of so many requests; None if it is the declared one.
 
+    Dates in seconds need no format that says so.
+
     Args:
         column: Its name.
         low: The first arrival, in the unknown unit.
@@ -65,7 +68,7 @@ def find_unit(
     """
     for unit, size in UNITS_S.items():
         if low * size >= _FIRST_DATE_S and high * size <= _LAST_DATE_S and (high - low) * size <= _LONGEST_S:
-            return None if size == declared_s else TimeUnit(column=column, unit=unit, basis=DATES)
+            return None if size == (declared_s or 1.0) else TimeUnit(column=column, unit=unit, basis=DATES)
     stands = None if declared_s is not None else TimeUnit(column=column, unit="s", basis=DEFAULT)
     if stands is not None and (named := _UNIT_IN_NAME.search(column)):
         letter = next(group for group in named.groups() if group is not None).lower()
@@ -82,16 +85,14 @@ def find_unit(
     return TimeUnit(column=column, unit=likeliest, basis=RATE)
 
 
-def infer_unit(table: Table, declared_s: float | None) -> TimeUnit | None:
+def infer_unit(table: Table) -> TimeUnit | None:
     """The unit of the arrivals of a table; None if it is the format's (see `find_unit`), or if they are no numbers."""
-    unit = None
+    layout, unit = table.layout, None
     for head in (_PEEKED_ROWS, None):
         ends = _ends(table, head)
         if ends is None:
             return None
-        unit = find_unit(
-            table.layout.time[0], *ends, declared_s=declared_s, varies=table.layout.name in _OF_SEVERAL_UNITS
-        )
+        unit = find_unit(layout.time[0], *ends, declared_s=layout.time_unit_s, varies=layout.name in _OF_SEVERAL_UNITS)
         # The first requests may come in a burst that says nothing of the log: all of them decide.
         if unit is None or unit.basis != RATE:
             break

@@ -59,13 +59,13 @@ def read_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | Fault]:
             yield record if isinstance(record, dict) else Fault(number=number, reason="not a JSON object")
 
 
-def names_in(record: Mapping[str, Any], outer: Names = ()) -> Iterator[Names]:
-    """The names along each field of a record."""
+def values_in(record: Mapping[str, Any], outer: Names = ()) -> Iterator[tuple[Names, Any]]:
+    """The names along each field of a record, and its value; a list is a value."""
     for key, value in record.items():
         if isinstance(value, dict) and len(outer) < _DEEPEST:
-            yield from names_in(value, (*outer, key))
+            yield from values_in(value, (*outer, key))
         else:
-            yield (*outer, key)
+            yield (*outer, key), value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,9 +42,9 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
         message = (
             f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
-            f"column {table.layout.input!r}. Name another column: --input-column NAME"
+            f"column {table.label('input')}. Name another column: --input-column NAME"
         )
-        raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.input)
+        raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.usages[0].input[0])
     return build(table, rows, at_once=at_once), failed, 0
 
 
@@ -298,7 +298,6 @@ def explain(table: Table, leave_out: str) -> DataError:
     counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
     ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))
     bad = {axis: int(counted[axis]) for axis in conditions if counted[axis]}
-    names = {"input": repr(layout.input), "output": repr(layout.output), "cached": _names(layout.cached)}
     parts = []
     for axis, count in bad.items():
         first = _first_rows(table, rows, conditions[axis])
@@ -307,7 +306,7 @@ def explain(table: Table, leave_out: str) -> DataError:
             "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
         )
         of_rows = f"{count:,} of {count_of(int(counted['rows']), 'row')}"
-        parts.append(f"{of_rows}: {axis} tokens in column {names[axis]} are not {expected} ({shown})")
+        parts.append(f"{of_rows}: {axis} tokens in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
     return DataError(
         f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"

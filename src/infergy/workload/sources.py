@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import tomllib
 import zlib
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
-from infergy.workload.lines import Fault, Names, names_in, open_lines, read_records
+from infergy.workload.lines import GZIP, Fault, Names, open_lines, read_records, values_in
+from infergy.workload.nested import Nested, is_document, nests_of
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
 
-CSV, JSONL, PARQUET, POLARS, FRAME = "csv", "jsonl", "parquet", "polars", "frame"
-_PEEKED_RECORDS, _MORE = 200, 10
+CSV, JSONL, UNPACKED, PARQUET, POLARS, FRAME = "csv", "jsonl", "unpacked", "parquet", "polars", "frame"
+_PEEKED_RECORDS, _PEEKED_ROWS, _MORE = 200, 50, 10
 _PEEKED_CHARACTERS = 4096
+_PEEKED_BYTES, _PEEKED_PLACES = 1 << 20, 8
+_LFS = "version https://git-lfs.github.com/spec/"
 _ZSTD, _PARQUET, _UTF16 = b"\x28\xb5\x2f\xfd", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
 _EXPECTED = "A trace is a shipped name, a task (task:translation), a CSV, JSONL or Parquet file, or a URL of Parquet"
 
@@ -33,10 +37,13 @@ class Source:
 
     Attributes:
         name: Shipped name, path, or what kind of frame it is.
-        kind: ``csv``, ``jsonl``, ``parquet``, ``polars``, or ``frame`` for what narwhals holds.
+        kind: ``csv``, ``jsonl``, ``unpacked`` for records in which rows are to be found, ``parquet``, ``polars``, or
+            ``frame`` for what narwhals holds.
         names: The names along each column: several where records are nested, and any may hold a dot.
         path: The file; None for a frame.
         frame: A polars LazyFrame or a narwhals frame; None for a file.
+        rows: The first rows of a text file, by field.
+        nested: How rows are found in JSON records.
         separator: Between the fields of a CSV.
         skipped: Lines of a CSV before its header, blank ones aside: ``sep=;`` is one.
         line_end: Of a CSV.
@@ -49,11 +56,18 @@ class Source:
     names: tuple[Names, ...]
     path: Path | None = None
     frame: Any = None
+    rows: tuple[Mapping[str, Any], ...] = ()
+    nested: Nested | None = None
     separator: str = ","
     skipped: int = 0
     line_end: str = "\n"
     about: Mapping[str, str] = field(default_factory=dict)
     lengths_from: str | None = None
+
+    @property
+    def is_records(self) -> bool:
+        """Whether rows are JSON records, in which an optional field may show up late."""
+        return self.kind in (JSONL, UNPACKED)
 
     @property
     def fields(self) -> Names:
@@ -202,20 +216,25 @@ def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str
     first = next(lines, None)
     if first is None:
         raise DataError(f"{name}: the file is empty. {_EXPECTED}", code="no-requests", trace=name)
-    if first.lstrip().startswith("["):
-        message = f"{name}: one JSON list. Expected one JSON object per line (jq -c '.[]' converts it)"
-        raise DataError(message, code="bad-syntax", path=str(path), form="JSON lines")
-    if first.lstrip().startswith("{"):
-        return next(look_further(Source(name=name, kind=JSONL, names=(), path=path, about=about), _PEEKED_RECORDS))
+    if first.startswith(_LFS):
+        message = f"{name}: a pointer of Git LFS, not the data. Fetch it: git lfs pull"
+        raise DataError(message, code="not-supported", path=str(path), reason="git-lfs")
+    if first.lstrip()[:1] in ("[", "{"):
+        nested = Nested(path=path, is_document=is_document(first))
+        if nested.is_document:
+            return _of_nested(nested, name, about)
+        source = Source(name=name, kind=JSONL, names=(), path=path, about=about, nested=nested)
+        return _further_down(next(look_further(source, _PEEKED_RECORDS)))
     separator, skipped = max(",;\t|", key=first.count), 0
     if declared := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n")):
         separator, skipped, first = declared[1], 1, next(lines, "")
-    names = tuple((field,) for field in next(csv.reader([first], delimiter=separator), ()))
+    header, *rows = csv.reader([first, *itertools.islice(lines, _PEEKED_ROWS)], delimiter=separator)
     line_end = "\r" if first.endswith("\r") else "\n"
     return Source(
         name=name,
         kind=CSV,
-        names=names,
+        names=tuple((field,) for field in header),
+        rows=tuple(dict(zip(header, row, strict=False)) for row in rows),
         path=path,
         separator=separator,
         skipped=skipped,
@@ -234,22 +253,66 @@ def look_further(source: Source, records: int = _PEEKED_RECORDS * _MORE) -> Iter
     """
     if source.kind != JSONL or source.path is None:
         return
-    names, faults, number = dict.fromkeys(source.names), [], 0
+    names, rows, faults, number = dict.fromkeys(source.names), list(source.rows), [], 0
     with open_lines(source.path) as lines:
         for number, record in enumerate(read_records(lines), start=1):
             if isinstance(record, Fault):
                 faults.append(record)
             else:
-                names.update(dict.fromkeys(names_in(record)))
-            if number == records:
+                found = dict(values_in(record))
+                names.update(dict.fromkeys(found))
+                if len(rows) < _PEEKED_RECORDS:
+                    rows.append({".".join(path): value for path, value in found.items()})
+            if number == records or (number < records <= _PEEKED_RECORDS and lines.tell() > _PEEKED_BYTES):
                 if not names:
                     break
-                yield replace(source, names=tuple(names))
+                yield replace(source, names=tuple(names), rows=tuple(rows))
                 records *= _MORE
     if number == len(faults):
         message = f"{source.name}: {faults[0]}. Expected one JSON object per line; repair or remove that line"
         raise DataError(message, code="bad-syntax", path=source.name, line=faults[0].number, form="JSON")
-    yield replace(source, names=tuple(names))
+    yield replace(source, names=tuple(names), rows=tuple(rows))
+
+
+def _further_down(source: Source) -> Source:
+    """A JSONL file also with the fields of some records from places all over it: a log may change its shape."""
+    assert source.path is not None
+    size = source.path.stat().st_size
+    if len(source.rows) < _PEEKED_RECORDS and size < _PEEKED_BYTES:
+        return source
+    names, rows = dict.fromkeys(source.names), list(source.rows)
+    with source.path.open("rb") as file:
+        if file.read(2) == GZIP:
+            return source
+        for place in range(1, _PEEKED_PLACES):
+            file.seek(size * place // _PEEKED_PLACES)
+            file.readline(_PEEKED_BYTES)
+            lines = file.read(_PEEKED_BYTES // (4 * _PEEKED_PLACES)).splitlines()[:-1]
+            for record in read_records(lines[: _PEEKED_RECORDS // _PEEKED_PLACES]):
+                if not isinstance(record, Fault):
+                    found = dict(values_in(record))
+                    names.update(dict.fromkeys(found))
+                    rows.append({".".join(path): value for path, value in found.items()})
+    return replace(source, names=tuple(names), rows=tuple(rows))
+
+
+def other_readings(source: Source) -> Iterator[Source]:
+    """The same JSON file, for where its first records have no known columns: rows inside records, and more records."""
+    if source.nested is not None:
+        for nest in nests_of(source.nested, _PEEKED_RECORDS):
+            yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
+        yield from look_further(source)
+
+
+def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
+    """Rows that are found in the records of a file."""
+    try:
+        rows = tuple(itertools.islice(nested.rows(), _PEEKED_RECORDS))
+    except (ValueError, RecursionError) as error:
+        message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
+        raise DataError(message, code="bad-syntax", path=name, form="JSON") from error
+    names = tuple((field,) for field in dict.fromkeys(itertools.chain.from_iterable(rows)))
+    return Source(name=name, kind=UNPACKED, names=names, rows=rows, path=nested.path, about=about, nested=nested)
 
 
 def _parquet_schema(path: Path) -> Mapping[str, Any]:

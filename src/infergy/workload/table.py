@@ -7,6 +7,7 @@ The same expressions serve both: `Table.x` is the module (polars or narwhals) th
     cached_tokens     served from a prefix cache                    null where none is reported
     uncached_tokens   input less cached: what costs prefill         null where either cannot be read
     arrival_s         seconds on the log's own clock                null where unknown
+    chunks            further rows of the same answer               only where rows are chunks of answers
 
 and, where the layout has columns that link requests:
 
@@ -25,7 +26,7 @@ import glob
 import importlib
 import operator
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ from typing import Any
 from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
-from infergy.workload.formats import Format
+from infergy.workload.formats import NAMED, Layout, Usage
 from infergy.workload.lines import Fault, parse_csv, parse_records
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, Source, first_line, flatten
+from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
@@ -61,7 +62,7 @@ class Table:
     """
 
     source: Source
-    layout: Format
+    layout: Layout
     frame: Any
     x: Any
     kinds: Mapping[str, str]
@@ -88,6 +89,10 @@ class Table:
         """Whether polars does the work, so that text is understood and reading streams."""
         return self.source.kind != FRAME
 
+    def label(self, axis: str) -> str:
+        """Its columns of ``input``, ``output`` or ``cached`` tokens in words."""
+        return self.layout.label(axis, self.source.fields)
+
     @property
     def good(self) -> Any:
         """Whether the tokens of a declared row can be read; may be null."""
@@ -102,24 +107,28 @@ class Table:
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
         """
         x, layout = self.x, self.layout
-        whole = functools.partial(self._whole, lenient=lenient)
-        given, output = whole(layout.input), whole(layout.output)
-        if layout.null_is_failed:
-            failed = self._column(layout.input).is_null() & self._column(layout.output).is_null()
+
+        def whole(parts: tuple[str, ...]) -> Any:
+            return self._sum(parts, lenient=lenient)
+
+        given, output = self._of_usage(lambda one: whole(one.input)), self._of_usage(lambda one: whole(one.output))
+        if (failed := self._no_request()) is not None:
             given, output = (x.when(failed).then(x.lit(0)).otherwise(tokens) for tokens in (given, output))
         columns = [given.alias("input_tokens"), output.alias("output_tokens")]
         if layout.cached:
-            cached = _coalesce(x, [whole(path) for path in layout.cached])
-            is_null = functools.reduce(operator.and_, [self._column(path).is_null() for path in layout.cached])
-            unread = ~is_null & (cached.is_null() | (cached < 0))
-            uncached = x.when(~unread).then(given - cached.fill_null(0))
-            columns += [cached.alias("cached_tokens"), uncached.alias("uncached_tokens")]
+            columns += self._cached(given, whole)
         else:
             columns.append(given.alias("uncached_tokens"))
         if raw:
-            for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
-                columns += [_coalesce(x, [self._column(path) for path in paths]).alias(f"raw_{axis}")] if paths else []
-        return self.frame.select(*columns, *self._arrivals(), *self._links())
+            columns += self._raw()
+        single = [self._column(layout.chunk).cast(x.String).alias("chunk")] if layout.chunk and not raw else []
+        if layout.count and not raw:
+            single.append(self._whole(layout.count, lenient=True).alias("count"))
+            single += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
+        rows = self.frame.select(*columns, *self._arrivals(), *self._links(), *single)
+        if raw:
+            return rows
+        return _joined(rows) if layout.chunk else _spread(rows, layout) if layout.count else rows
 
     def rows(self, *, lenient: bool) -> Any:
         """The rows under the declared schema; if lenient, only those whose tokens can be read."""
@@ -199,9 +208,83 @@ class Table:
         head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
+    def _known(self, path: str) -> Any:
+        """A column of counts, null where it has the text that stands for an unknown count."""
+        column = self._column(path)
+        if self.layout.missing is None:
+            return column
+        return self.x.when(column.cast(self.x.String) != self.layout.missing).then(column)
+
+    def _of_usage(self, make: Callable[[Usage], Any]) -> Any:
+        """An expression of the first usage of which a row has a count, else of the last."""
+        *others, last = self.layout.usages
+        chosen = make(last)
+        for usage in reversed(others):
+            lacks = self._is_null((*usage.input, *usage.output))
+            chosen = self.x.when(lacks).then(chosen).otherwise(make(usage))
+        return chosen
+
+    def _is_null(self, parts: tuple[str, ...]) -> Any:
+        nulls = [self._known(path).is_null() for path in parts]
+        return functools.reduce(operator.and_, nulls) if nulls else self.x.lit(True)
+
+    def _no_request(self) -> Any | None:
+        """Whether a row is of no request to a model: it lacks counts, or says so; None if each row is one."""
+        layout, tests = self.layout, []
+        if layout.is_partial or layout.name == NAMED:
+            lacks = self._of_usage(lambda one: self._is_null(one.output))
+            tests = [lacks if layout.is_partial else lacks & self._of_usage(lambda one: self._is_null(one.input))]
+        for path, values in layout.skip.items():
+            tests.append(self._column(path).cast(self.x.String).is_in(list(values)).fill_null(False))
+        return functools.reduce(operator.or_, tests) if tests else None
+
+    def _sum(self, parts: tuple[str, ...], *, lenient: bool) -> Any:
+        """The whole number that columns add up to: a part that is missing counts 0, if not all are."""
+        if len(parts) == 1:
+            return self._whole(parts[0], lenient=lenient)
+        x = self.x
+        terms = [
+            x.when(self._known(path).is_null()).then(x.lit(0)).otherwise(self._whole(path, lenient=lenient))
+            for path in parts
+        ]
+        return x.when(~self._is_null(parts)).then(functools.reduce(operator.add, terms))
+
+    def _cached(self, given: Any, whole: Callable[[tuple[str, ...]], Any]) -> list[Any]:
+        """Cached tokens, and the input less them."""
+        x = self.x
+        cached = self._of_cached(whole, x.lit(None).cast(x.Int64))
+        is_null = self._of_usage(lambda one: self._is_null(tuple(path for parts in one.cached for path in parts)))
+        unread = ~is_null & (cached.is_null() | (cached < 0))
+        uncached = x.when(~unread).then(given - cached.fill_null(0))
+        return [cached.alias("cached_tokens"), uncached.alias("uncached_tokens")]
+
+    def _of_cached(self, make: Callable[[tuple[str, ...]], Any], null: Any) -> Any:
+        """An expression of the first sum of cached tokens that a row has."""
+        return self._of_usage(
+            lambda one: _coalesce(self.x, [make(parts) for parts in one.cached]) if one.cached else null
+        )
+
+    def _raw(self) -> list[Any]:
+        """The original values of counts, a sum's as text."""
+        x = self.x
+
+        def raw(parts: tuple[str, ...]) -> Any:
+            columns = [self._column(path) for path in parts]
+            if len(columns) == 1:
+                return columns[0]
+            return x.concat_str([column.cast(x.String) for column in columns], separator=" + ", ignore_nulls=True)
+
+        made = [
+            self._of_usage(lambda one: raw(one.input)).alias("raw_input"),
+            self._of_usage(lambda one: raw(one.output)).alias("raw_output"),
+        ]
+        if self.layout.cached:
+            made.append(self._of_cached(raw, x.lit(None).cast(x.String)).alias("raw_cached"))
+        return made
+
     def _whole(self, path: str, *, lenient: bool) -> Any:
         """Whole numbers, in 64 bits; null for all else. Only polars can try text without failing."""
-        x, column, kind = self.x, self._column(path), self.kinds[path]
+        x, column, kind = self.x, self._known(path), self.kinds[path]
         if not self.is_polars:
             # pandas rejects a null in a condition, and its nullable columns keep one there.
             is_whole = (column == column.round(0)).fill_null(False)
@@ -251,16 +334,16 @@ class Table:
     def _seconds_of(self, path: str) -> Any:
         x, column, kind = self.x, self._column(path), self.kinds[path]
         if kind in (INTEGER, DECIMAL):
-            return self._number(path) * self.layout.time_unit_s
+            return self._number(path) * (self.layout.time_unit_s or 1.0)
         if kind == TIME:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
         if kind == TEXT and self.is_polars:
-            number = self._number(path) * self.layout.time_unit_s
+            number = self._number(path) * (self.layout.time_unit_s or 1.0)
             return x.coalesce(number, *_instants(x, column))
         return x.lit(None).cast(x.Float64)
 
 
-def build_table(source: Source, layout: Format) -> Table:
+def build_table(source: Source, layout: Layout) -> Table:
     """Attach the reader of a source to its layout (only polars reads blocks and sessions); nothing is read.
 
     Raises:
@@ -269,7 +352,7 @@ def build_table(source: Source, layout: Format) -> Table:
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
     frame = source.frame if source.path is None else _scan(source, source.path, layout)
     paths = (*layout.paths, *layout.link_paths)
-    if source.kind in (CSV, JSONL):
+    if source.kind in (CSV, JSONL, UNPACKED):
         kinds = dict.fromkeys(paths, TEXT)
     else:
         types = {".".join(names): dtype for names, dtype in flatten(frame.collect_schema())}
@@ -278,7 +361,7 @@ def build_table(source: Source, layout: Format) -> Table:
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
 
 
-def parse_table(source: Source, layout: Format) -> Table | None:
+def parse_table(source: Source, layout: Layout) -> Table | None:
     """The rows of a text file that polars rejects, without its faulty lines; None if it is none, or is cut off.
 
     Raises:
@@ -300,7 +383,7 @@ def parse_table(source: Source, layout: Format) -> Table | None:
     return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
 
 
-def _scan(source: Source, path: Path, layout: Format) -> Any:
+def _scan(source: Source, path: Path, layout: Layout) -> Any:
     """A lazy polars frame. Text columns stay text, so that a bad value can be shown instead of failing the read."""
     import polars as pl
 
@@ -317,10 +400,12 @@ def _scan(source: Source, path: Path, layout: Format) -> Any:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
         schema = _record_schema(source, layout)
         return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
+    if source.nested is not None:
+        return source.nested.frame(tuple(dict.fromkeys((*layout.paths, *layout.link_paths))))
     return pl.scan_parquet(path, glob=False)
 
 
-def _record_schema(source: Source, layout: Format) -> dict[str, Any]:
+def _record_schema(source: Source, layout: Layout) -> dict[str, Any]:
     """Only the fields that are read, each as text, so that numbers keep their digits; blocks as lists."""
     import polars as pl
 
@@ -330,7 +415,10 @@ def _record_schema(source: Source, layout: Format) -> dict[str, Any]:
         node = tree
         for name in outer:
             node = node.setdefault(name, {})
-        node[last] = pl.List(pl.Int64) if layout.blocks and path == layout.blocks.path else pl.String
+            if not isinstance(node, dict):
+                break
+        else:
+            node[last] = pl.List(pl.Int64) if layout.blocks and path == layout.blocks.path else pl.String
 
     def build(node: dict[str, Any]) -> dict[str, Any]:
         return {name: pl.Struct(build(inner)) if isinstance(inner, dict) else inner for name, inner in node.items()}
@@ -349,9 +437,10 @@ def _kind(dtype: Any) -> str:
     return TEXT if name.startswith(("String", "Utf8")) else OTHER
 
 
-def _check_kinds(source: Source, layout: Format, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
+def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
     good = (INTEGER, DECIMAL) if source.kind == FRAME else (INTEGER, DECIMAL, TEXT)
-    for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
+    parts = {axis: [path for one in layout.usages for path in getattr(one, axis)] for axis in ("input", "output")}
+    for axis, paths in (*parts.items(), ("cached", layout.cached)):
         for path in paths:
             if kinds[path] not in good:
                 message = (
@@ -379,3 +468,34 @@ def _numbers_of(x: Any, column: Any) -> Any:
 
 def _coalesce(x: Any, columns: list[Any]) -> Any:
     return columns[0] if len(columns) == 1 else x.coalesce(*columns)
+
+
+def _joined(rows: Any) -> Any:
+    """One row for the chunks of an answer: the last of its largest counts, and its first arrival."""
+    import polars as pl
+
+    names = rows.collect_schema().names()
+    counts = pl.col("^.*_tokens$").sort_by("output_tokens", nulls_last=False, maintain_order=True).last()
+    others = [name for name in names if name not in ("chunk", ARRIVAL_S) and not name.endswith("_tokens")]
+    columns = [counts, pl.col(others).first(), (pl.len() - 1).alias("chunks")]
+    columns += [pl.col(ARRIVAL_S).min()] if ARRIVAL_S in names else []
+    # A row without an id stands alone.
+    key = pl.coalesce("chunk", pl.format("\0{}", pl.col("place")))
+    return rows.with_row_index("place").group_by(key.alias("key"), maintain_order=True).agg(*columns).drop("key")
+
+
+def _spread(rows: Any, layout: Layout) -> Any:
+    """The requests that rows sum up: of equal lengths to one token, at equal steps from a row's time to its end."""
+    import polars as pl
+
+    names = [name for name in rows.collect_schema() if name.endswith("_tokens") and name != "uncached_tokens"]
+    share = pl.col("part"), pl.col("count")
+    parts = rows.filter((pl.col("count") > 0).fill_null(True)).with_columns(count=pl.col("count").fill_null(1))
+    parts = parts.with_columns(part=pl.int_ranges(0, "count")).explode("part")
+    parts = parts.with_columns(pl.col(name) // share[1] + (share[0] < pl.col(name) % share[1]) for name in names)
+    uncached = pl.col("input_tokens") - (pl.col("cached_tokens").fill_null(0) if "cached_tokens" in names else 0)
+    parts = parts.with_columns(uncached_tokens=uncached)
+    if layout.end:
+        step = (pl.col("end_s") - pl.col("arrival_s")) / share[1]
+        parts = parts.with_columns(arrival_s=pl.col("arrival_s") + step * (share[0] + 0.5)).drop("end_s")
+    return parts.drop("part", "count")

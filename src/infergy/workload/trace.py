@@ -10,7 +10,6 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,9 @@ from infergy.files import parse_json
 from infergy.units import count_of
 from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
-from infergy.workload.formats import NAMED, Columns, Format, settle
+from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import requests_of_histogram
+from infergy.workload.recognise import settle
 from infergy.workload.requests import (
     SAMPLING_ERROR,
     WHOLE_REQUESTS,
@@ -32,7 +32,7 @@ from infergy.workload.requests import (
     Sample,
     whole,
 )
-from infergy.workload.sources import CSV, FRAME, JSONL, Source, find, look_further
+from infergy.workload.sources import CSV, FRAME, Source, find, other_readings
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
@@ -65,7 +65,7 @@ class Trace:
     """
 
     origin: Source
-    layout: Format
+    layout: Layout
     bad_rows: float = BAD_ROWS
     time_unit: TimeUnit | None = None
     parsed: dict[tuple[str, ...], Table] = field(default_factory=dict, repr=False)
@@ -209,7 +209,7 @@ class Trace:
                 origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
-    def _table(self, layout: Format | None = None) -> Table:
+    def _table(self, layout: Layout | None = None) -> Table:
         """Its rows; without `layout`, or where polars does not read them, without the columns that link requests."""
         from infergy.workload.table import build_table
 
@@ -217,7 +217,7 @@ class Trace:
             layout = replace(self.layout, blocks=None, sessions=None)
         return build_table(self.origin, layout)
 
-    def _readable(self, read: Callable[[Table], _T], layout: Format | None = None) -> tuple[Table, _T]:
+    def _readable(self, read: Callable[[Table], _T], layout: Layout | None = None) -> tuple[Table, _T]:
         """Read something of the rows as polars does, or line by line where it rejects the file."""
         from infergy.workload.table import parse_table
 
@@ -234,7 +234,7 @@ class Trace:
         self.parsed[key] = parsed
         return parsed, read(parsed)
 
-    def _validated(self, run: _Pass, layout: Format | None = None) -> Any:
+    def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
         """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
         table, (result, failed, bad) = self._readable(lambda table: run(table, lenient=False), layout)
         bad += table.fault_count
@@ -246,9 +246,9 @@ class Trace:
         if failed:
             message = (
                 f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
-                f"{self.layout.output!r}. Name another column: --output-column NAME"
+                f"{self.layout.label('output', self.origin.fields)}. Name another column: --output-column NAME"
             )
-            raise DataError(message, code="no-requests", trace=self.source, column=self.layout.output)
+            raise DataError(message, code="no-requests", trace=self.source, column=self.layout.usages[0].output[0])
         message = f"{self.source}: the trace has no requests, only a header or nothing at all"
         raise DataError(message, code="no-requests", trace=self.source)
 
@@ -268,8 +268,7 @@ def open_trace(
         source: Name of a shipped trace (``azure-conv-2023``) or of a task (``task:translation``), path of a CSV
             (``.gz`` too), JSONL or Parquet file, or a frame: polars (lazy too), pandas, Arrow table, DuckDB relation,
             or what else narwhals takes.
-        format: ``azure``, ``burstgpt``, ``mooncake``, ``openai``, ``tokens``, or ``columns`` if `columns` names all;
-            None recognises it.
+        format: Name of a format of `data/formats.toml`, or ``columns`` if `columns` names all; None recognises it.
         columns: Columns that differ from the format's.
         task: How many requests of a task, and where their lengths come from; for nothing else.
         name: What messages and results call it; None for its own name, which a frame lacks.
@@ -283,7 +282,7 @@ def open_trace(
         raise UsageError.bad_value("--bad-rows", bad_rows, "a share below 1, as 1% or 0.01")
     origin = find(source, task)
     origin = origin if name is None else replace(origin, name=name)
-    origin, layout = _settle(origin, format, columns)
+    origin, layout = _recognised(origin, format, columns)
     twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
     if origin.kind == CSV and twice:
         message = (
@@ -297,23 +296,35 @@ def open_trace(
     if not layout.time or origin.is_spark or (columns is not None and columns.time_unit_s is not None):
         trace._table()
         return trace
-    is_own = layout.name == NAMED or (columns is not None and columns.time is not None)
-    _, unit = trace._readable(partial(infer_unit, declared_s=None if is_own else layout.time_unit_s))
+    _, unit = trace._readable(infer_unit)
     return trace if unit is None else replace(trace, layout=replace(layout, time_unit_s=unit.seconds), time_unit=unit)
 
 
-def _settle(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Format]:
-    """The columns of a trace, looked for in its first records, and in more of them where they do not have them."""
-    failure = None
-    for seen in itertools.chain([origin], look_further(origin)):
-        try:
-            layout = settle(seen.fields, source=seen.name, records=seen.kind == JSONL, wanted=wanted, columns=columns)
-        except DataError as error:
-            failure = error
-        else:
-            return seen, layout
-    assert failure is not None
-    raise failure
+def _recognised(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
+    """A source and what its columns hold; of a JSON file, the first of its readings that has known columns."""
+
+    def settled(reading: Source) -> Layout:
+        return settle(
+            reading.fields,
+            source=reading.name,
+            records=reading.is_records,
+            wanted=wanted,
+            columns=columns,
+            rows=reading.rows,
+        )
+
+    try:
+        return origin, settled(origin)
+    except DataError as error:
+        if error.code not in ("unknown-format", "no-column"):
+            raise
+        for reading in other_readings(origin):
+            try:
+                return reading, settled(reading)
+            except DataError as other:
+                if other.code not in ("unknown-format", "no-column"):
+                    raise
+        raise
 
 
 def _in_polars(requests: Requests) -> Trace:
