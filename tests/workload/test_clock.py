@@ -166,3 +166,68 @@ def test_relative_numbers_that_no_unit_explains_are_an_error(tmp_path: Path) -> 
     names = "arrival_s", "input_tokens", "output_tokens"
     with raises("bad-trace", column="arrival_s"):
         open_trace(records(tmp_path / "log.jsonl", names, [n * 1e-7 for n in range(100)])).describe()
+
+
+SPELLINGS = [
+    "%Y-%m-%d %H:%M:%S UTC",
+    "%Y-%m-%d %H:%M:%S.%f UTC",
+    "%Y-%m-%dT%H:%M:%S,%fZ",
+    "%Y-%m-%d %H:%M:%S,%f",
+    "%Y-%m-%d, %H:%M:%S gmt",
+    "%Y-%m-%dT%H:%M:%S.%f+00:00[UTC]",
+    "%Y/%m/%d %H:%M:%S",
+    "%Y.%m.%d %H:%M:%S.%f",
+    "%Y%m%dT%H%M%SZ",
+    "%d.%m.%Y %H:%M:%S",
+    "%d/%m/%Y %H:%M:%S",
+    "%m/%d/%Y %H:%M:%S",
+    "%d/%b/%Y:%H:%M:%S +0000",
+    "%a, %d %b %Y %H:%M:%S GMT",
+    "%Y-%m-%d %I:%M:%S %p",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_times_in_the_spellings_that_logs_have(tmp_path: Path, spelling: str, kind: str) -> None:
+    start = datetime(2024, 5, 10, 11, 59, 58, tzinfo=UTC)
+    times = [(start + timedelta(hours=11 * n)).strftime(spelling) for n in range(5)]
+    frame = pl.DataFrame({"t": times, "i": [10] * 5, "o": [5] * 5})
+    path = tmp_path / f"log.{kind}"
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](path)
+    trace = open_trace(path, columns=NAMED)
+    assert trace.describe().duration_s == 44 * 3600
+    requests = trace.requests()
+    assert requests.duration_s == 44 * 3600
+    assert requests.origin_unix_s == start.timestamp()
+    assert trace.time_unit is None
+
+
+def test_commas_are_points_where_semicolons_are_commas(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("t;i;o\n0,5;1;1\n2,25;1;1\n", encoding="utf-8")
+    assert open_trace(path, columns=NAMED).describe().duration_s == 1.75
+
+
+@pytest.mark.parametrize("bad", ["yesterday", None, "NaN"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "polars", "pandas"])
+def test_few_requests_without_an_arrival_are_left_out_and_counted(tmp_path: Path, bad: str | None, kind: str) -> None:
+    times = [str(START_S + n) for n in range(999)]
+    frame = pl.DataFrame({"t": [*times[:7], bad, *times[7:]], "i": [10] * 1000, "o": [5] * 1000})
+    source: Any = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        frame.write_csv(source)
+    elif kind == "jsonl":
+        frame.write_ndjson(source)
+    else:
+        frame = frame.with_columns(pl.col("t").cast(pl.Float64, strict=False))
+        source = frame if kind == "polars" else frame.to_pandas()
+    trace = open_trace(source, columns=NAMED)
+    summary, requests = trace.describe(), trace.requests()
+    assert (summary.requests, summary.unreadable_rows, summary.duration_s) == (999, 1, 998.0)
+    assert (len(requests), requests.set_aside.unreadable, requests.duration_s) == (999, 1, 998.0)
+    assert trace.histogram().requests == len(trace.requests(arrivals=False)) == 1000
+    strict = open_trace(source, columns=NAMED, bad_rows=0)
+    assert "1 of 1,000 requests have no arrival" in str(strict.describe().arrival_reason)
+    with raises("no-arrivals", untimed=1):
+        strict.requests()

@@ -1,4 +1,4 @@
-"""The unit of a column of numbers that are arrivals, where neither the user nor the format says it for certain.
+"""What arrivals mean: the unit of numbers, where neither the user nor the format says it for certain; dates in text.
 
 dates     numbers that lie between 2010 and 2100 in one unit and no other: seconds since 1970, or parts of them
 name      ``request_start_ns``, ``startTimeUnixNano``
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infergy.workload.formats import UNITS_S
 
@@ -25,6 +25,27 @@ _OF_SEVERAL_UNITS = ("mooncake",)
 _FIRST_DATE_S, _LAST_DATE_S, _LONGEST_S = 1_262_304_000, 4_102_444_800, 20 * 31_557_600
 _USUAL_PER_S, _POSSIBLE_PER_S = (0.01, 200.0), (1e-6, MOST_PER_S)
 _PEEKED_ROWS = 1000
+_SPELLINGS = (
+    (r"\s*\[[\w/+-]+\]$", ""),
+    (r"(?i)\s*(?:UTC|GMT|Z)$", "+00:00"),
+    (r"\s+([+-]\d\d:?\d\d)$", "$1"),
+    (r"^(\d\d?)\.(\d\d?)\.(\d{4})", "$3-$2-$1"),
+    (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", "$1-$2-$3 $4:$5:$6"),
+    (r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", "$1-$2-$3"),
+    (r"^(\d[-/.\d]*)(?:T|,?\s+)", "$1 "),
+    (r"^([-/.\d]+ \d\d?:\d\d(?::\d\d)?),(\d)", "$1.$2"),
+    (r"^([-/.\d]+ \d\d?:\d\d)([^:\d]|$)", "$1:00$2"),
+    (r"^([-/.\d]+)$", "$1 00:00:00"),
+)
+"""Spellings of dates and times, and the same in ISO 8601; one after the other."""
+_OTHER_PATTERNS = (
+    "%Y-%m-%d %I:%M:%S%.f %p",
+    "%d/%b/%Y:%H:%M:%S%#z",
+    "%a, %d %b %Y %H:%M:%S%#z",
+    "%a %b %d %H:%M:%S %Y",
+    "%d %b %Y %H:%M:%S%.f",
+    "%b %d, %Y %H:%M:%S%.f",
+)
 _UNIT_IN_NAME = re.compile(
     r"(?i:(?:^|[_.\s(\[-])([mun\u00b5\u03bc]?)s(?:ecs?|econds?)?[)\]]?$|(m)illi\w*$|(u)icro\w*$|(n)ano\w*$)|[a-z]([MUN])s$"
 )
@@ -114,3 +135,39 @@ def _ends(table: Table, head: int | None) -> tuple[float, float, int] | None:
     ends = time.min().alias("low"), time.max().alias("high"), time.count().alias("n")
     ((facts,),) = table.collect(rows.select(*ends))
     return (float(facts["low"]), float(facts["high"]), int(facts["n"])) if facts["n"] else None
+
+
+def instants(x: Any, column: Any, *, lenient: bool) -> list[Any]:
+    """Unix times of text in the spellings that logs have, null for other text; without a zone it is taken as UTC.
+
+    Args:
+        x: polars.
+        column: Text.
+        lenient: Also what is not ISO 8601, at a third of the speed.
+    """
+    spaced = column.str.replace("T", " ", literal=True)
+    patterns = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z")
+    if lenient:
+        spaced = column.str.strip_chars()
+        for spelling, plain in _SPELLINGS:
+            spaced = spaced.str.replace(spelling, plain)
+        patterns = (*patterns, *_OTHER_PATTERNS)
+    times = []
+    for pattern in patterns:
+        kind = x.Datetime("us", "UTC") if "z" in pattern else x.Datetime("us")
+        times.append(spaced.str.strptime(kind, pattern, strict=False).dt.timestamp("us").cast(x.Float64) / 1e6)
+    return [*times, *(_by_day_or_month(x, spaced) if lenient else ())]
+
+
+def _by_day_or_month(x: Any, text: Any) -> list[Any]:
+    """Unix times of dates with slashes whose year is last, in the order of day and month that makes one log of them.
+
+    It is the order in which all are dates, and if both are, that of the shorter log.
+    """
+    patterns = "%m/%d/%Y %H:%M:%S%.f", "%d/%m/%Y %H:%M:%S%.f"
+    orders = [text.str.strptime(x.Datetime("us"), pattern, strict=False).dt.timestamp("us") for pattern in patterns]
+    (us, us_count, us_span), (eu, eu_count, eu_span) = (
+        (order, order.count(), order.max() - order.min()) for order in orders
+    )
+    is_us = (us_count > eu_count) | ((us_count == eu_count) & (us_span <= eu_span))
+    return [x.when(is_us).then(us).otherwise(eu).cast(x.Float64) / 1e6]

@@ -47,10 +47,15 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockColumn:
-    """A column of lists: the hashes of the blocks of `block_tokens` tokens that a prompt consists of."""
+    """A column of lists: the hashes of the blocks of `block_tokens` tokens that a prompt consists of.
+
+    Attributes:
+        within: Column of ids, where equal hashes are equal blocks only under the same id; None where they always are.
+    """
 
     path: str
     block_tokens: int
+    within: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +66,18 @@ class SessionColumns:
         id: Column of the request's own id if there is a `parent`, else of its session's.
         parent: Column of the id of the previous request of the session.
         gap: Column of seconds between the previous answer and this request.
+        elapsed: Column of seconds from the request to its answer; with arrivals, it says what `gap` would.
     """
 
     id: str
     parent: str | None = None
     gap: str | None = None
+    elapsed: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """All columns of sessions."""
-        return tuple(path for path in (self.id, self.parent, self.gap) if path is not None)
+        return tuple(path for path in (self.id, self.parent, self.gap, self.elapsed) if path is not None)
 
 
 GAPS = SessionColumns(id="session_id", gap="pre_gap")
@@ -171,7 +178,7 @@ class Layout:
     @property
     def link_paths(self) -> tuple[str, ...]:
         """The columns that link requests: blocks of prompts and sessions."""
-        blocks = () if self.blocks is None else (self.blocks.path,)
+        blocks = () if self.blocks is None else tuple(filter(None, (self.blocks.path, self.blocks.within)))
         return (*blocks, *(() if self.sessions is None else self.sessions.paths))
 
 
@@ -220,7 +227,8 @@ def _make(entry: Mapping[str, Any], within: str) -> Format:
     rest["time_unit_s"] = UNITS_S.get(entry.get("unit", ""))
     rest["skip"] = {path: tuple(values) for path, values in entry.get("skip", {}).items()}
     if "blocks" in entry:
-        rest["blocks"] = BlockColumn(path=entry["blocks"]["path"], block_tokens=entry["blocks"]["tokens"])
+        blocks = entry["blocks"]
+        rest["blocks"] = BlockColumn(path=blocks["path"], block_tokens=blocks["tokens"], within=blocks.get("within"))
     if "sessions" in entry:
         rest["sessions"] = SessionColumns(**entry["sessions"])
     usage = Usage(

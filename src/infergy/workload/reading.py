@@ -9,7 +9,7 @@ from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import MOST_PER_S
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
-from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table
+from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table, advice_to_leave_out
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,6 +37,11 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
 
     rows = collect(table, table.rows(lenient=lenient)).with_row_index(ROW, offset=1)
     bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
+    if table.arrival is not None and not (lenient or at_once):
+        bad = (
+            bad
+            or rows.select((pl.col("output_tokens") > 0) & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
+        )
     if bad or failed == len(rows):
         return None, failed, bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
@@ -198,8 +203,12 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
     lost, follows = int((after != named).sum()), pl.Series(after >= 0)
     if not follows.any():
         return None, None, lost
-    if sessions.gap is None:
+    if sessions.gap is None and (sessions.elapsed is None or ARRIVAL_S not in served.columns):
         return after, None, lost
+    if sessions.gap is None:
+        answered = (served[ARRIVAL_S] + served["elapsed_s"].fill_null(0.0)).to_numpy()
+        waited = served[ARRIVAL_S].to_numpy() - answered[np.maximum(after, 0)]
+        return after, np.where(follows, waited.clip(min=0.0), 0.0), lost
     gaps = served["gap_s"]
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
@@ -234,6 +243,11 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     if not counts.any():
         return None
     flat = hashes.filter(hashes.list.len() > 0).explode()
+    if column.within is not None:
+        own = pl.DataFrame(
+            {"id": flat, "scope": served["block_scope"].gather(np.repeat(np.arange(len(counts)), counts))}
+        )
+        flat = own.select(pl.struct("scope", "id").rank("dense").cast(pl.Int64)).to_series()
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
 
@@ -271,7 +285,8 @@ def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") 
     return DataError(
         f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
         f"{_names(table.layout.time)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct "
-        "these rows, name another column: --time-column NAME, or serve all at once: --all-at-once",
+        "these rows, name another column: --time-column NAME, serve all at once: --all-at-once"
+        f"{advice_to_leave_out(untimed, requests)}",
         code="no-arrivals",
         trace=table.source.name,
         untimed=untimed,

@@ -172,17 +172,19 @@ def _arrivals(
     known: Sequence[Format], named: Columns, fields: Collection[str], within: str
 ) -> tuple[tuple[str, ...], float | None]:
     """Columns of arrivals, and seconds of a unit where the format says it."""
-    own: dict[str, Format] = {}
+    units: dict[str, float | None] = {}
     for one in known:
         for path in (path for name in one.time for path in outer(one.within, name)):
             if path in fields:
-                own.setdefault(path, one)
-    if named.time is None and own:
-        return tuple(own), next(iter(own.values())).rest["time_unit_s"]
+                units.setdefault(path, one.rest["time_unit_s"])
+    if named.time is None and units:
+        # All are read in one unit: that of the first.
+        first = next(iter(units.values()))
+        return tuple(path for path, unit in units.items() if unit == first), first
     path = named.time or _plain_arrivals(fields, within)
     if path is None:
         return (), None
-    return (path,), own[path].rest["time_unit_s"] if path in own else None
+    return (path,), units.get(path)
 
 
 def _plain_arrivals(fields: Collection[str], within: str) -> str | None:

@@ -101,6 +101,8 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
         queries |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
         queries["out_of_order"] = (arrival.diff() < 0).sum()
     (facts,) = table.collect(table.rows(lenient=lenient).select(**queries))[0]
+    if table.arrival is not None and not lenient:
+        facts["bad"] = facts["bad"] or facts["requests"] - facts["timed"]
     if facts["bad"]:
         return facts
     if facts.get("timed"):

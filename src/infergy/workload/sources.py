@@ -77,8 +77,8 @@ class Source:
     def names_of(self, path: str) -> Names:
         """The names along a dotted path; those of a field not seen yet are nested as in the one most like it."""
         exact = next((names for names in self.names if ".".join(names) == path), None)
-        if exact is not None:
-            return exact
+        if exact is not None or self.kind == UNPACKED:
+            return exact or (path,)
         split = path.split(".")
         alike = [_shared(field.split("."), split) for field in self.fields]
         shared = max(alike, default=0)

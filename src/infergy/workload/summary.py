@@ -133,6 +133,9 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
     )
     if bad := int(facts["rows"]) - int(facts["good"] or 0):
         return None, 0, bad
+    untimed = sum(int(row["n"]) for row in by_output if row["output_tokens"]) - int(facts.get("timed", 0))
+    if table.arrival is not None and untimed and not lenient:
+        return None, 0, untimed
     if table.arrival == ARRIVAL_S and facts["timed"]:
         check_arrivals(table, facts["first"], facts["last"], facts["timed"])
     outputs = {int(row["output_tokens"]): int(row["n"]) for row in by_output}
