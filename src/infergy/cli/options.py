@@ -114,7 +114,7 @@ class TraceFormat:
     time_column: str | None = option("Column of arrivals")
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
     requests_column: str | None = option("Column of how many requests a row sums up: it is spread over them")
-    time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
+    time_unit: str | None = option("Unit of numeric arrivals: s, ms, us, ns [default: the format's, or recognised]")
     bad_rows: str | None = option("Share of rows that may be unreadable: they are left out [default: 0.1%]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
+from infergy.workload.clock import MOST_PER_S
 from infergy.workload.counts import is_no_count
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
-from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table
+from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table, advice_to_leave_out
 
 if TYPE_CHECKING:
     import polars as pl
 
 _SHOWN_ROWS = 3
 EXPECTED = {"cached": "at most the input tokens", "requests": "a whole number of requests"}
+_FEWEST_OF_A_RATE = 3
 ROW = "row"
 EARLIEST_DATE_S = 1e9
 """Smaller arrivals are no Unix times: they were counted from the start of the log."""
@@ -37,6 +39,11 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
 
     rows = collect(table, table.rows(lenient=lenient)).with_row_index(ROW, offset=1)
     bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
+    if table.arrival is not None and not (lenient or at_once):
+        bad = (
+            bad
+            or rows.select((pl.col("output_tokens") > 0) & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
+        )
     if bad or failed == len(rows):
         return None, failed, bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
@@ -164,8 +171,9 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
         return "its lengths are drawn, without arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
-    if table.arrival == ARRIVAL_S and served.select(is_beyond(pl.col(ARRIVAL_S)).any()).item():
-        raise arrivals_beyond(table)
+    times = served[ARRIVAL_S].filter(served[ARRIVAL_S].is_finite().fill_null(False))
+    if table.arrival == ARRIVAL_S and len(times):
+        check_arrivals(table, times.min(), times.max(), len(times))
     untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
     if not len(untimed):
         return None
@@ -247,24 +255,32 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
 
 
-def is_beyond(arrival_s: Any) -> Any:
-    """Whether a finite arrival is past any date that a log can have."""
-    return arrival_s.is_finite() & (arrival_s.abs() > LATEST_ARRIVAL_S)
+def check_arrivals(table: Table, first_s: float, last_s: float, requests: int) -> None:
+    """Check that so many arrivals between two times can be meant.
 
-
-def arrivals_beyond(table: Table) -> DataError:
-    """The error for a table with arrivals past any date: the first of them, and what to type."""
-    beyond = is_beyond(table.x.col(ARRIVAL_S)) & (table.x.col("output_tokens") > 0)
-    first = _first_rows(table, table.declared(lenient=True), beyond.fill_null(False))
-    shown = ", ".join(f"row {row[ROW]}: {row[ARRIVAL_S]:g} s" for row in first if ROW in row)
-    return DataError(
-        f"{table.source.name}: arrivals in {_names(table.layout.time)} are more than {LATEST_ARRIVAL_S:,} s from 0, "
-        f"past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name the unit of the column: "
-        "--time-unit ms (us, ns), or another column: --time-column NAME",
-        code="bad-trace",
-        trace=table.source.name,
-        column=table.layout.time[0],
-    )
+    Raises:
+        DataError: They cannot: past any date, or more per second than any log has.
+    """
+    wrong, rows = "", ""
+    if max(abs(first_s), abs(last_s)) > LATEST_ARRIVAL_S:
+        arrival = table.x.col(ARRIVAL_S)
+        beyond = arrival.is_finite() & (arrival.abs() > LATEST_ARRIVAL_S) & (table.x.col("output_tokens") > 0)
+        first = _first_rows(table, table.declared(lenient=True), beyond.fill_null(False))
+        rows = ", ".join(f"row {row[ROW]}: {row[ARRIVAL_S]:g} s" for row in first if ROW in row)
+        wrong = f"are more than {LATEST_ARRIVAL_S:,} s from 0, past the year 2200"
+    elif requests >= _FEWEST_OF_A_RATE and table.arrival_numbers is not None:
+        span_s = last_s - first_s
+        if span_s > 0 and MOST_PER_S * span_s <= requests - 1:
+            wrong = f"are {(requests - 1) / span_s:,.0f} requests per second"
+    if wrong:
+        raise DataError(
+            f"{table.source.name}: arrivals in {_names(table.layout.time)} {wrong}{f' ({rows})' if rows else ''}. "
+            "Correct these rows, name the unit of the column: --time-unit ms (s, us, ns), or another column: "
+            "--time-column NAME",
+            code="bad-trace",
+            trace=table.source.name,
+            column=table.layout.time[0],
+        )
 
 
 def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
@@ -272,7 +288,8 @@ def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") 
     return DataError(
         f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
         f"{_names(table.layout.time)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct "
-        "these rows, name another column: --time-column NAME, or serve all at once: --all-at-once",
+        "these rows, name another column: --time-column NAME, serve all at once: --all-at-once"
+        f"{advice_to_leave_out(untimed, requests)}",
         code="no-arrivals",
         trace=table.source.name,
         untimed=untimed,

@@ -15,7 +15,6 @@ from infergy.errors import DataError, UsageError
 from infergy.workload.formats import (
     GAPS,
     NAMED,
-    UNITS_S,
     Columns,
     Format,
     Layout,
@@ -173,12 +172,12 @@ def _resolved(path: str, known: Format, fields: Collection[str]) -> str:
 def _arrivals(
     known: Sequence[Format], named: Columns, fields: Collection[str], within: str
 ) -> tuple[tuple[str, ...], float | None]:
-    """Columns of arrivals, and seconds of a unit: of the format where they are its own, else by the name."""
+    """Columns of arrivals, and seconds of a unit where the format says it."""
     units: dict[str, float | None] = {}
     for one in known:
         for path in (path for name in one.time for path in outer(one.within, name)):
             if path in fields:
-                units.setdefault(path, one.rest["time_unit_s"] or _unit_of(path))
+                units.setdefault(path, one.rest["time_unit_s"])
     if named.time is None and units:
         # All are read in one unit: that of the first.
         first = next(iter(units.values()))
@@ -186,7 +185,7 @@ def _arrivals(
     path = named.time or _plain_arrivals(fields, within)
     if path is None:
         return (), None
-    return (path,), units[path] if path in units else _unit_of(path)
+    return (path,), units.get(path)
 
 
 def _plain_arrivals(fields: Collection[str], within: str) -> str | None:
@@ -203,13 +202,6 @@ def _plain_arrivals(fields: Collection[str], within: str) -> str | None:
             if plain.endswith(ending) and rank is not None and depth is not None:
                 found.append((rank, depth, path))
     return min(found)[2] if found else None
-
-
-def _unit_of(path: str) -> float | None:
-    """Seconds of the unit that ends a name, as in ``start_ms`` and ``startTimeUnixNano``; None if none does."""
-    spelled = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", path).lower()
-    ending = re.search(r"[._](?:(?P<ns>ns|nanos?)|(?P<us>us|micros)|(?P<ms>ms|millis)|(?P<s>s|secs?))$", spelled)
-    return None if ending is None or ending.lastgroup is None else UNITS_S[ending.lastgroup]
 
 
 def _chunks(layout: Layout, fields: Collection[str], rows: Rows, within: str) -> str | None:

@@ -82,7 +82,7 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
     """Counts, sums and ends of the requests of a table, in one streaming pass."""
     import polars as pl
 
-    from infergy.workload.reading import arrivals_beyond, arrivals_missing, is_bad, is_beyond, unlinked
+    from infergy.workload.reading import arrivals_missing, check_arrivals, is_bad, unlinked
     from infergy.workload.table import ARRIVAL_S
 
     with_output = (pl.col("output_tokens") > 0).fill_null(False)
@@ -101,13 +101,14 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
     if table.arrival is not None:
         arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
         queries |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
-        queries |= {"out_of_order": (arrival.diff() < 0).sum(), "beyond": is_beyond(arrival).any()}
+        queries["out_of_order"] = (arrival.diff() < 0).sum()
     (facts,) = table.collect(table.rows(lenient=lenient).select(**queries))[0]
+    if table.arrival is not None and not lenient:
+        facts["bad"] = facts["bad"] or facts["requests"] - facts["timed"]
     if facts["bad"]:
         return facts
-    if facts.get("beyond"):
-        raise arrivals_beyond(table)
     if facts.get("timed"):
+        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
         if facts["timed"] < facts["requests"]:
             raise arrivals_missing(table, facts["requests"] - facts["timed"], facts["requests"])
         facts["duration_s"] = facts["last"] - facts["first"]

@@ -12,7 +12,8 @@ from typing import Any
 
 from infergy.errors import UsageError
 from infergy.units import count_of
-from infergy.workload.reading import arrivals_beyond, is_beyond
+from infergy.workload.clock import TimeUnit
+from infergy.workload.reading import check_arrivals
 from infergy.workload.table import ARRIVAL_S, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
@@ -83,6 +84,7 @@ class TraceSummary:
     Attributes:
         requests: Requests with output.
         failed_requests: Rows set aside because they have no output, or are of no request to a model.
+        time_unit: The unit of the arrivals, where it was inferred; None if the format, the user, or text says it.
         unreadable_rows: Rows set aside because their tokens cannot be read, and lines that are no rows.
         stream_chunks: Rows that are further parts of an answer, of which the last counts.
         input: Whole prompts, cached tokens included.
@@ -111,12 +113,13 @@ class TraceSummary:
     arrival_rate_per_s: float | None
     arrival_reason: str | None
     attribution: str | None
+    time_unit: TimeUnit | None = None
     lengths_from: str | None = None
     padding: Padding | None = None
     schema: str = TRACE_SCHEMA
 
 
-def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[TraceSummary | None, int, int]:
+def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int, int]:
     """Count the rows of a table by distinct length, and find the ends of their arrivals.
 
     Returns:
@@ -132,8 +135,11 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
     )
     if bad := int(facts["rows"]) - int(facts["good"] or 0):
         return None, 0, bad
-    if facts.get("beyond"):
-        raise arrivals_beyond(table)
+    untimed = sum(int(row["n"]) for row in by_output if row["output_tokens"]) - int(facts.get("timed", 0))
+    if table.arrival is not None and untimed and not lenient:
+        return None, 0, untimed
+    if table.arrival == ARRIVAL_S and facts["timed"]:
+        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
     outputs = {int(row["output_tokens"]): int(row["n"]) for row in by_output}
     failed = outputs.pop(0, 0)
     if not outputs:
@@ -156,7 +162,7 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
         duration_s=duration_s,
         arrival_rate_per_s=(requests - 1) / duration_s if duration_s else None,
         arrival_reason=reason,
-        attribution=attribution,
+        attribution=None,
         lengths_from=table.source.lengths_from,
     )
     return summary, failed, 0
@@ -176,8 +182,6 @@ def _facts(table: Table, served: Any) -> list[Any]:
         arrival = x.col(table.arrival)
         arrival = x.when(served & arrival.is_finite() if in_seconds else served).then(arrival)
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
-        if in_seconds:
-            facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
     return facts
 
 

@@ -34,6 +34,7 @@ from typing import Any
 from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
+from infergy.workload.clock import instants
 from infergy.workload.counts import Counts, join_chunks, spread_sums
 from infergy.workload.formats import Layout
 from infergy.workload.lines import Fault, parse_csv, parse_records
@@ -60,6 +61,7 @@ class Table:
         kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
         faults: The first lines of the file that are no rows, which are not in `frame`.
         unreadable: Rows that are left out, `fault_count` of them lines that are no rows.
+        only_timed: Whether requests without an arrival are left out.
     """
 
     source: Source
@@ -70,6 +72,7 @@ class Table:
     faults: tuple[Fault, ...] = ()
     fault_count: int = 0
     unreadable: int = 0
+    only_timed: bool = False
 
     @property
     def arrival(self) -> str | None:
@@ -77,6 +80,13 @@ class Table:
         if not self.layout.time:
             return None
         return ARRIVAL if not self.is_polars and self.kinds[self.layout.time[0]] == TIME else ARRIVAL_S
+
+    @property
+    def arrival_numbers(self) -> Any:
+        """The arrivals as the log's own numbers; None if no column of arrivals holds numbers."""
+        kinds = (INTEGER, DECIMAL, TEXT) if self.is_polars else (INTEGER, DECIMAL)
+        numbers = [self._number(path) for path in self.layout.time if self.kinds[path] in kinds]
+        return _coalesce(self.x, numbers) if numbers else None
 
     @property
     def is_polars(self) -> bool:
@@ -97,7 +107,7 @@ class Table:
         """The rows under the declared schema.
 
         Args:
-            lenient: Read text like ``12.0`` as the whole number it is, at half the speed of reading digits only.
+            lenient: Read text like ``12.0`` as the whole number it is, and times in any spelling, at half the speed.
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
         """
         x, layout = self.x, self.layout
@@ -109,34 +119,50 @@ class Table:
         if layout.count:
             single += [self._column(layout.count).alias("raw_requests")] if raw else []
             single.append(self._whole(layout.count, lenient=True).alias("count"))
-            single += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
-        rows = self.frame.select(*columns, *self._arrivals(), *self._links(), *single)
+            single += [self._seconds_of(layout.end, lenient=lenient).alias("end_s")] if layout.end else []
+        rows = self.frame.select(*columns, *self._arrivals(lenient=lenient), *self._links(), *single)
         if raw:
             return rows
         return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
 
+    @property
+    def untimed(self) -> Any:
+        """Whether a declared row has output and no arrival."""
+        arrival = self.x.col(self.arrival or ARRIVAL_S)
+        known = arrival.is_finite().fill_null(False) if self.arrival == ARRIVAL_S else ~arrival.is_null()
+        return (self.x.col("output_tokens") > 0).fill_null(False) & ~known
+
     def rows(self, *, lenient: bool) -> Any:
-        """The rows under the declared schema; if lenient, only those whose tokens can be read."""
+        """The rows under the declared schema; if lenient, only those that can be read."""
         rows = self.declared(lenient=lenient)
-        return rows.filter(self.good.fill_null(False)) if lenient else rows
+        if lenient:
+            rows = rows.filter(self.good.fill_null(False))
+        return rows.filter(~self.untimed) if self.only_timed else rows
 
     def without_unreadable(self, share: float) -> Table:
-        """The same table, its unreadable rows counted.
+        """The same table, its unreadable rows counted, and those without an arrival if others have one.
 
         Args:
             share: Of all rows that may be unreadable, 0 to 1.
 
         Raises:
-            DataError: More are.
+            DataError: More have tokens that cannot be read.
         """
-        good = self.good.fill_null(False).cast(self.x.Int64).sum().alias("good")
-        ((counts,),) = self.collect(self.declared(lenient=True).select(good, self.x.len().alias("rows")))
-        rows = int(counts["rows"]) + self.fault_count
-        unreadable = rows - int(counts["good"] or 0)
+        x, good = self.x, self.good.fill_null(False)
+        sums = {"good": good, "served": good & (x.col("output_tokens") > 0)}
+        sums |= {} if self.arrival is None else {"untimed": good & self.untimed}
+        query = self.declared(lenient=True).select(
+            *(mask.cast(x.Int64).sum().alias(name) for name, mask in sums.items()), x.len().alias("rows")
+        )
+        ((found,),) = self.collect(query)
+        counts = {name: int(value or 0) for name, value in found.items()}
+        rows = counts["rows"] + self.fault_count
+        unreadable = rows - counts["good"]
         if unreadable <= share * rows:
-            return replace(self, unreadable=unreadable)
-        advice = next((f"{step:g}%" for step in _SHARES if unreadable <= step / 100 * rows), None)
-        leave_out = f", or leave them out: --bad-rows {advice}" if advice else ""
+            untimed = counts.get("untimed", 0)
+            only_timed = 0 < untimed < counts["served"] and unreadable + untimed <= share * rows
+            return replace(self, unreadable=unreadable + untimed * only_timed, only_timed=only_timed)
+        leave_out = advice_to_leave_out(unreadable, rows)
         if self.fault_count <= share * rows:
             from infergy.workload.reading import explain
 
@@ -216,12 +242,13 @@ class Table:
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
 
-    def _arrivals(self) -> list[Any]:
+    def _arrivals(self, *, lenient: bool) -> list[Any]:
         if self.arrival is None:
             return []
         if self.arrival == ARRIVAL:
             return [self._column(self.layout.time[0]).alias(ARRIVAL)]
-        return [_coalesce(self.x, [self._seconds_of(path) for path in self.layout.time]).alias(ARRIVAL_S)]
+        times = [self._seconds_of(path, lenient=lenient) for path in self.layout.time]
+        return [_coalesce(self.x, times).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
@@ -243,15 +270,24 @@ class Table:
                     columns.append(self._column(path).cast(x.Float64, strict=False).alias(name))
         return columns
 
-    def _seconds_of(self, path: str) -> Any:
+    def _number(self, path: str) -> Any:
+        """Numbers as fractions; of text, null for all else."""
+        column = self._column(path)
+        if not self.is_polars:
+            return column.cast(self.x.Float64)
+        if self.source.separator == ";" and self.kinds[path] == TEXT:
+            column = column.str.replace(",", ".", literal=True)
+        return column.cast(self.x.Float64, strict=False)
+
+    def _seconds_of(self, path: str, *, lenient: bool) -> Any:
         x, column, kind = self.x, self._column(path), self.kinds[path]
         if kind in (INTEGER, DECIMAL):
-            return column.cast(x.Float64) * (self.layout.time_unit_s or 1.0)
+            return self._number(path) * (self.layout.time_unit_s or 1.0)
         if kind == TIME:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
         if kind == TEXT and self.is_polars:
-            number = column.cast(x.Float64, strict=False) * (self.layout.time_unit_s or 1.0)
-            return x.coalesce(number, *_instants(x, column))
+            number = self._number(path) * (self.layout.time_unit_s or 1.0)
+            return x.coalesce(number, *instants(x, column, lenient=lenient))
         return x.lit(None).cast(x.Float64)
 
 
@@ -362,12 +398,10 @@ def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types
                 raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
 
 
-def _instants(x: Any, column: Any) -> list[Any]:
-    """Epoch seconds of ISO 8601 text, with and without a time zone (without one, it is taken as UTC)."""
-    spaced = column.str.replace("T", " ", literal=True)
-    zoned = spaced.str.strptime(x.Datetime("us", "UTC"), "%Y-%m-%d %H:%M:%S%.f%#z", strict=False)
-    plain = spaced.str.strptime(x.Datetime("us"), "%Y-%m-%d %H:%M:%S%.f", strict=False)
-    return [instant.dt.timestamp("us").cast(x.Float64) / 1e6 for instant in (plain, zoned)]
+def advice_to_leave_out(part: int, rows: int) -> str:
+    """The end of a message: the option that leaves a part of the rows out; empty if it is nearly all."""
+    share = next((f"{step:g}%" for step in _SHARES if part <= step / 100 * rows), None)
+    return f", or leave them out: --bad-rows {share}" if share else ""
 
 
 def _numbers_of(x: Any, column: Any) -> Any:

@@ -11,15 +11,17 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from infergy.errors import DataError, UsageError
 from infergy.files import parse_json
 from infergy.units import count_of
 from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
+from infergy.workload.clock import TimeUnit, infer_unit
 from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import requests_of_histogram
 from infergy.workload.recognise import settle
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 BIN_AGAIN = "Bin the trace again: infergy trace TRACE --bins paper --json"
 BAD_ROWS = 0.001
 """Share of rows that may be unreadable."""
+_T = TypeVar("_T")
 _HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
 
 
@@ -57,11 +60,15 @@ class Trace:
         origin: Where it comes from.
         layout: Which of its columns hold what.
         bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
+        time_unit: The unit of its arrivals, where it was inferred.
+        parsed: Its rows by the columns of links among theirs, where polars rejects the file.
     """
 
     origin: Source
     layout: Layout
     bad_rows: float = BAD_ROWS
+    time_unit: TimeUnit | None = None
+    parsed: dict[tuple[str, ...], Table] = field(default_factory=dict, repr=False)
 
     @property
     def source(self) -> str:
@@ -116,11 +123,8 @@ class Trace:
         """Exact moments and quantiles of input and output, and the arrival rate; errors as of `histogram`."""
         from infergy.workload.summary import summarise
 
-        def count(table: Table, *, lenient: bool) -> tuple[Any, int, int]:
-            return summarise(table, self.attribution, lenient=lenient)
-
-        summary: TraceSummary = self._validated(count)
-        return summary
+        summary: TraceSummary = self._validated(summarise)
+        return replace(summary, attribution=self.attribution, time_unit=self.time_unit)
 
     def padding(self, batch: int) -> Padding:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
@@ -213,18 +217,27 @@ class Trace:
             layout = replace(self.layout, blocks=None, sessions=None)
         return build_table(self.origin, layout)
 
-    def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
-        """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
-        table = self._table(layout)
-        try:
-            result, failed, bad = run(table, lenient=False)
-        except DataError as error:
-            from infergy.workload.table import parse_table
+    def _readable(self, read: Callable[[Table], _T], layout: Layout | None = None) -> tuple[Table, _T]:
+        """Read something of the rows as polars does, or line by line where it rejects the file."""
+        from infergy.workload.table import parse_table
 
+        table = self._table(layout)
+        key = table.layout.link_paths
+        if key in self.parsed:
+            table = replace(self.parsed[key], layout=table.layout)
+        try:
+            return table, read(table)
+        except DataError as error:
             parsed = parse_table(table.source, table.layout) if error.code == "file-not-readable" else None
             if parsed is None:
                 raise
-            table, result, failed, bad = parsed, None, 0, 1
+        self.parsed[key] = parsed
+        return parsed, read(parsed)
+
+    def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
+        """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
+        table, (result, failed, bad) = self._readable(lambda table: run(table, lenient=False), layout)
+        bad += table.fault_count
         if bad:
             table = table.without_unreadable(self.bad_rows)
             result, failed, _ = run(table, lenient=True)
@@ -278,9 +291,13 @@ def open_trace(
         )
         raise DataError(message, code="bad-column", trace=origin.name, column=twice[0])
     trace = Trace(origin=origin, layout=layout, bad_rows=bad_rows)
-    if not trace._has_columns:
+    if trace._has_columns:
+        return trace
+    if not layout.time or origin.is_spark or (columns is not None and columns.time_unit_s is not None):
         trace._table()
-    return trace
+        return trace
+    _, unit = trace._readable(infer_unit)
+    return trace if unit is None else replace(trace, layout=replace(layout, time_unit_s=unit.seconds), time_unit=unit)
 
 
 def _recognised(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
