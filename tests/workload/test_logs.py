@@ -120,6 +120,28 @@ LOGS = {
         2, 40, 56, 16, 2.0,
     ),
     "gemini, python": Log("gemini", lines({"usage_metadata": {"prompt_token_count": 20, "candidates_token_count": 3, "thoughts_token_count": 5, "tool_use_prompt_token_count": 4}}), 1, 24, 8),
+    "codex": Log(
+        "codex",
+        lines(
+            {"timestamp": "2026-01-05T10:00:00.000Z", "type": "session_meta", "payload": {"id": "s"}},
+            *(
+                {
+                    "timestamp": f"2026-01-05T10:00:0{second}.000Z",
+                    "type": "event_msg",
+                    "payload": {
+                        "type": "token_count",
+                        "info": {
+                            "total_token_usage": {"input_tokens": 9 * second, "output_tokens": 3 * second},
+                            "last_token_usage": {"input_tokens": 9, "cached_input_tokens": 4, "output_tokens": 3},
+                        },
+                    },
+                }
+                for second in (1, 2)
+            ),
+        ),
+        2, 18, 6, 8, 1.0, 1,
+    ),
+    "elsewhere": Log("openai", lines({"at": 1, "event": {"body": {"total_usage": chat(90, 30)["usage"], **chat(9, 3)}}}), 1, 9, 3),
     "langchain": Log("langchain", lines({"usage_metadata": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12, "input_token_details": {"cache_read": 4}}}), 1, 9, 3, 4),
     "cohere": Log("cohere", lines({"id": "c", "usage": {"billed_units": {"input_tokens": 5, "output_tokens": 3}, "tokens": {"input_tokens": 71, "output_tokens": 3}}}), 1, 71, 3),
     "ollama": Log(
