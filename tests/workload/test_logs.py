@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
 import pytest
 
-from infergy.workload import Trace, open_trace
+from infergy.workload import Columns, Trace, open_trace
 from infergy.workload.formats import format_names
+from raising import raises
 
 
 class Log(NamedTuple):
@@ -209,3 +211,292 @@ def test_a_log_is_recognised_and_its_tokens_are_those_processed(log: Log, tmp_pa
 def test_each_format_has_a_log_here() -> None:
     sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily"}
     assert {log.format for log in LOGS.values()} == set(format_names()) - sums
+
+
+# --- rows that are no single request
+
+USAGE_EXPORT = (
+    "start_time,end_time,start_time_iso,end_time_iso,project_id,num_model_requests,user_id,api_key_id,model,batch,"
+    "service_tier,input_tokens,output_tokens,input_cached_tokens,input_uncached_tokens\n"
+    "1759276800,1759276860,2025-10-01T00:00:00+00:00,2025-10-01T00:01:00+00:00,p,3,,,m,false,default,301,10,100,201\n"
+    "1759276860,1759276920,2025-10-01T00:01:00+00:00,2025-10-01T00:02:00+00:00,p,2,,,m,false,default,4,3,0,4\n"
+    "1759276920,1759276980,2025-10-01T00:02:00+00:00,2025-10-01T00:03:00+00:00,p,0,,,m,false,default,0,0,0,0\n"
+)
+USAGE_PAGE = {
+    "object": "page",
+    "data": [
+        {
+            "object": "bucket",
+            "start_time": 1759276800,
+            "end_time": 1759276860,
+            "results": [
+                {
+                    "object": "organization.usage.completions.result",
+                    "input_tokens": 30,
+                    "output_tokens": 6,
+                    "input_cached_tokens": 0,
+                    "num_model_requests": 3,
+                }
+            ],
+        }
+    ],
+    "has_more": False,
+}
+LITELLM_DAILY = (
+    "id,user_id,date,api_key,model,model_group,custom_llm_provider,prompt_tokens,completion_tokens,"
+    "cache_read_input_tokens,cache_creation_input_tokens,spend,api_requests,successful_requests,failed_requests\n"
+    "1,u,2026-01-01,k,m,m,openai,100,40,20,0,0.1,4,4,0\n"
+)
+SUMS = {
+    "usage export": (USAGE_EXPORT, "csv", "num_model_requests"),
+    "usage api": (lines(USAGE_PAGE["data"][0]["results"][0]), "jsonl", "num_model_requests"),  # type: ignore[index]
+    "usage page": (json.dumps(USAGE_PAGE), "json", "num_model_requests"),
+    "usage page before 2025": ("aggregation_timestamp,n_requests,n_context_tokens_total,n_generated_tokens_total\n1,2,4,6\n", "csv", "n_requests"),
+    "litellm": (LITELLM_DAILY, "csv", "api_requests"),
+    "openrouter": (lines({"date": "2026-01-01", "model": "m", "requests": 2, "prompt_tokens": 9, "completion_tokens": 4}), "jsonl", "requests"),
+    "unknown, several": ("time,requests,prompt_tokens,completion_tokens\n1,1,9,3\n2,5,90,30\n", "csv", "requests"),
+    "unknown, a day": ("day,num_requests,input_tokens,output_tokens\n2026-01-01,1,9,3\n", "csv", "num_requests"),
+    "anthropic": (lines({"starting_at": "2026-01-01T00:00:00Z", "ending_at": "2026-01-02T00:00:00Z", "uncached_input_tokens": 9, "cache_read_input_tokens": 2, "output_tokens": 4}), "jsonl", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "suffix", "column"), SUMS.values(), ids=list(SUMS))
+def test_sums_over_many_requests_are_rejected_by_name(
+    text: str, suffix: str, column: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / f"log.{suffix}"
+    path.write_text(text, encoding="utf-8")
+    with raises("bucketed", column=column, option="--requests-column") as told:
+        open_trace(path)
+    if column is not None:
+        assert f"--requests-column {column}" in str(told.value)
+        assert open_trace(path, columns=Columns(requests=column)).histogram().requests >= 1
+
+
+def test_sums_are_spread_over_their_requests_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(USAGE_EXPORT, encoding="utf-8")
+    trace = open_trace(path, columns=Columns(requests="num_model_requests"))
+    requests = trace.requests()
+    assert requests.input_tokens.tolist() == [101, 100, 100, 2, 2]
+    assert requests.output_tokens.tolist() == [4, 3, 3, 2, 1]
+    assert requests.cached_tokens is not None
+    assert requests.cached_tokens.tolist() == [34, 33, 33, 0, 0]
+    assert requests.arrival_s is not None
+    assert requests.arrival_s.tolist() == pytest.approx([0, 20, 40, 65, 95])
+    summary, histogram = trace.describe(), trace.histogram()
+    assert (summary.requests, summary.input.total, histogram.requests) == (5, 305, 5)
+
+
+def test_sums_without_an_end_have_no_arrivals(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines({"created_at": 7, "input_tokens": 7, "output_tokens": 4, "requests": 2}), encoding="utf-8")
+    requests = open_trace(path, columns=Columns(requests="requests")).requests()
+    assert requests.arrival_s is None
+    assert requests.input_tokens.tolist() == [4, 3]
+
+
+def test_a_count_that_is_no_number_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(USAGE_EXPORT.replace(",p,3,", ",p,x,"), encoding="utf-8")
+    with raises("bad-trace", rows={"requests": 1}) as told:
+        open_trace(path, columns=Columns(requests="num_model_requests")).requests()
+    assert "row 1: 'x'" in str(told.value)
+    assert "--requests-column NAME" in str(told.value)
+
+
+def test_one_request_a_row_is_no_sum(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("requests,prompt_tokens,completion_tokens\n1,9,3\n1,9,3\n", encoding="utf-8")
+    assert open_trace(path).histogram().requests == 2
+    # A log that is known to have a row per request is read as one.
+    path.write_text("requests,prompt_tokens,completion_tokens\n5,9,3\n1,9,3\n", encoding="utf-8")
+    assert open_trace(path, format="openai").histogram().requests == 2
+
+
+def chunk(own: str, usage: Any, second: int = 0) -> dict[str, Any]:
+    head = {"id": own, "object": "chat.completion.chunk", "created": 1_700_000_000 + second}
+    return {**head, "choices": [{"delta": {"content": "x"}}], "usage": usage}
+
+
+def test_chunks_of_an_answer_are_one_request(tmp_path: Path) -> None:
+    running = [chunk(own, chat(100, n)["usage"], k) for n in range(1, 5) for k, own in enumerate("abc")]
+    at_end = [chunk(own, None if n < 4 else chat(100, 4)["usage"], k) for k, own in enumerate("abc") for n in range(5)]
+    for records in (running, at_end, [{**one, "object": None} for one in running]):
+        path = tmp_path / "log.jsonl"
+        path.write_text(lines(*records), encoding="utf-8")
+        trace = open_trace(path)
+        summary, requests = trace.describe(), trace.requests()
+        assert (summary.requests, summary.input.total, summary.output.total) == (3, 300, 12)
+        assert (summary.stream_chunks, requests.set_aside.chunks) == (len(records) - 3, len(records) - 3)
+        assert summary.failed_requests == requests.set_aside.failed == 0
+        assert summary.duration_s == 2.0
+        assert trace.histogram().requests == len(requests) == 3
+
+
+def test_the_cached_tokens_of_a_stream_are_those_of_its_last_chunk(tmp_path: Path) -> None:
+    last = chat(100, 4, prompt_tokens_details={"cached_tokens": 60})["usage"]
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines(chunk("a", chat(100, 4)["usage"]), chunk("a", last)), encoding="utf-8")
+    summary = open_trace(path).describe()
+    assert (summary.requests, summary.cached_input_tokens) == (1, 60)
+    assert open_trace(path).histogram().input_tokens == 40
+
+
+def test_the_same_id_of_other_requests_joins_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines(*({"id": "x", **chat(9 + n, 3)} for n in range(5))), encoding="utf-8")
+    assert open_trace(path).histogram().requests == 5
+    path.write_text(lines(*({"id": None, **chat(9, n)} for n in range(1, 5))), encoding="utf-8")
+    assert open_trace(path).histogram().requests == 4
+
+
+def test_a_stream_whose_counts_come_late_is_read_whatever_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    records = [chunk(own, None if n < 299 else chat(100, 300)["usage"]) for own in "abc" for n in range(300)]
+    path.write_text(lines(*records), encoding="utf-8")
+    named = Columns(input="usage.prompt_tokens", output="usage.completion_tokens")
+    for options in ({}, {"format": "openai"}, {"columns": named}):
+        summary = open_trace(path, **options).describe()
+        assert (summary.requests, summary.input.total, summary.output.total) == (3, 300, 900)
+
+
+def test_failed_rows_are_set_aside_with_named_columns_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines({"p": 9, "c": 3}, {"p": None, "c": None}, {"error": "x"}), encoding="utf-8")
+    summary = open_trace(path, columns=Columns(input="p", output="c")).describe()
+    assert (summary.requests, summary.failed_requests) == (1, 2)
+    path.write_text("p,c\n9,3\n,\n", encoding="utf-8")
+    assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
+
+
+# --- columns that add up
+
+
+def test_columns_may_be_sums(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("fresh,hit,more,said,thought\n3,8000,100,50,7\n3,,,50,\n", encoding="utf-8")
+    columns = Columns(input="fresh + hit+more", output="said+thought", cached="hit")
+    trace = open_trace(path, columns=columns)
+    requests = trace.requests()
+    assert requests.input_tokens.tolist() == [8103, 3]
+    assert requests.output_tokens.tolist() == [57, 50]
+    assert requests.cached_tokens is not None
+    assert requests.cached_tokens.tolist() == [8000, 0]
+    for frame in (pl.read_csv(path), pl.read_csv(path).to_pandas(), pl.read_csv(path).to_arrow()):
+        assert open_trace(frame, columns=columns).requests().input_tokens.tolist() == [8103, 3]
+
+
+def test_a_bad_part_of_a_sum_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("a,b,c\n3,x,1\n", encoding="utf-8")
+    with raises("bad-trace") as told:
+        open_trace(path, columns=Columns(input="a+b", output="c")).histogram()
+    assert "'a' + 'b'" in str(told.value)
+    assert "'3 + x'" in str(told.value)
+    with raises("no-column", column="d", option="--input-column"):
+        open_trace(path, columns=Columns(input="a+d", output="c"))
+
+
+def test_a_name_with_a_plus_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("in+cached,out\n9,3\n", encoding="utf-8")
+    assert open_trace(path, columns=Columns(input="in+cached", output="out")).histogram().input_tokens == 9
+
+
+def test_counts_of_two_apis_in_one_log_are_read_row_by_row_wherever_they_begin(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines(*[chat(10, 1)] * 500, *[{"usage": CLAUDE_USAGE}] * 500), encoding="utf-8")
+    summary = open_trace(path).describe()
+    assert (summary.requests, summary.input.total) == (1000, 500 * (10 + 8103))
+    path.write_text(lines(*[chat(10, 1)] * 500, *[{"response": {"body": chat(7, 1)}}] * 500), encoding="utf-8")
+    assert open_trace(path).describe().input.total == 500 * 17
+
+
+# --- arrivals
+
+NAMES = [
+    "timestamp",
+    "time",
+    "arrived_at",
+    "created",
+    "created_at",
+    "start_time",
+    "startTime",
+    "Start Time",
+    "@timestamp",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "arrival_s", "request_time", "ts", "start_time_seconds"])
+def test_plain_names_of_arrivals_are_recognised(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"{name},input_tokens,output_tokens,end_time\n0,9,3,9\n4,9,3,9\n", encoding="utf-8")
+    assert open_trace(path).describe().duration_s == 4.0
+    records = [{"meta": {"at": 1, name: at}, "usage": {"prompt_tokens": 1, "completion_tokens": 1}} for at in (0, 4)]
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines(*({name: record["meta"][name], **record} for record in records)), encoding="utf-8")
+    assert open_trace(path).describe().duration_s == 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [("start_ms", 1e-3), ("startTimeUnixNano", 1e-9), ("ts_us", 1e-6), ("start_ns", 1e-9)]
+)
+def test_a_unit_may_end_the_name_of_arrivals(name: str, unit: float, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"{name},input_tokens,output_tokens\n0,9,3\n{round(4 / unit)},9,3\n", encoding="utf-8")
+    assert open_trace(path).describe().duration_s == pytest.approx(4.0)
+
+
+def test_a_time_that_is_no_arrival_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("end_time,time_to_first_token,input_tokens,output_tokens\n5,1,9,3\n", encoding="utf-8")
+    assert open_trace(path).layout.time == ()
+
+
+# --- what links requests
+
+
+def test_a_session_waits_for_its_answers(tmp_path: Path) -> None:
+    requests = opened(LOGS["burstgpt, sessions"], tmp_path).requests()
+    assert requests.after is not None
+    assert requests.gap_s is not None
+    assert (requests.after.tolist(), requests.gap_s.tolist()) == ([-1, 0], [0.0, 6.0])
+
+
+def test_blocks_known_only_in_their_session_are_shared_in_it_alone(tmp_path: Path) -> None:
+    rows = [{"t": 0.0, "in": 70, "out": 2, "hash_ids": [0, 1]}, {"t": 3.0, "in": 128, "out": 2, "hash_ids": [0, 1]}]
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines(*({"id": own, "hash_id_scope": "local", "requests": rows} for own in "ab")), encoding="utf-8")
+    blocks = open_trace(path).requests().prefix_blocks
+    assert blocks is not None
+    by_request = [set(blocks.of(k).tolist()) for k in range(4)]
+    assert blocks.block_tokens == 64
+    assert len(set.union(*by_request)) == 4
+    assert sorted(map(len, by_request)) == [2, 2, 2, 2]
+
+
+# --- what is no log, and what is unknown
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n", encoding="utf-8")
+    with raises("not-supported", reason="git-lfs") as told:
+        open_trace(path)
+    assert "git lfs pull" in str(told.value)
+
+
+def test_an_unknown_log_gets_a_guess_with_its_reason_and_flags(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "when,promptTokenLen,reply,generatedTokenLen,max_tokens\n1,100,x,30,9\n2,200,y,10,9\n", encoding="utf-8"
+    )
+    with raises("unknown-format") as told:
+        open_trace(path)
+    assert "--input-column promptTokenLen --output-column generatedTokenLen" in str(told.value)
+    assert "median 150" in str(told.value)
+    path.write_text("when,promptText,reply\n1,100,30\n", encoding="utf-8")
+    with raises("unknown-format") as told:
+        open_trace(path)
+    assert "--input-column NAME --output-column NAME" in str(told.value)

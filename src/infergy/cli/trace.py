@@ -97,6 +97,11 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
             typer.echo(f"{summary.source}: arrivals in {column!r} read as {unit}, {why}. Another unit: --time-unit")
         if summary.unreadable_rows:
             typer.echo(f"{summary.source}: {_unreadable(summary.unreadable_rows)}")
+        if summary.stream_chunks:
+            chunks = count_of(summary.stream_chunks, "row")
+            typer.echo(
+                f"{summary.source}: {chunks} that repeat the id of an answer left out: its last counts are taken"
+            )
         if summary.arrival_reason:
             typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
         if summary.attribution:

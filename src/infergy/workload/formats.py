@@ -159,7 +159,8 @@ class Layout:
 
     def label(self, axis: str, fields: Collection[str] = ()) -> str:
         """Columns of ``input``, ``output`` or ``cached`` tokens in words; only those among `fields`, if one is."""
-        sums = [getattr(one, axis) for one in self.usages] if axis != "cached" else [(path,) for path in self.cached]
+        single = {"cached": self.cached, "requests": (self.count or "",)}.get(axis)
+        sums = [(path,) for path in single] if single else [getattr(one, axis) for one in self.usages]
         present = [tuple(part for part in parts if part in fields) for parts in sums]
         return " or ".join(dict.fromkeys(" + ".join(map(repr, parts)) for parts in [*filter(None, present)] or sums))
 

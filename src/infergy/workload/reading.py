@@ -8,6 +8,7 @@ from infergy.errors import DataError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import MOST_PER_S
+from infergy.workload.counts import is_no_count
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
 from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table, advice_to_leave_out
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _SHOWN_ROWS = 3
 _FEWEST_OF_A_RATE = 3
+EXPECTED = {"cached": "at most the input tokens", "requests": "a whole number of requests"}
 ROW = "row"
 EARLIEST_DATE_S = 1e9
 """Smaller arrivals are no Unix times: they were counted from the start of the log."""
@@ -140,6 +142,7 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
             unreadable=table.unreadable,
+            chunks=int(rows["chunks"].sum()) if "chunks" in rows.columns else 0,
             out_of_order=out_of_order,
             **lacking,
         ),
@@ -310,6 +313,8 @@ def explain(table: Table, leave_out: str) -> DataError:
     conditions = {"input": wrong["input"], "output": wrong["output"]}
     if layout.cached:
         conditions["cached"] = ~wrong["input"] & wrong["uncached"]
+    if layout.count is not None:
+        conditions["requests"] = is_no_count()
     counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
     ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))
     bad = {axis: int(counted[axis]) for axis in conditions if counted[axis]}
@@ -317,12 +322,13 @@ def explain(table: Table, leave_out: str) -> DataError:
     for axis, count in bad.items():
         first = _first_rows(table, rows, conditions[axis])
         shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
-        expected = (
-            "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
-        )
+        expected = EXPECTED.get(axis, f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}")
         of_rows = f"{count:,} of {count_of(int(counted['rows']), 'row')}"
-        parts.append(f"{of_rows}: {axis} tokens in column {table.label(axis)} are not {expected} ({shown})")
+        what = "requests" if axis == "requests" else f"{axis} tokens"
+        parts.append(f"{of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
+    if "cached" in bad:
+        flags += ", or count them beside the input: --input-column INPUT+CACHED"
     return DataError(
         f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
         f"{leave_out}",

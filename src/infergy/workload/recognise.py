@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,13 +25,10 @@ from infergy.workload.formats import (
     outer,
     parts_of,
 )
+from infergy.workload.guess import guess_columns
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
-_INPUT = re.compile(r"prompt|input|context|prefill|request|query|isl|\bin\b|question")
-_OUTPUT = re.compile(r"completion|output|generat|response|decode|answer|osl|\bout\b|predict")
-_COUNT = re.compile(r"tok|len|count|size|num|[io]sl|\bin\b|\bout\b")
-_NO_LENGTH = re.compile(r"cach|cost|price|rate|limit|max|total|ms$|time|latency|detail|text|per_|hit|audio|image")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -62,7 +60,7 @@ def settle(
     named = columns or Columns()
     fields = dict.fromkeys(fields)
     _check_named(named, fields, source)
-    known = _find_formats(fields, source, wanted, named)
+    known = _find_formats(fields, source, wanted, named, rows)
     first = known[0] if known else None
     usages = _usages(known, named, fields, records=records)
     if isinstance(
@@ -94,7 +92,7 @@ def settle(
     return _spread(layout, first, named, source, _count(first, named, fields, rows, wanted, within), fields)
 
 
-def _find_formats(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> list[Format]:
+def _find_formats(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows) -> list[Format]:
     """The formats that a log fits, the best first; none if the user named its columns."""
     if wanted not in (None, NAMED, *format_names()):
         raise UsageError.unknown(
@@ -105,7 +103,10 @@ def _find_formats(fields: Collection[str], source: str, wanted: str | None, name
     known = [one for one in known if one is known[0] or (one.rest["is_partial"] and known[0].rest["is_partial"])]
     if not known and (named.input is None or named.output is None):
         raise DataError(
-            _not_recognised(fields, source, wanted, named), code="unknown-format", trace=source, columns=list(fields)
+            _not_recognised(fields, source, wanted, named, rows),
+            code="unknown-format",
+            trace=source,
+            columns=list(fields),
         )
     return known
 
@@ -284,13 +285,17 @@ def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
                 raise DataError(message, code="no-column", trace=source, column=path, option=f"--{axis}-column")
 
 
-def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows = ()) -> str:
-    flags = [f"--{axis}-column NAME" for axis in ("input", "output") if getattr(named, axis) is None]
+def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows) -> str:
+    axes = [axis for axis in ("input", "output") if getattr(named, axis) is None]
+    guess = guess_columns(fields, rows)
+    flags = [f"--{axis}-column {shlex.quote(guess[axis][0]) if axis in guess else 'NAME'}" for axis in axes]
+    reasons = [f"{guess[axis][0]} may be {axis} tokens, by {guess[axis][1]}" for axis in axes if axis in guess]
+    advice = f"{'; '.join(reasons)}. If so" if reasons else "Name them"
     own = [one for one in formats() if wanted == one.name]
     names = "; ".join(f"{one.usage.input[0]} and {one.usage.output[0]}" for one in own)
     expected = f" Expected: {names}." if names else ""
     what = "no columns were named" if wanted == NAMED else "no known columns of input and output tokens"
-    return f"{source}: {what}; found: {_shown(fields)}.{expected} Name them: {' '.join(flags)}"
+    return f"{source}: {what}; found: {_shown(fields)}.{expected} {advice}: {' '.join(flags)}"
 
 
 def _shown(fields: Collection[str]) -> str:

@@ -96,6 +96,8 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
         **{name: pl.col(name).filter(served).sum() for name in ("input_tokens", "output_tokens")},
         **{name: (lacks & served).sum() for name, lacks in unlinked(table).items()},
     }
+    if table.layout.chunk is not None:
+        queries["chunks"] = pl.col("chunks").sum()
     if table.arrival is not None:
         arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
         queries |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}

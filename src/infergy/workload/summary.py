@@ -83,9 +83,10 @@ class TraceSummary:
 
     Attributes:
         requests: Requests with output.
-        failed_requests: Requests set aside because they have no output tokens.
+        failed_requests: Rows set aside because they have no output, or are of no request to a model.
         time_unit: The unit of the arrivals, where it was inferred; None if the format, the user, or text says it.
         unreadable_rows: Rows set aside because their tokens cannot be read, and lines that are no rows.
+        stream_chunks: Rows that are further parts of an answer, of which the last counts.
         input: Whole prompts, cached tokens included.
         output: Generated tokens.
         cached_input_tokens: Prompt tokens that a prefix cache served; None if the log does not report them.
@@ -103,6 +104,7 @@ class TraceSummary:
     requests: int
     failed_requests: int
     unreadable_rows: int
+    stream_chunks: int
     input: LengthSummary
     output: LengthSummary
     cached_input_tokens: int | None
@@ -152,6 +154,7 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
         requests=requests,
         failed_requests=failed,
         unreadable_rows=table.unreadable,
+        stream_chunks=int(facts.get("chunks") or 0),
         input=inputs,
         output=LengthSummary.from_counts(outputs.items()),
         cached_input_tokens=cached_tokens,
@@ -169,6 +172,8 @@ def _facts(table: Table, served: Any) -> list[Any]:
     """Sums and ends over all rows; `served` is whether a row has output."""
     x = table.x
     facts = [table.good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
+    if table.layout.chunk is not None:
+        facts.append(x.col("chunks").sum().alias("chunks"))
     if table.layout.cached:
         cached = x.when(served).then(x.col("cached_tokens"))
         facts += [cached.sum().alias("cached"), cached.count().alias("reported")]

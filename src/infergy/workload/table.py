@@ -25,9 +25,8 @@ from __future__ import annotations
 import functools
 import glob
 import importlib
-import operator
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,8 @@ from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import instants
-from infergy.workload.formats import NAMED, Layout, Usage
+from infergy.workload.counts import Counts, join_chunks, spread_sums
+from infergy.workload.formats import Layout
 from infergy.workload.lines import Fault, parse_csv, parse_records
 from infergy.workload.remote import spark_errors, spark_reason
 from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
@@ -112,27 +112,18 @@ class Table:
         """
         x, layout = self.x, self.layout
 
-        def whole(parts: tuple[str, ...]) -> Any:
-            return self._sum(parts, lenient=lenient)
-
-        given, output = self._of_usage(lambda one: whole(one.input)), self._of_usage(lambda one: whole(one.output))
-        if (failed := self._no_request()) is not None:
-            given, output = (x.when(failed).then(x.lit(0)).otherwise(tokens) for tokens in (given, output))
-        columns = [given.alias("input_tokens"), output.alias("output_tokens")]
-        if layout.cached:
-            columns += self._cached(given, whole)
-        else:
-            columns.append(given.alias("uncached_tokens"))
-        if raw:
-            columns += self._raw()
+        whole = functools.partial(self._whole, lenient=lenient)
+        counts = Counts(layout=layout, x=x, column=self._column, known=self._known, whole=whole)
+        columns = [*counts.tokens(), *(counts.originals() if raw else ())]
         single = [self._column(layout.chunk).cast(x.String).alias("chunk")] if layout.chunk and not raw else []
-        if layout.count and not raw:
+        if layout.count:
+            single += [self._column(layout.count).alias("raw_requests")] if raw else []
             single.append(self._whole(layout.count, lenient=True).alias("count"))
             single += [self._seconds_of(layout.end, lenient=lenient).alias("end_s")] if layout.end else []
         rows = self.frame.select(*columns, *self._arrivals(lenient=lenient), *self._links(), *single)
         if raw:
             return rows
-        return _joined(rows) if layout.chunk else _spread(rows, layout) if layout.count else rows
+        return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
 
     @property
     def untimed(self) -> Any:
@@ -234,73 +225,6 @@ class Table:
         if self.layout.missing is None:
             return column
         return self.x.when(column.cast(self.x.String) != self.layout.missing).then(column)
-
-    def _of_usage(self, make: Callable[[Usage], Any]) -> Any:
-        """An expression of the first usage of which a row has a count, else of the last."""
-        *others, last = self.layout.usages
-        chosen = make(last)
-        for usage in reversed(others):
-            lacks = self._is_null((*usage.input, *usage.output))
-            chosen = self.x.when(lacks).then(chosen).otherwise(make(usage))
-        return chosen
-
-    def _is_null(self, parts: tuple[str, ...]) -> Any:
-        nulls = [self._known(path).is_null() for path in parts]
-        return functools.reduce(operator.and_, nulls) if nulls else self.x.lit(True)
-
-    def _no_request(self) -> Any | None:
-        """Whether a row is of no request to a model: it lacks counts, or says so; None if each row is one."""
-        layout, tests = self.layout, []
-        if layout.is_partial or layout.name == NAMED:
-            lacks = self._of_usage(lambda one: self._is_null(one.output))
-            tests = [lacks if layout.is_partial else lacks & self._of_usage(lambda one: self._is_null(one.input))]
-        for path, values in layout.skip.items():
-            tests.append(self._column(path).cast(self.x.String).is_in(list(values)).fill_null(False))
-        return functools.reduce(operator.or_, tests) if tests else None
-
-    def _sum(self, parts: tuple[str, ...], *, lenient: bool) -> Any:
-        """The whole number that columns add up to: a part that is missing counts 0, if not all are."""
-        if len(parts) == 1:
-            return self._whole(parts[0], lenient=lenient)
-        x = self.x
-        terms = [
-            x.when(self._known(path).is_null()).then(x.lit(0)).otherwise(self._whole(path, lenient=lenient))
-            for path in parts
-        ]
-        return x.when(~self._is_null(parts)).then(functools.reduce(operator.add, terms))
-
-    def _cached(self, given: Any, whole: Callable[[tuple[str, ...]], Any]) -> list[Any]:
-        """Cached tokens, and the input less them."""
-        x = self.x
-        cached = self._of_cached(whole, x.lit(None).cast(x.Int64))
-        is_null = self._of_usage(lambda one: self._is_null(tuple(path for parts in one.cached for path in parts)))
-        unread = ~is_null & (cached.is_null() | (cached < 0))
-        uncached = x.when(~unread).then(given - cached.fill_null(0))
-        return [cached.alias("cached_tokens"), uncached.alias("uncached_tokens")]
-
-    def _of_cached(self, make: Callable[[tuple[str, ...]], Any], null: Any) -> Any:
-        """An expression of the first sum of cached tokens that a row has."""
-        return self._of_usage(
-            lambda one: _coalesce(self.x, [make(parts) for parts in one.cached]) if one.cached else null
-        )
-
-    def _raw(self) -> list[Any]:
-        """The original values of counts, a sum's as text."""
-        x = self.x
-
-        def raw(parts: tuple[str, ...]) -> Any:
-            columns = [self._column(path) for path in parts]
-            if len(columns) == 1:
-                return columns[0]
-            return x.concat_str([column.cast(x.String) for column in columns], separator=" + ", ignore_nulls=True)
-
-        made = [
-            self._of_usage(lambda one: raw(one.input)).alias("raw_input"),
-            self._of_usage(lambda one: raw(one.output)).alias("raw_output"),
-        ]
-        if self.layout.cached:
-            made.append(self._of_cached(raw, x.lit(None).cast(x.String)).alias("raw_cached"))
-        return made
 
     def _whole(self, path: str, *, lenient: bool) -> Any:
         """Whole numbers, in 64 bits; null for all else. Only polars can try text without failing."""
@@ -490,34 +414,3 @@ def _numbers_of(x: Any, column: Any) -> Any:
 
 def _coalesce(x: Any, columns: list[Any]) -> Any:
     return columns[0] if len(columns) == 1 else x.coalesce(*columns)
-
-
-def _joined(rows: Any) -> Any:
-    """One row for the chunks of an answer: the last of its largest counts, and its first arrival."""
-    import polars as pl
-
-    names = rows.collect_schema().names()
-    counts = pl.col("^.*_tokens$").sort_by("output_tokens", nulls_last=False, maintain_order=True).last()
-    others = [name for name in names if name not in ("chunk", ARRIVAL_S) and not name.endswith("_tokens")]
-    columns = [counts, pl.col(others).first(), (pl.len() - 1).alias("chunks")]
-    columns += [pl.col(ARRIVAL_S).min()] if ARRIVAL_S in names else []
-    # A row without an id stands alone.
-    key = pl.coalesce("chunk", pl.format("\0{}", pl.col("place")))
-    return rows.with_row_index("place").group_by(key.alias("key"), maintain_order=True).agg(*columns).drop("key")
-
-
-def _spread(rows: Any, layout: Layout) -> Any:
-    """The requests that rows sum up: of equal lengths to one token, at equal steps from a row's time to its end."""
-    import polars as pl
-
-    names = [name for name in rows.collect_schema() if name.endswith("_tokens") and name != "uncached_tokens"]
-    share = pl.col("part"), pl.col("count")
-    parts = rows.filter((pl.col("count") > 0).fill_null(True)).with_columns(count=pl.col("count").fill_null(1))
-    parts = parts.with_columns(part=pl.int_ranges(0, "count")).explode("part")
-    parts = parts.with_columns(pl.col(name) // share[1] + (share[0] < pl.col(name) % share[1]) for name in names)
-    uncached = pl.col("input_tokens") - (pl.col("cached_tokens").fill_null(0) if "cached_tokens" in names else 0)
-    parts = parts.with_columns(uncached_tokens=uncached)
-    if layout.end:
-        step = (pl.col("end_s") - pl.col("arrival_s")) / share[1]
-        parts = parts.with_columns(arrival_s=pl.col("arrival_s") + step * (share[0] + 0.5)).drop("end_s")
-    return parts.drop("part", "count")
