@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,7 +233,7 @@ def test_a_log_is_recognised_and_its_tokens_are_those_processed(log: Log, tmp_pa
 
 
 def test_each_format_has_a_log_here() -> None:
-    sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily"}
+    sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily", "texts"}
     assert {log.format for log in LOGS.values()} == set(format_names()) - sums
 
 
@@ -522,3 +524,102 @@ def test_an_unknown_log_gets_a_guess_with_its_reason_and_flags(tmp_path: Path) -
     with raises("unknown-format") as told:
         open_trace(path)
     assert "--input-column NAME --output-column NAME" in str(told.value)
+
+
+# --- texts
+
+
+class Words:
+    """A tokenizer that counts words."""
+
+    @staticmethod
+    def from_pretrained(name: str) -> Any:
+        if name == "nothing":
+            raise OSError(f"{name} is no tokenizer\nand more")
+        ids: dict[str, int] = {}
+
+        def tokens(text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+            assert not add_special_tokens
+            return {"input_ids": [ids.setdefault(word, len(ids)) for word in text.split()]}
+
+        return tokens
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("transformers")
+    vars(module)["AutoTokenizer"] = Words
+    monkeypatch.setitem(sys.modules, "transformers", module)
+
+
+QUESTION = " ".join(f"w{k}" for k in range(20))
+SHAREGPT = [
+    {"id": "a", "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": "a b c"},
+                                  {"from": "human", "value": "and"}, {"from": "gpt", "value": "d"}]},
+    {"id": "b", "conversations": [{"from": "gpt", "value": "no question"}, {"from": "human", "value": QUESTION}]},
+]  # fmt: skip
+WILDCHAT = [
+    {"conversation_hash": "h", "model": "m", "timestamp": "2023-04-09T00:02:53", "conversation": [
+        {"role": "user", "content": QUESTION, "timestamp": "2023-04-09T00:02:00"}, {"role": "assistant", "content": "a b c", "timestamp": None},
+        {"role": "user", "content": "and", "timestamp": "2023-04-09T00:02:30"}, {"role": "assistant", "content": "d", "timestamp": None}]},
+]  # fmt: skip
+LMCACHE = [
+    {"session_id": "s", "model": "m", "pre_gap": 0.0, "input": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}], "output_length": 3},
+    {"session_id": "s", "model": "m", "pre_gap": 1.0, "input": [{"role": "user", "content": QUESTION + " and more words"}], "output_length": 1},
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("words")
+@pytest.mark.parametrize(
+    ("text", "suffix", "lengths", "seconds"),
+    [
+        (json.dumps(SHAREGPT), "json", ([20, 24], [3, 1]), None),
+        (lines(*SHAREGPT), "jsonl", ([20, 24], [3, 1]), None),
+        (lines(*WILDCHAT), "jsonl", ([20, 24], [3, 1]), [0.0, 30.0]),
+        (lines(*LMCACHE), "jsonl", ([20, 23], [3, 1]), None),
+        (lines({"prompt": QUESTION, "response": "a b", "created": 7}), "jsonl", ([20], [2]), [0.0]),
+    ],
+    ids=["sharegpt", "sharegpt lines", "wildchat", "lmcache", "prompts"],
+)
+def test_texts_are_counted_by_a_tokenizer(
+    text: str, suffix: str, lengths: tuple[list[int], list[int]], seconds: list[float] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / f"log.{suffix}"
+    path.write_text(text, encoding="utf-8")
+    with raises("uncounted-texts", option="--tokenizer"):
+        open_trace(path)
+    trace = open_trace(path, tokenizer="words")
+    requests = trace.requests()
+    assert (requests.input_tokens.tolist(), requests.output_tokens.tolist()) == lengths
+    assert (None if requests.arrival_s is None else requests.arrival_s.tolist()) == seconds
+    assert "words" in str(trace.describe().lengths_from)
+    assert requests.prefix_blocks is not None
+    assert len({tuple(requests.prefix_blocks.of(k)[:1]) for k in range(len(requests))}) == 1
+
+
+@pytest.mark.usefixtures("words")
+def test_texts_in_parquet_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame(WILDCHAT).with_columns(pl.col("timestamp").str.to_datetime()).write_parquet(path)
+    with raises("uncounted-texts"):
+        open_trace(path)
+    assert open_trace(path, tokenizer="words").requests().input_tokens.tolist() == [20, 24]
+
+
+def test_numbers_are_no_texts(tmp_path: Path) -> None:
+    for suffix, text in (("csv", "prompt,answer\n9,3\n"), ("jsonl", lines({"prompt": 9, "answer": 3}))):
+        path = tmp_path / f"log.{suffix}"
+        path.write_text(text, encoding="utf-8")
+        with raises("unknown-format"):
+            open_trace(path)
+        assert open_trace(path, columns=Columns(input="prompt", output="answer")).histogram().requests == 1
+    with raises("option-not-applicable", options=["--tokenizer"]):
+        open_trace(tmp_path / "log.csv", tokenizer="words")
+
+
+@pytest.mark.usefixtures("words")
+def test_a_tokenizer_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines(*SHAREGPT), encoding="utf-8")
+    with raises("tokenizer-missing", tokenizer="nothing"):
+        open_trace(path, tokenizer="nothing")

@@ -167,7 +167,7 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     """Why there are no arrivals; None if each request has one."""
     import polars as pl
 
-    if table.source.lengths_from is not None:
+    if table.source.lengths_from is not None and table.arrival is None:
         return "its lengths are drawn, without arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
