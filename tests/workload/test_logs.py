@@ -204,6 +204,10 @@ LOGS = {
     "weka": Log("weka", lines({"id": "s", "models": ["m"], "block_size": 64, "hash_id_scope": "local", "requests": [{"t": 0.0, "type": "n", "in": 70, "out": 2, "hash_ids": [0, 1], "api_time": 2.0}, {"t": 5.0, "type": "subagent", "requests": []}, {"t": 9.0, "type": "s", "in": 140, "out": 2, "hash_ids": [0, 1, 2], "api_time": 2.0}]}), 2, 210, 4, None, 9.0, 1),
     "vidur": Log("vidur", "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,374,44\n5.9,396,109\n", 2, 770, 153, None, 5.9, 0, "csv"),
     "swissai": Log("swissai", lines({"id": "1", "status": "DEFAULT", "created_at": "2024-07-17 13:56:49.399", "finished_at": "2024-07-17 13:56:50.527", "reported_token_input": 23, "reported_token_output": 38}, {"id": "2", "status": "ERROR", "created_at": "2024-07-17 13:56:51.399", "reported_token_input": -1, "reported_token_output": -1}), 1, 23, 38, None, 0.0, 1),
+    "splitwise": Log("splitwise", "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n0,2,0,0.0,1,9,3\n1,2,0,4.0,1,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
+    "guidellm": Log("guidellm", json.dumps({"benchmarks": [{"args": {}, "requests": {"successful": [{"request_id": "a", "start_time": 1.5, "prompt_tokens": 9, "output_tokens": 3}, {"request_id": "b", "start_time": 4.5, "prompt_tokens": 9, "output_tokens": 3}], "errored": []}}]}), 2, 18, 6, None, 3.0, 0, "json"),
+    "llmperf": Log("llmperf", json.dumps([{"error_code": None, "number_total_tokens": 12, "number_output_tokens": 3, "number_input_tokens": 9}]), 1, 9, 3, None, None, 0, "json"),
+    "bedrock, invocations": Log("bedrock", lines({"schemaType": "ModelInvocationLog", "timestamp": "2026-01-01T00:00:00Z", "input": {"inputTokenCount": 5, "cacheReadInputTokenCount": 10}, "output": {"outputTokenCount": 3}}), 1, 15, 3, 10, 0.0),
     "plain table": Log("tokens", "timestamp,input_tokens,output_tokens\n100,9,3\n104,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
     "anthropic table": Log("anthropic", "created_at,input_tokens,cache_creation_input_tokens,cache_read_input_tokens,output_tokens\n2026-01-01T00:00:00Z,5,200,9000,300\n", 1, 9205, 300, 9000, 0.0, 0, "csv"),
     "one json list": Log("openai", json.dumps([chat(9, 3), chat(1, 1)]), 2, 10, 4, None, None, 0, "json"),
@@ -623,3 +627,44 @@ def test_a_tokenizer_that_is_none_is_named(tmp_path: Path) -> None:
     path.write_text(lines(*SHAREGPT), encoding="utf-8")
     with raises("tokenizer-missing", tokenizer="nothing"):
         open_trace(path, tokenizer="nothing")
+
+
+# --- distributions
+
+
+def servegen(folder: Path, client: int, windows: str, lengths: dict[str, Any]) -> Path:
+    (folder / f"chunk-{client}-dataset.json").write_text(json.dumps(lengths), encoding="utf-8")
+    path = folder / f"chunk-{client}-trace.csv"
+    path.write_text(windows, encoding="utf-8")
+    return path
+
+
+LENGTHS = {
+    "0": {"input_tokens": "{100: 0.25, 200: 0.75}", "output_tokens": "{5: 0.25, 9: 0.75}"},
+    "21600": {"input_tokens": "{7: 1.0}", "output_tokens": "{1: 1.0}"},
+}
+
+
+def test_clients_of_servegen_are_drawn_at_their_rates_and_lengths(tmp_path: Path) -> None:
+    windows = "0,1.0,2.5,Gamma,0.16,6.25\n600,0.5,1.0,Weibull,1.0,2000000\n1200,0.0,0,,,\n21600,0.1,1.0,,,\n"
+    path = servegen(tmp_path, 0, windows, LENGTHS)
+    trace = open_trace(path)
+    requests = trace.requests()
+    assert len(requests) == 600 + 300 + 60
+    assert requests.arrival_s is not None
+    assert requests.arrival_s[-1] < 22200
+    lengths = set(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True))
+    assert lengths == {(100, 5), (200, 9), (7, 1)}
+    assert 150 < int((requests.input_tokens == 100).sum()) < 300
+    assert "ServeGen" in str(trace.lengths_from)
+    servegen(tmp_path, 1, "0,1.0,1,Gamma,1,1\n", LENGTHS)
+    assert len(open_trace(tmp_path).requests()) == 960 + 600
+    assert open_trace(tmp_path).requests().arrival_s is not None
+
+
+def test_a_dict_as_text_is_not_run(tmp_path: Path) -> None:
+    text = {"0": {"input_tokens": "__import__('os').abort()", "output_tokens": "{1: 1}"}}
+    with raises("file-not-readable"):
+        open_trace(servegen(tmp_path, 0, "0,1.0,1,Gamma,1,1\n", text))
+    with raises("too-many"):
+        open_trace(servegen(tmp_path, 0, "0,100000,1,Gamma,1,1\n", LENGTHS))

@@ -105,7 +105,7 @@ def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
 
 @lru_cache(maxsize=1)
 def _document(path: Path, _: int) -> list[Any]:
-    """The records of a document, kept while the file does not change: each pass over it would parse it anew."""
+    """The records of a document, kept while the file does not change: each pass over it would parse it again."""
     with open_lines(path) as lines:
         value = json.load(lines, parse_constant=lambda _: None, parse_int=str, parse_float=str)
     return value if isinstance(value, list) else [value]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError, UsageError
 from infergy.workload.lines import GZIP, Fault, Names, open_lines, read_records, values_in
 from infergy.workload.nested import Nested, is_document, nests_of
+from infergy.workload.servegen import client_files, draw_requests
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
@@ -182,6 +183,9 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
     if not path.exists():
         hint = f"There is no file of that name either. {_EXPECTED}."
         raise DataError.unknown("trace", name, shipped_traces(), hint, code="unknown-trace")
+    if clients := client_files(path):
+        frame, words = draw_requests(clients)
+        return of_frame(name, POLARS, frame.lazy(), words)
     if not path.is_file():
         reason, fix = "a pipe or a device", "which cannot be read twice. Write it to a file first"
         if path.is_dir():
