@@ -185,7 +185,7 @@ def title_of(trace: TraceFacts, estimate: ServerEstimate) -> str:
 def trace_notes(trace: TraceFacts) -> list[str]:
     """Rows of a log that are not served as they are."""
     lines = {
-        "Requests without input or output tokens, left out": trace.set_aside,
+        "Rows without input or output tokens, or that cannot be read, left out": trace.set_aside,
         "Requests out of order, sorted by arrival": trace.out_of_order,
         "Requests without a session, or no later than the one that they follow, each served as a session of its own": (
             trace.without_session

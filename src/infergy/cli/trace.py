@@ -20,6 +20,7 @@ from infergy.cli.output import UNKNOWN, print_json, print_table
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_number, format_percent
 from infergy.workload.bins import Histogram
+from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 _SHADES = " ░▒▓█"
 _HEAT = ("", "on grey15", "on grey30", "on dark_red", "bold on red")
 _BAR_WIDTH = 40
+BASES = {
+    "dates": "in which they are dates",
+    "name": "as its name says",
+    "rate": "by the rate of requests",
+    "default": "since no format says otherwise",
+}
+"""How the unit of arrivals was inferred."""
 
 
 @with_options
@@ -62,7 +70,7 @@ def trace(
         raise UsageError(message, code="option-missing", option="--bins", needed_by=["--spark"])
     from infergy.workload import open_trace
 
-    traces = [open_trace(source, **reading.reading(reading.requests)) for source in sources]
+    traces = [open_trace(source, **reading.reading(reading.requests, of_task=is_task(source))) for source in sources]
     summaries = [one.describe() for one in traces]
     if batch is not None:
         summaries = [replace(one, padding=opened.padding(batch)) for one, opened in zip(summaries, traces, strict=True)]
@@ -84,6 +92,17 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
     for summary in summaries:
         if summary.lengths_from is not None:
             typer.echo(f"{summary.source}: {summary.lengths_from}")
+        if summary.time_unit is not None:
+            unit, why = summary.time_unit.unit, BASES[summary.time_unit.basis]
+            column = summary.time_unit.column
+            typer.echo(f"{summary.source}: arrivals in {column!r} read as {unit}, {why}. Another unit: --time-unit")
+        if summary.unreadable_rows:
+            typer.echo(f"{summary.source}: {_unreadable(summary.unreadable_rows)}")
+        if summary.stream_chunks:
+            chunks = count_of(summary.stream_chunks, "row")
+            typer.echo(
+                f"{summary.source}: {chunks} that repeat the id of an answer left out: its last counts are taken"
+            )
         if summary.arrival_reason:
             typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
         if summary.attribution:
@@ -134,7 +153,7 @@ def _bins(sources: Sequence[str], reading: TraceFormat, grid: Any, *, spark: str
 
     histograms = []
     for source in sources:
-        options = reading.reading(reading.requests)
+        options = reading.reading(reading.requests, of_task=is_task(source))
         if spark is None:
             opened = open_requests(source, **options)
         else:
@@ -178,6 +197,10 @@ def _print_histogram(histogram: Histogram) -> None:
         _print_axis(counts)
     for line in _notes(histogram):
         typer.echo(line)
+
+
+def _unreadable(rows: int) -> str:
+    return f"{count_of(rows, 'row')} that cannot be read left out; to allow none: --bad-rows 0"
 
 
 def _heat_cell(requests: int, most: int) -> Text:
@@ -246,6 +269,8 @@ def _notes(histogram: Histogram) -> list[str]:
         )
     if histogram.failed_requests:
         notes.append(f"Set aside: {count_of(histogram.failed_requests, 'request')} without output tokens.")
+    if histogram.unreadable_rows:
+        notes.append(f"Set aside: {_unreadable(histogram.unreadable_rows)}.")
     if histogram.cached_input_tokens:
         notes.append(
             f"Input is what costs prefill: {histogram.cached_input_tokens:,} tokens from a prefix cache are taken off."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
-    from infergy.workload.formats import FORMAT_NAMES, Columns
+    from infergy.workload.formats import Columns, format_names
     from infergy.workload.histograms import requests_of_histogram
     from infergy.workload.requests import PrefixBlocks, Requests, Sample, SetAside, Window
     from infergy.workload.sources import shipped_traces
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from infergy.workload.trace import Trace, find_histogram, open_requests, open_trace
 
 __all__ = [
-    "FORMAT_NAMES",
     "AxisCount",
     "Bin",
     "BinCount",
@@ -33,6 +32,7 @@ __all__ = [
     "TraceSummary",
     "Window",
     "find_histogram",
+    "format_names",
     "open_requests",
     "open_trace",
     "requests_of_histogram",
@@ -41,7 +41,7 @@ __all__ = [
 
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
-    "formats": ("FORMAT_NAMES", "Columns"),
+    "formats": ("format_names", "Columns"),
     "histograms": ("requests_of_histogram",),
     "requests": ("PrefixBlocks", "Requests", "Sample", "SetAside", "Window"),
     "sources": ("shipped_traces",),

@@ -1,0 +1,173 @@
+"""What arrivals mean: the unit of numbers, where neither the user nor the format says it for certain; dates in text.
+
+dates     numbers that lie between 2010 and 2100 in one unit and no other: seconds since 1970, or parts of them
+name      ``request_start_ns``, ``startTimeUnixNano``
+rate      a server sees one request in 100 s, or 200 per second, and what is between
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infergy.workload.formats import UNITS_S
+
+if TYPE_CHECKING:
+    from infergy.workload.table import Table
+
+DATES, NAME, RATE, DEFAULT = "dates", "name", "rate", "default"
+MOST_PER_S = 1e6
+"""Requests per second that no log has."""
+_OF_SEVERAL_UNITS = ("mooncake",)
+"""Formats of logs in other units than their own: seconds of a Bailian trace without its ids."""
+_FIRST_DATE_S, _LAST_DATE_S, _LONGEST_S = 1_262_304_000, 4_102_444_800, 20 * 31_557_600
+_USUAL_PER_S, _POSSIBLE_PER_S = (0.01, 200.0), (1e-6, MOST_PER_S)
+_PEEKED_ROWS = 1000
+_SPELLINGS = (
+    (r"\s*\[[\w/+-]+\]$", ""),
+    (r"(?i)\s*(?:UTC|GMT|Z)$", "+00:00"),
+    (r"\s+([+-]\d\d:?\d\d)$", "$1"),
+    (r"^(\d\d?)\.(\d\d?)\.(\d{4})", "$3-$2-$1"),
+    (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", "$1-$2-$3 $4:$5:$6"),
+    (r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", "$1-$2-$3"),
+    (r"^(\d[-/.\d]*)(?:T|,?\s+)", "$1 "),
+    (r"^([-/.\d]+ \d\d?:\d\d(?::\d\d)?),(\d)", "$1.$2"),
+    (r"^([-/.\d]+ \d\d?:\d\d)([^:\d]|$)", "$1:00$2"),
+    (r"^([-/.\d]+)$", "$1 00:00:00"),
+)
+"""Spellings of dates and times, and the same in ISO 8601; one after the other."""
+_OTHER_PATTERNS = (
+    "%Y-%m-%d %I:%M:%S%.f %p",
+    "%d/%b/%Y:%H:%M:%S%#z",
+    "%a, %d %b %Y %H:%M:%S%#z",
+    "%a %b %d %H:%M:%S %Y",
+    "%d %b %Y %H:%M:%S%.f",
+    "%b %d, %Y %H:%M:%S%.f",
+)
+_UNIT_IN_NAME = re.compile(
+    r"(?i:(?:^|[_.\s(\[-])([mun\u00b5\u03bc]?)s(?:ecs?|econds?)?[)\]]?$|(m)illi\w*$|(u)icro\w*$|(n)ano\w*$)|[a-z]([MUN])s$"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeUnit:
+    """The unit of a column of arrivals that was inferred.
+
+    Attributes:
+        column: The column.
+        unit: ``s``, ``ms``, ``us`` or ``ns``.
+        basis: ``dates`` (the numbers are dates of 2010 to 2100 in that unit), ``name`` (of the column), ``rate`` (of
+            requests, which in another unit were more or fewer than a server sees), or ``default``: seconds.
+    """
+
+    column: str
+    unit: str
+    basis: str
+
+    @property
+    def seconds(self) -> float:
+        """Of one unit."""
+        return UNITS_S[self.unit]
+
+
+def find_unit(
+    column: str, low: float, high: float, requests: int, *, declared_s: float | None, varies: bool = False
+) -> TimeUnit | None:
+    """The unit of numbers from `low` to `high`, the arrivals of so many requests; None if it is the declared one.
+
+    Dates in seconds need no format that says so.
+
+    Args:
+        column: Its name.
+        low: The first arrival, in the unknown unit.
+        high: The last one.
+        requests: How many arrive from one to the other, both included.
+        declared_s: Seconds of the unit of the format; None if there is no format.
+        varies: Whether there are logs of the format in other units.
+    """
+    for unit, size in UNITS_S.items():
+        if low * size >= _FIRST_DATE_S and high * size <= _LAST_DATE_S and (high - low) * size <= _LONGEST_S:
+            return None if size == (declared_s or 1.0) else TimeUnit(column=column, unit=unit, basis=DATES)
+    stands = None if declared_s is not None else TimeUnit(column=column, unit="s", basis=DEFAULT)
+    if stands is not None and (named := _UNIT_IN_NAME.search(column)):
+        letter = next(group for group in named.groups() if group is not None).lower()
+        return TimeUnit(column=column, unit={"m": "ms", "n": "ns", "": "s"}.get(letter, "us"), basis=NAME)
+    if not high > low:
+        return stands
+    rates = {unit: (requests - 1) / (high - low) / size for unit, size in UNITS_S.items()}
+    lowest, highest = _USUAL_PER_S if varies or stands is not None else _POSSIBLE_PER_S
+    likely = [unit for unit, rate in rates.items() if _USUAL_PER_S[0] <= rate <= _USUAL_PER_S[1]]
+    if not likely or lowest <= (requests - 1) / (high - low) / (declared_s or 1.0) <= highest:
+        return stands
+    middle = math.sqrt(math.prod(_USUAL_PER_S))
+    likeliest = min(likely, key=lambda unit: abs(math.log(rates[unit] / middle)))
+    return TimeUnit(column=column, unit=likeliest, basis=RATE)
+
+
+def infer_unit(table: Table) -> TimeUnit | None:
+    """The unit of the arrivals of a table; None if it is the format's (see `find_unit`), or if they are no numbers."""
+    layout, unit = table.layout, None
+    for head in (_PEEKED_ROWS, None):
+        ends = _ends(table, head)
+        if ends is None:
+            return None
+        unit = find_unit(layout.time[0], *ends, declared_s=layout.time_unit_s, varies=layout.name in _OF_SEVERAL_UNITS)
+        # The first requests may come in a burst that says nothing of the log: all of them decide.
+        if unit is None or unit.basis != RATE:
+            break
+    return unit
+
+
+def _ends(table: Table, head: int | None) -> tuple[float, float, int] | None:
+    """The first and last arrival and how many there are, of the `head` of a table without outliers; None if none."""
+    numbers = table.arrival_numbers
+    if numbers is None:
+        return None
+    time = table.x.col("time")
+    if head is not None and table.is_polars:
+        rows = table.frame.head(head).select(numbers.alias("time")).filter(time.is_finite())
+        times = sorted(row["time"] for row in table.collect(rows)[0])
+        outliers = len(times) // 10
+        return (times[outliers], times[-1 - outliers], len(times) - 2 * outliers) if times else None
+    rows = table.frame.select(numbers.alias("time")).filter(time.is_finite())
+    ends = time.min().alias("low"), time.max().alias("high"), time.count().alias("n")
+    ((facts,),) = table.collect(rows.select(*ends))
+    return (float(facts["low"]), float(facts["high"]), int(facts["n"])) if facts["n"] else None
+
+
+def instants(x: Any, column: Any, *, lenient: bool) -> list[Any]:
+    """Unix times of text in the spellings that logs have, null for other text; without a zone it is taken as UTC.
+
+    Args:
+        x: polars.
+        column: Text.
+        lenient: Also what is not ISO 8601, at a third of the speed.
+    """
+    spaced = column.str.replace("T", " ", literal=True)
+    patterns = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z")
+    if lenient:
+        spaced = column.str.strip_chars()
+        for spelling, plain in _SPELLINGS:
+            spaced = spaced.str.replace(spelling, plain)
+        patterns = (*patterns, *_OTHER_PATTERNS)
+    times = []
+    for pattern in patterns:
+        kind = x.Datetime("us", "UTC") if "z" in pattern else x.Datetime("us")
+        times.append(spaced.str.strptime(kind, pattern, strict=False).dt.timestamp("us").cast(x.Float64) / 1e6)
+    return [*times, *(_by_day_or_month(x, spaced) if lenient else ())]
+
+
+def _by_day_or_month(x: Any, text: Any) -> list[Any]:
+    """Unix times of dates with slashes whose year is last, in the order of day and month that makes one log of them.
+
+    It is the order in which all are dates, and if both are, that of the shorter log.
+    """
+    patterns = "%m/%d/%Y %H:%M:%S%.f", "%d/%m/%Y %H:%M:%S%.f"
+    orders = [text.str.strptime(x.Datetime("us"), pattern, strict=False).dt.timestamp("us") for pattern in patterns]
+    (us, us_count, us_span), (eu, eu_count, eu_span) = (
+        (order, order.count(), order.max() - order.min()) for order in orders
+    )
+    is_us = (us_count > eu_count) | ((us_count == eu_count) & (us_span <= eu_span))
+    return [x.when(is_us).then(us).otherwise(eu).cast(x.Float64) / 1e6]
