@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +122,28 @@ LOGS = {
         2, 40, 56, 16, 2.0,
     ),
     "gemini, python": Log("gemini", lines({"usage_metadata": {"prompt_token_count": 20, "candidates_token_count": 3, "thoughts_token_count": 5, "tool_use_prompt_token_count": 4}}), 1, 24, 8),
+    "codex": Log(
+        "codex",
+        lines(
+            {"timestamp": "2026-01-05T10:00:00.000Z", "type": "session_meta", "payload": {"id": "s"}},
+            *(
+                {
+                    "timestamp": f"2026-01-05T10:00:0{second}.000Z",
+                    "type": "event_msg",
+                    "payload": {
+                        "type": "token_count",
+                        "info": {
+                            "total_token_usage": {"input_tokens": 9 * second, "output_tokens": 3 * second},
+                            "last_token_usage": {"input_tokens": 9, "cached_input_tokens": 4, "output_tokens": 3},
+                        },
+                    },
+                }
+                for second in (1, 2)
+            ),
+        ),
+        2, 18, 6, 8, 1.0, 1,
+    ),
+    "elsewhere": Log("openai", lines({"at": 1, "event": {"body": {"total_usage": chat(90, 30)["usage"], **chat(9, 3)}}}), 1, 9, 3),
     "langchain": Log("langchain", lines({"usage_metadata": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12, "input_token_details": {"cache_read": 4}}}), 1, 9, 3, 4),
     "cohere": Log("cohere", lines({"id": "c", "usage": {"billed_units": {"input_tokens": 5, "output_tokens": 3}, "tokens": {"input_tokens": 71, "output_tokens": 3}}}), 1, 71, 3),
     "ollama": Log(
@@ -180,6 +204,10 @@ LOGS = {
     "weka": Log("weka", lines({"id": "s", "models": ["m"], "block_size": 64, "hash_id_scope": "local", "requests": [{"t": 0.0, "type": "n", "in": 70, "out": 2, "hash_ids": [0, 1], "api_time": 2.0}, {"t": 5.0, "type": "subagent", "requests": []}, {"t": 9.0, "type": "s", "in": 140, "out": 2, "hash_ids": [0, 1, 2], "api_time": 2.0}]}), 2, 210, 4, None, 9.0, 1),
     "vidur": Log("vidur", "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,374,44\n5.9,396,109\n", 2, 770, 153, None, 5.9, 0, "csv"),
     "swissai": Log("swissai", lines({"id": "1", "status": "DEFAULT", "created_at": "2024-07-17 13:56:49.399", "finished_at": "2024-07-17 13:56:50.527", "reported_token_input": 23, "reported_token_output": 38}, {"id": "2", "status": "ERROR", "created_at": "2024-07-17 13:56:51.399", "reported_token_input": -1, "reported_token_output": -1}), 1, 23, 38, None, 0.0, 1),
+    "splitwise": Log("splitwise", "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n0,2,0,0.0,1,9,3\n1,2,0,4.0,1,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
+    "guidellm": Log("guidellm", json.dumps({"benchmarks": [{"args": {}, "requests": {"successful": [{"request_id": "a", "start_time": 1.5, "prompt_tokens": 9, "output_tokens": 3}, {"request_id": "b", "start_time": 4.5, "prompt_tokens": 9, "output_tokens": 3}], "errored": []}}]}), 2, 18, 6, None, 3.0, 0, "json"),
+    "llmperf": Log("llmperf", json.dumps([{"error_code": None, "number_total_tokens": 12, "number_output_tokens": 3, "number_input_tokens": 9}]), 1, 9, 3, None, None, 0, "json"),
+    "bedrock, invocations": Log("bedrock", lines({"schemaType": "ModelInvocationLog", "timestamp": "2026-01-01T00:00:00Z", "input": {"inputTokenCount": 5, "cacheReadInputTokenCount": 10}, "output": {"outputTokenCount": 3}}), 1, 15, 3, 10, 0.0),
     "plain table": Log("tokens", "timestamp,input_tokens,output_tokens\n100,9,3\n104,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
     "anthropic table": Log("anthropic", "created_at,input_tokens,cache_creation_input_tokens,cache_read_input_tokens,output_tokens\n2026-01-01T00:00:00Z,5,200,9000,300\n", 1, 9205, 300, 9000, 0.0, 0, "csv"),
     "one json list": Log("openai", json.dumps([chat(9, 3), chat(1, 1)]), 2, 10, 4, None, None, 0, "json"),
@@ -209,7 +237,7 @@ def test_a_log_is_recognised_and_its_tokens_are_those_processed(log: Log, tmp_pa
 
 
 def test_each_format_has_a_log_here() -> None:
-    sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily"}
+    sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily", "texts"}
     assert {log.format for log in LOGS.values()} == set(format_names()) - sums
 
 
@@ -500,3 +528,143 @@ def test_an_unknown_log_gets_a_guess_with_its_reason_and_flags(tmp_path: Path) -
     with raises("unknown-format") as told:
         open_trace(path)
     assert "--input-column NAME --output-column NAME" in str(told.value)
+
+
+# --- texts
+
+
+class Words:
+    """A tokenizer that counts words."""
+
+    @staticmethod
+    def from_pretrained(name: str) -> Any:
+        if name == "nothing":
+            raise OSError(f"{name} is no tokenizer\nand more")
+        ids: dict[str, int] = {}
+
+        def tokens(text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+            assert not add_special_tokens
+            return {"input_ids": [ids.setdefault(word, len(ids)) for word in text.split()]}
+
+        return tokens
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("transformers")
+    vars(module)["AutoTokenizer"] = Words
+    monkeypatch.setitem(sys.modules, "transformers", module)
+
+
+QUESTION = " ".join(f"w{k}" for k in range(20))
+SHAREGPT = [
+    {"id": "a", "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": "a b c"},
+                                  {"from": "human", "value": "and"}, {"from": "gpt", "value": "d"}]},
+    {"id": "b", "conversations": [{"from": "gpt", "value": "no question"}, {"from": "human", "value": QUESTION}]},
+]  # fmt: skip
+WILDCHAT = [
+    {"conversation_hash": "h", "model": "m", "timestamp": "2023-04-09T00:02:53", "conversation": [
+        {"role": "user", "content": QUESTION, "timestamp": "2023-04-09T00:02:00"}, {"role": "assistant", "content": "a b c", "timestamp": None},
+        {"role": "user", "content": "and", "timestamp": "2023-04-09T00:02:30"}, {"role": "assistant", "content": "d", "timestamp": None}]},
+]  # fmt: skip
+LMCACHE = [
+    {"session_id": "s", "model": "m", "pre_gap": 0.0, "input": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}], "output_length": 3},
+    {"session_id": "s", "model": "m", "pre_gap": 1.0, "input": [{"role": "user", "content": QUESTION + " and more words"}], "output_length": 1},
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("words")
+@pytest.mark.parametrize(
+    ("text", "suffix", "lengths", "seconds"),
+    [
+        (json.dumps(SHAREGPT), "json", ([20, 24], [3, 1]), None),
+        (lines(*SHAREGPT), "jsonl", ([20, 24], [3, 1]), None),
+        (lines(*WILDCHAT), "jsonl", ([20, 24], [3, 1]), [0.0, 30.0]),
+        (lines(*LMCACHE), "jsonl", ([20, 23], [3, 1]), None),
+        (lines({"prompt": QUESTION, "response": "a b", "created": 7}), "jsonl", ([20], [2]), [0.0]),
+    ],
+    ids=["sharegpt", "sharegpt lines", "wildchat", "lmcache", "prompts"],
+)
+def test_texts_are_counted_by_a_tokenizer(
+    text: str, suffix: str, lengths: tuple[list[int], list[int]], seconds: list[float] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / f"log.{suffix}"
+    path.write_text(text, encoding="utf-8")
+    with raises("uncounted-texts", option="--tokenizer"):
+        open_trace(path)
+    trace = open_trace(path, tokenizer="words")
+    requests = trace.requests()
+    assert (requests.input_tokens.tolist(), requests.output_tokens.tolist()) == lengths
+    assert (None if requests.arrival_s is None else requests.arrival_s.tolist()) == seconds
+    assert "words" in str(trace.describe().lengths_from)
+    assert requests.prefix_blocks is not None
+    assert len({tuple(requests.prefix_blocks.of(k)[:1]) for k in range(len(requests))}) == 1
+
+
+@pytest.mark.usefixtures("words")
+def test_texts_in_parquet_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame(WILDCHAT).with_columns(pl.col("timestamp").str.to_datetime()).write_parquet(path)
+    with raises("uncounted-texts"):
+        open_trace(path)
+    assert open_trace(path, tokenizer="words").requests().input_tokens.tolist() == [20, 24]
+
+
+def test_numbers_are_no_texts(tmp_path: Path) -> None:
+    for suffix, text in (("csv", "prompt,answer\n9,3\n"), ("jsonl", lines({"prompt": 9, "answer": 3}))):
+        path = tmp_path / f"log.{suffix}"
+        path.write_text(text, encoding="utf-8")
+        with raises("unknown-format"):
+            open_trace(path)
+        assert open_trace(path, columns=Columns(input="prompt", output="answer")).histogram().requests == 1
+    with raises("option-not-applicable", options=["--tokenizer"]):
+        open_trace(tmp_path / "log.csv", tokenizer="words")
+
+
+@pytest.mark.usefixtures("words")
+def test_a_tokenizer_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(lines(*SHAREGPT), encoding="utf-8")
+    with raises("tokenizer-missing", tokenizer="nothing"):
+        open_trace(path, tokenizer="nothing")
+
+
+# --- distributions
+
+
+def servegen(folder: Path, client: int, windows: str, lengths: dict[str, Any]) -> Path:
+    (folder / f"chunk-{client}-dataset.json").write_text(json.dumps(lengths), encoding="utf-8")
+    path = folder / f"chunk-{client}-trace.csv"
+    path.write_text(windows, encoding="utf-8")
+    return path
+
+
+LENGTHS = {
+    "0": {"input_tokens": "{100: 0.25, 200: 0.75}", "output_tokens": "{5: 0.25, 9: 0.75}"},
+    "21600": {"input_tokens": "{7: 1.0}", "output_tokens": "{1: 1.0}"},
+}
+
+
+def test_clients_of_servegen_are_drawn_at_their_rates_and_lengths(tmp_path: Path) -> None:
+    windows = "0,1.0,2.5,Gamma,0.16,6.25\n600,0.5,1.0,Weibull,1.0,2000000\n1200,0.0,0,,,\n21600,0.1,1.0,,,\n"
+    path = servegen(tmp_path, 0, windows, LENGTHS)
+    trace = open_trace(path)
+    requests = trace.requests()
+    assert len(requests) == 600 + 300 + 60
+    assert requests.arrival_s is not None
+    assert requests.arrival_s[-1] < 22200
+    lengths = set(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True))
+    assert lengths == {(100, 5), (200, 9), (7, 1)}
+    assert 150 < int((requests.input_tokens == 100).sum()) < 300
+    assert "ServeGen" in str(trace.lengths_from)
+    servegen(tmp_path, 1, "0,1.0,1,Gamma,1,1\n", LENGTHS)
+    assert len(open_trace(tmp_path).requests()) == 960 + 600
+    assert open_trace(tmp_path).requests().arrival_s is not None
+
+
+def test_a_dict_as_text_is_not_run(tmp_path: Path) -> None:
+    text = {"0": {"input_tokens": "__import__('os').abort()", "output_tokens": "{1: 1}"}}
+    with raises("file-not-readable"):
+        open_trace(servegen(tmp_path, 0, "0,1.0,1,Gamma,1,1\n", text))
+    with raises("too-many"):
+        open_trace(servegen(tmp_path, 0, "0,100000,1,Gamma,1,1\n", LENGTHS))

@@ -120,11 +120,11 @@ class TraceFormat:
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")
     tokenizer: str | None = option(
-        "Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
-        "[default: lengths drawn by the published moments]"
+        "Count the texts of a log, or of a task (needs datasets and a network), with this Hugging Face tokenizer "
+        "[default: lengths of a task drawn by the published moments]"
     )
 
-    def reading(self, requests: int | None) -> dict[str, Any]:
+    def reading(self, requests: int | None, *, of_task: bool = True) -> dict[str, Any]:
         """Options for `infergy.workload.open_trace`; `requests` is how many a task makes.
 
         Raises:
@@ -140,12 +140,16 @@ class TraceFormat:
             requests=self.requests_column,
             time_unit_s=None if self.time_unit is None else UNITS_S[self.time_unit],
         )
-        given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer}
+        given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer if of_task else None}
+        if getattr(self, "rate", None) is not None and not of_task:
+            # It is of the random arrivals.
+            del given["seed"]
         task: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return {
             "format": self.format,
             "columns": None if columns == Columns() else columns,
             "task": TaskOptions(**task) if task else None,
+            **({} if of_task or self.tokenizer is None else {"tokenizer": self.tokenizer}),
             **({} if self.bad_rows is None else {"bad_rows": fraction("--bad-rows", self.bad_rows)}),
         }
 
@@ -204,7 +208,8 @@ class TraceSelection(TraceFormat):
         if self.rate is not None and (self.all_at_once or self.speed is not None):
             given = {"--rate": self.rate, "--all-at-once" if self.all_at_once else "--speed": self.speed or True}
             raise UsageError.conflict(given, "one of them says when requests come: leave the other out")
-        opened = open_requests(source, **self.reading(self.requests if is_task(source) else None))
+        of_task = is_task(source)
+        opened = open_requests(source, **self.reading(self.requests if of_task else None, of_task=of_task))
         if not isinstance(opened, Histogram) and opened.time_unit is not None:
             typer.echo(f"{opened.source}: {unit_note(opened.time_unit)}", err=True)
         return opened

@@ -20,6 +20,7 @@ from infergy.cli.output import UNKNOWN, print_json, print_table, unit_note
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_number, format_percent
 from infergy.workload.bins import Histogram
+from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -62,7 +63,7 @@ def trace(
         raise UsageError(message, code="option-missing", option="--bins", needed_by=["--spark"])
     from infergy.workload import open_trace
 
-    traces = [open_trace(source, **reading.reading(reading.requests)) for source in sources]
+    traces = [open_trace(source, **reading.reading(reading.requests, of_task=is_task(source))) for source in sources]
     summaries = [one.describe() for one in traces]
     if batch is not None:
         summaries = [replace(one, padding=opened.padding(batch)) for one, opened in zip(summaries, traces, strict=True)]
@@ -143,7 +144,7 @@ def _bins(sources: Sequence[str], reading: TraceFormat, grid: Any, *, spark: str
 
     histograms = []
     for source in sources:
-        options = reading.reading(reading.requests)
+        options = reading.reading(reading.requests, of_task=is_task(source))
         if spark is None:
             opened = open_requests(source, **options)
         else:

@@ -7,6 +7,7 @@ A dotted name is a path into JSON objects or struct columns. Standard library on
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from infergy.errors import UsageError
 
 NAMED = "columns"
+_RUNNING_SUM = re.compile(r"(?i)total|cumul|aggregat")
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
@@ -199,6 +201,22 @@ def _data() -> Mapping[str, Any]:
 def formats() -> tuple[Format, ...]:
     """All known formats in the order in which they are tried, each once for each place that its counts may stand in."""
     return tuple(_make(entry, within) for entry in _data()["format"] for within in entry.get("within", ("",)))
+
+
+def formats_elsewhere(fields: Collection[str]) -> list[Format]:
+    """Formats of responses whose counts stand further inside records than is known; no sums over several of them."""
+    found = []
+    for entry in _data()["format"]:
+        first = parts_of(entry["input"])[0]
+        places = (path.removesuffix(first) for path in fields if path.endswith(f".{first}") and entry.get("partial"))
+        known = tuple(place for place in entry.get("within", ()) if place)
+        is_anywhere = "chunk" in entry
+        found += [
+            _make(entry, place)
+            for place in places
+            if (is_anywhere or place.endswith(known)) and not _RUNNING_SUM.search(place)
+        ]
+    return found
 
 
 def format_names() -> tuple[str, ...]:

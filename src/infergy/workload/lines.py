@@ -150,10 +150,10 @@ def parse_csv(path: Path, header: Names, fields: Collection[str], separator: str
             reader = csv.reader(counted(lines), delimiter=separator)
             next(row for row in reader if tuple(row) == header)
             try:
-                for row in filter(None, reader):
+                for row in filter(any, reader):
                     if len(row) != len(header) and any("\n" in field for field in row):
                         raise _unclosed(path, reader.line_num)
-                    if len(row) > len(header):
+                    if any(row[len(header) :]):
                         reason = f"of {len(row):,} fields, more than the {len(header):,} of the header"
                         yield Fault(number=reader.line_num, reason=reason)
                     else:

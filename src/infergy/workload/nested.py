@@ -11,8 +11,9 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.workload.lines import Fault, open_lines, read_records, values_in
 
@@ -45,7 +46,8 @@ class Nested:
             ValueError: A line, or the document, is no JSON.
         """
         with open_lines(self.path) as lines:
-            for value in _document(lines) if self.is_document else read_records(lines):
+            held = _document(self.path, self.path.stat().st_mtime_ns) if self.is_document else read_records(lines)
+            for value in held:
                 if isinstance(value, Fault):
                     raise ValueError(str(value))
                 if isinstance(value, dict):
@@ -101,8 +103,11 @@ def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
     return sorted(found, key=lambda nest: (len(nest), nest != LISTS))
 
 
-def _document(lines: IO[bytes]) -> list[Any]:
-    value = json.load(lines, parse_constant=lambda _: None, parse_int=str, parse_float=str)
+@lru_cache(maxsize=1)
+def _document(path: Path, _: int) -> list[Any]:
+    """The records of a document, kept while the file does not change: each pass over it would parse it again."""
+    with open_lines(path) as lines:
+        value = json.load(lines, parse_constant=lambda _: None, parse_int=str, parse_float=str)
     return value if isinstance(value, list) else [value]
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _SHOWN_ROWS = 3
-_FEWEST_OF_A_RATE = 3
 EXPECTED = {"cached": "at most the input tokens", "requests": "a whole number of requests"}
+_FEWEST_OF_A_RATE = 3
 ROW = "row"
 EARLIEST_DATE_S = 1e9
 """Smaller arrivals are no Unix times: they were counted from the start of the log."""
@@ -167,7 +167,7 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     """Why there are no arrivals; None if each request has one."""
     import polars as pl
 
-    if table.source.lengths_from is not None:
+    if table.source.lengths_from is not None and table.arrival is None:
         return "its lengths are drawn, without arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"

@@ -21,6 +21,7 @@ from infergy.workload.formats import (
     Usage,
     format_names,
     formats,
+    formats_elsewhere,
     names_of,
     outer,
     parts_of,
@@ -98,7 +99,13 @@ def _find_formats(fields: Collection[str], source: str, wanted: str | None, name
         raise UsageError.unknown(
             "trace format", str(wanted), (*format_names(), NAMED), code="unknown-name", trace=source, option="--format"
         )
-    known = [one for one in formats() if wanted in (None, one.name) and _fits(one, fields, named, wanted is not None)]
+
+    def fitting(candidates: Iterable[Format]) -> list[Format]:
+        return [
+            one for one in candidates if wanted in (None, one.name) and _fits(one, fields, named, wanted is not None)
+        ]
+
+    known = fitting(formats()) or fitting(formats_elsewhere(fields))
     # Only responses of several APIs stand in one log.
     known = [one for one in known if one is known[0] or (one.rest["is_partial"] and known[0].rest["is_partial"])]
     if not known and (named.input is None or named.output is None):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError, UsageError
 from infergy.workload.lines import GZIP, Fault, Names, open_lines, read_records, values_in
 from infergy.workload.nested import Nested, is_document, nests_of
+from infergy.workload.servegen import client_files, draw_requests
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
@@ -134,11 +135,12 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
         from infergy.workload.remote import is_url, scan_url
 
         if is_url(source):
-            return _of_frame(source, POLARS, scan_url(source))
+            return of_frame(source, POLARS, scan_url(source))
     return _peek(Path(source).expanduser(), str(source) or ".", {})
 
 
-def _of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
+def of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
+    """A frame of polars or narwhals as a source."""
     schema = frame.collect_schema()
     names = tuple(names for names, _ in flatten(schema))
     return Source(name=name, kind=kind, names=names, frame=frame, lengths_from=lengths_from)
@@ -152,7 +154,7 @@ def _make_task(name: str, options: TaskOptions | None) -> Source:
     made = task_lengths(find_task(name), options or TaskOptions())
     frame = pl.LazyFrame({"input_tokens": made.input_tokens}, schema={"input_tokens": pl.Int64})
     frame = frame.with_columns(output_tokens=pl.lit(made.output_tokens, pl.Int64))
-    return _of_frame(f"{PREFIX}{made.task}", POLARS, frame, made.origin)
+    return of_frame(f"{PREFIX}{made.task}", POLARS, frame, made.origin)
 
 
 def _adopt(held: Any) -> Source:
@@ -172,8 +174,8 @@ def _adopt(held: Any) -> Source:
         raise UsageError(message, code="not-supported", type=type(held).__name__) from error
     name = f"{frame.implementation.value} frame"
     if frame.implementation.is_polars():
-        return _of_frame(name, POLARS, nw.to_native(frame).lazy())
-    return _of_frame(name, FRAME, frame)
+        return of_frame(name, POLARS, nw.to_native(frame).lazy())
+    return of_frame(name, FRAME, frame)
 
 
 def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
@@ -181,6 +183,9 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
     if not path.exists():
         hint = f"There is no file of that name either. {_EXPECTED}."
         raise DataError.unknown("trace", name, shipped_traces(), hint, code="unknown-trace")
+    if clients := client_files(path):
+        frame, words = draw_requests(clients)
+        return of_frame(name, POLARS, frame.lazy(), words)
     if not path.is_file():
         reason, fix = "a pipe or a device", "which cannot be read twice. Write it to a file first"
         if path.is_dir():
@@ -296,12 +301,11 @@ def _further_down(source: Source) -> Source:
     return replace(source, names=tuple(names), rows=tuple(rows))
 
 
-def other_readings(source: Source) -> Iterator[Source]:
-    """The same JSON file, for where its first records have no known columns: rows inside records, and more records."""
+def nested_readings(source: Source) -> Iterator[Source]:
+    """The same JSON file as the rows that stand inside its records, for where these have no known columns."""
     if source.nested is not None:
         for nest in nests_of(source.nested, _PEEKED_RECORDS):
             yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
-        yield from look_further(source)
 
 
 def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:

@@ -122,7 +122,11 @@ class Table:
             single += [self._column(layout.count).alias("raw_requests")] if raw else []
             single.append(self._whole(layout.count, lenient=True).alias("count"))
             single += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
-        rows = self.frame.select(*columns, *self._arrivals(), *self._links(), *single)
+        frame = self.frame
+        if lenient and self.source.kind == CSV:
+            # A line of a CSV that is blank, or has only separators, is no row.
+            frame = frame.filter(~x.all_horizontal(x.all().is_null()))
+        rows = frame.select(*columns, *self._arrivals(), *self._links(), *single)
         if raw:
             return rows
         return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows

@@ -10,8 +10,9 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from infergy.workload.requests import (
     Sample,
     whole,
 )
-from infergy.workload.sources import CSV, FRAME, Source, find, other_readings
+from infergy.workload.sources import CSV, FRAME, Source, find, look_further, nested_readings
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
@@ -261,6 +262,7 @@ def open_trace(
     task: TaskOptions | None = None,
     name: str | None = None,
     bad_rows: float = BAD_ROWS,
+    tokenizer: str | None = None,
 ) -> Trace:
     """Open a trace; nothing but its header or first records is read.
 
@@ -273,6 +275,7 @@ def open_trace(
         task: How many requests of a task, and where their lengths come from; for nothing else.
         name: What messages and results call it; None for its own name, which a frame lacks.
         bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
+        tokenizer: Name or folder of a Hugging Face tokenizer that counts the texts of a log that has no tokens.
 
     Raises:
         DataError: No such file (with the nearest shipped names), no such columns, or a file that is no trace.
@@ -282,6 +285,10 @@ def open_trace(
         raise UsageError.bad_value("--bad-rows", bad_rows, "a share below 1, as 1% or 0.01")
     origin = find(source, task)
     origin = origin if name is None else replace(origin, name=name)
+    if tokenizer is not None:
+        from infergy.workload.texts import count_texts
+
+        origin = count_texts(origin, tokenizer)
     origin, layout = _recognised(origin, format, columns)
     twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
     if origin.kind == CSV and twice:
@@ -318,13 +325,27 @@ def _recognised(origin: Source, wanted: str | None, columns: Columns | None) -> 
     except DataError as error:
         if error.code not in ("unknown-format", "no-column"):
             raise
-        for reading in other_readings(origin):
+        for reading in itertools.chain(nested_readings(origin), _without_texts(origin), look_further(origin)):
             try:
                 return reading, settled(reading)
             except DataError as other:
                 if other.code not in ("unknown-format", "no-column"):
                     raise
         raise
+
+
+def _without_texts(origin: Source) -> Iterator[Source]:
+    """No reading.
+
+    Raises:
+        DataError: The log has texts to be counted.
+    """
+    from infergy.workload.texts import has_texts
+
+    if has_texts(origin):
+        message = f"{origin.name}: texts, and no tokens. Count them: --tokenizer NAME, a Hugging Face tokenizer"
+        raise DataError(message, code="uncounted-texts", trace=origin.name, option="--tokenizer")
+    yield from ()
 
 
 def _in_polars(requests: Requests) -> Trace:
