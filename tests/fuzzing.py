@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import importlib.util
 import io
 import json
 import math
@@ -14,10 +15,11 @@ import os
 import random
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -455,6 +457,31 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+def _logs() -> dict[str, Kind]:
+    """The log of each format that the tests of logs have."""
+    path = Path(__file__).parent / "workload" / "test_logs.py"
+    spec = importlib.util.spec_from_file_location("logs_of_tests", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["logs_of_tests"] = module
+    spec.loader.exec_module(module)
+    return {
+        f"log {name}": Kind(
+            name=f"log.{log.suffix}",
+            good=partial(bytes, log.text, "utf-8"),
+            use=use_trace,
+            is_json=log.suffix == "jsonl",
+            verb="trace FILE",
+        )
+        for name, log in module.LOGS.items()
+    }
+
+
+LOGS = _logs()
+"""Files of the kind ``logs``, in turn."""
+
+
 @cache
 def plan_text() -> bytes:
     return json.dumps(to_json(make_plan(parse_grid(tomllib_of(GRID), "mine")))).encode()
@@ -466,13 +493,19 @@ def tomllib_of(content: bytes) -> dict[str, Any]:
     return tomllib.loads(content.decode())
 
 
-def damaged(kind: str, number: int) -> bytes:
+def kind_of(name: str, number: int) -> Kind:
+    """What the `number`-th file of a kind is made of."""
+    return [*LOGS.values()][number % len(LOGS)] if name == "logs" else KINDS[name]
+
+
+def damaged(name: str, number: int) -> bytes:
     """The `number`-th damaged file of a kind."""
-    draw, good = random.Random(f"{SEED} {kind} {number}"), KINDS[kind].good()
-    if KINDS[kind].name.endswith(".parquet") or draw.random() < 0.15:
+    kind, draw = kind_of(name, number), random.Random(f"{SEED} {name} {number}")
+    good = kind.good()
+    if kind.name.endswith(".parquet") or draw.random() < 0.15:
         return damage_bytes(good, draw)
     text = good.decode()
-    if not KINDS[kind].is_json or draw.random() < 0.15:
+    if not kind.is_json or draw.random() < 0.15:
         return damage_text(text, draw).encode("utf-8", "surrogatepass")
     lines = text.splitlines()
     place = draw.randrange(len(lines))
@@ -480,17 +513,18 @@ def damaged(kind: str, number: int) -> bytes:
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")
 
 
-def try_file(kind: str, number: int, folder: Path) -> None:
+def try_file(name: str, number: int, folder: Path) -> None:
     """Read the `number`-th damaged file of a kind: an answer that can be, or an error of infergy.
 
     Raises:
         NonsenseError: The answer cannot be; all other errors but those of infergy too.
     """
-    path = folder / KINDS[kind].name
-    path.write_bytes(damaged(kind, number))
+    kind = kind_of(name, number)
+    path = folder / kind.name
+    path.write_bytes(damaged(name, number))
     with limited():
         try:
-            KINDS[kind].use(path)
+            kind.use(path)
         except InfergyError as error:
             demand(holds=len(str(error)) < 5000, what=f"an error of {len(str(error))} characters")
 

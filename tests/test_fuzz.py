@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import fuzzing
-from fuzzing import ENDS, KINDS, WORDS, NonsenseError, command_line, damaged, try_command, try_file, try_word
+from fuzzing import ENDS, KINDS, WORDS, NonsenseError, command_line, damaged, kind_of, try_command, try_file, try_word
 
-KINDS_AND_WORDS = (*KINDS, *WORDS)
+FILES = (*KINDS, "logs")
+KINDS_AND_WORDS = (*FILES, *WORDS)
 FEW, MANY, COMMANDS, TYPED = 10, 450, 12, 15
 """Inputs of each kind in any case and in the slow part, commands in any case, and inputs typed of each kind of file."""
 
@@ -22,7 +23,7 @@ FEW, MANY, COMMANDS, TYPED = 10, 450, 12, 15
 def try_each(kind: str, numbers: range, folder: Path) -> None:
     for number in numbers:
         try:
-            if kind in KINDS:
+            if kind in FILES:
                 try_file(kind, number, folder)
             else:
                 try_word(kind, number)
@@ -54,12 +55,13 @@ def test_many_commands_with_nonsense_end_with_a_status_that_says_so(number: int,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FILES)
 def test_a_verb_ends_with_a_sentence_on_a_damaged_file(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / KINDS[kind].name
     for number in range(TYPED):
+        made = kind_of(kind, number)
+        path = tmp_path / made.name
         path.write_bytes(damaged(kind, number))
-        words = [str(path) if word == "FILE" else word for word in KINDS[kind].verb.split()]
+        words = [str(path) if word == "FILE" else word for word in made.verb.split()]
         done = subprocess.run([sys.executable, "-m", "infergy", *words], capture_output=True, timeout=120, check=False)
         shown = (done.stdout + done.stderr).decode("utf-8", "replace")
         if done.returncode not in ENDS or "Traceback" in shown or "panicked" in shown:

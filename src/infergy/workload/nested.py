@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infergy.errors import DataError
 from infergy.workload.lines import Fault, open_lines, read_records, values_in
 
 if TYPE_CHECKING:
@@ -43,13 +44,17 @@ class Nested:
         """The records, numbers as text; those of a document that is a list are its own.
 
         Raises:
-            ValueError: A line, or the document, is no JSON.
+            DataError: A line, or the document, is no JSON.
         """
+        hint = "Expected one JSON object per line, or one document"
         with open_lines(self.path) as lines:
-            held = _document(self.path, self.path.stat().st_mtime_ns) if self.is_document else read_records(lines)
+            try:
+                held = _document(self.path, self.path.stat().st_mtime_ns) if self.is_document else read_records(lines)
+            except (ValueError, RecursionError) as error:
+                raise DataError.bad_syntax(self.path, "JSON", error, hint) from error
             for value in held:
                 if isinstance(value, Fault):
-                    raise ValueError(str(value))
+                    raise DataError.bad_syntax(self.path, "JSON", ValueError(value.reason), hint, value.number)
                 if isinstance(value, dict):
                     yield value
 
@@ -57,7 +62,7 @@ class Nested:
         """The rows by dotted path, values as they are.
 
         Raises:
-            ValueError: As of `records`.
+            DataError: As of `records`.
         """
         for record in self.records():
             yield from _unpack(_plain(record), self.nest)

@@ -311,11 +311,7 @@ def nested_readings(source: Source) -> Iterator[Source]:
 
 def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
     """Rows that are found in the records of a file."""
-    try:
-        rows = tuple(itertools.islice(nested.rows(), _PEEKED_RECORDS))
-    except (ValueError, RecursionError) as error:
-        message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
-        raise DataError(message, code="bad-syntax", path=name, form="JSON") from error
+    rows = tuple(itertools.islice(nested.rows(), _PEEKED_RECORDS))
     names = tuple((field,) for field in dict.fromkeys(itertools.chain.from_iterable(rows)))
     return Source(name=name, kind=UNPACKED, names=names, rows=rows, path=nested.path, about=about, nested=nested)
 
