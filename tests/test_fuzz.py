@@ -16,7 +16,7 @@ from fuzzing import ENDS, KINDS, WORDS, NonsenseError, command_line, damaged, ki
 
 FILES = (*KINDS, "logs")
 KINDS_AND_WORDS = (*FILES, *WORDS)
-FEW, MANY, COMMANDS, TYPED = 10, 450, 12, 15
+FEW, MANY, COMMANDS, TYPED = 10, 430, 12, 14
 """Inputs of each kind in any case and in the slow part, commands in any case, and inputs typed of each kind of file."""
 
 

@@ -42,7 +42,7 @@ GOOD = replace(build_row(batches=4, duration_s=2.0), before=(state(),), after=(s
 
 
 def good(**changes: Any) -> Measurement:
-    return replace(GOOD, **changes)
+    return replace(GOOD, result=None, **changes)
 
 
 def lasting(seconds: Sequence[float]) -> Measurement:

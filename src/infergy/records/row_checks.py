@@ -5,9 +5,11 @@ What is measured is checked by the same rules before it is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from infergy.errors import DataError, MeterError
@@ -28,8 +30,13 @@ LEAST_OF_IDLE = 0.5
 """Lowest mean power, over that of the loaded, idle device."""
 BOARD, LEAST_W, MOST_W = "gpu-board", 1.0, 2000.0
 """The scope of one GPU's energy, and between which powers any such board lies, idle or at work, whatever its limit."""
+LONGEST_EDGE_S = 1.0
+"""Of an edge whose counter is polled, also in a window that is shorter."""
 LATE_S = 0.001
 """How far past the end of a batch its last token may lie: the two are read from different clocks."""
+SENSORS = {"power_w": 5000.0, "temperature_c": 200.0, "sm_clock_hz": 1e10, "memory_clock_hz": 1e11}
+"""What no sensor of a GPU shows more of."""
+VISIT = re.compile(r"start|end|grid(-\d{1,9})?")
 IDLE = ("loaded_idle", "bare_idle", "loading")
 """Windows without batches."""
 
@@ -111,15 +118,33 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
         yield "experts_touched", row.experts_touched, "a share, 0 to 1"
     if (factor := row.rescaled) is not None and not 0 < factor.low <= factor.factor <= factor.high:
         yield "rescaled.factor", factor.factor, f"more than 0, from {factor.low} to {factor.high}"
-    for line in row.timeline:
-        if len(line.offsets_ms) != len(line.power_w):
-            yield "timeline.power_w", f"{len(line.power_w)} values", f"{len(line.offsets_ms)}, as in offsets_ms"
-        if any(later < earlier for earlier, later in pairwise(line.offsets_ms)) or line.end_s < line.start_s:
-            yield "timeline.offsets_ms", line.offsets_ms[:3], "ascending times, before end_s"
+    if not VISIT.fullmatch(row.visit):
+        yield "visit", row.visit, "grid, grid-2 and so on, start or end"
     yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links)
     gpus = sorted(gpu.uuid for gpu in row.environment.gpus)
+    yield from _misfits_of_sensors(row, gpus)
     for key, window in _windows(row):
         yield from _misfits_of_window(row, window, key, gpus)
+
+
+def _misfits_of_sensors(row: Measurement, gpus: list[str]) -> Iterator[Misfit]:
+    for key, states in (("before", row.before), ("after", row.after)):
+        for state in states:
+            if state.uuid not in gpus:
+                yield f"{key}.uuid", state.uuid, f"one of {', '.join(gpus)}"
+            for name, most in SENSORS.items():
+                if (value := getattr(state, name)) is not None and value > most:
+                    yield f"{key}.{name}", value, f"at most {most:g}"
+    for line in row.timeline:
+        if line.uuid not in gpus:
+            yield "timeline.uuid", line.uuid, f"one of {', '.join(gpus)}"
+        if len(line.offsets_ms) != len(line.power_w):
+            yield "timeline.power_w", f"{len(line.power_w)} values", f"{len(line.offsets_ms)}, as in offsets_ms"
+        if max(line.power_w, default=0.0) > SENSORS["power_w"]:
+            yield "timeline.power_w", max(line.power_w), f"at most {SENSORS['power_w']:g}"
+        times_ms = (0, *line.offsets_ms, 1000 * (line.end_s - line.start_s) + 1)
+        if any(later < earlier for earlier, later in pairwise(times_ms)):
+            yield "timeline.offsets_ms", line.offsets_ms[:3], "ascending times, before end_s"
 
 
 def is_instant(text: str) -> bool:
@@ -144,13 +169,21 @@ def _misfits_of_window(row: Measurement, window: Window, key: str, gpus: list[st
         # The watched window may stop sooner, online with fewer requests.
         is_whole = key != "watched"
         yield from _misfits_of_batch(row.cell, batch, place, is_whole=is_whole)
-        yield from _misfits_of_tokens(row, batch, place) if is_whole else ()
+        yield from _misfits_of_tokens(row, batch, place, is_whole=is_whole)
         if not now_s <= batch.start_s < batch.end_s <= last:
             yield f"{place}.end_s", batch.end_s, f"{now_s} to {last}, within its window and after the batch before"
         now_s = batch.end_s
     for uuid, tick in window.settled.items():
         if not now_s <= tick.time_s <= window.close[uuid].time_s:
             yield f"{key}.settled.{uuid}.time_s", tick.time_s, f"{now_s} to {last}, after the last batch"
+        if tick.energy_j < window.open[uuid].energy_j:
+            yield (
+                f"{key}.settled.{uuid}.energy_j",
+                tick.energy_j,
+                f"at least {window.open[uuid].energy_j}, as at `open`",
+            )
+    if window.visit < 1 or window.edge_uncertainty_s > max(LONGEST_EDGE_S, *window.duration_by_gpu_s.values()):
+        yield f"{key}.edge_uncertainty_s", window.edge_uncertainty_s, "less than its window"
 
 
 def _misfits_of_batch(cell: Cell, batch: Batch, key: str, *, is_whole: bool) -> Iterator[Misfit]:
@@ -161,6 +194,8 @@ def _misfits_of_batch(cell: Cell, batch: Batch, key: str, *, is_whole: bool) -> 
         yield f"{key}.requests", batch.requests, f"{cell.load.batch}, the batch of its cell"
     if batch.times is not None and not batch.requests == len(batch.times.first_token_s) == len(batch.times.finished_s):
         yield f"{key}.times", f"of {len(batch.times.finished_s)} requests", f"of {batch.requests}, as the batch"
+    if batch.times is not None:
+        yield from _misfits_of_times(batch, f"{key}.times")
     times_s = [time_s for time_s in (batch.first_token_s, batch.finished_s) if time_s is not None]
     if any(later < earlier for earlier, later in pairwise([*times_s, batch.duration_s + LATE_S])):
         yield f"{key}.finished_s", times_s[-1], f"after the first token, within the {batch.duration_s} s of the batch"
@@ -168,11 +203,26 @@ def _misfits_of_batch(cell: Cell, batch: Batch, key: str, *, is_whole: bool) -> 
         yield f"{key}.drafts.accepted_tokens", drafts.accepted_tokens, f"at most the {drafts.drafted_tokens} drafted"
 
 
-def _misfits_of_tokens(row: Measurement, batch: Batch, key: str) -> Iterator[Misfit]:
-    """Tokens that a whole batch of the cell has not."""
+def _misfits_of_times(batch: Batch, key: str) -> Iterator[Misfit]:
+    """Times of requests that are out of order, past the end, or not those of the means beside them."""
+    assert batch.times is not None
+    first_s, finished_s = batch.times.first_token_s, batch.times.finished_s
+    latest_s = max(finished_s, default=0.0)
+    if any(late < early - LATE_S for early, late in zip(first_s, finished_s, strict=True)):
+        yield f"{key}.first_token_s", max(first_s), "not after finished_s of the same request"
+    if latest_s > batch.duration_s + LATE_S:
+        yield f"{key}.finished_s", latest_s, f"at most the {batch.duration_s} s of its batch"
+    for name, each in (("first_token_s", first_s), ("finished_s", finished_s)):
+        mean_s = getattr(batch, name)
+        if mean_s is not None and abs(fmean(each) - mean_s) > LATE_S:
+            yield f"{key}.{name}", fmean(each), f"{mean_s} s on average, as of the batch"
+
+
+def _misfits_of_tokens(row: Measurement, batch: Batch, key: str, *, is_whole: bool) -> Iterator[Misfit]:
+    """Tokens that a batch of the cell has not, or a part of one has more of."""
     load, lengths = row.cell.load, row.lengths
     each = ("input_tokens", load.input_tokens), ("output_tokens", load.output_tokens)
     for axis, (name, tokens) in enumerate(each):
         asked = sum(pair[axis] for pair in lengths) if lengths else batch.requests * tokens
-        if getattr(batch, name) != asked:
+        if getattr(batch, name) > asked or (is_whole and getattr(batch, name) < asked):
             yield f"{key}.{name}", getattr(batch, name), f"{asked}, as its cell asks"
