@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from infergy.errors import DataError
+from infergy.files import LARGEST_INTEGER
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
 
     Args:
         cls: A dataclass whose fields are scalars, dataclasses, tuples, dicts, or unions of one of these with None.
-        data: What `json.loads` gave.
+        data: What `json.loads` gave; of a part that was read before, what was made of it.
         place: Where the object stands, for the message: ``rows.jsonl line 3``.
 
     Raises:
@@ -86,6 +87,8 @@ def _is_needed(field: dataclasses.Field[Any]) -> bool:
 
 
 def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], bool]], value: Any) -> Any:
+    if type(value) is cls:
+        return value
     if not isinstance(value, Mapping):
         raise _MisfitError(f"expected an object, found {type(value).__name__}")
     if not value.keys() <= fields.keys():
@@ -142,6 +145,8 @@ def _read_scalar(hint: type, value: Any) -> Any:
             return float(value)
         raise _MisfitError(f"expected a number of at most {LARGEST:g}, found {value:g}")
     if type(value) is hint:
+        if hint is int and abs(value) > LARGEST_INTEGER:
+            raise _MisfitError(f"expected a whole number of at most 64 bits, found {value:.3g}")
         return value
     if not isinstance(value, hint) or isinstance(value, bool):
         raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 Vector = tuple[float, ...]
@@ -36,4 +37,4 @@ class RangeSums:
 
 
 def _add(a: Vector, b: Vector) -> Vector:
-    return tuple(map(sum, zip(a, b, strict=True)))
+    return tuple(map(operator.add, a, b))

@@ -32,6 +32,7 @@ runs.
 from __future__ import annotations
 
 import math
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from infergy.records.agreement import spread_key
 from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement
 from infergy.records.range_sums import RangeSums
-from infergy.records.result import batch_energy_j, derive, result_of
+from infergy.records.result import Result, batch_energy_j, derive, result_of
 from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
 from infergy.records.window import Window
 
@@ -173,15 +174,32 @@ def find_uncertainty(
         rescaled: The row's mark, if its energy is scaled: the factor's interval is independent of all else.
         scatters: How the visits of like cells scatter.
     """
-    spread = _moderate(spread_of(windows, loaded_idle), like)
+    return _uncertainty_of(
+        windows,
+        derive(windows, loaded_idle),
+        (spread_of(windows, loaded_idle), scatter_of(windows, loaded_idle)),
+        like,
+        rescaled,
+        scatters,
+    )
+
+
+def _uncertainty_of(
+    windows: Sequence[Window],
+    result: Result,
+    own_of: tuple[Spread | None, VisitScatter | None],
+    like: Spread | None,
+    rescaled: Rescaled | None,
+    scatters: Iterable[VisitScatter | None],
+) -> Uncertainty | None:
+    """The interval where the row's own spread and scatter are known."""
+    spread, own = _moderate(own_of[0], like), own_of[1]
     if spread is None:
         return None
-    result = derive(windows, loaded_idle)
     total_j, busy_s = result.energy_j * result.batches, result.duration_s * result.batches
     standard = math.sqrt(spread.variance_s / busy_s)
     edges, bound = _edges_j(windows) / total_j, result.idle_bound_j / total_j
     tail = bound / math.sqrt(12)
-    own = scatter_of(windows, loaded_idle)
     between, visit_degrees = variance_between([own, *scatters], spread.variance_s)
     visits = math.sqrt(between * share_of_one_visit(windows))
     error = math.hypot(standard, edges, tail, visits)
@@ -209,6 +227,11 @@ def find_uncertainty(
 
 
 def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
+    """As `each_uncertainty`, all at once."""
+    return list(each_uncertainty(rows))
+
+
+def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None]:
     """The intervals of measured rows, each with its like among the others.
 
     Cells are alike that agree in all that must (`infergy.records.agreement.spread_key`) and whose mean power differs by
@@ -235,17 +258,16 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
             of_cell.setdefault((key, joined.cell_id), []).append(peer)
     like = {key: _Alike(group) for key, group in groups.items()}
     others = {key: _Alike(group) for key, group in visited.items()}
-    found: list[Uncertainty | None] = []
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
-            found.append(None)
+            yield None
             continue
         # A row of several visits has the scatter of its own windows.
         own = of_cell.get((key, row.cell_id), []) if peer.scatter is not None else []
         scatters = others[key].scatters(peer.power_w, own) if key in others else []
         spread = like[key].spread(peer.power_w, [peer])
-        found.append(find_uncertainty(row.windows, row.loaded_idle, spread, row.rescaled, scatters))
-    return found
+        result, own_of = derive(row.windows, row.loaded_idle, row.lengths), (peer.spread, peer.scatter)
+        yield _uncertainty_of(row.windows, result, own_of, spread, row.rescaled, scatters)
 
 
 class _Alike:
@@ -282,7 +304,7 @@ class _Alike:
         left_out = sorted(self._places[id(peer)] for peer in without)
         total = (0.0,) * 7
         for gap in (*(one for one in left_out if place <= one < end), end):
-            total = tuple(map(sum, zip(total, self._sums.between(place, gap), strict=True)))
+            total = tuple(map(operator.add, total, self._sums.between(place, gap)))
             place = gap + 1
         return total
 
