@@ -16,13 +16,16 @@ import sys
 import tomllib
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from infergy.errors import DataError
 
 MOST_BYTES = 2**32
 """Of a file: larger ones are pipes without end. A store of 100,000 rows has a sixth of it."""
+MOST_OF_LINE = 2**28
+"""Bytes of a line: a row of a replay has some hundred a request."""
 SMALL_BYTES, MOST_EXPANDED = 2**26, 100
 """What a packed file may hold in any case, and over its size: rows are packed to a tenth."""
 LARGEST_INTEGER = 2**63 - 1
@@ -49,25 +52,44 @@ def read_bytes(path: Path, hint: str) -> bytes:
     Raises:
         DataError: The file is missing or damaged, cannot be read, is a device, or has no end in sight.
     """
-    most = MOST_BYTES
+    with _open_input(path, hint) as (file, most):
+        content = file.read(most + 1)
+        if len(content) > most:
+            raise OSError(errno.EFBIG, f"more than {most:,} bytes")
+    return content
+
+
+def read_lines(path: Path, hint: str) -> Iterator[bytes]:
+    """The lines of a file as of `read_bytes`, each with its end.
+
+    Raises:
+        DataError: As of `read_bytes`; or a line has no end in sight.
+    """
+    with _open_input(path, hint) as (file, most):
+        while line := file.readline(MOST_OF_LINE + 1):
+            most -= len(line)
+            if most < 0 or len(line) > MOST_OF_LINE:
+                raise OSError(errno.EFBIG, "its lines have no end")
+            yield line
+
+
+@contextmanager
+def _open_input(path: Path, hint: str) -> Iterator[tuple[IO[bytes], int]]:
+    """A file, unpacked, and how many bytes it may have."""
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
             if stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
                 raise OSError(errno.EINVAL, "a device, not a file")
             if path.suffix != ".gz":
-                content = file.read(most + 1)
+                yield file, MOST_BYTES
             else:
-                most = max(SMALL_BYTES, MOST_EXPANDED * facts.st_size)
                 with gzip.open(file) as unpacked:
-                    content = unpacked.read(most + 1)
+                    yield unpacked, max(SMALL_BYTES, MOST_EXPANDED * facts.st_size)
     except FileNotFoundError as error:
         raise DataError.not_found(path, hint) from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError.not_readable(path, error, hint) from error
-    if len(content) > most:
-        raise DataError.not_readable(path, OSError(errno.EFBIG, f"more than {most:,} bytes"), hint)
-    return content
 
 
 def parse_json(text: str | bytes, path: Path, hint: str, line: int | None = None, *, finite: bool = True) -> Any:

@@ -39,8 +39,8 @@ from infergy.records import (
     PlannedCell,
 )
 from infergy.records.facts import find_idle_power
+from infergy.records.peers import Peer, Spread
 from infergy.records.store import read_store
-from infergy.records.uncertainty import Peer, Spread
 from infergy.records.visits import join_visits
 from raising import keys_of, raises
 from simulated_truth import truth_of

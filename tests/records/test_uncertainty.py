@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 from scipy.stats import t as reference
 
 from infergy.records import Measurement, Tick, Window
+from infergy.records.peers import Spread, pool, spread_of
 from infergy.records.uncertainty import (
     PRIOR_DEGREES,
     STOPPING_FACTOR,
-    Spread,
     find_uncertainties,
     find_uncertainty,
     is_certain,
-    pool,
-    spread_of,
     student_t,
 )
 from rows import UUID, build_row

@@ -27,6 +27,7 @@ LIKELY_ACCEPTANCE = 0.7
 (Leviathan et al. 2023, arXiv 2211.17192, section 4.2). No measured row depends on it."""
 
 
+@cache
 def model_names() -> tuple[str, ...]:
     """Names of the shipped configurations, in alphabetical order."""
     return tuple(sorted(f.name.removesuffix(".json") for f in _folder().iterdir() if f.name.endswith(".json")))
@@ -87,6 +88,16 @@ def get_model(name_or_path: str) -> ModelShape:
     """
     name = name_or_path.lower() if name_or_path.lower() in model_names() else name_or_path
     return read_shape(model_config(name), name=name)
+
+
+@cache
+def shipped_model(name: str) -> ModelShape:
+    """`get_model` of a shipped model, read once: thousands of rows name the same.
+
+    Raises:
+        UsageError: No such model.
+    """
+    return get_model(name)
 
 
 @cache

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from infergy.catalog import get_gpu, get_model
+from infergy.catalog import get_gpu
 from infergy.catalog.gpus import Gpu
+from infergy.catalog.models import shipped_model
 from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
 from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
@@ -62,15 +63,21 @@ class FitRow:
     unit: str
 
 
-def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any) -> tuple[Column, Column]:
-    """Seconds and energy of rows of one server, of shape (k, rows) where the rates are k variants.
-
-    Steps are taken in order, all rows at once, so that the power limiter's average is that of each row.
-    """
-    longest = max(len(row.steps) for row in rows)
-    table = np.zeros((longest, len(rows), 9))
+def table_of(rows: Sequence[FitRow]) -> Column:
+    """The steps of rows, each as long as the longest; shape (steps, rows, 9)."""
+    table = np.zeros((max(len(row.steps) for row in rows), len(rows), 9))
     for column, row in enumerate(rows):
         table[: len(row.steps), column] = row.steps
+    return table
+
+
+def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any, table: Column | None = None) -> tuple[Column, Column]:
+    """Seconds and energy of rows of one server, of shape (k, rows) where the rates are k variants.
+
+    Steps are taken in order, all rows at once, so that the power limiter's average is that of each row. `table` is
+    `table_of` the rows, where it is known.
+    """
+    table = table_of(rows) if table is None else table
     power = rates.power
     is_given = np.array([row.seconds is None for row in rows])
     measured_w = [row.energy_j / row.seconds if row.seconds else row.idle_w for row in rows]
@@ -125,15 +132,14 @@ class _Problem:
         for index, row in enumerate(rows):
             groups.setdefault((row.work, row.work.compiled, row.gpu.name, row.server), []).append(index)
         self.groups = list(groups.values())
+        self.tables = [table_of([rows[index] for index in members]) for members in self.groups]
         self.concerned: dict[int, tuple[str, ...]] = {}
         energy_j, seconds, sd = np.array([(row.energy_j, row.seconds or np.nan, row.energy_sd) for row in rows]).T
         is_timed = np.isfinite(seconds)
         self.measured = np.log(np.concatenate([energy_j, np.where(is_timed, seconds, 1.0)]))
         time_sd = np.where(is_timed, np.hypot(sd, TIME_ERROR), np.inf)
         self.weight = 1.0 / np.concatenate([np.hypot(sd, ENERGY_ERROR), time_sd])
-        self.offsets = np.zeros((2 * len(rows), 2 * count))
-        self.offsets[np.arange(len(rows)), unit] = 1.0
-        self.offsets[len(rows) + np.arange(len(rows)), count + unit] = 1.0
+        self.offset_of, self.offset_count = np.concatenate([unit, count + unit]), 2 * count
 
     def _centre(self, units: Sequence[str], first: int) -> None:
         """Let the GPUs of a kind differ about its mean: what they have in common is the constants' to explain."""
@@ -163,7 +169,7 @@ class _Problem:
             values: dict[str, Any] = self._values(theta, kind)
             for index, name in enumerate(names):
                 values[name] = values[name] * np.exp(shifts[:, index])[:, None]
-            at = self._logs(rows, values)
+            at = self._logs(rows, values, self.tables[number])
             logs[both] = at[0]
             for name, slope in zip(names, (at[1:] - at[0]) / STEP, strict=True):
                 slopes[both, self.index_of[name]] = slope
@@ -175,31 +181,31 @@ class _Problem:
         """The constants on which rows of a group depend: fp8's do not concern bfloat16."""
         known = self.concerned.get(number)
         if known is None:
-            rows = [self.rows[index] for index in self.groups[number]]
+            rows, table = [self.rows[index] for index in self.groups[number]], self.tables[number]
             values: dict[str, Any] = {name: constant.value for name, constant in self.constants.items()}
-            at = self._logs(rows, values)
+            at = self._logs(rows, values, table)
             known = tuple(
                 name
                 for name, value in values.items()
-                if not np.array_equal(self._logs(rows, {**values, name: value * 1.1}), at)
+                if not np.array_equal(self._logs(rows, {**values, name: value * 1.1}, table), at)
             )
             self.concerned[number] = known
         return known
 
     @staticmethod
-    def _logs(rows: Sequence[FitRow], values: Mapping[str, Any]) -> Column:
+    def _logs(rows: Sequence[FitRow], values: Mapping[str, Any], table: Column) -> Column:
         """Logarithms of joules, then of seconds, of rows of one server; shape (variants, 2 rows)."""
         first = rows[0]
         idle_w = np.array([row.idle_w for row in rows])
         rates = rates_of(first.work, first.gpu, values, idle_w=idle_w, server=first.server)
-        seconds, energy = run_rows(rows, rates, values["call_s"])
+        seconds, energy = run_rows(rows, rates, values["call_s"], table)
         logs: Column = np.log(np.atleast_2d(np.concatenate([energy, seconds], axis=-1)))
         return logs
 
     def left(self, theta: Column) -> Column:
         """What the model leaves of the measured logarithms, offsets of GPUs taken out."""
         count = len(self.names)
-        left: Column = self.measured - self.model(theta[:count])[0] - self.offsets @ theta[count:]
+        left: Column = self.measured - self.model(theta[:count])[0] - theta[count:][self.offset_of]
         return left
 
     def loss(self, theta: Column) -> float:
@@ -213,12 +219,25 @@ class _Problem:
         """The gradient of the log posterior and its curvature, with the model made linear at `theta`."""
         count = len(self.names)
         logs, of_constants = self.model(theta[:count], with_slopes=True)
-        slopes = np.hstack([of_constants, self.offsets]) * self.weight[:, None]
-        off = (self.measured - logs - self.offsets @ theta[count:]) * self.weight
+        slopes = of_constants * self.weight[:, None]
+        off = (self.measured - logs - theta[count:][self.offset_of]) * self.weight
         robust = np.minimum(1.0, HUBER / np.maximum(np.abs(off), 1e-9))
-        pulled = (slopes * robust[:, None]).T
-        gradient: Column = pulled @ off - self.precision @ (theta - self.prior_mean)
-        return gradient, pulled @ slopes + self.precision
+        pulled = slopes * robust[:, None]
+        gradient: Column = np.concatenate([pulled.T @ off, self._by_offset(robust * self.weight * off)])
+        # Each row has one GPU's offset: its slopes are a single 1, which is not multiplied out.
+        curvature = self.precision.copy()
+        curvature[:count, :count] += pulled.T @ slopes
+        for index, column in enumerate((pulled * self.weight[:, None]).T):
+            crossed = self._by_offset(column)
+            curvature[index, count:] += crossed
+            curvature[count:, index] += crossed
+        offsets = np.arange(count, len(theta))
+        curvature[offsets, offsets] += self._by_offset(robust * self.weight**2)
+        return gradient - self.precision @ (theta - self.prior_mean), curvature
+
+    def _by_offset(self, values: Column) -> Column:
+        """Sums of values of the rows' logarithms by the offset that each has."""
+        return np.bincount(self.offset_of, values, self.offset_count)
 
     def _values(self, theta: Column, kind: str) -> dict[str, Any]:
         values = {}
@@ -283,7 +302,7 @@ def fit_row(entry: TableEntry) -> FitRow:
     """An entry of a table as a row of a fit."""
     by = entry.served_by
     return FitRow(
-        work=server_work(get_model(by.model), dtype=by.dtype, gpus=by.gpus, compiled=by.has_graphs),
+        work=server_work(shipped_model(by.model), dtype=by.dtype, gpus=by.gpus, compiled=by.has_graphs),
         gpu=get_gpu(by.gpu),
         server=by.is_api,
         steps=entry.steps,

@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infergy.catalog import catalog_name, find_gpu_by_driver_name, get_gpu, get_model, model_names
+from infergy.catalog import catalog_name, find_gpu_by_driver_name, get_gpu, model_names
+from infergy.catalog.models import shipped_model
 from infergy.cost.constants import Fit, prior_fit
 from infergy.cost.fit import make_table
 from infergy.cost.model import Server, StepCost
@@ -221,7 +222,7 @@ def _entry(row: Measurement, source: str, environment: str, energy_sd: float, fi
 
 def simulate_row(row: Measurement, by: ServedBy, fit: Fit) -> tuple[Run, float]:
     """The run that a row's engine makes, by its recorded options, and the idle watts of its GPUs."""
-    shape, gpu = get_model(by.model), get_gpu(by.gpu)
+    shape, gpu = shipped_model(by.model), get_gpu(by.gpu)
     idle_w = find_idle_power(row).loaded_w or 0.0
     cost = StepCost(Server.of(by, shape, gpu, idle_w), fit)
     requests = requests_of(row)
@@ -251,6 +252,5 @@ def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
         tensor_parallel_size=by.gpus,
         enforce_eager=not by.has_graphs,
     )
-    return resolve(
-        get_model(by.model), get_gpu(by.gpu), options, dtype=by.dtype, usage_context="server" if by.is_api else "llm"
-    )
+    context = "server" if by.is_api else "llm"
+    return resolve(shipped_model(by.model), get_gpu(by.gpu), options, dtype=by.dtype, usage_context=context)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from infergy.records.engine_setup import RANDOM_WEIGHTS
+from infergy.records.environment import Environment, Rescaled
 from infergy.records.measurement import Measurement
 
 VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"}) | {
@@ -133,17 +134,31 @@ def differences(first: Measurement, other: Measurement, facts: Iterable[Fact]) -
     return found
 
 
-def key_of(row: Measurement, facts: Iterable[Fact]) -> tuple[str, ...]:
+_POOLED = (*IDENTITY, *MUST)
+_OF_NOISE = tuple(fact for fact in _POOLED if fact is not WEIGHTS)
+MOST_KEYS = 10_000
+_KEYS: dict[tuple[object, ...], tuple[Environment, Rescaled | None, tuple[str, ...]]] = {}
+"""Keys by the identity of what the facts are read from, which is kept, so that no other object gets its identity."""
+
+
+def key_of(row: Measurement, facts: tuple[Fact, ...]) -> tuple[str, ...]:
     """The facts as something that can be hashed: equal for rows that agree in all of them."""
-    return tuple(fact.of(row) for fact in facts)
+    # Thousands of rows of a store share their environment (`Measurement.from_json`).
+    place = (facts, row.simulated, id(row.environment), id(row.rescaled))
+    if place not in _KEYS:
+        if len(_KEYS) >= MOST_KEYS:
+            _KEYS.clear()
+        _KEYS[place] = (row.environment, row.rescaled, tuple(fact.of(row) for fact in facts))
+    return _KEYS[place][2]
 
 
 def pool_key(row: Measurement) -> tuple[object, ...]:
     """Equal for rows whose energy may be pooled: of one engine config, and alike in all that must agree."""
-    return row.cell.setup, *key_of(row, (*IDENTITY, *MUST))
+    return row.cell.setup, *key_of(row, _POOLED)
 
 
 def spread_key(row: Measurement) -> tuple[object, ...]:
     """Equal for rows whose noise is pooled: as `pool_key`, whatever the weights; online and offline apart."""
-    alike = [fact for fact in (*IDENTITY, *MUST) if fact is not WEIGHTS]
-    return replace(row.cell.setup, weights=RANDOM_WEIGHTS), row.cell.load.is_online, *key_of(row, alike)
+    setup = row.cell.setup
+    setup = setup if setup.weights == RANDOM_WEIGHTS else replace(setup, weights=RANDOM_WEIGHTS)
+    return setup, row.cell.load.is_online, *key_of(row, _OF_NOISE)

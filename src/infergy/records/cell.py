@@ -19,6 +19,7 @@ from itertools import pairwise
 
 from infergy.errors import UsageError
 from infergy.records.engine_setup import EngineSetup, digest, without_defaults
+from infergy.records.shared import once_each
 
 OFFLINE = "offline"
 POISSON, GAMMA, TRACE, REPLAY = "poisson", "gamma", "trace", "replay"
@@ -336,6 +337,7 @@ class Cell:
     load: Load
 
     @property
+    @once_each
     def id(self) -> str:
         """Twelve hexadecimal digits that name this cell in every file."""
         return digest({"setup": without_defaults(self.setup), "load": without_defaults(self.load)})
@@ -347,6 +349,7 @@ class Cell:
         chosen = "" if decoding == GREEDY else f"-{decoding.label}"
         return f"{self.setup.label}{chosen}" + ("" if arrivals is None else f"-{arrivals.label}")
 
+    @once_each
     def __str__(self) -> str:
         load = self.load
         if load.is_replay:

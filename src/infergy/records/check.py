@@ -12,7 +12,7 @@ from infergy.records.latency import Backlog, Latency, backlog_of, describe_servi
 from infergy.records.measurement import Measurement
 from infergy.records.result import result_of
 from infergy.records.timeline import ratio
-from infergy.records.uncertainty import Uncertainty, find_uncertainties
+from infergy.records.uncertainty import Uncertainty, each_uncertainty
 from infergy.records.unlike import find_unlike
 
 CHECK_SCHEMA = "infergy.check/1"
@@ -85,31 +85,41 @@ def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> t
     Raises:
         MeterError: A counter stood still.
     """
-    found: dict[int, CheckedRow] = {}
     groups: dict[Any, list[int]] = {}
-    # Rows of other weights count too: the intervals are those that estimates carry.
-    intervals = find_uncertainties(rows)
     for place, row in enumerate(rows):
         groups.setdefault((row.cell.setup, row.environment.weights), []).append(place)
+    compared: dict[int, tuple[tuple[Flag, ...], tuple[str, ...]]] = {}
     for places in groups.values():
-        group = [rows[place] for place in places]
-        for place, row, (unlike, differs) in zip(places, group, find_unlike(group), strict=True):
-            uncertainty = intervals[place]
-            found[place] = CheckedRow(
-                cell_id=row.cell_id,
-                cell=str(row.cell),
-                net_energy_j=net_energy_j(row),
-                idle=find_idle_power(row),
-                uncertainty=uncertainty,
-                flags=(*find_flags(row, uncertainty, target=target), *unlike),
-                facts=find_facts(row, differs),
-                failure=None if row.failure is None else f"{row.failure.code}: {row.failure.message}",
-                timeline_ratio=ratio(row),
-                backlog=backlog_of(row),
-                serving=describe_serving(row) or None,
-                **_figures(row),
-            )
-    return tuple(found[place] for place in range(len(rows)))
+        compared |= zip(places, find_unlike([rows[place] for place in places]), strict=True)
+    # Rows of other weights count too: the intervals are those that estimates carry.
+    return tuple(
+        _check_row(row, uncertainty, *compared[place], target=target)
+        for place, (row, uncertainty) in enumerate(zip(rows, each_uncertainty(rows), strict=True))
+    )
+
+
+def _check_row(
+    row: Measurement,
+    uncertainty: Uncertainty | None,
+    unlike: tuple[Flag, ...],
+    differs: tuple[str, ...],
+    *,
+    target: float | None,
+) -> CheckedRow:
+    return CheckedRow(
+        cell_id=row.cell_id,
+        cell=str(row.cell),
+        net_energy_j=net_energy_j(row),
+        idle=find_idle_power(row),
+        uncertainty=uncertainty,
+        flags=(*find_flags(row, uncertainty, target=target), *unlike),
+        facts=find_facts(row, differs),
+        failure=None if row.failure is None else f"{row.failure.code}: {row.failure.message}",
+        timeline_ratio=ratio(row),
+        backlog=backlog_of(row),
+        serving=describe_serving(row) or None,
+        **_figures(row),
+    )
 
 
 def _figures(row: Measurement) -> dict[str, Any]:

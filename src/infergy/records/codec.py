@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from infergy.errors import DataError, UsageError
+from infergy.files import LARGEST_INTEGER
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
 
     Args:
         cls: A dataclass whose fields are scalars, dataclasses, tuples, dicts, or unions of one of these with None.
-        data: What `json.loads` gave.
+        data: What `json.loads` gave; of a part that was read before, what was made of it.
         place: Where the object stands, for the message: ``rows.jsonl line 3``.
 
     Raises:
@@ -98,6 +99,8 @@ def _is_needed(field: dataclasses.Field[Any]) -> bool:
 
 
 def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], bool]], value: Any) -> Any:
+    if type(value) is cls:
+        return value
     if not isinstance(value, Mapping):
         raise _MisfitError(f"expected an object, found {type(value).__name__}")
     if not value.keys() <= fields.keys():
@@ -151,8 +154,9 @@ def _read_number(hint: type, least: float, value: Any) -> Any:
     if type(value) is not hint and (hint is not float or type(value) is not int):
         raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
     # Not a number lies in no range.
-    if not least <= value <= LARGEST:
-        raise _MisfitError(f"expected a number from {least:g} to {LARGEST:g}, found {value!r:.60}")
+    if not least <= value <= (LARGEST_INTEGER if hint is int else LARGEST):
+        most = "64 bits" if hint is int else f"{LARGEST:g}"
+        raise _MisfitError(f"expected a number from {least:g} to {most}, found {value!r:.60}")
     return hint(value)
 
 

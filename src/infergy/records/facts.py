@@ -18,7 +18,7 @@ from itertools import pairwise
 from statistics import fmean, median
 
 from infergy.records.measurement import Measurement
-from infergy.records.result import batch_energy_j, result_of
+from infergy.records.result import batch_energy_j, idle_power_by_gpu_w, result_of
 from infergy.records.window import Tick, Window
 from infergy.units import format_percent, format_si
 
@@ -117,7 +117,7 @@ def find_idle_power(row: Measurement) -> IdlePower:
     # What a GPU takes above idle must not turn on which part of it was scaled.
     factor = 1.0 if row.rescaled is None else row.rescaled.factor
     windows = (row.bare_idle, row.loaded_idle)
-    bare_w, loaded_w = (None if one is None else sum(one.power_by_gpu_w.values()) * factor for one in windows)
+    bare_w, loaded_w = (None if one is None else sum(idle_power_by_gpu_w(one).values()) * factor for one in windows)
     between_w = _between_w(row)
     return IdlePower(bare_w=bare_w, loaded_w=loaded_w, between_w=None if between_w is None else between_w * factor)
 

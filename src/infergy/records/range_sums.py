@@ -1,39 +1,29 @@
-"""Sums over ranges of an order, in logarithmic time. Standard library only."""
+"""Sums over ranges of an order, each in constant time. Standard library only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-Vector = tuple[float, ...]
+from array import array
+from collections.abc import Iterable
 
 
 class RangeSums:
-    """Sums of vectors between two places.
+    """Sums of values, none below 0, between two places.
 
-    By a tree of sums (as https://en.wikipedia.org/wiki/Segment_tree), not by differences of running sums: small values
-    beside large ones keep their digits.
+    A difference of running sums would lose the digits of small values beside large ones: the sums are kept in two
+    parts, the second of what the first has rounded (TwoSum: Knuth, The Art of Computer Programming 2, 4.2.2).
     """
 
-    def __init__(self, values: Sequence[Vector], zero: Vector) -> None:
-        self._zero, self._size = zero, len(values)
-        self._tree = [zero] * self._size + list(values)
-        for place in range(self._size - 1, 0, -1):
-            self._tree[place] = _add(self._tree[2 * place], self._tree[2 * place + 1])
+    def __init__(self, values: Iterable[float]) -> None:
+        self._high, self._low = array("d", [0.0]), array("d", [0.0])
+        high = low = 0.0
+        for value in values:
+            total = high + value
+            added = total - high
+            low += (high - (total - added)) + (value - added)
+            high = total
+            self._high.append(high)
+            self._low.append(low)
 
-    def between(self, first: int, end: int) -> Vector:
+    def between(self, first: int, end: int) -> float:
         """The sum from the place `first` up to, and without, `end`."""
-        total, low, high = self._zero, first + self._size, max(first, end) + self._size
-        while low < high:
-            if low % 2:
-                total = _add(total, self._tree[low])
-                low += 1
-            if high % 2:
-                high -= 1
-                total = _add(total, self._tree[high])
-            low //= 2
-            high //= 2
-        return total
-
-
-def _add(a: Vector, b: Vector) -> Vector:
-    return tuple(map(sum, zip(a, b, strict=True)))
+        return max(0.0, (self._high[end] - self._high[first]) + (self._low[end] - self._low[first]))

@@ -6,6 +6,7 @@ Rows stand alone: any JSON tool reads them, and `infergy table merge` puts sever
 from __future__ import annotations
 
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from infergy.errors import DataError, InfergyError, UsageError
-from infergy.files import parse_json, read_bytes
+from infergy.files import parse_json, read_lines
 from infergy.outputs import drafted, open_beside, write_all
 from infergy.records.measurement import Measurement
 
@@ -50,26 +52,34 @@ def read_store(path: Path) -> StoreContents:
     Raises:
         DataError: The file is missing, foreign, or damaged anywhere but in its last line.
     """
-    return _parse(read_bytes(path, f"Measure one with: infergy measure GRID.toml -o {path}"), path)
+    return _parse(read_lines(path, f"Measure one with: infergy measure GRID.toml -o {path}"), path)
 
 
-def _parse(content: bytes, path: Path) -> StoreContents:
+def _parse(lines: Iterable[bytes], path: Path) -> StoreContents:
     rows: list[Measurement] = []
     end = 0
-    lines = content.split(b"\n")
+    shared: dict[bytes, Any] = {}
     for number, line in enumerate(lines, start=1):
-        is_last = number == len(lines)
         if line.strip():
             try:
-                data = parse_json(line, path, "A store holds one measurement a line; remove the line", number)
+                rows.append(_read_row(line, path, number, shared))
             except DataError as error:
-                # What no row begins with is no half of one: the file is another's.
-                if is_last and error.code == "bad-syntax" and (rows or line.startswith(_START[: len(line)])):
+                # The last line alone has no end. What no row begins with is no half of one: the file is another's.
+                is_half = error.code == "bad-syntax" and not line.endswith(b"\n")
+                if is_half and (rows or line.startswith(_START[: len(line)])):
                     return StoreContents(rows=tuple(rows), torn=line, end_bytes=end)
                 raise
-            rows.append(Measurement.from_json(data, f"{path} line {number}"))
-        end += len(line) + (0 if is_last else 1)
+        end += len(line)
     return StoreContents(rows=tuple(rows), end_bytes=end)
+
+
+def _read_row(line: bytes, path: Path, number: int, shared: dict[bytes, Any]) -> Measurement:
+    place = f"{path} line {number}"
+    # Reading a row checks its numbers too, and says less of them: what is wrong is found again below.
+    with suppress(ValueError, RecursionError, DataError):
+        return Measurement.from_json(json.loads(line), place, shared)
+    data = parse_json(line, path, "A store holds one measurement a line; remove the line", number)
+    return Measurement.from_json(data, place)
 
 
 def create_store(path: Path, rows: Iterable[Measurement], *, replace: bool = False) -> None:
@@ -142,7 +152,7 @@ class StoreWriter:
         Raises:
             DataError: It is foreign, or damaged anywhere but in its last line.
         """
-        return _parse(self._content(start_bytes), self.path)
+        return _parse(io.BytesIO(self._content(start_bytes)), self.path)
 
     @property
     def size_bytes(self) -> int:

@@ -32,23 +32,19 @@ runs.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from infergy.records.agreement import spread_key
 from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement
-from infergy.records.range_sums import RangeSums
-from infergy.records.result import batch_energy_j, derive, result_of
-from infergy.records.visits import VisitScatter, by_visit, join_visits, scatter_of, share_of_one_visit, variance_between
+from infergy.records.peers import Alike, Peer, Spread, peer_of, spread_of
+from infergy.records.result import Result, derive
+from infergy.records.visits import VisitScatter, join_visits, scatter_of, share_of_one_visit, variance_between
 from infergy.records.window import Window
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""
-
-LIKE_POWER = 0.15
-"""How far the mean power of two cells may differ, as a fraction, for the spread of one to count for the other."""
 
 STOPPING_FACTOR = 1.1
 FEWEST_VISIT_DEGREES = 3
@@ -65,21 +61,6 @@ MANY_DEGREES = 810_000
 LOG_T = (0.672926, 1.21025, 0.70707, 0.16956, -0.31966, 0.10196)
 """Coefficients of log t by powers of 1 / degrees of freedom, where t is the 97.5 % quantile of Student's distribution:
 a fit to `scipy.special.stdtrit`, within 0.002 % from 1 degree on. A node that measures has no scipy."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """The relative variance of the energy of one second of batches, and how well it is known.
-
-    Attributes:
-        variance_s: Of joules over their mean, times the seconds over which they are taken.
-        degrees_of_freedom: Of that estimate, above 0.
-        is_of_joules: Whether it comes from the energy of repeated windows, not from the seconds of batches.
-    """
-
-    variance_s: float
-    degrees_of_freedom: float
-    is_of_joules: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,51 +93,6 @@ class Uncertainty:
         return math.hypot(self.spread, self.edges, self.tail, self.visits)
 
 
-def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
-    """The spread of the windows of one cell; None of one batch in one window.
-
-    Of several visits with more than a window each, what the windows of a visit differ by: visits differ by more.
-
-    Raises:
-        MeterError: A counter stood still.
-    """
-    if len(windows) > 1:
-        visits = by_visit(windows)
-        if len(visits) == len(windows):
-            visits = [list(windows)]
-        squares = sum(_squares_s(visit, loaded_idle) for visit in visits)
-        degrees = len(windows) - len(visits)
-        return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees)
-    seconds = [batch.duration_s for window in windows for batch in window.batches]
-    if len(seconds) < 2:
-        return None
-    mean_s = sum(seconds) / len(seconds)
-    squares = sum(mean_s * (one / mean_s - 1) ** 2 for one in seconds)
-    degrees = len(seconds) - 1
-    return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=False)
-
-
-def _squares_s(windows: Sequence[Window], loaded_idle: Window) -> float:
-    """Squares of the windows' distances from their mean, as fractions, by their seconds."""
-    mean_j = batch_energy_j(windows, loaded_idle)
-    return sum(window.busy_s * (batch_energy_j([window], loaded_idle) / mean_j - 1) ** 2 for window in windows)
-
-
-def pool(spreads: Iterable[Spread | None]) -> Spread | None:
-    """The common spread of like cells, each weighted by its degrees of freedom; None if none is known.
-
-    Where some have repeated windows, only these count.
-    """
-    known = [spread for spread in spreads if spread is not None]
-    of_joules = [spread for spread in known if spread.is_of_joules]
-    known = of_joules or known
-    degrees = sum(spread.degrees_of_freedom for spread in known)
-    if not degrees:
-        return None
-    variance_s = sum(spread.variance_s * spread.degrees_of_freedom for spread in known) / degrees
-    return Spread(variance_s=variance_s, degrees_of_freedom=degrees, is_of_joules=bool(of_joules))
-
-
 def find_uncertainty(
     windows: Sequence[Window],
     loaded_idle: Window,
@@ -173,15 +109,32 @@ def find_uncertainty(
         rescaled: The row's mark, if its energy is scaled: the factor's interval is independent of all else.
         scatters: How the visits of like cells scatter.
     """
-    spread = _moderate(spread_of(windows, loaded_idle), like)
+    return _uncertainty_of(
+        windows,
+        derive(windows, loaded_idle),
+        (spread_of(windows, loaded_idle), scatter_of(windows, loaded_idle)),
+        like,
+        rescaled,
+        scatters,
+    )
+
+
+def _uncertainty_of(
+    windows: Sequence[Window],
+    result: Result,
+    own_of: tuple[Spread | None, VisitScatter | None],
+    like: Spread | None,
+    rescaled: Rescaled | None,
+    scatters: Iterable[VisitScatter | None],
+) -> Uncertainty | None:
+    """The interval where the row's own spread and scatter are known."""
+    spread, own = _moderate(own_of[0], like), own_of[1]
     if spread is None:
         return None
-    result = derive(windows, loaded_idle)
     total_j, busy_s = result.energy_j * result.batches, result.duration_s * result.batches
     standard = math.sqrt(spread.variance_s / busy_s)
     edges, bound = _edges_j(windows) / total_j, result.idle_bound_j / total_j
     tail = bound / math.sqrt(12)
-    own = scatter_of(windows, loaded_idle)
     between, visit_degrees = variance_between([own, *scatters], spread.variance_s)
     visits = math.sqrt(between * share_of_one_visit(windows))
     error = math.hypot(standard, edges, tail, visits)
@@ -209,6 +162,11 @@ def find_uncertainty(
 
 
 def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
+    """As `each_uncertainty`, all at once."""
+    return list(each_uncertainty(rows))
+
+
+def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None]:
     """The intervals of measured rows, each with its like among the others.
 
     Cells are alike that agree in all that must (`infergy.records.agreement.spread_key`) and whose mean power differs by
@@ -233,111 +191,18 @@ def find_uncertainties(rows: Sequence[Measurement]) -> list[Uncertainty | None]:
         if peer is not None:
             visited.setdefault(key, []).append(peer)
             of_cell.setdefault((key, joined.cell_id), []).append(peer)
-    like = {key: _Alike(group) for key, group in groups.items()}
-    others = {key: _Alike(group) for key, group in visited.items()}
-    found: list[Uncertainty | None] = []
+    like = {key: Alike(group) for key, group in groups.items()}
+    others = {key: Alike(group) for key, group in visited.items()}
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
-            found.append(None)
+            yield None
             continue
         # A row of several visits has the scatter of its own windows.
         own = of_cell.get((key, row.cell_id), []) if peer.scatter is not None else []
         scatters = others[key].scatters(peer.power_w, own) if key in others else []
         spread = like[key].spread(peer.power_w, [peer])
-        found.append(find_uncertainty(row.windows, row.loaded_idle, spread, row.rescaled, scatters))
-    return found
-
-
-class _Alike:
-    """Peers of one engine config: what those of about a power show together."""
-
-    def __init__(self, peers: Iterable[Peer]) -> None:
-        self._peers = sorted(peers, key=lambda peer: peer.power_w)
-        self._places = {id(peer): place for place, peer in enumerate(self._peers)}
-        self._sums = RangeSums([_vector(peer) for peer in self._peers], (0.0,) * 7)
-
-    def spread(self, power_w: float, without: Iterable[Peer]) -> Spread | None:
-        """As `spread_at`, of all peers but some."""
-        degrees, squares, other_degrees, other_squares, *_ = self._sum(power_w, without)
-        is_of_joules = degrees > 0
-        if not is_of_joules:
-            degrees, squares = other_degrees, other_squares
-        if not degrees:
-            return None
-        return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=is_of_joules)
-
-    def scatters(self, power_w: float, without: Iterable[Peer]) -> list[VisitScatter]:
-        """As `scatters_at`, of all peers but some, as one."""
-        *_, degrees, squares_s, weight_s = self._sum(power_w, without)
-        if not degrees:
-            return []
-        return [VisitScatter(squares_s=squares_s, degrees_of_freedom=int(degrees), weight_s=weight_s, seconds=weight_s)]
-
-    def _sum(self, power_w: float, without: Iterable[Peer]) -> tuple[float, ...]:
-        def power(peer: Peer) -> float:
-            return peer.power_w
-
-        place = bisect_left(self._peers, power_w * (1 - LIKE_POWER), key=power)
-        end = bisect_right(self._peers, power_w * (1 + LIKE_POWER), key=power)
-        left_out = sorted(self._places[id(peer)] for peer in without)
-        total = (0.0,) * 7
-        for gap in (*(one for one in left_out if place <= one < end), end):
-            total = tuple(map(sum, zip(total, self._sums.between(place, gap), strict=True)))
-            place = gap + 1
-        return total
-
-
-def _vector(peer: Peer) -> tuple[float, ...]:
-    """What is added up: degrees of freedom and squares of joules, of seconds, and of visits with their weight."""
-    spread, scatter = peer.spread, peer.scatter
-    pooled = (
-        (0.0, 0.0) if spread is None else (spread.degrees_of_freedom, spread.variance_s * spread.degrees_of_freedom)
-    )
-    is_of_joules = spread is not None and spread.is_of_joules
-    by_kind = (*pooled, 0.0, 0.0) if is_of_joules else (0.0, 0.0, *pooled)
-    visits = (0.0, 0.0, 0.0) if scatter is None else (scatter.degrees_of_freedom, scatter.squares_s, scatter.weight_s)
-    return (*by_kind, *visits)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """What one measured cell contributes to the intervals of others of its engine config.
-
-    Attributes:
-        power_w: Its mean power.
-        spread: Its own spread; None if unknown.
-        scatter: How its visits scatter; None of a single one.
-    """
-
-    power_w: float
-    spread: Spread | None
-    scatter: VisitScatter | None = None
-
-
-def peer_of(row: Measurement) -> Peer | None:
-    """The peer of a row; None if it failed."""
-    if not row.windows or row.loaded_idle is None:
-        return None
-    power_w = result_of(row).power_w
-    return Peer(
-        power_w=power_w,
-        spread=spread_of(row.windows, row.loaded_idle),
-        scatter=scatter_of(row.windows, row.loaded_idle),
-    )
-
-
-def spread_at(power_w: float, peers: Iterable[Peer | None]) -> Spread | None:
-    """The common spread of those peers whose mean power differs from `power_w` by `LIKE_POWER` at most."""
-    return pool(peer.spread for peer in _alike(power_w, peers))
-
-
-def scatters_at(power_w: float, peers: Iterable[Peer | None]) -> list[VisitScatter | None]:
-    """How the visits of those peers scatter."""
-    return [peer.scatter for peer in _alike(power_w, peers)]
-
-
-def _alike(power_w: float, peers: Iterable[Peer | None]) -> Iterator[Peer]:
-    return (peer for peer in peers if peer is not None and abs(peer.power_w / power_w - 1) <= LIKE_POWER)
+        result, own_of = derive(row.windows, row.loaded_idle, row.lengths), (peer.spread, peer.scatter)
+        yield _uncertainty_of(row.windows, result, own_of, spread, row.rescaled, scatters)
 
 
 def is_certain(

@@ -41,12 +41,17 @@ def find_unlike(rows: Sequence[Measurement]) -> list[tuple[tuple[Flag, ...], tup
     measured = [row for row in rows if row.windows and row.loaded_idle is not None]
     drifted, usual, clocks = _find_drift(measured), _usual_environment(measured), _usual_clocks(measured)
     found: list[tuple[tuple[Flag, ...], tuple[str, ...]]] = []
+    # Rows that share an environment differ alike.
+    known: dict[tuple[int, int], tuple[Flag | None, tuple[str, ...]]] = {}
     for row in rows:
         if usual is None or not row.windows or row.loaded_idle is None:
             found.append(((), ()))
             continue
-        flags = (drifted.get(_place(row)), _clocks(row, *clocks), _environment(row, usual))
-        differs = tuple(map(str, differences(usual, row, SHOULD)))
+        shared = (id(row.environment), id(row.rescaled))
+        if shared not in known:
+            known[shared] = (_environment(row, usual), tuple(map(str, differences(usual, row, SHOULD))))
+        other, differs = known[shared]
+        flags = (drifted.get(_place(row)), _clocks(row, *clocks), other)
         found.append((tuple(flag for flag in flags if flag is not None), differs))
     return found
 

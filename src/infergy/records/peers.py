@@ -1,0 +1,177 @@
+"""What like cells of an engine config show of each other: how their windows spread, and how their visits scatter.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from infergy.records.measurement import Measurement
+from infergy.records.range_sums import RangeSums
+from infergy.records.result import batch_energy_j, result_of
+from infergy.records.visits import VisitScatter, by_visit, scatter_of
+from infergy.records.window import Window
+
+LIKE_POWER = 0.15
+"""How far the mean power of two cells may differ, as a fraction, for the spread of one to count for the other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """The relative variance of the energy of one second of batches, and how well it is known.
+
+    Attributes:
+        variance_s: Of joules over their mean, times the seconds over which they are taken.
+        degrees_of_freedom: Of that estimate, above 0.
+        is_of_joules: Whether it comes from the energy of repeated windows, not from the seconds of batches.
+    """
+
+    variance_s: float
+    degrees_of_freedom: float
+    is_of_joules: bool = True
+
+
+def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
+    """The spread of the windows of one cell; None of one batch in one window.
+
+    Of several visits with more than a window each, what the windows of a visit differ by: visits differ by more.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    if len(windows) > 1:
+        visits = by_visit(windows)
+        if len(visits) == len(windows):
+            visits = [list(windows)]
+        squares = sum(_squares_s(visit, loaded_idle) for visit in visits)
+        degrees = len(windows) - len(visits)
+        return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees)
+    seconds = [batch.duration_s for window in windows for batch in window.batches]
+    if len(seconds) < 2:
+        return None
+    mean_s = sum(seconds) / len(seconds)
+    squares = sum(mean_s * (one / mean_s - 1) ** 2 for one in seconds)
+    degrees = len(seconds) - 1
+    return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=False)
+
+
+def _squares_s(windows: Sequence[Window], loaded_idle: Window) -> float:
+    """Squares of the windows' distances from their mean, as fractions, by their seconds."""
+    mean_j = batch_energy_j(windows, loaded_idle)
+    return sum(window.busy_s * (batch_energy_j([window], loaded_idle) / mean_j - 1) ** 2 for window in windows)
+
+
+def pool(spreads: Iterable[Spread | None]) -> Spread | None:
+    """The common spread of like cells, each weighted by its degrees of freedom; None if none is known.
+
+    Where some have repeated windows, only these count.
+    """
+    known = [spread for spread in spreads if spread is not None]
+    of_joules = [spread for spread in known if spread.is_of_joules]
+    known = of_joules or known
+    degrees = sum(spread.degrees_of_freedom for spread in known)
+    if not degrees:
+        return None
+    variance_s = sum(spread.variance_s * spread.degrees_of_freedom for spread in known) / degrees
+    return Spread(variance_s=variance_s, degrees_of_freedom=degrees, is_of_joules=bool(of_joules))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """What one measured cell contributes to the intervals of others of its engine config.
+
+    Attributes:
+        power_w: Its mean power.
+        spread: Its own spread; None if unknown.
+        scatter: How its visits scatter; None of a single one.
+    """
+
+    power_w: float
+    spread: Spread | None
+    scatter: VisitScatter | None = None
+
+
+def peer_of(row: Measurement) -> Peer | None:
+    """The peer of a row; None if it failed."""
+    if not row.windows or row.loaded_idle is None:
+        return None
+    power_w = result_of(row).power_w
+    return Peer(
+        power_w=power_w,
+        spread=spread_of(row.windows, row.loaded_idle),
+        scatter=scatter_of(row.windows, row.loaded_idle),
+    )
+
+
+def spread_at(power_w: float, peers: Iterable[Peer | None]) -> Spread | None:
+    """The common spread of those peers whose mean power differs from `power_w` by `LIKE_POWER` at most."""
+    return pool(peer.spread for peer in _alike(power_w, peers))
+
+
+def scatters_at(power_w: float, peers: Iterable[Peer | None]) -> list[VisitScatter | None]:
+    """How the visits of those peers scatter."""
+    return [peer.scatter for peer in _alike(power_w, peers)]
+
+
+def _alike(power_w: float, peers: Iterable[Peer | None]) -> Iterator[Peer]:
+    return (peer for peer in peers if peer is not None and abs(peer.power_w / power_w - 1) <= LIKE_POWER)
+
+
+class Alike:
+    """Peers of one engine config: what those of about a power show together."""
+
+    def __init__(self, peers: Iterable[Peer]) -> None:
+        ordered = sorted(peers, key=lambda peer: peer.power_w)
+        self._powers_w = [peer.power_w for peer in ordered]
+        self._places = {id(peer): place for place, peer in enumerate(ordered)}
+        self._spreads, self._scatters = (
+            [RangeSums(column) for column in zip(*map(read, ordered), strict=True)]
+            for read in (_of_spread, _of_scatter)
+        )
+        self._is_scattered = any(peer.scatter is not None for peer in ordered)
+
+    def spread(self, power_w: float, without: Iterable[Peer]) -> Spread | None:
+        """As `spread_at`, of all peers but some."""
+        degrees, squares, other_degrees, other_squares = self._sum(self._spreads, power_w, without)
+        is_of_joules = degrees > 0
+        if not is_of_joules:
+            degrees, squares = other_degrees, other_squares
+        if not degrees:
+            return None
+        return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=is_of_joules)
+
+    def scatters(self, power_w: float, without: Iterable[Peer]) -> list[VisitScatter]:
+        """As `scatters_at`, of all peers but some, as one."""
+        if not self._is_scattered:
+            return []
+        degrees, squares_s, weight_s = self._sum(self._scatters, power_w, without)
+        if not degrees:
+            return []
+        return [VisitScatter(squares_s=squares_s, degrees_of_freedom=int(degrees), weight_s=weight_s, seconds=weight_s)]
+
+    def _sum(self, columns: Sequence[RangeSums], power_w: float, without: Iterable[Peer]) -> list[float]:
+        place = bisect_left(self._powers_w, power_w * (1 - LIKE_POWER))
+        end = bisect_right(self._powers_w, power_w * (1 + LIKE_POWER))
+        ranges = []
+        for gap in sorted(self._places[id(peer)] for peer in without):
+            if place <= gap < end:
+                ranges.append((place, gap))
+                place = gap + 1
+        ranges.append((place, max(place, end)))
+        return [sum(column.between(*each) for each in ranges) for column in columns]
+
+
+def _of_spread(peer: Peer) -> tuple[float, ...]:
+    """Degrees of freedom and squares of joules, and the same of seconds."""
+    if peer.spread is None:
+        return 0.0, 0.0, 0.0, 0.0
+    pooled = (peer.spread.degrees_of_freedom, peer.spread.variance_s * peer.spread.degrees_of_freedom)
+    return (*pooled, 0.0, 0.0) if peer.spread.is_of_joules else (0.0, 0.0, *pooled)
+
+
+def _of_scatter(peer: Peer) -> tuple[float, ...]:
+    scatter = peer.scatter
+    return (0.0, 0.0, 0.0) if scatter is None else (scatter.degrees_of_freedom, scatter.squares_s, scatter.weight_s)
