@@ -17,7 +17,7 @@ from infergy.catalog import find_gpu_by_driver_name
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
 from infergy.measure.environment import cpu_name, version_of
 from infergy.meters import Meter, powers_of
-from infergy.meters.nvml import Board, NvmlMeter, open_boards, visible_uuids
+from infergy.meters.nvml import Board, NvmlMeter, is_module, open_boards, visible_uuids
 from infergy.meters.registry import find_plugins, open_plugin
 from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu
 from infergy.meters.ticks import counter_period_s
@@ -224,11 +224,17 @@ def _examine_nvidia() -> _Nvidia:
         visible: list[str] | None = None
         problems: tuple[str, ...] = ()
         try:
-            visible = visible_uuids([board.gpu.uuid for board in boards], os.environ)
+            visible = visible_uuids(list(boards), os.environ)
         except UsageError as error:
             problems = (str(error),)
-        gpus = tuple(_probe(board.meter, board.gpu, board, visible) for board in boards)
-        facts = boards[0].meter.facts() if boards else {}
+        opened = [board for board in boards.values() if isinstance(board, Board)]
+        gpus = tuple(_probe(board.meter, board.gpu, board, visible) for board in opened)
+        facts = opened[0].meter.facts() if opened else {}
+        problems += tuple(
+            f"GPU {index} cannot be opened: {board} (nvidia-smi; ls -l /dev/nvidia*)"
+            for index, board in enumerate(boards.values())
+            if isinstance(board, Exception)
+        )
     return _Nvidia(gpus=gpus, facts=facts, warnings=(*problems, *_pitfalls(gpus)))
 
 
@@ -313,6 +319,8 @@ def _gpu_pitfalls(gpu: GpuFound) -> Iterator[str]:
             f"GPU {gpu.index} is cut into MIG slices: its counter covers the whole board, all slices together; "
             "measure on a GPU without MIG"
         )
+    if is_module(gpu.gpu.name):
+        yield f"the counter of GPU {gpu.index} covers its module: the GPU, its memory and the CPU beside it"
     if gpu.processes:
         what = f"{gpu.processes} processes are on GPU {gpu.index}"
         yield f"{what}: their energy would be counted too (nvidia-smi lists them)"
