@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from infergy.cli import app
 from infergy.errors import DataError, InfergyError, UsageError
-from infergy.records import Plan
+from infergy.records import Plan, result_of
 from infergy.records.store import read_store
 from infergy.workload import open_trace
 from infergy.workload.load_generator import hash_lengths
@@ -346,3 +346,46 @@ def test_what_a_replay_leaves_out_of_a_log_is_named(tmp_path: Path) -> None:
     assert "left out, of the prediction too: cached tokens" in done.stderr
     done = CliRunner().invoke(app, ["replay", "azure-code-2023", "--requests", "5"], catch_exceptions=False)
     assert "left out, of" not in done.stderr
+
+
+REPLICAS = ("replay", "azure-conv-2023", "--from", "25m", "--for", "10s", "--speed", "3", "--gpu", "h200")
+
+
+def test_replicas_take_turns_and_are_predicted_as_estimate_does(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    both = printed(*REPLICAS, "--replicas", "2", "--simulate", "-o", str(store))
+    asked = ("azure-conv-2023", "--from", "25m", "--for", "10s", "--speed", "3", "--gpu", "h200", "--replicas", "2")
+    estimate = printed("estimate", *asked)["estimates"][0]["served"]
+    rows = read_store(store).rows
+    assert sorted(row.cell.load.arrivals.label[-4:] for row in rows if row.cell.load.arrivals) == ["#1/2", "#2/2"]
+    assert sum(row.cell.load.batch for row in rows) == both["requests"]
+    assert both["predicted"]["energy_j"] == pytest.approx(estimate["energy_j"], rel=1e-6)
+    figures = {one["name"]: one["measured"] for one in both["compared"]}
+    energies, durations = ([getattr(result_of(row), name) for row in rows] for name in ("energy_j", "duration_s"))
+    idle_w = [sum(row.loaded_idle.power_by_gpu_w.values()) for row in rows if row.loaded_idle is not None]
+    waited_j = sum(watts * (max(durations) - took_s) for watts, took_s in zip(idle_w, durations, strict=True))
+    assert figures["energy_j"] == pytest.approx(sum(energies) + waited_j)
+    assert figures["duration_s"] == max(durations)
+    assert sorted(tmp_path.glob("*.jsonl")) == [store], "the replicas' own stores are joined"
+    assert printed("replay", str(store)) == both
+    again = printed(*REPLICAS, "--replicas", "2", "--simulate", "-o", str(store))
+    assert again == both, "the same command measures nothing again"
+
+
+def test_a_replica_whose_others_are_missing_is_not_compared(tmp_path: Path) -> None:
+    store = tmp_path / "rows.jsonl"
+    printed(*REPLICAS, "--replicas", "2", "--simulate", "-o", str(store))
+    first = tmp_path / "first.jsonl"
+    first.write_text(store.read_text(encoding="utf-8").splitlines(keepends=True)[0], encoding="utf-8")
+    done = runner.invoke(app, ["replay", str(first)])
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.code == "no-rows"
+
+
+def test_sessions_with_gaps_are_replayed_on_one_replica(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    turns = [{"session_id": "s", "pre_gap": 1.5 * turn, "input_length": 100, "output_length": 30} for turn in range(3)]
+    log.write_text("".join(f"{json.dumps(one)}\n" for one in turns), encoding="utf-8")
+    done = runner.invoke(app, ["replay", str(log), "--gpu", "h200", "--replicas", "2"])
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.fields["option"] == "--replicas"

@@ -142,6 +142,7 @@ def test_a_model_that_is_not_known_can_be_named_beside_the_command() -> None:
         (SERVE + "--dtype int4", "bad-value"),
         (SERVE + "--data-parallel-size 0", "bad-value"),
         (SERVE + "--data-parallel-size 1000000", "bad-value"),
+        ("vllm bench serve --model llama-3.1-8b --num-prompts 100", "bad-value"),
     ],
 )
 def test_what_cannot_be_meant_is_rejected(command: str, code: str) -> None:

@@ -31,6 +31,8 @@ def test_a_label_keeps_the_window_and_the_speed(from_s: float, for_s: float, spe
         ("replay:azure-conv-2023@2.5x+7", {"timed": True, "speed": 2.5, "first": 7}),
         ("replay:azure-conv-2023@1x+600s/75s", {"timed": True, "from_s": 600.0, "for_s": 75.0}),
         ("replay:azure-conv-2023+0s/75.5s", {"for_s": 75.5}),
+        ("replay:azure-conv-2023#2/3", {"replica": 2, "replicas": 3}),
+        ("replay:azure-conv-2023@1x+600s/75s#1/2", {"timed": True, "from_s": 600.0, "for_s": 75.0, "replicas": 2}),
     ],
 )
 def test_labels_of_replays(label: str, fields: dict[str, Any]) -> None:
@@ -52,6 +54,9 @@ def test_labels_of_replays(label: str, fields: dict[str, Any]) -> None:
         {"law": "replay", "trace": "t", "for_s": float("inf")},
         {"law": "replay", "trace": "t", "for_s": 75.0, "first": 3},
         {"law": "replay", "trace": "t", "timed": True, "rate_per_s": 4.0},
+        {"law": "replay", "trace": "t", "replica": 3, "replicas": 2},
+        {"law": "replay", "trace": "t", "replica": 0},
+        {"law": "trace", "trace": "t", "replicas": 2},
     ],
 )
 def test_a_window_or_a_speed_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:

@@ -156,7 +156,7 @@ def test_without_arrivals_requests_come_all_at_once_in_the_logs_order(arrivals: 
 def test_a_task_comes_all_at_once() -> None:
     requests = open_trace("task:translation").requests()
     assert len(requests) == 1024
-    assert (requests.arrival_s, requests.order_reason) == (None, "a task has no arrivals")
+    assert (requests.arrival_s, requests.order_reason) == (None, "its lengths are drawn, without arrivals")
     assert requests.lengths_from is not None
 
 

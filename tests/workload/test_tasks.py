@@ -98,7 +98,7 @@ def test_a_task_is_a_trace_like_any_other() -> None:
     assert (trace.source, summary.requests, histogram.requests) == ("task:classification", 100, 100)
     assert summary.output.longest == summary.output.total // 100 == 1
     assert summary.input.total == histogram.input_tokens
-    assert summary.arrival_reason == "a task has no arrivals"
+    assert summary.arrival_reason == "its lengths are drawn, without arrivals"
     assert infergy.estimate(trace).trace.requests == 100
 
 

@@ -204,17 +204,23 @@ def measure_plan(
     if output is None:
         message = "measure needs a store to write to: -o FILE.jsonl (or --dry-run to see the plan)"
         raise UsageError(message, code="option-missing", option="-o")
+    from infergy.measure.replicas import measure_replicas, split_replicas
+
     check_meter(meter, simulate=simulate)
-    failed = run_sweep(
-        resolved,
-        output,
-        simulate=simulate,
-        retry_failed=retry_failed,
-        meter=meter,
-        as_json=as_json,
-        ray=ray,
-        may_set=may_set,
-    )
+    parts = [resolved] if ray else split_replicas(resolved, simulate=simulate, meter=meter)
+    if len(parts) > 1:
+        failed = measure_replicas(parts, output, simulate=simulate, retry_failed=retry_failed, meter=meter)
+    else:
+        failed = run_sweep(
+            resolved,
+            output,
+            simulate=simulate,
+            retry_failed=retry_failed,
+            meter=meter,
+            as_json=as_json,
+            ray=ray,
+            may_set=may_set,
+        )
     if failed:
         typer.echo(f"{count_of(failed, 'cell')} failed; their rows say why. Try them again: --retry-failed", err=True)
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -25,8 +25,9 @@ OPTION = "option"
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 _TRACE = (
-    "A shipped trace (azure-conv-2023, azure-code-2023), a task (task:translation, task:generation, "
-    "task:classification, task:summarisation), a CSV (.gz too), JSONL or Parquet file, or a URL of Parquet (s3://…)."
+    "A shipped trace (azure-conv-2023, azure-code-2023, burstgpt-synthetic), a task (task:translation, "
+    "task:generation, task:classification, task:summarisation), a CSV (.gz too), JSONL or Parquet file, or a URL of "
+    "Parquet (s3://…)."
 )
 TraceArg = Annotated[str, typer.Argument(metavar="TRACE", help=_TRACE)]
 TracesArg = Annotated[list[str], typer.Argument(metavar="TRACE", help=_TRACE)]

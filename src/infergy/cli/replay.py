@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ class ReplayTarget:
     tensor_parallel_size: int | None = option(
         "GPUs that share the model [default: 1]", "--tensor-parallel-size", "-tp", min=1
     )
+    replicas: int = option("Servers, each on GPUs of its own; requests go to them in turn", default=1, min=1)
     max_num_seqs: int | None = option("Requests at once", min=1)
     enable_prefix_caching: bool | None = option(
         "Keep blocks of finished requests [default: keep if the trace has hashes of them]",
@@ -120,7 +121,7 @@ def replay(
     Example: infergy replay azure-conv-2023 --from 10m --for 75s --speed 3 -o replays.jsonl
     """
     from infergy.catalog import get_gpu
-    from infergy.estimates.replay import compare_rows, predict
+    from infergy.estimates.replay import compare_rows, predict, replica_groups
     from infergy.records import Plan
 
     path = Path(source)
@@ -133,7 +134,7 @@ def replay(
         resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
         gpu = gpu if target.gpu else resolved.gpu or gpu
         table = measured.load()
-        found = [predict(cell, gpu, table) for cell in resolved.cells]
+        found = [predict(parts, gpu, table) for parts in replica_groups(resolved.cells)]
         if plan is not None:
             resolved.save(plan)
             typer.echo(f"{plan}: on the machine with the GPU: python -m infergy.measure {plan} -o ROWS.jsonl", err=True)
@@ -213,12 +214,19 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
     arrivals = _arrivals(source, trace, whole, timed=timed)
     if target.max_tokens is not None:
         chosen = chosen.take(chosen.input_tokens + chosen.output_tokens <= target.max_tokens)
-    setups = target.setups(has_blocks=has_blocks)
-    return plan_replays([(setup, _run_on(setup, chosen, arrivals, gpu)) for setup in setups], gpu=gpu)
+    if target.replicas > 1 and chosen.gap_s is not None:
+        message = f"{source}: sessions with gaps are replayed on one replica: leave out --replicas {target.replicas}"
+        raise UsageError(message, code="not-supported", trace=source, option="--replicas", reason="sessions")
+    asked = [
+        (setup, run)
+        for setup in target.setups(has_blocks=has_blocks)
+        for run in _runs_on(setup, chosen, replace(arrivals, replicas=target.replicas), gpu)
+    ]
+    return plan_replays(asked, gpu=gpu)
 
 
-def _run_on(setup: EngineSetup, requests: Requests, arrivals: Arrivals, gpu: str) -> Run:
-    """The run that serves requests on an engine, without those that it rejects.
+def _runs_on(setup: EngineSetup, requests: Requests, arrivals: Arrivals, gpu: str) -> Iterator[Run]:
+    """The run of each replica, which takes its turn of the requests but for those that the engine rejects.
 
     Raises:
         UsageError: The engine serves static batches, and requests arrive one after the other.
@@ -232,7 +240,10 @@ def _run_on(setup: EngineSetup, requests: Requests, arrivals: Arrivals, gpu: str
         message = f"{requests.source}: transformers serves static batches, all at once: --all-at-once"
         raise UsageError(message, code="engine-lacks", engine=setup.engine, option="arrivals", value=arrivals.label)
     rejected = rejected_of(requests, open_server(spec_of(setup, gpu, len(requests))).config)
-    return replay_run(requests.take(~rejected), replace(arrivals, rejected=int(rejected.sum())))
+    served = (~rejected).nonzero()[0]
+    for replica in range(1, arrivals.replicas + 1):
+        own = replace(arrivals, replica=replica, rejected=int(rejected.sum()) if replica == 1 else 0)
+        yield replay_run(requests.take(served[replica - 1 :: arrivals.replicas]), own)
 
 
 def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: bool) -> Arrivals:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from statistics import fmean
+from typing import TypeVar
+
+import numpy as np
 
 from infergy.cost.table import Table
 from infergy.estimates.build import requests_of
 from infergy.estimates.estimate import RunEstimate, estimate_run
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
+from infergy.records.latency import Latency, RequestTimes, find_latency
 from infergy.serving.setups import MEASURED, options_of_setup, reject_measured
-from infergy.workload.requests import whole
+from infergy.workload.requests import Requests, join_requests, whole
 
 REPLAY_SCHEMA = "infergy.replay/2"
 PERCENTILES = ("p50", "p90", "p99")
@@ -39,7 +43,7 @@ class Replay:
     """A prediction of a run, and what was measured if it was.
 
     Attributes:
-        cell: The run in words; `cell_id` its id in plans and rows.
+        cell: The run in words; `cell_id` its id in plans and rows, of several replicas the first one's.
         requests: How many are served; `input_tokens` and `output_tokens` of all of them.
         predicted: Energy with its interval, latencies, load. Its requests are those that the engine rejects too.
         compared: Figures beside what was measured; empty before it was.
@@ -62,24 +66,56 @@ class Replay:
     schema: str = REPLAY_SCHEMA
 
 
-def predict(planned: PlannedCell | Measurement, gpu: str, table: Table) -> Replay:
+Part = TypeVar("Part", PlannedCell, Measurement)
+
+
+def replica_groups(parts: Iterable[Part]) -> list[tuple[Part, ...]]:
+    """Cells or rows of the replicas of one replay together, in their order; each of any other by itself.
+
+    A replica of which the others are missing is left out.
+    """
+    groups: list[list[Part]] = []
+    for part in parts:
+        ours = (group for group in groups if _replay_key(group[0]) == _replay_key(part))
+        group = next((group for group in ours if _place(part) not in map(_place, group)), None)
+        if group is None:
+            groups.append([part])
+        else:
+            group.append(part)
+    return [tuple(sorted(group, key=_place)) for group in groups if len(group) == _place(group[0])[1]]
+
+
+def _place(part: PlannedCell | Measurement) -> tuple[int, int]:
+    arrivals = part.cell.load.arrivals
+    return (1, 1) if arrivals is None else (arrivals.replica, arrivals.replicas)
+
+
+def _replay_key(part: PlannedCell | Measurement) -> tuple[object, ...]:
+    arrivals = part.cell.load.arrivals
+    same = None if arrivals is None else replace(arrivals, replica=1, digest=None, rejected=0)
+    return part.cell.setup, same, part.visit
+
+
+def predict(parts: Sequence[PlannedCell] | Sequence[Measurement], gpu: str, table: Table) -> Replay:
     """What a planned or measured run takes, by its requests and its engine's own defaults alone.
 
     Args:
-        planned: The requests' arrivals and lengths, and the engine.
+        parts: The requests' arrivals and lengths, and the engine; of several replicas each its own.
         gpu: Kind of GPU.
         table: What was measured before.
 
     Raises:
         UsageError: The engine is not known, or the model does not fit.
     """
-    requests, arrivals = requests_of(planned), planned.cell.load.arrivals
-    server = open_server(spec_of(planned.cell.setup, gpu, len(requests)), table)
+    first, replicas = parts[0].cell, len(parts)
+    requests = _in_turn([requests_of(part) for part in parts])
+    server = open_server(replace(spec_of(first.setup, gpu, len(requests)), replicas=replicas), table)
     run = estimate_run(whole(requests), server)
-    left_out = 0 if arrivals is None else arrivals.rejected
+    left_out = sum(part.cell.load.arrivals.rejected for part in parts if part.cell.load.arrivals is not None)
+    name = str(first) if replicas == 1 else f"{replicas} × {first.label.rpartition('#')[0]} {first.setup.model}"
     return Replay(
-        cell=str(planned.cell),
-        cell_id=planned.cell.id,
+        cell=name,
+        cell_id=first.id,
         requests=len(requests),
         input_tokens=int(requests.input_tokens.sum()),
         output_tokens=int(requests.output_tokens.sum()),
@@ -88,9 +124,66 @@ def predict(planned: PlannedCell | Measurement, gpu: str, table: Table) -> Repla
     )
 
 
-def compare(predicted: Replay, row: Measurement) -> Replay:
-    """A prediction beside the row that measured it."""
-    result, run = result_of(row), predicted.predicted
+def _in_turn(parts: Sequence[Requests]) -> Requests:
+    """The requests of replicas in the order in which they were given to them: in turn."""
+    if len(parts) == 1:
+        return parts[0]
+    order = np.argsort(np.concatenate([np.arange(len(part)) for part in parts]), kind="stable")
+    joined = join_requests(parts)
+    times = [np.zeros(len(part)) if part.arrival_s is None else part.arrival_s for part in parts]
+    return replace(joined.take(order), arrival_s=np.concatenate(times)[order], order_reason=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a replay took, of all replicas.
+
+    Attributes:
+        energy_j: Until the last token of all, at loaded idle power from the last token of a replica on.
+        cached_tokens: Prompt tokens that the prefix caches had; None if an engine reported none.
+    """
+
+    energy_j: float
+    duration_s: float
+    latency: Latency | None
+    cached_tokens: float | None
+
+
+def measured(rows: Sequence[Measurement]) -> Measured:
+    """What the rows of a replay's replicas say together."""
+    results = [result_of(row) for row in rows]
+    duration_s = max(result.duration_s for result in results)
+    energy_j = sum(result.energy_j for result in results)
+    if len(rows) > 1:
+        for row, result in zip(rows, results, strict=True):
+            idle_w = 0.0 if row.loaded_idle is None else sum(row.loaded_idle.power_by_gpu_w.values())
+            energy_j += idle_w * (duration_s - result.duration_s)
+    cached = [_cached_tokens(row) for row in rows]
+    return Measured(
+        energy_j=energy_j,
+        duration_s=duration_s,
+        latency=results[0].latency if len(rows) == 1 else _latency_of(rows),
+        cached_tokens=None if None in cached else sum(filter(None, cached)),
+    )
+
+
+def _latency_of(rows: Sequence[Measurement]) -> Latency | None:
+    """Percentiles over the requests of all replicas."""
+    batches = [batch for row in rows for window in row.windows for batch in window.batches]
+    times = [batch.times for batch in batches if batch.times is not None]
+    if len(times) < len(batches):
+        return None
+    both = RequestTimes(
+        first_token_s=tuple(chain.from_iterable(one.first_token_s for one in times)),
+        finished_s=tuple(chain.from_iterable(one.finished_s for one in times)),
+    )
+    outputs = [tokens for row in rows for window in row.windows for _ in window.batches for _, tokens in row.lengths]
+    return find_latency([replace(batches[0], times=both)], outputs)
+
+
+def compare(predicted: Replay, rows: Sequence[Measurement]) -> Replay:
+    """A prediction beside the rows that measured it, one of each replica."""
+    result, run = measured(rows), predicted.predicted
     figures: list[tuple[str, float, float | None]] = [
         ("energy_j", run.energy_j, result.energy_j),
         ("duration_s", run.duration_s, result.duration_s),
@@ -100,8 +193,8 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
         guess, seen = getattr(run.latency, name), getattr(result.latency, known, None)
         if guess is not None and seen is not None:
             figures.append((f"{name}_{p}", getattr(guess, p), getattr(seen, f"{p}_s")))
-    if row.cell.setup.prefix_caching:
-        figures.append(("cached_tokens", run.load.hit_tokens, _cached_tokens(row)))
+    if rows[0].cell.setup.prefix_caching:
+        figures.append(("cached_tokens", run.load.hit_tokens, result.cached_tokens))
     return replace(
         predicted,
         compared=tuple(
@@ -109,8 +202,8 @@ def compare(predicted: Replay, row: Measurement) -> Replay:
             for name, guess, seen in figures
         ),
         is_inside=run.low_j <= result.energy_j <= run.high_j,
-        gpu_uuids=tuple(gpu.uuid for gpu in row.environment.gpus),
-        simulated=row.simulated,
+        gpu_uuids=tuple(gpu.uuid for row in rows for gpu in row.environment.gpus),
+        simulated=any(row.simulated for row in rows),
     )
 
 
@@ -122,9 +215,8 @@ def _cached_tokens(row: Measurement) -> float | None:
 
 def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Replay]:
     """Each measured replay of a store beside its prediction, in the order of the store."""
-    return [
-        compare(predict(row, gpu, table), row) for row in rows if row.is_ok and row.cell.load.is_replay and row.lengths
-    ]
+    measured_rows = [row for row in rows if row.is_ok and row.cell.load.is_replay and row.lengths]
+    return [compare(predict(parts, gpu, table), parts) for parts in replica_groups(measured_rows)]
 
 
 def spec_of(setup: EngineSetup, gpu: str, requests: int) -> ServerSpec:

@@ -215,7 +215,8 @@ def _read(command: str) -> tuple[str, list[Typed]]:
         words = shlex.split(command.replace("\\\n", " "))
     except ValueError as error:
         raise UsageError.bad_value("--present", command, f"a command with closed quotes, as {EXAMPLE}") from error
-    begin = next((k for k, word in enumerate(words) if BEGINNING.fullmatch(word)), None)
+    starts = (k for k, word in enumerate(words) if BEGINNING.fullmatch(word) and words[max(0, k - 1)] != "bench")
+    begin = next(starts, None)
     if begin is None:
         raise UsageError.bad_value("--present", command, f"the command that starts the server, as {EXAMPLE}")
     flags = [Typed("model", [], [])]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from infergy.errors import InfergyError, UsageError
 from infergy.measure.gpu_settings import OPTIONS
+from infergy.measure.replicas import measure_replicas, split_replicas
 from infergy.measure.sweep import describe, sweep
 from infergy.measure.worker import NVML
 from infergy.records import Plan
@@ -37,6 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError.conflict(
                 {"--simulate": True, "--meter": options.meter}, "leave out --meter, for one is simulated"
             )
+        if len(parts := split_replicas(plan, simulate=options.simulate, meter=options.meter)) > 1:
+            failed = measure_replicas(
+                parts,
+                options.output_file,
+                simulate=options.simulate,
+                retry_failed=options.retry_failed,
+                meter=options.meter,
+            )
+            return 4 if failed else 0
         events = sweep(
             plan,
             options.output_file,

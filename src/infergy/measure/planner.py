@@ -277,7 +277,9 @@ def replay_run(requests: Requests, arrivals: Arrivals, decoding: Decoding = GREE
             message = f"{source}: no arrival times: {requests.order_reason}. Serve all at once: --all-at-once"
             raise DataError(message, code="no-arrivals", trace=source)
         if requests.arrival_s is not None:
-            times = tuple((requests.arrival_s - requests.arrival_s[0]).round(MICROSECOND_DIGITS).tolist())
+            # Those of one replica among several keep their distance from the first request of all.
+            first_s = requests.arrival_s[0] if arrivals.replicas == 1 else 0.0
+            times = tuple((requests.arrival_s - first_s).round(MICROSECOND_DIGITS).tolist())
         content = hashlib.sha256(f"{content} {hash_times(times)}".encode()).hexdigest()
     links = _links_of(requests, timed=arrivals.timed)
     if links is not None:

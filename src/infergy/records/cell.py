@@ -24,7 +24,7 @@ POISSON, GAMMA, TRACE, REPLAY = "poisson", "gamma", "trace", "replay"
 NUMBER = r"(\d*\.?\d+)"
 ARRIVALS_LABEL = re.compile(
     rf"poisson{NUMBER}|gamma{NUMBER}-b{NUMBER}|trace:(.+?)(?:@{NUMBER})?|"
-    rf"replay:(.+?)(?:@{NUMBER}x)?(?:\+(\d+)|\+{NUMBER}s/{NUMBER}s)?"
+    rf"replay:(.+?)(?:@{NUMBER}x)?(?:\+(\d+)|\+{NUMBER}s/{NUMBER}s)?(?:#(\d+)/(\d+))?"
 )
 EXPECTED = (
     "offline, poisson4, gamma4-b0.5, trace:azure-conv-2023, trace:azure-conv-2023@4, replay:azure-conv-2023 or "
@@ -51,6 +51,8 @@ class Arrivals:
             log; None for a replay of so many consecutive requests.
         rejected: Requests of that part of the log that are left out of a replay, because the engine rejects them: they
             are longer than its context or its cache.
+        replica: Of several replicas that serve a replay in turn, which one serves these requests, from 1 on.
+        replicas: How many there are.
     """
 
     law: str
@@ -64,6 +66,8 @@ class Arrivals:
     from_s: float = 0.0
     for_s: float | None = None
     rejected: int = 0
+    replica: int = 1
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         if self.law not in (POISSON, GAMMA, TRACE, REPLAY):
@@ -75,6 +79,8 @@ class Arrivals:
         for name in ("first", "rejected"):
             if (count := getattr(self, name)) < 0 or (self.law != REPLAY and count):
                 raise UsageError.bad_value(name, count, "0, or in a replay more", law=self.law)
+        if not 1 <= self.replica <= self.replicas or (self.law != REPLAY and self.replicas > 1):
+            raise UsageError.bad_value("replica", self.replica, f"1 to {self.replicas}, in a replay", law=self.law)
         self._check_window()
         self._check_rate()
         if self.law == GAMMA and self.burstiness == 1:
@@ -124,7 +130,8 @@ class Arrivals:
             speed = f"@{self.speed:g}x" if self.timed else ""
             first = f"+{self.first}" if self.first else ""
             window = "" if self.for_s is None else f"+{self.from_s:.12g}s/{self.for_s:.12g}s"
-            return f"{REPLAY}:{self.trace}{speed}{first}{window}"
+            replica = f"#{self.replica}/{self.replicas}" if self.replicas > 1 else ""
+            return f"{REPLAY}:{self.trace}{speed}{first}{window}{replica}"
         rate = "" if self.rate_per_s is None else f"{self.rate_per_s:g}"
         if self.law == TRACE:
             return f"{TRACE}:{self.trace}{rate and f'@{rate}'}"
@@ -142,7 +149,7 @@ class Arrivals:
         match = ARRIVALS_LABEL.fullmatch(label)
         if match is None:
             raise UsageError.bad_value("arrivals", label, EXPECTED)
-        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s = match.groups()
+        poisson, gamma, burstiness, trace, rate, replay, speed, first, from_s, for_s, *replica = match.groups()
         if replay is not None:
             return cls(
                 law=REPLAY,
@@ -152,6 +159,8 @@ class Arrivals:
                 speed=float(speed or 1),
                 from_s=float(from_s or 0),
                 for_s=None if for_s is None else float(for_s),
+                replica=int(replica[0] or 1),
+                replicas=int(replica[1] or 1),
             )
         if poisson is not None:
             return cls(law=POISSON, rate_per_s=float(poisson))

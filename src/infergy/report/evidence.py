@@ -116,7 +116,9 @@ def _with_estimates(evidence: Evidence, samples: Mapping[str, Sample], table: Ta
     present = ServerSpec(model=model, gpu=gpu)
     candidates = [*_candidates(present, table)]
     rankings = {
-        trace: recommend(sample, candidates, table, present=present, capacity=True) for trace, sample in samples.items()
+        trace: recommend(sample, candidates, table, present=present, capacity=True)
+        for trace, sample in samples.items()
+        if sample.windows[0].requests.lengths_from is None  # advice is for a load that was recorded
     }
     return replace(
         evidence,

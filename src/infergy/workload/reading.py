@@ -157,7 +157,7 @@ def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     import polars as pl
 
     if table.source.lengths_from is not None:
-        return "a task has no arrivals"
+        return "its lengths are drawn, without arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
     if table.arrival == ARRIVAL_S and served.select(is_beyond(pl.col(ARRIVAL_S)).any()).item():

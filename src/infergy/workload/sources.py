@@ -150,7 +150,10 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
         if magic == _PARQUET:
             schema = dict.fromkeys(about["fields"].split()) if about else _parquet_schema(path)
             fields, flat = tuple(flatten(schema)), frozenset(schema)
-            return Source(name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about)
+            origin = about.get("lengths_from")
+            return Source(
+                name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about, lengths_from=origin
+            )
         if magic == _ZSTD:
             message = f"{name}: compressed with zstd. Unpack it first: zstd -d {path}"
             raise DataError(message, code="not-supported", path=str(path), reason="zstd")

@@ -176,7 +176,7 @@ def _facts(table: Table, served: Any) -> list[Any]:
 def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float | None, str | None]:
     """Seconds between the ends, and why there are none or why they give no rate."""
     if table.source.lengths_from is not None:
-        return None, "a task has no arrivals"
+        return None, "its lengths are drawn, without arrivals"
     if not table.layout.time:
         return None, "no column of arrivals; name one with --time-column NAME"
     untimed = requests - int(facts["timed"])

@@ -1,0 +1,96 @@
+"""Replays on several replicas at once: a process and a store for each, on GPUs of its own. Standard library only.
+
+The replicas load and serve side by side, each its requests by its own clock. Their stores become one; interrupted, they
+stay beside it, and the same command resumes from them. Where GPUs are too few, the replicas are measured one after the
+other like other cells: each serves its own requests alone, so that their energy is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from infergy.errors import MissingError
+from infergy.measure.worker import NVML
+from infergy.meters import open_meter
+from infergy.records import Plan, PlannedCell
+from infergy.records.merge import merge
+from infergy.records.store import create_store, read_store
+
+
+def split_replicas(plan: Plan, *, simulate: bool = False, meter: str = NVML) -> list[Plan]:
+    """The part of each replica, if all cells are of as many and there are GPUs for each; else the plan alone."""
+    parts: dict[tuple[int, int], list[PlannedCell]] = {}
+    for planned in plan.cells:
+        arrivals = planned.cell.load.arrivals
+        place = (1, 1) if arrivals is None else (arrivals.replicas, arrivals.replica)
+        parts.setdefault(place, []).append(planned)
+    if len(parts) == 1 or len({replicas for replicas, _ in parts}) > 1:
+        return [plan]
+    plans = [replace(plan, cells=tuple(cells)) for _, cells in sorted(parts.items())]
+    try:
+        if not simulate:
+            open_meter(meter, sum(map(_gpus, plans))).close()
+    except MissingError:
+        return [plan]
+    return plans
+
+
+def _gpus(part: Plan) -> int:
+    return max(setup.tensor_parallel for setup in part.by_setup())
+
+
+def measure_replicas(
+    parts: Sequence[Plan], path: Path, *, simulate: bool = False, retry_failed: bool = False, meter: str = NVML
+) -> int:
+    """Measure the part of each replica in a process of its own, all at once, into the store `path`.
+
+    Returns:
+        How many cells have failed.
+
+    Raises:
+        InfergyError: As for `merge`.
+        SystemExit: A replica's process ended with an error, which it has printed; rows of all replicas are kept.
+    """
+    sizes = [_gpus(part) for part in parts]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = given.split(",") if given else [str(index) for index in range(sum(sizes))]
+    stores = [path.with_name(f"{path.stem}-{k}of{len(parts)}{path.suffix}") for k in range(1, len(parts) + 1)]
+    options = ["--meter", meter, *(["--simulate"] if simulate else []), *(["--retry-failed"] if retry_failed else [])]
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for part, store, size in zip(parts, stores, sizes, strict=True):
+            own, visible = visible[:size], visible[size:]
+            plan_path = store.with_suffix(".plan.json")
+            part.save(plan_path)
+            if path.exists() and not store.exists():
+                keys = {planned.key for planned in part.cells}
+                create_store(store, [row for row in read_store(path).rows if row.key in keys])
+            command = [sys.executable, "-m", "infergy.measure", str(plan_path), "-o", str(store), *options]
+            environment = os.environ | ({} if simulate else {"CUDA_VISIBLE_DEVICES": ",".join(own)})
+            processes.append(subprocess.Popen(command, env=environment))
+        codes = [process.wait() for process in processes]
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+        raise
+    finally:
+        for store in stores:
+            store.with_suffix(".plan.json").unlink(missing_ok=True)
+    written = [store for store in stores if store.exists()]
+    failed = sum(not row.is_ok for store in written for row in read_store(store).rows)
+    broken = [code for code in codes if code not in (0, 4)]
+    if broken:
+        kept = ", ".join(map(str, written)) or "none"
+        print(f"a replica's process ended with status {broken[0]}; stores kept: {kept}", file=sys.stderr)
+        raise SystemExit(broken[0] if broken[0] > 0 else 1)
+    merge(path, written)
+    for store in written:
+        store.unlink()
+    return failed
