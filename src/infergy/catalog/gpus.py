@@ -146,7 +146,7 @@ def get_gpu(name: str) -> Gpu:
 
 
 def _words(name: str) -> set[str]:
-    """Words of a name: what stands between blanks and dashes, in lower case, without the vendor's."""
+    """Words of a name, between blanks and dashes, in lower case, without the vendor's."""
     return set(re.split(r"[\s_-]+", name.lower())) - {"nvidia", "tesla", "geforce", ""}
 
 
