@@ -36,7 +36,8 @@ def python(code: str) -> list[str]:
 
 def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
     done = run("--simulate", "--idle", "0", *python("import time; time.sleep(0.3); print('hello')"))
-    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert done.stdout == "hello\n"
+    assert done.returncode == (3 if NONE in done.stderr else 0)
     assert "J (" in done.stderr or NONE in done.stderr
     assert "SIMULATED" in done.stderr
 
@@ -78,6 +79,12 @@ def test_the_programs_exit_code_is_passed_on_and_ends_the_runs() -> None:
     assert len(done.stdout.splitlines()) == 1
     killed = run("--simulate", "--idle", "0", *python("import os; os.kill(os.getpid(), 9)"))
     assert killed.returncode == 128 + 9
+
+
+def test_a_run_without_energy_is_a_failure() -> None:
+    done = run("--simulate", "--idle", "0", "--runs", "2", "--json", "--", "true")
+    assert done.returncode == 3
+    assert [json.loads(line)["energy_j"] for line in done.stdout.splitlines()] == [None, None]
 
 
 def test_a_signal_that_ends_us_ends_the_program_first() -> None:

@@ -25,11 +25,9 @@ from typing import Any
 
 from infergy.catalog.config_parts import LARGEST, Config, Reader
 from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpShape, Window
-from infergy.catalog.mixture_models import MIXTURES
-from infergy.catalog.multimodal import MULTIMODAL
+from infergy.catalog.multimodal import MULTIMODAL, TEXT
 from infergy.catalog.quantization import find_quantization, with_quantization
 from infergy.catalog.shape import Checkpoint, ModelShape
-from infergy.catalog.text_models import DENSE
 from infergy.errors import DataError, UsageError
 
 BY_HAND_HINT = "Or give its numbers by hand in a small TOML file: docs/models.md"
@@ -55,7 +53,7 @@ FLAGS = frozenset({"tied", "gated"})
 MAY_BE_ZERO = frozenset({"intermediate", "shared_intermediate", "mlp_layers", "window_layers"})
 
 
-READERS: Mapping[str, Reader] = {**DENSE, **MIXTURES, **MULTIMODAL}
+READERS: Mapping[str, Reader] = {**TEXT, **MULTIMODAL}
 """By `model_type`."""
 
 

@@ -15,6 +15,7 @@ from infergy.catalog.mixture_models import MIXTURES
 from infergy.catalog.shape import ModelShape, with_checkpoint
 from infergy.catalog.text_models import DENSE
 
+TEXT: Mapping[str, Reader] = {**DENSE, **MIXTURES}
 RADIO_H = {"width": 1280, "layers": 32, "inner": 5120}
 """ViT-H of C-RADIOv2-H (arXiv 2412.07679), whose dimensions are not in the configuration."""
 
@@ -30,7 +31,7 @@ def _multimodal(text_model: str, text_key: str = "text_config", **encoders: Call
         if text is None and "hidden_size" not in config.data:
             raise config.missing(text_key)
         kind = str((text or config).data.get("model_type"))
-        shape = (DENSE | MIXTURES).get(kind, (DENSE | MIXTURES)[text_model])(text or config)
+        shape = TEXT.get(kind, TEXT[text_model])(text or config)
         parts = ((count, config.part(key)) for key, count in encoders.items())
         return with_checkpoint(
             # Qwen has it outside of the text's configuration.

@@ -119,7 +119,7 @@ class ModelShape:
         """Format in which vLLM serves the checkpoint, of those that steps are costed in: else bfloat16."""
         published = self.checkpoint.dtype
         known = (FP8, *WEIGHT_ONLY) if self.experts is not None else {FP8, *WEIGHT_ONLY} - EXPERTS_ONLY
-        return published if published in known else DEFAULT_DTYPE
+        return DEFAULT_DTYPE if published is None or published not in known else published
 
     @property
     def state_bytes(self) -> float:

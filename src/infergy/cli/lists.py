@@ -251,7 +251,7 @@ def _layers(shape: ModelShape) -> str:
         return count_of(shape.layers, "layer")
     experts = 0 if shape.experts is None else shape.experts.layers
     kinds = {
-        "Mamba-2": shape.mamba.layers,
+        _state_kind(shape): shape.mamba.layers,
         "attention": shape.attention_layers,
         "MLP": shape.mlp.layers,
         "experts": experts,
@@ -265,8 +265,16 @@ def _state_lines(shape: ModelShape) -> list[tuple[str, str]]:
     if shape.mamba is None:
         return []
     return [
-        ("Mamba-2 state", f"{format_bytes(shape.state_bytes)} per request of any length, read and written each step")
+        (
+            f"{_state_kind(shape)} state",
+            f"{format_bytes(shape.state_bytes)} per request of any length, read and written each step",
+        )
     ]
+
+
+def _state_kind(shape: ModelShape) -> str:
+    """What its layers with a recurrent state are called."""
+    return "Gated DeltaNet" if shape.mamba is not None and shape.mamba.delta else "Mamba-2"
 
 
 def _coverage(shape: ModelShape) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from infergy.catalog import canonical_name, get_gpu, get_model, model_config
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
+from infergy.catalog.models import model_context
 from infergy.catalog.shape import ModelShape
 from infergy.cost.model import Server, StepCost
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
@@ -25,7 +26,6 @@ from infergy.serving.config import (
     UsageContext,
     check_context,
     check_options,
-    model_context,
     resolve,
 )
 from infergy.serving.run import Run

@@ -5,7 +5,7 @@ Sources: `vllm/engine/arg_utils.py` (get_batch_defaults), `vllm/config/{schedule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -183,7 +183,7 @@ def resolve(
     """What vLLM runs `shape` with on `gpu`.
 
     `dtype` is that of the weights; the KV cache is of the model's own precision. `context_tokens` is the model's
-    longest context (`model_context`); None: not known, and the cache bounds it.
+    longest context (`infergy.catalog.models.model_context`); None: not known, and the cache bounds it.
 
     Raises:
         UsageError: An option that vLLM rejects, or a model that does not fit.
@@ -266,15 +266,6 @@ def _batch(options: EngineOptions, tokens: int, seqs: int, longest: int | None) 
             f"at least --max-num-seqs, {seqs}; or type --max-num-seqs {tokens} or fewer",
         )
     return tokens, seqs
-
-
-def model_context(config: Mapping[str, Any]) -> int | None:
-    """The longest context that a Hugging Face `config.json` states; None if it states none."""
-    for facts in (config, config.get("text_config") or {}):
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length"):
-            if isinstance(facts.get(key), int):
-                return int(facts[key])
-    return None
 
 
 def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: int | None) -> None:
