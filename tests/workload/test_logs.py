@@ -441,6 +441,27 @@ def test_counts_of_two_apis_in_one_log_are_read_row_by_row_wherever_they_begin(t
     assert open_trace(path).describe().input.total == 500 * 17
 
 
+def test_json_that_stands_as_text_in_a_column_is_read(tmp_path: Path) -> None:
+    usage = [
+        {"usage": {"prompt_tokens": 9, "completion_tokens": 3}, "a.b": 4},
+        {"usage": None},
+        {"usage": CLAUDE_USAGE},
+    ]
+    path = tmp_path / "log.csv"
+    frame = pl.DataFrame({"startTime": [0, 1, 4], "body": list(map(json.dumps, usage)), "note": ["{", "", "{}"]})
+    frame.write_csv(path)
+    records = tmp_path / "log.jsonl"
+    frame.write_ndjson(records)
+    for source in (path, records):
+        trace = open_trace(source)
+        assert trace.format == "openai"
+        summary = trace.describe()
+        assert (summary.requests, summary.input.total, summary.failed_requests) == (2, 9 + 8103, 1)
+        assert (summary.cached_input_tokens, summary.duration_s) == (8000, 4.0)
+        named = Columns(input="body.a.b", output="body.usage.completion_tokens")
+        assert open_trace(source, columns=named, bad_rows=0.9).describe().input.total == 4
+
+
 # --- arrivals
 
 NAMES = [

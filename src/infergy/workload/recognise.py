@@ -189,10 +189,8 @@ def _arrivals(
         # All are read in one unit: that of the first.
         first = next(iter(units.values()))
         return tuple(path for path, unit in units.items() if unit == first), first
-    path = named.time or _plain_arrivals(fields, within)
-    if path is None:
-        return (), None
-    return (path,), units.get(path)
+    chosen = named.time or _plain_arrivals(fields, within)
+    return ((), None) if chosen is None else ((chosen,), units.get(chosen))
 
 
 def _plain_arrivals(fields: Collection[str], within: str) -> str | None:

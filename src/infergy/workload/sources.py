@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import re
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -44,6 +45,7 @@ class Source:
         path: The file; None for a frame.
         frame: A polars LazyFrame or a narwhals frame; None for a file.
         rows: The first rows of a text file, by field.
+        texts: Fields of JSON that stands as text in a column: the column, and the JSON path.
         nested: How rows are found in JSON records.
         separator: Between the fields of a CSV.
         skipped: Lines of a CSV before its header, blank ones aside: ``sep=;`` is one.
@@ -58,6 +60,7 @@ class Source:
     path: Path | None = None
     frame: Any = None
     rows: tuple[Mapping[str, Any], ...] = ()
+    texts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nested: Nested | None = None
     separator: str = ","
     skipped: int = 0
@@ -73,7 +76,32 @@ class Source:
     @property
     def fields(self) -> Names:
         """Column names; those of nested records as dotted paths."""
-        return tuple(map(".".join, self.names))
+        return (*map(".".join, self.names), *self.texts)
+
+    def columns_of(self, paths: Iterable[str]) -> dict[str, Names]:
+        """The columns that hold fields, and the names along them."""
+        columns = [path if (text := self.text_of(path)) is None else text[0] for path in paths]
+        return {path: self.names_of(path) for path in columns}
+
+    def text_of(self, path: str) -> tuple[str, str] | None:
+        """The column whose text is JSON with a field, and the JSON path; None if the field is no such."""
+        if path in self.texts:
+            return self.texts[path]
+        for column in {column for column, _ in self.texts.values()}:
+            if path.startswith(f"{column}."):
+                return column, _json_path(path.removeprefix(f"{column}.").split("."))
+        return None
+
+    def with_texts(self) -> Source:
+        """The same with the fields of JSON that stands as text in the first rows."""
+        texts: dict[str, tuple[str, str]] = {}
+        rows = []
+        for row in self.rows:
+            inner = dict(_inside(row))
+            texts |= {path: place for path, (place, _) in inner.items()}
+            rows.append({**row, **{path: value for path, (_, value) in inner.items()}})
+        texts = {path: place for path, place in texts.items() if path not in set(map(".".join, self.names))}
+        return replace(self, rows=tuple(rows), texts=texts) if texts else self
 
     def names_of(self, path: str) -> Names:
         """The names along a dotted path; those of a field not seen yet are nested as in the one most like it."""
@@ -81,7 +109,7 @@ class Source:
         if exact is not None or self.kind == UNPACKED:
             return exact or (path,)
         split = path.split(".")
-        alike = [_shared(field.split("."), split) for field in self.fields]
+        alike = [_shared(".".join(names).split("."), split) for names in self.names]
         shared = max(alike, default=0)
         outer: Names = ()
         taken = 0
@@ -98,6 +126,19 @@ class Source:
         """Whether Spark holds the rows."""
         held = self.frame.implementation if self.kind == FRAME else None
         return held is not None and bool(held.is_pyspark() or held.is_pyspark_connect())
+
+
+def _inside(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, str], Any]]]:
+    """Fields of the JSON objects that stand as text in a row: where, and their values."""
+    for column, text in row.items():
+        if isinstance(text, str) and text.startswith("{") and text.rstrip().endswith("}"):
+            for record in read_records([text.encode()]):
+                for names, value in () if isinstance(record, Fault) else values_in(record):
+                    yield f"{column}.{'.'.join(names)}", ((column, _json_path(names)), value)
+
+
+def _json_path(names: Iterable[str]) -> str:
+    return "$" + "".join(f"[{json.dumps(name)}]" for name in names)
 
 
 def _shared(path: Sequence[str], other: Sequence[str]) -> int:
@@ -229,7 +270,7 @@ def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str
         if nested.is_document:
             return _of_nested(nested, name, about)
         source = Source(name=name, kind=JSONL, names=(), path=path, about=about, nested=nested)
-        return _further_down(next(look_further(source, _PEEKED_RECORDS)))
+        return _further_down(next(look_further(source, _PEEKED_RECORDS))).with_texts()
     separator, skipped = max(",;\t|", key=first.count), 0
     if declared := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n")):
         separator, skipped, first = declared[1], 1, next(lines, "")
@@ -245,7 +286,7 @@ def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str
         skipped=skipped,
         line_end=line_end,
         about=about,
-    )
+    ).with_texts()
 
 
 def look_further(source: Source, records: int = _PEEKED_RECORDS * _MORE) -> Iterator[Source]:

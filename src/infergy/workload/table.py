@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import glob
 import importlib
+import itertools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -216,6 +217,8 @@ class Table:
 
     def _column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
+        if text := self.source.text_of(path):
+            return self._column(text[0]).str.json_path_match(text[1])
         head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
@@ -304,7 +307,7 @@ def build_table(source: Source, layout: Layout) -> Table:
         kinds = dict.fromkeys(paths, TEXT)
     else:
         types = {".".join(names): dtype for names, dtype in flatten(frame.collect_schema())}
-        kinds = {path: _kind(types[path]) for path in paths}
+        kinds = {path: TEXT if source.text_of(path) else _kind(types[path]) for path in paths}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
 
@@ -315,12 +318,12 @@ def parse_table(source: Source, layout: Layout) -> Table | None:
     Raises:
         DataError: A quote of a CSV that is not closed.
     """
-    fields = {path: source.names_of(path) for path in (*layout.paths, *layout.link_paths)}
+    fields = source.columns_of((*layout.paths, *layout.link_paths))
     if source.path is None or source.kind not in (CSV, JSONL):
         return None
     try:
         if source.kind == CSV:
-            parsed = parse_csv(source.path, source.fields, fields, source.separator)
+            parsed = parse_csv(source.path, tuple(itertools.chain(*source.names)), fields, source.separator)
         else:
             lists = () if layout.blocks is None else (layout.blocks.path,)
             parsed = parse_records(source.path, fields, lists)
@@ -349,7 +352,7 @@ def _scan(source: Source, path: Path, layout: Layout) -> Any:
         schema = _record_schema(source, layout)
         return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
     if source.nested is not None:
-        return source.nested.frame(tuple(dict.fromkeys((*layout.paths, *layout.link_paths))))
+        return source.nested.frame(tuple(source.columns_of((*layout.paths, *layout.link_paths))))
     return pl.scan_parquet(path, glob=False)
 
 
@@ -358,8 +361,7 @@ def _record_schema(source: Source, layout: Layout) -> dict[str, Any]:
     import polars as pl
 
     tree: dict[str, Any] = {}
-    for path in (*layout.paths, *layout.link_paths):
-        *outer, last = source.names_of(path)
+    for path, (*outer, last) in source.columns_of((*layout.paths, *layout.link_paths)).items():
         node = tree
         for name in outer:
             node = node.setdefault(name, {})
