@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from infergy.cli import app
@@ -122,3 +123,52 @@ def test_a_bad_log_is_an_error_to_act_on(log: Path) -> None:
     result = CliRunner().invoke(app, ["trace", str(log)])
     assert isinstance(result.exception, DataError)
     assert "--input-column NAME --output-column NAME" in str(result.exception)
+
+
+MOONCAKE_IN_SECONDS = "".join(
+    f'{{"timestamp": {n / 2}, "input_length": 200, "output_length": 100}}\n' for n in range(101)
+)
+
+
+def test_trace_says_in_which_unit_it_read_arrivals(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(MOONCAKE_IN_SECONDS)
+    text = run("trace", str(path))
+    assert "2.00 /s" in text
+    assert f"{path}: arrivals in 'timestamp' are read as s, by the rate of requests; another unit: --time-unit" in text
+    assert run_json("trace", str(path))["time_unit"] == {"column": "timestamp", "unit": "s", "basis": "rate"}
+    text = run("trace", str(path), "--time-unit", "ms")
+    assert "2,000 /s" in text
+    assert "--time-unit" not in text
+
+
+def test_each_verb_that_serves_a_trace_says_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(MOONCAKE_IN_SECONDS)
+    result = CliRunner().invoke(app, ["estimate", str(path), "--json"], catch_exceptions=False)
+    assert "read as s, by the rate of requests" in result.stderr
+    assert json.loads(result.stdout)["trace"]["duration_s"] == 50.0
+    result = CliRunner().invoke(app, ["estimate", str(path), "--json", "--time-unit", "s"], catch_exceptions=False)
+    assert "read as" not in result.stderr
+
+
+def test_every_verb_that_reads_a_trace_has_the_options_of_its_columns() -> None:
+    commands: Any = typer.main.get_command(app)
+    seen = 0
+    for name, command in commands.commands.items():
+        if any(parameter.metavar and "TRACE" in parameter.metavar for parameter in command.params):
+            seen += 1
+            options = {option for parameter in command.params for option in parameter.opts}
+            assert {"--time-unit", "--time-column", "--input-column", "--bad-rows", "--format"} <= options, name
+    assert seen >= 5
+
+
+def test_trace_says_how_many_rows_it_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("ContextTokens,GeneratedTokens\n" + "10,5\n" * 1999 + "x,5\n")
+    assert "1 row that cannot be read left out" in run("trace", str(path))
+    assert "Set aside: 1 row that cannot be read" in run("trace", str(path), "--bins", "paper")
+    assert run_json("trace", str(path), "--bins", "paper")["unreadable_rows"] == 1
+    result = CliRunner().invoke(app, ["trace", str(path), "--bad-rows", "0"])
+    assert isinstance(result.exception, DataError)
+    assert "--bad-rows 0.1%" in str(result.exception)

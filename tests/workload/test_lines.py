@@ -80,9 +80,11 @@ def test_blocks_of_a_file_read_by_line_are_those_of_one_that_polars_reads(tmp_pa
         "sep=\t\nContextTokens\tGeneratedTokens\n10\t5\n20\t5\n",
         "ContextTokens\tGeneratedTokens\n10\t5\n20\t5\n",
         "ContextTokens\rGeneratedTokens\r".replace("s\rG", "s,G") + "10,5\r20,5\r",
+        "ContextTokens,GeneratedTokens\n\n10,5\n,\n20,5\n\n,\n\n",
+        "ContextTokens,GeneratedTokens\n10,5,\n\n20,5,,\n,,,\n",
         '"ContextTokens","GeneratedTokens","m"\n"10","5","\xe9"\n"20","5",""\n',
     ],
-    ids=["sep", "sep-crlf", "sep-tab", "tab", "cr", "quoted"],
+    ids=["sep", "sep-crlf", "sep-tab", "tab", "cr", "blank", "more separators", "quoted"],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_csv_of_spreadsheets(tmp_path: Path, text: str, encoding: str) -> None:

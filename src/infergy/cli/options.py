@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infergy.cli.output import unit_note
 from infergy.errors import UsageError
 from infergy.units import parse_duration
 from infergy.workload import Bins, Columns, TaskOptions
@@ -208,7 +209,10 @@ class TraceSelection(TraceFormat):
             given = {"--rate": self.rate, "--all-at-once" if self.all_at_once else "--speed": self.speed or True}
             raise UsageError.conflict(given, "one of them says when requests come: leave the other out")
         of_task = is_task(source)
-        return open_requests(source, **self.reading(self.requests if of_task else None, of_task=of_task))
+        opened = open_requests(source, **self.reading(self.requests if of_task else None, of_task=of_task))
+        if not isinstance(opened, Histogram) and opened.time_unit is not None:
+            typer.echo(f"{opened.source}: {unit_note(opened.time_unit)}", err=True)
+        return opened
 
     def all_of(self, opened: Trace | Histogram) -> Requests:
         """All requests of a source, without times where no option needs them."""

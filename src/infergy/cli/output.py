@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceFacts
+    from infergy.workload.clock import TimeUnit
 
 WIDTH = 100
 """Columns of sentences, and of tables that can be divided."""
@@ -194,6 +195,17 @@ def title_of(trace: TraceFacts, estimate: ServerEstimate) -> str:
     """A trace and how it is served."""
     how = "as they arrive" if estimate.served is not None else "all at once"
     return f"{trace.source}: {count_of(trace.requests, 'request')} {how}"
+
+
+def unit_note(unit: TimeUnit) -> str:
+    """In which unit arrivals are read, and why."""
+    why = {
+        "dates": "in which they are dates",
+        "name": "as the column's name says",
+        "rate": "by the rate of requests",
+        "default": "since neither their size nor a format says otherwise",
+    }
+    return f"arrivals in {unit.column!r} are read as {unit.unit}, {why[unit.basis]}; another unit: --time-unit"
 
 
 def trace_notes(trace: TraceFacts) -> list[str]:

@@ -16,7 +16,7 @@ from infergy.cli.options import (
     option,
     with_options,
 )
-from infergy.cli.output import UNKNOWN, print_json, print_table
+from infergy.cli.output import UNKNOWN, print_json, print_table, unit_note
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_number, format_percent
 from infergy.workload.bins import Histogram
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 _SHADES = " ░▒▓█"
 _HEAT = ("", "on grey15", "on grey30", "on dark_red", "bold on red")
 _BAR_WIDTH = 40
-BASES = {
-    "dates": "in which they are dates",
-    "name": "as its name says",
-    "rate": "by the rate of requests",
-    "default": "since no format says otherwise",
-}
-"""How the unit of arrivals was inferred."""
 
 
 @with_options
@@ -93,9 +86,7 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
         if summary.lengths_from is not None:
             typer.echo(f"{summary.source}: {summary.lengths_from}")
         if summary.time_unit is not None:
-            unit, why = summary.time_unit.unit, BASES[summary.time_unit.basis]
-            column = summary.time_unit.column
-            typer.echo(f"{summary.source}: arrivals in {column!r} read as {unit}, {why}. Another unit: --time-unit")
+            typer.echo(f"{summary.source}: {unit_note(summary.time_unit)}")
         if summary.unreadable_rows:
             typer.echo(f"{summary.source}: {_unreadable(summary.unreadable_rows)}")
         if summary.stream_chunks:

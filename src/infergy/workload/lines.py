@@ -6,7 +6,9 @@ numbers that JSON does not have (NaN) or that do not fit 128 bits, in whichever 
 
 from __future__ import annotations
 
+import codecs
 import csv
+import functools
 import gzip
 import io
 import json
@@ -24,6 +26,7 @@ Names = tuple[str, ...]
 GZIP = b"\x1f\x8b"
 _DEEPEST = 20
 _SHOWN = 3
+_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +47,9 @@ def open_lines(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if is_packed else path.open("rb")  # type: ignore[return-value]
 
 
-def read_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | Fault]:
-    """The records of lines that are not blank; numbers as text, NaN and infinity as None."""
-    for number, line in enumerate(lines, start=1):
+def read_records(lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, Any] | Fault]:
+    """The records of lines that are not blank, numbered from `first`; numbers as text, NaN and infinity as None."""
+    for number, line in enumerate(lines, start=first):
         if not line.strip():
             continue
         try:
@@ -77,15 +80,53 @@ class Parsed:
     first: tuple[Fault, ...]
 
 
+def record_schema(fields: Mapping[str, Names], lists: Collection[str]) -> dict[str, Any]:
+    """The types of nested records, of only some fields: text, so that numbers keep their digits, or lists."""
+    import polars as pl
+
+    tree: dict[str, Any] = {}
+    for path, (*outer, last) in fields.items():
+        node = tree
+        for name in outer:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                break
+        else:
+            node[last] = pl.List(pl.Int64) if path in lists else pl.String
+
+    def build(node: dict[str, Any]) -> dict[str, Any]:
+        return {name: pl.Struct(build(inner)) if isinstance(inner, dict) else inner for name, inner in node.items()}
+
+    return build(tree)
+
+
 def parse_records(path: Path, fields: Mapping[str, Names], lists: Collection[str]) -> Parsed:
-    """Fields of a JSONL file, by path; those in `lists` are lists of whole numbers."""
+    """Fields of a JSONL file, by path; those in `lists` are lists of whole numbers.
 
-    def rows() -> Iterator[list[Any] | Fault]:
-        with open_lines(path) as lines:
-            for record in read_records(lines):
-                yield record if isinstance(record, Fault) else [_field(record, names) for names in fields.values()]
+    polars reads it in blocks, and only those that it rejects are read line by line.
+    """
+    import polars as pl
 
-    return _parsed(fields, rows(), lists)
+    schema = record_schema(fields, lists)
+    columns = [
+        functools.reduce(lambda column, name: column.struct.field(name), inner, pl.col(head)).alias(field)
+        for field, (head, *inner) in fields.items()
+    ]
+    parts, number = [], 1
+    with open_lines(path) as lines:
+        while block := lines.read(_BLOCK_BYTES) + lines.readline():
+            block = block.removeprefix(codecs.BOM_UTF8) if number == 1 else block
+            try:
+                frame = pl.read_ndjson(block, schema=schema, ignore_errors=True).select(columns)
+                parts.append(Parsed(frame=frame, faults=0, first=()))
+            except pl.exceptions.PolarsError:
+                records = read_records(block.splitlines(), number)
+                rows = (one if isinstance(one, Fault) else [_field(one, n) for n in fields.values()] for one in records)
+                parts.append(_parsed(fields, rows, lists))
+            number += block.count(b"\n")
+    frame = pl.concat([part.frame for part in parts])
+    first = tuple(fault for part in parts for fault in part.first)
+    return Parsed(frame=frame, faults=sum(part.faults for part in parts), first=first[:_SHOWN])
 
 
 def parse_csv(path: Path, header: Names, fields: Collection[str], separator: str) -> Parsed:
@@ -109,10 +150,10 @@ def parse_csv(path: Path, header: Names, fields: Collection[str], separator: str
             reader = csv.reader(counted(lines), delimiter=separator)
             next(row for row in reader if tuple(row) == header)
             try:
-                for row in filter(None, reader):
+                for row in filter(any, reader):
                     if len(row) != len(header) and any("\n" in field for field in row):
                         raise _unclosed(path, reader.line_num)
-                    if len(row) > len(header):
+                    if any(row[len(header) :]):
                         reason = f"of {len(row):,} fields, more than the {len(header):,} of the header"
                         yield Fault(number=reader.line_num, reason=reason)
                     else:

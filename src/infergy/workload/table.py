@@ -38,7 +38,7 @@ from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import instants
 from infergy.workload.counts import Counts, join_chunks, spread_sums
 from infergy.workload.formats import Layout
-from infergy.workload.lines import Fault, parse_csv, parse_records
+from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
 from infergy.workload.remote import spark_errors, spark_reason
 from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
 
@@ -62,6 +62,7 @@ class Table:
         kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
         faults: The first lines of the file that are no rows, which are not in `frame`.
         unreadable: Rows that are left out, `fault_count` of them lines that are no rows.
+        spelled: Whether times in text have another spelling than ISO 8601.
         only_timed: Whether requests without an arrival are left out.
     """
 
@@ -73,6 +74,7 @@ class Table:
     faults: tuple[Fault, ...] = ()
     fault_count: int = 0
     unreadable: int = 0
+    spelled: bool = False
     only_timed: bool = False
 
     @property
@@ -108,7 +110,7 @@ class Table:
         """The rows under the declared schema.
 
         Args:
-            lenient: Read text like ``12.0`` as the whole number it is, and times in any spelling, at half the speed.
+            lenient: Read text like ``12.0`` as the whole number it is, at half the speed of reading digits only.
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
         """
         x, layout = self.x, self.layout
@@ -120,8 +122,12 @@ class Table:
         if layout.count:
             single += [self._column(layout.count).alias("raw_requests")] if raw else []
             single.append(self._whole(layout.count, lenient=True).alias("count"))
-            single += [self._seconds_of(layout.end, lenient=lenient).alias("end_s")] if layout.end else []
-        rows = self.frame.select(*columns, *self._arrivals(lenient=lenient), *self._links(), *single)
+            single += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
+        frame = self.frame
+        if lenient and self.source.kind == CSV:
+            # A line of a CSV that is blank, or has only separators, is no row.
+            frame = frame.filter(~x.all_horizontal(x.all().is_null()))
+        rows = frame.select(*columns, *self._arrivals(), *self._links(), *single)
         if raw:
             return rows
         return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
@@ -149,20 +155,17 @@ class Table:
         Raises:
             DataError: More have tokens that cannot be read.
         """
-        x, good = self.x, self.good.fill_null(False)
-        sums = {"good": good, "served": good & (x.col("output_tokens") > 0)}
-        sums |= {} if self.arrival is None else {"untimed": good & self.untimed}
-        query = self.declared(lenient=True).select(
-            *(mask.cast(x.Int64).sum().alias(name) for name, mask in sums.items()), x.len().alias("rows")
-        )
-        ((found,),) = self.collect(query)
-        counts = {name: int(value or 0) for name, value in found.items()}
-        rows = counts["rows"] + self.fault_count
+        table, counts = self, self._counts()
+        if counts["untimed"]:
+            spelled = replace(self, spelled=True)
+            of_spelled = spelled._counts()
+            if of_spelled["untimed"] < counts["untimed"]:
+                table, counts = spelled, of_spelled
+        rows, untimed = counts["rows"] + self.fault_count, counts["untimed"]
         unreadable = rows - counts["good"]
         if unreadable <= share * rows:
-            untimed = counts.get("untimed", 0)
             only_timed = 0 < untimed < counts["served"] and unreadable + untimed <= share * rows
-            return replace(self, unreadable=unreadable + untimed * only_timed, only_timed=only_timed)
+            return replace(table, unreadable=unreadable + untimed * only_timed, only_timed=only_timed)
         leave_out = advice_to_leave_out(unreadable, rows)
         if self.fault_count <= share * rows:
             from infergy.workload.reading import explain
@@ -176,6 +179,15 @@ class Table:
             path=self.source.name,
             reason=shown,
         )
+
+    def _counts(self) -> dict[str, int]:
+        """How many rows there are, are good, have output, and of these no arrival."""
+        x, good = self.x, self.good.fill_null(False)
+        untimed = x.lit(False) if self.arrival is None else self.untimed
+        masks = {"good": good, "served": good & (x.col("output_tokens") > 0), "untimed": good & untimed}
+        sums = [mask.cast(x.Int64).sum().alias(name) for name, mask in masks.items()]
+        ((counts,),) = self.collect(self.declared(lenient=True).select(*sums, x.len().alias("rows")))
+        return {name: int(count or 0) for name, count in counts.items()}
 
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
         """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts."""
@@ -245,12 +257,12 @@ class Table:
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
 
-    def _arrivals(self, *, lenient: bool) -> list[Any]:
+    def _arrivals(self) -> list[Any]:
         if self.arrival is None:
             return []
         if self.arrival == ARRIVAL:
             return [self._column(self.layout.time[0]).alias(ARRIVAL)]
-        times = [self._seconds_of(path, lenient=lenient) for path in self.layout.time]
+        times = [self._seconds_of(path) for path in self.layout.time]
         return [_coalesce(self.x, times).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
@@ -282,7 +294,7 @@ class Table:
             column = column.str.replace(",", ".", literal=True)
         return column.cast(self.x.Float64, strict=False)
 
-    def _seconds_of(self, path: str, *, lenient: bool) -> Any:
+    def _seconds_of(self, path: str) -> Any:
         x, column, kind = self.x, self._column(path), self.kinds[path]
         if kind in (INTEGER, DECIMAL):
             return self._number(path) * (self.layout.time_unit_s or 1.0)
@@ -290,7 +302,7 @@ class Table:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
         if kind == TEXT and self.is_polars:
             number = self._number(path) * (self.layout.time_unit_s or 1.0)
-            return x.coalesce(number, *instants(x, column, lenient=lenient))
+            return x.coalesce(number, *instants(x, column, spelled=self.spelled))
         return x.lit(None).cast(x.Float64)
 
 
@@ -318,20 +330,25 @@ def parse_table(source: Source, layout: Layout) -> Table | None:
     Raises:
         DataError: A quote of a CSV that is not closed.
     """
-    fields = source.columns_of((*layout.paths, *layout.link_paths))
+    fields, lists = _fields(source, layout)
     if source.path is None or source.kind not in (CSV, JSONL):
         return None
     try:
         if source.kind == CSV:
             parsed = parse_csv(source.path, tuple(itertools.chain(*source.names)), fields, source.separator)
         else:
-            lists = () if layout.blocks is None else (layout.blocks.path,)
             parsed = parse_records(source.path, fields, lists)
     except (OSError, EOFError, zlib.error):
         return None
     names = tuple((field,) for field in fields)
     held = replace(source, kind=POLARS, path=None, names=names, frame=parsed.frame.lazy())
     return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
+
+
+def _fields(source: Source, layout: Layout) -> tuple[dict[str, Names], tuple[str, ...]]:
+    """The names along the columns that are read, by path; and which of them hold lists."""
+    fields = source.columns_of((*layout.paths, *layout.link_paths))
+    return fields, () if layout.blocks is None else (layout.blocks.path,)
 
 
 def _scan(source: Source, path: Path, layout: Layout) -> Any:
@@ -349,31 +366,11 @@ def _scan(source: Source, path: Path, layout: Layout) -> Any:
         )
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
-        schema = _record_schema(source, layout)
+        schema = record_schema(*_fields(source, layout))
         return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
     if source.nested is not None:
         return source.nested.frame(tuple(source.columns_of((*layout.paths, *layout.link_paths))))
     return pl.scan_parquet(path, glob=False)
-
-
-def _record_schema(source: Source, layout: Layout) -> dict[str, Any]:
-    """Only the fields that are read, each as text, so that numbers keep their digits; blocks as lists."""
-    import polars as pl
-
-    tree: dict[str, Any] = {}
-    for path, (*outer, last) in source.columns_of((*layout.paths, *layout.link_paths)).items():
-        node = tree
-        for name in outer:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                break
-        else:
-            node[last] = pl.List(pl.Int64) if layout.blocks and path == layout.blocks.path else pl.String
-
-    def build(node: dict[str, Any]) -> dict[str, Any]:
-        return {name: pl.Struct(build(inner)) if isinstance(inner, dict) else inner for name, inner in node.items()}
-
-    return build(tree)
 
 
 def _kind(dtype: Any) -> str:

@@ -389,7 +389,7 @@ def _histogram_record(source: Any) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             if not _HISTOGRAM_START.match(file.read(256)):
                 return None
             file.seek(0)
