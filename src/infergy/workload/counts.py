@@ -155,3 +155,11 @@ def is_no_count() -> Any:
     import polars as pl
 
     return pl.col("count").is_between(0, MOST_REQUESTS).not_().fill_null(True)
+
+
+def numbers_of(x: Any, column: Any) -> Any:
+    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
+    is_list = column.str.contains(r"^\s*\[.*\]\s*$")
+    texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
+    # An empty list splits into one empty text.
+    return x.when(is_list).then(x.when(column.str.contains(r"\w")).then(texts.cast(x.List(x.Int64), strict=False)))

@@ -36,11 +36,11 @@ from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import instants
-from infergy.workload.counts import Counts, join_chunks, spread_sums
+from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
 from infergy.workload.formats import Layout
 from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
+from infergy.workload.source import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
@@ -89,7 +89,7 @@ class Table:
         """The arrivals as the log's own numbers; None if no column of arrivals holds numbers."""
         kinds = (INTEGER, DECIMAL, TEXT) if self.is_polars else (INTEGER, DECIMAL)
         numbers = [self._number(path) for path in self.layout.time if self.kinds[path] in kinds]
-        return _coalesce(self.x, numbers) if numbers else None
+        return self.x.coalesce(*numbers) if numbers else None
 
     @property
     def is_polars(self) -> bool:
@@ -262,8 +262,7 @@ class Table:
             return []
         if self.arrival == ARRIVAL:
             return [self._column(self.layout.time[0]).alias(ARRIVAL)]
-        times = [self._seconds_of(path) for path in self.layout.time]
-        return [_coalesce(self.x, times).alias(ARRIVAL_S)]
+        return [self.x.coalesce(*map(self._seconds_of, self.layout.time)).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
@@ -271,7 +270,7 @@ class Table:
         if blocks is not None:
             ids = self._column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
-                ids = _numbers_of(x, ids)
+                ids = numbers_of(x, ids)
             columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
             if blocks.within is not None:
                 columns.append(self._column(blocks.within).cast(x.String).alias("block_scope"))
@@ -401,15 +400,3 @@ def advice_to_leave_out(part: int, rows: int) -> str:
     """The end of a message: the option that leaves a part of the rows out; empty if it is nearly all."""
     share = next((f"{step:g}%" for step in _SHARES if part <= step / 100 * rows), None)
     return f", or leave them out: --bad-rows {share}" if share else ""
-
-
-def _numbers_of(x: Any, column: Any) -> Any:
-    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
-    is_list = column.str.contains(r"^\s*\[.*\]\s*$")
-    texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
-    # An empty list splits into one empty text.
-    return x.when(is_list).then(x.when(column.str.contains(r"\w")).then(texts.cast(x.List(x.Int64), strict=False)))
-
-
-def _coalesce(x: Any, columns: list[Any]) -> Any:
-    return columns[0] if len(columns) == 1 else x.coalesce(*columns)
