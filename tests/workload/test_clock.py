@@ -210,7 +210,8 @@ def test_times_in_the_spellings_that_logs_have(tmp_path: Path, spelling: str, ki
     times = [(start + timedelta(hours=11 * n)).strftime(spelling) for n in range(5)]
     frame = pl.DataFrame({"t": times, "i": [10] * 5, "o": [5] * 5})
     path = tmp_path / f"log.{kind}"
-    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](path)
+    write: dict[str, Any] = {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}
+    write[kind](path)
     trace = open_trace(path, columns=NAMED)
     assert trace.describe().duration_s == 44 * 3600
     requests = trace.requests()

@@ -25,6 +25,8 @@ _OF_SEVERAL_UNITS = ("mooncake", "bailian")
 """Formats of logs in other units than their own: the one's names are the other's."""
 _FIRST_DATE_S, _LAST_DATE_S, _LONGEST_S = 1_262_304_000, 4_102_444_800, 20 * 31_557_600
 _USUAL_PER_S, _POSSIBLE_PER_S = (0.01, 200.0), (1e-6, MOST_PER_S)
+_FEWEST_REQUESTS, _FEWEST_OF_SLOW = 3, 10
+"""Fewer say nothing of the rate, or, where a format says the unit, nothing of a log that seems slow in it."""
 _PEEKED_ROWS = 1000
 _SPELLINGS = (
     (r"\s*\[[\w/+-]+\]$", ""),
@@ -95,10 +97,12 @@ def find_unit(
     if stands is not None and (named := _UNIT_IN_NAME.search(column)):
         letter = next(group for group in named.groups() if group is not None).lower()
         return TimeUnit(column=column, unit={"m": "ms", "n": "ns", "": "s"}.get(letter, "us"), basis=NAME)
-    if not high > low:
+    if not high > low or requests < _FEWEST_REQUESTS:
         return stands
     rates = {unit: (requests - 1) / (high - low) / size for unit, size in UNITS_S.items()}
     lowest, highest = _USUAL_PER_S if varies or stands is not None else _POSSIBLE_PER_S
+    if stands is None and requests < _FEWEST_OF_SLOW:
+        lowest = _POSSIBLE_PER_S[0]
     likely = [unit for unit, rate in rates.items() if _USUAL_PER_S[0] <= rate <= _USUAL_PER_S[1]]
     if not likely or lowest <= (requests - 1) / (high - low) / (declared_s or 1.0) <= highest:
         return stands
@@ -163,7 +167,7 @@ def instants(x: Any, column: Any, *, spelled: bool) -> list[Any]:
         spelled: Also what is not ISO 8601, at a third of the speed.
     """
     spaced = column.str.replace("T", " ", literal=True)
-    patterns = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z")
+    patterns: tuple[str, ...] = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z")
     if spelled:
         spaced = column.str.strip_chars()
         for spelling, plain in _SPELLINGS:

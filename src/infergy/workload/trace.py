@@ -10,7 +10,6 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from infergy.errors import DataError, UsageError
-from infergy.files import parse_json
 from infergy.units import count_of
-from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
+from infergy.workload.bins import Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
 from infergy.workload.formats import Columns, Layout
-from infergy.workload.histograms import requests_of_histogram
+from infergy.workload.histograms import find_histogram, requests_of_histogram
 from infergy.workload.recognise import recognise, settle
 from infergy.workload.requests import (
     SAMPLING_ERROR,
@@ -40,11 +38,9 @@ if TYPE_CHECKING:
     from infergy.workload.table import Table
     from infergy.workload.tasks import TaskOptions
 
-BIN_AGAIN = "Bin the trace again: infergy trace TRACE --bins paper --json"
 BAD_ROWS = 0.001
 """Share of rows that may be unreadable."""
 _T = TypeVar("_T")
-_HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
 
 
 class _Pass(Protocol):
@@ -323,42 +319,3 @@ def open_requests(source: Any, **options: Any) -> Trace | Histogram:
         DataError: It is neither, or the histogram was changed by hand and does not add up.
     """
     return find_histogram(source) or open_trace(source, **options)
-
-
-def find_histogram(source: Any) -> Histogram | None:
-    """The histogram in a file, as `infergy trace --bins … --json` prints it; None if there is none.
-
-    Raises:
-        DataError: The file has the schema of a histogram, and is none or does not add up.
-    """
-    record = _histogram_record(source)
-    if record is None:
-        return None
-    from infergy.records.codec import from_json
-
-    sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
-    histogram = from_json(Histogram, record, str(source))
-    for name, value, expected in histogram.contradictions(sums):
-        raise DataError.bad_field(source, name, value, f"{expected}. {BIN_AGAIN}")
-    return histogram
-
-
-def _histogram_record(source: Any) -> dict[str, Any] | None:
-    path = Path(source).expanduser() if isinstance(source, (str, Path)) and source else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            if not _HISTOGRAM_START.match(file.read(256)):
-                return None
-            file.seek(0)
-            text = file.read()
-        record = parse_json(text, path, BIN_AGAIN)
-    except UnicodeDecodeError:
-        return None
-    except DataError:
-        if HISTOGRAM_SCHEMA in text:
-            raise
-        # Some log whose records begin so.
-        return None
-    return record if isinstance(record, dict) and record.get("schema") == HISTOGRAM_SCHEMA else None
