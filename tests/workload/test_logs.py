@@ -373,6 +373,9 @@ def test_chunks_and_sums_in_frames_are_found_too(tmp_path: Path) -> None:
     with raises("bucketed", column="requests"):
         open_trace(sums)
     assert open_trace(sums.head(1)).histogram().requests == 1
+    assert open_trace(sums, columns=Columns(requests="requests")).histogram().requests == 8
+    with raises("not-supported"):
+        open_trace(sums.to_pandas(), columns=Columns(requests="requests"))
 
 
 def test_the_cached_tokens_of_a_stream_are_those_of_its_last_chunk(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ class Counts:
         cached = self._cached(given) if self.layout.cached else [given.alias("uncached_tokens")]
         return [given.alias("input_tokens"), output.alias("output_tokens"), *cached]
 
+    def of_several(self, *, raw: bool) -> list[Any]:
+        """What rows have that are chunks of an answer, or sums: the id, or how many requests."""
+        layout, made = self.layout, []
+        if layout.chunk is not None and not raw:
+            made.append(self.column(layout.chunk).cast(self.x.String).alias("chunk"))
+        if layout.count is not None:
+            made += [self.column(layout.count).alias("raw_requests")] if raw else []
+            made.append(self.whole(layout.count).alias("count"))
+        return made
+
     def originals(self) -> list[Any]:
         """The original values of counts, a sum's as text."""
         x = self.x

@@ -114,20 +114,16 @@ class Table:
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
         """
         x, layout = self.x, self.layout
-
         whole = functools.partial(self._whole, lenient=lenient)
         counts = Counts(layout=layout, x=x, column=self._column, known=self._known, whole=whole)
         columns = [*counts.tokens(), *(counts.originals() if raw else ())]
-        single = [self._column(layout.chunk).cast(x.String).alias("chunk")] if layout.chunk and not raw else []
-        if layout.count:
-            single += [self._column(layout.count).alias("raw_requests")] if raw else []
-            single.append(self._whole(layout.count, lenient=True).alias("count"))
-            single += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
+        columns += counts.of_several(raw=raw)
+        columns += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
         frame = self.frame
         if lenient and self.source.kind == CSV:
             # A line of a CSV that is blank, or has only separators, is no row.
             frame = frame.filter(~x.all_horizontal(x.all().is_null()))
-        rows = frame.select(*columns, *self._arrivals(), *self._links(), *single)
+        rows = frame.select(*columns, *self._arrivals(), *self._links())
         if raw:
             return rows
         return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
@@ -310,9 +306,13 @@ def build_table(source: Source, layout: Layout) -> Table:
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.
+        UsageError: Rows of another library that are sums over requests.
     """
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
     frame = source.frame if source.path is None else _scan(source, source.path, layout)
+    if source.kind == FRAME and layout.count:
+        message = f"{source.name}: only polars spreads sums over their requests. Hand over a polars frame, or a file"
+        raise UsageError(message, code="not-supported", trace=source.name)
     paths = (*layout.paths, *layout.link_paths)
     if source.kind in (CSV, JSONL, UNPACKED):
         kinds = dict.fromkeys(paths, TEXT)
