@@ -16,8 +16,7 @@ and, where the layout has columns that link requests:
     gap_s             seconds after the previous answer             null where missing
     elapsed_s         seconds from the request to its answer        null where missing
 
-A frame of another library keeps its datetimes: its column is `arrival` then, since not every library can turn them into
-seconds.
+A frame of another library keeps its datetimes, as `arrival`: not every library can turn them into seconds.
 """
 
 from __future__ import annotations
@@ -124,9 +123,9 @@ class Table:
             # A line of a CSV that is blank, or has only separators, is no row.
             frame = frame.filter(~x.all_horizontal(x.all().is_null()))
         rows = frame.select(*columns, *self._arrivals(), *self._links())
-        if raw:
-            return rows
-        return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
+        return (
+            rows if raw else join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
+        )
 
     @property
     def untimed(self) -> Any:
@@ -311,8 +310,8 @@ def build_table(source: Source, layout: Layout) -> Table:
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
     frame = source.frame if source.path is None else _scan(source, source.path, layout)
     if source.kind == FRAME and layout.count:
-        message = f"{source.name}: only polars spreads sums over their requests. Hand over a polars frame, or a file"
-        raise UsageError(message, code="not-supported", trace=source.name)
+        message = "only polars spreads sums over their requests. Hand over a polars frame, or a file"
+        raise UsageError(f"{source.name}: {message}", code="not-supported", trace=source.name)
     paths = (*layout.paths, *layout.link_paths)
     if source.kind in (CSV, JSONL, UNPACKED):
         kinds = dict.fromkeys(paths, TEXT)
