@@ -162,6 +162,22 @@ def test_what_cannot_be_meant_names_the_option(tmp_path: Path, unit: str, times:
     assert len(trace.requests(arrivals=False)) == len(times)
 
 
+def test_dates_in_two_units_are_an_error(tmp_path: Path) -> None:
+    times = [(START_S + n) * (1000 if n % 2 else 1) for n in range(100)]
+    path = records(tmp_path / "log.jsonl", ("created", "prompt_tokens", "completion_tokens"), times)
+    with raises("bad-trace", column="created"):
+        open_trace(path)
+    assert open_trace(path, columns=Columns(time_unit_s=1.0)).histogram().requests == 100
+
+
+def test_a_bailian_trace_in_milliseconds_is_one(tmp_path: Path) -> None:
+    ids = {"chat_id": 1, "parent_chat_id": -1}
+    path = records(
+        tmp_path / "a.jsonl", ("timestamp", "input_length", "output_length"), [500 * n for n in range(101)], **ids
+    )
+    assert open_trace(path).describe().duration_s == 50.0
+
+
 def test_relative_numbers_that_no_unit_explains_are_an_error(tmp_path: Path) -> None:
     names = "arrival_s", "input_tokens", "output_tokens"
     with raises("bad-trace", column="arrival_s"):
@@ -194,7 +210,8 @@ def test_times_in_the_spellings_that_logs_have(tmp_path: Path, spelling: str, ki
     times = [(start + timedelta(hours=11 * n)).strftime(spelling) for n in range(5)]
     frame = pl.DataFrame({"t": times, "i": [10] * 5, "o": [5] * 5})
     path = tmp_path / f"log.{kind}"
-    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](path)
+    write: dict[str, Any] = {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}
+    write[kind](path)
     trace = open_trace(path, columns=NAMED)
     assert trace.describe().duration_s == 44 * 3600
     requests = trace.requests()

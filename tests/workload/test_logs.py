@@ -362,6 +362,22 @@ def test_chunks_of_an_answer_are_one_request(tmp_path: Path) -> None:
         assert trace.histogram().requests == len(requests) == 3
 
 
+def test_chunks_and_sums_in_frames_are_found_too(tmp_path: Path) -> None:
+    records = [chunk(own, chat(100, n)["usage"], k) for n in range(1, 5) for k, own in enumerate("abc")]
+    frame = pl.DataFrame(records)
+    frame.write_parquet(tmp_path / "log.parquet")
+    for source in (frame, frame.lazy(), tmp_path / "log.parquet"):
+        summary = open_trace(source).describe()
+        assert (summary.requests, summary.output.total, summary.stream_chunks) == (3, 12, 9)
+    sums = pl.DataFrame({"requests": [1, 7], "input_tokens": [9, 70], "output_tokens": [1, 7]})
+    with raises("bucketed", column="requests"):
+        open_trace(sums)
+    assert open_trace(sums.head(1)).histogram().requests == 1
+    assert open_trace(sums, columns=Columns(requests="requests")).histogram().requests == 8
+    with raises("not-supported"):
+        open_trace(sums.to_pandas(), columns=Columns(requests="requests"))
+
+
 def test_the_cached_tokens_of_a_stream_are_those_of_its_last_chunk(tmp_path: Path) -> None:
     last = chat(100, 4, prompt_tokens_details={"cached_tokens": 60})["usage"]
     path = tmp_path / "log.jsonl"
@@ -439,6 +455,27 @@ def test_counts_of_two_apis_in_one_log_are_read_row_by_row_wherever_they_begin(t
     assert (summary.requests, summary.input.total) == (1000, 500 * (10 + 8103))
     path.write_text(lines(*[chat(10, 1)] * 500, *[{"response": {"body": chat(7, 1)}}] * 500), encoding="utf-8")
     assert open_trace(path).describe().input.total == 500 * 17
+
+
+def test_json_that_stands_as_text_in_a_column_is_read(tmp_path: Path) -> None:
+    usage = [
+        {"usage": {"prompt_tokens": 9, "completion_tokens": 3}, "a.b": 4},
+        {"usage": None},
+        {"usage": CLAUDE_USAGE},
+    ]
+    path = tmp_path / "log.csv"
+    frame = pl.DataFrame({"startTime": [0, 1, 4], "body": list(map(json.dumps, usage)), "note": ["{", "", "{}"]})
+    frame.write_csv(path)
+    records = tmp_path / "log.jsonl"
+    frame.write_ndjson(records)
+    for source in (path, records):
+        trace = open_trace(source)
+        assert trace.format == "openai"
+        summary = trace.describe()
+        assert (summary.requests, summary.input.total, summary.failed_requests) == (2, 9 + 8103, 1)
+        assert (summary.cached_input_tokens, summary.duration_s) == (8000, 4.0)
+        named = Columns(input="body.a.b", output="body.usage.completion_tokens")
+        assert open_trace(source, columns=named, bad_rows=0.9).describe().input.total == 4
 
 
 # --- arrivals

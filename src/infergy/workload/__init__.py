@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
     from infergy.workload.formats import Columns, format_names
-    from infergy.workload.histograms import requests_of_histogram
+    from infergy.workload.histograms import find_histogram, requests_of_histogram
     from infergy.workload.requests import PrefixBlocks, Requests, Sample, SetAside, Window
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, Padding, TraceSummary
     from infergy.workload.tasks import TaskOptions
-    from infergy.workload.trace import Trace, find_histogram, open_requests, open_trace
+    from infergy.workload.trace import Trace, open_requests, open_trace
 
 __all__ = [
     "AxisCount",
@@ -42,12 +42,12 @@ __all__ = [
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
     "formats": ("format_names", "Columns"),
-    "histograms": ("requests_of_histogram",),
+    "histograms": ("find_histogram", "requests_of_histogram"),
     "requests": ("PrefixBlocks", "Requests", "Sample", "SetAside", "Window"),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "Padding", "TraceSummary"),
     "tasks": ("TaskOptions",),
-    "trace": ("Trace", "find_histogram", "open_requests", "open_trace"),
+    "trace": ("Trace", "open_requests", "open_trace"),
 }
 
 

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from infergy.errors import DataError
 from infergy.workload.formats import UNITS_S
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 DATES, NAME, RATE, DEFAULT = "dates", "name", "rate", "default"
 MOST_PER_S = 1e6
 """Requests per second that no log has."""
-_OF_SEVERAL_UNITS = ("mooncake",)
-"""Formats of logs in other units than their own: seconds of a Bailian trace without its ids."""
+_OF_SEVERAL_UNITS = ("mooncake", "bailian")
+"""Formats of logs in other units than their own: the one's names are the other's."""
 _FIRST_DATE_S, _LAST_DATE_S, _LONGEST_S = 1_262_304_000, 4_102_444_800, 20 * 31_557_600
 _USUAL_PER_S, _POSSIBLE_PER_S = (0.01, 200.0), (1e-6, MOST_PER_S)
+_FEWEST_REQUESTS, _FEWEST_OF_SLOW = 3, 10
+"""Fewer say nothing of the rate, or, where a format says the unit, nothing of a log that seems slow in it."""
 _PEEKED_ROWS = 1000
 _SPELLINGS = (
     (r"\s*\[[\w/+-]+\]$", ""),
@@ -87,17 +90,19 @@ def find_unit(
         declared_s: Seconds of the unit of the format; None if there is no format.
         varies: Whether there are logs of the format in other units.
     """
-    for unit, size in UNITS_S.items():
-        if low * size >= _FIRST_DATE_S and high * size <= _LAST_DATE_S and (high - low) * size <= _LONGEST_S:
-            return None if size == (declared_s or 1.0) else TimeUnit(column=column, unit=unit, basis=DATES)
+    unit = _unit_of_date(low)
+    if unit is not None and unit == _unit_of_date(high) and (high - low) * UNITS_S[unit] <= _LONGEST_S:
+        return None if UNITS_S[unit] == (declared_s or 1.0) else TimeUnit(column=column, unit=unit, basis=DATES)
     stands = None if declared_s is not None else TimeUnit(column=column, unit="s", basis=DEFAULT)
     if stands is not None and (named := _UNIT_IN_NAME.search(column)):
         letter = next(group for group in named.groups() if group is not None).lower()
         return TimeUnit(column=column, unit={"m": "ms", "n": "ns", "": "s"}.get(letter, "us"), basis=NAME)
-    if not high > low:
+    if not high > low or requests < _FEWEST_REQUESTS:
         return stands
     rates = {unit: (requests - 1) / (high - low) / size for unit, size in UNITS_S.items()}
     lowest, highest = _USUAL_PER_S if varies or stands is not None else _POSSIBLE_PER_S
+    if stands is None and requests < _FEWEST_OF_SLOW:
+        lowest = _POSSIBLE_PER_S[0]
     likely = [unit for unit, rate in rates.items() if _USUAL_PER_S[0] <= rate <= _USUAL_PER_S[1]]
     if not likely or lowest <= (requests - 1) / (high - low) / (declared_s or 1.0) <= highest:
         return stands
@@ -106,13 +111,29 @@ def find_unit(
     return TimeUnit(column=column, unit=likeliest, basis=RATE)
 
 
+def _unit_of_date(number: float) -> str | None:
+    """The one unit in which a number is a date of 2010 to 2100."""
+    return next((unit for unit, size in UNITS_S.items() if _FIRST_DATE_S <= number * size <= _LAST_DATE_S), None)
+
+
 def infer_unit(table: Table) -> TimeUnit | None:
-    """The unit of the arrivals of a table; None if it is the format's (see `find_unit`), or if they are no numbers."""
+    """The unit of the arrivals of a table; None if it is the format's (see `find_unit`), or if they are no numbers.
+
+    Raises:
+        DataError: They are dates in several units.
+    """
     layout, unit = table.layout, None
     for head in (_PEEKED_ROWS, None):
         ends = _ends(table, head)
         if ends is None:
             return None
+        units = _unit_of_date(ends[0]), _unit_of_date(ends[1])
+        if units[0] != units[1] and None not in units:
+            column, name = layout.time[0], table.source.name
+            message = (
+                f"{name}: arrivals in {column!r} are dates in several units ({units[0]} and {units[1]}). Convert them"
+            )
+            raise DataError(message, code="bad-trace", trace=name, column=column)
         unit = find_unit(layout.time[0], *ends, declared_s=layout.time_unit_s, varies=layout.name in _OF_SEVERAL_UNITS)
         # The first requests may come in a burst that says nothing of the log: all of them decide.
         if unit is None or unit.basis != RATE:
@@ -146,7 +167,7 @@ def instants(x: Any, column: Any, *, spelled: bool) -> list[Any]:
         spelled: Also what is not ISO 8601, at a third of the speed.
     """
     spaced = column.str.replace("T", " ", literal=True)
-    patterns = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z")
+    patterns: tuple[str, ...] = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z")
     if spelled:
         spaced = column.str.strip_chars()
         for spelling, plain in _SPELLINGS:

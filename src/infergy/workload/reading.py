@@ -165,15 +165,17 @@ def unlinked(table: Table) -> dict[str, pl.Expr]:
 
 def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     """Why there are no arrivals; None if each request has one."""
+    import numpy as np
     import polars as pl
 
     if table.source.lengths_from is not None and table.arrival is None:
         return "its lengths are drawn, without arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
-    times = served[ARRIVAL_S].filter(served[ARRIVAL_S].is_finite().fill_null(False))
+    times = served[ARRIVAL_S].drop_nulls().to_numpy()
+    times = times[np.isfinite(times)]
     if table.arrival == ARRIVAL_S and len(times):
-        check_arrivals(table, times.min(), times.max(), len(times))
+        check_arrivals(table, float(times.min()), float(times.max()), len(times))
     untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
     if not len(untimed):
         return None

@@ -1,7 +1,7 @@
 """ServeGen's clients (alibaba/ServeGen): requests drawn from the published rates and distributions of lengths.
 
-    chunk-i-trace.csv       no header: start of a window (s), requests per second, cv, Gamma|Weibull|nothing, shape, scale
-    chunk-i-dataset.json    by start of a longer window: {"input_tokens": "{12: 0.4, …}", "output_tokens": …}, as text
+    chunk-i-trace.csv     no header: start of a window (s), requests per second, cv, Gamma|Weibull|nothing, shape, scale
+    chunk-i-dataset.json  by start of a longer window: {"input_tokens": "{12: 0.4, …}", "output_tokens": …}, as text
 
 As theirs: gaps are drawn and scaled to the exact rate, and one uniform number chooses all lengths of a request.
 """
@@ -56,7 +56,7 @@ def draw_requests(files: Sequence[Path], seed: int = 0) -> tuple[pl.DataFrame, s
         raise DataError(f"{message}. Name the file of one client: {files[0].name}", code="too-many", requests=total)
     parts = [_draw(window, lengths, source) for window, lengths in windows]
     names = ("input_tokens", "output_tokens", "arrival_s")
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [[], [], []]
+    columns: list[Any] = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [[], [], []]
     frame = pl.DataFrame(dict(zip(names, columns, strict=True))).sort("arrival_s")
     return frame, f"drawn with seed {seed} from the rates and lengths of {count_of(len(files), 'client')} of ServeGen"
 

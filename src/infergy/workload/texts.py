@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import MissingError, UsageError
-from infergy.workload.sources import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
+from infergy.workload.source import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
 
 if TYPE_CHECKING:
     import polars as pl
@@ -59,7 +59,7 @@ def _frame(columns: dict[str, list[Any]], conversations: list[int]) -> pl.DataFr
     import polars as pl
 
     times = columns.pop("arrival")
-    schema = {"input_tokens": pl.Int64, "output_tokens": pl.Int64, "block_hashes": pl.List(pl.Int64)}
+    schema: dict[str, Any] = {"input_tokens": pl.Int64, "output_tokens": pl.Int64, "block_hashes": pl.List(pl.Int64)}
     frame = pl.DataFrame(columns, schema=schema).with_columns(conversation=pl.Series(conversations, dtype=pl.Int64))
     if any(time is not None for time in times):
         frame = frame.with_columns(arrival=pl.Series([None if time is None else str(time) for time in times]))
@@ -116,7 +116,7 @@ def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
     messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), None)
     if isinstance(messages, str) and not messages.strip().isdigit():
         messages = [{"role": "user", "content": messages}]
-    turns = []
+    turns: list[tuple[bool, Any, Any]] = []
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, Mapping) and (role := message.get("role", message.get("from"))) is not None:
             text = _text(message.get("content", message.get("value")))

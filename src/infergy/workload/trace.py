@@ -10,22 +10,19 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from infergy.errors import DataError, UsageError
-from infergy.files import parse_json
 from infergy.units import count_of
-from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
+from infergy.workload.bins import Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
 from infergy.workload.formats import Columns, Layout
-from infergy.workload.histograms import requests_of_histogram
-from infergy.workload.recognise import settle
+from infergy.workload.histograms import find_histogram, requests_of_histogram
+from infergy.workload.recognise import recognise, settle
 from infergy.workload.requests import (
     SAMPLING_ERROR,
     WHOLE_REQUESTS,
@@ -33,18 +30,17 @@ from infergy.workload.requests import (
     Sample,
     whole,
 )
-from infergy.workload.sources import CSV, FRAME, Source, find, look_further, nested_readings
+from infergy.workload.source import CSV, FRAME, Source
+from infergy.workload.sources import find
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
     from infergy.workload.table import Table
     from infergy.workload.tasks import TaskOptions
 
-BIN_AGAIN = "Bin the trace again: infergy trace TRACE --bins paper --json"
 BAD_ROWS = 0.001
 """Share of rows that may be unreadable."""
 _T = TypeVar("_T")
-_HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
 
 
 class _Pass(Protocol):
@@ -289,7 +285,7 @@ def open_trace(
         from infergy.workload.texts import count_texts
 
         origin = count_texts(origin, tokenizer)
-    origin, layout = _recognised(origin, format, columns)
+    origin, layout = recognise(origin, format, columns)
     twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
     if origin.kind == CSV and twice:
         message = (
@@ -305,47 +301,6 @@ def open_trace(
         return trace
     _, unit = trace._readable(infer_unit)
     return trace if unit is None else replace(trace, layout=replace(layout, time_unit_s=unit.seconds), time_unit=unit)
-
-
-def _recognised(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
-    """A source and what its columns hold; of a JSON file, the first of its readings that has known columns."""
-
-    def settled(reading: Source) -> Layout:
-        return settle(
-            reading.fields,
-            source=reading.name,
-            records=reading.is_records,
-            wanted=wanted,
-            columns=columns,
-            rows=reading.rows,
-        )
-
-    try:
-        return origin, settled(origin)
-    except DataError as error:
-        if error.code not in ("unknown-format", "no-column"):
-            raise
-        for reading in itertools.chain(nested_readings(origin), _without_texts(origin), look_further(origin)):
-            try:
-                return reading, settled(reading)
-            except DataError as other:
-                if other.code not in ("unknown-format", "no-column"):
-                    raise
-        raise
-
-
-def _without_texts(origin: Source) -> Iterator[Source]:
-    """No reading.
-
-    Raises:
-        DataError: The log has texts to be counted.
-    """
-    from infergy.workload.texts import has_texts
-
-    if has_texts(origin):
-        message = f"{origin.name}: texts, and no tokens. Count them: --tokenizer NAME, a Hugging Face tokenizer"
-        raise DataError(message, code="uncounted-texts", trace=origin.name, option="--tokenizer")
-    yield from ()
 
 
 def _in_polars(requests: Requests) -> Trace:
@@ -364,42 +319,3 @@ def open_requests(source: Any, **options: Any) -> Trace | Histogram:
         DataError: It is neither, or the histogram was changed by hand and does not add up.
     """
     return find_histogram(source) or open_trace(source, **options)
-
-
-def find_histogram(source: Any) -> Histogram | None:
-    """The histogram in a file, as `infergy trace --bins … --json` prints it; None if there is none.
-
-    Raises:
-        DataError: The file has the schema of a histogram, and is none or does not add up.
-    """
-    record = _histogram_record(source)
-    if record is None:
-        return None
-    from infergy.records.codec import from_json
-
-    sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
-    histogram = from_json(Histogram, record, str(source))
-    for name, value, expected in histogram.contradictions(sums):
-        raise DataError.bad_field(source, name, value, f"{expected}. {BIN_AGAIN}")
-    return histogram
-
-
-def _histogram_record(source: Any) -> dict[str, Any] | None:
-    path = Path(source).expanduser() if isinstance(source, (str, Path)) and source else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            if not _HISTOGRAM_START.match(file.read(256)):
-                return None
-            file.seek(0)
-            text = file.read()
-        record = parse_json(text, path, BIN_AGAIN)
-    except UnicodeDecodeError:
-        return None
-    except DataError:
-        if HISTOGRAM_SCHEMA in text:
-            raise
-        # Some log whose records begin so.
-        return None
-    return record if isinstance(record, dict) and record.get("schema") == HISTOGRAM_SCHEMA else None
