@@ -13,7 +13,7 @@ import pytest
 from infergy.errors import DataError, UsageError
 from infergy.workload import Columns, Trace, open_trace
 from infergy.workload.lines import values_in
-from infergy.workload.sources import Source
+from infergy.workload.source import Source
 from raising import raises
 
 FIRST = '{"id": "a", "created": 1700000000, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}\n'

@@ -362,6 +362,22 @@ def test_chunks_of_an_answer_are_one_request(tmp_path: Path) -> None:
         assert trace.histogram().requests == len(requests) == 3
 
 
+def test_chunks_and_sums_in_frames_are_found_too(tmp_path: Path) -> None:
+    records = [chunk(own, chat(100, n)["usage"], k) for n in range(1, 5) for k, own in enumerate("abc")]
+    frame = pl.DataFrame(records)
+    frame.write_parquet(tmp_path / "log.parquet")
+    for source in (frame, frame.lazy(), tmp_path / "log.parquet"):
+        summary = open_trace(source).describe()
+        assert (summary.requests, summary.output.total, summary.stream_chunks) == (3, 12, 9)
+    sums = pl.DataFrame({"requests": [1, 7], "input_tokens": [9, 70], "output_tokens": [1, 7]})
+    with raises("bucketed", column="requests"):
+        open_trace(sums)
+    assert open_trace(sums.head(1)).histogram().requests == 1
+    assert open_trace(sums, columns=Columns(requests="requests")).histogram().requests == 8
+    with raises("not-supported"):
+        open_trace(sums.to_pandas(), columns=Columns(requests="requests"))
+
+
 def test_the_cached_tokens_of_a_stream_are_those_of_its_last_chunk(tmp_path: Path) -> None:
     last = chat(100, 4, prompt_tokens_details={"cached_tokens": 60})["usage"]
     path = tmp_path / "log.jsonl"

@@ -48,6 +48,16 @@ class Counts:
         cached = self._cached(given) if self.layout.cached else [given.alias("uncached_tokens")]
         return [given.alias("input_tokens"), output.alias("output_tokens"), *cached]
 
+    def of_several(self, *, raw: bool) -> list[Any]:
+        """What rows have that are chunks of an answer, or sums: the id, or how many requests."""
+        layout, made = self.layout, []
+        if layout.chunk is not None and not raw:
+            made.append(self.column(layout.chunk).cast(self.x.String).alias("chunk"))
+        if layout.count is not None:
+            made += [self.column(layout.count).alias("raw_requests")] if raw else []
+            made.append(self.whole(layout.count).alias("count"))
+        return made
+
     def originals(self) -> list[Any]:
         """The original values of counts, a sum's as text."""
         x = self.x
@@ -155,3 +165,11 @@ def is_no_count() -> Any:
     import polars as pl
 
     return pl.col("count").is_between(0, MOST_REQUESTS).not_().fill_null(True)
+
+
+def numbers_of(x: Any, column: Any) -> Any:
+    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
+    is_list = column.str.contains(r"^\s*\[.*\]\s*$")
+    texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
+    # An empty list splits into one empty text.
+    return x.when(is_list).then(x.when(column.str.contains(r"\w")).then(texts.cast(x.List(x.Int64), strict=False)))

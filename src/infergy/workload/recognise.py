@@ -7,7 +7,7 @@ import itertools
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,11 +27,55 @@ from infergy.workload.formats import (
     parts_of,
 )
 from infergy.workload.guess import guess_columns
+from infergy.workload.source import Source
+from infergy.workload.sources import look_further, nested_readings
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
+    """A source and what its columns hold; of a JSON file, the first of its readings that has known columns."""
+
+    def settled(reading: Source) -> Layout:
+        return settle(
+            reading.fields,
+            source=reading.name,
+            records=reading.is_records,
+            wanted=wanted,
+            columns=columns,
+            rows=reading.rows,
+        )
+
+    origin = origin.peeked((*names_of("counts"), "object"))
+    try:
+        return origin, settled(origin)
+    except DataError as error:
+        if error.code not in ("unknown-format", "no-column"):
+            raise
+        for reading in itertools.chain(nested_readings(origin), _without_texts(origin), look_further(origin)):
+            try:
+                return reading, settled(reading)
+            except DataError as other:
+                if other.code not in ("unknown-format", "no-column"):
+                    raise
+        raise
+
+
+def _without_texts(origin: Source) -> Iterator[Source]:
+    """No reading.
+
+    Raises:
+        DataError: The log has texts to be counted.
+    """
+    from infergy.workload.texts import has_texts
+
+    if has_texts(origin):
+        message = f"{origin.name}: texts, and no tokens. Count them: --tokenizer NAME, a Hugging Face tokenizer"
+        raise DataError(message, code="uncounted-texts", trace=origin.name, option="--tokenizer")
+    yield from ()
 
 
 def settle(

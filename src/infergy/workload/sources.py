@@ -5,145 +5,43 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import re
 import tomllib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
-from infergy.workload.lines import GZIP, Fault, Names, open_lines, read_records, values_in
+from infergy.workload.lines import GZIP, Fault, open_lines, read_records, values_in
 from infergy.workload.nested import Nested, is_document, nests_of
 from infergy.workload.servegen import client_files, draw_requests
+from infergy.workload.source import (
+    CSV,
+    FRAME,
+    JSONL,
+    PARQUET,
+    PEEKED_RECORDS,
+    POLARS,
+    UNPACKED,
+    Source,
+    first_line,
+    flatten,
+    of_frame,
+)
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
 
-CSV, JSONL, UNPACKED, PARQUET, POLARS, FRAME = "csv", "jsonl", "unpacked", "parquet", "polars", "frame"
-_PEEKED_RECORDS, _PEEKED_ROWS, _MORE = 200, 50, 10
+_PEEKED_ROWS, _MORE = 50, 10
 _PEEKED_CHARACTERS = 4096
-_PEEKED_BYTES, _PEEKED_PLACES = 1 << 20, 8
+_PEEKED_BYTES, _PEEKED_PLACES = 1 << 20, 6
 _LFS = "version https://git-lfs.github.com/spec/"
 _ZSTD, _PARQUET, _UTF16 = b"\x28\xb5\x2f\xfd", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
 _EXPECTED = "A trace is a shipped name, a task (task:translation), a CSV, JSONL or Parquet file, or a URL of Parquet"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
-    """A trace whose fields are known and whose rows are unread.
-
-    Attributes:
-        name: Shipped name, path, or what kind of frame it is.
-        kind: ``csv``, ``jsonl``, ``unpacked`` for records in which rows are to be found, ``parquet``, ``polars``, or
-            ``frame`` for what narwhals holds.
-        names: The names along each column: several where records are nested, and any may hold a dot.
-        path: The file; None for a frame.
-        frame: A polars LazyFrame or a narwhals frame; None for a file.
-        rows: The first rows of a text file, by field.
-        texts: Fields of JSON that stands as text in a column: the column, and the JSON path.
-        nested: How rows are found in JSON records.
-        separator: Between the fields of a CSV.
-        skipped: Lines of a CSV before its header, blank ones aside: ``sep=;`` is one.
-        line_end: Of a CSV.
-        about: The entry of a shipped trace in `traces.toml`.
-        lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
-    """
-
-    name: str
-    kind: str
-    names: tuple[Names, ...]
-    path: Path | None = None
-    frame: Any = None
-    rows: tuple[Mapping[str, Any], ...] = ()
-    texts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    nested: Nested | None = None
-    separator: str = ","
-    skipped: int = 0
-    line_end: str = "\n"
-    about: Mapping[str, str] = field(default_factory=dict)
-    lengths_from: str | None = None
-
-    @property
-    def is_records(self) -> bool:
-        """Whether rows are JSON records, in which an optional field may show up late."""
-        return self.kind in (JSONL, UNPACKED)
-
-    @property
-    def fields(self) -> Names:
-        """Column names; those of nested records as dotted paths."""
-        return (*map(".".join, self.names), *self.texts)
-
-    def columns_of(self, paths: Iterable[str]) -> dict[str, Names]:
-        """The columns that hold fields, and the names along them."""
-        columns = [path if (text := self.text_of(path)) is None else text[0] for path in paths]
-        return {path: self.names_of(path) for path in columns}
-
-    def text_of(self, path: str) -> tuple[str, str] | None:
-        """The column whose text is JSON with a field, and the JSON path; None if the field is no such."""
-        if path in self.texts:
-            return self.texts[path]
-        for column in {column for column, _ in self.texts.values()}:
-            if path.startswith(f"{column}."):
-                return column, _json_path(path.removeprefix(f"{column}.").split("."))
-        return None
-
-    def with_texts(self) -> Source:
-        """The same with the fields of JSON that stands as text in the first rows."""
-        texts: dict[str, tuple[str, str]] = {}
-        rows = []
-        for row in self.rows:
-            inner = dict(_inside(row))
-            texts |= {path: place for path, (place, _) in inner.items()}
-            rows.append({**row, **{path: value for path, (_, value) in inner.items()}})
-        texts = {path: place for path, place in texts.items() if path not in set(map(".".join, self.names))}
-        return replace(self, rows=tuple(rows), texts=texts) if texts else self
-
-    def names_of(self, path: str) -> Names:
-        """The names along a dotted path; those of a field not seen yet are nested as in the one most like it."""
-        exact = next((names for names in self.names if ".".join(names) == path), None)
-        if exact is not None or self.kind == UNPACKED:
-            return exact or (path,)
-        split = path.split(".")
-        alike = [_shared(".".join(names).split("."), split) for names in self.names]
-        shared = max(alike, default=0)
-        outer: Names = ()
-        taken = 0
-        while taken < shared:
-            name = self.names[alike.index(shared)][len(outer)]
-            if taken + name.count(".") >= shared:
-                # The neighbour's name holds dots: so does this one's.
-                return (*outer, ".".join(split[taken:]))
-            outer, taken = (*outer, name), taken + name.count(".") + 1
-        return (*outer, *split[taken:])
-
-    @property
-    def is_spark(self) -> bool:
-        """Whether Spark holds the rows."""
-        held = self.frame.implementation if self.kind == FRAME else None
-        return held is not None and bool(held.is_pyspark() or held.is_pyspark_connect())
-
-
-def _inside(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, str], Any]]]:
-    """Fields of the JSON objects that stand as text in a row: where, and their values."""
-    for column, text in row.items():
-        if isinstance(text, str) and text.startswith("{") and text.rstrip().endswith("}"):
-            for record in read_records([text.encode()]):
-                for names, value in () if isinstance(record, Fault) else values_in(record):
-                    yield f"{column}.{'.'.join(names)}", ((column, _json_path(names)), value)
-
-
-def _json_path(names: Iterable[str]) -> str:
-    return "$" + "".join(f"[{json.dumps(name)}]" for name in names)
-
-
-def _shared(path: Sequence[str], other: Sequence[str]) -> int:
-    """How many names two paths begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), min(len(path), len(other)))
 
 
 @cache
@@ -178,13 +76,6 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
         if is_url(source):
             return of_frame(source, POLARS, scan_url(source))
     return _peek(Path(source).expanduser(), str(source) or ".", {})
-
-
-def of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
-    """A frame of polars or narwhals as a source."""
-    schema = frame.collect_schema()
-    names = tuple(names for names, _ in flatten(schema))
-    return Source(name=name, kind=kind, names=names, frame=frame, lengths_from=lengths_from)
 
 
 def _make_task(name: str, options: TaskOptions | None) -> Source:
@@ -270,7 +161,7 @@ def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str
         if nested.is_document:
             return _of_nested(nested, name, about)
         source = Source(name=name, kind=JSONL, names=(), path=path, about=about, nested=nested)
-        return _further_down(next(look_further(source, _PEEKED_RECORDS))).with_texts()
+        return _further_down(next(look_further(source, PEEKED_RECORDS))).with_texts()
     separator, skipped = max(",;\t|", key=first.count), 0
     if declared := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n")):
         separator, skipped, first = declared[1], 1, next(lines, "")
@@ -289,7 +180,7 @@ def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str
     ).with_texts()
 
 
-def look_further(source: Source, records: int = _PEEKED_RECORDS * _MORE) -> Iterator[Source]:
+def look_further(source: Source, records: int = PEEKED_RECORDS * _MORE) -> Iterator[Source]:
     """A JSONL file with the fields of its first records, then of ten times as many, and so on, at last of all.
 
     Where lines are faulty is reported when all are read, but for a file without any record.
@@ -307,9 +198,9 @@ def look_further(source: Source, records: int = _PEEKED_RECORDS * _MORE) -> Iter
             else:
                 found = dict(values_in(record))
                 names.update(dict.fromkeys(found))
-                if len(rows) < _PEEKED_RECORDS:
+                if len(rows) < PEEKED_RECORDS:
                     rows.append({".".join(path): value for path, value in found.items()})
-            if number == records or (number < records <= _PEEKED_RECORDS and lines.tell() > _PEEKED_BYTES):
+            if number == records or (number < records <= PEEKED_RECORDS and lines.tell() > _PEEKED_BYTES):
                 if not names:
                     break
                 yield replace(source, names=tuple(names), rows=tuple(rows))
@@ -324,7 +215,7 @@ def _further_down(source: Source) -> Source:
     """A JSONL file also with the fields of some records from places all over it: a log may change its shape."""
     assert source.path is not None
     size = source.path.stat().st_size
-    if len(source.rows) < _PEEKED_RECORDS and size < _PEEKED_BYTES:
+    if len(source.rows) < PEEKED_RECORDS and size < _PEEKED_BYTES:
         return source
     names, rows = dict.fromkeys(source.names), list(source.rows)
     with source.path.open("rb") as file:
@@ -333,8 +224,8 @@ def _further_down(source: Source) -> Source:
         for place in range(1, _PEEKED_PLACES):
             file.seek(size * place // _PEEKED_PLACES)
             file.readline(_PEEKED_BYTES)
-            lines = file.read(_PEEKED_BYTES // (4 * _PEEKED_PLACES)).splitlines()[:-1]
-            for record in read_records(lines[: _PEEKED_RECORDS // _PEEKED_PLACES]):
+            lines = file.read(_PEEKED_BYTES // (8 * _PEEKED_PLACES)).splitlines()[:-1]
+            for record in read_records(lines[: PEEKED_RECORDS // (2 * _PEEKED_PLACES)]):
                 if not isinstance(record, Fault):
                     found = dict(values_in(record))
                     names.update(dict.fromkeys(found))
@@ -345,14 +236,14 @@ def _further_down(source: Source) -> Source:
 def nested_readings(source: Source) -> Iterator[Source]:
     """The same JSON file as the rows that stand inside its records, for where these have no known columns."""
     if source.nested is not None:
-        for nest in nests_of(source.nested, _PEEKED_RECORDS):
+        for nest in nests_of(source.nested, PEEKED_RECORDS):
             yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
 
 
 def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
     """Rows that are found in the records of a file."""
     try:
-        rows = tuple(itertools.islice(nested.rows(), _PEEKED_RECORDS))
+        rows = tuple(itertools.islice(nested.rows(), PEEKED_RECORDS))
     except (ValueError, RecursionError) as error:
         message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
         raise DataError(message, code="bad-syntax", path=name, form="JSON") from error
@@ -368,18 +259,3 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
     except pl.exceptions.PolarsError as error:
         message = f"{path}: damaged Parquet ({first_line(error)}). Write or copy it again"
         raise DataError(message, code="bad-syntax", path=str(path), form="Parquet") from error
-
-
-def flatten(schema: Mapping[str, Any], outer: Names = ()) -> Iterator[tuple[Names, Any]]:
-    """The names along all columns and the fields of struct columns, and their types (polars or narwhals)."""
-    for name, dtype in schema.items():
-        inner = getattr(dtype, "fields", None)
-        if inner:
-            yield from flatten({field.name: field.dtype for field in inner}, (*outer, name))
-        else:
-            yield (*outer, name), dtype
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error, without its advice to programmers."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

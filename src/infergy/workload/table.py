@@ -16,8 +16,7 @@ and, where the layout has columns that link requests:
     gap_s             seconds after the previous answer             null where missing
     elapsed_s         seconds from the request to its answer        null where missing
 
-A frame of another library keeps its datetimes: its column is `arrival` then, since not every library can turn them into
-seconds.
+A frame of another library keeps its datetimes, as `arrival`: not every library can turn them into seconds.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import instants
-from infergy.workload.counts import Counts, join_chunks, spread_sums
+from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
 from infergy.workload.formats import Layout
 from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.sources import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
+from infergy.workload.source import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
@@ -89,7 +88,7 @@ class Table:
         """The arrivals as the log's own numbers; None if no column of arrivals holds numbers."""
         kinds = (INTEGER, DECIMAL, TEXT) if self.is_polars else (INTEGER, DECIMAL)
         numbers = [self._number(path) for path in self.layout.time if self.kinds[path] in kinds]
-        return _coalesce(self.x, numbers) if numbers else None
+        return self.x.coalesce(*numbers) if numbers else None
 
     @property
     def is_polars(self) -> bool:
@@ -114,23 +113,19 @@ class Table:
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
         """
         x, layout = self.x, self.layout
-
         whole = functools.partial(self._whole, lenient=lenient)
         counts = Counts(layout=layout, x=x, column=self._column, known=self._known, whole=whole)
         columns = [*counts.tokens(), *(counts.originals() if raw else ())]
-        single = [self._column(layout.chunk).cast(x.String).alias("chunk")] if layout.chunk and not raw else []
-        if layout.count:
-            single += [self._column(layout.count).alias("raw_requests")] if raw else []
-            single.append(self._whole(layout.count, lenient=True).alias("count"))
-            single += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
+        columns += counts.of_several(raw=raw)
+        columns += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
         frame = self.frame
         if lenient and self.source.kind == CSV:
             # A line of a CSV that is blank, or has only separators, is no row.
             frame = frame.filter(~x.all_horizontal(x.all().is_null()))
-        rows = frame.select(*columns, *self._arrivals(), *self._links(), *single)
-        if raw:
-            return rows
-        return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
+        rows = frame.select(*columns, *self._arrivals(), *self._links())
+        return (
+            rows if raw else join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
+        )
 
     @property
     def untimed(self) -> Any:
@@ -262,8 +257,7 @@ class Table:
             return []
         if self.arrival == ARRIVAL:
             return [self._column(self.layout.time[0]).alias(ARRIVAL)]
-        times = [self._seconds_of(path) for path in self.layout.time]
-        return [_coalesce(self.x, times).alias(ARRIVAL_S)]
+        return [self.x.coalesce(*map(self._seconds_of, self.layout.time)).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
@@ -271,7 +265,7 @@ class Table:
         if blocks is not None:
             ids = self._column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
-                ids = _numbers_of(x, ids)
+                ids = numbers_of(x, ids)
             columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
             if blocks.within is not None:
                 columns.append(self._column(blocks.within).cast(x.String).alias("block_scope"))
@@ -311,9 +305,13 @@ def build_table(source: Source, layout: Layout) -> Table:
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.
+        UsageError: Rows of another library that are sums over requests.
     """
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
     frame = source.frame if source.path is None else _scan(source, source.path, layout)
+    if source.kind == FRAME and layout.count:
+        message = "only polars spreads sums over their requests. Hand over a polars frame, or a file"
+        raise UsageError(f"{source.name}: {message}", code="not-supported", trace=source.name)
     paths = (*layout.paths, *layout.link_paths)
     if source.kind in (CSV, JSONL, UNPACKED):
         kinds = dict.fromkeys(paths, TEXT)
@@ -401,15 +399,3 @@ def advice_to_leave_out(part: int, rows: int) -> str:
     """The end of a message: the option that leaves a part of the rows out; empty if it is nearly all."""
     share = next((f"{step:g}%" for step in _SHARES if part <= step / 100 * rows), None)
     return f", or leave them out: --bad-rows {share}" if share else ""
-
-
-def _numbers_of(x: Any, column: Any) -> Any:
-    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
-    is_list = column.str.contains(r"^\s*\[.*\]\s*$")
-    texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
-    # An empty list splits into one empty text.
-    return x.when(is_list).then(x.when(column.str.contains(r"\w")).then(texts.cast(x.List(x.Int64), strict=False)))
-
-
-def _coalesce(x: Any, columns: list[Any]) -> Any:
-    return columns[0] if len(columns) == 1 else x.coalesce(*columns)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import MissingError, UsageError
-from infergy.workload.sources import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
+from infergy.workload.source import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
 
 if TYPE_CHECKING:
     import polars as pl

@@ -10,8 +10,7 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from infergy.workload.bins import Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
 from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import find_histogram, requests_of_histogram
-from infergy.workload.recognise import settle
+from infergy.workload.recognise import recognise, settle
 from infergy.workload.requests import (
     SAMPLING_ERROR,
     WHOLE_REQUESTS,
@@ -31,7 +30,8 @@ from infergy.workload.requests import (
     Sample,
     whole,
 )
-from infergy.workload.sources import CSV, FRAME, Source, find, look_further, nested_readings
+from infergy.workload.source import CSV, FRAME, Source
+from infergy.workload.sources import find
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
@@ -285,7 +285,7 @@ def open_trace(
         from infergy.workload.texts import count_texts
 
         origin = count_texts(origin, tokenizer)
-    origin, layout = _recognised(origin, format, columns)
+    origin, layout = recognise(origin, format, columns)
     twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
     if origin.kind == CSV and twice:
         message = (
@@ -301,47 +301,6 @@ def open_trace(
         return trace
     _, unit = trace._readable(infer_unit)
     return trace if unit is None else replace(trace, layout=replace(layout, time_unit_s=unit.seconds), time_unit=unit)
-
-
-def _recognised(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
-    """A source and what its columns hold; of a JSON file, the first of its readings that has known columns."""
-
-    def settled(reading: Source) -> Layout:
-        return settle(
-            reading.fields,
-            source=reading.name,
-            records=reading.is_records,
-            wanted=wanted,
-            columns=columns,
-            rows=reading.rows,
-        )
-
-    try:
-        return origin, settled(origin)
-    except DataError as error:
-        if error.code not in ("unknown-format", "no-column"):
-            raise
-        for reading in itertools.chain(nested_readings(origin), _without_texts(origin), look_further(origin)):
-            try:
-                return reading, settled(reading)
-            except DataError as other:
-                if other.code not in ("unknown-format", "no-column"):
-                    raise
-        raise
-
-
-def _without_texts(origin: Source) -> Iterator[Source]:
-    """No reading.
-
-    Raises:
-        DataError: The log has texts to be counted.
-    """
-    from infergy.workload.texts import has_texts
-
-    if has_texts(origin):
-        message = f"{origin.name}: texts, and no tokens. Count them: --tokenizer NAME, a Hugging Face tokenizer"
-        raise DataError(message, code="uncounted-texts", trace=origin.name, option="--tokenizer")
-    yield from ()
 
 
 def _in_polars(requests: Requests) -> Trace:
