@@ -128,6 +128,9 @@ def test_what_is_no_row_is_rejected_or_set_aside(tmp_path: Path, text: str) -> N
 def test_a_compressed_bomb_and_a_device_are_not_read_whole(tmp_path: Path) -> None:
     packed = gzip.compress(b"\n" * 150_000_000, 9)
     assert rejected(tmp_path / "rows.jsonl.gz", packed, "check", "FILE") == "file-not-readable"
+    for begin in (b"", b"input_tokens,output_tokens\n", b'{"input_tokens": "'):
+        packed = gzip.compress(begin + b"5" * 150_000_000, 9)
+        assert rejected(tmp_path / "log.csv.gz", packed, "trace", "FILE") == "file-not-readable"
     for verb in ("check /dev/zero", "trace /dev/zero", "estimate azure-code-2023 -t /dev/zero"):
         code, _, error = run(*verb.split())
         assert (code, error["code"]) == (2, "file-not-readable")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import functools
 import gzip
 import io
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from infergy.errors import DataError
+from infergy.files import MOST_EXPANDED, SMALL_BYTES
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,6 +47,31 @@ def open_lines(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         is_packed = file.read(2) == GZIP
     return gzip.open(path, "rb") if is_packed else path.open("rb")  # type: ignore[return-value]
+
+
+def reject_bomb(path: Path) -> None:
+    """Reject a packed file with a line too long to have been a log's: of it is asked what no memory has.
+
+    Raises:
+        OSError: There is one; or the file cannot be read.
+    """
+    size = path.stat().st_size
+    most = max(SMALL_BYTES, MOST_EXPANDED * size)
+    with path.open("rb") as file:
+        if file.read(2) != GZIP:
+            return
+        # gzip ends with how much it holds, modulo 2^32.
+        file.seek(max(0, size - 4))
+        is_dense = int.from_bytes(file.read(4), "little") > most
+    length = 0
+    with open_lines(path) as lines:
+        while block := lines.read(_BLOCK_BYTES):
+            end = block.rfind(b"\n")
+            length = len(block) - end - 1 if end >= 0 else length + len(block)
+            if length > most:
+                raise OSError(errno.EFBIG, f"packed to less than a {MOST_EXPANDED}th, with a line that has no end")
+            if end >= 0 and not is_dense:
+                return
 
 
 def read_records(lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, Any] | Fault]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
-from infergy.workload.lines import GZIP, Fault, open_lines, read_records, values_in
+from infergy.workload.lines import GZIP, Fault, open_lines, read_records, reject_bomb, values_in
 from infergy.workload.nested import Nested, is_document, nests_of
 from infergy.workload.panics import without_panics
 from infergy.workload.servegen import client_files, draw_requests
@@ -138,6 +138,7 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
         if magic.startswith(_UTF16):
             message = f"{name}: text in UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {path}"
             raise DataError(message, code="not-supported", path=str(path), reason="UTF-16")
+        reject_bomb(path)
         with io.TextIOWrapper(open_lines(path), encoding="utf-8-sig", errors="replace", newline="") as text:
             return _peek_text(text, path, name, about)
     except (OSError, EOFError, zlib.error) as error:
