@@ -36,7 +36,7 @@ from infergy.estimates.servers import load_tables
 from infergy.estimates.vllm_command import parse_command
 from infergy.measure.forecast import total_s
 from infergy.measure.grid import make_plan, parse_grid, read_toml
-from infergy.measure.sweep import check_contents
+from infergy.measure.validation import check_contents
 from infergy.quality.compare import compare
 from infergy.quality.phases import find_phases
 from infergy.records import Plan

@@ -74,7 +74,7 @@ def read_lines(path: Path, hint: str) -> Iterator[bytes]:
 
 
 @contextmanager
-def _open_input(path: Path, hint: str) -> Iterator[tuple[IO[bytes], int]]:
+def _open_input(path: Path, hint: str) -> Iterator[tuple[IO[bytes] | gzip.GzipFile, int]]:
     """A file, unpacked, and how many bytes it may have."""
     try:
         with path.open("rb") as file:

@@ -279,7 +279,7 @@ def _resolve(
         cells = replace(cells, gpu=gpu_here()) if here else cells
         sources: Sequence[str | None] = names or [None]
         return make_plan(*(_grid(source, cells, measuring, quick=quick) for source in sources))
-    from infergy.measure.sweep import check_contents
+    from infergy.measure.validation import check_contents
     from infergy.records import Plan
 
     if len(names) > 1:

@@ -18,7 +18,8 @@ from infergy.measure.cell import failed_cell
 from infergy.measure.cluster_nodes import connect, find_nodes, needs_of, probe_nodes
 from infergy.measure.environment import Surroundings
 from infergy.measure.node import measure_here, unpack
-from infergy.measure.sweep import NODE_LOST, SweepEvent, check_contents, find_done, resumed
+from infergy.measure.sweep import NODE_LOST, SweepEvent, find_done, resumed
+from infergy.measure.validation import check_contents
 from infergy.measure.worker import NVML
 from infergy.records import START_VISIT, EngineSetup, Environment, Failure, Measurement, Plan, PlannedCell
 from infergy.records.codec import from_json, to_json

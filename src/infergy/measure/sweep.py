@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infergy import errors
-from infergy.catalog import BY_HAND, find_gpu_by_driver_name, read_shape
+from infergy.catalog import find_gpu_by_driver_name
 from infergy.engines.weights import describe_weights
-from infergy.errors import DataError, EngineError, InfergyError, UsageError
+from infergy.errors import EngineError, InfergyError, UsageError
 from infergy.measure.cell import failed_cell
 from infergy.measure.child import Child, HangError, log_path
 from infergy.measure.environment import Surroundings, gather
 from infergy.measure.forecast import longest_s, patience_s, setup_s
 from infergy.measure.gpu_settings import check_allowed, hold_settings
-from infergy.measure.validation import draft_errors
+from infergy.measure.validation import check_contents
 from infergy.measure.worker import EXIT_RESTART, NVML, open_pair
 from infergy.records import (
     END_VISIT,
@@ -142,33 +142,6 @@ def resumed(plan: Plan, done: Set[str]) -> SweepEvent:
     """The event of cells that were measured before."""
     wanted = len({planned.key for planned in plan.cells})
     return SweepEvent(kind="resumed", detail=f"{len(done)} of {wanted}", finished=frozenset(done))
-
-
-def check_contents(plan: Plan, *, simulate: bool) -> None:
-    """Reject a plan that no machine can run.
-
-    Raises:
-        UsageError: A draft model does not fit its model, or an engine is to load a model that is described by hand.
-        DataError: The plan lacks a model or arrival times, or holds a model that is no configuration.
-    """
-    for setup, cells in plan.by_setup().items():
-        for name in setup.models:
-            if name not in plan.models:
-                message = (
-                    f"the plan holds no configuration of {name}. Make it again with: infergy measure GRID --plan FILE"
-                )
-                raise DataError(message, code="plan-incomplete", plan=plan.name, missing=name)
-            shape = read_shape(plan.models[name], name=name)
-            if shape.checkpoint.architecture == BY_HAND and not simulate:
-                message = (
-                    f"{name} is described by hand, in numbers that no engine loads. Measure it with its config.json, "
-                    "or simulate: --simulate"
-                )
-                raise UsageError(message, code="not-supported", model=name, reason="described by hand")
-        for error in draft_errors(setup, plan.models):
-            raise error
-        for planned in cells:
-            planned.check_requests()
 
 
 def survey(plan: Plan, *, simulate: bool, meter: str, may_set: Collection[str] = ()) -> dict[EngineSetup, Surroundings]:

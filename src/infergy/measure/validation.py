@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
-from infergy.catalog import ModelShape, read_shape
+from infergy.catalog import BY_HAND, ModelShape, read_shape
 from infergy.engines import find_engine
 from infergy.engines.engine import check_assisted_batch
 from infergy.errors import DataError, InfergyError, MissingError, UsageError
-from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, Load
+from infergy.records import GREEDY, Arrivals, Decoding, EngineSetup, Load, Plan
 
 
 class Problems:
@@ -169,3 +170,36 @@ def batch_errors(setup: EngineSetup, load: Load) -> Iterator[UsageError]:
             check_assisted_batch(setup.speculation, load.batch)
         except UsageError as error:
             yield error.within(setup.label)
+
+
+def check_contents(plan: Plan, *, simulate: bool) -> None:
+    """Reject a plan that no machine can run.
+
+    Raises:
+        UsageError: A draft model does not fit its model, a request is too long, or an engine is to load a model that is
+            described by hand.
+        DataError: The plan lacks a model or arrival times, or holds a model that is no configuration.
+    """
+    for setup, cells in plan.by_setup().items():
+        for name in setup.models:
+            if name not in plan.models:
+                message = (
+                    f"the plan holds no configuration of {name}. Make it again with: infergy measure GRID --plan FILE"
+                )
+                raise DataError(message, code="plan-incomplete", plan=plan.name, missing=name)
+            shape = read_shape(plan.models[name], name=name)
+            if shape.checkpoint.architecture == BY_HAND and not simulate:
+                message = (
+                    f"{name} is described by hand, in numbers that no engine loads. Measure it with its config.json, "
+                    "or simulate: --simulate"
+                )
+                raise UsageError(message, code="not-supported", model=name, reason="described by hand")
+        longest = {max(planned.lengths or (planned.cell.load.lengths,), key=sum) for planned in cells}
+        for error in chain(
+            draft_errors(setup, plan.models),
+            *(length_errors(setup, plan.models, lengths) for lengths in longest),
+            *(batch_errors(setup, planned.cell.load) for planned in cells),
+        ):
+            raise error
+        for planned in cells:
+            planned.check_requests()

@@ -151,7 +151,7 @@ def _read_mapping(read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
 
 
 def _read_number(hint: type, least: float, value: Any) -> Any:
-    if type(value) is not hint and (hint is not float or type(value) is not int):
+    if type(value) not in ((float, int) if hint is float else (int,)):
         raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
     # Not a number lies in no range.
     if not least <= value <= (LARGEST_INTEGER if hint is int else LARGEST):
