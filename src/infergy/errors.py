@@ -20,9 +20,13 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from infergy.units import printable, without_secrets
+
 
 class InfergyError(Exception):
     """Base of all errors that infergy raises on purpose.
+
+    Its message is printable, whatever names it holds, and neither it nor its fields hold passwords of URLs.
 
     Attributes:
         code: What happened, in kebab case; stable between releases.
@@ -35,9 +39,11 @@ class InfergyError(Exception):
     """Where none is given, by meters and engines of other packages: infergy itself always gives one."""
 
     def __init__(self, message: str, *, code: str | None = None, **fields: Any) -> None:
-        super().__init__(message)
+        super().__init__(printable(without_secrets(message)))
         self.code = code or self.default_code
-        self.fields = fields
+        self.fields = {
+            name: without_secrets(value) if isinstance(value, str) else value for name, value in fields.items()
+        }
 
     def __reduce__(self) -> tuple[Callable[..., InfergyError], tuple[str]]:
         return partial(type(self), code=self.code, **self.fields), (str(self),)

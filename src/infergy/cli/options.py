@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infergy.cli.output import printable_streams
 from infergy.errors import UsageError
 from infergy.units import parse_duration
 from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
@@ -79,7 +80,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         made = {
             name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
         }
-        command(**values, **made)
+        with printable_streams():
+            command(**values, **made)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     # typer reads the annotations of the function itself where it finds them.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
+from infergy.units import without_secrets
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
@@ -92,7 +93,7 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
         from infergy.workload.remote import is_url, scan_url
 
         if is_url(source):
-            return _of_frame(source, POLARS, scan_url(source))
+            return _of_frame(without_secrets(source), POLARS, scan_url(source))
     return _peek(Path(source).expanduser(), str(source) or ".", {})
 
 
