@@ -145,7 +145,7 @@ def _read_scalar(hint: type, value: Any) -> Any:
             return float(value)
         raise _MisfitError(f"expected a number of at most {LARGEST:g}, found {value:g}")
     if type(value) is hint:
-        if hint is int and abs(value) > LARGEST_INTEGER:
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise _MisfitError(f"expected a whole number of at most 64 bits, found {value:.3g}")
         return value
     if not isinstance(value, hint) or isinstance(value, bool):
