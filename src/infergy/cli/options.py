@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.output import printable_streams
 from infergy.errors import UsageError
 from infergy.units import parse_duration
 from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
@@ -80,6 +79,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         made = {
             name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
         }
+        from infergy.cli.output import printable_streams
+
         with printable_streams():
             command(**values, **made)
 

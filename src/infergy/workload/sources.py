@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
-from infergy.units import without_secrets
 
 if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
@@ -90,6 +89,7 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
     if isinstance(source, str) and (about := shipped_traces().get(source)):
         return _peek(Path(str(resources.files("infergy") / "data" / "traces" / about["file"])), source, about)
     if isinstance(source, str) and "://" in source:
+        from infergy.units import without_secrets
         from infergy.workload.remote import is_url, scan_url
 
         if is_url(source):
