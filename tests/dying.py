@@ -40,7 +40,7 @@ def die_in_call(fatal: int, once: str | None = None) -> None:
 
     patched: Any = Path
     patched.unlink = lambda path, **named: step(lambda: real_unlink(path, **named))
-    os.write = lambda fd, data: step(lambda: real_write(fd, data), lambda: half(fd, data))
+    os.write = lambda fd, data: step(lambda: real_write(fd, data), lambda: half(fd, bytes(data)))
     os.ftruncate = lambda fd, size: step(lambda: real_truncate(fd, size))
     os.fsync = lambda fd: step(lambda: real_fsync(fd))
     os.link = lambda *names: step(lambda: real_link(*names))

@@ -20,12 +20,16 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from infergy.units import printable, without_secrets
+
 LONGEST_MESSAGE = 4000
 """Characters; in the middle of longer ones some are left out."""
 
 
 class InfergyError(Exception):
     """Base of all errors that infergy raises on purpose.
+
+    Its message is printable, whatever names it holds, and neither it nor its fields hold passwords of URLs.
 
     Attributes:
         code: What happened, in kebab case; stable between releases.
@@ -38,12 +42,15 @@ class InfergyError(Exception):
     """Where none is given, by meters and engines of other packages: infergy itself always gives one."""
 
     def __init__(self, message: str, *, code: str | None = None, **fields: Any) -> None:
+        message = printable(without_secrets(message))
         if len(message) > LONGEST_MESSAGE:
             # A name or a value of a file may have any length.
             message = f"{message[: LONGEST_MESSAGE - 1000]} … {message[-900:]}"
         super().__init__(message)
         self.code = code or self.default_code
-        self.fields = fields
+        self.fields = {
+            name: without_secrets(value) if isinstance(value, str) else value for name, value in fields.items()
+        }
 
     def __reduce__(self) -> tuple[Callable[..., InfergyError], tuple[str]]:
         return partial(type(self), code=self.code, **self.fields), (str(self),)

@@ -23,6 +23,26 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+_SECRETS = re.compile(
+    r"""(?P<begin>://[^\s/?\#@:]*:)(?!\d+(?:[/?\s]|$))\S*(?P<end>@) | (?P<user>://)[^\s/?\#@]+(?P<at>@)
+    | (?P<key>(?:^|[?&;,\s"'])(?:x-amz-)?(?:aws[_-]|azure[_-])?(?:signature|credential|security-token|sig|token|key
+    |(?:access|auth|api|account|session|secret|storage|shared)[_-]?(?:access[_-]?)?(?:token|key|signature)
+    |secret|password|passwd|pwd)=)[^&\s;\#'",]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What stands in a URL before its host, and values of parameters of it, or of a data source, that are secret."""
+
+
+def without_secrets(text: str) -> str:
+    """`text` without the passwords and keys of its URLs, each shown as ``***``."""
+
+    def hide(found: re.Match[str]) -> str:
+        parts = found.groupdict(default="")
+        return f"{parts['begin']}{parts['user']}{parts['key']}***{parts['end']}{parts['at']}"
+
+    return _SECRETS.sub(hide, text) if "=" in text or "://" in text else text
+
+
 def format_si(value: float, unit: str, digits: int = 3) -> str:
     """`value` with an SI prefix from p to P: ``format_si(1.23e6, "J")`` is ``1.23 MJ``."""
     divisor, scaled_unit = scale_of(value, unit, digits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.node import measure_here, unpack
 from infergy.records import START_VISIT, GpuIdentity, Measurement, Plan
 from infergy.records.codec import to_json
+from raising import raises
 
 
 def plan_of() -> Plan:
@@ -126,3 +128,33 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, now: str
         order.append("ended")
     thread.join()
     return order
+
+
+@pytest.mark.parametrize("way", ["link", "shared", "file"])
+@pytest.mark.parametrize("gpus", ["0", "0,1"])
+def test_a_folder_that_another_may_have_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, gpus: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    folder = tmp_path / f"infergy-ray-{os.getuid()}-gpu-{'+'.join(gpus.split(','))}"
+    (tmp_path / "theirs").mkdir()
+    if way == "link":
+        folder.symlink_to(tmp_path / "theirs")
+    elif way == "file":
+        folder.write_text("theirs")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    (tmp_path / "theirs" / "rows.jsonl").write_text("theirs")
+    with raises("folder-not-ours", path=folder), node._folder(simulate=False):
+        pass
+    assert (tmp_path / "theirs" / "rows.jsonl").read_text() == "theirs"
+
+
+def test_its_own_folder_is_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for _ in range(2):
+        with node._folder(simulate=False) as folder:
+            assert folder.stat().st_mode & 0o077 == 0

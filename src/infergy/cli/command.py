@@ -18,7 +18,7 @@ from infergy.cli.options import MeterOption, SimulateOption, argument, flag, opt
 from infergy.errors import MeterError, UsageError
 from infergy.outputs import append_line, check_output
 from infergy.processes import ENDING
-from infergy.units import format_duration, format_number, format_si
+from infergy.units import format_duration, format_number, format_si, without_secrets
 
 if TYPE_CHECKING:
     from infergy.measure.block import BlockEnergy
@@ -59,7 +59,9 @@ def run_command(
     for number in range(1, runs + 1):
         source = SteadyMeter(count=gpus or 1) if simulate else meter
         # Before and after the command no process of its own is there.
-        with window(" ".join(command), gpus=gpus, idle_s=idle, meter=source, own_processes=0) as measured:
+        with window(
+            without_secrets(" ".join(command)), gpus=gpus, idle_s=idle, meter=source, own_processes=0
+        ) as measured:
             code = _run(command, stdout)
         line = json.dumps(to_json(measured.result), allow_nan=False)
         if output is not None:

@@ -87,7 +87,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         made = {
             name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
         }
-        command(**values, **made)
+        from infergy.cli.output import printable_streams
+
+        with printable_streams():
+            command(**values, **made)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     # typer reads the annotations of the function itself where it finds them.

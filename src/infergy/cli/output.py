@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -14,7 +15,7 @@ import typer
 
 from infergy.errors import MissingError, UsageError
 from infergy.outputs import write_file
-from infergy.units import count_of
+from infergy.units import count_of, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -31,6 +32,38 @@ UNBOUNDED = 10_000
 UNKNOWN, NONE = "unknown", "-"
 PICTURES = (".svg", ".png", ".html")
 DRAW_HELP = f"Draw it into a file: {', '.join(PICTURES)}"
+
+
+class _Printable:
+    """A stream that shows all text as `printable`; Rich, whose tables and bars control the terminal, writes past it."""
+
+    buffer = None
+
+    def __init__(self, stream: Any) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Write it, what would control a terminal escaped."""
+        return int(self.rich_proxied_file.write(printable(text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def printable_streams() -> Iterator[None]:
+    """Let no name of a model, a file or a request control the terminal, whatever is printed in this block."""
+    out: Any = _Printable(sys.stdout)
+    err: Any = _Printable(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
+
+
+def plain(cell: RenderableType) -> RenderableType:
+    """A cell of a table: text is shown as it is, without markup, and printable."""
+    from rich.text import Text
+
+    return Text(printable(cell)) if isinstance(cell, str) else cell
 
 
 def stdout_console() -> Console:
@@ -60,13 +93,19 @@ def make_table(
     from rich.table import Table
 
     kept = list(rows)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=None if title is None else plain(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for number, head in enumerate(heads):
         is_remark = number >= left and not head
         column = (head, *(str(row[number]) for row in kept if row is not None))
         width = max(cell_len(line) for cell in column for line in cell.split("\n"))
         table.add_column(
-            head,
+            plain(head),
             justify="left" if number < left or is_remark else "right",
             no_wrap=not is_remark,
             min_width=None if is_remark else width,
@@ -75,7 +114,7 @@ def make_table(
         if row is None:
             table.add_section()
         else:
-            table.add_row(*row)
+            table.add_row(*map(plain, row))
     return table
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from infergy.processes import EndedError
-from infergy.units import format_duration
+from infergy.units import format_duration, printable
 
 if TYPE_CHECKING:
     from infergy.measure.sweep import SweepEvent
@@ -86,7 +86,7 @@ class Progress:
             BarColumn(),
             TextColumn("{task.fields[left]} left"),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=console,
             auto_refresh=False,
             transient=True,
@@ -106,7 +106,7 @@ class Progress:
         elif event.kind == "begin" and event.planned is not None:
             self._move(0.0, str(event.planned.cell))
         elif text := describe(event):
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         if event.row is not None:
             self._move(self._seconds.get(event.row.key, 0.0), "")
 
@@ -123,5 +123,5 @@ class Progress:
     def _move(self, seconds: float, text: str) -> None:
         task = self._bar.tasks[0]
         left_s = max(0.0, (task.total or 0.0) - task.completed - seconds)
-        self._bar.update(self._task, advance=seconds, description=text, left=format_duration(left_s))
+        self._bar.update(self._task, advance=seconds, description=printable(text), left=format_duration(left_s))
         self._bar.refresh()

@@ -17,6 +17,7 @@ from infergy.measure.sweep import describe, kept_rows, sweep
 from infergy.measure.worker import NVML
 from infergy.processes import EndedError, end_by_exception
 from infergy.records import Plan
+from infergy.units import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for event in events:
             if text := describe(event):
-                print(text, file=sys.stderr, flush=True)
+                print(printable(text), file=sys.stderr, flush=True)
             failed += event.row is not None and not event.row.is_ok
     except InfergyError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ from infergy.records.cell import FEWEST_ARRIVALS, REPLAY, TRACE, Links
 from infergy.serving.blocks import shared_prefixes
 from infergy.serving.setups import Lengths, cost_of_setup, memory_fault, serve_setup
 from infergy.serving.simulate import requests_of_lengths
-from infergy.units import count_of
+from infergy.units import count_of, without_secrets
 from infergy.workload.load_generator import DIGEST_LENGTH, draw_times, hash_lengths, hash_links, hash_times, trace_times
 from infergy.workload.requests import Requests
 from infergy.workload.trace import open_trace
@@ -242,7 +242,9 @@ def resolve_arrivals(load: Load, seed: int) -> Run:
     if arrivals.law == TRACE:
         times = trace_times(source, load.batch, arrivals)
         # A path is this machine's; two logs differ by their times and lengths.
-        identified = replace(arrivals, trace=Path(source).name, digest=hash_times(times)[:DIGEST_LENGTH])
+        identified = replace(
+            arrivals, trace=Path(without_secrets(source)).name, digest=hash_times(times)[:DIGEST_LENGTH]
+        )
         return Run(load=replace(load, arrivals=identified), arrival_s=times)
     is_window = arrivals.for_s is not None
     requests = open_trace(source).requests(arrivals=arrivals.timed or is_window)

@@ -72,10 +72,11 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
     if isinstance(source, str) and (about := shipped_traces().get(source)):
         return _peek(Path(str(resources.files("infergy") / "data" / "traces" / about["file"])), source, about)
     if isinstance(source, str) and "://" in source:
+        from infergy.units import without_secrets
         from infergy.workload.remote import is_url, scan_url
 
         if is_url(source):
-            return of_frame(source, POLARS, scan_url(source))
+            return of_frame(without_secrets(source), POLARS, scan_url(source))
     return _peek(Path(source).expanduser(), str(source) or ".", {})
 
 
