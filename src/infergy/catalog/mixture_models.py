@@ -107,7 +107,7 @@ def _qwen3_moe(default_dim: int | None) -> Reader:
 
 
 def _qwen_sparse_layers(config: Config) -> int:
-    step, dense = config.integer("decoder_sparse_step", 1), set(config.listed("mlp_only_layers", ()))
+    step, dense = config.integer("decoder_sparse_step", 1), config.listed("mlp_only_layers", ())
     return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(config.layers))
 
 
