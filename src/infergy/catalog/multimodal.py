@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from infergy.catalog.config_parts import Config, Reader
+from infergy.catalog.hybrid_models import HYBRIDS
 from infergy.catalog.mixture_models import MIXTURES
 from infergy.catalog.shape import ModelShape, with_checkpoint
 from infergy.catalog.text_models import DENSE
@@ -26,7 +27,7 @@ LLAMA4_VISION = {
     "vision_output_dim": 7680,
 }
 """Llama4VisionConfig, where a configuration leaves it out."""
-TEXT: Mapping[str, Reader] = {**DENSE, **MIXTURES}
+TEXT: Mapping[str, Reader] = {**DENSE, **MIXTURES, **HYBRIDS}
 RADIO_H = {"width": 1280, "layers": 32, "inner": 5120}
 """ViT-H of C-RADIOv2-H (arXiv 2412.07679), whose dimensions are not in the configuration."""
 
