@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from infergy.catalog import AttentionShape, get_model, model_config, model_names, read_shape
+from infergy.errors import InfergyError
 from raising import raises
 
 PUBLISHED = {
@@ -298,3 +304,32 @@ def test_layers_without_experts_are_as_many_as_published() -> None:
     assert window_of(maverick.attention) == (8192, 36)
     assert get_model("glm-4.5").mlp.layers == 3
     assert get_model("kimi-k2").mlp.layers == 1
+
+
+ODD = [None, 0, -1, 2, 2**40, 10**400, 1.5, math.nan, math.inf, "", "x", True, [], [None], [[1]], {}, {"a": [1]}]
+
+
+def places(config: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The way to each value, parts included."""
+    for key, value in config.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from places(value, (*above, key))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), name=st.sampled_from(model_names()))
+def test_a_changed_configuration_is_a_shape_or_an_error_that_says_why(data: st.DataObject, name: str) -> None:
+    config = json.loads(json.dumps(model_config(name)))
+    for _ in range(2):
+        way = data.draw(st.sampled_from(list(places(config)) or [("layers",)]))
+        part = config
+        for key in way[:-1]:
+            part = part[key]
+        part[way[-1]] = data.draw(st.sampled_from(ODD))
+    with suppress(InfergyError):
+        shape = read_shape(config, name=name)
+        assert 0 < shape.active_parameters <= shape.parameters
+        assert shape.weight_bytes(shape.precision) > 0
+        assert shape.kv_bytes(100) >= 0
+        assert shape.prefill_flops(100) > 0

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from infergy.catalog import ModelShape, read_shape
-from infergy.catalog.mixture_models import MIXTURES
-from infergy.catalog.text_models import DENSE
+from infergy.catalog.multimodal import TEXT
 from infergy.errors import InfergyError
 
 torch = pytest.importorskip("torch")
@@ -185,7 +184,7 @@ def active(shape: ModelShape, whole: int, routed: int) -> float:
 
 
 def test_every_family_is_here() -> None:
-    assert set(CHANGES) | ELSEWHERE == set(DENSE) | set(MIXTURES)
+    assert set(CHANGES) | ELSEWHERE == set(TEXT)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=NAMES)

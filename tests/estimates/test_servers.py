@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from infergy.catalog import get_gpu, get_model, model_config
 from infergy.cli import app
 from infergy.cost.constants import prior_fit
-from infergy.cost.rates import rates_of, server_work
+from infergy.cost.rates import rates_of
+from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.estimates.candidates import Space, layouts, plain_spec
 from infergy.estimates.estimate import estimate_server

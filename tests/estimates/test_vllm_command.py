@@ -114,9 +114,9 @@ def test_flags_that_are_not_simulated_are_kept_as_typed_and_noted(flags: str) ->
 def test_formats_of_weights_are_those_of_the_command_or_rejected_or_noted() -> None:
     for method in ("awq", "gptq_marlin", "bitsandbytes"):
         assert parse_command(SERVE + f"--quantization {method}").spec.precision == "int4"
-    stored = parse_command("vllm serve Qwen/Qwen3-8B-AWQ --dtype float16")
-    assert stored.spec.precision == "int4"
-    assert command_of(open_server(stored.spec))[-1] == "# MODEL: a checkpoint in int4"
+    awq = parse_command("vllm serve Qwen/Qwen3-8B-AWQ --dtype float16")
+    assert awq.spec.precision == "int4"
+    assert command_of(open_server(awq.spec))[-1] == "# MODEL: a checkpoint in int4"
     with raises("bad-value", option="--quantization of --present"):
         parse_command(SERVE + "--quantization aqlm")
     stored = "--quantization compressed-tensors"

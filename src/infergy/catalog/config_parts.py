@@ -15,9 +15,9 @@ from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpS
 from infergy.catalog.shape import Checkpoint, ModelShape
 from infergy.errors import DataError, UsageError
 
-LARGEST = 2**40
-"""Of a whole number that counts something of a model: products of more are out of any range."""
 SLIDING, FULL = "sliding_attention", "full_attention"
+LARGEST, MOST_LAYERS = 10**9, 10_000
+"""Bounds of what a width, a vocabulary or a number of layers can be."""
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "head_dim": ("attention_head_dim", "kv_channels"),
     "hidden_size": ("d_model", "n_embd"),
@@ -62,20 +62,23 @@ class Config:
         return next((value for value in values if value is not None), None)
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number of at least `least`; without a `default` it is required."""
+        """A whole number of at least `least`, within reason; without a `default` it is required."""
         value = self.get(key)
         value = default if value is None else value
         if value is None:
             raise self.missing(key)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
-            raise DataError.bad_field(self.name, key, value, f"a whole number of at least {least}")
+            raise DataError.bad_field(self.name, key, value, f"a whole number of {least} to {LARGEST:,}")
         return value
 
     @property
     def layers(self) -> int:
         """Number of layers, where it is left out that of their kinds."""
         kinds = self.get("layer_types")
-        return self.integer("num_hidden_layers", len(kinds) if isinstance(kinds, list) and kinds else None)
+        layers = self.integer("num_hidden_layers", len(kinds) if isinstance(kinds, list) and kinds else None)
+        if layers > MOST_LAYERS:
+            raise DataError.bad_field(self.name, "num_hidden_layers", layers, f"at most {MOST_LAYERS:,}")
+        return layers
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
@@ -237,9 +240,12 @@ def make_experts(
     config: Config, count: str, *, width: str = "moe_intermediate_size", layers: int | None = None, **others: Any
 ) -> ExpertShape:
     """Experts in `layers` [default: all]; `count` and `width` are keys of the configuration."""
+    experts, visited = config.integer(count), config.integer("num_experts_per_tok")
+    if visited > experts:
+        raise DataError.bad_field(config.name, "num_experts_per_tok", visited, f"at most {count} ({experts})")
     return ExpertShape(
-        experts=config.integer(count),
-        experts_per_token=config.integer("num_experts_per_tok"),
+        experts=experts,
+        experts_per_token=visited,
         intermediate=config.integer(width),
         layers=config.layers if layers is None else layers,
         **others,

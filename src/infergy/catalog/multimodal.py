@@ -11,20 +11,39 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from infergy.catalog.config_parts import Config, Reader
+from infergy.catalog.hybrid_models import HYBRIDS
 from infergy.catalog.mixture_models import MIXTURES
 from infergy.catalog.shape import ModelShape, with_checkpoint
 from infergy.catalog.text_models import DENSE
 
-TEXT: Mapping[str, Reader] = {**DENSE, **MIXTURES}
+LLAMA4_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 34,
+    "image_size": 448,
+    "patch_size": 14,
+    "projector_input_dim": 4096,
+    "projector_output_dim": 4096,
+    "vision_output_dim": 7680,
+}
+"""Llama4VisionConfig, where a configuration leaves it out."""
+TEXT: Mapping[str, Reader] = {**DENSE, **MIXTURES, **HYBRIDS}
 RADIO_H = {"width": 1280, "layers": 32, "inner": 5120}
 """ViT-H of C-RADIOv2-H (arXiv 2412.07679), whose dimensions are not in the configuration."""
 
 
-def _multimodal(text_model: str, text_key: str = "text_config", **encoders: Callable[[Config, int], int]) -> Reader:
+def _multimodal(
+    text_model: str,
+    text_key: str = "text_config",
+    missing: Mapping[str, int] | None = None,
+    **encoders: Callable[[Config, int], int],
+) -> Reader:
     """A reader of the text model under `text_key`, or beside the encoders where there is no such part.
 
-    Its kind is what it names, else `text_model`; each of `encoders` counts the part of its name, if there is one.
+    Its kind is what it names, else `text_model`; each of `encoders` counts the part of its name, if there is one,
+    or else `missing`.
     """
+    other = None if missing is None else Config(data=missing, name="")
 
     def read(config: Config) -> ModelShape:
         text = config.part(text_key)
@@ -32,7 +51,7 @@ def _multimodal(text_model: str, text_key: str = "text_config", **encoders: Call
             raise config.missing(text_key)
         kind = str((text or config).data.get("model_type"))
         shape = TEXT.get(kind, TEXT[text_model])(text or config)
-        parts = ((count, config.part(key)) for key, count in encoders.items())
+        parts = ((count, config.part(key) or other) for key, count in encoders.items())
         return with_checkpoint(
             # Qwen has it outside of the text's configuration.
             dataclasses.replace(shape, name=config.name, tied=config.flag("tie_word_embeddings", shape.tied)),
@@ -171,7 +190,7 @@ MULTIMODAL: Mapping[str, Reader] = {
     "gemma3": _multimodal("gemma3_text", vision_config=_siglip),
     "gemma4": _multimodal("gemma4_text", vision_config=_gemma4_vision),
     "kimi_k25": _multimodal("kimi_k2", vision_config=_kimi_vision),
-    "llama4": _multimodal("llama4_text", vision_config=_llama4_vision),
+    "llama4": _multimodal("llama4_text", missing=LLAMA4_VISION, vision_config=_llama4_vision),
     "mistral3": _multimodal("mistral", vision_config=_pixtral),
     "qwen2_5_vl": _multimodal("qwen2", vision_config=_qwen2_5_vision),
     "qwen2_vl": _multimodal("qwen2", vision_config=_qwen2_vision),

@@ -17,8 +17,8 @@ from infergy.catalog.shape import DTYPE_BYTES, EXPERTS_ONLY, ModelShape
 KEYS = ("quantization_config", "compression_config")
 """The second is what compressed-tensors wrote before its version 0.8."""
 EXCLUDED = ("ignore", "exclude_modules", "modules_to_not_convert", "llm_int8_skip_modules")
-FLOATS: Mapping[Any, str] = {4: "fp4", 8: "fp8"}
-GROUPS_OF_FLOAT4: Mapping[Any, str] = {16: "nvfp4", 32: "mxfp4"}
+FLOATS = {"4": "fp4", "8": "fp8"}
+GROUPS_OF_FLOAT4 = {"16": "nvfp4", "32": "mxfp4"}
 ALGORITHMS = {"int4": "int4", "w4a16": "int4", "w4a8": "int4", "int8": "int8", "w8a8": "int8", "w8a16": "int8"}
 PARTS: Mapping[str, str] = {
     "encoders": r"visual|vision|audio|projector",
@@ -87,8 +87,8 @@ def _group_format(group: Any) -> str:
     weights = group.get("weights") if isinstance(group, Mapping) else None
     weights = weights if isinstance(weights, Mapping) else {}
     bits, kind = weights.get("num_bits"), weights.get("type", "int")
-    named = f"int{bits}" if kind == "int" else FLOATS.get(bits, f"{kind}{bits}")
-    return GROUPS_OF_FLOAT4.get(weights.get("group_size"), named) if named == "fp4" else named
+    named = f"int{bits}" if kind == "int" else FLOATS.get(str(bits), f"{kind}{bits}")
+    return GROUPS_OF_FLOAT4.get(str(weights.get("group_size")), named) if named == "fp4" else named
 
 
 def _formats_of_parts(quantization: Mapping[str, Any]) -> dict[str, str]:
@@ -114,7 +114,8 @@ def _wider_bytes(shape: ModelShape, dtype: str, formats: Mapping[str, str], quan
     narrow = DTYPE_BYTES.get(dtype)
     if narrow is None or dtype in EXPERTS_ONLY:
         return 0.0
-    names = [name for key in EXCLUDED for name in quantization.get(key) or () if isinstance(name, str)]
+    lists = [listed for listed in map(quantization.get, EXCLUDED) if isinstance(listed, list)]
+    names = [name for listed in lists for name in listed if isinstance(name, str)]
     wide = _excluded_layers(names)
     wider = 0.0
     for part, (layers, parameters) in _parts(shape).items():

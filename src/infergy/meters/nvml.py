@@ -266,12 +266,16 @@ def visible_handles(nvml: Any, count: int | None) -> dict[str, Any]:
         message = f"GPUs wanted: {count or 1}, visible: {len(chosen)} (CUDA_VISIBLE_DEVICES={visible}). {SIMULATE_HINT}"
         raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
     for uuid in chosen:
-        if uuid.startswith(UNOPENED):
-            raise _unopened(nvml, int(uuid.removeprefix(UNOPENED)), by_uuid[uuid])
-        if (_ask(nvml, nvml.nvmlDeviceGetMigMode, by_uuid[uuid]) or [0])[0]:
-            fix = "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
-            raise UsageError(f"{uuid} is cut into MIG slices: {MIG_PROBLEM}. {fix}", code="mig", gpu=uuid)
+        _check_board(nvml, uuid, by_uuid[uuid])
     return {uuid: by_uuid[uuid] for uuid in chosen}
+
+
+def _check_board(nvml: Any, uuid: str, handle: Any) -> None:
+    if uuid.startswith(UNOPENED):
+        raise _unopened(nvml, int(uuid.removeprefix(UNOPENED)), handle)
+    if (_ask(nvml, nvml.nvmlDeviceGetMigMode, handle) or [0])[0]:
+        fix = "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
+        raise UsageError(f"{uuid} is cut into MIG slices: {MIG_PROBLEM}. {fix}", code="mig", gpu=uuid)
 
 
 def _find_boards(nvml: Any) -> dict[str, Any]:
