@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ _FIRST_DATE_S, _LAST_DATE_S, _LONGEST_S = 1_262_304_000, 4_102_444_800, 20 * 31_
 _USUAL_PER_S, _POSSIBLE_PER_S = (0.01, 200.0), (1e-6, MOST_PER_S)
 _FEWEST_REQUESTS, _FEWEST_OF_SLOW = 3, 10
 """Fewer say nothing of the rate, or, where a format says the unit, nothing of a log that seems slow in it."""
-_PEEKED_ROWS = 1000
+_PEEKED_ROWS, _PEEKED_RECORDS = 1000, 200
 _SPELLINGS = (
     (r"\s*\[[\w/+-]+\]$", ""),
     (r"(?i)\s*(?:UTC|GMT|Z)$", "+00:00"),
@@ -94,9 +95,8 @@ def find_unit(
     if unit is not None and unit == _unit_of_date(high) and (high - low) * UNITS_S[unit] <= _LONGEST_S:
         return None if UNITS_S[unit] == (declared_s or 1.0) else TimeUnit(column=column, unit=unit, basis=DATES)
     stands = None if declared_s is not None else TimeUnit(column=column, unit="s", basis=DEFAULT)
-    if stands is not None and (named := _UNIT_IN_NAME.search(column)):
-        letter = next(group for group in named.groups() if group is not None).lower()
-        return TimeUnit(column=column, unit={"m": "ms", "n": "ns", "": "s"}.get(letter, "us"), basis=NAME)
+    if stands is not None and (named := _unit_in(column)):
+        return None if named == "s" else TimeUnit(column=column, unit=named, basis=NAME)
     if not high > low or requests < _FEWEST_REQUESTS:
         return stands
     rates = {unit: (requests - 1) / (high - low) / size for unit, size in UNITS_S.items()}
@@ -111,6 +111,15 @@ def find_unit(
     return TimeUnit(column=column, unit=likeliest, basis=RATE)
 
 
+def _unit_in(column: str) -> str | None:
+    """The unit that ends the name of a column."""
+    named = _UNIT_IN_NAME.search(column)
+    if named is None:
+        return None
+    letter = next(group for group in named.groups() if group is not None).lower()
+    return {"m": "ms", "n": "ns", "": "s"}.get(letter, "us")
+
+
 def _unit_of_date(number: float) -> str | None:
     """The one unit in which a number is a date of 2010 to 2100."""
     return next((unit for unit, size in UNITS_S.items() if _FIRST_DATE_S <= number * size <= _LAST_DATE_S), None)
@@ -123,6 +132,8 @@ def infer_unit(table: Table) -> TimeUnit | None:
         DataError: They are dates in several units.
     """
     layout, unit = table.layout, None
+    if layout.time_unit_s is None and _unit_in(layout.time[0]) == "s":
+        return None
     for head in (_PEEKED_ROWS, None):
         ends = _ends(table, head)
         if ends is None:
@@ -148,14 +159,30 @@ def _ends(table: Table, head: int | None) -> tuple[float, float, int] | None:
         return None
     time = table.x.col("time")
     if head is not None and table.is_polars:
-        rows = table.frame.head(head).select(numbers.alias("time")).filter(time.is_finite())
-        times = sorted(row["time"] for row in table.collect(rows)[0])
+        seen = [value for row in table.source.rows[:_PEEKED_RECORDS] if (value := _first(row, table.layout.time))]
+        if seen:
+            times = sorted(number for value in seen if (number := _number(value)) is not None)
+        else:
+            rows = table.frame.head(head).select(numbers.alias("time")).filter(time.is_finite())
+            times = sorted(row["time"] for row in table.collect(rows)[0])
         outliers = len(times) // 10
         return (times[outliers], times[-1 - outliers], len(times) - 2 * outliers) if times else None
     rows = table.frame.select(numbers.alias("time")).filter(time.is_finite())
     ends = time.min().alias("low"), time.max().alias("high"), time.count().alias("n")
     ((facts,),) = table.collect(rows.select(*ends))
     return (float(facts["low"]), float(facts["high"]), int(facts["n"])) if facts["n"] else None
+
+
+def _first(row: Mapping[str, Any], paths: Iterable[str]) -> str:
+    return next((str(row[path]) for path in paths if row.get(path) is not None), "")
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text.replace(",", "."))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def instants(x: Any, column: Any, *, spelled: bool) -> list[Any]:
