@@ -322,6 +322,7 @@ def test_sums_are_spread_over_their_requests_and_time(tmp_path: Path) -> None:
     assert requests.arrival_s.tolist() == pytest.approx([0, 20, 40, 65, 95])
     summary, histogram = trace.describe(), trace.histogram()
     assert (summary.requests, summary.input.total, histogram.requests) == (5, 305, 5)
+    assert "mean lengths of its row" in str(requests.lengths_from)
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9999), st.integers(0, 9999)), min_size=1, max_size=9))
@@ -432,6 +433,13 @@ def test_failed_rows_are_set_aside_with_named_columns_too(tmp_path: Path) -> Non
     path.write_text(lines({"p": 9, "c": 3}, {"p": None, "c": None}, {"error": "x"}), encoding="utf-8")
     summary = open_trace(path, columns=Columns(input="p", output="c")).describe()
     assert (summary.requests, summary.failed_requests) == (1, 2)
+    path.write_text(lines({"p": 9, "c": 3}, {"p": 9, "status": "cancelled"}), encoding="utf-8")
+    assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
+    path.write_text("p,c,status\n9,3,ok\n9,,cancelled\n", encoding="utf-8")
+    assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
+    path.write_text("p,c\n9,3\n9,\n", encoding="utf-8")
+    with raises("bad-trace", rows={"output": 1}):
+        open_trace(path, columns=Columns(input="p", output="c")).describe()
     path.write_text("p,c\n9,3\n,\n", encoding="utf-8")
     assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
 
