@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import duckdb
 import polars as pl
 import pytest
 from hypothesis import given
@@ -247,6 +249,26 @@ def test_each_format_has_a_log_here() -> None:
     assert {log.format for log in LOGS.values()} == set(format_names()) - sums
 
 
+@pytest.mark.parametrize("name", ["swissai", "litellm", "claude code", "responses of two APIs"])
+def test_a_frame_of_a_log_is_read_as_its_file(name: str, tmp_path: Path) -> None:
+    log = LOGS[name]
+    text = io.StringIO(log.text)
+    frame = (
+        pl.read_csv(text)
+        if log.suffix == "csv"
+        else pl.DataFrame(list(map(json.loads, text)), infer_schema_length=None)
+    )
+    path = tmp_path / "log.parquet"
+    frame.write_parquet(path)
+    joins = name == "claude code"  # what only polars does
+    for held in (frame, path, *(() if joins else (frame.to_arrow(), duckdb.from_arrow(frame.to_arrow())))):
+        summary = open_trace(held).describe()
+        assert (summary.requests, summary.input.total, summary.output.total) == log[2:5]
+        assert (summary.cached_input_tokens, summary.failed_requests) == (log.cached, log.failed)
+    if name in ("swissai", "litellm"):
+        assert open_trace(frame.to_pandas()).describe().input.total == log.input
+
+
 # --- rows that are no single request
 
 USAGE_EXPORT = (
@@ -392,6 +414,10 @@ def test_chunks_and_sums_in_frames_are_found_too(tmp_path: Path) -> None:
     for source in (frame, frame.lazy(), tmp_path / "log.parquet"):
         summary = open_trace(source).describe()
         assert (summary.requests, summary.output.total, summary.stream_chunks) == (3, 12, 9)
+    flat = pl.DataFrame([{"id": one["id"], "object": one["object"], **one["usage"]} for one in records])
+    for held in (flat.to_pandas(), flat.to_arrow()):
+        with raises("not-supported"):
+            open_trace(held)
     sums = pl.DataFrame({"requests": [1, 7], "input_tokens": [9, 70], "output_tokens": [1, 7]})
     with raises("bucketed", column="requests"):
         open_trace(sums)

@@ -49,7 +49,7 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
             rows=reading.rows,
         )
 
-    origin = origin.peeked((*names_of("counts"), "object"))
+    origin = origin.peeked((*names_of("counts"), "object", "cache_read_input_tokens"))
     try:
         return origin, settled(origin)
     except DataError as error:
