@@ -49,7 +49,7 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
             rows=reading.rows,
         )
 
-    origin = origin.peeked((*names_of("counts"), "object"))
+    origin = origin.peeked((*names_of("counts"), "object", "cache_read_input_tokens"))
     try:
         return origin, settled(origin)
     except DataError as error:
@@ -118,6 +118,10 @@ def settle(
     layout = Layout(name=NAMED if first is None else first.name, usages=usages)
     if first is not None:
         layout = replace(layout, **first.rest)
+    if layout.name in (NAMED, "tokens"):
+        place = f"{within}." if within else ""
+        ends = (path for name in names_of("outcomes") for path in outer(place, name))
+        layout = replace(layout, is_partial=records or any(path in fields for path in ends))
     time, unit_s = _arrivals(known, named, fields, within)
     if named.time_unit_s is not None and not time:
         message = f"{source}: no column of arrivals that --time-unit could be of. Name one: --time-column NAME"
