@@ -104,18 +104,18 @@ class Source:
             outer, taken = (*outer, name), taken + name.count(".") + 1
         return (*outer, *split[taken:])
 
-    def peeked(self, telling: Collection[str]) -> Source:
-        """The same with its first rows, of a table of polars that has columns of `telling` names: these, and tokens."""
+    def peeked(self, marking: Collection[str]) -> Source:
+        """The same with its first rows, of a table of polars that has columns of `marking` names: these, and tokens."""
         if (
             self.rows
             or self.about
             or self.kind not in (PARQUET, POLARS)
-            or not any(n[-1] in telling for n in self.names)
+            or not any(n[-1] in marking for n in self.names)
         ):
             return self
         import polars as pl
 
-        chosen = dict.fromkeys(n[0] for n in self.names if n[-1] in (*telling, "id") or "token" in n[-1].lower())
+        chosen = dict.fromkeys(n[0] for n in self.names if n[-1] in (*marking, "id") or "token" in n[-1].lower())
         try:
             frame = self.frame if self.path is None else pl.scan_parquet(self.path, glob=False)
             held = frame.select(*chosen).head(PEEKED_RECORDS).collect().iter_rows(named=True)
