@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from infergy.errors import DataError
 from infergy.workload import Columns, Trace, open_trace
 from infergy.workload.formats import format_names
 from raising import raises
@@ -174,6 +177,9 @@ LOGS = {
     "otlp": Log("otel", lines(spans(otlp(0, input_tokens=9, output_tokens=3), otlp(2_000_000_000, input_tokens=9, output_tokens=3)), spans(otlp(5_000_000_000, input_tokens=1, output_tokens=1))), 3, 19, 7, None, 5.0),
     "otlp, a span a line": Log("otel", lines(otlp(0, prompt_tokens=9, completion_tokens=3)), 1, 9, 3, None, 0.0),
     "otlp, one document": Log("otel", json.dumps(spans(otlp(0, input_tokens=9, output_tokens=3)), indent=1), 1, 9, 3, None, 0.0, 0, "json"),
+    "jaeger": Log("otel", json.dumps({"data": [{"traceID": "t", "spans": [{"startTime": 1_700_000_000_000_000 + at, "tags": [{"key": "gen_ai.usage.input_tokens", "type": "int64", "value": 9}, {"key": "gen_ai.usage.output_tokens", "type": "int64", "value": 3}]} for at in (0, 2_000_000)]}]}), 2, 18, 6, None, 2.0, 0, "json"),
+    "text of a monitor": Log("otel", 'timestamp,name,customDimensions\n2026-01-01T00:00:00Z,chat,"{""gen_ai.usage.input_tokens"":""9"",""gen_ai.usage.output_tokens"":""3""}"\n', 1, 9, 3, None, 0.0, 0, "csv"),
+    "anthropic batch": Log("anthropic", lines({"custom_id": "c", "result": {"type": "succeeded", "message": {"id": "m", "usage": CLAUDE_USAGE}}}, {"custom_id": "d", "result": {"type": "errored", "error": {}}}), 1, 8103, 50, 8000, None, 1),
     "openinference": Log("openinference", lines({"start_time": "2026-01-01T00:00:00+00:00", "attributes": {"openinference.span.kind": "LLM", "llm.token_count.prompt": 9, "llm.token_count.completion": 3}}), 1, 9, 3, None, 0.0),
     "langfuse": Log(
         "langfuse",
@@ -237,7 +243,7 @@ def test_a_log_is_recognised_and_its_tokens_are_those_processed(log: Log, tmp_pa
 
 
 def test_each_format_has_a_log_here() -> None:
-    sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily", "texts"}
+    sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily", "deepseek-usage", "texts"}
     assert {log.format for log in LOGS.values()} == set(format_names()) - sums
 
 
@@ -284,6 +290,8 @@ SUMS = {
     "openrouter": (lines({"date": "2026-01-01", "model": "m", "requests": 2, "prompt_tokens": 9, "completion_tokens": 4}), "jsonl", "requests"),
     "unknown, several": ("time,requests,prompt_tokens,completion_tokens\n1,1,9,3\n2,5,90,30\n", "csv", "requests"),
     "unknown, a day": ("day,num_requests,input_tokens,output_tokens\n2026-01-01,1,9,3\n", "csv", "num_requests"),
+    "anthropic console": ("usage_date_utc,model_version,usage_input_tokens_no_cache,usage_input_tokens_cache_read,usage_output_tokens\n2026-01-01,m,9,3,2\n", "csv", None),
+    "deepseek": ("user_id,start_time_iso,end_time_iso,model,api_key_name,api_key,type,price,amount\nu,2026-01-01T00:00:00Z,2026-01-02T00:00:00Z,m,k,k,output_tokens,1,9\n", "csv", None),
     "anthropic": (lines({"starting_at": "2026-01-01T00:00:00Z", "ending_at": "2026-01-02T00:00:00Z", "uncached_input_tokens": 9, "cache_read_input_tokens": 2, "output_tokens": 4}), "jsonl", None),
 }  # fmt: skip
 
@@ -314,6 +322,20 @@ def test_sums_are_spread_over_their_requests_and_time(tmp_path: Path) -> None:
     assert requests.arrival_s.tolist() == pytest.approx([0, 20, 40, 65, 95])
     summary, histogram = trace.describe(), trace.histogram()
     assert (summary.requests, summary.input.total, histogram.requests) == (5, 305, 5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9999), st.integers(0, 9999)), min_size=1, max_size=9))
+def test_spreading_keeps_all_tokens_and_no_request_differs_by_more_than_one(rows: list[tuple[int, int, int]]) -> None:
+    frame = pl.DataFrame(rows, schema=["requests", "input_tokens", "output_tokens"], orient="row")
+    declared = open_trace(frame, columns=Columns(requests="requests")).frame.collect()
+    assert len(declared) == sum(row[0] for row in rows)
+    assert declared["input_tokens"].sum() == sum(row[1] for row in rows)
+    assert declared["output_tokens"].sum() == sum(row[2] for row in rows)
+    start = 0
+    for count, *_ in rows:
+        lengths = declared[start : start + count]["input_tokens"]
+        assert lengths.max() - lengths.min() <= 1
+        start += count
 
 
 def test_sums_without_an_end_have_no_arrivals(tmp_path: Path) -> None:
@@ -412,6 +434,23 @@ def test_failed_rows_are_set_aside_with_named_columns_too(tmp_path: Path) -> Non
     assert (summary.requests, summary.failed_requests) == (1, 2)
     path.write_text("p,c\n9,3\n,\n", encoding="utf-8")
     assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
+
+
+def outcome(path: Path) -> int | str:
+    try:
+        return open_trace(path).histogram().requests
+    except DataError as error:
+        return error.code
+
+
+def test_records_that_go_deep_are_no_trouble(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for depth in (30, 200, 900, 50_000):
+        deep = '{"a":' * depth + '[{"key": "x", "value": {}}]' + "}" * depth
+        usage = '"usage": {"prompt_tokens": 9, "completion_tokens": 3}'
+        for text in (f'{{"deep": {deep}}}\n', f"[{deep}]", f'{{"deep": {deep}, {usage}}}\n'):
+            path.write_text(text, encoding="utf-8")
+            assert outcome(path) in (1, "unknown-format", "bad-syntax")
 
 
 # --- columns that add up

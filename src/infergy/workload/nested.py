@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 LISTS = ("*",)
 """The nest of rows in parallel lists."""
-_DEEPEST = 4
+_DEEPEST, _DEEPEST_ATTRIBUTES = 4, 10
+_ATTRIBUTE = {"key", "value", "type"}
 _BATCH = 10_000
 
 
@@ -99,7 +100,7 @@ def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
     for record in itertools.islice(nested.records(), most):
         if isinstance(record, Fault):
             continue
-        if _plain(record) != record:
+        if _has_attributes(record):
             found[()] = None
         if len(_parallel(record)) > 1:
             found[LISTS] = None
@@ -151,15 +152,27 @@ def _unpack(record: dict[str, Any], nest: tuple[str, ...]) -> Iterator[dict[str,
                 yield {**around, **row}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """A value whose lists of attributes are records."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if not isinstance(value, list):
-        return value
-    if value and all(isinstance(one, dict) and one.keys() == {"key", "value"} for one in value):
+    if _is_attributes(value):
         return {str(one["key"]): _attribute(one["value"]) for one in value}
-    return [_plain(inner) for inner in value] if value and isinstance(value[0], dict) else value
+    if depth >= _DEEPEST_ATTRIBUTES or not isinstance(value, dict | list):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain(inner, depth + 1) for key, inner in value.items()}
+    return [_plain(inner, depth + 1) for inner in value] if value and isinstance(value[0], dict) else value
+
+
+def _is_attributes(value: Any) -> bool:
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(one, dict) and {"key", "value"} <= one.keys() <= _ATTRIBUTE for one in value)
+
+
+def _has_attributes(value: Any, depth: int = 0) -> bool:
+    inner = value.values() if isinstance(value, dict) else value[:2] if isinstance(value, list) else ()
+    if depth >= _DEEPEST_ATTRIBUTES:
+        return False
+    return _is_attributes(value) or any(_has_attributes(one, depth + 1) for one in inner)
 
 
 def _attribute(value: Any) -> Any:

@@ -45,8 +45,7 @@ ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
 LATEST_ARRIVAL_S = 7_258_118_400
 """Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from."""
-_SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 99)
-"""Percent of rows, as --bad-rows may be given."""
+_SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 99)  # percent, as --bad-rows may be given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
