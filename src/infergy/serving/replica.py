@@ -264,8 +264,8 @@ class StaticReplica:
 
     Prompts are padded to the longest of the batch, and every sequence is computed until the longest answer is complete,
     so padding counts in all columns of the steps. It needs a mask, and attention with a mask reads each position
-    `masked_attention` times (`infergy.cost.constants`). `generate` returns the answers together: a request is finished when
-    its batch is.
+    `masked_attention` times (`infergy.cost.constants`). `generate` returns the answers together: a request is finished
+    when its batch is.
     """
 
     def __init__(
