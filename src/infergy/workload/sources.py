@@ -245,7 +245,7 @@ def nested_readings(source: Source) -> Iterator[Source]:
 
 def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
     """Rows that are found in the records of a file."""
-    rows = tuple(itertools.islice(nested.rows(), PEEKED_RECORDS))
+    rows = tuple(row for row in itertools.islice(nested.rows(), PEEKED_RECORDS) if not isinstance(row, Fault))
     names = tuple((field,) for field in dict.fromkeys(itertools.chain.from_iterable(rows)))
     return Source(name=name, kind=UNPACKED, names=names, rows=rows, path=nested.path, about=about, nested=nested)
 
