@@ -28,11 +28,12 @@ from infergy.catalog.gpus import read_gpu_file
 from infergy.catalog.models import get_model, model_config
 from infergy.cli import main, make_app
 from infergy.cli.options import fraction, seconds_of
+from infergy.cli.server_options import ServerSelection
 from infergy.cost.table import SHIPPED_TABLE, read_table
 from infergy.errors import InfergyError
 from infergy.estimates.build import build_table
 from infergy.estimates.carbon import parse_intensity, read_intensity
-from infergy.estimates.servers import load_tables
+from infergy.estimates.servers import load_tables, open_server
 from infergy.estimates.vllm_command import parse_command
 from infergy.measure.forecast import total_s
 from infergy.measure.grid import make_plan, parse_grid, read_toml
@@ -264,7 +265,13 @@ def use_carbon(path: Path) -> None:
 
 
 def use_recording(path: Path) -> None:
-    ReplayMeter(path)
+    meter = ReplayMeter.load(path)
+    demand(holds=all(0 <= energy_j < math.inf for energy_j in meter.read().values()), what=meter)
+
+
+def use_servers(path: Path) -> None:
+    for spec in ServerSelection(compare=path).specs():
+        open_server(spec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +398,24 @@ CARBON = b"""Datetime (UTC),Country,Zone id,Carbon intensity gCO2eq/kWh (Life cy
 """
 
 
+SERVERS = b"""[[server]]
+engine = "vllm"
+gpu = "h200"
+max-num-seqs = 64
+
+[[server]]
+engine = "vllm-fp8"
+gpu = ["h100-sxm", "h200"]
+gpu-memory-utilization = 0.9
+replicas = 2
+"""
+RECORDING = b"""{"schema": "infergy.recording/1", "scope": "gpu-board", "gpus": [{"uuid": "GPU-a", "name": "g"}], "facts": {}}
+{"time_s": 1.0, "energy_j": {"GPU-a": 10.0}}
+{"time_s": 1.5, "energy_j": {"GPU-a": 60.0}}
+{"time_s": 2.0, "energy_j": {"GPU-a": 110.0}}
+"""
+
+
 @cache
 def parquet_bytes() -> bytes:
     import polars as pl
@@ -408,6 +433,17 @@ def parquet_bytes() -> bytes:
     return content.getvalue()
 
 
+@cache
+def plan_text() -> bytes:
+    return json.dumps(to_json(make_plan(parse_grid(tomllib_of(GRID), "mine")))).encode()
+
+
+def tomllib_of(content: bytes) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(content.decode())
+
+
 KINDS: Mapping[str, Kind] = {
     "rows": Kind(name="rows.jsonl", good=rows_text, use=use_rows, is_json=True, verb="check FILE --rows"),
     "table": Kind(
@@ -422,7 +458,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "plan": Kind(
         name="plan.json",
-        good=lambda: plan_text(),
+        good=plan_text,
         use=use_plan,
         is_json=True,
         verb="measure FILE --dry-run",
@@ -448,6 +484,13 @@ KINDS: Mapping[str, Kind] = {
     "jsonl": Kind(name="log.jsonl", good=lambda: LOG, use=use_trace, is_json=True, verb="trace FILE --json"),
     "blocks": Kind(name="log.jsonl", good=lambda: BLOCKS, use=use_trace, is_json=True, verb="trace FILE"),
     "parquet": Kind(name="log.parquet", good=parquet_bytes, use=use_trace, verb="trace FILE"),
+    "servers": Kind(
+        name="servers.toml",
+        good=lambda: SERVERS,
+        use=use_servers,
+        verb="estimate azure-code-2023 --requests 5 --compare FILE",
+    ),
+    "recording": Kind(name="meter.jsonl", good=lambda: RECORDING, use=use_recording, is_json=True, verb="check FILE"),
     "carbon": Kind(
         name="carbon.csv",
         good=lambda: CARBON,
@@ -480,17 +523,6 @@ def _logs() -> dict[str, Kind]:
 
 LOGS = _logs()
 """Files of the kind ``logs``, in turn."""
-
-
-@cache
-def plan_text() -> bytes:
-    return json.dumps(to_json(make_plan(parse_grid(tomllib_of(GRID), "mine")))).encode()
-
-
-def tomllib_of(content: bytes) -> dict[str, Any]:
-    import tomllib
-
-    return tomllib.loads(content.decode())
 
 
 def kind_of(name: str, number: int) -> Kind:

@@ -92,11 +92,19 @@ def test_readings_that_cannot_be_are_rejected(readings: Any, fields: dict[str, o
         ReplayMeter(readings)
 
 
-@pytest.mark.parametrize("text", ["", "no json", '{"schema": "infergy.recording/1"}', "[1]"])
-def test_a_file_that_is_no_recording_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "bad-recording"),
+        ("no json", "bad-syntax"),
+        ('{"schema": "infergy.recording/1"}', "bad-recording"),
+        ("[1]", "bad-recording"),
+    ],
+)
+def test_a_file_that_is_no_recording_is_named(tmp_path: Path, text: str, code: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(text)
-    with raises("bad-recording", path=path):
+    with raises(code, path=path):
         ReplayMeter.load(path)
     path.write_text('{"schema": "other"}')
     with raises("wrong-schema", path=path, found="other"):

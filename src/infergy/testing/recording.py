@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, MeterError
+from infergy.files import parse_json, read_text
 from infergy.meters import Clock, Meter
 from infergy.outputs import write_file
 from infergy.records import GpuIdentity, GpuState
@@ -98,19 +99,21 @@ class ReplayMeter:
         Raises:
             DataError: It is none, or damaged.
         """
+        hint = "Make one with infergy.testing.record"
+        texts = enumerate(read_text(path, hint).splitlines(), 1)
+        values = [parse_json(text, path, hint, number) for number, text in texts if text.strip()]
         try:
-            head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            head, *lines = values
             if head["schema"] != RECORDING:
                 message = f"{path}: schema {head['schema']!r}; expected {RECORDING!r}"
                 raise DataError(message, code="wrong-schema", path=str(path), found=head["schema"], expected=RECORDING)
             gpus = tuple(from_json(GpuIdentity, gpu) for gpu in head["gpus"])
             readings = [(line["time_s"], line["energy_j"]) for line in lines]
-            scope, facts = head["scope"], head["facts"]
+            return cls(readings, scope=head["scope"], gpus=gpus, facts=head["facts"], clock=clock)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             message = f"{path} is no recording of a meter ({reason}); make one with infergy.testing.record"
             raise DataError(message, code="bad-recording", path=str(path), reason=reason) from error
-        return cls(readings, scope=scope, gpus=gpus, facts=facts, clock=clock)
 
     def read(self) -> Mapping[str, float]:
         """Joules by UUID, as the counters were at the clock's time.
@@ -209,8 +212,8 @@ def _check(readings: list[tuple[float, dict[str, float]]]) -> None:
         elif set(energy_j) != uuids or not uuids:
             fields = {"uuids": sorted(energy_j), "expected": sorted(uuids)}
             problem = f"is of {sorted(energy_j)}, the first of {sorted(uuids)}; expected the same", fields
-        elif not all(isinstance(joules, int | float) and math.isfinite(joules) for joules in energy_j.values()):
-            problem = f"holds {energy_j}; expected finite joules", {"energy_j": energy_j}
+        elif not all(isinstance(joules, int | float) and 0 <= joules < math.inf for joules in energy_j.values()):
+            problem = f"holds {energy_j}; expected joules, 0 or more", {"energy_j": energy_j}
         if problem is not None:
             message = f"reading {number} {problem[0]}"
             raise DataError(message, code="bad-recording", reading=number, **problem[1])
