@@ -50,14 +50,9 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
     try:
         return typing.cast(T, _reader(typing.cast(Any, cls))(data))
     except _MisfitError as error:
-        message = f"{place or cls.__name__}{''.join(reversed(error.path))}: {error}"
-        raise DataError(
-            message,
-            code="bad-row",
-            place=place or cls.__name__,
-            key="".join(reversed(error.path)).lstrip("."),
-            reason=str(error),
-        ) from None
+        place, key = place or cls.__name__, "".join(reversed(error.path)).lstrip(".")
+        message = ": ".join(filter(None, (place, key, str(error))))
+        raise DataError(message, code="bad-row", place=place, key=key, reason=str(error)) from None
 
 
 class _MisfitError(Exception):
@@ -153,10 +148,11 @@ def _read_mapping(read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
 def _read_number(hint: type, least: float, value: Any) -> Any:
     if type(value) not in ((float, int) if hint is float else (int,)):
         raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
+    most = LARGEST_INTEGER if hint is int else LARGEST
     # Not a number lies in no range.
-    if not least <= value <= (LARGEST_INTEGER if hint is int else LARGEST):
-        most = "64 bits" if hint is int else f"{LARGEST:g}"
-        raise _MisfitError(f"expected a number from {least:g} to {most}, found {value!r:.60}")
+    if not least <= value <= most:
+        expected = f"at least {least:g}" if value < least else f"at most {most:g}"
+        raise _MisfitError(f"expected a number of {expected}, found {value!r:.60}")
     return hint(value)
 
 
