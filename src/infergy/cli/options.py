@@ -160,7 +160,7 @@ class TraceFormat:
             "columns": None if columns == Columns() else columns,
             "task": TaskOptions(**task) if task else None,
             **({} if of_task or self.tokenizer is None else {"tokenizer": self.tokenizer}),
-            **({} if self.bad_rows is None else {"bad_rows": fraction("--bad-rows", self.bad_rows)}),
+            **({} if self.bad_rows is None else {"bad_rows": fraction("--bad-rows", self.bad_rows, least=0.0)}),
         }
 
 
