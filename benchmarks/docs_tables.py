@@ -53,6 +53,13 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("replay.md", "fourth round"): replays["round_table"](4),
         ("replay.md", "savings"): replays["savings_table"](4),
         ("../README.md", "savings"): replays["savings_table"](4),
+        ("replay.md", "fifth round"): replays["round_table"](5),
+        **{
+            (page, f"savings on {base}"): replays["savings_table"](5, base)
+            for page in ("replay.md", "../README.md")
+            for base in ("2 replicas", "transformers, s32")
+        },
+        ("replay.md", "savings of the fifth round"): replays["savings_table"](5),
         ("replay.md", "third intake"): replays["intake_table"](replays["load"](3)),
         **{(page, command): output_of(command) for page, command in COMMANDS},
         ("replay.md", "intake"): replays["intake_table"](runs),

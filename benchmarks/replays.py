@@ -21,9 +21,9 @@ from typing import Any
 
 from infergy.estimates.build import requests_of
 from infergy.estimates.estimate import Z90
-from infergy.estimates.replay import spec_of
+from infergy.estimates.replay import measured, replica_groups, spec_of
 from infergy.estimates.servers import open_server, shipped_table
-from infergy.records import Measurement, result_of
+from infergy.records import Measurement
 from infergy.records.latency import percentiles
 from infergy.records.store import read_store, shipped_rows
 from infergy.serving.run import latency_of
@@ -36,7 +36,7 @@ FIGURES = ("energy", "duration", *(f"{name[:-2].upper()} {p}" for name in LATENC
 WANTED = {"energy": 0.015, "TTFT p50": 0.08, "TTFT p99": 0.08, "TPOT p50": 0.03, "TPOT p99": 0.05, "E2E p99": 0.04}
 """Largest median error that is aimed at."""
 WORST_ENERGY = 0.04
-LATER = (2, 3, 4)
+LATER = (2, 3, 4, 5)
 """Rounds whose rows no fit has seen."""
 
 
@@ -46,11 +46,13 @@ class Compared:
 
     Attributes:
         name: The engine's options and the requests.
+        row: Of several replicas the first one's; `requests` of all of them.
         widths: Half-width of each figure's 90 % interval over the prediction; None for the duration, which has none.
     """
 
     name: str
     row: Measurement
+    requests: int
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
     widths: tuple[float | None, ...]
@@ -81,18 +83,19 @@ def load(number: int = 1) -> list[Compared]:
     paths = [path for path in shipped_rows() if path.name.startswith(ROWS)]
     paths += [path for path in [PREDICTIONS / f"h200-{number}-rows.jsonl"] if path.exists()]
     rows = [row for path in paths for row in read_store(path).rows]
-    return [_compare(row, predicted[row.cell_id]["predicted"]) for row in rows if row.cell_id in predicted]
+    groups = (rows for rows in replica_groups(rows) if rows[0].cell_id in predicted)
+    return [_compare(rows, predicted[rows[0].cell_id]["predicted"]) for rows in groups]
 
 
-def _compare(row: Measurement, predicted: dict[str, Any]) -> Compared:
-    result, latency = result_of(row), predicted["latency"]
+def _compare(rows: Sequence[Measurement], predicted: dict[str, Any]) -> Compared:
+    result, latency = measured(rows), predicted["latency"]
     assert result.latency is not None
-    measured = [result.energy_j, result.duration_s]
+    figures = [result.energy_j, result.duration_s]
     guesses = [predicted["energy_j"], predicted["duration_s"]]
     widths: list[float | None] = [predicted["high_j"] / predicted["energy_j"] - 1, None]
     for name, own in LATENCIES.items():
         seen = getattr(result.latency, own)
-        measured += [seen.p50_s, seen.p99_s]
+        figures += [seen.p50_s, seen.p99_s]
         guesses += [latency[name]["p50"], latency[name]["p99"]]
         if "high" in latency[name]:
             widths += [latency[name]["high"][p] / latency[name][p] - 1 for p in ("p50", "p99")]
@@ -100,10 +103,11 @@ def _compare(row: Measurement, predicted: dict[str, Any]) -> Compared:
             sd = latency.get(f"{name[:-2]}_sd", latency.get("relative_sd"))
             widths += [math.expm1(Z90 * sd)] * 2
     return Compared(
-        name=name_of(row),
-        row=row,
+        name=name_of(rows[0]),
+        row=rows[0],
+        requests=sum(row.cell.load.batch for row in rows),
         predicted=tuple(guesses),
-        measured=tuple(measured),
+        measured=tuple(figures),
         widths=tuple(widths),
     )
 
@@ -116,6 +120,8 @@ def name_of(row: Measurement) -> str:
     trace = arrivals.trace.split("-")[1]
     when = f"@{arrivals.speed or 1:g}x" if arrivals.timed else "at once"
     other = [
+        *([f"{arrivals.replicas} replicas"] if arrivals.replicas > 1 else []),
+        *([setup.engine] if setup.engine != "vllm" else []),
         *(["fp8"] if setup.dtype == "fp8" else []),
         *(["eager"] if setup.cuda_graphs is False else []),
         *([f"s{setup.max_sequences}"] if setup.max_sequences else []),
@@ -144,7 +150,7 @@ def runs_table(runs: Sequence[Compared]) -> str:
             for error, inside in zip(run.errors, run.inside, strict=True)
         ]
         kilojoules = [f"{figures[0] / 1e3:.2f}" for figures in (run.measured, run.predicted)]
-        rows.append([run.name, f"{run.row.cell.load.batch:,}", *kilojoules, *errors])
+        rows.append([run.name, f"{run.requests:,}", *kilojoules, *errors])
     return table(header, rows)
 
 
@@ -153,7 +159,7 @@ def short_table() -> str:
     rows = [
         [
             run.name,
-            f"{run.row.cell.load.batch:,}",
+            f"{run.requests:,}",
             f"{run.predicted[0] / 1e3:.1f}",
             f"{run.measured[0] / 1e3:.1f}",
             *(f"{signed(run.errors[FIGURES.index(name)])} %" for name in ("energy", "TPOT p99", "E2E p99")),
@@ -164,21 +170,28 @@ def short_table() -> str:
     return table(header, rows)
 
 
-def savings_table(number: int) -> str:
-    """Runs of a round whose requests vLLM's defaults served too, on the same GPU: what each saved, and was to save."""
-    runs = load(number)
-    defaults = {_asked(run): run for run in runs if "," not in run.name}
+def savings_table(number: int, base: str = "") -> str:
+    """Runs of a round whose requests `base` served too, on the same GPU: what each saved, and was to save.
+
+    Args:
+        number: Of the round.
+        base: What is not at vLLM's defaults of the run that is saved on; by default nothing.
+    """
+    bases = {_asked(run): run for run in load(number) if run.name.partition(", ")[2] == base}
     rows = []
-    for run in (own for own in runs if "," in own.name and _asked(own) in defaults):
-        base = defaults[_asked(run)]
+    for run in load(number):
+        other = bases.get(_asked(run))
+        # Static batches and more replicas are saved on, not savings.
+        if other is None or run.name == other.name or "transformers" in run.name or "replicas" in run.name:
+            continue
         seen, guess = (
-            1 - own[0] / other[0] for own, other in ((run.measured, base.measured), (run.predicted, base.predicted))
+            1 - own[0] / base_j[0] for own, base_j in ((run.measured, other.measured), (run.predicted, other.predicted))
         )
         tails = [
-            f"{1e3 * base.measured[FIGURES.index(name)]:.0f} → {1e3 * run.measured[FIGURES.index(name)]:.0f}"
+            " → ".join(_milliseconds(one.measured[FIGURES.index(name)]) for one in (other, run))
             for name in ("TTFT p99", "TPOT p99")
         ]
-        kilojoules = f"{base.measured[0] / 1e3:.1f} → {run.measured[0] / 1e3:.1f}"
+        kilojoules = f"{other.measured[0] / 1e3:.1f} → {run.measured[0] / 1e3:.1f}"
         rows.append([run.name, kilojoules, f"{100 * seen:.1f} %", f"{100 * guess:.1f} %", signed(guess - seen), *tails])
     header = [
         "requests, change",
@@ -192,8 +205,15 @@ def savings_table(number: int) -> str:
     return table(header, rows)
 
 
+def _milliseconds(time_s: float) -> str:
+    return f"{1e3 * time_s:,.0f}"
+
+
 def _asked(run: Compared) -> tuple[object, ...]:
-    return run.row.cell.load.arrivals, run.row.lengths
+    """Which requests, and when they arrive."""
+    arrivals = run.row.cell.load.arrivals
+    assert arrivals is not None
+    return arrivals.trace, arrivals.first, arrivals.timed, arrivals.speed, arrivals.from_s, arrivals.for_s
 
 
 def summary_table(runs: Sequence[Compared]) -> str:

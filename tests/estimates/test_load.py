@@ -21,8 +21,8 @@ SERVERS = [
     ServerSpec(),
     ServerSpec(options=EngineOptions(num_gpu_blocks=1500)),
     ServerSpec(options=EngineOptions(max_num_seqs=16)),
-    ServerSpec(engine="transformers"),
-    ServerSpec(engine="transformers", replicas=3),
+    ServerSpec(engine="transformers", replicas=4),
+    ServerSpec(engine="transformers", replicas=12),
 ]
 CONV = open_trace("azure-conv-2023").requests().slice(0, 1500)
 

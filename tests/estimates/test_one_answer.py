@@ -27,7 +27,7 @@ SERVERS = [
     ServerSpec(
         engine="vllm-eager", model="qwen3-30b-a3b", gpu="h100-sxm", options=EngineOptions(tensor_parallel_size=2)
     ),
-    ServerSpec(engine="transformers", replicas=2, router="least_loaded"),
+    ServerSpec(engine="transformers", replicas=6, router="least_loaded"),
 ]
 
 
@@ -65,7 +65,7 @@ def test_a_replay_is_predicted_by_the_estimate(engine: str) -> None:
         lengths=tuple(zip(requests.input_tokens.tolist(), requests.output_tokens.tolist(), strict=True)),
     )
     asked = estimate(requests, spec_of(setup, "h200", len(requests)), tables=table, offline=False).estimates[0]
-    assert predict(planned, "h200", table).predicted == asked.served
+    assert predict((planned,), "h200", table).predicted == asked.served
 
 
 @pytest.mark.parametrize("engine", ["vllm-server-pc", "vllm-server"])
@@ -77,7 +77,7 @@ def test_a_replay_of_shared_prompts_is_predicted_by_the_estimate(engine: str) ->
     arrivals = Arrivals(law="replay", trace="log", timed=True)
     (planned,) = plan_replays([(setup, replay_run(requests, arrivals))], gpu="h200").cells
     asked = estimate(requests, spec_of(setup, "h200", 60), tables=table, offline=False).estimates[0]
-    found = predict(planned, "h200", table).predicted
+    found = predict((planned,), "h200", table).predicted
     assert asked.served is not None
     assert (found.load.hit_tokens > 0) == setup.prefix_caching
     assert found.load.hit_tokens == asked.served.load.hit_tokens

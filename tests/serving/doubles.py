@@ -25,6 +25,7 @@ class Affine:
     idle_w: float = 100.0
     intake_s: float = 0.0
     intake_gap_s: float = 0.0
+    masked_attention: float = 1.0
     base_s: float = 0.01
     each_s: float = 0.0
     context_s: float = 0.0

@@ -81,7 +81,7 @@ def test_static_batches_run_one_after_the_other_and_are_not_cut() -> None:
     lengths = ((512, 64), (32, 8), (128, 16))
     cost = cost_of_setup(bound, SHAPE, GPU)
     run = serve_setup(bound, SHAPE, GPU, cost, asked(lengths))
-    first = serve_setup(bound, SHAPE, GPU, cost, asked(((512, 64),) * 2))
+    first = serve_setup(bound, SHAPE, GPU, cost, asked(((512, 64), (32, 8))))
     assert run.requests.finished_s[:2].tolist() == pytest.approx([first.duration_s] * 2)
     assert run.requests.first_token_s[2] > first.duration_s
     assert memory_fault(STATIC, SHAPE, GPU, [(8192, 64)] * 1000, together=False) is not None

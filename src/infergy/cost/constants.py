@@ -112,6 +112,13 @@ TRANSFORMERS = (
         "torch.cat in DynamicCache.update: read, write, read",
     ),
     _constant("compute_efficiency", 0.65, 0.15, "share of the dense peak of matmuls, unthrottled", KERNELS, 0.1),
+    _constant(
+        "masked_attention",
+        5.5,
+        0.2,
+        "factor on the positions that attention reads where padding needs a mask",
+        "four H100 rows of tasks, two H200 replays: with a mask keys and values are copied to all heads (repeat_kv)",
+    ),
 )
 """Where transformers differs."""
 

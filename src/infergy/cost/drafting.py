@@ -33,6 +33,7 @@ class DraftedCost:
         self.look_ahead, self.tokens_per_round = look_ahead, tokens_per_round
         self.intake_s, self.intake_gap_s = target.intake_s, target.intake_gap_s
         self.call_s, self.idle_w, self.rates = target.call_s, target.idle_w, target.rates
+        self.masked_attention = target.masked_attention
 
     def start(self) -> DraftedPace:
         """A clock for one replica that has been idle."""

@@ -67,6 +67,7 @@ class StepCost:
         intake_s: Seconds from a request's arrival until the scheduler can see it.
         intake_gap_s: Least seconds between two requests becoming visible.
         call_s: Seconds of the front end for requests that are handed over all at once.
+        masked_attention: Positions that attention reads in a padded batch, over those that there are.
         idle_w: Watts of all GPUs, idle, with the model loaded.
     """
 
@@ -78,6 +79,7 @@ class StepCost:
         self.intake_s = self.constants["intake_s"] if server.is_api else 0.0
         self.intake_gap_s = self.constants["intake_gap_s"] if server.engine == "vllm" else 0.0
         self.call_s = self.constants["call_s"]
+        self.masked_attention = self.constants.get("masked_attention", 1.0)
         self.idle_w = server.idle_w
 
     def start(self) -> Pace:

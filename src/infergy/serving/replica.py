@@ -49,6 +49,8 @@ class StepCost(Protocol):
     def intake_s(self) -> float: ...  # noqa: D102
     @property
     def intake_gap_s(self) -> float: ...  # noqa: D102
+    @property
+    def masked_attention(self) -> float: ...  # noqa: D102
     def start(self) -> Pace: ...  # noqa: D102
     def step_energy_j(self, steps: Steps) -> NDArray[np.float64]: ...  # noqa: D102
 
@@ -261,8 +263,9 @@ class StaticReplica:
     """One process of transformers' `generate`, batch after batch.
 
     Prompts are padded to the longest of the batch, and every sequence is computed until the longest answer is complete,
-    so padding counts in all columns of the steps. `generate` returns the answers together: a request is finished when
-    its batch is.
+    so padding counts in all columns of the steps. It needs a mask, and attention with a mask reads each position
+    `masked_attention` times (`infergy.cost.constants`). `generate` returns the answers together: a request is finished
+    when its batch is.
     """
 
     def __init__(
@@ -283,7 +286,7 @@ class StaticReplica:
         self._inputs, self._outputs = inputs, outputs
         self._most, self._fits = config.max_num_seqs, config.fits
         self._pace = cost.start()
-        self._has_graphs = config.has_graphs
+        self._has_graphs, self._masked = config.has_graphs, cost.masked_attention
         self._first_s, self._finished_s = first_s, finished_s
         self._waiting: deque[int] = deque()
         self._running: list[int] = []
@@ -317,14 +320,16 @@ class StaticReplica:
     def _generate(self, batch: list[int]) -> None:
         size = len(batch)
         longest = max(self._inputs[request] for request in batch)
-        tokens, pairs = size * longest, size * longest * (longest + 1) // 2
+        is_padded = any(self._inputs[request] < longest for request in batch)
+        rows = size * (self._masked if is_padded else 1.0)
+        tokens, pairs = size * longest, int(rows * longest * (longest + 1) / 2)
         self._log(1, 0, 0.0, tokens, pairs, size, self._pace.step(0, 0.0, tokens, pairs, size, size, 0))
         for request in batch:
             self._first_s[request] = self._now
         left, seen = max(self._outputs[request] for request in batch) - 1, longest + 1
         while left > 0:
-            count, seconds = self._pace.decode(size, size * seen, size if self._has_graphs else 0, left, inf, 0)
-            self._log(count, size, size * (seen + (count - 1) / 2), 0, 0, size, seconds)
+            count, seconds = self._pace.decode(size, rows * seen, size if self._has_graphs else 0, left, inf, 0)
+            self._log(count, size, rows * seen + size * (count - 1) / 2, 0, 0, size, seconds)
             left, seen = left - count, seen + count
         for request in batch:
             self._finished_s[request] = self._now
