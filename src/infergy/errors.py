@@ -41,7 +41,7 @@ class InfergyError(Exception):
     def __init__(self, message: str, *, code: str | None = None, **fields: Any) -> None:
         super().__init__(printable(without_secrets(message)))
         self.code = code or self.default_code
-        self.fields = {
+        self.fields: dict[str, Any] = {
             name: without_secrets(value) if isinstance(value, str) else value for name, value in fields.items()
         }
 

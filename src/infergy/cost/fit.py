@@ -166,7 +166,7 @@ class _Problem:
 
     def _by_offset(self, values: Column) -> Column:
         """Sums of values of the rows' logarithms by the offset that each has."""
-        return np.bincount(self.offset_of, values, self.offset_count)
+        return np.asarray(np.bincount(self.offset_of, values, self.offset_count), dtype=float)
 
     def _values(self, theta: Column, kind: str) -> dict[str, Any]:
         values = {}

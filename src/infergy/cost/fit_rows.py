@@ -47,13 +47,13 @@ class Entry(NamedTuple):
     """The steps at one place of several rows; where GPUs alike ran the same steps, their sums stand once.
 
     Attributes:
-        count: Steps of each row; 0 of rows that have fewer entries.
+        steps: Of each row; 0 of rows that have fewer entries.
         given_s: Seconds of one of them, as they were simulated.
         sums: Of the entries that differ.
         of_row: Which of these each row has.
     """
 
-    count: Column
+    steps: Column
     given_s: Column
     sums: StepSums
     of_row: Any
