@@ -20,7 +20,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from infergy.cost.constants import Fit, prior_fit
-from infergy.cost.fit import fit_row, run_rows
+from infergy.cost.fit import fit_row
+from infergy.cost.fit_rows import run_rows
 from infergy.cost.rates import rates_of
 from infergy.cost.table import SHIPPED_TABLE, Table, TableEntry, read_table
 from infergy.estimates.build import build_table

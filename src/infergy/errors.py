@@ -48,7 +48,7 @@ class InfergyError(Exception):
             message = f"{message[: LONGEST_MESSAGE - 1000]} … {message[-900:]}"
         super().__init__(message)
         self.code = code or self.default_code
-        self.fields = {
+        self.fields: dict[str, Any] = {
             name: without_secrets(value) if isinstance(value, str) else value for name, value in fields.items()
         }
 

@@ -25,7 +25,7 @@ def write_file(path: Path, content: str | bytes, kind: str, sign: str) -> None:
         path: Of a link, the file that it leads to is replaced.
         content: Of text as UTF-8.
         kind: What is written, for messages: ``plan``.
-        sign: What stands near an end of each file of this kind, by which one that may be replaced is known.
+        sign: Text near an end of each file of this kind, by which one that may be replaced is known.
 
     Raises:
         UsageError: The file cannot be written, or holds something of another kind, which would be lost.

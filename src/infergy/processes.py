@@ -1,6 +1,6 @@
 """Python processes that infergy starts: none runs Python files of the working folder.
 
-Else a ``json.py`` there, of whoever may write to that folder, would be run with the rights of the person who measures.
+Else a ``json.py`` there, of anyone who may write to that folder, would run with the rights of the person who measures.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _RUN = (
     "import sys, os, typing, runpy; root, module = sys.argv[1:3]; del sys.argv[1:3]; sys.path.insert(0, root); "
     "import infergy; sys.path.append(sys.path.pop(0)); runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
-"""Run a module of the infergy at a path; only infergy itself is looked for there first."""
+"""Run a module of the package at a path; only the package itself is looked for there first."""
 
 
 def python_command(module: str) -> list[str]:
-    """What runs a module of this infergy as `python -m` does, wherever it was found, without the working folder."""
+    """What runs a module of this package as `python -m` does, wherever it was found, without the working folder."""
     return [sys.executable, "-P", "-c", _RUN, str(ROOT), module]
 
 

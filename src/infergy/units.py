@@ -19,7 +19,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 
 
 def printable(text: str) -> str:
-    r"""`text` as it is safe to show, whoever wrote it: what would control a terminal is escaped, as ``\x1b``."""
+    r"""`text` as it is safe to show, from any source: what would control a terminal is escaped, as ``\x1b``."""
     return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -30,7 +30,7 @@ _SECRETS = re.compile(
     |secret|password|passwd|pwd)=)[^&\s;\#'",]+""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""What stands in a URL before its host, and values of parameters of it, or of a data source, that are secret."""
+"""Of a URL all before its host, and values of parameters of it, or of a data source, that are secret."""
 
 
 def without_secrets(text: str) -> str:

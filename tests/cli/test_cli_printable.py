@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -27,7 +28,9 @@ SRC = str(Path(__file__).parents[2] / "src")
 
 def hostile_row(row: Measurement) -> Measurement:
     """Named so wherever a row holds text."""
-    texts = dict.fromkeys(("infergy", "python", "platform", "cpu", "driver", "cuda", "weights"), HOSTILE)
+    texts: dict[str, Any] = dict.fromkeys(
+        ("infergy", "python", "platform", "cpu", "driver", "cuda", "weights"), HOSTILE
+    )
     packages, engine = {HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}
     environment = replace(row.environment, **texts, packages=packages, engine=engine)
     cell = replace(row.cell, setup=replace(row.cell.setup, model=HOSTILE))

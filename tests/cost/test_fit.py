@@ -9,7 +9,8 @@ import pytest
 
 from infergy.catalog import get_gpu, get_model
 from infergy.cost.constants import BY_NAME, Fit, prior_fit
-from infergy.cost.fit import FitRow, fit, run_rows
+from infergy.cost.fit import fit
+from infergy.cost.fit_rows import FitRow, run_rows
 from infergy.cost.rates import rates_of
 from infergy.cost.work import server_work
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from infergy.cost.fit import FitRow, fit
+from infergy.cost.fit import fit
+from infergy.cost.fit_rows import FitRow
 from infergy.estimates.estimate import Z90, sample_of, serve_sample
 from infergy.estimates.next_cells import (
     BATCHES,

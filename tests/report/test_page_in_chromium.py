@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -113,7 +114,7 @@ NASTY = (
 def nasty_row(row: Measurement) -> Measurement:
     """A row with that in each of its texts that no reader of rows checks."""
     gpus = tuple(replace(gpu, uuid=gpu.uuid, name=gpu.name + NASTY) for gpu in row.environment.gpus)
-    texts = dict.fromkeys(("infergy", "python", "platform", "cpu", "driver", "cuda", "weights"), NASTY)
+    texts: dict[str, Any] = dict.fromkeys(("infergy", "python", "platform", "cpu", "driver", "cuda", "weights"), NASTY)
     packages, engine = {NASTY: NASTY}, {NASTY: NASTY}
     environment = replace(row.environment, **texts, gpus=gpus, packages=packages, engine=engine)
     setup = replace(row.cell.setup, model=NASTY)

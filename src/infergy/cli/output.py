@@ -93,8 +93,9 @@ def make_table(
     from rich.table import Table
 
     kept = list(rows)
+    shown: Any = None if title is None else plain(title)
     table = Table(
-        title=None if title is None else plain(title),
+        title=shown,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -12,19 +12,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from infergy.catalog import get_gpu
-from infergy.catalog.gpus import Gpu
 from infergy.catalog.models import shipped_model
 from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
-from infergy.cost.rates import Rates, rates_of
-from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
+from infergy.cost.fit_rows import Entry, FitRow, entries_of, run_rows
+from infergy.cost.rates import rates_of
+from infergy.cost.step import StepSums
 from infergy.cost.table import MeasuredServer, ServedBy, Table, TableEntry, box_of
-from infergy.cost.work import ServerWork, server_work
+from infergy.cost.work import server_work
 
 CENTRE_SD = 0.002
 """Of the mean of the differences of GPUs of a kind."""
@@ -33,77 +33,6 @@ HUBER = 1.5
 LIKE_ROWS = 6.0
 """Rows of its own that the whole fit counts as, in the errors of one server."""
 ROUNDS, STEP, ENOUGH, DAMPING = 40, 0.01, 0.02, 1e-2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FitRow:
-    """A measured batch or run.
-
-    Attributes:
-        work: The server; `gpu` its kind of GPU.
-        server: Whether an API server served it.
-        steps: One row an entry of steps: count, seconds of one, then the sums of `infergy.cost.step.StepSums`.
-        calls: Times that requests were handed over; `idle_s` seconds with nothing to serve.
-        idle_w: Watts of all GPUs, idle, with the model loaded.
-        energy_j: Measured; `energy_sd` the standard deviation of its logarithm.
-        seconds: Measured; None where arrivals set the time: then steps take the seconds that they were simulated to,
-            since slower ones would be fewer.
-        unit: Which GPUs measured it.
-    """
-
-    work: ServerWork
-    gpu: Gpu
-    server: bool
-    steps: Column
-    calls: int
-    idle_s: float
-    idle_w: float
-    energy_j: float
-    energy_sd: float
-    seconds: float | None
-    unit: str
-
-
-def table_of(rows: Sequence[FitRow]) -> Column:
-    """The steps of rows, each as long as the longest; shape (steps, rows, 9)."""
-    table = np.zeros((max(len(row.steps) for row in rows), len(rows), 9))
-    for column, row in enumerate(rows):
-        table[: len(row.steps), column] = row.steps
-    return table
-
-
-def run_rows(rows: Sequence[FitRow], rates: Rates, call_s: Any, table: Column | None = None) -> tuple[Column, Column]:
-    """Seconds and energy of rows of one server, of shape (k, rows) where the rates are k variants.
-
-    Steps are taken in order, all rows at once, so that the power limiter's average is that of each row. `table` is
-    `table_of` the rows, where it is known.
-    """
-    table = table_of(rows) if table is None else table
-    power = rates.power
-    is_given = np.array([row.seconds is None for row in rows])
-    measured_w = [row.energy_j / row.seconds if row.seconds else row.idle_w for row in rows]
-    mean_w: Any = np.minimum(np.array(measured_w), power.limit_w)
-    seconds: Any = 0.0
-    energy: Any = 0.0
-    for entry in table:
-        count = entry[:, 0]
-        s = StepSums(*entry[:, 2:].T)
-        live = count > 0
-        one_s = np.where(live, free_s(rates, s), 1.0)
-        added = np.where(live, added_j(rates, s), 0.0)
-        free = one_s * np.maximum(count, 1.0)
-        took = stretched_s(power, added * count, free, mean_w, np.exp, np.maximum)
-        took = np.where(is_given & live, entry[:, 1] * count, took)
-        worked = slowed_j(power, added * count, np.minimum(free, took), np.where(live, took, 1.0))
-        took = np.where(live, took, 0.0)
-        joules = worked + power.base_w * took
-        watts = np.where(live, joules / np.where(live, took, 1.0), mean_w)
-        mean_w = watts + (mean_w - watts) * np.exp(-took / power.limiter_s)
-        seconds, energy = seconds + took, energy + joules
-    calls = np.array([row.calls for row in rows]) * call_s
-    idle = np.array([row.idle_s * row.idle_w for row in rows])
-    gaps = np.array([row.idle_s for row in rows])
-    return np.atleast_1d(seconds + calls + gaps), np.atleast_1d(energy + calls * power.base_w + idle)
 
 
 OUTLIER = math.log(1.5)
@@ -133,7 +62,7 @@ class _Problem:
         for index, row in enumerate(rows):
             groups.setdefault((row.work, row.work.compiled, row.gpu.name, row.server), []).append(index)
         self.groups = list(groups.values())
-        self.tables = [table_of([rows[index] for index in members]) for members in self.groups]
+        self.entries = [entries_of([rows[index] for index in members]) for members in self.groups]
         self.concerned: dict[int, tuple[str, ...]] = {}
         energy_j, seconds, sd = np.array([(row.energy_j, row.seconds or np.nan, row.energy_sd) for row in rows]).T
         is_timed = np.isfinite(seconds)
@@ -170,7 +99,7 @@ class _Problem:
             values: dict[str, Any] = self._values(theta, kind)
             for index, name in enumerate(names):
                 values[name] = values[name] * np.exp(shifts[:, index])[:, None]
-            at = self._logs(rows, values, self.tables[number])
+            at = self._logs(rows, values, self.entries[number])
             logs[both] = at[0]
             for name, slope in zip(names, (at[1:] - at[0]) / STEP, strict=True):
                 slopes[both, self.index_of[name]] = slope
@@ -182,24 +111,24 @@ class _Problem:
         """The constants on which rows of a group depend: fp8's do not concern bfloat16."""
         known = self.concerned.get(number)
         if known is None:
-            rows, table = [self.rows[index] for index in self.groups[number]], self.tables[number]
+            rows, entries = [self.rows[index] for index in self.groups[number]], self.entries[number]
             values: dict[str, Any] = {name: constant.value for name, constant in self.constants.items()}
-            at = self._logs(rows, values, table)
+            at = self._logs(rows, values, entries)
             known = tuple(
                 name
                 for name, value in values.items()
-                if not np.array_equal(self._logs(rows, {**values, name: value * 1.1}, table), at)
+                if not np.array_equal(self._logs(rows, {**values, name: value * 1.1}, entries), at)
             )
             self.concerned[number] = known
         return known
 
     @staticmethod
-    def _logs(rows: Sequence[FitRow], values: Mapping[str, Any], table: Column) -> Column:
+    def _logs(rows: Sequence[FitRow], values: Mapping[str, Any], entries: Sequence[Entry]) -> Column:
         """Logarithms of joules, then of seconds, of rows of one server; shape (variants, 2 rows)."""
         first = rows[0]
         idle_w = np.array([row.idle_w for row in rows])
         rates = rates_of(first.work, first.gpu, values, idle_w=idle_w, server=first.server)
-        seconds, energy = run_rows(rows, rates, values["call_s"], table)
+        seconds, energy = run_rows(rows, rates, values["call_s"], entries)
         logs: Column = np.log(np.atleast_2d(np.concatenate([energy, seconds], axis=-1)))
         return logs
 
@@ -238,7 +167,7 @@ class _Problem:
 
     def _by_offset(self, values: Column) -> Column:
         """Sums of values of the rows' logarithms by the offset that each has."""
-        return np.bincount(self.offset_of, values, self.offset_count)
+        return np.asarray(np.bincount(self.offset_of, values, self.offset_count), dtype=float)
 
     def _values(self, theta: Column, kind: str) -> dict[str, Any]:
         values = {}

@@ -252,5 +252,5 @@ def config_of_row(row: Measurement, by: ServedBy) -> EngineConfig:
         tensor_parallel_size=by.gpus,
         enforce_eager=not by.has_graphs,
     )
-    context = "server" if by.is_api else "llm"
-    return resolve(shipped_model(by.model), get_gpu(by.gpu), options, dtype=by.dtype, usage_context=context)
+    model, gpu = shipped_model(by.model), get_gpu(by.gpu)
+    return resolve(model, gpu, options, dtype=by.dtype, usage_context="server" if by.is_api else "llm")

@@ -174,7 +174,7 @@ def _read_shared(data: Mapping[str, Any], place: str, shared: dict[bytes, Any]) 
     found = {}
     for name, kind in SHARED.items():
         if (value := data.get(name)) is not None:
-            # Unlike its text, it tells 1 from 1.0 and from true.
+            # 1, 1.0 and true are equal as values, and differ as bytes.
             key = marshal.dumps((name, value), MARSHAL_WITHOUT_REFERENCES)
             if key not in shared:
                 if len(shared) >= MOST_SHARED:

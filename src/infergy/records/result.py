@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from infergy.errors import MeterError
 from infergy.records.latency import Latency, find_latency, mean_first_token_s, mean_per_output_token_s
 from infergy.records.shared import once_each
-from infergy.records.window import Window, sum_drafts
+from infergy.records.window import Window, energy_between, sum_drafts
 
 if TYPE_CHECKING:
     from infergy.records.measurement import Measurement
@@ -88,7 +88,8 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     if isinstance(windows, tuple) and _LAST and all(map(operator.is_, _LAST[0], (windows, loaded_idle, lengths))):
         return _LAST[0][3]
     batches = [batch for window in windows for batch in window.batches]
-    busy_s = sum(batch.duration_s for batch in batches)
+    busy_s = sum([batch.end_s - batch.start_s for batch in batches])
+    requests, output_tokens = sum([one.requests for one in batches]), sum([one.output_tokens for one in batches])
     if busy_s <= 0:
         message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
         raise MeterError(message, code="clock-wrong", busy_s=busy_s)
@@ -100,9 +101,9 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
         energy_by_gpu_j={uuid: joules / len(batches) for uuid, joules in totals.busy_by_gpu_j.items()},
         duration_s=busy_s / len(batches),
         power_w=energy_j / busy_s,
-        energy_per_request_j=energy_j / sum(batch.requests for batch in batches),
-        energy_per_output_token_j=energy_j / sum(batch.output_tokens for batch in batches),
-        output_tokens_per_s=sum(batch.output_tokens for batch in batches) / busy_s,
+        energy_per_request_j=energy_j / requests,
+        energy_per_output_token_j=energy_j / output_tokens,
+        output_tokens_per_s=output_tokens / busy_s,
         batches=len(batches),
         idle_s=max(totals.idle_s.values()),
         idle_energy_j=sum(totals.idle_j.values()),
@@ -110,7 +111,7 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
         power_by_gpu_w={uuid: joules / busy_s for uuid, joules in totals.busy_by_gpu_j.items()},
         time_to_first_token_s=mean_first_token_s(batches),
         time_per_output_token_s=mean_per_output_token_s(batches),
-        requests_per_s=sum(batch.requests for batch in batches) / busy_s,
+        requests_per_s=requests / busy_s,
         latency=find_latency(batches, [tokens for _, tokens in lengths]),
         accepted_share=None if drafts is None else drafts.accepted_share,
         tokens_per_round=None if drafts is None else drafts.tokens_per_round,
@@ -161,15 +162,19 @@ def _joules_of(windows: Sequence[Window], loaded_idle: Window) -> _Joules:
     used_j = dict.fromkeys(windows[0].open, 0.0)
     idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
     for window in windows:
-        tail_w, busy_s = window.tail_power_by_gpu_w, window.busy_s
-        duration_s = window.duration_by_gpu_s
-        for uuid, energy_j in window.energy_by_gpu_j.items():
-            seconds = max(0.0, duration_s[uuid] - busy_s)
+        busy_s = window.busy_s
+        for uuid, opened in window.open.items():
+            closed, settled = window.close[uuid], window.settled.get(uuid)
+            energy_j, duration_s = energy_between(uuid, opened, closed), closed.time_s - opened.time_s
+            seconds = max(0.0, duration_s - busy_s)
             used_j[uuid] += energy_j
             idle_s[uuid] += seconds
-            idle_j[uuid] += seconds * tail_w.get(uuid, idle_power_w[uuid])
-            if uuid not in tail_w:
-                bound_j[uuid] += seconds * (energy_j / duration_s[uuid] - idle_power_w[uuid])
+            if settled is None:
+                idle_j[uuid] += seconds * idle_power_w[uuid]
+                bound_j[uuid] += seconds * (energy_j / duration_s - idle_power_w[uuid])
+            else:
+                tail_j = energy_between(uuid, settled, closed)
+                idle_j[uuid] += seconds * (tail_j / (closed.time_s - settled.time_s))
     return _Joules(used_j, idle_s, idle_j, bound_j)
 
 

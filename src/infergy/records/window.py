@@ -122,7 +122,7 @@ class Window:
     @property
     def busy_s(self) -> float:
         """Seconds in which batches ran."""
-        return sum(batch.duration_s for batch in self.batches)
+        return sum([batch.end_s - batch.start_s for batch in self.batches])
 
     @property
     def duration_by_gpu_s(self) -> dict[str, float]:
@@ -136,7 +136,7 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
         """
-        return {uuid: _between(uuid, tick, self.close[uuid]) for uuid, tick in self.open.items()}
+        return {uuid: energy_between(uuid, tick, self.close[uuid]) for uuid, tick in self.open.items()}
 
     @property
     def tail_power_by_gpu_w(self) -> dict[str, float]:
@@ -146,7 +146,7 @@ class Window:
             MeterError: A counter stood still or ran backwards.
         """
         return {
-            uuid: _between(uuid, tick, self.close[uuid]) / (self.close[uuid].time_s - tick.time_s)
+            uuid: energy_between(uuid, tick, self.close[uuid]) / (self.close[uuid].time_s - tick.time_s)
             for uuid, tick in self.settled.items()
         }
 
@@ -157,7 +157,7 @@ class Window:
         return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
 
 
-def _between(uuid: str, earlier: Tick, later: Tick) -> float:
+def energy_between(uuid: str, earlier: Tick, later: Tick) -> float:
     """Joules from one tick to another.
 
     Raises:

@@ -18,7 +18,7 @@ from infergy.units import printable
 MARK = '<meta name="generator" content="infergy">'
 """By which a page of infergy is known."""
 SIGNS: Mapping[str, str] = {".svg": "<svg", ".png": "PNG", ".html": MARK}
-"""What stands near the begin of a picture, by the end of its name."""
+"""Text near the begin of a picture, by the end of its name."""
 PNG_SCALE = 2.0
 
 Spec = Mapping[str, Any]

@@ -176,14 +176,14 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
         UsageError: The folder cannot be written.
         ImportError: The extra ``report`` is not installed.
     """
-    pictures = {}
+    pictures: dict[str, bytes] = {}
     for figure in report.figures:
         svg = draw(for_file(figure), ".svg").decode()
         pictures[figure.name] = re.sub(f'(fill|stroke)="{INK}"', rf'\1="{FILE_INK}"', svg).encode()
     files = {PAGE: page_html(report, pictures).encode(), MARKDOWN: page_markdown(report).encode()}
-    for name, svg in pictures.items():
-        files |= {f"{name}.svg": svg, f"{name}.png": png_of(svg)}
-    signs = SIGNS | {".md": MARKDOWN_BEGIN}
+    for name, picture in pictures.items():
+        files |= {f"{name}.svg": picture, f"{name}.png": png_of(picture)}
+    signs = {**SIGNS, ".md": MARKDOWN_BEGIN}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
