@@ -36,6 +36,12 @@ W8A8 = {"config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
         ({"quant_algo": "W4A16_AWQ"}, "int4"),
         ({"quant_method": "aqlm"}, "aqlm"),
+        ({"quant_method": "exl2", "bits": 4.0}, "exl2"),
+        ({"group_size": 64, "bits": 4}, "int4"),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}, "int4"),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}, "fp8"),
+        ({"quant_algo": "W8A8_SQ_PER_CHANNEL"}, "int8"),
+        ({"quant_algo": "FP8_PB_WO"}, "fp8"),
     ],
 )
 def test_formats(quantization: dict[str, Any], expected: str) -> None:
@@ -62,6 +68,8 @@ def test_modelopt_keeps_the_format_beside_the_configuration(tmp_path: Path) -> N
         # 6.98 B in matrices of layers, two tables of 0.525 B at 16 bits; published: 5.73 GB.
         ("llama-3.1-8b", {"quant_method": "awq", "bits": 4}, 5.33),
         ("llama-3.1-8b", {"quant_method": "compressed-tensors", **NVFP4}, 5.61),
+        # Groups of 32 values, each with a scale of 16 bits and no zero: 4.5 bits.
+        ("llama-3.1-8b", {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}, 5.61),
         ("llama-3.1-70b", {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}, 67.66),
         # Attention in 16 bits: 61 layers of 187 M entries, 1.4375 bytes more each.
         ("deepseek-v3", {"quant_algo": "NVFP4", "exclude_modules": ["re:.*self_attn.*"]}, 369.3),
