@@ -130,3 +130,6 @@ def test_what_does_not_fit_names_the_format_of_the_checkpoint() -> None:
         open_server(ServerSpec(model="gpt-oss-120b", gpu="h100-sxm", precision="bfloat16"))
     assert "--precision mxfp4 would" in str(caught.value)
     assert open_server(ServerSpec(model="gpt-oss-120b", gpu="h100-sxm")).setup.dtype == "mxfp4"
+    with raises("does-not-fit") as caught:
+        open_server(ServerSpec(engine="transformers", model="gpt-oss-120b", gpu="h100-sxm"))
+    assert "--engine vllm serves it in mxfp4" in str(caught.value)
