@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from infergy.catalog import get_model, model_config, read_shape
 from infergy.catalog.quantization import weights_format
 from infergy.cli import app
+from infergy.engines.weights import config_folder
 from infergy.estimates.servers import ServerSpec, open_server
 from raising import raises
 
@@ -133,3 +134,11 @@ def test_what_does_not_fit_names_the_format_of_the_checkpoint() -> None:
     with raises("does-not-fit") as caught:
         open_server(ServerSpec(engine="transformers", model="gpt-oss-120b", gpu="h100-sxm"))
     assert "--engine vllm serves it in mxfp4" in str(caught.value)
+
+
+def test_random_weights_are_in_the_format_of_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = {"model_type": "x", "quantization_config": {"quant_method": "awq"}}
+    folder = config_folder(config | {"text_config": config})
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert written == {"model_type": "x", "text_config": {"model_type": "x"}}

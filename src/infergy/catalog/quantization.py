@@ -46,6 +46,15 @@ def find_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((found for found in map(find_quantization, parts) if found is not None), None)
 
 
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` of a model in 16 bits: nothing of it, or of its parts, says that its weights are quantised."""
+    return {
+        key: without_quantization(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in KEYS
+    }
+
+
 def with_quantization(shape: ModelShape, quantization: Mapping[str, Any]) -> ModelShape:
     """`shape` with the format of its checkpoint, and the bytes of the parts that it keeps wider."""
     formats = _formats_of_parts(quantization)
