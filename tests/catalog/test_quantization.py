@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from infergy.catalog import get_model, model_config, read_shape
 from infergy.catalog.quantization import weights_format
 from infergy.cli import app
+from infergy.engines.weights import config_folder
 from infergy.estimates.servers import ServerSpec, open_server
 from raising import raises
 
@@ -36,6 +37,12 @@ W8A8 = {"config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
         ({"quant_algo": "W4A16_AWQ"}, "int4"),
         ({"quant_method": "aqlm"}, "aqlm"),
+        ({"quant_method": "exl2", "bits": 4.0}, "exl2"),
+        ({"group_size": 64, "bits": 4}, "int4"),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}, "int4"),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}, "fp8"),
+        ({"quant_algo": "W8A8_SQ_PER_CHANNEL"}, "int8"),
+        ({"quant_algo": "FP8_PB_WO"}, "fp8"),
     ],
 )
 def test_formats(quantization: dict[str, Any], expected: str) -> None:
@@ -62,6 +69,8 @@ def test_modelopt_keeps_the_format_beside_the_configuration(tmp_path: Path) -> N
         # 6.98 B in matrices of layers, two tables of 0.525 B at 16 bits; published: 5.73 GB.
         ("llama-3.1-8b", {"quant_method": "awq", "bits": 4}, 5.33),
         ("llama-3.1-8b", {"quant_method": "compressed-tensors", **NVFP4}, 5.61),
+        # Groups of 32 values, each with a scale of 16 bits and no zero: 4.5 bits.
+        ("llama-3.1-8b", {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}, 5.61),
         ("llama-3.1-70b", {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}, 67.66),
         # Attention in 16 bits: 61 layers of 187 M entries, 1.4375 bytes more each.
         ("deepseek-v3", {"quant_algo": "NVFP4", "exclude_modules": ["re:.*self_attn.*"]}, 369.3),
@@ -122,3 +131,14 @@ def test_what_does_not_fit_names_the_format_of_the_checkpoint() -> None:
         open_server(ServerSpec(model="gpt-oss-120b", gpu="h100-sxm", precision="bfloat16"))
     assert "--precision mxfp4 would" in str(caught.value)
     assert open_server(ServerSpec(model="gpt-oss-120b", gpu="h100-sxm")).setup.dtype == "mxfp4"
+    with raises("does-not-fit") as caught:
+        open_server(ServerSpec(engine="transformers", model="gpt-oss-120b", gpu="h100-sxm"))
+    assert "--engine vllm serves it in mxfp4" in str(caught.value)
+
+
+def test_random_weights_are_in_the_format_of_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = {"model_type": "x", "quantization_config": {"quant_method": "awq"}}
+    folder = config_folder(config | {"text_config": config})
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert written == {"model_type": "x", "text_config": {"model_type": "x"}}

@@ -81,10 +81,20 @@ def test_the_programs_exit_code_is_passed_on_and_ends_the_runs() -> None:
     assert killed.returncode == 128 + 9
 
 
-def test_a_run_without_energy_is_a_failure() -> None:
-    done = run("--simulate", "--idle", "0", "--runs", "2", "--json", "--", "true")
-    assert done.returncode == 3
-    assert [json.loads(line)["energy_j"] for line in done.stdout.splitlines()] == [None, None]
+def test_a_run_without_energy_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = pretend_node(get_gpu("h200"), 1)
+    monkeypatch.setattr("infergy.meters.simulated.SteadyMeter", lambda count: SimulatedMeter(node))
+
+    def serve(*_: object) -> int:
+        node.advance(4.0, 500.0)
+        # From here on the counter stands still.
+        monkeypatch.setattr(SimulatedMeter, "read", lambda meter: {gpu.uuid: 1.0 for gpu in meter.gpus})
+        return 0
+
+    monkeypatch.setattr(command, "_run", serve)
+    done = CliRunner().invoke(app, ["run", "--simulate", "--idle", "0", "--json", "serve"])
+    assert json.loads(done.stdout)["energy_j"] is None
+    assert done.exit_code == 3
 
 
 def test_a_signal_that_ends_us_ends_the_program_first() -> None:

@@ -298,3 +298,19 @@ def test_a_missing_file_of_servers_is_named_in_plain_words() -> None:
     assert isinstance(done.exception, DataError)
     assert "no-such-file.toml" in str(done.exception)
     assert "Errno" not in str(done.exception)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_a_longer_request_takes_more_until_it_is_rejected(engine: str) -> None:
+    server = open_server(ServerSpec(engine=engine))
+
+    def energy_j(input_tokens: int) -> float:
+        return estimate_server(whole(requests([(input_tokens, 10)])), server).run.energy_j
+
+    energies = [energy_j(2**power) for power in (10, 13, 16)]
+    assert energies == sorted(set(energies))
+    for power in (17, 20, 32):
+        with raises("does-not-fit"):
+            energy_j(2**power)
+    beside = estimate_server(whole(requests([(100, 10), (2**20, 10)])), server).run
+    assert (beside.requests, beside.rejected_requests) == (2, 1)

@@ -14,11 +14,13 @@ from typing import Any
 
 from infergy.catalog.shape import DTYPE_BYTES, EXPERTS_ONLY, ModelShape
 
-KEYS = ("quantization_config", "compression_config")
-"""The second is what compressed-tensors wrote before its version 0.8."""
+KEYS = ("quantization_config", "compression_config", "quantization")
+"""The second is what compressed-tensors wrote before its version 0.8, the third what MLX writes."""
 EXCLUDED = ("ignore", "exclude_modules", "modules_to_not_convert", "llm_int8_skip_modules")
 FLOATS = {"4": "fp4", "8": "fp8"}
 GROUPS_OF_FLOAT4 = {"16": "nvfp4", "32": "mxfp4"}
+WORDS = {"float8": "fp8", "fp8": "fp8", "int4": "int4", "int8": "int8"}
+"""Of torchao, quanto and quark, whose keys nest; the first that stands anywhere counts."""
 ALGORITHMS = {"int4": "int4", "w4a16": "int4", "w4a8": "int4", "int8": "int8", "w8a8": "int8", "w8a16": "int8"}
 PARTS: Mapping[str, str] = {
     "encoders": r"visual|vision|audio|projector",
@@ -44,6 +46,15 @@ def find_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((found for found in map(find_quantization, parts) if found is not None), None)
 
 
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` of a model in 16 bits: nothing of it, or of its parts, says that its weights are quantised."""
+    return {
+        key: without_quantization(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in KEYS
+    }
+
+
 def with_quantization(shape: ModelShape, quantization: Mapping[str, Any]) -> ModelShape:
     """`shape` with the format of its checkpoint, and the bytes of the parts that it keeps wider."""
     formats = _formats_of_parts(quantization)
@@ -55,7 +66,7 @@ def with_quantization(shape: ModelShape, quantization: Mapping[str, Any]) -> Mod
         shape.checkpoint,
         dtype=dtype,
         scaled_in_blocks=bool(quantization.get("weight_block_size")),
-        wider_bytes=_wider_bytes(shape, dtype, formats, quantization),
+        wider_bytes=_wider_bytes(shape, dtype, formats, quantization) + _scale_bytes(shape, dtype, quantization),
     )
     return dataclasses.replace(shape, checkpoint=checkpoint)
 
@@ -79,7 +90,10 @@ def weights_format(quantization: Mapping[str, Any]) -> str:
         bits = 4
     elif quantization.get("load_in_8bit"):
         bits = 8
-    return name if bits is None else f"int{bits}"
+    if isinstance(bits, int):
+        return f"int{bits}"
+    text = str([value for key, value in quantization.items() if key not in EXCLUDED]).lower()
+    return next((meant for word, meant in WORDS.items() if word in text), name)
 
 
 def _group_format(group: Any) -> str:
@@ -123,6 +137,20 @@ def _wider_bytes(shape: ModelShape, dtype: str, formats: Mapping[str, str], quan
         share = min(1.0, wide.get(part, 0.0) / layers)
         wider += parameters * (own + share * (2.0 - own) - narrow)
     return wider
+
+
+def _scale_bytes(shape: ModelShape, dtype: str, quantization: Mapping[str, Any]) -> float:
+    """Bytes of scales and zeros of int4 beyond those of groups of 128 values with both, which `DTYPE_BYTES` has."""
+    groups = quantization.get("config_groups")
+    group = next(iter(groups.values())) if isinstance(groups, Mapping) and groups else quantization
+    weights = group.get("weights", group) if isinstance(group, Mapping) else None
+    size = weights.get("group_size", weights.get("q_group_size")) if isinstance(weights, Mapping) else None
+    if dtype != "int4" or isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        return 0.0
+    is_symmetric = weights.get("symmetric", weights.get("sym", False)) is True or weights.get("zero_point") is False
+    bits = (16 if is_symmetric else 20) / size
+    values = sum(parameters for _, parameters in _parts(shape).values()) + shape.routed_parameters
+    return values * ((4 + bits) / 8 - DTYPE_BYTES["int4"])
 
 
 def _excluded_layers(names: Iterable[str]) -> dict[str, float]:

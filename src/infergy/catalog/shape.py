@@ -129,7 +129,7 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """All parameters, as the published checkpoint counts them."""
-        return self._tables + self._layer_parameters + self._routed_parameters + self.checkpoint.encoder_parameters
+        return self._tables + self._layer_parameters + self.routed_parameters + self.checkpoint.encoder_parameters
 
     @property
     def active_parameters(self) -> int:
@@ -151,7 +151,7 @@ class ModelShape:
     def weight_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of all parameters at `dtype`."""
         wide = self._tables + self.checkpoint.encoder_parameters
-        return _bytes(self._layer_parameters, self._routed_parameters, wide, dtype) + self._wider_bytes(dtype)
+        return _bytes(self._layer_parameters, self.routed_parameters, wide, dtype) + self._wider_bytes(dtype)
 
     def step_weight_bytes(self, batch: int, dtype: str = "bfloat16") -> float:
         """Bytes of weights that one decode step of `batch` requests reads (or one forward of `batch` tokens).
@@ -160,7 +160,7 @@ class ModelShape:
         embedding table a row for each token.
         """
         tables = (self.vocabulary + batch) * self.hidden
-        visited = 0.0 if self.experts is None else self.experts.expected_coverage(batch) * self._routed_parameters
+        visited = 0.0 if self.experts is None else self.experts.expected_coverage(batch) * self.routed_parameters
         return _bytes(self._layer_parameters, visited, tables, dtype) + self._wider_bytes(dtype)
 
     def _wider_bytes(self, dtype: str) -> float:
@@ -168,7 +168,7 @@ class ModelShape:
 
     def routed_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of all routed experts; 0 for a dense model."""
-        return self._routed_parameters * dtype_bytes(dtype)
+        return self.routed_parameters * dtype_bytes(dtype)
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA those of the latents."""
@@ -268,7 +268,8 @@ class ModelShape:
         return self._fixed_matmul + others + self.other_parameters
 
     @property
-    def _routed_parameters(self) -> int:
+    def routed_parameters(self) -> int:
+        """Of all routed experts; 0 for a dense model."""
         if self.experts is None:
             return 0
         return self.experts.layers * self.experts.experts * self.experts.expert_parameters(self.hidden)

@@ -253,7 +253,12 @@ def gpu_here(*, known_only: bool = True) -> str | None:
         try:
             get_gpu(name)
         except UsageError as error:
-            raise error.within("the GPU here", option="--gpu") from error
+            why = f"{name} is not in the catalog" if "nearest" in error.fields else str(error)
+            message = (
+                f"the GPU here: {why}. Describe one: --gpu MINE.toml (docs/models.md); or name the one to plan for: "
+                "--gpu NAME (infergy list gpus)"
+            )
+            raise UsageError(message, code="unknown-gpu", name=name, option="--gpu") from error
     return None if known is None else known.name
 
 

@@ -222,9 +222,10 @@ def _assumed_precision(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, 
     published, notes = shape.checkpoint.dtype, []
     is_open = spec.precision is None and "dtype" not in EngineSetup.parse_label(spec.engine)
     if is_open and published not in (None, setup.dtype, *UNQUANTISED):
+        other = f"; --engine vllm serves it in {published}" if shape.precision == published else ""
         notes.append(
             f"the checkpoint of {shape.name} is in {published}, which is not simulated under {setup.engine}: it is "
-            f"taken as {setup.dtype}, {format_bytes(shape.weight_bytes(setup.dtype))} of weights"
+            f"taken as {setup.dtype}, {format_bytes(shape.weight_bytes(setup.dtype))} of weights{other}"
         )
     if setup.dtype in WEIGHT_ONLY:
         notes.append(

@@ -362,7 +362,7 @@ def _does_not_fit(
 ) -> UsageError:
     """The error that names what would give `room`, of `dtype`, `gpus` and `tokens`, for more than the null block."""
     gpus = options.tensor_parallel_size
-    formats = [one for one in (shape.precision, FP8) if dtype_bytes(one) < dtype_bytes(dtype)]
+    formats = [one for one in (shape.precision, FP8, "int4") if dtype_bytes(one) < dtype_bytes(dtype)]
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     few, *ways = (
         next((f"--{option} {value}" for value in values if room(**{name: value}) > 1), None)
