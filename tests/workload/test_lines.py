@@ -170,3 +170,13 @@ def test_a_share_of_bad_rows_is_below_one(tmp_path: Path) -> None:
     for share in (-0.1, 1.0, float("nan")):
         with pytest.raises(UsageError):
             trace_of(tmp_path / "log.csv", AZURE + "1,1\n", bad_rows=share)
+
+
+def test_a_broken_line_among_records_that_hold_rows_is_counted(tmp_path: Path) -> None:
+    attributes = [{"key": f"gen_ai.usage.{axis}_tokens", "value": {"intValue": "9"}} for axis in ("input", "output")]
+    spans = [{"name": "chat", "startTimeUnixNano": "1700000000000000000", "attributes": attributes}] * 10
+    line = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}) + "\n"
+    trace = trace_of(tmp_path / "log.jsonl", line * 60 + line[:50] + "\n" + line * 60)
+    assert totals(trace) == (1200, 10_800, 10_800, 1)
+    with pytest.raises(DataError, match="line 61 is not JSON"):
+        trace_of(tmp_path / "log.jsonl", line * 60 + line[:50] + "\n", bad_rows=0).describe()

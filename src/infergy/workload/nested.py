@@ -40,31 +40,30 @@ class Nested:
     is_document: bool
     nest: tuple[str, ...] = ()
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The records, numbers as text; those of a document that is a list are its own.
+    def records(self) -> Iterator[dict[str, Any] | Fault]:
+        """The records, numbers as text, and lines that are none; those of a document that is a list are its own.
 
         Raises:
-            ValueError: A line, or the document, is no JSON.
+            ValueError: The document is no JSON.
         """
         with open_lines(self.path) as lines:
             held = _document(self.path, self.path.stat().st_mtime_ns) if self.is_document else read_records(lines)
-            for value in held:
-                if isinstance(value, Fault):
-                    raise ValueError(str(value))
-                if isinstance(value, dict):
-                    yield value
+            yield from (value for value in held if isinstance(value, (dict, Fault)))
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows by dotted path, values as they are.
+    def rows(self) -> Iterator[dict[str, Any] | Fault]:
+        """The rows by dotted path, values as they are, and lines that are none.
 
         Raises:
             ValueError: As of `records`.
         """
         for record in self.records():
-            yield from _unpack(_plain(record), self.nest)
+            if isinstance(record, Fault):
+                yield record
+            else:
+                yield from _unpack(_plain(record), self.nest)
 
     def frame(self, fields: tuple[str, ...]) -> pl.LazyFrame:
-        """The rows as text, lazily."""
+        """The rows as text, lazily; a line that is none has its fault in each field."""
         import polars as pl
         from polars.io.plugins import register_io_source
 
@@ -76,7 +75,10 @@ class Nested:
             names = list(fields) if columns is None else columns
             rows = itertools.islice(self.rows(), most)
             while batch := list(itertools.islice(rows, _BATCH)):
-                held = {name: [_text(row.get(name)) for row in batch] for name in names}
+                held = {
+                    name: [str(row) if isinstance(row, Fault) else _text(row.get(name)) for row in batch]
+                    for name in names
+                }
                 frame = pl.DataFrame(held, schema=dict.fromkeys(names, pl.String))
                 yield frame if predicate is None else frame.filter(predicate)
 
@@ -96,6 +98,8 @@ def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
     """Where rows may stand in the first records, the outermost first."""
     found: dict[tuple[str, ...], None] = {}
     for record in itertools.islice(nested.records(), most):
+        if isinstance(record, Fault):
+            continue
         if _has_attributes(record):
             found[()] = None
         if len(_parallel(record)) > 1:

@@ -39,7 +39,7 @@ _NORMAL_90 = 1.6449
 _FEWEST_WINDOWS = 24
 _MORE = 1.2
 _NEARLY_ALL = 0.8
-_SLOTS = 256
+_SLOTS, _MOST_SLOTS = 256, 10_000
 _SHORTEST_S, _LONGEST_S = 60.0, 600.0
 _SLOT = "slot"
 
@@ -216,6 +216,7 @@ def divide(requests: int, duration_s: float | None) -> Slots:
     """Slots of a trace: of time, or of its order where its duration is unknown or 0."""
     if duration_s:
         count = max(1, math.ceil(duration_s / min(max(duration_s / _SLOTS, _SHORTEST_S), _LONGEST_S)))
+        count = min(count, _MOST_SLOTS)
         return Slots(count=count, size=duration_s / count, is_timed=True)
     size = -(-requests // _SLOTS)
     return Slots(count=-(-requests // size), size=size, is_timed=False)

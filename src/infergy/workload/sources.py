@@ -243,7 +243,7 @@ def nested_readings(source: Source) -> Iterator[Source]:
 def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
     """Rows that are found in the records of a file."""
     try:
-        rows = tuple(itertools.islice(nested.rows(), PEEKED_RECORDS))
+        rows = tuple(row for row in itertools.islice(nested.rows(), PEEKED_RECORDS) if not isinstance(row, Fault))
     except (ValueError, RecursionError) as error:
         message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
         raise DataError(message, code="bad-syntax", path=name, form="JSON") from error

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from infergy.errors import MissingError, UsageError
+from infergy.errors import DataError, MissingError, UsageError
+from infergy.workload.lines import Fault
 from infergy.workload.source import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def _load(tokenizer: str) -> Encode:
 
 def _records(source: Source) -> Iterator[Mapping[str, Any]]:
     if source.nested is not None:
-        yield from source.nested.records()
+        for record in source.nested.records():
+            if isinstance(record, Fault):
+                message = f"{source.name}: {record}. Repair or remove that line"
+                raise DataError(message, code="bad-syntax", path=source.name, line=record.number, form="JSON")
+            yield record
         return
     import polars as pl
 
