@@ -149,6 +149,7 @@ LOGS = {
         2, 18, 6, 8, 1.0, 1,
     ),
     "elsewhere": Log("openai", lines({"at": 1, "event": {"body": {"total_usage": chat(90, 30)["usage"], **chat(9, 3)}}}), 1, 9, 3),
+    "gemini cli": Log("gemini", lines({"attributes": {"event.name": "gemini_cli.api_response", "event.timestamp": "2026-01-01T00:00:00Z", "input_token_count": 9, "output_token_count": 3, "thoughts_token_count": 2, "cached_content_token_count": 4}}), 1, 9, 5, 4, 0.0),
     "langchain": Log("langchain", lines({"usage_metadata": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12, "input_token_details": {"cache_read": 4}}}), 1, 9, 3, 4),
     "cohere": Log("cohere", lines({"id": "c", "usage": {"billed_units": {"input_tokens": 5, "output_tokens": 3}, "tokens": {"input_tokens": 71, "output_tokens": 3}}}), 1, 71, 3),
     "ollama": Log(
@@ -584,6 +585,15 @@ def test_a_unit_may_end_the_name_of_arrivals(name: str, unit: float, tmp_path: P
     path = tmp_path / "log.csv"
     path.write_text(f"{name},input_tokens,output_tokens\n0,9,3\n{round(4 / unit)},9,3\n", encoding="utf-8")
     assert open_trace(path).describe().duration_s == pytest.approx(4.0)
+
+
+def test_latencies_are_no_arrivals(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    latencies = [1.2, 0.3, 2.5, 0.9, 1.1, 0.4, 3.3, 0.2, 1.9, 0.8, 2.2, 0.1]
+    rows = "".join(f"{value},9,3\n" for value in latencies)
+    path.write_text(f"time,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+    assert open_trace(path).layout.time == ()
+    assert open_trace(path, columns=Columns(time="time")).layout.time == ("time",)
 
 
 def test_a_time_that_is_no_arrival_is_none(tmp_path: Path) -> None:
