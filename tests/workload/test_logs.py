@@ -437,6 +437,31 @@ def test_the_cached_tokens_of_a_stream_are_those_of_its_last_chunk(tmp_path: Pat
     assert open_trace(path).histogram().input_tokens == 40
 
 
+def test_chunks_may_repeat_another_id(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    chunks = [
+        chunk(str(k), chat(100, n)["usage"]) | {"request_id": own}
+        for k, (n, own) in enumerate(((1, "a"), (2, "a"), (1, "b")))
+    ]
+    path.write_text(lines(*chunks), encoding="utf-8")
+    summary = open_trace(path).describe()
+    assert (summary.requests, summary.output.total) == (2, 3)
+
+
+def test_the_start_of_a_stream_of_anthropic_is_no_request(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    start = {"type": "message_start", "message": {"id": "m", "usage": {**CLAUDE_USAGE, "output_tokens": 1}}}
+    path.write_text(
+        lines(start, {"type": "message_delta", "usage": CLAUDE_USAGE}, {"type": "message_stop"}), encoding="utf-8"
+    )
+    summary = open_trace(path).describe()
+    assert (summary.requests, summary.input.total, summary.output.total) == (1, 8103, 50)
+    # Where the prompt stands in the one event and the answer in another, no row has both.
+    path.write_text(lines(start, {"type": "message_delta", "usage": {"output_tokens": 15}}), encoding="utf-8")
+    with raises("no-requests"):
+        open_trace(path).describe()
+
+
 def test_the_same_id_of_other_requests_joins_nothing(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(lines(*({"id": "x", **chat(9 + n, 3)} for n in range(5))), encoding="utf-8")
@@ -644,6 +669,11 @@ def test_an_unknown_log_gets_a_guess_with_its_reason_and_flags(tmp_path: Path) -
         open_trace(path)
     assert "--input-column promptTokenLen --output-column generatedTokenLen" in str(told.value)
     assert "median 150" in str(told.value)
+    path.with_suffix(".json").write_text(json.dumps({"results": [{"input_len": 5, "output_len": 3}]}), encoding="utf-8")
+    with raises("unknown-format", guess={"input": "input_len", "output": "output_len"}):
+        open_trace(path.with_suffix(".json"))
+    named = Columns(input="input_len", output="output_len")
+    assert open_trace(path.with_suffix(".json"), columns=named).histogram().requests == 1
     path.write_text("when,promptText,reply\n1,100,30\n", encoding="utf-8")
     with raises("unknown-format") as told:
         open_trace(path)

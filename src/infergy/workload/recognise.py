@@ -62,7 +62,9 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
             except DataError as other:
                 if other.code not in ("unknown-format", "no-column"):
                     raise
-        raise
+                if len(other.fields.get("guess", ())) > len(error.fields.get("guess", ())):
+                    error = other
+        raise error
 
 
 def _without_texts(origin: Source) -> Iterator[Source]:
@@ -134,7 +136,11 @@ def settle(
         layout,
         time=time,
         time_unit_s=named.time_unit_s or unit_s,
-        skip={path: values for path, values in layout.skip.items() if path in fields},
+        skip={
+            path: values
+            for name, values in layout.skip.items()
+            for path in itertools.islice((one for one in outer(f"{within}.", name) if one in fields), 1)
+        },
         blocks=layout.blocks if layout.blocks is not None and layout.blocks.path in fields else None,
         sessions=next(sessions, None),
         chunk=_chunks(layout, fields, rows, within),
@@ -163,6 +169,7 @@ def _find_formats(fields: Collection[str], source: str, wanted: str | None, name
             code="unknown-format",
             trace=source,
             columns=list(fields),
+            guess={axis: column for axis, (column, _) in guess_columns(fields, rows).items()},
         )
     return known
 
@@ -273,22 +280,24 @@ def _chunks(layout: Layout, fields: Collection[str], rows: Rows, within: str) ->
     Claude Code writes a line for each part of an answer, all with the counts of the whole.
     """
     place = f"{within}." if within else ""
-    own = next((path for path in outer(place, "id") if path in fields), None)
-    kind = next((path for path in outer(place, "object") if path in fields), None)
-    if own is None:
-        return None
-    counts: dict[Any, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in rows:
-        if not isinstance(row.get(own), str):
-            continue
-        if kind is not None and str(row.get(kind)).endswith(".chunk"):
+    kind = next((path for path in outer(place, "object") if path in fields), "")
+    is_chunks = any(str(row.get(kind)).endswith(".chunk") for row in rows)
+    for own in (path for name in names_of("ids") for path in outer(place, name) if path in fields):
+        counts: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        for row in rows:
+            for usage in layout.usages if isinstance(row.get(own), str) else ():
+                if row.get(usage.input[0]) is not None:
+                    count = (*(row.get(part) for part in usage.input), _number(row.get(usage.output[0])))
+                    counts[row[own]].append(count)
+        pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
+        grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
+        texts = [text for row in rows if isinstance(text := row.get(own), str)]
+        repeats = len(set(texts)) < len(texts)
+        if (is_chunks and repeats and grow) or (
+            grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs)
+        ):
             return own
-        for usage in layout.usages:
-            if row.get(usage.input[0]) is not None:
-                counts[row[own]].append((*(row.get(part) for part in usage.input), _number(row.get(usage.output[0]))))
-    pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
-    grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
-    return own if grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs) else None
+    return None
 
 
 def _number(value: Any) -> float:
