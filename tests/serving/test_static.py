@@ -23,6 +23,17 @@ def test_a_batch_runs_to_its_longest_answer_before_the_next_begins() -> None:
     assert run.energy.mixed_j == 0.0
 
 
+def test_a_mask_is_paid_for_where_prompts_are_padded() -> None:
+    masked, batch = Affine(base_s=1.0, masked_attention=5.0), StaticConfig(max_num_seqs=2)
+    padded, equal = (
+        simulate(ask(lengths), batch, masked).steps for lengths in ([(10, 3), (30, 3)], [(30, 3), (30, 3)])
+    )
+    assert (padded.prefill_tokens[0], padded.prefill_pairs[0]) == (60, 5 * 2 * 30 * 31 / 2)
+    assert (equal.prefill_tokens[0], equal.prefill_pairs[0]) == (60, 2 * 30 * 31 / 2)
+    assert padded.context[1] == 5 * 2 * 31 + 2 * 0.5
+    assert equal.context[1] == 2 * (31 + 32) / 2
+
+
 def test_it_does_not_wait_for_a_full_batch() -> None:
     run = simulate(ask([(10, 2), (10, 2)], [0.0, 0.5]), StaticConfig(max_num_seqs=8), STEP)
     assert run.requests.finished_s.tolist() == [2.0, 4.0]
