@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import duckdb
 import polars as pl
 import pytest
 from hypothesis import given
@@ -147,6 +149,7 @@ LOGS = {
         2, 18, 6, 8, 1.0, 1,
     ),
     "elsewhere": Log("openai", lines({"at": 1, "event": {"body": {"total_usage": chat(90, 30)["usage"], **chat(9, 3)}}}), 1, 9, 3),
+    "gemini cli": Log("gemini", lines({"attributes": {"event.name": "gemini_cli.api_response", "event.timestamp": "2026-01-01T00:00:00Z", "input_token_count": 9, "output_token_count": 3, "thoughts_token_count": 2, "cached_content_token_count": 4}}), 1, 9, 5, 4, 0.0),
     "langchain": Log("langchain", lines({"usage_metadata": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12, "input_token_details": {"cache_read": 4}}}), 1, 9, 3, 4),
     "cohere": Log("cohere", lines({"id": "c", "usage": {"billed_units": {"input_tokens": 5, "output_tokens": 3}, "tokens": {"input_tokens": 71, "output_tokens": 3}}}), 1, 71, 3),
     "ollama": Log(
@@ -247,6 +250,26 @@ def test_each_format_has_a_log_here() -> None:
     assert {log.format for log in LOGS.values()} == set(format_names()) - sums
 
 
+@pytest.mark.parametrize("name", ["swissai", "litellm", "claude code", "responses of two APIs"])
+def test_a_frame_of_a_log_is_read_as_its_file(name: str, tmp_path: Path) -> None:
+    log = LOGS[name]
+    text = io.StringIO(log.text)
+    frame = (
+        pl.read_csv(text)
+        if log.suffix == "csv"
+        else pl.DataFrame(list(map(json.loads, text)), infer_schema_length=None)
+    )
+    path = tmp_path / "log.parquet"
+    frame.write_parquet(path)
+    joins = name == "claude code"  # what only polars does
+    for held in (frame, path, *(() if joins else (frame.to_arrow(), duckdb.from_arrow(frame.to_arrow())))):
+        summary = open_trace(held).describe()
+        assert (summary.requests, summary.input.total, summary.output.total) == log[2:5]
+        assert (summary.cached_input_tokens, summary.failed_requests) == (log.cached, log.failed)
+    if name in ("swissai", "litellm"):
+        assert open_trace(frame.to_pandas()).describe().input.total == log.input
+
+
 # --- rows that are no single request
 
 USAGE_EXPORT = (
@@ -322,6 +345,7 @@ def test_sums_are_spread_over_their_requests_and_time(tmp_path: Path) -> None:
     assert requests.arrival_s.tolist() == pytest.approx([0, 20, 40, 65, 95])
     summary, histogram = trace.describe(), trace.histogram()
     assert (summary.requests, summary.input.total, histogram.requests) == (5, 305, 5)
+    assert "mean lengths of its row" in str(requests.lengths_from)
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9999), st.integers(0, 9999)), min_size=1, max_size=9))
@@ -391,6 +415,10 @@ def test_chunks_and_sums_in_frames_are_found_too(tmp_path: Path) -> None:
     for source in (frame, frame.lazy(), tmp_path / "log.parquet"):
         summary = open_trace(source).describe()
         assert (summary.requests, summary.output.total, summary.stream_chunks) == (3, 12, 9)
+    flat = pl.DataFrame([{"id": one["id"], "object": one["object"], **one["usage"]} for one in records])
+    for held in (flat.to_pandas(), flat.to_arrow()):
+        with raises("not-supported"):
+            open_trace(held)
     sums = pl.DataFrame({"requests": [1, 7], "input_tokens": [9, 70], "output_tokens": [1, 7]})
     with raises("bucketed", column="requests"):
         open_trace(sums)
@@ -432,6 +460,13 @@ def test_failed_rows_are_set_aside_with_named_columns_too(tmp_path: Path) -> Non
     path.write_text(lines({"p": 9, "c": 3}, {"p": None, "c": None}, {"error": "x"}), encoding="utf-8")
     summary = open_trace(path, columns=Columns(input="p", output="c")).describe()
     assert (summary.requests, summary.failed_requests) == (1, 2)
+    path.write_text(lines({"p": 9, "c": 3}, {"p": 9, "status": "cancelled"}), encoding="utf-8")
+    assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
+    path.write_text("p,c,status\n9,3,ok\n9,,cancelled\n", encoding="utf-8")
+    assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
+    path.write_text("p,c\n9,3\n9,\n", encoding="utf-8")
+    with raises("bad-trace", rows={"output": 1}):
+        open_trace(path, columns=Columns(input="p", output="c")).describe()
     path.write_text("p,c\n9,3\n,\n", encoding="utf-8")
     assert open_trace(path, columns=Columns(input="p", output="c")).describe().failed_requests == 1
 
@@ -550,6 +585,15 @@ def test_a_unit_may_end_the_name_of_arrivals(name: str, unit: float, tmp_path: P
     path = tmp_path / "log.csv"
     path.write_text(f"{name},input_tokens,output_tokens\n0,9,3\n{round(4 / unit)},9,3\n", encoding="utf-8")
     assert open_trace(path).describe().duration_s == pytest.approx(4.0)
+
+
+def test_latencies_are_no_arrivals(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    latencies = [1.2, 0.3, 2.5, 0.9, 1.1, 0.4, 3.3, 0.2, 1.9, 0.8, 2.2, 0.1]
+    rows = "".join(f"{value},9,3\n" for value in latencies)
+    path.write_text(f"time,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+    assert open_trace(path).layout.time == ()
+    assert open_trace(path, columns=Columns(time="time")).layout.time == ("time",)
 
 
 def test_a_time_that_is_no_arrival_is_none(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ def trace_notes(trace: TraceFacts) -> list[str]:
     """Rows of a log that are not served as they are."""
     lines = {
         "Rows without input or output tokens, or that cannot be read, left out": trace.set_aside,
+        "Rows that are further parts of an answer, of which the last counts": trace.stream_chunks,
         "Requests out of order, sorted by arrival": trace.out_of_order,
         "Requests without a session, or no later than the one that they follow, each served as a session of its own": (
             trace.without_session

@@ -231,7 +231,7 @@ def format_entries() -> list[Mapping[str, Any]]:
 
 
 def names_of(kind: str) -> list[str]:
-    """The `arrivals`, `counts` or `buckets` of any log."""
+    """The `arrivals`, `counts`, `buckets` or `outcomes` of any log."""
     names: list[str] = _data()[kind]
     return names
 

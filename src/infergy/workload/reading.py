@@ -10,12 +10,13 @@ from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import MOST_PER_S
 from infergy.workload.counts import is_no_count
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
-from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table, advice_to_leave_out
+from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table
 
 if TYPE_CHECKING:
     import polars as pl
 
 _SHOWN_ROWS = 3
+_SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 99)  # percent, as --bad-rows may be given
 EXPECTED = {"cached": "at most the input tokens", "requests": "a whole number of requests"}
 _FEWEST_OF_A_RATE = 3
 ROW = "row"
@@ -296,6 +297,12 @@ def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") 
         trace=table.source.name,
         untimed=untimed,
     )
+
+
+def advice_to_leave_out(part: int, rows: int) -> str:
+    """The end of a message: the option that leaves a part of the rows out; empty if it is nearly all."""
+    share = next((f"{step:g}%" for step in _SHARES if part <= step / 100 * rows), None)
+    return f", or leave them out: --bad-rows {share}" if share else ""
 
 
 def explain(table: Table, leave_out: str) -> DataError:

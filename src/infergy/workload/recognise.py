@@ -32,6 +32,7 @@ from infergy.workload.sources import look_further, nested_readings
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
+_FEWEST_PAIRS, _ASCENDING, _LONGEST_LATENCY = 8, 0.65, 1e6
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -49,7 +50,7 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
             rows=reading.rows,
         )
 
-    origin = origin.peeked((*names_of("counts"), "object"))
+    origin = origin.peeked((*names_of("counts"), "object", "cache_read_input_tokens"))
     try:
         return origin, settled(origin)
     except DataError as error:
@@ -118,7 +119,11 @@ def settle(
     layout = Layout(name=NAMED if first is None else first.name, usages=usages)
     if first is not None:
         layout = replace(layout, **first.rest)
-    time, unit_s = _arrivals(known, named, fields, within)
+    if layout.name in (NAMED, "tokens"):
+        place = f"{within}." if within else ""
+        ends = (path for name in names_of("outcomes") for path in outer(place, name))
+        layout = replace(layout, is_partial=records or any(path in fields for path in ends))
+    time, unit_s = _arrivals(known, named, fields, within, rows)
     if named.time_unit_s is not None and not time:
         message = f"{source}: no column of arrivals that --time-unit could be of. Name one: --time-column NAME"
         raise UsageError(
@@ -221,7 +226,7 @@ def _resolved(path: str, known: Format, fields: Collection[str]) -> str:
 
 
 def _arrivals(
-    known: Sequence[Format], named: Columns, fields: Collection[str], within: str
+    known: Sequence[Format], named: Columns, fields: Collection[str], within: str, rows: Rows
 ) -> tuple[tuple[str, ...], float | None]:
     """Columns of arrivals, and seconds of a unit where the format says it."""
     units: dict[str, float | None] = {}
@@ -233,8 +238,17 @@ def _arrivals(
         # All are read in one unit: that of the first.
         first = next(iter(units.values()))
         return tuple(path for path, unit in units.items() if unit == first), first
-    chosen = named.time or _plain_arrivals(fields, within)
+    chosen = named.time or _plain_arrivals([path for path in fields if _may_be_arrivals(path, rows)], within)
     return ((), None) if chosen is None else ((chosen,), units.get(chosen))
+
+
+def _may_be_arrivals(path: str, rows: Rows) -> bool:
+    """Whether the first rows do not show a latency: small numbers in no order."""
+    values = [number for row in rows if (number := _number(row.get(path)))]
+    pairs = list(itertools.pairwise(values))
+    if len(pairs) < _FEWEST_PAIRS or max(values) >= _LONGEST_LATENCY:
+        return True
+    return sum(a <= b for a, b in pairs) >= _ASCENDING * len(pairs)
 
 
 def _plain_arrivals(fields: Collection[str], within: str) -> str | None:
@@ -313,6 +327,8 @@ def _spread(
         return layout
     if named.requests is None:
         fix = f", or spread each over its requests, which all get its mean length: --requests-column {count}"
+        if first is not None and first.count is None:
+            fix += f". If each row is one request: --format {first.name}"
         fix = fix if count else ": no column says of how many a row is"
         what = f"each row is a sum over many requests ({count or layout.name}), not one"
         message = f"{source}: {what}. Give a log with a row per request{fix}"

@@ -104,26 +104,25 @@ class Source:
             outer, taken = (*outer, name), taken + name.count(".") + 1
         return (*outer, *split[taken:])
 
-    def peeked(self, marking: Collection[str]) -> Source:
-        """The same with its first rows, of a table of polars that has columns of `marking` names: these, and tokens."""
-        if (
-            self.rows
-            or self.about
-            or self.kind not in (PARQUET, POLARS)
-            or not any(n[-1] in marking for n in self.names)
-        ):
+    def peeked(self, marks: Collection[str]) -> Source:
+        """The same with its first rows, of a table that has columns of these names: these, and tokens."""
+        has_marks = any(names[-1] in marks for names in self.names)
+        is_table = self.kind in (PARQUET, POLARS, FRAME) and not self.is_spark
+        if self.rows or self.about or not is_table or not has_marks:
             return self
+        import narwhals as nw
         import polars as pl
 
-        chosen = dict.fromkeys(n[0] for n in self.names if n[-1] in (*marking, "id") or "token" in n[-1].lower())
+        chosen = dict.fromkeys(n[0] for n in self.names if n[-1] in (*marks, "id") or "token" in n[-1].lower())
         try:
             frame = self.frame if self.path is None else pl.scan_parquet(self.path, glob=False)
-            held = frame.select(*chosen).head(PEEKED_RECORDS).collect().iter_rows(named=True)
+            held = frame.select(*chosen).head(PEEKED_RECORDS)
+            held = held if isinstance(held, nw.DataFrame) else held.collect()
         except pl.exceptions.PolarsError:
             # What is wrong is reported when all is read.
             return self
-        rows = tuple({".".join(names): value for names, value in values_in(row)} for row in held)
-        return replace(self, rows=rows)
+        rows = (dict(values_in(row)) for row in held.iter_rows(named=True))
+        return replace(self, rows=tuple({".".join(names): value for names, value in row.items()} for row in rows))
 
     @property
     def is_spark(self) -> bool:

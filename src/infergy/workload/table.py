@@ -45,7 +45,6 @@ ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
 LATEST_ARRIVAL_S = 7_258_118_400
 """Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from."""
-_SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 99)  # percent, as --bad-rows may be given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +159,10 @@ class Table:
         if unreadable <= share * rows:
             only_timed = 0 < untimed < counts["served"] and unreadable + untimed <= share * rows
             return replace(table, unreadable=unreadable + untimed * only_timed, only_timed=only_timed)
+        from infergy.workload.reading import advice_to_leave_out, explain
+
         leave_out = advice_to_leave_out(unreadable, rows)
         if self.fault_count <= share * rows:
-            from infergy.workload.reading import explain
-
             raise explain(self, leave_out)
         shown = ", ".join(map(str, self.faults)) + (", …" if self.fault_count > len(self.faults) else "")
         raise DataError(
@@ -233,7 +232,8 @@ class Table:
         column = self._column(path)
         if self.layout.missing is None:
             return column
-        return self.x.when(column.cast(self.x.String) != self.layout.missing).then(column)
+        is_number, missing = self.kinds[path] in (INTEGER, DECIMAL), self.layout.missing
+        return self.x.when(column != (float(missing) if is_number else missing)).then(column)
 
     def _whole(self, path: str, *, lenient: bool) -> Any:
         """Whole numbers, in 64 bits; null for all else. Only polars can try text without failing."""
@@ -242,7 +242,8 @@ class Table:
             # pandas rejects a null in a condition, and its nullable columns keep one there.
             is_whole = (column == column.round(0)).fill_null(False)
             # A partition of Dask may hold nulls, as fractional NaN, where its schema says integer.
-            is_integer = kind == INTEGER and not self.frame.implementation.is_dask()
+            may_lack = self.frame.implementation.is_dask() or self.layout.missing is not None
+            is_integer = kind == INTEGER and not may_lack
             return column.cast(x.Int64) if is_integer else x.when(is_whole).then(column)
         if kind == INTEGER or (kind == TEXT and not lenient):
             return column.cast(x.Int64, strict=False)
@@ -304,12 +305,13 @@ def build_table(source: Source, layout: Layout) -> Table:
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.
-        UsageError: Rows of another library that are sums over requests.
+        UsageError: Rows of another library that are sums over requests, or chunks of answers.
     """
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
     frame = source.frame if source.path is None else _scan(source, source.path, layout)
-    if source.kind == FRAME and layout.count:
-        message = "only polars spreads sums over their requests. Hand over a polars frame, or a file"
+    if source.kind == FRAME and (layout.count or layout.chunk):
+        what = "spreads sums over their requests" if layout.count else "joins the chunks of an answer"
+        message = f"only polars {what}. Hand over a polars frame, or a file"
         raise UsageError(f"{source.name}: {message}", code="not-supported", trace=source.name)
     paths = (*layout.paths, *layout.link_paths)
     if source.kind in (CSV, JSONL, UNPACKED):
@@ -392,9 +394,3 @@ def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types
                     f"Convert it, or name another: --{axis}-column NAME"
                 )
                 raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
-
-
-def advice_to_leave_out(part: int, rows: int) -> str:
-    """The end of a message: the option that leaves a part of the rows out; empty if it is nearly all."""
-    share = next((f"{step:g}%" for step in _SHARES if part <= step / 100 * rows), None)
-    return f", or leave them out: --bad-rows {share}" if share else ""

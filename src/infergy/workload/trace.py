@@ -286,6 +286,9 @@ def open_trace(
 
         origin = count_texts(origin, tokenizer)
     origin, layout = recognise(origin, format, columns)
+    if layout.count is not None:
+        words = f"each request has the mean lengths of its row, which sums up as many as {layout.count!r} says"
+        origin = replace(origin, lengths_from=words)
     twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
     if origin.kind == CSV and twice:
         message = (
