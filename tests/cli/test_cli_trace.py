@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from infergy.cli import app
@@ -150,17 +149,6 @@ def test_each_verb_that_serves_a_trace_says_it_too(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["trace"]["duration_s"] == 50.0
     result = CliRunner().invoke(app, ["estimate", str(path), "--json", "--time-unit", "s"], catch_exceptions=False)
     assert "read as" not in result.stderr
-
-
-def test_every_verb_that_reads_a_trace_has_the_options_of_its_columns() -> None:
-    commands: Any = typer.main.get_command(app)
-    seen = 0
-    for name, command in commands.commands.items():
-        if any(parameter.metavar and "TRACE" in parameter.metavar for parameter in command.params):
-            seen += 1
-            options = {option for parameter in command.params for option in parameter.opts}
-            assert {"--time-unit", "--time-column", "--input-column", "--bad-rows", "--format"} <= options, name
-    assert seen >= 5
 
 
 def test_trace_says_how_many_rows_it_left_out(tmp_path: Path) -> None:
