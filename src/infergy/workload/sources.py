@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
-from infergy.workload.lines import GZIP, Fault, open_lines, read_records, values_in
+from infergy.workload.lines import EVENTS, GZIP, Fault, open_lines, read_records, values_in
 from infergy.workload.nested import Nested, is_document, nests_of
 from infergy.workload.servegen import client_files, draw_requests
 from infergy.workload.source import (
@@ -156,7 +156,7 @@ def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str
     if first.startswith(_LFS):
         message = f"{name}: a pointer of Git LFS, not the data. Fetch it: git lfs pull"
         raise DataError(message, code="not-supported", path=str(path), reason="git-lfs")
-    if first.lstrip()[:1] in ("[", "{"):
+    if first.lstrip()[:1] in ("[", "{") or first.encode().startswith(EVENTS):
         nested = Nested(path=path, is_document=is_document(first))
         if nested.is_document:
             return _of_nested(nested, name, about)
