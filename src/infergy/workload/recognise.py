@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.formats import (
     GAPS,
     NAMED,
@@ -325,7 +326,7 @@ def _count(
     names = [path for name in names_of("counts") for path in outer(place, name) if path in fields]
     is_bucket = any(path in fields for name in names_of("buckets") for path in outer(place, name))
     several = (name for name in names if is_bucket or any(_number(row.get(name)) > 1 for row in rows))
-    lengths = [_number(row[own]) for row in rows if row.get(own) is not None]
+    lengths = [length for row in rows if 0 < (length := _number(row.get(own))) <= LONGEST_TOKENS]
     is_long = bool(lengths) and statistics.median(lengths) > _LONGEST_PROMPT
     return next(several, "" if is_long else None)
 
