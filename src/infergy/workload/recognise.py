@@ -28,7 +28,6 @@ from infergy.workload.formats import (
     outer,
     parts_of,
 )
-from infergy.workload.guess import guess_columns
 from infergy.workload.source import Source
 from infergy.workload.sources import look_further, nested_readings
 
@@ -168,12 +167,15 @@ def _find_formats(fields: Collection[str], source: str, wanted: str | None, name
     # Only responses of several APIs stand in one log.
     known = [one for one in known if one is known[0] or (one.rest["is_partial"] and known[0].rest["is_partial"])]
     if not known and (named.input is None or named.output is None):
+        from infergy.workload.guess import guess_columns
+
+        guess = guess_columns(fields, rows)
         raise DataError(
-            _not_recognised(fields, source, wanted, named, rows),
+            _not_recognised(fields, source, wanted, named, guess),
             code="unknown-format",
             trace=source,
             columns=list(fields),
-            guess={axis: column for axis, (column, _) in guess_columns(fields, rows).items()},
+            guess={axis: column for axis, (column, _) in guess.items()},
         )
     return known
 
@@ -368,9 +370,10 @@ def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
                 raise DataError(message, code="no-column", trace=source, column=path, option=f"--{axis}-column")
 
 
-def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows) -> str:
+def _not_recognised(
+    fields: Collection[str], source: str, wanted: str | None, named: Columns, guess: Mapping[str, tuple[str, str]]
+) -> str:
     axes = [axis for axis in ("input", "output") if getattr(named, axis) is None]
-    guess = guess_columns(fields, rows)
     flags = [f"--{axis}-column {shlex.quote(guess[axis][0]) if axis in guess else 'NAME'}" for axis in axes]
     reasons = [f"{guess[axis][0]} may be {axis} tokens, by {guess[axis][1]}" for axis in axes if axis in guess]
     advice = f"{'; '.join(reasons)}. If so" if reasons else "Name them"
