@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from infergy.cli import app
@@ -152,17 +151,6 @@ def test_each_verb_that_serves_a_trace_says_it_too(tmp_path: Path) -> None:
     assert "read as" not in result.stderr
 
 
-def test_every_verb_that_reads_a_trace_has_the_options_of_its_columns() -> None:
-    commands: Any = typer.main.get_command(app)
-    seen = 0
-    for name, command in commands.commands.items():
-        if any(parameter.metavar and "TRACE" in parameter.metavar for parameter in command.params):
-            seen += 1
-            options = {option for parameter in command.params for option in parameter.opts}
-            assert {"--time-unit", "--time-column", "--input-column", "--bad-rows", "--format"} <= options, name
-    assert seen >= 5
-
-
 def test_trace_says_how_many_rows_it_left_out(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("ContextTokens,GeneratedTokens\n" + "10,5\n" * 1999 + "x,5\n")
@@ -172,3 +160,37 @@ def test_trace_says_how_many_rows_it_left_out(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["trace", str(path), "--bad-rows", "0"])
     assert isinstance(result.exception, DataError)
     assert "--bad-rows 0.1%" in str(result.exception)
+
+
+@pytest.mark.parametrize("verb", ["trace", "estimate", "recommend", "breakdown", "next", "replay", "report"])
+def test_each_verb_that_reads_a_log_takes_the_same_options_of_its_columns(verb: str) -> None:
+    shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"}).output
+    for axis in ("input", "output", "time", "cached", "requests"):
+        assert f"--{axis}-column" in shown
+    for option in ("--format", "--time-unit", "--bad-rows", "--tokenizer"):
+        assert option in shown
+
+
+def test_sums_over_requests_are_spread_where_their_column_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("date,num_requests,input_tokens,output_tokens\n2026-01-01,4,400,40\n", encoding="utf-8")
+    with raises("bucketed", column="num_requests"):
+        run_json("trace", str(path))
+    found = run_json("trace", str(path), "--requests-column", "num_requests")
+    assert (found["requests"], found["input"]["total"], found["input"]["longest"]) == (4, 400, 100)
+    estimate = run_json("estimate", str(path), "--requests-column", "num_requests")
+    assert estimate["trace"]["requests"] == 4
+
+
+def test_a_seed_of_random_arrivals_is_of_a_log_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("input_tokens,output_tokens\n400,40\n400,40\n", encoding="utf-8")
+    spans = [
+        run_json("estimate", str(path), "--rate", "2", "--seed", seed)["trace"]["duration_s"]
+        for seed in ("1", "2", "1")
+    ]
+    assert spans[0] == spans[2] != spans[1]
+    with raises("option-not-applicable"):
+        run_json("estimate", str(path), "--seed", "1")
+    with raises("option-not-applicable", options=["--tokenizer"]):
+        run_json("trace", str(path), "--tokenizer", "words")

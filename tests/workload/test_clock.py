@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.workload import Columns, open_trace
-from infergy.workload.clock import DATES, DEFAULT, NAME, RATE, find_unit
+from infergy.workload.clock import DATES, DEFAULT, FORMAT, NAME, RATE, find_unit
 from infergy.workload.formats import UNITS_S
 from raising import raises
 
@@ -176,6 +176,15 @@ def test_a_bailian_trace_in_milliseconds_is_one(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", ("timestamp", "input_length", "output_length"), [500 * n for n in range(101)], **ids
     )
     assert open_trace(path).describe().duration_s == 50.0
+
+
+def test_a_log_that_is_slow_in_the_unit_of_its_format_says_so(tmp_path: Path) -> None:
+    names = "arrived_at", "num_prefill_tokens", "num_decode_tokens"
+    slow = open_trace(records(tmp_path / "a.jsonl", names, [500 * n for n in range(50)])).describe()
+    assert slow.duration_s == 500 * 49
+    assert slow.time_unit is not None
+    assert (slow.time_unit.unit, slow.time_unit.basis) == ("s", FORMAT)
+    assert open_trace(records(tmp_path / "b.jsonl", names, [5 * n for n in range(50)])).time_unit is None
 
 
 def test_relative_numbers_that_no_unit_explains_are_an_error(tmp_path: Path) -> None:

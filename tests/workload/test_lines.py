@@ -180,3 +180,13 @@ def test_a_broken_line_among_records_that_hold_rows_is_counted(tmp_path: Path) -
     assert totals(trace) == (1200, 10_800, 10_800, 1)
     with pytest.raises(DataError, match="line 61 is not JSON"):
         trace_of(tmp_path / "log.jsonl", line * 60 + line[:50] + "\n", bad_rows=0).describe()
+
+
+def test_server_sent_events_are_the_records_of_their_data(tmp_path: Path) -> None:
+    chunk = {"id": "a", "object": "chat.completion.chunk", "created": 1700000000, "choices": [{}], "usage": None}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    lines = []
+    for name in ("a", "b"):
+        answer = [{**chunk, "id": name}] * 3 + [{**chunk, "id": name, "usage": usage}]
+        lines += [": ping", "", "event: chunk", *(f"data: {json.dumps(one)}\n" for one in answer), "data: [DONE]", ""]
+    assert totals(trace_of(tmp_path / "log.txt", "\n".join(lines))) == (2, 20, 10, 0)

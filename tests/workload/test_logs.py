@@ -118,6 +118,7 @@ LOGS = {
         "openai", lines(chat(9, 3), {"usage": CLAUDE_USAGE}, {"usage": {"input_tokens": 7, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 2}}}),
         3, 9 + 8103 + 7, 54, 8002,
     ),
+    "zeros of the other api": Log("openai", lines({"usage": {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 9, "output_tokens": 3}}, {"usage": {"prompt_tokens": 9, "completion_tokens": 3, "input_tokens": 0, "output_tokens": 0}}, {"usage": {"prompt_tokens": 9, "completion_tokens": 0}}), 2, 18, 6, None, None, 1),
     "bedrock": Log("bedrock", lines({"usage": {"inputTokens": 5, "outputTokens": 3, "totalTokens": 18, "cacheReadInputTokens": 10, "cacheWriteInputTokens": 0}}), 1, 15, 3, 10),
     "ai sdk": Log("bedrock", lines({"usage": {"inputTokens": 15, "outputTokens": 3, "cachedInputTokens": 10, "reasoningTokens": 1}}), 1, 15, 3, 10),
     "gemini": Log(
@@ -149,6 +150,7 @@ LOGS = {
         2, 18, 6, 8, 1.0, 1,
     ),
     "elsewhere": Log("openai", lines({"at": 1, "event": {"body": {"total_usage": chat(90, 30)["usage"], **chat(9, 3)}}}), 1, 9, 3),
+    "gemini cli": Log("gemini", lines({"attributes": {"event.name": "gemini_cli.api_response", "event.timestamp": "2026-01-01T00:00:00Z", "input_token_count": 9, "output_token_count": 3, "thoughts_token_count": 2, "cached_content_token_count": 4}}), 1, 9, 5, 4, 0.0),
     "langchain": Log("langchain", lines({"usage_metadata": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12, "input_token_details": {"cache_read": 4}}}), 1, 9, 3, 4),
     "cohere": Log("cohere", lines({"id": "c", "usage": {"billed_units": {"input_tokens": 5, "output_tokens": 3}, "tokens": {"input_tokens": 71, "output_tokens": 3}}}), 1, 71, 3),
     "ollama": Log(
@@ -209,7 +211,7 @@ LOGS = {
     "bailian": Log("bailian", lines({"chat_id": 0, "parent_chat_id": -1, "timestamp": 1.5, "input_length": 40, "output_length": 3, "type": "text", "turn": 1, "hash_ids": [1, 2, 3]}, {"chat_id": 1, "parent_chat_id": 0, "timestamp": 4.5, "input_length": 50, "output_length": 3, "type": "text", "turn": 2, "hash_ids": [1, 2, 3, 4]}), 2, 90, 6, None, 3.0),
     "mooncake": Log("mooncake", lines({"timestamp": 0, "input_length": 655, "output_length": 52, "hash_ids": [46, 47]}, {"timestamp": 10535, "input_length": 672, "output_length": 26, "hash_ids": [46, 47]}), 2, 1327, 78, None, 10.535),
     "agentic": Log("agentic", lines({"session_id": "a", "pre_gap": 0.0, "input_length": 40, "output_length": 7}), 1, 40, 7),
-    "weka": Log("weka", lines({"id": "s", "models": ["m"], "block_size": 64, "hash_id_scope": "local", "requests": [{"t": 0.0, "type": "n", "in": 70, "out": 2, "hash_ids": [0, 1], "api_time": 2.0}, {"t": 5.0, "type": "subagent", "requests": []}, {"t": 9.0, "type": "s", "in": 140, "out": 2, "hash_ids": [0, 1, 2], "api_time": 2.0}]}), 2, 210, 4, None, 9.0, 1),
+    "weka": Log("weka", lines({"id": "s", "models": ["m"], "block_size": 64, "hash_id_scope": "local", "requests": [{"t": 0.0, "type": "n", "in": 70, "out": 2, "hash_ids": [0, 1], "api_time": 2.0}, {"t": 5.0, "type": "subagent", "requests": [{"t": 5.0, "type": "n", "in": 10, "out": 1, "hash_ids": [7]}]}, {"t": 9.0, "type": "s", "in": 140, "out": 2, "hash_ids": [0, 1, 2], "api_time": 2.0}]}), 3, 220, 5, None, 9.0),
     "vidur": Log("vidur", "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,374,44\n5.9,396,109\n", 2, 770, 153, None, 5.9, 0, "csv"),
     "swissai": Log("swissai", lines({"id": "1", "status": "DEFAULT", "created_at": "2024-07-17 13:56:49.399", "finished_at": "2024-07-17 13:56:50.527", "reported_token_input": 23, "reported_token_output": 38}, {"id": "2", "status": "ERROR", "created_at": "2024-07-17 13:56:51.399", "reported_token_input": -1, "reported_token_output": -1}), 1, 23, 38, None, 0.0, 1),
     "splitwise": Log("splitwise", "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n0,2,0,0.0,1,9,3\n1,2,0,4.0,1,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
@@ -308,6 +310,7 @@ SUMS = {
     "usage api": (lines(USAGE_PAGE["data"][0]["results"][0]), "jsonl", "num_model_requests"),  # type: ignore[index]
     "usage page": (json.dumps(USAGE_PAGE), "json", "num_model_requests"),
     "usage page before 2025": ("aggregation_timestamp,n_requests,n_context_tokens_total,n_generated_tokens_total\n1,2,4,6\n", "csv", "n_requests"),
+    "unknown, by length": ("date,model,input_tokens,output_tokens\n2026-01-01,m,4000000,500000\n2026-01-02,m,4000000,500000\n", "csv", None),
     "litellm": (LITELLM_DAILY, "csv", "api_requests"),
     "openrouter": (lines({"date": "2026-01-01", "model": "m", "requests": 2, "prompt_tokens": 9, "completion_tokens": 4}), "jsonl", "requests"),
     "unknown, several": ("time,requests,prompt_tokens,completion_tokens\n1,1,9,3\n2,5,90,30\n", "csv", "requests"),
@@ -434,6 +437,31 @@ def test_the_cached_tokens_of_a_stream_are_those_of_its_last_chunk(tmp_path: Pat
     summary = open_trace(path).describe()
     assert (summary.requests, summary.cached_input_tokens) == (1, 60)
     assert open_trace(path).histogram().input_tokens == 40
+
+
+def test_chunks_may_repeat_another_id(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    chunks = [
+        chunk(str(k), chat(100, n)["usage"]) | {"request_id": own}
+        for k, (n, own) in enumerate(((1, "a"), (2, "a"), (1, "b")))
+    ]
+    path.write_text(lines(*chunks), encoding="utf-8")
+    summary = open_trace(path).describe()
+    assert (summary.requests, summary.output.total) == (2, 3)
+
+
+def test_the_start_of_a_stream_of_anthropic_is_no_request(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    start = {"type": "message_start", "message": {"id": "m", "usage": {**CLAUDE_USAGE, "output_tokens": 1}}}
+    path.write_text(
+        lines(start, {"type": "message_delta", "usage": CLAUDE_USAGE}, {"type": "message_stop"}), encoding="utf-8"
+    )
+    summary = open_trace(path).describe()
+    assert (summary.requests, summary.input.total, summary.output.total) == (1, 8103, 50)
+    # Where the prompt stands in the one event and the answer in another, no row has both.
+    path.write_text(lines(start, {"type": "message_delta", "usage": {"output_tokens": 15}}), encoding="utf-8")
+    with raises("no-requests"):
+        open_trace(path).describe()
 
 
 def test_the_same_id_of_other_requests_joins_nothing(tmp_path: Path) -> None:
@@ -586,6 +614,15 @@ def test_a_unit_may_end_the_name_of_arrivals(name: str, unit: float, tmp_path: P
     assert open_trace(path).describe().duration_s == pytest.approx(4.0)
 
 
+def test_latencies_are_no_arrivals(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    latencies = [1.2, 0.3, 2.5, 0.9, 1.1, 0.4, 3.3, 0.2, 1.9, 0.8, 2.2, 0.1]
+    rows = "".join(f"{value},9,3\n" for value in latencies)
+    path.write_text(f"time,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+    assert open_trace(path).layout.time == ()
+    assert open_trace(path, columns=Columns(time="time")).layout.time == ("time",)
+
+
 def test_a_time_that_is_no_arrival_is_none(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("end_time,time_to_first_token,input_tokens,output_tokens\n5,1,9,3\n", encoding="utf-8")
@@ -634,6 +671,11 @@ def test_an_unknown_log_gets_a_guess_with_its_reason_and_flags(tmp_path: Path) -
         open_trace(path)
     assert "--input-column promptTokenLen --output-column generatedTokenLen" in str(told.value)
     assert "median 150" in str(told.value)
+    path.with_suffix(".json").write_text(json.dumps({"results": [{"input_len": 5, "output_len": 3}]}), encoding="utf-8")
+    with raises("unknown-format", guess={"input": "input_len", "output": "output_len"}):
+        open_trace(path.with_suffix(".json"))
+    named = Columns(input="input_len", output="output_len")
+    assert open_trace(path.with_suffix(".json"), columns=named).histogram().requests == 1
     path.write_text("when,promptText,reply\n1,100,30\n", encoding="utf-8")
     with raises("unknown-format") as told:
         open_trace(path)

@@ -229,6 +229,7 @@ def unit_note(unit: TimeUnit) -> str:
         "dates": "in which they are dates",
         "name": "as the column's name says",
         "rate": "by the rate of requests",
+        "format": "as the format says, though requests come more seldom then than a server sees them",
         "default": "since neither their size nor a format says otherwise",
     }
     return f"arrivals in {unit.column!r} are read as {unit.unit}, {why[unit.basis]}; another unit: --time-unit"

@@ -19,7 +19,7 @@ from infergy.workload.formats import UNITS_S
 if TYPE_CHECKING:
     from infergy.workload.table import Table
 
-DATES, NAME, RATE, DEFAULT = "dates", "name", "rate", "default"
+DATES, NAME, RATE, FORMAT, DEFAULT = "dates", "name", "rate", "format", "default"
 MOST_PER_S = 1e6
 """Requests per second that no log has."""
 _OF_SEVERAL_UNITS = ("mooncake", "bailian")
@@ -57,13 +57,14 @@ _UNIT_IN_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeUnit:
-    """The unit of a column of arrivals that was inferred.
+    """The unit of a column of arrivals that was inferred, or that the format says of a log that is slow in it.
 
     Attributes:
         column: The column.
         unit: ``s``, ``ms``, ``us`` or ``ns``.
         basis: ``dates`` (the numbers are dates of 2010 to 2100 in that unit), ``name`` (of the column), ``rate`` (of
-            requests, which in another unit were more or fewer than a server sees), or ``default``: seconds.
+            requests, which in another unit were more or fewer than a server sees), ``format`` (in which they are
+            fewer), or ``default``: seconds.
     """
 
     column: str
@@ -99,13 +100,17 @@ def find_unit(
         return None if named == "s" else TimeUnit(column=column, unit=named, basis=NAME)
     if not high > low or requests < _FEWEST_REQUESTS:
         return stands
+    own = (requests - 1) / (high - low) / (declared_s or 1.0)
     rates = {unit: (requests - 1) / (high - low) / size for unit, size in UNITS_S.items()}
     lowest, highest = _USUAL_PER_S if varies or stands is not None else _POSSIBLE_PER_S
     if stands is None and requests < _FEWEST_OF_SLOW:
         lowest = _POSSIBLE_PER_S[0]
     likely = [unit for unit, rate in rates.items() if _USUAL_PER_S[0] <= rate <= _USUAL_PER_S[1]]
-    if not likely or lowest <= (requests - 1) / (high - low) / (declared_s or 1.0) <= highest:
-        return stands
+    if not likely or lowest <= own <= highest:
+        if not likely or stands is not None or own >= _USUAL_PER_S[0] or requests < _FEWEST_OF_SLOW:
+            return stands
+        declared = next((unit for unit, size in UNITS_S.items() if size == declared_s), "s")
+        return TimeUnit(column=column, unit=declared, basis=FORMAT)
     middle = math.sqrt(math.prod(_USUAL_PER_S))
     likeliest = min(likely, key=lambda unit: abs(math.log(rates[unit] / middle)))
     return TimeUnit(column=column, unit=likeliest, basis=RATE)
@@ -147,7 +152,7 @@ def infer_unit(table: Table) -> TimeUnit | None:
             raise DataError(message, code="bad-trace", trace=name, column=column)
         unit = find_unit(layout.time[0], *ends, declared_s=layout.time_unit_s, varies=layout.name in _OF_SEVERAL_UNITS)
         # The first requests may come in a burst that says nothing of the log: all of them decide.
-        if unit is None or unit.basis != RATE:
+        if unit is None or unit.basis not in (RATE, FORMAT):
             break
     return unit
 

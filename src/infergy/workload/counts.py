@@ -43,10 +43,10 @@ class Counts:
             self._of_usage(lambda one: self._sum(one.input)),
             self._of_usage(lambda one: self._sum(one.output)),
         )
+        made = {"input_tokens": given, "output_tokens": output, **self._cached(given)}
         if (is_none := self._no_request()) is not None:
-            given, output = (x.when(is_none).then(x.lit(0)).otherwise(tokens) for tokens in (given, output))
-        cached = self._cached(given) if self.layout.cached else [given.alias("uncached_tokens")]
-        return [given.alias("input_tokens"), output.alias("output_tokens"), *cached]
+            made = {name: x.when(is_none).then(x.lit(0)).otherwise(tokens) for name, tokens in made.items()}
+        return [tokens.alias(name) for name, tokens in made.items()]
 
     def of_several(self, *, raw: bool) -> list[Any]:
         """What rows have that are chunks of an answer, or sums: the id, or how many requests."""
@@ -81,7 +81,9 @@ class Counts:
         *others, last = self.layout.usages
         chosen = make(last)
         for usage in reversed(others):
-            lacks = self._is_null((*usage.input, *usage.output))
+            # Some gateways fill the counts of the other API with zeros.
+            texts = [self.known(path).cast(self.x.String) for path in (*usage.input, *usage.output)]
+            lacks = functools.reduce(operator.and_, [text.is_null() | (text == "0") for text in texts])
             chosen = self.x.when(lacks).then(chosen).otherwise(make(usage))
         return chosen
 
@@ -107,14 +109,16 @@ class Counts:
         terms = [x.when(self.known(path).is_null()).then(x.lit(0)).otherwise(self.whole(path)) for path in parts]
         return x.when(~self._is_null(parts)).then(functools.reduce(operator.add, terms))
 
-    def _cached(self, given: Any) -> list[Any]:
+    def _cached(self, given: Any) -> dict[str, Any]:
         """Cached tokens, and the input less them."""
         x = self.x
+        if not self.layout.cached:
+            return {"uncached_tokens": given}
         cached = self._of_cached(self._sum, x.lit(None).cast(x.Int64))
         is_null = self._of_usage(lambda one: self._is_null(tuple(path for parts in one.cached for path in parts)))
         unread = ~is_null & (cached.is_null() | (cached < 0))
         uncached = x.when(~unread).then(given - cached.fill_null(0))
-        return [cached.alias("cached_tokens"), uncached.alias("uncached_tokens")]
+        return {"cached_tokens": cached, "uncached_tokens": uncached}
 
     def _of_cached(self, make: Callable[[tuple[str, ...]], Any], null: Any) -> Any:
         """An expression of the first sum of cached tokens that a row has."""

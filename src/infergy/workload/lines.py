@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Names = tuple[str, ...]
 GZIP = b"\x1f\x8b"
+EVENTS = (b"data:", b"event:", b"id:", b"retry:", b": ")
+"""How lines of server-sent events start, as a streamed answer is saved; those of data hold records."""
 _DEEPEST = 20
 _SHOWN = 3
 _BLOCK_BYTES = 1 << 22
@@ -76,8 +78,11 @@ def reject_bomb(path: Path) -> None:
 
 def read_records(lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, Any] | Fault]:
     """The records of lines that are not blank, numbered from `first`; numbers as text, NaN and infinity as None."""
-    for number, line in enumerate(lines, start=first):
-        if not line.strip():
+    for number, text in enumerate(lines, start=first):
+        line = text
+        if line.startswith(EVENTS):
+            line = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+        if not line.strip() or line == b"[DONE]":
             continue
         try:
             record = json.loads(line, parse_constant=lambda _: None, parse_int=str, parse_float=str)

@@ -6,12 +6,14 @@ import difflib
 import itertools
 import re
 import shlex
+import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.formats import (
     GAPS,
     NAMED,
@@ -26,12 +28,14 @@ from infergy.workload.formats import (
     outer,
     parts_of,
 )
-from infergy.workload.guess import guess_columns
 from infergy.workload.source import Source
 from infergy.workload.sources import look_further, nested_readings
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
+_LONGEST_PROMPT = 1_500_000
+"""Half of a log's prompts may not be longer, in tokens: no model takes so many."""
+_FEWEST_PAIRS, _ASCENDING, _LONGEST_LATENCY = 8, 0.65, 1e6
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -61,7 +65,9 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
             except DataError as other:
                 if other.code not in ("unknown-format", "no-column"):
                     raise
-        raise
+                if len(other.fields.get("guess", ())) > len(error.fields.get("guess", ())):
+                    error = other
+        raise error
 
 
 def _without_texts(origin: Source) -> Iterator[Source]:
@@ -122,7 +128,7 @@ def settle(
         place = f"{within}." if within else ""
         ends = (path for name in names_of("outcomes") for path in outer(place, name))
         layout = replace(layout, is_partial=records or any(path in fields for path in ends))
-    time, unit_s = _arrivals(known, named, fields, within)
+    time, unit_s = _arrivals(known, named, fields, within, rows)
     if named.time_unit_s is not None and not time:
         message = f"{source}: no column of arrivals that --time-unit could be of. Name one: --time-column NAME"
         raise UsageError(
@@ -133,12 +139,16 @@ def settle(
         layout,
         time=time,
         time_unit_s=named.time_unit_s or unit_s,
-        skip={path: values for path, values in layout.skip.items() if path in fields},
+        skip={
+            path: values
+            for name, values in layout.skip.items()
+            for path in itertools.islice((one for one in outer(f"{within}.", name) if one in fields), 1)
+        },
         blocks=layout.blocks if layout.blocks is not None and layout.blocks.path in fields else None,
         sessions=next(sessions, None),
         chunk=_chunks(layout, fields, rows, within),
     )
-    return _spread(layout, first, named, source, _count(first, named, fields, rows, wanted, within), fields)
+    return _spread(layout, first, named, source, _count(layout, first, named, fields, rows, wanted), fields)
 
 
 def _find_formats(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows) -> list[Format]:
@@ -157,11 +167,15 @@ def _find_formats(fields: Collection[str], source: str, wanted: str | None, name
     # Only responses of several APIs stand in one log.
     known = [one for one in known if one is known[0] or (one.rest["is_partial"] and known[0].rest["is_partial"])]
     if not known and (named.input is None or named.output is None):
+        from infergy.workload.guess import guess_columns
+
+        guess = guess_columns(fields, rows)
         raise DataError(
-            _not_recognised(fields, source, wanted, named, rows),
+            _not_recognised(fields, source, wanted, named, guess),
             code="unknown-format",
             trace=source,
             columns=list(fields),
+            guess={axis: column for axis, (column, _) in guess.items()},
         )
     return known
 
@@ -225,7 +239,7 @@ def _resolved(path: str, known: Format, fields: Collection[str]) -> str:
 
 
 def _arrivals(
-    known: Sequence[Format], named: Columns, fields: Collection[str], within: str
+    known: Sequence[Format], named: Columns, fields: Collection[str], within: str, rows: Rows
 ) -> tuple[tuple[str, ...], float | None]:
     """Columns of arrivals, and seconds of a unit where the format says it."""
     units: dict[str, float | None] = {}
@@ -237,8 +251,17 @@ def _arrivals(
         # All are read in one unit: that of the first.
         first = next(iter(units.values()))
         return tuple(path for path, unit in units.items() if unit == first), first
-    chosen = named.time or _plain_arrivals(fields, within)
+    chosen = named.time or _plain_arrivals([path for path in fields if _may_be_arrivals(path, rows)], within)
     return ((), None) if chosen is None else ((chosen,), units.get(chosen))
+
+
+def _may_be_arrivals(path: str, rows: Rows) -> bool:
+    """Whether the first rows do not show a latency: small numbers in no order."""
+    values = [number for row in rows if (number := _number(row.get(path)))]
+    pairs = list(itertools.pairwise(values))
+    if len(pairs) < _FEWEST_PAIRS or max(values) >= _LONGEST_LATENCY:
+        return True
+    return sum(a <= b for a, b in pairs) >= _ASCENDING * len(pairs)
 
 
 def _plain_arrivals(fields: Collection[str], within: str) -> str | None:
@@ -263,22 +286,24 @@ def _chunks(layout: Layout, fields: Collection[str], rows: Rows, within: str) ->
     Claude Code writes a line for each part of an answer, all with the counts of the whole.
     """
     place = f"{within}." if within else ""
-    own = next((path for path in outer(place, "id") if path in fields), None)
-    kind = next((path for path in outer(place, "object") if path in fields), None)
-    if own is None:
-        return None
-    counts: dict[Any, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in rows:
-        if not isinstance(row.get(own), str):
-            continue
-        if kind is not None and str(row.get(kind)).endswith(".chunk"):
+    kind = next((path for path in outer(place, "object") if path in fields), "")
+    is_chunks = any(str(row.get(kind)).endswith(".chunk") for row in rows)
+    for own in (path for name in names_of("ids") for path in outer(place, name) if path in fields):
+        counts: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        for row in rows:
+            for usage in layout.usages if isinstance(row.get(own), str) else ():
+                if row.get(usage.input[0]) is not None:
+                    count = (*(row.get(part) for part in usage.input), _number(row.get(usage.output[0])))
+                    counts[row[own]].append(count)
+        pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
+        grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
+        texts = [text for row in rows if isinstance(text := row.get(own), str)]
+        repeats = len(set(texts)) < len(texts)
+        if (is_chunks and repeats and grow) or (
+            grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs)
+        ):
             return own
-        for usage in layout.usages:
-            if row.get(usage.input[0]) is not None:
-                counts[row[own]].append((*(row.get(part) for part in usage.input), _number(row.get(usage.output[0]))))
-    pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
-    grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
-    return own if grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs) else None
+    return None
 
 
 def _number(value: Any) -> float:
@@ -289,7 +314,7 @@ def _number(value: Any) -> float:
 
 
 def _count(
-    first: Format | None, named: Columns, fields: Collection[str], rows: Rows, wanted: str | None, within: str
+    layout: Layout, first: Format | None, named: Columns, fields: Collection[str], rows: Rows, wanted: str | None
 ) -> str | None:
     """The column of how many requests a row sums up; empty if rows are sums and none says of how many."""
     if named.requests is not None:
@@ -298,11 +323,14 @@ def _count(
         return first.count
     if wanted is not None:
         return None
-    place = f"{within}." if within else ""
+    own = layout.usages[0].input[0]
+    place = own[: own.rfind(".") + 1]
     names = [path for name in names_of("counts") for path in outer(place, name) if path in fields]
     is_bucket = any(path in fields for name in names_of("buckets") for path in outer(place, name))
     several = (name for name in names if is_bucket or any(_number(row.get(name)) > 1 for row in rows))
-    return next(several, None)
+    lengths = [length for row in rows if 0 < (length := _number(row.get(own))) <= LONGEST_TOKENS]
+    is_long = bool(lengths) and statistics.median(lengths) > _LONGEST_PROMPT
+    return next(several, "" if is_long else None)
 
 
 def _spread(
@@ -317,8 +345,12 @@ def _spread(
         return layout
     if named.requests is None:
         fix = f", or spread each over its requests, which all get its mean length: --requests-column {count}"
-        fix = fix if count else ": no column says of how many a row is"
-        what = f"each row is a sum over many requests ({count or layout.name}), not one"
+        fix = fix if count else ": no column is known to say of how many a row is (--requests-column)"
+        reason = count or layout.name
+        if first is None or first.count is None:
+            fix += f". If each row is one request: --format {layout.name}"
+            reason = count or "by its length"
+        what = f"each row is a sum over many requests ({reason}), not one"
         message = f"{source}: {what}. Give a log with a row per request{fix}"
         raise DataError(message, code="bucketed", trace=source, column=count or None, option="--requests-column")
     end = None if first is None or first.end is None or first.end not in fields else first.end
@@ -338,9 +370,10 @@ def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
                 raise DataError(message, code="no-column", trace=source, column=path, option=f"--{axis}-column")
 
 
-def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows) -> str:
+def _not_recognised(
+    fields: Collection[str], source: str, wanted: str | None, named: Columns, guess: Mapping[str, tuple[str, str]]
+) -> str:
     axes = [axis for axis in ("input", "output") if getattr(named, axis) is None]
-    guess = guess_columns(fields, rows)
     flags = [f"--{axis}-column {shlex.quote(guess[axis][0]) if axis in guess else 'NAME'}" for axis in axes]
     reasons = [f"{guess[axis][0]} may be {axis} tokens, by {guess[axis][1]}" for axis in axes if axis in guess]
     advice = f"{'; '.join(reasons)}. If so" if reasons else "Name them"
