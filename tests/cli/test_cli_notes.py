@@ -88,7 +88,7 @@ def test_an_absurd_row_is_named_with_its_file_and_cell(tmp_path: Path) -> None:
         done = runner.invoke(app, ["estimate", "azure-code-2023", "--requests", "20", "--table", str(path)])
         return " ".join(done.stdout.split()), f"{name}, cell {rows[-1].cell_id} ("
 
-    notes, cell = notes_of("bad.jsonl", (300.0, 300.0, 300.0, 300_000.0))
+    notes, cell = notes_of("bad.jsonl", (300.0, 300.0, 300.0, 3900.0))
     assert cell in notes
     notes, cell = notes_of("good.jsonl", (300.0, 300.0, 300.0, 300.0))
     assert cell not in notes

@@ -314,7 +314,7 @@ def _entries(lines: Iterator[str], path: Path) -> Iterator[TableEntry]:
         data = parse_json(line, path, BUILD_AGAIN, number)
         try:
             entry = _made(TableEntry, data, strict)
-            demand_positive(entry, "energy_j", "requests", "calls", or_zero=("energy_sd", "idle_w"))
+            demand_positive(entry, "energy_j", "requests", or_zero=("energy_sd", "idle_w", "calls"))
             yield entry
         except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
             message = f"{path} line {number}: no entry of a table ({error}). {BUILD_AGAIN}"

@@ -122,22 +122,18 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
         yield "visit", row.visit, "grid, grid-2 and so on, start or end"
     yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links)
     gpus = sorted(gpu.uuid for gpu in row.environment.gpus)
-    yield from _misfits_of_sensors(row, gpus)
+    yield from _misfits_of_sensors(row)
     for key, window in _windows(row):
         yield from _misfits_of_window(row, window, key, gpus)
 
 
-def _misfits_of_sensors(row: Measurement, gpus: list[str]) -> Iterator[Misfit]:
+def _misfits_of_sensors(row: Measurement) -> Iterator[Misfit]:
     for key, states in (("before", row.before), ("after", row.after)):
         for state in states:
-            if state.uuid not in gpus:
-                yield f"{key}.uuid", state.uuid, f"one of {', '.join(gpus)}"
             for name, most in SENSORS.items():
                 if (value := getattr(state, name)) is not None and value > most:
                     yield f"{key}.{name}", value, f"at most {most:g}"
     for line in row.timeline:
-        if line.uuid not in gpus:
-            yield "timeline.uuid", line.uuid, f"one of {', '.join(gpus)}"
         if len(line.offsets_ms) != len(line.power_w):
             yield "timeline.power_w", f"{len(line.power_w)} values", f"{len(line.offsets_ms)}, as in offsets_ms"
         if max(line.power_w, default=0.0) > SENSORS["power_w"]:
