@@ -121,10 +121,9 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
     if not VISIT.fullmatch(row.visit):
         yield "visit", row.visit, "grid, grid-2 and so on, start or end"
     yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links)
-    gpus = sorted(gpu.uuid for gpu in row.environment.gpus)
     yield from _misfits_of_sensors(row)
     for key, window in _windows(row):
-        yield from _misfits_of_window(row, window, key, gpus)
+        yield from _misfits_of_window(row, window, key)
 
 
 def _misfits_of_sensors(row: Measurement) -> Iterator[Misfit]:
@@ -151,7 +150,8 @@ def is_instant(text: str) -> bool:
         return False
 
 
-def _misfits_of_window(row: Measurement, window: Window, key: str, gpus: list[str]) -> Iterator[Misfit]:
+def _misfits_of_window(row: Measurement, window: Window, key: str) -> Iterator[Misfit]:
+    gpus = sorted(row.windows[0].open if row.windows else window.open)
     for edge in ("open", "close"):
         if gpus != sorted(getattr(window, edge)) or not gpus:
             yield f"{key}.{edge}", sorted(getattr(window, edge)), f"a tick of each GPU: {', '.join(gpus)}"
