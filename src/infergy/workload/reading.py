@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
+from infergy.workload.clock import MOST_PER_S
+from infergy.workload.counts import is_no_count
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
 from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 _SHOWN_ROWS = 3
+_SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 99)  # percent, as --bad-rows may be given
+EXPECTED = {"cached": "at most the input tokens", "requests": "a whole number of requests"}
+_FEWEST_OF_A_RATE = 3
 ROW = "row"
 EARLIEST_DATE_S = 1e9
 """Smaller arrivals are no Unix times: they were counted from the start of the log."""
@@ -33,16 +38,21 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient)).with_row_index(ROW, offset=1)
+    rows = collect(table, table.rows(lenient=lenient)).with_row_index(ROW, offset=1)
     bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
+    if table.arrival is not None and not (lenient or at_once):
+        bad = (
+            bad
+            or rows.select((pl.col("output_tokens") > 0) & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
+        )
     if bad or failed == len(rows):
         return None, failed, bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
         message = (
             f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
-            f"column {table.layout.input!r}. Name another column: --input-column NAME"
+            f"column {table.label('input')}. Name another column: --input-column NAME"
         )
-        raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.input)
+        raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.usages[0].input[0])
     return build(table, rows, at_once=at_once), failed, 0
 
 
@@ -54,7 +64,7 @@ def read_prompts(table: Table, *, lenient: bool) -> tuple[tuple[list[int], bool]
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient))
+    rows = collect(table, table.rows(lenient=lenient))
     bad = rows.select(is_bad().sum()).item()
     served = rows.filter(pl.col("output_tokens") > 0)
     if bad or not len(served):
@@ -132,6 +142,8 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
         set_aside=SetAside(
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
+            unreadable=table.unreadable,
+            chunks=int(rows["chunks"].sum()) if "chunks" in rows.columns else 0,
             out_of_order=out_of_order,
             **lacking,
         ),
@@ -154,14 +166,17 @@ def unlinked(table: Table) -> dict[str, pl.Expr]:
 
 def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     """Why there are no arrivals; None if each request has one."""
+    import numpy as np
     import polars as pl
 
-    if table.source.lengths_from is not None:
+    if table.source.lengths_from is not None and table.arrival is None:
         return "its lengths are drawn, without arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
-    if table.arrival == ARRIVAL_S and served.select(is_beyond(pl.col(ARRIVAL_S)).any()).item():
-        raise arrivals_beyond(table)
+    times = served[ARRIVAL_S].drop_nulls().to_numpy()
+    times = times[np.isfinite(times)]
+    if table.arrival == ARRIVAL_S and len(times):
+        check_arrivals(table, float(times.min()), float(times.max()), len(times))
     untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
     if not len(untimed):
         return None
@@ -194,8 +209,12 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
     lost, follows = int((after != named).sum()), pl.Series(after >= 0)
     if not follows.any():
         return None, None, lost
-    if sessions.gap is None:
+    if sessions.gap is None and (sessions.elapsed is None or ARRIVAL_S not in served.columns):
         return after, None, lost
+    if sessions.gap is None:
+        answered = (served[ARRIVAL_S] + served["elapsed_s"].fill_null(0.0)).to_numpy()
+        waited = served[ARRIVAL_S].to_numpy() - answered[np.maximum(after, 0)]
+        return after, np.where(follows, waited.clip(min=0.0), 0.0), lost
     gaps = served["gap_s"]
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
@@ -230,28 +249,41 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     if not counts.any():
         return None
     flat = hashes.filter(hashes.list.len() > 0).explode()
+    if column.within is not None:
+        own = pl.DataFrame(
+            {"id": flat, "scope": served["block_scope"].gather(np.repeat(np.arange(len(counts)), counts))}
+        )
+        flat = own.select(pl.struct("scope", "id").rank("dense").cast(pl.Int64)).to_series()
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
 
 
-def is_beyond(arrival_s: Any) -> Any:
-    """Whether a finite arrival is past any date that a log can have."""
-    return arrival_s.is_finite() & (arrival_s.abs() > LATEST_ARRIVAL_S)
+def check_arrivals(table: Table, first_s: float, last_s: float, requests: int) -> None:
+    """Check that so many arrivals between two times can be meant.
 
-
-def arrivals_beyond(table: Table) -> DataError:
-    """The error for a table with arrivals past any date: the first of them, and what to type."""
-    beyond = is_beyond(table.x.col(ARRIVAL_S)) & (table.x.col("output_tokens") > 0)
-    first = _first_rows(table, table.declared(lenient=True), beyond.fill_null(False))
-    shown = ", ".join(f"row {row[ROW]}: {row[ARRIVAL_S]:g} s" for row in first if ROW in row)
-    return DataError(
-        f"{table.source.name}: arrivals in {_names(table.layout.time)} are more than {LATEST_ARRIVAL_S:,} s from 0, "
-        f"past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name the unit of the column: "
-        "--time-unit ms (us, ns), or another column: --time-column NAME",
-        code="bad-trace",
-        trace=table.source.name,
-        column=table.layout.time[0],
-    )
+    Raises:
+        DataError: They cannot: past any date, or more per second than any log has.
+    """
+    wrong, rows = "", ""
+    if max(abs(first_s), abs(last_s)) > LATEST_ARRIVAL_S:
+        arrival = table.x.col(ARRIVAL_S)
+        beyond = arrival.is_finite() & (arrival.abs() > LATEST_ARRIVAL_S) & (table.x.col("output_tokens") > 0)
+        first = _first_rows(table, table.declared(lenient=True), beyond.fill_null(False))
+        rows = ", ".join(f"row {row[ROW]}: {row[ARRIVAL_S]:g} s" for row in first if ROW in row)
+        wrong = f"are more than {LATEST_ARRIVAL_S:,} s from 0, past the year 2200"
+    elif requests >= _FEWEST_OF_A_RATE and table.arrival_numbers is not None:
+        span_s = last_s - first_s
+        if span_s > 0 and MOST_PER_S * span_s <= requests - 1:
+            wrong = f"are {(requests - 1) / span_s:,.0f} requests per second"
+    if wrong:
+        raise DataError(
+            f"{table.source.name}: arrivals in {_names(table.layout.time)} {wrong}{f' ({rows})' if rows else ''}. "
+            "Correct these rows, name the unit of the column: --time-unit ms (s, us, ns), or another column: "
+            "--time-column NAME",
+            code="bad-trace",
+            trace=table.source.name,
+            column=table.layout.time[0],
+        )
 
 
 def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
@@ -259,15 +291,27 @@ def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") 
     return DataError(
         f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
         f"{_names(table.layout.time)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct "
-        "these rows, name another column: --time-column NAME, or serve all at once: --all-at-once",
+        "these rows, name another column: --time-column NAME, serve all at once: --all-at-once"
+        f"{advice_to_leave_out(untimed, requests)}",
         code="no-arrivals",
         trace=table.source.name,
         untimed=untimed,
     )
 
 
-def explain(table: Table) -> DataError:
-    """The error for a table with rows whose tokens cannot be read: how many in each column, and the first of them."""
+def advice_to_leave_out(part: int, rows: int) -> str:
+    """The end of a message: the option that leaves a part of the rows out; empty if it is nearly all."""
+    share = next((f"{step:g}%" for step in _SHARES if part <= step / 100 * rows), None)
+    return f", or leave them out: --bad-rows {share}" if share else ""
+
+
+def explain(table: Table, leave_out: str) -> DataError:
+    """The error for a table with rows whose tokens cannot be read: how many in each column, and the first of them.
+
+    Args:
+        table: The rows.
+        leave_out: How to read the table without them, for the end of the message.
+    """
     x, layout = table.x, table.layout
     rows = table.declared(lenient=True, raw=True)
     wrong = {
@@ -278,22 +322,25 @@ def explain(table: Table) -> DataError:
     conditions = {"input": wrong["input"], "output": wrong["output"]}
     if layout.cached:
         conditions["cached"] = ~wrong["input"] & wrong["uncached"]
+    if layout.count is not None:
+        conditions["requests"] = is_no_count()
     counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
     ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))
     bad = {axis: int(counted[axis]) for axis in conditions if counted[axis]}
-    names = {"input": repr(layout.input), "output": repr(layout.output), "cached": _names(layout.cached)}
     parts = []
     for axis, count in bad.items():
         first = _first_rows(table, rows, conditions[axis])
         shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
-        expected = (
-            "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
-        )
+        expected = EXPECTED.get(axis, f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}")
         of_rows = f"{count:,} of {count_of(int(counted['rows']), 'row')}"
-        parts.append(f"{of_rows}: {axis} tokens in column {names[axis]} are not {expected} ({shown})")
+        what = "requests" if axis == "requests" else f"{axis} tokens"
+        parts.append(f"{of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
+    if "cached" in bad:
+        flags += ", or count them beside the input: --input-column INPUT+CACHED"
     return DataError(
-        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}",
+        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
+        f"{leave_out}",
         code="bad-trace",
         trace=table.source.name,
         rows=bad,
