@@ -216,8 +216,8 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
     if len(wrong):
         message = (
             f"{table.source.name}: {len(wrong):,} of {count_of(len(served), 'request')} have no gap of at least 0 s "
-            f"after the previous answer in {sessions.gap!r} ({row_numbers(wrong)}). Correct these rows, or serve all at "
-            "once: --all-at-once"
+            f"after the previous answer in {sessions.gap!r} ({row_numbers(wrong)}). Correct these rows, or serve all "
+            "at once: --all-at-once"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, column=sessions.gap, rows=len(wrong))
     return after, gaps.zip_with(follows, pl.Series([0.0])).to_numpy(), lost
