@@ -118,6 +118,7 @@ LOGS = {
         "openai", lines(chat(9, 3), {"usage": CLAUDE_USAGE}, {"usage": {"input_tokens": 7, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 2}}}),
         3, 9 + 8103 + 7, 54, 8002,
     ),
+    "zeros of the other api": Log("openai", lines({"usage": {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 9, "output_tokens": 3}}, {"usage": {"prompt_tokens": 9, "completion_tokens": 3, "input_tokens": 0, "output_tokens": 0}}, {"usage": {"prompt_tokens": 9, "completion_tokens": 0}}), 2, 18, 6, None, None, 1),
     "bedrock": Log("bedrock", lines({"usage": {"inputTokens": 5, "outputTokens": 3, "totalTokens": 18, "cacheReadInputTokens": 10, "cacheWriteInputTokens": 0}}), 1, 15, 3, 10),
     "ai sdk": Log("bedrock", lines({"usage": {"inputTokens": 15, "outputTokens": 3, "cachedInputTokens": 10, "reasoningTokens": 1}}), 1, 15, 3, 10),
     "gemini": Log(
@@ -210,7 +211,7 @@ LOGS = {
     "bailian": Log("bailian", lines({"chat_id": 0, "parent_chat_id": -1, "timestamp": 1.5, "input_length": 40, "output_length": 3, "type": "text", "turn": 1, "hash_ids": [1, 2, 3]}, {"chat_id": 1, "parent_chat_id": 0, "timestamp": 4.5, "input_length": 50, "output_length": 3, "type": "text", "turn": 2, "hash_ids": [1, 2, 3, 4]}), 2, 90, 6, None, 3.0),
     "mooncake": Log("mooncake", lines({"timestamp": 0, "input_length": 655, "output_length": 52, "hash_ids": [46, 47]}, {"timestamp": 10535, "input_length": 672, "output_length": 26, "hash_ids": [46, 47]}), 2, 1327, 78, None, 10.535),
     "agentic": Log("agentic", lines({"session_id": "a", "pre_gap": 0.0, "input_length": 40, "output_length": 7}), 1, 40, 7),
-    "weka": Log("weka", lines({"id": "s", "models": ["m"], "block_size": 64, "hash_id_scope": "local", "requests": [{"t": 0.0, "type": "n", "in": 70, "out": 2, "hash_ids": [0, 1], "api_time": 2.0}, {"t": 5.0, "type": "subagent", "requests": []}, {"t": 9.0, "type": "s", "in": 140, "out": 2, "hash_ids": [0, 1, 2], "api_time": 2.0}]}), 2, 210, 4, None, 9.0, 1),
+    "weka": Log("weka", lines({"id": "s", "models": ["m"], "block_size": 64, "hash_id_scope": "local", "requests": [{"t": 0.0, "type": "n", "in": 70, "out": 2, "hash_ids": [0, 1], "api_time": 2.0}, {"t": 5.0, "type": "subagent", "requests": [{"t": 5.0, "type": "n", "in": 10, "out": 1, "hash_ids": [7]}]}, {"t": 9.0, "type": "s", "in": 140, "out": 2, "hash_ids": [0, 1, 2], "api_time": 2.0}]}), 3, 220, 5, None, 9.0),
     "vidur": Log("vidur", "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,374,44\n5.9,396,109\n", 2, 770, 153, None, 5.9, 0, "csv"),
     "swissai": Log("swissai", lines({"id": "1", "status": "DEFAULT", "created_at": "2024-07-17 13:56:49.399", "finished_at": "2024-07-17 13:56:50.527", "reported_token_input": 23, "reported_token_output": 38}, {"id": "2", "status": "ERROR", "created_at": "2024-07-17 13:56:51.399", "reported_token_input": -1, "reported_token_output": -1}), 1, 23, 38, None, 0.0, 1),
     "splitwise": Log("splitwise", "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n0,2,0,0.0,1,9,3\n1,2,0,4.0,1,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
@@ -309,6 +310,7 @@ SUMS = {
     "usage api": (lines(USAGE_PAGE["data"][0]["results"][0]), "jsonl", "num_model_requests"),  # type: ignore[index]
     "usage page": (json.dumps(USAGE_PAGE), "json", "num_model_requests"),
     "usage page before 2025": ("aggregation_timestamp,n_requests,n_context_tokens_total,n_generated_tokens_total\n1,2,4,6\n", "csv", "n_requests"),
+    "unknown, by length": ("date,model,input_tokens,output_tokens\n2026-01-01,m,4000000,500000\n2026-01-02,m,4000000,500000\n", "csv", None),
     "litellm": (LITELLM_DAILY, "csv", "api_requests"),
     "openrouter": (lines({"date": "2026-01-01", "model": "m", "requests": 2, "prompt_tokens": 9, "completion_tokens": 4}), "jsonl", "requests"),
     "unknown, several": ("time,requests,prompt_tokens,completion_tokens\n1,1,9,3\n2,5,90,30\n", "csv", "requests"),

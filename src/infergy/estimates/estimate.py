@@ -351,14 +351,10 @@ def estimate_run(
 
 def facts_of(sample: Sample) -> TraceFacts:
     """What was asked."""
-    first = sample.windows[0].requests
-    aside = sample.set_aside
+    first, aside = sample.windows[0].requests, sample.set_aside
+    alike = ("source", "requests", "input_tokens", "output_tokens", "duration_s")
     return TraceFacts(
-        source=sample.source,
-        requests=sample.requests,
-        input_tokens=sample.input_tokens,
-        output_tokens=sample.output_tokens,
-        duration_s=sample.duration_s,
+        **{name: getattr(sample, name) for name in alike},
         order_reason=first.order_reason,
         set_aside=aside.failed + aside.without_input + aside.unreadable,
         stream_chunks=aside.chunks,

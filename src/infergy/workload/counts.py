@@ -81,7 +81,9 @@ class Counts:
         *others, last = self.layout.usages
         chosen = make(last)
         for usage in reversed(others):
-            lacks = self._is_null((*usage.input, *usage.output))
+            # Some gateways fill the counts of the other API with zeros.
+            texts = [self.known(path).cast(self.x.String) for path in (*usage.input, *usage.output)]
+            lacks = functools.reduce(operator.and_, [text.is_null() | (text == "0") for text in texts])
             chosen = self.x.when(lacks).then(chosen).otherwise(make(usage))
         return chosen
 

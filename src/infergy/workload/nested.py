@@ -148,7 +148,9 @@ def _unpack(record: dict[str, Any], nest: tuple[str, ...]) -> Iterator[dict[str,
     around = {name: value for name, value in own.items() if not isinstance(value, list)}
     for inner in own.get(nest[0]) or ():
         if isinstance(inner, dict):
-            for row in _unpack(inner, nest[1:]):
+            # A request of an agent may hold those of agents below it, in the same way.
+            deeper = nest if len(nest) == 1 and isinstance(inner.get(nest[0]), list) else nest[1:]
+            for row in _unpack(inner, deeper):
                 yield {**around, **row}
 
 

@@ -6,12 +6,14 @@ import difflib
 import itertools
 import re
 import shlex
+import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.formats import (
     GAPS,
     NAMED,
@@ -26,12 +28,13 @@ from infergy.workload.formats import (
     outer,
     parts_of,
 )
-from infergy.workload.guess import guess_columns
 from infergy.workload.source import Source
 from infergy.workload.sources import look_further, nested_readings
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
+_LONGEST_PROMPT = 1_500_000
+"""Half of a log's prompts may not be longer, in tokens: no model takes so many."""
 _FEWEST_PAIRS, _ASCENDING, _LONGEST_LATENCY = 8, 0.65, 1e6
 
 Rows = Sequence[Mapping[str, Any]]
@@ -145,7 +148,7 @@ def settle(
         sessions=next(sessions, None),
         chunk=_chunks(layout, fields, rows, within),
     )
-    return _spread(layout, first, named, source, _count(first, named, fields, rows, wanted, within), fields)
+    return _spread(layout, first, named, source, _count(layout, first, named, fields, rows, wanted), fields)
 
 
 def _find_formats(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows) -> list[Format]:
@@ -164,12 +167,15 @@ def _find_formats(fields: Collection[str], source: str, wanted: str | None, name
     # Only responses of several APIs stand in one log.
     known = [one for one in known if one is known[0] or (one.rest["is_partial"] and known[0].rest["is_partial"])]
     if not known and (named.input is None or named.output is None):
+        from infergy.workload.guess import guess_columns
+
+        guess = guess_columns(fields, rows)
         raise DataError(
-            _not_recognised(fields, source, wanted, named, rows),
+            _not_recognised(fields, source, wanted, named, guess),
             code="unknown-format",
             trace=source,
             columns=list(fields),
-            guess={axis: column for axis, (column, _) in guess_columns(fields, rows).items()},
+            guess={axis: column for axis, (column, _) in guess.items()},
         )
     return known
 
@@ -308,7 +314,7 @@ def _number(value: Any) -> float:
 
 
 def _count(
-    first: Format | None, named: Columns, fields: Collection[str], rows: Rows, wanted: str | None, within: str
+    layout: Layout, first: Format | None, named: Columns, fields: Collection[str], rows: Rows, wanted: str | None
 ) -> str | None:
     """The column of how many requests a row sums up; empty if rows are sums and none says of how many."""
     if named.requests is not None:
@@ -317,11 +323,14 @@ def _count(
         return first.count
     if wanted is not None:
         return None
-    place = f"{within}." if within else ""
+    own = layout.usages[0].input[0]
+    place = own[: own.rfind(".") + 1]
     names = [path for name in names_of("counts") for path in outer(place, name) if path in fields]
     is_bucket = any(path in fields for name in names_of("buckets") for path in outer(place, name))
     several = (name for name in names if is_bucket or any(_number(row.get(name)) > 1 for row in rows))
-    return next(several, None)
+    lengths = [length for row in rows if 0 < (length := _number(row.get(own))) <= LONGEST_TOKENS]
+    is_long = bool(lengths) and statistics.median(lengths) > _LONGEST_PROMPT
+    return next(several, "" if is_long else None)
 
 
 def _spread(
@@ -336,10 +345,12 @@ def _spread(
         return layout
     if named.requests is None:
         fix = f", or spread each over its requests, which all get its mean length: --requests-column {count}"
-        if first is not None and first.count is None:
-            fix += f". If each row is one request: --format {first.name}"
-        fix = fix if count else ": no column says of how many a row is"
-        what = f"each row is a sum over many requests ({count or layout.name}), not one"
+        fix = fix if count else ": no column is known to say of how many a row is (--requests-column)"
+        reason = count or layout.name
+        if first is None or first.count is None:
+            fix += f". If each row is one request: --format {layout.name}"
+            reason = count or "by its length"
+        what = f"each row is a sum over many requests ({reason}), not one"
         message = f"{source}: {what}. Give a log with a row per request{fix}"
         raise DataError(message, code="bucketed", trace=source, column=count or None, option="--requests-column")
     end = None if first is None or first.end is None or first.end not in fields else first.end
@@ -359,9 +370,10 @@ def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
                 raise DataError(message, code="no-column", trace=source, column=path, option=f"--{axis}-column")
 
 
-def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns, rows: Rows) -> str:
+def _not_recognised(
+    fields: Collection[str], source: str, wanted: str | None, named: Columns, guess: Mapping[str, tuple[str, str]]
+) -> str:
     axes = [axis for axis in ("input", "output") if getattr(named, axis) is None]
-    guess = guess_columns(fields, rows)
     flags = [f"--{axis}-column {shlex.quote(guess[axis][0]) if axis in guess else 'NAME'}" for axis in axes]
     reasons = [f"{guess[axis][0]} may be {axis} tokens, by {guess[axis][1]}" for axis in axes if axis in guess]
     advice = f"{'; '.join(reasons)}. If so" if reasons else "Name them"

@@ -6,10 +6,12 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.workload.lines import Fault, Names, read_records, values_in
-from infergy.workload.nested import Nested
+
+if TYPE_CHECKING:
+    from infergy.workload.nested import Nested
 
 CSV, JSONL, UNPACKED, PARQUET, POLARS, FRAME = "csv", "jsonl", "unpacked", "parquet", "polars", "frame"
 PEEKED_RECORDS = 200

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
 from infergy.workload.lines import EVENTS, GZIP, Fault, open_lines, read_records, values_in
-from infergy.workload.nested import Nested, is_document, nests_of
-from infergy.workload.servegen import client_files, draw_requests
 from infergy.workload.source import (
     CSV,
     FRAME,
@@ -34,6 +32,7 @@ from infergy.workload.source import (
 )
 
 if TYPE_CHECKING:
+    from infergy.workload.nested import Nested
     from infergy.workload.tasks import TaskOptions
 
 _PEEKED_ROWS, _MORE = 50, 10
@@ -115,9 +114,12 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
     if not path.exists():
         hint = f"There is no file of that name either. {_EXPECTED}."
         raise DataError.unknown("trace", name, shipped_traces(), hint, code="unknown-trace")
-    if clients := client_files(path):
-        frame, words = draw_requests(clients)
-        return of_frame(name, POLARS, frame.lazy(), words)
+    if path.is_dir() or path.name.endswith("-trace.csv"):
+        from infergy.workload.servegen import client_files, draw_requests
+
+        if clients := client_files(path):
+            frame, words = draw_requests(clients)
+            return of_frame(name, POLARS, frame.lazy(), words)
     if not path.is_file():
         reason, fix = "a pipe or a device", "which cannot be read twice. Write it to a file first"
         if path.is_dir():
@@ -157,6 +159,8 @@ def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str
         message = f"{name}: a pointer of Git LFS, not the data. Fetch it: git lfs pull"
         raise DataError(message, code="not-supported", path=str(path), reason="git-lfs")
     if first.lstrip()[:1] in ("[", "{") or first.encode().startswith(EVENTS):
+        from infergy.workload.nested import Nested, is_document
+
         nested = Nested(path=path, is_document=is_document(first))
         if nested.is_document:
             return _of_nested(nested, name, about)
@@ -236,6 +240,8 @@ def _further_down(source: Source) -> Source:
 def nested_readings(source: Source) -> Iterator[Source]:
     """The same JSON file as the rows that stand inside its records, for where these have no known columns."""
     if source.nested is not None:
+        from infergy.workload.nested import nests_of
+
         for nest in nests_of(source.nested, PEEKED_RECORDS):
             yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
 
