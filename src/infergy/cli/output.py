@@ -240,6 +240,8 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
 
 def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next") -> list[str]:
     """What was assumed, queues without limit, rejected requests, and runs without a measured step; each once."""
+    from infergy.records.engine_setup import WEIGHT_ONLY
+
     lines = []
     for one in estimates:
         lines += [
@@ -250,8 +252,9 @@ def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next")
         lines += [f"{note}." for note in one.notes]
         lines += rejected_notes({one.engine: one.run})
         if one.run.measured_share == 0:
+            more = "" if one.precision in WEIGHT_ONLY else f" One measured cell narrows it: {advice}."
             lines.append(
                 f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured at these batch "
-                f"sizes and lengths: by datasheet and what other steps showed. One measured cell narrows it: {advice}."
+                f"sizes and lengths: by datasheet and what other steps showed.{more}"
             )
     return list(dict.fromkeys(lines))

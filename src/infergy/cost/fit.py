@@ -20,9 +20,10 @@ import numpy as np
 from infergy.catalog import get_gpu, get_model
 from infergy.catalog.gpus import Gpu
 from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
-from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
+from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
 from infergy.cost.table import MeasuredServer, ServedBy, Table, TableEntry, box_of
+from infergy.cost.work import ServerWork, server_work
 
 CENTRE_SD = 0.002
 """Of the mean of the differences of GPUs of a kind."""
