@@ -65,7 +65,10 @@ def test_each_replica_sees_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.M
         def wait(self) -> int:
             return 0
 
-    monkeypatch.setattr(replicas.subprocess, "Popen", Ended)
+        def terminate(self) -> None:
+            pass
+
+    monkeypatch.setattr("infergy.measure.replicas.subprocess.Popen", Ended)
     monkeypatch.setattr(replicas, "merge", lambda *_: None)
     two = replace(SETUP, tensor_parallel=2)
     parts = [replace(part, cells=_on(part, two)) for part in split_replicas(plan_of(2), simulate=True)]
