@@ -82,7 +82,8 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
     """Counts, sums and ends of the requests of a table, in one streaming pass."""
     import polars as pl
 
-    from infergy.workload.reading import arrivals_missing, check_arrivals, is_bad, unlinked
+    from infergy.workload.faults import arrivals_missing, check_arrivals
+    from infergy.workload.reading import is_bad, unlinked
     from infergy.workload.table import ARRIVAL_S
 
     with_output = (pl.col("output_tokens") > 0).fill_null(False)
@@ -120,7 +121,8 @@ def _sampled(table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int
     import numpy as np
     import polars as pl
 
-    from infergy.workload.reading import ROW, build, collect
+    from infergy.workload.faults import ROW
+    from infergy.workload.reading import build, collect
     from infergy.workload.table import ARRIVAL_S
 
     slots = divide(facts["requests"], facts.get("duration_s"))

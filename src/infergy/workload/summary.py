@@ -13,7 +13,7 @@ from typing import Any
 from infergy.errors import UsageError
 from infergy.units import count_of
 from infergy.workload.clock import TimeUnit
-from infergy.workload.reading import check_arrivals
+from infergy.workload.faults import check_arrivals
 from infergy.workload.table import ARRIVAL_S, Table
 
 TRACE_SCHEMA = "infergy.trace/1"

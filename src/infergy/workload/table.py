@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
-from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import instants
 from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
@@ -140,41 +139,7 @@ class Table:
             rows = rows.filter(self.good.fill_null(False))
         return rows.filter(~self.untimed) if self.only_timed else rows
 
-    def without_unreadable(self, share: float) -> Table:
-        """The same table, its unreadable rows counted, and those without an arrival if others have one.
-
-        Args:
-            share: Of all rows that may be unreadable, 0 to 1.
-
-        Raises:
-            DataError: More have tokens that cannot be read.
-        """
-        table, counts = self, self._counts()
-        if counts["untimed"]:
-            spelled = replace(self, spelled=True)
-            of_spelled = spelled._counts()
-            if of_spelled["untimed"] < counts["untimed"]:
-                table, counts = spelled, of_spelled
-        rows, untimed = counts["rows"] + self.fault_count, counts["untimed"]
-        unreadable = rows - counts["good"]
-        if unreadable <= share * rows:
-            only_timed = 0 < untimed < counts["served"] and unreadable + untimed <= share * rows
-            return replace(table, unreadable=unreadable + untimed * only_timed, only_timed=only_timed)
-        from infergy.workload.reading import advice_to_leave_out, explain
-
-        leave_out = advice_to_leave_out(unreadable, rows)
-        if self.fault_count <= share * rows:
-            raise explain(self, leave_out)
-        shown = ", ".join(map(str, self.faults)) + (", …" if self.fault_count > len(self.faults) else "")
-        raise DataError(
-            f"{self.source.name}: {self.fault_count:,} of {count_of(rows, 'row')} cannot be read ({shown}). Repair or "
-            f"remove these lines{leave_out}",
-            code="file-not-readable",
-            path=self.source.name,
-            reason=shown,
-        )
-
-    def _counts(self) -> dict[str, int]:
+    def counted(self) -> dict[str, int]:
         """How many rows there are, are good, have output, and of these no arrival."""
         x, good = self.x, self.good.fill_null(False)
         untimed = x.lit(False) if self.arrival is None else self.untimed

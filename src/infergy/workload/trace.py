@@ -236,7 +236,9 @@ class Trace:
         table, (result, failed, bad) = self._readable(lambda table: run(table, lenient=False), layout)
         bad += table.fault_count
         if bad:
-            table = table.without_unreadable(self.bad_rows)
+            from infergy.workload.faults import without_unreadable
+
+            table = without_unreadable(table, self.bad_rows)
             result, failed, _ = run(table, lenient=True)
         if result is not None:
             return result
