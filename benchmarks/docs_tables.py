@@ -3,7 +3,7 @@
 Usage: python benchmarks/docs_tables.py [--write]
 
 docs/cost.md: constants of infergy.cost.constants and what src/infergy/data/table.jsonl makes of them; errors that its
-fits leave, server by server. docs/replay.md and README.md: the tables of benchmarks/replays.py. These, docs/estimates.md, docs/recommend.md and docs/waterfall.md: what commands print.
+fits leave, server by server. docs/logs.md: the formats of src/infergy/data/formats.toml. docs/replay.md and README.md: the tables of benchmarks/replays.py. These, docs/estimates.md, docs/recommend.md and docs/waterfall.md: what commands print.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from infergy.cost.constants import BY_NAME, TRANSFORMERS, Constant, Fit
 from infergy.cost.table import Table, shipped_table
+from infergy.workload.formats import format_entries
 
 DOCS = Path(__file__).parents[1] / "docs"
 KINDS = ("h200", "h100-sxm")
@@ -44,6 +45,7 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("cost.md", "constants of vllm"): constants_table(BY_NAME.values(), table.fits["vllm"]),
         ("cost.md", "constants of transformers"): constants_table(TRANSFORMERS, table.fits["transformers"]),
         ("cost.md", "errors by server"): errors_table(table),
+        ("logs.md", "formats"): formats_table(),
         ("../README.md", "replays in short"): replays["short_table"](),
         ("replay.md", "replays"): replays["runs_table"](runs),
         ("replay.md", "summary"): replays["summary_table"](runs),
@@ -102,6 +104,22 @@ def errors_table(table: Table) -> str:
         shares = [f"{100 * math.expm1(sd):.1f}" for sd in (one.energy_sd, one.time_sd)]
         rows.append([server, str(one.rows), *shares])
     return _markdown([["server", "rows", "energy, %", "time, %"], ["---", "---:", "---:", "---:"], *rows])
+
+
+def formats_table() -> str:
+    rows = []
+    for entry in format_entries():
+        places = [f"`{place.rstrip('.')}`" if place else "the record" for place in entry.get("within", ())]
+        sums = [
+            " + ".join(f"`{part}`" for part in map(str.strip, entry[axis].split("+"))) for axis in ("input", "output")
+        ]
+        cached = [f"`{name.lstrip('^')}`" for name in entry.get("cached", ())]
+        times = [f"`{name}`" for name in entry.get("time", ())]
+        unit = f" ({entry['unit']})" if "unit" in entry else ""
+        where = f"; in {', '.join(places)}" if places else ""
+        rows.append([f"`{entry['name']}`", f"{entry['of']}{where}", *sums, ", ".join(cached), ", ".join(times) + unit])
+    heads = ["format", "logs", "input", "output", "cached, the first there is", "arrivals"]
+    return _markdown([heads, ["---"] * len(heads), *rows])
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -25,8 +25,9 @@ from scipy.optimize import least_squares
 
 from infergy.catalog.gpus import IDLE_SHARE, Gpu, find_gpu_by_driver_name, get_gpu
 from infergy.cost.constants import BY_NAME, Column, Constant, Fit, constants_of
-from infergy.cost.rates import NVLINK_4, AttentionWork, ServerWork, rates_of
+from infergy.cost.rates import NVLINK_4, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
+from infergy.cost.work import AttentionWork, ServerWork
 from infergy.files import parse_json
 from infergy.records.codec import from_json
 from infergy.records.environment import Environment, GpuState, processes_by_gpu, slowdowns_by_gpu

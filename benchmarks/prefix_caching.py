@@ -49,7 +49,7 @@ def tables(paths: Iterable[Path]) -> Iterator[tuple[str, ...]]:
     rows = [row for path in paths for row in read_store(path).rows if row.is_ok and row.cell.load.is_replay]
     runs: dict[tuple[object, ...], dict[bool, Replay]] = {}
     for row in rows:
-        if row.cell.load.arrivals.replicas > 1:
+        if row.cell.load.arrivals is None or row.cell.load.arrivals.replicas > 1:
             continue
         (found,) = compare_rows([row], catalog_name(row.environment.gpus[0].name), shipped_table())
         key = row.prompt_sha256, row.arrival_s, row.lengths, found.gpu_uuids

@@ -26,7 +26,7 @@ from infergy.catalog.gpus import get_gpu
 from infergy.catalog.models import get_model
 from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.rates import server_work
+from infergy.cost.work import server_work
 from infergy.serving.config import EngineConfig, EngineOptions, resolve
 from infergy.serving.run import Run
 from infergy.serving.simulate import simulate

@@ -27,6 +27,9 @@ OF_VLLM = {
     "--enforce-eager",
     "--data-parallel-size",
     "--mamba-ssm-cache-dtype",
+    "--save-result",
+    "--save-detailed",
+    "--output-details",
 }
 OF_RAY = {"--head", "--address", "--resources"}
 # The scoreboard has a command line of its own.

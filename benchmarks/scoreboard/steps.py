@@ -11,8 +11,9 @@ import numpy as np
 from infergy.catalog.gpus import IDLE_SHARE, Gpu, get_gpu
 from infergy.catalog.layers import AttentionShape, ExpertShape, MlpShape
 from infergy.catalog.shape import Checkpoint, ModelShape
-from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
+from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
+from infergy.cost.work import ServerWork, server_work
 from scoreboard.rows import Rows
 
 Column = np.ndarray[Any, np.dtype[Any]]

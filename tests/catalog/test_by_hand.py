@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infergy.catalog import ModelShape, canonical_name, get_model, read_shape
+from infergy.catalog.layers import Window
 from raising import raises
 
 LLAMA: dict[str, Any] = {
@@ -74,9 +75,9 @@ def test_a_toml_file_and_a_json_file_describe_the_same(tmp_path: Path) -> None:
 
 
 def test_a_window_holds_in_all_layers_unless_set_otherwise() -> None:
-    assert read(LLAMA, window_tokens=1024).attention.window_layers == 32
-    assert read(LLAMA, window_tokens=1024, window_layers=16).attention.window_layers == 16
-    assert read(LLAMA).attention.window_layers == 0
+    assert read(LLAMA, window_tokens=1024).attention.window == Window(tokens=1024, layers=32)
+    assert read(LLAMA, window_tokens=1024, window_layers=16).attention.window == Window(tokens=1024, layers=16)
+    assert read(LLAMA).attention.window is None
 
 
 @pytest.mark.parametrize("key", ["hidden", "heads", "intermediate", "vocabulary"])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from infergy.catalog import get_model, model_config, model_names, read_shape
+from infergy.catalog import AttentionShape, get_model, model_config, model_names, read_shape
+from infergy.errors import InfergyError
 from raising import raises
 
 PUBLISHED = {
@@ -132,13 +138,18 @@ def test_gpt_oss_counts_active_parameters_without_the_embedding_table(name: str,
     assert (shape.active_parameters - shape.vocabulary * shape.hidden) / 1e9 == pytest.approx(billions, abs=0.005)
 
 
+def window_of(attention: AttentionShape) -> tuple[int | None, int]:
+    """Tokens of its window, and layers that have it."""
+    return (None, 0) if attention.window is None else (attention.window.tokens, attention.window.layers)
+
+
 @pytest.mark.parametrize(
     ("name", "window", "layers"),
     [("gemma-3-4b", 1024, 29), ("gemma-3-27b", 1024, 52), ("gpt-oss-20b", 128, 12), ("qwen3-8b", None, 0)],
 )
 def test_windows_are_in_as_many_layers_as_published(name: str, window: int | None, layers: int) -> None:
     attention = get_model(name).attention
-    assert (attention.window_tokens, attention.window_layers) == (window, layers)
+    assert window_of(attention) == (window, layers)
 
 
 def small(**changes: Any) -> dict[str, Any]:
@@ -195,7 +206,7 @@ def test_every_head_has_its_own_keys_where_the_configuration_is_silent() -> None
 def test_layer_types_win_over_the_pattern() -> None:
     config = model_config("gpt-oss-20b")
     config["layer_types"] = ["full_attention"] * 23 + ["sliding_attention"]
-    assert read_shape(config, name="x").attention.window_layers == 1
+    assert window_of(read_shape(config, name="x").attention)[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -211,8 +222,8 @@ def test_layer_types_that_cannot_be_meant_are_rejected(kinds: list[str], code: s
 def test_mistral_slides_unless_its_configuration_says_null() -> None:
     config = model_config("mistral-7b-v0.3")
     del config["sliding_window"]
-    assert read_shape(config, name="x").attention.window_tokens == 4096
-    assert get_model("mistral-7b-v0.3").attention.window_tokens is None
+    assert window_of(read_shape(config, name="x").attention)[0] == 4096
+    assert get_model("mistral-7b-v0.3").attention.window is None
 
 
 def test_gemma_without_its_text_is_rejected() -> None:
@@ -290,6 +301,35 @@ def test_a_pattern_that_does_not_describe_each_layer_is_rejected(pattern: str | 
 def test_layers_without_experts_are_as_many_as_published() -> None:
     maverick, scout = get_model("llama-4-maverick-17b-128e"), get_model("llama-4-scout-17b-16e")
     assert (maverick.mlp.layers, scout.mlp.layers) == (24, 0)
-    assert (maverick.attention.window_tokens, maverick.attention.window_layers) == (8192, 36)
+    assert window_of(maverick.attention) == (8192, 36)
     assert get_model("glm-4.5").mlp.layers == 3
     assert get_model("kimi-k2").mlp.layers == 1
+
+
+ODD = [None, 0, -1, 2, 2**40, 10**400, 1.5, math.nan, math.inf, "", "x", True, [], [None], [[1]], {}, {"a": [1]}]
+
+
+def places(config: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The way to each value, parts included."""
+    for key, value in config.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from places(value, (*above, key))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), name=st.sampled_from(model_names()))
+def test_a_changed_configuration_is_a_shape_or_an_error_that_says_why(data: st.DataObject, name: str) -> None:
+    config = json.loads(json.dumps(model_config(name)))
+    for _ in range(2):
+        way = data.draw(st.sampled_from(list(places(config)) or [("layers",)]))
+        part = config
+        for key in way[:-1]:
+            part = part[key]
+        part[way[-1]] = data.draw(st.sampled_from(ODD))
+    with suppress(InfergyError):
+        shape = read_shape(config, name=name)
+        assert 0 < shape.active_parameters <= shape.parameters
+        assert shape.weight_bytes(shape.precision) > 0
+        assert shape.kv_bytes(100) >= 0
+        assert shape.prefill_flops(100) > 0

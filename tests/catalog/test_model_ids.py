@@ -40,6 +40,9 @@ BENCHMARKED = {
     "nvidia/NVIDIA-Nemotron-Nano-12B-v2": ("nemotron-nano-12b-v2", "bfloat16"),
     "nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16": ("nemotron-nano-12b-v2-vl", "bfloat16"),
     "openai/gpt-oss-120b": ("gpt-oss-120b", "mxfp4"),
+    "Qwen/Qwen3-8B-AWQ": ("qwen3-8b", "int4"),
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16": ("llama-3.1-8b", "int4"),
+    "Qwen/Qwen2.5-32B-Instruct-GPTQ-Int8": ("qwen2.5-32b", "int8"),
 }
 RELATIVES = {
     "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B": "qwen3-8b",
@@ -98,7 +101,7 @@ def test_relatives_go_by_the_shape_of_their_network(model_id: str) -> None:
 
 @pytest.mark.parametrize(
     "model_id",
-    ["Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-8", "x/llama-3.1-8b-vision", "", "/"],
+    ["Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-8B-EXL2", "Qwen/Qwen3-8", "x/llama-3.1-8b-vision", "", "/"],
 )
 def test_another_network_is_not_mistaken(model_id: str) -> None:
     assert shape_of_id(model_id) is None

@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.catalog import ModelShape, get_model
-from infergy.catalog.layers import attended_tokens, chunked_tokens
+from infergy.catalog.layers import Window, attended_tokens, chunked_tokens
 from raising import raises
 
 LLAMA = get_model("llama-3.1-8b")
 WINDOWED = get_model("gpt-oss-20b")
 LATENT = get_model("deepseek-v3")
 HYBRID = get_model("nemotron-nano-12b-v2")
+SCOUT = get_model("llama-4-scout-17b-16e")
 SMALL_CHUNKS = dataclasses.replace(
-    get_model("llama-4-scout-17b-16e"),
-    attention=dataclasses.replace(get_model("llama-4-scout-17b-16e").attention, window_tokens=100),
+    SCOUT, attention=dataclasses.replace(SCOUT.attention, window=Window(tokens=100, layers=36, chunked=True))
 )
 SHAPES = st.sampled_from(
     [LLAMA, WINDOWED, LATENT, get_model("gemma-3-4b"), get_model("qwen3-30b-a3b"), HYBRID, SMALL_CHUNKS]

@@ -36,7 +36,8 @@ def python(code: str) -> list[str]:
 
 def test_the_programs_output_is_its_own_and_the_figures_go_to_stderr() -> None:
     done = run("--simulate", "--idle", "0", *python("import time; time.sleep(0.3); print('hello')"))
-    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert done.stdout == "hello\n"
+    assert done.returncode == (3 if NONE in done.stderr else 0)
     assert "J (" in done.stderr or NONE in done.stderr
     assert "SIMULATED" in done.stderr
 
@@ -78,6 +79,22 @@ def test_the_programs_exit_code_is_passed_on_and_ends_the_runs() -> None:
     assert len(done.stdout.splitlines()) == 1
     killed = run("--simulate", "--idle", "0", *python("import os; os.kill(os.getpid(), 9)"))
     assert killed.returncode == 128 + 9
+
+
+def test_a_run_without_energy_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = pretend_node(get_gpu("h200"), 1)
+    monkeypatch.setattr("infergy.meters.simulated.SteadyMeter", lambda count: SimulatedMeter(node))
+
+    def serve(*_: object) -> int:
+        node.advance(4.0, 500.0)
+        # From here on the counter stands still.
+        monkeypatch.setattr(SimulatedMeter, "read", lambda meter: {gpu.uuid: 1.0 for gpu in meter.gpus})
+        return 0
+
+    monkeypatch.setattr(command, "_run", serve)
+    done = CliRunner().invoke(app, ["run", "--simulate", "--idle", "0", "--json", "serve"])
+    assert json.loads(done.stdout)["energy_j"] is None
+    assert done.exit_code == 3
 
 
 def test_a_signal_that_ends_us_ends_the_program_first() -> None:

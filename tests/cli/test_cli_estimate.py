@@ -173,7 +173,7 @@ def test_options_of_the_studys_method_are_refused_without_it() -> None:
 def test_requests_left_out_are_counted(tmp_path: Path) -> None:
     source = log(tmp_path, "arrived,input_tokens,output_tokens", "0.0,10,5", "1.0,10,5", "0.5,10,5", "2.0,10,0")
     done = invoke(source, "--time-column", "arrived")
-    assert "Requests without input or output tokens, left out: 1." in done.stdout
+    assert "Rows without input or output tokens, or that cannot be read, left out: 1." in done.stdout
     assert "Requests out of order, sorted by arrival: 1." in done.stdout
 
 

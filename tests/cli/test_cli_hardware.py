@@ -12,6 +12,9 @@ from typer.testing import CliRunner
 
 from infergy.catalog import get_model, gpu_names, model_config, model_names
 from infergy.cli import app
+from infergy.errors import UsageError
+from infergy.meters.simulated import SimulatedGpu, SimulatedMeter
+from infergy.records import GpuIdentity
 from raising import raises
 
 
@@ -120,3 +123,22 @@ def test_a_mixture_tells_which_share_of_its_experts_a_batch_is_expected_to_visit
     dense = run_json("list", "models", "llama-3.1-8b")
     assert dense["experts"] is None
     assert dense["expected_experts_touched"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("NVIDIA Mystery", "NVIDIA Mystery is not in the catalog"), ("Tesla T4", "does not compute in bfloat16")],
+)
+def test_on_a_gpu_that_the_catalog_lacks_nothing_is_planned_for_another(
+    name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = SimulatedMeter(SimulatedGpu(GpuIdentity(uuid="GPU-a", name=name), idle_w=100.0))
+    monkeypatch.setattr("infergy.meters.open_meter", lambda *_: here)
+    cell = ["measure", "-e", "vllm", "--input", "512", "--output", "64", "--batch", "largest", "--dry-run"]
+    done = CliRunner().invoke(app, cell)
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.fields == {"name": name, "option": "--gpu"}
+    assert words in str(done.exception)
+    assert "on a10g: 1 cell" in CliRunner().invoke(app, [*cell, "-g", "a10g"]).output
+    here.gpus = (GpuIdentity(uuid="GPU-a", name="NVIDIA A10G"),)
+    assert "on a10g: 1 cell" in CliRunner().invoke(app, cell).output

@@ -122,3 +122,75 @@ def test_a_bad_log_is_an_error_to_act_on(log: Path) -> None:
     result = CliRunner().invoke(app, ["trace", str(log)])
     assert isinstance(result.exception, DataError)
     assert "--input-column NAME --output-column NAME" in str(result.exception)
+
+
+MOONCAKE_IN_SECONDS = "".join(
+    f'{{"timestamp": {n / 2}, "input_length": 200, "output_length": 100}}\n' for n in range(101)
+)
+
+
+def test_trace_says_in_which_unit_it_read_arrivals(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(MOONCAKE_IN_SECONDS)
+    text = run("trace", str(path))
+    assert "2.00 /s" in text
+    assert f"{path}: arrivals in 'timestamp' are read as s, by the rate of requests; another unit: --time-unit" in text
+    assert run_json("trace", str(path))["time_unit"] == {"column": "timestamp", "unit": "s", "basis": "rate"}
+    text = run("trace", str(path), "--time-unit", "ms")
+    assert "2,000 /s" in text
+    assert "--time-unit" not in text
+
+
+def test_each_verb_that_serves_a_trace_says_it_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(MOONCAKE_IN_SECONDS)
+    result = CliRunner().invoke(app, ["estimate", str(path), "--json"], catch_exceptions=False)
+    assert "read as s, by the rate of requests" in result.stderr
+    assert json.loads(result.stdout)["trace"]["duration_s"] == 50.0
+    result = CliRunner().invoke(app, ["estimate", str(path), "--json", "--time-unit", "s"], catch_exceptions=False)
+    assert "read as" not in result.stderr
+
+
+def test_trace_says_how_many_rows_it_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("ContextTokens,GeneratedTokens\n" + "10,5\n" * 1999 + "x,5\n")
+    assert "1 row that cannot be read left out" in run("trace", str(path))
+    assert "Set aside: 1 row that cannot be read" in run("trace", str(path), "--bins", "paper")
+    assert run_json("trace", str(path), "--bins", "paper")["unreadable_rows"] == 1
+    result = CliRunner().invoke(app, ["trace", str(path), "--bad-rows", "0"])
+    assert isinstance(result.exception, DataError)
+    assert "--bad-rows 0.1%" in str(result.exception)
+
+
+@pytest.mark.parametrize("verb", ["trace", "estimate", "recommend", "breakdown", "next", "replay", "report"])
+def test_each_verb_that_reads_a_log_takes_the_same_options_of_its_columns(verb: str) -> None:
+    shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"}).output
+    for axis in ("input", "output", "time", "cached", "requests"):
+        assert f"--{axis}-column" in shown
+    for option in ("--format", "--time-unit", "--bad-rows", "--tokenizer"):
+        assert option in shown
+
+
+def test_sums_over_requests_are_spread_where_their_column_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("date,num_requests,input_tokens,output_tokens\n2026-01-01,4,400,40\n", encoding="utf-8")
+    with raises("bucketed", column="num_requests"):
+        run_json("trace", str(path))
+    found = run_json("trace", str(path), "--requests-column", "num_requests")
+    assert (found["requests"], found["input"]["total"], found["input"]["longest"]) == (4, 400, 100)
+    estimate = run_json("estimate", str(path), "--requests-column", "num_requests")
+    assert estimate["trace"]["requests"] == 4
+
+
+def test_a_seed_of_random_arrivals_is_of_a_log_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("input_tokens,output_tokens\n400,40\n400,40\n", encoding="utf-8")
+    spans = [
+        run_json("estimate", str(path), "--rate", "2", "--seed", seed)["trace"]["duration_s"]
+        for seed in ("1", "2", "1")
+    ]
+    assert spans[0] == spans[2] != spans[1]
+    with raises("option-not-applicable"):
+        run_json("estimate", str(path), "--seed", "1")
+    with raises("option-not-applicable", options=["--tokenizer"]):
+        run_json("trace", str(path), "--tokenizer", "words")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from infergy.catalog import get_gpu, get_model
 from infergy.cost.compiled import Symbol, compile_formula, least, most
 from infergy.cost.constants import prior_fit
-from infergy.cost.rates import Rates, rates_of, server_work
+from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import StepSums, added_j, compile_steps, free_s, slowed_j, stretched_s
+from infergy.cost.work import server_work
 
 # Dense, with experts, with windows and experts, latent attention, state layers, windows.
 MODELS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v3", "nemotron-nano-9b-v2", "gemma-3-12b")

@@ -11,7 +11,8 @@ from infergy.catalog import get_gpu, get_model
 from infergy.cost.constants import BY_NAME, Fit, prior_fit
 from infergy.cost.fit import fit
 from infergy.cost.fit_rows import FitRow, run_rows
-from infergy.cost.rates import rates_of, server_work
+from infergy.cost.rates import rates_of
+from infergy.cost.work import server_work
 
 TRUTH = {"weight_efficiency": 0.72, "flop_share": 0.95, "step_s": 0.9e-3, "byte_j": 1e-10}
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from infergy.catalog import get_gpu, get_model
 from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.rates import Rates, rates_of, server_work
+from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, roofline, slowed_j
+from infergy.cost.work import server_work
 
 MODELS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v3", "nemotron-nano-9b-v2", "gemma-3-12b")
 

@@ -13,16 +13,18 @@ from typer.testing import CliRunner
 from infergy.catalog import get_gpu, get_model, model_config
 from infergy.cli import app
 from infergy.cost.constants import prior_fit
-from infergy.cost.rates import rates_of, server_work
+from infergy.cost.rates import rates_of
+from infergy.cost.work import server_work
 from infergy.errors import DataError, UsageError
 from infergy.estimates.candidates import Space, layouts, plain_spec
 from infergy.estimates.estimate import estimate_server
 from infergy.estimates.next_cells import CellChoice, choose_next
 from infergy.estimates.paper import estimate_paper
 from infergy.estimates.recommend import recommend
-from infergy.estimates.servers import PRECISIONS, STATIC_BATCH, OpenServer, ServerSpec, open_server, shipped_table
+from infergy.estimates.servers import STATIC_BATCH, OpenServer, ServerSpec, open_server, shipped_table
 from infergy.estimates.vllm_command import command_of, label_of
 from infergy.records import FP8
+from infergy.records.engine_setup import DTYPES
 from infergy.serving.config import EngineOptions
 from infergy.workload.requests import Requests, whole
 from raising import raises
@@ -42,14 +44,14 @@ def named(lengths: list[tuple[int, int]], server: OpenServer) -> int:
     return sum(note.startswith("static batches") for note in notes)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("gpu", ["h200", "a100-80gb-sxm"])
 def test_each_accepted_precision_serves(precision: str, gpu: str) -> None:
     server = open_server(ServerSpec(model=MIXTURE, gpu=gpu, precision=precision), shipped_table())
     assert server.serve(requests([(100, 3)])).counts.finished_requests == 1
 
 
-@pytest.mark.parametrize("precision", ["int8", "float32", "tf32", "fp4"])
+@pytest.mark.parametrize("precision", ["int2", "float32", "tf32", "fp4"])
 def test_other_precisions_are_rejected_with_a_list_of_those(precision: str) -> None:
     with pytest.raises(UsageError) as told:
         open_server(ServerSpec(precision=precision), shipped_table())
@@ -296,3 +298,19 @@ def test_a_missing_file_of_servers_is_named_in_plain_words() -> None:
     assert isinstance(done.exception, DataError)
     assert "no-such-file.toml" in str(done.exception)
     assert "Errno" not in str(done.exception)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_a_longer_request_takes_more_until_it_is_rejected(engine: str) -> None:
+    server = open_server(ServerSpec(engine=engine))
+
+    def energy_j(input_tokens: int) -> float:
+        return estimate_server(whole(requests([(input_tokens, 10)])), server).run.energy_j
+
+    energies = [energy_j(2**power) for power in (10, 13, 16)]
+    assert energies == sorted(set(energies))
+    for power in (17, 20, 32):
+        with raises("does-not-fit"):
+            energy_j(2**power)
+    beside = estimate_server(whole(requests([(100, 10), (2**20, 10)])), server).run
+    assert (beside.requests, beside.rejected_requests) == (2, 1)

@@ -111,10 +111,14 @@ def test_flags_that_are_not_simulated_are_kept_as_typed_and_noted(flags: str) ->
     assert len(typed.notes) == len(typed.others)
 
 
-def test_formats_of_weights_that_are_not_simulated_are_rejected_or_noted() -> None:
+def test_formats_of_weights_are_those_of_the_command_or_rejected_or_noted() -> None:
     for method in ("awq", "gptq_marlin", "bitsandbytes"):
-        with raises("bad-value", option="--quantization of --present"):
-            parse_command(SERVE + f"--quantization {method}")
+        assert parse_command(SERVE + f"--quantization {method}").spec.precision == "int4"
+    awq = parse_command("vllm serve Qwen/Qwen3-8B-AWQ --dtype float16")
+    assert awq.spec.precision == "int4"
+    assert command_of(open_server(awq.spec))[-1] == "# MODEL: a checkpoint in int4"
+    with raises("bad-value", option="--quantization of --present"):
+        parse_command(SERVE + "--quantization aqlm")
     stored = "--quantization compressed-tensors"
     assert not parse_command(f"vllm serve RedHatAI/Llama-3.1-8B-Instruct-FP8 {stored}").notes
     assert "format of its weights is not known" in parse_command(SERVE + stored).notes[0]

@@ -23,6 +23,15 @@ from stalls import POINTS, STEADY_W, StoppedMeter
 IDLE_W = 120.0
 
 
+class HalfMeter(SimulatedMeter):
+    """Its counter gives a share of the energy that its power field reports."""
+
+    share = 0.5
+
+    def read(self) -> Mapping[str, float]:
+        return {uuid: self.share * energy_j for uuid, energy_j in super().read().items()}
+
+
 @pytest.fixture
 def gpu() -> SimulatedGpu:
     return SimulatedGpu(GpuIdentity(uuid="GPU-a", name="simulated"), idle_w=IDLE_W)
@@ -123,6 +132,26 @@ def test_where_the_block_has_no_process_of_its_own_one_is_too_many(
     assert any("another process was on the GPU" in warning for warning in w.result.warnings) is is_warned
 
 
+@pytest.mark.parametrize("idle_s", [0.0, 1.0])
+@pytest.mark.parametrize(("share", "is_named"), [(0.5, True), (0.7, True), (1.5, True), (0.9, False), (1.0, False)])
+def test_a_counter_that_disagrees_with_steady_power_is_warned_of(
+    gpu: SimulatedGpu, share: float, is_named: bool, idle_s: float
+) -> None:
+    meter = HalfMeter(gpu)
+    meter.share = share
+    with window(meter=meter, idle_s=idle_s) as w:
+        gpu.advance(4.0, IDLE_W)
+    assert any("disagrees with its power" in warning for warning in w.result.warnings) == is_named
+
+
+def test_a_counter_of_a_module_may_give_more_than_the_power_of_the_gpu(gpu: SimulatedGpu) -> None:
+    meter = HalfMeter(gpu)
+    meter.share, meter.scope = 1.6, "gpu-module"
+    with window(meter=meter) as w:
+        gpu.advance(4.0, IDLE_W)
+    assert not any("disagrees" in warning for warning in w.result.warnings)
+
+
 def test_heat_and_what_it_does_to_clocks_are_warned_of(gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = SimulatedMeter(gpu)
     told = iter(
@@ -131,7 +160,7 @@ def test_heat_and_what_it_does_to_clocks_are_warned_of(gpu: SimulatedGpu, monkey
             GpuState(uuid="GPU-a", temperature_c=70.0, slowdowns=("sw_power_cap", "hw_thermal_slowdown")),
         ]
     )
-    monkeypatch.setattr(meter, "states", lambda: (next(told),))
+    monkeypatch.setattr(meter, "states", lambda: (next(told, GpuState(uuid="GPU-a")),))
     with window(meter=meter) as w:
         gpu.advance(5.0, 300.0)
     assert w.result.warnings[1:] == (

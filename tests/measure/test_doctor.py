@@ -399,8 +399,37 @@ def test_the_simulated_gpu_is_described_in_the_same_words() -> None:
     assert gpu.counter_period_s == pytest.approx(0.1, abs=0.001)
     assert gpu.read_median_s == pytest.approx(1e-6)
     assert gpu.read_worst_s == pytest.approx(1e-6)
+    assert gpu.counter_over_power == pytest.approx(1.0, rel=0.02)
     assert gpu.answers["average_power"]
     assert not gpu.answers["temperature"]
+    assert not found.warnings
+
+
+def test_a_counter_that_gives_half_of_the_power_is_warned_of() -> None:
+    class HalfMeter(SimulatedMeter):
+        def read(self) -> Mapping[str, float]:
+            return {uuid: energy_j / 2 for uuid, energy_j in super().read().items()}
+
+    found = diagnose_simulated(HalfMeter(simulated_gpu()))
+    assert found.gpus[0].counter_over_power == pytest.approx(0.5, rel=0.02)
+    assert "0.5 times its power" in found.warnings[0]
+
+
+def test_a_gpu_that_may_not_be_opened_is_named_beside_those_that_may(
+    nvml: BoardNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object, index: int) -> str:
+        if index:
+            raise FakeNvmlError("Insufficient Permissions")
+        return "handle0"
+
+    monkeypatch.setattr(BoardNvml, "nvmlDeviceGetHandleByIndex", refuse)
+    monkeypatch.setattr(BoardNvml, "nvmlDeviceGetCount", lambda _: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    found = diagnose()
+    assert found.can_measure
+    assert [gpu.index for gpu in found.gpus] == [0]
+    assert any("GPU 1 cannot be opened" in warning for warning in found.warnings)
 
 
 # --- the load on a real GPU, with a torch that counts ---

@@ -611,17 +611,26 @@ class PretendedMeter(SimulatedMeter):
     is_simulated = False
 
 
-@pytest.mark.parametrize(("name", "is_refused"), [("NVIDIA A100-SXM4-80GB", True), ("NVIDIA Mystery", False)])
-def test_a_plan_for_another_gpu_is_refused_and_told_which_one_is_here(
-    name: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "batches", "found"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "given", "a100-80gb-sxm"),
+        ("NVIDIA Mystery", "largest that fits the memory", "NVIDIA Mystery"),
+        ("NVIDIA Mystery", "given", None),
+    ],
+)
+def test_a_plan_for_another_gpu_is_refused_with_the_one_that_is_here(
+    name: str, batches: str, found: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str) -> tuple[Any, SimulatedMeter]:
         device = SimulatedGpu(GpuIdentity(uuid="GPU-a", name=name), idle_w=100.0)
         return SimulatedEngine(device, get_gpu("h200")), PretendedMeter(device)
 
     monkeypatch.setattr("infergy.measure.sweep.open_pair", open_pair)
-    with raises("other-gpu", found="a100-80gb-sxm", expected="h200") if is_refused else nullcontext():
-        survey(tiny_plan(), simulate=False, meter="nvml")
+    plan = tiny_plan()
+    plan = replace(plan, cells=tuple(replace(cell, batch_choice=batches) for cell in plan.cells))
+    with nullcontext() if found is None else raises("other-gpu", found=found, expected="h200"):
+        survey(plan, simulate=False, meter="nvml")
 
 
 def test_a_plan_without_its_model_is_refused_before_anything_runs(tmp_path: Path) -> None:

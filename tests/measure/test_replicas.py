@@ -65,6 +65,9 @@ def test_each_replica_sees_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.M
         def wait(self) -> int:
             return 0
 
+        def terminate(self) -> None:
+            pass
+
     monkeypatch.setattr("infergy.measure.replicas.subprocess.Popen", Ended)
     monkeypatch.setattr(replicas, "merge", lambda *_: None)
     two = replace(SETUP, tensor_parallel=2)

@@ -23,10 +23,15 @@ class FakeGpuIsLostError(FakeNvmlError):
     pass
 
 
+class FakeNoPermissionError(FakeNvmlError):
+    pass
+
+
 class NodeNvml(FakeNvml):
     """Four GPUs of 100, 210, 330 and 470 W; each may fail on its own."""
 
     NVMLError_GpuIsLost = FakeGpuIsLostError
+    NVMLError_NoPermission = FakeNoPermissionError
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +51,10 @@ class NodeNvml(FakeNvml):
         return len(WATTS)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
-        return list(WATTS)[index]
+        handle = list(WATTS)[index]
+        if isinstance(self.failing.get(handle), FakeNoPermissionError):
+            raise self.failing[handle]
+        return handle
 
     def nvmlDeviceGetUUID(self, handle: str) -> str:  # noqa: N802
         if isinstance(self.failing.get(handle), FakeGpuIsLostError):
@@ -173,3 +181,26 @@ def test_power_that_one_gpu_does_not_report_is_none_and_that_of_the_others_stand
         "GPU-aaaa-1": Power(instant_w=None, average_w=None),
         "GPU-bbbb-2": Power(instant_w=210.0, average_w=210.0),
     }
+
+
+def test_a_gpu_that_may_not_be_opened_is_no_matter_where_others_are_wanted(
+    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.failing["GPU-bbbb-2"] = FakeNoPermissionError("Insufficient Permissions")
+    assert [gpu.uuid for gpu in open_meter(nvml, None).gpus] == ["GPU-aaaa-1", "GPU-cccc-3", "GPU-cddd-4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    assert [gpu.uuid for gpu in open_meter(nvml, None).gpus] == ["GPU-aaaa-1", "GPU-cccc-3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with raises("nvml-unavailable", index=1):
+        NvmlMeter.open(None)
+
+
+def test_names_in_bytes_are_read_and_a_superchip_counts_its_module(
+    nvml: NodeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert open_meter(nvml, 1).scope == "gpu-board"
+    monkeypatch.setattr(nvml, "nvmlDeviceGetName", lambda _: b"NVIDIA GH200 480GB")
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUUID", lambda handle: handle.encode())
+    meter = open_meter(nvml, 2)
+    assert [gpu.uuid for gpu in meter.gpus] == ["GPU-aaaa-1", "GPU-bbbb-2"]
+    assert (meter.gpus[0].name, meter.scope) == ("NVIDIA GH200 480GB", "gpu-module")

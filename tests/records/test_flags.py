@@ -220,9 +220,12 @@ def test_few_looks_at_short_batches_are_no_disagreement_and_lost_joules_of_one_g
     four = next(row for row in rows if str(row.cell) == "vllm-tp4 llama-3.1-8b 512→64 × 512")
     assert codes(four) == []
     louder = [replace(one, power_w=tuple(1.2 * watts for watts in one.power_w)) for one in four.timeline]
-    (flag,) = find_flags(replace(four, timeline=(*four.timeline[:2], louder[2], four.timeline[3])), SURE)
+    odd = replace(four, timeline=(*four.timeline[:2], louder[2], four.timeline[3]))
+    (flag,) = find_flags(odd, SURE)
     assert flag.code == "disagree"
     assert "energy counter of GPU 2 (GPU-e8c0201b-" in flag.reason
+    # Of a superchip the counter covers the module, the sampler the GPU.
+    assert find_flags(replace(odd, environment=replace(odd.environment, scope="gpu-module")), SURE) == ()
 
 
 def test_of_rows_on_several_gpus_those_in_use_count_and_no_other() -> None:

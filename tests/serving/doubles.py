@@ -11,8 +11,8 @@ from infergy.catalog.gpus import get_gpu
 from infergy.catalog.models import get_model
 from infergy.cost.constants import prior_fit
 from infergy.cost.model import Server, StepCost
-from infergy.cost.rates import server_work
 from infergy.cost.step import Steps
+from infergy.cost.work import server_work
 from infergy.serving.config import EngineConfig, SchedulerLimits
 from infergy.serving.run import Floats
 from infergy.workload.requests import PrefixBlocks, Requests

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from infergy.catalog.gpus import get_gpu
-from infergy.catalog.models import get_model, model_config
-from infergy.serving.config import EngineOptions, batch_defaults, model_context, resolve
+from infergy.catalog.models import get_model, model_config, model_context
+from infergy.serving.config import EngineOptions, batch_defaults, resolve
 from raising import raises
 
 H200, LLAMA = get_gpu("h200"), get_model("llama-3.1-8b")
@@ -118,6 +118,7 @@ def test_defaults_on_unknown_hardware_are_noted() -> None:
 def test_the_context_of_a_model_is_read_from_its_config() -> None:
     assert model_context(model_config("llama-3.1-8b")) == 131072
     assert model_context({"text_config": {"max_position_embeddings": 7}}) == 7
+    assert model_context(model_config("qwen3-omni-30b-a3b")) == 65536
     assert model_context({}) is None
 
 

@@ -50,8 +50,8 @@ def test_a_failed_request_must_still_have_an_input(tmp_path: Path) -> None:
 
 
 def test_a_bad_row_far_down_is_found_by_its_number(tmp_path: Path) -> None:
-    message = histogram_error(tmp_path / "log.csv", AZURE + "1,1\n" * 50_000 + "1,-1\n")
-    assert "1 of 50,001 rows: output tokens" in message
+    message = histogram_error(tmp_path / "log.csv", AZURE + "1,1\n" * 50_000 + "1,-1\n" * 51)
+    assert "51 of 50,051 rows: output tokens" in message
     assert "row 50001: '-1'" in message
 
 
@@ -119,14 +119,16 @@ def test_a_half_written_line_is_reported_by_its_number(tmp_path: Path, name: str
     text = (MOONCAKE_LINE * 400 + '{"input_length": 1, "ou').encode()
     message = histogram_error(tmp_path / name, gzip.compress(text) if zipped else text)
     assert "line 401 is not JSON" in message
-    assert "Expected one JSON object per line" in message
+    assert "--bad-rows 0.5%" in message
 
 
 @pytest.mark.parametrize("number", ["9" * 39, "9" * 5000, "1e400", "NaN", "-Infinity"])
 @pytest.mark.parametrize("before", [1, 400])
-def test_a_number_that_cannot_be_read_is_told_by_its_line(tmp_path: Path, number: str, before: int) -> None:
+def test_a_number_that_cannot_be_read_is_told_by_its_row(tmp_path: Path, number: str, before: int) -> None:
     text = MOONCAKE_LINE * before + f'{{"input_length": {number}, "output_length": 1}}\n'
-    assert f"line {before + 1} is not JSON" in histogram_error(tmp_path / "log.jsonl", text)
+    message = histogram_error(tmp_path / "log.jsonl", text)
+    assert f"1 of {before + 1} rows: input tokens" in message
+    assert f"row {before + 1}: " in message
 
 
 def test_cached_tokens_are_shown_from_the_column_that_reports_them(tmp_path: Path) -> None:
@@ -139,23 +141,27 @@ def test_cached_tokens_are_shown_from_the_column_that_reports_them(tmp_path: Pat
     ("content", "words"),
     [
         (bytes(range(256)), "neither Parquet nor UTF-8"),
-        (AZURE.encode("utf-16"), "neither Parquet nor UTF-8"),
+        (AZURE.encode("utf-16"), "iconv -f UTF-16"),
+        (MOONCAKE_LINE.encode("utf-16"), "iconv -f UTF-16"),
+        (MOONCAKE_LINE.encode("utf-16-le"), "neither Parquet nor UTF-8"),
         (b"PAR1 and then nothing", "damaged Parquet"),
         (b"\x28\xb5\x2f\xfd....", "zstd -d"),
         (b"\x1f\x8b but no more", "cannot be read"),
-        (b'[{"input_length": 1}]', "jq -c"),
+        (b'[{"input_length": 1}]', "found: input_length."),
+        (b'[{"input_length": 1}, ', "not JSON"),
         (b'{"input_length": 1, "outp', "line 1 is not JSON"),
-        (b'{\n"input_length": 1,\n"output_length": 2\n}\n', "one JSON object per line"),
-        (MOONCAKE_LINE.encode() + b"[1]\n", "line 2 is not a JSON object"),
+        (b'{\n"input_length": 1,\n"output_length": -2\n}\n', "row 1: '-2'"),
+        (MOONCAKE_LINE.encode() + b"[1]\n", "row 2: missing"),
+        (MOONCAKE_LINE.encode() + b'[1]\n{"a": NaN}\n', "line 2 is not a JSON object"),
         (b'{"a":' * 100_000, "line 1 is not JSON"),
         (MOONCAKE_LINE.encode() * 400 + b'{"input_length": 1, "ou', "line 401 is not JSON"),
         (MOONCAKE_LINE.encode() * 400 + b'{"m": "\xff"}\n', "line 401 is not UTF-8"),
         (b"PK\x03\x04" + bytes(100), "neither Parquet nor UTF-8"),
         (b"\x1f\x8b\x08\x00" + b"x" * 50, "cannot be read"),
-        (AZURE.encode() + b"1,2\n1,2,3\n", "as many fields as the header"),
-        (b"m," + AZURE.encode() + b'x,1,2\n"y,3,4\nx,5,6\n', "close its quotes"),
+        (AZURE.encode() + b"1,2\n1,2,3\n", "line 3 is of 3 fields, more than the 2 of the header"),
+        (b"m," + AZURE.encode() + b'x,1,2\n"y,3,4\nx,5,6\n', "a quote before line 4 is not closed"),
         (AZURE.encode() + b"1,2\n1\n", "row 2: missing"),
-        (b"x," + AZURE.encode() + b"a,1,2\n" * 9000 + b"\xff,1,2\n", "UTF-8"),
+        (b"x," + AZURE.encode() + b"0,1,2\n" * 9000 + b"\xff,1,2\n" * 90, "90 of 9,090 rows: cached tokens"),
     ],
 )
 def test_files_that_are_no_trace_are_told_as_such(tmp_path: Path, content: bytes, words: str) -> None:

@@ -1,8 +1,6 @@
-"""Reads the shape of a model, and the format of its weights, from its `config.json`, or from plain numbers.
+"""Reads the shape of a model from its `config.json`, or from plain numbers.
 
-A multimodal model is its text model, with its encoders' parameters added: they are loaded, but idle for text;
-docstrings name the class in transformers (5.x) that each count follows. What no reader knows can be described by hand
-(docs/models.md):
+What no reader knows can be described by hand (docs/models.md):
 
     layers = 32
     hidden = 4096
@@ -22,13 +20,14 @@ Norms and biases have no keys there (below 0.1 % of the parameters): each layer 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpShape
+from infergy.catalog.config_parts import Config, Reader
+from infergy.catalog.layers import AttentionShape, ExpertShape, MambaShape, MlpShape, Window
+from infergy.catalog.multimodal import MULTIMODAL, TEXT
+from infergy.catalog.quantization import find_quantization, with_quantization
 from infergy.catalog.shape import Checkpoint, ModelShape
-from infergy.catalog.text_models import TEXT_MODELS, Config, Reader
 from infergy.errors import DataError, UsageError
 
 BY_HAND_HINT = "Or give its numbers by hand in a small TOML file: docs/models.md"
@@ -53,12 +52,9 @@ OPTIONAL = {
 FLAGS = frozenset({"tied", "gated"})
 MAY_BE_ZERO = frozenset({"intermediate", "shared_intermediate", "mlp_layers", "window_layers"})
 
-QUANTIZATION_KEYS = ("quantization_config", "compression_config")
-"""The second is what compressed-tensors wrote before its version 0.8."""
-FLOATS: Mapping[Any, str] = {4: "fp4", 8: "fp8"}
-GROUPS_OF_FLOAT4: Mapping[Any, str] = {16: "nvfp4", 32: "mxfp4"}
-RADIO_H = {"width": 1280, "layers": 32, "inner": 5120}
-"""ViT-H of C-RADIOv2-H (arXiv 2412.07679), whose dimensions are not in the configuration."""
+
+READERS: Mapping[str, Reader] = {**TEXT, **MULTIMODAL}
+"""By `model_type`."""
 
 
 def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
@@ -80,114 +76,7 @@ def read_shape(config: Mapping[str, Any], *, name: str) -> ModelShape:
         raise UsageError.unknown(what, kind, READERS, BY_HAND_HINT, code="unknown-architecture", **fields)
     shape = READERS[kind](Config(data=config, name=name))
     quantization = find_quantization(config)
-    if quantization is None:
-        return shape
-    blocks = bool(quantization.get("weight_block_size"))
-    return with_checkpoint(shape, dtype=weights_format(quantization), scaled_in_blocks=blocks)
-
-
-def with_checkpoint(shape: ModelShape, **changes: Any) -> ModelShape:
-    """`shape` with other fields of its checkpoint."""
-    return dataclasses.replace(shape, checkpoint=dataclasses.replace(shape.checkpoint, **changes))
-
-
-def _multimodal(text_model: str, text_key: str = "text_config", **encoders: Callable[[Config, int], int]) -> Reader:
-    """A reader of the text model under `text_key`; each of `encoders` counts the part of its name, if there is one."""
-
-    def read(config: Config) -> ModelShape:
-        shape = TEXT_MODELS[text_model](config.required_part(text_key))
-        parts = ((count, config.part(key)) for key, count in encoders.items())
-        return with_checkpoint(
-            # Qwen has it outside of the text's configuration.
-            dataclasses.replace(shape, name=config.name, tied=config.flag("tie_word_embeddings", shape.tied)),
-            architecture=str(config.data.get("model_type")),
-            encoder_parameters=sum(count(part, shape.hidden) for count, part in parts if part is not None),
-            dtype=config.checkpoint_dtype or shape.checkpoint.dtype,
-        )
-
-    return read
-
-
-def _read_qwen3_omni_moe(config: Config) -> ModelShape:
-    """Qwen3OmniMoeThinkerForConditionalGeneration, which writes text: of Qwen3-Omni, vLLM loads the thinker only."""
-    thinker = config.required_part("thinker_config")
-    read = _multimodal("qwen3_moe", vision_config=_qwen3_vision, audio_config=_qwen3_audio)
-    shape = read(thinker)
-    dtype = config.checkpoint_dtype or shape.checkpoint.dtype
-    shape = with_checkpoint(shape, architecture="qwen3_omni_moe", dtype=dtype)
-    return dataclasses.replace(shape, name=config.name)
-
-
-def _read_nemotron_vl(config: Config) -> ModelShape:
-    """NVIDIA Nemotron Nano v2 VL: Nemotron-H with C-RADIOv2-H and a projector of two matrices."""
-    shape = _multimodal("nemotron_h", "llm_config")(config)
-    width = RADIO_H["width"]
-    encoder = RADIO_H["layers"] * _block(width, RADIO_H["inner"])
-    # Patches without a bias, and one position for each of the largest picture's.
-    patch = config.integer("patch_size")
-    positions = (config.required_part("vision_config").integer("max_resolution", 2048) // patch) ** 2
-    encoder += width * 3 * patch**2 + width * positions
-    merged, between = width * 4, config.integer("projector_hidden_size")
-    projector = merged + merged * between + between * shape.hidden
-    return with_checkpoint(shape, encoder_parameters=encoder + projector)
-
-
-def _block(width: int, inner: int) -> int:
-    """A transformer layer with biases: four projections, an MLP without a gate, two LayerNorms."""
-    return 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
-
-
-def _siglip(vision: Config, text_hidden: int) -> int:
-    """SiglipVisionModel without its pooling head, and Gemma 3's projector (one matrix, one norm)."""
-    hidden, patch = vision.integer("hidden_size"), vision.integer("patch_size")
-    embeddings = hidden * (3 * patch**2 + 1) + hidden * (vision.integer("image_size") // patch) ** 2
-    layers = vision.layers * _block(hidden, vision.integer("intermediate_size"))
-    return embeddings + layers + 2 * hidden + hidden * text_hidden + hidden
-
-
-def _llama4_vision(vision: Config, text_hidden: int) -> int:
-    """Llama4VisionModel (patches, class and positions; two more norms; adapter) and Llama4MultiModalProjector."""
-    hidden, inner = vision.integer("hidden_size"), vision.integer("intermediate_size")
-    patch = vision.integer("patch_size")
-    embeddings = hidden * (3 * patch**2 + 1 + (vision.integer("image_size") // patch) ** 2 + 1) + 4 * hidden
-    adapter = inner * vision.integer("projector_input_dim") + vision.integer("projector_output_dim") ** 2
-    projector = vision.integer("vision_output_dim") * text_hidden
-    return embeddings + vision.layers * _block(hidden, inner) + adapter + projector
-
-
-def _pixtral(vision: Config, text_hidden: int) -> int:
-    """PixtralVisionModel (no biases, gated MLPs) and Mistral3MultiModalProjector, which merges 2 × 2 patches."""
-    hidden, inner = vision.integer("hidden_size"), vision.integer("intermediate_size")
-    layer = 4 * hidden**2 + 3 * hidden * inner + 2 * hidden
-    patches = hidden * 3 * vision.integer("patch_size") ** 2 + hidden
-    projector = hidden + 4 * hidden**2 + hidden * text_hidden + text_hidden**2
-    return patches + vision.layers * layer + projector
-
-
-def _qwen3_vision(vision: Config, text_hidden: int) -> int:
-    """Qwen3VLVisionModel: patches of two frames, positions, and four mergers of 2 × 2 patches (three are DeepStack's).
-
-    Qwen3VLVisionConfig: 2304 positions; DeepStack after three layers.
-    """
-    hidden, patch = vision.integer("hidden_size"), vision.integer("patch_size")
-    merged = hidden * vision.integer("spatial_merge_size") ** 2
-    embeddings = hidden * (3 * vision.integer("temporal_patch_size") * patch**2 + 1)
-    embeddings += hidden * vision.integer("num_position_embeddings", 2304)
-    merger = merged**2 + merged + merged * text_hidden + text_hidden
-    deepstack = vision.listed("deepstack_visual_indexes", (8, 16, 24))
-    layers = vision.integer("depth") * _block(hidden, vision.integer("intermediate_size"))
-    return embeddings + layers + (merger + 2 * hidden) + len(deepstack) * (merger + 2 * merged)
-
-
-def _qwen3_audio(audio: Config, text_hidden: int) -> int:
-    """Qwen3OmniMoeAudioEncoder: three convolutions that halve, layers, and a projection."""
-    hidden, channels = audio.integer("d_model"), audio.integer("downsample_hidden_size")
-    bins = audio.integer("num_mel_bins")
-    for _ in range(3):
-        bins = (bins + 1) // 2
-    convolutions = channels * (9 + 1) + 2 * channels * (9 * channels + 1) + channels * bins * hidden
-    layers = audio.integer("encoder_layers") * _block(hidden, audio.integer("encoder_ffn_dim"))
-    return convolutions + layers + 2 * hidden + hidden * hidden + hidden + hidden * text_hidden + text_hidden
+    return shape if quantization is None else with_quantization(shape, quantization)
 
 
 def _read_by_hand(config: Mapping[str, Any], name: str) -> ModelShape:
@@ -200,6 +89,9 @@ def _read_by_hand(config: Mapping[str, Any], name: str) -> ModelShape:
     if "head_dim" not in own and own["hidden"] % heads:
         raise DataError.bad_field(name, "hidden", own["hidden"], f"a multiple of heads ({heads}), or head_dim")
     head_dim = own.get("head_dim", own["hidden"] // heads)
+    window = (
+        Window(tokens=own["window_tokens"], layers=own.get("window_layers", layers)) if "window_tokens" in own else None
+    )
     experts = _experts(parts["experts"], layers) if "experts" in parts else None
     shape = ModelShape(
         name=name,
@@ -212,8 +104,7 @@ def _read_by_hand(config: Mapping[str, Any], name: str) -> ModelShape:
             kv_heads=kv_heads,
             head_dim=head_dim,
             value_dim=head_dim,
-            window_tokens=own.get("window_tokens"),
-            window_layers=own.get("window_layers", layers if "window_tokens" in own else 0),
+            window=window,
         ),
         attention_layers=own.get("attention_layers", layers),
         mlp=MlpShape(
@@ -237,14 +128,19 @@ def _experts(table: dict[str, Any], layers: int) -> ExpertShape:
 
 def _check_layers(shape: ModelShape, own: Mapping[str, Any]) -> None:
     """Reject parts with more layers than the model, and tokens that visit more experts than there are."""
-    experts, window = shape.experts, shape.attention.window_layers
+    experts, window = shape.experts, shape.attention.window
     whole = f"layers ({shape.layers})"
     limits = [
         ("attention_layers", shape.attention_layers, shape.layers, whole),
         ("mlp_layers", own.get("mlp_layers", 0), shape.layers, whole),
         ("mamba.layers", shape.mamba.layers if shape.mamba else 0, shape.layers, whole),
         ("experts.layers", experts.layers if experts else 0, shape.layers, whole),
-        ("window_layers", window, shape.attention_layers, f"the layers with attention ({shape.attention_layers})"),
+        (
+            "window_layers",
+            window.layers if window else 0,
+            shape.attention_layers,
+            f"the layers with attention ({shape.attention_layers})",
+        ),
     ]
     if experts is not None:
         most = f"experts.count ({experts.experts})"
@@ -284,61 +180,3 @@ def _check_value(where: str, key: str, value: object) -> None:
     least = 0 if key in MAY_BE_ZERO else 1
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DataError.bad_field(where, key, value, f"a whole number of at least {least}")
-
-
-READERS: Mapping[str, Reader] = {
-    **TEXT_MODELS,
-    "NemotronH_Nano_VL_V2": _read_nemotron_vl,
-    "gemma3": _multimodal("gemma3_text", vision_config=_siglip),
-    "llama4": _multimodal("llama4_text", vision_config=_llama4_vision),
-    "mistral3": _multimodal("mistral", vision_config=_pixtral),
-    "qwen3_omni_moe": _read_qwen3_omni_moe,
-    "qwen3_vl": _multimodal("qwen3", vision_config=_qwen3_vision),
-    "qwen3_vl_moe": _multimodal("qwen3_moe", vision_config=_qwen3_vision),
-}
-"""By `model_type`."""
-
-
-def find_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a configuration, or one of its parts (a multimodal model's text), says of its quantisation."""
-    for key in QUANTIZATION_KEYS:
-        if isinstance(config.get(key), Mapping):
-            own: Mapping[str, Any] = config[key]
-            # hf_quant_config.json, which ModelOpt writes, has it one level down.
-            inner = own.get("quantization")
-            return inner if isinstance(inner, Mapping) else own
-    parts = (part for part in config.values() if isinstance(part, Mapping))
-    return next((found for found in map(find_quantization, parts) if found is not None), None)
-
-
-def weights_format(quantization: Mapping[str, Any]) -> str:
-    """``fp8``, ``mxfp4``, ``nvfp4``, ``int4``, ``int8``; else the name of the method, in lower case.
-
-    Keys: transformers' quantization configs (5.x), compressed-tensors' `config_groups`, ModelOpt's `quant_algo`.
-    """
-    method = str(quantization.get("quant_method", "")).lower()
-    groups = quantization.get("config_groups")
-    name = str(quantization.get("quant_algo") or method).lower()
-    for known in ("nvfp4", "mxfp4", "fp8"):
-        if known in name:
-            return known
-    if isinstance(groups, Mapping) and groups:
-        return _group_format(next(iter(groups.values())))
-    for known, meant in {"int4": "int4", "w4a16": "int4", "w4a8": "int4", "int8": "int8", "w8a8": "int8"}.items():
-        if known in name:
-            return meant
-    bits = quantization.get("bits", quantization.get("w_bit"))
-    if quantization.get("load_in_4bit"):
-        bits = 4
-    elif quantization.get("load_in_8bit"):
-        bits = 8
-    return name if bits is None else f"int{bits}"
-
-
-def _group_format(group: Any) -> str:
-    """The format of a group of compressed-tensors."""
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    weights = weights if isinstance(weights, Mapping) else {}
-    bits, kind = weights.get("num_bits"), weights.get("type", "int")
-    named = f"int{bits}" if kind == "int" else FLOATS.get(bits, f"{kind}{bits}")
-    return GROUPS_OF_FLOAT4.get(weights.get("group_size"), named) if named == "fp4" else named

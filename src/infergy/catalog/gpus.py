@@ -9,6 +9,7 @@ link = { kind = "NVLink 4", bandwidth = 450e9 }    # bytes/s in one direction, a
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ TEXTS: Mapping[str, str] = {
 """Texts that a file may have, and their defaults."""
 
 DTYPES = ("float32", "tf32", "bfloat16", "float16", "fp8", "int8", "fp4")
+WITHOUT_BFLOAT16 = frozenset({"t4", "t4g", "v100", "v100s", "p100", "p40", "p4", "k80", "m60"})
+"""Names of data-center GPUs before Ampere, whose tensor cores have no bfloat16 (CUDA C++ programming guide, "Compute
+capabilities")."""
 FLOPS = (1e11, "dense FLOP/s: 989.5 TFLOP/s are 989.5e12")
 LINK = (1e9, "bytes per second in one direction: PCIe 4.0 x16 has 31.5e9")
 
@@ -126,10 +130,24 @@ def get_gpu(name: str) -> Gpu:
     if name.endswith(".toml"):
         return read_gpu_file(Path(name))
     gpu = find_gpu_by_driver_name(name)
-    if gpu is None:
-        hint = "All of them: infergy list gpus. Or describe yours in a small TOML file: docs/models.md"
-        raise UsageError.unknown("GPU", name, gpu_names(), hint, code="unknown-gpu")
-    return gpu
+    if gpu is not None:
+        return gpu
+    words = _words(name)
+    if words & WITHOUT_BFLOAT16:
+        why = "which every estimate and every measured engine here is in"
+        message = f"{name} does not compute in bfloat16, {why}. GPUs that do: infergy list gpus"
+        raise UsageError(message, code="unknown-gpu", name=name)
+    kinds = [one.name for one in _catalog().values() if words and words <= _words(" ".join((one.name, one.title)))]
+    if kinds:
+        message = f"unknown GPU {name!r}; of that name there are {', '.join(kinds)}: type one of them"
+        raise UsageError(message, code="unknown-gpu", name=name, nearest=kinds)
+    hint = "All of them: infergy list gpus. Or describe yours in a small TOML file: docs/models.md"
+    raise UsageError.unknown("GPU", name, gpu_names(), hint, code="unknown-gpu")
+
+
+def _words(name: str) -> set[str]:
+    """Words of a name, between blanks and dashes, in lower case, without the vendor's."""
+    return set(re.split(r"[\s_-]+", name.lower())) - {"nvidia", "tesla", "geforce", ""}
 
 
 def catalog_name(driver_name: str) -> str:

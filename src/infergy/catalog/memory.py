@@ -102,8 +102,7 @@ def largest_batch(
 
 def _replicas(shape: ModelShape, tensor_parallel: int) -> float:
     """How many copies of the same KV cache the group of GPUs holds."""
-    cached_heads = shape.attention.kv_heads if shape.attention.latent is None else 1
-    return max(1.0, tensor_parallel / cached_heads)
+    return max(1.0, tensor_parallel / shape.attention.cached_heads)
 
 
 def _reason(memory: float, fixed: float, per_request: float) -> str:

@@ -12,8 +12,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from infergy.catalog.configs import find_quantization, read_shape, with_checkpoint
-from infergy.catalog.shape import ModelShape
+from infergy.catalog.configs import read_shape
+from infergy.catalog.quantization import find_quantization
+from infergy.catalog.shape import ModelShape, with_checkpoint
 from infergy.errors import DataError, UsageError
 from infergy.files import demand_shallow, parse_json, read_text, read_toml
 from infergy.records import EngineSetup
@@ -24,6 +25,13 @@ SHIPPED_MODELS = "The shipped models: infergy list models"
 LIKELY_ACCEPTANCE = 0.7
 """Assumed in forecasts where the acceptance will be measured: the middle of the 0.5 to 0.9 of published draft models
 (Leviathan et al. 2023, arXiv 2211.17192, section 4.2). No measured row depends on it."""
+
+CONTEXT_KEYS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length"),
+    "model_max_length",
+)
+TEXT_PARTS = ("text_config", "llm_config", "thinker_config")
+"""Keys of the longest context, and parts of a configuration that may have them."""
 
 
 @cache
@@ -68,6 +76,13 @@ def model_config(name_or_path: str) -> dict[str, Any]:
         config["quantization_config"] = parse_json(read_text(beside, expected), beside, expected)
         demand_shallow(config, beside)
     return config
+
+
+def model_context(config: Mapping[str, Any]) -> int | None:
+    """The longest context that a `config.json`, or its part of the text, states; None if it states none."""
+    found = (config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int))
+    parts = (config[part] for part in TEXT_PARTS if isinstance(config.get(part), Mapping))
+    return next(found, None) or next(filter(None, map(model_context, parts)), None)
 
 
 def _is_folder(path: Path) -> bool:

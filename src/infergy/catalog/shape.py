@@ -8,17 +8,20 @@ stay, at `dtype`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from infergy.catalog.layers import (
     AttentionShape,
     ExpertShape,
+    Indexer,
     MambaShape,
     MlpShape,
+    Window,
     attended_tokens,
-    chunked_tokens,
 )
 from infergy.errors import UsageError
+from infergy.records.engine_setup import DEFAULT_DTYPE, FP8, WEIGHT_ONLY
 
 DTYPE_BYTES: Mapping[str, float] = {
     "float32": 4.0,
@@ -26,9 +29,13 @@ DTYPE_BYTES: Mapping[str, float] = {
     "float16": 2.0,
     "fp8": 1.0,
     "int8": 1.0,
-    "mxfp4": 4.25 / 8,
+    "int4": (4 + 20 / 128) / 8,
+    "nvfp4": (4 + 8 / 16) / 8,
+    "mxfp4": (4 + 8 / 32) / 8,
 }
-"""Bytes per value. mxfp4: 4 bits, and 8 shared by 32 values as scale (OCP Microscaling Formats 1.0, section 5)."""
+"""Bytes per value, scales included: a group of int4 is 128 values, with a scale of 16 bits and a zero of 4 (the default
+of AWQ and GPTQ), one of nvfp4 16 values (NVIDIA's format, scaled in fp8), one of mxfp4 32 (OCP Microscaling Formats
+1.0, section 5)."""
 
 EXPERTS_ONLY = frozenset({"mxfp4"})
 """Formats in which checkpoints keep only the experts' matrices; the rest stays bfloat16 (gpt-oss model card)."""
@@ -62,6 +69,7 @@ class Checkpoint:
     Attributes:
         architecture: `model_type` of its configuration.
         dtype: Format of the weights (``fp8``, ``int4``, …); None if the configuration does not say.
+        wider_bytes: Bytes of parts that are kept wider than `dtype`, beyond what they would take in it.
         scaled_in_blocks: Whether fp8 weights have a scale for each block of a matrix (128 × 128, as DeepSeek-V3's:
             arXiv 2412.19437, section 3.3.2), not per row or matrix.
         encoder_parameters: Of encoders of images and sound that are loaded, but idle for text.
@@ -69,6 +77,7 @@ class Checkpoint:
 
     architecture: str
     dtype: str | None = None
+    wider_bytes: float = 0.0
     scaled_in_blocks: bool = False
     encoder_parameters: int = 0
 
@@ -83,11 +92,11 @@ class ModelShape:
         hidden: Width of the residual stream.
         vocabulary: Rows of the embedding table, padding included.
         tied: Whether the output head is the embedding table.
-        attention: Attention of a layer.
+        attention: Attention of a layer; its window says how the layers that have one differ.
         attention_layers: Layers with attention.
         mlp: The dense MLP and how many layers have it.
         experts: The mixture of experts; None for a dense model.
-        mamba: Its Mamba-2 layers; None without.
+        mamba: Its Mamba-2 or Gated DeltaNet layers; None without.
         other_parameters: Of all norms of the residual stream, and biases of the output head.
         checkpoint: What was published.
     """
@@ -109,8 +118,8 @@ class ModelShape:
     def precision(self) -> str:
         """Format in which vLLM serves the checkpoint, of those that steps are costed in: else bfloat16."""
         published = self.checkpoint.dtype
-        known = published == "fp8" or (published in EXPERTS_ONLY and self.experts is not None)
-        return published if known and published is not None else "bfloat16"
+        known = (FP8, *WEIGHT_ONLY) if self.experts is not None else {FP8, *WEIGHT_ONLY} - EXPERTS_ONLY
+        return DEFAULT_DTYPE if published is None or published not in known else published
 
     @property
     def state_bytes(self) -> float:
@@ -120,7 +129,7 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """All parameters, as the published checkpoint counts them."""
-        return self._tables + self._layer_parameters + self._routed_parameters + self.checkpoint.encoder_parameters
+        return self._tables + self._layer_parameters + self.routed_parameters + self.checkpoint.encoder_parameters
 
     @property
     def active_parameters(self) -> int:
@@ -141,8 +150,8 @@ class ModelShape:
 
     def weight_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of all parameters at `dtype`."""
-        shared = self._layer_parameters + self.checkpoint.encoder_parameters
-        return _bytes(shared, self._routed_parameters, self._tables, dtype)
+        wide = self._tables + self.checkpoint.encoder_parameters
+        return _bytes(self._layer_parameters, self.routed_parameters, wide, dtype) + self._wider_bytes(dtype)
 
     def step_weight_bytes(self, batch: int, dtype: str = "bfloat16") -> float:
         """Bytes of weights that one decode step of `batch` requests reads (or one forward of `batch` tokens).
@@ -151,26 +160,26 @@ class ModelShape:
         embedding table a row for each token.
         """
         tables = (self.vocabulary + batch) * self.hidden
-        visited = 0.0 if self.experts is None else self.experts.expected_coverage(batch) * self._routed_parameters
-        return _bytes(self._layer_parameters, visited, tables, dtype)
+        visited = 0.0 if self.experts is None else self.experts.expected_coverage(batch) * self.routed_parameters
+        return _bytes(self._layer_parameters, visited, tables, dtype) + self._wider_bytes(dtype)
+
+    def _wider_bytes(self, dtype: str) -> float:
+        return self.checkpoint.wider_bytes if dtype == self.checkpoint.dtype else 0.0
 
     def routed_bytes(self, dtype: str = "bfloat16") -> float:
         """Bytes of all routed experts; 0 for a dense model."""
-        return self._routed_parameters * dtype_bytes(dtype)
+        return self.routed_parameters * dtype_bytes(dtype)
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> float:
         """Bytes that a token adds to the KV cache while no window is full; under MLA those of the latents."""
-        return self.attention_layers * self.attention.cached_values * cache_bytes(dtype)
+        return self._cached_values(1) * cache_bytes(dtype)
 
     def kv_bytes(self, context_tokens: int, dtype: str = "bfloat16") -> float:
         """Bytes of KV cache of one request with `context_tokens`; a sliding window keeps no more than its length.
 
         A chunk that has just begun reads less than this: what the longest chunk so far took stays counted.
         """
-        windowed, window = self.attention.window_layers, self.attention.window_tokens
-        kept = (self.attention_layers - windowed) * context_tokens
-        kept += windowed * (context_tokens if window is None else min(context_tokens, window))
-        return kept * self.attention.cached_values * cache_bytes(dtype)
+        return self._cached_values(context_tokens) * cache_bytes(dtype)
 
     def prefill_flops(self, input_tokens: int, *, causal: bool = True) -> int:
         """FLOPs of one prompt: 2 × matrices × tokens, attention, and the output head on the last position.
@@ -179,9 +188,12 @@ class ModelShape:
         needed, and that flash kernels do except for the diagonal blocks. Not causal counts the full square in every
         layer, as kernels with a mask do and as PyTorch's FLOP counter and profilers assume.
         """
-        pairs = self._attended(1, input_tokens) if causal else self.attention_layers * input_tokens**2
         matmul = self.matmul_parameters * input_tokens + self.vocabulary * self.hidden
-        return 2 * matmul + self.attention.pair_flops() * pairs + self._mamba_flops * input_tokens
+        if causal:
+            attention = self._attention_flops(1, input_tokens, absorbed=False)
+        else:
+            attention = sum(layers * one.pair_flops() for layers, one, _ in self.attentions) * input_tokens**2
+        return 2 * matmul + attention + self._mamba_flops * input_tokens
 
     def decode_flops(self, context_tokens: int, *, absorbed: bool = True) -> int:
         """FLOPs of one output token that attends to `context_tokens`, itself included.
@@ -229,10 +241,20 @@ class ModelShape:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
-    def _kinds(self) -> list[tuple[int, AttentionShape | MlpShape | ExpertShape | MambaShape]]:
+    def attentions(self) -> tuple[tuple[int, AttentionShape, Window | None], ...]:
+        """Layers of each kind of attention, its shape, and its window."""
+        window = self.attention.window
+        if window is None:
+            return ((self.attention_layers, self.attention, None),)
+        rest = self.attention_layers - window.layers
+        return ((rest, self.attention, None), (window.layers, window.attention or self.attention, window))
+
+    @property
+    def _kinds(self) -> list[tuple[int, AttentionShape | MlpShape | ExpertShape | MambaShape | Indexer]]:
         """The number of layers of each kind."""
-        others = (kind for kind in (self.mlp, self.experts, self.mamba) if kind is not None)
-        return [(self.attention_layers, self.attention), *((kind.layers, kind) for kind in others)]
+        others = (kind for kind in (self.mlp, self.experts, self.mamba, self.attention.indexer) if kind is not None)
+        own = [(layers, attention) for layers, attention, _ in self.attentions]
+        return [*own, *((kind.layers, kind) for kind in others)]
 
     @property
     def _fixed_matmul(self) -> int:
@@ -246,18 +268,31 @@ class ModelShape:
         return self._fixed_matmul + others + self.other_parameters
 
     @property
-    def _routed_parameters(self) -> int:
+    def routed_parameters(self) -> int:
+        """Of all routed experts; 0 for a dense model."""
         if self.experts is None:
             return 0
         return self.experts.layers * self.experts.experts * self.experts.expert_parameters(self.hidden)
 
-    def _attended(self, first: int, last: int) -> int:
-        """Positions that the tokens `first` to `last` attend to, over all layers."""
-        windowed, window = self.attention.window_layers, self.attention.window_tokens
-        full = attended_tokens(first, last, None) * (self.attention_layers - windowed)
-        if self.attention.chunked and window is not None:
-            return full + chunked_tokens(first, last, window) * windowed
-        return full + attended_tokens(first, last, window) * windowed
+    def _cached_values(self, context_tokens: int) -> int:
+        """Values in the KV cache of a request, over all layers."""
+        values = 0
+        for layers, attention, window in self.attentions:
+            kept = context_tokens if window is None else min(context_tokens, window.tokens)
+            values += layers * kept * attention.cached_values
+        indexer = self.attention.indexer
+        return values + (0 if indexer is None else indexer.layers * context_tokens * indexer.head_dim)
+
+    def _attention_flops(self, first: int, last: int, *, absorbed: bool) -> int:
+        """FLOPs of scores and sums of values of the tokens `first` to `last`, over all layers."""
+        flops = sum(
+            layers * (window or attention).attended(first, last) * attention.pair_flops(absorbed=absorbed)
+            for layers, attention, window in self.attentions
+        )
+        indexer = self.attention.indexer
+        if indexer is not None:
+            flops += indexer.layers * attended_tokens(first, last, None) * indexer.pair_flops
+        return flops
 
     @property
     def _mamba_flops(self) -> int:
@@ -266,19 +301,30 @@ class ModelShape:
 
     def _step_cache_bytes(self, first: int, steps: int, dtype: str) -> float:
         """Bytes of a request's cache and state that `steps` decode steps move, the first at context `first`."""
-        read = self._attended(first, first + steps - 1) * self.attention.cached_values * cache_bytes(dtype)
-        return read + steps * (self.kv_bytes_per_token(dtype) + 2 * self.state_bytes)
+        last, indexer = first + steps - 1, self.attention.indexer
+        values = sum(
+            layers * (window or attention).attended(first, last) * attention.cached_values
+            for layers, attention, window in self.attentions
+        )
+        if indexer is not None:
+            values += indexer.layers * attended_tokens(first, last, None) * indexer.head_dim
+        return values * cache_bytes(dtype) + steps * (self.kv_bytes_per_token(dtype) + 2 * self.state_bytes)
 
     def _decode_flops(self, first: int, last: int, *, absorbed: bool) -> int:
         steps = max(0, last - first + 1)
         flops = 2 * (self.matmul_parameters + self.vocabulary * self.hidden) * steps
-        flops += self.attention.pair_flops(absorbed=absorbed) * self._attended(first, last) + self._mamba_flops * steps
+        flops += self._attention_flops(first, last, absorbed=absorbed) + self._mamba_flops * steps
         if not absorbed:
             earlier = attended_tokens(first, last, None) - steps
             flops += 2 * self.attention_layers * self.attention.expansion_parameters * earlier
         return flops
 
 
-def _bytes(shared: float, routed: float, tables: float, dtype: str) -> float:
-    # Embeddings and the output head stay wide where matrices are narrow: vLLM, and the FP8 checkpoints of the hub.
-    return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + tables * cache_bytes(dtype)
+def _bytes(shared: float, routed: float, wide: float, dtype: str) -> float:
+    # Embeddings, output head and encoders stay wide where matrices are narrow: vLLM, and the checkpoints of the hub.
+    return shared * _shared_bytes(dtype) + routed * dtype_bytes(dtype) + wide * cache_bytes(dtype)
+
+
+def with_checkpoint(shape: ModelShape, **changes: Any) -> ModelShape:
+    """`shape` with other fields of its checkpoint."""
+    return replace(shape, checkpoint=replace(shape.checkpoint, **changes))

@@ -15,7 +15,7 @@ import typer
 
 from infergy.cli.measure import check_meter
 from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, with_options
-from infergy.errors import UsageError
+from infergy.errors import MeterError, UsageError
 from infergy.outputs import append_line, check_output
 from infergy.processes import ENDING
 from infergy.units import format_duration, format_number, format_si, without_secrets
@@ -41,6 +41,8 @@ def run_command(
 ) -> None:
     """Measure the energy of any program: infergy run [OPTIONS] -- COMMAND.
 
+    It exits as the program does, or with 3 where the counter gave no energy.
+
     Example: infergy run --runs 3 -- python serve_once.py
     """
     from infergy.measure.block import BLOCK_SCHEMA, window
@@ -53,7 +55,7 @@ def run_command(
     stdout = sys.stderr if as_json else None
     for _ in range(warmup):
         _run(command, stdout)
-    code = 0
+    code, lacks = 0, False
     for number in range(1, runs + 1):
         source = SteadyMeter(count=gpus or 1) if simulate else meter
         # Before and after the command no process of its own is there.
@@ -68,9 +70,10 @@ def run_command(
             typer.echo(line)
         else:
             _print(measured.result, f"run {number}/{runs}: " if runs > 1 else "", explain=explain)
+        lacks |= measured.result.energy_j is None
         if code:
             break
-    raise typer.Exit(code)
+    raise typer.Exit(code or MeterError.exit_code * lacks)
 
 
 def _run(command: Sequence[str], stdout: Any) -> int:

@@ -53,7 +53,7 @@ def compare(
     limit = None if fail_if_worse is None else 1 + fraction("--fail-if-worse", fail_if_worse)
     if measure:
         check_meter(meter, simulate=simulate)
-        a = _read(given, None if simulate else gpu_here())
+        a = _read(given, None if simulate else gpu_here(known_only=False))
         path = _measure(a, engine, output, meter=meter, simulate=simulate)
         b = _read([path])
     else:

@@ -237,11 +237,11 @@ def _model_lines(shape: ModelShape, gpu: Gpu) -> list[tuple[str, str]]:
         (f"prefill of {inputs}", format_si(shape.prefill_flops(inputs), "FLOP")),
         (f"output token at {inputs}", format_si(shape.decode_flops(inputs), "FLOP")),
         (f"request of {inputs}/{outputs}", format_si(shape.request_flops(inputs, outputs), "FLOP")),
-        ("largest batch", f"on one {gpu.title} in bfloat16, {inputs} tokens in and {outputs} out:"),
+        ("largest batch", f"on one {gpu.title}, {inputs} tokens in and {outputs} out:"),
     ]
     for engine in ENGINES:
         limit = _limit(shape, gpu, engine)
-        lines.append((f"  {engine}", f"{limit['batch']} ({limit['reason']})"))
+        lines.append((f"  {engine}", f"{limit['batch']} in {limit['dtype']} ({limit['reason']})"))
     return lines
 
 
@@ -251,7 +251,7 @@ def _layers(shape: ModelShape) -> str:
         return count_of(shape.layers, "layer")
     experts = 0 if shape.experts is None else shape.experts.layers
     kinds = {
-        "Mamba-2": shape.mamba.layers,
+        _state_kind(shape): shape.mamba.layers,
         "attention": shape.attention_layers,
         "MLP": shape.mlp.layers,
         "experts": experts,
@@ -265,8 +265,16 @@ def _state_lines(shape: ModelShape) -> list[tuple[str, str]]:
     if shape.mamba is None:
         return []
     return [
-        ("Mamba-2 state", f"{format_bytes(shape.state_bytes)} per request of any length, read and written each step")
+        (
+            f"{_state_kind(shape)} state",
+            f"{format_bytes(shape.state_bytes)} per request of any length, read and written each step",
+        )
     ]
+
+
+def _state_kind(shape: ModelShape) -> str:
+    """What its layers with a recurrent state are called."""
+    return "Gated DeltaNet" if shape.mamba is not None and shape.mamba.delta else "Mamba-2"
 
 
 def _coverage(shape: ModelShape) -> dict[str, float]:
@@ -294,9 +302,11 @@ def _weight_dtypes(shape: ModelShape) -> list[str]:
 
 def _limit(shape: ModelShape, gpu: Gpu, engine: str) -> dict[str, Any]:
     from infergy.catalog.memory import largest_batch
+    from infergy.records import DEFAULT_DTYPE
 
-    limit = largest_batch(shape, gpu, EXAMPLE_INPUT, EXAMPLE_OUTPUT, engine=engine)
-    return {"batch": limit.batch, "reason": limit.reason}
+    dtype = shape.precision if engine == "vllm" else DEFAULT_DTYPE
+    limit = largest_batch(shape, gpu, EXAMPLE_INPUT, EXAMPLE_OUTPUT, engine=engine, dtype=dtype)
+    return {"batch": limit.batch, "dtype": dtype, "reason": limit.reason}
 
 
 def _measured() -> Mapping[str, frozenset[str]]:

@@ -232,9 +232,13 @@ def check_meter(meter: str, *, simulate: bool) -> None:
         raise UsageError.conflict({"--simulate": True, "--meter": meter}, "leave out --meter, for one is simulated")
 
 
-def gpu_here() -> str | None:
-    """Catalog name of the first GPU that CUDA would use; None without one, or if the catalog lacks it."""
-    from infergy.catalog import find_gpu_by_driver_name
+def gpu_here(*, known_only: bool = True) -> str | None:
+    """Catalog name of the first GPU that CUDA would use; None without one.
+
+    Raises:
+        UsageError: The catalog lacks it, and `known_only`; else that is None too.
+    """
+    from infergy.catalog import find_gpu_by_driver_name, get_gpu
     from infergy.meters import open_meter
 
     try:
@@ -242,8 +246,19 @@ def gpu_here() -> str | None:
     except InfergyError:
         # The sweep reports this where it measures; a dry run needs no GPU.
         return None
-    known = find_gpu_by_driver_name(meter.gpus[0].name)
+    name = meter.gpus[0].name
     meter.close()
+    known = find_gpu_by_driver_name(name)
+    if known is None and known_only:
+        try:
+            get_gpu(name)
+        except UsageError as error:
+            why = f"{name} is not in the catalog" if "nearest" in error.fields else str(error)
+            message = (
+                f"the GPU here: {why}. Describe one: --gpu MINE.toml (docs/models.md); or name the one to plan for: "
+                "--gpu NAME (infergy list gpus)"
+            )
+            raise UsageError(message, code="unknown-gpu", name=name, option="--gpu") from error
     return None if known is None else known.name
 
 

@@ -79,7 +79,12 @@ def _measurable(sample: Sample, server: OpenServer) -> list[CellChoice]:
     """The cells that can be planned."""
     from infergy.estimates.next_cells import cell_choices
     from infergy.measure.grid import make_plan
+    from infergy.records.engine_setup import WEIGHT_ONLY
 
+    if server.setup.dtype in WEIGHT_ONLY:
+        reason = f"weights in {server.setup.dtype} are estimated, not measured; give --precision bfloat16 or fp8"
+        message = f"{server.setup.label}: {reason}"
+        raise UsageError(message, code="not-supported", server=server.setup.label, reason=reason)
     kept, reason = [], ""
     for choice in cell_choices(sample, server):
         try:

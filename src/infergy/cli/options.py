@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infergy.cli.output import unit_note
 from infergy.errors import UsageError
 from infergy.units import parse_duration
-from infergy.workload import FORMAT_NAMES, Bins, Columns, TaskOptions
+from infergy.workload import Bins, Columns, TaskOptions
 from infergy.workload.bins import BIN_NAMES, PAPER, Histogram, edges_of
+from infergy.workload.formats import UNITS_S
 from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 OPTION = "option"
 """Key of a field's metadata: its option."""
-UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 _TRACE = (
     "A shipped trace (azure-conv-2023, azure-code-2023, burstgpt-synthetic), a task (task:translation, "
@@ -111,24 +112,26 @@ def typed_options(context: typer.Context) -> dict[str, str]:
 class TraceFormat:
     """How a trace is read: its format, the names of its columns, and the lengths of a task."""
 
-    format: str | None = option(f"{', '.join(FORMAT_NAMES)} [default: recognised from header or first record]")
-    input_column: str | None = option("Column of input tokens; usage.prompt_tokens names a nested one")
-    output_column: str | None = option("Column of output tokens")
+    format: str | None = option("Format of the log, as docs/logs.md lists them [default: recognised from its columns]")
+    input_column: str | None = option("Column of input tokens, cached ones included; a.b names a nested one, a+b a sum")
+    output_column: str | None = option("Column of output tokens, or a sum")
     time_column: str | None = option("Column of arrivals")
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
-    time_unit: str | None = option("Unit of a numeric time column: s, ms, us, ns [default: the format's]")
+    requests_column: str | None = option("Column of how many requests a row sums up: it is spread over them")
+    time_unit: str | None = option("Unit of numeric arrivals: s, ms, us, ns [default: the format's, or recognised]")
+    bad_rows: str | None = option("Share of rows that may be unreadable: they are left out [default: 0.1%]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")
     tokenizer: str | None = option(
-        "Count the texts of a task with this Hugging Face tokenizer (needs datasets and a network) "
-        "[default: lengths drawn by the published moments]"
+        "Count the texts of a log, or of a task (needs datasets and a network), with this Hugging Face tokenizer "
+        "[default: lengths of a task drawn by the published moments]"
     )
 
-    def reading(self, requests: int | None) -> dict[str, Any]:
+    def reading(self, requests: int | None, *, of_task: bool = True) -> dict[str, Any]:
         """Options for `infergy.workload.open_trace`; `requests` is how many a task makes.
 
         Raises:
-            UsageError: No such time unit, or a number of requests out of range.
+            UsageError: No such time unit, or a share or number of requests out of range.
         """
         if self.time_unit is not None and self.time_unit not in UNITS_S:
             raise UsageError.unknown("time unit", self.time_unit, UNITS_S, code="unknown-name", option="--time-unit")
@@ -137,14 +140,20 @@ class TraceFormat:
             output=self.output_column,
             time=self.time_column,
             cached=self.cached_column,
+            requests=self.requests_column,
             time_unit_s=None if self.time_unit is None else UNITS_S[self.time_unit],
         )
-        given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer}
+        given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer if of_task else None}
+        if getattr(self, "rate", None) is not None and not of_task:
+            # It is of the random arrivals.
+            del given["seed"]
         task: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return {
             "format": self.format,
             "columns": None if columns == Columns() else columns,
             "task": TaskOptions(**task) if task else None,
+            **({} if of_task or self.tokenizer is None else {"tokenizer": self.tokenizer}),
+            **({} if self.bad_rows is None else {"bad_rows": fraction("--bad-rows", self.bad_rows)}),
         }
 
 
@@ -202,7 +211,11 @@ class TraceSelection(TraceFormat):
         if self.rate is not None and (self.all_at_once or self.speed is not None):
             given = {"--rate": self.rate, "--all-at-once" if self.all_at_once else "--speed": self.speed or True}
             raise UsageError.conflict(given, "one of them says when requests come: leave the other out")
-        return open_requests(source, **self.reading(self.requests if is_task(source) else None))
+        of_task = is_task(source)
+        opened = open_requests(source, **self.reading(self.requests if of_task else None, of_task=of_task))
+        if not isinstance(opened, Histogram) and opened.time_unit is not None:
+            typer.echo(f"{opened.source}: {unit_note(opened.time_unit)}", err=True)
+        return opened
 
     def all_of(self, opened: Trace | Histogram) -> Requests:
         """All requests of a source, without times where no option needs them."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceFacts
+    from infergy.workload.clock import TimeUnit
 
 WIDTH = 100
 """Columns of sentences, and of tables that can be divided."""
@@ -222,10 +223,23 @@ def title_of(trace: TraceFacts, estimate: ServerEstimate) -> str:
     return f"{trace.source}: {count_of(trace.requests, 'request')} {how}"
 
 
+def unit_note(unit: TimeUnit) -> str:
+    """In which unit arrivals are read, and why."""
+    why = {
+        "dates": "in which they are dates",
+        "name": "as the column's name says",
+        "rate": "by the rate of requests",
+        "format": "as the format says, though requests come more seldom then than a server sees them",
+        "default": "since neither their size nor a format says otherwise",
+    }
+    return f"arrivals in {unit.column!r} are read as {unit.unit}, {why[unit.basis]}; another unit: --time-unit"
+
+
 def trace_notes(trace: TraceFacts) -> list[str]:
     """Rows of a log that are not served as they are."""
     lines = {
-        "Requests without input or output tokens, left out": trace.set_aside,
+        "Rows without input or output tokens, or that cannot be read, left out": trace.set_aside,
+        "Rows that are further parts of an answer, of which the last counts": trace.stream_chunks,
         "Requests out of order, sorted by arrival": trace.out_of_order,
         "Requests without a session, or no later than the one that they follow, each served as a session of its own": (
             trace.without_session
@@ -252,6 +266,8 @@ def rejected_notes(runs: Mapping[str, RunEstimate]) -> list[str]:
 
 def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next") -> list[str]:
     """What was assumed, queues without limit, rejected requests, and runs without a measured step; each once."""
+    from infergy.records.engine_setup import WEIGHT_ONLY
+
     lines = []
     for one in estimates:
         lines += [
@@ -262,8 +278,9 @@ def run_notes(estimates: Sequence[ServerEstimate], advice: str = "infergy next")
         lines += [f"{note}." for note in one.notes]
         lines += rejected_notes({one.engine: one.run})
         if one.run.measured_share == 0:
+            more = "" if one.precision in WEIGHT_ONLY else f" One measured cell narrows it: {advice}."
             lines.append(
                 f"{one.engine}: no step of {one.model} in {one.precision} on {one.gpu} was measured at these batch "
-                f"sizes and lengths: by datasheet and what other steps showed. One measured cell narrows it: {advice}."
+                f"sizes and lengths: by datasheet and what other steps showed.{more}"
             )
     return list(dict.fromkeys(lines))

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 BROKEN = {"rejected_requests": "rejects more requests", "overload": "cannot keep up"}
 
 OF_REPLAYS = (
-    *("format", "input_column", "output_column", "time_column", "cached_column", "time_unit", "requests", "seed"),
-    *("tokenizer", "start", "duration", "speed", "rate", "all_at_once", "table", "usage_context"),
+    *("format", "input_column", "output_column", "time_column", "cached_column", "requests_column", "time_unit"),
+    *("bad_rows", "requests", "seed", "tokenizer", "start", "duration", "speed", "rate", "all_at_once"),
+    *("table", "usage_context"),
 )
 """Options of a trace that a replay takes too."""
 REPLAYED_S, LATER_S = 75, 700

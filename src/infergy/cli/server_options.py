@@ -30,7 +30,9 @@ class ServerKind:
     )
     model: list[str] | None = option("Name or config.json; repeatable [default: llama-3.1-8b]", "--model", "-m")
     gpu: list[str] | None = option("Name or .toml file; repeatable [default: h200]", "--gpu", "-g")
-    precision: list[str] | None = option("bfloat16, float16, fp8, or mxfp4 of a mixture of experts; repeatable")
+    precision: list[str] | None = option(
+        "bfloat16, float16, fp8, int8, int4, nvfp4, mxfp4; repeatable [default: the checkpoint's own]"
+    )
     tensor_parallel_size: int | None = option(
         "GPUs that share the model [default: 1]", "--tensor-parallel-size", "-tp", min=1
     )

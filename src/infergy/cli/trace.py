@@ -16,10 +16,11 @@ from infergy.cli.options import (
     option,
     with_options,
 )
-from infergy.cli.output import UNKNOWN, print_json, print_table
+from infergy.cli.output import UNKNOWN, print_json, print_table, unit_note
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_number, format_percent
 from infergy.workload.bins import Histogram
+from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -62,7 +63,7 @@ def trace(
         raise UsageError(message, code="option-missing", option="--bins", needed_by=["--spark"])
     from infergy.workload import open_trace
 
-    traces = [open_trace(source, **reading.reading(reading.requests)) for source in sources]
+    traces = [open_trace(source, **reading.reading(reading.requests, of_task=is_task(source))) for source in sources]
     summaries = [one.describe() for one in traces]
     if batch is not None:
         summaries = [replace(one, padding=opened.padding(batch)) for one, opened in zip(summaries, traces, strict=True)]
@@ -84,6 +85,15 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
     for summary in summaries:
         if summary.lengths_from is not None:
             typer.echo(f"{summary.source}: {summary.lengths_from}")
+        if summary.time_unit is not None:
+            typer.echo(f"{summary.source}: {unit_note(summary.time_unit)}")
+        if summary.unreadable_rows:
+            typer.echo(f"{summary.source}: {_unreadable(summary.unreadable_rows)}")
+        if summary.stream_chunks:
+            chunks = count_of(summary.stream_chunks, "row")
+            typer.echo(
+                f"{summary.source}: {chunks} that repeat the id of an answer left out: its last counts are taken"
+            )
         if summary.arrival_reason:
             typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
         if summary.attribution:
@@ -134,7 +144,7 @@ def _bins(sources: Sequence[str], reading: TraceFormat, grid: Any, *, spark: str
 
     histograms = []
     for source in sources:
-        options = reading.reading(reading.requests)
+        options = reading.reading(reading.requests, of_task=is_task(source))
         if spark is None:
             opened = open_requests(source, **options)
         else:
@@ -178,6 +188,10 @@ def _print_histogram(histogram: Histogram) -> None:
         _print_axis(counts)
     for line in _notes(histogram):
         typer.echo(line)
+
+
+def _unreadable(rows: int) -> str:
+    return f"{count_of(rows, 'row')} that cannot be read left out; to allow none: --bad-rows 0"
 
 
 def _heat_cell(requests: int, most: int) -> Text:
@@ -246,6 +260,8 @@ def _notes(histogram: Histogram) -> list[str]:
         )
     if histogram.failed_requests:
         notes.append(f"Set aside: {count_of(histogram.failed_requests, 'request')} without output tokens.")
+    if histogram.unreadable_rows:
+        notes.append(f"Set aside: {_unreadable(histogram.unreadable_rows)}.")
     if histogram.cached_input_tokens:
         notes.append(
             f"Input is what costs prefill: {histogram.cached_input_tokens:,} tokens from a prefix cache are taken off."

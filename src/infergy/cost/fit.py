@@ -21,9 +21,10 @@ from infergy.catalog import get_gpu
 from infergy.catalog.models import shipped_model
 from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
 from infergy.cost.fit_rows import Entry, FitRow, entries_of, run_rows
-from infergy.cost.rates import rates_of, server_work
+from infergy.cost.rates import rates_of
 from infergy.cost.step import StepSums
 from infergy.cost.table import MeasuredServer, ServedBy, Table, TableEntry, box_of
+from infergy.cost.work import server_work
 
 CENTRE_SD = 0.002
 """Of the mean of the differences of GPUs of a kind."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from infergy.catalog.gpus import Gpu
 from infergy.cost.constants import Column
-from infergy.cost.rates import Rates, ServerWork
+from infergy.cost.rates import Rates
 from infergy.cost.step import StepSums, added_j, free_s, slowed_j, stretched_s
+from infergy.cost.work import ServerWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

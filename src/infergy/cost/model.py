@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from infergy.catalog import Gpu, ModelShape
 from infergy.cost.constants import Column, Fit
-from infergy.cost.rates import Rates, ServerWork, rates_of, server_work
+from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
 from infergy.cost.table import ServedBy
+from infergy.cost.work import ServerWork, server_work
 
 PART = 32_768
 """Entries whose energy is computed at once."""

@@ -4,170 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from infergy.catalog.gpus import Gpu
-from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
+from infergy.cost.work import ExpertWork, ServerWork
+from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 
-ACTIVATION_BYTES = 2.0
-"""A value that GPUs exchange: bfloat16, also where weights are narrower."""
 REFERENCE_EXPERT_BYTES = 30e6
 NVLINK_4 = 450e9
 """Bytes/s in one direction, where the catalog knows no link."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionWork:
-    """Attention over all layers and all GPUs of a server.
-
-    Attributes:
-        read_bytes: KV cache that one decoding sequence reads for each position, in layers without a window.
-        window_read_bytes: The same in layers with a sliding window.
-        window_tokens: Positions that such a layer sees at most; infinite without one.
-        write_bytes: KV cache that one token adds.
-        state_bytes: Bytes of recurrent state that one sequence reads and writes in a step.
-        state_layers: Layers with such a state.
-        pair_flops: FLOPs of one decoded token at one position, in layers without a window; `window_pair_flops` with.
-        prefill_ratio: FLOPs of a prompt's token over those of a decoded one: MLA decodes on latents.
-    """
-
-    read_bytes: float = 0.0
-    window_read_bytes: float = 0.0
-    window_tokens: float = math.inf
-    write_bytes: float = 0.0
-    state_bytes: float = 0.0
-    state_layers: float = 0.0
-    pair_flops: float = 0.0
-    window_pair_flops: float = 0.0
-    prefill_ratio: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertWork:
-    """Routed experts over all layers.
-
-    Attributes:
-        routed_bytes: Bytes of all of them.
-        share: Experts that a token visits, over all experts of a layer.
-        experts: Experts of a layer; `layers` with experts.
-        expert_bytes: Bytes of one expert on one GPU.
-        row_flops: FLOPs of one row in every expert of all layers.
-        dispatched: Whether experts are divided among GPUs whole (expert parallel), not each over all GPUs.
-    """
-
-    routed_bytes: float
-    share: float
-    experts: float
-    layers: float
-    expert_bytes: float
-    row_flops: float
-    dispatched: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerWork:
-    """What steps of a server are made of.
-
-    Attributes:
-        dtype: Format of weights and matmuls; `scaled_in_blocks` where fp8 weights carry a scale for each block.
-        gpus: GPUs that share the model by tensor parallelism.
-        weight_bytes: Weights that every step reads: layers and output head, without routed experts.
-        token_flops: FLOPs of one token in all matmuls but the output head; `head_flops` those of the head.
-        exchange_bytes: Bytes that each GPU sends for one token in the all-reduces of a step.
-        vocabulary: Entries of a sequence's logits.
-        layers: Layers of all kinds.
-        experts: None for a dense model.
-        replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
-        compiled: Whether kernels of a layer are fused by the compiler; no part of what two servers have in common.
-    """
-
-    dtype: str
-    weight_bytes: float
-    token_flops: float
-    layers: float
-    attention: AttentionWork
-    scaled_in_blocks: bool = False
-    gpus: int = 1
-    head_flops: float = 0.0
-    exchange_bytes: float = 0.0
-    vocabulary: int = 0
-    experts: ExpertWork | None = None
-    replicated: bool = False
-    compiled: bool = field(default=True, compare=False)
-
-
-def server_work(
-    shape: ModelShape,
-    *,
-    dtype: str = "bfloat16",
-    gpus: int = 1,
-    dispatched: bool = False,
-    replicated: bool = False,
-    compiled: bool = True,
-) -> ServerWork:
-    """The work of a model served in `dtype` on `gpus` GPUs; the rest as in the classes above.
-
-    Raises:
-        UsageError: `dtype` is not known.
-    """
-    # A GPU sends 2 (G - 1) / G of each all-reduced value (nccl-tests, doc/PERFORMANCE.md), twice a layer.
-    exchange = 2 * (gpus - 1) / gpus * shape.hidden * ACTIVATION_BYTES * 2 * shape.layers
-    state_flops = 0 if shape.mamba is None else shape.mamba.layers * shape.mamba.token_flops
-    return ServerWork(
-        dtype=dtype,
-        scaled_in_blocks=dtype == "fp8" and shape.checkpoint.scaled_in_blocks,
-        gpus=gpus,
-        weight_bytes=shape.step_weight_bytes(0, dtype) * (gpus if replicated else 1),
-        token_flops=2.0 * shape.matmul_parameters + state_flops,
-        head_flops=2.0 * shape.vocabulary * shape.hidden,
-        exchange_bytes=exchange,
-        vocabulary=shape.vocabulary,
-        layers=shape.layers,
-        attention=_attention(shape, dtype, 1 if replicated else gpus),
-        experts=_experts(shape, dtype, gpus, dispatched=dispatched),
-        replicated=replicated,
-        compiled=compiled,
-    )
-
-
-def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
-    attention = shape.attention
-    # Beyond one GPU a head of keys and values, heads are copied; MLA's latents lie on every GPU.
-    copies = max(1.0, gpus / (1 if attention.latent is not None else attention.kv_heads))
-    value = attention.cached_values * cache_bytes(dtype) * copies
-    windowed = attention.window_layers if attention.window_tokens is not None else 0
-    full = shape.attention_layers - windowed
-    pair = attention.pair_flops(absorbed=True)
-    return AttentionWork(
-        read_bytes=full * value,
-        window_read_bytes=windowed * value,
-        window_tokens=float("inf") if attention.window_tokens is None else float(attention.window_tokens),
-        write_bytes=shape.attention_layers * value,
-        state_bytes=2.0 * shape.state_bytes,
-        state_layers=0 if shape.mamba is None else shape.mamba.layers,
-        pair_flops=full * pair,
-        window_pair_flops=windowed * pair,
-        prefill_ratio=attention.pair_flops() / pair,
-    )
-
-
-def _experts(shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool) -> ExpertWork | None:
-    experts = shape.experts
-    if experts is None:
-        return None
-    matmul = experts.expert_matmul(shape.hidden)
-    return ExpertWork(
-        routed_bytes=shape.routed_bytes(dtype),
-        share=experts.experts_per_token / experts.experts,
-        experts=experts.experts,
-        layers=experts.layers,
-        expert_bytes=matmul * dtype_bytes(dtype) / (1 if dispatched else gpus),
-        row_flops=2.0 * matmul * experts.layers * experts.experts,
-        dispatched=dispatched,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,16 +180,16 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
 
 
 def _is_in_fp8(work: ServerWork, gpu: Gpu) -> bool:
-    """Whether matmuls are computed in fp8; elsewhere, and of mxfp4 always, weights are widened first."""
+    """Whether matmuls are computed in fp8; elsewhere, and of other formats always, weights are widened."""
     return work.dtype == "fp8" and gpu.has_units("fp8")
 
 
 def _format_factors(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     """Factors of a format of weights, over bfloat16: seconds of a byte, work and energy of a FLOP, energy of a byte."""
-    if work.dtype not in ("fp8", "mxfp4"):
-        return 1.0, 1.0, 1.0, 1.0
-    if work.dtype == "mxfp4":
+    if work.dtype in WEIGHT_ONLY:
         return c["mxfp4_bytes"], c["mxfp4_flops"], 1.0, 1.0
+    if work.dtype != FP8:
+        return 1.0, 1.0, 1.0, 1.0
     byte_energy = c["fp8_byte_energy"] * (c["block_byte_energy"] if work.scaled_in_blocks else 1.0)
     if not gpu.has_units("fp8"):
         return c["fp8_bytes"], c["mxfp4_flops"], byte_energy, 1.0
@@ -379,7 +227,7 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
 def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
     is_fp8 = _is_in_fp8(work, gpu)  # activations are quantised only to compute in it
-    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype == "mxfp4" else 0.0
+    narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype in WEIGHT_ONLY else 0.0
     launch = work.layers * (c["layer_s"] + narrow_s)
     launch = launch + expert_layers * c["expert_layer_s"] + work.attention.state_layers * c["state_layer_s"]
     exchange: Any = 0.0

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infergy.catalog.quantization import without_quantization
 from infergy.records import RANDOM_WEIGHTS, UNIFORM_WEIGHTS
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ LAWS: Mapping[str, str] = {
 def config_folder(config: Mapping[str, Any]) -> Path:
     """A folder that holds `config` as its `config.json`: for equal configurations the same one, kept.
 
+    Random weights are in the format of the cell, whatever that of the published checkpoint.
+
     It lies in the user's cache (`XDG_CACHE_HOME`, else ``~/.cache``). vLLM finds the graphs it compiled before by the
     path of their model: from a new folder each time it compiles again, 45 s for Llama-3.1-8B on an H200. If the cache
     cannot be written, it is a temporary folder.
     """
-    text = json.dumps(config, sort_keys=True, indent=1)
+    text = json.dumps(without_quantization(config), sort_keys=True, indent=1)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infergy" / "models" / name

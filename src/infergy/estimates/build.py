@@ -35,8 +35,8 @@ LEAST_SD = 0.004
 ENTRIES = 40
 """Of steps, of a table's entry, at most some more: sums over them are those of all steps within 0.3 %."""
 SERVED = ("vllm", "transformers")
-GPU_SCOPE = "gpu-board"
-"""Scope of a meter that has a counter for each GPU."""
+GPU_SCOPES = ("gpu-board", "gpu-module")
+"""Scopes of meters that have a counter for each GPU."""
 
 
 def build_table(paths: Iterable[Path], prior: Table | None = None, *, allow_simulated: bool = False) -> Table:
@@ -137,7 +137,7 @@ def _check_row(row: Measurement, where: str) -> None:
     if edges != {uuids} or not uuids <= set(row.loaded_idle.open):
         raise bad("the edges of its windows are not of the same GPUs", "different GPUs")
     wanted = row.cell.setup.tensor_parallel
-    if row.environment.scope == GPU_SCOPE and len(uuids) != wanted:
+    if row.environment.scope in GPU_SCOPES and len(uuids) != wanted:
         raise bad(f"counters of {count_of(len(uuids), 'GPU')}, expected tensor_parallel = {wanted}", "tensor_parallel")
     try:
         result = result_of(row)

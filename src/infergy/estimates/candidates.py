@@ -15,7 +15,7 @@ from typing import Any
 
 from infergy.catalog import get_gpu
 from infergy.errors import UsageError
-from infergy.estimates.servers import PRECISIONS, ServerSpec, options_of, setup_of
+from infergy.estimates.servers import UNQUANTISED, ServerSpec, options_of, setup_of
 from infergy.records import DEFAULT_DTYPE, FP8
 from infergy.serving.config import EngineOptions
 from infergy.serving.simulate import ROUTERS
@@ -144,5 +144,5 @@ def layout_of(spec: ServerSpec) -> Sequence[object]:
 def _formats(now: ServerSpec, kind: str, space: Space) -> list[str]:
     """Precisions to try: fp8 where the GPU computes in it."""
     formats = [now.precision or DEFAULT_DTYPE]
-    narrower = formats[0] in PRECISIONS[:2] and FP8 in get_gpu(kind).peak_flops
+    narrower = formats[0] in UNQUANTISED and FP8 in get_gpu(kind).peak_flops
     return formats + [FP8] * (narrower and not space.keep_outputs)

@@ -44,7 +44,8 @@ class TraceFacts:
     Attributes:
         requests: Requests with output; `input_tokens` with those from a prefix cache.
         duration_s: Seconds from the first arrival to the last; None without arrival times, with `order_reason`.
-        set_aside: Rows that are no requests: no output, or no input.
+        set_aside: Rows that are no requests: no output, no input, or tokens that cannot be read.
+        stream_chunks: Rows that are further parts of an answer, of which the last counts.
         out_of_order: Requests that stood in the log after one that arrived later.
         without_session: Requests without the id of a session in a log that has sessions: each is one of its own.
         without_blocks: Requests without hashes of blocks in a log that has them: their prompts share no prefix.
@@ -59,6 +60,7 @@ class TraceFacts:
     duration_s: float | None
     order_reason: str | None
     set_aside: int
+    stream_chunks: int
     out_of_order: int
     without_session: int
     without_blocks: int
@@ -349,16 +351,13 @@ def estimate_run(
 
 def facts_of(sample: Sample) -> TraceFacts:
     """What was asked."""
-    first = sample.windows[0].requests
-    aside = sample.set_aside
+    first, aside = sample.windows[0].requests, sample.set_aside
+    alike = ("source", "requests", "input_tokens", "output_tokens", "duration_s")
     return TraceFacts(
-        source=sample.source,
-        requests=sample.requests,
-        input_tokens=sample.input_tokens,
-        output_tokens=sample.output_tokens,
-        duration_s=sample.duration_s,
+        **{name: getattr(sample, name) for name in alike},
         order_reason=first.order_reason,
-        set_aside=aside.failed + aside.without_input,
+        set_aside=aside.failed + aside.without_input + aside.unreadable,
+        stream_chunks=aside.chunks,
         out_of_order=aside.out_of_order,
         without_session=aside.without_session,
         without_blocks=aside.without_blocks,

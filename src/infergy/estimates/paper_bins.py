@@ -210,7 +210,12 @@ def _count(sample: Sample, bins: str | Bins) -> Histogram:
         for requests, weight in windows
         if requests.cached_tokens is not None
     )
-    return replace(histogram, cached_input_tokens=round(cached), lengths_from=windows[0][0].lengths_from)
+    return replace(
+        histogram,
+        unreadable_rows=sample.set_aside.unreadable,
+        cached_input_tokens=round(cached),
+        lengths_from=windows[0][0].lengths_from,
+    )
 
 
 def _uncached(requests: Requests) -> Any:

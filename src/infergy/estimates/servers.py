@@ -10,6 +10,7 @@ from typing import Any
 
 from infergy.catalog import canonical_name, get_gpu, get_model, model_config
 from infergy.catalog.gpus import IDLE_SHARE, Gpu
+from infergy.catalog.models import model_context
 from infergy.catalog.shape import ModelShape
 from infergy.cost.model import Server, StepCost
 from infergy.cost.table import SHIPPED_TABLE as SHIPPED_TABLE
@@ -17,7 +18,7 @@ from infergy.cost.table import MeasuredServer, ServedBy, Table, fit_of, is_table
 from infergy.cost.table import shipped_table as shipped_table
 from infergy.errors import DataError, UsageError
 from infergy.records import DEFAULT_DTYPE, ENGINES, FP8, EngineSetup
-from infergy.records.engine_setup import OPTIONS, parse_label_beside
+from infergy.records.engine_setup import DTYPES, OPTIONS, WEIGHT_ONLY, parse_label_beside
 from infergy.serving.config import (
     EngineConfig,
     EngineOptions,
@@ -25,7 +26,6 @@ from infergy.serving.config import (
     UsageContext,
     check_context,
     check_options,
-    model_context,
     resolve,
 )
 from infergy.serving.run import Run
@@ -35,8 +35,6 @@ from infergy.units import count_of, format_bytes
 from infergy.workload.requests import Requests
 
 DEFAULT_MODEL, DEFAULT_GPU = "llama-3.1-8b", "h200"
-PRECISIONS = (DEFAULT_DTYPE, "float16", FP8, "mxfp4")
-"""Formats that servers are simulated in: those that were measured, or that measured networks have."""
 UNQUANTISED = ("bfloat16", "float16", "float32")
 LONGEST_TOKENS = 2**20
 """Of a request to a model that states no context and keeps no keys and values."""
@@ -167,9 +165,9 @@ def setup_of(spec: ServerSpec) -> EngineSetup:
     dtype = parts["dtype"] = (
         parts.get("dtype") or spec.precision or (get_model(spec.model).precision if engine == "vllm" else DEFAULT_DTYPE)
     )
-    if dtype not in PRECISIONS:
-        raise UsageError.bad_value("--precision", dtype, f"one of {', '.join(PRECISIONS)}")
-    if engine == "transformers" and dtype in (FP8, "mxfp4"):
+    if dtype not in DTYPES:
+        raise UsageError.bad_value("--precision", dtype, f"one of {', '.join(DTYPES)}")
+    if engine == "transformers" and dtype in (FP8, *WEIGHT_ONLY):
         message = (
             f"--engine {spec.engine} in {dtype}: transformers serves bfloat16 and float16. Other engines in "
             f"it: -e transformers -e vllm-{FP8}"
@@ -224,9 +222,15 @@ def _assumed_precision(spec: ServerSpec, setup: EngineSetup, shape: ModelShape, 
     published, notes = shape.checkpoint.dtype, []
     is_open = spec.precision is None and "dtype" not in EngineSetup.parse_label(spec.engine)
     if is_open and published not in (None, setup.dtype, *UNQUANTISED):
+        other = f"; --engine vllm serves it in {published}" if shape.precision == published else ""
         notes.append(
             f"the checkpoint of {shape.name} is in {published}, which is not simulated under {setup.engine}: it is "
-            f"taken as {setup.dtype}, {format_bytes(shape.weight_bytes(setup.dtype))} of weights"
+            f"taken as {setup.dtype}, {format_bytes(shape.weight_bytes(setup.dtype))} of weights{other}"
+        )
+    if setup.dtype in WEIGHT_ONLY:
+        notes.append(
+            f"{setup.dtype} was not measured anywhere: the estimate has weights of "
+            f"{format_bytes(shape.weight_bytes(setup.dtype))}, widened to 16 bits to be multiplied"
         )
     if setup.dtype == FP8 and not gpu.has_units(FP8):
         notes.append(

@@ -23,7 +23,7 @@ from infergy.catalog.shape import ModelShape
 from infergy.errors import UsageError
 from infergy.estimates.candidates import MOST_GPUS
 from infergy.estimates.servers import DEFAULT_GPU, UNQUANTISED, OpenServer, ServerSpec, loaded_setup
-from infergy.records import FP8
+from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 from infergy.serving.config import EngineOptions
 
 TO_FP8 = "--quantization fp8_per_tensor"
@@ -39,6 +39,7 @@ ENDING = re.compile(r"[|&;]+|\d*[<>].*")
 FP8_METHODS = ("fp8", "fp8_per_tensor", "fp8_per_block", "fbgemm_fp8", "ptpc_fp8")
 STORED = ("compressed-tensors", "modelopt", "mxfp4", "gpt_oss_mxfp4")
 """Methods of checkpoints in several formats."""
+INT4_METHODS = ("awq", "awq_marlin", "gptq", "gptq_marlin", "bitsandbytes")
 DTYPES = {"auto": None, "half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
 
 
@@ -117,6 +118,8 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
     words = ["vllm serve MODEL", *(_spelled(name, value) for name, value in given.items())]
     if server.spec.usage_context == "llm":
         words = [f"LLM({', '.join(['MODEL', *(_argument(name, value) for name, value in given.items())])})"]
+    if setup.dtype in WEIGHT_ONLY and setup.dtype != published:
+        words.append(f"# MODEL: a checkpoint in {setup.dtype}")
     count, router = server.spec.replicas, server.spec.router
     # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
     # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
@@ -168,8 +171,13 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
     precision = options.pop("quantization", None) or options.pop("dtype", None)
     options.pop("dtype", None)
     is_stored_fp8 = model is None and shape.checkpoint.dtype == FP8
-    precision = FP8 if is_stored_fp8 else precision
-    if precision != FP8 and shape.checkpoint.dtype in UNQUANTISED and "quantization" in (flag.name for flag in flags):
+    if model is None and shape.precision not in UNQUANTISED:
+        precision = shape.precision
+    if (
+        precision not in (FP8, *WEIGHT_ONLY)
+        and shape.checkpoint.dtype in UNQUANTISED
+        and "quantization" in (flag.name for flag in flags)
+    ):
         notes.append(f"--quantization of {name}: the format of its weights is not known, and is taken as 16 bits")
     replicas = options.pop("replicas", 1)
     spec = ServerSpec(
@@ -272,7 +280,8 @@ def _replicas(text: str) -> int:
 
 def _quantization(text: str) -> str | None:
     """The format that a method makes, or of whose checkpoints it is; None where the checkpoint says."""
-    return (dict.fromkeys(FP8_METHODS, FP8) | dict.fromkeys(STORED))[text]
+    formats = dict.fromkeys(FP8_METHODS, FP8) | dict.fromkeys(INT4_METHODS, "int4") | {"modelopt_fp4": "nvfp4"}
+    return (formats | dict.fromkeys(STORED))[text]
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import check_power, measure_idle
+from infergy.measure.counter_check import FIX, counter_over_power, disagrees
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
 from infergy.records import GpuIdentity, GpuState, Window
 from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
@@ -47,7 +48,7 @@ class BlockEnergy:
         power_w: `energy_j` over `duration_s`, and `power_by_gpu_w` by UUID.
         idle_power_w: Of all GPUs together before the block; None if it was not measured.
         gpus: The boards that were counted.
-        scope: What the energy covers: ``gpu-board``.
+        scope: What the energy covers: ``gpu-board``, ``gpu-module`` (CPU and memory of a superchip too).
         simulated: Whether it comes from a model instead of a GPU.
         before: State of each GPU before the block; `after` the same.
     """
@@ -131,8 +132,11 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
     def _begin(self) -> None:
         self._clock: Clock = self._meter.clock
         self._sync()
+        at_first = self._meter.states() if self._idle_s > 0 else ()
         self._idle = measure_idle(self._meter, self._idle_s) if self._idle_s > 0 else None
         self._before = self._meter.states()
+        idle_w = {} if self._idle is None else self._idle.power_by_gpu_w
+        self._compared = counter_over_power(idle_w, at_first, self._before, self._meter)
         self._measured_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._opened = sharp_tick(self._meter)
         self._begin_s = self._clock.now_s()
@@ -156,6 +160,10 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
         try:
             after = self._meter.states()
             edges = settle(self._meter, end_s)
+            tail = Window(open=edges[0].ticks, close=edges[1].ticks, edge_uncertainty_s=0.0)
+            self._compared = (
+                counter_over_power(tail.power_by_gpu_w, after, self._meter.states(), self._meter) | self._compared
+            )
         except InfergyError as broken:
             reason = str(broken)
         finally:
@@ -231,7 +239,11 @@ class window:  # noqa: N801 - used as `with infergy.window() as w:`
             simulated=meter.is_simulated,
             before=self._before,
             after=after,
-            warnings=(*_warnings(duration_s, meter), *_state_warnings(self._before, after, meter, self._own_processes)),
+            warnings=(
+                *_warnings(duration_s, meter),
+                *_state_warnings(self._before, after, meter, self._own_processes),
+                *_counter_warnings(self._compared, meter),
+            ),
             reason=reason,
             power_by_gpu_w={uuid: one_j / duration_s for uuid, one_j in by_gpu_j.items()},
             **figures,
@@ -308,6 +320,15 @@ def _state_warnings(
         if begin_c is not None and end_c is not None and abs(end_c - begin_c) > TEMPERATURE_CHANGE_C:
             gpu = _name({state.uuid}, meter)
             yield f"{gpu} went from {begin_c:g} to {end_c:g} °C: repeat the block when warm"
+
+
+def _counter_warnings(compared: Mapping[str, tuple[float, float]], meter: Meter) -> Iterator[str]:
+    for uuid, (counter_w, field_w) in compared.items():
+        if disagrees(counter_w, field_w):
+            yield (
+                f"the energy counter of {_name({uuid}, meter)} disagrees with its power: {counter_w:.4g} W against "
+                f"{field_w:.4g} W while power was steady; {FIX}"
+            )
 
 
 def _name(uuids: Collection[str], meter: Meter) -> str:

@@ -15,12 +15,14 @@ from statistics import median
 
 from infergy.catalog import find_gpu_by_driver_name
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
+from infergy.measure.cell import window_since
+from infergy.measure.counter_check import FIX, counter_over_power, disagrees
 from infergy.measure.environment import cpu_name, version_of
 from infergy.meters import Meter, powers_of
-from infergy.meters.nvml import Board, NvmlMeter, open_boards, visible_uuids
+from infergy.meters.nvml import Board, NvmlMeter, is_module, open_boards, visible_uuids
 from infergy.meters.registry import find_plugins, open_plugin
 from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu
-from infergy.meters.ticks import counter_period_s
+from infergy.meters.ticks import counter_period_s, sharp_tick
 from infergy.records import GpuIdentity
 from infergy.records.behaviour import MeterBehaviour
 from infergy.version import VERSION
@@ -29,6 +31,9 @@ DOCTOR_SCHEMA = "infergy.doctor/1"
 
 READS = 300
 """How often the counter is read to find what a read costs."""
+
+COMPARED_S = 0.5
+"""Over which the counter is compared with the power field: five ticks of an H200's."""
 
 PACKAGES = {
     "nvidia-ml-py": ("the meter nvml", "pip install nvidia-ml-py"),
@@ -76,6 +81,8 @@ class GpuFound:
         has_counter: Whether its energy counter answers and moves.
         counter_period_s: Time between two ticks of the counter, the shortest of five.
         read_median_s: Time of a read of the counter, and `read_worst_s` the longest, of `reads`.
+        counter_over_power: Mean power by the counter over that by its power field, while that was steady; None where it
+            was not, or either is unknown.
         answers: Whether each field answers: ``instant_power``, ``average_power``, ``temperature``, ``sm_clock``,
             ``memory_clock``, ``memory_used``, ``slowdowns``, ``processes``.
         processes: How many compute processes are on it now.
@@ -94,6 +101,7 @@ class GpuFound:
     read_median_s: float | None
     read_worst_s: float | None
     reads: int
+    counter_over_power: float | None
     answers: Mapping[str, bool]
     processes: int | None
     reason: str | None = None
@@ -171,7 +179,8 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
 
 def diagnose_simulated(meter: Meter) -> Diagnosis:
     """Describe a simulated GPU in the same words."""
-    found = _Nvidia(gpus=tuple(_probe(meter, gpu, None) for gpu in meter.gpus))
+    gpus = tuple(_probe(meter, gpu, None) for gpu in meter.gpus)
+    found = _Nvidia(gpus=gpus, warnings=tuple(warning for gpu in gpus for warning in _gpu_pitfalls(gpu)))
     usable = MeterFound(name=meter.name, package="infergy", is_usable=True, scope=meter.scope)
     return _diagnosis((usable,), found, permissions=(), simulated=True)
 
@@ -224,11 +233,17 @@ def _examine_nvidia() -> _Nvidia:
         visible: list[str] | None = None
         problems: tuple[str, ...] = ()
         try:
-            visible = visible_uuids([board.gpu.uuid for board in boards], os.environ)
+            visible = visible_uuids(list(boards), os.environ)
         except UsageError as error:
             problems = (str(error),)
-        gpus = tuple(_probe(board.meter, board.gpu, board, visible) for board in boards)
-        facts = boards[0].meter.facts() if boards else {}
+        opened = [board for board in boards.values() if isinstance(board, Board)]
+        gpus = tuple(_probe(board.meter, board.gpu, board, visible) for board in opened)
+        facts = opened[0].meter.facts() if opened else {}
+        problems += tuple(
+            f"GPU {index} cannot be opened: {board} (nvidia-smi; ls -l /dev/nvidia*)"
+            for index, board in enumerate(boards.values())
+            if isinstance(board, Exception)
+        )
     return _Nvidia(gpus=gpus, facts=facts, warnings=(*problems, *_pitfalls(gpus)))
 
 
@@ -251,13 +266,14 @@ def _nvml_found(found: _Nvidia) -> MeterFound:
 def _probe(meter: Meter, gpu: GpuIdentity, board: Board | None, visible: Sequence[str] | None = None) -> GpuFound:
     known = find_gpu_by_driver_name(gpu.name)
     reads_s: list[float] = []
-    period_s = reason = None
+    period_s = reason = ratio = None
     try:
         for _ in range(READS):
             begun_s = meter.clock.now_s()
             meter.read()
             reads_s.append(meter.clock.now_s() - begun_s)
         period_s = counter_period_s(meter)
+        ratio = _ratio(meter, gpu.uuid)
     except (MissingError, MeterError) as error:
         reason = str(error)
     (state,) = meter.states()
@@ -285,10 +301,19 @@ def _probe(meter: Meter, gpu: GpuIdentity, board: Board | None, visible: Sequenc
         read_median_s=median(reads_s) if reads_s else None,
         read_worst_s=max(reads_s, default=None),
         reads=len(reads_s),
+        counter_over_power=ratio,
         answers={name: value is not None for name, value in answers.items()},
         processes=state.processes,
         reason=reason,
     )
+
+
+def _ratio(meter: Meter, uuid: str) -> float | None:
+    before, opened = meter.states(), sharp_tick(meter)
+    meter.clock.sleep(COMPARED_S)
+    watts = window_since(opened, meter).power_by_gpu_w
+    compared = counter_over_power(watts, before, meter.states(), meter)
+    return None if uuid not in compared else compared[uuid][0] / compared[uuid][1]
 
 
 def _pitfalls(gpus: Sequence[GpuFound]) -> Iterator[str]:
@@ -313,6 +338,11 @@ def _gpu_pitfalls(gpu: GpuFound) -> Iterator[str]:
             f"GPU {gpu.index} is cut into MIG slices: its counter covers the whole board, all slices together; "
             "measure on a GPU without MIG"
         )
+    ratio = gpu.counter_over_power
+    if ratio is not None and disagrees(ratio, 1.0):
+        yield f"the counter of GPU {gpu.index} gives {ratio:.3g} times its power, while that was steady; {FIX}"
+    if is_module(gpu.gpu.name):
+        yield f"the counter of GPU {gpu.index} covers its module: the GPU, its memory and the CPU beside it"
     if gpu.processes:
         what = f"{gpu.processes} processes are on GPU {gpu.index}"
         yield f"{what}: their energy would be counted too (nvidia-smi lists them)"

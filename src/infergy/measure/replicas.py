@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from infergy.errors import MissingError
@@ -21,6 +24,8 @@ from infergy.processes import python_command
 from infergy.records import Plan, PlannedCell
 from infergy.records.merge import merge
 from infergy.records.store import create_store, read_store
+
+EXIT_SOME_FAILED = 4
 
 
 def split_replicas(plan: Plan, *, simulate: bool = False, meter: str = NVML) -> list[Plan]:
@@ -57,41 +62,46 @@ def measure_replicas(
         InfergyError: As for `merge`.
         SystemExit: A replica's process ended with an error, which it has printed; rows of all replicas are kept.
     """
-    sizes = [_gpus(part) for part in parts]
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = given.split(",") if given else [str(index) for index in range(sum(sizes))]
     stores = [path.with_name(f"{path.stem}-{k}of{len(parts)}{path.suffix}") for k in range(1, len(parts) + 1)]
+    for part, store in zip(parts, stores, strict=True):
+        if path.exists() and not store.exists():
+            keys = {planned.key for planned in part.cells}
+            create_store(store, [row for row in read_store(path).rows if row.key in keys])
     options = ["--meter", meter, *(["--simulate"] if simulate else []), *(["--retry-failed"] if retry_failed else [])]
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for part, store, size in zip(parts, stores, sizes, strict=True):
-            own, visible = visible[:size], visible[size:]
-            plan_path = store.with_suffix(".plan.json")
-            part.save(plan_path)
-            if path.exists() and not store.exists():
-                keys = {planned.key for planned in part.cells}
-                create_store(store, [row for row in read_store(path).rows if row.key in keys])
-            command = [*python_command("infergy.measure"), str(plan_path), "-o", str(store), *options]
-            environment = os.environ | ({} if simulate else {"CUDA_VISIBLE_DEVICES": ",".join(own)})
-            processes.append(subprocess.Popen(command, env=environment))
-        codes = [process.wait() for process in processes]
-    except BaseException:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
-        raise
-    finally:
-        for store in stores:
-            store.with_suffix(".plan.json").unlink(missing_ok=True)
+    devices = [None] * len(parts) if simulate else _devices([_gpus(part) for part in parts])
+    broken = [code for code in _run(parts, stores, devices, options) if code not in (0, EXIT_SOME_FAILED)]
     written = [store for store in stores if store.exists()]
-    failed = sum(not row.is_ok for store in written for row in read_store(store).rows)
-    broken = [code for code in codes if code not in (0, 4)]
     if broken:
         kept = ", ".join(map(str, written)) or "none"
         print(f"a replica's process ended with status {broken[0]}; stores kept: {kept}", file=sys.stderr)
-        raise SystemExit(broken[0] if broken[0] > 0 else 1)
+        raise SystemExit(max(1, broken[0]))
+    failed = sum(not row.is_ok for store in written for row in read_store(store).rows)
     merge(path, written)
     for store in written:
         store.unlink()
     return failed
+
+
+def _devices(sizes: Sequence[int]) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is for each replica of so many GPUs."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = iter(given.split(",") if given else map(str, range(sum(sizes))))
+    return [",".join(islice(visible, size)) for size in sizes]
+
+
+def _run(
+    parts: Sequence[Plan], stores: Sequence[Path], devices: Sequence[str | None], options: Sequence[str]
+) -> list[int]:
+    """Exit codes of all processes; none is left behind."""
+    with tempfile.TemporaryDirectory(prefix="infergy-replicas-") as folder, ExitStack() as processes:
+        running = []
+        for part, store, own in zip(parts, stores, devices, strict=True):
+            plan = Path(folder) / f"{store.name}.plan.json"
+            part.save(plan)
+            command = [*python_command("infergy.measure"), str(plan), "-o", str(store), *options]
+            environment = os.environ | ({} if own is None else {"CUDA_VISIBLE_DEVICES": own})
+            process = subprocess.Popen(command, env=environment)
+            processes.callback(process.wait)
+            processes.callback(process.terminate)
+            running.append(process)
+        return [process.wait() for process in running]

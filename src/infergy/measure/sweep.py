@@ -35,6 +35,7 @@ from infergy.records import (
 from infergy.records.agreement import SCOPE
 from infergy.records.cell import Links
 from infergy.records.latency import describe_serving
+from infergy.records.plan import GIVEN
 from infergy.records.store import StoreWriter
 from infergy.units import count_of, format_duration, format_number, format_percent, format_si
 
@@ -209,21 +210,26 @@ def survey(plan: Plan, *, simulate: bool, meter: str, may_set: Collection[str] =
         engine, opened = open_pair(setup, plan, simulate=simulate, meter=meter)
         for decoding, arrivals in {(one.cell.load.decoding, one.cell.load.arrivals) for one in cells}:
             engine.check(setup, decoding, arrivals)
-        here = find_gpu_by_driver_name(opened.gpus[0].name)
         weights = describe_weights(setup.weights)
         environment = gather(opened, weights=weights, packages=engine.packages, engine={}, counter_period_s=None)
         opened.close()
         with hold_settings(setup):
-            # Set and restored: what a GPU does not take, or root alone may set, ends the sweep here.
-            pass
+            pass  # set and restored: what a GPU does not take, or root alone may set, ends the sweep here
         known[setup] = Surroundings(environment=environment, vocabulary=0, is_simulated=simulate)
-        # A GPU that the catalog lacks is measured with another's batches: its rows say so by its own name.
-        if not simulate and here is not None and here.name != plan.gpu:
-            message = (
-                f"the plan is for {plan.gpu}, its batches and all; here is {here.title}. Plan for it: -g {here.name}"
-            )
-            raise UsageError(message, code="other-gpu", found=here.name, expected=plan.gpu)
+        if not simulate:
+            _check_gpu(plan, opened.gpus[0].name)
     return known
+
+
+def _check_gpu(plan: Plan, name: str) -> None:
+    """Reject a plan for another GPU; one that the catalog lacks takes batches that were given, or those of a file."""
+    here = find_gpu_by_driver_name(name)
+    if here is None and (plan.gpu.endswith(".toml") or all(one.batch_choice == GIVEN for one in plan.cells)):
+        return
+    if here is None or here.name != plan.gpu:
+        fix = "-g MINE.toml, a file that describes it (docs/models.md)" if here is None else f"-g {here.name}"
+        message = f"the plan is for {plan.gpu}, its batches and all; here is {name}. Plan for it: {fix}"
+        raise UsageError(message, code="other-gpu", found=name if here is None else here.name, expected=plan.gpu)
 
 
 def _check_store(store: StoreWriter, here: Surroundings) -> None:

@@ -52,7 +52,7 @@ class Meter(Protocol):
 
     Attributes:
         name: ``nvml``, ``simulated`` or a plug-in's.
-        scope: What the energy covers: ``gpu-board``, ``cpu-package``, ``dram``; sums with a + between.
+        scope: What the energy covers: ``gpu-board``, ``gpu-module``, ``cpu-package``, ``dram``; sums with a + between.
         is_simulated: Whether the energy comes from a model instead of a GPU.
         clock: The clock on which its readings are stamped.
         gpus: The GPUs in use, in the engine's order; for another scope than theirs, the devices it counts.

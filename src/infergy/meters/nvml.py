@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from infergy.errors import GpuLostError, MeterError, MissingError, UsageError
+from infergy.errors import GpuLostError, InfergyError, MeterError, MissingError, UsageError
 from infergy.meters.meter import Clock, Power, SystemClock
 from infergy.records import GpuIdentity, GpuState
 from infergy.units import HERTZ_PER_MEGAHERTZ, JOULES_PER_MILLIJOULE, WATTS_PER_MILLIWATT
@@ -31,16 +31,19 @@ SLOWDOWNS = {
 """Bits of `nvmlDeviceGetCurrentClocksEventReasons` (nvml.h, nvmlClocksEventReasons)."""
 
 SIMULATE_HINT = "Without a GPU, try the simulated one: infergy measure GRID.toml --simulate -o FILE.jsonl"
-LOST = "LOST-"
-"""Prefix of the substitute for the UUID of a lost GPU, which does not report its own."""
+UNOPENED = "UNOPENED-"
+"""Prefix of the substitute for the UUID of a GPU that is lost or may not be opened, which does not report its own."""
+MODULES = ("GH200", "GB200", "GB300")
+"""Parts of the names of superchips, whose counter covers the module: GPU, CPU and memory (Zeus, pull request 172)."""
 
 
 class NvmlMeter:
     """The energy counters of the GPUs that the engine will use."""
 
-    name, scope, is_simulated = "nvml", "gpu-board", False
+    name, is_simulated = "nvml", False
 
     def __init__(self, nvml: Any, handles: Mapping[str, Any], gpus: tuple[GpuIdentity, ...]) -> None:
+        self.scope = "gpu-module" if any(is_module(gpu.name) for gpu in gpus) else "gpu-board"
         self._nvml = nvml
         self._handles = handles
         self.gpus = gpus
@@ -141,7 +144,7 @@ class NvmlMeter:
     def facts(self) -> Mapping[str, str]:
         """Versions of the driver and of the newest CUDA it supports."""
         cuda = self._nvml.nvmlSystemGetCudaDriverVersion()
-        return {"driver": self._nvml.nvmlSystemGetDriverVersion(), "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}"}
+        return {"driver": _text(self._nvml.nvmlSystemGetDriverVersion()), "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}"}
 
     def close(self) -> None:
         """Release NVML."""
@@ -171,27 +174,24 @@ class Board:
 
 
 @contextmanager
-def open_boards() -> Iterator[tuple[Board, ...]]:
-    """All boards, whatever CUDA_VISIBLE_DEVICES says.
+def open_boards() -> Iterator[dict[str, Board | Exception]]:
+    """All boards by UUID, whatever CUDA_VISIBLE_DEVICES says; of one that cannot be opened, why.
 
     Raises:
-        MissingError: NVML or a driver is missing, or a board may not be opened.
+        MissingError: NVML or a driver is missing.
     """
     nvml = load_nvml()
     try:
-        try:
-            boards = tuple(_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-        except nvml.NVMLError as error:
-            message = f"NVML starts, but a GPU cannot be opened: {error}. Look at: nvidia-smi; ls -l /dev/nvidia*"
-            raise MissingError(message, code="nvml-unavailable", reason=str(error)) from error
-        yield boards
+        found = enumerate(_find_boards(nvml).items())
+        yield {
+            uuid: handle if isinstance(handle, Exception) else _board(nvml, index, uuid, handle)
+            for index, (uuid, handle) in found
+        }
     finally:
         nvml.nvmlShutdown()
 
 
-def _board(nvml: Any, index: int) -> Board:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    uuid = nvml.nvmlDeviceGetUUID(handle)
+def _board(nvml: Any, index: int, uuid: str, handle: Any) -> Board:
     gpu = _identity(nvml, uuid, handle)
     low_mw, high_mw = _ask(nvml, nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (None, None)
     mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
@@ -252,37 +252,74 @@ MIG_PROBLEM = "its counter covers the whole board and cannot be split"
 
 
 def visible_handles(nvml: Any, count: int | None) -> dict[str, Any]:
-    """Handles of the first `count` visible boards by UUID; a lost one, or one with MIG slices, is rejected."""
-    by_uuid = dict(_find_board(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+    """Handles of the first `count` visible boards by UUID; one that is not open, or has MIG slices, is rejected."""
+    by_uuid = _find_boards(nvml)
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        # CUDA does not see what may not be opened either: another job's, in a container or under Slurm.
+        allowed = {
+            uuid: handle for uuid, handle in by_uuid.items() if not _is_a(nvml, handle, "NVMLError_NoPermission")
+        }
+        by_uuid = allowed or by_uuid
     chosen = visible_uuids(list(by_uuid), os.environ)[:count]
     if len(chosen) < (count or 1):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
         message = f"GPUs wanted: {count or 1}, visible: {len(chosen)} (CUDA_VISIBLE_DEVICES={visible}). {SIMULATE_HINT}"
         raise MissingError(message, code="gpu-missing", wanted=count or 1, found=len(chosen))
     for uuid in chosen:
-        if uuid.startswith(LOST):
-            raise _lost(int(uuid.removeprefix(LOST)), None, by_uuid[uuid])
-        if (_ask(nvml, nvml.nvmlDeviceGetMigMode, by_uuid[uuid]) or [0])[0]:
-            fix = "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
-            raise UsageError(f"{uuid} is cut into MIG slices: {MIG_PROBLEM}. {fix}", code="mig", gpu=uuid)
+        _check_board(nvml, uuid, by_uuid[uuid])
     return {uuid: by_uuid[uuid] for uuid in chosen}
 
 
-def _find_board(nvml: Any, index: int) -> tuple[str, Any]:
-    """UUID and handle of a board; a lost one keeps its place, so that the indexes of the others mean the same."""
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        return nvml.nvmlDeviceGetUUID(handle), handle
-    except nvml.NVMLError as error:
-        if not _is_lost(nvml, error):
-            raise
-        return f"{LOST}{index}", error
+def _check_board(nvml: Any, uuid: str, handle: Any) -> None:
+    if uuid.startswith(UNOPENED):
+        raise _unopened(nvml, int(uuid.removeprefix(UNOPENED)), handle)
+    if (_ask(nvml, nvml.nvmlDeviceGetMigMode, handle) or [0])[0]:
+        fix = "Measure on a GPU without MIG, chosen by CUDA_VISIBLE_DEVICES"
+        raise UsageError(f"{uuid} is cut into MIG slices: {MIG_PROBLEM}. {fix}", code="mig", gpu=uuid)
+
+
+def _find_boards(nvml: Any) -> dict[str, Any]:
+    """Handles by UUID; one that cannot be opened keeps its place, with its error, so that indexes mean the same."""
+    boards: dict[str, Any] = {}
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            boards[_text(nvml.nvmlDeviceGetUUID(handle))] = handle
+        except nvml.NVMLError as error:
+            boards[f"{UNOPENED}{index}"] = error
+    return boards
+
+
+def _unopened(nvml: Any, index: int, error: Exception) -> InfergyError:
+    """Why a board that is wanted cannot be opened."""
+    if _is_lost(nvml, error):
+        return _lost(index, None, error)
+    message = (
+        f"GPU {index} cannot be opened: {error}. Measure on others with CUDA_VISIBLE_DEVICES, or ask for this one: "
+        "nvidia-smi; ls -l /dev/nvidia*"
+    )
+    return MissingError(message, code="nvml-unavailable", index=index, reason=str(error))
+
+
+def is_module(name: str) -> bool:
+    """Whether the driver's name is that of a superchip, whose counter covers more than the GPU."""
+    return any(part in name for part in MODULES)
+
+
+def _text(value: str | bytes) -> str:
+    """What NVML calls something: old bindings return bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _is_lost(nvml: Any, error: Exception) -> bool:
     """Whether an NVML error says that the GPU is gone until a reset or a restart (nvml.h, nvmlReturn_t)."""
-    lost = (getattr(nvml, name, None) for name in ("NVMLError_GpuIsLost", "NVMLError_ResetRequired"))
-    return isinstance(error, tuple(kind for kind in lost if kind is not None))
+    return _is_a(nvml, error, "NVMLError_GpuIsLost", "NVMLError_ResetRequired")
+
+
+def _is_a(nvml: Any, error: Any, *names: str) -> bool:
+    """Whether it is one of these errors of the bindings, which may lack some."""
+    kinds = (getattr(nvml, name, None) for name in names)
+    return isinstance(error, tuple(kind for kind in kinds if kind is not None))
 
 
 def _lost(index: int, uuid: str | None, error: object) -> GpuLostError:
@@ -314,7 +351,7 @@ def _identity(nvml: Any, uuid: str, handle: Any) -> GpuIdentity:
     memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
     return GpuIdentity(
         uuid=uuid,
-        name=nvml.nvmlDeviceGetName(handle),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
         memory_bytes=None if memory is None else int(memory.total),
         power_limit_w=_scaled(_ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle), WATTS_PER_MILLIWATT),
         max_sm_clock_hz=_scaled(

@@ -28,7 +28,9 @@ FP8 = "fp8"
 LLM_CLASS, SERVER = "llm", "server"
 """How vLLM is used: its `LLM` class, or the engine of ``vllm serve``; each has defaults of its own."""
 
-DTYPES = (DEFAULT_DTYPE, "float16", FP8)
+WEIGHT_ONLY = ("mxfp4", "nvfp4", "int4", "int8")
+"""Formats of stored weights that are estimated, not measured: they are widened to 16 bits to be multiplied."""
+DTYPES = (DEFAULT_DTYPE, "float16", FP8, *WEIGHT_ONLY)
 
 
 PLAIN_PARTS: dict[str, tuple[str, Any]] = {

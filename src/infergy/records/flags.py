@@ -192,7 +192,12 @@ def _whole(text: str | None) -> int | None:
 
 
 def _disagree(row: Measurement) -> Flag | None:
-    """Counter and power sampler, over all windows and over each: one window that lost energy hides among many."""
+    """Counter and power sampler, over all windows and over each: one window that lost energy hides among many.
+
+    The counter of a module covers more than the sampled power of its GPU.
+    """
+    if row.environment.scope == "gpu-module":
+        return None
     seen = "all windows" if row.watched is None else "the sampled window"
     errors = looking_error_by_gpu(row, row.seen_windows)
     ratios = [

@@ -5,12 +5,12 @@ Sources: `vllm/engine/arg_utils.py` (get_batch_defaults), `vllm/config/{schedule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from infergy.catalog.gpus import Gpu
-from infergy.catalog.shape import EXPERTS_ONLY, ModelShape
+from infergy.catalog.shape import ModelShape, dtype_bytes
 from infergy.errors import UsageError
 from infergy.records import FP8
 from infergy.units import format_bytes
@@ -183,7 +183,7 @@ def resolve(
     """What vLLM runs `shape` with on `gpu`.
 
     `dtype` is that of the weights; the KV cache is of the model's own precision. `context_tokens` is the model's
-    longest context (`model_context`); None: not known, and the cache bounds it.
+    longest context (`infergy.catalog.models.model_context`); None: not known, and the cache bounds it.
 
     Raises:
         UsageError: An option that vLLM rejects, or a model that does not fit.
@@ -226,7 +226,7 @@ def _assumed(shape: ModelShape, gpu: Gpu, tokens: int, seqs: int) -> list[str]:
             f"vLLM's defaults on {gpu.title} are not known: those of an NVIDIA GPU with its memory are taken "
             f"({tokens} tokens, {seqs} sequences); --max-num-batched-tokens and --max-num-seqs set them"
         )
-    if shape.attention.window_tokens is not None or shape.mamba is not None:
+    if shape.attention.window is not None or shape.mamba is not None:
         notes.append(f"the KV cache of {shape.name} is counted as if all its attention were full")
     return notes
 
@@ -266,15 +266,6 @@ def _batch(options: EngineOptions, tokens: int, seqs: int, longest: int | None) 
             f"at least --max-num-seqs, {seqs}; or type --max-num-seqs {tokens} or fewer",
         )
     return tokens, seqs
-
-
-def model_context(config: Mapping[str, Any]) -> int | None:
-    """The longest context that a Hugging Face `config.json` states; None if it states none."""
-    for facts in (config, config.get("text_config") or {}):
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length"):
-            if isinstance(facts.get(key), int):
-                return int(facts[key])
-    return None
 
 
 def check_context(shape: ModelShape, max_model_len: int | None, context_tokens: int | None) -> None:
@@ -348,7 +339,7 @@ def kv_blocks(shape: ModelShape, gpu: Gpu, options: EngineOptions, *, dtype: str
         UsageError: The weights leave no room for a block on each GPU.
     """
     gpus, per_block = options.tensor_parallel_size, options.block_size * shape.kv_bytes_per_token()
-    heads = shape.attention.kv_heads if shape.attention.latent is None else 1
+    heads = shape.attention.cached_heads
     kept_back = FIXED_BYTES + gpu.memory_bytes * (MEMORY_SHARE + (SERVER_SHARE if server else 0.0))
     whole = 3 * shape.hidden  # the residual stream, which each GPU keeps all of
     visited = 0 if shape.experts is None else shape.experts.experts_per_token * shape.hidden
@@ -371,7 +362,7 @@ def _does_not_fit(
 ) -> UsageError:
     """The error that names what would give `room`, of `dtype`, `gpus` and `tokens`, for more than the null block."""
     gpus = options.tensor_parallel_size
-    formats = sorted([FP8, *(EXPERTS_ONLY if shape.experts else ())], key=shape.precision.__ne__)
+    formats = [one for one in (shape.precision, FP8, "int4") if dtype_bytes(one) < dtype_bytes(dtype)]
     sizes = [size for size in (2, 4, 8, 16) if size > gpus and shape.attention.heads % size == 0]
     few, *ways = (
         next((f"--{option} {value}" for value in values if room(**{name: value}) > 1), None)

@@ -17,7 +17,8 @@ from infergy.cost.drafting import DraftedCost
 from infergy.cost.model import Server, StepCost
 from infergy.cost.table import ServedBy
 from infergy.errors import UsageError
-from infergy.records import FP8, SERVER, EngineSetup
+from infergy.records import SERVER, EngineSetup
+from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 from infergy.serving.config import EngineConfig, EngineOptions, StaticConfig, UsageContext, resolve
 from infergy.serving.run import Run, ServedRequests
 from infergy.serving.simulate import simulate
@@ -58,7 +59,7 @@ def cost_of_setup(
         UsageError: The GPU has no such dtype.
     """
     each_w = IDLE_SHARE * gpu.tdp_w if idle_w is None else idle_w
-    gpu.dense_flops("bfloat16" if setup.dtype in (FP8, "mxfp4") else setup.dtype)
+    gpu.dense_flops("bfloat16" if setup.dtype in (FP8, *WEIGHT_ONLY) else setup.dtype)
 
     by = ServedBy.of(setup, gpu.name, is_api=setup.usage_context == SERVER)
 

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infergy.workload.bins import AxisCount, Bin, BinCount, Bins, Histogram
-    from infergy.workload.formats import FORMAT_NAMES, Columns
-    from infergy.workload.histograms import requests_of_histogram
+    from infergy.workload.formats import Columns, format_names
+    from infergy.workload.histograms import find_histogram, requests_of_histogram
     from infergy.workload.requests import PrefixBlocks, Requests, Sample, SetAside, Window
     from infergy.workload.sources import shipped_traces
     from infergy.workload.summary import LengthSummary, Padding, TraceSummary
     from infergy.workload.tasks import TaskOptions
-    from infergy.workload.trace import Trace, find_histogram, open_requests, open_trace
+    from infergy.workload.trace import Trace, open_requests, open_trace
 
 __all__ = [
-    "FORMAT_NAMES",
     "AxisCount",
     "Bin",
     "BinCount",
@@ -33,6 +32,7 @@ __all__ = [
     "TraceSummary",
     "Window",
     "find_histogram",
+    "format_names",
     "open_requests",
     "open_trace",
     "requests_of_histogram",
@@ -41,13 +41,13 @@ __all__ = [
 
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),
-    "formats": ("FORMAT_NAMES", "Columns"),
-    "histograms": ("requests_of_histogram",),
+    "formats": ("format_names", "Columns"),
+    "histograms": ("find_histogram", "requests_of_histogram"),
     "requests": ("PrefixBlocks", "Requests", "Sample", "SetAside", "Window"),
     "sources": ("shipped_traces",),
     "summary": ("LengthSummary", "Padding", "TraceSummary"),
     "tasks": ("TaskOptions",),
-    "trace": ("Trace", "find_histogram", "open_requests", "open_trace"),
+    "trace": ("Trace", "open_requests", "open_trace"),
 }
 
 

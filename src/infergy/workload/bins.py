@@ -12,7 +12,7 @@ import functools
 import operator
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import UsageError
@@ -157,6 +157,7 @@ class Histogram:
         counts: The bins of at least one request, ascending.
         left_out: What lies past the last edge, as one count; its bin has the longest lengths seen as edges.
         failed_requests: Requests set aside because they have no output tokens.
+        unreadable_rows: Rows set aside because their tokens cannot be read, and lines that are no rows.
         cached_input_tokens: Input tokens served from a prefix cache and so not in `input_tokens`.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
     """
@@ -166,6 +167,7 @@ class Histogram:
     counts: tuple[BinCount, ...]
     left_out: BinCount | None = None
     failed_requests: int = 0
+    unreadable_rows: int = 0
     cached_input_tokens: int = 0
     lengths_from: str | None = None
     schema: str = HISTOGRAM_SCHEMA
@@ -207,7 +209,7 @@ class Histogram:
                 yield f"{key}.bin", asdict(count.bin), "a bin between edges of `bins`"
         for key, count in (named if self.left_out is None else named | {"left_out": self.left_out}).items():
             yield from ((f"{key}.{name}", value, expected) for name, value, expected in count.contradictions())
-        for name in ("failed_requests", "cached_input_tokens"):
+        for name in ("failed_requests", "unreadable_rows", "cached_input_tokens"):
             if getattr(self, name) < 0:
                 yield name, getattr(self, name), "at least 0"
         for name, value in sums.items():
@@ -269,7 +271,7 @@ def count_bins(table: Table, bins: Bins | None, *, lenient: bool) -> tuple[Histo
         sums.append(x.col("cached_tokens").sum().alias("cached"))
     if bins is not None:
         sums += [lengths[0].max().alias("longest_input"), lengths[1].max().alias("longest_output")]
-    keyed = table.declared(lenient=lenient).with_columns(key.alias("key"))
+    keyed = table.rows(lenient=lenient).with_columns(key.alias("key"))
     groups: dict[tuple[int, int], dict[str, Any]] = {}
     failed = bad = 0
     for row in table.collect(keyed.group_by("key").agg(*sums))[0]:
@@ -280,7 +282,9 @@ def count_bins(table: Table, bins: Bins | None, *, lenient: bool) -> tuple[Histo
             failed += int(row["requests"])
         else:
             groups[marks[0][input_code], marks[1][output_code]] = row
-    return fold_groups(groups, bins, table.source.name, failed) if groups else None, failed, bad
+    if not groups:
+        return None, failed, bad
+    return replace(fold_groups(groups, bins, table.source.name, failed), unreadable_rows=table.unreadable), failed, bad
 
 
 def _codes(table: Table, bins: Bins | None, lengths: Iterable[Any]) -> tuple[tuple[tuple[int, ...], ...], list[Any]]:

@@ -1,29 +1,25 @@
-"""Formats of request logs, as data: which columns hold the tokens, the arrival and the cached part.
+"""Formats of request logs, as data (`data/formats.toml`): which columns hold the tokens, the arrivals, the cached part.
 
-    azure       TIMESTAMP, ContextTokens, GeneratedTokens                       Azure LLM inference traces 2023, 2024
-    burstgpt    Timestamp, Request tokens, Response tokens, …                   BurstGPT, with or without sessions
-    bailian     chat_id, parent_chat_id, timestamp (s), hash_ids (16 tokens), … Qwen-Bailian usage traces
-    agentic     session_id, pre_gap (s), input_length, … [, timestamp (s)]      sessions; times of their first requests
-    mooncake    timestamp (ms), input_length, output_length, hash_ids           Mooncake, FAST '25 traces
-    openai      usage.prompt_tokens …, usage.input_tokens …, or batch output    OpenAI- and vLLM-style response logs
-    tokens      input_tokens, output_tokens [, cached_tokens, arrival_s]        what infergy itself would write
-    columns     whatever --input-column and --output-column name
+    formats() ──▶ Format, one per place that its counts may stand in ──▶ recognise.settle ──▶ Layout of one log
 
 A dotted name is a path into JSON objects or struct columns. Standard library only.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
 
-from infergy.errors import DataError, UsageError
+from infergy.errors import UsageError
 
 NAMED = "columns"
-_SHOWN_FIELDS = 20
-_SHOWN_CHARACTERS = 80
+_RUNNING_SUM = re.compile(r"(?i)total|cumul|aggregat")
+UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +27,11 @@ class Columns:
     """The columns of a log that differ from its format; None takes the format's own.
 
     Attributes:
-        input: Column of input (prompt) tokens, cached ones included.
-        output: Column of output (generated) tokens.
+        input: Column of input (prompt) tokens, cached ones included; ``a+b`` is a sum of columns.
+        output: Column of output (generated) tokens, or a sum.
         time: Column of arrivals: numbers, timestamps, or text like ``2024-05-10 00:00:00.009930+00:00``.
-        cached: Column of input tokens that a prefix cache served.
+        cached: Column of input tokens that a prefix cache served, or a sum.
+        requests: Column of how many requests a row sums up.
         time_unit_s: Seconds in one unit of a numeric time column: 1e-3 for milliseconds.
     """
 
@@ -42,6 +39,7 @@ class Columns:
     output: str | None = None
     time: str | None = None
     cached: str | None = None
+    requests: str | None = None
     time_unit_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -51,10 +49,15 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockColumn:
-    """A column of lists: the hashes of the blocks of `block_tokens` tokens that a prompt consists of."""
+    """A column of lists: the hashes of the blocks of `block_tokens` tokens that a prompt consists of.
+
+    Attributes:
+        within: Column of ids, where equal hashes are equal blocks only under the same id; None where they always are.
+    """
 
     path: str
     block_tokens: int
+    within: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +68,18 @@ class SessionColumns:
         id: Column of the request's own id if there is a `parent`, else of its session's.
         parent: Column of the id of the previous request of the session.
         gap: Column of seconds between the previous answer and this request.
+        elapsed: Column of seconds from the request to its answer; with arrivals, it says what `gap` would.
     """
 
     id: str
     parent: str | None = None
     gap: str | None = None
+    elapsed: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """All columns of sessions."""
-        return tuple(path for path in (self.id, self.parent, self.gap) if path is not None)
+        return tuple(path for path in (self.id, self.parent, self.gap, self.elapsed) if path is not None)
 
 
 GAPS = SessionColumns(id="session_id", gap="pre_gap")
@@ -82,179 +87,184 @@ GAPS = SessionColumns(id="session_id", gap="pre_gap")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """Columns of a known format, or of one log; `time` and `cached` are tried in order, row by row.
+class Usage:
+    """Where the counts of a row stand.
 
     Attributes:
-        marks: Further columns by which the format is recognised.
-        null_is_failed: Whether a row with neither input nor output is a failed request, as in logs of responses, where
-            an error has no usage; elsewhere such a row is bad.
+        input: Columns whose sum is the whole prompt, in tokens; one that a row lacks counts 0.
+        output: Columns whose sum is generated.
+        cached: Sums of columns, of which the first that a row has is what a prefix cache served.
+    """
+
+    input: tuple[str, ...]
+    output: tuple[str, ...]
+    cached: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """All its columns."""
+        yield from self.input
+        yield from self.output
+        for parts in self.cached:
+            yield from parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A known format, its counts in one of the places that they may stand in; `data/formats.toml` explains the fields.
+
+    Attributes:
+        within: The path of that place, with a dot at its end unless it is empty.
+        time: Names of arrivals, beside the counts or in a record around them.
+        rest: What else a log of it has: the fields of `Layout` of the same names.
     """
 
     name: str
-    input: str
-    output: str
+    of: str
+    within: str
+    usage: Usage
+    time: tuple[str, ...]
+    marks: frozenset[str]
+    any: frozenset[str]
+    chunk: str | None
+    count: str | None
+    end: str | None
+    rest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Which columns of one log hold what; `time` is tried in order, row by row, as are `usages`.
+
+    Attributes:
+        usages: A row's counts stand where it has an input.
+        time_unit_s: Seconds in one unit of a number of `time`; None if neither the format nor the user says.
+        is_partial: Whether a row without output is no request, as of embeddings and errors; else it is a bad row.
+        skip: Texts of columns whose rows are no requests to a model.
+        missing: Text that stands for an unknown count.
+        chunk: Column of ids: the rows of an id are chunks of one answer, whose largest counts count.
+        count: Column of how many requests a row sums up, which are spread from `time` to `end`.
+    """
+
+    name: str
+    usages: tuple[Usage, ...]
     time: tuple[str, ...] = ()
-    cached: tuple[str, ...] = ()
-    time_unit_s: float = 1.0
-    null_is_failed: bool = False
-    marks: tuple[str, ...] = ()
+    time_unit_s: float | None = None
+    is_partial: bool = False
+    skip: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: str | None = None
+    chunk: str | None = None
+    count: str | None = None
+    end: str | None = None
     blocks: BlockColumn | None = None
     sessions: SessionColumns | None = None
 
+    def label(self, axis: str, fields: Collection[str] = ()) -> str:
+        """Columns of ``input``, ``output`` or ``cached`` tokens in words; only those among `fields`, if one is."""
+        single = {"cached": self.cached, "requests": (self.count or "",)}.get(axis)
+        sums = [(path,) for path in single] if single else [getattr(one, axis) for one in self.usages]
+        present = [tuple(part for part in parts if part in fields) for parts in sums]
+        return " or ".join(dict.fromkeys(" + ".join(map(repr, parts)) for parts in [*filter(None, present)] or sums))
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """Columns of cached tokens."""
+        return tuple(dict.fromkeys(path for usage in self.usages for parts in usage.cached for path in parts))
+
     @property
     def paths(self) -> tuple[str, ...]:
-        """All columns of lengths and arrivals."""
-        return tuple(dict.fromkeys((self.input, self.output, *self.time, *self.cached)))
+        """All columns of lengths and arrivals, and those that decide what is a request."""
+        lengths = (path for usage in self.usages for path in usage.paths)
+        single = (path for path in (self.chunk, self.count, self.end) if path is not None)
+        return tuple(dict.fromkeys((*lengths, *self.time, *self.skip, *single)))
 
     @property
     def link_paths(self) -> tuple[str, ...]:
         """The columns that link requests: blocks of prompts and sessions."""
-        blocks = () if self.blocks is None else (self.blocks.path,)
+        blocks = () if self.blocks is None else tuple(filter(None, (self.blocks.path, self.blocks.within)))
         return (*blocks, *(() if self.sessions is None else self.sessions.paths))
 
 
-_CHAT, _RESPONSES = ("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")
+def outer(within: str, name: str) -> Iterator[str]:
+    """Paths of a name beside the counts that stand in `within`, and in the records around them, the nearest first."""
+    parts = within.split(".")[:-1]
+    for depth in range(len(parts), -1, -1):
+        yield ".".join([*parts[:depth], name])
 
 
-def _usage(prefix: str, names: tuple[str, str], *times: str) -> Format:
-    """The usage object of the Chat Completions API, which vLLM, SGLang and others share, or of the Responses API."""
+@cache
+def _data() -> Mapping[str, Any]:
+    return tomllib.loads((resources.files("infergy") / "data" / "formats.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def formats() -> tuple[Format, ...]:
+    """All known formats in the order in which they are tried, each once for each place that its counts may stand in."""
+    return tuple(_make(entry, within) for entry in _data()["format"] for within in entry.get("within", ("",)))
+
+
+def formats_elsewhere(fields: Collection[str]) -> list[Format]:
+    """Formats of responses whose counts stand further inside records than is known; no sums over several of them."""
+    found = []
+    for entry in _data()["format"]:
+        first = parts_of(entry["input"])[0]
+        places = (path.removesuffix(first) for path in fields if path.endswith(f".{first}") and entry.get("partial"))
+        known = tuple(place for place in entry.get("within", ()) if place)
+        is_anywhere = "chunk" in entry
+        found += [
+            _make(entry, place)
+            for place in places
+            if (is_anywhere or place.endswith(known)) and not _RUNNING_SUM.search(place)
+        ]
+    return found
+
+
+def format_names() -> tuple[str, ...]:
+    """Their names, each once."""
+    return tuple(dict.fromkeys(entry["name"] for entry in _data()["format"]))
+
+
+def format_entries() -> list[Mapping[str, Any]]:
+    """The entries of `data/formats.toml`, for docs."""
+    entries: list[Mapping[str, Any]] = _data()["format"]
+    return entries
+
+
+def names_of(kind: str) -> list[str]:
+    """The `arrivals`, `counts`, `buckets` or `outcomes` of any log."""
+    names: list[str] = _data()[kind]
+    return names
+
+
+def parts_of(text: str, prefix: str = "") -> tuple[str, ...]:
+    """The columns of a sum."""
+    return tuple(f"{prefix}{part.strip()}" for part in text.split("+"))
+
+
+def _make(entry: Mapping[str, Any], within: str) -> Format:
+    rest: dict[str, Any] = {"is_partial": entry.get("partial", False), "missing": entry.get("missing")}
+    rest["time_unit_s"] = UNITS_S.get(entry.get("unit", ""))
+    rest["skip"] = {path: tuple(values) for path, values in entry.get("skip", {}).items()}
+    if "blocks" in entry:
+        blocks = entry["blocks"]
+        rest["blocks"] = BlockColumn(path=blocks["path"], block_tokens=blocks["tokens"], within=blocks.get("within"))
+    if "sessions" in entry:
+        rest["sessions"] = SessionColumns(**entry["sessions"])
+    usage = Usage(
+        input=parts_of(entry["input"], within),
+        output=parts_of(entry["output"], within),
+        cached=tuple(parts_of(text, "" if text.startswith("^") else within) for text in entry.get("cached", ())),
+    )
     return Format(
-        name="openai",
-        input=f"{prefix}{names[0]}",
-        output=f"{prefix}{names[1]}",
-        time=times,
-        cached=(f"{prefix}{names[0]}_details.cached_tokens", f"{prefix}cached_tokens"),
-        null_is_failed=True,
+        name=entry["name"],
+        of=entry["of"],
+        within=within,
+        usage=usage,
+        time=tuple(entry.get("time", ())),
+        marks=frozenset(entry.get("marks", ())),
+        any=frozenset(f"{within}{name}" for name in entry.get("any", ())),
+        chunk=entry.get("chunk"),
+        count=entry.get("count"),
+        end=entry.get("end"),
+        rest=rest,
     )
-
-
-FORMATS = (
-    Format(name="azure", input="ContextTokens", output="GeneratedTokens", time=("TIMESTAMP",)),
-    Format(name="burstgpt", input="Request tokens", output="Response tokens", time=("Timestamp",)),
-    Format(
-        name="bailian",
-        input="input_length",
-        output="output_length",
-        time=("timestamp",),
-        marks=("chat_id", "parent_chat_id"),
-        blocks=BlockColumn(path="hash_ids", block_tokens=16),
-        sessions=SessionColumns(id="chat_id", parent="parent_chat_id"),
-    ),
-    Format(name="agentic", input="input_length", output="output_length", time=("timestamp",), marks=GAPS.paths),
-    Format(
-        name="mooncake",
-        input="input_length",
-        output="output_length",
-        time=("timestamp",),
-        time_unit_s=1e-3,
-        blocks=BlockColumn(path="hash_ids", block_tokens=512),
-    ),
-    _usage("usage.", _CHAT, "created"),
-    _usage("usage.", _RESPONSES, "created_at", "created"),
-    _usage("response.body.usage.", _CHAT, "response.body.created"),
-    _usage("response.body.usage.", _RESPONSES, "response.body.created_at"),
-    _usage("", _CHAT, "created"),
-    Format(
-        name="tokens",
-        input="input_tokens",
-        output="output_tokens",
-        time=("arrival_s", "created_at", "created"),
-        cached=("cached_tokens", "input_tokens_details.cached_tokens"),
-    ),
-)
-FORMAT_NAMES = tuple(dict.fromkeys(known.name for known in FORMATS))
-
-
-def settle(
-    fields: Collection[str], *, source: str, records: bool, wanted: str | None, columns: Columns | None
-) -> Format:
-    """The columns of a log: recognised from the fields it has, or named; columns that the user names go first.
-
-    Args:
-        fields: Columns of the log; of JSON records, the dotted paths seen in the first ones.
-        source: Name of the log, for messages.
-        records: Whether rows are JSON records, in which an optional field may show up late.
-        wanted: Name of a format, or None to recognise it.
-        columns: Named by the user.
-
-    Raises:
-        UsageError: No format of that name.
-        DataError: The log lacks a column; says which were found, which are wanted, and the option that names it.
-    """
-    named = columns or Columns()
-    _check_named(named, fields, source)
-    known = _find_format(fields, source, wanted, named)
-
-    def chosen(path: str | None, known_paths: Iterable[str]) -> tuple[str, ...]:
-        return (path,) if path else tuple(known for known in known_paths if records or known in fields)
-
-    if named.time_unit_s is not None and not chosen(named.time, known.time):
-        message = f"{source}: no column of arrivals that --time-unit could be of. Name one: --time-column NAME"
-        raise UsageError(
-            message, code="option-missing", trace=source, option="--time-column", needed_by=["--time-unit"]
-        )
-    sessions = (links for links in (known.sessions, GAPS) if links is not None and set(links.paths) <= set(fields))
-    return replace(
-        known,
-        input=named.input or known.input,
-        output=named.output or known.output,
-        time=chosen(named.time, known.time),
-        cached=chosen(named.cached, known.cached),
-        time_unit_s=named.time_unit_s or known.time_unit_s,
-        blocks=known.blocks if known.blocks is not None and known.blocks.path in fields else None,
-        sessions=next(sessions, None),
-    )
-
-
-def _find_format(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> Format:
-    if wanted not in (None, NAMED, *FORMAT_NAMES):
-        raise UsageError.unknown(
-            "trace format", str(wanted), (*FORMAT_NAMES, NAMED), code="unknown-name", trace=source, option="--format"
-        )
-    for known in FORMATS:
-        if wanted in (None, known.name) and _fits(known, fields, named, is_sure=wanted is not None):
-            return known
-    if named.input is None or named.output is None:
-        message = _not_recognised(fields, source, wanted, named)
-        raise DataError(message, code="unknown-format", trace=source, columns=list(fields))
-    return Format(name=NAMED, input=named.input, output=named.output)
-
-
-def _fits(known: Format, fields: Collection[str], named: Columns, *, is_sure: bool) -> bool:
-    """Whether a log has the columns of a format, those that the user named in their place."""
-    tokens = named.input or known.input, named.output or known.output
-    if is_sure:
-        return set(tokens) <= set(fields)
-    # Where both columns are named, a format is only recognised by its own names.
-    all_named = named.input is not None and named.output is not None
-    return {*tokens, *known.marks} <= set(fields) and not (all_named and tokens != (known.input, known.output))
-
-
-def _check_named(named: Columns, fields: Collection[str], source: str) -> None:
-    for axis in ("input", "output", "time", "cached"):
-        path = getattr(named, axis)
-        if path is not None and path not in fields:
-            near = difflib.get_close_matches(path, list(fields), n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}? " if near else ""
-            message = f"{source}: no column {path!r}; {hint}found: {_shown(fields)}. Name another: --{axis}-column NAME"
-            raise DataError(message, code="no-column", trace=source, column=path, option=f"--{axis}-column")
-
-
-def _not_recognised(fields: Collection[str], source: str, wanted: str | None, named: Columns) -> str:
-    candidates = [known for known in FORMATS if wanted == known.name or (wanted is None and not known.marks)]
-    names = "; ".join(f"{known.input} and {known.output} ({known.name})" for known in candidates)
-    flags = [f"--{axis}-column NAME" for axis in ("input", "output") if getattr(named, axis) is None]
-    what = "no known columns of input and output tokens" if candidates else "no columns were named"
-    expected = f" Expected: {names}." if names else ""
-    return f"{source}: {what}; found: {_shown(fields)}.{expected} Name them: {' '.join(flags)}"
-
-
-def _shown(fields: Collection[str]) -> str:
-    """The first names: in quotes if they have what a terminal does not show, and long ones cut."""
-    names = []
-    for name in itertools.islice(fields, _SHOWN_FIELDS):
-        cut = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
-        names.append(cut if cut.isprintable() and cut == cut.strip() else repr(cut))
-    more = len(fields) - len(names)
-    return (", ".join(names) or "none") + (f", and {more} more" if more else "")

@@ -1,11 +1,15 @@
-"""The requests of a histogram: each as long as the mean of its bin."""
+"""Histograms in files, and the requests of a histogram: each as long as the mean of its bin."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from infergy.workload.bins import BinCount, Histogram
+from infergy.errors import DataError
+from infergy.files import parse_json
+from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, BinCount, Histogram
 from infergy.workload.requests import Requests, SetAside
 
 if TYPE_CHECKING:
@@ -13,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from infergy.workload.requests import Integers
+
+BIN_AGAIN = "Bin the trace again: infergy trace TRACE --bins paper --json"
+_HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
 
 
 def requests_of_histogram(histogram: Histogram, *, at_most: int | None = None) -> Requests:
@@ -58,3 +65,42 @@ def _mean_lengths(count: BinCount, share: float) -> Iterator[NDArray[np.float64]
         # The running sum of mean lengths, rounded: any part of the bin has the mean to within one token.
         ends = np.arange(kept + 1) * (tokens / count.requests)
         yield np.diff(np.rint(ends).astype(np.int64))
+
+
+def find_histogram(source: Any) -> Histogram | None:
+    """The histogram in a file, as `infergy trace --bins … --json` prints it; None if there is none.
+
+    Raises:
+        DataError: The file has the schema of a histogram, and is none or does not add up.
+    """
+    record = _histogram_record(source)
+    if record is None:
+        return None
+    from infergy.records.codec import from_json
+
+    sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
+    histogram = from_json(Histogram, record, str(source))
+    for name, value, expected in histogram.contradictions(sums):
+        raise DataError.bad_field(source, name, value, f"{expected}. {BIN_AGAIN}")
+    return histogram
+
+
+def _histogram_record(source: Any) -> dict[str, Any] | None:
+    path = Path(source).expanduser() if isinstance(source, (str, Path)) and source else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            if not _HISTOGRAM_START.match(file.read(256)):
+                return None
+            file.seek(0)
+            text = file.read()
+        record = parse_json(text, path, BIN_AGAIN)
+    except UnicodeDecodeError:
+        return None
+    except DataError:
+        if HISTOGRAM_SCHEMA in text:
+            raise
+        # Some log whose records begin so.
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == HISTOGRAM_SCHEMA else None

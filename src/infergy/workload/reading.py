@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
+from infergy.workload.faults import ROW, arrivals_missing, check_arrivals, in_words, row_numbers
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
-from infergy.workload.table import ARRIVAL, ARRIVAL_S, LATEST_ARRIVAL_S, Table
+from infergy.workload.table import ARRIVAL, ARRIVAL_S, Table
 
 if TYPE_CHECKING:
     import polars as pl
 
-_SHOWN_ROWS = 3
-ROW = "row"
 EARLIEST_DATE_S = 1e9
 """Smaller arrivals are no Unix times: they were counted from the start of the log."""
 
@@ -33,16 +32,21 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient)).with_row_index(ROW, offset=1)
+    rows = collect(table, table.rows(lenient=lenient)).with_row_index(ROW, offset=1)
     bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
+    if table.arrival is not None and not (lenient or at_once):
+        bad = (
+            bad
+            or rows.select((pl.col("output_tokens") > 0) & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
+        )
     if bad or failed == len(rows):
         return None, failed, bad
     if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
         message = (
             f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
-            f"column {table.layout.input!r}. Name another column: --input-column NAME"
+            f"column {table.label('input')}. Name another column: --input-column NAME"
         )
-        raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.input)
+        raise DataError(message, code="no-requests", trace=table.source.name, column=table.layout.usages[0].input[0])
     return build(table, rows, at_once=at_once), failed, 0
 
 
@@ -54,7 +58,7 @@ def read_prompts(table: Table, *, lenient: bool) -> tuple[tuple[list[int], bool]
     """
     import polars as pl
 
-    rows = collect(table, table.declared(lenient=lenient))
+    rows = collect(table, table.rows(lenient=lenient))
     bad = rows.select(is_bad().sum()).item()
     served = rows.filter(pl.col("output_tokens") > 0)
     if bad or not len(served):
@@ -132,6 +136,8 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
         set_aside=SetAside(
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
+            unreadable=table.unreadable,
+            chunks=int(rows["chunks"].sum()) if "chunks" in rows.columns else 0,
             out_of_order=out_of_order,
             **lacking,
         ),
@@ -154,20 +160,25 @@ def unlinked(table: Table) -> dict[str, pl.Expr]:
 
 def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     """Why there are no arrivals; None if each request has one."""
+    import numpy as np
     import polars as pl
 
-    if table.source.lengths_from is not None:
+    if table.source.lengths_from is not None and table.arrival is None:
         return "its lengths are drawn, without arrivals"
     if table.arrival is None:
         return "no column of arrivals; name one with --time-column NAME"
-    if table.arrival == ARRIVAL_S and served.select(is_beyond(pl.col(ARRIVAL_S)).any()).item():
-        raise arrivals_beyond(table)
+    times = served[ARRIVAL_S].drop_nulls().to_numpy()
+    times = times[np.isfinite(times)]
+    if table.arrival == ARRIVAL_S and len(times):
+        check_arrivals(table, float(times.min()), float(times.max()), len(times))
     untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
     if not len(untimed):
         return None
     if len(untimed) == len(served):
-        return f"no request has an arrival in {_names(table.layout.time)}; name another column with --time-column NAME"
-    raise arrivals_missing(table, len(untimed), len(served), f" ({_numbers(untimed)})")
+        return (
+            f"no request has an arrival in {in_words(table.layout.time)}; name another column with --time-column NAME"
+        )
+    raise arrivals_missing(table, len(untimed), len(served), f" ({row_numbers(untimed)})")
 
 
 def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
@@ -194,15 +205,19 @@ def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
     lost, follows = int((after != named).sum()), pl.Series(after >= 0)
     if not follows.any():
         return None, None, lost
-    if sessions.gap is None:
+    if sessions.gap is None and (sessions.elapsed is None or ARRIVAL_S not in served.columns):
         return after, None, lost
+    if sessions.gap is None:
+        answered = (served[ARRIVAL_S] + served["elapsed_s"].fill_null(0.0)).to_numpy()
+        waited = served[ARRIVAL_S].to_numpy() - answered[np.maximum(after, 0)]
+        return after, np.where(follows, waited.clip(min=0.0), 0.0), lost
     gaps = served["gap_s"]
     wrong = served.filter((follows & gaps.is_finite().fill_null(False).not_()) | (gaps < 0).fill_null(False))
     if len(wrong):
         message = (
             f"{table.source.name}: {len(wrong):,} of {count_of(len(served), 'request')} have no gap of at least 0 s "
-            f"after the previous answer in {sessions.gap!r} ({_numbers(wrong)}). Correct these rows, or serve all at "
-            "once: --all-at-once"
+            f"after the previous answer in {sessions.gap!r} ({row_numbers(wrong)}). Correct these rows, or serve all "
+            "at once: --all-at-once"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, column=sessions.gap, rows=len(wrong))
     return after, gaps.zip_with(follows, pl.Series([0.0])).to_numpy(), lost
@@ -221,7 +236,7 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     if len(wrong):
         message = (
             f"{table.source.name}: hashes of blocks in {column.path!r} of {count_of(len(wrong), 'request')} are not "
-            f"whole numbers of 64 bits ({_numbers(wrong)}). Correct them, or remove the column"
+            f"whole numbers of 64 bits ({row_numbers(wrong)}). Correct them, or remove the column"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, column=column.path)
     blocks = -(-pl.col("input_tokens") // column.block_tokens)
@@ -230,106 +245,10 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
     if not counts.any():
         return None
     flat = hashes.filter(hashes.list.len() > 0).explode()
+    if column.within is not None:
+        own = pl.DataFrame(
+            {"id": flat, "scope": served["block_scope"].gather(np.repeat(np.arange(len(counts)), counts))}
+        )
+        flat = own.select(pl.struct("scope", "id").rank("dense").cast(pl.Int64)).to_series()
     offsets = np.concatenate(([0], np.cumsum(counts)))
     return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
-
-
-def is_beyond(arrival_s: Any) -> Any:
-    """Whether a finite arrival is past any date that a log can have."""
-    return arrival_s.is_finite() & (arrival_s.abs() > LATEST_ARRIVAL_S)
-
-
-def arrivals_beyond(table: Table) -> DataError:
-    """The error for a table with arrivals past any date: the first of them, and what to type."""
-    beyond = is_beyond(table.x.col(ARRIVAL_S)) & (table.x.col("output_tokens") > 0)
-    first = _first_rows(table, table.declared(lenient=True), beyond.fill_null(False))
-    shown = ", ".join(f"row {row[ROW]}: {row[ARRIVAL_S]:g} s" for row in first if ROW in row)
-    return DataError(
-        f"{table.source.name}: arrivals in {_names(table.layout.time)} are more than {LATEST_ARRIVAL_S:,} s from 0, "
-        f"past the year 2200{f' ({shown})' if shown else ''}. Correct these rows, name the unit of the column: "
-        "--time-unit ms (us, ns), or another column: --time-column NAME",
-        code="bad-trace",
-        trace=table.source.name,
-        column=table.layout.time[0],
-    )
-
-
-def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
-    """The error for a log in which some requests have an arrival and others have none."""
-    return DataError(
-        f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
-        f"{_names(table.layout.time)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct "
-        "these rows, name another column: --time-column NAME, or serve all at once: --all-at-once",
-        code="no-arrivals",
-        trace=table.source.name,
-        untimed=untimed,
-    )
-
-
-def explain(table: Table) -> DataError:
-    """The error for a table with rows whose tokens cannot be read: how many in each column, and the first of them."""
-    x, layout = table.x, table.layout
-    rows = table.declared(lenient=True, raw=True)
-    wrong = {
-        axis: ~x.col(f"{axis}_tokens").is_between(0, LONGEST_TOKENS).fill_null(False)
-        for axis in ("input", "output", "uncached")
-    }
-    # A bad input also makes the uncached part unreadable: it is reported as what it is.
-    conditions = {"input": wrong["input"], "output": wrong["output"]}
-    if layout.cached:
-        conditions["cached"] = ~wrong["input"] & wrong["uncached"]
-    counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
-    ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))
-    bad = {axis: int(counted[axis]) for axis in conditions if counted[axis]}
-    names = {"input": repr(layout.input), "output": repr(layout.output), "cached": _names(layout.cached)}
-    parts = []
-    for axis, count in bad.items():
-        first = _first_rows(table, rows, conditions[axis])
-        shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
-        expected = (
-            "at most the input tokens" if axis == "cached" else f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}"
-        )
-        of_rows = f"{count:,} of {count_of(int(counted['rows']), 'row')}"
-        parts.append(f"{of_rows}: {axis} tokens in column {names[axis]} are not {expected} ({shown})")
-    flags = " ".join(f"--{axis}-column NAME" for axis in bad)
-    return DataError(
-        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}",
-        code="bad-trace",
-        trace=table.source.name,
-        rows=bad,
-    )
-
-
-def _first_rows(table: Table, rows: Any, condition: Any) -> list[dict[str, Any]]:
-    """The first rows that meet a condition, with their number where the source has an order."""
-    import narwhals as nw
-
-    if table.is_polars:
-        rows = rows.with_row_index(ROW, offset=1)
-    elif isinstance(rows, nw.DataFrame):
-        rows = rows.with_row_index(ROW).with_columns(nw.col(ROW) + 1)
-    return table.collect(rows.filter(condition).head(_SHOWN_ROWS))[0]
-
-
-def _shown(axis: str, row: dict[str, Any]) -> str:
-    value = _value(row[f"raw_{axis}"])
-    if axis == "cached":
-        value += f" of {_value(row['raw_input'])}"
-    return f"row {row[ROW]}: {value}" if ROW in row else value
-
-
-def _value(raw: Any) -> str:
-    if isinstance(raw, str):
-        return repr(raw)
-    # pandas has a NaN and an NA of its own for a missing value.
-    return "missing" if raw is None or str(raw) in ("nan", "<NA>") else str(raw)
-
-
-def _names(paths: tuple[str, ...]) -> str:
-    return " or ".join(map(repr, paths))
-
-
-def _numbers(rows: pl.DataFrame) -> str:
-    """The numbers of the first rows."""
-    shown = [f"row {number}" for number in rows[ROW].head(_SHOWN_ROWS)]
-    return ", ".join(shown) + (", …" if len(rows) > len(shown) else "")

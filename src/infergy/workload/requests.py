@@ -38,7 +38,9 @@ class SetAside:
     """Rows of a log that are not among its requests, or not in its order.
 
     Attributes:
-        failed: Rows with 0 output tokens, left out.
+        failed: Rows without output, or of no request to a model (embeddings, spans of agents), left out.
+        unreadable: Rows whose tokens cannot be read, and lines that are no rows, left out.
+        chunks: Rows that are further parts of an answer, of which the last counts.
         without_input: Rows with output and 0 input tokens, left out: engines reject an empty prompt.
         out_of_order: Requests that arrived before the one above them in the log; all are sorted by arrival, ties in
             the log's order.
@@ -48,6 +50,8 @@ class SetAside:
     """
 
     failed: int = 0
+    unreadable: int = 0
+    chunks: int = 0
     without_input: int = 0
     out_of_order: int = 0
     without_session: int = 0

@@ -39,7 +39,7 @@ _NORMAL_90 = 1.6449
 _FEWEST_WINDOWS = 24
 _MORE = 1.2
 _NEARLY_ALL = 0.8
-_SLOTS = 256
+_SLOTS, _MOST_SLOTS = 256, 10_000
 _SHORTEST_S, _LONGEST_S = 60.0, 600.0
 _SLOT = "slot"
 
@@ -82,12 +82,14 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
     """Counts, sums and ends of the requests of a table, in one streaming pass."""
     import polars as pl
 
-    from infergy.workload.reading import arrivals_beyond, arrivals_missing, is_bad, is_beyond, unlinked
+    from infergy.workload.faults import arrivals_missing, check_arrivals
+    from infergy.workload.reading import is_bad, unlinked
     from infergy.workload.table import ARRIVAL_S
 
     with_output = (pl.col("output_tokens") > 0).fill_null(False)
     served = with_output & (pl.col("input_tokens") > 0)
     queries = {
+        "unreadable": pl.lit(table.unreadable),
         "bad": is_bad().sum(),
         "failed": (pl.col("output_tokens") == 0).sum(),
         "without_input": with_output.sum() - served.sum(),
@@ -95,16 +97,19 @@ def _facts(table: Table, *, lenient: bool) -> dict[str, Any]:
         **{name: pl.col(name).filter(served).sum() for name in ("input_tokens", "output_tokens")},
         **{name: (lacks & served).sum() for name, lacks in unlinked(table).items()},
     }
+    if table.layout.chunk is not None:
+        queries["chunks"] = pl.col("chunks").sum()
     if table.arrival is not None:
         arrival = pl.col(ARRIVAL_S).filter(served & pl.col(ARRIVAL_S).is_finite())
         queries |= {"first": arrival.min(), "last": arrival.max(), "timed": arrival.len()}
-        queries |= {"out_of_order": (arrival.diff() < 0).sum(), "beyond": is_beyond(arrival).any()}
-    (facts,) = table.collect(table.declared(lenient=lenient).select(**queries))[0]
+        queries["out_of_order"] = (arrival.diff() < 0).sum()
+    (facts,) = table.collect(table.rows(lenient=lenient).select(**queries))[0]
+    if table.arrival is not None and not lenient:
+        facts["bad"] = facts["bad"] or facts["requests"] - facts["timed"]
     if facts["bad"]:
         return facts
-    if facts.get("beyond"):
-        raise arrivals_beyond(table)
     if facts.get("timed"):
+        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
         if facts["timed"] < facts["requests"]:
             raise arrivals_missing(table, facts["requests"] - facts["timed"], facts["requests"])
         facts["duration_s"] = facts["last"] - facts["first"]
@@ -116,11 +121,12 @@ def _sampled(table: Table, facts: Mapping[str, Any], *, lenient: bool, seed: int
     import numpy as np
     import polars as pl
 
-    from infergy.workload.reading import ROW, build, collect
+    from infergy.workload.faults import ROW
+    from infergy.workload.reading import build, collect
     from infergy.workload.table import ARRIVAL_S
 
     slots = divide(facts["requests"], facts.get("duration_s"))
-    rows = table.declared(lenient=lenient).with_row_index(ROW, offset=1)
+    rows = table.rows(lenient=lenient).with_row_index(ROW, offset=1)
     rows = rows.filter(pl.col("output_tokens") > 0, pl.col("input_tokens") > 0)
     if slots.is_timed:
         slot = ((pl.col(ARRIVAL_S) - facts["first"]) / slots.size).floor().cast(pl.Int64)
@@ -212,6 +218,7 @@ def divide(requests: int, duration_s: float | None) -> Slots:
     """Slots of a trace: of time, or of its order where its duration is unknown or 0."""
     if duration_s:
         count = max(1, math.ceil(duration_s / min(max(duration_s / _SLOTS, _SHORTEST_S), _LONGEST_S)))
+        count = min(count, _MOST_SLOTS)
         return Slots(count=count, size=duration_s / count, is_timed=True)
     size = -(-requests // _SLOTS)
     return Slots(count=-(-requests // size), size=size, is_timed=False)

@@ -3,63 +3,44 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import itertools
-import json
-import math
+import re
 import tomllib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, UsageError
+from infergy.workload.lines import EVENTS, GZIP, Fault, open_lines, read_records, values_in
+from infergy.workload.source import (
+    CSV,
+    FRAME,
+    JSONL,
+    PARQUET,
+    PEEKED_RECORDS,
+    POLARS,
+    UNPACKED,
+    Source,
+    first_line,
+    flatten,
+    of_frame,
+)
 
 if TYPE_CHECKING:
+    from infergy.workload.nested import Nested
     from infergy.workload.tasks import TaskOptions
 
-CSV, JSONL, PARQUET, POLARS, FRAME = "csv", "jsonl", "parquet", "polars", "frame"
-_PEEKED_RECORDS = 200
+_PEEKED_ROWS, _MORE = 50, 10
 _PEEKED_CHARACTERS = 4096
-_LONGEST_NUMBER = 38
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_PEEKED_BYTES, _PEEKED_PLACES = 1 << 20, 6
+_LFS = "version https://git-lfs.github.com/spec/"
+_ZSTD, _PARQUET, _UTF16 = b"\x28\xb5\x2f\xfd", b"PAR1", (b"\xff\xfe", b"\xfe\xff")
 _EXPECTED = "A trace is a shipped name, a task (task:translation), a CSV, JSONL or Parquet file, or a URL of Parquet"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
-    """A trace whose fields are known and whose rows are unread.
-
-    Attributes:
-        name: Shipped name, path, or what kind of frame it is.
-        kind: ``csv``, ``jsonl``, ``parquet``, ``polars``, or ``frame`` for what narwhals holds.
-        fields: Column names; those of nested records as dotted paths.
-        path: The file; None for a frame.
-        frame: A polars LazyFrame or a narwhals frame; None for a file.
-        flat: Those of `fields` that are names even where they hold a dot, as in ``{"usage.prompt_tokens": 7}``.
-        separator: Between the fields of a CSV.
-        about: The entry of a shipped trace in `traces.toml`.
-        lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
-    """
-
-    name: str
-    kind: str
-    fields: tuple[str, ...]
-    path: Path | None = None
-    frame: Any = None
-    flat: frozenset[str] = frozenset()
-    separator: str = ","
-    about: Mapping[str, str] = field(default_factory=dict)
-    lengths_from: str | None = None
-
-    @property
-    def is_spark(self) -> bool:
-        """Whether Spark holds the rows."""
-        held = self.frame.implementation if self.kind == FRAME else None
-        return held is not None and bool(held.is_pyspark() or held.is_pyspark_connect())
 
 
 @cache
@@ -93,14 +74,8 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
         from infergy.workload.remote import is_url, scan_url
 
         if is_url(source):
-            return _of_frame(without_secrets(source), POLARS, scan_url(source))
+            return of_frame(without_secrets(source), POLARS, scan_url(source))
     return _peek(Path(source).expanduser(), str(source) or ".", {})
-
-
-def _of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
-    schema = frame.collect_schema()
-    fields = tuple(flatten(schema))
-    return Source(name=name, kind=kind, fields=fields, flat=frozenset(schema), frame=frame, lengths_from=lengths_from)
 
 
 def _make_task(name: str, options: TaskOptions | None) -> Source:
@@ -111,7 +86,7 @@ def _make_task(name: str, options: TaskOptions | None) -> Source:
     made = task_lengths(find_task(name), options or TaskOptions())
     frame = pl.LazyFrame({"input_tokens": made.input_tokens}, schema={"input_tokens": pl.Int64})
     frame = frame.with_columns(output_tokens=pl.lit(made.output_tokens, pl.Int64))
-    return _of_frame(f"{PREFIX}{made.task}", POLARS, frame, made.origin)
+    return of_frame(f"{PREFIX}{made.task}", POLARS, frame, made.origin)
 
 
 def _adopt(held: Any) -> Source:
@@ -131,8 +106,8 @@ def _adopt(held: Any) -> Source:
         raise UsageError(message, code="not-supported", type=type(held).__name__) from error
     name = f"{frame.implementation.value} frame"
     if frame.implementation.is_polars():
-        return _of_frame(name, POLARS, nw.to_native(frame).lazy())
-    return _of_frame(name, FRAME, frame)
+        return of_frame(name, POLARS, nw.to_native(frame).lazy())
+    return of_frame(name, FRAME, frame)
 
 
 def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
@@ -140,6 +115,12 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
     if not path.exists():
         hint = f"There is no file of that name either. {_EXPECTED}."
         raise DataError.unknown("trace", name, shipped_traces(), hint, code="unknown-trace")
+    if path.is_dir() or path.name.endswith("-trace.csv"):
+        from infergy.workload.servegen import client_files, draw_requests
+
+        if clients := client_files(path):
+            frame, words = draw_requests(clients)
+            return of_frame(name, POLARS, frame.lazy(), words)
     if not path.is_file():
         reason, fix = "a pipe or a device", "which cannot be read twice. Write it to a file first"
         if path.is_dir():
@@ -150,101 +131,131 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
             magic = file.read(4)
         if magic == _PARQUET:
             schema = dict.fromkeys(about["fields"].split()) if about else _parquet_schema(path)
-            fields, flat = tuple(flatten(schema)), frozenset(schema)
+            names = tuple(names for names, _ in flatten(schema))
             origin = about.get("lengths_from")
-            return Source(
-                name=name, kind=PARQUET, fields=fields, flat=flat, path=path, about=about, lengths_from=origin
-            )
+            return Source(name=name, kind=PARQUET, names=names, path=path, about=about, lengths_from=origin)
         if magic == _ZSTD:
             message = f"{name}: compressed with zstd. Unpack it first: zstd -d {path}"
             raise DataError(message, code="not-supported", path=str(path), reason="zstd")
-        opener: Any = gzip.open if magic[:2] == _GZIP else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
+        if magic.startswith(_UTF16):
+            message = f"{name}: text in UTF-16. Convert it first: iconv -f UTF-16 -t UTF-8 {path}"
+            raise DataError(message, code="not-supported", path=str(path), reason="UTF-16")
+        with io.TextIOWrapper(open_lines(path), encoding="utf-8-sig", errors="replace", newline="") as text:
             return _peek_text(text, path, name, about)
-    except UnicodeDecodeError as error:
-        raise _not_text(name) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError.not_readable(path, error, _EXPECTED) from error
 
 
-def _not_text(name: str) -> DataError:
-    message = f"{name}: neither Parquet nor UTF-8 text. {_EXPECTED} (CSV and JSONL may be gzipped)"
-    return DataError(message, code="bad-syntax", path=name, form="text")
-
-
-def _peek_text(text: IO[str], path: Path, name: str, about: Mapping[str, str]) -> Source:
-    if "\0" in text.read(_PEEKED_CHARACTERS):
-        raise _not_text(name)
+def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str, str]) -> Source:
+    start = text.read(_PEEKED_CHARACTERS)
+    if "\0" in start or start.count("\ufffd") > len(start) // 10:
+        message = f"{name}: neither Parquet nor UTF-8 text. {_EXPECTED} (CSV and JSONL may be gzipped)"
+        raise DataError(message, code="bad-syntax", path=name, form="text")
     text.seek(0)
-    first = next((line for line in text if line.strip()), None)
+    lines = filter(str.strip, text)
+    first = next(lines, None)
     if first is None:
         raise DataError(f"{name}: the file is empty. {_EXPECTED}", code="no-requests", trace=name)
-    if first.lstrip().startswith("["):
-        message = f"{name}: one JSON list. Expected one JSON object per line (jq -c '.[]' converts it)"
-        raise DataError(message, code="bad-syntax", path=str(path), form="JSON lines")
-    if first.lstrip().startswith("{"):
-        text.seek(0)
-        records = []
-        # Where the log breaks later is reported when it is read.
-        for number, record, fault in itertools.islice(_records(text), _PEEKED_RECORDS):
-            if fault:
-                message = f"{name}: {_describe_fault(number, fault)}"
-                raise DataError(message, code="bad-syntax", path=name, line=number, form="JSON")
-            records.append(record)
-        fields = tuple(dict.fromkeys(itertools.chain.from_iterable(map(_record_paths, records))))
-        flat = frozenset(itertools.chain.from_iterable(records))
-        return Source(name=name, kind=JSONL, fields=fields, path=path, flat=flat, about=about)
-    separator = max(",;\t|", key=first.count)
-    fields = tuple(next(csv.reader([first], delimiter=separator)))
-    flat = frozenset(fields)
-    return Source(name=name, kind=CSV, fields=fields, flat=flat, path=path, separator=separator, about=about)
+    if first.startswith(_LFS):
+        message = f"{name}: a pointer of Git LFS, not the data. Fetch it: git lfs pull"
+        raise DataError(message, code="not-supported", path=str(path), reason="git-lfs")
+    if first.lstrip()[:1] in ("[", "{") or first.encode().startswith(EVENTS):
+        from infergy.workload.nested import Nested, is_document
+
+        nested = Nested(path=path, is_document=is_document(first))
+        if nested.is_document:
+            return _of_nested(nested, name, about)
+        source = Source(name=name, kind=JSONL, names=(), path=path, about=about, nested=nested)
+        return _further_down(next(look_further(source, PEEKED_RECORDS))).with_texts()
+    separator, skipped = max(",;\t|", key=first.count), 0
+    if declared := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n")):
+        separator, skipped, first = declared[1], 1, next(lines, "")
+    header, *rows = csv.reader([first, *itertools.islice(lines, _PEEKED_ROWS)], delimiter=separator)
+    line_end = "\r" if first.endswith("\r") else "\n"
+    return Source(
+        name=name,
+        kind=CSV,
+        names=tuple((field,) for field in header),
+        rows=tuple(dict(zip(header, row, strict=False)) for row in rows),
+        path=path,
+        separator=separator,
+        skipped=skipped,
+        line_end=line_end,
+        about=about,
+    ).with_texts()
 
 
-def _records(lines: Iterable[str | bytes]) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Number, record and fault of each line that is not blank; the fault is empty if the line is a JSON object."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        record, fault = {}, ""
-        try:
-            record = json.loads(line, parse_constant=_number, parse_int=_number, parse_float=_number)
-        except UnicodeDecodeError:
-            fault = "not UTF-8"
-        except (ValueError, RecursionError) as error:
-            fault = f"not JSON ({error})"
-        if not isinstance(record, dict):
-            record, fault = {}, "not a JSON object"
-        yield number, record, fault
+def look_further(source: Source, records: int = PEEKED_RECORDS * _MORE) -> Iterator[Source]:
+    """A JSONL file with the fields of its first records, then of ten times as many, and so on, at last of all.
+
+    Where lines are faulty is reported when all are read, but for a file without any record.
+
+    Raises:
+        DataError: There is no record among the first.
+    """
+    if source.kind != JSONL or source.path is None:
+        return
+    names, rows, faults, number = dict.fromkeys(source.names), list(source.rows), [], 0
+    with open_lines(source.path) as lines:
+        for number, record in enumerate(read_records(lines), start=1):
+            if isinstance(record, Fault):
+                faults.append(record)
+            else:
+                found = dict(values_in(record))
+                names.update(dict.fromkeys(found))
+                if len(rows) < PEEKED_RECORDS:
+                    rows.append({".".join(path): value for path, value in found.items()})
+            if number == records or (number < records <= PEEKED_RECORDS and lines.tell() > _PEEKED_BYTES):
+                if not names:
+                    break
+                yield replace(source, names=tuple(names), rows=tuple(rows))
+                records *= _MORE
+    if number == len(faults):
+        message = f"{source.name}: {faults[0]}. Expected one JSON object per line; repair or remove that line"
+        raise DataError(message, code="bad-syntax", path=source.name, line=faults[0].number, form="JSON")
+    yield replace(source, names=tuple(names), rows=tuple(rows))
 
 
-def _number(text: str) -> float:
-    """A number that polars reads: finite, and of at most 38 digits if it is whole."""
-    if not math.isfinite(float(text)) or (len(text) > _LONGEST_NUMBER and text.lstrip("-").isdigit()):
-        raise ValueError(f"a number out of range: {text[:_LONGEST_NUMBER]}")
-    return float(text)
+def _further_down(source: Source) -> Source:
+    """A JSONL file also with the fields of some records from places all over it: a log may change its shape."""
+    assert source.path is not None
+    size = source.path.stat().st_size
+    if len(source.rows) < PEEKED_RECORDS and size < _PEEKED_BYTES:
+        return source
+    names, rows = dict.fromkeys(source.names), list(source.rows)
+    with source.path.open("rb") as file:
+        if file.read(2) == GZIP:
+            return source
+        for place in range(1, _PEEKED_PLACES):
+            file.seek(size * place // _PEEKED_PLACES)
+            file.readline(_PEEKED_BYTES)
+            lines = file.read(_PEEKED_BYTES // (8 * _PEEKED_PLACES)).splitlines()[:-1]
+            for record in read_records(lines[: PEEKED_RECORDS // (2 * _PEEKED_PLACES)]):
+                if not isinstance(record, Fault):
+                    found = dict(values_in(record))
+                    names.update(dict.fromkeys(found))
+                    rows.append({".".join(path): value for path, value in found.items()})
+    return replace(source, names=tuple(names), rows=tuple(rows))
 
 
-def _describe_fault(number: int, fault: str) -> str:
-    return f"line {number} is {fault}. Expected one JSON object per line; repair or remove that line"
+def nested_readings(source: Source) -> Iterator[Source]:
+    """The same JSON file as the rows that stand inside its records, for where these have no known columns."""
+    if source.nested is not None:
+        from infergy.workload.nested import nests_of
+
+        for nest in nests_of(source.nested, PEEKED_RECORDS):
+            yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
 
 
-def _record_paths(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in record.items():
-        if isinstance(value, dict):
-            yield from _record_paths(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def broken_record(path: Path) -> str:
-    """The first line of a JSONL file that is no record, and why; empty if none, or if the file cannot be unpacked."""
-    with path.open("rb") as file:
-        opener: Any = gzip.open if file.read(2) == _GZIP else open
+def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
+    """Rows that are found in the records of a file."""
     try:
-        with opener(path, "rb") as lines:
-            return next((_describe_fault(number, fault) for number, _, fault in _records(lines) if fault), "")
-    except (OSError, EOFError, zlib.error):
-        return ""
+        rows = tuple(row for row in itertools.islice(nested.rows(), PEEKED_RECORDS) if not isinstance(row, Fault))
+    except (ValueError, RecursionError) as error:
+        message = f"{name}: not JSON ({error}). Expected one JSON object per line, or one document"
+        raise DataError(message, code="bad-syntax", path=name, form="JSON") from error
+    names = tuple((field,) for field in dict.fromkeys(itertools.chain.from_iterable(rows)))
+    return Source(name=name, kind=UNPACKED, names=names, rows=rows, path=nested.path, about=about, nested=nested)
 
 
 def _parquet_schema(path: Path) -> Mapping[str, Any]:
@@ -255,20 +266,3 @@ def _parquet_schema(path: Path) -> Mapping[str, Any]:
     except pl.exceptions.PolarsError as error:
         message = f"{path}: damaged Parquet ({first_line(error)}). Write or copy it again"
         raise DataError(message, code="bad-syntax", path=str(path), form="Parquet") from error
-
-
-def flatten(schema: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Types of all columns by name, and of the fields of struct columns by dotted path (polars or narwhals)."""
-    types: dict[str, Any] = {}
-    for name, dtype in schema.items():
-        inner = getattr(dtype, "fields", None)
-        if inner:
-            types |= flatten({field.name: field.dtype for field in inner}, f"{prefix}{name}.")
-        else:
-            types[f"{prefix}{name}"] = dtype
-    return types
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error, without its advice to programmers."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -12,7 +12,8 @@ from typing import Any
 
 from infergy.errors import UsageError
 from infergy.units import count_of
-from infergy.workload.reading import arrivals_beyond, is_beyond
+from infergy.workload.clock import TimeUnit
+from infergy.workload.faults import check_arrivals
 from infergy.workload.table import ARRIVAL_S, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
@@ -82,7 +83,10 @@ class TraceSummary:
 
     Attributes:
         requests: Requests with output.
-        failed_requests: Requests set aside because they have no output tokens.
+        failed_requests: Rows set aside because they have no output, or are of no request to a model.
+        time_unit: The unit of the arrivals, where it was inferred; None if the format, the user, or text says it.
+        unreadable_rows: Rows set aside because their tokens cannot be read, and lines that are no rows.
+        stream_chunks: Rows that are further parts of an answer, of which the last counts.
         input: Whole prompts, cached tokens included.
         output: Generated tokens.
         cached_input_tokens: Prompt tokens that a prefix cache served; None if the log does not report them.
@@ -99,6 +103,8 @@ class TraceSummary:
     format: str
     requests: int
     failed_requests: int
+    unreadable_rows: int
+    stream_chunks: int
     input: LengthSummary
     output: LengthSummary
     cached_input_tokens: int | None
@@ -107,19 +113,20 @@ class TraceSummary:
     arrival_rate_per_s: float | None
     arrival_reason: str | None
     attribution: str | None
+    time_unit: TimeUnit | None = None
     lengths_from: str | None = None
     padding: Padding | None = None
     schema: str = TRACE_SCHEMA
 
 
-def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[TraceSummary | None, int, int]:
+def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int, int]:
     """Count the rows of a table by distinct length, and find the ends of their arrivals.
 
     Returns:
         The figures, None if no request has output; the requests without output; the rows that cannot be read.
     """
     x = table.x
-    rows = table.declared(lenient=lenient)
+    rows = table.rows(lenient=lenient)
     served = (x.col("output_tokens") > 0).fill_null(False)
     by_input, by_output, (facts,) = table.collect(
         rows.filter(served).group_by("input_tokens").agg(x.len().alias("n")),
@@ -128,8 +135,11 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
     )
     if bad := int(facts["rows"]) - int(facts["good"] or 0):
         return None, 0, bad
-    if facts.get("beyond"):
-        raise arrivals_beyond(table)
+    untimed = sum(int(row["n"]) for row in by_output if row["output_tokens"]) - int(facts.get("timed", 0))
+    if table.arrival is not None and untimed and not lenient:
+        return None, 0, untimed
+    if table.arrival == ARRIVAL_S and facts["timed"]:
+        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
     outputs = {int(row["output_tokens"]): int(row["n"]) for row in by_output}
     failed = outputs.pop(0, 0)
     if not outputs:
@@ -143,6 +153,8 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
         format=table.layout.name,
         requests=requests,
         failed_requests=failed,
+        unreadable_rows=table.unreadable,
+        stream_chunks=int(facts.get("chunks") or 0),
         input=inputs,
         output=LengthSummary.from_counts(outputs.items()),
         cached_input_tokens=cached_tokens,
@@ -150,7 +162,7 @@ def summarise(table: Table, attribution: str | None, *, lenient: bool) -> tuple[
         duration_s=duration_s,
         arrival_rate_per_s=(requests - 1) / duration_s if duration_s else None,
         arrival_reason=reason,
-        attribution=attribution,
+        attribution=None,
         lengths_from=table.source.lengths_from,
     )
     return summary, failed, 0
@@ -160,6 +172,8 @@ def _facts(table: Table, served: Any) -> list[Any]:
     """Sums and ends over all rows; `served` is whether a row has output."""
     x = table.x
     facts = [table.good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
+    if table.layout.chunk is not None:
+        facts.append(x.col("chunks").sum().alias("chunks"))
     if table.layout.cached:
         cached = x.when(served).then(x.col("cached_tokens"))
         facts += [cached.sum().alias("cached"), cached.count().alias("reported")]
@@ -168,14 +182,12 @@ def _facts(table: Table, served: Any) -> list[Any]:
         arrival = x.col(table.arrival)
         arrival = x.when(served & arrival.is_finite() if in_seconds else served).then(arrival)
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
-        if in_seconds:
-            facts.append(is_beyond(arrival).fill_null(False).any().alias("beyond"))
     return facts
 
 
 def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float | None, str | None]:
     """Seconds between the ends, and why there are none or why they give no rate."""
-    if table.source.lengths_from is not None:
+    if table.source.lengths_from is not None and not table.layout.time:
         return None, "its lengths are drawn, without arrivals"
     if not table.layout.time:
         return None, "no column of arrivals; name one with --time-column NAME"

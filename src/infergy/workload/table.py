@@ -7,15 +7,16 @@ The same expressions serve both: `Table.x` is the module (polars or narwhals) th
     cached_tokens     served from a prefix cache                    null where none is reported
     uncached_tokens   input less cached: what costs prefill         null where either cannot be read
     arrival_s         seconds on the log's own clock                null where unknown
+    chunks            further rows of the same answer               only where rows are chunks of answers
 
 and, where the layout has columns that link requests:
 
     block_ids         lists of hashes of a prompt's blocks          null where missing or no list of whole numbers
     session, parent   ids, as text                                  null where missing
     gap_s             seconds after the previous answer             null where missing
+    elapsed_s         seconds from the request to its answer        null where missing
 
-A frame of another library keeps its datetimes: its column is `arrival` then, since not every library can turn them into
-seconds.
+A frame of another library keeps its datetimes, as `arrival`: not every library can turn them into seconds.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from __future__ import annotations
 import functools
 import glob
 import importlib
-import operator
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import itertools
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
-from infergy.workload.formats import Format
+from infergy.workload.clock import instants
+from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
+from infergy.workload.formats import Layout
+from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.sources import CSV, FRAME, JSONL, Source, broken_record, first_line, flatten
+from infergy.workload.source import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
@@ -51,13 +56,22 @@ class Table:
         frame: A polars LazyFrame, or a narwhals frame.
         x: polars or narwhals, to build expressions with.
         kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
+        faults: The first lines of the file that are no rows, which are not in `frame`.
+        unreadable: Rows that are left out, `fault_count` of them lines that are no rows.
+        spelled: Whether times in text have another spelling than ISO 8601.
+        only_timed: Whether requests without an arrival are left out.
     """
 
     source: Source
-    layout: Format
+    layout: Layout
     frame: Any
     x: Any
     kinds: Mapping[str, str]
+    faults: tuple[Fault, ...] = ()
+    fault_count: int = 0
+    unreadable: int = 0
+    spelled: bool = False
+    only_timed: bool = False
 
     @property
     def arrival(self) -> str | None:
@@ -67,9 +81,20 @@ class Table:
         return ARRIVAL if not self.is_polars and self.kinds[self.layout.time[0]] == TIME else ARRIVAL_S
 
     @property
+    def arrival_numbers(self) -> Any:
+        """The arrivals as the log's own numbers; None if no column of arrivals holds numbers."""
+        kinds = (INTEGER, DECIMAL, TEXT) if self.is_polars else (INTEGER, DECIMAL)
+        numbers = [self._number(path) for path in self.layout.time if self.kinds[path] in kinds]
+        return self.x.coalesce(*numbers) if numbers else None
+
+    @property
     def is_polars(self) -> bool:
         """Whether polars does the work, so that text is understood and reading streams."""
         return self.source.kind != FRAME
+
+    def label(self, axis: str) -> str:
+        """Its columns of ``input``, ``output`` or ``cached`` tokens in words."""
+        return self.layout.label(axis, self.source.fields)
 
     @property
     def good(self) -> Any:
@@ -86,23 +111,41 @@ class Table:
         """
         x, layout = self.x, self.layout
         whole = functools.partial(self._whole, lenient=lenient)
-        given, output = whole(layout.input), whole(layout.output)
-        if layout.null_is_failed:
-            failed = self._column(layout.input).is_null() & self._column(layout.output).is_null()
-            given, output = (x.when(failed).then(x.lit(0)).otherwise(tokens) for tokens in (given, output))
-        columns = [given.alias("input_tokens"), output.alias("output_tokens")]
-        if layout.cached:
-            cached = _coalesce(x, [whole(path) for path in layout.cached])
-            is_null = functools.reduce(operator.and_, [self._column(path).is_null() for path in layout.cached])
-            unread = ~is_null & (cached.is_null() | (cached < 0))
-            uncached = x.when(~unread).then(given - cached.fill_null(0))
-            columns += [cached.alias("cached_tokens"), uncached.alias("uncached_tokens")]
-        else:
-            columns.append(given.alias("uncached_tokens"))
-        if raw:
-            for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
-                columns += [_coalesce(x, [self._column(path) for path in paths]).alias(f"raw_{axis}")] if paths else []
-        return self.frame.select(*columns, *self._arrivals(), *self._links())
+        counts = Counts(layout=layout, x=x, column=self._column, known=self._known, whole=whole)
+        columns = [*counts.tokens(), *(counts.originals() if raw else ())]
+        columns += counts.of_several(raw=raw)
+        columns += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
+        frame = self.frame
+        if lenient and self.source.kind == CSV:
+            # A line of a CSV that is blank, or has only separators, is no row.
+            frame = frame.filter(~x.all_horizontal(x.all().is_null()))
+        rows = frame.select(*columns, *self._arrivals(), *self._links())
+        return (
+            rows if raw else join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
+        )
+
+    @property
+    def untimed(self) -> Any:
+        """Whether a declared row has output and no arrival."""
+        arrival = self.x.col(self.arrival or ARRIVAL_S)
+        known = arrival.is_finite().fill_null(False) if self.arrival == ARRIVAL_S else ~arrival.is_null()
+        return (self.x.col("output_tokens") > 0).fill_null(False) & ~known
+
+    def rows(self, *, lenient: bool) -> Any:
+        """The rows under the declared schema; if lenient, only those that can be read."""
+        rows = self.declared(lenient=lenient)
+        if lenient:
+            rows = rows.filter(self.good.fill_null(False))
+        return rows.filter(~self.untimed) if self.only_timed else rows
+
+    def counted(self) -> dict[str, int]:
+        """How many rows there are, are good, have output, and of these no arrival."""
+        x, good = self.x, self.good.fill_null(False)
+        untimed = x.lit(False) if self.arrival is None else self.untimed
+        masks = {"good": good, "served": good & (x.col("output_tokens") > 0), "untimed": good & untimed}
+        sums = [mask.cast(x.Int64).sum().alias(name) for name, mask in masks.items()]
+        ((counts,),) = self.collect(self.declared(lenient=True).select(*sums, x.len().alias("rows")))
+        return {name: int(count or 0) for name, count in counts.items()}
 
     def collect(self, *queries: Any) -> list[list[dict[str, Any]]]:
         """Run queries, each a streaming pass: one that polars shares among them would hold all rows. Rows as dicts."""
@@ -122,8 +165,6 @@ class Table:
             return query.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
             reason = first_line(error)
-            if self.source.kind == JSONL and self.source.path is not None:
-                reason = broken_record(self.source.path) or reason
             if self.source.kind == CSV:
                 rule = "Every row must be UTF-8, close its quotes, and have as many fields as the header"
                 reason = f"{reason.rstrip('.')}. {rule}"
@@ -146,19 +187,28 @@ class Table:
 
     def _column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
-        if path in self.source.flat:
-            return self.x.col(path)
-        head, *rest = path.split(".")
+        if text := self.source.text_of(path):
+            return self._column(text[0]).str.json_path_match(text[1])
+        head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
+
+    def _known(self, path: str) -> Any:
+        """A column of counts, null where it has the text that stands for an unknown count."""
+        column = self._column(path)
+        if self.layout.missing is None:
+            return column
+        is_number, missing = self.kinds[path] in (INTEGER, DECIMAL), self.layout.missing
+        return self.x.when(column != (float(missing) if is_number else missing)).then(column)
 
     def _whole(self, path: str, *, lenient: bool) -> Any:
         """Whole numbers, in 64 bits; null for all else. Only polars can try text without failing."""
-        x, column, kind = self.x, self._column(path), self.kinds[path]
+        x, column, kind = self.x, self._known(path), self.kinds[path]
         if not self.is_polars:
             # pandas rejects a null in a condition, and its nullable columns keep one there.
             is_whole = (column == column.round(0)).fill_null(False)
             # A partition of Dask may hold nulls, as fractional NaN, where its schema says integer.
-            is_integer = kind == INTEGER and not self.frame.implementation.is_dask()
+            may_lack = self.frame.implementation.is_dask() or self.layout.missing is not None
+            is_integer = kind == INTEGER and not may_lack
             return column.cast(x.Int64) if is_integer else x.when(is_whole).then(column)
         if kind == INTEGER or (kind == TEXT and not lenient):
             return column.cast(x.Int64, strict=False)
@@ -172,7 +222,7 @@ class Table:
             return []
         if self.arrival == ARRIVAL:
             return [self._column(self.layout.time[0]).alias(ARRIVAL)]
-        return [_coalesce(self.x, [self._seconds_of(path) for path in self.layout.time]).alias(ARRIVAL_S)]
+        return [self.x.coalesce(*map(self._seconds_of, self.layout.time)).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
@@ -180,76 +230,111 @@ class Table:
         if blocks is not None:
             ids = self._column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
-                ids = _numbers_of(x, ids)
+                ids = numbers_of(x, ids)
             columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
+            if blocks.within is not None:
+                columns.append(self._column(blocks.within).cast(x.String).alias("block_scope"))
         if sessions is not None:
             for name, path in (("session", sessions.id), ("parent", sessions.parent)):
                 if path is not None:
                     text = self._column(path).cast(x.String)
                     columns.append(x.when(text != "").then(text).alias(name))
-            if sessions.gap is not None:
-                columns.append(self._column(sessions.gap).cast(x.Float64, strict=False).alias("gap_s"))
+            for name, path in (("gap_s", sessions.gap), ("elapsed_s", sessions.elapsed)):
+                if path is not None:
+                    columns.append(self._column(path).cast(x.Float64, strict=False).alias(name))
         return columns
+
+    def _number(self, path: str) -> Any:
+        """Numbers as fractions; of text, null for all else."""
+        column = self._column(path)
+        if not self.is_polars:
+            return column.cast(self.x.Float64)
+        if self.source.separator == ";" and self.kinds[path] == TEXT:
+            column = column.str.replace(",", ".", literal=True)
+        return column.cast(self.x.Float64, strict=False)
 
     def _seconds_of(self, path: str) -> Any:
         x, column, kind = self.x, self._column(path), self.kinds[path]
         if kind in (INTEGER, DECIMAL):
-            return column.cast(x.Float64) * self.layout.time_unit_s
+            return self._number(path) * (self.layout.time_unit_s or 1.0)
         if kind == TIME:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
         if kind == TEXT and self.is_polars:
-            number = column.cast(x.Float64, strict=False) * self.layout.time_unit_s
-            return x.coalesce(number, *_instants(x, column))
+            number = self._number(path) * (self.layout.time_unit_s or 1.0)
+            return x.coalesce(number, *instants(x, column, spelled=self.spelled))
         return x.lit(None).cast(x.Float64)
 
 
-def build_table(source: Source, layout: Format) -> Table:
+def build_table(source: Source, layout: Layout) -> Table:
     """Attach the reader of a source to its layout (only polars reads blocks and sessions); nothing is read.
 
     Raises:
         DataError: A column that should hold tokens is of a type that cannot.
+        UsageError: Rows of another library that are sums over requests, or chunks of answers.
     """
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
     frame = source.frame if source.path is None else _scan(source, source.path, layout)
+    if source.kind == FRAME and (layout.count or layout.chunk):
+        what = "spreads sums over their requests" if layout.count else "joins the chunks of an answer"
+        message = f"only polars {what}. Hand over a polars frame, or a file"
+        raise UsageError(f"{source.name}: {message}", code="not-supported", trace=source.name)
     paths = (*layout.paths, *layout.link_paths)
-    if source.kind in (CSV, JSONL):
+    if source.kind in (CSV, JSONL, UNPACKED):
         kinds = dict.fromkeys(paths, TEXT)
     else:
-        types = flatten(frame.collect_schema())
-        kinds = {path: _kind(types[path]) for path in paths}
+        types = {".".join(names): dtype for names, dtype in flatten(frame.collect_schema())}
+        kinds = {path: TEXT if source.text_of(path) else _kind(types[path]) for path in paths}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
 
 
-def _scan(source: Source, path: Path, layout: Format) -> Any:
+def parse_table(source: Source, layout: Layout) -> Table | None:
+    """The rows of a text file that polars rejects, without its faulty lines; None if it is none, or is cut off.
+
+    Raises:
+        DataError: A quote of a CSV that is not closed.
+    """
+    fields, lists = _fields(source, layout)
+    if source.path is None or source.kind not in (CSV, JSONL):
+        return None
+    try:
+        if source.kind == CSV:
+            parsed = parse_csv(source.path, tuple(itertools.chain(*source.names)), fields, source.separator)
+        else:
+            parsed = parse_records(source.path, fields, lists)
+    except (OSError, EOFError, zlib.error):
+        return None
+    names = tuple((field,) for field in fields)
+    held = replace(source, kind=POLARS, path=None, names=names, frame=parsed.frame.lazy())
+    return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
+
+
+def _fields(source: Source, layout: Layout) -> tuple[dict[str, Names], tuple[str, ...]]:
+    """The names along the columns that are read, by path; and which of them hold lists."""
+    fields = source.columns_of((*layout.paths, *layout.link_paths))
+    return fields, () if layout.blocks is None else (layout.blocks.path,)
+
+
+def _scan(source: Source, path: Path, layout: Layout) -> Any:
     """A lazy polars frame. Text columns stay text, so that a bad value can be shown instead of failing the read."""
     import polars as pl
 
     if source.kind == CSV:
-        return pl.scan_csv(path, separator=source.separator, infer_schema=False, glob=False)
+        return pl.scan_csv(
+            path,
+            separator=source.separator,
+            skip_lines=source.skipped,
+            eol_char=source.line_end,
+            infer_schema=False,
+            glob=False,
+        )
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
-        schema = _record_schema(layout, source.flat)
+        schema = record_schema(*_fields(source, layout))
         return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
+    if source.nested is not None:
+        return source.nested.frame(tuple(source.columns_of((*layout.paths, *layout.link_paths))))
     return pl.scan_parquet(path, glob=False)
-
-
-def _record_schema(layout: Format, flat: Collection[str]) -> dict[str, Any]:
-    """Only the fields that are read, each as text, so that numbers keep their digits; blocks as lists."""
-    import polars as pl
-
-    tree: dict[str, Any] = {}
-    for path in (*layout.paths, *layout.link_paths):
-        *outer, last = [path] if path in flat else path.split(".")
-        node = tree
-        for name in outer:
-            node = node.setdefault(name, {})
-        node[last] = pl.List(pl.Int64) if layout.blocks and path == layout.blocks.path else pl.String
-
-    def build(node: dict[str, Any]) -> dict[str, Any]:
-        return {name: pl.Struct(build(inner)) if isinstance(inner, dict) else inner for name, inner in node.items()}
-
-    return build(tree)
 
 
 def _kind(dtype: Any) -> str:
@@ -263,9 +348,10 @@ def _kind(dtype: Any) -> str:
     return TEXT if name.startswith(("String", "Utf8")) else OTHER
 
 
-def _check_kinds(source: Source, layout: Format, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
+def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
     good = (INTEGER, DECIMAL) if source.kind == FRAME else (INTEGER, DECIMAL, TEXT)
-    for axis, paths in (("input", (layout.input,)), ("output", (layout.output,)), ("cached", layout.cached)):
+    parts = {axis: [path for one in layout.usages for path in getattr(one, axis)] for axis in ("input", "output")}
+    for axis, paths in (*parts.items(), ("cached", layout.cached)):
         for path in paths:
             if kinds[path] not in good:
                 message = (
@@ -273,23 +359,3 @@ def _check_kinds(source: Source, layout: Format, kinds: Mapping[str, str], types
                     f"Convert it, or name another: --{axis}-column NAME"
                 )
                 raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
-
-
-def _instants(x: Any, column: Any) -> list[Any]:
-    """Epoch seconds of ISO 8601 text, with and without a time zone (without one, it is taken as UTC)."""
-    spaced = column.str.replace("T", " ", literal=True)
-    zoned = spaced.str.strptime(x.Datetime("us", "UTC"), "%Y-%m-%d %H:%M:%S%.f%#z", strict=False)
-    plain = spaced.str.strptime(x.Datetime("us"), "%Y-%m-%d %H:%M:%S%.f", strict=False)
-    return [instant.dt.timestamp("us").cast(x.Float64) / 1e6 for instant in (plain, zoned)]
-
-
-def _numbers_of(x: Any, column: Any) -> Any:
-    """Whole numbers in lists such as ``[1, 2]``, as text; null for no list, and in place of what is no number."""
-    is_list = column.str.contains(r"^\s*\[.*\]\s*$")
-    texts = column.str.replace_all(r"[\[\]\s]", "").str.split(",")
-    # An empty list splits into one empty text.
-    return x.when(is_list).then(x.when(column.str.contains(r"\w")).then(texts.cast(x.List(x.Int64), strict=False)))
-
-
-def _coalesce(x: Any, columns: list[Any]) -> Any:
-    return columns[0] if len(columns) == 1 else x.coalesce(*columns)

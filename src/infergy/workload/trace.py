@@ -10,18 +10,19 @@ by these. Tokens are summed in 64 bits: polars sums 32-bit columns in 32 bits, w
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from infergy.errors import DataError
-from infergy.files import parse_json
+from infergy.errors import DataError, UsageError
 from infergy.units import count_of
-from infergy.workload.bins import HISTOGRAM_SCHEMA, HISTOGRAM_SUMS, Bins, Histogram, count_bins
-from infergy.workload.formats import Columns, Format, settle
-from infergy.workload.histograms import requests_of_histogram
+from infergy.workload.bins import Bins, Histogram, count_bins
+from infergy.workload.clock import TimeUnit, infer_unit
+from infergy.workload.formats import Columns, Layout
+from infergy.workload.histograms import find_histogram, requests_of_histogram
+from infergy.workload.recognise import recognise, settle
 from infergy.workload.requests import (
     SAMPLING_ERROR,
     WHOLE_REQUESTS,
@@ -29,15 +30,17 @@ from infergy.workload.requests import (
     Sample,
     whole,
 )
-from infergy.workload.sources import CSV, FRAME, JSONL, Source, find
+from infergy.workload.source import CSV, FRAME, Source
+from infergy.workload.sources import find
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
     from infergy.workload.table import Table
     from infergy.workload.tasks import TaskOptions
 
-BIN_AGAIN = "Bin the trace again: infergy trace TRACE --bins paper --json"
-_HISTOGRAM_START = re.compile(r'\s*\{\s*"source"\s*:')
+BAD_ROWS = 0.001
+"""Share of rows that may be unreadable."""
+_T = TypeVar("_T")
 
 
 class _Pass(Protocol):
@@ -53,10 +56,16 @@ class Trace:
     Attributes:
         origin: Where it comes from.
         layout: Which of its columns hold what.
+        bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
+        time_unit: The unit of its arrivals, where it was inferred.
+        parsed: Its rows by the columns of links among theirs, where polars rejects the file.
     """
 
     origin: Source
-    layout: Format
+    layout: Layout
+    bad_rows: float = BAD_ROWS
+    time_unit: TimeUnit | None = None
+    parsed: dict[tuple[str, ...], Table] = field(default_factory=dict, repr=False)
 
     @property
     def source(self) -> str:
@@ -111,11 +120,8 @@ class Trace:
         """Exact moments and quantiles of input and output, and the arrival rate; errors as of `histogram`."""
         from infergy.workload.summary import summarise
 
-        def count(table: Table, *, lenient: bool) -> tuple[Any, int, int]:
-            return summarise(table, self.attribution, lenient=lenient)
-
-        summary: TraceSummary = self._validated(count)
-        return summary
+        summary: TraceSummary = self._validated(summarise)
+        return replace(summary, attribution=self.attribution, time_unit=self.time_unit)
 
     def padding(self, batch: int) -> Padding:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
@@ -200,7 +206,7 @@ class Trace:
                 origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
-    def _table(self, layout: Format | None = None) -> Table:
+    def _table(self, layout: Layout | None = None) -> Table:
         """Its rows; without `layout`, or where polars does not read them, without the columns that link requests."""
         from infergy.workload.table import build_table
 
@@ -208,24 +214,40 @@ class Trace:
             layout = replace(self.layout, blocks=None, sessions=None)
         return build_table(self.origin, layout)
 
-    def _validated(self, run: _Pass, layout: Format | None = None) -> Any:
-        """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and only then report what is wrong."""
-        table = self._table(layout)
-        result, failed, bad = run(table, lenient=False)
-        if bad and table.is_polars:
-            result, failed, bad = run(table, lenient=True)
-        if bad:
-            from infergy.workload.reading import explain
+    def _readable(self, read: Callable[[Table], _T], layout: Layout | None = None) -> tuple[Table, _T]:
+        """Read something of the rows as polars does, or line by line where it rejects the file."""
+        from infergy.workload.table import parse_table
 
-            raise explain(table)
+        table = self._table(layout)
+        key = table.layout.link_paths
+        if key in self.parsed:
+            table = replace(self.parsed[key], layout=table.layout)
+        try:
+            return table, read(table)
+        except DataError as error:
+            parsed = parse_table(table.source, table.layout) if error.code == "file-not-readable" else None
+            if parsed is None:
+                raise
+        self.parsed[key] = parsed
+        return parsed, read(parsed)
+
+    def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
+        """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
+        table, (result, failed, bad) = self._readable(lambda table: run(table, lenient=False), layout)
+        bad += table.fault_count
+        if bad:
+            from infergy.workload.faults import without_unreadable
+
+            table = without_unreadable(table, self.bad_rows)
+            result, failed, _ = run(table, lenient=True)
         if result is not None:
             return result
         if failed:
             message = (
                 f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
-                f"{self.layout.output!r}. Name another column: --output-column NAME"
+                f"{self.layout.label('output', self.origin.fields)}. Name another column: --output-column NAME"
             )
-            raise DataError(message, code="no-requests", trace=self.source, column=self.layout.output)
+            raise DataError(message, code="no-requests", trace=self.source, column=self.layout.usages[0].output[0])
         message = f"{self.source}: the trace has no requests, only a header or nothing at all"
         raise DataError(message, code="no-requests", trace=self.source)
 
@@ -237,6 +259,8 @@ def open_trace(
     columns: Columns | None = None,
     task: TaskOptions | None = None,
     name: str | None = None,
+    bad_rows: float = BAD_ROWS,
+    tokenizer: str | None = None,
 ) -> Trace:
     """Open a trace; nothing but its header or first records is read.
 
@@ -244,19 +268,29 @@ def open_trace(
         source: Name of a shipped trace (``azure-conv-2023``) or of a task (``task:translation``), path of a CSV
             (``.gz`` too), JSONL or Parquet file, or a frame: polars (lazy too), pandas, Arrow table, DuckDB relation,
             or what else narwhals takes.
-        format: ``azure``, ``burstgpt``, ``mooncake``, ``openai``, ``tokens``, or ``columns`` if `columns` names all;
-            None recognises it.
+        format: Name of a format of `data/formats.toml`, or ``columns`` if `columns` names all; None recognises it.
         columns: Columns that differ from the format's.
         task: How many requests of a task, and where their lengths come from; for nothing else.
         name: What messages and results call it; None for its own name, which a frame lacks.
+        bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
+        tokenizer: Name or folder of a Hugging Face tokenizer that counts the texts of a log that has no tokens.
 
     Raises:
         DataError: No such file (with the nearest shipped names), no such columns, or a file that is no trace.
-        UsageError: An unknown format or task, or a `source` that is nothing to read requests from.
+        UsageError: An unknown format or task, a share out of range, or a `source` that no requests are read from.
     """
+    if not 0 <= bad_rows < 1:
+        raise UsageError.bad_value("--bad-rows", bad_rows, "a share below 1, as 1% or 0.01")
     origin = find(source, task)
     origin = origin if name is None else replace(origin, name=name)
-    layout = settle(origin.fields, source=origin.name, records=origin.kind == JSONL, wanted=format, columns=columns)
+    if tokenizer is not None:
+        from infergy.workload.texts import count_texts
+
+        origin = count_texts(origin, tokenizer)
+    origin, layout = recognise(origin, format, columns)
+    if layout.count is not None:
+        words = f"each request has the mean lengths of its row, which sums up as many as {layout.count!r} says"
+        origin = replace(origin, lengths_from=words)
     twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
     if origin.kind == CSV and twice:
         message = (
@@ -264,10 +298,14 @@ def open_trace(
             "header. Keep one: rename or remove the others"
         )
         raise DataError(message, code="bad-column", trace=origin.name, column=twice[0])
-    trace = Trace(origin=origin, layout=layout)
-    if not trace._has_columns:
+    trace = Trace(origin=origin, layout=layout, bad_rows=bad_rows)
+    if trace._has_columns:
+        return trace
+    if not layout.time or origin.is_spark or (columns is not None and columns.time_unit_s is not None):
         trace._table()
-    return trace
+        return trace
+    _, unit = trace._readable(infer_unit)
+    return trace if unit is None else replace(trace, layout=replace(layout, time_unit_s=unit.seconds), time_unit=unit)
 
 
 def _in_polars(requests: Requests) -> Trace:
@@ -286,42 +324,3 @@ def open_requests(source: Any, **options: Any) -> Trace | Histogram:
         DataError: It is neither, or the histogram was changed by hand and does not add up.
     """
     return find_histogram(source) or open_trace(source, **options)
-
-
-def find_histogram(source: Any) -> Histogram | None:
-    """The histogram in a file, as `infergy trace --bins … --json` prints it; None if there is none.
-
-    Raises:
-        DataError: The file has the schema of a histogram, and is none or does not add up.
-    """
-    record = _histogram_record(source)
-    if record is None:
-        return None
-    from infergy.records.codec import from_json
-
-    sums = {name: record.pop(name) for name in HISTOGRAM_SUMS if name in record}
-    histogram = from_json(Histogram, record, str(source))
-    for name, value, expected in histogram.contradictions(sums):
-        raise DataError.bad_field(source, name, value, f"{expected}. {BIN_AGAIN}")
-    return histogram
-
-
-def _histogram_record(source: Any) -> dict[str, Any] | None:
-    path = Path(source).expanduser() if isinstance(source, (str, Path)) and source else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        with path.open(encoding="utf-8") as file:
-            if not _HISTOGRAM_START.match(file.read(256)):
-                return None
-            file.seek(0)
-            text = file.read()
-        record = parse_json(text, path, BIN_AGAIN)
-    except UnicodeDecodeError:
-        return None
-    except DataError:
-        if HISTOGRAM_SCHEMA in text:
-            raise
-        # Some log whose records begin so.
-        return None
-    return record if isinstance(record, dict) and record.get("schema") == HISTOGRAM_SCHEMA else None

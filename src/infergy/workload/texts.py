@@ -1,0 +1,140 @@
+"""Logs of texts, such as ShareGPT and WildChat: a tokenizer counts them, each answer is a request."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from infergy.errors import DataError, MissingError, UsageError
+from infergy.workload.lines import Fault
+from infergy.workload.source import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BLOCK_TOKENS = 16
+_KINDS = (JSONL, UNPACKED, PARQUET, POLARS)
+_PEEKED_ROWS = 5
+_MESSAGES = ("conversations", "conversation", "messages", "input", "prompt")
+_ANSWERS = ("response", "output", "completion", "answer", "output_length")
+_TIMES = ("timestamp", "created_at", "created", "create_time", "time")
+_MODEL = ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "claude")
+
+Encode = Callable[[str], Sequence[int]]
+
+
+def has_texts(source: Source) -> bool:
+    """Whether a log has messages, by its first records."""
+    if not any((field,) in source.names for field in _MESSAGES) or source.kind not in _KINDS:
+        return False
+    return any(map(_turns, source.rows or itertools.islice(_records(source), _PEEKED_ROWS)))
+
+
+def count_texts(source: Source, tokenizer: str) -> Source:
+    """The answers of a log of texts as requests, their prompts all that stood before them, no chat template around it.
+
+    Prompts have the hashes of their blocks, so that a cache of prefixes finds what a conversation repeats.
+
+    Raises:
+        UsageError: The log is a table without messages.
+        MissingError: There is no such tokenizer, or transformers is not installed.
+    """
+    if source.kind not in _KINDS:
+        message = f"{source.name}: --tokenizer counts the messages of JSON and Parquet, no columns of a table"
+        raise UsageError(message, code="option-not-applicable", options=["--tokenizer"])
+    encode = _load(tokenizer)
+    columns: dict[str, list[Any]] = {name: [] for name in ("input_tokens", "output_tokens", "block_hashes", "arrival")}
+    conversations = []
+    for number, record in enumerate(_records(source)):
+        for *values, arrival in _requests(record, encode):
+            for column, value in zip(columns.values(), (*values, arrival), strict=True):
+                column.append(value)
+            conversations.append(number)
+    frame = _frame(columns, conversations)
+    words = f"texts counted by the tokenizer {tokenizer}, without a chat template"
+    return of_frame(source.name, POLARS, frame.lazy(), words)
+
+
+def _frame(columns: dict[str, list[Any]], conversations: list[int]) -> pl.DataFrame:
+    import polars as pl
+
+    times = columns.pop("arrival")
+    schema: dict[str, Any] = {"input_tokens": pl.Int64, "output_tokens": pl.Int64, "block_hashes": pl.List(pl.Int64)}
+    frame = pl.DataFrame(columns, schema=schema).with_columns(conversation=pl.Series(conversations, dtype=pl.Int64))
+    if any(time is not None for time in times):
+        frame = frame.with_columns(arrival=pl.Series([None if time is None else str(time) for time in times]))
+    return frame
+
+
+def _load(tokenizer: str) -> Encode:
+    try:
+        import transformers
+
+        loaded = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    except ImportError as error:
+        raise MissingError.package("--tokenizer", "transformers", "pip install transformers") from error
+    except (OSError, ValueError) as error:
+        message = f"--tokenizer {tokenizer}: {first_line(error)}. Name a Hugging Face tokenizer, or its folder"
+        raise MissingError(message, code="tokenizer-missing", tokenizer=tokenizer) from error
+
+    def encode(text: str) -> Sequence[int]:
+        ids: Sequence[int] = loaded(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    return encode
+
+
+def _records(source: Source) -> Iterator[Mapping[str, Any]]:
+    if source.nested is not None:
+        for record in source.nested.records():
+            if isinstance(record, Fault):
+                message = f"{source.name}: {record}. Repair or remove that line"
+                raise DataError(message, code="bad-syntax", path=source.name, line=record.number, form="JSON")
+            yield record
+        return
+    import polars as pl
+
+    frame = source.frame if source.path is None else pl.scan_parquet(source.path, glob=False)
+    names = {name for (name, *_) in source.names} & {*_MESSAGES, *_ANSWERS, *_TIMES}
+    yield from frame.select(sorted(names)).collect().iter_rows(named=True)
+
+
+def _requests(record: Mapping[str, Any], encode: Encode) -> Iterator[tuple[int, int, list[int], Any]]:
+    """Input, output, hashes of the prompt's whole blocks and arrival of each answer of a conversation."""
+    prompt: list[int] = []
+    hashes: list[int] = []
+    asked: Any = next((record[name] for name in _TIMES if record.get(name) is not None), None)
+    for is_answer, text, time in _turns(record):
+        asked = time if time is not None and not is_answer else asked
+        ids = None if isinstance(text, int) else encode(text)
+        if is_answer and prompt:
+            yield len(prompt), text if ids is None else len(ids), list(hashes), asked
+        prompt += ids or ()
+        for start in range(len(hashes) * BLOCK_TOKENS, len(prompt) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            block = (hashes[-1] if hashes else 0, *prompt[start : start + BLOCK_TOKENS])
+            hashes.append(hash(block) & ((1 << 62) - 1))
+
+
+def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
+    """Whether each message is the model's, its text (of an answer its length may be all there is), its time."""
+    messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), None)
+    if isinstance(messages, str) and not messages.strip().isdigit():
+        messages = [{"role": "user", "content": messages}]
+    turns: list[tuple[bool, Any, Any]] = []
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, Mapping) and (role := message.get("role", message.get("from"))) is not None:
+            text = _text(message.get("content", message.get("value")))
+            turns.append((str(role).lower() in _MODEL, text, message.get("timestamp")))
+    answer = next((record[name] for name in _ANSWERS if record.get(name) not in (None, "")), None)
+    if turns and not turns[-1][0] and answer is not None:
+        length = int(answer) if str(answer).isdigit() else _text(answer)
+        turns.append((True, length, None))
+    return turns if any(is_answer for is_answer, _, _ in turns) else []
+
+
+def _text(content: Any) -> str:
+    """The text of a message, which may come in parts."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
