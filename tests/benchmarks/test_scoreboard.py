@@ -315,8 +315,8 @@ def test_a_configuration_is_found_by_the_models_name(tmp_path: Path, place: str)
         (lambda frame: frame.with_columns(pl.lit(float("inf")).alias("energy_per_token_joules")), "row 1: .* is inf"),
         (lambda frame: frame.with_columns(pl.lit(1.5).alias("num_gpus")), "num_gpus is 1.5; expected a whole number"),
         (
-            lambda frame: frame.with_columns(pl.lit("int4").alias("weight_precision")),
-            "is 'int4'; expected one of .*fp8",
+            lambda frame: frame.with_columns(pl.lit("int2").alias("weight_precision")),
+            "is 'int2'; expected one of .*fp8",
         ),
         (lambda frame: frame.with_columns(pl.lit("Moe").alias("architecture")), "is 'Moe'; expected one of Dense"),
         (

@@ -144,7 +144,8 @@ def _scale_bytes(shape: ModelShape, dtype: str, quantization: Mapping[str, Any])
     groups = quantization.get("config_groups")
     group = next(iter(groups.values())) if isinstance(groups, Mapping) and groups else quantization
     weights = group.get("weights", group) if isinstance(group, Mapping) else None
-    size = weights.get("group_size", weights.get("q_group_size")) if isinstance(weights, Mapping) else None
+    weights = weights if isinstance(weights, Mapping) else {}
+    size = weights.get("group_size", weights.get("q_group_size"))
     if dtype != "int4" or isinstance(size, bool) or not isinstance(size, int) or size < 1:
         return 0.0
     is_symmetric = weights.get("symmetric", weights.get("sym", False)) is True or weights.get("zero_point") is False
