@@ -221,7 +221,7 @@ def test_one_measurement_helps_and_none_hurts() -> None:
         (["--by", "backbone", "-o", "board.svg"], "leave out -o"),
         (["--by", "backbone,gpus,tasks"], "unknown column 'tasks'; did you mean task"),
         (["--configs", "no/such/folder"], "no such folder"),
-        (["-o", "board.txt"], r"must end in one of .*\.svg"),
+        (["-o", "board.txt"], r"ends in one of .*\.svg"),
     ],
 )
 def test_options_that_cannot_be_meant_are_rejected(
