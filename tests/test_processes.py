@@ -85,7 +85,6 @@ def test_python_files_of_the_working_folder_are_not_run(folder: Path, arguments:
 
 def test_processes_of_a_search_run_no_python_files_of_the_working_folder(folder: Path) -> None:
     code = (
-        "import sys; del sys.path[0]\n"
         "from infergy.estimates import search\n"
         "search.FEW = 0\n"
         "from infergy.cli import main\n"

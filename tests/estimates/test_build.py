@@ -182,8 +182,8 @@ def test_a_row_of_another_schema_is_an_error_that_names_the_line(tmp_path: Path)
         ("\n", "no-rows"),
         ("input,output\n", "bad-syntax"),
         ('{"a": 1}\n', "wrong-schema"),
-        ("no json and no newline", "no-rows"),
-        ("\x00\xff", "no-rows"),
+        ("no json and no newline", "bad-syntax"),
+        ("\x00\xff", "bad-syntax"),
     ],
 )
 def test_a_foreign_or_empty_file_is_an_error_that_names_it(tmp_path: Path, content: str, code: str) -> None:
@@ -262,7 +262,7 @@ def test_a_row_without_an_energy_is_an_error_that_names_file_and_line_or_cell(tm
 def test_a_batch_that_took_less_than_idling_is_an_error(tmp_path: Path) -> None:
     row = build_row(energy_j=10.0, tail_s=1.0)
     close = replace(row.windows[0].close[UUID], energy_j=row.windows[0].open[UUID].energy_j + 50.0)
-    with raises("bad-row", reason="zero energy"):
+    with raises("bad-row", reason="counter-wrong"):
         entries_of(tmp_path, [with_window(row, close={UUID: close})])
 
 

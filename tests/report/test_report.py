@@ -380,7 +380,7 @@ def test_simulated_rows_are_refused_or_said_in_the_page(tmp_path: Path) -> None:
 
 def test_of_a_users_rows_a_trace_is_estimated(tmp_path: Path) -> None:
     rows = [
-        with_setup(build_row(input_tokens=i, output_tokens=o, energy_j=float(i + o)), engine=engine)
+        with_setup(build_row(input_tokens=i, output_tokens=o, energy_j=200.0 + (i + o) / 10), engine=engine)
         for engine in ("transformers", "vllm")
         for i in (32, 512, 8192)
         for o in (8, 64, 512)
