@@ -599,7 +599,9 @@ def test_json_that_stands_as_text_in_a_column_is_read(tmp_path: Path) -> None:
     frame.write_csv(path)
     records = tmp_path / "log.jsonl"
     frame.write_ndjson(records)
-    for source in (path, records):
+    table = tmp_path / "log.parquet"
+    frame.write_parquet(table)
+    for source in (path, records, table, frame):
         trace = open_trace(source)
         assert trace.format == "openai"
         summary = trace.describe()

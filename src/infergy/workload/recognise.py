@@ -28,7 +28,7 @@ from infergy.workload.formats import (
     parts_of,
 )
 from infergy.workload.source import Source
-from infergy.workload.sources import look_further, nested_readings
+from infergy.workload.sources import look_further, nested_readings, text_readings
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
@@ -56,7 +56,8 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
     except DataError as error:
         if error.code not in ("unknown-format", "no-column"):
             raise
-        for reading in itertools.chain(nested_readings(origin), _without_texts(origin), look_further(origin)):
+        others = nested_readings(origin), text_readings(origin), _without_texts(origin), look_further(origin)
+        for reading in itertools.chain(*others):
             try:
                 return reading, settled(reading)
             except DataError as other:
