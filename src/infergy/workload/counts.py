@@ -170,7 +170,7 @@ def chunk_column(layout: Layout, fields: Collection[str], rows: Rows, within: st
 
 def are_running_counts(layout: Layout, rows: Rows) -> bool:
     """Whether the counts of most chunks among the first rows are those of the row before, but for more output."""
-    chunks = [row for row in rows if any(str(value).endswith(".chunk") for value in row.values())]
+    chunks = [row for row in rows if any(isinstance(value, str) and value.endswith(".chunk") for value in row.values())]
     usage = layout.usages[0]
     counts = [tuple(number_of(row.get(axis[0])) for axis in (usage.input, usage.output)) for row in chunks]
     pairs = list(itertools.pairwise(counts))
