@@ -76,6 +76,19 @@ def test_bins_as_json_is_the_histogram_with_its_sums(log: Path) -> None:
     assert found["failed_requests"] == 1
 
 
+def test_a_histogram_is_shown_as_one(log: Path, tmp_path: Path) -> None:
+    found = run_json("trace", str(log), *COLUMNS, "--bins", "paper")
+    path = tmp_path / "histogram.json"
+    path.write_text(json.dumps(found))
+    assert run_json("trace", str(path)) == found == run_json("trace", str(path), "--bins", "paper")
+    for others in (("--batch", "4"), ("--input-edges", "64", "--output-edges", "7")):
+        with raises("options-conflict"):
+            run("trace", str(path), *others)
+    path.write_text(json.dumps(found | {"requests": -1}))
+    with raises("bad-field"):
+        run("trace", str(path))
+
+
 def test_bins_prints_the_counts_the_overcount_and_who_is_left_out() -> None:
     text = run("trace", "azure-conv-2023", "--bins", "paper")
     histogram = open_trace("azure-conv-2023").histogram(Bins.paper())

@@ -209,6 +209,12 @@ SPELLINGS = [
     "%d/%b/%Y:%H:%M:%S +0000",
     "%a, %d %b %Y %H:%M:%S GMT",
     "%Y-%m-%d %I:%M:%S %p",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%d/%m/%Y, %I:%M:%S %p",
+    "[%Y-%m-%d %H:%M:%S]",
+    "%Y-%m-%d %H:%M:%S.%f +0000 UTC",
+    "%Y-%m-%dt%H:%M:%Sz",
+    "%b %d, %Y @ %H:%M:%S.%f",
 ]
 
 

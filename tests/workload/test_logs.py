@@ -128,6 +128,9 @@ LOGS = {
         2, 40, 56, 16, 2.0,
     ),
     "gemini, python": Log("gemini", lines({"usage_metadata": {"prompt_token_count": 20, "candidates_token_count": 3, "thoughts_token_count": 5, "tool_use_prompt_token_count": 4}}), 1, 24, 8),
+    "thoughts beside the output": Log("openai", lines({"usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 112, "completion_tokens_details": {"reasoning_tokens": 100}}}, chat(9, 103, completion_tokens_details={"reasoning_tokens": 100})), 2, 18, 206),
+    "ai sdk, details": Log("bedrock", lines({"usage": {"inputTokens": 15, "inputTokenDetails": {"noCacheTokens": 5, "cacheReadTokens": 10}, "outputTokens": 3}}), 1, 15, 3, 10),
+    "gemini, streamed": Log("gemini", lines(*({"responseId": own, "usageMetadata": {"promptTokenCount": 20, "candidatesTokenCount": tokens}} for own in "ab" for tokens in (1, 2, 3))), 2, 40, 6),
     "codex": Log(
         "codex",
         lines(
@@ -159,6 +162,13 @@ LOGS = {
               {"model": "m", "created_at": "2026-02-01T12:00:03.123456789Z", "done": True, "prompt_eval_count": 4, "eval_count": 1}),
         2, 30, 260, None, 3.0,
     ),
+    "ollama, streamed": Log("ollama", lines({"model": "m", "created_at": "2026-02-01T12:00:00Z", "response": "a", "done": False}, {"model": "m", "created_at": "2026-02-01T12:00:01Z", "response": "", "done": True, "prompt_eval_count": 26, "eval_count": 259}), 1, 26, 259, None, 0.0, 1),
+    "ollama beside another api": Log("openai", lines(chat(9, 3), {"model": "m", "done": True, "prompt_eval_count": 26, "eval_count": 259}), 2, 35, 262),
+    "helicone": Log("openai", "request_id,request_created_at,status,prompt_tokens,completion_tokens\na,2026-01-01T00:00:00Z,200,9,3\nb,2026-01-01T00:00:02Z,200,9,3\n", 2, 18, 6, None, 2.0, 0, "csv"),
+    "langsmith": Log("openai", "id,run_type,start_time,prompt_tokens,completion_tokens\na,chain,2026-01-01T00:00:00Z,9,3\nb,llm,2026-01-01T00:00:00Z,9,3\n", 1, 9, 3, None, 0.0, 1, "csv"),
+    "claude code, camel case": Log("bedrock", lines({"timestamp": "2026-01-01T00:00:00Z", "inputTokens": 5, "outputTokens": 3, "cacheCreationTokens": 200, "cacheReadTokens": 9000}), 1, 9205, 3, 9000, 0.0),
+    "litellm, payload": Log("litellm", lines({"call_type": "acompletion", "startTime": 7.5, "prompt_tokens": 9, "completion_tokens": 3, "response": chat(9, 3, prompt_tokens_details={"cached_tokens": 4})}), 1, 9, 3, 4, 0.0),
+    "cached as in pydantic ai": Log("tokens", "input_tokens,cache_read_tokens,output_tokens\n9,4,3\n", 1, 9, 3, 4, None, 0, "csv"),
     "llama.cpp": Log("llamacpp", lines({"content": "x", "tokens_predicted": 3, "tokens_evaluated": 9, "tokens_cached": 11, "timings": {"cache_n": 4, "prompt_n": 5, "predicted_n": 3}}), 1, 9, 3, 4),
     "llama.cpp, timings": Log("llamacpp", lines({"timings": {"cache_n": 4, "prompt_n": 5, "predicted_n": 3}}), 1, 9, 3, 4),
     "litellm": Log(
@@ -247,7 +257,15 @@ def test_a_log_is_recognised_and_its_tokens_are_those_processed(log: Log, tmp_pa
 
 
 def test_each_format_has_a_log_here() -> None:
-    sums = {"openai-usage", "litellm-daily", "anthropic-usage", "openrouter-daily", "deepseek-usage", "texts"}
+    sums = {
+        "openai-usage",
+        "litellm-daily",
+        "anthropic-usage",
+        "openrouter-daily",
+        "deepseek-usage",
+        "ccusage",
+        "texts",
+    }
     assert {log.format for log in LOGS.values()} == set(format_names()) - sums
 
 
@@ -317,6 +335,8 @@ SUMS = {
     "unknown, a day": ("day,num_requests,input_tokens,output_tokens\n2026-01-01,1,9,3\n", "csv", "num_requests"),
     "anthropic console": ("usage_date_utc,model_version,usage_input_tokens_no_cache,usage_input_tokens_cache_read,usage_output_tokens\n2026-01-01,m,9,3,2\n", "csv", None),
     "deepseek": ("user_id,start_time_iso,end_time_iso,model,api_key_name,api_key,type,price,amount\nu,2026-01-01T00:00:00Z,2026-01-02T00:00:00Z,m,k,k,output_tokens,1,9\n", "csv", None),
+    "ccusage": (json.dumps({"daily": [{"date": "2026-01-01", "inputTokens": 9, "outputTokens": 3, "cacheCreationTokens": 1, "cacheReadTokens": 2, "modelsUsed": ["m"]}]}), "json", None),
+    "grouped": ("hour,input_tokens,output_tokens,count\n0,60,5,6\n1,60,5,6\n", "csv", "count"),
     "anthropic": (lines({"starting_at": "2026-01-01T00:00:00Z", "ending_at": "2026-01-02T00:00:00Z", "uncached_input_tokens": 9, "cache_read_input_tokens": 2, "output_tokens": 4}), "jsonl", None),
 }  # fmt: skip
 
@@ -437,6 +457,16 @@ def test_the_cached_tokens_of_a_stream_are_those_of_its_last_chunk(tmp_path: Pat
     summary = open_trace(path).describe()
     assert (summary.requests, summary.cached_input_tokens) == (1, 60)
     assert open_trace(path).histogram().input_tokens == 40
+
+
+def test_chunks_without_an_id_are_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    chunk = {"object": "chat.completion.chunk", "created": 7}
+    path.write_text(lines(*(chunk | chat(100, tokens) for _ in range(3) for tokens in (1, 2, 3, 4))))
+    with raises("bad-trace"):
+        open_trace(path)
+    path.write_text(lines(*(chunk | (chat(100, 4 + n) if last else {}) for n in range(3) for last in (0, 0, 1))))
+    assert open_trace(path).histogram().requests == 3
 
 
 def test_chunks_may_repeat_another_id(tmp_path: Path) -> None:
@@ -569,7 +599,9 @@ def test_json_that_stands_as_text_in_a_column_is_read(tmp_path: Path) -> None:
     frame.write_csv(path)
     records = tmp_path / "log.jsonl"
     frame.write_ndjson(records)
-    for source in (path, records):
+    table = tmp_path / "log.parquet"
+    frame.write_parquet(table)
+    for source in (path, records, table, frame):
         trace = open_trace(source)
         assert trace.format == "openai"
         summary = trace.describe()

@@ -20,6 +20,7 @@ from infergy.cli.output import UNKNOWN, print_json, print_table, unit_note
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_number, format_percent
 from infergy.workload.bins import Histogram
+from infergy.workload.histograms import find_histogram
 from infergy.workload.tasks import is_task
 
 if TYPE_CHECKING:
@@ -53,10 +54,17 @@ def trace(
 
     What padding wastes: infergy trace task:translation --batch 32
     """
+    binned = [source for source in sources if find_histogram(source) is not None]
     if bins != BinSelection():
         if batch is not None:
             raise UsageError.conflict({"--batch": batch, "--bins": bins.bins or "custom"}, "give them in two commands")
         _bins(sources, reading, bins.grid(), spark=spark, as_json=as_json)
+        return
+    if binned and batch is not None:
+        message = f"{binned[0]} is a histogram, whose requests have no order that batches could be of"
+        raise UsageError.conflict({"--batch": batch}, message)
+    if binned:
+        _bins(sources, reading, None, spark=spark, as_json=as_json)
         return
     if spark is not None:
         message = "--spark counts requests over bins: add --bins powers-of-two"
@@ -151,6 +159,9 @@ def _bins(sources: Sequence[str], reading: TraceFormat, grid: Any, *, spark: str
             from infergy.workload.remote import spark_frame
 
             opened = open_requests(spark_frame(spark, source), name=source, **options)
+        if isinstance(opened, Histogram) and grid is not None and opened.bins != grid:
+            message = f"{source} is a histogram already, over {opened.bins.name} bins. Bin the trace it was made of"
+            raise UsageError.conflict({"--bins": grid.name}, message)
         histograms.append(opened if isinstance(opened, Histogram) else opened.histogram(grid))
     if as_json:
         print_json([_with_sums(histogram) for histogram in histograms])

@@ -17,7 +17,7 @@ from infergy.files import parse_json, read_text
 from infergy.outputs import write_file
 from infergy.records.cell import GRID_VISIT, Cell, Links, request_misfits, visit_key
 from infergy.records.codec import from_json, to_json
-from infergy.records.engine_setup import EngineSetup
+from infergy.records.engine_setup import DTYPES, EngineSetup
 from infergy.units import parse_count
 
 PLAN_SCHEMA = "infergy.plan/1"
@@ -113,6 +113,8 @@ class MeasureOptions:
         for name in ("min_window_s", "min_batches", "long_batch_s", "warmup_s", "idle_s", "hang_s", "repeats"):
             if not getattr(self, name) > 0:
                 raise UsageError.bad_value(name, getattr(self, name), "more than 0")
+        if self.seed < 0:
+            raise UsageError.bad_value("seed", self.seed, "at least 0")
         if not 0 < self.target < 1:
             raise UsageError.bad_value("target", self.target, "a share above 0 and below 1")
 
@@ -165,6 +167,9 @@ class Plan:
             message = f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). {hint}'
             raise DataError(message, code="wrong-schema", path=str(path), expected=PLAN_SCHEMA)
         plan = from_json(cls, data, str(path))
-        for planned in plan.cells:
+        for index, planned in enumerate(plan.cells):
             planned.check_requests()
+            if (dtype := planned.cell.setup.dtype) not in DTYPES:
+                known = f"one of {', '.join(DTYPES)}. {hint}"
+                raise DataError.bad_field(path, f"cells[{index}].cell.setup.dtype", dtype, known)
         return plan

@@ -30,13 +30,16 @@ _FEWEST_REQUESTS, _FEWEST_OF_SLOW = 3, 10
 """Fewer say nothing of the rate, or, where a format says the unit, nothing of a log that seems slow in it."""
 _PEEKED_ROWS, _PEEKED_RECORDS = 1000, 200
 _SPELLINGS = (
+    (r"^\[([^\[\]]*)\]$", "$1"),
     (r"\s*\[[\w/+-]+\]$", ""),
+    (r"([+-]\d\d:?\d\d) [A-Z]{3,4}$", "$1"),
+    (r"\s+@\s+", " "),
     (r"(?i)\s*(?:UTC|GMT|Z)$", "+00:00"),
     (r"\s+([+-]\d\d:?\d\d)$", "$1"),
     (r"^(\d\d?)\.(\d\d?)\.(\d{4})", "$3-$2-$1"),
     (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", "$1-$2-$3 $4:$5:$6"),
     (r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", "$1-$2-$3"),
-    (r"^(\d[-/.\d]*)(?:T|,?\s+)", "$1 "),
+    (r"^(\d[-/.\d]*)(?:[Tt]|,?\s+)", "$1 "),
     (r"^([-/.\d]+ \d\d?:\d\d(?::\d\d)?),(\d)", "$1.$2"),
     (r"^([-/.\d]+ \d\d?:\d\d)([^:\d]|$)", "$1:00$2"),
     (r"^([-/.\d]+)$", "$1 00:00:00"),
@@ -217,8 +220,15 @@ def _by_day_or_month(x: Any, text: Any) -> list[Any]:
 
     It is the order in which all are dates, and if both are, that of the shorter log.
     """
-    patterns = "%m/%d/%Y %H:%M:%S%.f", "%d/%m/%Y %H:%M:%S%.f"
-    orders = [text.str.strptime(x.Datetime("us"), pattern, strict=False).dt.timestamp("us") for pattern in patterns]
+
+    def parsed(date: str) -> Any:
+        times = (
+            text.str.strptime(x.Datetime("us"), f"{date} {of_day}", strict=False).dt.timestamp("us")
+            for of_day in ("%H:%M:%S%.f", "%I:%M:%S%.f %p")
+        )
+        return x.coalesce(*times)
+
+    orders = parsed("%m/%d/%Y"), parsed("%d/%m/%Y")
     (us, us_count, us_span), (eu, eu_count, eu_span) = (
         (order, order.count(), order.max() - order.min()) for order in orders
     )

@@ -6,16 +6,20 @@ The same expressions serve polars and narwhals, but for chunks and sums, which p
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infergy.workload.formats import NAMED, Layout, Usage
+from infergy.workload.formats import NAMED, Layout, Usage, names_of, outer
 
 ARRIVAL_S = "arrival_s"
 MOST_REQUESTS = 1_000_000_000
 """Of a row that sums up requests."""
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class Counts:
         x = self.x
         given, output = (
             self._of_usage(lambda one: self._sum(one.input)),
-            self._of_usage(lambda one: self._sum(one.output)),
+            self._of_usage(self._output),
         )
         made = {"input_tokens": given, "output_tokens": output, **self._cached(given)}
         if (is_none := self._no_request()) is not None:
@@ -109,6 +113,14 @@ class Counts:
         terms = [x.when(self.known(path).is_null()).then(x.lit(0)).otherwise(self.whole(path)) for path in parts]
         return x.when(~self._is_null(parts)).then(functools.reduce(operator.add, terms))
 
+    def _output(self, one: Usage) -> Any:
+        output = self._sum(one.output)
+        if not one.beside:
+            return output
+        total, part = map(self.whole, one.beside)
+        is_beside = (total == self._sum(one.input) + output + part).fill_null(False)
+        return self.x.when(is_beside).then(output + part).otherwise(output)
+
     def _cached(self, given: Any) -> dict[str, Any]:
         """Cached tokens, and the input less them."""
         x = self.x
@@ -128,6 +140,50 @@ class Counts:
             return made[0] if len(made) == 1 else self.x.coalesce(*made)
 
         return self._of_usage(first)
+
+
+def chunk_column(layout: Layout, fields: Collection[str], rows: Rows, within: str) -> str | None:
+    """The column of ids, where the first rows of one id are chunks of an answer: counts that grow, of one prompt.
+
+    Claude Code writes a line for each part of an answer, all with the counts of the whole.
+    """
+    place = f"{within}." if within else ""
+    kind = next((path for path in outer(place, "object") if path in fields), "")
+    is_chunks = any(str(row.get(kind)).endswith(".chunk") for row in rows)
+    for own in (path for name in names_of("ids") for path in outer(place, name) if path in fields):
+        counts: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        for row in rows:
+            for usage in layout.usages if isinstance(row.get(own), str) else ():
+                if row.get(usage.input[0]) is not None:
+                    count = (*(row.get(part) for part in usage.input), number_of(row.get(usage.output[0])))
+                    counts[row[own]].append(count)
+        pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
+        grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
+        texts = [text for row in rows if isinstance(text := row.get(own), str)]
+        repeats = len(set(texts)) < len(texts)
+        if (is_chunks and repeats and grow) or (
+            grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs)
+        ):
+            return own
+    return None
+
+
+def are_running_counts(layout: Layout, rows: Rows) -> bool:
+    """Whether the counts of most chunks among the first rows are those of the row before, but for more output."""
+    chunks = [row for row in rows if any(isinstance(value, str) and value.endswith(".chunk") for value in row.values())]
+    usage = layout.usages[0]
+    counts = [tuple(number_of(row.get(axis[0])) for axis in (usage.input, usage.output)) for row in chunks]
+    pairs = list(itertools.pairwise(counts))
+    grow = sum(0 < a[0] == b[0] and a[1] < b[1] for a, b in pairs)
+    return grow > len(pairs) / 2
+
+
+def number_of(value: Any) -> float:
+    """A value as a number, 0 for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def join_chunks(rows: Any) -> Any:

@@ -94,11 +94,13 @@ class Usage:
         input: Columns whose sum is the whole prompt, in tokens; one that a row lacks counts 0.
         output: Columns whose sum is generated.
         cached: Sums of columns, of which the first that a row has is what a prefix cache served.
+        beside: Of all tokens, and of those that are generated beside `output` where only so all of them add up.
     """
 
     input: tuple[str, ...]
     output: tuple[str, ...]
     cached: tuple[tuple[str, ...], ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def paths(self) -> Iterator[str]:
@@ -107,6 +109,7 @@ class Usage:
         yield from self.output
         for parts in self.cached:
             yield from parts
+        yield from self.beside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +256,7 @@ def _make(entry: Mapping[str, Any], within: str) -> Format:
     usage = Usage(
         input=parts_of(entry["input"], within),
         output=parts_of(entry["output"], within),
+        beside=tuple(f"{within}{path}" for path in entry.get("beside", ())),
         cached=tuple(parts_of(text, "" if text.startswith("^") else within) for text in entry.get("cached", ())),
     )
     return Format(

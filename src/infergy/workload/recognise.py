@@ -7,13 +7,12 @@ import itertools
 import re
 import shlex
 import statistics
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
+from infergy.workload.counts import Rows, are_running_counts, chunk_column, number_of
 from infergy.workload.formats import (
     GAPS,
     NAMED,
@@ -29,15 +28,13 @@ from infergy.workload.formats import (
     parts_of,
 )
 from infergy.workload.source import Source
-from infergy.workload.sources import look_further, nested_readings
+from infergy.workload.sources import look_further, nested_readings, text_readings
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
 _LONGEST_PROMPT = 1_500_000
 """Half of a log's prompts may not be longer, in tokens: no model takes so many."""
 _FEWEST_PAIRS, _ASCENDING, _LONGEST_LATENCY = 8, 0.65, 1e6
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
@@ -59,7 +56,8 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
     except DataError as error:
         if error.code not in ("unknown-format", "no-column"):
             raise
-        for reading in itertools.chain(nested_readings(origin), _without_texts(origin), look_further(origin)):
+        others = nested_readings(origin), text_readings(origin), _without_texts(origin), look_further(origin)
+        for reading in itertools.chain(*others):
             try:
                 return reading, settled(reading)
             except DataError as other:
@@ -146,8 +144,12 @@ def settle(
         },
         blocks=layout.blocks if layout.blocks is not None and layout.blocks.path in fields else None,
         sessions=next(sessions, None),
-        chunk=_chunks(layout, fields, rows, within),
+        chunk=chunk_column(layout, fields, rows, within),
     )
+    if layout.chunk is None and are_running_counts(layout, rows):
+        message = f"{source}: chunks of answers, each with the counts so far, and no id that says of which answer"
+        message = f"{message}. Log the id of each chunk, or only the last chunk of each answer"
+        raise DataError(message, code="bad-trace", trace=source)
     return _spread(layout, first, named, source, _count(layout, first, named, fields, rows, wanted), fields)
 
 
@@ -222,6 +224,7 @@ def _usages(known: Sequence[Format], named: Columns, fields: Collection[str], *,
             input=one.usage.input if records else _present(one.usage.input, fields),
             output=one.usage.output if records else _present(one.usage.output, fields),
             cached=(cached,) if cached else tuple(parts for parts in paths if records or set(parts) <= set(fields)),
+            beside=one.usage.beside if set(one.usage.beside) <= set(fields) else (),
         )
         usages.setdefault(one.usage.input[0], usage)
     return tuple(usages.values())
@@ -257,7 +260,7 @@ def _arrivals(
 
 def _may_be_arrivals(path: str, rows: Rows) -> bool:
     """Whether the first rows do not show a latency: small numbers in no order."""
-    values = [number for row in rows if (number := _number(row.get(path)))]
+    values = [number for row in rows if (number := number_of(row.get(path)))]
     pairs = list(itertools.pairwise(values))
     if len(pairs) < _FEWEST_PAIRS or max(values) >= _LONGEST_LATENCY:
         return True
@@ -280,39 +283,6 @@ def _plain_arrivals(fields: Collection[str], within: str) -> str | None:
     return min(found)[2] if found else None
 
 
-def _chunks(layout: Layout, fields: Collection[str], rows: Rows, within: str) -> str | None:
-    """The column of ids, where the first rows of one id are chunks of an answer: counts that grow, of one prompt.
-
-    Claude Code writes a line for each part of an answer, all with the counts of the whole.
-    """
-    place = f"{within}." if within else ""
-    kind = next((path for path in outer(place, "object") if path in fields), "")
-    is_chunks = any(str(row.get(kind)).endswith(".chunk") for row in rows)
-    for own in (path for name in names_of("ids") for path in outer(place, name) if path in fields):
-        counts: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-        for row in rows:
-            for usage in layout.usages if isinstance(row.get(own), str) else ():
-                if row.get(usage.input[0]) is not None:
-                    count = (*(row.get(part) for part in usage.input), _number(row.get(usage.output[0])))
-                    counts[row[own]].append(count)
-        pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
-        grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
-        texts = [text for row in rows if isinstance(text := row.get(own), str)]
-        repeats = len(set(texts)) < len(texts)
-        if (is_chunks and repeats and grow) or (
-            grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs)
-        ):
-            return own
-    return None
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-
-
 def _count(
     layout: Layout, first: Format | None, named: Columns, fields: Collection[str], rows: Rows, wanted: str | None
 ) -> str | None:
@@ -327,8 +297,8 @@ def _count(
     place = own[: own.rfind(".") + 1]
     names = [path for name in names_of("counts") for path in outer(place, name) if path in fields]
     is_bucket = any(path in fields for name in names_of("buckets") for path in outer(place, name))
-    several = (name for name in names if is_bucket or any(_number(row.get(name)) > 1 for row in rows))
-    lengths = [length for row in rows if 0 < (length := _number(row.get(own))) <= LONGEST_TOKENS]
+    several = (name for name in names if is_bucket or any(number_of(row.get(name)) > 1 for row in rows))
+    lengths = [length for row in rows if 0 < (length := number_of(row.get(own))) <= LONGEST_TOKENS]
     is_long = bool(lengths) and statistics.median(lengths) > _LONGEST_PROMPT
     return next(several, "" if is_long else None)
 

@@ -240,6 +240,13 @@ def _further_down(source: Source) -> Source:
     return replace(source, names=tuple(names), rows=tuple(rows))
 
 
+def text_readings(source: Source) -> Iterator[Source]:
+    """The same table with the fields of JSON that stands as text in its columns."""
+    if source.kind in (PARQUET, POLARS):
+        found = source.peeked([names[-1] for names in source.names]).with_texts()
+        yield from (found,) if found.texts else ()
+
+
 def nested_readings(source: Source) -> Iterator[Source]:
     """The same JSON file as the rows that stand inside its records, for where these have no known columns."""
     if source.nested is not None:
