@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def test_the_paper_is_written_as_page_markdown_and_pictures(tmp_path: Path) -> N
         assert words in markdown or words == "not measured yet", words
     # Nothing comes from elsewhere: not by address, and by the page's own word not at all.
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
-    assert "default-src 'none'" in page
+    assert "default-src 'none'" in unescape(page)
     assert page.count('<noscript><img alt="') == len(names)
 
 
