@@ -272,7 +272,7 @@ def test_good_files_of_each_kind_are_read(tmp_path: Path) -> None:
         ("model.toml", BY_HAND, "list models"),
         ("plan.json", plan_text(), "measure --dry-run"),
         ("log.parquet", parquet_bytes(), "trace"),
-        ("h.json", json.dumps(HISTOGRAM).encode(), "trace --bins paper"),
+        ("h.json", json.dumps(HISTOGRAM).encode(), "trace"),
     ):
         (tmp_path / name).write_bytes(content)
         assert run(*verb.split(), str(tmp_path / name))[0] == 0, name
