@@ -116,6 +116,10 @@ def _requests(record: Mapping[str, Any], encode: Encode) -> Iterator[tuple[int, 
             hashes.append(hash(block) & ((1 << 62) - 1))
 
 
+_DIGITS = 10
+"""Of the length of an answer, at most."""
+
+
 def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
     """Whether each message is the model's, its text (of an answer its length may be all there is), its time."""
     messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), None)
@@ -128,8 +132,9 @@ def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
             turns.append((str(role).lower() in _MODEL, text, message.get("timestamp")))
     answer = next((record[name] for name in _ANSWERS if record.get(name) not in (None, "")), None)
     if turns and not turns[-1][0] and answer is not None:
-        length = int(answer) if str(answer).isdigit() else _text(answer)
-        turns.append((True, length, None))
+        is_length = type(answer) is int and 0 <= answer < 10**_DIGITS
+        is_length |= isinstance(answer, str) and answer.isdecimal() and len(answer) <= _DIGITS
+        turns.append((True, int(answer) if is_length else _text(answer), None))
     return turns if any(is_answer for is_answer, _, _ in turns) else []
 
 
