@@ -25,6 +25,9 @@ from infergy.units import printable, without_secrets
 LONGEST_MESSAGE = 4000
 """Characters; in the middle of longer ones some are left out."""
 
+EXIT_SOME_FAILED = 4
+"""Exit code of a command that measured, where some cells failed."""
+
 
 class InfergyError(Exception):
     """Base of all errors that infergy raises on purpose.

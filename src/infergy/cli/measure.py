@@ -22,7 +22,7 @@ from infergy.cli.options import (
 )
 from infergy.cli.output import print_table
 from infergy.cli.progress import run_sweep
-from infergy.errors import DataError, InfergyError, UsageError
+from infergy.errors import EXIT_SOME_FAILED, DataError, InfergyError, UsageError
 from infergy.records import GRID_VISIT, EngineSetup
 from infergy.records.codec import to_json
 from infergy.units import count_of, format_duration
@@ -30,8 +30,6 @@ from infergy.units import count_of, format_duration
 if TYPE_CHECKING:
     from infergy.measure.grid import Grid
     from infergy.records import Plan
-
-EXIT_SOME_FAILED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

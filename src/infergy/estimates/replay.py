@@ -86,8 +86,7 @@ def replica_groups(parts: Iterable[Part]) -> list[tuple[Part, ...]]:
 
 
 def _place(part: PlannedCell | Measurement) -> tuple[int, int]:
-    arrivals = part.cell.load.arrivals
-    return (1, 1) if arrivals is None else (arrivals.replica, arrivals.replicas)
+    return part.cell.load.replica
 
 
 def _replay_key(part: PlannedCell | Measurement) -> tuple[object, ...]:
@@ -153,16 +152,15 @@ def measured(rows: Sequence[Measurement]) -> Measured:
     """What the rows of a replay's replicas say together."""
     results = [result_of(row) for row in rows]
     duration_s = max(result.duration_s for result in results)
-    energy_j = sum(result.energy_j for result in results)
-    if len(rows) > 1:
-        for row, result in zip(rows, results, strict=True):
-            idle_w = 0.0 if row.loaded_idle is None else sum(row.loaded_idle.power_by_gpu_w.values())
-            energy_j += idle_w * (duration_s - result.duration_s)
+    energy_j = 0.0
+    for row, result in zip(rows, results, strict=True):
+        idle_w = 0.0 if row.loaded_idle is None else sum(row.loaded_idle.power_by_gpu_w.values())
+        energy_j += result.energy_j + idle_w * (duration_s - result.duration_s)
     cached = [_cached_tokens(row) for row in rows]
     return Measured(
         energy_j=energy_j,
         duration_s=duration_s,
-        latency=results[0].latency if len(rows) == 1 else _latency_of(rows),
+        latency=_latency_of(rows),
         cached_tokens=None if None in cached else sum(filter(None, cached)),
     )
 

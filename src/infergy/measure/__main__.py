@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from infergy.errors import InfergyError, UsageError
+from infergy.errors import EXIT_SOME_FAILED, InfergyError, UsageError
 from infergy.measure.gpu_settings import OPTIONS
 from infergy.measure.replicas import measure_replicas, split_replicas
 from infergy.measure.sweep import describe, kept_rows, sweep
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
                 retry_failed=options.retry_failed,
                 meter=options.meter,
             )
-            return 4 if failed else 0
+            return EXIT_SOME_FAILED if failed else 0
         events = sweep(
             plan,
             options.output_file,
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return getattr(end, "exit_code", 130)
-    return 4 if failed else 0
+    return EXIT_SOME_FAILED if failed else 0
 
 
 if __name__ == "__main__":

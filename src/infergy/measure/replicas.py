@@ -17,7 +17,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from infergy.errors import MissingError
+from infergy.errors import EXIT_SOME_FAILED, MissingError
 from infergy.measure.worker import NVML
 from infergy.meters import open_meter
 from infergy.processes import python_command
@@ -25,17 +25,13 @@ from infergy.records import Plan, PlannedCell
 from infergy.records.merge import merge
 from infergy.records.store import create_store, read_store
 
-EXIT_SOME_FAILED = 4
-
 
 def split_replicas(plan: Plan, *, simulate: bool = False, meter: str = NVML) -> list[Plan]:
     """The part of each replica, if all cells are of as many and there are GPUs for each; else the plan alone."""
     parts: dict[tuple[int, int], list[PlannedCell]] = {}
     for planned in plan.cells:
-        arrivals = planned.cell.load.arrivals
-        place = (1, 1) if arrivals is None else (arrivals.replicas, arrivals.replica)
-        parts.setdefault(place, []).append(planned)
-    if len(parts) == 1 or len({replicas for replicas, _ in parts}) > 1:
+        parts.setdefault(planned.cell.load.replica, []).append(planned)
+    if len(parts) == 1 or len({replicas for _, replicas in parts}) > 1:
         return [plan]
     plans = [replace(plan, cells=tuple(cells)) for _, cells in sorted(parts.items())]
     try:

@@ -275,6 +275,11 @@ class Load:
         return self.input_tokens, self.output_tokens
 
     @property
+    def replica(self) -> tuple[int, int]:
+        """Which of how many replicas serves it: 1 of 1 where nothing else is said."""
+        return (1, 1) if self.arrivals is None else (self.arrivals.replica, self.arrivals.replicas)
+
+    @property
     def is_replay(self) -> bool:
         """Whether each of its requests has lengths of its own, as in a log."""
         return self.arrivals is not None and self.arrivals.law == REPLAY
