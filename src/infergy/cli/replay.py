@@ -122,7 +122,7 @@ def replay(
     """
     from infergy.catalog import get_gpu
     from infergy.estimates.replay import compare_rows, predict, replica_groups
-    from infergy.records import Plan
+    from infergy.measure.validation import load_plan
 
     path = Path(source)
     kind = _kind_of(path)
@@ -131,7 +131,7 @@ def replay(
         found, table = _compare_store(path, target.gpu, measured)
     else:
         gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
-        resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
+        resolved = load_plan(path) if kind == "plan" else _plan(source, trace, target, gpu)
         gpu = gpu if target.gpu else resolved.gpu or gpu
         table = measured.load()
         found = [predict(parts, gpu, table) for parts in replica_groups(resolved.cells)]
