@@ -22,7 +22,7 @@ def test_a_sum_over_a_range_keeps_its_digits_whatever_stands_before_it(
     first = data.draw(st.integers(0, len(values)))
     end = data.draw(st.integers(first, len(values)))
     exact = math.fsum(values[first:end])
-    assert RangeSums(values).between(first, end) == pytest.approx(exact, rel=1e-9, abs=0.0 if exact == 0 else 1e-15)
+    assert RangeSums(values).over([(first, end)]) == pytest.approx(exact, rel=1e-9, abs=0.0 if exact == 0 else 1e-15)
 
 
 SPREADS = st.builds(

@@ -23,6 +23,7 @@ from infergy.records.uncertainty import (
     is_certain,
     student_t,
 )
+from infergy.records.visits import sum_visits
 from rows import UUID, build_row
 
 Row = Callable[..., Measurement]
@@ -69,7 +70,7 @@ def test_in_one_window_the_seconds_of_its_batches_tell_the_spread() -> None:
     (window,) = windows_of([1000.0])
     first, second = window.batches
     uneven = replace(window, batches=(first, replace(second, end_s=second.end_s + 0.2)))
-    spread = spread_of([uneven], idle())
+    spread = spread_of(sum_visits([uneven], idle()), [uneven])
     assert spread is not None
     assert spread.degrees_of_freedom == 1
     # 2.0 and 2.2 s: variance of the mean over both is half the relative variance of one.
@@ -80,7 +81,7 @@ def test_in_one_window_the_seconds_of_its_batches_tell_the_spread() -> None:
 def test_one_batch_alone_tells_nothing_but_like_cells_do() -> None:
     row = build_row(batches=1, duration_s=10.0)
     assert row.loaded_idle is not None
-    assert spread_of(row.windows, row.loaded_idle) is None
+    assert spread_of(sum_visits(row.windows, row.loaded_idle), row.windows) is None
     assert find_uncertainty(row.windows, row.loaded_idle) is None
     like = Spread(variance_s=0.001, degrees_of_freedom=12)
     found = find_uncertainty(row.windows, row.loaded_idle, like)
@@ -90,7 +91,7 @@ def test_one_batch_alone_tells_nothing_but_like_cells_do() -> None:
 
 def test_like_cells_count_as_four_degrees_at_most() -> None:
     windows = windows_of([1000.0, 1000.0, 1000.0])
-    own = spread_of(windows, idle())
+    own = spread_of(sum_visits(windows, idle()), windows)
     assert own is not None
     assert own.variance_s == pytest.approx(0.0, abs=1e-20)
     found = find_uncertainty(windows, idle(), Spread(variance_s=0.006, degrees_of_freedom=100))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import marshal
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from infergy.errors import DataError, UsageError
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 SIGNED = frozenset({"seed", "temperature_c", "after"})
 """Fields whose numbers may be below 0: those of all others count or measure something."""
+MOST_SHARED = 10_000
+MARSHAL_WITHOUT_REFERENCES = 2
 LARGEST = 1e30
 """Of a number: no quantity of a row is larger, and squares of larger ones are out of range."""
 
@@ -53,6 +56,71 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
         place, key = place or cls.__name__, "".join(reversed(error.path)).lstrip(".")
         message = ": ".join(filter(None, (place, key, str(error))))
         raise DataError(message, code="bad-row", place=place, key=key, reason=str(error)) from None
+
+
+def line_reader(cls: type[T], shared: Iterable[str] = ()) -> Callable[[bytes], T] | None:
+    """What reads lines of JSON as `cls` in a tenth of the time; None without pydantic, as on a node that measures.
+
+    It rejects what `from_json` rejects, and does not say where: by a ValueError or the error of a class.
+
+    Args:
+        cls: As of `from_json`.
+        shared: Fields that thousands of lines have alike: each value is read once, and kept once.
+    """
+    try:
+        from pydantic_core import SchemaValidator
+    except ImportError:
+        return None
+    known: dict[bytes, Any] = {}
+
+    def share(value: Any, read: Callable[[Any], Any], facts: Any) -> Any:
+        # 1, 1.0 and true are equal as values, and differ as bytes.
+        key = marshal.dumps((facts.field_name, value), MARSHAL_WITHOUT_REFERENCES)
+        if key not in known:
+            if len(known) >= MOST_SHARED:
+                known.clear()
+            known[key] = read(value)
+        return known[key]
+
+    schema: dict[str, Any] = _schema(cls)
+    for field in schema["schema"]["fields"]:
+        if field["name"] in shared:
+            function = {"type": "with-info", "function": share}
+            # What stands in place of a missing key is not read.
+            holder = field["schema"] if field["schema"]["type"] == "default" else field
+            holder["schema"] = {"type": "function-wrap", "function": function, "schema": holder["schema"]}
+    return typing.cast(Callable[[bytes], T], SchemaValidator(typing.cast(Any, schema)).validate_json)
+
+
+def _schema(hint: Any, *, is_signed: bool = True) -> dict[str, Any]:
+    """A type as pydantic's core has it."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return {"type": "any"}
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = [_schema(arg, is_signed=is_signed) for arg in args if arg is not type(None)]
+        return {"type": "nullable", "schema": inner}
+    if origin is tuple:
+        items = [_schema(arg, is_signed=is_signed) for arg in args if arg is not Ellipsis]
+        return {"type": "tuple", "items_schema": items} | ({"variadic_item_index": 0} if args[-1] is Ellipsis else {})
+    if origin is not None and issubclass(origin, Mapping):
+        return {"type": "dict", "values_schema": _schema(args[1], is_signed=is_signed)}
+    if not dataclasses.is_dataclass(hint):
+        most = LARGEST_INTEGER if hint is int else LARGEST
+        limits = {"ge": -most if is_signed else 0, "le": most} if hint in (int, float) else {}
+        finite = {"allow_inf_nan": False} if hint is float else {}
+        return {"type": hint.__name__, "strict": True} | limits | finite
+    hints, fields = typing.get_type_hints(hint), []
+    for field in dataclasses.fields(hint):
+        inner = _schema(hints[field.name], is_signed=field.name in SIGNED)
+        if not _is_needed(field):
+            is_made = field.default is dataclasses.MISSING
+            default = {"default_factory": field.default_factory} if is_made else {"default": field.default}
+            inner = {"type": "default", "schema": inner} | default
+        fields.append({"type": "dataclass-field", "name": field.name, "kw_only": True, "schema": inner})
+    rows = {"type": "dataclass-args", "dataclass_name": hint.__name__, "fields": fields, "extra_behavior": "forbid"}
+    names, is_checked = [field["name"] for field in fields], hasattr(hint, "__post_init__")
+    return {"type": "dataclass", "cls": hint, "schema": rows, "fields": names, "slots": True, "post_init": is_checked}
 
 
 class _MisfitError(Exception):

@@ -18,7 +18,7 @@ from itertools import pairwise
 from statistics import fmean, median
 
 from infergy.records.measurement import Measurement
-from infergy.records.result import batch_energy_j, idle_power_by_gpu_w, result_of
+from infergy.records.result import idle_power_by_gpu_w, result_of, sum_windows
 from infergy.records.window import Tick, Window
 from infergy.units import format_percent, format_si
 
@@ -75,12 +75,12 @@ def find_facts(row: Measurement, differs: tuple[str, ...] = ()) -> RowFacts | No
         for state in row.after
         if state.temperature_c is not None and (was := before.get(state.uuid)) is not None
     ]
-    energy_j = [] if idle is None else [batch_energy_j([window], idle) for window in row.windows]
+    sums = [] if idle is None else sum_windows(row.windows, idle)
     return RowFacts(
         windows=len(row.windows),
         shortest_window_s=min(window.busy_s for window in row.windows),
         batch_time_drift=_drift(seconds),
-        energy_drift=_drift(energy_j),
+        energy_drift=_drift([window.batch_j for window in sums]),
         first_batch_ratio=seconds[0] / median(seconds[1:]) if len(seconds) > 2 else None,
         temperature_change_c=max(changes, key=abs, default=None),
         rescaled=None if row.rescaled is None else str(row.rescaled),

@@ -8,11 +8,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 from infergy.records.measurement import Measurement
 from infergy.records.range_sums import RangeSums
-from infergy.records.result import batch_energy_j, result_of
-from infergy.records.visits import VisitScatter, by_visit, scatter_of
+from infergy.records.result import WindowSum, add_up
+from infergy.records.visits import VisitScatter, scatter_of, sum_visits
 from infergy.records.window import Window
 
 LIKE_POWER = 0.15
@@ -34,20 +36,16 @@ class Spread:
     is_of_joules: bool = True
 
 
-def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
-    """The spread of the windows of one cell; None of one batch in one window.
+def spread_of(visits: Sequence[Sequence[WindowSum]], windows: Sequence[Window]) -> Spread | None:
+    """The spread of the windows of one cell, by visit; None of one batch in one window.
 
     Of several visits with more than a window each, what the windows of a visit differ by: visits differ by more.
-
-    Raises:
-        MeterError: A counter stood still.
     """
-    if len(windows) > 1:
-        visits = by_visit(windows)
-        if len(visits) == len(windows):
-            visits = [list(windows)]
-        squares = sum(_squares_s(visit, loaded_idle) for visit in visits)
-        degrees = len(windows) - len(visits)
+    count = sum(map(len, visits))
+    if count > 1:
+        if len(visits) == count:
+            visits = [[*chain.from_iterable(visits)]]
+        squares, degrees = sum(map(_squares_s, visits)), count - len(visits)
         return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees)
     seconds = [batch.duration_s for window in windows for batch in window.batches]
     if len(seconds) < 2:
@@ -58,10 +56,10 @@ def spread_of(windows: Sequence[Window], loaded_idle: Window) -> Spread | None:
     return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=False)
 
 
-def _squares_s(windows: Sequence[Window], loaded_idle: Window) -> float:
+def _squares_s(windows: Sequence[WindowSum]) -> float:
     """Squares of the windows' distances from their mean, as fractions, by their seconds."""
-    mean_j = batch_energy_j(windows, loaded_idle)
-    return sum(window.busy_s * (batch_energy_j([window], loaded_idle) / mean_j - 1) ** 2 for window in windows)
+    mean_j = add_up(windows).batch_j
+    return sum([window.busy_s * (window.batch_j / mean_j - 1) ** 2 for window in windows])
 
 
 def pool(spreads: Iterable[Spread | None]) -> Spread | None:
@@ -94,15 +92,22 @@ class Peer:
     scatter: VisitScatter | None = None
 
 
-def peer_of(row: Measurement) -> Peer | None:
-    """The peer of a row; None if it failed."""
-    if not row.windows or row.loaded_idle is None:
+def peer_of(*rows: Measurement) -> Peer | None:
+    """The peer of a row, or of several that are visits of one cell (`group_visits`); None if it failed.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    visits = [
+        visit for row in rows if row.loaded_idle is not None for visit in sum_visits(row.windows, row.loaded_idle)
+    ]
+    if not visits:
         return None
-    power_w = result_of(row).power_w
+    whole, rescaled = add_up(chain.from_iterable(visits)), rows[-1].rescaled
     return Peer(
-        power_w=power_w,
-        spread=spread_of(row.windows, row.loaded_idle),
-        scatter=scatter_of(row.windows, row.loaded_idle),
+        power_w=whole.energy_j / whole.busy_s * (1.0 if rescaled is None else rescaled.factor),
+        spread=spread_of(visits, rows[0].windows),
+        scatter=scatter_of(visits),
     )
 
 
@@ -127,21 +132,19 @@ class Alike:
         ordered = sorted(peers, key=lambda peer: peer.power_w)
         self._powers_w = [peer.power_w for peer in ordered]
         self._places = {id(peer): place for place, peer in enumerate(ordered)}
-        self._spreads, self._scatters = (
+        self._joules, self._seconds, self._scatters = (
             [RangeSums(column) for column in zip(*map(read, ordered), strict=True)]
-            for read in (_of_spread, _of_scatter)
+            for read in (partial(_of_spread, is_of_joules=True), partial(_of_spread, is_of_joules=False), _of_scatter)
         )
         self._is_scattered = any(peer.scatter is not None for peer in ordered)
 
     def spread(self, power_w: float, without: Iterable[Peer]) -> Spread | None:
         """As `spread_at`, of all peers but some."""
-        degrees, squares, other_degrees, other_squares = self._sum(self._spreads, power_w, without)
-        is_of_joules = degrees > 0
-        if not is_of_joules:
-            degrees, squares = other_degrees, other_squares
-        if not degrees:
-            return None
-        return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=is_of_joules)
+        for is_of_joules, columns in ((True, self._joules), (False, self._seconds)):
+            degrees, squares = self._sum(columns, power_w, without)
+            if degrees:
+                return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=is_of_joules)
+        return None
 
     def scatters(self, power_w: float, without: Iterable[Peer]) -> list[VisitScatter]:
         """As `scatters_at`, of all peers but some, as one."""
@@ -161,15 +164,14 @@ class Alike:
                 ranges.append((place, gap))
                 place = gap + 1
         ranges.append((place, max(place, end)))
-        return [sum(column.between(*each) for each in ranges) for column in columns]
+        return [column.over(ranges) for column in columns]
 
 
-def _of_spread(peer: Peer) -> tuple[float, ...]:
-    """Degrees of freedom and squares of joules, and the same of seconds."""
-    if peer.spread is None:
-        return 0.0, 0.0, 0.0, 0.0
-    pooled = (peer.spread.degrees_of_freedom, peer.spread.variance_s * peer.spread.degrees_of_freedom)
-    return (*pooled, 0.0, 0.0) if peer.spread.is_of_joules else (0.0, 0.0, *pooled)
+def _of_spread(peer: Peer, *, is_of_joules: bool) -> tuple[float, float]:
+    """Degrees of freedom and squares of a spread of joules, or of seconds."""
+    if peer.spread is None or peer.spread.is_of_joules != is_of_joules:
+        return 0.0, 0.0
+    return peer.spread.degrees_of_freedom, peer.spread.variance_s * peer.spread.degrees_of_freedom
 
 
 def _of_scatter(peer: Peer) -> tuple[float, ...]:

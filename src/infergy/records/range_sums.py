@@ -24,6 +24,7 @@ class RangeSums:
             self._high.append(high)
             self._low.append(low)
 
-    def between(self, first: int, end: int) -> float:
-        """The sum from the place `first` up to, and without, `end`."""
-        return max(0.0, (self._high[end] - self._high[first]) + (self._low[end] - self._low[first]))
+    def over(self, ranges: Iterable[tuple[int, int]]) -> float:
+        """The sum over ranges, each from a place up to, and without, another."""
+        high, low = self._high, self._low
+        return max(0.0, sum([(high[end] - high[first]) + (low[end] - low[first]) for first, end in ranges]))

@@ -40,8 +40,15 @@ from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement
 from infergy.records.peers import Alike, Peer, Spread, peer_of, spread_of
 from infergy.records.result import Result, derive
-from infergy.records.visits import VisitScatter, join_visits, scatter_of, share_of_one_visit, variance_between
-from infergy.records.window import Window
+from infergy.records.visits import (
+    VisitScatter,
+    group_visits,
+    scatter_of,
+    share_of_one_visit,
+    sum_visits,
+    variance_between,
+)
+from infergy.records.window import Window, energy_of_gpus
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""
@@ -109,14 +116,9 @@ def find_uncertainty(
         rescaled: The row's mark, if its energy is scaled: the factor's interval is independent of all else.
         scatters: How the visits of like cells scatter.
     """
-    return _uncertainty_of(
-        windows,
-        derive(windows, loaded_idle),
-        (spread_of(windows, loaded_idle), scatter_of(windows, loaded_idle)),
-        like,
-        rescaled,
-        scatters,
-    )
+    visits = sum_visits(windows, loaded_idle)
+    own_of = (spread_of(visits, windows), scatter_of(visits))
+    return _uncertainty_of(windows, derive(windows, loaded_idle), own_of, like, rescaled, scatters)
 
 
 def _uncertainty_of(
@@ -177,20 +179,21 @@ def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None
         MeterError: A counter stood still.
     """
     peers = [peer_of(row) for row in rows]
-    groups: dict[tuple[object, ...], list[Peer]] = {}
     keys = [spread_key(row) for row in rows]
+    groups: dict[tuple[object, ...], list[Peer]] = {}
     for key, peer in zip(keys, peers, strict=True):
         if peer is not None:
             groups.setdefault(key, []).append(peer)
     visited: dict[tuple[object, ...], list[Peer]] = {}
     # A cell of one visit is its own row.
-    known = {id(row): (key, peer) for row, key, peer in zip(rows, keys, peers, strict=True)}
+    known = {id(row): peer for row, peer in zip(rows, peers, strict=True)}
     of_cell: dict[tuple[object, ...], list[Peer]] = {}
-    for joined in join_visits(rows):
-        key, peer = known.get(id(joined)) or (spread_key(joined), peer_of(joined))
+    for visits in group_visits(rows):
+        peer = known[id(visits[0])] if len(visits) == 1 else peer_of(*visits)
         if peer is not None:
+            key = spread_key(visits[0])
             visited.setdefault(key, []).append(peer)
-            of_cell.setdefault((key, joined.cell_id), []).append(peer)
+            of_cell.setdefault((key, visits[0].cell_id), []).append(peer)
     like = {key: Alike(group) for key, group in groups.items()}
     others = {key: Alike(group) for key, group in visited.items()}
     for row, key, peer in zip(rows, keys, peers, strict=True):
@@ -244,18 +247,18 @@ def _edges_j(windows: Sequence[Window]) -> float:
     """Standard error of the joules that late stamps misplace, over all windows and GPUs, each on its own."""
     variance = 0.0
     for window in windows:
-        tails_w, means_w = window.tail_power_by_gpu_w, window.power_by_gpu_w
-        for uuid, mean_w in means_w.items():
-            watts = mean_w
-            if uuid in tails_w:
-                tail_s = window.close[uuid].time_s - window.settled[uuid].time_s
-                idle_s = max(0.0, window.duration_by_gpu_s[uuid] - window.busy_s)
-                watts = tails_w[uuid] * (1 + idle_s / tail_s)
+        for gpu in energy_of_gpus(window):
+            watts = gpu.energy_j / gpu.duration_s
+            if gpu.tail_w is not None:
+                tail_s = window.close[gpu.uuid].time_s - window.settled[gpu.uuid].time_s
+                watts = gpu.tail_w * (1 + gpu.idle_s / tail_s)
             variance += 2 * (watts * window.edge_uncertainty_s) ** 2 / 12
     return math.sqrt(variance)
 
 
 def student_t(degrees: float | None) -> float:
     """The 97.5 % quantile of Student's t for `degrees` from 1 on; None: of the normal distribution."""
-    inverse = 0.0 if degrees is None else 1 / max(1.0, degrees)
-    return math.exp(sum(coefficient * inverse**power for power, coefficient in enumerate(LOG_T)))
+    inverse, logarithm = 0.0 if degrees is None else 1 / max(1.0, degrees), 0.0
+    for coefficient in reversed(LOG_T):
+        logarithm = logarithm * inverse + coefficient
+    return math.exp(logarithm)

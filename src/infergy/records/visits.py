@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from infergy.records.agreement import pool_key
 from infergy.records.cell import GRID_VISIT
 from infergy.records.measurement import Measurement
-from infergy.records.result import batch_energy_j, derive
+from infergy.records.result import WindowSum, add_up, derive, sum_windows
 from infergy.records.window import Window
 
 
@@ -49,23 +49,29 @@ class VisitScatter:
         return math.sqrt(self.squares_s / (self.degrees_of_freedom * self.seconds))
 
 
-def scatter_of(windows: Sequence[Window], loaded_idle: Window) -> VisitScatter | None:
-    """How the visits of one cell scatter; None of a single one.
+def sum_visits(windows: Sequence[Window], loaded_idle: Window) -> list[list[WindowSum]]:
+    """The windows of each visit, added up.
 
     Raises:
         MeterError: A counter stood still.
     """
-    visits = by_visit(windows)
+    found: dict[int, list[WindowSum]] = {}
+    for window, figures in zip(windows, sum_windows(windows, loaded_idle), strict=True):
+        found.setdefault(window.visit, []).append(figures)
+    return list(found.values())
+
+
+def scatter_of(visits: Sequence[Sequence[WindowSum]]) -> VisitScatter | None:
+    """How the visits of one cell scatter; None of a single one."""
     if len(visits) < 2:
         return None
-    mean_j = batch_energy_j(windows, loaded_idle)
-    seconds = [sum(window.busy_s for window in visit) for visit in visits]
-    means_j = [batch_energy_j(visit, loaded_idle) for visit in visits]
+    every = list(map(add_up, visits))
+    whole = add_up(every)
     return VisitScatter(
-        squares_s=sum(s * (one / mean_j - 1) ** 2 for s, one in zip(seconds, means_j, strict=True)),
+        squares_s=sum([visit.busy_s * (visit.batch_j / whole.batch_j - 1) ** 2 for visit in every]),
         degrees_of_freedom=len(visits) - 1,
-        weight_s=sum(seconds) - sum(s**2 for s in seconds) / sum(seconds),
-        seconds=sum(seconds),
+        weight_s=whole.busy_s - sum([visit.busy_s**2 for visit in every]) / whole.busy_s,
+        seconds=whole.busy_s,
     )
 
 
@@ -86,8 +92,10 @@ def variance_between(scatters: Iterable[VisitScatter | None], variance_s: float)
 
 def share_of_one_visit(windows: Sequence[Window]) -> float:
     """Σ (T_i / T)²: what is left of the variance between visits in their mean; 1 of a single visit."""
-    seconds = [sum(window.busy_s for window in visit) for visit in by_visit(windows)]
-    return sum(s**2 for s in seconds) / sum(seconds) ** 2
+    seconds: dict[int, float] = {}
+    for window in windows:
+        seconds[window.visit] = seconds.get(window.visit, 0.0) + window.busy_s
+    return sum([s**2 for s in seconds.values()]) / sum(seconds.values()) ** 2
 
 
 def number_visits(visits: Iterable[Sequence[Window]]) -> tuple[Window, ...]:
@@ -104,13 +112,18 @@ def join_visits(rows: Iterable[Measurement]) -> list[Measurement]:
     Raises:
         MeterError: A counter stood still.
     """
+    return [group[0] if len(group) == 1 else _join(group) for group in group_visits(rows)]
+
+
+def group_visits(rows: Iterable[Measurement]) -> Iterable[list[Measurement]]:
+    """The visits of each cell, as `join_visits` joins them."""
     groups: dict[object, list[Measurement]] = {}
     for place, row in enumerate(rows):
         is_measured = row.windows and row.loaded_idle is not None
         gpus = tuple(sorted(row.windows[0].open)) if is_measured else ()
         key = (row.cell_id, row.arrival_sha256, pool_key(row), gpus) if is_measured else place
         groups.setdefault(key, []).append(row)
-    return [group[0] if len(group) == 1 else _join(group) for group in groups.values()]
+    return groups.values()
 
 
 def _join(visits: Sequence[Measurement]) -> Measurement:
@@ -132,11 +145,3 @@ def _join(visits: Sequence[Measurement]) -> Measurement:
         interrupted=next((visit.interrupted for visit in visits if visit.interrupted), None),
         experts_touched=next((visit.experts_touched for visit in visits if visit.experts_touched is not None), None),
     )
-
-
-def by_visit(windows: Sequence[Window]) -> list[list[Window]]:
-    """The windows of each visit."""
-    found: dict[int, list[Window]] = {}
-    for window in windows:
-        found.setdefault(window.visit, []).append(window)
-    return list(found.values())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from infergy.errors import MeterError
 from infergy.records.latency import EngineCounts, RequestTimes
+from infergy.records.shared import once_each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,7 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
         """
-        return {uuid: energy_between(uuid, tick, self.close[uuid]) for uuid, tick in self.open.items()}
+        return {gpu.uuid: gpu.energy_j for gpu in energy_of_gpus(self)}
 
     @property
     def tail_power_by_gpu_w(self) -> dict[str, float]:
@@ -145,16 +147,49 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards.
         """
-        return {
-            uuid: energy_between(uuid, tick, self.close[uuid]) / (self.close[uuid].time_s - tick.time_s)
-            for uuid, tick in self.settled.items()
-        }
+        return {gpu.uuid: gpu.tail_w for gpu in energy_of_gpus(self) if gpu.tail_w is not None}
 
     @property
     def power_by_gpu_w(self) -> dict[str, float]:
         """Mean power of each GPU, in watts, by UUID."""
-        durations = self.duration_by_gpu_s
-        return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
+        return {gpu.uuid: gpu.energy_j / gpu.duration_s for gpu in energy_of_gpus(self)}
+
+
+class GpuEnergy(NamedTuple):
+    """What the counter of one GPU did in a window.
+
+    Attributes:
+        energy_j: Between the edges.
+        duration_s: Between the edges.
+        idle_s: Of these, seconds in which no batch ran.
+        tail_w: Mean power from the settled tick on; None without one.
+    """
+
+    uuid: str
+    energy_j: float
+    duration_s: float
+    idle_s: float
+    tail_w: float | None
+
+    def idle_power_w(self, idle_w: Mapping[str, float]) -> float:
+        """Power while no batch ran: that of the settled tail, or of an idle window (by UUID) where there is none."""
+        return idle_w[self.uuid] if self.tail_w is None else self.tail_w
+
+
+@once_each
+def energy_of_gpus(window: Window) -> tuple[GpuEnergy, ...]:
+    """Of each GPU of a window; computed once, for interval, flags and figures of a row each ask for it.
+
+    Raises:
+        MeterError: A counter stood still or ran backwards.
+    """
+    busy_s, found = window.busy_s, []
+    for uuid, opened in window.open.items():
+        closed, settled = window.close[uuid], window.settled.get(uuid)
+        energy_j, duration_s = energy_between(uuid, opened, closed), closed.time_s - opened.time_s
+        tail_w = None if settled is None else energy_between(uuid, settled, closed) / (closed.time_s - settled.time_s)
+        found.append(GpuEnergy(uuid, energy_j, duration_s, max(0.0, duration_s - busy_s), tail_w))
+    return tuple(found)
 
 
 def energy_between(uuid: str, earlier: Tick, later: Tick) -> float:
