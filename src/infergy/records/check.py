@@ -77,8 +77,23 @@ class Checked:
     schema: str = CHECK_SCHEMA
 
 
-def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> tuple[CheckedRow, ...]:
-    """Flags and facts of rows, in their order, each compared with the rows of its engine config.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlaggedRow:
+    """A row, its 95 % interval (None if unknown), its flags, and in what it differs from its engine config's rows."""
+
+    row: Measurement
+    uncertainty: Uncertainty | None
+    flags: tuple[Flag, ...]
+    differs: tuple[str, ...]
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it is flagged, or failed."""
+        return bool(self.flags) or self.row.failure is not None
+
+
+def flag_rows(rows: Sequence[Measurement], *, target: float | None = None) -> list[FlaggedRow]:
+    """Flags of rows, in their order, each compared with the rows of its engine config.
 
     `target` is the widest half-width wanted, as a fraction; wider rows are flagged ``uncertain``.
 
@@ -91,29 +106,39 @@ def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> t
     compared: dict[int, tuple[tuple[Flag, ...], tuple[str, ...]]] = {}
     for places in groups.values():
         compared |= zip(places, find_unlike([rows[place] for place in places]), strict=True)
+    found = []
     # Rows of other weights count too: the intervals are those that estimates carry.
-    return tuple(
-        _check_row(row, uncertainty, *compared[place], target=target)
-        for place, (row, uncertainty) in enumerate(zip(rows, each_uncertainty(rows), strict=True))
-    )
+    for place, (row, uncertainty) in enumerate(zip(rows, each_uncertainty(rows), strict=True)):
+        unlike, differs = compared[place]
+        flags = (*find_flags(row, uncertainty, target=target), *unlike)
+        found.append(FlaggedRow(row=row, uncertainty=uncertainty, flags=flags, differs=differs))
+    return found
 
 
-def _check_row(
-    row: Measurement,
-    uncertainty: Uncertainty | None,
-    unlike: tuple[Flag, ...],
-    differs: tuple[str, ...],
-    *,
-    target: float | None,
-) -> CheckedRow:
+def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> tuple[CheckedRow, ...]:
+    """As `flag_rows`, with figures and facts of each row.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    return tuple(map(describe_row, flag_rows(rows, target=target)))
+
+
+def describe_row(flagged: FlaggedRow) -> CheckedRow:
+    """A row with its figures and facts.
+
+    Raises:
+        MeterError: A counter stood still.
+    """
+    row = flagged.row
     return CheckedRow(
         cell_id=row.cell_id,
         cell=str(row.cell),
         net_energy_j=net_energy_j(row),
         idle=find_idle_power(row),
-        uncertainty=uncertainty,
-        flags=(*find_flags(row, uncertainty, target=target), *unlike),
-        facts=find_facts(row, differs),
+        uncertainty=flagged.uncertainty,
+        flags=flagged.flags,
+        facts=find_facts(row, flagged.differs),
         failure=None if row.failure is None else f"{row.failure.code}: {row.failure.message}",
         timeline_ratio=ratio(row),
         backlog=backlog_of(row),

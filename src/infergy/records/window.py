@@ -52,9 +52,12 @@ class Drafts:
 
 def sum_drafts(counts: Iterable[Drafts | None]) -> Drafts | None:
     """All of them together; None where one batch has no count, or there are none."""
-    every = list(counts)
-    known = [drafts for drafts in every if drafts is not None]
-    if not known or len(known) < len(every):
+    known: list[Drafts] = []
+    for drafts in counts:
+        if drafts is None:
+            return None
+        known.append(drafts)
+    if not known:
         return None
     return Drafts(
         rounds=sum(drafts.rounds for drafts in known),
