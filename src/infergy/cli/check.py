@@ -43,25 +43,25 @@ def check(
     stores = {str(path): read_store(path).rows for path in files}
     checked = {path: flag_rows(own, target=widest) for path, own in stores.items()}
     if as_json:
-        files = [CheckedFile(file=path, rows=tuple(map(describe_row, own))) for path, own in checked.items()]
-        print_json([Checked(files=tuple(files))])
+        described = [CheckedFile(file=path, rows=tuple(map(describe_row, own))) for path, own in checked.items()]
+        print_json([Checked(files=tuple(described))])
     else:
         for path, own in checked.items():
             _print(path, own, show_rows=rows)
-    doubtful = [row for row in chain.from_iterable(checked.values()) if row.is_doubtful]
+    flagged = [row for row in chain.from_iterable(checked.values()) if row.is_flagged_or_failed]
     if again is not None:
-        _plan_again(doubtful, list(chain.from_iterable(stores.values())), again, worst, widest)
-    if strict and doubtful:
+        _plan_again(flagged, list(chain.from_iterable(stores.values())), again, worst, widest)
+    if strict and flagged:
         raise typer.Exit(EXIT_FLAGGED)
 
 
 def _plan_again(
-    doubtful: Iterable[FlaggedRow], measured: Sequence[Measurement], path: Path, worst: int | None, target: float | None
+    flagged: Iterable[FlaggedRow], measured: Sequence[Measurement], path: Path, worst: int | None, target: float | None
 ) -> None:
     from infergy.measure.control_cells import plan_again
     from infergy.records.plan import MeasureOptions
 
-    widest = sorted(doubtful, key=lambda one: -math.inf if one.uncertainty is None else -one.uncertainty.half_width)
+    widest = sorted(flagged, key=lambda one: -math.inf if one.uncertainty is None else -one.uncertainty.half_width)
     cells = list(dict.fromkeys(one.row.cell_id for one in widest))[:worst]
     if not cells:
         typer.echo(f"{path}: not written, no cell is flagged or failed", err=True)
@@ -85,7 +85,7 @@ def _print(path: str, rows: Sequence[FlaggedRow], *, show_rows: bool) -> None:
     if show_rows:
         for row in rows:
             _print_row(describe_row(row))
-    elif any(row.is_doubtful for row in rows):
+    elif any(row.is_flagged_or_failed for row in rows):
         typer.echo("  Which rows, and their values: --rows")
 
 

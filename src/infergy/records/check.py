@@ -87,7 +87,7 @@ class FlaggedRow:
     differs: tuple[str, ...]
 
     @property
-    def is_doubtful(self) -> bool:
+    def is_flagged_or_failed(self) -> bool:
         """Whether it is flagged, or failed."""
         return bool(self.flags) or self.row.failure is not None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from infergy.errors import MeterError
 from infergy.records.latency import Latency, find_latency, mean_first_token_s, mean_per_output_token_s
 from infergy.records.shared import once_each
-from infergy.records.window import Window, energy_of_gpus, sum_drafts
+from infergy.records.window import Window, energy_of, sum_drafts
 
 if TYPE_CHECKING:
     from infergy.records.measurement import Measurement
@@ -97,7 +97,7 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     idle_w = idle_power_by_gpu_w(loaded_idle)
     busy_j = dict.fromkeys(windows[0].open, 0.0)
     idle_s, idle_energy_j, bound_j = dict(busy_j), 0.0, dict(busy_j)
-    for gpu in chain.from_iterable(map(energy_of_gpus, windows)):
+    for gpu in chain.from_iterable([energy_of(window).gpus for window in windows]):
         idle_j = gpu.idle_s * gpu.idle_power_w(idle_w)
         busy_j[gpu.uuid] += gpu.energy_j - idle_j
         idle_s[gpu.uuid] += gpu.idle_s
@@ -149,15 +149,12 @@ def sum_windows(windows: Sequence[Window], loaded_idle: Window) -> list[WindowSu
     Raises:
         MeterError: A counter stood still or ran backwards.
     """
-    idle_w = idle_power_by_gpu_w(loaded_idle)
-    return [
-        WindowSum(
-            sum([gpu.energy_j - gpu.idle_s * gpu.idle_power_w(idle_w) for gpu in energy_of_gpus(window)]),
-            window.busy_s,
-            len(window.batches),
-        )
-        for window in windows
-    ]
+    idle_w, found = idle_power_by_gpu_w(loaded_idle), []
+    for window in windows:
+        busy_s, gpus = energy_of(window)
+        energy_j = sum([gpu.energy_j - gpu.idle_s * gpu.idle_power_w(idle_w) for gpu in gpus])
+        found.append(WindowSum(energy_j, busy_s, len(window.batches)))
+    return found
 
 
 def add_up(sums: Iterable[WindowSum]) -> WindowSum:

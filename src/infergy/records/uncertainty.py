@@ -48,7 +48,7 @@ from infergy.records.visits import (
     sum_visits,
     variance_between,
 )
-from infergy.records.window import Window, energy_of_gpus
+from infergy.records.window import Window, energy_of
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""
@@ -247,7 +247,7 @@ def _edges_j(windows: Sequence[Window]) -> float:
     """Standard error of the joules that late stamps misplace, over all windows and GPUs, each on its own."""
     variance = 0.0
     for window in windows:
-        for gpu in energy_of_gpus(window):
+        for gpu in energy_of(window).gpus:
             watts = gpu.energy_j / gpu.duration_s
             if gpu.tail_w is not None:
                 tail_s = window.close[gpu.uuid].time_s - window.settled[gpu.uuid].time_s

@@ -24,7 +24,7 @@ from infergy.records.agreement import pool_key
 from infergy.records.cell import GRID_VISIT
 from infergy.records.measurement import Measurement
 from infergy.records.result import WindowSum, add_up, derive, sum_windows
-from infergy.records.window import Window
+from infergy.records.window import Window, energy_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def share_of_one_visit(windows: Sequence[Window]) -> float:
     """Σ (T_i / T)²: what is left of the variance between visits in their mean; 1 of a single visit."""
     seconds: dict[int, float] = {}
     for window in windows:
-        seconds[window.visit] = seconds.get(window.visit, 0.0) + window.busy_s
+        seconds[window.visit] = seconds.get(window.visit, 0.0) + energy_of(window).busy_s
     return sum([s**2 for s in seconds.values()]) / sum(seconds.values()) ** 2
 
 

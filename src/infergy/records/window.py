@@ -141,7 +141,7 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
         """
-        return {gpu.uuid: gpu.energy_j for gpu in energy_of_gpus(self)}
+        return {gpu.uuid: gpu.energy_j for gpu in energy_of(self).gpus}
 
     @property
     def tail_power_by_gpu_w(self) -> dict[str, float]:
@@ -150,12 +150,12 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards.
         """
-        return {gpu.uuid: gpu.tail_w for gpu in energy_of_gpus(self) if gpu.tail_w is not None}
+        return {gpu.uuid: gpu.tail_w for gpu in energy_of(self).gpus if gpu.tail_w is not None}
 
     @property
     def power_by_gpu_w(self) -> dict[str, float]:
         """Mean power of each GPU, in watts, by UUID."""
-        return {gpu.uuid: gpu.energy_j / gpu.duration_s for gpu in energy_of_gpus(self)}
+        return {gpu.uuid: gpu.energy_j / gpu.duration_s for gpu in energy_of(self).gpus}
 
 
 class GpuEnergy(NamedTuple):
@@ -179,9 +179,16 @@ class GpuEnergy(NamedTuple):
         return idle_w[self.uuid] if self.tail_w is None else self.tail_w
 
 
+class WindowEnergy(NamedTuple):
+    """What the counters did in a window, and for how many seconds batches ran."""
+
+    busy_s: float
+    gpus: tuple[GpuEnergy, ...]
+
+
 @once_each
-def energy_of_gpus(window: Window) -> tuple[GpuEnergy, ...]:
-    """Of each GPU of a window; computed once, for interval, flags and figures of a row each ask for it.
+def energy_of(window: Window) -> WindowEnergy:
+    """Computed once: interval, flags and figures of a row each ask for it.
 
     Raises:
         MeterError: A counter stood still or ran backwards.
@@ -192,7 +199,7 @@ def energy_of_gpus(window: Window) -> tuple[GpuEnergy, ...]:
         energy_j, duration_s = energy_between(uuid, opened, closed), closed.time_s - opened.time_s
         tail_w = None if settled is None else energy_between(uuid, settled, closed) / (closed.time_s - settled.time_s)
         found.append(GpuEnergy(uuid, energy_j, duration_s, max(0.0, duration_s - busy_s), tail_w))
-    return tuple(found)
+    return WindowEnergy(busy_s, tuple(found))
 
 
 def energy_between(uuid: str, earlier: Tick, later: Tick) -> float:
