@@ -76,16 +76,15 @@ def _print(path: str, rows: Sequence[FlaggedRow], *, show_rows: bool) -> None:
     from infergy.records.flags import CODES
 
     flags = [flag for row in rows for flag in row.flags]
-    failed = sum(row.row.failure is not None for row in rows)
-    failures = f", {failed} failed" if failed else ""
-    typer.echo(f"{path}: {count_of(len(rows), 'row')}, {sum(bool(row.flags) for row in rows)} flagged{failures}")
+    flagged, failed = sum(bool(row.flags) for row in rows), sum(row.row.failure is not None for row in rows)
+    typer.echo(f"{path}: {count_of(len(rows), 'row')}, {flagged} flagged{f', {failed} failed' if failed else ''}")
     counts, fixes = Counter(flag.code for flag in flags), {flag.code: flag.fix for flag in reversed(flags)}
     for code in sorted(counts, key=list(CODES).index):
         typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {CODES[code]}. Fix: {fixes[code]}")
     if show_rows:
         for row in rows:
             _print_row(describe_row(row))
-    elif any(row.is_flagged_or_failed for row in rows):
+    elif flagged or failed:
         typer.echo("  Which rows, and their values: --rows")
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -83,20 +83,21 @@ def recommend(
     from infergy.estimates.search import fewest_gpus
 
     limits = _limits({"--ttft-p99": ttft_p99, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99})
-    site = footprint.site()
-    typed, wanted = typed_options(context), None if gpus is None else _numbers(gpus)
+    site, wanted = footprint.site(), None if gpus is None else _numbers(gpus)
+    command = None if present is None else _typed(present, servers, typed_options(context))
     specs = servers.specs()
-    command = None if present is None else _typed(present, servers, typed)
     kinds = tuple(dict.fromkeys(spec.gpu for spec in specs))
-    others = [] if len(specs) == len(kinds) else specs[1:]
+    others = specs[1:] if len(specs) > len(kinds) else []
     if others and (gpus or present):
         message = "several servers are compared as they are: leave out --gpus and --present, or name one server"
         raise UsageError(message, code="options-conflict", options=["--gpus" if gpus else "--present"])
     table, sample = measured.load(), trace.open(source)
     now = specs[0] if command is None else command.spec
-    if command is None and not others and not {"tensor_parallel_size", "replicas"} & set(typed):
+    if not (command or others or {"tensor_parallel_size", "replicas"} & set(typed_options(context))):
         now = fewest_gpus(plain_spec(now), sample, table)
-    changes = {"kinds": kinds, "keep_outputs": keep_outputs} | ({} if wanted is None else {"gpus": wanted})
+    changes: dict[str, Any] = {"kinds": kinds, "keep_outputs": keep_outputs}
+    if wanted is not None:
+        changes["gpus"] = wanted
     with counting("simulations") as progress:
         found = search(
             sample,
@@ -113,11 +114,11 @@ def recommend(
         )
     if as_json:
         print_json([found])
-    else:
-        # Random arrivals are not those of a trace, so there is nothing to replay.
-        is_random = trace.rate is not None and not trace.all_of(trace.opened(source)).is_timed
-        replay = "" if is_random else _replay_of(found, source, context)
-        _print(found, command, wanted, replay=replay, explain=explain)
+        return
+    # Random arrivals are not those of a trace, so there is nothing to replay.
+    is_random = trace.rate is not None and not trace.all_of(trace.opened(source)).is_timed
+    replay = "" if is_random else _replay_of(found, source, context)
+    _print(found, command, wanted, replay=replay, explain=explain)
 
 
 def _limits(given: Mapping[str, str | None]) -> Limits:

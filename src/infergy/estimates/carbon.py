@@ -9,7 +9,7 @@ import csv
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,7 +119,7 @@ Rows = tuple[Iterator[tuple[str, Any, Any]], str | None, float]
 def _csv_rows(path: Path, text: str) -> Rows:
     reader = csv.DictReader(text.splitlines(), restval="")
     heads = {_plain(name): name for name in reader.fieldnames or () if name}
-    time, zone = (next((heads[name] for name in names if name in heads), None) for names in (TIMES, ZONES))
+    time, zone = _first_of(heads, TIMES), _first_of(heads, ZONES)
     carbon = {found[1]: heads[name] for name in heads if (found := CARBON.fullmatch(name)) and name not in KINDS}
     if time is None or not carbon:
         lacking = ["Datetime (UTC)"] * (time is None) + ["Carbon intensity gCO2eq/kWh"] * (not carbon)
@@ -131,19 +131,20 @@ def _csv_rows(path: Path, text: str) -> Rows:
 
 def _json_rows(path: Path, text: str) -> Rows:
     content = parse_json(text, path, HINT)
-    data = content.get("data", content.get("history")) if isinstance(content, dict) else content
+    whole = content if isinstance(content, dict) else {"data": content}
+    data, meta = whole.get("data", whole.get("history")), whole.get("meta")
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise DataError.missing_field(path, ["data"], f"a list of records. {HINT}")
-    meta = content.get("meta") if isinstance(content, dict) else None
     meta = meta if isinstance(meta, dict) else {}
+    column, factor, units = "carbonintensity", 1.0, _plain(str(meta.get("units")))
+    if any("value" in row for row in data):
+        if units not in G_PER_KWH:
+            expected = "lbs_co2_per_mwh (of the signal co2_moer or co2_aoer)"
+            raise DataError.bad_field(path, "meta.units", meta.get("units"), expected)
+        column, factor = "value", G_PER_KWH[units]
     rows = ((f"{path} data[{k}]", {_plain(name): value for name, value in row.items()}) for k, row in enumerate(data))
-    kind = KINDS.get(_plain(str(meta.get("signal_type", ""))))
-    if not any("value" in row for row in data):
-        return ((place, _time_of(row), row.get("carbonintensity")) for place, row in rows), kind, 1.0
-    units = meta.get("units")
-    if _plain(str(units)) not in G_PER_KWH:
-        raise DataError.bad_field(path, "meta.units", units, "lbs_co2_per_mwh (of the signal co2_moer or co2_aoer)")
-    return ((place, _time_of(row), row.get("value")) for place, row in rows), kind, G_PER_KWH[_plain(str(units))]
+    values = ((place, _first_of(row, TIMES), row.get(column)) for place, row in rows)
+    return values, KINDS.get(_plain(str(meta.get("signal_type", "")))), factor
 
 
 def _of_one_zone(rows: Iterator[tuple[str, dict[str, Any]]], zone: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -156,8 +157,8 @@ def _of_one_zone(rows: Iterator[tuple[str, dict[str, Any]]], zone: str | None) -
         yield place, row
 
 
-def _time_of(row: Mapping[str, Any]) -> Any:
-    return next((row[name] for name in TIMES if name in row), None)
+def _first_of(row: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((row[name] for name in names if name in row), None)
 
 
 def _plain(name: str) -> str:

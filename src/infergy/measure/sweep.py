@@ -218,6 +218,11 @@ class _Heard:
     refusal: Failure | None = None
     unwritten: InfergyError | None = None
 
+    @property
+    def death(self) -> str:
+        """Code of the failure of a child that died now."""
+        return "died" if self.is_ready else DIED_LOADING
+
 
 def _run_child(
     plan: Plan,
@@ -262,11 +267,9 @@ def _run_child(
         # Hung, or dead without a word: the meter may know why.
         reason = hang or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
         reason += _lost_gpu(plan, setup, simulate=simulate, meter=meter)
-        kind = "hung" if hang else "died" if heard.is_ready else DIED_LOADING
-        failure = Failure(code=kind, message=reason)
+        failure = Failure(code="hung" if hang else heard.death, message=reason)
     # One that never got ready has measured none of them.
-    lost = [heard.in_progress] if heard.is_ready else list(by_key.values())
-    for planned in filter(None, lost):
+    for planned in filter(None, [heard.in_progress] if heard.is_ready else todo):
         row = failed_cell(planned, plan.options, known, failure)
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)

@@ -69,12 +69,6 @@ def find_facts(row: Measurement, differs: tuple[str, ...] = ()) -> RowFacts | No
     if not row.windows:
         return None
     idle, seconds = row.loaded_idle, [batch.duration_s for window in row.windows for batch in window.batches]
-    before = {state.uuid: state.temperature_c for state in row.before}
-    changes = [
-        state.temperature_c - was
-        for state in row.after
-        if state.temperature_c is not None and (was := before.get(state.uuid)) is not None
-    ]
     sums = [] if idle is None else sum_windows(row.windows, idle)
     return RowFacts(
         windows=len(row.windows),
@@ -82,10 +76,17 @@ def find_facts(row: Measurement, differs: tuple[str, ...] = ()) -> RowFacts | No
         batch_time_drift=_drift(seconds),
         energy_drift=_drift([window.batch_j for window in sums]),
         first_batch_ratio=seconds[0] / median(seconds[1:]) if len(seconds) > 2 else None,
-        temperature_change_c=max(changes, key=abs, default=None),
+        temperature_change_c=max(_heating_c(row), key=abs, default=None),
         rescaled=None if row.rescaled is None else str(row.rescaled),
         differs=differs,
     )
+
+
+def _heating_c(row: Measurement) -> Iterator[float]:
+    before = {state.uuid: state.temperature_c for state in row.before}
+    for state in row.after:
+        if state.temperature_c is not None and (was_c := before.get(state.uuid)) is not None:
+            yield state.temperature_c - was_c
 
 
 def _drift(values: Sequence[float]) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from infergy.errors import MeterError
@@ -94,16 +93,8 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     if busy_s <= 0:
         message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
         raise MeterError(message, code="clock-wrong", busy_s=busy_s)
-    idle_w = idle_power_by_gpu_w(loaded_idle)
-    busy_j = dict.fromkeys(windows[0].open, 0.0)
-    idle_s, idle_energy_j, bound_j = dict(busy_j), 0.0, dict(busy_j)
-    for gpu in chain.from_iterable([energy_of(window).gpus for window in windows]):
-        idle_j = gpu.idle_s * gpu.idle_power_w(idle_w)
-        busy_j[gpu.uuid] += gpu.energy_j - idle_j
-        idle_s[gpu.uuid] += gpu.idle_s
-        idle_energy_j += idle_j
-        if gpu.tail_w is None:
-            bound_j[gpu.uuid] += gpu.idle_s * (gpu.energy_j / gpu.duration_s - idle_w[gpu.uuid])
+    totals = _by_gpu(windows, loaded_idle)
+    busy_j, idle_s, idle_j, bound_j = ({uuid: one[axis] for uuid, one in totals.items()} for axis in range(4))
     energy_j = sum(busy_j.values())
     drafts = sum_drafts(batch.drafts for batch in batches)
     result = Result(
@@ -116,8 +107,8 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
         output_tokens_per_s=output_tokens / busy_s,
         batches=len(batches),
         idle_s=max(idle_s.values()),
-        idle_energy_j=idle_energy_j,
-        idle_bound_j=sum(max(0.0, joules) for joules in bound_j.values()),
+        idle_energy_j=sum(idle_j.values()),
+        idle_bound_j=sum([max(0.0, joules) for joules in bound_j.values()]),
         power_by_gpu_w={uuid: joules / busy_s for uuid, joules in busy_j.items()},
         time_to_first_token_s=mean_first_token_s(batches),
         time_per_output_token_s=mean_per_output_token_s(batches),
@@ -128,6 +119,21 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     )
     _LAST[:] = [(windows, loaded_idle, lengths, result)]
     return result
+
+
+def _by_gpu(windows: Sequence[Window], loaded_idle: Window) -> dict[str, list[float]]:
+    """Of each GPU in all windows: energy while batches ran, idle seconds, idle energy, and how far that may be off."""
+    idle_w = idle_power_by_gpu_w(loaded_idle)
+    found: dict[str, list[float]] = {uuid: [0.0] * 4 for uuid in windows[0].open}
+    for window in windows:
+        for gpu in energy_of(window).gpus:
+            idle_j, total = gpu.idle_s * gpu.idle_power_w(idle_w), found[gpu.uuid]
+            total[0] += gpu.energy_j - idle_j
+            total[1] += gpu.idle_s
+            total[2] += idle_j
+            if gpu.tail_w is None:
+                total[3] += gpu.idle_s * (gpu.energy_j / gpu.duration_s - idle_w[gpu.uuid])
+    return found
 
 
 class WindowSum(NamedTuple):

@@ -178,24 +178,19 @@ def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None
     Raises:
         MeterError: A counter stood still.
     """
-    peers = [peer_of(row) for row in rows]
-    keys = [spread_key(row) for row in rows]
-    groups: dict[tuple[object, ...], list[Peer]] = {}
-    for key, peer in zip(keys, peers, strict=True):
-        if peer is not None:
-            groups.setdefault(key, []).append(peer)
-    visited: dict[tuple[object, ...], list[Peer]] = {}
-    # A cell of one visit is its own row.
+    peers, keys = [peer_of(row) for row in rows], [spread_key(row) for row in rows]
+    like = _alike(zip(keys, peers, strict=True))
     known = {id(row): peer for row, peer in zip(rows, peers, strict=True)}
+    # A cell of one visit is its own row.
+    cells = [
+        (spread_key(visits[0]), visits[0].cell_id, known[id(visits[0])] if len(visits) == 1 else peer_of(*visits))
+        for visits in group_visits(rows)
+    ]
+    others = _alike((key, peer) for key, _, peer in cells)
     of_cell: dict[tuple[object, ...], list[Peer]] = {}
-    for visits in group_visits(rows):
-        peer = known[id(visits[0])] if len(visits) == 1 else peer_of(*visits)
+    for key, cell_id, peer in cells:
         if peer is not None:
-            key = spread_key(visits[0])
-            visited.setdefault(key, []).append(peer)
-            of_cell.setdefault((key, visits[0].cell_id), []).append(peer)
-    like = {key: Alike(group) for key, group in groups.items()}
-    others = {key: Alike(group) for key, group in visited.items()}
+            of_cell.setdefault((key, cell_id), []).append(peer)
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
             yield None
@@ -203,9 +198,18 @@ def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None
         # A row of several visits has the scatter of its own windows.
         own = of_cell.get((key, row.cell_id), []) if peer.scatter is not None else []
         scatters = others[key].scatters(peer.power_w, own) if key in others else []
-        spread = like[key].spread(peer.power_w, [peer])
         result, own_of = derive(row.windows, row.loaded_idle, row.lengths), (peer.spread, peer.scatter)
+        spread = like[key].spread(peer.power_w, [peer])
         yield _uncertainty_of(row.windows, result, own_of, spread, row.rescaled, scatters)
+
+
+def _alike(peers: Iterable[tuple[tuple[object, ...], Peer | None]]) -> dict[tuple[object, ...], Alike]:
+    """Peers by their key."""
+    groups: dict[tuple[object, ...], list[Peer]] = {}
+    for key, peer in peers:
+        if peer is not None:
+            groups.setdefault(key, []).append(peer)
+    return {key: Alike(group) for key, group in groups.items()}
 
 
 def is_certain(
