@@ -54,13 +54,12 @@ def trace(
 
     What padding wastes: infergy trace task:translation --batch 32
     """
-    grid = None if bins == BinSelection() else bins.grid()
-    binned = [source for source in sources if find_histogram(source) is not None]
-    if grid is not None or binned:
+    is_binned = bins != BinSelection()
+    if is_binned or any(find_histogram(source) is not None for source in sources):
         if batch is not None:
             message = "counts over bins have no order of requests that batches could be of"
             raise UsageError.conflict({"--batch": batch, "--bins": bins.bins or "custom"}, message)
-        _bins(sources, reading, grid, spark=spark, as_json=as_json)
+        _bins(sources, reading, bins.grid() if is_binned else None, spark=spark, as_json=as_json)
         return
     if spark is not None:
         message = "--spark counts requests over bins: add --bins powers-of-two"
