@@ -38,7 +38,7 @@ from infergy.records import (
     Plan,
     PlannedCell,
 )
-from infergy.records.facts import find_idle_power
+from infergy.records.check import find_idle_power
 from infergy.records.peers import Peer, Spread
 from infergy.records.store import read_store
 from infergy.records.visits import join_visits

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.records.peers import Alike, Peer, Spread, scatters_at, spread_at
-from infergy.records.range_sums import RangeSums
+from infergy.records.peers import Alike, Peer, RangeSums, Spread, scatters_at, spread_at
 from infergy.records.visits import VisitScatter, variance_between
 
 VALUES = st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1e12)), max_size=40)

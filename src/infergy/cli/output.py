@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from infergy.errors import MissingError, UsageError
-from infergy.outputs import write_file
+from infergy.files import write_file
 from infergy.units import count_of, printable
 
 if TYPE_CHECKING:

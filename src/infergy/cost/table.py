@@ -23,8 +23,7 @@ import numpy as np
 
 from infergy.cost.constants import Column, Fit, prior_fit
 from infergy.errors import DataError
-from infergy.files import parse_json
-from infergy.outputs import write_file
+from infergy.files import parse_json, write_file
 from infergy.units import count_of
 
 if TYPE_CHECKING:

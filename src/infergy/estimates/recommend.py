@@ -30,7 +30,7 @@ from infergy.estimates.candidates import (
 from infergy.estimates.capacity import Capacity, serve_rates
 from infergy.estimates.estimate import facts_of, sample_of
 from infergy.estimates.footprint import Site
-from infergy.estimates.limits import OVERLOADED, REJECTS, Limits
+from infergy.estimates.latency import OVERLOADED, REJECTS, Limits
 from infergy.estimates.recommendation import (
     Configuration,
     Recommendation,

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from infergy.engines.weights import remove_folders
 from infergy.errors import EngineError, UsageError
-from infergy.outputs import open_beside
+from infergy.files import open_beside
 from infergy.processes import python_command
 from infergy.records import Plan
 from infergy.records.codec import to_json

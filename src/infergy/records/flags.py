@@ -1,7 +1,7 @@
 """Flags of a row by itself: its figures may be wrong by more than its interval. A pure function of the row.
 
 Standard library only. What only shows among the other rows of its engine config: `infergy.records.unlike`; what is a
-fact and no flag: `infergy.records.facts`. Which flags predict an error: benchmarks/flags.py, docs/flags.md.
+fact and no flag: `infergy.records.check`. Which flags predict an error: benchmarks/flags.py, docs/flags.md.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,34 @@ from functools import partial
 from itertools import chain
 
 from infergy.records.measurement import Measurement
-from infergy.records.range_sums import RangeSums
 from infergy.records.result import WindowSum, add_up
 from infergy.records.visits import VisitScatter, scatter_of, sum_visits
 from infergy.records.window import Window
+
+
+class RangeSums:
+    """Sums of values, none below 0, between two places.
+
+    A difference of running sums would lose the digits of small values beside large ones: the sums are kept in two
+    parts, the second of what the first has rounded (TwoSum: Knuth, The Art of Computer Programming 2, 4.2.2).
+    """
+
+    def __init__(self, values: Iterable[float]) -> None:
+        self._high, self._low = array("d", [0.0]), array("d", [0.0])
+        high = low = 0.0
+        for value in values:
+            total = high + value
+            added = total - high
+            low += (high - (total - added)) + (value - added)
+            high = total
+            self._high.append(high)
+            self._low.append(low)
+
+    def over(self, ranges: Iterable[tuple[int, int]]) -> float:
+        """The sum over ranges, each from a place up to, and without, another."""
+        high, low = self._high, self._low
+        return max(0.0, sum([(high[end] - high[first]) + (low[end] - low[first]) for first, end in ranges]))
+
 
 LIKE_POWER = 0.15
 """How far the mean power of two cells may differ, as a fraction, for the spread of one to count for the other."""

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
-from infergy.files import parse_json, read_text
-from infergy.outputs import write_file
+from infergy.files import parse_json, read_text, write_file
 from infergy.records.cell import GRID_VISIT, Cell, Links, request_misfits, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.engine_setup import DTYPES, ENGINES, EngineSetup

@@ -19,8 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from infergy.errors import DataError, InfergyError, UsageError
-from infergy.files import parse_json, read_lines
-from infergy.outputs import drafted, open_beside, write_all
+from infergy.files import drafted, open_beside, parse_json, read_lines, write_all
 from infergy.records.codec import line_reader
 from infergy.records.measurement import SCHEMA, Measurement
 from infergy.records.row_checks import reject_impossible

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from infergy.catalog import catalog_name
 from infergy.errors import UsageError
-from infergy.outputs import check_output, write_file
+from infergy.files import check_output, write_file
 from infergy.records import Cell
 from infergy.report.charts import FILE_INK, INK, Figure, for_file
 from infergy.report.claims import HEAD, NOT_MEASURED, Compared, claimed_traces, compare_claims, load_claims
