@@ -39,7 +39,7 @@ def main() -> None:
     again = arguments == ["--again"]
     predicted = {} if again else json.loads((HERE / "h200-predictions.json").read_text(encoding="utf-8"))
     print(f"{'':34}{'cells':>6} |{'energy: median':>15}{'worst':>7}{'inside':>8} |{'time: median':>13}{'worst':>7}")
-    for name, group in groupby(rows, lambda row: row.cell.setup.label):
+    for name, group in groupby(rows, lambda row: f"{row.cell.setup.label} {row.cell.setup.model}"):
         compared = [compare(row, predicted.get(row.cell.id) or figures_of(row, "h200")) for row in group]
         energy, seconds = zip(*((energy, seconds) for energy, seconds, _ in compared), strict=True)
         inside = sum(is_inside for _, _, is_inside in compared)
