@@ -27,9 +27,8 @@ from infergy.records.store import read_store
 HERE = Path(__file__).parent / "models"
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Predict plans, or compare rows with predictions."""
-    arguments = sys.argv[1:]
     if arguments[:1] == ["--predict"]:
         plans = [Plan.load(Path(name)) for name in arguments[1:]]
         figures = {cell.cell.id: figures_of(cell, plan.gpu) for plan in plans for cell in plan.cells}
@@ -74,4 +73,4 @@ def compare(row: Measurement, predicted: dict[str, Any]) -> tuple[float, float, 
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

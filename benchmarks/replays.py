@@ -125,6 +125,7 @@ def name_of(row: Measurement) -> str:
         *(["fp8"] if setup.dtype == "fp8" else []),
         *(["eager"] if setup.cuda_graphs is False else []),
         *([f"s{setup.max_sequences}"] if setup.max_sequences else []),
+        *([f"bt{setup.max_batched_tokens}"] if setup.max_batched_tokens else []),
         *(["prefix caching"] if setup.prefix_caching else []),
     ]
     return ", ".join([f"{trace} {when}", *other])
