@@ -262,8 +262,8 @@ def _run_child(
             if row.key == heard.in_progress.key:
                 yield SweepEvent(kind="row", setup=setup, planned=heard.in_progress, row=row)
                 return
-    failure = heard.refusal
-    if hang or failure is None:
+    failure = heard.refusal if not hang else None
+    if failure is None:
         # Hung, or dead without a word: the meter may know why.
         reason = hang or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
         reason += _lost_gpu(plan, setup, simulate=simulate, meter=meter)

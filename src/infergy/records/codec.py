@@ -51,7 +51,7 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
             class rejects its values.
     """
     try:
-        return typing.cast(T, _reader(typing.cast(Any, cls))(data))
+        return typing.cast(T, _reader_of(cls)(data))
     except _MisfitError as error:
         place, key = place or cls.__name__, "".join(reversed(error.path)).lstrip(".")
         message = ": ".join(filter(None, (place, key, str(error))))
@@ -93,7 +93,7 @@ def line_reader(cls: type[T], shared: Iterable[str] = ()) -> Callable[[bytes], T
 
 
 def _schema(hint: Any, *, is_signed: bool = True) -> dict[str, Any]:
-    """A type as pydantic's core has it."""
+    """A type, as pydantic's core takes it."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return {"type": "any"}
@@ -105,29 +105,27 @@ def _schema(hint: Any, *, is_signed: bool = True) -> dict[str, Any]:
         return {"type": "tuple", "items_schema": items} | ({"variadic_item_index": 0} if args[-1] is Ellipsis else {})
     if origin is not None and issubclass(origin, Mapping):
         return {"type": "dict", "values_schema": _schema(args[1], is_signed=is_signed)}
-    if not dataclasses.is_dataclass(hint):
-        most = LARGEST_INTEGER if hint is int else LARGEST
-        limits = {"ge": -most if is_signed else 0, "le": most} if hint in (int, float) else {}
-        finite = {"allow_inf_nan": False} if hint is float else {}
-        return {"type": hint.__name__, "strict": True} | limits | finite
-    hints, fields = typing.get_type_hints(hint), []
-    for field in dataclasses.fields(hint):
-        inner = _schema(hints[field.name], is_signed=field.name in SIGNED)
-        if not _is_needed(field):
-            is_made = field.default is dataclasses.MISSING
-            default = {"default_factory": field.default_factory} if is_made else {"default": field.default}
-            inner = {"type": "default", "schema": inner} | default
-        fields.append({"type": "dataclass-field", "name": field.name, "kw_only": True, "schema": inner})
-    name, names = getattr(hint, "__name__", ""), [field["name"] for field in fields]
-    made = {
-        "type": "dataclass",
-        "cls": hint,
-        "fields": names,
-        "slots": True,
-        "post_init": hasattr(hint, "__post_init__"),
-    }
-    arguments = {"type": "dataclass-args", "dataclass_name": name, "fields": fields, "extra_behavior": "forbid"}
-    return made | {"schema": arguments}
+    if dataclasses.is_dataclass(hint):
+        return _schema_of_fields(hint)
+    finite = {"allow_inf_nan": False} if hint is float else {}
+    most = {int: LARGEST_INTEGER, float: LARGEST}.get(hint)
+    limits = {} if most is None else {"ge": -most if is_signed else 0, "le": most}
+    return {"type": hint.__name__, "strict": True} | limits | finite
+
+
+def _schema_of_fields(cls: Any) -> dict[str, Any]:
+    hints, fields = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        schema = _schema(hints[field.name], is_signed=field.name in SIGNED)
+        if field.default is not dataclasses.MISSING:
+            schema = {"type": "default", "schema": schema, "default": field.default}
+        elif field.default_factory is not dataclasses.MISSING:
+            schema = {"type": "default", "schema": schema, "default_factory": field.default_factory}
+        fields.append({"type": "dataclass-field", "name": field.name, "kw_only": True, "schema": schema})
+    inner = {"type": "dataclass-args", "dataclass_name": cls.__name__, "fields": fields, "extra_behavior": "forbid"}
+    names = [field["name"] for field in fields]
+    made = {"slots": True, "post_init": hasattr(cls, "__post_init__")}
+    return {"type": "dataclass", "cls": cls, "fields": names, "schema": inner} | made
 
 
 class _MisfitError(Exception):
@@ -139,33 +137,32 @@ class _MisfitError(Exception):
 
 
 @functools.cache
-def _reader(hint: Any, *, is_signed: bool = True) -> Callable[[Any], Any]:
-    """What reads a JSON value as a type: made once a type, for files hold thousands of the same."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+def _reader_of(cls: type) -> Callable[[Any], Any]:
+    """What reads a JSON value as a class: made once, for files hold thousands of the same."""
+    return _reader(_schema(cls))
+
+
+def _reader(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """What reads a JSON value by a schema."""
+    kind = schema["type"]
+    if kind == "any":
         return lambda value: value
-    if origin in (typing.Union, types.UnionType):
-        (inner,) = [_reader(arg, is_signed=is_signed) for arg in args if arg is not type(None)]
+    if kind == "nullable":
+        inner = _reader(schema["schema"])
         return lambda value: None if value is None else inner(value)
-    if origin is tuple:
-        length = None if args[-1] is Ellipsis else len(args)
-        return functools.partial(_read_tuple, _reader(args[0], is_signed=is_signed), length)
-    if origin is not None and issubclass(origin, Mapping):
-        return functools.partial(_read_mapping, _reader(args[1], is_signed=is_signed))
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        fields = {
-            field.name: (_reader(hints[field.name], is_signed=field.name in SIGNED), _is_needed(field))
-            for field in dataclasses.fields(hint)
-        }
-        return functools.partial(_read_fields, typing.cast(type, hint), fields)
-    if hint in (int, float):
-        return functools.partial(_read_number, hint, -LARGEST if is_signed else 0)
-    return functools.partial(_read_scalar, hint)
-
-
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    if kind == "tuple":
+        length = None if "variadic_item_index" in schema else len(schema["items_schema"])
+        return functools.partial(_read_tuple, _reader(schema["items_schema"][0]), length)
+    if kind == "dict":
+        return functools.partial(_read_mapping, _reader(schema["values_schema"]))
+    if kind == "dataclass":
+        fields = {}
+        for field in schema["schema"]["fields"]:
+            own, is_needed = field["schema"], field["schema"]["type"] != "default"
+            fields[field["name"]] = (_reader(own if is_needed else own["schema"]), is_needed)
+        return functools.partial(_read_fields, schema["cls"], fields)
+    read = _read_number if kind in ("int", "float") else _read_scalar
+    return functools.partial(read, schema)
 
 
 def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], bool]], value: Any) -> Any:
@@ -218,18 +215,18 @@ def _read_mapping(read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
     return found
 
 
-def _read_number(hint: type, least: float, value: Any) -> Any:
-    if type(value) not in ((float, int) if hint is float else (int,)):
-        raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
-    most = LARGEST_INTEGER if hint is int else LARGEST
+def _read_number(schema: Mapping[str, Any], value: Any) -> Any:
+    kind, least, most = schema["type"], schema["ge"], schema["le"]
+    if type(value) not in ((float, int) if kind == "float" else (int,)):
+        raise _MisfitError(f"expected {kind}, found {value!r:.60}")
     # Not a number lies in no range.
     if not least <= value <= most:
         expected = f"at least {least:g}" if value < least else f"at most {most:g}"
         raise _MisfitError(f"expected a number of {expected}, found {value!r:.60}")
-    return hint(value)
+    return float(value) if kind == "float" else value
 
 
-def _read_scalar(hint: type, value: Any) -> Any:
-    if not isinstance(value, hint):
-        raise _MisfitError(f"expected {hint.__name__}, found {value!r:.60}")
+def _read_scalar(schema: Mapping[str, Any], value: Any) -> Any:
+    if type(value).__name__ != schema["type"]:
+        raise _MisfitError(f"expected {schema['type']}, found {value!r:.60}")
     return value
