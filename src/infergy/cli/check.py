@@ -41,7 +41,7 @@ def check(
 
     widest = None if target is None else fraction("--target", target)
     stores = {str(path): read_store(path).rows for path in files}
-    checked = {path: flag_rows(own, target=widest) for path, own in stores.items()}
+    checked = {path: list(flag_rows(own, target=widest)) for path, own in stores.items()}
     if as_json:
         described = [CheckedFile(file=path, rows=tuple(map(describe_row, own))) for path, own in checked.items()]
         print_json([Checked(files=tuple(described))])

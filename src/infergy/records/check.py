@@ -246,7 +246,7 @@ class FlaggedRow:
         return bool(self.flags) or self.row.failure is not None
 
 
-def flag_rows(rows: Sequence[Measurement], *, target: float | None = None) -> list[FlaggedRow]:
+def flag_rows(rows: Sequence[Measurement], *, target: float | None = None) -> Iterator[FlaggedRow]:
     """Flags of rows, in their order, each compared with the rows of its engine config.
 
     `target` is the widest half-width wanted, as a fraction; wider rows are flagged ``uncertain``.
@@ -260,13 +260,11 @@ def flag_rows(rows: Sequence[Measurement], *, target: float | None = None) -> li
     compared: dict[int, tuple[tuple[Flag, ...], tuple[str, ...]]] = {}
     for places in groups.values():
         compared |= zip(places, find_unlike([rows[place] for place in places]), strict=True)
-    found = []
     # Rows of other weights count too: the intervals are those that estimates carry.
     for place, (row, uncertainty) in enumerate(zip(rows, each_uncertainty(rows), strict=True)):
         unlike, differs = compared[place]
         flags = (*find_flags(row, uncertainty, target=target), *unlike)
-        found.append(FlaggedRow(row=row, uncertainty=uncertainty, flags=flags, differs=differs))
-    return found
+        yield FlaggedRow(row=row, uncertainty=uncertainty, flags=flags, differs=differs)
 
 
 def check_rows(rows: Sequence[Measurement], *, target: float | None = None) -> tuple[CheckedRow, ...]:

@@ -89,12 +89,14 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
         return _LAST[0][3]
     batches = [batch for window in windows for batch in window.batches]
     busy_s = sum([batch.end_s - batch.start_s for batch in batches])
-    requests, output_tokens = sum([one.requests for one in batches]), sum([one.output_tokens for one in batches])
+    requests, output_tokens = (
+        sum([batch.requests for batch in batches]),
+        sum([batch.output_tokens for batch in batches]),
+    )
     if busy_s <= 0:
         message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
         raise MeterError(message, code="clock-wrong", busy_s=busy_s)
-    totals = _by_gpu(windows, loaded_idle)
-    busy_j, idle_s, idle_j, bound_j = ({uuid: one[axis] for uuid, one in totals.items()} for axis in range(4))
+    busy_j, idle_s, idle_j, bound_j = _by_gpu(windows, loaded_idle)
     energy_j = sum(busy_j.values())
     drafts = sum_drafts(batch.drafts for batch in batches)
     result = Result(
@@ -121,19 +123,20 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     return result
 
 
-def _by_gpu(windows: Sequence[Window], loaded_idle: Window) -> dict[str, list[float]]:
+def _by_gpu(windows: Sequence[Window], loaded_idle: Window) -> tuple[dict[str, float], ...]:
     """Of each GPU in all windows: energy while batches ran, idle seconds, idle energy, and how far that may be off."""
     idle_w = idle_power_by_gpu_w(loaded_idle)
-    found: dict[str, list[float]] = {uuid: [0.0] * 4 for uuid in windows[0].open}
+    busy_j = dict.fromkeys(windows[0].open, 0.0)
+    idle_s, idle_j, bound_j = dict(busy_j), dict(busy_j), dict(busy_j)
     for window in windows:
         for gpu in energy_of(window).gpus:
-            idle_j, total = gpu.idle_s * gpu.idle_power_w(idle_w), found[gpu.uuid]
-            total[0] += gpu.energy_j - idle_j
-            total[1] += gpu.idle_s
-            total[2] += idle_j
+            used_j = gpu.idle_s * gpu.idle_power_w(idle_w)
+            busy_j[gpu.uuid] += gpu.energy_j - used_j
+            idle_s[gpu.uuid] += gpu.idle_s
+            idle_j[gpu.uuid] += used_j
             if gpu.tail_w is None:
-                total[3] += gpu.idle_s * (gpu.energy_j / gpu.duration_s - idle_w[gpu.uuid])
-    return found
+                bound_j[gpu.uuid] += gpu.idle_s * (gpu.energy_j / gpu.duration_s - idle_w[gpu.uuid])
+    return busy_j, idle_s, idle_j, bound_j
 
 
 class WindowSum(NamedTuple):
