@@ -26,11 +26,11 @@ from infergy.records import ENGINES, Measurement, Plan
 from infergy.records.store import create_store
 from infergy.report.claims import Claim, Compared, find_ours, judge, load_claims
 from infergy.report.evidence import Evidence
+from infergy.report.html import escape
 from infergy.report.our_values import OurValue
 from infergy.report.page import Report, build_report, write_report
 from infergy.report.points import Point, points_of
 from infergy.report.studies import STUDIES
-from infergy.report.tables import escape
 from infergy.units import format_number, format_percent
 from measure.test_measure import SRC
 from raising import raises
