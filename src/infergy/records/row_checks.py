@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from infergy.errors import DataError, MeterError
 from infergy.records.cell import request_misfits
 from infergy.records.environment import GpuIdentity
-from infergy.records.window import Batch, Window
+from infergy.records.result import idle_power_by_gpu_w
+from infergy.records.window import Batch, Window, energy_of
 
 if TYPE_CHECKING:
     from infergy.records.measurement import Measurement
@@ -47,18 +48,21 @@ def reject_impossible(row: Measurement, place: str) -> None:
     Raises:
         DataError: There is one; the message names its key.
     """
-    advice = f"Remove the line, and measure {row.cell_id} ({row.cell}) again"
     for key, value, expected in _misfits(row):
-        raise DataError.bad_field(place, key, value, f"{expected}. {advice}")
+        raise DataError.bad_field(place, key, value, f"{expected}. {_advice(row)}")
     for key, window in _windows(row):
         try:
+            idle = {} if row.loaded_idle is None or key in IDLE else idle_power_by_gpu_w(row.loaded_idle)
             # Idle time counts at the power of a tail, which must be one.
-            _ = window.tail_power_by_gpu_w
-            idle = {} if row.loaded_idle is None or key in IDLE else row.loaded_idle.power_by_gpu_w
-            check_power(window.power_by_gpu_w, row.environment.gpus, idle, scope=row.environment.scope)
+            power_w = {gpu.uuid: gpu.energy_j / gpu.duration_s for gpu in energy_of(window).gpus}
+            check_power(power_w, row.environment.gpus, idle, scope=row.environment.scope)
         except MeterError as error:
-            message = f"{place}: {key}: {error}. {advice}"
+            message = f"{place}: {key}: {error}. {_advice(row)}"
             raise DataError(message, code="bad-row", place=place, key=key, reason=error.code) from error
+
+
+def _advice(row: Measurement) -> str:
+    return f"Remove the line, and measure {row.cell_id} ({row.cell}) again"
 
 
 def check_power(

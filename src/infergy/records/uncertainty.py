@@ -178,19 +178,22 @@ def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None
     Raises:
         MeterError: A counter stood still.
     """
-    peers, keys = [peer_of(row) for row in rows], [spread_key(row) for row in rows]
+    # Keys have many parts: what is looked up by them thousands of times is looked up by a number of each.
+    numbers: dict[tuple[object, ...], int] = {}
+    keys = [numbers.setdefault(spread_key(row), len(numbers)) for row in rows]
+    peers = [peer_of(row) for row in rows]
     like = _alike(zip(keys, peers, strict=True))
-    known = {id(row): peer for row, peer in zip(rows, peers, strict=True)}
-    # A cell of one visit is its own row.
-    cells = [
-        (spread_key(visits[0]), visits[0].cell_id, known[id(visits[0])] if len(visits) == 1 else peer_of(*visits))
-        for visits in group_visits(rows)
-    ]
-    others = _alike((key, peer) for key, _, peer in cells)
-    of_cell: dict[tuple[object, ...], list[Peer]] = {}
-    for key, cell_id, peer in cells:
+    known = {id(row): (key, peer) for row, key, peer in zip(rows, keys, peers, strict=True)}
+    others_of: list[tuple[int, Peer | None]] = []
+    of_cell: dict[tuple[int, str], list[Peer]] = {}
+    for visits in group_visits(rows):
+        key, peer = known[id(visits[0])]
+        # A cell of one visit is its own row.
+        peer = peer if len(visits) == 1 else peer_of(*visits)
+        others_of.append((key, peer))
         if peer is not None:
-            of_cell.setdefault((key, cell_id), []).append(peer)
+            of_cell.setdefault((key, visits[0].cell_id), []).append(peer)
+    others = _alike(others_of)
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
             yield None
@@ -203,9 +206,9 @@ def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None
         yield _uncertainty_of(row.windows, result, own_of, spread, row.rescaled, scatters)
 
 
-def _alike(peers: Iterable[tuple[tuple[object, ...], Peer | None]]) -> dict[tuple[object, ...], Alike]:
+def _alike(peers: Iterable[tuple[int, Peer | None]]) -> dict[int, Alike]:
     """Peers by their key."""
-    groups: dict[tuple[object, ...], list[Peer]] = {}
+    groups: dict[int, list[Peer]] = {}
     for key, peer in peers:
         if peer is not None:
             groups.setdefault(key, []).append(peer)
