@@ -89,10 +89,8 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
         return _LAST[0][3]
     batches = [batch for window in windows for batch in window.batches]
     busy_s = sum([batch.end_s - batch.start_s for batch in batches])
-    requests, output_tokens = (
-        sum([batch.requests for batch in batches]),
-        sum([batch.output_tokens for batch in batches]),
-    )
+    requests = sum([batch.requests for batch in batches])
+    output_tokens = sum([batch.output_tokens for batch in batches])
     if busy_s <= 0:
         message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
         raise MeterError(message, code="clock-wrong", busy_s=busy_s)

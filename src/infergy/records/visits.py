@@ -50,7 +50,7 @@ class VisitScatter:
 
 
 def sum_visits(windows: Sequence[Window], loaded_idle: Window) -> list[list[WindowSum]]:
-    """The windows of each visit, added up.
+    """The sums of the windows of each visit.
 
     Raises:
         MeterError: A counter stood still.
