@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as reference
 
 from infergy.records import Measurement, Tick, Window
-from infergy.records.peers import Spread, pool, spread_of
+from infergy.records.peers import Alike, Peer, Spread, spread_of
 from infergy.records.uncertainty import (
     PRIOR_DEGREES,
     STOPPING_FACTOR,
@@ -27,6 +27,10 @@ from infergy.records.visits import sum_visits
 from rows import UUID, build_row
 
 Row = Callable[..., Measurement]
+
+
+def pool(*spreads: Spread | None) -> Spread | None:
+    return Alike(Peer(power_w=500.0, spread=spread) for spread in spreads).spread(500.0)
 
 
 @given(st.floats(1.0, 1e6))
@@ -101,10 +105,10 @@ def test_like_cells_count_as_four_degrees_at_most() -> None:
 
 
 def test_pooling_weighs_by_degrees_of_freedom_and_skips_what_is_unknown() -> None:
-    found = pool([Spread(variance_s=1.0, degrees_of_freedom=1), None, Spread(variance_s=4.0, degrees_of_freedom=2)])
+    found = pool(Spread(variance_s=1.0, degrees_of_freedom=1), None, Spread(variance_s=4.0, degrees_of_freedom=2))
     assert found == Spread(variance_s=3.0, degrees_of_freedom=3)
-    assert pool([None]) is None
-    assert pool([]) is None
+    assert pool(None) is None
+    assert pool() is None
 
 
 def test_late_stamps_are_uniform_at_both_edges_of_each_window() -> None:
@@ -138,7 +142,7 @@ def test_seconds_of_batches_know_nothing_of_the_counter() -> None:
     assert found.spread == pytest.approx(0.02)
     assert found.degrees_of_freedom == pytest.approx(12)
     of_seconds = replace(like, is_of_joules=False)
-    assert pool([of_seconds, None, like]) == like
+    assert pool(of_seconds, None, like) == like
     assert not is_certain(windows_of([1000.0]), idle(), replace(of_seconds, variance_s=1e-9), 0.02)
     assert is_certain(windows_of([1000.0]), idle(), replace(like, variance_s=1e-9), 0.02)
 

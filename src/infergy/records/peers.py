@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -87,21 +87,6 @@ def _squares_s(windows: Sequence[WindowSum]) -> float:
     return sum([window.busy_s * (window.batch_j / mean_j - 1) ** 2 for window in windows])
 
 
-def pool(spreads: Iterable[Spread | None]) -> Spread | None:
-    """The common spread of like cells, each weighted by its degrees of freedom; None if none is known.
-
-    Where some have repeated windows, only these count.
-    """
-    known = [spread for spread in spreads if spread is not None]
-    of_joules = [spread for spread in known if spread.is_of_joules]
-    known = of_joules or known
-    degrees = sum(spread.degrees_of_freedom for spread in known)
-    if not degrees:
-        return None
-    variance_s = sum(spread.variance_s * spread.degrees_of_freedom for spread in known) / degrees
-    return Spread(variance_s=variance_s, degrees_of_freedom=degrees, is_of_joules=bool(of_joules))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """What one measured cell contributes to the intervals of others of its engine config.
@@ -136,25 +121,11 @@ def peer_of(*rows: Measurement) -> Peer | None:
     )
 
 
-def spread_at(power_w: float, peers: Iterable[Peer | None]) -> Spread | None:
-    """The common spread of those peers whose mean power differs from `power_w` by `LIKE_POWER` at most."""
-    return pool(peer.spread for peer in _alike(power_w, peers))
-
-
-def scatters_at(power_w: float, peers: Iterable[Peer | None]) -> list[VisitScatter | None]:
-    """How the visits of those peers scatter."""
-    return [peer.scatter for peer in _alike(power_w, peers)]
-
-
-def _alike(power_w: float, peers: Iterable[Peer | None]) -> Iterator[Peer]:
-    return (peer for peer in peers if peer is not None and abs(peer.power_w / power_w - 1) <= LIKE_POWER)
-
-
 class Alike:
-    """Peers of one engine config: what those of about a power show together."""
+    """Peers of one engine config: what those show together whose mean power differs by `LIKE_POWER` at most."""
 
-    def __init__(self, peers: Iterable[Peer]) -> None:
-        ordered = sorted(peers, key=lambda peer: peer.power_w)
+    def __init__(self, peers: Iterable[Peer | None]) -> None:
+        ordered = sorted((peer for peer in peers if peer is not None), key=lambda peer: peer.power_w)
         self._powers_w = [peer.power_w for peer in ordered]
         self._places = {id(peer): place for place, peer in enumerate(ordered)}
         self._joules, self._seconds, self._scatters = (
@@ -163,16 +134,21 @@ class Alike:
         )
         self._is_scattered = any(peer.scatter is not None for peer in ordered)
 
-    def spread(self, power_w: float, without: Iterable[Peer]) -> Spread | None:
-        """As `spread_at`, of all peers but some."""
+    def spread(self, power_w: float, without: Iterable[Peer] = ()) -> Spread | None:
+        """Of all peers but some, each weighted by its degrees of freedom; None if none is known.
+
+        Where some have repeated windows, only these count.
+        """
+        if not self._powers_w:
+            return None
         for is_of_joules, columns in ((True, self._joules), (False, self._seconds)):
             degrees, squares = self._sum(columns, power_w, without)
             if degrees:
                 return Spread(variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=is_of_joules)
         return None
 
-    def scatters(self, power_w: float, without: Iterable[Peer]) -> list[VisitScatter]:
-        """As `scatters_at`, of all peers but some, as one."""
+    def scatters(self, power_w: float, without: Iterable[Peer] = ()) -> list[VisitScatter]:
+        """How the visits of all peers but some scatter, as one; empty where none were visited again."""
         if not self._is_scattered:
             return []
         degrees, squares_s, weight_s = self._sum(self._scatters, power_w, without)
