@@ -185,10 +185,10 @@ def diagnose_simulated(meter: Meter) -> Diagnosis:
     return _diagnosis((usable,), found, permissions=(), simulated=True)
 
 
-def simulated_gpu(sensors: Sensors = SIMULATED_SENSORS) -> SimulatedGpu:
+def simulated_gpu() -> SimulatedGpu:
     """The GPU of `infergy doctor --simulate`."""
     identity = GpuIdentity(uuid="GPU-simulated-0", name="simulated GPU", power_limit_w=SIMULATED_FULL_W)
-    return SimulatedGpu(identity, idle_w=SIMULATED_IDLE_W, sensors=sensors)
+    return SimulatedGpu(identity, idle_w=SIMULATED_IDLE_W, sensors=SIMULATED_SENSORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
             class rejects its values.
     """
     try:
-        return typing.cast(T, _reader_of(cls)(data))
+        return typing.cast(T, _reader_of(typing.cast(Any, cls))(data))
     except _MisfitError as error:
         place, key = place or cls.__name__, "".join(reversed(error.path)).lstrip(".")
         message = ": ".join(filter(None, (place, key, str(error))))
