@@ -141,7 +141,7 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards: a window of zero joules is no measurement.
         """
-        return {gpu.uuid: gpu.energy_j for gpu in energy_of(self).gpus}
+        return {uuid: energy_between(uuid, tick, self.close[uuid]) for uuid, tick in self.open.items()}
 
     @property
     def tail_power_by_gpu_w(self) -> dict[str, float]:
@@ -150,12 +150,16 @@ class Window:
         Raises:
             MeterError: A counter stood still or ran backwards.
         """
-        return {gpu.uuid: gpu.tail_w for gpu in energy_of(self).gpus if gpu.tail_w is not None}
+        return {
+            uuid: energy_between(uuid, tick, self.close[uuid]) / (self.close[uuid].time_s - tick.time_s)
+            for uuid, tick in self.settled.items()
+        }
 
     @property
     def power_by_gpu_w(self) -> dict[str, float]:
         """Mean power of each GPU, in watts, by UUID."""
-        return {gpu.uuid: gpu.energy_j / gpu.duration_s for gpu in energy_of(self).gpus}
+        durations = self.duration_by_gpu_s
+        return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
 
 
 class GpuEnergy(NamedTuple):
