@@ -40,7 +40,9 @@ ExplainOption = Annotated[bool, typer.Option("--explain", help="Also print how e
 SimulateOption = Annotated[
     bool, typer.Option("--simulate", help="Use a simulated GPU; results are marked and say nothing about real ones")
 ]
-MeterOption = Annotated[str, typer.Option("--meter", help="nvml, or a plug-in such as zeus-gpu or zeus-cpu")]
+MeterOption = Annotated[
+    str, typer.Option("--meter", help="nvml, a plug-in such as zeus-gpu, or the URL of infergy watch --export")
+]
 AllowSimulatedOption = Annotated[
     bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
 ]

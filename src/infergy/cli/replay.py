@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from infergy.cli.endpoint import NO_METER, EndpointSelection, serve_unmetered, setups_on
 from infergy.cli.measure import gpu_here, measure_plan
 from infergy.cli.options import (
     JsonOption,
@@ -24,7 +25,8 @@ from infergy.cli.options import (
 )
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes
 from infergy.cli.server_options import MeasuredSelection
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError, MissingError, UsageError
+from infergy.meters import open_meter
 from infergy.units import count_of, format_duration, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     from infergy.estimates.replay import Replay
     from infergy.measure.planner import Run
     from infergy.records import Arrivals, EngineSetup, Measurement, Plan
+    from infergy.records.endpoint import Endpoint
     from infergy.workload import Requests
 
 DEFAULT_GPU = "h200"
-OF_A_PLAN = ("gpu", "output", "simulate", "meter")
+OF_A_PLAN = ("gpu", "output", "simulate", "meter", "energy_gpu_ids")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
 SHOWN: Mapping[str, Callable[[float], str]] = {
     "_j": partial(format_si, unit="J"),
@@ -110,6 +113,7 @@ def replay(
     trace: TraceSelection,
     measured: MeasuredSelection,
     target: ReplayTarget,
+    endpoint: EndpointSelection,
     plan: Path | None = option("Write the plan here, to measure it elsewhere"),
     output: Path | None = option("Measure it into this store, then print both", "-o", "--output-file"),
     simulate: SimulateOption = False,
@@ -121,7 +125,7 @@ def replay(
     Example: infergy replay azure-conv-2023 --from 10m --for 75s --speed 3 -o replays.jsonl
     """
     from infergy.catalog import get_gpu
-    from infergy.estimates.replay import compare_rows, predict, replica_groups
+    from infergy.estimates.replay import predict, replica_groups
     from infergy.records import Plan
 
     path = Path(source)
@@ -130,8 +134,9 @@ def replay(
     if kind == "rows":
         found, table = _compare_store(path, target.gpu, measured)
     else:
+        endpoint.choose_gpus()
         gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
-        resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
+        resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu, endpoint.open())
         gpu = gpu if target.gpu else resolved.gpu or gpu
         table = measured.load()
         found = [predict(parts, gpu, table) for parts in replica_groups(resolved.cells)]
@@ -140,13 +145,31 @@ def replay(
             typer.echo(f"{plan}: on the machine with the GPU: python -m infergy.measure {plan} -o ROWS.jsonl", err=True)
         if output is not None:
             typer.echo("\n".join(f"predicted {one.cell}: {_energy(one)}" for one in found), err=True)
-            measure_plan(resolved, output, simulate=simulate, meter=meter)
-            found = compare_rows(_rows_of(resolved, output), gpu, table) or found
+            found = _measure(resolved, output, gpu, table, simulate=simulate, meter=meter) or found
     if as_json:
         print_json(found)
     else:
         _print(found)
         print_notes(dict.fromkeys((*(note for one in found for note in one.notes), *table.notes)))
+    if meter != NO_METER and any(one.compared and one.is_inside is None for one in found):
+        raise typer.Exit(MissingError.exit_code)
+
+
+def _measure(plan: Plan, output: Path, gpu: str, table: Table, *, simulate: bool, meter: str) -> list[Replay]:
+    """A plan measured into a store, beside its prediction; of a server without a meter its latencies alone, no rows."""
+    from infergy.estimates.replay import compare_rows
+
+    reason = f"--meter {NO_METER}" if meter == NO_METER else None
+    if plan.endpoint is not None and not simulate and reason is None:
+        try:
+            open_meter(meter, max(setup.tensor_parallel for setup in plan.by_setup())).close()
+        except MissingError as error:
+            reason = str(error)
+    if plan.endpoint is None or reason is None:
+        measure_plan(plan, output, simulate=simulate, meter=meter)
+        return compare_rows(_rows_of(plan, output), gpu, table)
+    typer.echo(f"no energy, and no row in {output}: {reason}", err=True)
+    return serve_unmetered(plan, gpu, table)
 
 
 def _compare_store(path: Path, gpu: str | None, measured: MeasuredSelection) -> tuple[list[Replay], Table]:
@@ -182,13 +205,13 @@ def _check_options(path: Path, kind_of_file: str, typed: Mapping[str, str]) -> N
     wrong = [option for name, option in options.items() if name not in kept]
     if not wrong and "output" not in options:
         why = "nothing is measured without -o FILE"
-        wrong = [option for name, option in options.items() if name in ("simulate", "meter")]
+        wrong = [option for name, option in options.items() if name in ("simulate", "meter", "energy_gpu_ids")]
     if wrong:
         message = f"{why}; leave out what does not apply: {', '.join(wrong)}"
         raise UsageError(message, code="option-not-applicable", path=str(path), options=wrong)
 
 
-def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) -> Plan:
+def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str, endpoint: Endpoint | None) -> Plan:
     from infergy.measure.replays import plan_replays
     from infergy.workload import Histogram
 
@@ -217,12 +240,15 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
     if target.replicas > 1 and chosen.gap_s is not None:
         message = f"{source}: sessions with gaps are replayed on one replica: leave out --replicas {target.replicas}"
         raise UsageError(message, code="not-supported", trace=source, option="--replicas", reason="sessions")
+    setups = target.setups(has_blocks=has_blocks)
+    if endpoint is not None:
+        setups = setups_on(endpoint, setups, target.replicas)
     asked = [
         (setup, run)
-        for setup in target.setups(has_blocks=has_blocks)
+        for setup in setups
         for run in _runs_on(setup, chosen, replace(arrivals, replicas=target.replicas), gpu)
     ]
-    return plan_replays(asked, gpu=gpu)
+    return replace(plan_replays(asked, gpu=gpu), endpoint=endpoint)
 
 
 def _runs_on(setup: EngineSetup, requests: Requests, arrivals: Arrivals, gpu: str) -> Iterator[Run]:
@@ -310,8 +336,11 @@ def _print(found: Sequence[Replay]) -> None:
             continue
         if one.simulated:
             typer.echo("  SIMULATED: measured on a simulated GPU, which says nothing about real ones")
-        inside = "inside" if one.is_inside else "outside"
-        typer.echo(f"  measured energy {inside} the 90 % interval: {_energy(one)}")
+        if one.is_inside is None:
+            typer.echo(f"  predicted: {_energy(one)}; its energy was not measured")
+        else:
+            inside = "inside" if one.is_inside else "outside"
+            typer.echo(f"  measured energy {inside} the 90 % interval: {_energy(one)}")
         rows = []
         for figure in one.compared:
             shown = next(show for end, show in SHOWN.items() if figure.name.endswith(end))

@@ -120,7 +120,8 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
         yield "rescaled.factor", factor.factor, f"more than 0, from {factor.low} to {factor.high}"
     if not VISIT.fullmatch(row.visit):
         yield "visit", row.visit, "grid, grid-2 and so on, start or end"
-    yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links)
+    exact = not row.is_of_endpoint
+    yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links, exact=exact)
     yield from _misfits_of_sensors(row)
     for key, window in _windows(row):
         yield from _misfits_of_window(row, window, key)
