@@ -34,7 +34,7 @@ class EndpointSelection:
         "Requests open at once; later ones wait [default: all that have arrived]", min=1
     )
     max_retries: int | None = option(
-        "How often a request is sent again after 429, 503 or a refusal [default: 3]", min=0
+        "How often a request is sent again after 429, 503 or no connection [default: 3]", min=0
     )
     timeout: float | None = option("Seconds without a byte of an answer until it has failed [default: 120]")
     energy_gpu_ids: str | None = option(

@@ -41,7 +41,7 @@ SimulateOption = Annotated[
     bool, typer.Option("--simulate", help="Use a simulated GPU; results are marked and say nothing about real ones")
 ]
 MeterOption = Annotated[
-    str, typer.Option("--meter", help="nvml, a plug-in such as zeus-gpu, or the URL of infergy watch --export")
+    str, typer.Option("--meter", help="nvml, a plug-in such as zeus-gpu, or the URL of an exporter (watch --export)")
 ]
 AllowSimulatedOption = Annotated[
     bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")

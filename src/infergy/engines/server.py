@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server that runs already, over HTTP: it is loaded and timed as a client sees it.
 
     arrival ──▶ place free ──▶ sent ──▶ first piece ──▶ last piece ──▶ counts of tokens
-                               └── sent again after 429, 503 or a refused connection
+                               └── sent again after 429, 503 or where no connection was made
 
 What a server takes is found by asking it once (`DIALECTS`). Prompts are token ids where it takes them; else words, as
 many as make the tokens by its own count. All counts are the server's.
@@ -15,7 +15,7 @@ import resource
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -198,14 +198,14 @@ class ServerSession:
 
     def _served(self, work: Work, answers: Sequence[_Answer]) -> Served:
         """The server's counts; of a request without, what was asked if it ended at its length."""
-        lengths, uncounted, doubtful = [], 0, 0
+        lengths, uncounted, inconsistent = [], 0, 0
         for prompt, asked, answer in zip(work.prompts, work.output_tokens, answers, strict=True):
             tokens = answer.input_tokens, answer.output_tokens
             if answer.output_tokens == 0:
                 raise self._client.failed("a request was answered without a token", "no tokens")
             if tokens[0] is not None and tokens[1] is not None:
                 has_ids = self._dialect.has_ids
-                doubtful += (has_ids and tokens[0] != len(prompt)) or not answer.pieces <= tokens[1] <= asked
+                inconsistent += (has_ids and tokens[0] != len(prompt)) or not answer.pieces <= tokens[1] <= asked
                 lengths.append((tokens[0], tokens[1]))
             elif self._dialect.has_ids and answer.reason == "length":
                 uncounted += 1
@@ -220,7 +220,7 @@ class ServerSession:
         return Served(
             lengths=tuple(lengths),
             uncounted=uncounted,
-            doubtful=doubtful,
+            inconsistent=inconsistent,
             retries=sum(answer.retries for answer in answers),
             late_s=round(max(answer.late_s for answer in answers), MICROSECOND_DIGITS),
             cached_tokens=sum(cached) if cached else None,
@@ -272,23 +272,26 @@ class ServerSession:
         if response.status_code != 200 or not is_stream:
             raise await self._client.rejection(response)
         is_whole = False
-        async for line in self._client.lines(response):
-            if not line.startswith("data:"):
-                continue
-            data = line[len("data:") :].strip()
-            if data == "[DONE]":
-                is_whole = True
-                break
-            event = self._parse(data)
-            for text in _pieces(event):
-                answer.last = time.monotonic()
-                answer.first = answer.first or answer.last
-                answer.pieces += bool(text)
-            if answer.pieces > output + SPARE_PIECES:
-                raise self._client.failed(f"more than the {output} tokens that were asked for", "endless stream")
-            _note_usage(event, answer)
+        async with aclosing(self._client.lines(response)) as lines:
+            async for line in lines:
+                if not line.startswith("data:") or is_whole:
+                    continue
+                data = line[len("data:") :].strip()
+                is_whole = data == "[DONE]"
+                if not is_whole:
+                    self._note(self._parse(data), output, answer)
         if not (is_whole or answer.reason) or not answer.last:
             raise self._client.failed("its stream ended before the answer was whole", "half stream")
+
+    def _note(self, event: Mapping[str, Any], output: int, answer: _Answer) -> None:
+        """Note what an event of a stream says, and when it came."""
+        for text in _pieces(event):
+            answer.last = time.monotonic()
+            answer.first = answer.first or answer.last
+            answer.pieces += bool(text)
+        if answer.pieces > output + SPARE_PIECES:
+            raise self._client.failed(f"more than the {output} tokens that were asked for", "endless stream")
+        _note_usage(event, answer)
 
     def _parse(self, data: str) -> Mapping[str, Any]:
         try:
@@ -319,6 +322,7 @@ class ServerSession:
         """Close the connections; the server goes on."""
         if not self._loop.is_closed():
             self._loop.run_until_complete(self._client.__aexit__())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -137,7 +137,7 @@ class Client:
             raise self.broken(error) from error
         return data.decode("utf-8", errors="replace")
 
-    async def lines(self, response: Any) -> AsyncIterator[str]:
+    async def lines(self, response: Any) -> AsyncGenerator[str, None]:
         """Lines of a stream of events."""
         rest = ""
         try:

@@ -1,4 +1,4 @@
-"""Energy counters of another machine, as ``infergy watch --export`` serves them there: a page of Prometheus metrics."""
+"""Energy counters of another machine, as ``watch --export`` serves them there: a page of Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _counters(client: Any, url: str) -> dict[str, tuple[float, str]]:
         response.raise_for_status()
         samples = [sample for family in text_string_to_metric_families(response.text) for sample in family.samples]
     except (httpx.HTTPError, ValueError) as error:
-        message = f"{url}: no page of metrics: {error}. Start one there: infergy watch --export"
+        message = f"{url}: no page of metrics: {error}. Start an exporter there (watch --export)"
         raise MeterError(message, code="counter-unreadable", uuid=None, reason=str(error)) from error
     found = {
         sample.labels[UUID_LABEL]: (sample.value, sample.labels.get(NAME_LABEL, ""))
@@ -107,6 +107,6 @@ def _counters(client: Any, url: str) -> dict[str, tuple[float, str]]:
         if sample.name == METRIC and UUID_LABEL in sample.labels
     }
     if not found:
-        message = f"{url}: no {METRIC} on the page. Start one there: infergy watch --export"
+        message = f"{url}: no {METRIC} on the page. Start an exporter there (watch --export)"
         raise MeterError(message, code="counter-unreadable", uuid=None, reason="no counter")
     return found

@@ -12,7 +12,7 @@ SCHEMES = ("http", "https")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """An OpenAI-compatible server that infergy did not start.
+    """An OpenAI-compatible server that runs already.
 
     Attributes:
         url: Before ``/v1``, without user, password or key.
@@ -21,7 +21,7 @@ class Endpoint:
         version: What it answers at ``/version``; None if nothing.
         key_variable: The environment variable that holds its key; None if it needs none. The key is kept nowhere.
         concurrency: Requests that its client keeps open at once, at most; None for all that have arrived.
-        retries: How often a request is sent again that was answered by 429 or 503, or whose connection was refused.
+        retries: How often a request is sent again that was answered by 429 or 503, or found no connection.
         timeout_s: Longest time without a byte of an answer.
     """
 
@@ -42,8 +42,8 @@ class Served:
     Attributes:
         lengths: Input and output tokens of each request: the server's own counts.
         uncounted: Requests that the server gave no counts of; they count as asked, since each ended at its length.
-        doubtful: Requests whose counts contradict what was sent or received: another number of input tokens than token
-            ids were sent, more output tokens than asked, fewer than pieces of text came.
+        inconsistent: Requests whose counts contradict what was sent or received: other input tokens than the token ids
+            that were sent, more output tokens than asked, fewer than pieces of text came.
         retries: Requests sent again.
         late_s: How long a request was sent after it should have been, at most; waiting for a place is not among it.
         cached_tokens: Input tokens that the server's prefix cache had, over all requests; None if it does not report.
@@ -51,7 +51,7 @@ class Served:
 
     lengths: tuple[tuple[int, int], ...]
     uncounted: int = 0
-    doubtful: int = 0
+    inconsistent: int = 0
     retries: int = 0
     late_s: float = 0.0
     cached_tokens: int | None = None

@@ -201,9 +201,9 @@ def _queued(row: Measurement) -> Flag | None:
 
 
 def _served(row: Measurement) -> Iterator[Flag]:
-    """What the client of a server saw that infergy did not start."""
+    """What the client of a server saw that ran already."""
     served = [batch.served for window in row.windows for batch in window.batches if batch.served is not None]
-    wrong = sum(one.uncounted + one.doubtful for one in served)
+    wrong = sum(one.uncounted + one.inconsistent for one in served)
     if wrong:
         missing = sum(one.uncounted for one in served)
         yield Flag(
