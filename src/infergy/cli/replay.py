@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from infergy.cli.measure import gpu_here, measure_plan
 from infergy.cli.options import (
     JsonOption,
     MeterOption,
+    RequestLogOption,
     SimulateOption,
     TraceSelection,
     argument,
@@ -27,6 +29,7 @@ from infergy.cli.output import NONE, print_json, print_notes, print_table, rejec
 from infergy.cli.server_options import MeasuredSelection
 from infergy.errors import DataError, MissingError, UsageError
 from infergy.meters import open_meter
+from infergy.outputs import check_output
 from infergy.units import count_of, format_duration, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from infergy.workload import Requests
 
 DEFAULT_GPU = "h200"
-OF_A_PLAN = ("gpu", "output", "simulate", "meter", "energy_gpu_ids")
+OF_A_PLAN = ("gpu", "output", "simulate", "meter", "energy_gpu_ids", "request_log")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
 SHOWN: Mapping[str, Callable[[float], str]] = {
     "_j": partial(format_si, unit="J"),
@@ -118,6 +121,7 @@ def replay(
     output: Path | None = option("Measure it into this store, then print both", "-o", "--output-file"),
     simulate: SimulateOption = False,
     meter: MeterOption = "nvml",
+    request_log: RequestLogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the energy and latencies of a window of a trace on a real engine, and measure them with -o.
@@ -126,13 +130,17 @@ def replay(
     """
     from infergy.catalog import get_gpu
     from infergy.estimates.replay import predict, replica_groups
+    from infergy.estimates.request_log import LOG_KIND, LOG_SIGN
     from infergy.records import Plan
 
     path = Path(source)
     kind = _kind_of(path)
     _check_options(path, kind, typed_options(context))
+    if request_log is not None:
+        check_output(request_log, LOG_KIND, LOG_SIGN)
+    resolved: Plan | None = None
     if kind == "rows":
-        found, table = _compare_store(path, target.gpu, measured)
+        found, table, gpu = _compare_store(path, target.gpu, measured)
     else:
         endpoint.choose_gpus()
         gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
@@ -146,6 +154,8 @@ def replay(
         if output is not None:
             typer.echo("\n".join(f"predicted {one.cell}: {_energy(one)}" for one in found), err=True)
             found = _measure(resolved, output, gpu, table, simulate=simulate, meter=meter) or found
+    if request_log is not None:
+        _log_requests(request_log, path if kind == "rows" else output, resolved, gpu, table)
     if as_json:
         print_json(found)
     else:
@@ -172,18 +182,35 @@ def _measure(plan: Plan, output: Path, gpu: str, table: Table, *, simulate: bool
     return serve_unmetered(plan, gpu, table)
 
 
-def _compare_store(path: Path, gpu: str | None, measured: MeasuredSelection) -> tuple[list[Replay], Table]:
-    """Each measured replay of a store beside its prediction, and the table of the predictions."""
+def _compare_store(path: Path, gpu: str | None, measured: MeasuredSelection) -> tuple[list[Replay], Table, str]:
+    """Each measured replay of a store beside its prediction, and the table and the GPU of the predictions."""
     from infergy.catalog import get_gpu
     from infergy.estimates.replay import compare_rows
     from infergy.records.store import read_store
 
     rows, table = read_store(path).rows, measured.load()
-    found = compare_rows(rows, get_gpu(gpu or _gpu_of(rows)).name, table)
+    name = get_gpu(gpu or _gpu_of(rows)).name
+    found = compare_rows(rows, name, table)
     if not found:
         message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
         raise UsageError(message, code="no-rows", path=str(path))
-    return found, table
+    return found, table, name
+
+
+def _log_requests(path: Path, store: Path | None, plan: Plan | None, gpu: str, table: Table) -> None:
+    """Write the requests of the replays of a plan, or of a store: measured where there are rows."""
+    from infergy.estimates.replay import measured_groups, replica_groups
+    from infergy.estimates.request_log import log_of_replay, write_log
+    from infergy.records.store import read_store
+
+    rows: Sequence[Measurement] = ()
+    if store is not None and store.exists():
+        rows = read_store(store).rows if plan is None else _rows_of(plan, store)
+    groups = measured_groups(rows)
+    lines = [log_of_replay(group, gpu, table) for group in groups]
+    if plan is not None and not groups:
+        lines = [log_of_replay(group, gpu, table) for group in replica_groups(plan.cells)]
+    write_log(path, chain.from_iterable(lines))
 
 
 def _rows_of(plan: Plan, store: Path) -> list[Measurement]:
@@ -200,7 +227,7 @@ def _check_options(path: Path, kind_of_file: str, typed: Mapping[str, str]) -> N
         UsageError: There are any.
     """
     options = {name: option for name, option in typed.items() if name not in OF_ALL}
-    kept = {"trace": options, "plan": OF_A_PLAN, "rows": ("gpu",)}[kind_of_file]
+    kept = {"trace": options, "plan": OF_A_PLAN, "rows": ("gpu", "request_log")}[kind_of_file]
     why = f"{path}: {'rows say' if kind_of_file == 'rows' else 'a plan says'} what is served"
     wrong = [option for name, option in options.items() if name not in kept]
     if not wrong and "output" not in options:

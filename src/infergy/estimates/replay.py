@@ -107,7 +107,7 @@ def predict(parts: Sequence[PlannedCell] | Sequence[Measurement], gpu: str, tabl
         UsageError: The engine is not known, or the model does not fit.
     """
     first, replicas = parts[0].cell, len(parts)
-    requests = _in_turn([requests_of(part) for part in parts])
+    requests = requests_of_parts(parts)
     server = open_server(replace(spec_of(first.setup, gpu, len(requests)), replicas=replicas), table)
     run = estimate_run(whole(requests), server)
     left_out = sum(part.cell.load.arrivals.rejected for part in parts if part.cell.load.arrivals is not None)
@@ -123,8 +123,9 @@ def predict(parts: Sequence[PlannedCell] | Sequence[Measurement], gpu: str, tabl
     )
 
 
-def _in_turn(parts: Sequence[Requests]) -> Requests:
+def requests_of_parts(replicas: Sequence[PlannedCell] | Sequence[Measurement]) -> Requests:
     """The requests of replicas in the order in which they were given to them: in turn."""
+    parts = [requests_of(part) for part in replicas]
     if len(parts) == 1:
         return parts[0]
     order = np.argsort(np.concatenate([np.arange(len(part)) for part in parts]), kind="stable")
@@ -236,8 +237,12 @@ def _cached_tokens(row: Measurement) -> float | None:
 
 def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Replay]:
     """Each measured replay of a store beside its prediction, in the order of the store."""
-    measured_rows = [row for row in rows if row.is_ok and row.cell.load.is_replay and row.lengths]
-    return [compare(predict(parts, gpu, table), parts) for parts in replica_groups(measured_rows)]
+    return [compare(predict(parts, gpu, table), parts) for parts in measured_groups(rows)]
+
+
+def measured_groups(rows: Iterable[Measurement]) -> list[tuple[Measurement, ...]]:
+    """The measured replays of a store, of several replicas their rows together."""
+    return replica_groups(row for row in rows if row.is_ok and row.cell.load.is_replay and row.lengths)
 
 
 def spec_of(setup: EngineSetup, gpu: str, requests: int) -> ServerSpec:

@@ -19,9 +19,11 @@ from infergy.serving.config import EngineConfig, StaticConfig
 from infergy.serving.replica import ENTRY, Arrivals, Replica, StaticReplica, StepCost
 from infergy.serving.run import Booleans, EnergySplit, Floats, Run, RunCounts, ServedRequests
 from infergy.serving.scheduler import Scheduler
+from infergy.serving.shares import LOGGED, request_shares
 from infergy.workload.requests import Requests
 
 Server = Replica | StaticReplica
+PLAIN = (StaticReplica, Replica, Scheduler)
 Router = Literal["round_robin", "least_loaded"]
 ROUTERS: tuple[Router, ...] = ("round_robin", "least_loaded")
 
@@ -69,12 +71,13 @@ def simulate(
     replicas: int = 1,
     router: Router = "round_robin",
     skip: bool = True,
+    shares: bool = False,
 ) -> Run:
     """Serve `requests` on `replicas` servers of one configuration.
 
     Requests are routed as they arrive, in turn or to the server with the fewest that wait or run; the next request of a
     session goes where the session is. Without arrival times all arrive at once. Without `skip` every step is simulated
-    by itself, to the same result.
+    by itself, to the same result. With `shares` the run has the energy of each request.
 
     Raises:
         UsageError: `replicas` or `router` cannot be meant.
@@ -89,13 +92,13 @@ def simulate(
     collecting = gc.isenabled()
     gc.disable()  # it would visit the lists of a million requests again and again
     try:
-        servers = _servers(requests, asked, config, cost, replicas, times, padded, skip=skip)
+        servers = _servers(requests, asked, config, cost, replicas, times, padded, skip=skip, shares=shares)
         _route(servers, asked, router)
     finally:
         if collecting:
             gc.enable()
     is_static = isinstance(config, StaticConfig)
-    return _conclude(requests, asked, cost, times, servers, padded, is_static=is_static)
+    return _conclude(requests, asked, cost, times, servers, padded, is_static=is_static, shares=shares)
 
 
 def _servers(
@@ -108,11 +111,13 @@ def _servers(
     padded: Sequence[int],
     *,
     skip: bool,
+    shares: bool,
 ) -> list[Server]:
+    static, replica, scheduler = LOGGED if shares else PLAIN
     rejected = asked.rejected.tolist() if asked.following else ()
     arrivals = [Arrivals(cost.intake_s, cost.intake_gap_s, asked.following, rejected) for _ in range(replicas)]
     if isinstance(config, StaticConfig):
-        return [StaticReplica(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
+        return [static(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
     limits, paths, cached = config.limits, None, None
     if requests.prefix_blocks is not None and limits.enable_prefix_caching:
         paths = shared_paths(requests.prefix_blocks, requests.input_tokens, limits.block_size)
@@ -120,8 +125,8 @@ def _servers(
         hits = np.flatnonzero(requests.cached_tokens)
         cached = dict(zip(hits.tolist(), requests.cached_tokens[hits].tolist(), strict=True))
     return [
-        Replica(
-            Scheduler(asked.inputs, asked.outputs, limits, paths, cached),
+        replica(
+            scheduler(asked.inputs, asked.outputs, limits, paths, cached),
             cost,
             padded,
             own,
@@ -201,6 +206,7 @@ def _conclude(
     padded: Sequence[int],
     *,
     is_static: bool,
+    shares: bool,
 ) -> Run:
     """The run that replicas logged; their list is emptied: with a million requests they keep hundreds of MiB."""
     arrival_s, size, replicas = asked.arrival_s, len(asked.inputs), len(servers)
@@ -214,6 +220,12 @@ def _conclude(
             column[list(known)] = list(known.values())
     recomputed = sum(server.recomputed_tokens for server in servers)
     logs = [np.frombuffer(server.log, dtype=LAYOUT) for server in servers]
+    request_energy_j: Floats | None = None
+    if shares:
+        pairs = zip(servers, logs, strict=True)
+        request_energy_j = np.sum(
+            [request_shares(one, cost, _steps([log], padded), size) for one, log in pairs], axis=0
+        )
     servers.clear()
     steps = _steps(logs, padded)
     served = ServedRequests(
@@ -242,6 +254,7 @@ def _conclude(
         busy_s=busy_s,
         replicas=replicas,
         idle_w=cost.idle_w,
+        request_energy_j=request_energy_j,
     )
 
 
