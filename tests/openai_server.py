@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(400, '{"error": "unsupported"}')
             return
         if b.rejections and len(b.asked):
-            headers = {} if b.retry_after is None else {"Retry_After": b.retry_after}
+            headers: dict[str, str] = {} if b.retry_after is None else {"Retry_After": b.retry_after}
             self._answer(b.rejections.pop(), '{"error": "busy"}', **headers)
             return
         b.asked.append(body)

@@ -25,7 +25,7 @@ ROWS = Path(__file__).parents[2] / "src/infergy/data/tables/h200-llama-3.1-8b_re
 
 
 def total_j(lines: list[dict[str, Any]]) -> float:
-    return sum(line[name] for line in lines for name in ENERGY)
+    return sum(float(line[name]) for line in lines for name in ENERGY)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

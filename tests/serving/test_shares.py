@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
 from infergy.serving.config import EngineOptions
-from infergy.serving.run import Run
+from infergy.serving.run import Floats, Run
 from infergy.serving.shares import LoggedReplica
 from infergy.serving.simulate import requests_of_lengths
 from infergy.workload import open_trace
@@ -28,7 +29,7 @@ def served(server: OpenServer, lengths: list[tuple[int, int]], gap_s: float = 0.
     return server.serve(requests_of_lengths("test", lengths, arrivals), shares=True)
 
 
-def shares_of(run: Run) -> np.ndarray:  # type: ignore[type-arg]
+def shares_of(run: Run) -> Floats:
     assert run.request_energy_j is not None
     return run.request_energy_j
 
@@ -67,16 +68,19 @@ def test_a_longer_context_takes_more_of_the_same_decode_steps() -> None:
     assert energy_j[0] > 1.02 * energy_j[1]
 
 
-@pytest.mark.parametrize("options", [{}, {"max_num_seqs": 16}, {"num_gpu_blocks": 1500}], ids=str)
-def test_who_is_in_a_step_is_what_the_step_says(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "options", [EngineOptions(), EngineOptions(max_num_seqs=16), EngineOptions(num_gpu_blocks=1500)]
+)
+def test_who_is_in_a_step_is_what_the_step_says(options: EngineOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     servers: list[LoggedReplica] = []
     original = LoggedReplica.__init__
-    monkeypatch.setattr(
-        LoggedReplica,
-        "__init__",
-        lambda self, *args, **named: (original(self, *args, **named), servers.append(self))[0],
-    )
-    server = open_server(ServerSpec(options=EngineOptions(**options)))
+
+    def note(self: LoggedReplica, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        servers.append(self)
+
+    monkeypatch.setattr(LoggedReplica, "__init__", note)
+    server = open_server(ServerSpec(options=options))
     run = server.serve(open_trace("azure-conv-2023").requests().slice(0, 1500), shares=True)
     steps, logged = run.steps, servers[0]
     decodes, context = np.zeros(len(steps)), np.zeros(len(steps))

@@ -251,7 +251,7 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str, en
         message = f"{source}: a histogram has no requests in order to replay. Give the trace that it was made of"
         raise DataError(message, code="wrong-schema", path=source, found="histogram", expected="trace")
     whole = trace.all_of(opened)
-    if trace.rate is not None and whole.arrival_s is None:
+    if trace.rate is not None and whole.arrival_s is None and endpoint is None:
         message = f"{source}: --rate makes random arrivals of a trace without; to measure such: a grid of poisson loads"
         raise UsageError(message, code="no-arrivals", trace=source, option="--rate")
     chosen = trace.part_of(whole, source)
@@ -305,7 +305,7 @@ def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: boo
     from infergy.records.cell import REPLAY
 
     start_s = 0.0 if trace.start is None else seconds_of("--from", trace.start)
-    speed = trace.speed_of(whole)
+    speed = 1.0 if whole.arrival_s is None else trace.speed_of(whole)
     part = Arrivals(law=REPLAY, trace=source, timed=timed, speed=speed if timed else 1.0)
     if trace.duration is not None and trace.requests is None:
         # All at once no time passes: what the speed decides is how much of the trace the window spans.

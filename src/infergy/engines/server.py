@@ -14,7 +14,7 @@ import json
 import resource
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,8 @@ LONGEST_WAIT_S = 60.0
 """Before a request is sent again, whatever the server asks for."""
 SPARE_PIECES = 16
 """Pieces of text that a stream may have beyond the tokens asked for, before it counts as endless."""
+LOOK_S = 0.05
+"""How often it is seen whether the client keeps up."""
 PROBE_TOKENS, PROBE_WORDS = 8, (32, 160)
 MICROSECOND_DIGITS = 6
 TEXT = (
@@ -180,8 +182,8 @@ class ServerSession:
                 await self._request(prompts[index], work.output_tokens[index], work.decoding, answer)
             return answer.last
 
-        begun_s = self._loop.run_until_complete(serve_arrivals(work, ask))
-        served = self._served(work, answers)
+        begun_s, lag_s = self._loop.run_until_complete(_with_lag(serve_arrivals(work, ask)))
+        served = self._served(work, answers, lag_s)
         is_streamed = any(answer.pieces > 1 for answer in answers) or max(work.output_tokens) == 1
         first_s, finished_s = (
             tuple(round(getattr(answer, name) - answer.arrived, MICROSECOND_DIGITS) for answer in answers)
@@ -196,7 +198,7 @@ class ServerSession:
             served=served,
         )
 
-    def _served(self, work: Work, answers: Sequence[_Answer]) -> Served:
+    def _served(self, work: Work, answers: Sequence[_Answer], lag_s: float) -> Served:
         """The server's counts; of a request without, what was asked if it ended at its length."""
         lengths, uncounted, inconsistent = [], 0, 0
         for prompt, asked, answer in zip(work.prompts, work.output_tokens, answers, strict=True):
@@ -222,7 +224,7 @@ class ServerSession:
             uncounted=uncounted,
             inconsistent=inconsistent,
             retries=sum(answer.retries for answer in answers),
-            late_s=round(max(answer.late_s for answer in answers), MICROSECOND_DIGITS),
+            late_s=round(max(lag_s, *(answer.late_s for answer in answers)), MICROSECOND_DIGITS),
             cached_tokens=sum(cached) if cached else None,
         )
 
@@ -274,10 +276,10 @@ class ServerSession:
         is_whole = False
         async with aclosing(self._client.lines(response)) as lines:
             async for line in lines:
-                if not line.startswith("data:") or is_whole:
+                if not line.startswith(b"data:") or is_whole:
                     continue
-                data = line[len("data:") :].strip()
-                is_whole = data == "[DONE]"
+                data = line[len(b"data:") :].strip()
+                is_whole = data == b"[DONE]"
                 if not is_whole:
                     self._note(self._parse(data), output, answer)
         if not (is_whole or answer.reason) or not answer.last:
@@ -293,13 +295,14 @@ class ServerSession:
             raise self._client.failed(f"more than the {output} tokens that were asked for", "endless stream")
         _note_usage(event, answer)
 
-    def _parse(self, data: str) -> Mapping[str, Any]:
+    def _parse(self, data: bytes) -> Mapping[str, Any]:
         try:
             event = json.loads(data)
         except ValueError:
             event = None
         if not isinstance(event, Mapping) or event.get("error"):
-            raise self._client.failed(f"in its stream: {self._client.quote(data)}", "error in stream")
+            text = data.decode("utf-8", errors="replace")
+            raise self._client.failed(f"in its stream: {self._client.quote(text)}", "error in stream")
         return event
 
     def facts(self) -> Mapping[str, str | None]:
@@ -324,6 +327,16 @@ class ServerSession:
             self._loop.run_until_complete(self._client.__aexit__())
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+
+async def _with_lag(serving: Coroutine[Any, Any, float]) -> tuple[float, float]:
+    """The result of a run, and how long its loop was held up at most: by so much are instants late."""
+    lag_s, task = 0.0, asyncio.ensure_future(serving)
+    while not task.done():
+        due = time.monotonic() + LOOK_S
+        await asyncio.wait({task}, timeout=LOOK_S)
+        lag_s = max(lag_s, time.monotonic() - due)
+    return task.result(), lag_s
 
 
 def _pieces(event: Mapping[str, Any]) -> Iterator[str]:

@@ -16,6 +16,8 @@ from typing import Any
 from infergy.errors import EngineError, InfergyError, MissingError, UsageError
 from infergy.records.endpoint import Endpoint
 
+KEPT = 32
+"""Connections that are kept open for later requests: the pool visits all of them each time."""
 MOST_BYTES = 2**20
 """Of an answer that is not streamed, and of one line of a stream."""
 
@@ -84,7 +86,7 @@ class Client:
         self._endpoint = endpoint
         self._key = key_of(endpoint)
         timeout = self._httpx.Timeout(endpoint.timeout_s, pool=None)
-        limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=KEPT)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = self._httpx.AsyncClient(
             base_url=endpoint.url, headers=headers, timeout=timeout, limits=limits, trust_env=False
@@ -137,12 +139,12 @@ class Client:
             raise self.broken(error) from error
         return data.decode("utf-8", errors="replace")
 
-    async def lines(self, response: Any) -> AsyncGenerator[str, None]:
+    async def lines(self, response: Any) -> AsyncGenerator[bytes, None]:
         """Lines of a stream of events."""
-        rest = ""
+        rest = b""
         try:
-            async for part in response.aiter_text():
-                *lines, rest = (rest + part).split("\n")
+            async for part in response.aiter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
                     yield line
                 if len(rest) > MOST_BYTES:

@@ -14,6 +14,7 @@ from infergy.records.endpoint import base_url
 
 METRIC, UUID_LABEL, NAME_LABEL = "infergy_gpu_energy_joules_total", "gpu", "name"
 TOKEN_VARIABLE = "INFERGY_EXPORT_TOKEN"
+PATH = "/metrics"
 TIMEOUT_S, PAUSE_S = 2.0, 0.02
 
 
@@ -51,7 +52,7 @@ class ExporterMeter:
             raise MissingError.package("a meter behind a URL", str(error.name), install) from error
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        page = base_url("--meter", url)
+        page = base_url("--meter", url).removesuffix(PATH) + PATH
         client = httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
         try:
             found = _counters(client, page)

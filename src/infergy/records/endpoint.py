@@ -45,7 +45,8 @@ class Served:
         inconsistent: Requests whose counts contradict what was sent or received: other input tokens than the token ids
             that were sent, more output tokens than asked, fewer than pieces of text came.
         retries: Requests sent again.
-        late_s: How long a request was sent after it should have been, at most; waiting for a place is not among it.
+        late_s: How long the client was held up at most, so that requests were sent or pieces stamped late; waiting for
+            a place is not among it.
         cached_tokens: Input tokens that the server's prefix cache had, over all requests; None if it does not report.
     """
 

@@ -38,7 +38,7 @@ CHANGED, NOTHING = 0.02, 1e-3
 derive them otherwise."""
 
 LATE_S = 0.1
-"""How long a client may take to send a request that has come."""
+"""How long a client may be held up."""
 
 LOST = 0.25
 """How far energy and power of a window may both differ, to one side, from the sampled one's: sampling slows by 12 %."""
@@ -218,7 +218,7 @@ def _served(row: Measurement) -> Iterator[Flag]:
     if late_s > LATE_S or retries:
         yield Flag(
             code="client",
-            reason=f"{count_of(retries, 'request')} sent again, sent up to {late_s:.2g} s late (limit {LATE_S:g} s)",
+            reason=f"{count_of(retries, 'request')} sent again, client up to {late_s:.2g} s late (limit {LATE_S:g} s)",
             fix="lower the rate (--speed, --rate), limit --max-concurrency, or run the client on another machine",
             value=late_s,
             limit=LATE_S,
