@@ -130,10 +130,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self._chunk(b"")
                 return
-            piece = {"delta": {"content": " a"}} if is_chat else {"text": " a"}
+            piece: dict[str, Any] = {"delta": {"content": " a"}} if is_chat else {"text": " a"}
             self._event({"choices": [{"index": 0, "finish_reason": None, **piece}]})
         reason = "length" if count == body["max_tokens"] else "stop"
-        last = {"delta": {}} if is_chat else {"text": ""}
+        last: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
         self._event({"choices": [{"index": 0, "finish_reason": reason, **last}]})
         if b.has_usage and body.get("stream_options", {}).get("include_usage"):
             words = len(prompt) if isinstance(prompt, list) else b.tokens_per_word * len(prompt.split()) + 3 * is_chat

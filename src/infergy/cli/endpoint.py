@@ -100,7 +100,7 @@ def serve_unmetered(plan: Plan, gpu: str, table: Table) -> list[Replay]:
         EngineError: The server failed.
         MissingError: It does not answer.
     """
-    from infergy.estimates.replay import Measured, beside, predict
+    from infergy.estimates.replay import Timed, beside, predict
     from infergy.measure.endpoint import serve
     from infergy.records.latency import find_latency
 
@@ -108,7 +108,7 @@ def serve_unmetered(plan: Plan, gpu: str, table: Table) -> list[Replay]:
     for planned, batch in serve(plan):
         latency = find_latency([batch], [tokens for _, tokens in planned.lengths])
         cached = None if batch.served is None else batch.served.cached_tokens
-        measured = Measured(energy_j=None, duration_s=batch.duration_s, latency=latency, cached_tokens=cached)
+        timed = Timed(duration_s=batch.duration_s, latency=latency, cached_tokens=cached)
         has_cache = planned.cell.setup.prefix_caching
-        found.append(beside(predict([planned], gpu, table), measured, has_cache=has_cache))
+        found.append(beside(predict([planned], gpu, table), timed, has_cache=has_cache))
     return found

@@ -135,19 +135,27 @@ def requests_of_parts(replicas: Sequence[PlannedCell] | Sequence[Measurement]) -
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a replay took, of all replicas.
+class Timed:
+    """How long a replay took, of all replicas.
 
     Attributes:
-        energy_j: Until the last token of all, at loaded idle power from the last token of a replica on; None without a
-            meter.
         cached_tokens: Prompt tokens that the prefix caches had; None if an engine reported none.
     """
 
-    energy_j: float | None
     duration_s: float
     latency: Latency | None
     cached_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured(Timed):
+    """The same with its energy.
+
+    Attributes:
+        energy_j: Until the last token of all, at loaded idle power from the last token of a replica on.
+    """
+
+    energy_j: float
 
 
 def measured(rows: Sequence[Measurement]) -> Measured:
@@ -192,11 +200,12 @@ def compare(predicted: Replay, rows: Sequence[Measurement]) -> Replay:
     )
 
 
-def beside(predicted: Replay, result: Measured, *, has_cache: bool) -> Replay:
-    """A prediction beside what was measured; `has_cache` if prefixes were cached."""
+def beside(predicted: Replay, result: Timed, *, has_cache: bool) -> Replay:
+    """A prediction beside what was measured, without energy if that was not; `has_cache` if prefixes were cached."""
     run = predicted.predicted
+    energy_j = result.energy_j if isinstance(result, Measured) else None
     figures: list[tuple[str, float, float | None]] = [
-        ("energy_j", run.energy_j, result.energy_j),
+        ("energy_j", run.energy_j, energy_j),
         ("duration_s", run.duration_s, result.duration_s),
     ]
     names = {"ttft_s": "first_token", "tpot_s": "per_output_token", "e2e_s": "end_to_end"}
@@ -212,7 +221,7 @@ def beside(predicted: Replay, result: Measured, *, has_cache: bool) -> Replay:
             Compared(name=name, predicted=guess, measured=seen, error=None if not seen else guess / seen - 1)
             for name, guess, seen in figures
         ),
-        is_inside=None if result.energy_j is None else run.low_j <= result.energy_j <= run.high_j,
+        is_inside=None if energy_j is None else run.low_j <= energy_j <= run.high_j,
     )
 
 
