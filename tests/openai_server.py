@@ -36,6 +36,8 @@ class Behaviour:
     retry_after: str | None = None
     pause_s: float = 0.0005
     hang: bool = False
+    keep_alive: bool = False
+    nested: bool = False
     error_in_stream: bool = False
     cached: int | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -119,6 +121,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         count = body["max_tokens"] if b.stops_after is None else min(b.stops_after, body["max_tokens"])
+        while b.keep_alive:
+            self._chunk(b": still here\n\n")
+            time.sleep(0.02)
+        if b.nested:
+            self._chunk(b"data: " + b"[" * 100_000 + b"\n\n")
         if b.error_in_stream:
             self._event({"error": {"message": "out of memory"}})
             count = 0

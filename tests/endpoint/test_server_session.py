@@ -158,7 +158,9 @@ def test_an_answer_in_one_piece_has_no_time_to_first_token() -> None:
         ({"html": True}, "status"),
         ({"redirect": "http://elsewhere.example/v1"}, "redirect"),
         ({"error_in_stream": True}, "error in stream"),
-        ({"hang": True}, "ReadTimeout"),
+        ({"nested": True}, "error in stream"),
+        ({"hang": True}, "timeout"),
+        ({"keep_alive": True}, "timeout"),
     ],
 )
 def test_a_bad_answer_ends_the_run_with_its_reason(fault: dict[str, Any], reason: str) -> None:

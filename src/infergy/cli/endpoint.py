@@ -36,7 +36,7 @@ class EndpointSelection:
     max_retries: int | None = option(
         "How often a request is sent again after 429, 503 or no connection [default: 3]", min=0
     )
-    timeout: float | None = option("Seconds without a byte of an answer until it has failed [default: 120]")
+    timeout: float | None = option("Seconds without a piece of an answer until it has failed [default: 120]")
     energy_gpu_ids: str | None = option(
         "GPUs whose energy is the server's: UUIDs or indices, with commas [default: the first visible ones]"
     )

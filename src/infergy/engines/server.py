@@ -235,7 +235,7 @@ class ServerSession:
             wait_s: float | None = None
             try:
                 async with AsyncExitStack() as stack:
-                    response = await self._client.post(stack, f"/v1/{self._dialect.path}", body)
+                    response = await self._client.open(stack, "POST", f"/v1/{self._dialect.path}", body)
                     is_last = answer.retries >= self._endpoint.retries
                     if response.status_code not in RETRIED or is_last:
                         await self._read(response, output, answer)
@@ -272,16 +272,21 @@ class ServerSession:
         """Read a stream to its end."""
         is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
         if response.status_code != 200 or not is_stream:
-            raise await self._client.rejection(response)
-        is_whole = False
-        async with aclosing(self._client.lines(response)) as lines:
-            async for line in lines:
-                if not line.startswith(b"data:") or is_whole:
-                    continue
-                data = line[len(b"data:") :].strip()
-                is_whole = data == b"[DONE]"
-                if not is_whole:
-                    self._note(self._parse(data), output, answer)
+            raise await self._client.rejected(response)
+        is_whole, limit_s = False, self._endpoint.timeout_s
+        try:
+            # Bytes alone are no answer: a stream may be kept alive for ever.
+            async with asyncio.timeout(limit_s) as limit, aclosing(self._client.lines(response)) as lines:
+                async for line in lines:
+                    if not line.startswith(b"data:") or is_whole:
+                        continue
+                    data = line[len(b"data:") :].strip()
+                    is_whole = data == b"[DONE]"
+                    if not is_whole:
+                        self._note(self._parse(data), output, answer)
+                        limit.reschedule(self._loop.time() + limit_s)
+        except TimeoutError as error:
+            raise self._client.broken(error) from error
         if not (is_whole or answer.reason) or not answer.last:
             raise self._client.failed("its stream ended before the answer was whole", "half stream")
 
@@ -298,7 +303,7 @@ class ServerSession:
     def _parse(self, data: bytes) -> Mapping[str, Any]:
         try:
             event = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, Mapping) or event.get("error"):
             text = data.decode("utf-8", errors="replace")

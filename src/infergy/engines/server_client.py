@@ -18,6 +18,7 @@ from infergy.records.endpoint import Endpoint
 
 KEPT = 32
 """Connections that are kept open for later requests: the pool visits all of them each time."""
+LONGEST_NAME = 100
 MOST_BYTES = 2**20
 """Of an answer that is not streamed, and of one line of a stream."""
 
@@ -60,7 +61,7 @@ def find_endpoint(url: str, model: str | None, key_variable: str | None, **limit
     if owners and name not in owners:
         raise UsageError.unknown("model of the server", name, owners, code="unknown-name", option="--served-model")
     owner = owners.get(name)
-    software = owner if isinstance(owner, str) else None
+    software = owner[:LONGEST_NAME] if isinstance(owner, str) else None
     return Endpoint(url=url, model=name, software=software, version=version, key_variable=key_variable, **limits)
 
 
@@ -75,7 +76,7 @@ async def _look(endpoint: Endpoint) -> tuple[list[dict[str, Any]], str | None]:
         except InfergyError:
             version = None
     version = version.get("version") if isinstance(version, Mapping) else None
-    return models, version if isinstance(version, str) else None
+    return models, version[:LONGEST_NAME] if isinstance(version, str) else None
 
 
 class Client:
@@ -87,7 +88,7 @@ class Client:
         self._key = key_of(endpoint)
         timeout = self._httpx.Timeout(endpoint.timeout_s, pool=None)
         limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=KEPT)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         self._client = self._httpx.AsyncClient(
             base_url=endpoint.url, headers=headers, timeout=timeout, limits=limits, trust_env=False
         )
@@ -100,21 +101,21 @@ class Client:
 
     async def get(self, path: str) -> Any:
         """What is answered at a path, as JSON."""
-        async with AsyncExitStack() as stack:
-            response = await self._open(stack, "GET", path, None)
-            text = await self._text(response)
-        if response.status_code != self._httpx.codes.OK:
-            raise self.rejected(response, text)
+        try:
+            async with AsyncExitStack() as stack, asyncio.timeout(self._endpoint.timeout_s):
+                response = await self.open(stack, "GET", path)
+                if response.status_code != self._httpx.codes.OK:
+                    raise await self.rejected(response)
+                text = await self._text(response)
+        except TimeoutError as error:
+            raise self.broken(error) from error
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self.failed(f"{path} is no JSON: {self.quote(text)}", "no JSON") from None
 
-    async def post(self, stack: AsyncExitStack, path: str, body: Mapping[str, Any]) -> Any:
-        """The response to a request, its stream unread."""
-        return await self._open(stack, "POST", path, body)
-
-    async def _open(self, stack: AsyncExitStack, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    async def open(self, stack: AsyncExitStack, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The response to a request, unread."""
         try:
             return await stack.enter_async_context(self._client.stream(method, path, json=body))
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
@@ -123,10 +124,6 @@ class Client:
             raise MissingError(message, code="server-unreachable", url=url) from error
         except self._httpx.HTTPError as error:
             raise self.broken(error) from error
-
-    async def rejection(self, response: Any) -> EngineError:
-        """The error of a response that is no stream of events."""
-        return self.rejected(response, await self._text(response))
 
     async def _text(self, response: Any) -> str:
         data = b""
@@ -153,22 +150,25 @@ class Client:
             raise self.broken(error) from error
         yield rest
 
-    def rejected(self, response: Any, text: str) -> EngineError:
+    async def rejected(self, response: Any) -> EngineError:
         """The error of a response with another status or content than was asked for."""
         status, kind = response.status_code, response.headers.get("content-type", "no content type")
         if response.is_redirect:
-            where = self._httpx.URL(response.headers.get("location", "")).host or "another path"
+            where = self.quote(response.headers["location"].partition("?")[0])
             return self.failed(f"it redirects to {where}, which is not followed: give that URL to --server", "redirect")
         if status in (401, 403):
             variable = self._endpoint.key_variable
             advice = f"the key in {variable} is not accepted" if variable else "it needs a key: --api-key-env NAME"
             return self.failed(f"status {status}: {advice}", "key", status=status)
-        return self.failed(f"status {status} ({kind}): {self.quote(text)}", "status", status=status)
+        text = self.quote(await self._text(response))
+        return self.failed(f"status {status} ({self.quote(kind)}): {text}", "status", status=status)
 
     def broken(self, error: Exception) -> EngineError:
         """The error of an answer that broke off or took too long."""
-        kind, limit = type(error).__name__, f"; limit {self._endpoint.timeout_s:g} s without a byte: --timeout"
-        return self.failed(f"{kind} {self.quote(str(error))}{limit if 'Timeout' in kind else ''}".strip(), kind)
+        kind = type(error).__name__
+        if "Timeout" in kind:
+            return self.failed(f"no answer in {self._endpoint.timeout_s:g} s: --timeout", "timeout")
+        return self.failed(f"{kind} {self.quote(str(error))}".strip(), kind)
 
     def failed(self, what: str, reason: str, **fields: Any) -> EngineError:
         """An error of the server."""

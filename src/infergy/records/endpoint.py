@@ -22,7 +22,7 @@ class Endpoint:
         key_variable: The environment variable that holds its key; None if it needs none. The key is kept nowhere.
         concurrency: Requests that its client keeps open at once, at most; None for all that have arrived.
         retries: How often a request is sent again that was answered by 429 or 503, or found no connection.
-        timeout_s: Longest time without a byte of an answer.
+        timeout_s: Longest time without a piece of an answer.
     """
 
     url: str
