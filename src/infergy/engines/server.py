@@ -34,6 +34,7 @@ LONGEST_WAIT_S = 60.0
 """Before a request is sent again, whatever the server asks for."""
 SPARE_PIECES = 16
 """Pieces of text that a stream may have beyond the tokens asked for, before it counts as endless."""
+MOST_TOKENS = 2**32
 LOOK_S = 0.05
 """How often it is seen whether the client keeps up."""
 PROBE_TOKENS, PROBE_WORDS = 8, (32, 160)
@@ -65,7 +66,7 @@ DIALECTS = (
 
 @dataclass(slots=True)
 class _Answer:
-    """The answer to one request: instants by `time.monotonic`, 0 until known; counts, None until the server says."""
+    """The answer to one request: instants by `time.monotonic`, 0 until known; its counts, None until they come."""
 
     arrived: float = 0.0
     late_s: float = 0.0
@@ -74,8 +75,7 @@ class _Answer:
     pieces: int = 0
     retries: int = 0
     reason: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    tokens: tuple[int, int] | None = None
     cached_tokens: int | None = None
 
 
@@ -141,7 +141,7 @@ class ServerSession:
             if not self._dialect.has_ids:
                 self._count_words(answer, ids)
                 return
-            if answer.input_tokens in (None, len(ids)):
+            if answer.tokens is None or answer.tokens[0] == len(ids):
                 return
         assert reason is not None
         raise reason
@@ -154,11 +154,11 @@ class ServerSession:
     def _count_words(self, first: _Answer, ids: Sequence[int]) -> None:
         few, many = PROBE_WORDS
         second = self._ask_one(tuple(range(many)))
-        if first.input_tokens is None or second.input_tokens is None:
+        if first.tokens is None or second.tokens is None:
             message = f"{self._endpoint.url} takes no token ids and reports no usage: its tokens cannot be counted"
             raise EngineError(message, code="server-counts", url=self._endpoint.url)
-        each = max(0.01, (second.input_tokens - first.input_tokens) / (many - few))
-        self._words = max(0.0, first.input_tokens - each * few), each
+        each = max(0.01, (second.tokens[0] - first.tokens[0]) / (many - few))
+        self._words = max(0.0, first.tokens[0] - each * few), each
 
     def run(self, work: Work) -> Completion:
         """Send each request as it arrives, and read its stream to the last token.
@@ -200,33 +200,31 @@ class ServerSession:
 
     def _served(self, work: Work, answers: Sequence[_Answer], lag_s: float) -> Served:
         """The server's counts; of a request without, what was asked if it ended at its length."""
-        lengths, uncounted, inconsistent = [], 0, 0
-        for prompt, asked, answer in zip(work.prompts, work.output_tokens, answers, strict=True):
-            tokens = answer.input_tokens, answer.output_tokens
-            if answer.output_tokens == 0:
-                raise self._client.failed("a request was answered without a token", "no tokens")
-            if tokens[0] is not None and tokens[1] is not None:
-                has_ids = self._dialect.has_ids
-                inconsistent += (has_ids and tokens[0] != len(prompt)) or not answer.pieces <= tokens[1] <= asked
-                lengths.append((tokens[0], tokens[1]))
-            elif self._dialect.has_ids and answer.reason == "length":
-                uncounted += 1
-                lengths.append((len(prompt), asked))
-            else:
-                message = (
-                    f"{self._endpoint.url} reports no usage of a request that did not end at its length: its tokens "
-                    "are not known, and pieces of text are no tokens"
-                )
-                raise EngineError(message, code="server-counts", url=self._endpoint.url)
+        asked = list(zip(map(len, work.prompts), work.output_tokens, strict=True))
+        lengths = [answer.tokens or self._uncounted(answer, own) for answer, own in zip(answers, asked, strict=True)]
+        inconsistent = 0
+        for answer, (sent, most), (found, made) in zip(answers, asked, lengths, strict=True):
+            inconsistent += (self._dialect.has_ids and found != sent) or not answer.pieces <= made <= most
         cached = [answer.cached_tokens for answer in answers if answer.cached_tokens is not None]
         return Served(
             lengths=tuple(lengths),
-            uncounted=uncounted,
+            uncounted=sum(answer.tokens is None for answer in answers),
             inconsistent=inconsistent,
             retries=sum(answer.retries for answer in answers),
             late_s=round(max(lag_s, *(answer.late_s for answer in answers)), MICROSECOND_DIGITS),
             cached_tokens=sum(cached) if cached else None,
         )
+
+    def _uncounted(self, answer: _Answer, asked: tuple[int, int]) -> tuple[int, int]:
+        """The tokens of a request that the server gives no counts of: those asked for, if it ended at its length."""
+        if self._dialect.has_ids and answer.reason == "length":
+            return asked
+        url = self._endpoint.url
+        message = (
+            f"{url} reports no usage of a request that did not end at its length: its tokens are not known, and pieces "
+            "of text are no tokens"
+        )
+        raise EngineError(message, code="server-counts", url=url)
 
     async def _request(self, ids: Sequence[int], output: int, decoding: Decoding, answer: _Answer) -> None:
         """Send a request, again where it may be, and read its answer."""
@@ -344,38 +342,37 @@ async def _with_lag(serving: Coroutine[Any, Any, float]) -> tuple[float, float]:
     return task.result(), lag_s
 
 
+def _choices(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    choices = event.get("choices")
+    return [_mapping(choice) for choice in choices] if isinstance(choices, list) else []
+
+
 def _pieces(event: Mapping[str, Any]) -> Iterator[str]:
     """The text of each piece of an event; empty of a token without text, none of what announces a role or the end."""
-    choices = event.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if not isinstance(choice, Mapping):
-            continue
-        delta = choice.get("delta")
-        if isinstance(delta, Mapping):
-            text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
-            if text:
-                yield str(text)
-        elif (text := choice.get("text")) or choice.get("finish_reason") is None:
+    for choice in _choices(event):
+        delta = _mapping(choice.get("delta"))
+        text = choice.get("text") or delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
+        if text or ("delta" not in choice and choice.get("finish_reason") is None):
             yield str(text or "")
 
 
 def _note_usage(event: Mapping[str, Any], answer: _Answer) -> None:
     """Keep the counts and the reason of an event, where it has them and they can be meant."""
-    choices, usage = event.get("choices"), event.get("usage")
-    for choice in choices if isinstance(choices, list) else ():
-        reason = choice.get("finish_reason") if isinstance(choice, Mapping) else None
-        answer.reason = reason if isinstance(reason, str) else answer.reason
-    if not isinstance(usage, Mapping):
-        return
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), cached
-    input_tokens, output_tokens, cached = (
-        count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**32 else None
-        for count in counts
-    )
-    if input_tokens and output_tokens is not None:
-        answer.input_tokens, answer.output_tokens, answer.cached_tokens = input_tokens, output_tokens, cached
+    for choice in _choices(event):
+        answer.reason = choice.get("finish_reason") or answer.reason
+    usage = _mapping(event.get("usage"))
+    sent, made = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if sent and made:
+        answer.tokens = sent, made
+        answer.cached_tokens = _count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens"))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < MOST_TOKENS else None
 
 
 def _retry_after_s(text: str | None) -> float | None:

@@ -309,16 +309,11 @@ class Links:
 
 
 def request_misfits(
-    load: Load,
-    arrival_s: Sequence[float],
-    lengths: Sequence[tuple[int, int]],
-    links: Links | None,
-    *,
-    exact: bool = True,
+    load: Load, arrival_s: Sequence[float], lengths: Sequence[tuple[int, int]], links: Links | None
 ) -> Iterator[tuple[str, object, str]]:
     """What the requests of a load cannot be: key, value, and what is expected.
 
-    Online each has its arrival, in a replay its lengths and links; `exact` if the longest are those of the load.
+    Online each has its arrival, in a replay its lengths and links.
     """
     links = links or Links()
     earlier = [index for index, before in enumerate(links.after) if -1 <= before < index]
@@ -333,8 +328,7 @@ def request_misfits(
             yield name, found, f"{load.batch if is_needed else 0}, for {load.batch} requests"
     if any(later_s < earlier_s for earlier_s, later_s in pairwise(arrival_s)):
         yield "arrival_s", arrival_s[:3], "ascending times"
-    longest = tuple(map(max, zip(*lengths, strict=True))) if lengths and exact else load.lengths
-    if lengths and (longest != load.lengths or min(map(min, lengths)) < 1):
+    if lengths and (tuple(map(max, zip(*lengths, strict=True))) != load.lengths or min(map(min, lengths)) < 1):
         yield "lengths", lengths[:3], f"1 to {load.input_tokens} input and 1 to {load.output_tokens} output tokens"
     if links.block_tokens == 0 or any(blocks < 1 for own in links.prefixes for _, blocks in own):
         yield "links.prefixes", links.prefixes[:3], "at least one block, of at least one token"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Literal
 
@@ -97,8 +97,12 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    is_static = isinstance(config, StaticConfig)
-    return _conclude(requests, asked, cost, times, servers, padded, is_static=is_static, shares=shares)
+    request_energy_j = np.zeros(len(asked.inputs))
+    for server in servers if shares else ():
+        steps = _steps([np.frombuffer(server.log, dtype=LAYOUT)], padded)
+        request_energy_j += request_shares(server, cost, steps, request_energy_j.size)
+    run = _conclude(requests, asked, cost, times, servers, padded, is_static=isinstance(config, StaticConfig))
+    return replace(run, request_energy_j=request_energy_j) if shares else run
 
 
 def _servers(
@@ -206,7 +210,6 @@ def _conclude(
     padded: Sequence[int],
     *,
     is_static: bool,
-    shares: bool,
 ) -> Run:
     """The run that replicas logged; their list is emptied: with a million requests they keep hundreds of MiB."""
     arrival_s, size, replicas = asked.arrival_s, len(asked.inputs), len(servers)
@@ -220,12 +223,6 @@ def _conclude(
             column[list(known)] = list(known.values())
     recomputed = sum(server.recomputed_tokens for server in servers)
     logs = [np.frombuffer(server.log, dtype=LAYOUT) for server in servers]
-    request_energy_j: Floats | None = None
-    if shares:
-        pairs = zip(servers, logs, strict=True)
-        request_energy_j = np.sum(
-            [request_shares(one, cost, _steps([log], padded), size) for one, log in pairs], axis=0
-        )
     servers.clear()
     steps = _steps(logs, padded)
     served = ServedRequests(
@@ -254,7 +251,6 @@ def _conclude(
         busy_s=busy_s,
         replicas=replicas,
         idle_w=cost.idle_w,
-        request_energy_j=request_energy_j,
     )
 
 
