@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import typer
+
 from infergy.cli.options import option
-from infergy.errors import UsageError
+from infergy.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from infergy.cost.table import Table
@@ -74,14 +76,16 @@ class EndpointSelection:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.energy_gpu_ids
 
 
-def setups_on(endpoint: Endpoint, setups: Sequence[EngineSetup], replicas: int) -> list[EngineSetup]:
-    """The one engine config that a server is said to run, with its own weights.
+def setups_on(endpoint: Endpoint | None, setups: Sequence[EngineSetup], replicas: int) -> Sequence[EngineSetup]:
+    """The one engine config that a server is said to run, with its own weights; without a server all.
 
     Raises:
         UsageError: Several are named, or such as a server is not.
     """
     from infergy.records import SERVER
 
+    if endpoint is None:
+        return setups
     (first, *others) = setups
     if others or replicas > 1:
         given: dict[str, object] = {"--server": endpoint.url}
@@ -91,6 +95,16 @@ def setups_on(endpoint: Endpoint, setups: Sequence[EngineSetup], replicas: int) 
         why = "a server that runs already is predicted as vllm serve: --engine vllm, and options that it runs with"
         raise UsageError.engine_lacks("server", "--engine", first.label, why)
     return [replace(first, weights=endpoint.model)]
+
+
+def demand_energy(found: Sequence[Replay], meter: str) -> None:
+    """End with the status of what is missing where energy was asked for and not measured.
+
+    Raises:
+        Exit: There is none.
+    """
+    if meter != NO_METER and any(one.compared and one.is_inside is None for one in found):
+        raise typer.Exit(MissingError.exit_code)
 
 
 def serve_unmetered(plan: Plan, gpu: str, table: Table) -> list[Replay]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.endpoint import NO_METER, EndpointSelection, serve_unmetered, setups_on
+from infergy.cli.endpoint import NO_METER, EndpointSelection, demand_energy, serve_unmetered, setups_on
 from infergy.cli.measure import gpu_here, measure_plan
 from infergy.cli.options import (
     JsonOption,
@@ -128,10 +128,8 @@ def replay(
 
     Example: infergy replay azure-conv-2023 --from 10m --for 75s --speed 3 -o replays.jsonl
     """
-    from infergy.catalog import get_gpu
     from infergy.estimates.replay import predict, replica_groups
     from infergy.estimates.request_log import LOG_KIND, LOG_SIGN
-    from infergy.records import Plan
 
     path = Path(source)
     kind = _kind_of(path)
@@ -143,9 +141,7 @@ def replay(
         found, table, gpu = _compare_store(path, target.gpu, measured)
     else:
         endpoint.choose_gpus()
-        gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
-        resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu, endpoint.open())
-        gpu = gpu if target.gpu else resolved.gpu or gpu
+        resolved, gpu = _resolve(source, kind, trace, target, endpoint)
         table = measured.load()
         found = [predict(parts, gpu, table) for parts in replica_groups(resolved.cells)]
         if plan is not None:
@@ -161,8 +157,21 @@ def replay(
     else:
         _print(found)
         print_notes(dict.fromkeys((*(note for one in found for note in one.notes), *table.notes)))
-    if meter != NO_METER and any(one.compared and one.is_inside is None for one in found):
-        raise typer.Exit(MissingError.exit_code)
+    demand_energy(found, meter)
+
+
+def _resolve(
+    source: str, kind: str, trace: TraceSelection, target: ReplayTarget, endpoint: EndpointSelection
+) -> tuple[Plan, str]:
+    """The plan that is named or that the options make, and the GPU to predict for."""
+    from infergy.catalog import get_gpu
+    from infergy.records import Plan
+
+    gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
+    if kind == "plan":
+        plan = Plan.load(Path(source))
+        return plan, gpu if target.gpu else plan.gpu or gpu
+    return _plan(source, trace, target, gpu, endpoint.open()), gpu
 
 
 def _measure(plan: Plan, output: Path, gpu: str, table: Table, *, simulate: bool, meter: str) -> list[Replay]:
@@ -267,12 +276,9 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str, en
     if target.replicas > 1 and chosen.gap_s is not None:
         message = f"{source}: sessions with gaps are replayed on one replica: leave out --replicas {target.replicas}"
         raise UsageError(message, code="not-supported", trace=source, option="--replicas", reason="sessions")
-    setups = target.setups(has_blocks=has_blocks)
-    if endpoint is not None:
-        setups = setups_on(endpoint, setups, target.replicas)
     asked = [
         (setup, run)
-        for setup in setups
+        for setup in setups_on(endpoint, target.setups(has_blocks=has_blocks), target.replicas)
         for run in _runs_on(setup, chosen, replace(arrivals, replicas=target.replicas), gpu)
     ]
     return replace(plan_replays(asked, gpu=gpu), endpoint=endpoint)

@@ -19,11 +19,10 @@ from infergy.serving.config import EngineConfig, StaticConfig
 from infergy.serving.replica import ENTRY, Arrivals, Replica, StaticReplica, StepCost
 from infergy.serving.run import Booleans, EnergySplit, Floats, Run, RunCounts, ServedRequests
 from infergy.serving.scheduler import Scheduler
-from infergy.serving.shares import LOGGED, request_shares
 from infergy.workload.requests import Requests
 
 Server = Replica | StaticReplica
-PLAIN = (StaticReplica, Replica, Scheduler)
+Kinds = tuple[type[StaticReplica], type[Replica], type[Scheduler]]
 Router = Literal["round_robin", "least_loaded"]
 ROUTERS: tuple[Router, ...] = ("round_robin", "least_loaded")
 
@@ -86,13 +85,18 @@ def simulate(
         raise UsageError.bad_value("--replicas", replicas, "a number of at least 1")
     if router not in ROUTERS:
         raise UsageError.unknown("router", router, ROUTERS, code="unknown-name", option="--router")
+    kinds: Kinds = (StaticReplica, Replica, Scheduler)
+    if shares:
+        from infergy.serving.shares import LOGGED, request_shares
+
+        kinds = LOGGED
     asked = _read(requests, config)
     padded = config.padded_sizes()
     times = ([nan] * len(asked.inputs), [nan] * len(asked.inputs))
     collecting = gc.isenabled()
     gc.disable()  # it would visit the lists of a million requests again and again
     try:
-        servers = _servers(requests, asked, config, cost, replicas, times, padded, skip=skip, shares=shares)
+        servers = _servers(requests, asked, config, cost, replicas, times, padded, kinds, skip=skip)
         _route(servers, asked, router)
     finally:
         if collecting:
@@ -113,11 +117,11 @@ def _servers(
     replicas: int,
     times: tuple[list[float], list[float]],
     padded: Sequence[int],
+    kinds: Kinds,
     *,
     skip: bool,
-    shares: bool,
 ) -> list[Server]:
-    static, replica, scheduler = LOGGED if shares else PLAIN
+    static, replica, scheduler = kinds
     rejected = asked.rejected.tolist() if asked.following else ()
     arrivals = [Arrivals(cost.intake_s, cost.intake_gap_s, asked.following, rejected) for _ in range(replicas)]
     if isinstance(config, StaticConfig):
