@@ -26,6 +26,7 @@ class Page(BaseHTTPRequestHandler):
     gone = False
     empty = False
     token = ""
+    name = "NVIDIA H200"
 
     def log_message(self, *_: object) -> None:
         pass
@@ -36,7 +37,7 @@ class Page(BaseHTTPRequestHandler):
         if self.gone:
             del values["GPU-b"]
         lines = [f"# TYPE {NAME.removesuffix('_total')} counter"]
-        lines += [f'{NAME}{{gpu="{uuid}",name="NVIDIA H200"}} {joules}' for uuid, joules in values.items()]
+        lines += [f'{NAME}{{gpu="{uuid}",name="{self.name}"}} {joules}' for uuid, joules in values.items()]
         data = ("<html>" if self.empty else "\n".join(lines) + "\n").encode()
         is_allowed = not self.token or self.headers.get("Authorization") == f"Bearer {self.token}"
         self.send_response(200 if is_allowed else 401)
@@ -94,3 +95,14 @@ def test_a_page_without_the_counter_or_behind_a_token(
         open_meter(page[0], 2)
     monkeypatch.setenv("INFERGY_EXPORT_TOKEN", "t0ken")
     open_meter(page[0], 2).close()
+
+
+def test_what_the_gpus_are_follows_from_their_names(page: tuple[str, type[Page]]) -> None:
+    page[1].name = "NVIDIA GH200 480GB"
+    meter = open_meter(page[0], 2)
+    assert (meter.scope, meter.is_simulated) == ("gpu-module", False)
+    meter.close()
+    page[1].name = "simulated steady GPU"
+    meter = open_meter(page[0], 2)
+    assert (meter.scope, meter.is_simulated) == ("gpu-board", True)
+    meter.close()

@@ -7,8 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from infergy.catalog.gpus import SIMULATED_PREFIX
 from infergy.errors import MeterError, MissingError, UsageError
 from infergy.meters.meter import Clock, SystemClock
+from infergy.meters.nvml import is_module
 from infergy.records import GpuIdentity, GpuState
 from infergy.records.endpoint import base_url
 
@@ -29,11 +31,13 @@ class PageClock(SystemClock):
 class ExporterMeter:
     """The GPUs of a page, by their UUIDs; stamped when the page has arrived."""
 
-    name, scope, is_simulated = "exporter", "gpu-board", False
+    name = "exporter"
 
     def __init__(self, client: Any, url: str, gpus: tuple[GpuIdentity, ...]) -> None:
         self._client, self._url = client, url
         self.gpus = gpus
+        self.scope = "gpu-module" if any(is_module(gpu.name) for gpu in gpus) else "gpu-board"
+        self.is_simulated = any(gpu.name.startswith(SIMULATED_PREFIX) for gpu in gpus)
         self.clock: Clock = PageClock()
 
     @classmethod
