@@ -9,10 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("httpx")
 
 from infergy.catalog.models import model_config
+from infergy.engines import server as server_module
 from infergy.engines.engine import Completion
 from infergy.engines.server import ServerEngine, ServerSession
 from infergy.engines.server_client import find_endpoint
@@ -240,3 +243,24 @@ def test_urls_that_are_none_or_hold_secrets(url: str) -> None:
 
 def test_a_url_may_end_with_the_version_of_the_interface() -> None:
     assert base_url("--server", "https://host:8000/v1/") == "https://host:8000"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = ("choices", "usage", "text", "delta", "content", "finish_reason", "prompt_tokens", "completion_tokens", "index")
+EVENTS = st.recursive(
+    JSON, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner), max_leaves=12
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(events=st.lists(st.dictionaries(st.sampled_from(KEYS), EVENTS), max_size=6))
+def test_any_events_are_noted_or_end_the_answer(events: list[dict[str, Any]]) -> None:
+    answer = server_module._Answer()
+    for event in events:
+        answer.pieces += sum(map(bool, server_module._pieces(event)))
+        server_module._note_usage(event, answer)
+    assert answer.tokens is None or all(0 < count < 2**32 for count in answer.tokens)
