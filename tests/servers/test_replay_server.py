@@ -12,7 +12,6 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("fastapi")
 
-from servers.test_transformers_serve import model, server
 from typer.testing import CliRunner
 
 from infergy.cli import app
@@ -22,7 +21,8 @@ from infergy.records import Plan
 from infergy.records.flags import find_flags
 from infergy.records.store import read_store
 
-__all__ = ["model", "server"]  # fixtures
+serving = pytest.importorskip("servers.test_transformers_serve")
+model, server = serving.model, serving.server  # fixtures
 pytestmark = pytest.mark.filterwarnings("default")
 runner = CliRunner()
 
