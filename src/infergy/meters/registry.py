@@ -103,7 +103,7 @@ def open_meter(name: str, gpus: int | None) -> Meter:
     """Open the meter `name` on the first `gpus` visible GPUs: infergy's own, else a plug-in.
 
     Args:
-        name: ``nvml`` or the name of a plug-in.
+        name: ``nvml``, the name of a plug-in, or the URL of an exporter's page.
         gpus: How many GPUs will be used; None opens all that are visible, of a plug-in the first.
 
     Raises:
@@ -115,6 +115,10 @@ def open_meter(name: str, gpus: int | None) -> Meter:
         from infergy.meters.nvml import NvmlMeter
 
         return NvmlMeter.open(gpus)
+    if name.startswith(("http://", "https://")):
+        from infergy.meters.exporter import ExporterMeter
+
+        return ExporterMeter.open(name, gpus)
     if name == SIMULATED:
         message = "the simulated meter needs the simulated GPU that it shares with an engine: --simulate"
         raise UsageError(message, code="option-missing", option="--simulate", meter=name)

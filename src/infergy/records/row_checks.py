@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from infergy.errors import DataError, MeterError
-from infergy.records.cell import request_misfits
+from infergy.records.cell import Load, request_misfits
 from infergy.records.environment import GpuIdentity
 from infergy.records.result import idle_power_by_gpu_w
 from infergy.records.window import Batch, Window, energy_of
@@ -109,10 +110,10 @@ def _windows(row: Measurement) -> Iterator[tuple[str, Window]]:
 
 
 def _misfits(row: Measurement) -> Iterator[Misfit]:
-    yield from _misfits_of_facts(row)
-    yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links)
-    yield from _misfits_of_sensors(row)
     load = row.cell.load
+    yield from _misfits_of_facts(row)
+    yield from request_misfits(_served(row, load), row.arrival_s, row.lengths, row.links)
+    yield from _misfits_of_sensors(row)
     tokens = map(sum, zip(*row.lengths, strict=True)) if row.lengths else [load.batch * each for each in load.lengths]
     whole = (load.batch, *tokens)
     for key, window in _windows(row):
@@ -122,6 +123,14 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
             if (batch.requests, batch.input_tokens, batch.output_tokens) != whole:
                 yield from _misfits_of_counts(row, batch, f"{key}.batches[{number}]")
             yield from _misfits_of_batch(batch, f"{key}.batches[{number}]")
+
+
+def _served(row: Measurement, load: Load) -> Load:
+    """The load of a row; a server that runs already may have served other lengths than its cell asks for."""
+    if not row.is_of_endpoint:
+        return load
+    longest = (max(1, *own) for own in zip(*row.lengths, strict=True))
+    return replace(load, **dict(zip(("input_tokens", "output_tokens"), longest, strict=False)))
 
 
 def _misfits_of_facts(row: Measurement) -> Iterator[Misfit]:
