@@ -1,0 +1,213 @@
+"""`infergy watch URL`: what a running server draws now, for each token."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import typer
+
+from infergy.catalog.gpus import SIMULATED_PREFIX
+from infergy.cli.measure import check_meter
+from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, seconds_of, with_options
+from infergy.cli.output import NONE, make_table
+from infergy.errors import UsageError
+from infergy.outputs import append_line, check_output
+from infergy.units import format_interval, format_latency, format_number, format_percent, format_si, parse_count
+
+if TYPE_CHECKING:
+    from infergy.meters import Meter
+    from infergy.watch.live import Live, ServerNow
+    from infergy.watch.span import EnergyPerToken
+
+SERVER_TOKEN = "INFERGY_SERVER_TOKEN"
+SHORTEST_S, LONGEST_S = 0.5, 60.0
+ELSEWHERE = "Its energy is that of GPUs there: run infergy watch on that machine, or name those of this one: --gpus"
+SHOWN = ("server", "per_output_token", "phases")
+"""Blanks with their reason on screen; all are in --json."""
+
+
+@with_options
+def watch(
+    url: str = argument("The server, or its page of metrics: http://localhost:8000", "URL"),
+    interval: str = option("Time between two refreshes", default="1s", metavar="TIME"),
+    seconds: str | None = option("End after so long [default: at Ctrl-C]", "--for", metavar="TIME"),
+    as_json: bool = flag("Print one JSON line per refresh, in SI units", "--json"),
+    record: Path | None = option(
+        "Append to a recording, which estimate and recommend read", "--record", metavar="FILE.jsonl"
+    ),
+    export: str | None = option("Also serve Prometheus metrics: :9464", metavar="[HOST]:PORT"),
+    gpus: str | None = option("GPUs of the server: indexes or UUIDs, 0,1 [default: all visible]"),
+    model: str | None = option("Name or config.json [default: as the metrics name it]", "--model", "-m"),
+    gpu: str | None = option("Kind of GPU [default: as the driver names it]", "--gpu", "-g"),
+    precision: str | None = option("Of weights [default: the checkpoint's own]"),
+    tensor_parallel_size: int | None = option(
+        "GPUs that share the model [default: all of --gpus]", "--tensor-parallel-size", "-tp", min=1
+    ),
+    advise: bool = flag("Also ask infergy recommend, every ten minutes, what it would change at this load", "--advise"),
+    meter: MeterOption = "nvml",
+    simulate: SimulateOption = False,
+) -> None:
+    """Watch a running server: power, tokens, energy per token, latencies, and what the model says of them.
+
+    A token that the server asks for stands in INFERGY_SERVER_TOKEN, one that --export asks for in INFERGY_EXPORT_TOKEN.
+
+    Example: infergy watch http://localhost:8000 --record load.jsonl
+    """
+    from infergy.meters import open_meter
+    from infergy.meters.simulated import SteadyMeter
+    from infergy.watch.advise import Adviser
+    from infergy.watch.endpoint import Endpoint
+    from infergy.watch.export import TOKEN, Exporter
+    from infergy.watch.live import Watch
+    from infergy.watch.phases import Served
+    from infergy.watch.record import recorded_line
+    from infergy.workload.recording import RECORDING_SCHEMA
+
+    check_meter(meter, simulate=simulate)
+    every_s = seconds_of("--interval", interval)
+    if not SHORTEST_S <= every_s <= LONGEST_S:
+        raise UsageError.bad_value("--interval", interval, f"{SHORTEST_S:g}s to {LONGEST_S:g}s")
+    end_s = math.inf if seconds is None else seconds_of("--for", seconds)
+    if record is not None:
+        check_output(record, "recording of infergy watch", f'"{RECORDING_SCHEMA.partition("/")[0]}/')
+    with ExitStack() as closing:
+        endpoint = closing.enter_context(Endpoint(url, token=os.environ.get(SERVER_TOKEN)))
+        opened: Meter = SteadyMeter() if simulate else open_meter(meter, None)
+        closing.callback(opened.close)
+        names = _choose(opened, gpus)
+        served = Served(
+            model=model,
+            gpu=gpu or next(iter(names.values())).removeprefix(SIMULATED_PREFIX),
+            precision=precision,
+            gpus=tensor_parallel_size or len(names),
+        )
+        seen = Watch(
+            opened,
+            tuple(names),
+            endpoint.read,
+            cost=served.cost,
+            replicas=max(1, len(names) // served.gpus),
+            elsewhere=None if endpoint.is_local or gpus else f"{endpoint.place} is on another machine. {ELSEWHERE}",
+        )
+        uses: list[Callable[[Live], None]] = [closing.enter_context(_Screen(as_json=as_json))]
+        if export is not None:
+            exporter = closing.enter_context(Exporter(export, os.environ.get(TOKEN)))
+            typer.echo(f"metrics: {exporter.url}", err=True)
+            uses.append(exporter.show)
+        adviser = closing.enter_context(Adviser()) if advise else None
+        listed = ", ".join(f"{uuid} ({name})" for uuid, name in names.items())
+        typer.echo(f"{endpoint.place} on {listed}{'' if gpus else ', all that are visible: --gpus'}", err=True)
+        begun_s = opened.clock.now_s()
+        for number in itertools.count(1):
+            live = seen.refresh(None if adviser is None else adviser.look(seen.readings, served.words))
+            if record is not None and len(seen.readings) > 1:
+                append_line(record, recorded_line([*seen.readings][-2:], live.time_unix_s))
+            for use in uses:
+                use(live)
+            if live.elapsed_s + every_s > end_s:
+                break
+            time.sleep(max(0.0, begun_s + number * every_s - opened.clock.now_s()))
+
+
+def _choose(meter: Meter, wanted: str | None) -> dict[str, str]:
+    """Names of the GPUs that are counted, by UUID."""
+    names = {gpu.uuid: gpu.name for gpu in meter.gpus}
+    if wanted is None:
+        return names
+    uuids, chosen = list(names), dict[str, str]()
+    for word in wanted.split(","):
+        near = [uuid for uuid in uuids if word.strip() and uuid.startswith(word.strip())]
+        index = parse_count(word.strip())
+        found = uuids[index : index + 1] if index is not None else near
+        if len(found) != 1 or found[0] in chosen:
+            raise UsageError.bad_value("--gpus", wanted, f"indexes of 0 to {len(uuids) - 1}, or UUIDs, each once")
+        chosen[found[0]] = names[found[0]]
+    return chosen
+
+
+class _Screen:
+    """Shows what is known: a table that is redrawn in a terminal, a line for each refresh elsewhere."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live as Redrawn
+
+        self._as_json = as_json
+        console = Console(file=getattr(sys.stdout, "rich_proxied_file", sys.stdout))
+        is_redrawn = console.is_terminal and not as_json
+        self._redrawn = Redrawn(console=console, auto_refresh=False) if is_redrawn else None
+
+    def __enter__(self) -> Self:
+        if self._redrawn is not None:
+            self._redrawn.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._redrawn is not None:
+            self._redrawn.stop()
+
+    def __call__(self, live: Live) -> None:
+        from infergy.records.codec import to_json
+
+        if self._as_json:
+            typer.echo(json.dumps(to_json(live), allow_nan=False))
+        elif self._redrawn is not None:
+            self._redrawn.update(make_table(("", ""), _rows(live)), refresh=True)
+        else:
+            shown = [(name, text) for name, text in _rows(live) if text != NONE and not name.startswith("  ")]
+            typer.echo("; ".join(f"{name} {text}" for name, text in shown))
+        # A pipe's reader waits for each line.
+        sys.stdout.flush()
+
+
+def _rows(live: Live) -> Iterator[tuple[str, str]]:
+    yield "Power", _known(live.power_w, "W")
+    for index, gpu in enumerate(live.gpus):
+        reason = live.blanks.get(f"gpu {gpu.uuid}")
+        yield f"  GPU {index} {gpu.uuid[:12]}", reason or _known(gpu.power_w, "W")
+    yield "Energy", _known(live.energy_j, "J")
+    for name, energy in {"J per output token": live.per_output_token, "J per token": live.per_token}.items():
+        yield name, NONE if energy is None else _interval(energy)
+    yield from () if live.server is None else _server_rows(live.server)
+    yield "Idle", NONE if live.idle_share is None else format_percent(live.idle_share)
+    if (phases := live.phases) is not None:
+        shares = ", ".join(f"{name} {format_percent(getattr(phases, name))}" for name in ("prefill", "decode", "idle"))
+        yield "By the cost model", shares
+        yield "Roofline floor", f"{_known(phases.floor_per_output_token_j, 'J')} per output token"
+    if (advice := live.advice) is not None:
+        saved = "" if advice.saving is None else f" saves {format_percent(advice.saving)}"
+        yield "recommend", f"{advice.command or advice.reason}{saved}"
+    yield from ((f"  {name} {NONE}", reason) for name, reason in live.blanks.items() if name in SHOWN)
+    yield from (("!", text) for text in live.flags.values())
+
+
+def _server_rows(server: ServerNow) -> Iterator[tuple[str, str]]:
+    rates = {name.removesuffix("_tokens"): rate for name, rate in server.rates_per_s.items() if rate}
+    yield "Tokens per second", ", ".join(f"{name} {format_number(rate)}" for name, rate in rates.items()) or "0"
+    now = {"running": server.running, "waiting": server.waiting}
+    shown = [f"{name} {count:.0f}" for name, count in now.items() if count is not None]
+    shown += [] if server.kv_share is None else [f"KV cache {format_percent(server.kv_share)}"]
+    yield "Requests", ", ".join(shown) or NONE
+    latencies = (f"{name.replace('_', ' ')} {format_latency(value)}" for name, value in server.latencies_s.items())
+    yield "Latencies", ", ".join(latencies) or NONE
+    shares = {"MFU": server.mfu, "bandwidth": server.bandwidth_share}
+    own = (f"{name} {format_percent(share)}" for name, share in shares.items() if share is not None)
+    yield f"{server.kind}'s own count", ", ".join(own) or NONE
+
+
+def _known(value: float | None, unit: str) -> str:
+    return NONE if value is None else format_si(value, unit)
+
+
+def _interval(energy: EnergyPerToken) -> str:
+    most_j = energy.most_j if energy.most_j is not None else math.inf
+    return format_interval(energy.value_j, energy.least_j, most_j, (1.0, "J"))
