@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SERVER_TOKEN = "INFERGY_SERVER_TOKEN"
 SHORTEST_S, LONGEST_S = 0.5, 60.0
 ELSEWHERE = "Its energy is that of GPUs there: run infergy watch on that machine, or name those of this one: --gpus"
-SHOWN = ("server", "per_output_token", "phases")
+SHOWN = ("per_output_token", "phases")
 """Blanks with their reason on screen; all are in --json."""
 
 
@@ -177,7 +177,7 @@ def _rows(live: Live) -> Iterator[tuple[str, str]]:
     yield "Energy", _known(live.energy_j, "J")
     for name, energy in {"J per output token": live.per_output_token, "J per token": live.per_token}.items():
         yield name, NONE if energy is None else _interval(energy)
-    yield from () if live.server is None else _server_rows(live.server)
+    yield from [("Server", live.blanks["server"])] if live.server is None else _server_rows(live.server)
     yield "Idle", NONE if live.idle_share is None else format_percent(live.idle_share)
     if (phases := live.phases) is not None:
         shares = ", ".join(f"{name} {format_percent(getattr(phases, name))}" for name in ("prefill", "decode", "idle"))
@@ -186,7 +186,11 @@ def _rows(live: Live) -> Iterator[tuple[str, str]]:
     if (advice := live.advice) is not None:
         saved = "" if advice.saving is None else f" saves {format_percent(advice.saving)}"
         yield "recommend", f"{advice.command or advice.reason}{saved}"
-    yield from ((f"  {name} {NONE}", reason) for name, reason in live.blanks.items() if name in SHOWN)
+    yield from (
+        (f"  {name} {NONE}", reason)
+        for name, reason in live.blanks.items()
+        if name in SHOWN and live.server is not None
+    )
     yield from (("!", text) for text in live.flags.values())
 
 

@@ -40,7 +40,7 @@ class Endpoint:
             parsed = httpx.URL(url if "://" in url else f"http://{url}")
         except httpx.InvalidURL as error:
             raise UsageError.bad_value("URL", url, f"a server, as http://localhost:8000 ({error})") from error
-        if parsed.scheme not in ("http", "https") or not parsed.host:
+        if parsed.scheme not in ("http", "https") or not parsed.host or not 0 <= (parsed.port or 0) < 65536:
             raise UsageError.bad_value("URL", url, "a server, as http://localhost:8000")
         self._url = parsed if parsed.path.strip("/") else parsed.copy_with(path="/metrics")
         self.place, self._timeout_s = without_secrets(str(self._url)), timeout_s

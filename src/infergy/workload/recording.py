@@ -45,7 +45,8 @@ def draw_recorded(path: Path, seed: int = 0) -> tuple[pl.DataFrame, str]:
     import numpy as np
     import polars as pl
 
-    random, parts, tokens, cut = np.random.default_rng(seed), list[list[Column]](), dict.fromkeys(AXES, 0.0), 0
+    random, tokens, cut = np.random.default_rng(seed), dict.fromkeys(AXES, 0.0), 0
+    parts: list[list[Column]] = []
     hits = prompts = 0.0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -84,8 +85,8 @@ def _draw(record: Mapping[str, Any], random: np.random.Generator) -> list[Column
     if any(axis not in lengths for axis in AXES):
         return None
     counts = {axis: np.array(lengths[axis]["counts"], dtype=np.int64) for axis in AXES}
-    requests = min(int(own.sum()) for own in counts.values())
-    if not 0 < requests <= MOST_REQUESTS:
+    requests, most = (end(int(own.sum()) for own in counts.values()) for end in (min, max))
+    if not 0 < requests <= most <= MOST_REQUESTS:
         return None
     columns = [record["time_unix_s"] - record["seconds"] * random.random(requests)]
     for axis, own in counts.items():
