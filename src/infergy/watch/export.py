@@ -75,7 +75,7 @@ def _families(live: Live) -> Iterator[Any]:
         yield from family(gauge, "server_latency_seconds", "From the server's histograms", latencies)
     yield from family(gauge, "server_up", "Whether its metrics can be read", [({}, float(server is not None))])
     yield from family(gauge, "blank", "Values that are not known", (({"name": name}, 1.0) for name in live.blanks))
-    yield from family(gauge, "flag", "What makes values doubtful", (({"flag": name}, 1.0) for name in live.flags))
+    yield from family(gauge, "flag", "What makes values uncertain", (({"flag": name}, 1.0) for name in live.flags))
 
 
 class Exporter:
@@ -133,7 +133,7 @@ class _Handler(WSGIRequestHandler):
     timeout = HEAD_S
 
     def handle(self) -> None:
-        """Answer one request; whoever leaves in the middle of it is no error of ours."""
+        """Answer one request; a client that leaves in the middle of it is no error."""
         try:
             super().handle()
         except (OSError, ValueError):
@@ -176,7 +176,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             self._free.release()
 
     def handle_error(self, request: Any, client: Any) -> None:
-        """Nothing: a malformed request is none of ours."""
+        """Nothing: a malformed request is the error of its client."""
 
 
 def _parse(address: str) -> tuple[str, int]:

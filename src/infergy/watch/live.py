@@ -88,7 +88,7 @@ class Live:
         idle_share: Share of that time, or of the last ten seconds, in which no request ran.
         phases: By the cost model.
         blanks: Why a value is not known, by its name.
-        flags: What makes values doubtful, by code.
+        flags: what makes values uncertain, by code.
     """
 
     time_unix_s: float
