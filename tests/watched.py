@@ -95,4 +95,4 @@ def run(watch: Watch, node: SimulatedNode, seconds: int) -> list[Live]:
 
 def silent(*, may_run_on: bool) -> MissingError:
     """A server that does not answer."""
-    return MissingError("no answer", code="server-silent", may_run_on=may_run_on)
+    return MissingError("no answer", code="server-unreachable", may_run_on=may_run_on)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from serving import free_port, running
+from programs import free_port, running
 from waiting import wait_until
 
 pytest.importorskip("prometheus_client")
@@ -60,7 +60,7 @@ def query(ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> I
 def test_the_slope_of_the_scraped_energy_is_the_power(query: Any) -> None:
     wait_until(lambda: query("count_over_time(infergy_gpu_energy_joules_total[1m]) >= 8"))
     (series,) = query("rate(infergy_gpu_energy_joules_total[6s])")
-    assert series["metric"]["gpu_uuid"] == "GPU-simulated-0"
+    assert series["metric"]["gpu"] == "GPU-simulated-0"
     assert float(series["value"][1]) == pytest.approx(100, rel=0.2)
     (power,) = query("infergy_gpu_power_watts")
     assert float(power["value"][1]) == pytest.approx(100, rel=0.05)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from serving import free_port, running
+from programs import free_port, running
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -94,7 +94,7 @@ def nothing(connection: socket.socket, _: bytes) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("path", ["", "/", "/metrics"])
+@pytest.mark.parametrize("path", ["", "/", "/metrics", "/v1"])
 def test_the_page_is_found(path: str) -> None:
     def talk(connection: socket.socket, asked: bytes) -> None:
         assert asked.startswith(b"GET /metrics HTTP/1.1")
@@ -121,7 +121,7 @@ def test_a_redirect_on_the_same_host_is_followed() -> None:
         (answer(b"", "302 Found", "Location: http://203.0.113.7/metrics"), DataError, "another host"),
         (answer(b"", "302 Found", "Location: /metrics"), DataError, "without end"),
         (answer(b"not here", "404 Not Found"), DataError, "404"),
-        (answer(b"no", "401 Unauthorized"), DataError, "INFERGY_SERVER_TOKEN"),
+        (answer(b"no", "401 Unauthorized"), DataError, "--api-key-env"),
         (answer(b"no", "503 Service Unavailable"), DataError, "503"),
         (answer(b"Ollama is running", "404 Not Found"), DataError, "prompt_eval_count"),
         (answer(PAGE[:1700]), DataError, "within a line"),
@@ -151,7 +151,7 @@ def test_no_server_at_all() -> None:
         port = free.getsockname()[1]
     with Endpoint(f"127.0.0.1:{port}") as endpoint, pytest.raises(MissingError) as caught:
         endpoint.read()
-    assert caught.value.code == "server-silent"
+    assert caught.value.code == "server-unreachable"
     assert not caught.value.fields["may_run_on"]
 
 
@@ -162,7 +162,7 @@ def test_the_token_is_sent_and_never_shown() -> None:
         seen.append(asked)
         answer(b"no", "403 Forbidden")(connection, asked)
 
-    with server(talk) as url, Endpoint(url, token="hush") as endpoint, pytest.raises(DataError) as caught:
+    with server(talk) as url, Endpoint(url, key="hush") as endpoint, pytest.raises(DataError) as caught:
         endpoint.read()
     assert b"authorization: bearer hush" in seen[0].lower()
     assert "hush" not in str(caught.value) + str(caught.value.fields)

@@ -48,7 +48,7 @@ def test_what_is_known_is_there(live: Live) -> None:
     values = values_of(text)
     assert status == 200
     for gpu in live.gpus:
-        labels = (("gpu", gpu.name), ("gpu_uuid", gpu.uuid))
+        labels = (("gpu", gpu.uuid), ("name", gpu.name))
         assert values["infergy_gpu_energy_joules_total", labels] == gpu.energy_j
         assert values["infergy_gpu_power_watts", labels] == gpu.power_w
     assert live.per_output_token is not None

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from infergy.watch.live import Live, ServerNow
     from infergy.watch.span import EnergyPerToken
 
-SERVER_TOKEN = "INFERGY_SERVER_TOKEN"
 SHORTEST_S, LONGEST_S = 0.5, 60.0
 ELSEWHERE = "Its energy is that of GPUs there: run infergy watch on that machine, or name those of this one: --gpus"
 SHOWN = ("per_output_token", "phases")
@@ -53,12 +52,13 @@ def watch(
         "GPUs that share the model [default: all of --gpus]", "--tensor-parallel-size", "-tp", min=1
     ),
     advise: bool = flag("Also ask infergy recommend, every ten minutes, what it would change at this load", "--advise"),
+    api_key_env: str | None = option("Environment variable with the server's key", metavar="NAME"),
     meter: MeterOption = "nvml",
     simulate: SimulateOption = False,
 ) -> None:
     """Watch a running server: power, tokens, energy per token, latencies, and what the model says of them.
 
-    A token that the server asks for stands in INFERGY_SERVER_TOKEN, one that --export asks for in INFERGY_EXPORT_TOKEN.
+    What --export serves is asked for with the token in INFERGY_EXPORT_TOKEN, if there is one.
 
     Example: infergy watch http://localhost:8000 --record load.jsonl
     """
@@ -80,7 +80,7 @@ def watch(
     if record is not None:
         check_output(record, "recording of infergy watch", f'"{RECORDING_SCHEMA.partition("/")[0]}/')
     with ExitStack() as closing:
-        endpoint = closing.enter_context(Endpoint(url, token=os.environ.get(SERVER_TOKEN)))
+        endpoint = closing.enter_context(Endpoint(url, key=_key(api_key_env)))
         opened: Meter = SteadyMeter() if simulate else open_meter(meter, None)
         closing.callback(opened.close)
         names = _choose(opened, gpus)
@@ -116,6 +116,14 @@ def watch(
             if live.elapsed_s + every_s > end_s:
                 break
             time.sleep(max(0.0, begun_s + number * every_s - opened.clock.now_s()))
+
+
+def _key(variable: str | None) -> str | None:
+    """The key of the server, which stands nowhere else."""
+    if variable is not None and not os.environ.get(variable):
+        message = f"--api-key-env {variable}: the environment has no such variable, or it is empty. Export it"
+        raise UsageError(message, code="key-missing", variable=variable)
+    return None if variable is None else os.environ[variable]
 
 
 def _choose(meter: Meter, wanted: str | None) -> dict[str, str]:

@@ -23,7 +23,7 @@ class Endpoint:
 
     Args:
         url: Of the server, ``http://localhost:8000``, or of its page.
-        token: Sent as a bearer token; None sends none.
+        key: Sent as a bearer token; None sends none.
         timeout_s: For the whole answer.
 
     Raises:
@@ -31,7 +31,7 @@ class Endpoint:
         MissingError: The extra ``server`` is not installed.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 2.0) -> None:
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 2.0) -> None:
         try:
             import httpx
         except ImportError as error:
@@ -42,11 +42,11 @@ class Endpoint:
             raise UsageError.bad_value("URL", url, f"a server, as http://localhost:8000 ({error})") from error
         if parsed.scheme not in ("http", "https") or not parsed.host or not 0 <= (parsed.port or 0) < 65536:
             raise UsageError.bad_value("URL", url, "a server, as http://localhost:8000")
-        self._url = parsed if parsed.path.strip("/") else parsed.copy_with(path="/metrics")
+        self._url = parsed if parsed.path.strip("/") not in ("", "v1") else parsed.copy_with(path="/metrics")
         self.place, self._timeout_s = without_secrets(str(self._url)), timeout_s
         self.is_local = _is_local(parsed.host)
         self._runner = asyncio.Runner()
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # A proxy of the environment knows no loopback of this machine.
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, trust_env=not self.is_local)
 
@@ -103,7 +103,7 @@ class Endpoint:
                     break
             return self._wrong(f"there is no such page (404): {NO_METRICS}. transformers serve publishes none")
         return self._wrong(
-            f"status {status}" + (": set its token in INFERGY_SERVER_TOKEN" if status in (401, 403) else "")
+            f"status {status}" + (": it needs a key: --api-key-env NAME" if status in (401, 403) else "")
         )
 
     def _wrong(self, reason: str) -> DataError:
@@ -111,7 +111,7 @@ class Endpoint:
 
     def _silent(self, reason: str, *, is_up: bool) -> MissingError:
         message = f"{self.place} does not answer: {reason}"
-        return MissingError(message, code="server-silent", place=self.place, reason=reason, may_run_on=is_up)
+        return MissingError(message, code="server-unreachable", url=self.place, reason=reason, may_run_on=is_up)
 
 
 def _is_local(host: str) -> bool:

@@ -53,7 +53,7 @@ def _families(live: Live) -> Iterator[Any]:
             yield made
 
     gauge, counter = GaugeMetricFamily, CounterMetricFamily
-    gpus = [({"gpu_uuid": gpu.uuid, "gpu": gpu.name}, gpu) for gpu in live.gpus]
+    gpus = [({"gpu": gpu.uuid, "name": gpu.name}, gpu) for gpu in live.gpus]
     yield from family(counter, "gpu_energy_joules", "Since the watch began", ((own, gpu.energy_j) for own, gpu in gpus))
     yield from family(gauge, "gpu_power_watts", "By the energy counter", ((own, gpu.power_w) for own, gpu in gpus))
     for name, own in {"output_token": live.per_output_token, "token": live.per_token}.items():
