@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +38,7 @@ class Adviser:
         self._stop()
         self._folder.cleanup()
 
-    def look(self, readings: Sequence[Reading], options: Sequence[str]) -> Advice | None:
+    def look(self, readings: Iterable[Reading], options: Sequence[str]) -> Advice | None:
         """The last answer; asks where it is time to.
 
         Args:
@@ -54,7 +54,7 @@ class Adviser:
         elif options and now_s - self._asked_s >= AGAIN_S and (span := enough_of(readings, FIRST_S)) is not None:
             self._asked_s, path = now_s, Path(self._folder.name) / "load.jsonl"
             path.write_text(recorded_line(span.readings, time.time()) + "\n", encoding="utf-8")
-            words = [*python_command("infergy"), "recommend", str(path), *options, "--json"]
+            words = [*python_command("infergy"), "recommend", str(path), *options, "--keep-outputs", "--json"]
             pipe = subprocess.PIPE
             self._child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
             with suppress(OSError):
@@ -76,7 +76,7 @@ def _read(text: str, errors: str) -> Advice:
         if label is None or label == found["present"]:
             return Advice(command=None, saving=None, reason=found["reason"])
         chosen = next(one for one in found["configurations"] if one["label"] == label)
-        return Advice(command=chosen["command"], saving=chosen["saving"]["share"], reason=found["reason"])
+        return Advice(command=" ".join(chosen["command"]), saving=chosen["saving"]["share"], reason=found["reason"])
     except (ValueError, KeyError, TypeError, StopIteration):
         with suppress(ValueError, KeyError, TypeError):
             errors = json.loads(errors.strip().splitlines()[-1])["error"]["message"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from infergy.meters.ticks import LATE_S
@@ -135,16 +135,16 @@ def power_between(first: Reading, last: Reading) -> float | None:
     return sum(powers_w.values()) if powers_w and powers_w.keys() == last.ticks.keys() else None
 
 
-def enough_of(readings: Sequence[Reading], fewest_s: float, fewest_tokens: float = 0) -> Span | None:
+def enough_of(readings: Iterable[Reading], fewest_s: float, fewest_tokens: float = 0) -> Span | None:
     """The shortest span up to now of one segment with so many seconds and output tokens; None if there is none."""
-    last = readings[-1]
+    *_, last = known = [*readings]
     if last.page is None:
         return None
-    for index in range(len(readings) - 2, -1, -1):
-        first = readings[index]
+    for index in range(len(known) - 2, -1, -1):
+        first = known[index]
         if first.segment != last.segment:
             return None
-        span = Span(readings=readings[index:])
+        span = Span(readings=known[index:])
         if (
             first.page is not None
             and span.seconds >= fewest_s
