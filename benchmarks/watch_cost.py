@@ -39,7 +39,9 @@ time.sleep(3600)
 def page() -> bytes:
     """Counters, gauges and fifteen histograms of 24 buckets each, which grow with time."""
     count = int(time.monotonic() * 1000)
-    lines = [f"vllm:{name}_total{{{LABEL}}} {count}" for name in ("prompt_tokens", "generation_tokens", "num_preemptions")]
+    lines = [
+        f"vllm:{name}_total{{{LABEL}}} {count}" for name in ("prompt_tokens", "generation_tokens", "num_preemptions")
+    ]
     lines += [f"vllm:{name}{{{LABEL}}} 8" for name in ("num_requests_running", "num_requests_waiting")]
     lines.append(f"vllm:kv_cache_usage_perc{{{LABEL}}} 0.5")
     for name in HISTOGRAMS:
@@ -87,7 +89,16 @@ def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        watch = [sys.executable, "-m", "infergy", "watch", f"127.0.0.1:{server.server_port}", "--simulate", "-g", "h200"]
+        watch = [
+            sys.executable,
+            "-m",
+            "infergy",
+            "watch",
+            f"127.0.0.1:{server.server_port}",
+            "--simulate",
+            "-g",
+            "h200",
+        ]
         print(f"page: {len(page()):,} bytes, {len(page().splitlines()):,} lines")
         whole = [*watch, "--json", "--export", ":0"]
         shares = {"watch --json": cpu_share([*watch, "--json"], seconds), "watch --export": cpu_share(whole, seconds)}

@@ -39,7 +39,17 @@ def query(ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> I
         f"  - {{job_name: infergy, static_configs: [{{targets: ['127.0.0.1:{exporter}']}}]}}\n",
         encoding="utf-8",
     )
-    watch = [sys.executable, "-m", "infergy", "watch", "127.0.0.1:1", "--simulate", "--export", f":{exporter}", "--json"]
+    watch = [
+        sys.executable,
+        "-m",
+        "infergy",
+        "watch",
+        "127.0.0.1:1",
+        "--simulate",
+        "--export",
+        f":{exporter}",
+        "--json",
+    ]
     command = [str(PROMETHEUS), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     command.append(f"--web.listen-address=127.0.0.1:{port}")
     url = f"http://127.0.0.1:{port}"

@@ -74,14 +74,14 @@ def silence(_: socket.socket, __: bytes) -> None:
 
 def drip(connection: socket.socket, _: bytes) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
-    for _ in range(50):
+    for _number in range(50):
         connection.sendall(b"X-More: 1\r\n")
         time.sleep(0.1)
 
 
 def huge(connection: socket.socket, _: bytes) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-    for _ in range(MOST_BYTES // (1 << 20) + 2):
+    for _number in range(MOST_BYTES // (1 << 20) + 2):
         connection.sendall(b"# filler\n" * (1 << 17))
 
 
