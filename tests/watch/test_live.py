@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from infergy.catalog.models import shape_of_id
 from infergy.cost.model import StepCost
+from infergy.errors import MeterError
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records.codec import to_json
 from infergy.watch.live import Live, Watch
 from watched import MODEL, Server, node_of, run, silent, watch_of
 
 pytest.importorskip("prometheus_client")
+GPU = "GPU-simulated-0"
 
 
 def cost_of(models: tuple[str, ...]) -> StepCost | str:
@@ -216,3 +218,33 @@ def test_a_gpu_that_vanishes_is_blank() -> None:
     assert last.per_output_token is None
     assert last.power_w is None
     assert f"gpu {node.gpus[1].identity.uuid}" in last.blanks
+
+
+def test_a_counter_that_never_moved_is_blank() -> None:
+    node = node_of(2)
+    frozen, real = node.gpus[1], type(node.gpus[0]).read
+    node.read = lambda: {gpu.identity.uuid: 5.0 if gpu is frozen else real(gpu) for gpu in node.gpus}  # type: ignore[method-assign]
+    *_, last = run(watch_of(Server(node)), node, 20)
+    assert last.power_w is None
+    assert last.per_output_token is None
+    assert "has not moved" in last.blanks["per_output_token"]
+
+
+def test_a_meter_that_fails_is_blank_and_then_goes_on() -> None:
+    node = node_of()
+    watch = watch_of(Server(node))
+    run(watch, node, 15)
+    real, begin_j = node.read, node.gpus[0].counter_j
+
+    def fail() -> dict[str, float]:
+        raise MeterError("the driver does not answer", code="counter-unreadable")
+
+    node.read = fail  # type: ignore[method-assign]
+    *_, blank = run(watch, node, 3)
+    node.read = real  # type: ignore[method-assign]
+    *_, last = run(watch, node, 3)
+    assert "does not answer" in blank.blanks["per_output_token"]
+    assert blank.power_w is None
+    assert last.per_output_token is not None
+    assert last.energy_j == pytest.approx(node.gpus[0].counter_j - watch.readings[0].ticks[GPU].counter_j, rel=0.01)
+    assert node.gpus[0].counter_j > begin_j

@@ -74,7 +74,9 @@ class Counters:
             return
         self._seen_j, self._seen_s = now_j, before_s
         now_s = clock.now_s()
-        self.blanks = {uuid: f"meter {self.meter.name} no longer reads it" for uuid in self.uuids if uuid not in now_j}
+        unmoved = {uuid: "its energy counter has not moved yet" for uuid in self.uuids if uuid not in self.ticks}
+        gone = {uuid: f"meter {self.meter.name} no longer reads it" for uuid in self.uuids if uuid not in now_j}
+        self.blanks = unmoved | gone
         for uuid, tick in self.ticks.items():
             if now_s - tick.time_s > TIMEOUT_S:
                 self.blanks.setdefault(uuid, f"{STALLED} for {now_s - tick.time_s:.0f} s")

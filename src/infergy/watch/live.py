@@ -26,6 +26,7 @@ KEPT_S = 300.0
 """How far back percentiles reach, and a span may that needs tokens."""
 STATES_S = 10.0
 """Between two looks at temperatures, clocks and processes of the GPUs."""
+PER_TOKEN = {"per_output_token": ("output_tokens",), "per_token": ("input_tokens", "output_tokens")}
 RATES = ("input_tokens", "cached_tokens", "computed_tokens", "output_tokens", "preemptions")
 TOO_FEW = f"fewer than {FEWEST_S:g} s or {FEWEST_TOKENS} output tokens since the watch began or a gap"
 
@@ -183,55 +184,61 @@ class Watch:
         blanks = {f"gpu {uuid}": reason for uuid, reason in self._counters.blanks.items()}
         blanks |= {"server": now.reason} if now.reason is not None else {}
         blanks |= {} if now.page is None else now.page.blanks
-        readings = list(self.readings)
-        recent, counted = enough_of(readings, FEWEST_S), enough_of(readings, FEWEST_S, FEWEST_TOKENS)
-        of_token = {"per_output_token": ("output_tokens",), "per_token": ("input_tokens", "output_tokens")}
-        energies: dict[str, EnergyPerToken | None] = dict.fromkeys(of_token)
-        for name, counters in of_token.items():
-            missing = next((blanks[counter] for counter in counters if counter in blanks), None)
-            reason = self._elsewhere or now.reason or missing or next(iter(self._counters.blanks.values()), None)
-            if reason is None and counted is not None:
-                energies[name] = counted.per_token(*counters)
-                reason = None if energies[name] else "a counter of a GPU was reset, jumped or stood still in this time"
-            blanks |= {} if energies[name] else {name: reason or TOO_FEW}
+        recent, counted = enough_of(self.readings, FEWEST_S), enough_of(self.readings, FEWEST_S, FEWEST_TOKENS)
+        energies = {name: self._energy(counted, counters, now, blanks) for name, counters in PER_TOKEN.items()}
+        blanks |= {name: found for name, found in energies.items() if isinstance(found, str)}
+        per_output_token, per_token = (None if isinstance(own, str) else own for own in energies.values())
         span = counted or recent
-        phases = None if span is None or now.page is None else self._phases(span, now.page)
+        phases = TOO_FEW if span is None or now.page is None else self._phases(span, now.page)
         blanks |= {"phases": phases} if isinstance(phases, str) else {}
-        found = None if isinstance(phases, str) else phases
-        stale = self._counters.blanks
-        powers_w = {} if last is None else powers_between(last, now)
-        gpus = tuple(
-            GpuNow(
-                uuid=uuid,
-                name=self._names[uuid],
-                power_w=None if uuid in stale else powers_w.get(uuid),
-                energy_j=now.ticks[uuid].energy_j if uuid in now.ticks else 0.0,
-            )
-            for uuid in self._counters.uuids
-        )
+        known = None if isinstance(phases, str) else phases
+        gpus = self._gpus(last, now)
+        powers_w = [gpu.power_w for gpu in gpus if gpu.power_w is not None]
         return Live(
             time_unix_s=time.time(),
             elapsed_s=now.time_s - self._begun_s,
             gpus=gpus,
             energy_j=sum(gpu.energy_j for gpu in gpus),
-            power_w=sum(known)
-            if len(known := [g.power_w for g in gpus if g.power_w is not None]) == len(gpus)
-            else None,
-            server=None if now.page is None else self._server(now.page, recent, readings),
-            per_output_token=energies["per_output_token"],
-            per_token=energies["per_token"],
+            power_w=sum(powers_w) if len(powers_w) == len(gpus) else None,
+            server=None if now.page is None else self._server(now.page, recent),
+            per_output_token=per_output_token,
+            per_token=per_token,
             span_s=None if span is None else span.seconds,
             idle_share=None if span is None else _idle_share(span),
-            phases=found,
+            phases=known,
             advice=advice,
             blanks=blanks,
-            flags=self._find_flags(now, found, energies["per_output_token"]),
+            flags=self._find_flags(now, known, per_output_token),
         )
 
-    def _server(self, page: Page, recent: Span | None, readings: list[Reading]) -> ServerNow:
+    def _energy(
+        self, span: Span | None, counters: tuple[str, ...], now: Reading, blanks: Mapping[str, str]
+    ) -> EnergyPerToken | str:
+        """Energy over the tokens of some counters, or why it is not known."""
+        missing = (blanks[counter] for counter in counters if counter in blanks)
+        reasons = (self._elsewhere, now.reason, *missing, *self._counters.blanks.values())
+        reason = next(filter(None, reasons), TOO_FEW if span is None else None)
+        if reason is not None or span is None:
+            return reason or TOO_FEW
+        return span.per_token(*counters) or "a counter of a GPU was reset, jumped or stood still in this time"
+
+    def _gpus(self, last: Reading | None, now: Reading) -> tuple[GpuNow, ...]:
+        powers_w = {} if last is None else powers_between(last, now)
+        return tuple(
+            GpuNow(
+                uuid=uuid,
+                name=self._names[uuid],
+                power_w=None if uuid in self._counters.blanks else powers_w.get(uuid),
+                energy_j=now.ticks[uuid].energy_j if uuid in now.ticks else 0.0,
+            )
+            for uuid in self._counters.uuids
+        )
+
+    def _server(self, page: Page, recent: Span | None) -> ServerNow:
         rates = {} if recent is None else {name: recent.rate(name) for name in RATES}
-        oldest = next(own for own in readings if own.segment == readings[-1].segment and own.page is not None)
-        whole = Span(readings=(oldest, readings[-1]))
+        now = self.readings[-1]
+        oldest = next(own for own in self.readings if own.segment == now.segment and own.page is not None)
+        whole = Span(readings=(oldest, now))
         latencies = {
             f"{name}_p{share * 100:g}": whole.percentile(f"{name}_s", share)
             for name in ("ttft", "itl")
@@ -240,11 +247,11 @@ class Watch:
         cost = self._cost.get(page.models)
         shares: dict[str, float | None] = {}
         if recent is not None and cost is not None and not isinstance(cost, str):
-            gpus, flops = cost.server.work.gpus, recent.rate("flops")
-            read, written = recent.rate("read_bytes"), recent.rate("write_bytes")
-            shares["mfu"] = None if flops is None else flops * gpus / cost.peak_flops
-            if read is not None and written is not None:
-                shares["bandwidth_share"] = (read + written) / cost.server.gpu.memory_bandwidth
+            # Of one GPU, and added up over the replicas on the page.
+            flops, moved = (recent.rate(*names) for names in (("flops",), ("read_bytes", "write_bytes")))
+            peak, bandwidth = cost.peak_flops / cost.server.work.gpus, cost.server.gpu.memory_bandwidth
+            shares["mfu"] = None if flops is None else flops / self.replicas / peak
+            shares["bandwidth_share"] = None if moved is None else moved / self.replicas / bandwidth
         return ServerNow(
             kind=page.server,
             models=page.models,

@@ -61,9 +61,9 @@ class Span:
             return None
         return sum(sum(last.counters[name].values()) - sum(first.counters[name].values()) for name in names)
 
-    def rate(self, name: str) -> float | None:
-        """What a counter grows by per second."""
-        count = self.count(name)
+    def rate(self, *names: str) -> float | None:
+        """What counters grow by per second, added up."""
+        count = self.count(*names)
         return None if count is None or self.seconds <= 0 else count / self.seconds
 
     def lengths(self, name: str) -> tuple[dict[float, float], float]:
