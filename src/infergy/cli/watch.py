@@ -9,7 +9,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -25,7 +26,8 @@ from infergy.units import format_interval, format_latency, format_number, format
 
 if TYPE_CHECKING:
     from infergy.meters import Meter
-    from infergy.watch.live import Live, ServerNow
+    from infergy.watch.live import Live, ServerNow, Watch
+    from infergy.watch.phases import Served
     from infergy.watch.span import EnergyPerToken
 
 SHORTEST_S, LONGEST_S = 0.5, 60.0
@@ -34,27 +36,69 @@ SHOWN = ("per_output_token", "phases")
 """Blanks with their reason on screen; all are in --json."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSelection:
+    """What serves: its GPUs, and the model on them."""
+
+    gpus: str | None = option("GPUs of the server: indexes or UUIDs, 0,1 [default: all visible]")
+    model: str | None = option("Name or config.json [default: as the metrics name it]", "--model", "-m")
+    gpu: str | None = option("Kind of GPU [default: as the driver names it]", "--gpu", "-g")
+    precision: str | None = option("Of weights [default: the checkpoint's own]")
+    tensor_parallel_size: int | None = option(
+        "GPUs that share the model [default: all of --gpus]", "--tensor-parallel-size", "-tp", min=1
+    )
+    api_key_env: str | None = option("Environment variable with the server's key", metavar="NAME")
+    meter: MeterOption = "nvml"
+    simulate: SimulateOption = False
+
+    def open(self, url: str, closing: ExitStack) -> tuple[Watch, Served]:
+        """The watch of a server, closed with `closing`, and what it serves; the GPUs are named on stderr.
+
+        Raises:
+            UsageError: An option has no meaning here.
+            MissingError: There is no such meter, or no GPU.
+        """
+        from infergy.meters import open_meter
+        from infergy.meters.simulated import SteadyMeter
+        from infergy.watch.endpoint import Endpoint
+        from infergy.watch.live import Watch
+        from infergy.watch.phases import Served
+
+        endpoint = closing.enter_context(Endpoint(url, key=_key(self.api_key_env)))
+        meter: Meter = SteadyMeter() if self.simulate else open_meter(self.meter, None)
+        closing.callback(meter.close)
+        names = _choose(meter, self.gpus)
+        served = Served(
+            model=self.model,
+            gpu=self.gpu or next(iter(names.values())).removeprefix(SIMULATED_PREFIX),
+            precision=self.precision,
+            gpus=self.tensor_parallel_size or len(names),
+        )
+        listed = ", ".join(f"{uuid} ({name})" for uuid, name in names.items())
+        typer.echo(f"{endpoint.place} on {listed}{'' if self.gpus else ', all that are visible: --gpus'}", err=True)
+        watched = Watch(
+            meter,
+            tuple(names),
+            endpoint.read,
+            cost=served.cost,
+            replicas=max(1, len(names) // served.gpus),
+            elsewhere=None
+            if endpoint.is_local or self.gpus
+            else f"{endpoint.place} is on another machine. {ELSEWHERE}",
+        )
+        return watched, served
+
+
 @with_options
 def watch(
+    served: ServedSelection,
     url: str = argument("The server, or its page of metrics: http://localhost:8000", "URL"),
     interval: str = option("Time between two refreshes", default="1s", metavar="TIME"),
     seconds: str | None = option("End after so long [default: at Ctrl-C]", "--for", metavar="TIME"),
     as_json: bool = flag("Print one JSON line per refresh, in SI units", "--json"),
-    record: Path | None = option(
-        "Append to a recording, which estimate and recommend read", "--record", metavar="FILE.jsonl"
-    ),
+    record: Path | None = option("Append to a recording, which estimate and recommend read", metavar="FILE.jsonl"),
     export: str | None = option("Also serve Prometheus metrics: :9464", metavar="[HOST]:PORT"),
-    gpus: str | None = option("GPUs of the server: indexes or UUIDs, 0,1 [default: all visible]"),
-    model: str | None = option("Name or config.json [default: as the metrics name it]", "--model", "-m"),
-    gpu: str | None = option("Kind of GPU [default: as the driver names it]", "--gpu", "-g"),
-    precision: str | None = option("Of weights [default: the checkpoint's own]"),
-    tensor_parallel_size: int | None = option(
-        "GPUs that share the model [default: all of --gpus]", "--tensor-parallel-size", "-tp", min=1
-    ),
     advise: bool = flag("Also ask infergy recommend, every ten minutes, what it would change at this load", "--advise"),
-    api_key_env: str | None = option("Environment variable with the server's key", metavar="NAME"),
-    meter: MeterOption = "nvml",
-    simulate: SimulateOption = False,
 ) -> None:
     """Watch a running server: power, tokens, energy per token, latencies, and what the model says of them.
 
@@ -62,60 +106,37 @@ def watch(
 
     Example: infergy watch http://localhost:8000 --record load.jsonl
     """
-    from infergy.meters import open_meter
-    from infergy.meters.simulated import SteadyMeter
     from infergy.watch.advise import Adviser
-    from infergy.watch.endpoint import Endpoint
     from infergy.watch.export import TOKEN, Exporter
-    from infergy.watch.live import Watch
-    from infergy.watch.phases import Served
     from infergy.watch.record import recorded_line
     from infergy.workload.recording import RECORDING_SCHEMA
 
-    check_meter(meter, simulate=simulate)
+    check_meter(served.meter, simulate=served.simulate)
     every_s = seconds_of("--interval", interval)
     if not SHORTEST_S <= every_s <= LONGEST_S:
         raise UsageError.bad_value("--interval", interval, f"{SHORTEST_S:g}s to {LONGEST_S:g}s")
     end_s = math.inf if seconds is None else seconds_of("--for", seconds)
     if record is not None:
         check_output(record, "recording of infergy watch", f'"{RECORDING_SCHEMA.partition("/")[0]}/')
-    with ExitStack() as closing:
-        endpoint = closing.enter_context(Endpoint(url, key=_key(api_key_env)))
-        opened: Meter = SteadyMeter() if simulate else open_meter(meter, None)
-        closing.callback(opened.close)
-        names = _choose(opened, gpus)
-        served = Served(
-            model=model,
-            gpu=gpu or next(iter(names.values())).removeprefix(SIMULATED_PREFIX),
-            precision=precision,
-            gpus=tensor_parallel_size or len(names),
-        )
-        seen = Watch(
-            opened,
-            tuple(names),
-            endpoint.read,
-            cost=served.cost,
-            replicas=max(1, len(names) // served.gpus),
-            elsewhere=None if endpoint.is_local or gpus else f"{endpoint.place} is on another machine. {ELSEWHERE}",
-        )
+    # Ctrl-C is how a watch ends.
+    with suppress(KeyboardInterrupt), ExitStack() as closing:
+        watched, what = served.open(url, closing)
         uses: list[Callable[[Live], None]] = [closing.enter_context(_Screen(as_json=as_json))]
         if export is not None:
             exporter = closing.enter_context(Exporter(export, os.environ.get(TOKEN)))
             typer.echo(f"metrics: {exporter.url}", err=True)
             uses.append(exporter.show)
         adviser = closing.enter_context(Adviser()) if advise else None
-        listed = ", ".join(f"{uuid} ({name})" for uuid, name in names.items())
-        typer.echo(f"{endpoint.place} on {listed}{'' if gpus else ', all that are visible: --gpus'}", err=True)
-        begun_s = opened.clock.now_s()
+        begun_s = time.monotonic()
         for number in itertools.count(1):
-            live = seen.refresh(None if adviser is None else adviser.look(seen.readings, served.words))
-            if record is not None and len(seen.readings) > 1:
-                append_line(record, recorded_line([*seen.readings][-2:], live.time_unix_s))
+            live = watched.refresh(None if adviser is None else adviser.look(watched.readings, what.words))
+            if record is not None and len(watched.readings) > 1:
+                append_line(record, recorded_line([*watched.readings][-2:], live.time_unix_s))
             for use in uses:
                 use(live)
             if live.elapsed_s + every_s > end_s:
                 break
-            time.sleep(max(0.0, begun_s + number * every_s - opened.clock.now_s()))
+            time.sleep(max(0.0, begun_s + number * every_s - time.monotonic()))
 
 
 def _key(variable: str | None) -> str | None:

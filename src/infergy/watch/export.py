@@ -6,16 +6,18 @@ import hmac
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from infergy.errors import MissingError, UsageError
 from infergy.watch.live import Live
+from infergy.watch.span import EnergyPerToken
 
 TOKEN = "INFERGY_EXPORT_TOKEN"
 EXPECTED = "an address as :9464, 0.0.0.0:9464 or [::1]:9464"
+GPU_LABELS, HELP = ("gpu", "name"), "docs/watch.md"
 HEAD_S = 5.0
 """For a request to be sent; one that drips is cut off."""
 MOST_AT_ONCE = 16
@@ -44,38 +46,39 @@ def metrics_of(live: Live) -> bytes:
 def _families(live: Live) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    def family(kind: Any, name: str, help: str, values: Iterable[tuple[dict[str, str], float | None]]) -> Iterator[Any]:  # noqa: A002
-        known = [(labels, value) for labels, value in values if value is not None]
-        if known:
-            made = kind(f"infergy_{name}", help, labels=[*known[0][0]])
-            for labels, value in known:
-                made.add_metric([*labels.values()], value)
-            yield made
+    energy = CounterMetricFamily("infergy_gpu_energy_joules", HELP, labels=GPU_LABELS)
+    power = GaugeMetricFamily("infergy_gpu_power_watts", HELP, labels=GPU_LABELS)
+    for gpu in live.gpus:
+        energy.add_metric([gpu.uuid, gpu.name], gpu.energy_j)
+        if gpu.power_w is not None:
+            power.add_metric([gpu.uuid, gpu.name], gpu.power_w)
+    yield from (energy, power)
+    for name, label, values in _gauges(live):
+        gauge = GaugeMetricFamily(f"infergy_{name}", HELP, labels=[label] if label else [])
+        for own, value in values.items():
+            if value is not None:
+                gauge.add_metric([own] if label else [], value)
+        yield gauge
 
-    gauge, counter = GaugeMetricFamily, CounterMetricFamily
-    gpus = [({"gpu": gpu.uuid, "name": gpu.name}, gpu) for gpu in live.gpus]
-    yield from family(counter, "gpu_energy_joules", "Since the watch began", ((own, gpu.energy_j) for own, gpu in gpus))
-    yield from family(gauge, "gpu_power_watts", "By the energy counter", ((own, gpu.power_w) for own, gpu in gpus))
-    for name, own in {"output_token": live.per_output_token, "token": live.per_token}.items():
-        ends = {} if own is None else {"value": own.value_j, "least": own.least_j, "most": own.most_j}
-        values = (({"bound": end}, value) for end, value in ends.items())
-        yield from family(gauge, f"energy_per_{name}_joules", "Energy of all GPUs over tokens", values)
-    yield from family(gauge, "idle_ratio", "Share of the time without a running request", [({}, live.idle_share)])
-    if (phases := live.phases) is not None:
-        shares = (({"phase": name}, getattr(phases, name)) for name in ("prefill", "decode", "idle"))
-        yield from family(gauge, "phase_energy_ratio", "Shares of the energy by the cost model", shares)
-        name, floor_j = "floor_per_output_token_joules", phases.floor_per_output_token_j
-        yield from family(gauge, name, "By the roofline of the model and batch", [({}, floor_j)])
-    if (server := live.server) is not None:
-        for name in ("running", "waiting", "kv_share"):
-            yield from family(gauge, f"server_{name}", "As the server says", [({}, getattr(server, name))])
-        rates = (({"counter": name}, rate) for name, rate in server.rates_per_s.items())
-        yield from family(gauge, "server_rate_per_second", "Tokens and preemptions", rates)
-        latencies = (({"latency": name}, latency) for name, latency in server.latencies_s.items())
-        yield from family(gauge, "server_latency_seconds", "From the server's histograms", latencies)
-    yield from family(gauge, "server_up", "Whether its metrics can be read", [({}, float(server is not None))])
-    yield from family(gauge, "blank", "Values that are not known", (({"name": name}, 1.0) for name in live.blanks))
-    yield from family(gauge, "flag", "What makes values uncertain", (({"flag": name}, 1.0) for name in live.flags))
+
+def _gauges(live: Live) -> Iterator[tuple[str, str, Mapping[str, float | None]]]:
+    """Name, label, and values by that label; of one without a label, the value."""
+    server, phases = live.server, live.phases
+    for name in ("per_output_token", "per_token"):
+        found: EnergyPerToken | None = getattr(live, name)
+        bounds = {} if found is None else {"value": found.value_j, "least": found.least_j, "most": found.most_j}
+        yield f"energy_{name}_joules", "bound", bounds
+    yield "idle_ratio", "", {"": live.idle_share}
+    yield "server_up", "", {"": float(server is not None)}
+    yield "blank", "name", dict.fromkeys(live.blanks, 1.0)
+    yield "flag", "flag", dict.fromkeys(live.flags, 1.0)
+    if phases is not None:
+        yield "phase_energy_ratio", "phase", {n: getattr(phases, n) for n in ("prefill", "decode", "idle")}
+        yield "floor_per_output_token_joules", "", {"": phases.floor_per_output_token_j}
+    if server is not None:
+        yield from ((f"server_{n}", "", {"": getattr(server, n)}) for n in ("running", "waiting", "kv_share"))
+        yield "server_rate_per_second", "counter", server.rates_per_s
+        yield "server_latency_seconds", "latency", server.latencies_s
 
 
 class Exporter:
