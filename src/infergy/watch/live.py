@@ -89,7 +89,7 @@ class Live:
         idle_share: Share of that time, or of the last ten seconds, in which no request ran.
         phases: By the cost model.
         blanks: Why a value is not known, by its name.
-        flags: what makes values uncertain, by code.
+        flags: What makes values uncertain, by code.
     """
 
     time_unix_s: float
