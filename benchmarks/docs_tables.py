@@ -62,6 +62,9 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
             for base in ("2 replicas", "transformers, s32")
         },
         ("replay.md", "savings of the fifth round"): replays["savings_table"](5),
+        ("replay.md", "sixth round"): replays["round_table"](6),
+        ("replay.md", "savings of the sixth round"): replays["savings_table"](6),
+        ("replay.md", "savings on two GPUs"): replays["savings_table"](6, "2 replicas"),
         ("replay.md", "third intake"): replays["intake_table"](replays["load"](3)),
         **{(page, command): output_of(command) for page, command in COMMANDS},
         ("replay.md", "intake"): replays["intake_table"](runs),
