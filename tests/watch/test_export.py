@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import urllib.error
 import urllib.request
 
 import pytest
+from typer.testing import CliRunner
 
+from infergy.cli import app
 from infergy.errors import UsageError
-from infergy.watch.export import TOKEN, Exporter
+from infergy.estimates.servers import ServerSpec, open_server
+from infergy.watch.export import TOKEN, Exporter, metrics_of
 from infergy.watch.live import Live
 from watched import Server, node_of, run, silent, watch_of
 
@@ -149,3 +153,13 @@ def test_a_thousand_malformed_requests(live: Live, capfd: pytest.CaptureFixture[
     assert status == 200
     assert values_of(text)["infergy_server_up", ()] == 1
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_dashboard_shows_what_is_exported() -> None:
+    node = node_of()
+    live = run(watch_of(Server(node, per_s=500), cost=lambda models: open_server(ServerSpec()).cost), node, 14)[-1]
+    exported = {name for name, _ in values_of(metrics_of(live).decode())}
+    exported |= {"infergy_server_waiting", "infergy_server_kv_share"}  # which this page lacks
+    shown = set(re.findall(r"infergy_\w+", CliRunner().invoke(app, ["list", "dashboard"]).stdout))
+    assert shown <= exported
+    assert len(shown) > 8

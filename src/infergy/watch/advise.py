@@ -27,8 +27,9 @@ class Adviser:
     def __init__(self) -> None:
         self._advice: Advice | None = None
         self._asked_s = -AGAIN_S
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="infergy-")
+        self._answers = [Path(self._folder.name) / name for name in ("answer.json", "errors.txt")]
 
     def __enter__(self) -> Self:
         return self
@@ -48,15 +49,16 @@ class Adviser:
         now_s = time.monotonic()
         if self._child is not None:
             if self._child.poll() is not None:
-                self._advice, self._child = _read(*self._child.communicate()), None
+                self._advice, self._child = _read(*(path.read_text("utf-8", "replace") for path in self._answers)), None
             elif now_s - self._asked_s > LONGEST_S:
                 self._stop()
         elif options and now_s - self._asked_s >= AGAIN_S and (span := enough_of(readings, FIRST_S)) is not None:
             self._asked_s, path = now_s, Path(self._folder.name) / "load.jsonl"
             path.write_text(recorded_line(span.readings, time.time()) + "\n", encoding="utf-8")
             words = [*python_command("infergy"), "recommend", str(path), *options, "--keep-outputs", "--json"]
-            pipe = subprocess.PIPE
-            self._child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+            # Into files: a pipe that nobody reads meanwhile takes 64 kB.
+            with self._answers[0].open("wb") as answer, self._answers[1].open("wb") as errors:
+                self._child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=answer, stderr=errors)
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self._child.pid, 19)
         return self._advice
@@ -64,7 +66,7 @@ class Adviser:
     def _stop(self) -> None:
         if self._child is not None:
             self._child.kill()
-            self._child.communicate()
+            self._child.wait()
             self._child = None
 
 
@@ -78,6 +80,6 @@ def _read(text: str, errors: str) -> Advice:
         chosen = next(one for one in found["configurations"] if one["label"] == label)
         return Advice(command=" ".join(chosen["command"]), saving=chosen["saving"]["share"], reason=found["reason"])
     except (ValueError, KeyError, TypeError, StopIteration):
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, LookupError, TypeError):
             errors = json.loads(errors.strip().splitlines()[-1])["error"]["message"]
         return Advice(command=None, saving=None, reason=errors.strip()[:500] or "infergy recommend gave no answer")
