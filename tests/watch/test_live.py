@@ -12,8 +12,10 @@ from infergy.catalog.models import shape_of_id
 from infergy.cost.model import StepCost
 from infergy.errors import MeterError
 from infergy.estimates.servers import ServerSpec, open_server
+from infergy.meters.simulated import SimulatedNode
 from infergy.records.codec import to_json
 from infergy.watch.live import Live, Watch
+from infergy.watch.metrics import Page, read_page
 from watched import MODEL, Server, node_of, run, silent, watch_of
 
 pytest.importorskip("prometheus_client")
@@ -248,3 +250,62 @@ def test_a_meter_that_fails_is_blank_and_then_goes_on() -> None:
     assert last.per_output_token is not None
     assert last.energy_j == pytest.approx(node.gpus[0].counter_j - watch.readings[0].ticks[GPU].counter_j, rel=0.01)
     assert node.gpus[0].counter_j > begin_j
+
+
+class Bursts(Server):
+    """Tokens and power come in bursts; what is true is kept for each page that was read."""
+
+    busy_s, idle_s, watts = 3.0, 2.0, (80.0, 600.0)
+    tokens = 0.0
+
+    def __init__(self, node: SimulatedNode, snapshot: float, **options: float) -> None:
+        super().__init__(node, **options)  # type: ignore[arg-type]
+        self.snapshot = snapshot
+        self.truth: list[tuple[float, float]] = []
+        self.moved_s = self.node.now_s()
+        real = self.node.sleep
+
+        def sleep(seconds: float) -> None:
+            end_s = self.node.now_s() + seconds
+            while (now_s := self.node.now_s()) < end_s - 1e-9:
+                place = now_s % (self.busy_s + self.idle_s)
+                is_busy = place < self.busy_s
+                change_s = now_s - place + (self.busy_s if is_busy else self.busy_s + self.idle_s)
+                for gpu in self.node.gpus:
+                    gpu.load_w = self.watts[is_busy]
+                step_s = max(1e-9, min(end_s, change_s) - now_s)
+                real(step_s)
+                self.tokens += self.per_s * step_s * is_busy
+
+        self.node.sleep = sleep  # type: ignore[method-assign]
+
+    def read(self) -> Page:
+        self.node.sleep(self.fetch_s * self.snapshot)
+        text = self.text()
+        self.node.sleep(self.fetch_s * (1 - self.snapshot))
+        return read_page(text, "http://here/metrics")
+
+    def text(self) -> str:
+        self.truth.append((sum(gpu.true_j for gpu in self.node.gpus), self.tokens))
+        label = f'model_name="{MODEL}"'
+        counted = int(self.tokens)
+        return f"vllm:generation_tokens_total{{{label}}} {counted}\nvllm:num_requests_running{{{label}}} 2\n"
+
+
+@given(st.floats(2, 8), st.floats(2, 8), st.floats(0.001, 0.4), st.floats(0, 1), st.integers(1, 3))
+def test_bounds_contain_the_truth_of_bursts(
+    busy_s: float, idle_s: float, fetch_s: float, snapshot: float, gpus: int
+) -> None:
+    node = node_of(gpus)
+    server = Bursts(node, snapshot, per_s=2000.0, fetch_s=fetch_s)
+    server.busy_s, server.idle_s = busy_s, idle_s
+    watch = watch_of(server)
+    for number in range(25):
+        (live,) = run(watch, node, 1)
+        node.sleep(max(0.0, number + 1 - node.now_s()))
+        if live.per_output_token is not None:
+            assert live.span_s is not None
+            pages = [reading.page_s for reading in watch.readings]
+            first = next(k for k, page_s in enumerate(pages) if pages[-1] - page_s <= live.span_s + 1e-6)
+            (begin_j, begin), (end_j, end) = server.truth[first], server.truth[-1]
+            assert contains(live, (end_j - begin_j) / (end - begin))

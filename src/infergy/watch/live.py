@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from infergy.errors import InfergyError
@@ -295,7 +296,7 @@ class Watch:
 def _idle_share(span: Span) -> float | None:
     """Share of the time between two readings at neither of which a request ran."""
     idle_s = 0.0
-    for first, last in zip(span.readings, span.readings[1:], strict=False):
+    for first, last in pairwise(span.readings):
         running = [own.page.gauges.get("running") for own in (first, last) if own.page is not None]
         if not running or None in running:
             return None

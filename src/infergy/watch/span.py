@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from infergy.meters.ticks import LATE_S
 from infergy.watch.counters import CounterTick
@@ -82,11 +83,8 @@ class Span:
             return None
         for edge, count in grown.items():
             if count >= wanted and count > below:
-                return (
-                    edge_below
-                    if math.isinf(edge)
-                    else edge_below + (edge - edge_below) * (wanted - below) / (count - below)
-                )
+                width = 0.0 if math.isinf(edge) else edge - edge_below
+                return edge_below + width * (wanted - below) / (count - below)
             below, edge_below = count, edge
         return edge_below
 
@@ -100,10 +98,11 @@ class Span:
         edges = [(first.ticks[uuid], tick) for uuid, tick in last.ticks.items()]
         late = max((a.late_s + b.late_s) / (b.time_s - a.time_s) for a, b in edges)
         late += (first.late_s + last.late_s) / self.seconds
-        # A counter reports some energy late: of two ends of unlike power it counts another one than was drawn.
-        ends = [power_between(*self.readings[:2]), power_between(*self.readings[-2:])]
-        known = [end for end in ends if end is not None]
-        late += LATE_S * (max(known) - min(known)) / (power_w * self.seconds) if known else 0.0
+        # Ticks come before pages, and what they report before that: where power changes, it is not that of the tokens.
+        waits_s = (end.page_s + end.late_s - tick.time_s for end in (first, last) for tick in end.ticks.values())
+        before_s = LATE_S + max(waits_s)
+        known = [power for pair in pairwise(self.readings) if (power := power_between(*pair)) is not None]
+        late += before_s * (max(known) - min(known)) / (power_w * self.seconds) if known else 0.0
         more, less = (self._uncounted(reading, names) / count for reading in (last, first))
         most_j = value_j * (1 + late) / (1 - less) if less < 1 else None
         return EnergyPerToken(value_j=value_j, least_j=value_j * max(0.0, 1 - late) / (1 + more), most_j=most_j)
@@ -115,8 +114,7 @@ class Span:
         if page is None or not page.at_end & set(names):
             # A token of each, and of a prompt that is computed in parts.
             return running + ("input_tokens" in names and (self.percentile("input_lengths", 1.0) or 0.0))
-        pairs = zip(self.readings, self.readings[1:], strict=False)
-        return running * max(Span(readings=pair).count(*names) or 0.0 for pair in pairs)
+        return running * max(Span(readings=pair).count(*names) or 0.0 for pair in pairwise(self.readings))
 
 
 def powers_between(first: Reading, last: Reading) -> dict[str, float]:
