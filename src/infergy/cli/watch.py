@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -121,7 +121,7 @@ def watch(
     # Ctrl-C is how a watch ends.
     with suppress(KeyboardInterrupt), ExitStack() as closing:
         watched, what = served.open(url, closing)
-        uses: list[Callable[[Live], None]] = [closing.enter_context(_Screen(as_json=as_json))]
+        uses: list[Callable[[Live], None]] = [_screen(closing, as_json=as_json)]
         if export is not None:
             exporter = closing.enter_context(Exporter(export, os.environ.get(TOKEN)))
             typer.echo(f"metrics: {exporter.url}", err=True)
@@ -134,6 +134,8 @@ def watch(
                 append_line(record, recorded_line([*watched.readings][-2:], live.time_unix_s))
             for use in uses:
                 use(live)
+            # A pipe's reader waits for each line.
+            sys.stdout.flush()
             if live.elapsed_s + every_s > end_s:
                 break
             time.sleep(max(0.0, begun_s + number * every_s - time.monotonic()))
@@ -163,39 +165,25 @@ def _choose(meter: Meter, wanted: str | None) -> dict[str, str]:
     return chosen
 
 
-class _Screen:
+def _screen(closing: ExitStack, *, as_json: bool) -> Callable[[Live], None]:
     """Shows what is known: a table that is redrawn in a terminal, a line for each refresh elsewhere."""
+    from rich.console import Console
+    from rich.live import Live as Redrawn
 
-    def __init__(self, *, as_json: bool) -> None:
-        from rich.console import Console
-        from rich.live import Live as Redrawn
+    from infergy.records.codec import to_json
 
-        self._as_json = as_json
-        console = Console(file=getattr(sys.stdout, "rich_proxied_file", sys.stdout))
-        is_redrawn = console.is_terminal and not as_json
-        self._redrawn = Redrawn(console=console, auto_refresh=False) if is_redrawn else None
+    console = Console(file=getattr(sys.stdout, "rich_proxied_file", sys.stdout))
+    if as_json:
+        return lambda live: typer.echo(json.dumps(to_json(live), allow_nan=False))
+    if not console.is_terminal:
+        return _print_line
+    redrawn = closing.enter_context(Redrawn(console=console, auto_refresh=False))
+    return lambda live: redrawn.update(make_table(("", ""), _rows(live)), refresh=True)
 
-    def __enter__(self) -> Self:
-        if self._redrawn is not None:
-            self._redrawn.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._redrawn is not None:
-            self._redrawn.stop()
-
-    def __call__(self, live: Live) -> None:
-        from infergy.records.codec import to_json
-
-        if self._as_json:
-            typer.echo(json.dumps(to_json(live), allow_nan=False))
-        elif self._redrawn is not None:
-            self._redrawn.update(make_table(("", ""), _rows(live)), refresh=True)
-        else:
-            shown = [(name, text) for name, text in _rows(live) if text != NONE and not name.startswith("  ")]
-            typer.echo("; ".join(f"{name} {text}" for name, text in shown))
-        # A pipe's reader waits for each line.
-        sys.stdout.flush()
+def _print_line(live: Live) -> None:
+    shown = ((name, text) for name, text in _rows(live) if text != NONE and not name.startswith("  "))
+    typer.echo("; ".join(f"{name} {text}" for name, text in shown))
 
 
 def _rows(live: Live) -> Iterator[tuple[str, str]]:
@@ -224,11 +212,14 @@ def _rows(live: Live) -> Iterator[tuple[str, str]]:
 
 
 def _server_rows(server: ServerNow) -> Iterator[tuple[str, str]]:
-    rates = {name.removesuffix("_tokens"): rate for name, rate in server.rates_per_s.items() if rate}
-    yield "Tokens per second", ", ".join(f"{name} {format_number(rate)}" for name, rate in rates.items()) or "0"
+    rates = {name: format_number(rate) for name, rate in server.rates_per_s.items() if rate}
+    preempted = rates.pop("preemptions", None)
+    tokens = (f"{name.removesuffix('_tokens')} {rate}" for name, rate in rates.items())
+    yield "Tokens per second", ", ".join(tokens) or "0"
     now = {"running": server.running, "waiting": server.waiting}
     shown = [f"{name} {count:.0f}" for name, count in now.items() if count is not None]
     shown += [] if server.kv_share is None else [f"KV cache {format_percent(server.kv_share)}"]
+    shown += [] if preempted is None else [f"{preempted} preemptions per second"]
     yield "Requests", ", ".join(shown) or NONE
     latencies = (f"{name.replace('_', ' ')} {format_latency(value)}" for name, value in server.latencies_s.items())
     yield "Latencies", ", ".join(latencies) or NONE
