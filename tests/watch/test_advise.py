@@ -15,7 +15,7 @@ from waiting import wait_until
 from watched import Server, node_of, run, watch_of
 
 pytest.importorskip("prometheus_client")
-OPTIONS = ["-m", "llama-3.1-8b", "-g", "h200", "-tp", "1"]
+OPTIONS = ["--present", "vllm serve meta-llama/Llama-3.1-8B-Instruct", "-g", "h200"]
 
 
 @pytest.fixture(scope="module")

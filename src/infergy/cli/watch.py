@@ -43,9 +43,9 @@ class ServedSelection:
     gpus: str | None = option("GPUs of the server: indexes or UUIDs, 0,1 [default: all visible]")
     model: str | None = option("Name or config.json [default: as the metrics name it]", "--model", "-m")
     gpu: str | None = option("Kind of GPU [default: as the driver names it]", "--gpu", "-g")
-    precision: str | None = option("Of weights [default: the checkpoint's own]")
-    tensor_parallel_size: int | None = option(
-        "GPUs that share the model [default: all of --gpus]", "--tensor-parallel-size", "-tp", min=1
+    present: str | None = option(
+        'What started the server: "vllm serve MODEL --max-num-seqs 256" [default: vLLM\'s defaults, on all of --gpus]',
+        metavar="COMMAND",
     )
     api_key_env: str | None = option("Environment variable with the server's key", metavar="NAME")
     meter: MeterOption = "nvml"
@@ -69,10 +69,10 @@ class ServedSelection:
         closing.callback(meter.close)
         names = _choose(meter, self.gpus)
         served = Served(
-            model=self.model,
             gpu=self.gpu or next(iter(names.values())).removeprefix(SIMULATED_PREFIX),
-            precision=self.precision,
-            gpus=self.tensor_parallel_size or len(names),
+            gpus=len(names),
+            model=self.model,
+            present=self.present,
         )
         listed = ", ".join(f"{uuid} ({name})" for uuid, name in names.items())
         typer.echo(f"{endpoint.place} on {listed}{'' if self.gpus else ', all that are visible: --gpus'}", err=True)
@@ -81,7 +81,6 @@ class ServedSelection:
             tuple(names),
             endpoint.read,
             cost=served.cost,
-            replicas=max(1, len(names) // served.gpus),
             elsewhere=None
             if endpoint.is_local or self.gpus
             else f"{endpoint.place} is on another machine. {ELSEWHERE}",

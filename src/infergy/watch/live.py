@@ -118,7 +118,6 @@ class Watch:
         uuids: The GPUs that serve.
         read_page: Reads the metrics.
         cost: Step costs of a server of these models, or why they are not known.
-        replicas: Servers that share the load.
         elsewhere: Why the counters are not those of the server's GPUs; None where they are.
     """
 
@@ -129,10 +128,9 @@ class Watch:
         read_page: Callable[[], Page],
         *,
         cost: Callable[[tuple[str, ...]], StepCost | str] = lambda models: "no model is known",
-        replicas: int = 1,
         elsewhere: str | None = None,
     ) -> None:
-        self.meter, self.replicas, self.readings = meter, replicas, deque[Reading]()
+        self.meter, self.readings = meter, deque[Reading]()
         self._counters, self._read_page, self._elsewhere = Counters(meter, uuids), read_page, elsewhere
         self._cost_of, self._cost = cost, dict[tuple[str, ...], "StepCost | str"]()
         self._names = {gpu.uuid: gpu.name for gpu in meter.gpus}
@@ -250,9 +248,9 @@ class Watch:
         if recent is not None and cost is not None and not isinstance(cost, str):
             # Of one GPU, and added up over the replicas on the page.
             flops, moved = (recent.rate(*names) for names in (("flops",), ("read_bytes", "write_bytes")))
-            peak, bandwidth = cost.peak_flops / cost.server.work.gpus, cost.server.gpu.memory_bandwidth
-            shares["mfu"] = None if flops is None else flops / self.replicas / peak
-            shares["bandwidth_share"] = None if moved is None else moved / self.replicas / bandwidth
+            replicas, bandwidth = self._replicas(cost), cost.server.gpu.memory_bandwidth
+            shares["mfu"] = None if flops is None else flops / replicas / (cost.peak_flops / cost.server.work.gpus)
+            shares["bandwidth_share"] = None if moved is None else moved / replicas / bandwidth
         return ServerNow(
             kind=page.server,
             models=page.models,
@@ -266,7 +264,10 @@ class Watch:
         if page.models not in self._cost:
             self._cost[page.models] = self._cost_of(page.models)
         cost = self._cost[page.models]
-        return cost if isinstance(cost, str) else phases_of(span, cost, self.replicas)
+        return cost if isinstance(cost, str) else phases_of(span, cost, self._replicas(cost))
+
+    def _replicas(self, cost: StepCost) -> int:
+        return max(1, len(self._counters.uuids) // cost.server.work.gpus)
 
     def _find_flags(self, now: Reading, phases: Phases | None, measured: EnergyPerToken | None) -> dict[str, str]:
         if not self._states or now.time_s - self._states_s >= STATES_S:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infergy.errors import InfergyError
@@ -18,43 +19,33 @@ class Served:
     """What is served, as far as options and metrics say.
 
     Attributes:
-        model: Name or file; None for the one that the metrics name. `gpu` is the kind of GPU, as the driver names it.
-        gpus: GPUs that share the model.
+        gpu: Kind of GPU, as the driver names it; `gpus` of them share the model, unless `present` says otherwise.
+        model: Name or file; None for the one that the metrics, or `present`, name.
+        present: The command that started it.
         words: Options of `infergy recommend` that say the same; empty as long as they are not known.
     """
 
-    model: str | None
     gpu: str
-    precision: str | None
     gpus: int
-    words: list[str] = field(default_factory=list)
+    model: str | None = None
+    present: str | None = None
+    words: tuple[str, ...] = ()
 
     def cost(self, models: Sequence[str]) -> StepCost | str:
         """Step costs under vLLM, by the shipped table; or why they are not known."""
         from infergy.catalog import get_gpu
-        from infergy.catalog.models import shape_of_id
-        from infergy.estimates.servers import ServerSpec, open_server
-        from infergy.serving.config import EngineOptions
+        from infergy.estimates.servers import open_server
+        from infergy.estimates.vllm_command import parse_command
 
-        if self.model is None and len(models) != 1:
-            return f"the metrics name {len(models)} models, and no option says which: --model"
+        if self.present is None and len(models) != 1:
+            return f"the metrics name {len(models)} models, and no option says which: --present"
+        command = self.present or shlex.join(["vllm", "serve", models[0], "--tensor-parallel-size", str(self.gpus)])
         try:
-            shape = None if self.model is not None else shape_of_id(models[0])
-            if self.model is None and shape is None:
-                return f"{models[0]!r:.100} is not a shipped model: --model, its name or its config.json"
-            precision = self.precision or (None if shape is None else shape.checkpoint.dtype)
-            name = self.model or (shape.name if shape is not None else "")
-            spec = ServerSpec(
-                model=name,
-                gpu=get_gpu(self.gpu).name,
-                precision=precision,
-                options=EngineOptions(tensor_parallel_size=self.gpus),
-            )
+            spec = parse_command(command, gpu=get_gpu(self.gpu).name, model=self.model).spec
             cost = open_server(spec).cost
         except InfergyError as error:
             return str(error)
-        self.words = ["-m", name, "-g", spec.gpu, "-tp", str(self.gpus)]
-        self.words += [] if precision is None else ["--precision", precision]
+        self.words = ("--present", command, "-g", spec.gpu, *(() if self.model is None else ("-m", self.model)))
         return cost
 
 
