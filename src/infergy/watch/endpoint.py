@@ -34,8 +34,10 @@ class Endpoint:
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 2.0) -> None:
         try:
             import httpx
+            import prometheus_client.parser  # noqa: F401 - reads the page
         except ImportError as error:
-            raise MissingError.package("infergy watch", "httpx", "pip install 'infergy[server]'", str(error)) from error
+            packages, install = "httpx and prometheus-client", "pip install 'infergy[server]'"
+            raise MissingError.package("infergy watch", packages, install, str(error)) from error
         try:
             parsed = httpx.URL(url if "://" in url else f"http://{url}")
         except httpx.InvalidURL as error:

@@ -11,7 +11,7 @@ from socketserver import ThreadingMixIn
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from infergy.errors import MissingError, UsageError
+from infergy.errors import UsageError
 from infergy.watch.live import Live
 from infergy.watch.span import EnergyPerToken
 
@@ -25,16 +25,8 @@ TEXT = "text/plain; charset=utf-8"
 
 
 def metrics_of(live: Live) -> bytes:
-    """The metrics in Prometheus' text format; a value that is not known is not there, and named in infergy_blank.
-
-    Raises:
-        MissingError: The extra ``server`` is not installed.
-    """
-    try:
-        from prometheus_client import generate_latest
-    except ImportError as error:
-        needed_by, install = "infergy watch --export", "pip install 'infergy[server]'"
-        raise MissingError.package(needed_by, "prometheus-client", install, str(error)) from error
+    """The metrics in Prometheus' text format; a value that is not known is not there, and named in infergy_blank."""
+    from prometheus_client import generate_latest
 
     class Collector:
         def collect(self) -> Iterator[Any]:
