@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from infergy.errors import MeterError
+from infergy.errors import InfergyError, MeterError
 from infergy.meters import Meter
 from infergy.meters.ticks import TIMEOUT_S
 from infergy.records.row_checks import check_power
@@ -69,7 +69,7 @@ class Counters:
                     self._add(uuid, now_j[uuid], clock.now_s(), before_s)
                 awaited -= ticked
                 before_s = asked_s
-        except MeterError as error:
+        except InfergyError as error:
             self.blanks = dict.fromkeys(self.uuids, str(error))
             return
         self._seen_j, self._seen_s = now_j, before_s

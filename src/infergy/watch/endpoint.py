@@ -11,7 +11,7 @@ from infergy.errors import DataError, InfergyError, MissingError, UsageError
 from infergy.units import without_secrets
 from infergy.watch.metrics import NO_METRICS, Page, read_page
 
-MOST_BYTES = 16 << 20
+MOST_BYTES = 4 << 20
 OLLAMA = (
     "Ollama publishes no metrics. Each of its answers has counts (prompt_eval_count, eval_count): keep them as JSONL, "
     "and give the file to infergy estimate"

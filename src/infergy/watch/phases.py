@@ -79,7 +79,7 @@ def phases_of(span: Span, cost: StepCost, replicas: int = 1) -> Phases | str:
     running = [reading.page.gauges.get("running", 0.0) for reading in span.readings if reading.page is not None]
     busy = [count for count in running if count]
     counts = {name: span.lengths(name) for name in ("input_lengths", "output_lengths")}
-    requests = max((max(grown.values(), default=0.0) for grown, _ in counts.values()), default=0.0)
+    requests = min(max(grown.values(), default=0.0) for grown, _ in counts.values())
     if not output or not busy or not requests:
         return "no tokens, or no finished request of known length, in this time"
     inputs, outputs = (total / requests for _, total in counts.values())
