@@ -19,7 +19,9 @@ from infergy.records.store import read_store
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "replay", "serving")]
+PAGES = [
+    ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "README", "replay", "serving")
+]
 PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
 OF_BENCHMARKS = {"--exhaustive", "--again", "--million", "--write"}
 OF_VLLM = {
