@@ -97,6 +97,7 @@ def watch(
     as_json: bool = flag("Print one JSON line per refresh, in SI units", "--json"),
     record: Path | None = option("Append to a recording, which estimate and recommend read", metavar="FILE.jsonl"),
     export: str | None = option("Also serve Prometheus metrics: :9464", metavar="[HOST]:PORT"),
+    otlp: str | None = option("Also send them to a collector of OpenTelemetry: http://localhost:4318", metavar="URL"),
     advise: bool = flag("Also ask infergy recommend, every ten minutes, what it would change at this load", "--advise"),
 ) -> None:
     """Watch a running server: power, tokens, energy per token, latencies, and what the model says of them.
@@ -107,6 +108,7 @@ def watch(
     """
     from infergy.watch.advise import Adviser
     from infergy.watch.export import TOKEN, Exporter
+    from infergy.watch.otel import Sender
     from infergy.watch.record import recorded_line
     from infergy.workload.recording import RECORDING_SCHEMA
 
@@ -125,6 +127,8 @@ def watch(
             exporter = closing.enter_context(Exporter(export, os.environ.get(TOKEN)))
             typer.echo(f"metrics: {exporter.url}", err=True)
             uses.append(exporter.show)
+        if otlp is not None:
+            uses.append(closing.enter_context(Sender(otlp)).show)
         adviser = closing.enter_context(Adviser()) if advise else None
         begun_s = time.monotonic()
         for number in itertools.count(1):

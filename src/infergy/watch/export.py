@@ -45,7 +45,7 @@ def _families(live: Live) -> Iterator[Any]:
         if gpu.power_w is not None:
             power.add_metric([gpu.uuid, gpu.name], gpu.power_w)
     yield from (energy, power)
-    for name, label, values in _gauges(live):
+    for name, label, values in gauges_of(live):
         gauge = GaugeMetricFamily(f"infergy_{name}", HELP, labels=[label] if label else [])
         for own, value in values.items():
             if value is not None:
@@ -53,7 +53,7 @@ def _families(live: Live) -> Iterator[Any]:
         yield gauge
 
 
-def _gauges(live: Live) -> Iterator[tuple[str, str, Mapping[str, float | None]]]:
+def gauges_of(live: Live) -> Iterator[tuple[str, str, Mapping[str, float | None]]]:
     """Name, label, and values by that label; of one without a label, the value."""
     server, phases = live.server, live.phases
     for name in ("per_output_token", "per_token"):
