@@ -56,7 +56,7 @@ class Adviser:
             self._asked_s, path = now_s, Path(self._folder.name) / "load.jsonl"
             path.write_text(recorded_line(span.readings, time.time()) + "\n", encoding="utf-8")
             words = [*python_command("infergy"), "recommend", str(path), *options, "--keep-outputs", "--json"]
-            # Into files: a pipe that nobody reads meanwhile takes 64 kB.
+            # Into files: a pipe that is not read meanwhile takes 64 kB.
             with self._answers[0].open("wb") as answer, self._answers[1].open("wb") as errors:
                 self._child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=answer, stderr=errors)
             with suppress(OSError):
