@@ -141,7 +141,7 @@ def test_a_name_that_is_missing_is_blank_with_its_reason() -> None:
     server = Server(node, change=lambda text: text.replace("generation_tokens_total", "tokens"))
     *_, last = run(watch_of(server), node, 12)
     assert last.per_output_token is None
-    assert "vllm:generation_tokens_total" in last.blanks["per_output_token"]
+    assert "publishes none" in last.blanks["per_output_token"]
 
 
 def test_idle_time_and_no_tokens() -> None:

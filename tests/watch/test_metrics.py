@@ -65,7 +65,7 @@ def test_each_server_is_recognised(
     assert page.server == server
     assert totals(page) == counters
     assert page.gauges == gauges
-    missing = {*COUNTERS, *GAUGES, *HISTOGRAMS} - {*counters, *gauges, *page.buckets}
+    missing = {*COUNTERS, *GAUGES, *HISTOGRAMS} - {*counters, *gauges, *page.histograms}
     assert page.blanks.keys() == missing
     assert all(reason for reason in page.blanks.values())
 
@@ -74,9 +74,9 @@ def test_histograms_models_and_the_begin_of_the_process() -> None:
     page = page_of("vllm")
     assert page.models == ("meta-llama/Llama-3.1-8B-Instruct",)
     assert page.started_s == 1.7959e9
-    assert page.buckets["ttft_s"] == {0.01: 10, 0.1: 90, float("inf"): 100}
-    assert page.sums["output_lengths"] == 29000
-    assert page_of("tgi").buckets["input_lengths"] == {1000: 40, float("inf"): 40}
+    assert page.histograms["ttft_s"].counts == {0.01: 10, 0.1: 90, float("inf"): 100}
+    assert page.histograms["output_lengths"].total == 29000
+    assert page_of("tgi").histograms["input_lengths"].counts == {1000: 40, float("inf"): 40}
 
 
 def test_which_counters_grow_at_the_end_of_a_request() -> None:

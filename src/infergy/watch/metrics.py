@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from infergy.errors import DataError
 
@@ -19,7 +19,8 @@ COUNTERS = (
 )
 GAUGES = ("running", "waiting", "kv_share")
 HISTOGRAMS = ("ttft_s", "itl_s", "input_lengths", "output_lengths")
-PARTS = ("_bucket", "_sum", "_count")
+MEANINGS = (*COUNTERS, *GAUGES, *HISTOGRAMS)
+PARTS = ("", "_bucket", "_sum")
 MODEL_LABELS = ("model_name", "model_id", "model")
 STARTED = "process_start_time_seconds"
 NO_METRICS = "vLLM and TGI publish them always, SGLang with --enable-metrics, llama.cpp with --metrics"
@@ -28,6 +29,13 @@ _LARGEST = 2.0**63
 
 Series = Mapping[tuple[str, ...], float]
 """Values by labels, each as ``label=value``."""
+
+
+class Histogram(NamedTuple):
+    """Counts of values up to each upper edge, and the sum of all values."""
+
+    counts: Mapping[float, float]
+    total: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +48,7 @@ class Page:
         started_s: Unix time at which its process began; None where it does not say.
         counters: Values since the server began; a series for each model, engine or rank.
         gauges: Values now, summed over series; of the share of the KV cache, the largest.
-        buckets: Of each histogram, counts up to each upper edge; `sums` the sum of all values.
+        histograms: Since the server began, summed over series.
         at_end: Counters that grow when a request ends, by all of its tokens.
         blanks: Why a value is not there, by its name here.
     """
@@ -50,8 +58,7 @@ class Page:
     started_s: float | None
     counters: Mapping[str, Series]
     gauges: Mapping[str, float]
-    buckets: Mapping[str, Mapping[float, float]]
-    sums: Mapping[str, float]
+    histograms: Mapping[str, Histogram]
     at_end: frozenset[str]
     blanks: Mapping[str, str]
 
@@ -74,54 +81,57 @@ def read_page(text: str, place: str) -> Page:
     if text and not text.endswith("\n"):
         raise _bad(place, "the page of metrics ends within a line: a part of an answer")
     names = {found[0] for line in text.splitlines() if (found := _NAME.match(line))}
-    kinds = [
-        (one, begin) for one in known_servers() for begin in one["begins"] if any(n.startswith(begin) for n in names)
-    ]
-    if not kinds:
-        raise _bad(place, f"no metrics of a known server: {NO_METRICS}")
-    if len({kind["name"] for kind, _ in kinds}) > 1:
-        raise _bad(place, f"metrics of several kinds of server: {', '.join(kind['name'] for kind, _ in kinds)}")
-    return _read(text, place, kinds[0][0], names, [begin for _, begin in kinds])
+    kinds = [kind for kind in known_servers() if any(name.startswith(tuple(kind["begins"])) for name in names)]
+    if len(kinds) != 1:
+        found = (
+            f"of {', '.join(kind['name'] for kind in kinds)} at once" if kinds else f"of no known server: {NO_METRICS}"
+        )
+        raise _bad(place, f"metrics {found}")
+    (kind,) = kinds
+    chosen = {meaning: found for meaning in MEANINGS if (found := _choose(kind, meaning, names)) is not None}
+    blanks = {meaning: f"{kind['name']} at {place} publishes none" for meaning in MEANINGS if meaning not in chosen}
+    samples = _samples(text, place, {STARTED, *(f"{found.name}{part}" for found in chosen.values() for part in PARTS)})
+    values: dict[str, Any] = {}
+    for meaning, found in chosen.items():
+        try:
+            values[meaning] = _value(meaning, found, samples)
+        except ValueError as error:
+            blanks[meaning] = f"{found.name} at {place} is {error}"
+    labels = (label.partition("=") for series in samples.values() for key in series for label in key)
+    return Page(
+        server=kind["name"],
+        models=tuple(sorted({value for label, _, value in labels if label in MODEL_LABELS and value})),
+        started_s=samples.get(STARTED, {}).get(()),
+        at_end=frozenset(meaning for meaning, found in chosen.items() if found.plain in kind["at_end"]),
+        blanks=blanks,
+        **{
+            part: {meaning: values[meaning] for meaning in own if meaning in values}
+            for part, own in (("counters", COUNTERS), ("gauges", GAUGES), ("histograms", HISTOGRAMS))
+        },
+    )
 
 
 def _bad(place: str, reason: str) -> DataError:
     return DataError(f"{place}: {reason}", code="bad-metrics", place=place, reason=reason)
 
 
-def _read(text: str, place: str, kind: Mapping[str, Any], names: set[str], begins: Iterable[str]) -> Page:
-    chosen, blanks = {}, {}
-    for meaning in (*COUNTERS, *GAUGES, *HISTOGRAMS):
-        ending = "_bucket" if meaning in HISTOGRAMS else ""
-        tried = [f"{begin}{name}" for name in kind.get(meaning, ()) for begin in begins]
-        found = next((name for name in tried if f"{name.partition('{')[0]}{ending}" in names), None)
-        if found is not None:
-            chosen[meaning] = found
-        else:
-            blanks[meaning] = (
-                f"{kind['name']} at {place} publishes no {tried[0]}" if tried else f"{kind['name']} has none"
-            )
-    samples = _samples(
-        text, place, {STARTED, *(name.partition("{")[0] + end for name in chosen.values() for end in ("", *PARTS))}
-    )
-    page: dict[str, dict[str, Any]] = {"counters": {}, "gauges": {}, "buckets": {}, "sums": {}}
-    for meaning, name in chosen.items():
-        try:
-            _take(page, meaning, name, samples)
-        except ValueError as error:
-            blanks[meaning] = f"{name} at {place} is {error}"
-    plain = {
-        name.partition("{")[0].removeprefix(begin): meaning for meaning, name in chosen.items() for begin in begins
-    }
-    labels = [label.partition("=") for series in samples.values() for key in series for label in key]
-    started = samples.get(STARTED, {}).get(())
-    return Page(
-        server=kind["name"],
-        models=tuple(sorted({value for label, _, value in labels if label in MODEL_LABELS and value})),
-        started_s=started if started is not None and math.isfinite(started) else None,
-        at_end=frozenset(plain[name] for name in kind["at_end"] if name in plain),
-        blanks=blanks,
-        **page,
-    )
+class _Chosen(NamedTuple):
+    """A metric of a page: its name, without the server's beginning, and the label of the series that count, if not all."""
+
+    name: str
+    plain: str
+    label: str
+
+
+def _choose(kind: Mapping[str, Any], meaning: str, names: Collection[str]) -> _Chosen | None:
+    """The first of the names that a server has for a meaning that is on the page."""
+    part = "_bucket" if meaning in HISTOGRAMS else ""
+    for text in kind.get(meaning, ()):
+        plain, _, label = text.rstrip("}").partition("{")
+        for name in (f"{begin}{plain}" for begin in kind["begins"]):
+            if f"{name}{part}" in names:
+                return _Chosen(name, plain, label)
+    return None
 
 
 def _samples(text: str, place: str, wanted: set[str]) -> dict[str, dict[tuple[str, ...], float]]:
@@ -140,31 +150,25 @@ def _samples(text: str, place: str, wanted: set[str]) -> dict[str, dict[tuple[st
     return samples
 
 
-def _take(page: dict[str, dict[str, Any]], meaning: str, name: str, samples: Mapping[str, Series]) -> None:
-    """Add a metric to a page.
+def _value(meaning: str, chosen: _Chosen, samples: Mapping[str, Series]) -> Any:
+    """The value of a metric: series of a counter, a number, or a histogram.
 
     Raises:
-        ValueError: A value of it cannot be meant.
+        ValueError: It cannot be meant.
     """
-    name, _, label = name.rstrip("}").partition("{")
     if meaning in HISTOGRAMS:
-        edges: dict[float, float] = {}
-        for key, count in _checked(samples[f"{name}_bucket"]).items():
-            edge = next((float(one[3:]) for one in key if one.startswith("le=")), math.nan)
-            if math.isnan(edge):
-                raise ValueError("a histogram with a bucket without edge")
-            edges[edge] = edges.get(edge, 0.0) + count
-        counts = [edges[edge] for edge in sorted(edges)]
-        if counts != sorted(counts):
-            raise ValueError("a histogram whose counts fall")
-        page["buckets"][meaning] = dict(sorted(edges.items()))
-        page["sums"][meaning] = sum(_checked(samples.get(f"{name}_sum", {})).values())
-        return
-    series = _checked({key: value for key, value in samples[name].items() if not label or label in key})
+        counts: dict[float, float] = {}
+        for key, count in _checked(samples[f"{chosen.name}_bucket"]).items():
+            edge = float(next((one[3:] for one in key if one.startswith("le=")), "nan"))
+            counts[edge] = counts.get(edge, 0.0) + count
+        counts = dict(sorted(counts.items()))
+        if any(map(math.isnan, counts)) or [*counts.values()] != sorted(counts.values()):
+            raise ValueError("a histogram without edges, or whose counts fall")
+        return Histogram(counts, sum(_checked(samples.get(f"{chosen.name}_sum", {})).values()))
+    series = {key: value for key, value in samples[chosen.name].items() if not chosen.label or chosen.label in key}
     if meaning in COUNTERS:
-        page["counters"][meaning] = series
-    else:
-        page["gauges"][meaning] = max(series.values()) if meaning == "kv_share" else sum(series.values())
+        return _checked(series)
+    return (max if meaning == "kv_share" else sum)(_checked(series).values())
 
 
 def _checked(series: Series) -> Series:

@@ -78,11 +78,11 @@ def phases_of(span: Span, cost: StepCost, replicas: int = 1) -> Phases | str:
     output = span.rate("output_tokens")
     running = [reading.page.gauges.get("running", 0.0) for reading in span.readings if reading.page is not None]
     busy = [count for count in running if count]
-    counts = {name: span.lengths(name) for name in ("input_lengths", "output_lengths")}
-    requests = min(max(grown.values(), default=0.0) for grown, _ in counts.values())
+    lengths = [span.grown(name) for name in ("input_lengths", "output_lengths")]
+    requests = min(max(own.counts.values(), default=0.0) for own in lengths)
     if not output or not busy or not requests:
         return "no tokens, or no finished request of known length, in this time"
-    inputs, outputs = (total / requests for _, total in counts.values())
+    inputs, outputs = (own.total / requests for own in lengths)
     asked, cached = span.rate("input_tokens"), span.rate("cached_tokens") or 0.0
     computed = span.rate("computed_tokens") if asked is None else max(0.0, asked - cached)
     prompts = requests / span.seconds
@@ -90,17 +90,13 @@ def phases_of(span: Span, cost: StepCost, replicas: int = 1) -> Phases | str:
     fresh = max(1.0, inputs - hit)
     batch = max(1.0, sum(busy) / len(busy) / replicas)
     context = batch * (inputs + outputs / 2)
-    zero, rows = (
-        np.zeros(2),
-        [
-            # count a second, decodes, context, prefill tokens, pairs, prompts, sampled, padded
-            (prompts / replicas, 0.0, 0.0, fresh, fresh * hit + fresh * (fresh + 1) / 2, 1.0, 1.0, 0.0),
-            (output / replicas / batch, batch, context, 0.0, 0.0, 0.0, batch, batch),
-        ],
-    )
-    step_s = [cost.start().step(*row[1:]) for row in rows]  # type: ignore[arg-type]
     names = ("count", "decodes", "context", "prefill_tokens", "prefill_pairs", "prefills", "sampled", "padded")
-    columns = dict(zip(names, np.array(rows).T, strict=True))
+    rows = [
+        (prompts / replicas, 0.0, 0.0, fresh, fresh * hit + fresh * (fresh + 1) / 2, 1.0, 1.0, 0.0),
+        (output / replicas / batch, batch, context, 0.0, 0.0, 0.0, batch, batch),
+    ]
+    step_s = [cost.start().step(*row[1:]) for row in rows]  # type: ignore[arg-type]
+    zero, columns = np.zeros(2), dict(zip(names, np.array(rows).T, strict=True))
     steps = Steps(start_s=zero, kv_blocks=zero, waiting=zero, step_s=np.array(step_s), **columns)
     prefill_w, decode_w = (float(watts) for watts in cost.step_energy_j(steps) * steps.count)
     busy_share = float(steps.count @ steps.step_s)

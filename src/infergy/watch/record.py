@@ -38,7 +38,7 @@ def recorded_line(readings: Sequence[Reading], time_unix_s: float) -> str:
 
 def _grown(span: Span, axis: str) -> dict[str, Any]:
     """How many requests ended with lengths between which ends, and their tokens."""
-    grown, tokens = span.lengths(f"{axis}_lengths")
+    grown, tokens = span.grown(f"{axis}_lengths")
     ends, counts, low, below = [], [], 0.0, 0.0
     for edge, count in grown.items():
         if count > below:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from infergy.meters.ticks import LATE_S
 from infergy.watch.counters import CounterTick
-from infergy.watch.metrics import Page
+from infergy.watch.metrics import Histogram, Page
 
 FEWEST_S, FEWEST_TOKENS = 10.0, 500
 """Of energy per token: below, edges and the tokens of single steps weigh."""
@@ -67,17 +67,18 @@ class Span:
         count = self.count(*names)
         return None if count is None or self.seconds <= 0 else count / self.seconds
 
-    def lengths(self, name: str) -> tuple[dict[float, float], float]:
-        """What a histogram grew by: values up to each edge, and their sum; empty where it is not known."""
-        first, last = self.readings[0].page, self.readings[-1].page
-        if first is None or last is None or not all(name in page.buckets for page in (first, last)):
-            return {}, 0.0
-        grown = {edge: count - first.buckets[name].get(edge, 0.0) for edge, count in last.buckets[name].items()}
-        return grown, last.sums[name] - first.sums[name]
+    def grown(self, name: str) -> Histogram:
+        """What a histogram grew by; empty where it is not known."""
+        pages = self.readings[0].page, self.readings[-1].page
+        first, last = (None if page is None else page.histograms.get(name) for page in pages)
+        if first is None or last is None:
+            return Histogram({}, 0.0)
+        counts = {edge: count - first.counts.get(edge, 0.0) for edge, count in last.counts.items()}
+        return Histogram(counts, last.total - first.total)
 
     def percentile(self, name: str, share: float) -> float | None:
         """Of a histogram, evenly within a bucket; None where nothing came. Past the last edge: that edge."""
-        grown, _ = self.lengths(name)
+        grown = self.grown(name).counts
         wanted, below, edge_below = share * max(grown.values(), default=0.0), 0.0, 0.0
         if not wanted:
             return None
