@@ -60,9 +60,9 @@ def test_what_is_known_is_sent(url: str) -> None:
         live = run(watch_of(Server(node)), node, 14)[-1]
         sender.show(live)
     found = points()
-    assert live.per_output_token is not None
+    assert live.recent.per_output_token is not None
     assert found["hw.energy"] == {(gpu.uuid, gpu.name, "gpu"): gpu.energy_j for gpu in live.gpus}
-    assert found["infergy.energy_per_output_token_joules"]["value",] == live.per_output_token.value_j
+    assert found["infergy.energy_per_output_token_joules"]["value",] == live.recent.per_output_token.value_j
     assert found["infergy.server_up"] == {(): 1.0}
 
 

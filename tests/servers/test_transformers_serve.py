@@ -79,5 +79,5 @@ def test_its_energy_is_counted_and_its_tokens_are_blank(server: str, model: Path
     assert len(lines) == 6
     assert lines[-1]["server"] is None
     assert "transformers serve publishes none" in lines[-1]["blanks"]["server"]
-    assert lines[-1]["per_output_token"] is None
+    assert lines[-1]["recent"]["per_output_token"] is None
     assert lines[-1]["energy_j"] == pytest.approx(100 * lines[-1]["elapsed_s"], rel=0.1)

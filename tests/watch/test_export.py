@@ -55,8 +55,10 @@ def test_what_is_known_is_there(live: Live) -> None:
         labels = (("gpu", gpu.uuid), ("name", gpu.name))
         assert values["infergy_gpu_energy_joules_total", labels] == gpu.energy_j
         assert values["infergy_gpu_power_watts", labels] == gpu.power_w
-    assert live.per_output_token is not None
-    assert values["infergy_energy_per_output_token_joules", (("bound", "value"),)] == live.per_output_token.value_j
+    assert live.recent.per_output_token is not None
+    assert (
+        values["infergy_energy_per_output_token_joules", (("bound", "value"),)] == live.recent.per_output_token.value_j
+    )
     assert values["infergy_server_rate_per_second", (("counter", "output_tokens"),)] == pytest.approx(1000, rel=0.01)
     assert values["infergy_server_up", ()] == 1
     assert values["infergy_flag", (("flag", "simulated"),)] == 1

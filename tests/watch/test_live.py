@@ -29,7 +29,7 @@ def cost_of(models: tuple[str, ...]) -> StepCost | str:
 
 
 def contains(live: Live, true_j: float) -> bool:
-    energy = live.per_output_token
+    energy = live.recent.per_output_token
     assert energy is not None
     return energy.least_j <= true_j and (energy.most_j is None or true_j <= energy.most_j)
 
@@ -49,18 +49,18 @@ def test_eight_minutes_agree_with_the_counters_difference(gpus: int) -> None:
 def test_energy_per_token_is_blank_until_there_is_enough() -> None:
     node = node_of()
     shown = run(watch_of(Server(node)), node, 15)
-    known = [live.per_output_token is not None for live in shown]
+    known = [live.recent.per_output_token is not None for live in shown]
     assert known in ([False] * 10 + [True] * 5, [False] * 11 + [True] * 4)
     assert shown[5].blanks["per_output_token"].startswith("fewer than 10 s")
     assert contains(shown[-1], 0.3)
-    assert shown[-1].per_token is not None
-    assert shown[-1].per_token.value_j == pytest.approx(0.3 / 5, rel=0.05)
+    assert shown[-1].recent.per_token is not None
+    assert shown[-1].recent.per_token.value_j == pytest.approx(0.3 / 5, rel=0.05)
 
 
 def test_few_tokens_need_longer() -> None:
     node = node_of()
     shown = run(watch_of(Server(node, per_s=25)), node, 30)
-    first = next(index for index, live in enumerate(shown) if live.per_output_token is not None)
+    first = next(index for index, live in enumerate(shown) if live.recent.per_output_token is not None)
     assert first == 20
     assert contains(shown[first], 12.0)
 
@@ -68,7 +68,7 @@ def test_few_tokens_need_longer() -> None:
 def test_the_cost_model_splits_the_load() -> None:
     node = node_of()
     *_, last = run(watch_of(Server(node, per_s=500), cost=cost_of), node, 20)
-    phases = last.phases
+    phases = last.recent.phases
     assert phases is not None
     assert phases.prefill + phases.decode + phases.idle == pytest.approx(1)
     assert min(phases.prefill, phases.decode, phases.idle) > 0.01
@@ -91,10 +91,10 @@ def test_a_restart_is_a_gap(seconds: int) -> None:
     server.begun_s = node.now_s()
     shown = run(watch, node, seconds)
     assert "restarted" in shown[0].flags
-    assert shown[0].per_output_token is None
+    assert shown[0].recent.per_output_token is None
     for live in shown:
-        assert live.per_output_token is None or contains(live, 0.3)
-    assert (shown[-1].per_output_token is not None) == (seconds > 10)
+        assert live.recent.per_output_token is None or contains(live, 0.3)
+    assert (shown[-1].recent.per_output_token is not None) == (seconds > 10)
 
 
 def test_a_restart_whose_counts_have_passed_the_old_ones_shows_by_its_time() -> None:
@@ -105,7 +105,7 @@ def test_a_restart_whose_counts_have_passed_the_old_ones_shows_by_its_time() -> 
     server.per_s, server.change = 5000.0, lambda text: f"process_start_time_seconds 6\n{text}"
     (live,) = run(watch, node, 1)
     assert "restarted" in live.flags
-    assert live.per_output_token is None
+    assert live.recent.per_output_token is None
 
 
 @pytest.mark.parametrize("may_run_on", [False, True])
@@ -117,11 +117,11 @@ def test_a_server_that_does_not_answer_is_blank_and_its_energy_goes_on(may_run_o
     server.faults = [silent(may_run_on=may_run_on)]
     blank, after = run(watch, node, 2)
     assert blank.server is None
-    assert blank.per_output_token is None
+    assert blank.recent.per_output_token is None
     assert blank.blanks["server"] == blank.blanks["per_output_token"] == "no answer"
     assert blank.power_w == pytest.approx(300, rel=0.05)
     # One that was slow goes on; one that was gone may have begun again.
-    assert (after.per_output_token is not None) == may_run_on
+    assert (after.recent.per_output_token is not None) == may_run_on
 
 
 def test_a_new_series_is_a_gap() -> None:
@@ -131,7 +131,7 @@ def test_a_new_series_is_a_gap() -> None:
     run(watch, node, 12)
     server.change = lambda text: f'{text}vllm:generation_tokens_total{{model_name="other"}} 900000\n'
     (live,) = run(watch, node, 1)
-    assert live.per_output_token is None
+    assert live.recent.per_output_token is None
     assert live.server is not None
     assert live.server.models == (MODEL, "other")
 
@@ -140,21 +140,21 @@ def test_a_name_that_is_missing_is_blank_with_its_reason() -> None:
     node = node_of()
     server = Server(node, change=lambda text: text.replace("generation_tokens_total", "tokens"))
     *_, last = run(watch_of(server), node, 12)
-    assert last.per_output_token is None
-    assert "publishes none" in last.blanks["per_output_token"]
+    assert last.recent.per_output_token is None
+    assert "publishes no generation_tokens_total" in last.blanks["per_output_token"]
 
 
 def test_idle_time_and_no_tokens() -> None:
     node = node_of()
     *_, last = run(watch_of(Server(node, per_s=0.0, running=0.0)), node, 20)
-    assert last.idle_share == 1.0
-    assert last.per_output_token is None
+    assert last.recent.idle_share == 1.0
+    assert last.recent.per_output_token is None
 
 
 def test_gpus_elsewhere_give_no_energy_per_token() -> None:
     node = node_of()
     *_, last = run(watch_of(Server(node), elsewhere="on another machine"), node, 15)
-    assert last.per_output_token is None
+    assert last.recent.per_output_token is None
     assert last.blanks["per_output_token"] == last.flags["elsewhere"] == "on another machine"
 
 
@@ -184,10 +184,10 @@ def test_a_counter_that_is_reset_is_a_gap() -> None:
     shown, _ = faulty(40, reset_s=20.0, start_j=1e6)
     assert not any("counter-gap" in live.flags for live in shown[:19])
     gap = next(live for live in shown if "counter-gap" in live.flags)
-    assert gap.per_output_token is None
+    assert gap.recent.per_output_token is None
     assert shown[-1].energy_j == pytest.approx(39 * 600, rel=0.1)
-    assert all(live.per_output_token is None or contains(live, 0.6) for live in shown)
-    assert shown[-1].per_output_token is not None
+    assert all(live.recent.per_output_token is None or contains(live, 0.6) for live in shown)
+    assert shown[-1].recent.per_output_token is not None
 
 
 def test_a_counter_that_stalls_is_blank_and_then_a_gap() -> None:
@@ -204,10 +204,10 @@ def test_a_counter_that_stalls_is_blank_and_then_a_gap() -> None:
     uuid = frozen.identity.uuid
     assert "stood still" in shown[6].blanks[f"gpu {uuid}"]
     assert shown[6].power_w is None
-    assert shown[6].per_output_token is None
-    assert all(live.per_output_token is None or contains(live, 0.6) for live in shown)
+    assert shown[6].recent.per_output_token is None
+    assert all(live.recent.per_output_token is None or contains(live, 0.6) for live in shown)
     assert "counter-gap" in shown[-1].flags
-    assert shown[-1].per_output_token is not None
+    assert shown[-1].recent.per_output_token is not None
 
 
 def test_a_gpu_that_vanishes_is_blank() -> None:
@@ -217,7 +217,7 @@ def test_a_gpu_that_vanishes_is_blank() -> None:
     kept, real = node.gpus[0], type(node.gpus[0]).read
     node.read = lambda: {kept.identity.uuid: real(kept)}  # type: ignore[method-assign]
     *_, last = run(watch, node, 5)
-    assert last.per_output_token is None
+    assert last.recent.per_output_token is None
     assert last.power_w is None
     assert f"gpu {node.gpus[1].identity.uuid}" in last.blanks
 
@@ -228,7 +228,7 @@ def test_a_counter_that_never_moved_is_blank() -> None:
     node.read = lambda: {gpu.identity.uuid: 5.0 if gpu is frozen else real(gpu) for gpu in node.gpus}  # type: ignore[method-assign]
     *_, last = run(watch_of(Server(node)), node, 20)
     assert last.power_w is None
-    assert last.per_output_token is None
+    assert last.recent.per_output_token is None
     assert "has not moved" in last.blanks["per_output_token"]
 
 
@@ -247,7 +247,7 @@ def test_a_meter_that_fails_is_blank_and_then_goes_on() -> None:
     *_, last = run(watch, node, 3)
     assert "does not answer" in blank.blanks["per_output_token"]
     assert blank.power_w is None
-    assert last.per_output_token is not None
+    assert last.recent.per_output_token is not None
     assert last.energy_j == pytest.approx(node.gpus[0].counter_j - watch.readings[0].ticks[GPU].counter_j, rel=0.01)
     assert node.gpus[0].counter_j > begin_j
 
@@ -303,9 +303,9 @@ def test_bounds_contain_the_truth_of_bursts(
     for number in range(25):
         (live,) = run(watch, node, 1)
         node.sleep(max(0.0, number + 1 - node.now_s()))
-        if live.per_output_token is not None:
-            assert live.span_s is not None
+        if live.recent.per_output_token is not None:
+            assert live.recent.seconds is not None
             pages = [reading.page_s for reading in watch.readings]
-            first = next(k for k, page_s in enumerate(pages) if pages[-1] - page_s <= live.span_s + 1e-6)
+            first = next(k for k, page_s in enumerate(pages) if pages[-1] - page_s <= live.recent.seconds + 1e-6)
             (begin_j, begin), (end_j, end) = server.truth[first], server.truth[-1]
             assert contains(live, (end_j - begin_j) / (end - begin))

@@ -195,11 +195,14 @@ def _rows(live: Live) -> Iterator[tuple[str, str]]:
         reason = live.blanks.get(f"gpu {gpu.uuid}")
         yield f"  GPU {index} {gpu.uuid[:12]}", reason or _known(gpu.power_w, "W")
     yield "Energy", _known(live.energy_j, "J")
-    for name, energy in {"J per output token": live.per_output_token, "J per token": live.per_token}.items():
+    for name, energy in {
+        "J per output token": live.recent.per_output_token,
+        "J per token": live.recent.per_token,
+    }.items():
         yield name, NONE if energy is None else _interval(energy)
     yield from [("Server", live.blanks["server"])] if live.server is None else _server_rows(live.server)
-    yield "Idle", NONE if live.idle_share is None else format_percent(live.idle_share)
-    if (phases := live.phases) is not None:
+    yield "Idle", _share(live.recent.idle_share)
+    if (phases := live.recent.phases) is not None:
         shares = ", ".join(f"{name} {format_percent(getattr(phases, name))}" for name in ("prefill", "decode", "idle"))
         yield "By the cost model", shares
         yield "Roofline floor", f"{_known(phases.floor_per_output_token_j, 'J')} per output token"
@@ -221,14 +224,17 @@ def _server_rows(server: ServerNow) -> Iterator[tuple[str, str]]:
     yield "Tokens per second", ", ".join(tokens) or "0"
     now = {"running": server.running, "waiting": server.waiting}
     shown = [f"{name} {count:.0f}" for name, count in now.items() if count is not None]
-    shown += [] if server.kv_share is None else [f"KV cache {format_percent(server.kv_share)}"]
+    shown += [] if server.kv_share is None else [f"KV cache {_share(server.kv_share)}"]
     shown += [] if preempted is None else [f"{preempted} preemptions per second"]
     yield "Requests", ", ".join(shown) or NONE
     latencies = (f"{name.replace('_', ' ')} {format_latency(value)}" for name, value in server.latencies_s.items())
     yield "Latencies", ", ".join(latencies) or NONE
-    shares = {"MFU": server.mfu, "bandwidth": server.bandwidth_share}
-    own = (f"{name} {format_percent(share)}" for name, share in shares.items() if share is not None)
-    yield f"{server.kind}'s own count", ", ".join(own) or NONE
+    if server.mfu is not None:
+        yield f"{server.kind}'s own count", f"MFU {_share(server.mfu)}, bandwidth {_share(server.bandwidth_share)}"
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else format_percent(value)
 
 
 def _known(value: float | None, unit: str) -> str:

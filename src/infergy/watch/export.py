@@ -55,12 +55,12 @@ def _families(live: Live) -> Iterator[Any]:
 
 def gauges_of(live: Live) -> Iterator[tuple[str, str, Mapping[str, float | None]]]:
     """Name, label, and values by that label; of one without a label, the value."""
-    server, phases = live.server, live.phases
+    server, phases = live.server, live.recent.phases
     for name in ("per_output_token", "per_token"):
-        found: EnergyPerToken | None = getattr(live, name)
+        found: EnergyPerToken | None = getattr(live.recent, name)
         bounds = {} if found is None else {"value": found.value_j, "least": found.least_j, "most": found.most_j}
         yield f"energy_{name}_joules", "bound", bounds
-    yield "idle_ratio", "", {"": live.idle_share}
+    yield "idle_ratio", "", {"": live.recent.idle_share}
     yield "server_up", "", {"": float(server is not None)}
     yield "blank", "name", dict.fromkeys(live.blanks, 1.0)
     yield "flag", "flag", dict.fromkeys(live.flags, 1.0)

@@ -29,6 +29,16 @@ STATES_S = 10.0
 """Between two looks at temperatures, clocks and processes of the GPUs."""
 PER_TOKEN = {"per_output_token": ("output_tokens",), "per_token": ("input_tokens", "output_tokens")}
 RATES = ("input_tokens", "cached_tokens", "computed_tokens", "output_tokens", "preemptions")
+FLAGS = {
+    "simulated": "SIMULATED: this energy says nothing about real hardware",
+    "elsewhere": "{place}",
+    "restarted": "the server began again: what was counted before is left out",
+    "counter-gap": "a counter was reset, jumped or stood still: energy of that time is not counted",
+    "below-floor": "less energy per output token than the model's work at the roofline, {floor_j:.3g} J: the server "
+    "counts too many tokens, or it has other GPUs (--gpus) or another model (--model)",
+    "several-processes": "several processes on {crowded}: their energy cannot be separated",
+    "slowed-down": "clocks were lowered by {slowed} (nvidia-smi -q -d PERFORMANCE)",
+}
 TOO_FEW = f"fewer than {FEWEST_S:g} s or {FEWEST_TOKENS} output tokens since the watch began or a gap"
 
 
@@ -76,6 +86,24 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """What lies in the last ten seconds or more; None where that is not known, for a reason in `blanks`.
+
+    Attributes:
+        seconds: How far back it reaches: ten seconds, or to 500 output tokens.
+        per_output_token: Energy over output tokens; `per_token` over input and output tokens.
+        idle_share: Share of the time in which no request ran.
+        phases: By the cost model.
+    """
+
+    seconds: float | None
+    per_output_token: EnergyPerToken | None
+    per_token: EnergyPerToken | None
+    idle_share: float | None
+    phases: Phases | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
     """What is known now.
 
@@ -84,11 +112,6 @@ class Live:
         energy_j: Of all GPUs since the watch began.
         power_w: Of all GPUs since the last look; None where that of one is not known.
         server: None where no metrics can be read.
-        per_output_token: Energy over output tokens, of at least ten seconds and 500 tokens; `per_token` over input and
-            output tokens.
-        span_s: Seconds that these two are of.
-        idle_share: Share of that time, or of the last ten seconds, in which no request ran.
-        phases: By the cost model.
         blanks: Why a value is not known, by its name.
         flags: What makes values uncertain, by code.
     """
@@ -99,11 +122,7 @@ class Live:
     energy_j: float
     power_w: float | None
     server: ServerNow | None
-    per_output_token: EnergyPerToken | None
-    per_token: EnergyPerToken | None
-    span_s: float | None
-    idle_share: float | None
-    phases: Phases | None
+    recent: Recent
     advice: Advice | None
     blanks: Mapping[str, str]
     flags: Mapping[str, str]
@@ -181,16 +200,9 @@ class Watch:
 
     def _live(self, now: Reading, last: Reading | None, advice: Advice | None) -> Live:
         blanks = {f"gpu {uuid}": reason for uuid, reason in self._counters.blanks.items()}
-        blanks |= {"server": now.reason} if now.reason is not None else {}
+        blanks |= {} if now.reason is None else {"server": now.reason}
         blanks |= {} if now.page is None else now.page.blanks
-        recent, counted = enough_of(self.readings, FEWEST_S), enough_of(self.readings, FEWEST_S, FEWEST_TOKENS)
-        energies = {name: self._energy(counted, counters, now, blanks) for name, counters in PER_TOKEN.items()}
-        blanks |= {name: found for name, found in energies.items() if isinstance(found, str)}
-        per_output_token, per_token = (None if isinstance(own, str) else own for own in energies.values())
-        span = counted or recent
-        phases = TOO_FEW if span is None or now.page is None else self._phases(span, now.page)
-        blanks |= {"phases": phases} if isinstance(phases, str) else {}
-        known = None if isinstance(phases, str) else phases
+        recent = self._recent(now, blanks)
         gpus = self._gpus(last, now)
         powers_w = [gpu.power_w for gpu in gpus if gpu.power_w is not None]
         return Live(
@@ -199,15 +211,24 @@ class Watch:
             gpus=gpus,
             energy_j=sum(gpu.energy_j for gpu in gpus),
             power_w=sum(powers_w) if len(powers_w) == len(gpus) else None,
-            server=None if now.page is None else self._server(now.page, recent),
-            per_output_token=per_output_token,
-            per_token=per_token,
-            span_s=None if span is None else span.seconds,
-            idle_share=None if span is None else _idle_share(span),
-            phases=known,
+            server=None if now.page is None else self._server(now.page),
+            recent=recent,
             advice=advice,
             blanks=blanks,
-            flags=self._find_flags(now, known, per_output_token),
+            flags=self._find_flags(now, recent),
+        )
+
+    def _recent(self, now: Reading, blanks: dict[str, str]) -> Recent:
+        """What lies in the last seconds; why it is not known is added to `blanks`."""
+        counted = enough_of(self.readings, FEWEST_S, FEWEST_TOKENS)
+        span = counted or enough_of(self.readings, FEWEST_S)
+        found = {name: self._energy(counted, counters, now, blanks) for name, counters in PER_TOKEN.items()}
+        found |= {"phases": TOO_FEW if span is None or now.page is None else self._phases(span, now.page)}
+        blanks |= {name: reason for name, reason in found.items() if isinstance(reason, str)}
+        return Recent(
+            seconds=None if span is None else span.seconds,
+            idle_share=None if span is None else _idle_share(span),
+            **{name: None if isinstance(own, str) else own for name, own in found.items()},
         )
 
     def _energy(
@@ -233,7 +254,8 @@ class Watch:
             for uuid in self._counters.uuids
         )
 
-    def _server(self, page: Page, recent: Span | None) -> ServerNow:
+    def _server(self, page: Page) -> ServerNow:
+        recent = enough_of(self.readings, FEWEST_S)
         rates = {} if recent is None else {name: recent.rate(name) for name in RATES}
         now = self.readings[-1]
         oldest = next(own for own in self.readings if own.segment == now.segment and own.page is not None)
@@ -269,29 +291,31 @@ class Watch:
     def _replicas(self, cost: StepCost) -> int:
         return max(1, len(self._counters.uuids) // cost.server.work.gpus)
 
-    def _find_flags(self, now: Reading, phases: Phases | None, measured: EnergyPerToken | None) -> dict[str, str]:
+    def _find_flags(self, now: Reading, recent: Recent) -> dict[str, str]:
         if not self._states or now.time_s - self._states_s >= STATES_S:
             with suppress(InfergyError):
                 self._states = tuple(one for one in self.meter.states() if one.uuid in self._counters.uuids)
             self._states_s = now.time_s
-        crowded = ", ".join(uuid for uuid, count in processes_by_gpu(self._states).items() if count > 1)
-        slowed = ", ".join({name for names in slowdowns_by_gpu(self._states).values() for name in names})
-        most_j = None if measured is None else measured.most_j
-        floor_j = 0.0 if phases is None else phases.floor_per_output_token_j
-        found = {
-            "simulated": self.meter.is_simulated and "SIMULATED: this energy says nothing about real hardware",
-            "elsewhere": self._elsewhere,
-            "restarted": self._restarted and "the server began again: what was counted before is left out",
-            "counter-gap": any(tick.gaps for tick in now.ticks.values())
-            and "a counter was reset, jumped or stood still: energy of that time is not counted",
-            "below-floor": most_j is not None
-            and most_j < floor_j
-            and f"less energy per output token than the model's work at the roofline, {floor_j:.3g} J: the server "
-            "counts too many tokens, or it has other GPUs (--gpus) or another model (--model)",
-            "several-processes": crowded and f"several processes on {crowded}: their energy cannot be separated",
-            "slowed-down": slowed and f"clocks were lowered by {slowed} (nvidia-smi -q -d PERFORMANCE)",
+        crowded = [uuid for uuid, count in processes_by_gpu(self._states).items() if count > 1]
+        slowed = sorted({name for names in slowdowns_by_gpu(self._states).values() for name in names})
+        floor_j = 0.0 if recent.phases is None else recent.phases.floor_per_output_token_j
+        most_j = None if recent.per_output_token is None else recent.per_output_token.most_j
+        is_so = {
+            "simulated": self.meter.is_simulated,
+            "elsewhere": self._elsewhere is not None,
+            "restarted": self._restarted,
+            "counter-gap": any(tick.gaps for tick in now.ticks.values()),
+            "below-floor": most_j is not None and most_j < floor_j,
+            "several-processes": crowded,
+            "slowed-down": slowed,
         }
-        return {code: text for code, text in found.items() if text}
+        words = {
+            "place": self._elsewhere,
+            "floor_j": floor_j,
+            "crowded": ", ".join(crowded),
+            "slowed": ", ".join(slowed),
+        }
+        return {code: text.format(**words) for code, text in FLAGS.items() if is_so[code]}
 
 
 def _idle_share(span: Span) -> float | None:

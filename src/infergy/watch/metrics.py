@@ -89,7 +89,11 @@ def read_page(text: str, place: str) -> Page:
         raise _bad(place, f"metrics {found}")
     (kind,) = kinds
     chosen = {meaning: found for meaning in MEANINGS if (found := _choose(kind, meaning, names)) is not None}
-    blanks = {meaning: f"{kind['name']} at {place} publishes none" for meaning in MEANINGS if meaning not in chosen}
+    blanks = {
+        meaning: f"{kind['name']} at {place} publishes no {kind.get(meaning, ('such value',))[0]}"
+        for meaning in MEANINGS
+        if meaning not in chosen
+    }
     samples = _samples(text, place, {STARTED, *(f"{found.name}{part}" for found in chosen.values() for part in PARTS)})
     values: dict[str, Any] = {}
     for meaning, found in chosen.items():
@@ -101,7 +105,7 @@ def read_page(text: str, place: str) -> Page:
     return Page(
         server=kind["name"],
         models=tuple(sorted({value for label, _, value in labels if label in MODEL_LABELS and value})),
-        started_s=samples.get(STARTED, {}).get(()),
+        started_s=next(filter(math.isfinite, samples.get(STARTED, {}).values()), None),
         at_end=frozenset(meaning for meaning, found in chosen.items() if found.plain in kind["at_end"]),
         blanks=blanks,
         **{
@@ -116,7 +120,7 @@ def _bad(place: str, reason: str) -> DataError:
 
 
 class _Chosen(NamedTuple):
-    """A metric of a page: its name, without the server's beginning, and the label of the series that count, if not all."""
+    """A metric of a page: its name, also without the server's beginning, and the label of the series that count."""
 
     name: str
     plain: str
