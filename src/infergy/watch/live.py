@@ -222,13 +222,14 @@ class Watch:
         """What lies in the last seconds; why it is not known is added to `blanks`."""
         counted = enough_of(self.readings, FEWEST_S, FEWEST_TOKENS)
         span = counted or enough_of(self.readings, FEWEST_S)
-        found = {name: self._energy(counted, counters, now, blanks) for name, counters in PER_TOKEN.items()}
-        found |= {"phases": TOO_FEW if span is None or now.page is None else self._phases(span, now.page)}
-        blanks |= {name: reason for name, reason in found.items() if isinstance(reason, str)}
+        energies = {name: self._energy(counted, counters, now, blanks) for name, counters in PER_TOKEN.items()}
+        phases = TOO_FEW if span is None or now.page is None else self._phases(span, now.page)
+        blanks |= {name: own for name, own in {**energies, "phases": phases}.items() if isinstance(own, str)}
         return Recent(
             seconds=None if span is None else span.seconds,
             idle_share=None if span is None else _idle_share(span),
-            **{name: None if isinstance(own, str) else own for name, own in found.items()},
+            phases=None if isinstance(phases, str) else phases,
+            **{name: None if isinstance(own, str) else own for name, own in energies.items()},
         )
 
     def _energy(

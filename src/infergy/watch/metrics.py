@@ -76,43 +76,53 @@ def read_page(text: str, place: str) -> Page:
     Raises:
         DataError: It is no page of metrics, only a part of one, or of no known server.
     """
-    if text.lstrip()[:1] == "<":
-        raise _bad(place, "a page of HTML, not metrics")
-    if text and not text.endswith("\n"):
-        raise _bad(place, "the page of metrics ends within a line: a part of an answer")
-    names = {found[0] for line in text.splitlines() if (found := _NAME.match(line))}
-    kinds = [kind for kind in known_servers() if any(name.startswith(tuple(kind["begins"])) for name in names)]
-    if len(kinds) != 1:
-        found = (
-            f"of {', '.join(kind['name'] for kind in kinds)} at once" if kinds else f"of no known server: {NO_METRICS}"
-        )
-        raise _bad(place, f"metrics {found}")
-    (kind,) = kinds
-    chosen = {meaning: found for meaning in MEANINGS if (found := _choose(kind, meaning, names)) is not None}
-    blanks = {
-        meaning: f"{kind['name']} at {place} publishes no {kind.get(meaning, ('such value',))[0]}"
-        for meaning in MEANINGS
-        if meaning not in chosen
-    }
+    names = {match[0] for line in text.splitlines() if (match := _NAME.match(line))}
+    kind = _kind_of(text, names, place)
+    tried = {meaning: _choose(kind, meaning, names) for meaning in MEANINGS}
+    chosen = {meaning: found for meaning, found in tried.items() if found is not None}
     samples = _samples(text, place, {STARTED, *(f"{found.name}{part}" for found in chosen.values() for part in PARTS)})
     values: dict[str, Any] = {}
+    blanks = {
+        meaning: f"{kind['name']} at {place} publishes no {kind.get(meaning, ('such value',))[0]}"
+        for meaning in tried.keys() - chosen.keys()
+    }
     for meaning, found in chosen.items():
         try:
             values[meaning] = _value(meaning, found, samples)
         except ValueError as error:
             blanks[meaning] = f"{found.name} at {place} is {error}"
     labels = (label.partition("=") for series in samples.values() for key in series for label in key)
+    counters, gauges, histograms = (
+        {meaning: values[meaning] for meaning in own if meaning in values} for own in (COUNTERS, GAUGES, HISTOGRAMS)
+    )
     return Page(
         server=kind["name"],
         models=tuple(sorted({value for label, _, value in labels if label in MODEL_LABELS and value})),
         started_s=next(filter(math.isfinite, samples.get(STARTED, {}).values()), None),
+        counters=counters,
+        gauges=gauges,
+        histograms=histograms,
         at_end=frozenset(meaning for meaning, found in chosen.items() if found.plain in kind["at_end"]),
         blanks=blanks,
-        **{
-            part: {meaning: values[meaning] for meaning in own if meaning in values}
-            for part, own in (("counters", COUNTERS), ("gauges", GAUGES), ("histograms", HISTOGRAMS))
-        },
     )
+
+
+def _kind_of(text: str, names: Collection[str], place: str) -> Mapping[str, Any]:
+    """The kind of server that wrote a page.
+
+    Raises:
+        DataError: It is no whole page of metrics of one known server.
+    """
+    kinds = [kind for kind in known_servers() if any(name.startswith(tuple(kind["begins"])) for name in names)]
+    if text.lstrip()[:1] == "<":
+        raise _bad(place, "a page of HTML, not metrics")
+    if text and not text.endswith("\n"):
+        raise _bad(place, "the page of metrics ends within a line: a part of an answer")
+    if len(kinds) > 1:
+        raise _bad(place, f"metrics of several kinds of server: {', '.join(kind['name'] for kind in kinds)}")
+    if not kinds:
+        raise _bad(place, f"no metrics of a known server: {NO_METRICS}")
+    return kinds[0]
 
 
 def _bad(place: str, reason: str) -> DataError:
