@@ -33,7 +33,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Look up": {
         "list": "GPUs, models, studies and JSON schemas, or one of them",
-        "table": "Build the table that estimates read; merge stores",
+        "table": "Build the table that estimates read; import runs; merge stores",
     },
 }
 ALL = tuple(verb for group in GROUPS.values() for verb in group)
