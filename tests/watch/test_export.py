@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from infergy.cli import app
 from infergy.errors import UsageError
 from infergy.estimates.servers import ServerSpec, open_server
+from infergy.meters import open_meter
 from infergy.watch.export import TOKEN, Exporter, metrics_of
 from infergy.watch.live import Live
 from watched import Server, node_of, run, silent, watch_of
@@ -165,3 +166,13 @@ def test_the_dashboard_shows_what_is_exported() -> None:
     shown = set(re.findall(r"infergy_\w+", CliRunner().invoke(app, ["list", "dashboard"]).stdout))
     assert shown <= exported
     assert len(shown) > 8
+
+
+def test_a_replay_elsewhere_reads_the_same_counters(live: Live) -> None:
+    with Exporter(":0", None) as exporter:
+        exporter.show(live)
+        meter = open_meter(exporter.url, None)
+        energy_j = meter.read()
+        meter.close()
+    assert energy_j == {gpu.uuid: gpu.energy_j for gpu in live.gpus}
+    assert meter.is_simulated

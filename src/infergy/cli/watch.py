@@ -76,16 +76,9 @@ class ServedSelection:
         )
         listed = ", ".join(f"{uuid} ({name})" for uuid, name in names.items())
         typer.echo(f"{endpoint.place} on {listed}{'' if self.gpus else ', all that are visible: --gpus'}", err=True)
-        watched = Watch(
-            meter,
-            tuple(names),
-            endpoint.read,
-            cost=served.cost,
-            elsewhere=None
-            if endpoint.is_local or self.gpus
-            else f"{endpoint.place} is on another machine. {ELSEWHERE}",
-        )
-        return watched, served
+        is_theirs = endpoint.is_local or self.gpus is not None or "://" in self.meter
+        elsewhere = None if is_theirs else f"{endpoint.place} is on another machine. {ELSEWHERE}"
+        return Watch(meter, tuple(names), endpoint.read, cost=served.cost, elsewhere=elsewhere), served
 
 
 @with_options
