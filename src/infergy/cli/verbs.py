@@ -22,6 +22,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "measure": "Measure the energy of a grid of cells, or of shipped studies",
         "run": "Measure the energy of any program",
         "replay": "Predict and measure a window of a trace on a real engine",
+        "watch": "Watch a running server: power, tokens, energy per token",
         "doctor": "Report what can be measured on this machine",
     },
     "Inspect": {
