@@ -11,7 +11,7 @@ import functools
 import marshal
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from infergy.errors import DataError, UsageError
@@ -165,25 +165,30 @@ def _reader(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
     return functools.partial(read, schema)
 
 
+def _read_each(parts: Iterable[tuple[object, Any, Callable[[Any], Any]]], step: str) -> Iterator[Any]:
+    """Parts of a value, each with its place in it and what reads it."""
+    for place, value, read in parts:
+        try:
+            yield read(value)
+        except _MisfitError as error:
+            error.path.append(step.format(place))
+            raise
+
+
+def _read_missing(_: object) -> Any:
+    raise _MisfitError("missing")
+
+
 def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], bool]], value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise _MisfitError(f"expected an object, found {type(value).__name__}")
     if not value.keys() <= fields.keys():
         unknown = sorted(value.keys() - fields.keys())
         raise _MisfitError(f"unknown key {unknown[0]!r}; {cls.__name__} has {', '.join(fields)}")
-    values: dict[str, Any] = {}
-    name = ""
+    names = [name for name, (_, is_needed) in fields.items() if is_needed or name in value]
+    parts = ((name, value.get(name), fields[name][0] if name in value else _read_missing) for name in names)
     try:
-        for name, (read, is_needed) in fields.items():
-            if name in value:
-                values[name] = read(value[name])
-            elif is_needed:
-                raise _MisfitError("missing")
-    except _MisfitError as error:
-        error.path.append(f".{name}")
-        raise
-    try:
-        return cls(**values)
+        return cls(**dict(zip(names, _read_each(parts, ".{}"), strict=True)))
     except UsageError as error:
         raise _MisfitError(str(error)) from error
 
@@ -191,28 +196,13 @@ def _read_fields(cls: type, fields: Mapping[str, tuple[Callable[[Any], Any], boo
 def _read_tuple(read: Callable[[Any], Any], length: int | None, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list) or length not in (None, len(value)):
         raise _MisfitError(f"expected a list{'' if length is None else f' of {length}'}, found {value!r:.60}")
-    found: list[Any] = []
-    try:
-        for item in value:
-            found.append(read(item))  # noqa: PERF401 (its length says where reading failed)
-    except _MisfitError as error:
-        error.path.append(f"[{len(found)}]")
-        raise
-    return tuple(found)
+    return tuple(_read_each(((place, item, read) for place, item in enumerate(value)), "[{}]"))
 
 
 def _read_mapping(read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise _MisfitError(f"expected an object, found {value!r:.60}")
-    found: dict[Any, Any] = {}
-    key = None
-    try:
-        for key, item in value.items():
-            found[key] = read(item)
-    except _MisfitError as error:
-        error.path.append(f".{key}")
-        raise
-    return found
+    return dict(zip(value, _read_each(((key, item, read) for key, item in value.items()), ".{}"), strict=True))
 
 
 def _read_number(schema: Mapping[str, Any], value: Any) -> Any:
