@@ -58,7 +58,8 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
         raise DataError(message, code="bad-row", place=place, key=key, reason=str(error)) from None
 
 
-def line_reader(cls: type[T], shared: Iterable[str] = ()) -> Callable[[bytes], T] | None:
+@functools.cache
+def line_reader(cls: type, shared: tuple[str, ...] = ()) -> Callable[[bytes], Any] | None:
     """What reads lines of JSON as `cls` in a third of the time; None without pydantic, as on a node that measures.
 
     It rejects what `from_json` rejects, and does not say where: by a ValueError or the error of a class.
@@ -89,7 +90,7 @@ def line_reader(cls: type[T], shared: Iterable[str] = ()) -> Callable[[bytes], T
             # The default of a missing key is not read.
             holder = field["schema"] if field["schema"]["type"] == "default" else field
             holder["schema"] = {"type": "function-wrap", "function": function, "schema": holder["schema"]}
-    return typing.cast(Callable[[bytes], T], SchemaValidator(typing.cast(Any, schema)).validate_json)
+    return SchemaValidator(typing.cast(Any, schema)).validate_json
 
 
 def _schema(hint: Any, *, is_signed: bool = True) -> dict[str, Any]:
