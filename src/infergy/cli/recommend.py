@@ -110,7 +110,7 @@ def recommend(
             keep_outputs=keep_outputs,
             site=site,
             capacity=capacity,
-            processes=_cores(),
+            processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             progress=progress,
         )
     if as_json:
@@ -127,11 +127,6 @@ def _limits(given: Mapping[str, str | None]) -> Limits:
 
     known = {option: _seconds(option, text) for option, text in given.items() if text is not None}
     return Limits(**{option[2:].replace("-", "_") + "_s": limit_s for option, limit_s in known.items()})
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _typed(present: str, servers: ServerSelection, typed: Mapping[str, str]) -> TypedServer:

@@ -191,7 +191,9 @@ class ServedBins:
 def _count(sample: Sample, bins: str | Bins) -> Histogram:
     """Count the requests of a sample by output and by the input that costs prefill; windows by their weight."""
     windows = [(window.requests, window.weight) for window in sample.windows]
-    inputs = np.concatenate([_uncached(requests) for requests, _ in windows])
+    inputs = np.concatenate(
+        [one.input_tokens - (0 if one.cached_tokens is None else one.cached_tokens) for one, _ in windows]
+    )
     outputs = np.concatenate([requests.output_tokens for requests, _ in windows])
     weights = np.repeat([weight for _, weight in windows], [len(requests) for requests, _ in windows])
     if isinstance(bins, str):
@@ -217,10 +219,6 @@ def _count(sample: Sample, bins: str | Bins) -> Histogram:
         cached_input_tokens=round(cached),
         lengths_from=windows[0][0].lengths_from,
     )
-
-
-def _uncached(requests: Requests) -> Any:
-    return requests.input_tokens if requests.cached_tokens is None else requests.input_tokens - requests.cached_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -268,18 +268,16 @@ class _Search:
             self.equal += all_of - own
             self.pruned += 0 if one.spec in self.varied else own
 
-    def _rank(self, one: Screened) -> tuple[float, ...]:
-        return (0.0, one.energy_j) if self._is_near(one) else (1.0, one.is_overloaded, one.over, one.energy_j)
-
     def _next(self) -> list[ServerSpec]:
         """The best two of few layouts: those that may take less than what keeps the limits, all while nothing does."""
-        rest = [one for one in self.screened if one.spec not in self.tried]
+        rest = sorted((one for one in self.screened if one.spec not in self.tried), key=lambda one: one.energy_j)
         if kept := [whole for whole in self.whole.values() if not self._breaks(whole)]:
             best = min(kept, key=lambda whole: whole.estimate.run.energy_j).spec
             least_j = next((one.energy_j for one in self.screened if one.spec == best), math.inf)
             rest = [one for one in rest if self._is_near(one) and one.energy_j < least_j]
         groups: dict[object, list[ServerSpec]] = {}
-        for one in sorted(rest, key=self._rank):
+        rest.sort(key=lambda one: (0.0,) if self._is_near(one) else (1.0, one.is_overloaded, one.over))
+        for one in rest:
             groups.setdefault(layout_of(one.spec), []).append(one.spec)
         return [spec for group in [*groups.values()][:GROUPS] for spec in group[:2]]
 
