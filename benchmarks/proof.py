@@ -23,9 +23,8 @@ from infergy.measure.environment import Surroundings
 from infergy.measure.warmup import make_work
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import Cell, EngineSetup, Environment, Measurement, MeasureOptions, PlannedCell, grid_visit
-from infergy.records.peers import Alike, Peer, peer_of
 from infergy.records.uncertainty import find_uncertainty
-from infergy.records.visits import join_visits
+from infergy.records.visits import Alike, Peer, join_visits, peer_of
 from infergy.workload.load_generator import make_prompts
 from random_gpus import IDENTITY, LOAD, STRATA, DrawnSession, Scenario, draw, draw_scenarios, draw_series
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.records.peers import LIKE_POWER, Alike, Peer, RangeSums, Spread
-from infergy.records.visits import VisitScatter, variance_between
+from infergy.records.visits import LIKE_POWER, Alike, Peer, RangeSums, Spread, VisitScatter, variance_between
 
 VALUES = st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1e12)), max_size=40)
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.stats import t as reference
 
 from infergy.records import Measurement, Tick, Window
-from infergy.records.peers import Alike, Peer, Spread, spread_of
 from infergy.records.uncertainty import (
     PRIOR_DEGREES,
     STOPPING_FACTOR,
@@ -23,7 +22,7 @@ from infergy.records.uncertainty import (
     is_certain,
     student_t,
 )
-from infergy.records.visits import sum_visits
+from infergy.records.visits import Alike, Peer, Spread, spread_of, sum_visits
 from rows import UUID, build_row
 
 Row = Callable[..., Measurement]

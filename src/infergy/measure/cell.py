@@ -53,10 +53,9 @@ from infergy.records import (
 )
 from infergy.records.cell import Links
 from infergy.records.latency import RequestTimes
-from infergy.records.peers import Alike, Peer
 from infergy.records.row_checks import check_power, reject_impossible
 from infergy.records.uncertainty import FEWEST_WINDOWS, is_certain
-from infergy.records.visits import number_visits
+from infergy.records.visits import Alike, Peer, number_visits
 from infergy.workload.load_generator import hash_prompts, hash_times, make_prompts
 
 SETTLE_S = 1.0

@@ -38,13 +38,17 @@ from dataclasses import dataclass, replace
 from infergy.records.agreement import spread_key
 from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement
-from infergy.records.peers import Alike, Peer, Spread, peer_of, spread_of
 from infergy.records.result import Result, derive
 from infergy.records.visits import (
+    Alike,
+    Peer,
+    Spread,
     VisitScatter,
     group_visits,
+    peer_of,
     scatter_of,
     share_of_one_visit,
+    spread_of,
     sum_visits,
     variance_between,
 )
