@@ -120,7 +120,7 @@ def explain(table: Table, leave_out: str) -> DataError:
     conditions = {"input": wrong["input"], "output": wrong["output"]}
     if layout.cached:
         conditions["cached"] = ~wrong["input"] & wrong["uncached"]
-    if layout.count is not None:
+    if layout.sums is not None:
         conditions["requests"] = is_no_count()
     counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
     ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))

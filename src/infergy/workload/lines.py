@@ -161,13 +161,13 @@ def parse_records(path: Path, fields: Mapping[str, Names], lists: Collection[str
     return Parsed(frame=frame, faults=sum(part.faults for part in parts), first=first[:_SHOWN])
 
 
-def parse_csv(path: Path, header: Names, fields: Collection[str], separator: str) -> Parsed:
-    """Fields of a CSV file, whose rows have no more fields than its header.
+def parse_csv(path: Path, header: Names, fields: Mapping[str, Names], separator: str) -> Parsed:
+    """Fields of a CSV file, each with its name in the header, whose rows have no more fields than its header.
 
     Raises:
         DataError: A quote that is not closed, which takes the lines after it along.
     """
-    places = [header.index(field) for field in fields]
+    places = [header.index(name) for (name,) in fields.values()]
 
     def rows() -> Iterator[list[Any] | Fault]:
         quotes = 0

@@ -239,7 +239,7 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
             f"whole numbers of 64 bits ({row_numbers(wrong)}). Correct them, or remove the column"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, column=column.path)
-    blocks = -(-pl.col("input_tokens") // column.block_tokens)
+    blocks = -(-pl.col("input_tokens") // column.tokens)
     hashes = served.select(ids.fill_null([]).list.head(blocks))["block_ids"]
     counts = hashes.list.len().to_numpy().astype(np.int64)
     if not counts.any():
@@ -251,4 +251,4 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
         )
         flat = own.select(pl.struct("scope", "id").rank("dense").cast(pl.Int64)).to_series()
     offsets = np.concatenate(([0], np.cumsum(counts)))
-    return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
+    return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.tokens)

@@ -6,7 +6,6 @@ Spark needs the extra ``spark``; its tables are queried through narwhals (`infer
 
 from __future__ import annotations
 
-import re
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,11 +68,6 @@ def scan_url(url: str) -> Any:
         message = f"{url}: cannot be opened: {reason}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}"
         raise DataError(message, code="file-not-readable", path=url, reason=reason) from error
     return frame
-
-
-def is_url(name: str) -> bool:
-    """Whether a name begins with a scheme, as ``s3://``."""
-    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", name) is not None
 
 
 def spark_frame(where: str, table: str) -> Any:

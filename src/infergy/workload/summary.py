@@ -97,6 +97,7 @@ class TraceSummary:
         attribution: Citation and licence of a shipped trace.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
         padding: What static batches pad; None if not asked for.
+        assumed: What neither names nor rows of the log say, in words, each with the option that says otherwise.
     """
 
     source: str
@@ -116,6 +117,7 @@ class TraceSummary:
     time_unit: TimeUnit | None = None
     lengths_from: str | None = None
     padding: Padding | None = None
+    assumed: tuple[str, ...] = ()
     schema: str = TRACE_SCHEMA
 
 

@@ -33,16 +33,18 @@ from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
-from infergy.workload.clock import instants
+from infergy.workload.clock import instants, shift_s
 from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
-from infergy.workload.formats import Layout
+from infergy.workload.formats import AND, Layout
 from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
-from infergy.workload.panics import without_panics
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.source import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
+from infergy.workload.source import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten, without_panics
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
+_GROUPED = r"^\d{1,3}([, '_\x{a0}\x{202f}]\d{3})+$"
+"""Whole numbers whose thousands are apart; not of fractions, as 1.234 and, between semicolons, 1,234 may be."""
+_GROUPS = {";": r"^\d{1,3}([ '_\x{a0}\x{202f}]\d{3})+$|^\d{1,3}(\.\d{3}){2,}$"}
 LATEST_ARRIVAL_S = 7_258_118_400
 """Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from."""
 
@@ -79,13 +81,13 @@ class Table:
         """The name of the column of arrivals; None if the log has none."""
         if not self.layout.time:
             return None
-        return ARRIVAL if not self.is_polars and self.kinds[self.layout.time[0]] == TIME else ARRIVAL_S
+        return ARRIVAL if not self.is_polars and self.kinds.get(self.layout.time[0]) == TIME else ARRIVAL_S
 
     @property
     def arrival_numbers(self) -> Any:
         """The arrivals as the log's own numbers; None if no column of arrivals holds numbers."""
         kinds = (INTEGER, DECIMAL, TEXT) if self.is_polars else (INTEGER, DECIMAL)
-        numbers = [self._number(path) for path in self.layout.time if self.kinds[path] in kinds]
+        numbers = [self._number(path) for path in self.layout.time if self.kinds.get(path) in kinds]
         return self.x.coalesce(*numbers) if numbers else None
 
     @property
@@ -110,20 +112,23 @@ class Table:
             lenient: Read text like ``12.0`` as the whole number it is, at half the speed of reading digits only.
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
         """
-        x, layout = self.x, self.layout
-        whole = functools.partial(self._whole, lenient=lenient)
-        counts = Counts(layout=layout, x=x, column=self._column, known=self._known, whole=whole)
+        x, layout, counts = self.x, self.layout, self.counts(lenient=lenient)
         columns = [*counts.tokens(), *(counts.originals() if raw else ())]
         columns += counts.of_several(raw=raw)
-        columns += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
+        columns += [self._seconds_of(layout.sums.end).alias("end_s")] if layout.sums and layout.sums.end else []
         frame = self.frame
         if lenient and self.source.kind == CSV:
             # A line of a CSV that is blank, or has only separators, is no row.
             frame = frame.filter(~x.all_horizontal(x.all().is_null()))
         rows = frame.select(*columns, *self._arrivals(), *self._links())
-        return (
-            rows if raw else join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
-        )
+        if raw:
+            return rows
+        return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.sums else rows
+
+    def counts(self, *, lenient: bool = True) -> Counts:
+        """The counts of its rows as expressions; `lenient` as of `declared`."""
+        whole = functools.partial(self._whole, lenient=lenient)
+        return Counts(layout=self.layout, x=self.x, column=self.column, known=self._known, whole=whole)
 
     @property
     def untimed(self) -> Any:
@@ -187,16 +192,16 @@ class Table:
             message = f"{self.source.name}: Spark cannot read it to its end: {spark_reason(error)}"
             raise DataError(message, code="spark-failed", trace=self.source.name) from error
 
-    def _column(self, path: str) -> Any:
+    def column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
         if text := self.source.text_of(path):
-            return self._column(text[0]).str.json_path_match(text[1])
+            return self.column(text[0]).str.json_path_match(text[1])
         head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
     def _known(self, path: str) -> Any:
         """A column of counts, null where it has the text that stands for an unknown count."""
-        column = self._column(path)
+        column = self.column(path)
         if self.layout.missing is None:
             return column
         is_number, missing = self.kinds[path] in (INTEGER, DECIMAL), self.layout.missing
@@ -216,6 +221,11 @@ class Table:
             return column.cast(x.Int64, strict=False)
         if kind == TEXT:
             column = column.str.strip_chars()
+            is_grouped = column.str.contains(_GROUPS.get(self.source.dialect.separator, _GROUPED))
+            column = x.when(is_grouped).then(column.str.replace_all(r"\D", "")).otherwise(column)
+            if self.source.dialect.separator == ";":
+                # Of 1.234 nobody knows whether it is whole.
+                column = x.when(~column.str.contains(r"^\d{1,3}\.\d{3}$")).then(column)
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
 
@@ -223,48 +233,51 @@ class Table:
         if self.arrival is None:
             return []
         if self.arrival == ARRIVAL:
-            return [self._column(self.layout.time[0]).alias(ARRIVAL)]
+            return [self.column(self.layout.time[0]).alias(ARRIVAL)]
         return [self.x.coalesce(*map(self._seconds_of, self.layout.time)).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
         columns = []
         if blocks is not None:
-            ids = self._column(blocks.path)
+            ids = self.column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
                 ids = numbers_of(x, ids)
             columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
             if blocks.within is not None:
-                columns.append(self._column(blocks.within).cast(x.String).alias("block_scope"))
+                columns.append(self.column(blocks.within).cast(x.String).alias("block_scope"))
         if sessions is not None:
             for name, path in (("session", sessions.id), ("parent", sessions.parent)):
                 if path is not None:
-                    text = self._column(path).cast(x.String)
+                    text = self.column(path).cast(x.String)
                     columns.append(x.when(text != "").then(text).alias(name))
             for name, path in (("gap_s", sessions.gap), ("elapsed_s", sessions.elapsed)):
                 if path is not None:
-                    columns.append(self._column(path).cast(x.Float64, strict=False).alias(name))
+                    columns.append(self.column(path).cast(x.Float64, strict=False).alias(name))
         return columns
 
     def _number(self, path: str) -> Any:
         """Numbers as fractions; of text, null for all else."""
-        column = self._column(path)
+        column = self.column(path)
         if not self.is_polars:
             return column.cast(self.x.Float64)
-        if self.source.separator == ";" and self.kinds[path] == TEXT:
+        if self.source.dialect.separator == ";" and self.kinds[path] == TEXT:
             column = column.str.replace(",", ".", literal=True)
         return column.cast(self.x.Float64, strict=False)
 
     def _seconds_of(self, path: str) -> Any:
-        x, column, kind = self.x, self._column(path), self.kinds[path]
-        if kind in (INTEGER, DECIMAL):
-            return self._number(path) * (self.layout.time_unit_s or 1.0)
+        x = self.x
+        if path not in self.kinds and self.is_polars:
+            # A date and its time, each in a column of its own.
+            texts = [self.column(part).cast(x.String) for part in path.split(AND)]
+            return x.coalesce(*instants(x, x.concat_str(texts, separator=" "), spelled=self.spelled))
+        column, kind = self.column(path), self.kinds[path]
         if kind == TIME:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
-        if kind == TEXT and self.is_polars:
-            number = self._number(path) * (self.layout.time_unit_s or 1.0)
-            return x.coalesce(number, *instants(x, column, spelled=self.spelled))
-        return x.lit(None).cast(x.Float64)
+        if kind == OTHER or (kind == TEXT and not self.is_polars):
+            return x.lit(None).cast(x.Float64)
+        number = self._number(path) * (self.layout.time_unit_s or 1.0) - shift_s(self.layout.time_unit_s)
+        return x.coalesce(number, *instants(x, column, spelled=self.spelled)) if kind == TEXT else number
 
 
 def build_table(source: Source, layout: Layout) -> Table:
@@ -276,8 +289,8 @@ def build_table(source: Source, layout: Layout) -> Table:
     """
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
     frame = source.frame if source.path is None else _scan(source, source.path, layout)
-    if source.kind == FRAME and (layout.count or layout.chunk):
-        what = "spreads sums over their requests" if layout.count else "joins the chunks of an answer"
+    if source.kind == FRAME and (layout.sums or layout.chunk):
+        what = "spreads sums over their requests" if layout.sums else "joins the chunks of an answer"
         message = f"only polars {what}. Hand over a polars frame, or a file"
         raise UsageError(f"{source.name}: {message}", code="not-supported", trace=source.name)
     paths = (*layout.paths, *layout.link_paths)
@@ -285,6 +298,7 @@ def build_table(source: Source, layout: Layout) -> Table:
         kinds = dict.fromkeys(paths, TEXT)
     else:
         types = {".".join(names): dtype for names, dtype in flatten(frame.collect_schema())}
+        types |= {name: types[".".join(names)] for name, names in source.spelled.items()}
         kinds = {path: TEXT if source.text_of(path) else _kind(types[path]) for path in paths}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
@@ -301,13 +315,13 @@ def parse_table(source: Source, layout: Layout) -> Table | None:
         return None
     try:
         if source.kind == CSV:
-            parsed = parse_csv(source.path, tuple(itertools.chain(*source.names)), fields, source.separator)
+            parsed = parse_csv(source.path, tuple(itertools.chain(*source.names)), fields, source.dialect.separator)
         else:
             parsed = parse_records(source.path, fields, lists)
     except (OSError, EOFError, zlib.error):
         return None
     names = tuple((field,) for field in fields)
-    held = replace(source, kind=POLARS, path=None, names=names, frame=parsed.frame.lazy())
+    held = replace(source, kind=POLARS, path=None, names=names, spelled={}, frame=parsed.frame.lazy())
     return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
 
 
@@ -324,9 +338,9 @@ def _scan(source: Source, path: Path, layout: Layout) -> Any:
     if source.kind == CSV:
         return pl.scan_csv(
             path,
-            separator=source.separator,
-            skip_lines=source.skipped,
-            eol_char=source.line_end,
+            separator=source.dialect.separator,
+            skip_lines=source.dialect.skipped,
+            eol_char=source.dialect.line_end,
             infer_schema=False,
             glob=False,
         )
@@ -335,7 +349,7 @@ def _scan(source: Source, path: Path, layout: Layout) -> Any:
         schema = record_schema(*_fields(source, layout))
         return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
     if source.nested is not None:
-        return source.nested.frame(tuple(source.columns_of((*layout.paths, *layout.link_paths))))
+        return source.nested.frame(tuple(names[0] for names in _fields(source, layout)[0].values()))
     return pl.scan_parquet(path, glob=False)
 
 

@@ -20,8 +20,10 @@ from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
+from infergy.workload.evidence import weigh
 from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import find_histogram, requests_of_histogram
+from infergy.workload.locate import find
 from infergy.workload.recognise import recognise, settle
 from infergy.workload.requests import (
     SAMPLING_ERROR,
@@ -30,8 +32,7 @@ from infergy.workload.requests import (
     Sample,
     whole,
 )
-from infergy.workload.source import CSV, FRAME, Source
-from infergy.workload.sources import find
+from infergy.workload.source import FRAME, Source
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
@@ -58,6 +59,7 @@ class Trace:
         layout: Which of its columns hold what.
         bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
         time_unit: The unit of its arrivals, where it was inferred.
+        assumed: What neither names nor rows say, in words, each with the option that says otherwise.
         parsed: Its rows by the columns of links among theirs, where polars rejects the file.
     """
 
@@ -65,6 +67,7 @@ class Trace:
     layout: Layout
     bad_rows: float = BAD_ROWS
     time_unit: TimeUnit | None = None
+    assumed: tuple[str, ...] = ()
     parsed: dict[tuple[str, ...], Table] = field(default_factory=dict, repr=False)
 
     @property
@@ -121,7 +124,7 @@ class Trace:
         from infergy.workload.summary import summarise
 
         summary: TraceSummary = self._validated(summarise)
-        return replace(summary, attribution=self.attribution, time_unit=self.time_unit)
+        return replace(summary, attribution=self.attribution, time_unit=self.time_unit, assumed=self.assumed)
 
     def padding(self, batch: int) -> Padding:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
@@ -206,6 +209,23 @@ class Trace:
                 origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
+    def _weighed(self, *, infers_unit: bool) -> Trace:
+        """The same with what its rows say of its layout and of the unit of its arrivals."""
+        trace = self
+        if self.origin.is_spark:
+            trace = replace(self, layout=replace(self.layout, others=()))
+        elif self.layout.others or any(usage.either for usage in self.layout.usages):
+            _, (layout, assumed) = self._readable(weigh)
+            links = {"blocks": self.layout.blocks, "sessions": self.layout.sessions}
+            trace = replace(self, layout=replace(layout, **links), assumed=assumed)
+        trace._table()
+        if not self.layout.time or not infers_unit or self.origin.is_spark:
+            return trace
+        _, unit = trace._readable(infer_unit)
+        if unit is None:
+            return trace
+        return replace(trace, layout=replace(trace.layout, time_unit_s=unit.seconds), time_unit=unit)
+
     def _table(self, layout: Layout | None = None) -> Table:
         """Its rows; without `layout`, or where polars does not read them, without the columns that link requests."""
         from infergy.workload.table import build_table
@@ -288,24 +308,14 @@ def open_trace(
 
         origin = count_texts(origin, tokenizer)
     origin, layout = recognise(origin, format, columns)
-    if layout.count is not None:
-        words = f"each request has the mean lengths of its row, which sums up as many as {layout.count!r} says"
+    if layout.sums is not None:
+        words = f"each request has the mean lengths of its row, which sums up as many as {layout.sums.count!r} says"
         origin = replace(origin, lengths_from=words)
-    twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
-    if origin.kind == CSV and twice:
-        message = (
-            f"{origin.name}: {count_of(origin.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the "
-            "header. Keep one: rename or remove the others"
-        )
-        raise DataError(message, code="bad-column", trace=origin.name, column=twice[0])
+    origin.check_twice((*layout.paths, *layout.link_paths))
     trace = Trace(origin=origin, layout=layout, bad_rows=bad_rows)
     if trace._has_columns:
         return trace
-    if not layout.time or origin.is_spark or (columns is not None and columns.time_unit_s is not None):
-        trace._table()
-        return trace
-    _, unit = trace._readable(infer_unit)
-    return trace if unit is None else replace(trace, layout=replace(layout, time_unit_s=unit.seconds), time_unit=unit)
+    return trace._weighed(infers_unit=columns is None or columns.time_unit_s is None)
 
 
 def _in_polars(requests: Requests) -> Trace:

@@ -1,0 +1,136 @@
+"""What only the rows of a log say, not its names: whether some repeat an answer, and what its input includes.
+
+ids       rows of one id and one prompt, whose output grows or stays, are chunks of one answer, or copies of it
+cached    tokens beside the input where some row has more of them than input, or a total that is the sum with them
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from infergy.errors import DataError
+from infergy.workload.formats import AND, Layout, Usage
+from infergy.workload.table import INTEGER, TEXT, Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KIND = "object"
+"""The field that says of a record that it is a chunk."""
+_MOST_COPIES = 20
+"""Of an answer, all with its last counts: more rows of an id are requests, and the id is of something else."""
+
+
+def weigh(table: Table) -> tuple[Layout, tuple[str, ...]]:
+    """The layout that fits the rows of a log, and in words what was assumed where they do not say.
+
+    Raises:
+        DataError: Rows are chunks of answers without an id, or contradict each other.
+    """
+    layout, assumed, usages = table.layout, [], []
+    for usage in layout.usages:
+        is_beside, reason = _is_beside(table, usage) if usage.either else (False, "")
+        assumed.append(reason)
+        usages.append(replace(usage, input=usage.input + usage.either * is_beside, either=()))
+    layout = replace(layout, usages=tuple(usages), others=())
+    if table.layout.others and layout.sums is None:
+        chunk, reason = _repeated(table)
+        assumed.append(reason)
+        layout = replace(layout, chunk=chunk)
+    return layout, tuple(filter(None, assumed))
+
+
+def _is_beside(table: Table, usage: Usage) -> tuple[bool, str]:
+    """Whether cached tokens are counted beside the input, and what was assumed if no row says it.
+
+    Raises:
+        DataError: Some rows count them beside it, others in it.
+    """
+    x, counts = table.x, table.counts(lenient=True)
+    given, part = counts.input(usage), counts.sum(usage.either)
+    facts = {"some": part > 0, "beside": given < part}
+    if usage.total is not None:
+        rest = counts.whole(usage.total) - counts.sum(usage.output) - given
+        facts |= {"beside": (given < part) | ((part > 0) & (rest == part)), "within": (part > 0) & (rest == 0)}
+    sums = [fact.fill_null(False).cast(x.Int64).sum().alias(name) for name, fact in facts.items()]
+    ((rows,),) = table.collect(table.frame.select(*sums))
+    beside, within = int(rows["beside"] or 0), int(rows.get("within") or 0)
+    columns, flag = AND.join(usage.either), f"--input-column '{AND.join((*usage.input, *usage.either))}'"
+    if beside and within:
+        message = (
+            f"{table.source.name}: cached tokens ({columns}) are part of the input in {within:,} rows, and beside it "
+            f"in {beside:,}, by their total. Give these as a log of their own, with {flag}"
+        )
+        raise DataError(message, code="bad-trace", trace=table.source.name, beside=beside, within=within)
+    if beside or within or not rows["some"]:
+        return beside > 0, ""
+    return False, f"cached tokens ({columns}) are read as part of the input; if they come beside it: {flag}"
+
+
+def _repeated(table: Table) -> tuple[str | None, str]:
+    """The column of ids that the rows of an answer repeat, and in words where ids do not say it.
+
+    Raises:
+        DataError: Rows are chunks of answers, and have no such ids.
+    """
+    x, assumed = table.x, ""
+    paths = [path for path in table.layout.others if table.kinds[path] in (TEXT, INTEGER)]
+    texts = [table.column(path).cast(x.String).alias(path) for path in paths]
+    rows = table.frame.select(*table.counts(lenient=True).tokens(), *texts)
+    for path in _repeating(table, rows, [path for path in paths if not path.endswith(KIND)]):
+        known = rows.filter(~x.col(path).is_null()).select(path, "input_tokens", "output_tokens")
+        repeats, answers = _answers(_held(table, known), path)
+        if repeats == answers:
+            return path, ""
+        if answers and not assumed:
+            assumed = f"{answers:,} of the {repeats:,} ids that {path!r} repeats have one prompt, the others several: "
+            assumed += "each row is read as a request"
+    for path in (path for path in paths if path.endswith(KIND)):
+        chunks = rows.filter(x.col(path).str.ends_with(".chunk"))
+        if _is_running(_held(table, chunks.select("input_tokens", "output_tokens"))):
+            message = f"{table.source.name}: chunks of answers, each with the counts so far, and no id of the answer"
+            message = f"{message}. Log the id of each chunk, or only the last chunk of each answer"
+            raise DataError(message, code="bad-trace", trace=table.source.name)
+    return None, assumed
+
+
+def _repeating(table: Table, rows: Any, paths: list[str]) -> list[str]:
+    """Columns in which some text stands in several rows."""
+    if not paths:
+        return []
+    x = table.x
+    facts = [(x.col(path).n_unique(), x.col(path).count(), x.len()) for path in paths]
+    names = [(f"unique{n}", f"known{n}", "rows") for n in range(len(paths))]
+    made = {name: fact for row in zip(names, facts, strict=True) for name, fact in zip(*row, strict=True)}
+    ((counted,),) = table.collect(rows.select(*(fact.alias(name) for name, fact in made.items())))
+    # Nulls are one unique value.
+    unique = [counted[own] - (counted[known] < counted["rows"]) for own, known, _ in names]
+    return [path for path, of, (_, known, _) in zip(paths, unique, names, strict=True) if of < counted[known]]
+
+
+def _answers(held: pl.DataFrame, path: str) -> tuple[int, int]:
+    """How many ids several rows have, and how many of these are of one prompt, with output that does not fall."""
+    import polars as pl
+
+    served = pl.col("output_tokens") > 0
+    falls = (pl.col("output_tokens").filter(served).diff() < 0).any()
+    of_one = (pl.col("input_tokens").filter(served).n_unique() <= 1) & ~falls
+    of_one &= (pl.len() <= _MOST_COPIES) | (pl.col("output_tokens").n_unique() > 1)
+    repeats = held.group_by(path, maintain_order=True).agg(rows=pl.len(), of_one=of_one).filter(pl.col("rows") > 1)
+    return len(repeats), int(repeats["of_one"].sum())
+
+
+def _is_running(chunks: pl.DataFrame) -> bool:
+    """Whether the counts of most chunks are those of the chunk before, but for more output."""
+    import polars as pl
+
+    given, output = pl.col("input_tokens").fill_null(0), pl.col("output_tokens").fill_null(0)
+    grow = (given > 0) & (given == given.shift()) & (output > output.shift())
+    return bool(chunks.select(grow.sum() > (pl.len() - 1) / 2).item()) if len(chunks) > 1 else False
+
+
+def _held(table: Table, query: Any) -> pl.DataFrame:
+    rows = table.collected(query)
+    held: pl.DataFrame = rows if table.is_polars else rows.to_polars()
+    return held
