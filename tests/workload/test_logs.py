@@ -6,11 +6,14 @@ import io
 import json
 import sys
 import types
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -303,6 +306,33 @@ def test_a_frame_of_a_log_is_read_as_its_file(name: str, tmp_path: Path) -> None
         assert (summary.cached_input_tokens, summary.failed_requests) == (log.cached, log.failed)
     if name in ("swissai", "litellm"):
         assert open_trace(frame.to_pandas()).describe().input.total == log.input
+
+
+def test_attributes_of_a_table_are_read_in_the_forms_they_have(tmp_path: Path) -> None:
+    counts = {"gen_ai.usage.input_tokens": 9, "gen_ai.usage.output_tokens": 3}
+    times = [datetime(2026, 1, 1, second=second) for second in (0, 2)]
+    values = {name: str(count) for name, count in counts.items()}
+    typed = [{"key": name, "value": {"string_value": None, "int_value": count}} for name, count in counts.items()]
+    for attributes in ([{"key": name, "value": value} for name, value in values.items()], typed):
+        frame = pl.DataFrame({"Timestamp": times, "SpanAttributes": [attributes] * 2})
+        frame.write_parquet(tmp_path / "log.parquet")
+        for source in (frame, tmp_path / "log.parquet"):
+            summary = open_trace(source).describe()
+            assert (summary.format, summary.requests, summary.input.total, summary.duration_s) == ("otel", 2, 18, 2.0)
+    maps = pa.array([list(values.items())] * 2, type=pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"Timestamp": times, "SpanAttributes": maps}), tmp_path / "log.parquet")
+    assert open_trace(tmp_path / "log.parquet").describe().output.total == 6
+    # As ClickHouse writes its maps.
+    quoted = str(values | {"gen_ai.prompt": "x"}).replace("'x'", "'don\\'t'")
+    pl.DataFrame({"Timestamp": times, "SpanAttributes": quoted}).write_csv(tmp_path / "log.csv")
+    assert open_trace(tmp_path / "log.csv").describe().output.total == 6
+
+
+def test_calls_of_a_record_are_requests_though_they_share_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    call = {"prompt_tokens": 9, "completion_tokens": 3}
+    path.write_text(lines({"id": "a", "calls": [call]}, {"id": "b", "calls": [call, call]}), encoding="utf-8")
+    assert open_trace(path).histogram().requests == 3
 
 
 # --- rows that are no single request

@@ -75,12 +75,14 @@ def _repeated(table: Table) -> tuple[str | None, str]:
         DataError: Rows are chunks of answers, and have no such ids.
     """
     x, assumed = table.x, ""
+    # Rows inside a record share its id.
+    is_inner = table.source.nested is not None and table.source.nested.nest != ()
     paths = [path for path in table.layout.others if table.kinds[path] in (TEXT, INTEGER)]
     texts = [table.column(path).cast(x.String).alias(path) for path in paths]
     rows = table.frame.select(*table.counts(lenient=True).tokens(), *texts)
     for path in _repeating(table, rows, [path for path in paths if not path.endswith(KIND)]):
         known = rows.filter(~x.col(path).is_null()).select(path, "input_tokens", "output_tokens")
-        repeats, answers = _answers(_held(table, known), path)
+        repeats, answers = _answers(_held(table, known), path, 0 if is_inner else _MOST_COPIES)
         if repeats == answers:
             return path, ""
         if answers and not assumed:
@@ -109,14 +111,17 @@ def _repeating(table: Table, rows: Any, paths: list[str]) -> list[str]:
     return [path for path, of, (_, known, _) in zip(paths, unique, names, strict=True) if of < counted[known]]
 
 
-def _answers(held: pl.DataFrame, path: str) -> tuple[int, int]:
-    """How many ids several rows have, and how many of these are of one prompt, with output that does not fall."""
+def _answers(held: pl.DataFrame, path: str, most: int) -> tuple[int, int]:
+    """How many ids several rows have, and how many of these are of one prompt, with output that does not fall.
+
+    Rows of an id that all have the same counts are copies of one answer if they are at most `most`.
+    """
     import polars as pl
 
     served = pl.col("output_tokens") > 0
     falls = (pl.col("output_tokens").filter(served).diff() < 0).any()
     of_one = (pl.col("input_tokens").filter(served).n_unique() <= 1) & ~falls
-    of_one &= (pl.len() <= _MOST_COPIES) | (pl.col("output_tokens").n_unique() > 1)
+    of_one &= (pl.len() <= most) | (pl.col("output_tokens").n_unique() > 1)
     repeats = held.group_by(path, maintain_order=True).agg(rows=pl.len(), of_one=of_one).filter(pl.col("rows") > 1)
     return len(repeats), int(repeats["of_one"].sum())
 

@@ -255,12 +255,17 @@ def text_readings(source: Source) -> Iterator[Source]:
 
 
 def nested_readings(source: Source) -> Iterator[Source]:
-    """The same JSON file as the rows that stand inside its records, for where these have no known columns."""
-    if source.nested is not None:
-        from infergy.workload.nested import nests_of
+    """The same file as the rows that stand inside its records, for where these have no known columns."""
+    from infergy.workload.nested import Nested, nests_of
 
-        for nest in nests_of(source.nested, PEEKED_RECORDS):
-            yield _of_nested(replace(source.nested, nest=nest), source.name, source.about)
+    nested = source.nested
+    if source.kind in (PARQUET, POLARS):
+        import polars as pl
+
+        table = source.frame if source.path is None else pl.scan_parquet(source.path, glob=False)
+        nested = Nested(path=source.path, table=table)
+    for nest in () if nested is None else nests_of(nested, PEEKED_RECORDS):
+        yield _of_nested(replace(nested, nest=nest), source.name, source.about)
 
 
 def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:

@@ -1,8 +1,8 @@
-"""Rows that stand inside JSON records: in lists of records, in parallel lists, with lists of attributes.
+"""Rows that stand inside records, of JSON or Parquet: in lists of records, in parallel lists, with lists of attributes.
 
 Rows of nested lists, such as the spans of ``resourceSpans``, have the fields of the records around them; those of
 parallel lists, such as ``input_lens`` and ``output_lens``, one value of each. A list of attributes,
-``[{"key": "a", "value": {"intValue": "7"}}]``, is a record ``{"a": "7"}``.
+``[{"key": "a", "value": {"intValue": "7"}}]``, is a record ``{"a": "7"}``, as is a map of Parquet.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ _BATCH = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nested:
-    """Records of a JSON file, and where rows stand in them.
+    """Records of a JSON file or a table, and where rows stand in them.
 
     Attributes:
+        path: The file; None for a frame.
         is_document: Whether the file is one JSON value, not one per line.
         nest: Names of lists from the record inwards; none where the record is the row.
+        table: A LazyFrame of polars, whose rows are the records.
     """
 
-    path: Path
-    is_document: bool
+    path: Path | None
+    is_document: bool = False
     nest: tuple[str, ...] = ()
+    table: pl.LazyFrame | None = None
 
     def records(self) -> Iterator[dict[str, Any] | Fault]:
         """The records, numbers as text, and lines that are none; those of a document that is a list are its own.
@@ -47,6 +50,12 @@ class Nested:
         Raises:
             DataError: The document is no JSON.
         """
+        if self.table is not None:
+            parts = (self.table.slice(start, _BATCH).collect() for start in itertools.count(0, _BATCH))
+            for part in itertools.takewhile(len, parts):
+                yield from part.iter_rows(named=True)
+            return
+        assert self.path is not None
         hint = "Expected one JSON object per line, or one document"
         with open_lines(self.path) as lines:
             try:
@@ -105,7 +114,7 @@ def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
     for record in itertools.islice(nested.records(), most):
         if isinstance(record, Fault):
             continue
-        if _has_attributes(record):
+        if nested.table is not None or _has_attributes(record):
             found[()] = None
         if len(_parallel(record)) > 1:
             found[LISTS] = None
@@ -184,9 +193,8 @@ def _has_attributes(value: Any, depth: int = 0) -> bool:
 
 def _attribute(value: Any) -> Any:
     """The value of an attribute of OTLP, which stands under the name of its type."""
-    if isinstance(value, dict) and len(value) == 1:
-        kind, inner = next(iter(value.items()))
-        return inner if str(kind).lower().endswith("value") else value
+    if isinstance(value, dict) and value and all(str(kind).lower().endswith("value") for kind in value):
+        return next((inner for inner in value.values() if inner is not None), None)
     return value
 
 
@@ -195,4 +203,4 @@ def _text(value: Any) -> str | None:
         return value
     if isinstance(value, list) and all(isinstance(inner, str) for inner in value):
         return f"[{', '.join(value)}]"
-    return json.dumps(value)
+    return json.dumps(value) if isinstance(value, bool | int | float | dict | list) else str(value)

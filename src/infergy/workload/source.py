@@ -195,11 +195,17 @@ def _is_json(text: Any) -> bool:
     return isinstance(text, str) and text.startswith("{") and text.rstrip().endswith("}")
 
 
+def plain_json(x: Any, column: Any) -> Any:
+    """JSON in a column of text, in which maps of ClickHouse have single quotes, for `polars`."""
+    return x.when(column.str.starts_with("{'")).then(column.str.replace_all("'", '"', literal=True)).otherwise(column)
+
+
 def _inside(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, str], Any]]]:
     """Fields of the JSON objects that stand as text in a row: where, and their values."""
     for column, text in row.items():
         if _is_json(text):
-            for record in read_records([text.encode()]):
+            plain = text.replace("'", '"') if text.startswith("{'") else text
+            for record in read_records([plain.encode()]):
                 for names, value in () if isinstance(record, Fault) else values_in(record):
                     yield f"{column}.{'.'.join(names)}", ((column, _json_path(names)), value)
 

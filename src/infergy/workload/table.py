@@ -38,7 +38,18 @@ from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
 from infergy.workload.formats import AND, Layout
 from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.source import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten, without_panics
+from infergy.workload.source import (
+    CSV,
+    FRAME,
+    JSONL,
+    POLARS,
+    UNPACKED,
+    Source,
+    first_line,
+    flatten,
+    plain_json,
+    without_panics,
+)
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
@@ -195,7 +206,7 @@ class Table:
     def column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
         if text := self.source.text_of(path):
-            return self.column(text[0]).str.json_path_match(text[1])
+            return plain_json(self.x, self.column(text[0])).str.json_path_match(text[1])
         head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
@@ -224,7 +235,7 @@ class Table:
             is_grouped = column.str.contains(_GROUPS.get(self.source.dialect.separator, _GROUPED))
             column = x.when(is_grouped).then(column.str.replace_all(r"\D", "")).otherwise(column)
             if self.source.dialect.separator == ";":
-                # Of 1.234 nobody knows whether it is whole.
+                # 1.234 may be a fraction.
                 column = x.when(~column.str.contains(r"^\d{1,3}\.\d{3}$")).then(column)
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
@@ -288,7 +299,7 @@ def build_table(source: Source, layout: Layout) -> Table:
         UsageError: Rows of another library that are sums over requests, or chunks of answers.
     """
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
-    frame = source.frame if source.path is None else _scan(source, source.path, layout)
+    frame = source.frame if source.kind in (POLARS, FRAME) else _scan(source, layout)
     if source.kind == FRAME and (layout.sums or layout.chunk):
         what = "spreads sums over their requests" if layout.sums else "joins the chunks of an answer"
         message = f"only polars {what}. Hand over a polars frame, or a file"
@@ -331,10 +342,14 @@ def _fields(source: Source, layout: Layout) -> tuple[dict[str, Names], tuple[str
     return fields, () if layout.blocks is None else (layout.blocks.path,)
 
 
-def _scan(source: Source, path: Path, layout: Layout) -> Any:
+def _scan(source: Source, layout: Layout) -> Any:
     """A lazy polars frame. Text columns stay text, so that a bad value can be shown instead of failing the read."""
     import polars as pl
 
+    fields, lists = _fields(source, layout)
+    if source.kind == UNPACKED and source.nested is not None:
+        return source.nested.frame(tuple(names[0] for names in fields.values()))
+    assert (path := source.path) is not None
     if source.kind == CSV:
         return pl.scan_csv(
             path,
@@ -346,10 +361,7 @@ def _scan(source: Source, path: Path, layout: Layout) -> Any:
         )
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
-        schema = record_schema(*_fields(source, layout))
-        return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
-    if source.nested is not None:
-        return source.nested.frame(tuple(names[0] for names in _fields(source, layout)[0].values()))
+        return pl.scan_ndjson(glob.escape(str(path)), schema=record_schema(fields, lists), ignore_errors=True)
     return pl.scan_parquet(path, glob=False)
 
 
