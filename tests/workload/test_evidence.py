@@ -39,7 +39,7 @@ def test_chunks_are_joined_wherever_they_begin(tmp_path: Path) -> None:
     summary = log(tmp_path / "log.jsonl", *whole, *chunks).describe()
     assert (summary.requests, summary.output.total, summary.stream_chunks) == (1520, 1500 * 3 + 20 * 5, 80)
     with raises("bad-trace"):
-        log(tmp_path / "log.jsonl", *whole, *(chunk | {"id": None} for chunk in chunks))
+        log(tmp_path / "log.jsonl", *whole, *(chunk | {"id": None} for chunk in chunks)).requests()
 
 
 def test_an_answer_that_is_logged_twice_is_one_request(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_an_id_of_something_else_joins_nothing(tmp_path: Path) -> None:
     assert log(path, *[answer("m", 9, 3)] * 50).histogram().requests == 50
     some = log(path, *of_users, *[answer("a", 9, 3)] * 2)
     assert some.histogram().requests == 32
-    assert "1 of the 3 ids" in some.assumed[0]
+    assert "1 of the 3 ids" in some.describe().assumed[0]
 
 
 def test_frames_whose_rows_repeat_an_answer_need_polars(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_frames_whose_rows_repeat_an_answer_need_polars(tmp_path: Path) -> None:
     assert open_trace(frame).histogram().requests == 2
     for held in (frame.to_pandas(), frame.to_arrow()):
         with raises("not-supported"):
-            open_trace(held)
+            open_trace(held).histogram()
     assert open_trace(frame[1:].to_pandas()).histogram().requests == 2
 
 

@@ -10,35 +10,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError
-from infergy.workload.formats import AND, Layout, Usage
+from infergy.workload.formats import AND, Usage
 from infergy.workload.table import INTEGER, TEXT, Table
 
 if TYPE_CHECKING:
     import polars as pl
 
-KIND = "object"
-"""The field that says of a record that it is a chunk."""
+KIND, CHUNK = "object", ".chunk"
+"""The field that says what a record is, and the end of its value where it is a chunk."""
 _MOST_COPIES = 20
 """Of an answer, all with its last counts: more rows of an id are requests, and the id is of something else."""
 
 
-def weigh(table: Table) -> tuple[Layout, tuple[str, ...]]:
-    """The layout that fits the rows of a log, and in words what was assumed where they do not say.
+def find_beside(table: Table) -> tuple[tuple[Usage, ...], tuple[str, ...]]:
+    """The counts of a log, cached tokens in their input; and in words what was assumed where no row says it.
 
     Raises:
-        DataError: Rows are chunks of answers without an id, or contradict each other.
+        DataError: Some rows count cached tokens beside the input, others in it.
     """
-    layout, assumed, usages = table.layout, [], []
-    for usage in layout.usages:
+    assumed, usages = [], []
+    for usage in table.layout.usages:
         is_beside, reason = _is_beside(table, usage) if usage.either else (False, "")
         assumed.append(reason)
         usages.append(replace(usage, input=usage.input + usage.either * is_beside, either=()))
-    layout = replace(layout, usages=tuple(usages), others=())
-    if table.layout.others and layout.sums is None:
-        chunk, reason = _repeated(table)
-        assumed.append(reason)
-        layout = replace(layout, chunk=chunk)
-    return layout, tuple(filter(None, assumed))
+    return tuple(usages), tuple(filter(None, assumed))
 
 
 def _is_beside(table: Table, usage: Usage) -> tuple[bool, str]:
@@ -68,8 +63,27 @@ def _is_beside(table: Table, usage: Usage) -> tuple[bool, str]:
     return False, f"cached tokens ({columns}) are read as part of the input; if they come beside it: {flag}"
 
 
-def _repeated(table: Table) -> tuple[str | None, str]:
-    """The column of ids that the rows of an answer repeat, and in words where ids do not say it.
+def find_repeating(table: Table) -> tuple[str, ...]:
+    """The columns of a table, all of ids or of a record's kind, that repeat an id, or have the kind of a chunk."""
+    x, facts = table.x, [table.x.len().alias("rows")]
+    paths = [path for path in table.layout.others if table.kinds[path] in (TEXT, INTEGER)]
+    for n, path in enumerate(paths):
+        text = table.column(path).cast(x.String)
+        if path.endswith(KIND):
+            is_chunk = text.str.ends_with(CHUNK).fill_null(False)
+            facts.append(is_chunk.cast(x.Int64).sum().alias(f"repeats{n}"))
+        else:
+            # Whether nulls are a unique value depends on the engine: here they are one text.
+            facts += [text.fill_null("").n_unique().alias(f"unique{n}"), text.count().alias(f"known{n}")]
+    ((counted,),) = table.collect(table.frame.select(*facts))
+    for n in range(len(paths)):
+        if (known := counted.get(f"known{n}")) is not None:
+            counted[f"repeats{n}"] = known > counted[f"unique{n}"] - (known < counted["rows"])
+    return tuple(path for n, path in enumerate(paths) if counted[f"repeats{n}"])
+
+
+def find_chunks(table: Table) -> tuple[str | None, str]:
+    """Of columns that repeat, the one of the ids of answers; and in words where ids do not say it.
 
     Raises:
         DataError: Rows are chunks of answers, and have no such ids.
@@ -77,41 +91,28 @@ def _repeated(table: Table) -> tuple[str | None, str]:
     x, assumed = table.x, ""
     # Rows inside a record share its id.
     is_inner = table.source.nested is not None and table.source.nested.nest != ()
-    paths = [path for path in table.layout.others if table.kinds[path] in (TEXT, INTEGER)]
-    texts = [table.column(path).cast(x.String).alias(path) for path in paths]
-    rows = table.frame.select(*table.counts(lenient=True).tokens(), *texts)
-    for path in _repeating(table, rows, [path for path in paths if not path.endswith(KIND)]):
-        known = rows.filter(~x.col(path).is_null()).select(path, "input_tokens", "output_tokens")
-        repeats, answers = _answers(_held(table, known), path, 0 if is_inner else _MOST_COPIES)
+    tokens = table.counts(lenient=True).tokens()
+    for path in sorted(table.layout.others, key=lambda path: path.endswith(KIND)):
+        rows = table.frame.select(*tokens, table.column(path).cast(x.String).alias("text"))
+        rows = rows.select("text", "input_tokens", "output_tokens").filter(~x.col("text").is_null())
+        if path.endswith(KIND):
+            if _is_running(_held(table, rows.filter(x.col("text").str.ends_with(CHUNK)))):
+                message = (
+                    f"{table.source.name}: chunks of answers, each with the counts so far, and no id of the answer"
+                )
+                message = f"{message}. Log the id of each chunk, or only the last chunk of each answer"
+                raise DataError(message, code="bad-trace", trace=table.source.name)
+            continue
+        repeats, answers = _answers(_held(table, rows), 0 if is_inner else _MOST_COPIES)
         if repeats == answers:
             return path, ""
         if answers and not assumed:
             assumed = f"{answers:,} of the {repeats:,} ids that {path!r} repeats have one prompt, the others several: "
             assumed += "each row is read as a request"
-    for path in (path for path in paths if path.endswith(KIND)):
-        chunks = rows.filter(x.col(path).str.ends_with(".chunk"))
-        if _is_running(_held(table, chunks.select("input_tokens", "output_tokens"))):
-            message = f"{table.source.name}: chunks of answers, each with the counts so far, and no id of the answer"
-            message = f"{message}. Log the id of each chunk, or only the last chunk of each answer"
-            raise DataError(message, code="bad-trace", trace=table.source.name)
     return None, assumed
 
 
-def _repeating(table: Table, rows: Any, paths: list[str]) -> list[str]:
-    """Columns in which some text stands in several rows."""
-    if not paths:
-        return []
-    x = table.x
-    facts = [(x.col(path).n_unique(), x.col(path).count(), x.len()) for path in paths]
-    names = [(f"unique{n}", f"known{n}", "rows") for n in range(len(paths))]
-    made = {name: fact for row in zip(names, facts, strict=True) for name, fact in zip(*row, strict=True)}
-    ((counted,),) = table.collect(rows.select(*(fact.alias(name) for name, fact in made.items())))
-    # Nulls are one unique value.
-    unique = [counted[own] - (counted[known] < counted["rows"]) for own, known, _ in names]
-    return [path for path, of, (_, known, _) in zip(paths, unique, names, strict=True) if of < counted[known]]
-
-
-def _answers(held: pl.DataFrame, path: str, most: int) -> tuple[int, int]:
+def _answers(held: pl.DataFrame, most: int) -> tuple[int, int]:
     """How many ids several rows have, and how many of these are of one prompt, with output that does not fall.
 
     Rows of an id that all have the same counts are copies of one answer if they are at most `most`.
@@ -122,7 +123,7 @@ def _answers(held: pl.DataFrame, path: str, most: int) -> tuple[int, int]:
     falls = (pl.col("output_tokens").filter(served).diff() < 0).any()
     of_one = (pl.col("input_tokens").filter(served).n_unique() <= 1) & ~falls
     of_one &= (pl.len() <= most) | (pl.col("output_tokens").n_unique() > 1)
-    repeats = held.group_by(path, maintain_order=True).agg(rows=pl.len(), of_one=of_one).filter(pl.col("rows") > 1)
+    repeats = held.group_by("text", maintain_order=True).agg(rows=pl.len(), of_one=of_one).filter(pl.col("rows") > 1)
     return len(repeats), int(repeats["of_one"].sum())
 
 

@@ -28,7 +28,6 @@ import itertools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
@@ -349,7 +348,8 @@ def _scan(source: Source, layout: Layout) -> Any:
     fields, lists = _fields(source, layout)
     if source.kind == UNPACKED and source.nested is not None:
         return source.nested.frame(tuple(names[0] for names in fields.values()))
-    assert (path := source.path) is not None
+    path = source.path
+    assert path is not None
     if source.kind == CSV:
         return pl.scan_csv(
             path,

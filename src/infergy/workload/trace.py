@@ -20,7 +20,7 @@ from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
-from infergy.workload.evidence import weigh
+from infergy.workload.evidence import find_beside, find_chunks, find_repeating
 from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import find_histogram, requests_of_histogram
 from infergy.workload.locate import find
@@ -60,7 +60,8 @@ class Trace:
         bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
         time_unit: The unit of its arrivals, where it was inferred.
         assumed: What neither names nor rows say, in words, each with the option that says otherwise.
-        parsed: Its rows by the columns of links among theirs, where polars rejects the file.
+        parsed: Its rows by the columns that are read, where polars rejects the file.
+        chunk: The column of ids that the rows of an answer repeat and what was assumed, once it was looked for.
     """
 
     origin: Source
@@ -69,6 +70,7 @@ class Trace:
     time_unit: TimeUnit | None = None
     assumed: tuple[str, ...] = ()
     parsed: dict[tuple[str, ...], Table] = field(default_factory=dict, repr=False)
+    chunk: list[tuple[str | None, str]] = field(default_factory=list, repr=False)
 
     @property
     def source(self) -> str:
@@ -99,7 +101,7 @@ class Trace:
         the log has them, `cached_tokens` (null where none is reported) and `arrival_s` (seconds on the log's clock;
         `arrival` in a frame of another library that holds datetimes).
         """
-        table = self._table()
+        table = self._table(self._joined(self.layout))
         declared = table.declared(lenient=True)
         return declared if table.is_polars else declared.to_native()
 
@@ -124,7 +126,7 @@ class Trace:
         from infergy.workload.summary import summarise
 
         summary: TraceSummary = self._validated(summarise)
-        return replace(summary, attribution=self.attribution, time_unit=self.time_unit, assumed=self.assumed)
+        return replace(summary, attribution=self.attribution, time_unit=self.time_unit, assumed=self._assumed)
 
     def padding(self, batch: int) -> Padding:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
@@ -209,37 +211,47 @@ class Trace:
                 origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
-    def _weighed(self, *, infers_unit: bool) -> Trace:
-        """The same with what its rows say of its layout and of the unit of its arrivals."""
-        trace = self
-        if self.origin.is_spark:
-            trace = replace(self, layout=replace(self.layout, others=()))
-        elif self.layout.others or any(usage.either for usage in self.layout.usages):
-            _, (layout, assumed) = self._readable(weigh)
-            links = {"blocks": self.layout.blocks, "sessions": self.layout.sessions}
-            trace = replace(self, layout=replace(layout, **links), assumed=assumed)
-        trace._table()
-        if not self.layout.time or not infers_unit or self.origin.is_spark:
-            return trace
-        _, unit = trace._readable(infer_unit)
-        if unit is None:
-            return trace
-        return replace(trace, layout=replace(trace.layout, time_unit_s=unit.seconds), time_unit=unit)
+    @property
+    def _assumed(self) -> tuple[str, ...]:
+        return (*self.assumed, *(note for _, note in self.chunk if note))
 
-    def _table(self, layout: Layout | None = None) -> Table:
-        """Its rows; without `layout`, or where polars does not read them, without the columns that link requests."""
+    def _weighed(self, *, infers_unit: bool) -> Trace:
+        """The same with what its rows say of its input and of the unit of its arrivals."""
+        trace, layout = self, replace(self.layout, others=())
+        self._table(layout)
+        if self.origin.is_spark:
+            return replace(self, layout=layout)
+        if any(usage.either for usage in layout.usages):
+            _, (usages, assumed) = self._readable(find_beside, layout)
+            trace = replace(self, layout=replace(self.layout, usages=usages), assumed=assumed)
+        if layout.time and infers_unit:
+            _, unit = self._readable(infer_unit, layout)
+            if unit is not None:
+                trace = replace(trace, layout=replace(trace.layout, time_unit_s=unit.seconds), time_unit=unit)
+        return trace
+
+    def _joined(self, layout: Layout) -> Layout:
+        """A layout whose rows that repeat an answer are joined: all rows are looked at once, when they are read."""
+        if layout.others and layout.sums is None and not self.chunk:
+            _, repeating = self._readable(find_repeating, Layout(name=layout.name, others=layout.others))
+            of_all = replace(layout, others=repeating, time=())
+            self.chunk.append(self._readable(find_chunks, of_all)[1] if repeating else (None, ""))
+        return replace(layout, others=(), chunk=next((path for path, _ in self.chunk), None))
+
+    def _table(self, layout: Layout) -> Table:
+        """Its rows; where polars does not read them, without the columns that link requests."""
         from infergy.workload.table import build_table
 
-        if layout is None or self.origin.kind == FRAME:
-            layout = replace(self.layout, blocks=None, sessions=None)
+        if self.origin.kind == FRAME:
+            layout = replace(layout, blocks=None, sessions=None)
         return build_table(self.origin, layout)
 
-    def _readable(self, read: Callable[[Table], _T], layout: Layout | None = None) -> tuple[Table, _T]:
+    def _readable(self, read: Callable[[Table], _T], layout: Layout) -> tuple[Table, _T]:
         """Read something of the rows as polars does, or line by line where it rejects the file."""
         from infergy.workload.table import parse_table
 
         table = self._table(layout)
-        key = table.layout.link_paths
+        key = (*layout.paths, *layout.link_paths)
         if key in self.parsed:
             table = replace(self.parsed[key], layout=table.layout)
         try:
@@ -253,6 +265,7 @@ class Trace:
 
     def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
         """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
+        layout = self._joined(replace(self.layout, blocks=None, sessions=None) if layout is None else layout)
         table, (result, failed, bad) = self._readable(lambda table: run(table, lenient=False), layout)
         bad += table.fault_count
         if bad:
