@@ -204,10 +204,15 @@ def look_further(source: Source, records: int = PEEKED_RECORDS * _MORE) -> Itera
     """
     if source.kind != JSONL or source.path is None:
         return
-    seen, faults, number = [], [], 0
+    seen: list[Mapping[str, Any]] = []
+    faults: list[Fault] = []
+    number = 0
     with open_lines(source.path) as lines:
         for number, record in enumerate(read_records(lines), start=1):
-            (faults if isinstance(record, Fault) else seen).append(record)
+            if isinstance(record, Fault):
+                faults.append(record)
+            else:
+                seen.append(record)
             if number == records or (number < records <= PEEKED_RECORDS and lines.tell() > _PEEKED_BYTES):
                 if number == len(faults):
                     break
@@ -264,8 +269,9 @@ def nested_readings(source: Source) -> Iterator[Source]:
 
         table = source.frame if source.path is None else pl.scan_parquet(source.path, glob=False)
         nested = Nested(path=source.path, table=table)
-    for nest in () if nested is None else nests_of(nested, PEEKED_RECORDS):
-        yield _of_nested(replace(nested, nest=nest), source.name, source.about)
+    if nested is not None:
+        for nest in nests_of(nested, PEEKED_RECORDS):
+            yield _of_nested(replace(nested, nest=nest), source.name, source.about)
 
 
 def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:

@@ -194,9 +194,9 @@ class _Log:
     def _formats(self) -> list[Format]:
         """The formats that a log fits, the best first; none if the user named its columns."""
         if self.wanted not in (None, NAMED, *format_names()):
-            known = *format_names(), NAMED
+            names = *format_names(), NAMED
             fields = {"trace": self.source, "option": "--format"}
-            raise UsageError.unknown("trace format", str(self.wanted), known, code="unknown-name", **fields)
+            raise UsageError.unknown("trace format", str(self.wanted), names, code="unknown-name", **fields)
         known = list(filter(self._fits, formats())) or list(filter(self._fits, formats_elsewhere(self.fields)))
         if known:
             # Only responses of several APIs stand in one log.
